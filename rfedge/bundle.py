@@ -1,0 +1,268 @@
+"""The bundle: one folder that holds everything a robot needs to run a policy, with a manifest that vouches for it.
+
+    bundle/
+      manifest.json            this file's `Manifest`
+      backbone.onnx            frames + embedded instruction -> feature
+      head.onnx                features + state -> actions + state
+      embedding.safetensors    token embedding table, looked up once per instruction
+      tokenizer.json           instruction -> token ids
+
+A bundle is written under a temporary name and renamed; every file's sha256 is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rfedge.atomic import atomic_directory
+from rfedge.config import PolicyConfig
+from rfedge.contract import PolicyContract
+from rfedge.errors import ArtifactError, explain
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Bundle",
+    "CalibrationRecord",
+    "Manifest",
+    "ParityRecord",
+    "PrecisionRecord",
+    "hash_file",
+    "load_bundle",
+    "write_bundle",
+]
+
+MANIFEST_NAME: Final = "manifest.json"
+SCHEMA_VERSION: Final = 1
+Role = Literal["backbone", "head", "weights", "embedding", "tokenizer", "record"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Artifact(_Record):
+    """One file of the bundle."""
+
+    path: str
+    role: Role
+    sha256: str
+    size_bytes: int
+
+
+class PrecisionRecord(_Record):
+    """What was asked for and what each block really computes in, read back from the finished graph."""
+
+    requested: str
+    blocks: dict[str, str]
+
+
+class CalibrationRecord(_Record):
+    """Where activation ranges came from: every (episode, frame) used, so that a calibration can be repeated."""
+
+    dataset: str
+    method: str
+    frames: tuple[tuple[int, int], ...]
+    sha256: str
+
+
+class ParityRecord(_Record):
+    """Measured differences of the exported graphs from PyTorch, with the thresholds they were held to."""
+
+    num_steps: int
+    inputs: str
+    metrics: dict[str, float]
+    thresholds: dict[str, float]
+    passed: bool
+
+
+class Manifest(_Record):
+    """manifest.json."""
+
+    format: Literal["rfedge-bundle"] = "rfedge-bundle"
+    schema_version: int = SCHEMA_VERSION
+    policy: PolicyConfig
+    contract: PolicyContract
+    precision: PrecisionRecord
+    calibration: CalibrationRecord | None = None
+    parity: ParityRecord
+    source: dict[str, str]
+    versions: dict[str, str]
+    artifacts: tuple[Artifact, ...] = ()
+
+
+class Bundle:
+    """An opened, verified bundle."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @property
+    def policy(self) -> PolicyConfig:
+        return self.manifest.policy
+
+    @property
+    def contract(self) -> PolicyContract:
+        return self.manifest.contract
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(artifact.size_bytes for artifact in self.manifest.artifacts)
+
+    def path(self, role: Role) -> Path:
+        """Return the file that plays `role`.
+
+        Raises:
+            ArtifactError: the bundle has no such file.
+        """
+        for artifact in self.manifest.artifacts:
+            if artifact.role == role:
+                return self.root / artifact.path
+        raise ArtifactError(
+            explain(f"bundle {self.root}", got=f"no {role} artifact", expected="one", remedy="Export the bundle again.")
+        )
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10 has no file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def write_bundle(path: Path, *, overwrite: bool = False) -> Iterator[BundleWriter]:
+    """Open a bundle for writing; it appears at `path` only when the block ends without an error.
+
+    Raises:
+        ArtifactError: `path` exists and `overwrite` is false, or the block ended without a manifest.
+    """
+    with atomic_directory(path, overwrite=overwrite) as temporary:
+        writer = BundleWriter(temporary)
+        yield writer
+        if not (temporary / MANIFEST_NAME).is_file():
+            raise ArtifactError(
+                explain(
+                    f"bundle {path}", got="no manifest", expected="one call of finish()", remedy="This is a bug of ours."
+                )
+            )
+
+
+class BundleWriter:
+    """Collects a bundle's files in `root` and hashes them at the end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._roles: dict[str, Role] = {}
+
+    def add(self, name: str, role: Role) -> Path:
+        """Register the file `name` and return the path to write it to."""
+        self._roles[name] = role
+        return self.root / name
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Hash every registered file, write manifest.json and return the manifest with its artifacts."""
+        artifacts = tuple(
+            Artifact(path=name, role=role, sha256=hash_file(self.root / name), size_bytes=(self.root / name).stat().st_size)
+            for name, role in sorted(self._roles.items())
+        )
+        manifest = manifest.model_copy(update={"artifacts": artifacts})
+        (self.root / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+        return manifest
+
+
+def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """Open the bundle at `path`.
+
+    Args:
+        path: the bundle folder.
+        verify: hash every file and compare; costs about one second per gigabyte.
+
+    Raises:
+        ArtifactError: no bundle is there, its manifest cannot be read, or a file is missing or altered.
+    """
+    manifest_path = path / MANIFEST_NAME
+    if not manifest_path.is_file():
+        raise ArtifactError(
+            explain(
+                f"bundle {path}",
+                got="no folder" if not path.is_dir() else f"no {MANIFEST_NAME}",
+                expected="a folder written by `rfedge export`",
+                remedy="Check the path or export the policy again.",
+            )
+        )
+    try:
+        manifest = Manifest.model_validate_json(manifest_path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(
+            explain(
+                f"bundle {path}",
+                got=f"{MANIFEST_NAME} with {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}",
+                expected=f"schema version {SCHEMA_VERSION}",
+                remedy="Export the policy again with this version of rfedge.",
+            )
+        ) from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ArtifactError(
+            explain(
+                f"bundle {path}",
+                got=f"schema version {manifest.schema_version}",
+                expected=str(SCHEMA_VERSION),
+                remedy="Export the policy again with this version of rfedge.",
+            )
+        )
+    for artifact in manifest.artifacts:
+        _check_artifact(path, artifact, verify=verify)
+    return Bundle(path, manifest)
+
+
+def _check_artifact(root: Path, artifact: Artifact, *, verify: bool) -> None:
+    file = (root / artifact.path).resolve()
+    if not file.is_relative_to(root.resolve()):
+        raise ArtifactError(
+            explain(
+                f"bundle {root}",
+                got=f"artifact path {artifact.path!r}",
+                expected="a path inside the bundle",
+                remedy="Do not use this bundle.",
+            )
+        )
+    if not file.is_file():
+        raise ArtifactError(
+            explain(
+                f"bundle {root}", got=f"no file {artifact.path}", expected=f"its {artifact.role}", remedy="Copy it again."
+            )
+        )
+    if file.stat().st_size != artifact.size_bytes:
+        raise ArtifactError(
+            explain(
+                f"bundle file {artifact.path}",
+                got=f"{file.stat().st_size} bytes",
+                expected=f"{artifact.size_bytes} bytes",
+                remedy="It was truncated or altered; copy or export the bundle again.",
+            )
+        )
+    if verify and (actual := hash_file(file)) != artifact.sha256:
+        raise ArtifactError(
+            explain(
+                f"bundle file {artifact.path}",
+                got=f"sha256 {actual[:12]}",
+                expected=artifact.sha256[:12],
+                remedy="It was altered after export; copy or export the bundle again.",
+            )
+        )

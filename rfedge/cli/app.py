@@ -1,0 +1,49 @@
+"""The `rfedge` command: parse, call one library function, print. One file a command, every import inside it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from rfedge.cli.bench import bench_app
+from rfedge.cli.demos import demos
+from rfedge.cli.export import export
+from rfedge.cli.run import run
+from rfedge.cli.train import train
+from rfedge.cli.verify import verify
+from rfedge.errors import RfedgeError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="rfedge",
+    help="Take a RoboFlamingo-style policy from checkpoint to a robot's own computer, and prove it still works there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
+)
+for _command in (demos, train, export, verify, run):
+    app.command()(_command)
+app.add_typer(bench_app, name="bench")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; a user's error ends in one line on stderr and exit status 2."""
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except RfedgeError as error:
+        print(f"rfedge: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("rfedge: stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

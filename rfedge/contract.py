@@ -1,0 +1,143 @@
+"""The split, stated once: names, shapes, dtypes and axes of the backbone and head graphs, and of the actions.
+
+    image_static, image_gripper, text_embedding, text_mask ──► backbone ──► feature
+    features, h, c ──► head ──► pose, gripper, h_out, c_out
+
+The exporter writes these specs into the manifest, the runtimes check arrays against them, tests derive inputs from
+them. Nothing else repeats a tensor's name or shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from rfedge.config import PolicyConfig
+from rfedge.errors import ContractError, explain
+from rfedge.messages import GRIPPER_IMAGE_SHAPE, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD, STATIC_IMAGE_SHAPE
+
+__all__ = ["ActionSemantics", "GraphContract", "PolicyContract", "TensorSpec", "policy_contract"]
+
+Array = npt.NDArray[Any]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Spec):
+    """One graph input or output; an axis of size -1 is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+
+    def check(self, array: Array) -> None:
+        """Raise ContractError unless `array` has this dtype and shape and, when it is float, only finite values."""
+        fits = len(array.shape) == len(self.shape) and all(
+            want in (-1, have) for want, have in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise ContractError(
+                explain(
+                    f"tensor {self.name!r}",
+                    got=f"shape {array.shape}",
+                    expected=f"shape {self.shape} ({', '.join(self.axes)})",
+                    remedy="Give it the shape named in the bundle's manifest.",
+                )
+            )
+        if array.dtype != np.dtype(self.dtype):
+            raise ContractError(
+                explain(
+                    f"tensor {self.name!r}",
+                    got=f"dtype {array.dtype}",
+                    expected=f"dtype {self.dtype}",
+                    remedy="Cast it before the call.",
+                )
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ContractError(
+                explain(
+                    f"tensor {self.name!r}", got="NaN or Inf", expected="finite values", remedy="Drop this step's input."
+                )
+            )
+
+    def sample(self, rng: np.random.Generator, *, dynamic_size: int = 1) -> Array:
+        """Draw an array that satisfies `check`: bytes 0 to 255, standard normal floats, all-true masks."""
+        shape = tuple(dynamic_size if size == -1 else size for size in self.shape)
+        kind = np.dtype(self.dtype).kind
+        if kind == "u":
+            return rng.integers(0, 256, size=shape, dtype=np.dtype(self.dtype))
+        if kind == "b":
+            return np.ones(shape, dtype=np.bool_)
+        return rng.standard_normal(shape).astype(self.dtype)
+
+
+class GraphContract(_Spec):
+    """Inputs and outputs of one graph, in call order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    def sample_inputs(self, rng: np.random.Generator, *, dynamic_size: int = 1) -> dict[str, Array]:
+        """Draw one array per input; every test builds its inputs here."""
+        return {spec.name: spec.sample(rng, dynamic_size=dynamic_size) for spec in self.inputs}
+
+
+class ActionSemantics(_Spec):
+    """What the seven numbers of an action mean (CALVIN relative actions)."""
+
+    order: tuple[str, ...] = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+    frame: str = "world"
+    position_scale_m: float = POSITION_SCALE_M
+    rotation_scale_rad: float = ROTATION_SCALE_RAD
+    gripper: str = "-1 close, 1 open"
+
+
+class PolicyContract(_Spec):
+    """Both graphs and the action; `backbone` output `feature` feeds `head` input `features`."""
+
+    backbone: GraphContract
+    head: GraphContract
+    action: ActionSemantics = ActionSemantics()
+
+
+FLOAT: Final = "float32"
+
+
+def policy_contract(config: PolicyConfig) -> PolicyContract:
+    """Derive the contract of a policy from its configuration; batch is always 1."""
+    width, text, chunk = config.feature_size, config.decoder.text_length, config.chunk_size
+    state_shape = (config.head.layers, 1, config.head.hidden_size)
+    state_axes = ("layer", "batch", "hidden")
+    image_axes = ("batch", "row", "column", "rgb")
+    backbone = GraphContract(
+        inputs=(
+            TensorSpec(name="image_static", dtype="uint8", shape=(1, *STATIC_IMAGE_SHAPE), axes=image_axes),
+            TensorSpec(name="image_gripper", dtype="uint8", shape=(1, *GRIPPER_IMAGE_SHAPE), axes=image_axes),
+            TensorSpec(name="text_embedding", dtype=FLOAT, shape=(1, text, width), axes=("batch", "token", "width")),
+            TensorSpec(name="text_mask", dtype="bool", shape=(1, text), axes=("batch", "token")),
+        ),
+        outputs=(TensorSpec(name="feature", dtype=FLOAT, shape=(1, width), axes=("batch", "width")),),
+    )
+    head = GraphContract(
+        inputs=(
+            TensorSpec(name="features", dtype=FLOAT, shape=(1, -1, width), axes=("batch", "step", "width")),
+            TensorSpec(name="h", dtype=FLOAT, shape=state_shape, axes=state_axes),
+            TensorSpec(name="c", dtype=FLOAT, shape=state_shape, axes=state_axes),
+        ),
+        outputs=(
+            TensorSpec(name="pose", dtype=FLOAT, shape=(1, chunk, POSE_SIZE), axes=("batch", "chunk", "pose")),
+            TensorSpec(name="gripper", dtype=FLOAT, shape=(1, chunk), axes=("batch", "chunk")),
+            TensorSpec(name="h_out", dtype=FLOAT, shape=state_shape, axes=state_axes),
+            TensorSpec(name="c_out", dtype=FLOAT, shape=state_shape, axes=state_axes),
+        ),
+    )
+    return PolicyContract(backbone=backbone, head=head)

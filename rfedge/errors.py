@@ -1,0 +1,76 @@
+"""Errors a user can cause, each with one sentence shape: subject, got, expected, what to do.
+
+Everything a user can get wrong ends in a subclass of `RfedgeError`; the command line prints its text on one line
+and exits with 2. Any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "BackendUnavailableError",
+    "ConfigError",
+    "ContractError",
+    "DatasetError",
+    "ExportError",
+    "GateError",
+    "RfedgeError",
+    "did_you_mean",
+    "explain",
+]
+
+
+class RfedgeError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class ContractError(RfedgeError):
+    """An observation, action, state or tensor does not have the shape, dtype or range that its contract names."""
+
+
+class ConfigError(RfedgeError):
+    """A preset, precision, mode or option is unknown, or two options contradict each other."""
+
+
+class ArtifactError(RfedgeError):
+    """A checkpoint or bundle is missing, incomplete, altered or of another version."""
+
+
+class DatasetError(RfedgeError):
+    """Demonstrations are missing, damaged or of another robot."""
+
+
+class BackendUnavailableError(RfedgeError):
+    """A library, renderer or device that was asked for is not on this machine."""
+
+
+class ExportError(RfedgeError):
+    """The graph could not be made from the checkpoint."""
+
+
+class GateError(RfedgeError):
+    """A measured number missed its threshold; the text holds both."""
+
+
+def explain(subject: str, *, got: object, expected: object, remedy: str) -> str:
+    """Build the one error sentence that every `RfedgeError` uses.
+
+    >>> explain("execute_steps", got=9, expected="1 to 4 (chunk_size)", remedy="Lower --execute-steps.")
+    'execute_steps: got 9, expected 1 to 4 (chunk_size). Lower --execute-steps.'
+    """
+    return f"{subject}: got {got}, expected {expected}. {remedy}"
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return the choices as text, led by the nearest one when there is one.
+
+    >>> did_you_mean("int9", ["fp32", "int8"])
+    "one of fp32, int8 (did you mean 'int8'?)"
+    """
+    choices = list(choices)
+    listed = f"one of {', '.join(choices)}"
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"{listed} (did you mean {near[0]!r}?)" if near else listed

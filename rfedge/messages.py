@@ -1,0 +1,205 @@
+"""What crosses the border between robot, policy and simulator: observations, actions, head state.
+
+    observation.images.static    uint8  (200, 200, 3)   RGB, rows from the top
+    observation.images.gripper   uint8  (84, 84, 3)     RGB
+    observation.state            float  (15,)           optional; CALVIN robot_obs, see below
+    task                         str                    the instruction in plain words
+    action                       float  (k, 7)          dx dy dz droll dpitch dyaw gripper, k stacked control steps
+
+CALVIN's names (`rgb_static`, ...) and openpi's (`observation/image`, ...) are read and written by adapters here and
+appear nowhere else. Sources: CALVIN observation and action definitions (dataset README, calvin_env robot.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.errors import ContractError, explain
+
+__all__ = [
+    "ACTION_SIZE",
+    "GRIPPER_CLOSE",
+    "GRIPPER_IMAGE_SHAPE",
+    "GRIPPER_OPEN",
+    "POSE_SIZE",
+    "POSITION_SCALE_M",
+    "ROTATION_SCALE_RAD",
+    "STATE_SIZE",
+    "STATIC_IMAGE_SHAPE",
+    "FloatArray",
+    "HeadState",
+    "Observation",
+    "UInt8Array",
+    "check_action",
+]
+
+FloatArray = npt.NDArray[np.floating[Any]]
+UInt8Array = npt.NDArray[np.uint8]
+
+STATIC_IMAGE_SHAPE: Final = (200, 200, 3)
+GRIPPER_IMAGE_SHAPE: Final = (84, 84, 3)
+# tcp xyz (m), tcp euler xyz (rad), gripper width (m), 7 arm joints (rad), last gripper action
+STATE_SIZE: Final = 15
+POSE_SIZE: Final = 6
+ACTION_SIZE: Final = 7
+POSITION_SCALE_M: Final = 0.02  # metres per unit of dx, dy, dz
+ROTATION_SCALE_RAD: Final = 0.05  # radians per unit of droll, dpitch, dyaw
+GRIPPER_CLOSE: Final = -1.0
+GRIPPER_OPEN: Final = 1.0
+
+_KEYS: Final = {
+    "lerobot": ("observation.images.static", "observation.images.gripper", "observation.state", "task"),
+    "calvin": ("rgb_static", "rgb_gripper", "robot_obs", "task"),
+    "openpi": ("observation/image", "observation/wrist_image", "observation/state", "prompt"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """One time step seen by the robot.
+
+    Attributes:
+        static: uint8 (200, 200, 3) RGB of the fixed camera.
+        gripper: uint8 (84, 84, 3) RGB of the wrist camera.
+        state: float (15,) CALVIN robot_obs, or None when the robot does not report it.
+        task: the instruction.
+    """
+
+    static: UInt8Array
+    gripper: UInt8Array
+    state: FloatArray | None = None
+    task: str = ""
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Observation:
+        """Read any of the three key conventions; the caller's mapping is not changed.
+
+        Raises:
+            ContractError: no known image key is there, or an array has another shape or dtype.
+        """
+        for keys in _KEYS.values():
+            static_key, gripper_key, state_key, task_key = keys
+            if static_key in fields:
+                break
+        else:
+            raise ContractError(
+                explain(
+                    "observation",
+                    got=f"keys {sorted(fields)}",
+                    expected=f"one of {[keys[0] for keys in _KEYS.values()]}",
+                    remedy="Rename the camera keys to one of these conventions.",
+                )
+            )
+        if gripper_key not in fields:
+            raise ContractError(
+                explain(
+                    "observation",
+                    got=f"keys {sorted(fields)}",
+                    expected=f"{gripper_key!r} beside {static_key!r}",
+                    remedy="Send both cameras.",
+                )
+            )
+        observation = cls(
+            static=np.asarray(fields[static_key]),
+            gripper=np.asarray(fields[gripper_key]),
+            state=None if fields.get(state_key) is None else np.asarray(fields[state_key]),
+            task=str(fields.get(task_key, "")),
+        )
+        observation.check()
+        return observation
+
+    def to_dict(self, convention: str = "lerobot") -> dict[str, Any]:
+        """Write the fields under the keys of `convention` ("lerobot", "calvin" or "openpi")."""
+        static_key, gripper_key, state_key, task_key = _KEYS[convention]
+        fields: dict[str, Any] = {static_key: self.static, gripper_key: self.gripper, task_key: self.task}
+        if self.state is not None:
+            fields[state_key] = self.state
+        return fields
+
+    def check(self) -> None:
+        """Raise ContractError unless every field has its shape and dtype and the state is finite."""
+        _check_image("observation.images.static", self.static, STATIC_IMAGE_SHAPE)
+        _check_image("observation.images.gripper", self.gripper, GRIPPER_IMAGE_SHAPE)
+        if self.state is not None:
+            _check_float("observation.state", self.state, (STATE_SIZE,))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadState:
+    """Everything the recurrent head remembers; an argument and a result of every head call.
+
+    Attributes:
+        h, c: float32 (layers, 1, hidden) LSTM state after the last step.
+        history: float32 (n, width) the last n <= window features, oldest first; (0, width) in `carry` time-keeping.
+        num_steps: head calls since the reset.
+    """
+
+    h: FloatArray
+    c: FloatArray
+    history: FloatArray
+    num_steps: int = 0
+
+
+def _check_image(name: str, image: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    # Float images are checked for NaN first: that is the message which helps most.
+    if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+        raise ContractError(
+            explain(
+                name, got="NaN or Inf pixels", expected="uint8 pixels 0 to 255", remedy="Drop this frame; check the camera."
+            )
+        )
+    if image.shape != shape:
+        raise ContractError(
+            explain(name, got=f"shape {image.shape}", expected=f"shape {shape}", remedy="Resize or crop the camera image.")
+        )
+    if image.dtype != np.uint8:
+        raise ContractError(
+            explain(
+                name, got=f"dtype {image.dtype}", expected="dtype uint8", remedy="Send raw RGB bytes, not normalised ones."
+            )
+        )
+
+
+def _check_float(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ContractError(
+            explain(name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy="See rfedge.messages for the axes.")
+        )
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ContractError(
+            explain(name, got=f"dtype {array.dtype}", expected="a float dtype", remedy="Cast it to float32.")
+        )
+    if not np.isfinite(array).all():
+        raise ContractError(
+            explain(name, got="NaN or Inf", expected="finite values", remedy="Check the sensor that fills it.")
+        )
+
+
+def check_action(action: FloatArray) -> None:
+    """Raise ContractError unless `action` is finite float (k, 7), pose in [-1, 1] and gripper exactly -1 or 1."""
+    if action.ndim != 2 or action.shape[1] != ACTION_SIZE:
+        raise ContractError(
+            explain("action", got=f"shape {action.shape}", expected=f"(k, {ACTION_SIZE})", remedy="Stack k control steps.")
+        )
+    _check_float("action", action, action.shape)
+    if np.abs(action[:, :POSE_SIZE]).max(initial=0.0) > 1.0:
+        raise ContractError(
+            explain(
+                "action",
+                got=f"pose up to {np.abs(action[:, :POSE_SIZE]).max():.3f}",
+                expected="[-1, 1]",
+                remedy="Clip the pose.",
+            )
+        )
+    gripper = action[:, POSE_SIZE]
+    if not np.isin(gripper, (GRIPPER_CLOSE, GRIPPER_OPEN)).all():
+        raise ContractError(
+            explain(
+                "action", got=f"gripper {gripper.tolist()}", expected="-1 (close) or 1 (open)", remedy="Threshold it at 0."
+            )
+        )

@@ -1,0 +1,41 @@
+"""Attention of learned or textual queries over visual tokens: the core of the resampler and of the fusion layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["FeedForward", "QueryAttention"]
+
+
+class QueryAttention(nn.Module):
+    """Multi-head attention without biases: queries (N, Q, query_width) read a context (N, C, context_width)."""
+
+    def __init__(self, query_width: int, context_width: int, heads: int, head_size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(query_width, heads * head_size, bias=False)
+        self.to_kv = nn.Linear(context_width, 2 * heads * head_size, bias=False)
+        self.to_out = nn.Linear(heads * head_size, query_width, bias=False)
+
+    def forward(self, query: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.to_q(query), *self.to_kv(context).chunk(2, dim=-1))
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(attended.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, widen, GELU (erf), narrow; no biases in the projections."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, ratio * width, bias=False)
+        self.down = nn.Linear(ratio * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.gelu(self.up(self.norm(x))))  # type: ignore[no-any-return]

@@ -1,0 +1,87 @@
+"""CLIP's vision transformer, from camera bytes to patch tokens.
+
+RoboFlamingo reads the patch tokens after the last block, without the class token, without the final LayerNorm and
+without the projection into the image-text space. Source: open_clip ViT-L/14 `openai` (QuickGELU).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rfedge.config import VisionConfig
+from rfedge.model.resize import BicubicResize
+
+__all__ = ["FramePreprocess", "VisionTransformer"]
+
+# N = images, P = patches, L = tokens (P + 1), D = width
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class FramePreprocess(nn.Module):
+    """uint8 (N, size_in, size_in, 3) -> normalised float32 (N, 3, size_out, size_out), as CLIP expects it."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.resize = BicubicResize(size_in, size_out)
+        mean, std = torch.tensor(_CLIP_MEAN), torch.tensor(_CLIP_STD)
+        self.register_buffer("scale", (1.0 / (255.0 * std)).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.resize(image) * self.scale + self.shift  # type: ignore[no-any-return]
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm transformer block with packed q|k|v and QuickGELU."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.ln_1 = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
+        self.ln_2 = nn.LayerNorm(config.width)
+        self.mlp_up = nn.Linear(config.width, config.mlp_ratio * config.width)
+        self.mlp_down = nn.Linear(config.mlp_ratio * config.width, config.width)
+
+    def forward(self, x_NLD: torch.Tensor) -> torch.Tensor:
+        x = x_NLD
+        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(self.ln_1(x)).chunk(3, dim=-1))
+        x = x + self.out_proj(_merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        hidden = self.mlp_up(self.ln_2(x))
+        return x + self.mlp_down(hidden * torch.sigmoid(1.702 * hidden))  # type: ignore[no-any-return]
+
+
+def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (N, heads, L, D / heads)
+
+
+def _merge_heads(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).flatten(-2)
+
+
+class VisionTransformer(nn.Module):
+    """Normalised images (N, 3, size, size) -> patch tokens (N, P, D)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(config.num_patches + 1, config.width) * config.width**-0.5)
+        self.ln_pre = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(image).flatten(2).transpose(1, 2)  # (N, P, D)
+        class_token = self.class_embedding.expand(x.shape[0], 1, -1)
+        x = self.ln_pre(torch.cat([class_token, x], dim=1) + self.positional_embedding)
+        for block in self.blocks:
+            x = block(x)
+        return x[:, 1:]
