@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from rfedge.errors import ArtifactError, explain
 
@@ -21,7 +24,8 @@ TEMPORARY_SUFFIX = ".partial"
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced to disk and renamed, on error removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=TEMPORARY_SUFFIX)
+    _remove_leftovers(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=TEMPORARY_SUFFIX)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -48,14 +52,15 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             )
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=TEMPORARY_SUFFIX))
+    _remove_leftovers(path)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=TEMPORARY_SUFFIX))
     try:
         yield temporary
         temporary.chmod(0o755)
         sync_tree(temporary)
         if path.exists():
             # Two renames instead of remove-then-rename: the old result survives until the new one has its name.
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-", suffix=TEMPORARY_SUFFIX))
+            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=TEMPORARY_SUFFIX))
             path.replace(retired / path.name)
             temporary.replace(path)
             shutil.rmtree(retired)
@@ -64,6 +69,22 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    # The process id tells a leftover of a killed process from the work of a running one.
+    return f".{path.name}-{os.getpid()}-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of the same `path` left behind."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}-*{TEMPORARY_SUFFIX}"):
+        owner = leftover.name[len(f".{path.name}-") :].split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def sync_tree(root: Path) -> None:

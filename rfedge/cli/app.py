@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -31,6 +32,7 @@ app.add_typer(bench_app, name="bench")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's error ends in one line on stderr and exit status 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that temporary files are removed
     try:
         status = app(args=arguments, standalone_mode=False)
     except RfedgeError as error:

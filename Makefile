@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+CONSTRAINTS ?= constraints.txt
+DEMO_DIR ?= demo
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# MuJoCo renders without a screen; MUJOCO_GL=osmesa is the other choice.
+export MUJOCO_GL ?= egl
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check check-jetson check-rendering clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+setup: $(STAMP) ## create .venv and install rfedge with everything that demo and tests need
+
+# PyTorch goes first and alone: a later package that asks for "torch" then finds the CPU build and leaves it.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d is too old, rfedge needs 3.10 or newer; set PYTHON=" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing (some minutes the first time)"
+	@$(PIP) torch==2.13.0
+	@$(PIP) --editable '.[train,export,sim,dev]'
+	@touch $@
+	@echo "ready: $(BIN)/rfedge"
+
+check-rendering: $(STAMP)
+	@$(BIN)/python tools/check_rendering.py
+
+demo: $(STAMP) check-rendering ## the main job: demonstrations -> train -> export int8 -> run -> latency table
+	@$(BIN)/python tools/demo.py --output $(DEMO_DIR)
+
+test: $(STAMP) check-rendering ## set-up plus the whole default test suite
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: $(STAMP) check-rendering ## the tests marked slow
+	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+check: $(STAMP) ## ruff, mypy --strict, codespell
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/codespell
+
+check-jetson: $(STAMP) ## prove that the core resolves to aarch64 wheels on JetPack 6 and 7
+	@$(BIN)/python tools/check_jetson.py
+
+clean: ## remove what demo and tests made; .venv stays
+	rm -rf $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis

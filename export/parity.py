@@ -1,0 +1,134 @@
+"""Proof: the exported graphs against the PyTorch policy, over a rollout in which each side carries its own state.
+
+A feature may agree at every step and the policy still drift apart, because the LSTM integrates small errors. So both
+sides are stepped through the same frames, each with its own hidden state, and the actions are compared as a robot
+would receive them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from rfedge.config import PolicyConfig
+from rfedge.export.precision_audit import NO_INT8_FUSION
+from rfedge.messages import FloatArray, HeadState
+from rfedge.model import RoboFlamingo
+from rfedge.timekeeping import HeadOutput, advance, initial_state
+
+__all__ = ["RolloutTrace", "compare_traces", "onnx_rollout", "torch_rollout"]
+
+Inputs = dict[str, npt.NDArray[Any]]
+# one list of graph inputs per episode; the state is reset between episodes
+Episodes = Sequence[Sequence[Inputs]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolloutTrace:
+    """Everything one side produced, T steps over all episodes.
+
+    Attributes:
+        features: (T, width).
+        pose: (T, k, 6).
+        gripper: (T, k) probability.
+        h, c: (T, layers, hidden) after each step.
+    """
+
+    features: FloatArray
+    pose: FloatArray
+    gripper: FloatArray
+    h: FloatArray
+    c: FloatArray
+
+
+def _rollout(
+    config: PolicyConfig,
+    backbone: Callable[[Inputs], FloatArray],
+    head: Callable[[FloatArray, FloatArray, FloatArray], HeadOutput],
+    episodes: Episodes,
+    on_step: Callable[[], None],
+) -> RolloutTrace:
+    features, poses, grippers, hs, cs = [], [], [], [], []
+    for episode in episodes:
+        state: HeadState = initial_state(config)
+        for inputs in episode:
+            feature = backbone(inputs)
+            pose, gripper, state = advance(config, head, feature, state)
+            features.append(feature[0])
+            poses.append(pose)
+            grippers.append(gripper)
+            hs.append(state.h[:, 0])
+            cs.append(state.c[:, 0])
+            on_step()
+    return RolloutTrace(np.stack(features), np.stack(poses), np.stack(grippers), np.stack(hs), np.stack(cs))
+
+
+def torch_rollout(policy: RoboFlamingo, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None) -> RolloutTrace:
+    """Step the PyTorch policy through `episodes`."""
+    policy.eval()
+
+    def backbone(inputs: Inputs) -> FloatArray:
+        return policy.backbone(*(torch.from_numpy(array) for array in inputs.values())).numpy()  # type: ignore[no-any-return]
+
+    def head(features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
+        outputs = policy.head(torch.from_numpy(features), torch.from_numpy(h), torch.from_numpy(c))
+        return tuple(output.numpy() for output in outputs)  # type: ignore[return-value]
+
+    with torch.inference_mode():
+        return _rollout(policy.config, backbone, head, episodes, on_step)
+
+
+def onnx_rollout(
+    config: PolicyConfig, backbone: Path, head: Path, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None
+) -> RolloutTrace:
+    """Step the two graphs through `episodes` in ONNX Runtime on the CPU."""
+    sessions = []
+    for path in (backbone, head):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        sessions.append(
+            onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[NO_INT8_FUSION]
+            )
+        )
+    backbone_session, head_session = sessions
+
+    def call_backbone(inputs: Inputs) -> FloatArray:
+        return backbone_session.run(["feature"], inputs)[0]  # type: ignore[no-any-return]
+
+    def call_head(features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
+        outputs = head_session.run(["pose", "gripper", "h_out", "c_out"], {"features": features, "h": h, "c": c})
+        return tuple(outputs)  # type: ignore[return-value]
+
+    return _rollout(config, call_backbone, call_head, episodes, on_step)
+
+
+def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str, float]:
+    """Return the metrics that `thresholds.py` judges, plus the means that help to read them.
+
+    min_feature_cosine and feature_relative_rms are per step (worst step, whole rollout); action errors are in
+    normalised units over the six pose numbers; a gripper flip is a probability on the other side of 0.5.
+    """
+    f, g = reference.features.astype(np.float64), candidate.features.astype(np.float64)
+    cosine = (f * g).sum(-1) / np.maximum(np.linalg.norm(f, axis=-1) * np.linalg.norm(g, axis=-1), 1e-30)
+    pose_error = np.abs(reference.pose - candidate.pose)
+    flips = (reference.gripper > 0.5) != (candidate.gripper > 0.5)
+    drift = np.abs(reference.h - candidate.h).reshape(len(f), -1).max(-1)
+    return {
+        "min_feature_cosine": float(cosine.min()),
+        "feature_relative_rms": float(np.sqrt(((f - g) ** 2).mean() / max((f**2).mean(), 1e-30))),
+        "action_max_error": float(pose_error.max()),
+        "action_mean_error": float(pose_error.mean()),
+        "gripper_flip_rate": float(flips.mean()),
+        "gripper_max_error": float(np.abs(reference.gripper - candidate.gripper).max()),
+        "hidden_max_drift": float(drift.max()),
+        "hidden_last_drift": float(drift[-1]),
+        "cell_max_drift": float(np.abs(reference.c - candidate.c).max()),
+    }

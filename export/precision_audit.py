@@ -1,0 +1,107 @@
+"""Read back what a graph really computes in: per block from the graph, and in all from the kernels the runtime chose.
+
+An int8 request that silently runs in fp32 is the oldest failure of this trade, so the request is never reported.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnxruntime
+
+from rfedge.errors import ExportError, explain
+
+__all__ = ["NO_INT8_FUSION", "block_of_node", "effective_precisions", "require_integer_kernels", "weight_products"]
+
+# Merging MatMul and Add into Gemm hides the Q/DQ pattern from the integer kernels: 2.4 times slower on playtable-small.
+NO_INT8_FUSION = "MatMulAddFusion"
+
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul")
+
+
+def weight_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the MatMul and Gemm nodes whose second factor is a weight (directly or through DequantizeLinear)."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        source = producers.get(node.input[1])
+        if node.input[1] in constants or (source is not None and _is_weight_dequantize(source, constants)):
+            found.append(node)
+    return found
+
+
+def _is_weight_dequantize(node: onnx.NodeProto, constants: set[str]) -> bool:
+    return node.op_type == "DequantizeLinear" and node.input[0] in constants
+
+
+def block_of_node(node: onnx.NodeProto) -> str:
+    """Return the PyTorch block a node came from, such as "vision.blocks.3" or "decoder.layers.0.cross_attention"."""
+    scopes = {prop.key: prop.value for prop in node.metadata_props}.get(_SCOPES_KEY)
+    if scopes is None:
+        return "unnamed"
+    modules = [scope for scope in ast.literal_eval(scopes) if scope]
+    path = modules[-2] if len(modules) > 1 else modules[0]
+    match = re.match(r"^(.*?\.\d+(?:\.(?:cross_attention|block))?)(?:\.|$)", path)
+    return match.group(1) if match else path.split(".")[0]
+
+
+def effective_precisions(model: onnx.ModelProto) -> dict[str, str]:
+    """Return block -> "fp32", "int8" or "int8 (n of m products)", from the Q/DQ nodes in the graph."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    total: Counter[str] = Counter()
+    quantized: Counter[str] = Counter()
+    for node in [*weight_products(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
+        block = block_of_node(node)
+        total[block] += 1
+        weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
+        if (
+            weight is not None
+            and activation is not None
+            and activation.op_type == "DequantizeLinear"
+            and _is_weight_dequantize(weight, constants)
+        ):
+            quantized[block] += 1
+    report = {}
+    for block, count in total.items():
+        done = quantized[block]
+        report[block] = "fp32" if not done else "int8" if done == count else f"int8 ({done} of {count} products)"
+    return report
+
+
+def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
+    """Let ONNX Runtime optimise the graph at `path` and count the kernels it chose.
+
+    Raises:
+        ExportError: fewer than `num_expected` products run on integer kernels; the text holds both numbers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[NO_INT8_FUSION]
+        )
+        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    kernels = Counter(node.op_type for node in optimised.graph.node)
+    found = sum(kernels[name] for name in _INTEGER_KERNELS)
+    if found < num_expected:
+        raise ExportError(
+            explain(
+                f"graph {path.name}",
+                got=f"{found} products on integer kernels",
+                expected=f"{num_expected}",
+                remedy="ONNX Runtime would run the rest in fp32; use the pinned onnxruntime version.",
+            )
+        )
+    return kernels

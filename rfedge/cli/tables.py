@@ -1,0 +1,58 @@
+"""Tables that commands print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from rfedge.bundle import Bundle, ParityRecord
+
+__all__ = ["parity_table", "print_manifest", "print_table"]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print one table; the first column is left-aligned, all others right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)
+
+
+def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
+    """Return rows (metric, measured, allowed, verdict)."""
+    rows = []
+    for name, value in parity.metrics.items():
+        limit = parity.thresholds.get(name)
+        if limit is None:
+            rows.append((name, f"{value:.3g}", "", ""))
+            continue
+        at_least = name.startswith("min_")
+        met = value >= limit if at_least else value <= limit
+        rows.append((name, f"{value:.6g}", f"{'>=' if at_least else '<='} {limit:g}", "ok" if met else "MISSED"))
+    return rows
+
+
+def print_manifest(bundle: Bundle, *, as_json: bool) -> None:
+    """Print what a bundle is: the manifest itself, or precision per block and parity as tables."""
+    manifest = bundle.manifest
+    if as_json:
+        print(manifest.model_dump_json())
+        return
+    parity = manifest.parity
+    print_table(
+        f"parity with PyTorch over {parity.num_steps} steps, {manifest.policy.time_keeping} time-keeping ({parity.inputs})",
+        ("metric", "measured", "allowed", ""),
+        parity_table(parity),
+    )
+    precisions = Counter(manifest.precision.blocks.values())
+    print_table("effective precision per block", ("block", "precision"), manifest.precision.blocks.items())
+    print(
+        f"{bundle.root}: {manifest.policy.name} in {manifest.precision.requested} "
+        f"({', '.join(f'{count} blocks {name}' for name, count in precisions.items())}), "
+        f"{bundle.size_bytes / 1e6:.1f} MB, parity {'passed' if parity.passed else 'MISSED'}"
+    )

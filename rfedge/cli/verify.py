@@ -1,0 +1,32 @@
+"""`rfedge verify`: is this bundle whole, and does it still act like its checkpoint?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["verify"]
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Measure parity with this checkpoint again.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Demonstrations for the parity rollout; random frames without.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the parity rollout.")] = 64,
+    seed: Annotated[int, typer.Option(help="Draws the rollout's episodes or frames.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check every file's sha256 and, given the checkpoint, the parity; exit 2 when something is not as it was."""
+    from rfedge.bundle import load_bundle
+    from rfedge.cli.tables import print_manifest
+
+    opened = load_bundle(bundle)
+    if checkpoint is not None:
+        from rfedge.cli.progress import stage_progress
+        from rfedge.export.pipeline import verify_parity
+
+        with stage_progress() as progress:
+            opened = verify_parity(opened, checkpoint, data=data, num_steps=steps, seed=seed, progress=progress)
+    print_manifest(opened, as_json=json)

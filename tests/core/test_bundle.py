@@ -1,0 +1,102 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rfedge.bundle import MANIFEST_NAME, Manifest, ParityRecord, PrecisionRecord, load_bundle, write_bundle
+from rfedge.config import preset
+from rfedge.contract import policy_contract
+from rfedge.errors import ArtifactError
+
+
+def small_manifest() -> Manifest:
+    config = preset("tiny")
+    return Manifest(
+        policy=config,
+        contract=policy_contract(config),
+        precision=PrecisionRecord(requested="fp32", blocks={"head": "fp32"}),
+        parity=ParityRecord(num_steps=1, inputs="none", metrics={}, thresholds={}, passed=True),
+        source={},
+        versions={},
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    with write_bundle(path) as writer:
+        writer.add("head.onnx", "head").write_bytes(b"head graph")
+        writer.add("tokenizer.json", "tokenizer").write_bytes(b"{}")
+        writer.finish(small_manifest())
+    return path
+
+
+def test_a_bundle_is_read_back_as_written(bundle: Path) -> None:
+    opened = load_bundle(bundle)
+    assert opened.policy == preset("tiny")
+    assert opened.path("head").read_bytes() == b"head graph"
+    assert opened.size_bytes == 12
+    with pytest.raises(ArtifactError, match="got no backbone artifact, expected one"):
+        opened.path("backbone")
+
+
+def test_one_changed_byte_is_an_error_that_names_the_file(bundle: Path) -> None:
+    (bundle / "head.onnx").write_bytes(b"head grapj")
+    with pytest.raises(
+        ArtifactError, match="bundle file head.onnx: got sha256 [0-9a-f]{12}, expected [0-9a-f]{12}. It was altered"
+    ):
+        load_bundle(bundle)
+
+
+def test_a_truncated_file_is_an_error_that_names_it(bundle: Path) -> None:
+    (bundle / "head.onnx").write_bytes(b"head")
+    with pytest.raises(ArtifactError, match=re.escape("bundle file head.onnx: got 4 bytes, expected 10 bytes.")):
+        load_bundle(bundle)
+
+
+def test_a_missing_file_is_an_error_that_names_it(bundle: Path) -> None:
+    (bundle / "head.onnx").unlink()
+    with pytest.raises(ArtifactError, match=re.escape("got no file head.onnx, expected its head.")):
+        load_bundle(bundle)
+
+
+def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path) -> None:
+    document = json.loads((bundle / MANIFEST_NAME).read_text())
+    document["artifacts"][0]["path"] = "../outside"
+    (bundle / MANIFEST_NAME).write_text(json.dumps(document))
+    (bundle.parent / "outside").write_bytes(b"x" * 10)
+    with pytest.raises(ArtifactError, match="expected a path inside the bundle"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "not json", "manifest.json with text: Invalid JSON"),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "got schema version 99, expected 1"),
+        (
+            lambda text: text.replace('"rfedge-bundle"', '"other"'),
+            "manifest.json with format: Input should be 'rfedge-bundle'",
+        ),
+    ],
+)
+def test_a_damaged_manifest_is_one_clear_line(bundle: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    path = bundle / MANIFEST_NAME
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        load_bundle(bundle)
+
+
+def test_a_folder_that_is_no_bundle_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="got no folder, expected a folder written by `rfedge export`"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match=f"got no {MANIFEST_NAME}"):
+        load_bundle(tmp_path)
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), write_bundle(tmp_path / "bundle") as writer:
+        writer.add("head.onnx", "head").write_bytes(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
