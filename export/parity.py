@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 
 from rfedge.config import PolicyConfig
-from rfedge.export.precision_audit import NO_INT8_FUSION
+from rfedge.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.messages import FloatArray, HeadState
 from rfedge.model import RoboFlamingo
 from rfedge.timekeeping import HeadOutput, advance, initial_state
@@ -95,7 +95,7 @@ def onnx_rollout(
         options.log_severity_level = 3
         sessions.append(
             onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[NO_INT8_FUSION]
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
             )
         )
     backbone_session, head_session = sessions

@@ -15,22 +15,26 @@ import onnx
 import onnxruntime
 
 from rfedge.errors import ExportError, explain
+from rfedge.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
 
-__all__ = ["NO_INT8_FUSION", "block_of_node", "effective_precisions", "require_integer_kernels", "weight_products"]
-
-# Merging MatMul and Add into Gemm hides the Q/DQ pattern from the integer kernels: 2.4 times slower on playtable-small.
-NO_INT8_FUSION = "MatMulAddFusion"
+__all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_products"]
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-_INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul")
 
 
 def weight_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the MatMul and Gemm nodes whose second factor is a weight (directly or through DequantizeLinear)."""
+    """Return the MatMul and Gemm nodes whose second factor is a weight (directly or through DequantizeLinear).
+
+    Products of constants alone are left out (the first resampler layer's queries): the runtime folds them when it loads.
+    """
     constants = {tensor.name for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
+    varying = {value.name for value in model.graph.input}
     found = []
-    for node in model.graph.node:
+    for node in model.graph.node:  # in topological order, as ONNX demands
+        if varying.isdisjoint(node.input):
+            continue
+        varying.update(node.output)
         if node.op_type not in ("MatMul", "Gemm"):
             continue
         source = producers.get(node.input[1])
@@ -90,11 +94,11 @@ def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[NO_INT8_FUSION]
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
         )
         optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
     kernels = Counter(node.op_type for node in optimised.graph.node)
-    found = sum(kernels[name] for name in _INTEGER_KERNELS)
+    found = sum(kernels[name] for name in INTEGER_KERNELS)
     if found < num_expected:
         raise ExportError(
             explain(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from rfedge.export.passes.dedicate_qdq import dedicate_qdq
 from rfedge.export.precision_audit import block_of_node, weight_products
 
 __all__ = ["quantizable_products", "quantize_int8"]
@@ -26,7 +27,7 @@ Inputs = dict[str, npt.NDArray[Any]]
 
 
 def quantizable_products(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the products to quantize: every one with a weight, but those of the camera resize."""
+    """Return the names of the products to quantize: every one with a weight, except those of the camera resize."""
     return [node.name for node in weight_products(model) if not block_of_node(node).startswith("preprocess")]
 
 
@@ -68,12 +69,15 @@ def quantize_int8(
                     "WeightSymmetric": True,
                     "MatMulConstBOnly": True,
                     "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-                    # Keep one pair of ranges per tensor instead of one per frame: memory does not grow with frames.
-                    "CalibMaxIntermediateOutputs": 1,
+                    # Not "CalibMaxIntermediateOutputs": onnxruntime 1.31 forgets, without a word, every frame it clears.
+                    # Min-max keeps two numbers per tensor and frame, so memory is bounded without it.
                 },
             )
     finally:
         root.setLevel(level)
+    quantized = onnx.load(target)
+    dedicate_qdq(quantized, products)
+    onnx.save(quantized, target)
     return len(products)
 
 

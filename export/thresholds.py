@@ -38,5 +38,5 @@ def missed(metrics: dict[str, float], thresholds: dict[str, float]) -> list[str]
         value = metrics[name]
         met = value >= limit if name.startswith("min_") else value <= limit
         if not met:
-            texts.append(f"{name} {value:.3g} (allowed {'>=' if name.startswith('min_') else '<='} {limit:g})")
+            texts.append(f"{name} {value:.6g} (allowed {'>=' if name.startswith('min_') else '<='} {limit:g})")
     return texts

@@ -1,0 +1,253 @@
+"""Checkpoint to bundle and back to actions, on `tiny`, with real ONNX Runtime on both precisions."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from rfedge.bundle import Bundle, load_bundle
+from rfedge.data import CalvinDataset
+from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
+from rfedge.export import pipeline
+from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint, verify_parity
+from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
+from rfedge.messages import Observation
+from rfedge.model import load_checkpoint
+from rfedge.runtimes import EdgePolicy
+from rfedge.timekeeping import advance, initial_state
+from tests.export.conftest import write_checkpoint
+
+NUM_STEPS = 24  # twice the window: the second half of the `window` rollout replays
+
+
+@pytest.fixture(scope="module")
+def bundles(
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {
+        name: export_checkpoint(checkpoint, folder / name, ExportOptions(precision="fp32", num_parity_steps=NUM_STEPS))
+        for name, checkpoint in checkpoints.items()
+    }
+    options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=24, num_parity_steps=NUM_STEPS)
+    made["int8"] = export_checkpoint(checkpoints["window"], folder / "int8", options)
+    return made
+
+
+@pytest.mark.parametrize("time_keeping", ["window", "carry"])
+def test_24_steps_with_carried_state_agree_with_pytorch(
+    bundles: dict[str, Bundle], checkpoints: dict[str, Path], demonstrations: Path, time_keeping: str
+) -> None:
+    """Pose, gripper, h and c at every step, the bundle through the runtime a robot would use."""
+    checkpoint = load_checkpoint(checkpoints[time_keeping])
+    policy, config = checkpoint.policy, checkpoint.config
+    dataset = CalvinDataset.open(demonstrations)
+    numbers = dataset.frame_numbers()[:NUM_STEPS]
+    assert len(numbers) == NUM_STEPS
+    instruction = "pull the drawer open"
+    ids, mask = checkpoint.tokenizer.encode(instruction)
+    text = policy.embed_text(torch.from_numpy(ids)[None])
+
+    def torch_head(features, h, c):  # type: ignore[no-untyped-def]
+        return tuple(out.numpy() for out in policy.head(*(torch.from_numpy(array) for array in (features, h, c))))
+
+    expected = initial_state(config)
+    with EdgePolicy.load(bundles[time_keeping].root) as edge, torch.inference_mode():
+        state = edge.initial_state()
+        for step, number in enumerate(numbers):
+            frame = dataset.frame(number, ("rgb_static", "rgb_gripper"))
+            observation = Observation(frame["rgb_static"], frame["rgb_gripper"])
+            feature = policy.backbone(
+                torch.from_numpy(observation.static)[None],
+                torch.from_numpy(observation.gripper)[None],
+                text,
+                torch.from_numpy(mask)[None],
+            )
+            pose, gripper, expected = advance(config, torch_head, feature.numpy(), expected)
+            result = edge.infer(observation, instruction, state)
+            state = result.state
+            np.testing.assert_allclose(result.actions[:, :6], pose, atol=2e-6, err_msg=f"pose at step {step}")
+            np.testing.assert_array_equal(result.actions[:, 6], np.where(gripper > 0.5, 1.0, -1.0))
+            np.testing.assert_allclose(state.h, expected.h, atol=2e-6, err_msg=f"h at step {step}")
+            np.testing.assert_allclose(state.c, expected.c, atol=2e-6, err_msg=f"c at step {step}")
+            assert state.num_steps == expected.num_steps == step + 1
+            assert len(state.history) == len(expected.history)
+
+
+@pytest.mark.parametrize("time_keeping", ["window", "carry"])
+def test_the_gripper_probability_agrees_with_pytorch(
+    bundles: dict[str, Bundle], checkpoints: dict[str, Path], time_keeping: str
+) -> None:
+    parity = bundles[time_keeping].manifest.parity
+    assert parity.num_steps == NUM_STEPS
+    assert parity.metrics["gripper_max_error"] < 2e-6
+    assert parity.metrics["gripper_flip_rate"] == 0
+    assert parity.metrics["hidden_max_drift"] < 2e-6
+    assert parity.metrics["cell_max_drift"] < 2e-6
+
+
+def test_the_two_ways_to_keep_time_differ_once_the_window_is_full(bundles: dict[str, Bundle]) -> None:
+    states = {}
+    for name in ("window", "carry"):
+        with EdgePolicy.load(bundles[name].root) as edge:
+            state, trace = edge.initial_state(), []
+            for step in range(14):
+                image = np.random.default_rng(step).integers(0, 256, (200, 200, 3), np.uint8)
+                state = edge.infer(Observation(image, image[:84, :84].copy()), "pull the drawer open", state).state
+                trace.append(state.h)
+            states[name] = trace
+    assert np.allclose(states["window"][11], states["carry"][11], atol=1e-6)
+    assert np.abs(states["window"][13] - states["carry"][13]).max() > 1e-4
+
+
+def test_int8_is_int8_in_every_product_and_says_so(bundles: dict[str, Bundle]) -> None:
+    manifest = bundles["int8"].manifest
+    blocks = manifest.precision.blocks
+    assert blocks["preprocess_static"] == blocks["preprocess_gripper"] == blocks["head"] == "fp32"
+    assert blocks["vision"] == "fp32"  # the patch convolution
+    for name in ("vision.blocks.0", "resampler.layers.0", "decoder.layers.1.cross_attention", "decoder.layers.1.block"):
+        assert blocks[name] == "int8", blocks
+    assert bundles["int8"].path("backbone").stat().st_size < 0.5 * bundles["window"].path("backbone").stat().st_size
+    assert set(bundles["window"].manifest.precision.blocks.values()) == {"fp32"}
+
+
+def test_int8_weights_and_activations_are_symmetric_and_per_channel(bundles: dict[str, Bundle]) -> None:
+    model = onnx.load(bundles["int8"].path("backbone"))
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in arrays]
+    quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(weights) >= 20
+    assert len(quantizers) >= 10
+    for node in [*weights, *quantizers]:
+        assert not arrays[node.input[2]].any(), f"{node.name} has a zero-point"
+        assert arrays[node.input[2]].dtype == np.int8
+    assert all(arrays[node.input[1]].ndim == 1 and arrays[node.input[1]].size > 1 for node in weights)
+    assert all(arrays[node.input[1]].ndim == 0 for node in quantizers)
+
+
+def test_the_audit_notices_products_that_fell_back_to_float(bundles: dict[str, Bundle]) -> None:
+    path = bundles["window"].path("backbone")
+    with pytest.raises(Exception, match="got 0 products on integer kernels, expected 5"):
+        require_integer_kernels(path, num_expected=5)
+    assert set(effective_precisions(onnx.load(path)).values()) == {"fp32"}
+
+
+def test_calibration_is_recorded_and_repeatable(
+    bundles: dict[str, Bundle], checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
+) -> None:
+    record = bundles["int8"].manifest.calibration
+    assert record is not None
+    assert len(record.frames) == len(set(record.frames)) == 24
+    assert {episode for episode, _ in record.frames} == set(range(6)), "every episode lends frames"
+    options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=24, num_parity_steps=NUM_STEPS)
+    again = export_checkpoint(checkpoints["window"], tmp_path / "again", options)
+    assert again.manifest.calibration == record
+    hashes = [{item.path: item.sha256 for item in bundle.manifest.artifacts} for bundle in (bundles["int8"], again)]
+    assert hashes[0] == hashes[1], "same seed, same bytes"
+    other = export_checkpoint(
+        checkpoints["window"],
+        tmp_path / "other",
+        ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=24, num_parity_steps=NUM_STEPS, seed=1),
+    )
+    assert other.manifest.calibration is not None
+    assert other.manifest.calibration.sha256 != record.sha256
+
+
+def test_verify_measures_parity_again_and_refuses_another_checkpoint(
+    bundles: dict[str, Bundle], checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
+) -> None:
+    verified = verify_parity(bundles["int8"], checkpoints["window"], data=demonstrations, num_steps=8, seed=5)
+    assert verified.manifest.parity.num_steps == 8
+    other = write_checkpoint(tmp_path / "other", load_checkpoint(checkpoints["window"]).config, seed=9)
+    with pytest.raises(ArtifactError, match="got weights with sha256 [0-9a-f]{12}, expected [0-9a-f]{12}, which"):
+        verify_parity(bundles["int8"], other, data=None, num_steps=1, seed=0)
+
+
+def test_a_missed_gate_ends_with_the_numbers_and_writes_nothing(
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pipeline.THRESHOLDS, "int8", {"feature_relative_rms": 1e-9, "min_feature_cosine": 2.0})
+    options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=4, num_parity_steps=4)
+    with pytest.raises(
+        GateError,
+        match=r"parity of the int8 export: got feature_relative_rms 0\.\d+ \(allowed <= 1e-09\); "
+        r"min_feature_cosine 0\.99\d* \(allowed >= 2\), expected every threshold met.",
+    ):
+        export_checkpoint(checkpoints["window"], tmp_path / "bundle", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_requests_are_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    with pytest.raises(
+        ConfigError, match=re.escape("precision: got 'int7', expected one of fp32, int8 (did you mean 'int8'?)")
+    ):
+        check_export(checkpoints["window"], output, ExportOptions(precision="int7"))
+    with pytest.raises(
+        ConfigError, match="precision int8: got no demonstrations, expected --data .*synthetic calibration is refused"
+    ):
+        check_export(checkpoints["window"], output, ExportOptions(precision="int8"))
+    with pytest.raises(DatasetError):
+        check_export(checkpoints["window"], output, ExportOptions(precision="int8", data=tmp_path))
+    with pytest.raises(ArtifactError, match="checkpoint .*nowhere: got no folder"):
+        check_export(tmp_path / "nowhere", output, ExportOptions(precision="fp32"))
+    output.mkdir()
+    with pytest.raises(ArtifactError, match="got an existing path, expected a free name. Pass --overwrite"):
+        check_export(checkpoints["window"], output, ExportOptions(precision="fp32"))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_export_killed_half_way_leaves_no_bundle(
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, signal_number: int
+) -> None:
+    output = tmp_path / "bundle"
+    code = (
+        "import sys, time\n"
+        "from rfedge.export import pipeline\n"
+        "from rfedge.cli.app import main\n"
+        "def slow(policy, contract, path):\n"
+        "    path.write_bytes(b'half a graph'); print('half-way', flush=True); time.sleep(120)\n"
+        "pipeline.trace_backbone = slow\n"
+        f"main(['export', {str(checkpoints['window'])!r}, '--output', {str(output)!r}])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half-way\n"
+    os.kill(process.pid, signal_number)
+    process.communicate()
+    assert not output.exists()
+    if signal_number == signal.SIGTERM:
+        assert list(tmp_path.iterdir()) == []
+        return
+    export_checkpoint(checkpoints["window"], output, ExportOptions(precision="fp32", num_parity_steps=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "the next export removes what was left"
+
+
+def test_the_manifest_is_plain_json_with_everything_a_robot_must_know(bundles: dict[str, Bundle]) -> None:
+    document = json.loads((bundles["int8"].root / "manifest.json").read_text())
+    assert document["contract"]["action"]["order"] == ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
+    assert document["contract"]["action"]["position_scale_m"] == 0.02
+    assert document["policy"]["time_keeping"] == "window"
+    assert {item["role"] for item in document["artifacts"]} == {"backbone", "head", "embedding", "tokenizer"}
+    assert all(len(item["sha256"]) == 64 for item in document["artifacts"])
+    assert document["versions"]["onnxruntime"]
+
+
+def test_a_bundle_still_works_after_it_was_moved(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(bundles["int8"].root, moved)
+    assert load_bundle(moved).manifest == bundles["int8"].manifest
+    image = np.zeros((200, 200, 3), np.uint8)
+    with EdgePolicy.load(moved) as policy:
+        policy.reset("push the drawer shut")
+        step = policy.act(Observation(image, image[:84, :84].copy()))
+    assert step.actions.shape == (2, 7)

@@ -1,0 +1,44 @@
+"""Small demonstrations for tests: a bright square moves, and the actions follow it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rfedge.data.calvin import Segment
+from rfedge.data.statistics import StatisticsBuilder
+from rfedge.data.writer import write_episode, write_index
+
+TASKS = {"open_drawer": "pull the drawer open", "close_drawer": "push the drawer shut"}
+
+
+def write_demonstrations(root: Path, *, episodes_per_task: int = 3, num_frames: int = 16, seed: int = 0) -> Path:
+    """Write `root`/training in CALVIN's format and return `root`."""
+    rng = np.random.default_rng(seed)
+    folder = root / "training"
+    segments, statistics, first = [], StatisticsBuilder(), 0
+    for task, instruction in TASKS.items():
+        direction = 1.0 if task == "open_drawer" else -1.0
+        for _ in range(episodes_per_task):
+            static = rng.integers(0, 60, (num_frames, 200, 200, 3), np.uint8)
+            gripper = rng.integers(0, 60, (num_frames, 84, 84, 3), np.uint8)
+            actions = np.zeros((num_frames, 7))
+            for step in range(num_frames):
+                corner = 40 + int(direction * 2 * step) + int(rng.integers(8))
+                static[step, corner : corner + 30, 80:110] = 240
+                gripper[step, 30 : 30 + step, 20:60] = 200
+                actions[step, 1] = -direction * (0.3 + 0.5 * step / num_frames)
+                actions[step, 6] = 1.0 if step < num_frames // 2 else -1.0
+            frames = {
+                "rgb_static": static,
+                "rgb_gripper": gripper,
+                "robot_obs": rng.normal(size=(num_frames, 15)),
+                "scene_obs": rng.normal(size=(num_frames, 24)),
+                "actions": actions,
+                "rel_actions": actions,
+            }
+            write_episode(folder, first, frames)
+            segments.append(Segment(first, first + num_frames - 1, task, instruction))
+            statistics.add(task, frames)
+            first += num_frames
+    write_index(folder, segments, statistics.result(), scene="D")
+    return root
