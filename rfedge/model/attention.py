@@ -18,6 +18,9 @@ class QueryAttention(nn.Module):
         self.to_q = nn.Linear(query_width, heads * head_size, bias=False)
         self.to_kv = nn.Linear(context_width, 2 * heads * head_size, bias=False)
         self.to_out = nn.Linear(heads * head_size, query_width, bias=False)
+        # At first every query averages over all tokens, which shrinks what an image says; this scale makes up for it.
+        for layer in (self.to_q, self.to_kv, self.to_out):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, query: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         q, k, v = (

@@ -50,6 +50,7 @@ class RoboFlamingo(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.decoder.vocab_size, config.decoder.width)
+        nn.init.normal_(self.embedding.weight, std=0.3)  # below what the cameras add, above what they could drown
         self.backbone = Backbone(config)
         self.head = LSTMHead(config.head, config.feature_size, config.chunk_size)
 
@@ -72,6 +73,8 @@ class RoboFlamingo(nn.Module):
             pose (B, W, K, 6) in [-1, 1] and gripper logit (B, W, K).
         """
         num_windows, num_frames = image_static.shape[:2]
+        longest = int(text_mask.sum(dim=1).max())  # padding never reaches the feature, so it need not be computed
+        token_ids, text_mask = token_ids[:, :longest], text_mask[:, :longest]
         features = self.backbone(
             image_static.flatten(0, 1),
             image_gripper.flatten(0, 1),

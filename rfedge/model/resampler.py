@@ -34,7 +34,8 @@ class PerceiverResampler(nn.Module):
 
     def __init__(self, config: ResamplerConfig, width: int) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(config.latents, width))
+        # Small, so that from the first step on a latent carries its image and not its own noise (released: N(0, 1)).
+        self.latents = nn.Parameter(torch.randn(config.latents, width) * 0.02)
         self.layers = nn.ModuleList(ResamplerLayer(config, width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
 

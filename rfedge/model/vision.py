@@ -74,7 +74,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(config.num_patches + 1, config.width) * config.width**-0.5)
+        # About half as large as a patch: a network that starts from nothing must know at once where it looks.
+        self.positional_embedding = nn.Parameter(torch.randn(config.num_patches + 1, config.width) * 0.3)
         self.ln_pre = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
 
