@@ -79,7 +79,7 @@ def torch_rollout(policy: RoboFlamingo, episodes: Episodes, *, on_step: Callable
 
     def head(features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
         outputs = policy.head(torch.from_numpy(features), torch.from_numpy(h), torch.from_numpy(c))
-        return tuple(output.numpy() for output in outputs)  # type: ignore[return-value]
+        return tuple(output.numpy() for output in outputs)
 
     with torch.inference_mode():
         return _rollout(policy.config, backbone, head, episodes, on_step)
@@ -105,7 +105,7 @@ def onnx_rollout(
 
     def call_head(features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
         outputs = head_session.run(["pose", "gripper", "h_out", "c_out"], {"features": features, "h": h, "c": c})
-        return tuple(outputs)  # type: ignore[return-value]
+        return tuple(outputs)
 
     return _rollout(config, call_backbone, call_head, episodes, on_step)
 

@@ -43,7 +43,7 @@ class InstructionTokenizer:
             )
         self._backend = backend
         self.text_length = text_length
-        self._pad_id: int = backend.token_to_id(PAD)
+        self._pad_id = int(backend.token_to_id(PAD) or 0)
 
     @classmethod
     def load(cls, path: Path, text_length: int) -> InstructionTokenizer:

@@ -36,7 +36,8 @@ def alibi_bias(heads: int, length: int, bias_max: float) -> torch.Tensor:
         slopes = torch.cat([slopes[1::2], slopes[::2]])[:heads]
     position = torch.arange(length, dtype=torch.float32)
     distance = position[None, :] - position[:, None]
-    return (slopes[:, None, None] * distance).masked_fill(distance > 0, float("-inf"))
+    bias: torch.Tensor = (slopes[:, None, None] * distance).masked_fill(distance > 0, float("-inf"))
+    return bias
 
 
 def masked_max_pool(x_NTD: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:

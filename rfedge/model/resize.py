@@ -16,7 +16,7 @@ _A = -0.5  # Pillow's bicubic; OpenCV and PyTorch use -0.75
 _SUPPORT = 2.0
 
 
-def _bicubic(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _bicubic(x: np.ndarray) -> np.ndarray:
     x = np.abs(x)
     near = ((_A + 2.0) * x - (_A + 3.0)) * x * x + 1.0
     far = (((x - 5.0) * x + 8.0) * x - 4.0) * _A

@@ -60,7 +60,8 @@ class VisionBlock(nn.Module):
 
 
 def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (N, heads, L, D / heads)
+    split: torch.Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (N, heads, L, D / heads)
+    return split
 
 
 def _merge_heads(x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +81,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = self.conv1(image).flatten(2).transpose(1, 2)  # (N, P, D)
+        x: torch.Tensor = self.conv1(image).flatten(2).transpose(1, 2)  # (N, P, D)
         class_token = self.class_embedding.expand(x.shape[0], 1, -1)
         x = self.ln_pre(torch.cat([class_token, x], dim=1) + self.positional_embedding)
         for block in self.blocks:

@@ -40,8 +40,10 @@ def test_from_dict_leaves_the_callers_mapping_alone() -> None:
     [
         (
             {"observation.images.static": np.zeros((100, 200, 3), np.uint8)},
-            "observation.images.static: got shape (100, 200, 3), expected shape (200, 200, 3). "
-            "Resize or crop the camera image.",
+            (
+                "observation.images.static: got shape (100, 200, 3), expected shape (200, 200, 3). "
+                "Resize or crop the camera image."
+            ),
         ),
         (
             {"observation.images.gripper": np.zeros(GRIPPER_IMAGE_SHAPE, np.float32)},
@@ -49,8 +51,10 @@ def test_from_dict_leaves_the_callers_mapping_alone() -> None:
         ),
         (
             {"observation.images.static": np.full(STATIC_IMAGE_SHAPE, np.nan)},
-            "observation.images.static: got NaN or Inf pixels, expected uint8 pixels 0 to 255. "
-            "Drop this frame; check the camera.",
+            (
+                "observation.images.static: got NaN or Inf pixels, expected uint8 pixels 0 to 255. "
+                "Drop this frame; check the camera."
+            ),
         ),
         (
             {"observation.state": np.full(15, np.nan)},

@@ -1,0 +1,10 @@
+"""Scripted experts: closed-loop policies that see robot_obs and scene_obs and answer with the public 7-D action."""
+
+from __future__ import annotations
+
+from rfedge.envs.experts.engine import Expert
+from rfedge.envs.experts.preparation import prepare
+from rfedge.envs.experts.score import ExpertScore, score_expert
+from rfedge.envs.experts.scripts import EXPERT_TASKS, make_expert
+
+__all__ = ["EXPERT_TASKS", "Expert", "ExpertScore", "make_expert", "prepare", "score_expert"]

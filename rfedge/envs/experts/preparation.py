@@ -1,0 +1,133 @@
+"""Puts an environment into a random state in which a task can be done."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from rfedge.envs.interface import BLOCKS, Environment, Float64Array
+from rfedge.envs.playtable import layout as dimensions
+from rfedge.envs.playtable.kinematics import inverse, tcp_pose
+from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout, find_layout
+from rfedge.envs.playtable.placement import block_slice, sample_scene
+from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
+from rfedge.envs.tasks import check_task
+
+__all__ = ["prepare"]
+
+# Half-widths of the random start pose around the neutral one.
+_START_JITTER_M: Final = np.array([0.04, 0.03, 0.03])
+_START_JITTER_RAD: Final = 0.1  # yaw
+_START_ITERATIONS: Final = 60
+_PLAIN_GAP_M: Final = 0.004
+_GRASP_GAP_M: Final = 0.05  # room for a finger beside the block
+# Horizontal distance from the base at which an upright gripper still comes down to the table. A part of CALVIN's random
+# area lies beyond it; an episode should not start with a block that cannot be gripped.
+_REACH_M: Final = 0.77
+# Nearer to the cabinet than this an open finger meets the handle of the sliding door or the lever of the switch.
+_CABINET_Y_M: Final = -0.07
+_HALF_HAND_M: Final = 0.107
+_SHELF_YAW_RAD: Final = math.pi / 8  # as CALVIN's benchmark places them
+_DRAWER_YAW_RAD: Final = 0.7
+_ON_TABLE: Final = ("table", "left", "right")  # how the names of tasks end that handle a block on the table
+_PUSH_ROOM_M: Final = 0.12  # free table ahead of a block that is to be pushed
+_BEHIND_M: Final = 0.09  # where the fingers stand behind it
+# A block to be rotated starts within this of the neutral gripper's yaw: turning the wrist to it and then the block would
+# not fit into one window of 64 frames.
+_ROTATE_YAW_RAD: Final = 0.8
+
+# task -> what must hold at its start; everything it does not name is drawn at random
+_REQUIRED: Final[dict[str, dict[str, bool]]] = {
+    "move_slider_left": {"slide_left": False},
+    "move_slider_right": {"slide_left": True},
+    "open_drawer": {"drawer_open": False},
+    "close_drawer": {"drawer_open": True},
+    "turn_on_lightbulb": {"bulb_on": False},
+    "turn_off_lightbulb": {"bulb_on": True},
+    "turn_on_led": {"led_on": False},
+    "turn_off_led": {"led_on": True},
+}
+
+
+def prepare(task: str, environment: Environment, rng: np.random.Generator) -> None:
+    """Restore `environment` to a random state from which `task` can be done, with the arm near its neutral pose.
+
+    Everything random comes from `rng`, so the same generator state gives the same start in every environment.
+
+    Raises:
+        ConfigError: the task is not one of the 34.
+    """
+    check_task(task)
+    layout = find_layout(environment.scene)
+    environment.restore(_random_start(rng), _random_scene(task, layout, rng))
+
+
+def _random_start(rng: np.random.Generator) -> Float64Array:
+    pose = NEUTRAL_ROBOT_OBS[:6].copy()
+    pose[:3] += rng.uniform(-1.0, 1.0, size=3) * _START_JITTER_M
+    pose[5] += rng.uniform(-1.0, 1.0) * _START_JITTER_RAD
+    joints = inverse(pose, NEUTRAL_ROBOT_OBS[7:14], iterations=_START_ITERATIONS)
+    robot_obs = NEUTRAL_ROBOT_OBS.copy()
+    robot_obs[:6], robot_obs[7:14] = tcp_pose(joints), joints
+    return robot_obs
+
+
+def _random_scene(task: str, layout: TableLayout, rng: np.random.Generator) -> Float64Array:
+    handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
+    # Door and surfaces are drawn again with the blocks: in some scenes one side of the cabinet is out of reach.
+    while True:
+        state = {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")}
+        state |= _REQUIRED.get(task, {})
+        surfaces = _random_surfaces(task, handled, rng, slide_left=state["slide_left"])
+        drawer_open = state["drawer_open"] or "drawer" in surfaces.values()
+        scene_obs = sample_scene(
+            layout,
+            rng,
+            surfaces=surfaces,
+            slide_m=layout.slide_max_m if state["slide_left"] else 0.0,
+            drawer_m=dimensions.DRAWER_MAX_M if drawer_open else 0.0,
+            switch_m=dimensions.SWITCH_MAX_M if state["bulb_on"] else 0.0,
+            bulb_on=state["bulb_on"],
+            led_on=state["led_on"],
+            gap_m=_PLAIN_GAP_M if handled is None else _GRASP_GAP_M,
+        )
+        if handled is None or _is_workable(task, layout, scene_obs, handled):
+            return scene_obs
+
+
+def _random_surfaces(task: str, handled: str | None, rng: np.random.Generator, *, slide_left: bool) -> dict[str, str]:
+    """Spread the blocks as CALVIN's benchmark does: at least one on the table, at most one on each side of the cabinet."""
+    order = [str(block) for block in rng.permutation(BLOCKS)]
+    sides = [str(side) for side in rng.permutation(("slider_left", "slider_right"))]
+    alone = task.startswith("push_") or bool(rng.integers(2))
+    if handled is None or task.endswith(_ON_TABLE):
+        if handled is not None:
+            order.sort(key=lambda block: block != handled)
+        return {order[0]: "table", order[1]: sides[0], order[2]: sides[1] if alone else "table"}
+    # The open side of the cabinet is the one that the door does not cover.
+    open_side = "slider_right" if slide_left else "slider_left"
+    others = [block for block in order if block != handled]
+    return {handled: "drawer" if task.endswith("drawer") else open_side, others[0]: "table", others[1]: "table"}
+
+
+def _is_workable(task: str, layout: TableLayout, scene_obs: Float64Array, block: str) -> bool:
+    """Tell whether the block can be gripped, pushed or turned from where it stands, as the task asks."""
+    x_m, y_m, _, _, _, yaw_rad = scene_obs[block_slice(layout, block)]
+    sign = 0.0 if not task.startswith("push_") else 1.0 if task.endswith("right") else -1.0
+    behind_m = x_m - sign * _BEHIND_M
+    if math.hypot(behind_m - BASE_POSITION_M[0], y_m - BASE_POSITION_M[1]) > _REACH_M:
+        return False
+    turn_rad = abs(math.remainder(yaw_rad - 0.5 * math.pi, math.pi))
+    if task.endswith("drawer"):
+        return turn_rad < _DRAWER_YAW_RAD
+    if task.endswith("slider"):
+        # The hand is wide: beside the door or a wall, or turned away from the cabinet's direction, it does not fit in.
+        door_low_m, door_high_m = (x - scene_obs[0] for x in layout.door_x_m)
+        low_m, high_m = layout.opening_x_m
+        low_m, high_m = (door_high_m, high_m) if x_m > door_low_m else (low_m, door_low_m)
+        return bool(low_m + _HALF_HAND_M < x_m < high_m - _HALF_HAND_M) and turn_rad < _SHELF_YAW_RAD
+    low_m, high_m = layout.table_area_m[0]
+    has_room = y_m < _CABINET_Y_M and low_m <= x_m + sign * _PUSH_ROOM_M <= high_m
+    return bool(has_room and (turn_rad < _ROTATE_YAW_RAD or not task.startswith("rotate_")))

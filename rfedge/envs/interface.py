@@ -1,0 +1,173 @@
+"""What every environment offers to policies, experts and the task oracle, in numpy alone.
+
+An environment can be driven in two ways. `reset` and `step` also render and return an `Observation`, which is what a
+policy needs; `restore` and `advance` move the same world without rendering, which is what experts and physics tests
+need. `reset` is `restore` and then `observe`; `step` is `advance` and then `observe`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, cast, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.messages import Observation
+
+__all__ = [
+    "BLOCKS",
+    "CONTROL_HZ",
+    "ROBOT",
+    "ROBOT_STATE_SIZE",
+    "SCENE_STATE_SIZE",
+    "TABLE",
+    "BlockState",
+    "Contact",
+    "Environment",
+    "Float64Array",
+    "SceneInfo",
+    "make_environment",
+]
+
+Float64Array = npt.NDArray[np.float64]
+Contact = tuple[str, str]  # the touched (body, link), for instance ("table", "drawer_link")
+
+CONTROL_HZ: Final = 30
+ROBOT_STATE_SIZE: Final = 15
+SCENE_STATE_SIZE: Final = 24
+ROBOT: Final = "robot"
+TABLE: Final = "table"
+BLOCKS: Final = ("block_red", "block_blue", "block_pink")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockState:
+    """One free block.
+
+    Attributes:
+        position_m: (3,) centre in world coordinates.
+        orientation_xyzw: (4,) unit quaternion.
+        linear_velocity_m_s: (3,).
+        angular_velocity_rad_s: (3,) in world axes.
+        contacts: everything it touches, as (body, link); never itself.
+    """
+
+    position_m: Float64Array
+    orientation_xyzw: Float64Array
+    linear_velocity_m_s: Float64Array
+    angular_velocity_rad_s: Float64Array
+    contacts: frozenset[Contact]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneInfo:
+    """Everything the task oracle looks at, at one moment.
+
+    Attributes:
+        doors: joint position in metres of `base__slide` and `base__drawer`.
+        buttons: joint position in metres of `base__button`.
+        switches: joint position in metres of `base__switch`.
+        lights: on or off for `lightbulb` and `led`.
+        blocks: `block_red`, `block_blue` and `block_pink`.
+        robot_contacts: everything the robot touches, as (body, link).
+    """
+
+    doors: Mapping[str, float]
+    buttons: Mapping[str, float]
+    switches: Mapping[str, float]
+    lights: Mapping[str, bool]
+    blocks: Mapping[str, BlockState]
+    robot_contacts: frozenset[Contact]
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """A tabletop world with one arm, driven at `control_hz`.
+
+    `robot_obs` is float64 (15,): tcp xyz in metres, tcp euler xyz in radians (fixed axes), gripper width in metres,
+    7 arm joints in radians, last gripper action (-1 closes, 1 opens). `scene_obs` is float64 (24,): sliding door,
+    drawer, button and switch joints in metres, bulb and LED as 0 or 1, then xyz and euler xyz of three blocks in the
+    order that `block_order` names.
+    """
+
+    @property
+    def control_hz(self) -> int:
+        """Control steps per second of simulated time."""
+
+    @property
+    def renderer(self) -> str:
+        """What draws the images, for instance "egl"; "none" for a world without cameras."""
+
+    @property
+    def scene(self) -> str:
+        """Name of the table layout, "A" to "D"."""
+
+    @property
+    def block_order(self) -> tuple[str, str, str]:
+        """The blocks in the order in which `scene_state` lists them."""
+
+    def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
+        """Set the state without rendering: (15,) and (24,) as observed, or neutral pose and random blocks where None."""
+
+    def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
+        """`restore`, then `observe`."""
+
+    def advance(self, action: Float64Array) -> None:
+        """Run one control step of a relative action (7,), see `rfedge.messages`, without rendering.
+
+        Raises:
+            ContractError: the action is not finite float (7,), a pose component leaves [-1, 1] or the gripper is not
+                exactly -1 or 1.
+        """
+
+    def step(self, action: Float64Array) -> Observation:
+        """`advance`, then `observe`."""
+
+    def observe(self) -> Observation:
+        """Render both cameras at the present state."""
+
+    def robot_state(self) -> Float64Array:
+        """Return robot_obs, float64 (15,)."""
+
+    def scene_state(self) -> Float64Array:
+        """Return scene_obs, float64 (24,)."""
+
+    def info(self) -> SceneInfo:
+        """Return what the task oracle compares."""
+
+    def close(self) -> None:
+        """Free the simulator and its renderer; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        """Return the environment itself."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+
+
+# name -> (module, class): the module is imported only when the environment is made.
+_ENVIRONMENTS: Final = {"playtable": ("rfedge.envs.playtable.environment", "PlayTable")}
+
+
+def make_environment(name: str, **options: Any) -> Environment:
+    """Make the environment called `name`; `options` go to its class.
+
+    >>> make_environment("playtabel")
+    Traceback (most recent call last):
+    rfedge.errors.ConfigError: environment: got 'playtabel', expected one of playtable (did you mean 'playtable'?). ...
+
+    Raises:
+        ConfigError: no environment has that name.
+        BackendUnavailableError: its simulator or renderer is not on this machine.
+    """
+    if name not in _ENVIRONMENTS:
+        raise ConfigError(
+            explain("environment", got=repr(name), expected=did_you_mean(name, _ENVIRONMENTS), remedy="Choose a known name.")
+        )
+    module_name, class_name = _ENVIRONMENTS[name]
+    return cast(Environment, getattr(importlib.import_module(module_name), class_name)(**options))

@@ -1,0 +1,1 @@
+"""PlayTable: a MuJoCo twin of CALVIN's table and Franka Panda, built from primitive shapes."""

@@ -1,0 +1,247 @@
+"""The PlayTable environment: CALVIN's observations, actions and scene states on a MuJoCo table."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from rfedge.envs.interface import BLOCKS, CONTROL_HZ, SCENE_STATE_SIZE, BlockState, Contact, Float64Array, SceneInfo
+from rfedge.envs.playtable.layout import BUTTON_TRIGGER_M, SWITCH_TRIGGER_M, find_layout
+from rfedge.envs.playtable.placement import block_slice, sample_scene
+from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
+from rfedge.envs.playtable.scene import SUBSTEPS, build_mjcf
+from rfedge.envs.playtable.simulator import Cameras, load_mujoco
+from rfedge.envs.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
+from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.messages import STATE_SIZE, Observation
+
+__all__ = ["PlayTable"]
+
+_JOINTS = ("base__slide", "base__drawer", "base__button", "base__switch")
+_SETTLE_STEPS = 2  # after restoring a state; CALVIN runs one step of 1/240 s
+_LIGHT_RGBA = {
+    ("lightbulb", False): (1.0, 1.0, 1.0, 1.0),
+    ("lightbulb", True): (1.0, 1.0, 0.0, 1.0),
+    ("led", False): (1.0, 1.0, 1.0, 1.0),
+    ("led", True): (0.0, 1.0, 0.0, 1.0),
+}
+
+
+class PlayTable:
+    """One table with its arm; see `rfedge.envs.interface.Environment` for what each method promises.
+
+    The same scene, seed and calls give bit-identical states in every process on the same machine, and a restored state
+    forgets everything that came before it.
+    """
+
+    def __init__(self, scene: str = "D", *, seed: int = 0, render: bool = True, task: str = "") -> None:
+        """Build the scene.
+
+        Args:
+            scene: "A" to "D".
+            seed: decides the block poses of every `reset()` without arguments.
+            render: False leaves out the cameras; `observe`, `reset` and `step` then raise, `restore` and `advance` work.
+            task: instruction that observations carry.
+
+        Raises:
+            ConfigError: the scene is unknown.
+            BackendUnavailableError: MuJoCo or its renderer is missing.
+        """
+        self._layout = find_layout(scene)
+        self.task = task
+        self._rng = np.random.default_rng(seed)
+        self._mujoco = load_mujoco()
+        self._model: Any = self._mujoco.MjModel.from_xml_string(build_mjcf(self._layout))
+        self._data: Any = self._mujoco.MjData(self._model)
+        self._robot = RobotControl(self._model)
+        self._cameras = Cameras(self._model) if render else None
+        self._joint_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in _JOINTS}
+        self._block_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in BLOCKS}
+        self._block_dofs = {name: int(self._model.joint(name).dofadr[0]) for name in BLOCKS}
+        self._light_geoms = {name: int(self._model.geom(name).id) for name in ("lightbulb", "led")}
+        self._owners = [self._owner(geom) for geom in range(self._model.ngeom)]
+        self._step_s = float(self._model.opt.timestep)
+        self._lights = {"lightbulb": False, "led": False}
+        self._button_pressed = False
+        self._switch_up = False
+        self.restore()
+
+    def _owner(self, geom: int) -> Contact:
+        body, _, link = self._model.body(int(self._model.geom_bodyid[geom])).name.partition("/")
+        return body, link
+
+    @property
+    def control_hz(self) -> int:
+        """Control steps per second of simulated time."""
+        return CONTROL_HZ
+
+    @property
+    def renderer(self) -> str:
+        """The OpenGL back end, or "none"."""
+        return self._cameras.backend if self._cameras else "none"
+
+    @property
+    def scene(self) -> str:
+        """Name of the layout."""
+        return self._layout.scene
+
+    @property
+    def block_order(self) -> tuple[str, str, str]:
+        """The blocks in the order in which `scene_state` lists them."""
+        return self._layout.block_order
+
+    def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
+        """Set the state; None means neutral pose and random blocks.
+
+        Raises:
+            ContractError: a state has another shape or is not finite.
+        """
+        robot_obs = NEUTRAL_ROBOT_OBS if robot_obs is None else _check_state("robot_obs", robot_obs, STATE_SIZE)
+        if scene_obs is None:
+            scene_obs = sample_scene(self._layout, self._rng)
+        scene_obs = _check_state("scene_obs", scene_obs, SCENE_STATE_SIZE)
+        data = self._data
+        self._mujoco.mj_resetData(self._model, data)
+        for index, name in enumerate(_JOINTS):
+            data.qpos[self._joint_qpos[name]] = scene_obs[index]
+        for block, start in self._block_qpos.items():
+            pose = scene_obs[block_slice(self._layout, block)]
+            data.qpos[start : start + 3] = pose[:3]
+            data.qpos[start + 3 : start + 7] = np.roll(euler_to_quaternion(pose[3:]), 1)  # MuJoCo stores wxyz
+        self._set_light("lightbulb", on=scene_obs[4] > 0.5)
+        self._set_light("led", on=scene_obs[5] > 0.5)
+        # Edges are counted from the restored joints: a pressed button does not toggle again until it is released.
+        self._button_pressed = scene_obs[2] > BUTTON_TRIGGER_M
+        self._switch_up = scene_obs[3] > SWITCH_TRIGGER_M
+        self._robot.restore(data, robot_obs)
+        self._mujoco.mj_step(self._model, data, nstep=_SETTLE_STEPS)
+        self._robot.anchor(data)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        # Contacts and body poses of the state just reached; a step leaves those of the state before it.
+        self._mujoco.mj_forward(self._model, self._data)
+
+    def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
+        """`restore`, then `observe`."""
+        self.restore(robot_obs, scene_obs)
+        return self.observe()
+
+    def advance(self, action: Float64Array) -> None:
+        """Run one control step.
+
+        Raises:
+            ContractError: see `rfedge.messages.check_action`.
+        """
+        self._robot.command(self._data, action)
+        for _ in range(SUBSTEPS):
+            self._robot.drive(self._data, self._step_s)
+            self._mujoco.mj_step(self._model, self._data)
+        self._refresh()
+        self._update_lights()
+
+    def step(self, action: Float64Array) -> Observation:
+        """`advance`, then `observe`."""
+        self.advance(action)
+        return self.observe()
+
+    def _update_lights(self) -> None:
+        pressed = self._joint("base__button") > BUTTON_TRIGGER_M
+        if pressed and not self._button_pressed:
+            self._set_light("led", on=not self._lights["led"])
+        self._button_pressed = pressed
+        switch_up = self._joint("base__switch") > SWITCH_TRIGGER_M
+        if switch_up != self._switch_up:
+            self._set_light("lightbulb", on=switch_up)
+        self._switch_up = switch_up
+
+    def _set_light(self, name: str, *, on: bool) -> None:
+        self._lights[name] = bool(on)
+        self._model.geom_rgba[self._light_geoms[name]] = _LIGHT_RGBA[name, bool(on)]
+
+    def _joint(self, name: str) -> float:
+        return float(self._data.qpos[self._joint_qpos[name]])
+
+    def observe(self) -> Observation:
+        """Render both cameras.
+
+        Raises:
+            ConfigError: the environment was made with render=False.
+        """
+        if self._cameras is None:
+            remedy = "Make the environment with render=True, or use restore and advance."
+            raise ConfigError(explain("observe", got="render=False", expected="cameras", remedy=remedy))
+        static, gripper = self._cameras.draw(self._data)
+        return Observation(static=static, gripper=gripper, state=self.robot_state(), task=self.task)
+
+    def robot_state(self) -> Float64Array:
+        """Return robot_obs (15,)."""
+        return self._robot.measure(self._data)
+
+    def scene_state(self) -> Float64Array:
+        """Return scene_obs (24,)."""
+        state = np.empty(SCENE_STATE_SIZE)
+        state[:4] = [self._joint(name) for name in _JOINTS]
+        state[4], state[5] = float(self._lights["lightbulb"]), float(self._lights["led"])
+        for block, start in self._block_qpos.items():
+            quaternion_xyzw = np.roll(self._data.qpos[start + 3 : start + 7], -1)
+            euler = matrix_to_euler(quaternion_to_matrix(quaternion_xyzw))
+            state[block_slice(self._layout, block)] = np.concatenate([self._data.qpos[start : start + 3], euler])
+        return state
+
+    def info(self) -> SceneInfo:
+        """Return joints, lights, blocks and contacts."""
+        touching = self._contacts()
+        blocks = {}
+        for block in BLOCKS:
+            start, dof = self._block_qpos[block], self._block_dofs[block]
+            quaternion_xyzw = np.roll(self._data.qpos[start + 3 : start + 7], -1)
+            rotation = quaternion_to_matrix(quaternion_xyzw)
+            blocks[block] = BlockState(
+                position_m=self._data.qpos[start : start + 3].copy(),
+                orientation_xyzw=quaternion_xyzw,
+                linear_velocity_m_s=self._data.qvel[dof : dof + 3].copy(),
+                # MuJoCo keeps the turning rate of a free joint in the body's own axes.
+                angular_velocity_rad_s=rotation @ self._data.qvel[dof + 3 : dof + 6],
+                contacts=frozenset(touching.get(block, ())),
+            )
+        return SceneInfo(
+            doors={name: self._joint(name) for name in ("base__slide", "base__drawer")},
+            buttons={"base__button": self._joint("base__button")},
+            switches={"base__switch": self._joint("base__switch")},
+            lights=dict(self._lights),
+            blocks=blocks,
+            robot_contacts=frozenset(touching.get("robot", ())),
+        )
+
+    def _contacts(self) -> dict[str, set[Contact]]:
+        touching: dict[str, set[Contact]] = {}
+        for first, second in self._data.contact.geom[: self._data.ncon]:
+            owner, other = self._owners[first], self._owners[second]
+            touching.setdefault(owner[0], set()).add(other)
+            touching.setdefault(other[0], set()).add(owner)
+        return touching
+
+    def close(self) -> None:
+        """Free the renderer; a second call does nothing."""
+        if self._cameras is not None:
+            self._cameras.close()
+            self._cameras = None
+
+    def __enter__(self) -> Self:
+        """Return the environment itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+
+def _check_state(name: str, state: Float64Array, size: int) -> Float64Array:
+    state = np.asarray(state, dtype=np.float64)
+    if state.shape != (size,) or not np.isfinite(state).all():
+        got = f"shape {state.shape}" if state.shape != (size,) else "NaN or Inf"
+        raise ContractError(explain(name, got=got, expected=f"finite ({size},)", remedy="Pass a state as it was observed."))
+    return state

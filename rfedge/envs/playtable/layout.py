@@ -1,0 +1,243 @@
+"""Where everything stands on the table in scenes A to D, and where the two cameras look from.
+
+All lengths are metres in world coordinates after CALVIN's global scaling of 0.8. Sources: CALVIN's scene and camera
+configuration and the bounding boxes of its table, measured in the running environment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from rfedge.errors import ConfigError, did_you_mean, explain
+
+__all__ = [
+    "BLOCK_LENGTHS_M",
+    "BLOCK_WIDTH_M",
+    "LAYOUTS",
+    "SLOPE",
+    "STATIC_CAMERA",
+    "StaticCamera",
+    "TableLayout",
+    "find_layout",
+]
+
+Range = tuple[float, float]
+
+# --- what all four scenes share -------------------------------------------------------------------------------------
+TABLE_HALF_X_M: Final = 0.44
+TABLE_HALF_Y_M: Final = 0.18
+TABLE_TOP_M: Final = 0.44
+TABLE_SLAB_M: Final = 0.02  # thickness of the tabletop
+CABINET_TOP_M: Final = 0.648
+OPENING_MARGIN_M: Final = 0.03  # by which the cabinet's opening is wider than its floor, on each side
+REAR_WALL_Y_M: Final = 0.17  # front of the cabinet's rear wall
+PLANK_TOP_M: Final = 0.441  # a block resting in the cabinet has its centre at 0.461
+BLOCK_WIDTH_M: Final = 0.04
+BLOCK_LENGTHS_M: Final = {"small": 0.04, "middle": 0.056, "big": 0.08}
+
+DRAWER_MAX_M: Final = 0.22
+DRAWER_BOTTOM_M: Final = 0.30
+DRAWER_FLOOR_M: Final = 0.312  # upper side of its bottom board
+BUTTON_MAX_M: Final = 0.02
+BUTTON_TRIGGER_M: Final = 0.01
+SWITCH_MAX_M: Final = 0.088
+SWITCH_TRIGGER_M: Final = 0.044
+BRAKE_N: Final = 4.0
+
+DRAWER_HANDLE_YZ_M: Final = (-0.2475, 0.36)
+DRAWER_HANDLE_HALF_X_M: Final = 0.12
+SLIDE_HANDLE_YZ_M: Final = (0.018, 0.568)
+SWITCH_TIP_YZ_M: Final = (0.005, 0.527)
+BUTTON_TOP_M: Final = 0.487
+LIGHT_Y_M: Final = 0.16
+BULB_Z_M: Final = 0.669
+LED_Z_M: Final = 0.657
+
+BASE_POSITION_M: Final = (-0.34, -0.46, 0.24)
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """The tilted face of the cabinet, in which door and switch run.
+
+    Attributes:
+        foot_y_m, foot_z_m: where the face meets the tabletop.
+        tilt_rad: angle against the horizontal.
+        length_m: from the foot to the upper edge, along the face.
+    """
+
+    foot_y_m: float = 0.02
+    foot_z_m: float = TABLE_TOP_M
+    tilt_rad: float = math.radians(60.0)
+    length_m: float = (CABINET_TOP_M - TABLE_TOP_M) / math.sin(math.radians(60.0))
+
+    def point(self, along_m: float, out_m: float) -> tuple[float, float]:
+        """Return (y, z) of the point `along_m` up the face and `out_m` in front of it."""
+        cos, sin = math.cos(self.tilt_rad), math.sin(self.tilt_rad)
+        return self.foot_y_m + along_m * cos - out_m * sin, self.foot_z_m + along_m * sin + out_m * cos
+
+    def coordinates(self, y_m: float, z_m: float) -> tuple[float, float]:
+        """Return (along, out) of the point (y, z): the inverse of `point`."""
+        cos, sin = math.cos(self.tilt_rad), math.sin(self.tilt_rad)
+        dy, dz = y_m - self.foot_y_m, z_m - self.foot_z_m
+        return dy * cos + dz * sin, -dy * sin + dz * cos
+
+
+SLOPE: Final = Slope()
+
+
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """One scene.
+
+    Attributes:
+        scene: "A" to "D".
+        wood_rgb: colour of table and cabinet, 0 to 1.
+        slide_max_m: travel of the sliding door; 0 is fully right, the maximum fully left.
+        door_x_m: extent of the door at joint position 0.
+        cabinet_x_m: extent of the cabinet's floor behind the door.
+        button_xy_m, switch_x_m, drawer_x_m, led_x_m, bulb_x_m: centres.
+        block_sizes: size name of the red, blue and pink block.
+        block_order: order of the blocks in scene_obs.
+        table_area_m, slider_left_area_m, slider_right_area_m: x and y ranges of random block positions.
+    """
+
+    scene: str
+    wood_rgb: tuple[float, float, float]
+    slide_max_m: float
+    door_x_m: Range
+    cabinet_x_m: Range
+    button_xy_m: tuple[float, float]
+    switch_x_m: float
+    drawer_x_m: float
+    led_x_m: float
+    bulb_x_m: float
+    block_sizes: tuple[str, str, str]
+    block_order: tuple[str, str, str]
+    table_area_m: tuple[Range, Range]
+    slider_left_area_m: tuple[Range, Range]
+    slider_right_area_m: tuple[Range, Range]
+
+    @property
+    def slide_handle_x_m(self) -> float:
+        """Centre of the door, and so of its handle, at joint position 0."""
+        return 0.5 * (self.door_x_m[0] + self.door_x_m[1])
+
+    @property
+    def opening_x_m(self) -> Range:
+        """Extent of the cabinet's opening: all that the door passes in front of."""
+        return self.cabinet_x_m[0] - OPENING_MARGIN_M, self.cabinet_x_m[1] + OPENING_MARGIN_M
+
+    @property
+    def block_lengths_m(self) -> dict[str, float]:
+        """Length along the block's own x axis, by block name; its y and z sides are `BLOCK_WIDTH_M`."""
+        names = ("block_red", "block_blue", "block_pink")
+        return {name: BLOCK_LENGTHS_M[size] for name, size in zip(names, self.block_sizes, strict=True)}
+
+
+_RED_BLUE_PINK: Final = ("block_red", "block_blue", "block_pink")
+_SHELF_Y: Final = (0.05, 0.12)
+_TABLE_Y: Final = (-0.15, -0.03)
+
+LAYOUTS: Final = {
+    "A": TableLayout(
+        scene="A",
+        wood_rgb=(0.42, 0.27, 0.17),
+        slide_max_m=0.28,
+        door_x_m=(-0.10, 0.18),
+        cabinet_x_m=(-0.36, 0.16),
+        button_xy_m=(-0.28, -0.12),
+        switch_x_m=0.30,
+        drawer_x_m=0.10,
+        led_x_m=-0.28,
+        bulb_x_m=0.30,
+        block_sizes=("middle", "big", "small"),
+        block_order=("block_pink", "block_blue", "block_red"),
+        table_area_m=((-0.20, 0.35), _TABLE_Y),
+        slider_left_area_m=((-0.32, -0.16), _SHELF_Y),
+        slider_right_area_m=((-0.05, 0.13), _SHELF_Y),
+    ),
+    "B": TableLayout(
+        scene="B",
+        wood_rgb=(0.83, 0.70, 0.52),
+        slide_max_m=0.304,
+        door_x_m=(0.09, 0.37),
+        cabinet_x_m=(-0.18, 0.34),
+        button_xy_m=(0.28, -0.12),
+        switch_x_m=-0.32,
+        drawer_x_m=0.18,
+        led_x_m=0.28,
+        bulb_x_m=-0.32,
+        block_sizes=("small", "big", "middle"),
+        block_order=_RED_BLUE_PINK,
+        table_area_m=((-0.35, 0.15), _TABLE_Y),
+        slider_left_area_m=((-0.12, 0.06), _SHELF_Y),
+        slider_right_area_m=((0.15, 0.33), _SHELF_Y),
+    ),
+    "C": TableLayout(
+        scene="C",
+        wood_rgb=(0.66, 0.46, 0.29),
+        slide_max_m=0.24,
+        door_x_m=(0.06, 0.34),
+        cabinet_x_m=(-0.18, 0.34),
+        button_xy_m=(-0.12, -0.12),
+        switch_x_m=-0.32,
+        drawer_x_m=0.10,
+        led_x_m=-0.12,
+        bulb_x_m=-0.32,
+        block_sizes=("big", "small", "middle"),
+        block_order=("block_blue", "block_red", "block_pink"),
+        table_area_m=((0.0, 0.35), _TABLE_Y),
+        slider_left_area_m=((-0.12, 0.06), _SHELF_Y),
+        slider_right_area_m=((0.15, 0.30), _SHELF_Y),
+    ),
+    "D": TableLayout(
+        scene="D",
+        wood_rgb=(0.47, 0.31, 0.20),
+        slide_max_m=0.28,
+        door_x_m=(-0.10, 0.18),
+        cabinet_x_m=(-0.36, 0.16),
+        button_xy_m=(-0.12, -0.12),
+        switch_x_m=0.30,
+        drawer_x_m=0.18,
+        led_x_m=-0.12,
+        bulb_x_m=0.30,
+        block_sizes=("middle", "small", "big"),
+        block_order=_RED_BLUE_PINK,
+        table_area_m=((0.0, 0.35), _TABLE_Y),
+        slider_left_area_m=((-0.32, -0.16), _SHELF_Y),
+        slider_right_area_m=((-0.05, 0.13), _SHELF_Y),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StaticCamera:
+    """The fixed camera: a square image with `fov_deg` vertical opening."""
+
+    eye_m: tuple[float, float, float] = (2.871459009488717, -2.166602199425597, 2.555159848480571)
+    target_m: tuple[float, float, float] = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
+    up: tuple[float, float, float] = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
+    fov_deg: float = 10.0
+
+
+STATIC_CAMERA: Final = StaticCamera()
+GRIPPER_CAMERA_FOV_DEG: Final = 75.0
+# pose in the frame of the hand; the camera looks along +y of this frame and its image's upper side is -z
+GRIPPER_CAMERA_POSITION_M: Final = (-0.1, 0.0, 0.0)
+GRIPPER_CAMERA_EULER_RAD: Final = (1.3, 0.0, -1.57)
+
+
+def find_layout(scene: str) -> TableLayout:
+    """Return the layout of `scene`.
+
+    Raises:
+        ConfigError: the scene is not one of A to D.
+    """
+    if scene not in LAYOUTS:
+        raise ConfigError(
+            explain("scene", got=repr(scene), expected=did_you_mean(scene, LAYOUTS), remedy="Choose one of the four tables.")
+        )
+    return LAYOUTS[scene]

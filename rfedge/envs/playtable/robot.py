@@ -1,0 +1,125 @@
+"""Drives the arm as CALVIN does: relative actions add up on a target pose, inverse kinematics sets the joint servos."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from rfedge.envs.interface import ROBOT_STATE_SIZE, Float64Array
+from rfedge.envs.playtable.arm import (
+    ARM_DAMPING_NMS_RAD,
+    ARM_JOINTS,
+    ARM_STIFFNESS_NM_RAD,
+    FINGER_DAMPING_NS_M,
+    FINGER_JOINTS,
+    FINGER_MAX_M,
+    FINGER_STIFFNESS_N_M,
+)
+from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, inverse, tcp_pose
+from rfedge.errors import ContractError, explain
+from rfedge.messages import ACTION_SIZE, GRIPPER_OPEN, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD, check_action
+
+__all__ = ["NEUTRAL_ROBOT_OBS", "RobotControl"]
+
+NEUTRAL_ROBOT_OBS: Final = np.concatenate([tcp_pose(NEUTRAL_RAD), [2.0 * FINGER_MAX_M], NEUTRAL_RAD, [GRIPPER_OPEN]])
+# CALVIN's arm covers 0.49 of the way to a new target within one control step, 0.76 within two.
+_LAG_S: Final = 0.049
+_MAX_SPEED_RAD_S: Final = 2.0
+_MAX_TORQUE_NM: Final = 200.0
+_MAX_LEAD_RAD: Final = _MAX_TORQUE_NM / ARM_STIFFNESS_NM_RAD
+# Its fingers close by 0.57 of the way within one control step, and grip hard enough for a 1 kg block to follow a full step.
+_FINGER_LAG_S: Final = 0.0395
+_GRIP_FORCE_N: Final = 200.0
+_MAX_FINGER_LEAD_M: Final = _GRIP_FORCE_N / FINGER_STIFFNESS_N_M
+_SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
+
+
+class RobotControl:
+    """Reads and commands the arm inside one MuJoCo model.
+
+    The target pose is taken from the measured tcp in `restore` only; afterwards it moves by what is commanded, so a
+    blocked arm presses harder with every step, up to its torque limit.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Look up where joints and servos live in the model's arrays."""
+        self._arm_qpos = np.array([int(model.joint(name).qposadr[0]) for name in ARM_JOINTS])
+        self._finger_qpos = np.array([int(model.joint(name).qposadr[0]) for name in FINGER_JOINTS])
+        self._arm_ctrl = np.array([int(model.actuator(name).id) for name in ARM_JOINTS])
+        self._finger_ctrl = np.array([int(model.actuator(name).id) for name in FINGER_JOINTS])
+        self._target_pose: Float64Array = np.zeros(POSE_SIZE)
+        self._joint_target: Float64Array = NEUTRAL_RAD.copy()
+        self._reference: Float64Array = NEUTRAL_RAD.copy()
+        self._finger_reference: Float64Array = np.full(2, FINGER_MAX_M)
+        self._gripper_action = GRIPPER_OPEN
+
+    def restore(self, data: Any, robot_obs: Float64Array) -> None:
+        """Put arm and fingers where `robot_obs` (15,) has them; its tcp pose is implied by its joints."""
+        joints = robot_obs[7:14]
+        data.qpos[self._arm_qpos] = joints
+        data.qpos[self._finger_qpos] = 0.5 * robot_obs[6]
+        self._gripper_action = GRIPPER_OPEN if robot_obs[14] > 0 else -GRIPPER_OPEN
+        self._joint_target = joints.copy()
+        self._reference = joints.copy()
+        self._finger_reference = data.qpos[self._finger_qpos]
+        data.ctrl[self._arm_ctrl] = joints
+        data.ctrl[self._finger_ctrl] = self._finger_reference
+
+    def anchor(self, data: Any) -> None:
+        """Take the measured tcp as the target; called once after a restored state has settled."""
+        self._target_pose = tcp_pose(data.qpos[self._arm_qpos])
+
+    def command(self, data: Any, action: Float64Array) -> None:
+        """Add one relative action (7,) to the target and set the servos.
+
+        Raises:
+            ContractError: see `rfedge.messages.check_action`.
+        """
+        action = np.asarray(action)
+        if action.shape != (ACTION_SIZE,):
+            remedy = "Send one control step at a time."
+            raise ContractError(explain("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy=remedy))
+        check_action(action[np.newaxis])
+        self._target_pose = self._target_pose + _SCALE * action[:POSE_SIZE]
+        self._gripper_action = float(action[POSE_SIZE])
+        self._joint_target = inverse(self._target_pose, self._joint_target)
+
+    def drive(self, data: Any, step_s: float) -> None:
+        """Move the servos' references towards their targets; called before every physics step of `step_s` seconds.
+
+        The references follow with a first-order lag, the arm's at most at 2 rad/s. They never lead the measured joints
+        by more than the servo turns into 200 Nm (arm) or 200 N (finger), which is how hard a blocked one presses.
+        """
+        self._drive_arm(data, step_s)
+        self._drive_fingers(data, step_s)
+
+    def _drive_arm(self, data: Any, step_s: float) -> None:
+        joints = data.qpos[self._arm_qpos]
+        speed = (self._joint_target - self._reference) / _LAG_S
+        # All joints slow down together, which keeps the tcp near its straight path.
+        speed *= min(1.0, _MAX_SPEED_RAD_S / max(float(np.abs(speed).max()), 1e-9))
+        reference = np.clip(self._reference + step_s * speed, joints - _MAX_LEAD_RAD, joints + _MAX_LEAD_RAD)
+        # Feeding the reference's own speed forward takes the servo's damping out of the lag.
+        moved = (reference - self._reference) / step_s
+        data.ctrl[self._arm_ctrl] = reference + (ARM_DAMPING_NMS_RAD / ARM_STIFFNESS_NM_RAD) * moved
+        self._reference = reference
+
+    def _drive_fingers(self, data: Any, step_s: float) -> None:
+        fingers = data.qpos[self._finger_qpos]
+        target_m = FINGER_MAX_M if self._gripper_action > 0 else 0.0
+        reference = self._finger_reference + step_s / _FINGER_LAG_S * (target_m - self._finger_reference)
+        reference = np.clip(reference, fingers - _MAX_FINGER_LEAD_M, fingers + _MAX_FINGER_LEAD_M)
+        moved = (reference - self._finger_reference) / step_s
+        data.ctrl[self._finger_ctrl] = reference + (FINGER_DAMPING_NS_M / FINGER_STIFFNESS_N_M) * moved
+        self._finger_reference = reference
+
+    def measure(self, data: Any) -> Float64Array:
+        """Return robot_obs (15,)."""
+        joints = data.qpos[self._arm_qpos]
+        state = np.empty(ROBOT_STATE_SIZE)
+        state[:6] = tcp_pose(joints)
+        state[6] = data.qpos[self._finger_qpos].sum()
+        state[7:14] = joints
+        state[14] = self._gripper_action
+        return state

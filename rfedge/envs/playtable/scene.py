@@ -1,0 +1,62 @@
+"""Writes the whole PlayTable as one MJCF text: physics options, floor, light, static camera, table, arm and blocks."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Final
+
+import numpy as np
+
+from rfedge.envs.interface import CONTROL_HZ
+from rfedge.envs.playtable.arm import add_actuators, add_arm
+from rfedge.envs.playtable.layout import STATIC_CAMERA, TableLayout
+from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_table, add_table_meshes, numbers
+
+__all__ = ["SUBSTEPS", "build_mjcf"]
+
+SUBSTEPS: Final = 16  # physics steps per control step, so 480 Hz
+_PHYSICS_HZ: Final = CONTROL_HZ * SUBSTEPS
+
+
+def build_mjcf(layout: TableLayout) -> str:
+    """Return the MJCF text of the scene."""
+    root = ET.Element("mujoco", {"model": f"playtable_{layout.scene.lower()}"})
+    # "XYZ" with capitals is MuJoCo's name for fixed axes.
+    ET.SubElement(root, "compiler", {"angle": "radian", "eulerseq": "XYZ", "autolimits": "true"})
+    solver = {"integrator": "implicitfast", "cone": "elliptic", "impratio": "10", "iterations": "50"}
+    ET.SubElement(root, "option", {"timestep": repr(1.0 / _PHYSICS_HZ), "gravity": "0 0 -9.8", **solver})
+    # Clipping planes are multiples of the extent, which is therefore pinned to one metre.
+    ET.SubElement(root, "statistic", {"extent": "1", "center": "0 0 0.4"})
+    visual = ET.SubElement(root, "visual")
+    ET.SubElement(visual, "global", {"offwidth": "200", "offheight": "200"})
+    ET.SubElement(visual, "quality", {"offsamples": "0", "shadowsize": "0"})
+    ET.SubElement(visual, "map", {"znear": "0.01", "zfar": "10"})
+    ET.SubElement(visual, "headlight", {"ambient": "0.45 0.45 0.45", "diffuse": "0.35 0.35 0.35", "specular": "0 0 0"})
+    # The friction of wood and blocks is the product of CALVIN's 0.5 and 0.7, as its engine combines them.
+    default = ET.SubElement(root, "default")
+    ET.SubElement(default, "geom", {"friction": "0.35 0.001 0.0001"})
+    asset = ET.SubElement(root, "asset")
+    sky = {"type": "skybox", "builtin": "flat", "rgb1": "0.9 0.92 0.95", "width": "16", "height": "16"}
+    ET.SubElement(asset, "texture", sky)
+    add_table_meshes(asset, layout)
+    world = ET.SubElement(root, "worldbody")
+    sun = {"directional": "true", "castshadow": "false", "dir": "-0.3 0.5 -0.8", "diffuse": "0.4 0.4 0.4"}
+    ET.SubElement(world, "light", {**sun, "pos": "1 -1 3", "specular": "0.1 0.1 0.1"})
+    _add_static_camera(world)
+    floor = ET.SubElement(world, "body", {"name": "plane/base_link"})
+    ET.SubElement(floor, "geom", {"type": "plane", "size": "6 6 0.1", "rgba": "0.93 0.93 0.93 1", **TABLE_CLASS})
+    add_table(world, layout)
+    add_arm(world)
+    add_blocks(world, layout)
+    add_actuators(root)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _add_static_camera(world: ET.Element) -> None:
+    eye, target, up = (np.array(v) for v in (STATIC_CAMERA.eye_m, STATIC_CAMERA.target_m, STATIC_CAMERA.up))
+    backward = (eye - target) / np.linalg.norm(eye - target)
+    right = np.cross(up, backward)
+    right /= np.linalg.norm(right)
+    axes = numbers((*right, *np.cross(backward, right)))
+    place = {"pos": numbers(STATIC_CAMERA.eye_m), "xyaxes": axes, "fovy": repr(STATIC_CAMERA.fov_deg)}
+    ET.SubElement(world, "camera", {"name": "static", **place})

@@ -1,0 +1,88 @@
+"""Loads MuJoCo with a renderer that works without a screen, and draws the two cameras."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Final
+
+from rfedge.errors import BackendUnavailableError, explain
+from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE, UInt8Array
+
+__all__ = ["Cameras", "load_mujoco"]
+
+_GL_REMEDY: Final = (
+    "On Debian and Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 and MUJOCO_GL=osmesa; "
+    "MUJOCO_GL=disable with render=False runs physics alone."
+)
+_MAX_GEOMS: Final = 200
+
+
+def load_mujoco() -> Any:
+    """Import MuJoCo, choosing EGL where there is no screen and the user chose nothing.
+
+    Raises:
+        BackendUnavailableError: MuJoCo is not installed, or its OpenGL library is missing.
+    """
+    # MuJoCo reads this variable once, while it is imported.
+    if "MUJOCO_GL" not in os.environ and sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+        os.environ["MUJOCO_GL"] = "egl"
+    try:
+        return importlib.import_module("mujoco")
+    except ModuleNotFoundError as error:
+        remedy = "Install it with: pip install mujoco."
+        text = explain("mujoco", got=str(error), expected="MuJoCo 3 or later", remedy=remedy)
+        raise BackendUnavailableError(text) from error
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        # A missing OpenGL library surfaces as any of these, depending on the back end.
+        raise _no_renderer(error) from error
+
+
+def _no_renderer(error: Exception) -> BackendUnavailableError:
+    chosen = os.environ.get("MUJOCO_GL", "the platform default")
+    problem = " ".join(str(error).split()) or type(error).__name__
+    return BackendUnavailableError(
+        explain("renderer", got=f"{problem} (MUJOCO_GL is {chosen})", expected="an OpenGL context", remedy=_GL_REMEDY)
+    )
+
+
+class Cameras:
+    """Draws the static and the gripper camera, without shadows and reflections."""
+
+    def __init__(self, model: Any) -> None:
+        """Open one OpenGL context a camera.
+
+        Raises:
+            BackendUnavailableError: no context can be made.
+        """
+        mujoco = load_mujoco()
+        self._renderers: dict[str, Any] = {}
+        try:
+            for name, (height, width, _) in (("static", STATIC_IMAGE_SHAPE), ("gripper", GRIPPER_IMAGE_SHAPE)):
+                renderer = mujoco.Renderer(model, height=height, width=width, max_geom=_MAX_GEOMS)
+                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+                self._renderers[name] = renderer
+        except Exception as error:  # every back end has its own exception type
+            self.close()
+            raise _no_renderer(error) from error
+
+    @property
+    def backend(self) -> str:
+        """What draws: "egl", "osmesa" or "glfw"."""
+        return os.environ.get("MUJOCO_GL") or "glfw"
+
+    def draw(self, data: Any) -> tuple[UInt8Array, UInt8Array]:
+        """Return the static (200, 200, 3) and the gripper (84, 84, 3) image of the present state."""
+        images = []
+        for name, renderer in self._renderers.items():
+            renderer.update_scene(data, camera=name)
+            images.append(renderer.render())
+        return images[0], images[1]
+
+    def close(self) -> None:
+        """Free the OpenGL contexts."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers = {}

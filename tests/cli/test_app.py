@@ -1,0 +1,162 @@
+"""The command line as a user meets it: real processes, exit statuses, one line for a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rfedge.cli.app import app
+from rfedge.config import preset
+from rfedge.model import build_policy, save_checkpoint
+from rfedge.tokenizer import InstructionTokenizer
+from tests.synthetic_demonstrations import TASKS, write_demonstrations
+
+
+def rfedge(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rfedge.cli.app", *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit 2, no traceback, and a last line on stderr that starts with the program's name and says `parts`."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("rfedge: ")]
+    assert len(lines) == 1, result.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = preset("tiny")
+    tokenizer = InstructionTokenizer.from_corpus(TASKS.values(), vocab_size=400, text_length=config.decoder.text_length)
+    path = tmp_path_factory.mktemp("cli") / "checkpoint"
+    save_checkpoint(path, build_policy(config, seed=0), tokenizer, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path) -> Path:
+    path = checkpoint.parent / "bundle"
+    result = rfedge("export", checkpoint, "--output", path, "--parity-steps", 4, "--json")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads(result.stdout.splitlines()[-1])
+    assert manifest["parity"]["passed"] is True
+    return path
+
+
+def test_the_surface_of_the_command_line_is_pinned() -> None:
+    """A new or lost command or flag is a decision, not an accident: change this list in the same commit."""
+    import typer.main
+
+    group = typer.main.get_command(app)
+    surface = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        members = getattr(command, "commands", None)
+        for path, leaf in {name: command}.items() if members is None else {f"{name} {sub}": c for sub, c in members.items()}.items():
+            surface[path] = sorted({option for parameter in leaf.params for option in parameter.opts})
+    expected = json.loads((Path(__file__).parent / "surface.json").read_text())
+    assert surface == expected
+
+
+@pytest.mark.parametrize("command", ["", "demos", "train", "export", "verify", "run", "bench", "bench latency"])
+def test_every_help_explains_every_flag(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "160"})
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+def test_export_writes_a_bundle_that_verify_accepts(bundle: Path, checkpoint: Path) -> None:
+    result = rfedge("verify", bundle, "--checkpoint", checkpoint, "--steps", 2)
+    assert result.returncode == 0, result.stderr
+    assert "parity passed" in result.stdout
+    assert "effective precision per block" in result.stdout
+
+
+def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    result = rfedge("export", checkpoint, "--output", tmp_path / "bundle", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "nothing was written" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_or_altered_bundle_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    assert_one_line(rfedge("verify", tmp_path / "nowhere"), "got no folder", "`rfedge export`")
+    assert_one_line(rfedge("run", tmp_path / "nowhere", "--task", "open_drawer"), "got no folder")
+    altered = tmp_path / "altered"
+    shutil.copytree(bundle, altered)
+    data = bytearray((altered / "head.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (altered / "head.onnx").write_bytes(data)
+    assert_one_line(rfedge("verify", altered), "bundle file head.onnx", "It was altered after export")
+    assert_one_line(rfedge("run", altered, "--task", "open_drawer"), "bundle file head.onnx")
+    assert_one_line(rfedge("bench", "latency", altered), "bundle file head.onnx")
+
+
+def test_unknown_names_are_answered_with_the_nearest_one(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    assert_one_line(
+        rfedge("export", checkpoint, "--output", tmp_path / "b", "--precision", "int9"), "did you mean 'int8'?", "'int9'"
+    )
+    assert_one_line(
+        rfedge("train", "--config", "playtable-smal", "--data", tmp_path, "--output", tmp_path / "t"),
+        "did you mean 'playtable-small'?",
+    )
+    assert_one_line(rfedge("run", bundle, "--task", "open_drawr"), "did you mean 'open_drawer'?")
+    assert_one_line(rfedge("run", bundle, "--task", "open_drawer", "--mode", "openloop"), "did you mean 'open-loop'?")
+    assert_one_line(rfedge("demos", "--output", tmp_path / "d", "--tasks", "lift_red"), "lift_red")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_steps_than_the_chunk_holds_are_refused(bundle: Path) -> None:
+    assert_one_line(
+        rfedge("run", bundle, "--task", "open_drawer", "--mode", "open-loop", "--execute-steps", 5),
+        "execute_steps: got 5, expected 1 to 1",
+    )
+
+
+def test_an_empty_dataset_folder_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    assert_one_line(rfedge("train", "--config", "tiny", "--data", data, "--output", tmp_path / "t"), str(data))
+    assert_one_line(
+        rfedge("export", checkpoint, "--precision", "int8", "--data", data, "--output", tmp_path / "b"), str(data)
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_int8_without_demonstrations_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    assert_one_line(
+        rfedge("export", checkpoint, "--precision", "int8", "--output", tmp_path / "b"), "synthetic calibration is refused"
+    )
+
+
+def test_train_export_run_on_tiny(tmp_path: Path) -> None:
+    """The main job in small: every arrow of the design's picture once, through the command line."""
+    data = write_demonstrations(tmp_path / "data", episodes_per_task=2, num_frames=14)
+    training = rfedge(
+        *("train", "--config", "tiny", "--data", data, "--output", tmp_path / "run", "--steps", 3, "--batch-size", 2, "--json"),
+        *("--chunk-size", 2, "--num-threads", 1),
+    )
+    assert training.returncode == 0, training.stderr
+    result = json.loads(training.stdout.splitlines()[-1])
+    assert result["steps"] == 3
+    output = tmp_path / "bundle"
+    exported = rfedge(
+        *("export", tmp_path / "run" / "checkpoint", "--precision", "int8", "--data", data, "--output", output),
+        *("--calibration-frames", 8, "--parity-steps", 8),
+    )
+    assert exported.returncode == 0, exported.stderr
+    driven = rfedge(
+        *("run", output, "--mode", "open-loop", "--task", "open_drawer", "--max-steps", 4, "--json"),
+    )
+    assert driven.returncode == 0, driven.stderr
+    report = json.loads(driven.stdout.splitlines()[-1])
+    (episode,) = report["episodes"]
+    assert episode["num_steps"] == 4
+    assert episode["num_inferences"] == 2

@@ -1,0 +1,167 @@
+"""Each family of tasks, on both sides of its threshold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rfedge.envs import TASKS, BlockState, SceneInfo, TaskOracle
+from rfedge.envs.rotations import euler_to_quaternion
+from rfedge.errors import ConfigError
+
+ORACLE = TaskOracle()
+TABLE = ("table", "base_link")
+PLANK = ("table", "plank_link")
+DRAWER = ("table", "drawer_link")
+FINGER = ("robot", "panda_leftfinger")
+PLACES = {"block_red": (0.0, -0.1, 0.46), "block_blue": (0.2, -0.1, 0.46), "block_pink": (0.1, 0.08, 0.461)}
+
+
+def block(
+    name: str, *, at: tuple[float, ...] | None = None, yaw_deg: float = 0.0, touches: Any = (TABLE,), speed: float = 0.0
+) -> BlockState:
+    return BlockState(
+        position_m=np.array(at or PLACES[name]),
+        orientation_xyzw=euler_to_quaternion(np.array([0.0, 0.0, math.radians(yaw_deg)])),
+        linear_velocity_m_s=np.array([speed, 0.0, 0.0]),
+        angular_velocity_rad_s=np.zeros(3),
+        contacts=frozenset(touches),
+    )
+
+
+def scene(blocks: dict[str, BlockState] | None = None, robot: Any = (), **joints: float) -> SceneInfo:
+    return SceneInfo(
+        doors={"base__slide": joints.get("slide", 0.0), "base__drawer": joints.get("drawer", 0.0)},
+        buttons={"base__button": 0.0},
+        switches={"base__switch": 0.0},
+        lights={"lightbulb": bool(joints.get("lightbulb", 0)), "led": bool(joints.get("led", 0))},
+        blocks={name: block(name) for name in PLACES} | (blocks or {}),
+        robot_contacts=frozenset(robot),
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "joint", "before", "within", "beyond"),
+    [
+        ("move_slider_left", "slide", 0.0, 0.149, 0.151),
+        ("move_slider_right", "slide", 0.28, 0.131, 0.129),
+        ("open_drawer", "drawer", 0.0, 0.119, 0.121),
+        ("close_drawer", "drawer", 0.22, 0.101, 0.099),
+    ],
+)
+def test_doors(task: str, joint: str, before: float, within: float, beyond: float) -> None:
+    start = scene(**{joint: before})
+    assert not ORACLE.solved(task, start, scene(**{joint: within}))
+    assert ORACLE.solved(task, start, scene(**{joint: beyond}))
+
+
+@pytest.mark.parametrize("light", ["lightbulb", "led"])
+def test_lights_count_changes_only(light: str) -> None:
+    off, on = scene(), scene(**{light: 1})
+    assert ORACLE.solved(f"turn_on_{light}", off, on)
+    assert ORACLE.solved(f"turn_off_{light}", on, off)
+    assert not ORACLE.solved(f"turn_on_{light}", on, on)
+    assert not ORACLE.solved(f"turn_off_{light}", off, on)
+
+
+@pytest.mark.parametrize(
+    ("place", "surface", "rise"), [("table", TABLE, 0.05), ("slider", PLANK, 0.03), ("drawer", DRAWER, 0.05)]
+)
+def test_lift(place: str, surface: tuple[str, str], rise: float) -> None:
+    task = f"lift_red_block_{place}"
+    start = scene({"block_red": block("block_red", at=(0, 0, 0.46), touches=[surface])})
+
+    def end(height: float, touches: Any) -> SceneInfo:
+        return scene({"block_red": block("block_red", at=(0, 0, 0.46 + height), touches=touches)})
+
+    assert ORACLE.solved(task, start, end(rise + 0.002, [FINGER]))
+    assert not ORACLE.solved(task, start, end(rise - 0.002, [FINGER]))
+    assert not ORACLE.solved(task, start, end(rise + 0.002, [FINGER, PLANK]))
+    assert not ORACLE.solved(task, start, end(rise + 0.002, []))
+    other = {"table": PLANK, "slider": DRAWER, "drawer": TABLE}[place]
+    elsewhere = scene({"block_red": block("block_red", at=(0, 0, 0.46), touches=[other])})
+    assert not ORACLE.solved(task, elsewhere, end(rise + 0.002, [FINGER]))
+
+
+@pytest.mark.parametrize(("side", "sign"), [("left", 1.0), ("right", -1.0)])
+def test_rotate(side: str, sign: float) -> None:
+    task = f"rotate_blue_block_{side}"
+    start = scene({"block_blue": block("block_blue", yaw_deg=170.0)})
+
+    def end(turn_deg: float, **changes: Any) -> SceneInfo:
+        return scene({"block_blue": block("block_blue", yaw_deg=170.0 + sign * turn_deg, **changes)})
+
+    assert ORACLE.solved(task, start, end(61))
+    assert not ORACLE.solved(task, start, end(59))
+    assert not ORACLE.solved(task, start, end(-61))
+    assert not ORACLE.solved(task, start, end(61, touches=[FINGER])), "it must stand on something"
+    assert not ORACLE.solved(task, start, end(61, at=(0.31, -0.1, 0.46))), "it must not be carried away"
+    tilted = dataclasses.replace(
+        end(61).blocks["block_blue"],
+        orientation_xyzw=euler_to_quaternion(np.radians([35.0, 0.0, 170.0 + sign * 61])),
+    )
+    assert not ORACLE.solved(task, start, scene({"block_blue": tilted}))
+
+
+@pytest.mark.parametrize(("side", "sign"), [("left", -1.0), ("right", 1.0)])
+def test_push(side: str, sign: float) -> None:
+    task = f"push_pink_block_{side}"
+    start = scene({"block_pink": block("block_pink", at=(0.1, 0, 0.46), touches=[TABLE, FINGER])})
+
+    def end(dx: float, touches: Any = (TABLE,)) -> SceneInfo:
+        return scene({"block_pink": block("block_pink", at=(0.1 + sign * dx, 0, 0.46), touches=touches)})
+
+    assert ORACLE.solved(task, start, end(0.101))
+    assert not ORACLE.solved(task, start, end(0.099))
+    assert not ORACLE.solved(task, start, end(-0.101))
+    assert ORACLE.solved(task, start, end(0.101, [TABLE, PLANK])), "it may touch more than at the start"
+    assert not ORACLE.solved(task, start, end(0.101, [FINGER])), "it must not be lifted"
+    assert not ORACLE.solved(task, start, end(0.101, [DRAWER])), "it must stay on its surface"
+
+
+@pytest.mark.parametrize(("task", "surface"), [("place_in_slider", PLANK), ("place_in_drawer", DRAWER)])
+def test_place(task: str, surface: tuple[str, str]) -> None:
+    red = ("block_red", "base_link")
+    held = scene({"block_red": block("block_red", touches=[FINGER])}, robot=[red])
+    placed = scene({"block_red": block("block_red", touches=[surface])})
+    assert ORACLE.solved(task, held, placed)
+    assert not ORACLE.solved(task, held, scene({"block_red": block("block_red", touches=[surface, FINGER])}, robot=[red]))
+    assert not ORACLE.solved(task, held, scene({"block_red": block("block_red", touches=[TABLE])}))
+    assert not ORACLE.solved(task, scene({"block_red": block("block_red", touches=[FINGER, TABLE])}, robot=[red]), placed)
+    assert not ORACLE.solved(task, scene({"block_red": block("block_red", touches=[FINGER])}, robot=[red, TABLE]), placed)
+    assert not ORACLE.solved(task, scene(), placed)
+
+
+def test_stack_and_unstack() -> None:
+    blue = ("block_blue", "base_link")
+    apart = scene({"block_red": block("block_red", touches=[FINGER])})
+    stacked = scene({"block_red": block("block_red", touches=[blue])})
+    assert ORACLE.solved("stack_block", apart, stacked)
+    assert not ORACLE.solved("stack_block", stacked, stacked)
+    assert not ORACLE.solved("stack_block", apart, scene({"block_red": block("block_red", touches=[blue, FINGER])}))
+    assert not ORACLE.solved("stack_block", apart, scene({"block_red": block("block_red", touches=[blue], speed=1.1)}))
+    assert ORACLE.solved("unstack_block", stacked, apart)
+    assert not ORACLE.solved("unstack_block", apart, stacked)
+    assert not ORACLE.solved("unstack_block", scene({"block_red": block("block_red", touches=[blue, TABLE])}), apart)
+
+
+def test_push_into_drawer() -> None:
+    fallen = scene({"block_pink": block("block_pink", touches=[DRAWER])})
+    assert ORACLE.solved("push_into_drawer", scene(), fallen)
+    assert not ORACLE.solved("push_into_drawer", scene({"block_pink": block("block_pink", touches=[TABLE, FINGER])}), fallen)
+    held = scene({"block_pink": block("block_pink", touches=[DRAWER, FINGER])})
+    assert not ORACLE.solved("push_into_drawer", scene(), held)
+
+
+def test_nothing_is_solved_when_nothing_changes() -> None:
+    assert ORACLE.solved_tasks(scene(), scene()) == ()
+    assert set(ORACLE.solved_tasks(scene(), scene(drawer=0.2, led=1), TASKS)) == {"open_drawer", "turn_on_led"}
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(ConfigError, match="did you mean"):
+        ORACLE.solved("lift_red_block", scene(), scene())

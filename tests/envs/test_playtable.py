@@ -1,0 +1,214 @@
+"""Control, states, brakes, lights and determinism of the PlayTable."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rfedge.envs import Environment, make_environment
+from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
+from rfedge.errors import ContractError
+
+SCENE = np.array(
+    [
+        0.1,
+        0.05,
+        0.0,
+        0.06,
+        1.0,
+        0.0,
+        0.05,
+        -0.12,
+        0.46,
+        0,
+        0,
+        1.57,
+        0.23,
+        -0.12,
+        0.46,
+        0,
+        0,
+        0,
+        0.1,
+        0.0924,
+        0.461,
+        0,
+        0,
+        1.57,
+    ]
+)
+
+
+def still(gripper: float = 1.0) -> np.ndarray:
+    return np.array([0, 0, 0, 0, 0, 0, gripper], dtype=np.float64)
+
+
+def test_reset_without_arguments_gives_calvins_neutral_pose(physics: Environment) -> None:
+    physics.restore()
+    state = physics.robot_state()
+    np.testing.assert_allclose(state[:3], [0.02587, -0.23131, 0.57128], atol=2e-5)
+    np.testing.assert_allclose(state[3:6], [3.0905, -0.0291, 1.5001], atol=1e-4)
+    assert state[6] == pytest.approx(0.08, abs=1e-4)
+    assert state[14] == 1.0
+
+
+@pytest.mark.parametrize("axis", range(6))
+def test_response_to_one_full_step_is_calvins(physics: Environment, axis: int) -> None:
+    physics.restore()
+    start = physics.robot_state()[axis]
+    covered = []
+    for step in range(5):
+        action = still()
+        action[axis] = 1.0 if step == 0 else 0.0
+        physics.advance(action)
+        covered.append((physics.robot_state()[axis] - start) / (0.02 if axis < 3 else 0.05))
+    # CALVIN's rotations start a little slower (0.43); the shape is the same.
+    np.testing.assert_allclose(covered, [0.49, 0.76, 0.885, 0.94, 0.97], atol=0.05)
+
+
+def test_full_speed_is_tracked(physics: Environment) -> None:
+    physics.restore()
+    start = physics.robot_state()[:3]
+    action = still()
+    action[0] = 1.0
+    for _ in range(10):
+        physics.advance(action)
+    moved = physics.robot_state()[:3] - start
+    assert moved[0] == pytest.approx(0.18, abs=0.012), "0.2 m commanded, about 0.02 m of lag"
+    np.testing.assert_allclose(moved[1:], 0.0, atol=0.01)
+
+
+def test_gripper_response(physics: Environment) -> None:
+    physics.restore()
+    widths = []
+    for gripper in (-1, -1, -1, 1, 1, 1):
+        physics.advance(still(gripper))
+        widths.append(physics.robot_state()[6])
+    np.testing.assert_allclose(widths, [0.034, 0.015, 0.006, 0.044, 0.068, 0.076], atol=0.01)
+
+
+def test_increments_add_up_on_the_target_and_not_on_the_measured_pose(physics: Environment) -> None:
+    physics.restore()
+    start = physics.robot_state()[:3]
+    action = still()
+    action[2] = 0.5
+    for _ in range(8):
+        physics.advance(action)
+    for _ in range(15):
+        physics.advance(still())
+    np.testing.assert_allclose(physics.robot_state()[:3] - start, [0, 0, 0.08], atol=1.5e-3)
+
+
+@pytest.mark.parametrize(
+    ("action", "text"),
+    [
+        (np.zeros(6), "shape"),
+        (np.zeros((1, 7)), "shape"),
+        (np.array([0, 0, 0, 0, 0, 0, 0.5]), "-1 \\(close\\) or 1 \\(open\\)"),
+        (np.array([1.01, 0, 0, 0, 0, 0, 1.0]), "pose up to 1.010"),
+        (np.array([np.nan, 0, 0, 0, 0, 0, 1.0]), "NaN"),
+        (np.array([0, 0, np.inf, 0, 0, 0, 1.0]), "Inf"),
+    ],
+)
+def test_bad_actions_are_refused_and_change_nothing(physics: Environment, action: np.ndarray, text: str) -> None:
+    physics.restore()
+    before = physics.robot_state()
+    with pytest.raises(ContractError, match=text):
+        physics.advance(action)
+    np.testing.assert_array_equal(physics.robot_state(), before)
+
+
+def test_bad_states_are_refused(physics: Environment) -> None:
+    with pytest.raises(ContractError, match="robot_obs"):
+        physics.restore(np.zeros(14))
+    with pytest.raises(ContractError, match="scene_obs"):
+        physics.restore(None, np.full(24, np.nan))
+
+
+@pytest.mark.parametrize("scene", ["A", "B", "C", "D"])
+def test_restored_scenes_read_back(scene: str) -> None:
+    with make_environment("playtable", scene=scene, render=False) as environment:
+        environment.restore(NEUTRAL_ROBOT_OBS, SCENE)
+        np.testing.assert_allclose(environment.scene_state(), SCENE, atol=2e-3)
+        # Block poses follow the scene's own order of blocks.
+        expected = {"A": "block_pink", "B": "block_red", "C": "block_blue", "D": "block_red"}[scene]
+        assert environment.block_order[0] == expected
+        np.testing.assert_allclose(environment.info().blocks[expected].position_m, SCENE[6:9], atol=2e-3)
+
+
+def test_brakes_hold_doors_and_switch_and_blocks_rest(physics: Environment) -> None:
+    physics.restore(NEUTRAL_ROBOT_OBS, SCENE)
+    for _ in range(60):
+        physics.advance(still())
+    np.testing.assert_allclose(physics.scene_state(), SCENE, atol=2e-3)
+    info = physics.info()
+    assert info.blocks["block_red"].contacts == {("table", "base_link")}
+    assert info.blocks["block_pink"].contacts == {("table", "plank_link")}
+    assert info.robot_contacts == frozenset()
+    assert np.abs(info.blocks["block_red"].linear_velocity_m_s).max() < 1e-3
+
+
+def test_a_block_in_the_drawer_touches_the_drawer(physics: Environment) -> None:
+    scene = SCENE.copy()
+    scene[1] = 0.22
+    scene[6:9] = 0.18, -0.28, 0.335
+    physics.restore(NEUTRAL_ROBOT_OBS, scene)
+    for _ in range(15):
+        physics.advance(still())
+    assert physics.info().blocks["block_red"].contacts == {("table", "drawer_link")}
+
+
+def test_a_restored_pressed_button_springs_back_and_does_not_toggle(physics: Environment) -> None:
+    scene = SCENE.copy()
+    scene[2], scene[5] = 0.015, 1.0
+    physics.restore(NEUTRAL_ROBOT_OBS, scene)
+    for _ in range(20):
+        physics.advance(still())
+    assert physics.scene_state()[2] < 0.002
+    assert physics.scene_state()[5] == 1.0
+
+
+def test_random_blocks_do_not_overlap_and_differ_between_resets() -> None:
+    with make_environment("playtable", seed=5, render=False) as environment:
+        seen = []
+        for _ in range(10):
+            environment.restore()
+            seen.append(environment.scene_state())
+            for block in environment.info().blocks.values():
+                assert {body for body, _ in block.contacts} == {"table"}
+        assert len({state.tobytes() for state in seen}) == 10
+
+
+TRAJECTORY = """
+import hashlib, sys
+import numpy as np
+from rfedge.envs import make_environment
+
+def run(environment):
+    rng = np.random.default_rng(3)
+    digest = hashlib.sha256()
+    for _ in range(40):
+        action = np.append(rng.uniform(-1, 1, 6), rng.choice([-1.0, 1.0]))
+        action[2] = -0.6
+        environment.advance(action)
+        digest.update(environment.robot_state().tobytes() + environment.scene_state().tobytes())
+    return digest.hexdigest()
+"""
+
+
+def test_the_same_seed_is_bit_identical_in_another_process_and_after_other_work() -> None:
+    script = TRAJECTORY + "print(run(make_environment('playtable', seed=11, render=False)))"
+    other = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
+    names: dict[str, object] = {}
+    exec(TRAJECTORY, names)  # the very text that the other process ran
+    run = names["run"]
+    with make_environment("playtable", seed=11, render=False) as environment:
+        start = environment.robot_state(), environment.scene_state()
+        assert run(environment) == other  # type: ignore[operator]
+        environment.restore(*start)
+        again = run(environment)  # type: ignore[operator]
+        environment.restore(*start)
+        assert run(environment) == again, "a restored state forgets its past"  # type: ignore[operator]
