@@ -68,6 +68,16 @@ class LSTMHead(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if layer is layers[-1] else "relu")
                 nn.init.zeros_(layer.bias)
 
+    @torch.no_grad()
+    def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
+        """Fold (x - mean) / deviation into the first LSTM layer, before training starts.
+
+        A maximum over tokens is far from zero on average, and an LSTM sees that offset before it sees a difference.
+        """
+        weight, bias = self.rnn.weight_ih_l0, self.rnn.bias_ih_l0
+        weight /= deviation_D
+        bias -= weight @ mean_D
+
     def forward(
         self,
         features_BSD: torch.Tensor,

@@ -1,0 +1,338 @@
+"""Times variants of one policy against each other, fairly.
+
+All variants are loaded first and then called in turn, in a new random order each round, in one process: when the
+machine slows down, it slows down for all of them. The first bundle is loaded twice; the ratio of these two equal
+things is the noise floor below which a difference means nothing.
+
+On spinning: each onnxruntime session has its own worker threads, and with onnxruntime's default (`always`) they
+busy-wait for a while after a call has ended, on the cores the next variant is being timed on. Median total in ms of
+playtable-small fp32, two onnxruntime sessions and PyTorch, 2 threads on 2 cores, one run each on a machine that was not
+quite idle: `always` 40 and 98 (PyTorch), `within-call` 14 and 24, `never` 21 and 29. So `within-call` is the default
+here and in the runtimes.
+
+On settling: PyTorch's OpenMP workers also busy-wait after a call, and cannot be told to stop. In the `within-call` run
+above onnxruntime's calls fell into two groups, near 14 and near 20 ms, and the noise floor was 0.77; most likely the
+slow group followed a PyTorch call. So each call first waits `settle_ms`, outside the timing, until every pool sleeps.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from rfedge.benchmarks.machine import describe_machine, git_commit, library_versions, peak_rss_bytes
+from rfedge.benchmarks.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
+from rfedge.benchmarks.statistics import Ratio, ratio_of_medians, summarise
+from rfedge.contract import PolicyContract
+from rfedge.errors import ConfigError, GateError, explain
+from rfedge.messages import Observation
+from rfedge.runtimes.base import RuntimeSettings
+from rfedge.runtimes.modes import check_execute_steps
+from rfedge.runtimes.policy import STAGES, EdgePolicy
+
+__all__ = ["LatencyPlan", "assert_faster", "dataset_observations", "measure_latency", "run_latency", "sample_observations"]
+
+Samples = dict[str, npt.NDArray[np.float64]]  # stage -> (round,) milliseconds
+Role = Literal["bundle", "torch", "noise-floor"]
+NOISE_FLOOR_SUFFIX: Final = " (again)"
+NUM_OBSERVATIONS: Final = 16
+# Thread pools other than onnxruntime's obey these; a report without them cannot be repeated.
+_POOL_VARIABLES: Final = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class LatencyPlan:
+    """What to measure.
+
+    Attributes:
+        bundles: at least one bundle folder.
+        checkpoint: the PyTorch original, or None.
+        execute_steps: control steps one call is spread over.
+        warmup: untimed rounds; raised to the policies' window if smaller.
+        settle_ms: untimed pause before every call, for the threads of the previous one to go to sleep.
+        iterations: timed rounds, at least 1.
+        settings: the same threads go to onnxruntime and PyTorch.
+    """
+
+    bundles: tuple[Path, ...]
+    checkpoint: Path | None = None
+    instruction: str = "pull the handle to open the drawer"
+    execute_steps: int = 1
+    warmup: int = 20
+    iterations: int = 200
+    settle_ms: float = 20.0
+    seed: int = 0
+    settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that measures nothing.
+
+        Raises:
+            ConfigError: no bundle, no iteration, or a negative warm-up or pause.
+        """
+        for name, value, least in (
+            ("bundles", len(self.bundles), 1),
+            ("iterations", self.iterations, 1),
+            ("warmup", self.warmup, 0),
+            ("settle_ms", self.settle_ms, 0),
+        ):
+            if value < least:
+                raise ConfigError(
+                    explain(name, got=value, expected=f"at least {least}", remedy=f"Raise --{name.replace('_', '-')}.")
+                )
+
+
+@dataclass(frozen=True)
+class _Variant:
+    name: str
+    role: Role
+    policy: EdgePolicy
+    load_rss_bytes: int
+
+
+def run_latency(
+    plan: LatencyPlan,
+    *,
+    observations: Sequence[Observation] | None = None,
+    inputs: str = "seeded noise",
+    on_round: Callable[[int, int], None] | None = None,
+) -> LatencyReport:
+    """Load every variant, time them and report.
+
+    Args:
+        plan: what to measure.
+        observations: frames all variants see in the same order; None draws them from `plan.seed`.
+        inputs: what the observations are, for the report.
+        on_round: told (rounds done, rounds in all), warm-up included.
+
+    Raises:
+        ArtifactError: a bundle or the checkpoint cannot be loaded.
+        ConfigError: `execute_steps` exceeds a policy's chunk size.
+        BackendUnavailableError: a checkpoint was given and torch is missing.
+    """
+    with ExitStack() as stack:
+        variants = _load(plan, stack)
+        for variant in variants:
+            check_execute_steps(plan.execute_steps, variant.policy.chunk_size)
+        warmup = max(plan.warmup, *(variant.policy.config.window for variant in variants))
+        if observations is None:
+            observations = sample_observations(variants[0].policy.parts.contract, NUM_OBSERVATIONS, seed=plan.seed)
+        samples = measure_latency(
+            {variant.name: variant.policy for variant in variants},
+            observations,
+            plan.instruction,
+            warmup=warmup,
+            iterations=plan.iterations,
+            seed=plan.seed,
+            settle_ms=plan.settle_ms,
+            on_round=on_round,
+        )
+        return LatencyReport(
+            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            commit=git_commit(),
+            machine=describe_machine(),
+            versions=library_versions(),
+            conditions=LatencyConditions(
+                instruction=plan.instruction,
+                inputs=inputs,
+                execute_steps=plan.execute_steps,
+                warmup=warmup,
+                iterations=plan.iterations,
+                settle_ms=plan.settle_ms,
+                threads=plan.settings.threads,
+                spinning=plan.settings.spinning,
+                seed=plan.seed,
+                environment={name: os.environ[name] for name in _POOL_VARIABLES if name in os.environ},
+            ),
+            peak_rss_bytes=peak_rss_bytes(),
+            variants=tuple(_describe(variant, samples[variant.name], plan.execute_steps) for variant in variants),
+            comparisons=_compare(variants, samples, plan.seed),
+            noise_floor=_noise_floor(variants, samples, plan.seed),
+        )
+
+
+def sample_observations(contract: PolicyContract, count: int, *, seed: int) -> list[Observation]:
+    """Draw `count` frames of noise that satisfy the contract; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    static, gripper = contract.backbone.input("image_static"), contract.backbone.input("image_gripper")
+    return [Observation(static=static.sample(rng)[0], gripper=gripper.sample(rng)[0]) for _ in range(count)]
+
+
+def dataset_observations(path: Path, count: int = NUM_OBSERVATIONS) -> list[Observation]:
+    """Return `count` frames spread evenly over a CALVIN dataset.
+
+    Raises:
+        DatasetError: the dataset is missing or damaged.
+    """
+    from rfedge.data.calvin import CalvinDataset
+
+    dataset = CalvinDataset.open(path)
+    numbers = dataset.frame_numbers()
+    chosen = np.linspace(0, len(numbers) - 1, num=min(count, len(numbers))).round().astype(int)
+    return [Observation.from_dict(dataset.frame(numbers[index])) for index in chosen]
+
+
+def measure_latency(
+    policies: dict[str, EdgePolicy],
+    observations: Sequence[Observation],
+    instruction: str,
+    *,
+    warmup: int,
+    iterations: int,
+    seed: int,
+    settle_ms: float = 0.0,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Samples]:
+    """Call every policy once a round, in shuffled order, and return milliseconds per policy and stage.
+
+    Every policy is reset once and then sees `observations` in a cycle. The garbage collector rests meanwhile.
+    """
+    order = list(policies)
+    rng = np.random.default_rng(seed)
+    samples = {name: {stage: np.empty(iterations) for stage in STAGES} for name in order}
+    for policy in policies.values():
+        policy.reset(instruction)
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(-warmup, iterations):
+            observation = observations[index % len(observations)]
+            rng.shuffle(order)
+            for name in order:
+                if settle_ms:
+                    time.sleep(settle_ms / 1000)
+                timings_ms = policies[name].act(observation).timings_ms
+                if index >= 0:
+                    for stage in STAGES:
+                        samples[name][stage][index] = timings_ms[stage]
+            if on_round is not None:
+                on_round(index + warmup + 1, warmup + iterations)
+    finally:
+        if collects:
+            gc.enable()
+    return samples
+
+
+def assert_faster(report: LatencyReport) -> None:
+    """Check int8 < fp32 < torch by median total, each beyond the noise floor.
+
+    A speed-up counts when its interval lies above 1 and its value above the floor: the farthest from 1 that the
+    interval of two equal variants reached.
+
+    Raises:
+        ConfigError: the report lacks one of the three.
+        GateError: a step of the order does not hold; the text has the measured ratio and the floor.
+    """
+    by_kind: dict[str, list[str]] = {"int8": [], "fp32": [], "torch": []}
+    for variant in report.variants:
+        kind = "torch" if variant.role == "torch" else variant.precision
+        if variant.role != "noise-floor" and kind in by_kind:
+            by_kind[kind].append(variant.name)
+    missing = [kind for kind, names in by_kind.items() if not names]
+    if missing:
+        raise ConfigError(
+            explain(
+                "--assert-faster",
+                got=f"no {missing[0]} variant",
+                expected="an int8 bundle, an fp32 bundle and --checkpoint",
+                remedy="Name all three.",
+            )
+        )
+    floor = max(report.noise_floor.high, 1.0 / report.noise_floor.low)
+    for faster_kind, slower_kind in (("fp32", "torch"), ("int8", "fp32")):
+        for faster in by_kind[faster_kind]:
+            for slower in by_kind[slower_kind]:
+                ratio = next(
+                    c.speedup for c in report.comparisons if (c.variant, c.baseline, c.stage) == (faster, slower, "total")
+                )
+                if ratio.low <= 1.0 or ratio.value <= floor:
+                    raise GateError(
+                        explain(
+                            f"speed of {faster!r} over {slower!r}",
+                            got=f"x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+                            expected=f"above x{max(floor, 1.0):.3f} (noise floor)",
+                            remedy="Compare the stages in the table, or measure more iterations on a quiet machine.",
+                        )
+                    )
+
+
+def _load(plan: LatencyPlan, stack: ExitStack) -> list[_Variant]:
+    specs: list[tuple[Role, Path, str]] = [("bundle", path, "onnxruntime") for path in plan.bundles]
+    if plan.checkpoint is not None:
+        specs.append(("torch", plan.checkpoint, "torch"))
+    specs.append(("noise-floor", plan.bundles[0], "onnxruntime"))
+    variants: list[_Variant] = []
+    for role, path, backend in specs:
+        before_bytes = psutil.Process().memory_info().rss
+        policy = stack.enter_context(EdgePolicy.load(path, backend=backend, settings=plan.settings))
+        grown_bytes = psutil.Process().memory_info().rss - before_bytes
+        taken = {variant.name for variant in variants}
+        variants.append(_Variant(_name(role, policy, taken, variants), role, policy, grown_bytes))
+    return variants
+
+
+def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Variant]) -> str:
+    if role == "noise-floor":
+        return variants[0].name + NOISE_FLOOR_SUFFIX
+    name = f"torch {policy.parts.precision}" if role == "torch" else policy.parts.precision
+    if name in taken:  # two bundles of one precision: tell them apart by folder, then by number
+        name = f"{name} ({policy.parts.source.resolve().name})"
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name} #{number}", number + 1
+    return unique
+
+
+def _describe(variant: _Variant, samples: Samples, execute_steps: int) -> VariantResult:
+    parts = variant.policy.parts
+    per_call_ms = {stage: summarise(samples[stage]) for stage in STAGES}
+    return VariantResult(
+        name=variant.name,
+        role=variant.role,
+        source=str(parts.source),
+        policy=parts.config.name,
+        precision=parts.precision,
+        block_precisions=dict(parts.block_precisions),
+        settings=parts.backbone.effective_settings(),
+        size_bytes=parts.size_bytes,
+        load_rss_bytes=variant.load_rss_bytes,
+        per_call_ms=per_call_ms,
+        per_control_step_ms={stage: summary.divided(execute_steps) for stage, summary in per_call_ms.items()},
+    )
+
+
+def _compare(variants: list[_Variant], samples: dict[str, Samples], seed: int) -> tuple[Comparison, ...]:
+    """Every variant against PyTorch and against each fp32 bundle, for the stages that cost something."""
+
+    def comparison(variant: str, baseline: str, stage: str) -> Comparison:
+        ratio = ratio_of_medians(samples[baseline][stage], samples[variant][stage], seed=seed)
+        return Comparison(variant=variant, baseline=baseline, stage=stage, speedup=ratio)
+
+    baselines = [
+        v.name for v in variants if v.role == "torch" or (v.role == "bundle" and v.policy.parts.precision == "fp32")
+    ]
+    compared = [v.name for v in variants if v.role == "bundle"]
+    return tuple(
+        comparison(name, baseline, stage)
+        for baseline in baselines
+        for name in compared
+        if name != baseline
+        for stage in ("total", "backbone", "head")
+    )
+
+
+def _noise_floor(variants: list[_Variant], samples: dict[str, Samples], seed: int) -> Ratio:
+    again = variants[0].name + NOISE_FLOOR_SUFFIX
+    return ratio_of_medians(samples[variants[0].name]["total"], samples[again]["total"], seed=seed)

@@ -1,0 +1,87 @@
+"""The record of a latency measurement: dated, with machine, versions and commit, so that later reports can join it."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from rfedge.benchmarks.machine import Machine
+from rfedge.benchmarks.statistics import Ratio, Summary
+
+__all__ = ["LATENCY_SCHEMA_VERSION", "Comparison", "LatencyConditions", "LatencyReport", "VariantResult"]
+
+LATENCY_SCHEMA_VERSION: Final = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LatencyConditions(_Record):
+    """Everything that was chosen.
+
+    `warmup` counts the untimed rounds, at least one window, so that the head is timed at its steady cost.
+    """
+
+    instruction: str
+    inputs: str
+    execute_steps: int
+    warmup: int
+    iterations: int
+    settle_ms: float
+    threads: int
+    spinning: str
+    seed: int
+    order: Literal["interleaved, shuffled per round"] = "interleaved, shuffled per round"
+    environment: dict[str, str]
+
+
+class VariantResult(_Record):
+    """One way to run the policy.
+
+    Attributes:
+        role: a bundle, the PyTorch original, or the first bundle once more (the noise floor).
+        settings: what the backbone's backend reported about itself.
+        per_call_ms: per stage.
+        per_control_step_ms: the same divided by execute_steps.
+        load_rss_bytes: growth of the process while this variant was loaded; pages shared with an earlier variant
+            are not counted twice.
+    """
+
+    name: str
+    role: Literal["bundle", "torch", "noise-floor"]
+    source: str
+    policy: str
+    precision: str
+    block_precisions: dict[str, str]
+    settings: dict[str, str]
+    size_bytes: int
+    load_rss_bytes: int
+    per_call_ms: dict[str, Summary]
+    per_control_step_ms: dict[str, Summary]
+
+
+class Comparison(_Record):
+    """`baseline` over `variant` by median of `stage`: above 1, `variant` is faster."""
+
+    variant: str
+    baseline: str
+    stage: str
+    speedup: Ratio
+
+
+class LatencyReport(_Record):
+    """The whole document."""
+
+    format: Literal["rfedge-latency"] = "rfedge-latency"
+    schema_version: int = LATENCY_SCHEMA_VERSION
+    measured_at: str
+    commit: str | None
+    machine: Machine
+    versions: dict[str, str]
+    conditions: LatencyConditions
+    peak_rss_bytes: int | None
+    variants: tuple[VariantResult, ...]
+    comparisons: tuple[Comparison, ...]
+    noise_floor: Ratio

@@ -1,0 +1,64 @@
+"""Summaries of repeated timings, and ratios with an honest interval.
+
+Medians, because a shared machine adds delays and never takes time away; percentiles that are real samples
+(`method="higher"`), because an interpolated p99 of 200 calls is a number nobody measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Ratio", "Summary", "ratio_of_medians", "summarise"]
+
+NUM_RESAMPLES: Final = 2000
+CONFIDENCE: Final = 0.95
+
+
+class Summary(BaseModel):
+    """Milliseconds of `n` samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+    def divided(self, by: float) -> Summary:
+        """Return every duration divided by `by`, the cost spread over that many control steps."""
+        return Summary(n=self.n, **{name: getattr(self, name) / by for name in ("mean", "p50", "p90", "p99", "max")})
+
+
+class Ratio(BaseModel):
+    """Median of one series over the median of another, with a bootstrap interval at `CONFIDENCE`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float
+    high: float
+
+
+def summarise(samples_ms: npt.NDArray[np.floating[Any]]) -> Summary:
+    """Summarise durations (n,) in milliseconds, n >= 1."""
+    p50, p90, p99 = (float(np.quantile(samples_ms, level, method="higher")) for level in (0.5, 0.9, 0.99))
+    return Summary(n=len(samples_ms), mean=float(samples_ms.mean()), p50=p50, p90=p90, p99=p99, max=float(samples_ms.max()))
+
+
+def ratio_of_medians(
+    numerator_ms: npt.NDArray[np.floating[Any]], denominator_ms: npt.NDArray[np.floating[Any]], *, seed: int
+) -> Ratio:
+    """Return median(numerator) / median(denominator) for two series (n,) taken in the same rounds.
+
+    The bootstrap draws whole rounds: both samples of a round saw the same machine, so its drift cancels in the ratio.
+    """
+    rounds = np.random.default_rng(seed).integers(0, len(numerator_ms), size=(NUM_RESAMPLES, len(numerator_ms)))
+    ratios = np.median(numerator_ms[rounds], axis=1) / np.median(denominator_ms[rounds], axis=1)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Ratio(value=float(np.median(numerator_ms) / np.median(denominator_ms)), low=float(low), high=float(high))

@@ -1,0 +1,146 @@
+"""`rfedge train`: demonstrations -> checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from rfedge.train import StepReport
+
+__all__ = ["train"]
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="Demonstrations in the CALVIN format.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run; the result is its checkpoint/ folder.")],
+    config: Annotated[str, typer.Option(help="Preset, or a checkpoint folder to start from.")] = "playtable-small",
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Stop after this many passes; default 5 if nothing else stops.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after this much training time, resumed parts included.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 8,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest rate; default from the preset's recipe.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Frames a window.")] = None,
+    frame_stride: Annotated[int | None, typer.Option(min=1, help="Control steps between two frames (jump-step).")] = None,
+    chunk_size: Annotated[int | None, typer.Option(min=1, help="Actions per inference; at least the frame stride.")] = None,
+    time_keeping: Annotated[str | None, typer.Option(help="window or carry.")] = None,
+    trainable: Annotated[str | None, typer.Option(help="full, head, or paper (vision and decoder frozen).")] = None,
+    loss: Annotated[str, typer.Option(help="huber or mse.")] = "huber",
+    gripper_weight: Annotated[float | None, typer.Option(help="Factor of the gripper's cross-entropy.")] = None,
+    augmentation: Annotated[str, typer.Option(help="Random shift per window, per frame, or none.")] = "window",
+    validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.1,
+    save_every: Annotated[int, typer.Option(min=0, help="Steps between two states to resume from.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, shifts and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest state in --output, or start over.")] = True,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    cache: Annotated[Path | None, typer.Option(help="Folder for the frame cache; default beside the data.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check options and data, write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, last on stdout.")] = False,
+) -> None:
+    """Train a policy on demonstrations; repeat the command to go on after a stop."""
+    _require_torch()
+    from rfedge.cli.progress import stage_progress
+    from rfedge.data import CalvinDataset, FrameCache
+    from rfedge.train import train_config, train_policy
+
+    run = train_config(
+        config,
+        data=data,
+        output=output,
+        policy_changes={
+            "window": window,
+            "frame_stride": frame_stride,
+            "chunk_size": chunk_size,
+            "time_keeping": time_keeping,
+        },
+        steps=steps,
+        epochs=epochs,
+        minutes=minutes,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        trainable=trainable,
+        loss=loss,
+        gripper_weight=gripper_weight,
+        augmentation=augmentation,
+        validation_fraction=validation_fraction,
+        save_every=save_every,
+        seed=seed,
+        resume=resume,
+        num_threads=num_threads,
+        device=device,
+        cache=cache,
+    )
+    dataset = CalvinDataset.open(data)  # here, so that a wrong folder is told before anything is built
+    if dry_run:
+        print(
+            f"ready: {run.policy.name} on {len(dataset.segments)} segments of {', '.join(dataset.tasks)} -> {output}; "
+            "nothing was written"
+        )
+        return
+    with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
+        FrameCache.open(dataset, folder=cache, on_frame=lambda done, total: progress("frame cache", done, total))
+    with _training_progress() as on_step:
+        result = train_policy(run, on_step=on_step)
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
+        return
+    print(
+        f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} (means of the first and last {result.num_averaged} steps) "
+        f"in {result.steps} steps, {result.epochs:.1f} epochs, {result.seconds:.0f} s"
+    )
+    if result.validation_loss is not None and result.validation_gripper_accuracy is not None:
+        percent = 100.0 * result.validation_gripper_accuracy
+        print(f"held-out loss {result.validation_loss:.4f}, gripper right in {percent:.1f} %")
+    print(f"checkpoint: {result.checkpoint}")
+
+
+def _require_torch() -> None:
+    import importlib.util
+
+    from rfedge.errors import BackendUnavailableError, explain
+
+    if importlib.util.find_spec("torch") is None:
+        raise BackendUnavailableError(
+            explain("training", got="no PyTorch", expected="torch", remedy="Install it: pip install 'rfedge[train]'.")
+        )
+
+
+@contextmanager
+def _training_progress() -> Iterator[Callable[[StepReport], None]]:
+    """Yield a callback that draws the run's bar on stderr: share done, step, loss, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task: TaskID | None = None
+        smooth = 0.0
+
+        def on_step(report: StepReport) -> None:
+            nonlocal task, smooth
+            if task is None:  # only now is the loss known
+                task, smooth = bar.add_task("", total=1.0, status=""), report.loss
+            smooth += 0.05 * (report.loss - smooth)
+            bar.update(task, completed=report.share, status=f"step {report.step}  loss {smooth:.4f}")
+
+        yield on_step

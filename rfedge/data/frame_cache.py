@@ -1,0 +1,136 @@
+"""Every frame of a dataset in three big arrays, because opening one npz per frame per window starves the training.
+
+A window of 12 frames is 12 file openings and 24 inflated images; from memory-mapped arrays it is one copy. The cache
+lies beside the dataset, is built once, appears whole or not at all, and is rebuilt when a frame file or the annotations
+change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.atomic import atomic_directory
+from rfedge.data.calvin import CalvinDataset
+from rfedge.data.frames import FRAME_SHAPES, Array
+from rfedge.errors import DatasetError, explain
+
+__all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
+
+CACHE_FOLDER: Final = ".frame-cache"
+_SCHEMA_VERSION: Final = 1
+_RECORD: Final = "cache.json"
+_DTYPES: Final = {"rgb_static": np.uint8, "rgb_gripper": np.uint8, "rel_actions": np.float32}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameCache:
+    """Frames of one dataset by row; rows follow `numbers`.
+
+    Attributes:
+        numbers: int64 (N,) frame numbers, ascending.
+        rgb_static: uint8 (N, 200, 200, 3), memory-mapped, read-only.
+        rgb_gripper: uint8 (N, 84, 84, 3), memory-mapped, read-only.
+        rel_actions: float32 (N, 7).
+        content_sha256: hex, over the segments and all of the above; names the data wherever it was copied to.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    rgb_static: npt.NDArray[np.uint8]
+    rgb_gripper: npt.NDArray[np.uint8]
+    rel_actions: npt.NDArray[np.float32]
+    content_sha256: str
+
+    @classmethod
+    def open(
+        cls, dataset: CalvinDataset, *, folder: Path | None = None, on_frame: Callable[[int, int], None] | None = None
+    ) -> FrameCache:
+        """Open the cache of `dataset`, building it first when there is none or the dataset has changed.
+
+        Args:
+            dataset: what to read.
+            folder: where the cache lies; default `.frame-cache` in the split folder.
+            on_frame: called as (frames done, frames in all) while building.
+
+        Raises:
+            DatasetError: a frame is damaged, or the cache cannot be written.
+        """
+        folder = folder or dataset.folder / CACHE_FOLDER
+        fingerprint = dataset_fingerprint(dataset)
+        if _recorded(folder, "fingerprint") != fingerprint:
+            try:
+                _build(dataset, folder, fingerprint, on_frame)
+            except OSError as error:
+                raise DatasetError(
+                    explain(
+                        f"frame cache {folder}",
+                        got=str(error),
+                        expected="a folder that can be written and has room",
+                        remedy="Free some disk space, or name another folder with --cache.",
+                    )
+                ) from None
+        return cls(
+            numbers=np.load(folder / "numbers.npy"),
+            rgb_static=np.load(folder / "rgb_static.npy", mmap_mode="r"),
+            rgb_gripper=np.load(folder / "rgb_gripper.npy", mmap_mode="r"),
+            rel_actions=np.load(folder / "rel_actions.npy"),
+            content_sha256=_recorded(folder, "content_sha256") or "",
+        )
+
+    def row(self, number: int) -> int:
+        """Row of a frame number; the frames of one segment are consecutive rows."""
+        return int(np.searchsorted(self.numbers, number))
+
+
+def dataset_fingerprint(dataset: CalvinDataset) -> str:
+    """Return a sha256 over the segments and over name, size and modification time of every frame they use."""
+    digest = hashlib.sha256(f"frame-cache {_SCHEMA_VERSION}\n".encode())
+    for segment in dataset.segments:
+        digest.update(f"{segment}\n".encode())
+    for number in dataset.frame_numbers():
+        status = dataset.frame_path(number).stat()
+        digest.update(f"{number} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _recorded(folder: Path, name: str) -> str | None:
+    try:
+        return str(json.loads((folder / _RECORD).read_bytes())[name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _build(dataset: CalvinDataset, folder: Path, fingerprint: str, on_frame: Callable[[int, int], None] | None) -> None:
+    numbers = dataset.frame_numbers()
+    digest = hashlib.sha256("\n".join(str(segment) for segment in dataset.segments).encode())
+    with atomic_directory(folder, overwrite=True) as temporary:
+        arrays: dict[str, Array] = {
+            key: np.lib.format.open_memmap(
+                temporary / f"{key}.npy", mode="w+", dtype=dtype, shape=(len(numbers), *FRAME_SHAPES[key])
+            )
+            for key, dtype in _DTYPES.items()
+        }
+        for row, number in enumerate(numbers):
+            # robot_obs is read only to be checked: a dataset of another robot must not reach the training.
+            frame = dataset.frame(number, (*_DTYPES, "robot_obs"))
+            for key, array in arrays.items():
+                array[row] = frame[key]
+                digest.update(array[row].tobytes())
+            if on_frame is not None:
+                on_frame(row + 1, len(numbers))
+        del array, arrays  # closing the maps hands their last pages to the files
+        np.save(temporary / "numbers.npy", np.array(numbers, dtype=np.int64))
+        record = {
+            "schema_version": _SCHEMA_VERSION,
+            "fingerprint": fingerprint,
+            "content_sha256": digest.hexdigest(),
+            "num_frames": len(numbers),
+        }
+        (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")

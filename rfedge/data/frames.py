@@ -1,0 +1,172 @@
+"""One CALVIN frame: which arrays it holds, how it is written and how a damaged one is told from a good one.
+
+    rgb_static   uint8 (200, 200, 3)     rgb_gripper  uint8 (84, 84, 3)
+    robot_obs    float (15,)             scene_obs    float (24,)
+    actions      float (7,)              absolute tcp pose (m, rad) of the next frame, gripper -1 or 1
+    rel_actions  float (7,)              what the policy learns, see `rfedge.messages`
+
+CALVIN's own files hold float64 where its README says float32, and depth and tactile arrays besides; both are accepted.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.errors import DatasetError, explain
+from rfedge.messages import (
+    ACTION_SIZE,
+    GRIPPER_CLOSE,
+    GRIPPER_IMAGE_SHAPE,
+    GRIPPER_OPEN,
+    POSE_SIZE,
+    STATE_SIZE,
+    STATIC_IMAGE_SHAPE,
+)
+
+__all__ = [
+    "FRAME_KEYS",
+    "FRAME_SHAPES",
+    "Array",
+    "check_frame_array",
+    "frame_name",
+    "frame_number",
+    "read_frame",
+    "write_frame",
+]
+
+Array = npt.NDArray[Any]
+
+SCENE_SIZE: Final = 24
+FRAME_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
+    "rgb_static": STATIC_IMAGE_SHAPE,
+    "rgb_gripper": GRIPPER_IMAGE_SHAPE,
+    "robot_obs": (STATE_SIZE,),
+    "scene_obs": (SCENE_SIZE,),
+    "actions": (ACTION_SIZE,),
+    "rel_actions": (ACTION_SIZE,),
+}
+FRAME_KEYS: Final = tuple(FRAME_SHAPES)
+
+_PREFIX: Final = "episode_"
+_SUFFIX: Final = ".npz"
+# rel_actions are clipped to [-1, 1] in float64 by whoever wrote them; a float32 copy may overshoot by one ulp.
+_POSE_LIMIT: Final = 1.0 + 1e-6
+# Measured on rendered frames: 143 kB stored, 11 kB at level 1, 9 kB at numpy's fixed level 6 for much more work.
+_DEFLATE_LEVEL: Final = 1
+
+
+def frame_name(number: int) -> str:
+    """File name of frame `number`.
+
+    >>> frame_name(42)
+    'episode_0000042.npz'
+    """
+    return f"{_PREFIX}{number:07d}{_SUFFIX}"
+
+
+def frame_number(name: str) -> int | None:
+    """Frame number in a file name, or None when it is no frame file.
+
+    >>> frame_number("episode_0000042.npz"), frame_number("statistics.yaml")
+    (42, None)
+    """
+    digits = name[len(_PREFIX) : -len(_SUFFIX)]
+    is_frame = name.startswith(_PREFIX) and name.endswith(_SUFFIX) and digits.isdecimal()
+    return int(digits) if is_frame else None
+
+
+def write_frame(path: Path, frame: Mapping[str, Array]) -> None:
+    """Write one frame as a deflated npz that `np.load`, and so CALVIN's own loader, reads; equal frames give equal bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=_DEFLATE_LEVEL) as archive:
+        for key in FRAME_KEYS:
+            with archive.open(f"{key}.npy", "w") as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(frame[key]), allow_pickle=False)
+
+
+def read_frame(path: Path, keys: Iterable[str] = FRAME_KEYS) -> dict[str, Array]:
+    """Read and check the arrays `keys` of one frame file.
+
+    Raises:
+        DatasetError: the file is missing, truncated or lacks a key, or an array is not what its key promises.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaks a damaged file
+            frame: dict[str, Array] = {}
+            for key in keys:
+                if key not in archive:
+                    raise DatasetError(
+                        explain(
+                            f"frame {path.name}",
+                            got=f"keys {sorted(archive)}",
+                            expected=f"{key!r}",
+                            remedy="Use frames in the CALVIN format.",
+                        )
+                    )
+                frame[key] = archive[key]
+    except FileNotFoundError:
+        raise DatasetError(
+            explain(f"frame {path}", got="no file", expected="an npz file", remedy="Copy the dataset again, all of it.")
+        ) from None
+    # A cut file fails in zipfile, zlib or numpy's header parser, depending on where the cut is.
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error) as error:
+        raise DatasetError(
+            explain(
+                f"frame {path}",
+                got=f"an unreadable file ({error})",
+                expected="a complete npz file",
+                remedy="It is truncated or damaged: copy or collect it again.",
+            )
+        ) from None
+    for key, array in frame.items():
+        check_frame_array(path.name, key, array)
+    return frame
+
+
+def check_frame_array(subject: str, key: str, array: Array) -> None:
+    """Raise DatasetError unless `array` has the shape, kind and range of `key`; `subject` names its file or episode."""
+    name = f"{key} of {subject}"
+    shape = FRAME_SHAPES[key]
+    if array.shape != shape:
+        remedy = "Use frames in the CALVIN format."
+        if key == "robot_obs":
+            remedy = "These demonstrations are of another robot; the policy acts for a Franka Panda as in CALVIN."
+        raise DatasetError(explain(name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy=remedy))
+    if key.startswith("rgb_"):
+        if array.dtype != np.uint8:
+            raise DatasetError(
+                explain(name, got=f"dtype {array.dtype}", expected="dtype uint8", remedy="Store raw RGB bytes.")
+            )
+        return
+    if array.dtype.kind != "f":
+        raise DatasetError(
+            explain(name, got=f"dtype {array.dtype}", expected="a float dtype", remedy="Store it as float64.")
+        )
+    if not np.isfinite(array).all():
+        raise DatasetError(explain(name, got="NaN or Inf", expected="finite values", remedy="Drop this episode."))
+    if key in ("actions", "rel_actions"):
+        gripper = float(array[POSE_SIZE])
+        if gripper not in (GRIPPER_CLOSE, GRIPPER_OPEN):
+            raise DatasetError(
+                explain(
+                    f"gripper in {name}",
+                    got=gripper,
+                    expected="-1 (close) or 1 (open)",
+                    remedy="Threshold it, do not scale it.",
+                )
+            )
+    if key == "rel_actions" and np.abs(array[:POSE_SIZE]).max() > _POSE_LIMIT:
+        raise DatasetError(
+            explain(
+                name,
+                got=f"pose up to {np.abs(array[:POSE_SIZE]).max():.3f}",
+                expected="[-1, 1]",
+                remedy="Store rel_actions divided by 0.02 m and 0.05 rad and clipped, as CALVIN does.",
+            )
+        )

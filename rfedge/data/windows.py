@@ -1,0 +1,215 @@
+"""Training windows: which frames a window holds, which actions label them, and in which order windows are drawn.
+
+With `frame_stride` s and `chunk_size` k, a window that starts at frame f holds the frames f, f + s, f + 2s, ... and the
+label of a held frame i is the k consecutive actions rel_actions[i : i + k]. With s = k this is jump-step training: the
+LSTM sees one frame per executed chunk, in training as on the robot. Three decisions:
+
+1. Every frame of every segment starts a window. So the first steps of an episode are trained from zero state, and the
+   middle of an episode is too, which keeps the LSTM from learning a motion by heart instead of looking.
+2. A window that reaches past its segment is cut there and filled with copies of its last frame, marked in `frame_mask`.
+   Segments have at most 64 frames: at stride 5 not one full window of 12 fits.
+3. Actions past the end of a segment get CALVIN's padding (pose zero, gripper repeated) and are marked in `action_mask`.
+   The loss leaves them out: nobody showed them, and near a segment's end they would teach to stop before it is done.
+
+Sources: RoboFlamingo section 5.5 (jump-step); CALVIN's dataset loader (padding rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.data.calvin import CalvinDataset, Segment
+from rfedge.data.frame_cache import FrameCache
+from rfedge.errors import ConfigError, explain
+from rfedge.messages import ACTION_SIZE, POSE_SIZE
+
+__all__ = ["SamplerState", "Window", "WindowBatch", "WindowIndex", "WindowSampler", "label_chunks", "split_segments"]
+
+BoolArray = npt.NDArray[np.bool_]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Start of one window: `segment` is an index into the dataset's segments, `offset` frames after its first."""
+
+    segment: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowBatch:
+    """B windows of W frames with K labels a frame.
+
+    Attributes:
+        image_static: uint8 (B, W, 200, 200, 3).
+        image_gripper: uint8 (B, W, 84, 84, 3).
+        actions: float32 (B, W, K, 7) rel_actions, normalised units, gripper -1 or 1.
+        frame_mask: bool (B, W), true on frames of the segment; always a run of trues, then falses.
+        action_mask: bool (B, W, K), true on recorded actions; false wherever `frame_mask` is.
+        segments: int64 (B,) which segment each window is of.
+    """
+
+    image_static: npt.NDArray[np.uint8]
+    image_gripper: npt.NDArray[np.uint8]
+    actions: npt.NDArray[np.float32]
+    frame_mask: BoolArray
+    action_mask: BoolArray
+    segments: Int64Array
+
+
+def label_chunks(
+    actions: npt.NDArray[np.float32], steps: Int64Array, chunk_size: int
+) -> tuple[npt.NDArray[np.float32], BoolArray]:
+    """Stack the `chunk_size` actions that begin at each of `steps`.
+
+    Args:
+        actions: float32 (T, 7), all of one segment.
+        steps: int64 (W,), each in [0, T).
+        chunk_size: K.
+
+    Returns:
+        float32 (W, K, 7) and bool (W, K); past the end: pose zero, last gripper repeated, mask false.
+    """
+    wanted = steps[:, None] + np.arange(chunk_size)
+    recorded: BoolArray = wanted < len(actions)
+    labels = actions[np.minimum(wanted, len(actions) - 1)]
+    labels[..., :POSE_SIZE][~recorded] = 0.0
+    return labels, recorded
+
+
+class WindowIndex:
+    """The windows over some segments of a dataset, and how to load them.
+
+    Args:
+        segments: all segments of the dataset.
+        chosen: indices of the segments to use; None for all.
+        window: W, frames a window.
+        frame_stride: control steps between two frames of a window.
+        chunk_size: K, actions a frame.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        chosen: Iterable[int] | None = None,
+        *,
+        window: int,
+        frame_stride: int = 1,
+        chunk_size: int = 1,
+    ) -> None:
+        for name, value in (("window", window), ("frame_stride", frame_stride), ("chunk_size", chunk_size)):
+            if value < 1:
+                raise ConfigError(explain(name, got=value, expected="at least 1", remedy="Give a positive whole number."))
+        self.segments = tuple(segments)
+        self.window = window
+        self.frame_stride = frame_stride
+        self.chunk_size = chunk_size
+        used = range(len(self.segments)) if chosen is None else chosen
+        self.windows = tuple(Window(index, offset) for index in used for offset in range(self.segments[index].num_frames))
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def steps(self, window: Window) -> tuple[Int64Array, BoolArray]:
+        """Return the steps within the segment, int64 (W,), and which of them are real, bool (W,)."""
+        wanted = window.offset + self.frame_stride * np.arange(self.window)
+        real: BoolArray = wanted < self.segments[window.segment].num_frames
+        return np.where(real, wanted, wanted[real][-1]), real
+
+    def load(self, cache: FrameCache, chosen: Iterable[int]) -> WindowBatch:
+        """Copy the windows with these numbers out of the cache."""
+        windows = [self.windows[number] for number in chosen]
+        rows = np.empty((len(windows), self.window), dtype=np.int64)
+        frame_mask = np.empty(rows.shape, dtype=np.bool_)
+        actions = np.empty((*rows.shape, self.chunk_size, ACTION_SIZE), dtype=np.float32)
+        action_mask = np.empty(actions.shape[:-1], dtype=np.bool_)
+        for position, window in enumerate(windows):
+            segment = self.segments[window.segment]
+            first = cache.row(segment.start)
+            steps, frame_mask[position] = self.steps(window)
+            rows[position] = first + steps
+            actions[position], recorded = label_chunks(
+                cache.rel_actions[first : first + segment.num_frames], steps, self.chunk_size
+            )
+            action_mask[position] = recorded & frame_mask[position][:, None]
+        return WindowBatch(
+            image_static=np.asarray(cache.rgb_static[rows]),
+            image_gripper=np.asarray(cache.rgb_gripper[rows]),
+            actions=actions,
+            frame_mask=frame_mask,
+            action_mask=action_mask,
+            segments=np.array([window.segment for window in windows], dtype=np.int64),
+        )
+
+    def spread(self, count: int) -> list[int]:
+        """Return at most `count` window numbers, evenly spread: the fixed batch that validation measures."""
+        if count >= len(self):
+            return list(range(len(self)))
+        return [int(number) for number in np.linspace(0, len(self) - 1, count).round()]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerState:
+    """Where a sampler stands; all that a resumed run needs."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+class WindowSampler:
+    """Draws every window once per epoch in an order that depends on (seed, epoch) alone.
+
+    A batch that reaches the end of an epoch goes on with the next one, so every batch is full and no window is lost.
+    """
+
+    def __init__(self, num_windows: int, batch_size: int, seed: int, state: SamplerState | None = None) -> None:
+        if num_windows < 1 or batch_size < 1:
+            raise ConfigError(
+                explain(
+                    "windows and batch size",
+                    got=f"{num_windows} and {batch_size}",
+                    expected="at least 1 of each",
+                    remedy="Collect more demonstrations or raise --batch-size.",
+                )
+            )
+        self.num_windows = num_windows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.state = state or SamplerState()
+        self._order = self._permutation(self.state.epoch)
+
+    def _permutation(self, epoch: int) -> Int64Array:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_windows)
+
+    def next_batch(self) -> list[int]:
+        """Return the next `batch_size` window numbers and move on."""
+        epoch, position = self.state.epoch, self.state.position
+        batch: list[int] = []
+        while len(batch) < self.batch_size:
+            taken = self._order[position : position + self.batch_size - len(batch)]
+            batch += [int(number) for number in taken]
+            position += len(taken)
+            if position == self.num_windows:
+                epoch, position = epoch + 1, 0
+                self._order = self._permutation(epoch)
+        self.state = SamplerState(epoch, position)
+        return batch
+
+
+def split_segments(dataset: CalvinDataset, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split segment indices into (training, held out), `fraction` of them held out, drawn by `seed`.
+
+    At least one segment is held out when `fraction` is positive and there are two; the training part is never empty.
+    Segments of the original CALVIN may share frames, so there a held-out loss is not fully independent.
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise ConfigError(explain("validation fraction", got=fraction, expected="0 <= fraction < 1", remedy="Try 0.1."))
+    total = len(dataset.segments)
+    held_out = 0 if fraction == 0.0 else min(max(round(fraction * total), 1), total - 1)
+    order = np.random.default_rng(seed).permutation(total)
+    return sorted(int(index) for index in order[held_out:]), sorted(int(index) for index in order[:held_out])

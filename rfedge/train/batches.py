@@ -1,0 +1,160 @@
+"""From window numbers to tensors: load, shift, look up the instruction; the next batch is made while this one trains."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+import torch
+
+from rfedge.data.frame_cache import FrameCache
+from rfedge.data.windows import SamplerState, WindowIndex, WindowSampler
+from rfedge.model import RoboFlamingo
+from rfedge.tokenizer import InstructionTokenizer
+from rfedge.train.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, random_shift
+from rfedge.train.config import ShiftKind
+
+__all__ = ["BatchLoader", "InstructionTable", "TensorBatch", "batch_tensors", "window_forward"]
+
+# Separates the stream of shifts from the sampler's, which is drawn from the same seed.
+_SHIFT_STREAM: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBatch:
+    """B windows of W frames with K labels; axes as in `rfedge.data.windows.WindowBatch`.
+
+    Attributes:
+        token_ids: int64 (B, T).
+        text_mask: bool (B, T).
+    """
+
+    image_static: torch.Tensor
+    image_gripper: torch.Tensor
+    token_ids: torch.Tensor
+    text_mask: torch.Tensor
+    actions: torch.Tensor
+    frame_mask: torch.Tensor
+    action_mask: torch.Tensor
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that cost a pass of the backbone."""
+        return int(self.frame_mask.sum())
+
+    def to(self, device: torch.device) -> TensorBatch:
+        return TensorBatch(
+            self.image_static.to(device),
+            self.image_gripper.to(device),
+            self.token_ids.to(device),
+            self.text_mask.to(device),
+            self.actions.to(device),
+            self.frame_mask.to(device),
+            self.action_mask.to(device),
+        )
+
+
+class InstructionTable:
+    """Tokens of every segment's instruction, encoded once."""
+
+    def __init__(self, tokenizer: InstructionTokenizer, index: WindowIndex) -> None:
+        rows = {text: tokenizer.encode(text) for text in {segment.instruction for segment in index.segments}}
+        self.token_ids = torch.from_numpy(np.stack([rows[segment.instruction][0] for segment in index.segments]))
+        self.text_mask = torch.from_numpy(np.stack([rows[segment.instruction][1] for segment in index.segments]))
+
+
+def batch_tensors(
+    index: WindowIndex,
+    cache: FrameCache,
+    table: InstructionTable,
+    chosen: list[int],
+    *,
+    shift: ShiftKind = "none",
+    rng: np.random.Generator | None = None,
+) -> TensorBatch:
+    """Load the windows `chosen` and shift their images with `rng` (none given: no shift)."""
+    batch = index.load(cache, chosen)
+    static, gripper = batch.image_static, batch.image_gripper
+    if rng is not None:
+        static = random_shift(static, STATIC_SHIFT_PX, rng, kind=shift)
+        gripper = random_shift(gripper, GRIPPER_SHIFT_PX, rng, kind=shift)
+    segments = torch.from_numpy(batch.segments)
+    return TensorBatch(
+        image_static=torch.from_numpy(static),
+        image_gripper=torch.from_numpy(gripper),
+        token_ids=table.token_ids[segments],
+        text_mask=table.text_mask[segments],
+        actions=torch.from_numpy(batch.actions),
+        frame_mask=torch.from_numpy(batch.frame_mask),
+        action_mask=torch.from_numpy(batch.action_mask),
+    )
+
+
+def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Same as `policy.forward_window`, without running the backbone on what only fills a window or a text.
+
+    Returns:
+        pose (B, W, K, 6) and gripper logit (B, W, K); where `frame_mask` is false they mean nothing. Filling comes last
+        in a window, so it cannot reach a real step through the LSTM.
+    """
+    num_windows, num_frames = batch.frame_mask.shape
+    real = batch.frame_mask.flatten().nonzero().squeeze(1)
+    window = real // num_frames
+    # Padding comes last and is masked out of the pool, so columns that no instruction of this batch uses change nothing.
+    num_tokens = int(batch.text_mask.sum(dim=1).max())
+    features = policy.backbone(
+        batch.image_static.flatten(0, 1)[real],
+        batch.image_gripper.flatten(0, 1)[real],
+        policy.embed_text(batch.token_ids[:, :num_tokens])[window],
+        batch.text_mask[window, :num_tokens],
+    )
+    filled = features.new_zeros(num_windows * num_frames, features.shape[-1]).index_copy(0, real, features)
+    return policy.head.unroll(filled.unflatten(0, (num_windows, num_frames)))
+
+
+class BatchLoader:
+    """Makes training batches one ahead in a thread; a batch depends on (seed, step) and the sampler's state alone.
+
+    Use it as a context manager; leaving ends the thread.
+    """
+
+    def __init__(
+        self,
+        index: WindowIndex,
+        cache: FrameCache,
+        table: InstructionTable,
+        sampler: WindowSampler,
+        *,
+        shift: ShiftKind,
+        step: int,
+    ) -> None:
+        self._sources = (index, cache, table)
+        self._sampler = sampler
+        self._shift: ShiftKind = shift
+        self._step = step
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rfedge-batches")
+        self._next = self._submit()
+
+    def _submit(self) -> Future[tuple[TensorBatch, SamplerState]]:
+        rng = np.random.default_rng([self._sampler.seed, self._step, _SHIFT_STREAM])
+        chosen = self._sampler.next_batch()
+        state = self._sampler.state
+        self._step += 1
+        return self._executor.submit(lambda: (batch_tensors(*self._sources, chosen, shift=self._shift, rng=rng), state))
+
+    def next(self) -> tuple[TensorBatch, SamplerState]:
+        """Return the next batch and the sampler's state after it, which is what a training state must hold."""
+        ready = self._next.result()
+        self._next = self._submit()
+        return ready
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(cancel_futures=True)

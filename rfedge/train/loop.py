@@ -1,0 +1,350 @@
+"""The training loop: data, policy and optimizer from a TrainConfig, steps until the end, one checkpoint."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+import rfedge
+from rfedge.data.windows import WindowSampler
+from rfedge.errors import BackendUnavailableError, ConfigError, explain
+from rfedge.model import RoboFlamingo, save_checkpoint
+from rfedge.train.batches import BatchLoader, TensorBatch, batch_tensors, window_forward
+from rfedge.train.config import TrainConfig
+from rfedge.train.losses import policy_loss
+from rfedge.train.metrics import MetricsWriter, open_metrics
+from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.sources import TrainingData, open_training_data, start_policy
+from rfedge.train.state import Progress, latest_state, load_state, read_document, remove_states, save_state
+from rfedge.train.trainable import freeze, optimizer_groups
+
+__all__ = ["NUM_AVERAGED_STEPS", "StepReport", "TrainResult", "train_policy"]
+
+# first_loss and last_loss are means over this many steps: a single batch says little.
+NUM_AVERAGED_STEPS: Final = 20
+_CHECKPOINT_FOLDER: Final = "checkpoint"
+_STATE_FOLDER: Final = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step as the progress bar sees it; `share` is the part of the run that is done, 0 to 1."""
+
+    step: int
+    share: float
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        first_loss, last_loss: mean training loss of the first and of the last `num_averaged` steps, which is
+            NUM_AVERAGED_STEPS, or half of the run when it was shorter than twice that.
+        validation_loss, validation_gripper_accuracy: on held-out segments at the end; None when none were held out.
+        steps, epochs, seconds: over all parts of the run; seconds of training and measuring, without the frame cache.
+    """
+
+    first_loss: float
+    last_loss: float
+    num_averaged: int
+    validation_loss: float | None
+    validation_gripper_accuracy: float | None
+    checkpoint: Path
+    steps: int
+    epochs: float
+    seconds: float
+
+
+def train_policy(
+    config: TrainConfig,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> TrainResult:
+    """Train until the first of steps, epochs and minutes is reached, and write `output/checkpoint`.
+
+    With `resume` a run that was stopped goes on at its newest state; on one machine and without `minutes` the result is
+    the same, bit for bit, as that of a run that was never stopped.
+
+    Args:
+        config: the run.
+        progress: called as (stage, done, total) while the frame cache is built.
+        on_step: called after every step.
+
+    Raises:
+        DatasetError: the demonstrations are missing or damaged, or none are left to train on.
+        ConfigError: a state of a run with other options is in `output`.
+        ArtifactError: that state or the initial checkpoint is damaged.
+        BackendUnavailableError: the device is not on this machine.
+    """
+    device = _device(config.device)
+    with _torch_settings(config, device):
+        policy, tokenizer = start_policy(config)
+        sources = open_training_data(config, tokenizer, progress)
+        policy = policy.to(device)
+        trained = freeze(policy, config.trainable)
+        optimizer = torch.optim.AdamW(optimizer_groups(trained, config.weight_decay), lr=config.learning_rate)
+        decisive = {**config.decisive(), "frames": sources.cache.content_sha256}
+        state = _resume(config, policy, optimizer, decisive)
+        with open_metrics(config.output, resumed_step=state.step) as write:
+            run = _Run(config, sources, policy, optimizer, trained, decisive, state, write, device)
+            validation = run.train(on_step)
+        num_averaged = min(NUM_AVERAGED_STEPS, max(1, state.step // 2))
+        result = TrainResult(
+            first_loss=_mean(state.first_losses[:num_averaged]),
+            last_loss=_mean(state.last_losses[-num_averaged:]),
+            num_averaged=num_averaged,
+            validation_loss=validation.get("validation_loss"),
+            validation_gripper_accuracy=validation.get("validation_gripper_accuracy"),
+            checkpoint=config.output / _CHECKPOINT_FOLDER,
+            steps=state.step,
+            epochs=state.step * config.batch_size / len(sources.training),
+            seconds=state.seconds,
+        )
+        save_checkpoint(
+            result.checkpoint, policy.cpu(), sources.tokenizer, _metadata(config, sources, result), overwrite=True
+        )
+    return result
+
+
+class _Run:
+    """The steps of one process, from `state` to the end."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        sources: TrainingData,
+        policy: RoboFlamingo,
+        optimizer: torch.optim.Optimizer,
+        trained: list[tuple[str, torch.nn.Parameter]],
+        decisive: dict[str, Any],
+        state: Progress,
+        write: MetricsWriter,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.sources = sources
+        self.policy = policy
+        self.optimizer = optimizer
+        self.parameters = [parameter for _, parameter in trained]
+        self.decisive = decisive
+        self.state = state
+        self.write = write
+        self.device = device
+        self.started = time.perf_counter() - state.seconds
+        ends = [config.steps] if config.steps is not None else []
+        if config.epochs is not None:
+            ends.append(math.ceil(config.epochs * len(sources.training) / config.batch_size))
+        self.last_step = min(ends) if ends else None
+
+    def share(self) -> float:
+        """Part of the run that is done: of its steps or of its time, whichever is further."""
+        shares = [0.0]
+        if self.last_step is not None:
+            shares.append(self.state.step / self.last_step)
+        if self.config.minutes is not None:
+            shares.append((time.perf_counter() - self.started) / (60.0 * self.config.minutes))
+        return max(shares)
+
+    def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
+        """Run the steps that are left; return the last validation."""
+        config, state = self.config, self.state
+        sampler = WindowSampler(len(self.sources.training), config.batch_size, config.seed, state.sampler)
+        saved = state.step
+        with BatchLoader(
+            self.sources.training,
+            self.sources.cache,
+            self.sources.table,
+            sampler,
+            shift=config.augmentation,
+            step=state.step,
+        ) as loader:
+            share = self.share()
+            while share < 1.0:
+                batch, state.sampler = loader.next()
+                loss, learning_rate = self.step(batch.to(self.device), share)
+                share = self.share()
+                if on_step is not None:
+                    on_step(StepReport(state.step, min(share, 1.0), loss, learning_rate, state.seconds))
+                if share < 1.0 and _is_due(config.validate_every, state.step):
+                    self.validate()
+                if _is_due(config.save_every, state.step):
+                    self.save()
+                    saved = state.step
+        validation = self.validate()
+        state.seconds = time.perf_counter() - self.started
+        if saved != state.step:
+            self.save()
+        return validation
+
+    def step(self, batch: TensorBatch, share: float) -> tuple[float, float]:
+        """One optimizer step; returns loss and learning rate."""
+        config, state = self.config, self.state
+        before = time.perf_counter()
+        factor = learning_rate_factor(config.schedule, step=state.step, warmup_steps=config.warmup_steps, progress=share)
+        learning_rate = config.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.policy.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        pose, gripper_logit = window_forward(self.policy, batch)
+        parts = policy_loss(
+            pose,
+            gripper_logit,
+            batch.actions,
+            batch.action_mask,
+            kind=config.loss,
+            gripper_weight=config.gripper_weight,
+        )
+        parts.total.backward()
+        norm = clip_grad_norm_(self.parameters, config.gradient_clip)
+        self.optimizer.step()
+        loss = float(parts.total.detach())
+        state.step += 1
+        now = time.perf_counter()
+        state.seconds = now - self.started
+        if len(state.first_losses) < NUM_AVERAGED_STEPS:
+            state.first_losses.append(loss)
+        state.last_losses = [*state.last_losses, loss][-NUM_AVERAGED_STEPS:]
+        self.write(
+            state.step,
+            {
+                "loss": loss,
+                "pose_loss": float(parts.pose),
+                "gripper_loss": float(parts.gripper),
+                "gripper_accuracy": float(parts.gripper_accuracy),
+                "learning_rate": learning_rate,
+                "gradient_norm": float(norm),
+                "frames_per_second": batch.num_frames / (now - before),
+            },
+        )
+        return loss, learning_rate
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Measure the held-out windows; an empty dict when there are none."""
+        index = self.sources.held_out
+        if not len(index):
+            return {}
+        chosen = index.spread(self.config.validation_windows)
+        sums = dict.fromkeys(("loss", "pose_loss", "gripper_loss", "gripper_accuracy"), 0.0)
+        num_actions = 0
+        self.policy.eval()
+        for first in range(0, len(chosen), self.config.batch_size):
+            numbers = chosen[first : first + self.config.batch_size]
+            batch = batch_tensors(index, self.sources.cache, self.sources.table, numbers).to(self.device)
+            pose, gripper_logit = window_forward(self.policy, batch)
+            parts = policy_loss(
+                pose,
+                gripper_logit,
+                batch.actions,
+                batch.action_mask,
+                kind=self.config.loss,
+                gripper_weight=self.config.gripper_weight,
+            )
+            count = int(batch.action_mask.sum())  # batches weigh by what they hold, so their size does not matter
+            num_actions += count
+            for name, value in zip(sums, (parts.total, parts.pose, parts.gripper, parts.gripper_accuracy), strict=True):
+                sums[name] += float(value) * count
+        values = {f"validation_{name}": value / num_actions for name, value in sums.items()}
+        self.write(self.state.step, values)
+        return values
+
+    def save(self) -> None:
+        save_state(
+            self.config.output / _STATE_FOLDER,
+            self.policy,
+            self.optimizer,
+            self.state,
+            self.decisive,
+            keep=self.config.keep_states,
+        )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            explain("device", got=repr(name), expected="cpu, cuda or cuda:N", remedy="Choose one of these.")
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            explain("device", got=repr(name), expected="a CUDA GPU that PyTorch can use", remedy="Pass --device cpu.")
+        )
+    return device
+
+
+@contextmanager
+def _torch_settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch and set its threads for the run alone: the caller's settings come back at the end."""
+    num_threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
+
+
+def _resume(
+    config: TrainConfig, policy: RoboFlamingo, optimizer: torch.optim.Optimizer, decisive: dict[str, Any]
+) -> Progress:
+    folder = config.output / _STATE_FOLDER
+    if not config.resume:
+        remove_states(folder)
+        shutil.rmtree(config.output / "tensorboard", ignore_errors=True)
+    path = latest_state(folder)
+    if path is None:
+        return Progress()
+    progress = read_document(path, decisive)
+    load_state(path, policy, optimizer)
+    return progress
+
+
+def _metadata(config: TrainConfig, sources: TrainingData, result: TrainResult) -> dict[str, Any]:
+    segments = sources.training.segments
+    return {
+        "rfedge_version": rfedge.__version__,
+        "torch_version": torch.__version__,
+        "training": config.model_dump(mode="json", exclude={"policy", "output", "cache", "resume"}),
+        "dataset": {
+            "frames_sha256": sources.cache.content_sha256,
+            "num_segments": len(segments),
+            "num_frames": len(sources.cache.numbers),
+            "tasks": sorted({segment.task for segment in segments}),
+        },
+        "result": {
+            "steps": result.steps,
+            "epochs": result.epochs,
+            "seconds": result.seconds,
+            "first_loss": result.first_loss,
+            "last_loss": result.last_loss,
+            "num_averaged_steps": result.num_averaged,
+            "validation_loss": result.validation_loss,
+            "validation_gripper_accuracy": result.validation_gripper_accuracy,
+        },
+    }
+
+
+def _is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

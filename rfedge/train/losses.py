@@ -1,0 +1,70 @@
+"""Behaviour cloning: a regression on the pose plus a weighted cross-entropy on the gripper, over recorded actions only.
+
+Source: RoboFlamingo section 4.4; its paper writes MSE, its released code a Huber loss with delta 1. Both are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from rfedge.messages import POSE_SIZE
+from rfedge.train.config import LossKind
+
+__all__ = ["LossParts", "policy_loss"]
+
+# B = windows, W = frames, K = chunk
+
+
+@dataclass(frozen=True, slots=True)
+class LossParts:
+    """Scalars of one batch.
+
+    Attributes:
+        total: pose + weight * gripper; the only one with a gradient.
+        pose: masked mean of the regression loss, normalised units squared.
+        gripper: masked mean of the cross-entropy, nats.
+        gripper_accuracy: share of recorded actions whose gripper command is right at the threshold of 0.
+    """
+
+    total: torch.Tensor
+    pose: torch.Tensor
+    gripper: torch.Tensor
+    gripper_accuracy: torch.Tensor
+
+
+def policy_loss(
+    pose: torch.Tensor,
+    gripper_logit: torch.Tensor,
+    actions: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    kind: LossKind,
+    gripper_weight: float,
+) -> LossParts:
+    """Compare predictions with labels where `mask` is true.
+
+    Args:
+        pose: float (B, W, K, 6) in [-1, 1].
+        gripper_logit: float (B, W, K); positive means open.
+        actions: float (B, W, K, 7), gripper -1 or 1.
+        mask: bool (B, W, K), true on at least one recorded action.
+        kind: "huber" (delta 1) or "mse".
+        gripper_weight: factor of the gripper term.
+    """
+    regression = functional.huber_loss if kind == "huber" else functional.mse_loss
+    is_open = (actions[..., POSE_SIZE] > 0).to(gripper_logit.dtype)
+    weight = mask.to(pose.dtype)
+    count = weight.sum()
+    pose_loss = (regression(pose, actions[..., :POSE_SIZE], reduction="none").mean(dim=-1) * weight).sum() / count
+    entropy = functional.binary_cross_entropy_with_logits(gripper_logit, is_open, reduction="none")
+    gripper_loss = (entropy * weight).sum() / count
+    right = ((gripper_logit > 0) == (is_open > 0)).to(pose.dtype)
+    return LossParts(
+        total=pose_loss + gripper_weight * gripper_loss,
+        pose=pose_loss.detach(),
+        gripper=gripper_loss.detach(),
+        gripper_accuracy=(right * weight).sum() / count,
+    )

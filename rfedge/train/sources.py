@@ -1,0 +1,72 @@
+"""What a run starts from: the policy and its tokenizer, and the demonstrations cut into training and held-out windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rfedge.data.calvin import CalvinDataset
+from rfedge.data.frame_cache import FrameCache
+from rfedge.data.windows import WindowIndex, split_segments
+from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
+from rfedge.tokenizer import InstructionTokenizer
+from rfedge.train.batches import InstructionTable
+from rfedge.train.config import TrainConfig
+from rfedge.train.vocabulary import TABLETOP_WORDS
+
+__all__ = ["TrainingData", "open_training_data", "start_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The data of a run, cut and tokenized; `held_out` may be empty."""
+
+    cache: FrameCache
+    training: WindowIndex
+    held_out: WindowIndex
+    tokenizer: InstructionTokenizer
+    table: InstructionTable
+
+
+def start_policy(config: TrainConfig) -> tuple[RoboFlamingo, InstructionTokenizer | None]:
+    """Return random weights drawn from the seed and no tokenizer yet, or those of the initial checkpoint.
+
+    Raises:
+        ArtifactError: the initial checkpoint is damaged.
+    """
+    if config.initial_checkpoint is None:
+        return build_policy(config.policy, config.seed), None
+    loaded = load_checkpoint(config.initial_checkpoint)
+    policy = RoboFlamingo(config.policy)  # window and stride may differ from the checkpoint's: no weight depends on them
+    policy.load_state_dict(loaded.policy.state_dict())
+    return policy, loaded.tokenizer
+
+
+def open_training_data(
+    config: TrainConfig, tokenizer: InstructionTokenizer | None, progress: Callable[[str, int, int], None] | None
+) -> TrainingData:
+    """Open the dataset and its frame cache; without a tokenizer, learn one from its instructions and general words.
+
+    Raises:
+        DatasetError: the demonstrations are missing or damaged.
+        ContractError: an instruction has more tokens than the policy reads.
+    """
+    dataset = CalvinDataset.open(config.data)
+    on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
+    cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
+    training, held_out = (
+        WindowIndex(
+            dataset.segments,
+            chosen,
+            window=config.policy.window,
+            frame_stride=config.policy.frame_stride,
+            chunk_size=config.policy.chunk_size,
+        )
+        for chosen in split_segments(dataset, config.validation_fraction, config.seed)
+    )
+    if tokenizer is None:
+        decoder = config.policy.decoder
+        tokenizer = InstructionTokenizer.from_corpus(
+            (*dataset.instructions, *TABLETOP_WORDS), vocab_size=decoder.vocab_size, text_length=decoder.text_length
+        )
+    return TrainingData(cache, training, held_out, tokenizer, InstructionTable(tokenizer, training))

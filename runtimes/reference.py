@@ -1,0 +1,97 @@
+"""The policy in PyTorch, straight from its checkpoint: the truth the other backends are compared with.
+
+The only module here that imports torch, and only when a checkpoint is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rfedge.contract import GraphContract, policy_contract
+from rfedge.model import load_checkpoint
+from rfedge.runtimes.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
+from rfedge.runtimes.text import InstructionEncoder
+
+__all__ = ["TorchRunner", "open_checkpoint"]
+
+Array = npt.NDArray[Any]
+Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+
+
+class TorchRunner(GraphRunner):
+    """Calls one half of a PyTorch policy, eager and in fp32, under the same contract as an exported graph.
+
+    Args:
+        stage: which half.
+        contract: its inputs, passed to `forward` by position in contract order, and its outputs.
+        forward: the bound method of the policy.
+        check_inputs: compare every input with the contract on each call.
+    """
+
+    def __init__(self, stage: Stage, contract: GraphContract, forward: Forward, *, check_inputs: bool = True) -> None:
+        super().__init__(stage, contract, check_inputs=check_inputs)
+        self._forward = forward
+
+    def effective_settings(self) -> dict[str, str]:
+        """Threads are a setting of the whole process in PyTorch."""
+        return {"providers": "torch eager cpu", "threads": str(torch.get_num_threads())}
+
+    def _activate(self) -> None:
+        """Nothing to load: the checkpoint is open already."""
+
+    def _deactivate(self) -> None:
+        """Nothing to free before the policy itself goes."""
+
+    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        tensors = [_to_tensor(inputs[spec.name]) for spec in self.contract.inputs]
+        with torch.inference_mode():
+            outputs = self._forward(*tensors)
+        if isinstance(outputs, torch.Tensor):
+            outputs = (outputs,)
+        return {
+            spec.name: output.numpy().astype(spec.dtype, copy=True)
+            for spec, output in zip(self.contract.outputs, outputs, strict=True)
+        }
+
+
+def _to_tensor(array: Array) -> torch.Tensor:
+    # torch has no read-only tensors and warns about such arrays (cached text, frames from a message).
+    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+
+
+def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
+    """Open a checkpoint for PyTorch on the CPU.
+
+    `settings.threads` is set for the whole process, because PyTorch has one pool; 0 leaves it as it is.
+
+    Raises:
+        ArtifactError: the checkpoint is missing, incomplete or altered.
+    """
+    checkpoint = load_checkpoint(path)
+    policy = checkpoint.policy.eval()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    contract = policy_contract(checkpoint.config)
+
+    def embed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(policy.embed_text(torch.from_numpy(ids[None]))[0].numpy(), dtype=np.float32)
+
+    return PolicyParts(
+        source=path,
+        backend="torch",
+        config=checkpoint.config,
+        contract=contract,
+        backbone=TorchRunner("backbone", contract.backbone, policy.backbone, check_inputs=settings.check_inputs),
+        head=TorchRunner("head", contract.head, policy.head, check_inputs=settings.check_inputs),
+        encoder=InstructionEncoder(checkpoint.tokenizer, embed),
+        precision="fp32",
+        size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        block_precisions={"policy": "fp32"},
+    )

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from rfedge.errors import ConfigError, ContractError
+from rfedge.messages import Observation
+from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper, drive, make_controller
+from rfedge.runtimes.control import StepReport, guard_action
+
+FRAME = Observation(static=np.zeros((200, 200, 3), dtype=np.uint8), gripper=np.zeros((84, 84, 3), dtype=np.uint8))
+
+
+class CountingPolicy:
+    """Action j of inference i is full of (10 i + j) / 100."""
+
+    def __init__(self, chunk_size: int = 4, frame_stride: int = 1) -> None:
+        self.chunk_size = chunk_size
+        self.frame_stride = frame_stride
+        self.instructions: list[str] = []
+        self.num_calls = 0
+
+    def reset(self, instruction: str) -> None:
+        self.instructions.append(instruction)
+        self.num_calls = 0
+
+    def act(self, observation: Observation) -> PolicyStep:
+        assert observation is FRAME
+        values = (10 * self.num_calls + np.arange(self.chunk_size)) / 100
+        self.num_calls += 1
+        return PolicyStep(actions=np.repeat(values[:, None], 7, axis=1).astype(np.float32), timings_ms={"total": 1.0})
+
+
+class Robot:
+    def __init__(self) -> None:
+        self.actions: list[np.ndarray] = []
+        self.num_frames = 0
+
+    def observe(self) -> Observation:
+        self.num_frames += 1
+        return FRAME
+
+    def advance(self, action: np.ndarray) -> None:
+        self.actions.append(action)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.time_s = 100.0
+        self.sleeps_s: list[float] = []
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def sleep_s(self, seconds: float) -> None:
+        self.sleeps_s.append(seconds)
+        self.time_s += seconds
+
+
+def _played(mode: str, execute_steps: int | None, policy: CountingPolicy, num_steps: int = 8) -> tuple[list[int], int, int]:
+    robot = Robot()
+    result = drive(make_controller(policy, mode, execute_steps), robot, "go", max_steps=num_steps)
+    assert result.num_steps == num_steps == len(robot.actions)
+    assert result.timings_ms == {"total": [1.0] * result.num_inferences}
+    return [round(float(action[0]) * 100) for action in robot.actions], result.num_inferences, robot.num_frames
+
+
+@pytest.mark.parametrize(
+    ("mode", "execute_steps", "actions", "inferences"),
+    [
+        ("closed-loop", None, [0, 10, 20, 30, 40, 50, 60, 70], 8),
+        ("closed-loop", 1, [0, 10, 20, 30, 40, 50, 60, 70], 8),
+        ("open-loop", 1, [0, 10, 20, 30, 40, 50, 60, 70], 8),
+        ("open-loop", 3, [0, 1, 2, 10, 11, 12, 20, 21], 3),
+        ("open-loop", None, [0, 1, 2, 3, 10, 11, 12, 13], 2),
+    ],
+)
+def test_modes_play_the_chunks(mode: str, execute_steps: int | None, actions: list[int], inferences: int) -> None:
+    # Frames are taken for inferences alone: open loop does not render what nobody looks at.
+    assert _played(mode, execute_steps, CountingPolicy()) == (actions, inferences, inferences)
+
+
+def test_reset_drops_the_rest_of_the_chunk() -> None:
+    policy = CountingPolicy()
+    controller = OpenLoop(policy, 4)
+    controller.reset("one")
+    controller.control(FRAME)
+    assert not controller.needs_observation
+    controller.reset("two")
+    assert controller.needs_observation
+    assert policy.instructions == ["one", "two"]
+    assert controller.control(FRAME).action[0] == 0.0
+
+
+@pytest.mark.parametrize("execute_steps", [0, -1, 5, 9])
+def test_execute_steps_must_fit_the_chunk(execute_steps: int) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_controller(CountingPolicy(), "open-loop", execute_steps)
+    assert str(error.value) == (
+        f"execute_steps: got {execute_steps}, expected 1 to 4 (chunk_size). "
+        "Choose --execute-steps in that range, or a policy trained with a longer chunk."
+    )
+
+
+def test_modes_are_spelled_out() -> None:
+    with pytest.raises(ConfigError) as error:
+        make_controller(CountingPolicy(), "openloop", 2)
+    assert str(error.value) == (
+        "mode: got 'openloop', expected one of closed-loop, open-loop (did you mean 'open-loop'?). "
+        "Choose one of these names."
+    )
+    with pytest.raises(ConfigError, match="execute_steps: got 2, expected 1 in closed-loop mode"):
+        make_controller(CountingPolicy(), "closed-loop", 2)
+
+
+@pytest.mark.parametrize(
+    ("frame_stride", "execute_steps", "text"),
+    [
+        (1, 1, None),
+        (3, 3, None),
+        (1, 2, "the RoboFlamingo paper reports a loss in success for this (Fig. 3c)."),
+        (3, 2, "execute_steps is 2 but the policy was trained on frames 3 control steps apart"),
+        (3, 1, "execute_steps is 1 but the policy was trained on frames 3 control steps apart"),
+    ],
+)
+def test_another_time_base_is_one_plain_warning(
+    caplog: pytest.LogCaptureFixture, frame_stride: int, execute_steps: int, text: str | None
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        policy = CountingPolicy(frame_stride=frame_stride)
+        if execute_steps == 1:
+            ClosedLoop(policy)
+        OpenLoop(policy, execute_steps) if execute_steps > 1 else None
+    if text is None:
+        assert not caplog.messages
+    else:
+        assert len(caplog.messages) == 1
+        assert text in caplog.messages[0]
+
+
+def test_drive_stops_at_success_and_reports() -> None:
+    robot, steps = Robot(), list[StepReport]()
+    result = drive(
+        OpenLoop(CountingPolicy(), 4),
+        robot,
+        "go",
+        max_steps=50,
+        success=lambda: len(robot.actions) == 6,
+        on_step=steps.append,
+        observe_every_step=True,
+        seed=7,
+    )
+    assert (result.success, result.num_steps, result.num_inferences, result.seed) == (True, 6, 2, 7)
+    assert result.actions.shape == (6, 7)
+    assert result.actions.dtype == np.float32
+    assert [step.index for step in steps] == list(range(6))
+    assert robot.num_frames == 6
+    assert robot.actions[0].dtype == np.float64
+
+
+def test_success_is_false_when_time_is_up_and_none_without_a_judge() -> None:
+    assert drive(ClosedLoop(CountingPolicy()), Robot(), "go", max_steps=3, success=lambda: False).success is False
+    assert drive(ClosedLoop(CountingPolicy()), Robot(), "go", max_steps=3).success is None
+
+
+def test_actions_are_guarded_before_they_reach_the_robot() -> None:
+    np.testing.assert_array_equal(
+        guard_action(np.array([2, -3, 0.5, 0, 0, 0, 0.2])), np.array([1, -1, 0.5, 0, 0, 0, 1], dtype=np.float32)
+    )
+    with pytest.raises(ContractError, match=r"action: got shape \(6,\), expected \(7,\)"):
+        guard_action(np.zeros(6))
+
+    class Broken(CountingPolicy):
+        def act(self, observation: Observation) -> PolicyStep:
+            return PolicyStep(actions=np.full((4, 7), np.nan, dtype=np.float32), timings_ms={})
+
+    robot = Robot()
+    with pytest.raises(ContractError) as error:
+        drive(ClosedLoop(Broken()), robot, "go", max_steps=3)
+    assert str(error.value) == ("action: got NaN or Inf, expected finite values. The robot was not moved; check the policy.")
+    assert robot.actions == []
+
+
+def test_rate_keeper_does_not_drift() -> None:
+    clock = FakeClock()
+    keeper = RateKeeper(10.0, clock)
+    lags_s = []
+    for work_s in (0.0, 0.03, 0.06, 0.09, 0.02):
+        clock.time_s += work_s
+        lags_s.append(keeper.wait())
+    assert lags_s == [0.0] * 5
+    assert clock.sleeps_s == pytest.approx([0.07, 0.04, 0.01, 0.08])
+    assert clock.time_s == pytest.approx(100.4)
+
+
+def test_a_late_step_is_told_and_its_grid_kept() -> None:
+    clock = FakeClock()
+    keeper = RateKeeper(10.0, clock)
+    keeper.wait()  # deadlines at 100.1, 100.2, ...
+    clock.time_s += 0.13
+    assert keeper.wait() == pytest.approx(0.03)
+    assert keeper.wait() == 0.0
+    assert clock.time_s == pytest.approx(100.2)
+    clock.time_s += 0.35  # the deadlines 100.3, 100.4 and 100.5 have passed: one late step, two left out
+    assert keeper.wait() == pytest.approx(0.25)
+    assert (keeper.num_late, keeper.num_skipped) == (2, 2)
+    keeper.wait()
+    assert clock.time_s == pytest.approx(100.6)
+    with pytest.raises(ConfigError, match="rate_hz: got 0.0, expected a positive number"):
+        RateKeeper(0.0)
+
+
+def test_lag_reaches_the_result() -> None:
+    clock = FakeClock()
+
+    class SlowRobot(Robot):
+        def advance(self, action: np.ndarray) -> None:
+            super().advance(action)
+            clock.time_s += 0.15 if len(self.actions) == 2 else 0.05
+
+    keeper = RateKeeper(10.0, clock)
+    result = drive(ClosedLoop(CountingPolicy()), SlowRobot(), "go", max_steps=5, rate_keeper=keeper)
+    assert (result.num_late, result.num_skipped) == (1, 0)
+    assert result.max_lag_s == pytest.approx(0.05)

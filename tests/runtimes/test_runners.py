@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from rfedge.bundle import PrecisionRecord
+from rfedge.contract import GraphContract, TensorSpec
+from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, ContractError
+from rfedge.int8_kernels import DISABLED_OPTIMIZERS
+from rfedge.runtimes import RuntimeSettings, registry
+from rfedge.runtimes.ort import OrtRunner, effective_precision, open_bundle
+from rfedge.runtimes.registry import open_parts
+from tests.runtimes.handmade_bundle import Oracle, write_handmade_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Oracle]:
+    path = tmp_path_factory.mktemp("bundles") / "fp32"
+    return path, write_handmade_bundle(path)
+
+
+def test_importing_the_package_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, rfedge.runtimes\n"
+        "heavy = {'torch', 'tensorrt', 'mujoco', 'onnxruntime', 'onnx', 'rich', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_running_a_bundle_does_not_import_torch(bundle: tuple[Path, Oracle]) -> None:
+    code = (
+        "import sys; from rfedge.runtimes import EdgePolicy\n"
+        f"EdgePolicy.load({str(bundle[0])!r}).reset('open the drawer')\n"
+        "assert 'torch' not in sys.modules and 'onnx' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("spinning", ["always", "within-call", "never"])
+def test_backbone_equals_its_oracle(bundle: tuple[Path, Oracle], spinning: str) -> None:
+    path, oracle = bundle
+    parts = open_bundle(path, RuntimeSettings(threads=1, spinning=spinning))
+    inputs = parts.contract.backbone.sample_inputs(np.random.default_rng(0))
+    inputs["text_mask"][0, 5:] = False
+    with parts.backbone as runner:
+        first, second = runner.infer(inputs)["feature"], runner.infer(inputs)["feature"]
+    np.testing.assert_allclose(first, oracle.backbone(**inputs), atol=1e-5)
+    np.testing.assert_array_equal(first, second)
+    assert first is not second
+    assert not np.shares_memory(first, second), "a later call would write into a caller's array"
+
+
+def test_inputs_may_be_read_only_and_strided(bundle: tuple[Path, Oracle]) -> None:
+    parts = open_bundle(bundle[0], RuntimeSettings(threads=1))
+    inputs = parts.contract.backbone.sample_inputs(np.random.default_rng(0))
+    flipped = {**inputs, "image_static": inputs["image_static"][:, ::-1]}
+    inputs["image_static"] = inputs["image_static"][:, ::-1].copy()
+    inputs["image_static"].flags.writeable = False
+    with parts.backbone as runner:
+        np.testing.assert_array_equal(runner.infer(inputs)["feature"], runner.infer(flipped)["feature"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        (
+            "image_static",
+            lambda array: array[:, :100],
+            (
+                "tensor 'image_static': got shape (1, 100, 200, 3), expected shape (1, 200, 200, 3) "
+                "(batch, row, column, rgb). Give it the shape named in the bundle's manifest."
+            ),
+        ),
+        (
+            "image_gripper",
+            lambda array: array.astype(np.float32),
+            "tensor 'image_gripper': got dtype float32, expected dtype uint8. Cast it before the call.",
+        ),
+        (
+            "text_embedding",
+            lambda array: array * np.nan,
+            "tensor 'text_embedding': got NaN or Inf, expected finite values. Drop this step's input.",
+        ),
+    ],
+)
+def test_inputs_are_held_to_the_contract(bundle: tuple[Path, Oracle], name: str, change, text: str) -> None:  # type: ignore[no-untyped-def]
+    parts = open_bundle(bundle[0], RuntimeSettings(threads=1))
+    inputs = parts.contract.backbone.sample_inputs(np.random.default_rng(0))
+    with parts.backbone as runner, pytest.raises(ContractError) as error:
+        runner.infer({**inputs, name: change(inputs[name])})
+    assert str(error.value) == text
+
+
+def test_a_missing_input_is_named(bundle: tuple[Path, Oracle]) -> None:
+    parts = open_bundle(bundle[0], RuntimeSettings(threads=1))
+    with parts.head as runner, pytest.raises(ContractError) as error:
+        runner.infer({"features": np.zeros((1, 1, 64), dtype=np.float32)})
+    assert str(error.value) == (
+        "head inputs: got ['features'], expected ['c', 'features', 'h']. Pass exactly these tensors."
+    )
+
+
+def test_input_checks_can_be_switched_off_but_output_checks_stay(bundle: tuple[Path, Oracle]) -> None:
+    parts = open_bundle(bundle[0], RuntimeSettings(threads=1, check_inputs=False))
+    inputs = parts.contract.backbone.sample_inputs(np.random.default_rng(0))
+    inputs["text_embedding"][0, 0, 0] = np.nan
+    with parts.backbone as runner, pytest.raises(ContractError, match=r"backbone output 'feature': got NaN or Inf"):
+        runner.infer(inputs)
+
+
+def test_an_inactive_runner_is_a_bug_of_the_caller(bundle: tuple[Path, Oracle]) -> None:
+    parts = open_bundle(bundle[0], RuntimeSettings(threads=1))
+    with pytest.raises(RuntimeError, match=r"OrtRunner of the head is not active; call activate\(\) first"):
+        parts.head.infer({})
+    assert parts.head.effective_settings() == {}
+    with parts.head:
+        assert parts.head.effective_settings()["providers"] == "CPUExecutionProvider"
+    parts.head.deactivate()  # a second time does nothing
+
+
+def test_a_provider_that_is_not_here_is_refused(bundle: tuple[Path, Oracle]) -> None:
+    parts = open_bundle(bundle[0], RuntimeSettings(providers=("TensorrtExecutionProvider",)))
+    with pytest.raises(BackendUnavailableError, match=r"execution provider: got TensorrtExecutionProvider, expected one of"):
+        parts.backbone.activate()
+
+
+def test_a_graph_of_another_contract_is_refused(bundle: tuple[Path, Oracle]) -> None:
+    parts = open_bundle(bundle[0], RuntimeSettings())
+    runner = OrtRunner("head", bundle[0] / "backbone.onnx", parts.contract.head)
+    with pytest.raises(
+        ArtifactError, match=r"graph backbone.onnx inputs: got \['image_gripper'.* expected \['c', 'features'"
+    ):
+        runner.activate()
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, bundle: tuple[Path, Oracle]) -> None:
+    broken = tmp_path / "head.onnx"
+    broken.write_bytes(b"no graph")
+    runner = OrtRunner("head", broken, open_bundle(bundle[0], RuntimeSettings()).contract.head)
+    with pytest.raises(ArtifactError, match=r"graph head.onnx: got onnxruntime error"):
+        runner.activate()
+
+
+def _count_operators(path: Path) -> dict[str, int]:
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    return {name: nodes.count(name) for name in nodes}
+
+
+def test_the_fusion_that_breaks_int8_products_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MatMul + Add becomes Gemm unless the optimizer is disabled: the option must reach onnxruntime."""
+    spec_in = TensorSpec(name="x", dtype="float32", shape=(4, 8), axes=("row", "column"))
+    spec_out = TensorSpec(name="y", dtype="float32", shape=(4, 8), axes=("row", "column"))
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Add", ["xw", "b"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (4, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 8))],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(weight[0], "b")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "linear.onnx")
+    session_options = OrtRunner._session_options
+    for name, disabled in (("with.onnx", ()), ("without.onnx", DISABLED_OPTIMIZERS)):
+
+        def options(runner: OrtRunner, name: str = name) -> ort.SessionOptions:
+            made = session_options(runner)
+            made.optimized_model_filepath = str(tmp_path / name)
+            return made
+
+        monkeypatch.setattr(OrtRunner, "_session_options", options)
+        settings = RuntimeSettings(optimization="extended")
+        contract = GraphContract(inputs=(spec_in,), outputs=(spec_out,))
+        OrtRunner("backbone", tmp_path / "linear.onnx", contract, settings, disabled_optimizers=disabled).activate()
+    assert _count_operators(tmp_path / "with.onnx") == {"Gemm": 1}
+    assert _count_operators(tmp_path / "without.onnx") == {"MatMul": 1, "Add": 1}
+
+
+@pytest.mark.parametrize(
+    ("requested", "blocks", "name", "backbone_disables", "head_disables"),
+    [
+        ("fp32", {"vision": "fp32", "head": "fp32"}, "fp32", "", ""),
+        ("int8", {"vision.blocks.0": "int8 (3 of 4 products)", "head": "fp32"}, "int8", ",".join(DISABLED_OPTIMIZERS), ""),
+        ("int8", {"vision": "fp32", "head": "int8"}, "int8", "", ",".join(DISABLED_OPTIMIZERS)),
+        ("int8", {"vision": "fp32", "head": "fp32"}, "fp32", "", ""),
+    ],
+)
+def test_optimizers_and_name_follow_the_effective_precision(
+    tmp_path: Path, requested: str, blocks: dict[str, str], name: str, backbone_disables: str, head_disables: str
+) -> None:
+    write_handmade_bundle(tmp_path / "b", requested=requested, blocks=blocks)
+    parts = open_bundle(tmp_path / "b", RuntimeSettings(threads=1))
+    assert parts.precision == name == effective_precision(PrecisionRecord(requested=requested, blocks=blocks))
+    with parts.backbone, parts.head:
+        assert parts.backbone.effective_settings()["disabled_optimizers"] == backbone_disables
+        assert parts.head.effective_settings()["disabled_optimizers"] == head_disables
+
+
+def test_settings_refuse_unknown_names() -> None:
+    with pytest.raises(ConfigError) as error:
+        RuntimeSettings(spinning="nevr")
+    assert str(error.value) == (
+        "spinning: got 'nevr', expected one of always, within-call, never (did you mean 'never'?). "
+        "Choose one of these names."
+    )
+    with pytest.raises(ConfigError, match="threads: got -1"):
+        RuntimeSettings(threads=-1)
+    with pytest.raises(ConfigError, match="providers: got none"):
+        RuntimeSettings(providers=())
+
+
+def test_unknown_and_missing_backends_explain_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError) as error:
+        open_parts("onnxruntme", tmp_path, RuntimeSettings())
+    assert str(error.value) == (
+        "backend: got 'onnxruntme', expected one of onnxruntime, torch (did you mean 'onnxruntime'?). "
+        "Choose one of these names."
+    )
+    monkeypatch.setitem(registry._BACKENDS, "torch", ("not_a_library.at_all", "open", "Install it: pip install it."))
+    with pytest.raises(BackendUnavailableError) as missing:
+        open_parts("torch", tmp_path, RuntimeSettings())
+    assert str(missing.value) == (
+        "backend 'torch': got no module 'not_a_library', expected an installed library. Install it: pip install it."
+    )

@@ -1,0 +1,231 @@
+"""A run learns, stops when told, goes on bit for bit after a kill, and ends in a checkpoint that loads."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rfedge.config import preset
+from rfedge.data import CalvinDataset, FrameCache, WindowIndex
+from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, DatasetError
+from rfedge.model import build_policy, load_checkpoint
+from rfedge.tokenizer import InstructionTokenizer
+from rfedge.train import StepReport, TrainConfig, train_config, train_policy
+from rfedge.train.batches import InstructionTable, batch_tensors, window_forward
+from rfedge.train.losses import policy_loss
+
+Configure = Callable[..., TrainConfig]
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_after(step: int) -> Callable[[StepReport], None]:
+    def on_step(report: StepReport) -> None:
+        if report.step == step:
+            raise KilledError
+
+    return on_step
+
+
+def rows(output: Path, *, ignore: str = "frames_per_second") -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without the one number that is a time."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != ignore} for line in lines]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "checkpoint" / "model.safetensors")
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    first, second = weights(left), weights(right)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+def test_only_real_frames_run_and_the_outcome_is_the_models_own(demonstrations: Path, stride: int) -> None:
+    dataset = CalvinDataset.open(demonstrations)
+    config = preset("tiny").model_copy(update={"window": 4, "frame_stride": stride, "chunk_size": stride})
+    index = WindowIndex(dataset.segments, window=4, frame_stride=stride, chunk_size=stride)
+    tokenizer = InstructionTokenizer.from_corpus(
+        dataset.instructions, vocab_size=400, text_length=config.decoder.text_length
+    )
+    batch = batch_tensors(index, FrameCache.open(dataset), InstructionTable(tokenizer, index), [0, 8, 9, 35])
+    assert batch.num_frames < batch.frame_mask.numel()
+    policy = build_policy(config, seed=0).eval()
+    with torch.no_grad():
+        pose, logit = window_forward(policy, batch)
+        whole_pose, whole_logit = policy.forward_window(
+            batch.image_static, batch.image_gripper, batch.token_ids, batch.text_mask
+        )
+    real = batch.frame_mask
+    torch.testing.assert_close(pose[real], whole_pose[real], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logit[real], whole_logit[real], atol=1e-5, rtol=1e-4)
+
+
+def test_what_fills_a_window_does_not_reach_the_gradient(demonstrations: Path) -> None:
+    dataset = CalvinDataset.open(demonstrations)
+    index = WindowIndex(dataset.segments, window=4)
+    tokenizer = InstructionTokenizer.from_corpus(dataset.instructions, vocab_size=400, text_length=16)
+    batch = batch_tensors(index, FrameCache.open(dataset), InstructionTable(tokenizer, index), [8])
+    gradients = []
+    for fill in (0, 255):
+        policy = build_policy(preset("tiny"), seed=0).eval()
+        batch.image_static[~batch.frame_mask] = fill
+        batch.actions[~batch.action_mask] = float(fill)
+        pose, logit = window_forward(policy, batch)
+        parts = policy_loss(pose, logit, batch.actions, batch.action_mask, kind="huber", gripper_weight=0.05)
+        parts.total.backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_straight_equals_killed_and_resumed(configure: Configure, tmp_path: Path) -> None:
+    whole = train_policy(configure(tmp_path / "whole"))
+    parts = configure(tmp_path / "parts", save_every=3)
+    with pytest.raises(KilledError):
+        train_policy(parts, on_step=kill_after(5))  # two steps beyond the state at 3: they are lost and done again
+    result = train_policy(parts)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    for name in ("first_loss", "last_loss", "num_averaged", "validation_loss", "steps", "epochs"):
+        assert getattr(result, name) == getattr(whole, name), name
+
+
+def test_another_seed_gives_other_weights(configure: Configure, tmp_path: Path) -> None:
+    train_policy(configure(tmp_path / "a", steps=1))
+    train_policy(configure(tmp_path / "b", steps=1, seed=1))
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_training_leaves_the_callers_random_state_alone(configure: Configure, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    threads = torch.get_num_threads()
+    train_policy(configure(tmp_path / "a", steps=1, num_threads=2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_loss_falls_and_the_checkpoint_loads(configure: Configure, tmp_path: Path) -> None:
+    reports: list[StepReport] = []
+    result = train_policy(configure(tmp_path / "run", steps=40, learning_rate=1e-3), on_step=reports.append)
+    assert result.last_loss < result.first_loss
+    assert result.num_averaged == 20
+    assert [report.step for report in reports] == list(range(1, 41))
+    assert reports[-1].share == 1.0
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.metadata["result"]["last_loss"] == result.last_loss
+    assert checkpoint.metadata["dataset"]["tasks"] == ["close_drawer", "open_drawer"]
+    assert checkpoint.config.window == 4
+    checkpoint.tokenizer.encode("pull the drawer open")
+    pose_losses = [row["pose_loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert np.mean(pose_losses[-10:]) < 0.7 * np.mean(pose_losses[:10])
+    losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    assert np.mean(losses[:20]) == pytest.approx(result.first_loss)
+    assert np.mean(losses[-20:]) == pytest.approx(result.last_loss)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_jump_step_training(configure: Configure, tmp_path: Path) -> None:
+    result = train_policy(configure(tmp_path / "run", {"frame_stride": 5, "time_keeping": "carry"}, steps=2))
+    config = load_checkpoint(result.checkpoint).config
+    assert (config.frame_stride, config.chunk_size, config.time_keeping) == (5, 5, "carry")
+
+
+@pytest.mark.parametrize("scheme", ["paper", "head"])
+def test_frozen_parts_do_not_move(configure: Configure, tmp_path: Path, scheme: str) -> None:
+    config = configure(tmp_path / "run", steps=2, trainable=scheme, save_every=1)
+    train_policy(config)
+    policy = build_policy(config.policy, config.seed)
+    after = weights(tmp_path / "run")
+    for group, parameters in policy.parameter_groups().items():
+        moved = any(not torch.equal(parameter, after[name]) for name, parameter in parameters)
+        frozen = {"paper": ("vision", "decoder"), "head": ("vision", "decoder", "resampler", "cross_attention", "embedding")}
+        assert moved != (group in frozen[scheme]), group
+
+
+def test_minutes_end_a_run(configure: Configure, tmp_path: Path) -> None:
+    result = train_policy(configure(tmp_path / "run", steps=None, minutes=0.02))
+    assert result.steps >= 1
+    assert result.checkpoint.is_dir()
+    again = train_policy(configure(tmp_path / "run", steps=None, minutes=0.02))
+    assert again.steps == result.steps  # resumed parts count, so the time is over
+
+
+def test_epochs_end_a_run(configure: Configure, tmp_path: Path) -> None:
+    result = train_policy(configure(tmp_path / "run", steps=None, epochs=0.2, validation_fraction=0.0))
+    assert result.steps == 4  # 0.2 * 60 windows / 3
+    assert result.validation_loss is None
+
+
+def test_states_are_few_and_no_resume_starts_over(configure: Configure, tmp_path: Path) -> None:
+    train_policy(configure(tmp_path / "run", save_every=1, keep_states=2))
+    assert sorted(path.name for path in (tmp_path / "run" / "state").iterdir()) == ["step-0000005", "step-0000006"]
+    with pytest.raises(ConfigError, match=r"seed of the run in .*got 1, expected 0, with which it was started.*--no-resume"):
+        train_policy(configure(tmp_path / "run", seed=1))
+    result = train_policy(configure(tmp_path / "run", seed=1, resume=False, steps=2))
+    assert result.steps == 2
+    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [1, 2]
+
+
+def test_a_finished_run_can_be_made_longer(configure: Configure, tmp_path: Path) -> None:
+    train_policy(configure(tmp_path / "run", steps=2))
+    assert train_policy(configure(tmp_path / "run", steps=4)).steps == 4
+
+
+def test_other_frames_are_refused_on_resume(configure: Configure, tmp_path: Path, demonstrations: Path) -> None:
+    train_policy(configure(tmp_path / "run", steps=1))
+    shutil.copytree(demonstrations, tmp_path / "copy")
+    same = configure(tmp_path / "run", steps=2).model_copy(update={"data": tmp_path / "copy"})
+    assert train_policy(same).steps == 2  # a copy is the same data
+    folder = tmp_path / "copy" / "training"
+    shutil.copy(folder / "episode_0000001.npz", folder / "episode_0000000.npz")
+    with pytest.raises(ConfigError, match="frames of the run"):
+        train_policy(same)
+
+
+@pytest.mark.parametrize("name", ["parameters.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_state_is_named(configure: Configure, tmp_path: Path, name: str) -> None:
+    train_policy(configure(tmp_path / "run", steps=1))
+    path = tmp_path / "run" / "state" / "step-0000001" / name
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ArtifactError, match=r"training state .*step-0000001.*go on from the one before"):
+        train_policy(configure(tmp_path / "run", steps=2))
+
+
+def test_a_checkpoint_can_be_trained_further(configure: Configure, tmp_path: Path, demonstrations: Path) -> None:
+    first = train_policy(configure(tmp_path / "first", steps=1))
+    further = train_config(
+        str(first.checkpoint), data=demonstrations, output=tmp_path / "b", policy_changes={}, steps=1, learning_rate=1e-9
+    )
+    second = train_policy(further)
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "b")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert load_checkpoint(second.checkpoint).config == load_checkpoint(first.checkpoint).config
+    with pytest.raises(ConfigError, match="chunk_size: got 5, expected 1, that of"):
+        train_config(str(first.checkpoint), data=demonstrations, output=tmp_path / "c", policy_changes={"chunk_size": 5})
+
+
+def test_missing_data_and_devices(configure: Configure, tmp_path: Path) -> None:
+    config = configure(tmp_path / "run")
+    with pytest.raises(DatasetError, match="got no folder, expected a CALVIN dataset"):
+        train_policy(config.model_copy(update={"data": tmp_path / "nowhere"}))
+    with pytest.raises(ConfigError, match="device: got 'gpu', expected cpu, cuda or cuda:N"):
+        train_policy(config.model_copy(update={"device": "gpu"}))
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailableError, match="device: got 'cuda'"):
+            train_policy(config.model_copy(update={"device": "cuda"}))

@@ -1,0 +1,144 @@
+"""Loss, trainable groups, schedule, shifts and options, each against a value worked out by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rfedge.config import preset
+from rfedge.envs.tasks import INSTRUCTIONS
+from rfedge.errors import ConfigError
+from rfedge.model import build_policy
+from rfedge.train import train_config
+from rfedge.train.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, random_shift
+from rfedge.train.config import change_policy, recipe_for
+from rfedge.train.losses import policy_loss
+from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.sources import open_training_data
+from rfedge.train.trainable import freeze, optimizer_groups
+
+
+def test_loss_by_hand() -> None:
+    pose = torch.zeros(1, 2, 1, 6)
+    actions = torch.zeros(1, 2, 1, 7)
+    actions[0, 0, 0] = torch.tensor([0.6, 0, 0, 0, 0, 0, 1.0])
+    actions[0, 1, 0] = 99.0  # masked out: must not matter
+    logit = torch.zeros(1, 2, 1)
+    mask = torch.tensor([[[True], [False]]])
+    parts = policy_loss(pose, logit, actions, mask, kind="huber", gripper_weight=0.1)
+    assert float(parts.pose) == pytest.approx(0.5 * 0.36 / 6)
+    assert float(parts.gripper) == pytest.approx(math.log(2))
+    assert float(parts.total) == pytest.approx(0.03 + 0.1 * math.log(2))
+    assert float(policy_loss(pose, logit, actions, mask, kind="mse", gripper_weight=0.0).total) == pytest.approx(0.06)
+
+
+def test_gripper_accuracy_counts_recorded_actions_only() -> None:
+    actions = torch.ones(1, 1, 4, 7)
+    actions[..., 6] = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    logit = torch.tensor([[[2.0, -2.0, -2.0, 2.0]]])
+    mask = torch.tensor([[[True, True, True, False]]])
+    parts = policy_loss(torch.zeros(1, 1, 4, 6), logit, actions, mask, kind="mse", gripper_weight=1.0)
+    assert float(parts.gripper_accuracy) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "groups"),
+    [
+        ("paper", {"resampler", "cross_attention", "embedding", "head"}),
+        ("full", {"vision", "resampler", "cross_attention", "decoder", "embedding", "head"}),
+        ("head", {"head"}),
+    ],
+)
+def test_which_groups_learn(scheme: str, groups: set[str]) -> None:
+    policy = build_policy(preset("tiny"), seed=0)
+    trained = {name for name, _ in freeze(policy, scheme)}  # type: ignore[arg-type]
+    for group, parameters in policy.parameter_groups().items():
+        for name, parameter in parameters:
+            assert parameter.requires_grad == (name in trained) == (group in groups), name
+
+
+def test_only_matrices_of_the_gated_cross_attention_decay() -> None:
+    policy = build_policy(preset("tiny"), seed=0)
+    decayed, others = optimizer_groups(freeze(policy, "paper"), 0.1)
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
+    assert decayed["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0.0
+    assert all("cross_attention" in names[id(parameter)] for parameter in decayed["params"])
+    assert not any("gate" in names[id(parameter)] or "norm" in names[id(parameter)] for parameter in decayed["params"])
+    assert len(optimizer_groups(freeze(policy, "head"), 0.1)) == 1
+
+
+def test_schedule() -> None:
+    constant = [learning_rate_factor("constant", step=s, warmup_steps=4, progress=s / 1000) for s in (0, 1, 3, 500, 1000)]
+    assert constant == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0])
+    assert learning_rate_factor("cosine", step=50, warmup_steps=0, progress=0.5) == pytest.approx(0.5)
+    assert learning_rate_factor("cosine", step=99, warmup_steps=0, progress=1.5) == 0.0
+    # A warm-up longer than the run ends at a tenth of it.
+    assert learning_rate_factor("constant", step=10, warmup_steps=5000, progress=0.1) == 1.0
+
+
+def test_shifts_move_whole_windows_and_repeat_the_border() -> None:
+    assert (STATIC_SHIFT_PX, GRIPPER_SHIFT_PX) == (9, 2)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 12, 12, 3), np.uint8)
+    shifted = random_shift(images, 2, np.random.default_rng(1), kind="window")
+    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    for window in range(2):
+        matches = [
+            (row, column)
+            for row in range(5)
+            for column in range(5)
+            if (shifted[window] == padded[window, :, row : row + 12, column : column + 12]).all()
+        ]
+        assert len(matches) == 1  # one shift for all frames
+    np.testing.assert_array_equal(shifted, random_shift(images, 2, np.random.default_rng(1), kind="window"))
+    assert random_shift(images, 2, np.random.default_rng(1), kind="none") is images
+    per_frame = random_shift(np.repeat(images[:, :1], 8, axis=1), 2, np.random.default_rng(1), kind="frame")
+    assert any((per_frame[0, 0] != frame).any() for frame in per_frame[0, 1:])
+
+
+def test_recipes(tmp_path: Path) -> None:
+    paper = train_config("M-3B", data=tmp_path, output=tmp_path, policy_changes={}, batch_size=12)
+    assert paper.learning_rate == pytest.approx(2e-4)  # 1e-4 at 6 windows
+    assert (paper.gripper_weight, paper.warmup_steps, paper.schedule, paper.trainable) == (0.01, 5000, "constant", "paper")
+    assert (paper.weight_decay, paper.gradient_clip, paper.loss, paper.epochs) == (0.1, 1.0, "huber", 5.0)
+    small = train_config("tiny", data=tmp_path, output=tmp_path, policy_changes={}, steps=3, gripper_weight=0.2)
+    assert (small.trainable, small.gripper_weight, small.epochs, small.policy.window) == ("full", 0.2, None, 12)
+    assert recipe_for("tiny") == recipe_for("playtable-small") != recipe_for("M-3B")
+
+
+def test_instructions_never_shown_still_fit_the_smallest_policy(demonstrations: Path, tmp_path: Path) -> None:
+    """The demonstrations say two short things; the benchmark's words must not be spelt in letters all the same."""
+    config = train_config("tiny", data=demonstrations, output=tmp_path, policy_changes={}, steps=1)
+    tokenizer = open_training_data(config, None, None).tokenizer
+    assert tokenizer.vocab_size <= config.policy.decoder.vocab_size
+    for instruction in INSTRUCTIONS.values():
+        tokenizer.encode(instruction)
+
+
+def test_a_stride_brings_its_chunk() -> None:
+    changed = change_policy(preset("tiny"), frame_stride=5, time_keeping="carry", window=None)
+    assert (changed.frame_stride, changed.chunk_size, changed.time_keeping, changed.window) == (5, 5, "carry", 12)
+    assert change_policy(preset("tiny"), frame_stride=2, chunk_size=4).chunk_size == 4
+    with pytest.raises(ConfigError, match=r"frame_stride: got 5, expected at most chunk_size \(3\)"):
+        change_policy(preset("tiny"), frame_stride=5, chunk_size=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"loss": "l2"}, "loss: got 'l2', expected input should be 'huber' or 'mse'"),
+        ({"trainable": "all"}, "trainable: got 'all'"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"learning_rate": -1.0}, r"learning_rate: got -1\.0"),
+        ({"validation_fraction": 1.0}, r"validation_fraction: got 1\.0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=text):
+        train_config("tiny", data=tmp_path, output=tmp_path, policy_changes={}, **options)
+    with pytest.raises(ConfigError, match="time_keeping: got 'clock'"):
+        train_config("tiny", data=tmp_path, output=tmp_path, policy_changes={"time_keeping": "clock"})
+    with pytest.raises(ConfigError, match="did you mean 'tiny'"):
+        train_config("tyni", data=tmp_path, output=tmp_path, policy_changes={})
