@@ -26,7 +26,8 @@ THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {
         "feature_relative_rms": 0.10,
         "action_max_error": 0.15,
         "gripper_flip_rate": 0.02,
-        "hidden_max_drift": 0.30,
+        # Hidden units lie in [-1, 1]; a drift that matters shows in the action, so this one only catches a runaway.
+        "hidden_max_drift": 0.50,
     },
 }
 

@@ -1,20 +1,16 @@
-"""The recurrent head with its memory in the open: state in, state out, and two ways to keep time.
-
-`carry` steps the LSTM once per call. `window` does the same until `window` features were seen and from then on
-replays the LSTM from zero over the last `window` features on every call: the released RoboFlamingo weights were
-evaluated like that and lose success when the state is carried further than the window they were trained on.
-"""
+"""The recurrent head with its memory in the open: state in, state out. The rule of time is `rfedge.timekeeping`'s."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
-from rfedge.messages import POSE_SIZE, HeadState
+from rfedge.messages import FloatArray, HeadState
 from rfedge.runtimes.base import GraphRunner
+from rfedge.timekeeping import HeadOutput, advance, initial_state
 
 __all__ = ["HeadRuntime"]
 
@@ -32,13 +28,10 @@ class HeadRuntime:
     def __init__(self, runner: GraphRunner, config: PolicyConfig) -> None:
         self._runner = runner
         self._config = config
-        shape = (config.head.layers, 1, config.head.hidden_size)
-        self._zero: Final[npt.NDArray[Any]] = np.zeros(shape, dtype=np.float32)
-        self._zero.flags.writeable = False
 
     def initial_state(self) -> HeadState:
         """Return the state of a policy that has seen nothing."""
-        return HeadState(h=self._zero, c=self._zero, history=np.zeros((0, self._config.feature_size), dtype=np.float32))
+        return initial_state(self._config)
 
     def step(self, feature: Float32Array, state: HeadState) -> tuple[Float32Array, Float32Array, HeadState]:
         """Predict the next actions; `state` is left as it is.
@@ -54,16 +47,9 @@ class HeadRuntime:
         Raises:
             ContractError: a tensor does not fit the head's contract, or the graph returned NaN or Inf.
         """
-        if self._config.time_keeping == "carry":
-            history, replays = state.history, False
-        else:
-            history = np.concatenate([state.history, feature])[-self._config.window :]
-            # Until the window is full, one step with the carried state equals the replay and costs a fraction of it.
-            replays = len(state.history) >= self._config.window
-        outputs = self._runner.infer(
-            {"features": history[None], "h": self._zero, "c": self._zero}
-            if replays
-            else {"features": feature[None], "h": state.h, "c": state.c}
-        )
-        new_state = HeadState(h=outputs["h_out"], c=outputs["c_out"], history=history, num_steps=state.num_steps + 1)
-        return outputs["pose"].reshape(-1, POSE_SIZE), outputs["gripper"].reshape(-1), new_state
+        pose, gripper, new_state = advance(self._config, self._call, feature, state)
+        return cast("Float32Array", pose), cast("Float32Array", gripper), new_state
+
+    def _call(self, features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
+        outputs = self._runner.infer({"features": features, "h": h, "c": c})
+        return outputs["pose"], outputs["gripper"], outputs["h_out"], outputs["c_out"]

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, cast, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -143,7 +143,7 @@ class Environment(Protocol):
     def close(self) -> None:
         """Free the simulator and its renderer; a second call does nothing."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Environment:
         """Return the environment itself."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -74,9 +74,10 @@ class LSTMHead(nn.Module):
 
         A maximum over tokens is far from zero on average, and an LSTM sees that offset before it sees a difference.
         """
-        weight, bias = self.rnn.weight_ih_l0, self.rnn.bias_ih_l0
-        weight /= deviation_D
-        bias -= weight @ mean_D
+        parameters = dict(self.rnn.named_parameters())
+        weight = parameters["weight_ih_l0"]
+        weight.div_(deviation_D)
+        parameters["bias_ih_l0"].sub_(weight @ mean_D)
 
     def forward(
         self,

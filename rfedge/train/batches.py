@@ -17,7 +17,7 @@ from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, random_shift
 from rfedge.train.config import ShiftKind
 
-__all__ = ["BatchLoader", "InstructionTable", "TensorBatch", "batch_tensors", "window_forward"]
+__all__ = ["BatchLoader", "InstructionTable", "TensorBatch", "batch_tensors", "window_features", "window_forward"]
 
 # Separates the stream of shifts from the sampler's, which is drawn from the same seed.
 _SHIFT_STREAM: Final = 1
@@ -101,8 +101,15 @@ def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tens
         in a window, so it cannot reach a real step through the LSTM.
     """
     num_windows, num_frames = batch.frame_mask.shape
+    features, real = window_features(policy, batch)
+    filled = features.new_zeros(num_windows * num_frames, features.shape[-1]).index_copy(0, real, features)
+    return policy.head.unroll(filled.unflatten(0, (num_windows, num_frames)))
+
+
+def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the backbone on the real frames of a batch: features (N, D) and their places (N,) among all B * W frames."""
     real = batch.frame_mask.flatten().nonzero().squeeze(1)
-    window = real // num_frames
+    window = real // batch.frame_mask.shape[1]
     # Padding comes last and is masked out of the pool, so columns that no instruction of this batch uses change nothing.
     num_tokens = int(batch.text_mask.sum(dim=1).max())
     features = policy.backbone(
@@ -111,8 +118,7 @@ def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tens
         policy.embed_text(batch.token_ids[:, :num_tokens])[window],
         batch.text_mask[window, :num_tokens],
     )
-    filled = features.new_zeros(num_windows * num_frames, features.shape[-1]).index_copy(0, real, features)
-    return policy.head.unroll(filled.unflatten(0, (num_windows, num_frames)))
+    return features, real
 
 
 class BatchLoader:

@@ -23,7 +23,7 @@ from rfedge.train.config import TrainConfig
 from rfedge.train.losses import policy_loss
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.schedule import learning_rate_factor
-from rfedge.train.sources import TrainingData, open_training_data, start_policy
+from rfedge.train.sources import TrainingData, open_training_data, standardise_features, start_policy
 from rfedge.train.state import Progress, latest_state, load_state, read_document, remove_states, save_state
 from rfedge.train.trainable import freeze, optimizer_groups
 
@@ -96,9 +96,13 @@ def train_policy(
         sources = open_training_data(config, tokenizer, progress)
         policy = policy.to(device)
         trained = freeze(policy, config.trainable)
-        optimizer = torch.optim.AdamW(optimizer_groups(trained, config.weight_decay), lr=config.learning_rate)
+        optimizer = torch.optim.AdamW(
+            optimizer_groups(trained, weight_decay=config.weight_decay, head_rate=config.head_rate), lr=config.learning_rate
+        )
         decisive = {**config.decisive(), "frames": sources.cache.content_sha256}
         state = _resume(config, policy, optimizer, decisive)
+        if state.step == 0 and config.initial_checkpoint is None:
+            standardise_features(policy, sources, config, device)
         with open_metrics(config.output, resumed_step=state.step) as write:
             run = _Run(config, sources, policy, optimizer, trained, decisive, state, write, device)
             validation = run.train(on_step)
@@ -197,7 +201,7 @@ class _Run:
         factor = learning_rate_factor(config.schedule, step=state.step, warmup_steps=config.warmup_steps, progress=share)
         learning_rate = config.learning_rate * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate_factor"]
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         pose, gripper_logit = window_forward(self.policy, batch)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
+
+import torch
 
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex, split_segments
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.tokenizer import InstructionTokenizer
-from rfedge.train.batches import InstructionTable
+from rfedge.train.batches import InstructionTable, batch_tensors, window_features
 from rfedge.train.config import TrainConfig
 from rfedge.train.vocabulary import TABLETOP_WORDS
 
-__all__ = ["TrainingData", "open_training_data", "start_policy"]
+__all__ = ["TrainingData", "open_training_data", "standardise_features", "start_policy"]
+
+_NUM_STATISTICS_WINDOWS: Final = 32
+# A feature that never changes over these windows is scaled as if it did, a little.
+_SMALLEST_DEVIATION: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,22 @@ def start_policy(config: TrainConfig) -> tuple[RoboFlamingo, InstructionTokenize
     policy = RoboFlamingo(config.policy)  # window and stride may differ from the checkpoint's: no weight depends on them
     policy.load_state_dict(loaded.policy.state_dict())
     return policy, loaded.tokenizer
+
+
+@torch.no_grad()
+def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: TrainConfig, device: torch.device) -> None:
+    """Give the head of a policy without trained weights features of mean 0 and deviation 1.
+
+    The statistics of evenly spread training windows are folded into the first LSTM layer. Without it the constant part
+    of a feature (a maximum over tokens is far from zero) drowns what changes from frame to frame: 100 steps on
+    PlayTable taught nothing, docs/log.md.
+    """
+    features = []
+    for number in sources.training.spread(_NUM_STATISTICS_WINDOWS):
+        batch = batch_tensors(sources.training, sources.cache, sources.table, [number]).to(device)
+        features.append(window_features(policy, batch)[0])
+    stacked = torch.cat(features)
+    policy.head.standardise_input(stacked.mean(dim=0), stacked.std(dim=0).clamp_min(_SMALLEST_DEVIATION))
 
 
 def open_training_data(

@@ -34,12 +34,27 @@ def freeze(policy: RoboFlamingo, scheme: TrainableScheme) -> list[tuple[str, nn.
     return sorted(trained)
 
 
-def optimizer_groups(trained: list[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: only the matrices of the gated cross-attention decay, not its gates, norms and biases."""
+def optimizer_groups(
+    trained: list[tuple[str, nn.Parameter]], *, weight_decay: float, head_rate: float
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups, each with its `rate_factor` of the learning rate.
+
+    Only the matrices of the gated cross-attention decay, not its gates, norms and biases; the head learns at
+    `head_rate` times the rate of everything before it.
+    """
+    head = [parameter for name, parameter in trained if _is_head(name)]
     decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
-    others = [parameter for name, parameter in trained if not _decays(name, parameter)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    others = [parameter for name, parameter in trained if not _is_head(name) and not _decays(name, parameter)]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "rate_factor": 1.0},
+        {"params": others, "weight_decay": 0.0, "rate_factor": 1.0},
+        {"params": head, "weight_decay": 0.0, "rate_factor": head_rate},
+    ]
     return [group for group in groups if group["params"]]
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith("head.")
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

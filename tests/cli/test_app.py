@@ -57,7 +57,8 @@ def test_the_surface_of_the_command_line_is_pinned() -> None:
     surface = {}
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         members = getattr(command, "commands", None)
-        for path, leaf in {name: command}.items() if members is None else {f"{name} {sub}": c for sub, c in members.items()}.items():
+        leaves = {name: command} if members is None else {f"{name} {member}": leaf for member, leaf in members.items()}
+        for path, leaf in leaves.items():
             surface[path] = sorted({option for parameter in leaf.params for option in parameter.opts})
     expected = json.loads((Path(__file__).parent / "surface.json").read_text())
     assert surface == expected
@@ -140,7 +141,20 @@ def test_train_export_run_on_tiny(tmp_path: Path) -> None:
     """The main job in small: every arrow of the design's picture once, through the command line."""
     data = write_demonstrations(tmp_path / "data", episodes_per_task=2, num_frames=14)
     training = rfedge(
-        *("train", "--config", "tiny", "--data", data, "--output", tmp_path / "run", "--steps", 3, "--batch-size", 2, "--json"),
+        *(
+            "train",
+            "--config",
+            "tiny",
+            "--data",
+            data,
+            "--output",
+            tmp_path / "run",
+            "--steps",
+            3,
+            "--batch-size",
+            2,
+            "--json",
+        ),
         *("--chunk-size", 2, "--num-threads", 1),
     )
     assert training.returncode == 0, training.stderr

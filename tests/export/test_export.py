@@ -192,9 +192,7 @@ def test_wrong_requests_are_refused_before_any_work(checkpoints: dict[str, Path]
         ConfigError, match=re.escape("precision: got 'int7', expected one of fp32, int8 (did you mean 'int8'?)")
     ):
         check_export(checkpoints["window"], output, ExportOptions(precision="int7"))
-    with pytest.raises(
-        ConfigError, match="precision int8: got no demonstrations, .*synthetic calibration is refused"
-    ):
+    with pytest.raises(ConfigError, match="precision int8: got no demonstrations, .*synthetic calibration is refused"):
         check_export(checkpoints["window"], output, ExportOptions(precision="int8"))
     with pytest.raises(DatasetError):
         check_export(checkpoints["window"], output, ExportOptions(precision="int8", data=tmp_path))

@@ -142,3 +142,15 @@ def test_alibi_prefers_near_keys_and_hides_the_future() -> None:
     assert bias[0, 3, 3] == 0
     assert bias[0, 3, 1] == -2 * 2.0**-2
     assert alibi_bias(heads=3, length=2, bias_max=8.0)[:, 1, 0].tolist() == [-(2.0**-4), -(2.0**-8), -(2.0**-2)]
+
+
+def test_standardised_input_is_the_same_head_on_standardised_features() -> None:
+    heads = [build_policy(preset("tiny"), seed=0).head.eval() for _ in range(2)]
+    features = 5.0 + 3.0 * torch.randn(4, 6, preset("tiny").feature_size, generator=torch.Generator().manual_seed(0))
+    mean, deviation = features.mean((0, 1)), features.std((0, 1))
+    heads[1].standardise_input(mean, deviation)
+    with torch.inference_mode():
+        expected, _ = heads[0].unroll((features - mean) / deviation)
+        actual, _ = heads[1].unroll(features)
+    assert torch.allclose(actual, expected, atol=1e-5)
+    assert not torch.allclose(heads[0].unroll(features)[0], expected, atol=1e-3)

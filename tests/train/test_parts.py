@@ -61,13 +61,15 @@ def test_which_groups_learn(scheme: str, groups: set[str]) -> None:
 
 def test_only_matrices_of_the_gated_cross_attention_decay() -> None:
     policy = build_policy(preset("tiny"), seed=0)
-    decayed, others = optimizer_groups(freeze(policy, "paper"), 0.1)
+    decayed, others, head = optimizer_groups(freeze(policy, "paper"), weight_decay=0.1, head_rate=10.0)
     names = {id(parameter): name for name, parameter in policy.named_parameters()}
     assert decayed["weight_decay"] == 0.1
     assert others["weight_decay"] == 0.0
     assert all("cross_attention" in names[id(parameter)] for parameter in decayed["params"])
     assert not any("gate" in names[id(parameter)] or "norm" in names[id(parameter)] for parameter in decayed["params"])
-    assert len(optimizer_groups(freeze(policy, "head"), 0.1)) == 1
+    assert all(names[id(parameter)].startswith("head.") for parameter in head["params"])
+    assert [group["rate_factor"] for group in (decayed, others, head)] == [1.0, 1.0, 10.0]
+    assert len(optimizer_groups(freeze(policy, "head"), weight_decay=0.1, head_rate=1.0)) == 1
 
 
 def test_schedule() -> None:

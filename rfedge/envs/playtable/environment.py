@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -230,7 +230,7 @@ class PlayTable:
             self._cameras.close()
             self._cameras = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PlayTable:
         """Return the environment itself."""
         return self
 
