@@ -37,6 +37,10 @@ def train(
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Actions per inference; at least the frame stride.")] = None,
     time_keeping: Annotated[str | None, typer.Option(help="window or carry.")] = None,
     trainable: Annotated[str | None, typer.Option(help="full, head, or paper (vision and decoder frozen).")] = None,
+    head_first_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps in which only the head learns, on cached features."),
+    ] = None,
     loss: Annotated[str, typer.Option(help="huber or mse.")] = "huber",
     gripper_weight: Annotated[float | None, typer.Option(help="Factor of the gripper's cross-entropy.")] = None,
     augmentation: Annotated[str, typer.Option(help="Random shift per window, per frame, or none.")] = "window",
@@ -72,6 +76,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         trainable=trainable,
+        head_first_steps=head_first_steps,
         loss=loss,
         gripper_weight=gripper_weight,
         augmentation=augmentation,
@@ -92,8 +97,8 @@ def train(
         return
     with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
         FrameCache.open(dataset, folder=cache, on_frame=lambda done, total: progress("frame cache", done, total))
-    with _training_progress() as on_step:
-        result = train_policy(run, on_step=on_step)
+    with _training_progress() as (on_stage, on_step):
+        result = train_policy(run, progress=on_stage, on_step=on_step)
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
         return
@@ -119,13 +124,13 @@ def _require_torch() -> None:
 
 
 @contextmanager
-def _training_progress() -> Iterator[Callable[[StepReport], None]]:
-    """Yield a callback that draws the run's bar on stderr: share done, step, loss, time left."""
+def _training_progress() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[StepReport], None]]]:
+    """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("training"),
+        TextColumn("{task.description:<18}"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[status]}"),
@@ -133,14 +138,19 @@ def _training_progress() -> Iterator[Callable[[StepReport], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task: TaskID | None = None
+        tasks: dict[str, TaskID] = {}
         smooth = 0.0
 
-        def on_step(report: StepReport) -> None:
-            nonlocal task, smooth
-            if task is None:  # only now is the loss known
-                task, smooth = bar.add_task("", total=1.0, status=""), report.loss
-            smooth += 0.05 * (report.loss - smooth)
-            bar.update(task, completed=report.share, status=f"step {report.step}  loss {smooth:.4f}")
+        def on_stage(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, status="")
+            bar.update(tasks[stage], completed=done, status=f"{done} of {total}")
 
-        yield on_step
+        def on_step(report: StepReport) -> None:
+            nonlocal smooth
+            if "training" not in tasks:  # only now is the loss known
+                tasks["training"], smooth = bar.add_task("training", total=1.0, status=""), report.loss
+            smooth += 0.05 * (report.loss - smooth)
+            bar.update(tasks["training"], completed=report.share, status=f"step {report.step}  loss {smooth:.4f}")
+
+        yield on_stage, on_step

@@ -27,7 +27,16 @@ from rfedge.data.frame_cache import FrameCache
 from rfedge.errors import ConfigError, explain
 from rfedge.messages import ACTION_SIZE, POSE_SIZE
 
-__all__ = ["SamplerState", "Window", "WindowBatch", "WindowIndex", "WindowSampler", "label_chunks", "split_segments"]
+__all__ = [
+    "SamplerState",
+    "Window",
+    "WindowBatch",
+    "WindowCut",
+    "WindowIndex",
+    "WindowSampler",
+    "label_chunks",
+    "split_segments",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 Int64Array = npt.NDArray[np.int64]
@@ -60,6 +69,22 @@ class WindowBatch:
     frame_mask: BoolArray
     action_mask: BoolArray
     segments: Int64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowCut:
+    """Where B windows lie and what labels them, without the images; masks and actions as in `WindowBatch`.
+
+    Attributes:
+        steps: int64 (B, W) frames after the first of each window's segment.
+        segments: int64 (B,).
+    """
+
+    steps: Int64Array
+    segments: Int64Array
+    actions: npt.NDArray[np.float32]
+    frame_mask: BoolArray
+    action_mask: BoolArray
 
 
 def label_chunks(
@@ -121,29 +146,36 @@ class WindowIndex:
         real: BoolArray = wanted < self.segments[window.segment].num_frames
         return np.where(real, wanted, wanted[real][-1]), real
 
-    def load(self, cache: FrameCache, chosen: Iterable[int]) -> WindowBatch:
-        """Copy the windows with these numbers out of the cache."""
+    def cut(self, cache: FrameCache, chosen: Iterable[int]) -> WindowCut:
+        """Return places and labels of the windows with these numbers."""
         windows = [self.windows[number] for number in chosen]
-        rows = np.empty((len(windows), self.window), dtype=np.int64)
-        frame_mask = np.empty(rows.shape, dtype=np.bool_)
-        actions = np.empty((*rows.shape, self.chunk_size, ACTION_SIZE), dtype=np.float32)
+        steps = np.empty((len(windows), self.window), dtype=np.int64)
+        frame_mask = np.empty(steps.shape, dtype=np.bool_)
+        actions = np.empty((*steps.shape, self.chunk_size, ACTION_SIZE), dtype=np.float32)
         action_mask = np.empty(actions.shape[:-1], dtype=np.bool_)
         for position, window in enumerate(windows):
             segment = self.segments[window.segment]
             first = cache.row(segment.start)
-            steps, frame_mask[position] = self.steps(window)
-            rows[position] = first + steps
+            steps[position], frame_mask[position] = self.steps(window)
             actions[position], recorded = label_chunks(
-                cache.rel_actions[first : first + segment.num_frames], steps, self.chunk_size
+                cache.rel_actions[first : first + segment.num_frames], steps[position], self.chunk_size
             )
             action_mask[position] = recorded & frame_mask[position][:, None]
+        segments = np.array([window.segment for window in windows], dtype=np.int64)
+        return WindowCut(steps, segments, actions, frame_mask, action_mask)
+
+    def load(self, cache: FrameCache, chosen: Iterable[int]) -> WindowBatch:
+        """Copy the windows with these numbers out of the cache."""
+        cut = self.cut(cache, chosen)
+        firsts = np.array([cache.row(self.segments[segment].start) for segment in cut.segments], dtype=np.int64)
+        rows = firsts[:, None] + cut.steps
         return WindowBatch(
             image_static=np.asarray(cache.rgb_static[rows]),
             image_gripper=np.asarray(cache.rgb_gripper[rows]),
-            actions=actions,
-            frame_mask=frame_mask,
-            action_mask=action_mask,
-            segments=np.array([window.segment for window in windows], dtype=np.int64),
+            actions=cut.actions,
+            frame_mask=cut.frame_mask,
+            action_mask=cut.action_mask,
+            segments=cut.segments,
         )
 
     def spread(self, count: int) -> list[int]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +16,12 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import rfedge
-from rfedge.data.windows import WindowSampler
+from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.errors import BackendUnavailableError, ConfigError, explain
 from rfedge.model import RoboFlamingo, save_checkpoint
 from rfedge.train.batches import BatchLoader, TensorBatch, batch_tensors, window_forward
 from rfedge.train.config import TrainConfig
+from rfedge.train.features import FeatureBatch, FeatureTable
 from rfedge.train.losses import policy_loss
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.schedule import learning_rate_factor
@@ -81,7 +83,7 @@ def train_policy(
 
     Args:
         config: the run.
-        progress: called as (stage, done, total) while the frame cache is built.
+        progress: called as (stage, done, total) while the frame cache and the feature table are built.
         on_step: called after every step.
 
     Raises:
@@ -104,7 +106,7 @@ def train_policy(
         if state.step == 0 and config.initial_checkpoint is None:
             standardise_features(policy, sources, config, device)
         with open_metrics(config.output, resumed_step=state.step) as write:
-            run = _Run(config, sources, policy, optimizer, trained, decisive, state, write, device)
+            run = _Run(config, sources, policy, optimizer, trained, decisive, state, write, device, progress)
             validation = run.train(on_step)
         num_averaged = min(NUM_AVERAGED_STEPS, max(1, state.step // 2))
         result = TrainResult(
@@ -115,7 +117,7 @@ def train_policy(
             validation_gripper_accuracy=validation.get("validation_gripper_accuracy"),
             checkpoint=config.output / _CHECKPOINT_FOLDER,
             steps=state.step,
-            epochs=state.step * config.batch_size / len(sources.training),
+            epochs=max(0, state.step - config.head_first_steps) * config.batch_size / len(sources.training),
             seconds=state.seconds,
         )
         save_checkpoint(
@@ -138,6 +140,7 @@ class _Run:
         state: Progress,
         write: MetricsWriter,
         device: torch.device,
+        progress: Callable[[str, int, int], None] | None,
     ) -> None:
         self.config = config
         self.sources = sources
@@ -150,9 +153,11 @@ class _Run:
         self.device = device
         self.started = time.perf_counter() - state.seconds
         ends = [config.steps] if config.steps is not None else []
-        if config.epochs is not None:
-            ends.append(math.ceil(config.epochs * len(sources.training) / config.batch_size))
+        if config.epochs is not None:  # passes of the whole policy
+            ends.append(config.head_first_steps + math.ceil(config.epochs * len(sources.training) / config.batch_size))
         self.last_step = min(ends) if ends else None
+        self.saved = state.step
+        self.progress = progress
 
     def share(self) -> float:
         """Part of the run that is done: of its steps or of its time, whichever is further."""
@@ -165,46 +170,60 @@ class _Run:
 
     def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
         """Run the steps that are left; return the last validation."""
-        config, state = self.config, self.state
-        sampler = WindowSampler(len(self.sources.training), config.batch_size, config.seed, state.sampler)
-        saved = state.step
-        with BatchLoader(
-            self.sources.training,
-            self.sources.cache,
-            self.sources.table,
-            sampler,
-            shift=config.augmentation,
-            step=state.step,
-        ) as loader:
-            share = self.share()
-            while share < 1.0:
-                batch, state.sampler = loader.next()
-                loss, learning_rate = self.step(batch.to(self.device), share)
-                share = self.share()
-                if on_step is not None:
-                    on_step(StepReport(state.step, min(share, 1.0), loss, learning_rate, state.seconds))
-                if share < 1.0 and _is_due(config.validate_every, state.step):
-                    self.validate()
-                if _is_due(config.save_every, state.step):
-                    self.save()
-                    saved = state.step
+        if self.state.step < self.config.head_first_steps and self.share() < 1.0:
+            self.train_head(on_step)
+        if self.share() < 1.0:
+            self.train_all(on_step)
         validation = self.validate()
-        state.seconds = time.perf_counter() - self.started
-        if saved != state.step:
+        self.state.seconds = time.perf_counter() - self.started
+        if self.saved != self.state.step:
             self.save()
         return validation
 
-    def step(self, batch: TensorBatch, share: float) -> tuple[float, float]:
-        """One optimizer step; returns loss and learning rate."""
+    def train_head(self, on_step: Callable[[StepReport], None] | None) -> None:
+        """The first steps: only the head learns, on features computed once."""
+        config, state, sources = self.config, self.state, self.sources
+        sampler = WindowSampler(len(sources.training), config.head_first_batch_size, config.seed, state.sampler)
+        report = self.progress
+        table = FeatureTable.build(
+            self.policy,
+            sources.training,
+            sources.cache,
+            sources.table,
+            self.device,
+            on_frame=None if report is None else lambda done, total: report("features", done, total),
+        )
+        while state.step < config.head_first_steps and self.share() < 1.0:
+            batch = table.batch(sampler.next_batch())
+            is_last = state.step + 1 == config.head_first_steps
+            state.sampler = SamplerState() if is_last else sampler.state  # the steps of the whole policy start afresh
+            self.step(batch, partial(self.policy.head.unroll, batch.features), on_step)
+
+    def train_all(self, on_step: Callable[[StepReport], None] | None) -> None:
+        """The steps in which everything that is not frozen learns."""
+        config, state, sources = self.config, self.state, self.sources
+        sampler = WindowSampler(len(sources.training), config.batch_size, config.seed, state.sampler)
+        with BatchLoader(
+            sources.training, sources.cache, sources.table, sampler, shift=config.augmentation, step=state.step
+        ) as loader:
+            while self.share() < 1.0:
+                loaded, state.sampler = loader.next()
+                batch = loaded.to(self.device)
+                self.step(batch, partial(window_forward, self.policy, batch), on_step)
+
+    def step(
+        self,
+        batch: TensorBatch | FeatureBatch,
+        forward: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+        on_step: Callable[[StepReport], None] | None,
+    ) -> None:
+        """One optimizer step, its metrics, and whatever is due after it."""
         config, state = self.config, self.state
         before = time.perf_counter()
-        factor = learning_rate_factor(config.schedule, step=state.step, warmup_steps=config.warmup_steps, progress=share)
-        learning_rate = config.learning_rate * factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group["rate_factor"]
+        learning_rate = self.set_learning_rates()
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
-        pose, gripper_logit = window_forward(self.policy, batch)
+        pose, gripper_logit = forward()
         parts = policy_loss(
             pose,
             gripper_logit,
@@ -227,15 +246,34 @@ class _Run:
             state.step,
             {
                 "loss": loss,
-                "pose_loss": float(parts.pose),
-                "gripper_loss": float(parts.gripper),
+                "pose_loss": float(parts.pose.detach()),
+                "gripper_loss": float(parts.gripper.detach()),
                 "gripper_accuracy": float(parts.gripper_accuracy),
                 "learning_rate": learning_rate,
                 "gradient_norm": float(norm),
                 "frames_per_second": batch.num_frames / (now - before),
             },
         )
-        return loss, learning_rate
+        share = self.share()
+        if on_step is not None:
+            on_step(StepReport(state.step, min(share, 1.0), loss, learning_rate, state.seconds))
+        if share < 1.0 and _is_due(config.validate_every, state.step):
+            self.validate()
+        if _is_due(config.save_every, state.step):
+            self.save()
+
+    def set_learning_rates(self) -> float:
+        """Set every group's rate for the step to come; return the backbone's (its warm-up starts when it joins)."""
+        config, share = self.config, self.share()
+
+        def rate(step: int) -> float:
+            factor = learning_rate_factor(config.schedule, step=step, warmup_steps=config.warmup_steps, progress=share)
+            return config.learning_rate * factor
+
+        joined = max(0, self.state.step - config.head_first_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.state.step if group["is_head"] else joined) * group["rate_factor"]
+        return rate(joined)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -276,6 +314,7 @@ class _Run:
             self.decisive,
             keep=self.config.keep_states,
         )
+        self.saved = self.state.step
 
 
 def _device(name: str) -> torch.device:

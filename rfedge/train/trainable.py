@@ -46,9 +46,9 @@ def optimizer_groups(
     decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
     others = [parameter for name, parameter in trained if not _is_head(name) and not _decays(name, parameter)]
     groups = [
-        {"params": decayed, "weight_decay": weight_decay, "rate_factor": 1.0},
-        {"params": others, "weight_decay": 0.0, "rate_factor": 1.0},
-        {"params": head, "weight_decay": 0.0, "rate_factor": head_rate},
+        {"params": decayed, "weight_decay": weight_decay, "rate_factor": 1.0, "is_head": False},
+        {"params": others, "weight_decay": 0.0, "rate_factor": 1.0, "is_head": False},
+        {"params": head, "weight_decay": 0.0, "rate_factor": head_rate, "is_head": True},
     ]
     return [group for group in groups if group["params"]]
 

@@ -28,7 +28,7 @@ def configure(demonstrations: Path) -> Callable[..., TrainConfig]:
     """Return a function (output, policy_changes={}, **options) -> TrainConfig of a small run of the tiny preset."""
 
     def build(output: Path, policy_changes: dict[str, Any] | None = None, **options: Any) -> TrainConfig:
-        defaults = {"steps": 6, "batch_size": 3, "validate_every": 4, "validation_windows": 6}
+        defaults = {"steps": 6, "batch_size": 3, "validate_every": 4, "validation_windows": 6, "head_first_steps": 0}
         changes = {"window": 4, **(policy_changes or {})}
         return train_config("tiny", data=demonstrations, output=output, policy_changes=changes, **{**defaults, **options})
 

@@ -18,7 +18,9 @@ from rfedge.model import build_policy, load_checkpoint
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, TrainConfig, train_config, train_policy
 from rfedge.train.batches import InstructionTable, batch_tensors, window_forward
+from rfedge.train.features import FeatureTable
 from rfedge.train.losses import policy_loss
+from rfedge.train.sources import open_training_data, start_policy
 
 Configure = Callable[..., TrainConfig]
 
@@ -229,3 +231,45 @@ def test_missing_data_and_devices(configure: Configure, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailableError, match="device: got 'cuda'"):
             train_policy(config.model_copy(update={"device": "cuda"}))
+
+
+def test_the_head_learns_first_and_the_backbone_joins_in(configure: Configure, tmp_path: Path) -> None:
+    options = {"head_first_steps": 3, "head_first_batch_size": 4, "save_every": 1, "keep_states": 9, "validate_every": 0}
+    train_policy(configure(tmp_path / "run", steps=5, **options))
+    states = [load_file(tmp_path / "run" / "state" / f"step-{step:07d}" / "parameters.safetensors") for step in (1, 3, 5)]
+    for name in states[0]:
+        moves_early = not torch.equal(states[0][name], states[1][name])
+        assert moves_early == name.startswith("head."), name
+    moved = {name for name in states[1] if not torch.equal(states[1][name], states[2][name])}
+    assert any(name.startswith("backbone.vision") for name in moved)
+    assert "embedding.weight" in moved
+
+
+@pytest.mark.parametrize("killed_after", [2, 3, 4])
+def test_head_first_resumes_bit_for_bit(configure: Configure, tmp_path: Path, killed_after: int) -> None:
+    options = {"head_first_steps": 3, "head_first_batch_size": 4, "save_every": 1, "validate_every": 0}
+    train_policy(configure(tmp_path / "straight", steps=6, **options))
+    with pytest.raises(KilledError):
+        train_policy(configure(tmp_path / "killed", steps=6, **options), on_step=kill_after(killed_after))
+    train_policy(configure(tmp_path / "killed", steps=6, **options))
+    assert_same_weights(tmp_path / "straight", tmp_path / "killed")
+    assert rows(tmp_path / "straight") == rows(tmp_path / "killed")
+
+
+def test_cached_features_are_those_of_the_window(configure: Configure, tmp_path: Path) -> None:
+    for changes in ({}, {"frame_stride": 3, "chunk_size": 3}):
+        config = configure(tmp_path / "run", changes, augmentation="none")
+        policy, tokenizer = start_policy(config)
+        policy.eval()
+        sources = open_training_data(config, tokenizer, None)
+        table = FeatureTable.build(policy, sources.training, sources.cache, sources.table, torch.device("cpu"))
+        chosen = [0, 7, len(sources.training) - 1]
+        cached, direct = table.batch(chosen), batch_tensors(sources.training, sources.cache, sources.table, chosen)
+        with torch.no_grad():
+            pose, logit = window_forward(policy, direct)
+            cached_pose, cached_logit = policy.head.unroll(cached.features)
+        real = direct.frame_mask
+        assert torch.allclose(cached_pose[real], pose[real], atol=1e-5)
+        assert torch.allclose(cached_logit[real], logit[real], atol=1e-5)
+        assert torch.equal(cached.actions, direct.actions)
+        assert torch.equal(cached.action_mask, direct.action_mask)
