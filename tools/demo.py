@@ -45,8 +45,8 @@ def run(step: str, *arguments: object) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo"))
-    parser.add_argument("--episodes-per-task", type=int, default=10)
-    parser.add_argument("--train-minutes", type=float, default=7.0)
+    parser.add_argument("--episodes-per-task", type=int, default=20)
+    parser.add_argument("--train-minutes", type=float, default=5.0)
     options = parser.parse_args()
     started = time.monotonic()
     root: Path = options.output
@@ -98,7 +98,8 @@ def summarise(
 ) -> int:
     """Print what was reached and return the exit status."""
     print("\n=== summary")
-    print(f"demonstrations: {demos['num_episodes']} episodes, {demos['num_frames']} frames")
+    num_episodes, num_frames = (sum(task[key] for task in demos["tasks"]) for key in ("episodes", "frames"))
+    print(f"demonstrations: {num_episodes} episodes of {len(demos['tasks'])} tasks, {num_frames} frames")
     first, last = trained["first_loss"], trained["last_loss"]
     halved = last <= first / 2
     print(f"training loss: {first:.4f} -> {last:.4f} ({'at least halved' if halved else 'NOT halved'})")
@@ -118,7 +119,23 @@ def summarise(
         )
     medians = {variant["name"]: variant["per_call_ms"]["total"]["p50"] for variant in latency["variants"]}
     print("median ms per policy call: " + ", ".join(f"{name} {value:.2f}" for name, value in medians.items()))
-    print(f"all in {seconds / 60:.1f} minutes")
+    results = {
+        "seconds": round(seconds),
+        "demonstrations": demos["tasks"],
+        "training": {key: value for key, value in trained.items() if key != "checkpoint"},
+        "bundles": {
+            precision: {
+                "precision": manifest["precision"],
+                "parity": manifest["parity"],
+                "size_bytes": sum(artifact["size_bytes"] for artifact in manifest["artifacts"]),
+            }
+            for precision, manifest in manifests.items()
+        },
+        "episodes": episodes,
+        "latency": latency,
+    }
+    (root / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"all in {seconds / 60:.1f} minutes; every figure: {root / 'results.json'}")
     return 0 if halved else 1
 
 

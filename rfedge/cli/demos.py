@@ -49,13 +49,11 @@ def demos(
             versions={"python": platform.python_version(), **{name: metadata.version(name) for name in ("numpy", "mujoco")}},
             on_progress=lambda done, total, _: progress("episodes", done, total),
         )
+    rows = [(row.task, row.episodes, row.frames, f"{row.mean_frames:.1f}", row.retries, row.missing) for row in result.tasks]
+    columns = ("task", "episodes", "frames", "mean length", "retries", "missing")
+    print_table(str(result.folder), columns, rows, to_stderr=as_json)
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "folder": str(result.folder)}))
-    else:
-        rows = [
-            (row.task, row.episodes, row.frames, f"{row.mean_frames:.1f}", row.retries, row.missing) for row in result.tasks
-        ]
-        print_table(str(result.folder), ("task", "episodes", "frames", "mean length", "retries", "missing"), rows)
     # A dataset without one of its tasks is not what was asked for; single missing episodes are.
     return 1 if any(not row.episodes for row in result.tasks) else 0
 

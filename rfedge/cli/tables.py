@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,14 +14,17 @@ from rfedge.bundle import Bundle, ParityRecord
 __all__ = ["parity_table", "print_manifest", "print_table"]
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print one table; the first column is left-aligned, all others right-aligned."""
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
+    """Print one table; the first column is left-aligned, all others right-aligned.
+
+    With `--json` stdout belongs to the JSON document, so tables go to stderr.
+    """
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console().print(table)
+    Console(stderr=to_stderr).print(table)
 
 
 def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
@@ -38,21 +42,24 @@ def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
 
 
 def print_manifest(bundle: Bundle, *, as_json: bool) -> None:
-    """Print what a bundle is: the manifest itself, or precision per block and parity as tables."""
+    """Print what a bundle is as two tables and a line; with `as_json` on stderr, and the manifest on stdout."""
     manifest = bundle.manifest
-    if as_json:
-        print(manifest.model_dump_json())
-        return
     parity = manifest.parity
     print_table(
         f"parity with PyTorch over {parity.num_steps} steps, {manifest.policy.time_keeping} time-keeping ({parity.inputs})",
         ("metric", "measured", "allowed", ""),
         parity_table(parity),
+        to_stderr=as_json,
+    )
+    print_table(
+        "effective precision per block", ("block", "precision"), manifest.precision.blocks.items(), to_stderr=as_json
     )
     precisions = Counter(manifest.precision.blocks.values())
-    print_table("effective precision per block", ("block", "precision"), manifest.precision.blocks.items())
     print(
         f"{bundle.root}: {manifest.policy.name} in {manifest.precision.requested} "
         f"({', '.join(f'{count} blocks {name}' for name, count in precisions.items())}), "
-        f"{bundle.size_bytes / 1e6:.1f} MB, parity {'passed' if parity.passed else 'MISSED'}"
+        f"{bundle.size_bytes / 1e6:.1f} MB, parity {'passed' if parity.passed else 'MISSED'}",
+        file=sys.stderr if as_json else sys.stdout,
     )
+    if as_json:
+        print(manifest.model_dump_json())

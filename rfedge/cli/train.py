@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,9 @@ def train(
     ] = None,
     loss: Annotated[str, typer.Option(help="huber or mse.")] = "huber",
     gripper_weight: Annotated[float | None, typer.Option(help="Factor of the gripper's cross-entropy.")] = None,
-    augmentation: Annotated[str, typer.Option(help="Random shift per window, per frame, or none.")] = "window",
+    augmentation: Annotated[
+        str | None, typer.Option(help="Random shift per window, per frame, or none; default from the recipe.")
+    ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.1,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between two states to resume from.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, shifts and dropout.")] = 0,
@@ -99,17 +102,20 @@ def train(
         FrameCache.open(dataset, folder=cache, on_frame=lambda done, total: progress("frame cache", done, total))
     with _training_progress() as (on_stage, on_step):
         result = train_policy(run, progress=on_stage, on_step=on_step)
-    if as_json:
-        print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
-        return
-    print(
-        f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} (means of the first and last {result.num_averaged} steps) "
-        f"in {result.steps} steps, {result.epochs:.1f} epochs, {result.seconds:.0f} s"
-    )
+    lines = [
+        (
+            f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} "
+            f"(means of the first and last {result.num_averaged} steps) "
+            f"in {result.steps} steps, {result.epochs:.1f} epochs, {result.seconds:.0f} s"
+        )
+    ]
     if result.validation_loss is not None and result.validation_gripper_accuracy is not None:
         percent = 100.0 * result.validation_gripper_accuracy
-        print(f"held-out loss {result.validation_loss:.4f}, gripper right in {percent:.1f} %")
-    print(f"checkpoint: {result.checkpoint}")
+        lines.append(f"held-out loss {result.validation_loss:.4f}, gripper right in {percent:.1f} %")
+    lines.append(f"checkpoint: {result.checkpoint}")
+    print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
 
 
 def _require_torch() -> None:

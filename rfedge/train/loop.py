@@ -264,16 +264,15 @@ class _Run:
 
     def set_learning_rates(self) -> float:
         """Set every group's rate for the step to come; return the backbone's (its warm-up starts when it joins)."""
-        config, share = self.config, self.share()
-
-        def rate(step: int) -> float:
-            factor = learning_rate_factor(config.schedule, step=step, warmup_steps=config.warmup_steps, progress=share)
-            return config.learning_rate * factor
-
-        joined = max(0, self.state.step - config.head_first_steps)
+        config, step = self.config, self.state.step
+        factor = learning_rate_factor(config.schedule, step=step, warmup_steps=config.warmup_steps, progress=self.share())
+        joining = 1.0
+        if config.head_first_steps and config.warmup_steps:
+            joining = min(1.0, max(0, step + 1 - config.head_first_steps) / config.warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.state.step if group["is_head"] else joined) * group["rate_factor"]
-        return rate(joined)
+            part = factor if group["is_head"] else factor * joining
+            group["lr"] = config.learning_rate * part * group["rate_factor"]
+        return config.learning_rate * factor * joining
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -20,8 +20,6 @@ from rfedge.train.vocabulary import TABLETOP_WORDS
 __all__ = ["TrainingData", "open_training_data", "standardise_features", "start_policy"]
 
 _NUM_STATISTICS_WINDOWS: Final = 32
-# A feature that never changes over these windows is scaled as if it did, a little.
-_SMALLEST_DEVIATION: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ def start_policy(config: TrainConfig) -> tuple[RoboFlamingo, InstructionTokenize
 
 @torch.no_grad()
 def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: TrainConfig, device: torch.device) -> None:
-    """Give the head of a policy without trained weights features of mean 0 and deviation 1.
+    """Give the head of a policy without trained weights features of mean 0 and, together, deviation 1.
 
     The statistics of evenly spread training windows are folded into the first LSTM layer. Without it the constant part
     of a feature (a maximum over tokens is far from zero) drowns what changes from frame to frame: 100 steps on
@@ -62,7 +60,10 @@ def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: Tr
         batch = batch_tensors(sources.training, sources.cache, sources.table, [number]).to(device)
         features.append(window_features(policy, batch)[0])
     stacked = torch.cat(features)
-    policy.head.standardise_input(stacked.mean(dim=0), stacked.std(dim=0).clamp_min(_SMALLEST_DEVIATION))
+    # One deviation for all numbers of a feature: one that hardly changes now would be blown up, and with it every step
+    # that the backbone takes later.
+    deviation = stacked.var(dim=0).mean().sqrt()
+    policy.head.standardise_input(stacked.mean(dim=0), deviation.expand(stacked.shape[1]))
 
 
 def open_training_data(
