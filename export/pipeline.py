@@ -67,6 +67,7 @@ class ExportOptions:
     Attributes:
         precision: "fp32" or "int8".
         data: CALVIN-format demonstrations; needed for int8, used for the proof when given.
+        keep_float: beginnings of the names of blocks that stay in fp32 when the rest is int8.
         num_calibration_frames: frames that set the int8 ranges.
         num_parity_steps: steps of the proof rollout, over all its episodes.
         seed: draws calibration frames, proof episodes and, without `data`, proof inputs.
@@ -75,6 +76,7 @@ class ExportOptions:
 
     precision: str
     data: Path | None = None
+    keep_float: tuple[str, ...] = ()
     num_calibration_frames: int = 128
     num_parity_steps: int = 64
     seed: int = 0
@@ -139,7 +141,7 @@ def export_checkpoint(
             calibration_frames = choose_calibration_frames(
                 frames.dataset, num_frames=options.num_calibration_frames, rng=rng
             )
-            _quantize(backbone_path, frames, calibration_frames, progress)
+            _quantize(backbone_path, frames, calibration_frames, options.keep_float, progress)
             calibration = CalibrationRecord(
                 dataset=_name(frames.dataset),
                 method="min-max, symmetric, per-tensor activations, per-channel weights",
@@ -191,7 +193,13 @@ def _trace(checkpoint: Checkpoint, contract: PolicyContract, writer: BundleWrite
     progress("trace", 2, 2)
 
 
-def _quantize(path: Path, frames: FrameInputs, chosen: Sequence[EpisodeFrame], progress: StageProgress) -> None:
+def _quantize(
+    path: Path,
+    frames: FrameInputs,
+    chosen: Sequence[EpisodeFrame],
+    keep_float: Sequence[str],
+    progress: StageProgress,
+) -> None:
     """Replace the graph at `path` by its int8 form and make sure that the runtime uses integer kernels for it."""
     done = 0
 
@@ -202,7 +210,7 @@ def _quantize(path: Path, frames: FrameInputs, chosen: Sequence[EpisodeFrame], p
 
     progress("calibrate", 0, len(chosen))
     quantized = path.with_name("quantized.onnx")
-    num_products = quantize_int8(path, quantized, frames.stream(chosen), on_frame=count)
+    num_products = quantize_int8(path, quantized, frames.stream(chosen), keep_float=keep_float, on_frame=count)
     shutil.move(quantized, path)
     progress("audit kernels", 0, 1)
     require_integer_kernels(path, num_expected=num_products)

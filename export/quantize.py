@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from rfedge.errors import ConfigError, did_you_mean, explain
 from rfedge.export.passes.dedicate_qdq import dedicate_qdq
 from rfedge.export.precision_audit import block_of_node, weight_products
 
@@ -26,13 +27,35 @@ __all__ = ["quantizable_products", "quantize_int8"]
 Inputs = dict[str, npt.NDArray[Any]]
 
 
-def quantizable_products(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the products to quantize: every one with a weight, except those of the camera resize."""
-    return [node.name for node in weight_products(model) if not block_of_node(node).startswith("preprocess")]
+def quantizable_products(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> list[str]:
+    """Return the names of the products to quantize.
+
+    Every product with a weight, except those of the camera resize and of blocks that begin with one of `keep_float`.
+
+    Raises:
+        ConfigError: no block begins with one of `keep_float`.
+    """
+    blocks = {node.name: block_of_node(node) for node in weight_products(model)}
+    for prefix in keep_float:
+        if not any(block.startswith(prefix) for block in blocks.values()):
+            raise ConfigError(
+                explain(
+                    "keep_float",
+                    got=repr(prefix),
+                    expected=did_you_mean(prefix, dict.fromkeys(blocks.values())),
+                    remedy="Name a block or the beginning of several.",
+                )
+            )
+    return [name for name, block in blocks.items() if not block.startswith(("preprocess", *keep_float))]
 
 
 def quantize_int8(
-    source: Path, target: Path, inputs: Iterable[Inputs], *, on_frame: Callable[[], None] = lambda: None
+    source: Path,
+    target: Path,
+    inputs: Iterable[Inputs],
+    *,
+    keep_float: Sequence[str] = (),
+    on_frame: Callable[[], None] = lambda: None,
 ) -> int:
     """Write the Q/DQ form of the graph at `source` to `target`, with min-max ranges over `inputs`.
 
@@ -40,13 +63,14 @@ def quantize_int8(
         source: fp32 graph.
         target: where the quantized graph goes.
         inputs: calibration inputs, one mapping of graph input -> array a frame.
+        keep_float: beginnings of the names of blocks that stay in fp32.
         on_frame: called after each frame, for a progress bar.
 
     Returns:
         The number of products that were quantized.
     """
     model = onnx.load(source, load_external_data=False)
-    products = quantizable_products(model)
+    products = quantizable_products(model, keep_float)
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # the quantizer recommends a pre-processing step that the dynamo exporter has done

@@ -15,6 +15,9 @@ def export(
     output: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
     data: Annotated[Path | None, typer.Option(help="Demonstrations: calibration for int8, and the proof's inputs.")] = None,
+    keep_float: Annotated[
+        str, typer.Option(help="Blocks that stay fp32 in an int8 export: beginnings of their names, separated by commas.")
+    ] = "",
     calibration_frames: Annotated[int, typer.Option(min=1, help="Frames that set the int8 ranges.")] = 128,
     parity_steps: Annotated[int, typer.Option(min=1, help="Steps of the proof rollout with carried state.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws calibration and proof frames.")] = 0,
@@ -30,6 +33,7 @@ def export(
     options = ExportOptions(
         precision=precision,
         data=data,
+        keep_float=tuple(name.strip() for name in keep_float.split(",") if name.strip()),
         num_calibration_frames=calibration_frames,
         num_parity_steps=parity_steps,
         seed=seed,

@@ -1,5 +1,6 @@
 """Checkpoint to bundle and back to actions, on `tiny`, with real ONNX Runtime on both precisions."""
 
+import dataclasses
 import json
 import os
 import re
@@ -249,3 +250,18 @@ def test_a_bundle_still_works_after_it_was_moved(bundles: dict[str, Bundle], tmp
         policy.reset("push the drawer shut")
         step = policy.act(Observation(image, image[:84, :84].copy()))
     assert step.actions.shape == (2, 7)
+
+
+def test_named_blocks_stay_in_float_and_unknown_ones_are_refused(
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(
+        precision="int8", data=demonstrations, num_calibration_frames=4, num_parity_steps=4, keep_float=("resampler",)
+    )
+    blocks = export_checkpoint(checkpoints["window"], tmp_path / "bundle", options).manifest.precision.blocks
+    assert blocks["resampler.layers.0"] == "fp32"
+    assert blocks["vision.blocks.0"] == blocks["decoder.layers.0.block"] == "int8"
+    wrong = dataclasses.replace(options, keep_float=("vision.block.0",))
+    with pytest.raises(ConfigError, match=r"keep_float: got 'vision.block.0', .* \(did you mean 'vision.blocks.0'\?\)"):
+        export_checkpoint(checkpoints["window"], tmp_path / "other", wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
