@@ -76,10 +76,10 @@ def test_24_steps_with_carried_state_agree_with_pytorch(
             pose, gripper, expected = advance(config, torch_head, feature.numpy(), expected)
             result = edge.infer(observation, instruction, state)
             state = result.state
-            np.testing.assert_allclose(result.actions[:, :6], pose, atol=2e-6, err_msg=f"pose at step {step}")
+            np.testing.assert_allclose(result.actions[:, :6], pose, atol=5e-6, err_msg=f"pose at step {step}")
             np.testing.assert_array_equal(result.actions[:, 6], np.where(gripper > 0.5, 1.0, -1.0))
-            np.testing.assert_allclose(state.h, expected.h, atol=2e-6, err_msg=f"h at step {step}")
-            np.testing.assert_allclose(state.c, expected.c, atol=2e-6, err_msg=f"c at step {step}")
+            np.testing.assert_allclose(state.h, expected.h, atol=1e-5, err_msg=f"h at step {step}")
+            np.testing.assert_allclose(state.c, expected.c, atol=1e-5, err_msg=f"c at step {step}")
             assert state.num_steps == expected.num_steps == step + 1
             assert len(state.history) == len(expected.history)
 
@@ -90,10 +90,10 @@ def test_the_gripper_probability_agrees_with_pytorch(
 ) -> None:
     parity = bundles[time_keeping].manifest.parity
     assert parity.num_steps == NUM_STEPS
-    assert parity.metrics["gripper_max_error"] < 2e-6
+    assert parity.metrics["gripper_max_error"] < 1e-5
     assert parity.metrics["gripper_flip_rate"] == 0
-    assert parity.metrics["hidden_max_drift"] < 2e-6
-    assert parity.metrics["cell_max_drift"] < 2e-6
+    assert parity.metrics["hidden_max_drift"] < 1e-5
+    assert parity.metrics["cell_max_drift"] < 1e-5
 
 
 def test_the_two_ways_to_keep_time_differ_once_the_window_is_full(bundles: dict[str, Bundle]) -> None:
