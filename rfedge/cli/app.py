@@ -30,6 +30,19 @@ for _command in (demos, train, export, verify, run):
 app.add_typer(bench_app, name="bench")
 
 
+# Which extra brings a library that the core does without.
+_EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnx_ir": "export",
+    "tensorboard": "train",
+    "mujoco": "sim",
+    "PIL": "sim",
+    "imageio": "sim",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's error ends in one line on stderr and exit status 2."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that temporary files are removed
@@ -37,6 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
         status = app(args=arguments, standalone_mode=False)
     except RfedgeError as error:
         print(f"rfedge: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise  # a module of our own that is missing is a bug
+        print(
+            f"rfedge: this command: got no {error.name}, expected the '{extra}' extra. "
+            f"Install it: pip install 'rfedge[{extra}]'.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except click.ClickException as error:
         error.show()

@@ -174,3 +174,21 @@ def test_train_export_run_on_tiny(tmp_path: Path) -> None:
     (episode,) = report["episodes"]
     assert episode["num_steps"] == 4
     assert episode["num_inferences"] == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("torch", ["export", "{checkpoint}", "--output", "{output}"], "export"),
+        ("onnx", ["export", "{checkpoint}", "--output", "{output}"], "export"),
+        ("torch", ["verify", "{bundle}", "--checkpoint", "{checkpoint}"], "export"),
+        ("mujoco", ["run", "{bundle}", "--task", "open_drawer"], ""),
+    ],
+)
+def test_a_missing_library_is_one_line_that_names_the_extra(
+    checkpoint: Path, bundle: Path, tmp_path: Path, missing: str, arguments: list[str], extra: str
+) -> None:
+    filled = [word.format(checkpoint=checkpoint, bundle=bundle, output=tmp_path / "out") for word in arguments]
+    code = f"import sys; sys.modules[{missing!r}] = None; from rfedge.cli.app import main; main({filled!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert_one_line(result, missing, f"pip install 'rfedge[{extra}]'" if extra else "pip install mujoco")
