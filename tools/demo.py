@@ -69,7 +69,7 @@ def main() -> int:
         precision: run(
             f"export {precision}, proved against PyTorch",
             *("export", checkpoint, "--precision", precision, "--data", data, "--output", root / f"bundle-{precision}"),
-            *("--overwrite", *KEEP_FLOAT[precision]),
+            *("--parity-steps", 256, "--overwrite", *KEEP_FLOAT[precision]),
         )
         for precision in KEEP_FLOAT
     }
