@@ -108,10 +108,7 @@ def check_export(
             )
         )
     checkpoint = load_checkpoint(checkpoint_dir)
-    if options.data is None:
-        return precision, checkpoint, None
-    embedding = checkpoint.policy.embedding.weight.detach().numpy()
-    return precision, checkpoint, FrameInputs(CalvinDataset.open(options.data), checkpoint.tokenizer, embedding)
+    return precision, checkpoint, _open_frames(checkpoint, options.data)
 
 
 def export_checkpoint(
@@ -165,8 +162,7 @@ def export_checkpoint(
                 )
             )
         progress("package", 0, 1)
-        embedding = checkpoint.policy.embedding.weight.detach().numpy()
-        save_file({"embedding": embedding}, writer.add("embedding.safetensors", "embedding"))
+        save_file({"embedding": _embedding(checkpoint)}, writer.add("embedding.safetensors", "embedding"))
         checkpoint.tokenizer.save(writer.add("tokenizer.json", "tokenizer"))
         writer.finish(
             Manifest(
@@ -296,8 +292,7 @@ def verify_parity(
         )
     precision = check_precision(bundle.manifest.precision.requested)
     options = ExportOptions(precision=precision, data=data, num_parity_steps=num_steps, seed=seed)
-    embedding = checkpoint.policy.embedding.weight.detach().numpy()
-    frames = None if data is None else FrameInputs(CalvinDataset.open(data), checkpoint.tokenizer, embedding)
+    frames = _open_frames(checkpoint, data)
     calibration = bundle.manifest.calibration
     avoid = [] if calibration is None else list(calibration.frames)
     episodes, described = proof_inputs(
@@ -316,6 +311,19 @@ def verify_parity(
             )
         )
     return Bundle(bundle.root, bundle.manifest.model_copy(update={"parity": parity}))
+
+
+def _embedding(checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
+    """Return the token table, float32 (vocab, width)."""
+    table: npt.NDArray[np.float32] = checkpoint.policy.embedding.weight.detach().numpy()
+    return table
+
+
+def _open_frames(checkpoint: Checkpoint, data: Path | None) -> FrameInputs | None:
+    """Open demonstrations as this checkpoint's backbone inputs; None where there are none."""
+    if data is None:
+        return None
+    return FrameInputs(CalvinDataset.open(data), checkpoint.tokenizer, _embedding(checkpoint))
 
 
 def _name(dataset: CalvinDataset) -> str:

@@ -96,17 +96,14 @@ def load_checkpoint(directory: Path) -> Checkpoint:
                 f"checkpoint file {CONFIG_NAME}", got=str(error), expected="a policy configuration", remedy="Copy it again."
             )
         ) from None
-    with torch.device("meta"):
-        policy = RoboFlamingo(config)
     try:
         weights = load_file(directory / WEIGHTS_NAME)
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(
             explain(f"checkpoint file {WEIGHTS_NAME}", got=str(error), expected="safetensors", remedy="Copy it again.")
         ) from None
+    policy = RoboFlamingo(config)  # not on meta: buffers that are computed, not stored, must be real
     _check_weights(policy, weights)
-    # Buffers that are computed, not stored, must be real: rebuild them by constructing on the CPU, weights by assignment.
-    policy = RoboFlamingo(config)
     policy.load_state_dict(weights, assign=True)
     tokenizer = InstructionTokenizer.load(directory / TOKENIZER_NAME, config.decoder.text_length)
     return Checkpoint(policy.eval(), tokenizer, metadata)
