@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rfedge.benchmarks.latency import LatencyPlan
-    from rfedge.benchmarks.schema import LatencyReport
-    from rfedge.messages import Observation
+from rfedge.cli.bench_latency import latency
 
 __all__ = ["bench_app"]
 
@@ -24,108 +16,5 @@ def bench() -> None:
     """Measure latency and success."""  # without a callback typer would drop the name of a single command
 
 
-@bench_app.command()
-def latency(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders; the first is also the noise floor.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Compare with this checkpoint in PyTorch.")] = None,
-    execute_steps: Annotated[int, typer.Option(help="Control steps that one policy call serves.")] = 1,
-    warmup: Annotated[int, typer.Option(help="Untimed calls per variant.")] = 20,
-    iterations: Annotated[int, typer.Option(help="Timed calls per variant.")] = 200,
-    settle_ms: Annotated[float, typer.Option(help="Untimed pause before each call, for other threads to sleep.")] = 20.0,
-    threads: Annotated[int, typer.Option(help="Threads of every variant; 0 is each backend's own choice.")] = 2,
-    spinning: Annotated[str, typer.Option(help="onnxruntime workers: always, within-call or never.")] = "within-call",
-    seed: Annotated[int, typer.Option(help="Seed of inputs, order and bootstrap.")] = 0,
-    instruction: Annotated[str, typer.Option(help="Instruction of every call.")] = "pull the handle to open the drawer",
-    data: Annotated[Path | None, typer.Option(help="Take frames from this CALVIN dataset, not from noise.")] = None,
-    assert_faster: Annotated[bool, typer.Option("--assert-faster", help="Fail unless int8 < fp32 < PyTorch.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
-) -> None:
-    """Time bundles and the PyTorch original against each other, interleaved in one process."""
-    from rich.console import Console
-
-    from rfedge.atomic import atomic_file
-    from rfedge.benchmarks import latency as library
-    from rfedge.runtimes import RuntimeSettings
-
-    plan = library.LatencyPlan(
-        bundles=tuple(bundles),
-        checkpoint=checkpoint,
-        instruction=instruction,
-        execute_steps=execute_steps,
-        warmup=warmup,
-        iterations=iterations,
-        settle_ms=settle_ms,
-        seed=seed,
-        settings=RuntimeSettings(threads=threads, spinning=spinning),
-    )
-    observations = None if data is None else library.dataset_observations(data)
-    report = _measure_with_progress(plan, observations, "seeded noise" if data is None else f"dataset {data}")
-    _print(Console(stderr=as_json), report)
-    if output is not None:
-        with atomic_file(output) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2) + "\n")
-    if as_json:
-        typer.echo(report.model_dump_json())
-    if assert_faster:
-        library.assert_faster(report)  # last, so that the numbers behind a failed gate are on the screen
-
-
-def _measure_with_progress(plan: LatencyPlan, observations: list[Observation] | None, inputs: str) -> LatencyReport:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from rfedge.benchmarks.latency import run_latency
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal, auto_refresh=False) as progress:
-        bar = progress.add_task("rounds", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-            progress.refresh()  # by hand, between two rounds: a refreshing thread would take part in the timings
-
-        return run_latency(plan, observations=observations, inputs=inputs, on_round=advance)
-
-
-def _print(console: Console, report: LatencyReport) -> None:
-    from rich.table import Table
-
-    conditions, machine = report.conditions, report.machine
-    steps = conditions.execute_steps
-    table = Table(title=f"milliseconds per policy call, {conditions.iterations} calls after {conditions.warmup} untimed")
-    for name in ("variant", "stage"):
-        table.add_column(name)
-    for name in ("mean", "p50", "p90", "p99", "max", f"p50 per control step (/{steps})"):
-        table.add_column(name, justify="right")
-    for variant in report.variants:
-        for stage, summary in variant.per_call_ms.items():
-            numbers = (summary.mean, summary.p50, summary.p90, summary.p99, summary.max, summary.p50 / steps)
-            name = variant.name if stage == "preprocess" else ""
-            table.add_row(name, stage, *(f"{number:.3f}" for number in numbers), end_section=stage == "total")
-    console.print(table)
-    ratios = Table(title="speed-up by median total, 95 % interval")
-    for name in ("variant", "over", "speed-up", "bundle MB", "load MB"):
-        ratios.add_column(name, justify="left" if name in ("variant", "over") else "right")
-    by_name = {variant.name: variant for variant in report.variants}
-    for comparison in report.comparisons:
-        if comparison.stage == "total":
-            ratio, variant = comparison.speedup, by_name[comparison.variant]
-            ratios.add_row(
-                comparison.variant,
-                comparison.baseline,
-                f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-                f"{variant.size_bytes / 1e6:.1f}",
-                f"{variant.load_rss_bytes / 1e6:.1f}",
-            )
-    if ratios.row_count:
-        console.print(ratios)
-    floor = report.noise_floor
-    console.print(
-        f"noise floor (first bundle against itself): {floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]\n"
-        f"{machine.cpu}, {machine.usable_cores} cores, {' '.join(machine.cpu_flags)}; {conditions.threads} threads, "
-        f"spinning {conditions.spinning}; {', '.join(f'{name} {version}' for name, version in report.versions.items())}; "
-        f"peak memory of this process {(report.peak_rss_bytes or 0) / 1e6:.0f} MB; commit {report.commit}",
-        highlight=False,
-        soft_wrap=True,
-    )
+for _command in (latency,):
+    bench_app.command()(_command)
