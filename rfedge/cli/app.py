@@ -9,7 +9,7 @@ import click
 import typer
 
 from rfedge.cli.bench import bench_app
-from rfedge.cli.demos import demos
+from rfedge.cli.demos import demos_app
 from rfedge.cli.export import export
 from rfedge.cli.run import run
 from rfedge.cli.train import train
@@ -25,9 +25,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
 )
-for _command in (demos, train, export, verify, run):
+for _command in (train, export, verify, run):
     app.command()(_command)
-app.add_typer(bench_app, name="bench")
+app.add_typer(demos_app)
+app.add_typer(bench_app)
 
 
 # Which extra brings a library that the core does without.

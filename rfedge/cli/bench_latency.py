@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["latency"]
 
+
 def latency(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle folders; the first is also the noise floor.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Compare with this checkpoint in PyTorch.")] = None,

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from rfedge.envs import Environment
     from rfedge.envs.demonstrations import Episode
 
-__all__ = ["demos"]
+__all__ = ["demos_app"]
+
+demos_app = typer.Typer(name="demos", help="Collect, inspect and convert demonstrations.", invoke_without_command=True)
 
 
+@demos_app.callback()
 def demos(
-    output: Annotated[Path, typer.Option(help="Dataset folder to write; repeat the command to go on after a stop.")],
+    context: typer.Context,
+    output: Annotated[
+        Path | None, typer.Option(help="Dataset folder to write; repeat the command to go on after a stop.")
+    ] = None,
     tasks: Annotated[str, typer.Option(help="`all` that have an expert, or names with commas between.")] = "all",
     episodes_per_task: Annotated[int, typer.Option(min=1, help="Successful episodes of each task.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Decides every episode.")] = 0,
@@ -30,6 +36,14 @@ def demos(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON document.")] = False,
 ) -> int:
     """Collect demonstrations with scripted experts; resumable, and the same for any number of workers."""
+    if context.invoked_subcommand is not None:
+        return 0
+    from rfedge.errors import ConfigError, explain
+
+    if output is None:
+        raise ConfigError(
+            explain("--output", got="nothing", expected="a dataset folder to write", remedy="Add --output DIR.")
+        )
     from rfedge.cli.progress import stage_progress
     from rfedge.cli.tables import print_table
     from rfedge.data.collection import CollectionRequest, collect
