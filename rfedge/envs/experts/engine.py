@@ -1,20 +1,22 @@
-"""Follows a list of waypoints with the public relative action, and starts over when the goal was missed."""
+"""Follows the waypoints of a script with the public relative action, and plans anew when something went wrong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 
+from rfedge.envs.experts.clearing import clear_the_way
+from rfedge.envs.experts.script import POINTING_YAW_RAD, Anchor, Script, Waypoint
+from rfedge.envs.experts.situation import Situation
 from rfedge.envs.interface import Float64Array
-from rfedge.envs.playtable.layout import BASE_POSITION_M
+from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.envs.rotations import euler_to_matrix, matrix_to_euler, rotation_about, wrap_angle
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSITION_SCALE_M, ROTATION_SCALE_RAD
 
-__all__ = ["Anchor", "AnchorFinder", "Expert", "Script", "Variation", "Waypoint", "WaypointExpert"]
+__all__ = ["Expert", "Variation", "WaypointExpert"]
 
 # Share by which the assumed target pose is drawn to the measured tcp at each step in which the arm stands still. It
 # forgets what the expert cannot know (where an earlier task left the target) and lets a blocked arm press on. While the
@@ -26,9 +28,15 @@ _SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 # far ahead would pull the arm off its path.
 _MAX_LEAD_M: Final = 0.045
 _ANCHOR_MOVED_M: Final = 0.02
+_LOST_M: Final = 0.05  # a carried block further from the tcp than this has been lost
 _YAW_TOLERANCE_RAD: Final = 0.06
 _UPRIGHT_RAD: Final = math.pi  # roll of a gripper that points straight down
-_POINTING_YAW_RAD: Final = math.pi / 2  # fingers open along the world x axis
+# An attempt is given up when somebody else moved the arm this far from the path between two waypoints, or when a waypoint
+# is still this far away at the end of its time.
+_STRAYED_M: Final = 0.09
+_WRIST: Final = 13  # place of the last joint in robot_obs; it turns against the yaw
+_NEUTRAL_WRIST_RAD: Final = 0.55
+_MISSED_M: Final = 0.06
 
 
 class Expert(Protocol):
@@ -37,70 +45,8 @@ class Expert(Protocol):
     def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
         """Return the relative action (7,) for robot_obs (15,) and scene_obs (24,)."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Anchor:
-    """A place that waypoints refer to.
-
-    Attributes:
-        position_m: (3,) in world coordinates.
-        yaw_rad: the gripper yaw that suits it; any multiple of `symmetry_rad` away is as good.
-        symmetry_rad: see `yaw_rad`.
-    """
-
-    position_m: Float64Array
-    yaw_rad: float = _POINTING_YAW_RAD
-    symmetry_rad: float = math.pi
-
-
-AnchorFinder = Callable[[Float64Array], Anchor]  # scene_obs (24,) -> where the anchor is now
-Goal = Callable[[Float64Array, Float64Array], bool]  # scene_obs at the start, scene_obs now -> done
-
-
-@dataclass(frozen=True, slots=True)
-class Waypoint:
-    """Where the tcp goes next.
-
-    Attributes:
-        offset_m: from the anchor as it stood when this waypoint began.
-        closed: whether the gripper is closed on the way.
-        tolerance_m: how near counts as reached; a via point has a large one.
-        dwell_steps: control steps to stay after reaching it.
-        jitter: how much of the episode's approach jitter applies, 0 to 1.
-        towards_base_m: horizontal shift towards the robot's base; high above the far edge the arm cannot reach.
-        tilt_rad: how far the fingers point outwards, away from the base; 0 is straight down.
-        turn_rad: added to the anchor's yaw as it stood when this waypoint began; None keeps the last orientation.
-        watched: whether the attempt starts over when the anchor moves away during this waypoint.
-    """
-
-    offset_m: tuple[float, float, float]
-    closed: bool
-    tolerance_m: float = 0.01
-    dwell_steps: int = 0
-    jitter: float = 0.0
-    towards_base_m: float = 0.0
-    tilt_rad: float = 0.0
-    turn_rad: float | None = 0.0
-    watched: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """One way to do a task.
-
-    Attributes:
-        anchor: finds the anchor in a scene state.
-        waypoints: visited in order.
-        goal: tells from the first and the present scene state whether the task is done.
-        grasp_jitter_m: half-width of the random offset added to every waypoint, per axis.
-        approach_jitter_m: half-width of the random offset of via points, scaled by `Waypoint.jitter`.
-    """
-
-    anchor: AnchorFinder
-    waypoints: tuple[Waypoint, ...]
-    goal: Goal
-    grasp_jitter_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    approach_jitter_m: tuple[float, float, float] = (0.02, 0.02, 0.02)
+    def observe_executed(self, action: Float64Array) -> None:
+        """Take note that `action` (7,) was sent instead of what `act` returned last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,31 +66,34 @@ class WaypointExpert:
     """Runs a script in closed loop.
 
     The arm lags behind what it was told, and actions are increments of a target that no observation shows. So the
-    expert adds up its own actions, and sends only what is missing between their sum and the waypoint; steering by the
-    measured tcp instead would overshoot every waypoint.
+    expert adds up the actions that were sent, and asks only for what is missing between their sum and the waypoint;
+    steering by the measured tcp instead would overshoot every waypoint.
     """
 
-    def __init__(self, script: Script, rng: np.random.Generator, variation: Variation | None = None) -> None:
+    def __init__(
+        self, script: Script, layout: TableLayout, rng: np.random.Generator, variation: Variation | None = None
+    ) -> None:
         """Draw this episode's speed and offsets from `rng`."""
         self._script = script
+        self._layout = layout
         self._rng = rng
         self._variation = variation or Variation()
         self._speed = float(rng.uniform(*self._variation.speed))
-        self._commanded: Float64Array = np.zeros(6)  # pose that all earlier actions added up to
+        self._before: Float64Array = np.zeros(6)  # what all earlier actions but the last added up to
+        self._commanded: Float64Array = np.zeros(6)  # the same with the last one
         self._last_tcp: Float64Array = np.zeros(6)
         self._start_scene: Float64Array | None = None
         self._anchor_m: Float64Array = np.zeros(3)
+        self._from_m: Float64Array = np.zeros(3)
         self._target_m: Float64Array = np.zeros(3)
         self._goal_euler: Float64Array = np.zeros(3)
-        self._begin_attempt()
-
-    def _begin_attempt(self) -> None:
+        self._plan: tuple[Waypoint, ...] = ()
         self._index = -1
         self._steps = 0
         self._reached_steps = 0
-        grasp, approach = np.array(self._script.grasp_jitter_m), np.array(self._script.approach_jitter_m)
-        self._grasp_m = self._rng.uniform(-1.0, 1.0, size=3) * grasp
-        self._approach_m = self._rng.uniform(-1.0, 1.0, size=3) * approach
+        self._attempts = 0
+        self._grasp_m: Float64Array = np.zeros(3)
+        self._approach_m: Float64Array = np.zeros(3)
 
     def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
         """Return the next action (7,): pose within [-1, 1], gripper -1 or 1."""
@@ -154,20 +103,50 @@ class WaypointExpert:
         else:
             self._forget(robot_obs[:6])
         self._last_tcp = robot_obs[:6].copy()
-        if self._index >= 0 and self._anchor_has_moved(scene_obs):
-            self._begin_attempt()
-        if self._index < 0 or self._waypoint_is_over(robot_obs):
-            self._go_on(scene_obs, self._start_scene)
+        situation = Situation(self._layout, robot_obs, scene_obs, self._start_scene, self._attempts)
+        if not self._plan or self._has_gone_wrong(situation):
+            self._begin_attempt(situation)
+        elif self._waypoint_is_over(robot_obs):
+            self._go_on(situation)
         self._steps += 1
         turn_rad = wrap_angle(self._goal_euler - self._commanded[3:])
+        wrist_rad = _NEUTRAL_WRIST_RAD - float(robot_obs[_WRIST])
+        turn_rad[2] = _near(self._goal_euler[2], 0.0) - _near(self._commanded[5], wrist_rad)
         action = np.empty(ACTION_SIZE)
         lead_m = self._target_m - robot_obs[:3]
         next_m = robot_obs[:3] + lead_m * min(1.0, _MAX_LEAD_M / max(float(np.linalg.norm(lead_m)), 1e-9))
         action[:3] = _limit((next_m - self._commanded[:3]) / POSITION_SCALE_M, self._speed)
         action[3:6] = _limit(turn_rad / ROTATION_SCALE_RAD, 1.0)
-        action[6] = GRIPPER_CLOSE if self._script.waypoints[self._index].closed else GRIPPER_OPEN
-        self._commanded = self._commanded + _SCALE * action[:6]
+        action[6] = GRIPPER_CLOSE if self._plan[self._index].closed else GRIPPER_OPEN
+        self._before = self._commanded
+        self.observe_executed(action)
         return action
+
+    def observe_executed(self, action: Float64Array) -> None:
+        """Take note that `action` (7,) was sent instead of what `act` returned last."""
+        self._commanded = self._before + _SCALE * action[:6]
+
+    def _begin_attempt(self, situation: Situation) -> None:
+        grasp, approach = np.array(self._script.grasp_jitter_m), np.array(self._script.approach_jitter_m)
+        self._grasp_m = self._rng.uniform(-1.0, 1.0, size=3) * grasp
+        self._approach_m = self._rng.uniform(-1.0, 1.0, size=3) * approach
+        self._attempts += 1
+        self._goal_euler = situation.robot_obs[3:6].copy()
+        plan = self._script.plan(situation)
+        first_m = plan[0].anchor(situation.scene_obs).position_m + np.array(plan[0].offset_m)
+        self._plan = (*clear_the_way(situation, self._script, first_m), *plan)
+        self._go_to(0, situation)
+
+    def _go_on(self, situation: Situation) -> None:
+        """Go to the next waypoint; after the last one stay when the goal is met, or start over."""
+        missed_m = float(np.linalg.norm(self._target_m - situation.tcp_m))
+        if self._index + 1 == len(self._plan):
+            if not self._script.goal(situation.start_scene, situation.scene_obs):
+                self._begin_attempt(situation)
+        elif missed_m > max(_MISSED_M, self._plan[self._index].tolerance_m):
+            self._begin_attempt(situation)
+        else:
+            self._go_to(self._index + 1, situation)
 
     def _forget(self, tcp: Float64Array) -> None:
         ahead, moved = self._commanded - tcp, tcp - self._last_tcp
@@ -177,16 +156,25 @@ class WaypointExpert:
                 ahead[part] *= 1.0 - _FORGET
         self._commanded = tcp + ahead
 
-    def _anchor_has_moved(self, scene_obs: Float64Array) -> bool:
-        if not self._script.waypoints[self._index].watched:
-            return False
-        away_m = self._script.anchor(scene_obs).position_m - self._anchor_m
-        return float(np.linalg.norm(away_m)) > _ANCHOR_MOVED_M
+    def _has_gone_wrong(self, situation: Situation) -> bool:
+        """Tell whether the anchor moved away, the carried block was lost, or the arm is not where the plan has it."""
+        waypoint = self._plan[self._index]
+        if waypoint.watched:
+            away_m = waypoint.anchor(situation.scene_obs).position_m - self._anchor_m
+            if float(np.linalg.norm(away_m)) > _ANCHOR_MOVED_M:
+                return True
+        if waypoint.carried is not None:
+            block_m = situation.block_pose(waypoint.carried)[:3]
+            if float(np.linalg.norm(block_m - situation.tcp_m)) > _LOST_M:
+                return True
+        way = self._target_m - self._from_m
+        along = np.clip(float((situation.tcp_m - self._from_m) @ way) / max(float(way @ way), 1e-9), 0.0, 1.0)
+        return float(np.linalg.norm(self._from_m + along * way - situation.tcp_m)) > _STRAYED_M
 
     def _waypoint_is_over(self, robot_obs: Float64Array) -> bool:
         if self._steps > self._variation.patience_steps:
             return True
-        waypoint = self._script.waypoints[self._index]
+        waypoint = self._plan[self._index]
         # A via point counts as reached as soon as the commands reach it; a precise one waits for the arm.
         expected_m = self._commanded[:3] if waypoint.tolerance_m > POSITION_SCALE_M else robot_obs[:3]
         near = float(np.linalg.norm(self._target_m - expected_m)) < waypoint.tolerance_m
@@ -195,31 +183,45 @@ class WaypointExpert:
             self._reached_steps += 1
         return self._reached_steps > waypoint.dwell_steps
 
-    def _go_on(self, scene_obs: Float64Array, start_scene: Float64Array) -> None:
-        """Go to the next waypoint; after the last one hold still when the goal is met, or start over."""
-        if self._index + 1 == len(self._script.waypoints):
-            if self._script.goal(start_scene, scene_obs):
-                return
-            self._begin_attempt()
-        self._index += 1
+    def _go_to(self, index: int, situation: Situation) -> None:
+        self._index = index
         self._steps = 0
         self._reached_steps = 0
-        waypoint = self._script.waypoints[self._index]
-        anchor = self._script.anchor(scene_obs)
+        waypoint = self._plan[index]
+        anchor = waypoint.anchor(situation.scene_obs)
         self._anchor_m = anchor.position_m
-        offset_m = np.array(waypoint.offset_m) + self._grasp_m + waypoint.jitter * self._approach_m
+        self._from_m = situation.tcp_m.copy()
         outwards = anchor.position_m - np.array(BASE_POSITION_M)
         outwards[2] = 0.0
         outwards /= np.linalg.norm(outwards)
+        if waypoint.turn_rad is not None:
+            self._goal_euler = _orientation(waypoint, anchor, outwards)
+        offset_m = np.array(waypoint.offset_m) + self._grasp_m + waypoint.jitter * self._approach_m
         self._target_m = anchor.position_m + offset_m - waypoint.towards_base_m * outwards
-        if waypoint.turn_rad is None:
-            return
-        # Of the equally good yaws the one nearest to the neutral pose: the wrist never winds up to its limit.
-        away = _POINTING_YAW_RAD - anchor.yaw_rad
-        yaw_rad = anchor.yaw_rad + anchor.symmetry_rad * round(away / anchor.symmetry_rad) + waypoint.turn_rad
-        upright = euler_to_matrix(np.array([_UPRIGHT_RAD, 0.0, yaw_rad]))
-        tilt = rotation_about(np.cross(outwards, (0.0, 0.0, 1.0)), waypoint.tilt_rad)
-        self._goal_euler = matrix_to_euler(tilt @ upright)
+        if waypoint.carried is not None:
+            grip_m = situation.tcp_rotation.T @ (situation.block_pose(waypoint.carried)[:3] - situation.tcp_m)
+            self._target_m = self._target_m - euler_to_matrix(self._goal_euler) @ grip_m
+
+
+def _orientation(waypoint: Waypoint, anchor: Anchor, outwards: Float64Array) -> Float64Array:
+    """Return the gripper's euler angles (3,) at a waypoint."""
+    # Of the equally good yaws one near the neutral pose: the wrist never winds up to its limit.
+    away = anchor.preferred_yaw_rad - anchor.yaw_rad
+    yaw_rad = anchor.yaw_rad + anchor.symmetry_rad * round(away / anchor.symmetry_rad) + (waypoint.turn_rad or 0.0)
+    upright = euler_to_matrix(np.array([_UPRIGHT_RAD, 0.0, yaw_rad]))
+    tilt = rotation_about(np.cross(outwards, (0.0, 0.0, 1.0)), waypoint.tilt_rad)
+    opening = upright[:, 1]
+    # Whichever way round the fingers are, leaning tips them towards the rear of the table.
+    side = 1.0 if opening[0] > 0 else -1.0
+    return matrix_to_euler(rotation_about(side * opening, waypoint.lean_rad) @ tilt @ upright)
+
+
+def _near(yaw_rad: float, turned_rad: float) -> float:
+    """Return how far a gripper at `yaw_rad` is turned from the neutral one, taking the full turn nearest to `turned_rad`.
+
+    The shortest way between two yaws may lead over a limit of the wrist; over the neutral yaw it never does.
+    """
+    return turned_rad + float(wrap_angle(yaw_rad - POINTING_YAW_RAD - turned_rad))
 
 
 def _limit(move: Float64Array, largest: float) -> Float64Array:

@@ -7,13 +7,15 @@ from typing import Final
 
 import numpy as np
 
+from rfedge.envs.experts.scripts import make_expert
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
+from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.kinematics import inverse, tcp_pose
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout, find_layout
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
-from rfedge.envs.tasks import check_task
+from rfedge.envs.tasks import COLOURS, check_task
 
 __all__ = ["prepare"]
 
@@ -48,7 +50,19 @@ _REQUIRED: Final[dict[str, dict[str, bool]]] = {
     "turn_off_lightbulb": {"bulb_on": True},
     "turn_on_led": {"led_on": False},
     "turn_off_led": {"led_on": True},
+    "place_in_drawer": {"drawer_open": True},
+    "push_into_drawer": {"drawer_open": True},
 }
+# tasks that begin with a block in the gripper -> where it is taken from
+_GRASPED: Final = {
+    "place_in_slider": ("table", "drawer"),
+    "place_in_drawer": ("table", "slider"),
+    "stack_block": ("table", "slider", "drawer"),
+}
+_LIFT_STEPS: Final = 120
+_STACK_SHIFT_M: Final = 0.005  # by which the upper block may stand off the centre of the lower one
+_STACK_TURN_RAD: Final = 0.1
+_DRAWER_HALF_X_M: Final = 0.15  # how far from the drawer's centre a block can be pushed into it
 
 
 def prepare(task: str, environment: Environment, rng: np.random.Generator) -> None:
@@ -61,7 +75,27 @@ def prepare(task: str, environment: Environment, rng: np.random.Generator) -> No
     """
     check_task(task)
     layout = find_layout(environment.scene)
-    environment.restore(_random_start(rng), _random_scene(task, layout, rng))
+    if task not in _GRASPED:
+        environment.restore(_random_start(rng), _random_scene(task, layout, rng))
+        return
+    while not _lift_first(task, environment, layout, rng):
+        pass  # the expert misses a few in a hundred
+
+
+def _lift_first(task: str, environment: Environment, layout: TableLayout, rng: np.random.Generator) -> bool:
+    """Let the lifting expert take a random block up; tell whether it did."""
+    colour, place = str(rng.choice(COLOURS)), str(rng.choice(_GRASPED[task]))
+    lift = f"lift_{colour}_block_{place}"
+    environment.restore(
+        _random_start(rng), _random_scene(lift, layout, rng, _REQUIRED.get(task, {}), spread=task == "stack_block")
+    )
+    expert, oracle, start = make_expert(lift, layout.scene, rng), TaskOracle(), environment.info()
+    for _ in range(_LIFT_STEPS):
+        environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
+        info = environment.info()
+        if oracle.solved(lift, start, info):
+            return {body for body, _ in info.robot_contacts} == {f"block_{colour}"}
+    return False
 
 
 def _random_start(rng: np.random.Generator) -> Float64Array:
@@ -74,13 +108,26 @@ def _random_start(rng: np.random.Generator) -> Float64Array:
     return robot_obs
 
 
-def _random_scene(task: str, layout: TableLayout, rng: np.random.Generator) -> Float64Array:
+def _random_scene(
+    task: str,
+    layout: TableLayout,
+    rng: np.random.Generator,
+    required: dict[str, bool] | None = None,
+    *,
+    spread: bool = False,
+) -> Float64Array:
+    """Draw scene_obs (24,) for a task; `spread` leaves no block but the handled one off the table."""
+    required = _REQUIRED.get(task, {}) if required is None else required
+    if task in ("unstack_block", "push_into_drawer"):
+        return _random_free_scene(task, layout, rng, required)
     handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
     # Door and surfaces are drawn again with the blocks: in some scenes one side of the cabinet is out of reach.
     while True:
         state = {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")}
-        state |= _REQUIRED.get(task, {})
+        state |= required
         surfaces = _random_surfaces(task, handled, rng, slide_left=state["slide_left"])
+        if spread:
+            surfaces |= {block: "table" for block in BLOCKS if block != handled}
         drawer_open = state["drawer_open"] or "drawer" in surfaces.values()
         scene_obs = sample_scene(
             layout,
@@ -95,6 +142,37 @@ def _random_scene(task: str, layout: TableLayout, rng: np.random.Generator) -> F
         )
         if handled is None or _is_workable(task, layout, scene_obs, handled):
             return scene_obs
+
+
+def _random_free_scene(task: str, layout: TableLayout, rng: np.random.Generator, required: dict[str, bool]) -> Float64Array:
+    """Draw a scene in which any block may be the one that is handled."""
+    while True:
+        blocks = [str(block) for block in rng.permutation(BLOCKS)]
+        state = {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")} | required
+        scene_obs = sample_scene(
+            layout,
+            rng,
+            surfaces={blocks[0]: "table", blocks[1]: "slider_left", blocks[2]: str(rng.choice(("table", "slider_right")))},
+            slide_m=layout.slide_max_m if state["slide_left"] else 0.0,
+            drawer_m=dimensions.DRAWER_MAX_M if state["drawer_open"] else 0.0,
+            switch_m=dimensions.SWITCH_MAX_M if state["bulb_on"] else 0.0,
+            bulb_on=state["bulb_on"],
+            led_on=state["led_on"],
+            gap_m=_GRASP_GAP_M,
+        )
+        lower = scene_obs[block_slice(layout, blocks[0])]
+        if not _is_workable("lift_block_table", layout, scene_obs, blocks[0]):
+            continue
+        if task == "push_into_drawer":
+            if abs(lower[0] - layout.drawer_x_m) < _DRAWER_HALF_X_M:
+                return scene_obs
+            continue
+        upper = scene_obs[block_slice(layout, blocks[1])]
+        upper[:] = lower
+        upper[:2] += rng.uniform(-1.0, 1.0, size=2) * _STACK_SHIFT_M
+        upper[2] += dimensions.BLOCK_WIDTH_M
+        upper[5] += rng.uniform(-1.0, 1.0) * _STACK_TURN_RAD + rng.integers(2) * 0.5 * math.pi
+        return scene_obs
 
 
 def _random_surfaces(task: str, handled: str | None, rng: np.random.Generator, *, slide_left: bool) -> dict[str, str]:

@@ -1,0 +1,65 @@
+"""What comes before a script: letting go of what is not wanted, and leaving the place where the last task ended."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from rfedge.envs.experts.script import Script, Waypoint, fixed
+from rfedge.envs.experts.situation import Situation
+from rfedge.envs.interface import Float64Array
+
+__all__ = ["clear_the_way"]
+
+# In front of the cabinet and this high nothing is in the way of an upright hand.
+_TRAVEL_Z_M: Final = 0.58
+_FREE_Z_M: Final = 0.535
+_FREE_Y_M: Final = -0.06
+_FACE_RETREAT_Y_M: Final = -0.12
+_FACE_RETREAT_RISE_M: Final = 0.05
+_HIGH_Z_M: Final = 0.72  # above everything
+_BESIDE_M: Final = 0.06  # a target this near is approached directly
+_EMPTY_WIDTH_M: Final = 0.012  # closed fingers with nothing between them
+_OPEN_STEPS: Final = 3
+
+
+def clear_the_way(situation: Situation, script: Script, first_m: Float64Array) -> tuple[Waypoint, ...]:
+    """Return waypoints that end in the open, from where the script's first target `first_m` (3,) is a straight move."""
+    keeps = script.keeps(situation)
+    held = situation.held_block()
+    if held is not None and not keeps and situation.place_of(held) == "above":
+        return _put_down(situation, held)
+    steps: list[Waypoint] = []
+    here = fixed(situation.tcp_m.copy())
+    closed = situation.gripper_closed
+    if closed and not keeps and situation.robot_obs[6] > _EMPTY_WIDTH_M:
+        steps.append(Waypoint(here, (0.0, 0.0, 0.0), closed=False, tolerance_m=0.05, dwell_steps=_OPEN_STEPS, turn_rad=None))
+        closed = False
+    x_m, y_m, z_m = situation.tcp_m
+    beside = float(np.linalg.norm(first_m[:2] - situation.tcp_m[:2])) < _BESIDE_M and first_m[2] > z_m - 0.01
+    if not beside and not _is_free(situation.tcp_m):
+        at_face = y_m > _FREE_Y_M
+        away_m = np.array(
+            [
+                x_m,
+                _FACE_RETREAT_Y_M if at_face else y_m,
+                max(z_m + _FACE_RETREAT_RISE_M, _TRAVEL_Z_M) if at_face else _TRAVEL_Z_M,
+            ]
+        )
+        steps.append(Waypoint(fixed(away_m), (0.0, 0.0, 0.0), closed=closed, tolerance_m=0.035, turn_rad=None))
+    return tuple(steps)
+
+
+def _is_free(tcp_m: Float64Array) -> bool:
+    return bool((tcp_m[2] > _FREE_Z_M and tcp_m[1] < _FREE_Y_M) or tcp_m[2] > _HIGH_Z_M)
+
+
+def _put_down(situation: Situation, held: str) -> tuple[Waypoint, ...]:
+    spot = fixed(situation.free_table_spot(held))
+    return (
+        Waypoint(spot, (0.0, 0.0, 0.10), closed=True, tolerance_m=0.03, carried=held),
+        Waypoint(spot, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.01, carried=held),
+        Waypoint(spot, (0.0, 0.0, 0.0), closed=False, tolerance_m=0.06, dwell_steps=_OPEN_STEPS, turn_rad=None),
+        Waypoint(spot, (0.0, 0.0, 0.12), closed=False, tolerance_m=0.03, turn_rad=None),
+    )

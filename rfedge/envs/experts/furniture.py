@@ -1,0 +1,147 @@
+"""Scripts for what is fixed to the table: drawer, sliding door, switch and button."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint
+from rfedge.envs.experts.situation import DRAWER, SLIDE
+from rfedge.envs.playtable import layout as dimensions
+from rfedge.envs.playtable.layout import SLOPE, TableLayout
+
+__all__ = [
+    "close_drawer",
+    "door_waypoints",
+    "move_slider",
+    "open_drawer",
+    "press_button",
+    "turn_off_lightbulb",
+    "turn_on_lightbulb",
+]
+
+_SWITCH, _BULB, _LED = 3, 4, 5  # places in scene_obs
+
+
+def _drawer_handle(layout: TableLayout) -> AnchorFinder:
+    y_m, z_m = dimensions.DRAWER_HANDLE_YZ_M
+    return lambda scene: Anchor(np.array([layout.drawer_x_m, y_m - scene[DRAWER], z_m]))
+
+
+def _slide_handle(layout: TableLayout) -> AnchorFinder:
+    return lambda scene: Anchor(np.array([layout.slide_handle_x_m - scene[SLIDE], *dimensions.SLIDE_HANDLE_YZ_M]))
+
+
+def _switch_tip(layout: TableLayout) -> AnchorFinder:
+    y_m, z_m = dimensions.SWITCH_TIP_YZ_M
+    cos, sin = math.cos(SLOPE.tilt_rad), math.sin(SLOPE.tilt_rad)
+    return lambda scene: Anchor(np.array([layout.switch_x_m, y_m + cos * scene[_SWITCH], z_m + sin * scene[_SWITCH]]))
+
+
+def _button(layout: TableLayout) -> AnchorFinder:
+    return lambda scene: Anchor(np.array([*layout.button_xy_m, dimensions.BUTTON_TOP_M]))
+
+
+def open_drawer(layout: TableLayout) -> Script:
+    """Drop the fingers into the gap between the handle's bar and the drawer's front, and pull."""
+    handle = _drawer_handle(layout)
+    waypoints = (
+        Waypoint(handle, (0.0, 0.04, 0.13), closed=True, tolerance_m=0.035, jitter=1.0),
+        Waypoint(handle, (0.0, 0.04, 0.015), closed=True, tolerance_m=0.012),
+        Waypoint(handle, (0.0, -0.15, 0.015), closed=True, tolerance_m=0.012),
+    )
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(now[DRAWER] - start[DRAWER] > 0.125),
+        grasp_jitter_m=(0.06, 0.002, 0.004),
+        approach_jitter_m=(0.02, 0.0, 0.03),
+    )
+
+
+def close_drawer(layout: TableLayout) -> Script:
+    """Push the handle's front."""
+    handle = _drawer_handle(layout)
+    waypoints = (
+        Waypoint(handle, (0.0, -0.07, 0.11), closed=True, tolerance_m=0.035, jitter=1.0),
+        Waypoint(handle, (0.0, -0.06, 0.005), closed=True, tolerance_m=0.025),
+        Waypoint(handle, (0.0, 0.17, 0.005), closed=True, tolerance_m=0.012),
+    )
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(start[DRAWER] - now[DRAWER] > 0.125),
+        grasp_jitter_m=(0.06, 0.0, 0.006),
+        approach_jitter_m=(0.02, 0.02, 0.02),
+    )
+
+
+def door_waypoints(layout: TableLayout, *, to_left: bool) -> tuple[Waypoint, ...]:
+    """Return the way that drags the sliding door: open fingers on both sides of its handle, whichever the direction."""
+    handle, sign = _slide_handle(layout), 1.0 if to_left else -1.0
+    return (
+        Waypoint(handle, (0.0, -0.05, 0.10), closed=False, tolerance_m=0.03, jitter=1.0),
+        Waypoint(handle, (0.0, -0.012, 0.01), closed=False, tolerance_m=0.012),
+        Waypoint(handle, (-0.24 * sign, -0.012, 0.01), closed=False, tolerance_m=0.012),
+    )
+
+
+def move_slider(layout: TableLayout, *, to_left: bool) -> Script:
+    """Drag the sliding door by its handle."""
+    sign = 1.0 if to_left else -1.0
+    waypoints = door_waypoints(layout, to_left=to_left)
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(sign * (now[SLIDE] - start[SLIDE]) > 0.155),
+        grasp_jitter_m=(0.01, 0.006, 0.006),
+        approach_jitter_m=(0.01, 0.02, 0.02),
+    )
+
+
+def turn_on_lightbulb(layout: TableLayout) -> Script:
+    """Push the lever from below and in front, so that it climbs its tilted slot.
+
+    The gripper is tilted: straight down the arm does not reach that far.
+    """
+    tip = _switch_tip(layout)
+    waypoints = (
+        Waypoint(tip, (0.0, -0.06, -0.01), closed=True, tolerance_m=0.025, jitter=1.0, tilt_rad=0.5),
+        Waypoint(tip, (0.0, -0.005, -0.005), closed=True, tolerance_m=0.025, tilt_rad=0.5),
+        Waypoint(tip, (0.0, 0.055, 0.10), closed=True, tolerance_m=0.015, tilt_rad=0.5),
+    )
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(now[_BULB] > 0.5),
+        grasp_jitter_m=(0.03, 0.0, 0.006),
+        approach_jitter_m=(0.01, 0.02, 0.01),
+    )
+
+
+def turn_off_lightbulb(layout: TableLayout) -> Script:
+    """Come down on top of the lever with tilted fingers and press it back along its slot."""
+    tip = _switch_tip(layout)
+    waypoints = (
+        Waypoint(tip, (0.0, -0.05, 0.10), closed=True, tolerance_m=0.03, jitter=1.0, tilt_rad=0.5),
+        Waypoint(tip, (0.0, 0.005, 0.055), closed=True, tolerance_m=0.02, tilt_rad=0.5),
+        Waypoint(tip, (0.0, -0.04, -0.055), closed=True, tolerance_m=0.015, tilt_rad=0.5),
+    )
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(now[_BULB] < 0.5),
+        grasp_jitter_m=(0.03, 0.0, 0.0),
+        approach_jitter_m=(0.01, 0.01, 0.01),
+    )
+
+
+def press_button(layout: TableLayout) -> Script:
+    """Press the button down and let go of it."""
+    button = _button(layout)
+    waypoints = (
+        Waypoint(button, (0.0, 0.0, 0.07), closed=True, tolerance_m=0.025, jitter=1.0),
+        Waypoint(button, (0.0, 0.0, -0.002), closed=True, tolerance_m=0.008),
+        Waypoint(button, (0.0, 0.0, 0.07), closed=True, tolerance_m=0.03),
+    )
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(now[_LED] != start[_LED]),
+        grasp_jitter_m=(0.015, 0.015, 0.0),
+    )

@@ -1,0 +1,204 @@
+"""Scripts for a block where it lies: lift, push, rotate, and push it into the drawer."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from rfedge.envs.experts.furniture import door_waypoints
+from rfedge.envs.experts.script import POINTING_YAW_RAD, Anchor, AnchorFinder, Script, Waypoint
+from rfedge.envs.experts.situation import Situation
+from rfedge.envs.interface import BLOCKS, Float64Array
+from rfedge.envs.playtable import layout as dimensions
+from rfedge.envs.playtable.layout import TableLayout
+from rfedge.envs.playtable.placement import block_slice
+from rfedge.envs.rotations import euler_to_matrix, wrap_angle
+
+__all__ = ["block_anchor", "grasp", "is_held", "lift", "lift_waypoints", "push", "push_into_drawer", "rotate"]
+
+_HALF_BLOCK_M: Final = 0.5 * dimensions.BLOCK_WIDTH_M
+_TURN_RAD: Final = math.radians(72.0)
+_RISE_M: Final = 0.06  # how far a lifted block goes up, a little more than any lift asks for
+_EDGE_Y_M: Final = -dimensions.TABLE_HALF_Y_M
+
+
+def block_anchor(layout: TableLayout, block: str, *, turn_rad: float = 0.0) -> AnchorFinder:
+    place = block_slice(layout, block)
+    is_cube = layout.block_lengths_m[block] <= dimensions.BLOCK_WIDTH_M
+    # Half of a turn to come is taken on the other side of the neutral yaw, so that the wrist stays within its limits.
+    preferred_rad = POINTING_YAW_RAD - 0.5 * turn_rad
+
+    def find(scene: Float64Array) -> Anchor:
+        pose = scene[place]
+        rotation = euler_to_matrix(pose[3:])
+        # A block that stands on end shows a square from above, as a cube does: either pair of faces can be gripped.
+        # A lying one is gripped across its narrow side.
+        upended = abs(rotation[2, 0]) > 0.7
+        side = rotation[:, 1] if upended else rotation[:, 0]
+        symmetry_rad = math.pi / 2 if is_cube or upended else math.pi
+        return Anchor(pose[:3].copy(), math.atan2(side[1], side[0]), symmetry_rad, preferred_rad)
+
+    return find
+
+
+def is_held(situation: Situation, block: str) -> bool:
+    """Tell whether the block is in the grip since the task began: going on is then better than starting over."""
+    return situation.held_block() == block and situation.attempt > 0
+
+
+def grasp(block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: float = 0.0) -> tuple[Waypoint, ...]:
+    return (
+        *approach,
+        Waypoint(block, (0.0, 0.0, 0.006), closed=False, tolerance_m=0.008, lean_rad=lean_rad, watched=True),
+        Waypoint(block, (0.0, 0.0, 0.006), closed=True, tolerance_m=0.02, lean_rad=lean_rad, dwell_steps=3),
+    )
+
+
+# --- lift ---------------------------------------------------------------------------------------------------------------
+def lift_waypoints(situation: Situation, name: str) -> tuple[Waypoint, ...]:
+    """Return the way that takes a block up from wherever it lies."""
+    layout = situation.layout
+    block, place = block_anchor(layout, name), situation.place_of(name)
+    if place == "drawer":
+        approach = (
+            Waypoint(block, (0.0, 0.0, 0.15), closed=False, tolerance_m=0.03, jitter=1.0, watched=True),
+            Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
+        )
+        away = Waypoint(block, (0.0, 0.0, 0.14), closed=True, tolerance_m=0.02)
+    elif place == "slider":
+        # In from the front and out the same way: the hand is wider than the cabinet is deep.
+        approach = (
+            Waypoint(block, (0.0, -0.09, 0.13), closed=False, tolerance_m=0.03, jitter=1.0, watched=True),
+            Waypoint(block, (0.0, -0.015, 0.05), closed=False, tolerance_m=0.022, watched=True),
+        )
+        away = Waypoint(block, (0.0, -0.08, 0.12), closed=True, tolerance_m=0.02)
+    else:
+        approach = (
+            Waypoint(
+                block, (0.0, 0.0, 0.075), closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, watched=True
+            ),
+            Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
+        )
+        away = Waypoint(block, (0.0, 0.0, 0.11), closed=True, tolerance_m=0.02, towards_base_m=0.08)
+    if is_held(situation, name):
+        return (away,)
+    door = _open_before(situation, name) if place == "slider" else ()
+    return (*door, *grasp(block, approach), away)
+
+
+def _open_before(situation: Situation, name: str) -> tuple[Waypoint, ...]:
+    """Return the way that uncovers a block behind the sliding door, or nothing when it can be reached."""
+    low_m, high_m = situation.door_x_m()
+    x_m = float(situation.block_pose(name)[0])
+    if not low_m - _HALF_BLOCK_M < x_m < high_m + _HALF_BLOCK_M:
+        return ()
+    drag = door_waypoints(situation.layout, to_left=not situation.door_is_left())
+    leave = Waypoint(drag[-1].anchor, (0.0, -0.12, 0.06), closed=False, tolerance_m=0.035)
+    return (*drag, leave)
+
+
+def lift(layout: TableLayout, block: str) -> Script:
+    """Grip a block where it lies and take it up."""
+    height = block_slice(layout, block).start + 2
+    return Script(
+        plan=lambda situation: lift_waypoints(situation, block),
+        goal=lambda start, now: bool(now[height] - start[height] > _RISE_M),
+        grasp_jitter_m=(0.004, 0.004, 0.003),
+        approach_jitter_m=(0.005, 0.005, 0.02),
+        keeps=lambda situation: is_held(situation, block),
+    )
+
+
+# --- push and rotate ----------------------------------------------------------------------------------------------------
+def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
+    """Come down beside the block with closed fingers and shove it from its far side."""
+    sign = -1.0 if to_left else 1.0
+    beside_m = -sign * (0.5 * layout.block_lengths_m[block] + 0.05)
+    place = block_slice(layout, block).start
+
+    def anchor(scene: Float64Array) -> Anchor:
+        return Anchor(scene[place : place + 3].copy())
+
+    waypoints = (
+        Waypoint(anchor, (beside_m, 0.0, 0.09), closed=True, tolerance_m=0.03, jitter=1.0, watched=True),
+        Waypoint(anchor, (beside_m, 0.0, 0.006), closed=True, tolerance_m=0.012, watched=True),
+        Waypoint(anchor, (0.12 * sign, 0.0, 0.006), closed=True, tolerance_m=0.012),
+    )
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(sign * (now[place] - start[place]) > 0.105),
+        grasp_jitter_m=(0.004, 0.004, 0.003),
+        approach_jitter_m=(0.01, 0.01, 0.02),
+    )
+
+
+def rotate(layout: TableLayout, name: str, *, to_left: bool) -> Script:
+    """Grip the block where it stands and turn it without lifting it."""
+    turn_rad = _TURN_RAD if to_left else -_TURN_RAD
+    yaw = block_slice(layout, name).start + 5
+    block = block_anchor(layout, name, turn_rad=turn_rad)
+    waypoints = (
+        Waypoint(block, (0.0, 0.0, 0.075), closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, watched=True),
+        Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
+        Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.008, watched=True),
+        Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.02, dwell_steps=2),
+        Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.03, turn_rad=turn_rad),
+        Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=2, turn_rad=None),
+        Waypoint(block, (0.0, 0.0, 0.06), closed=False, tolerance_m=0.03, turn_rad=None),
+    )
+    return Script(
+        plan=lambda _: waypoints,
+        goal=lambda start, now: bool(np.sign(turn_rad) * wrap_angle(now[yaw] - start[yaw]) > math.radians(62.0)),
+        grasp_jitter_m=(0.003, 0.003, 0.002),
+        approach_jitter_m=(0.005, 0.005, 0.02),
+    )
+
+
+# --- push into the drawer -----------------------------------------------------------------------------------------------
+def push_into_drawer(layout: TableLayout) -> Script:
+    """Shove a block from behind over the table's front edge, so that it falls into the open drawer."""
+
+    def plan(situation: Situation) -> tuple[Waypoint, ...]:
+        name = _pushed_block(situation)
+        place = block_slice(layout, name).start
+        # Half of the block as seen along the way of the push.
+        length_m = layout.block_lengths_m[name]
+        yaw_rad = situation.block_pose(name)[5]
+        half_m = 0.5 * (abs(math.sin(yaw_rad)) * length_m + abs(math.cos(yaw_rad)) * dimensions.BLOCK_WIDTH_M)
+        behind_m = half_m + 0.03
+
+        def anchor(scene: Float64Array) -> Anchor:
+            return Anchor(scene[place : place + 3].copy())
+
+        over_m = _EDGE_Y_M - float(situation.block_pose(name)[1]) + half_m - 0.03
+        return (
+            Waypoint(anchor, (0.0, behind_m, 0.10), closed=True, tolerance_m=0.03, jitter=1.0, lean_rad=0.4, watched=True),
+            Waypoint(anchor, (0.0, behind_m, 0.004), closed=True, tolerance_m=0.012, lean_rad=0.4, watched=True),
+            Waypoint(anchor, (0.0, over_m, 0.006), closed=True, tolerance_m=0.012, lean_rad=0.2),
+        )
+
+    def goal(start: Float64Array, now: Float64Array) -> bool:
+        return any(
+            start[block_slice(layout, block)][2] > 0.42 and now[block_slice(layout, block)][2] < 0.40 for block in BLOCKS
+        )
+
+    return Script(plan=plan, goal=goal, grasp_jitter_m=(0.004, 0.003, 0.002), approach_jitter_m=(0.01, 0.005, 0.02))
+
+
+def _pushed_block(situation: Situation) -> str:
+    """Return the block on the table that is the easiest to push over the edge: above the drawer, nothing in its way."""
+    centre_m = situation.layout.drawer_x_m
+
+    def cost(block: str) -> float:
+        x_m, y_m, _ = (float(value) for value in situation.block_pose(block)[:3])
+        on_table = situation.place_of(block) == "table" and not situation.is_covered(block)
+        beside = max(0.0, abs(x_m - centre_m) - 0.16)
+        in_front = any(
+            abs(other[0] - x_m) < 0.07 and -0.12 < other[1] - y_m < 0.0 and abs(other[2] - 0.46) < 0.02
+            for other in (situation.block_pose(name) for name in BLOCKS if name != block)
+        )
+        return (0.0 if on_table else 10.0) + 20.0 * beside + (2.0 if in_front else 0.0) + abs(y_m - _EDGE_Y_M)
+
+    return min(BLOCKS, key=cost)
