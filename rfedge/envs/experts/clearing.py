@@ -17,9 +17,10 @@ _TRAVEL_Z_M: Final = 0.58
 _FREE_Z_M: Final = 0.535
 _FREE_Y_M: Final = -0.06
 _FACE_RETREAT_Y_M: Final = -0.12
-_FACE_RETREAT_RISE_M: Final = 0.05
+_FACE_Z_M: Final = 0.50  # lower and still on the table the hand stands in front of the face, and goes straight up
+_RISE_M: Final = 0.05
 _HIGH_Z_M: Final = 0.72  # above everything
-_BESIDE_M: Final = 0.06  # a target this near is approached directly
+_BESIDE_M: Final = 0.06  # to a target this near the arm does not go all the way up
 _EMPTY_WIDTH_M: Final = 0.012  # closed fingers with nothing between them
 _OPEN_STEPS: Final = 3
 
@@ -37,16 +38,12 @@ def clear_the_way(situation: Situation, script: Script, first_m: Float64Array) -
         steps.append(Waypoint(here, (0.0, 0.0, 0.0), closed=False, tolerance_m=0.05, dwell_steps=_OPEN_STEPS, turn_rad=None))
         closed = False
     x_m, y_m, z_m = situation.tcp_m
-    beside = float(np.linalg.norm(first_m[:2] - situation.tcp_m[:2])) < _BESIDE_M and first_m[2] > z_m - 0.01
-    if not beside and not _is_free(situation.tcp_m):
-        at_face = y_m > _FREE_Y_M
-        away_m = np.array(
-            [
-                x_m,
-                _FACE_RETREAT_Y_M if at_face else y_m,
-                max(z_m + _FACE_RETREAT_RISE_M, _TRAVEL_Z_M) if at_face else _TRAVEL_Z_M,
-            ]
-        )
+    if not _is_free(situation.tcp_m):
+        beside = float(np.linalg.norm(first_m[:2] - situation.tcp_m[:2])) < _BESIDE_M
+        if y_m > _FREE_Y_M and z_m > _FACE_Z_M:
+            away_m = np.array([x_m, _FACE_RETREAT_Y_M, max(z_m + _RISE_M, _TRAVEL_Z_M)])
+        else:
+            away_m = np.array([x_m, y_m, min(_TRAVEL_Z_M, max(first_m[2], z_m + _RISE_M)) if beside else _TRAVEL_Z_M])
         steps.append(Waypoint(fixed(away_m), (0.0, 0.0, 0.0), closed=closed, tolerance_m=0.035, turn_rad=None))
     return tuple(steps)
 

@@ -18,11 +18,11 @@ from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSITION_S
 
 __all__ = ["Expert", "Variation", "WaypointExpert"]
 
-# Share by which the assumed target pose is drawn to the measured tcp at each step in which the arm stands still. It
-# forgets what the expert cannot know (where an earlier task left the target) and lets a blocked arm press on. While the
-# arm moves its lag is no error, and forgetting it would add up to an overshoot.
-_FORGET: Final = 0.08
-_STILL: Final = (0.0015, 0.006)  # metres and radians per control step
+# The arm covers this share of the way to its target at each control step, so what is left follows from how far it moved.
+_RESPONSE: Final = 0.49
+# Share by which the assumed target is drawn to the one that the last movement tells: all of it at first, when nothing is
+# known about where an earlier task left the target, little later on. A blocked arm, which does not move, presses on.
+_TRUST: Final = 0.08
 _SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 # The commands never run further ahead of the tcp than this: near full stretch the joints cannot keep up, and a target
 # far ahead would pull the arm off its path.
@@ -92,6 +92,7 @@ class WaypointExpert:
         self._steps = 0
         self._reached_steps = 0
         self._attempts = 0
+        self._corrections = 0
         self._grasp_m: Float64Array = np.zeros(3)
         self._approach_m: Float64Array = np.zeros(3)
 
@@ -101,7 +102,7 @@ class WaypointExpert:
             self._start_scene = scene_obs.copy()
             self._commanded = robot_obs[:6].copy()
         else:
-            self._forget(robot_obs[:6])
+            self._correct(robot_obs[:6])
         self._last_tcp = robot_obs[:6].copy()
         situation = Situation(self._layout, robot_obs, scene_obs, self._start_scene, self._attempts)
         if not self._plan or self._has_gone_wrong(situation):
@@ -148,13 +149,13 @@ class WaypointExpert:
         else:
             self._go_to(self._index + 1, situation)
 
-    def _forget(self, tcp: Float64Array) -> None:
+    def _correct(self, tcp: Float64Array) -> None:
+        """Draw the assumed target pose towards what the arm's last movement says about it."""
         ahead, moved = self._commanded - tcp, tcp - self._last_tcp
         ahead[3:], moved[3:] = wrap_angle(ahead[3:]), wrap_angle(moved[3:])
-        for part, still in zip((slice(0, 3), slice(3, 6)), _STILL, strict=True):
-            if float(np.abs(moved[part]).max()) < still:
-                ahead[part] *= 1.0 - _FORGET
-        self._commanded = tcp + ahead
+        self._corrections += 1
+        trust = max(_TRUST, 1.0 / self._corrections)
+        self._commanded = tcp + ahead + trust * ((1.0 / _RESPONSE - 1.0) * moved - ahead)
 
     def _has_gone_wrong(self, situation: Situation) -> bool:
         """Tell whether the anchor moved away, the carried block was lost, or the arm is not where the plan has it."""
