@@ -37,6 +37,7 @@ _STRAYED_M: Final = 0.09
 _WRIST: Final = 13  # place of the last joint in robot_obs; it turns against the yaw
 _NEUTRAL_WRIST_RAD: Final = 0.55
 _MISSED_M: Final = 0.06
+_MISSED_GRIP_M: Final = 0.025
 
 
 class Expert(Protocol):
@@ -116,7 +117,7 @@ class WaypointExpert:
         action = np.empty(ACTION_SIZE)
         lead_m = self._target_m - robot_obs[:3]
         next_m = robot_obs[:3] + lead_m * min(1.0, _MAX_LEAD_M / max(float(np.linalg.norm(lead_m)), 1e-9))
-        action[:3] = _limit((next_m - self._commanded[:3]) / POSITION_SCALE_M, self._speed)
+        action[:3] = _limit((next_m - self._commanded[:3]) / POSITION_SCALE_M, self._speed * self._plan[self._index].speed)
         action[3:6] = _limit(turn_rad / ROTATION_SCALE_RAD, 1.0)
         action[6] = GRIPPER_CLOSE if self._plan[self._index].closed else GRIPPER_OPEN
         self._before = self._commanded
@@ -140,14 +141,20 @@ class WaypointExpert:
 
     def _go_on(self, situation: Situation) -> None:
         """Go to the next waypoint; after the last one stay when the goal is met, or start over."""
-        missed_m = float(np.linalg.norm(self._target_m - situation.tcp_m))
         if self._index + 1 == len(self._plan):
             if not self._script.goal(situation.start_scene, situation.scene_obs):
                 self._begin_attempt(situation)
-        elif missed_m > max(_MISSED_M, self._plan[self._index].tolerance_m):
+        elif self._is_missed(situation):
             self._begin_attempt(situation)
         else:
             self._go_to(self._index + 1, situation)
+
+    def _is_missed(self, situation: Situation) -> bool:
+        """Tell whether the waypoint's time ran out far away from it."""
+        waypoint = self._plan[self._index]
+        allowed_m = max(_MISSED_GRIP_M if waypoint.watched else _MISSED_M, waypoint.tolerance_m)
+        away_m = float(np.linalg.norm(self._target_m - situation.tcp_m))
+        return self._steps > self._variation.patience_steps and away_m > allowed_m
 
     def _correct(self, tcp: Float64Array) -> None:
         """Draw the assumed target pose towards what the arm's last movement says about it."""
@@ -207,7 +214,7 @@ class WaypointExpert:
 def _orientation(waypoint: Waypoint, anchor: Anchor, outwards: Float64Array) -> Float64Array:
     """Return the gripper's euler angles (3,) at a waypoint."""
     # Of the equally good yaws one near the neutral pose: the wrist never winds up to its limit.
-    away = anchor.preferred_yaw_rad - anchor.yaw_rad
+    away = POINTING_YAW_RAD - anchor.yaw_rad
     yaw_rad = anchor.yaw_rad + anchor.symmetry_rad * round(away / anchor.symmetry_rad) + (waypoint.turn_rad or 0.0)
     upright = euler_to_matrix(np.array([_UPRIGHT_RAD, 0.0, yaw_rad]))
     tilt = rotation_about(np.cross(outwards, (0.0, 0.0, 1.0)), waypoint.tilt_rad)

@@ -48,6 +48,7 @@ def open_drawer(layout: TableLayout) -> Script:
     handle = _drawer_handle(layout)
     waypoints = (
         Waypoint(handle, (0.0, 0.04, 0.13), closed=True, tolerance_m=0.035, jitter=1.0),
+        Waypoint(handle, (0.0, 0.04, 0.10), closed=True, tolerance_m=0.018),
         Waypoint(handle, (0.0, 0.04, 0.015), closed=True, tolerance_m=0.012),
         Waypoint(handle, (0.0, -0.15, 0.015), closed=True, tolerance_m=0.012),
     )
@@ -75,13 +76,13 @@ def close_drawer(layout: TableLayout) -> Script:
     )
 
 
-def door_waypoints(layout: TableLayout, *, to_left: bool) -> tuple[Waypoint, ...]:
+def door_waypoints(layout: TableLayout, *, to_left: bool, travel_m: float = 0.24) -> tuple[Waypoint, ...]:
     """Return the way that drags the sliding door: open fingers on both sides of its handle, whichever the direction."""
     handle, sign = _slide_handle(layout), 1.0 if to_left else -1.0
     return (
         Waypoint(handle, (0.0, -0.05, 0.10), closed=False, tolerance_m=0.03, jitter=1.0),
         Waypoint(handle, (0.0, -0.012, 0.01), closed=False, tolerance_m=0.012),
-        Waypoint(handle, (-0.24 * sign, -0.012, 0.01), closed=False, tolerance_m=0.012),
+        Waypoint(handle, (-travel_m * sign, -0.012, 0.01), closed=False, tolerance_m=0.012),
     )
 
 

@@ -8,39 +8,24 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.experts.furniture import door_waypoints
-from rfedge.envs.experts.script import POINTING_YAW_RAD, Anchor, AnchorFinder, Script, Waypoint
-from rfedge.envs.experts.situation import Situation
+from rfedge.envs.experts.grip import choose_grip
+from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint
+from rfedge.envs.experts.situation import SLIDE, Situation
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.placement import block_slice
-from rfedge.envs.rotations import euler_to_matrix, wrap_angle
+from rfedge.envs.rotations import wrap_angle
 
-__all__ = ["block_anchor", "grasp", "is_held", "lift", "lift_waypoints", "push", "push_into_drawer", "rotate"]
+__all__ = ["LEAN_RAD", "grasp", "is_held", "lift", "lift_waypoints", "push", "push_into_drawer", "rotate"]
 
 _HALF_BLOCK_M: Final = 0.5 * dimensions.BLOCK_WIDTH_M
 _TURN_RAD: Final = math.radians(72.0)
+LEAN_RAD: Final = 0.3  # in the cabinet, where an upright hand would meet door and walls
+_DOOR_GAP_M: Final = 0.11  # from the door's edge to the centre of a block that can be gripped
+_DOOR_AT_END_M: Final = 0.02
 _RISE_M: Final = 0.06  # how far a lifted block goes up, a little more than any lift asks for
 _EDGE_Y_M: Final = -dimensions.TABLE_HALF_Y_M
-
-
-def block_anchor(layout: TableLayout, block: str, *, turn_rad: float = 0.0) -> AnchorFinder:
-    place = block_slice(layout, block)
-    is_cube = layout.block_lengths_m[block] <= dimensions.BLOCK_WIDTH_M
-    # Half of a turn to come is taken on the other side of the neutral yaw, so that the wrist stays within its limits.
-    preferred_rad = POINTING_YAW_RAD - 0.5 * turn_rad
-
-    def find(scene: Float64Array) -> Anchor:
-        pose = scene[place]
-        rotation = euler_to_matrix(pose[3:])
-        # A block that stands on end shows a square from above, as a cube does: either pair of faces can be gripped.
-        # A lying one is gripped across its narrow side.
-        upended = abs(rotation[2, 0]) > 0.7
-        side = rotation[:, 1] if upended else rotation[:, 0]
-        symmetry_rad = math.pi / 2 if is_cube or upended else math.pi
-        return Anchor(pose[:3].copy(), math.atan2(side[1], side[0]), symmetry_rad, preferred_rad)
-
-    return find
 
 
 def is_held(situation: Situation, block: str) -> bool:
@@ -56,11 +41,20 @@ def grasp(block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: floa
     )
 
 
+def _approach_on_table(block: AnchorFinder) -> tuple[Waypoint, ...]:
+    high = (0.0, 0.0, 0.075)
+    return (
+        Waypoint(block, high, closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, watched=True),
+        Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
+    )
+
+
 # --- lift ---------------------------------------------------------------------------------------------------------------
 def lift_waypoints(situation: Situation, name: str) -> tuple[Waypoint, ...]:
     """Return the way that takes a block up from wherever it lies."""
-    layout = situation.layout
-    block, place = block_anchor(layout, name), situation.place_of(name)
+    block, place = choose_grip(situation, name), situation.place_of(name)
+    lean_rad = 0.0
+    approach: tuple[Waypoint, ...]
     if place == "drawer":
         approach = (
             Waypoint(block, (0.0, 0.0, 0.15), closed=False, tolerance_m=0.03, jitter=1.0, watched=True),
@@ -69,32 +63,32 @@ def lift_waypoints(situation: Situation, name: str) -> tuple[Waypoint, ...]:
         away = Waypoint(block, (0.0, 0.0, 0.14), closed=True, tolerance_m=0.02)
     elif place == "slider":
         # In from the front and out the same way: the hand is wider than the cabinet is deep.
+        lean_rad = LEAN_RAD
         approach = (
-            Waypoint(block, (0.0, -0.09, 0.13), closed=False, tolerance_m=0.03, jitter=1.0, watched=True),
-            Waypoint(block, (0.0, -0.015, 0.05), closed=False, tolerance_m=0.022, watched=True),
+            Waypoint(block, (0.0, -0.09, 0.13), closed=False, tolerance_m=0.03, jitter=1.0, lean_rad=lean_rad, watched=True),
+            Waypoint(block, (0.0, -0.015, 0.05), closed=False, tolerance_m=0.022, lean_rad=lean_rad, watched=True),
         )
-        away = Waypoint(block, (0.0, -0.08, 0.12), closed=True, tolerance_m=0.02)
+        away = Waypoint(block, (0.0, -0.08, 0.12), closed=True, tolerance_m=0.02, lean_rad=lean_rad)
     else:
-        approach = (
-            Waypoint(
-                block, (0.0, 0.0, 0.075), closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, watched=True
-            ),
-            Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
-        )
+        approach = _approach_on_table(block)
         away = Waypoint(block, (0.0, 0.0, 0.11), closed=True, tolerance_m=0.02, towards_base_m=0.08)
     if is_held(situation, name):
         return (away,)
     door = _open_before(situation, name) if place == "slider" else ()
-    return (*door, *grasp(block, approach), away)
+    return (*door, *grasp(block, approach, lean_rad=lean_rad), away)
 
 
 def _open_before(situation: Situation, name: str) -> tuple[Waypoint, ...]:
-    """Return the way that uncovers a block behind the sliding door, or nothing when it can be reached."""
+    """Return the way that moves the sliding door away from a block that it hides or leaves no room at, or nothing."""
     low_m, high_m = situation.door_x_m()
     x_m = float(situation.block_pose(name)[0])
-    if not low_m - _HALF_BLOCK_M < x_m < high_m + _HALF_BLOCK_M:
+    to_left = x_m > 0.5 * (low_m + high_m)
+    gap_m = x_m - high_m if to_left else low_m - x_m
+    door_m = float(situation.scene_obs[SLIDE])
+    left_to_go_m = situation.layout.slide_max_m - door_m if to_left else door_m
+    if gap_m > _DOOR_GAP_M or left_to_go_m < _DOOR_AT_END_M:
         return ()
-    drag = door_waypoints(situation.layout, to_left=not situation.door_is_left())
+    drag = door_waypoints(situation.layout, to_left=to_left, travel_m=left_to_go_m)
     leave = Waypoint(drag[-1].anchor, (0.0, -0.12, 0.06), closed=False, tolerance_m=0.035)
     return (*drag, leave)
 
@@ -124,7 +118,7 @@ def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
     waypoints = (
         Waypoint(anchor, (beside_m, 0.0, 0.09), closed=True, tolerance_m=0.03, jitter=1.0, watched=True),
         Waypoint(anchor, (beside_m, 0.0, 0.006), closed=True, tolerance_m=0.012, watched=True),
-        Waypoint(anchor, (0.12 * sign, 0.0, 0.006), closed=True, tolerance_m=0.012),
+        Waypoint(anchor, (0.12 * sign, 0.0, 0.006), closed=True, tolerance_m=0.012, speed=0.7),
     )
     return Script(
         plan=lambda _: waypoints,
@@ -138,18 +132,20 @@ def rotate(layout: TableLayout, name: str, *, to_left: bool) -> Script:
     """Grip the block where it stands and turn it without lifting it."""
     turn_rad = _TURN_RAD if to_left else -_TURN_RAD
     yaw = block_slice(layout, name).start + 5
-    block = block_anchor(layout, name, turn_rad=turn_rad)
-    waypoints = (
-        Waypoint(block, (0.0, 0.0, 0.075), closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, watched=True),
-        Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
-        Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.008, watched=True),
-        Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.02, dwell_steps=2),
-        Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.03, turn_rad=turn_rad),
-        Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=2, turn_rad=None),
-        Waypoint(block, (0.0, 0.0, 0.06), closed=False, tolerance_m=0.03, turn_rad=None),
-    )
+
+    def plan(situation: Situation) -> tuple[Waypoint, ...]:
+        block = choose_grip(situation, name, turn_rad=turn_rad)
+        return (
+            *_approach_on_table(block),
+            Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.008, watched=True),
+            Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.02, dwell_steps=2),
+            Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.03, turn_rad=turn_rad),
+            Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=2, turn_rad=None),
+            Waypoint(block, (0.0, 0.0, 0.06), closed=False, tolerance_m=0.03, turn_rad=None),
+        )
+
     return Script(
-        plan=lambda _: waypoints,
+        plan=plan,
         goal=lambda start, now: bool(np.sign(turn_rad) * wrap_angle(now[yaw] - start[yaw]) > math.radians(62.0)),
         grasp_jitter_m=(0.003, 0.003, 0.002),
         approach_jitter_m=(0.005, 0.005, 0.02),
@@ -176,7 +172,7 @@ def push_into_drawer(layout: TableLayout) -> Script:
         return (
             Waypoint(anchor, (0.0, behind_m, 0.10), closed=True, tolerance_m=0.03, jitter=1.0, lean_rad=0.4, watched=True),
             Waypoint(anchor, (0.0, behind_m, 0.004), closed=True, tolerance_m=0.012, lean_rad=0.4, watched=True),
-            Waypoint(anchor, (0.0, over_m, 0.006), closed=True, tolerance_m=0.012, lean_rad=0.2),
+            Waypoint(anchor, (0.0, over_m, 0.006), closed=True, tolerance_m=0.012, lean_rad=0.2, speed=0.8),
         )
 
     def goal(start: Float64Array, now: Float64Array) -> bool:

@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.envs.experts.handling import block_anchor, grasp, is_held, lift_waypoints
+from rfedge.envs.experts.grip import choose_grip, face_yaw_rad
+from rfedge.envs.experts.handling import LEAN_RAD, grasp, is_held, lift_waypoints
 from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
 from rfedge.envs.experts.situation import DRAWER, Situation
 from rfedge.envs.interface import BLOCKS, Float64Array
@@ -19,7 +20,6 @@ from rfedge.envs.playtable.placement import block_slice
 __all__ = ["place_in_drawer", "place_in_slider", "stack", "unstack"]
 
 _HALF_BLOCK_M: Final = 0.5 * dimensions.BLOCK_WIDTH_M
-_LEAN_RAD: Final = 0.3  # in the cabinet, where the hand would meet door and walls
 # Where in the cabinet a block is let down, and how far from another block it is let down or, nearer, dropped.
 _SHELF_Y_M: Final = 0.09
 _SHELF_MARGIN_M: Final = 0.05
@@ -58,9 +58,9 @@ def place_in_slider(layout: TableLayout) -> Script:
         spot, low_m = fixed(spot_m), _DROP_M if is_tight else 0.004
         return (
             *regrasp,
-            Waypoint(spot, (0.0, -0.13, 0.14), closed=True, tolerance_m=0.035, jitter=1.0, lean_rad=_LEAN_RAD, carried=name),
-            Waypoint(spot, (0.0, -0.03, 0.08), closed=True, tolerance_m=0.022, lean_rad=_LEAN_RAD, carried=name),
-            Waypoint(spot, (0.0, 0.0, low_m), closed=True, tolerance_m=0.012, lean_rad=_LEAN_RAD, carried=name),
+            Waypoint(spot, (0.0, -0.13, 0.14), closed=True, tolerance_m=0.035, jitter=1.0, lean_rad=LEAN_RAD, carried=name),
+            Waypoint(spot, (0.0, -0.03, 0.08), closed=True, tolerance_m=0.022, lean_rad=LEAN_RAD, carried=name),
+            Waypoint(spot, (0.0, 0.0, low_m), closed=True, tolerance_m=0.012, lean_rad=LEAN_RAD, carried=name),
             *_let_go(spot, (0.0, -0.13, 0.14), (0.0, 0.0, low_m + 0.01)),
         )
 
@@ -136,7 +136,7 @@ def stack(layout: TableLayout) -> Script:
         base = _stack_base(situation, name)
         pose = situation.block_pose(base)
         # The faces line up modulo a quarter turn; the base is watched, because it may be knocked on the way.
-        yaw_rad = block_anchor(layout, base)(situation.scene_obs).yaw_rad
+        yaw_rad, _ = face_yaw_rad(layout, base, pose)
 
         def top(scene: Float64Array) -> Anchor:
             return Anchor(scene[block_slice(layout, base)][:3].copy(), yaw_rad, math.pi / 2)
@@ -184,7 +184,7 @@ def unstack(layout: TableLayout) -> Script:
 
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
         name = max(BLOCKS, key=lambda block: float(situation.block_pose(block)[2]))
-        block = block_anchor(layout, name)
+        block = choose_grip(situation, name)
         spot = fixed(situation.free_table_spot(name))
         approach = (
             Waypoint(

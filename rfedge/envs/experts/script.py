@@ -21,15 +21,14 @@ class Anchor:
 
     Attributes:
         position_m: (3,) in world coordinates.
-        yaw_rad: the gripper yaw that suits it; any multiple of `symmetry_rad` away is as good.
+        yaw_rad: the gripper yaw that suits it; any multiple of `symmetry_rad` away is as good, and the one nearest to the
+            neutral pose is taken.
         symmetry_rad: see `yaw_rad`.
-        preferred_yaw_rad: of the equally good yaws the one nearest to this is taken.
     """
 
     position_m: Float64Array
     yaw_rad: float = POINTING_YAW_RAD
     symmetry_rad: float = math.pi
-    preferred_yaw_rad: float = POINTING_YAW_RAD
 
 
 AnchorFinder = Callable[[Float64Array], Anchor]  # scene_obs (24,) -> where the anchor is now
@@ -56,6 +55,7 @@ class Waypoint:
         tilt_rad: how far the fingers point outwards, away from the base; 0 is straight down.
         lean_rad: the same about the axis along which the fingers open, which leaves the grip on a block as it is.
         turn_rad: added to the anchor's yaw as it stood when this waypoint began; None keeps the last orientation.
+        speed: share of the episode's speed; a block that is pushed fast slides on by itself.
         watched: whether the attempt starts over when the anchor moves away during this waypoint.
         carried: the block that is held: `offset_m` then says where its centre goes, and losing it ends the attempt.
     """
@@ -70,6 +70,7 @@ class Waypoint:
     tilt_rad: float = 0.0
     lean_rad: float = 0.0
     turn_rad: float | None = 0.0
+    speed: float = 1.0
     watched: bool = False
     carried: str | None = None
 

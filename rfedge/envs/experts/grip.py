@@ -1,0 +1,114 @@
+"""Chooses at which faces and how far off centre to grip a block, so that both fingers have room."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Final
+
+import numpy as np
+
+from rfedge.envs.experts.script import POINTING_YAW_RAD, Anchor, AnchorFinder
+from rfedge.envs.experts.situation import DRAWER, Situation
+from rfedge.envs.interface import BLOCKS, Float64Array
+from rfedge.envs.playtable import layout as dimensions
+from rfedge.envs.playtable.layout import TableLayout
+from rfedge.envs.playtable.placement import block_slice
+from rfedge.envs.rotations import euler_to_matrix, wrap_angle
+
+__all__ = ["choose_grip", "face_yaw_rad"]
+
+# An open finger, seen from above: its centre's distance from the tcp along the opening, and the room it needs around it.
+_FINGER_M: Final = 0.047
+_FINGER_ROOM_M: Final = 0.016
+# The open gripper is twice as wide as a block, so it may stand this far off the block's centre.
+_SHIFTS_M: Final = (0.0, -0.008, 0.008, -0.015, 0.015)
+# How far the wrist may be turned from the neutral yaw, to either side.
+_WRIST_RAD: Final = 2.1
+_SAME_LEVEL_M: Final = 0.045
+_PER_METRE: Final = 100.0  # cost of missing room, against radians of wrist
+
+
+def face_yaw_rad(layout: TableLayout, block: str, pose: Float64Array) -> tuple[float, float]:
+    """Return a yaw at which the fingers close on the narrow side of a block at `pose` (6,), and its symmetry."""
+    rotation = euler_to_matrix(pose[3:])
+    # A block that stands on end shows a square from above, as a cube does: either pair of faces can be gripped.
+    upended = abs(rotation[2, 0]) > 0.7
+    side = rotation[:, 1] if upended else rotation[:, 0]
+    is_square = upended or layout.block_lengths_m[block] <= dimensions.BLOCK_WIDTH_M
+    return math.atan2(side[1], side[0]), math.pi / 2 if is_square else math.pi
+
+
+def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> AnchorFinder:
+    """Return an anchor that follows the block and says where the tcp goes and at which yaw to grip it.
+
+    Args:
+        situation: decides the grip; afterwards it stays the same relative to the block.
+        block: its name.
+        turn_rad: by how much the gripper will be turned with the block in it; the wrist must allow that too.
+    """
+    layout = situation.layout
+    pose = situation.block_pose(block)
+    face_rad, symmetry_rad = face_yaw_rad(layout, block, pose)
+    fingers_m = _obstacles(situation, block)
+
+    def cost(choice: tuple[int, float]) -> float:
+        turns, shift_m = choice
+        yaw_rad = face_rad + turns * symmetry_rad
+        wrist_rad = float(wrap_angle(yaw_rad - POINTING_YAW_RAD))
+        # Half of a turn to come is best taken on the other side of the neutral yaw.
+        furthest_rad = max(abs(wrist_rad), abs(wrist_rad + turn_rad))
+        opening = np.array([math.cos(yaw_rad - math.pi / 2), math.sin(yaw_rad - math.pi / 2)])
+        middle_m = pose[:2] + shift_m * opening
+        missing_m = sum(fingers_m(middle_m + sign * _FINGER_M * opening) for sign in (-1.0, 1.0))
+        beyond_rad = max(0.0, furthest_rad - _WRIST_RAD)
+        return abs(wrist_rad + 0.5 * turn_rad) + _PER_METRE * missing_m + abs(shift_m) + 10.0 * beyond_rad
+
+    turns, shift_m = min(itertools.product(range(-2, 3), _SHIFTS_M), key=cost)
+    relative_rad = turns * symmetry_rad
+    place = block_slice(layout, block)
+
+    def find(scene: Float64Array) -> Anchor:
+        now = scene[place]
+        yaw_rad = face_yaw_rad(layout, block, now)[0] + relative_rad
+        opening = np.array([math.cos(yaw_rad - math.pi / 2), math.sin(yaw_rad - math.pi / 2), 0.0])
+        return Anchor(now[:3] + shift_m * opening, yaw_rad, 2.0 * math.pi)
+
+    return find
+
+
+def _obstacles(situation: Situation, block: str) -> _Room:
+    layout, pose = situation.layout, situation.block_pose(block)
+    others = [
+        (other_pose, layout.block_lengths_m[other])
+        for other in BLOCKS
+        if other != block and abs((other_pose := situation.block_pose(other))[2] - pose[2]) < _SAME_LEVEL_M
+    ]
+    bounds = None
+    if situation.place_of(block) == "drawer":
+        half_m, front_y_m = 0.208, -0.168 - float(situation.scene_obs[DRAWER])
+        low = np.array([layout.drawer_x_m - half_m, front_y_m])
+        bounds = (low, np.array([layout.drawer_x_m + half_m, -dimensions.TABLE_HALF_Y_M]))
+    return _Room(others, bounds)
+
+
+class _Room:
+    """How much of the room that a finger needs is missing at a place."""
+
+    def __init__(self, blocks: list[tuple[Float64Array, float]], bounds: tuple[Float64Array, Float64Array] | None) -> None:
+        self._blocks = blocks
+        self._bounds = bounds
+
+    def __call__(self, centre_m: Float64Array) -> float:
+        """Return metres by which obstacles come nearer than they should to a finger at `centre_m` (2,)."""
+        missing_m = 0.0
+        for pose, length_m in self._blocks:
+            cos, sin = math.cos(pose[5]), math.sin(pose[5])
+            x_m, y_m = np.abs(np.array([[cos, sin], [-sin, cos]]) @ (centre_m - pose[:2]))
+            outside = np.maximum([x_m - 0.5 * length_m, y_m - 0.5 * dimensions.BLOCK_WIDTH_M], 0.0)
+            missing_m += max(0.0, _FINGER_ROOM_M - float(np.hypot(*outside)))
+        if self._bounds is not None:
+            low, high = self._bounds
+            room_m = float(min((centre_m - low).min(), (high - centre_m).min()))
+            missing_m += max(0.0, _FINGER_ROOM_M - room_m)
+        return missing_m
