@@ -1,4 +1,4 @@
-"""Summaries of repeated timings, and ratios with an honest interval.
+"""Summaries of repeated timings, and ratios, proportions and means with an honest interval.
 
 Medians, because a shared machine adds delays and never takes time away; percentiles that are real samples
 (`method="higher"`), because an interpolated p99 of 200 calls is a number nobody measured.
@@ -6,13 +6,15 @@ Medians, because a shared machine adds delays and never takes time away; percent
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Ratio", "Summary", "ratio_of_medians", "summarise"]
+__all__ = ["Mean", "Proportion", "Ratio", "Summary", "mean_with_interval", "proportion", "ratio_of_medians", "summarise"]
 
 NUM_RESAMPLES: Final = 2000
 CONFIDENCE: Final = 0.95
@@ -62,3 +64,43 @@ def ratio_of_medians(
     ratios = np.median(numerator_ms[rounds], axis=1) / np.median(denominator_ms[rounds], axis=1)
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Ratio(value=float(np.median(numerator_ms) / np.median(denominator_ms)), low=float(low), high=float(high))
+
+
+class Proportion(BaseModel):
+    """How many of `n` succeeded, with Wilson's interval at `CONFIDENCE`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    successes: int
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+class Mean(BaseModel):
+    """Mean of `n` values, with a bootstrap interval at `CONFIDENCE`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+def proportion(successes: int, n: int) -> Proportion:
+    """Return successes / n, n >= 1, with Wilson's score interval, which holds for few trials and near 0 and 1 too."""
+    value, z = successes / n, NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    half_width = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    # At 0 and 1 the interval ends there exactly; rounding may leave it a little beside.
+    low, high = min(value, max(0.0, centre - half_width)), max(value, min(1.0, centre + half_width))
+    return Proportion(successes=successes, n=n, value=value, low=low, high=high)
+
+
+def mean_with_interval(values: npt.NDArray[np.floating[Any]], *, seed: int) -> Mean:
+    """Return the mean of independent values (n,), n >= 1."""
+    picks = np.random.default_rng(seed).integers(0, len(values), size=(NUM_RESAMPLES, len(values)))
+    low, high = np.quantile(values[picks].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Mean(n=len(values), value=float(values.mean()), low=float(low), high=float(high))

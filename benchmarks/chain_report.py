@@ -1,0 +1,176 @@
+"""Records of a chains run and what they add up to: rates with intervals, scores per task, and CALVIN's `results.json`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from rfedge.benchmarks.machine import Machine
+from rfedge.benchmarks.statistics import Mean, Proportion, mean_with_interval, proportion
+from rfedge.envs.chains import CHAIN_LENGTH
+from rfedge.envs.tasks import TASKS
+
+__all__ = [
+    "CHAINS_SCHEMA_VERSION",
+    "ChainConditions",
+    "ChainRecord",
+    "ChainReport",
+    "SubtaskRecord",
+    "TaskScore",
+    "average_length",
+    "calvin_results",
+    "mean_solved_steps",
+    "success_rates",
+    "task_scores",
+]
+
+CHAINS_SCHEMA_VERSION: Final = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SubtaskRecord(_Record):
+    """One subtask that was begun; `num_steps` are the control steps run until it was solved or given up."""
+
+    task: str
+    instruction: str
+    success: bool
+    num_steps: int
+
+
+class ChainRecord(_Record):
+    """One chain; one line of `chains.jsonl`.
+
+    Attributes:
+        index: place in the set of chains.
+        state: symbolic start state.
+        tasks: all five.
+        num_solved: 0 to 5, in a row from the first.
+        subtasks: those that were begun: the solved ones and the one that ended the chain.
+        renderer: what drew the images; "none" when the agent did not look.
+        duration_s: wall-clock time.
+    """
+
+    index: int
+    state: dict[str, int | str]
+    tasks: tuple[str, ...]
+    num_solved: int
+    subtasks: tuple[SubtaskRecord, ...]
+    renderer: str
+    duration_s: float
+
+
+class TaskScore(_Record):
+    """One task over all chains; tasks that no chain reached have none.
+
+    Attributes:
+        mean_steps: control steps of the successes; None without one.
+    """
+
+    success: Proportion
+    mean_steps: float | None
+
+
+class ChainConditions(_Record):
+    """Everything that was chosen.
+
+    Attributes:
+        agent: name and facts of what acted, for instance a bundle's hash.
+        chains_sha256: see `rfedge.envs.chains.chains_sha256`.
+        language: which instructions the agent was told.
+    """
+
+    environment: str
+    scene: str
+    agent: dict[str, str]
+    language: str
+    max_steps: int
+    seed: int
+    num_chains: int
+    chains_sha256: str
+
+
+class ChainReport(_Record):
+    """The whole document.
+
+    Attributes:
+        renderer: what drew the images; more than one name when the run went on elsewhere.
+        average_length: mean number of subtasks solved in a row.
+        success_rates: "1" to "5" -> share of the chains with at least that many solved in a row.
+        mean_solved_steps: control steps of a solved subtask; None when none was.
+        chain_seconds: time of all chains added up.
+        wall_seconds: of the call that finished the run; it did not run the `num_resumed` chains it found done.
+    """
+
+    format: Literal["rfedge-chains"] = "rfedge-chains"
+    schema_version: int = CHAINS_SCHEMA_VERSION
+    measured_at: str
+    commit: str | None
+    machine: Machine
+    versions: dict[str, str]
+    conditions: ChainConditions
+    renderer: str
+    average_length: Mean
+    success_rates: dict[str, Proportion]
+    tasks: dict[str, TaskScore]
+    mean_solved_steps: float | None
+    chain_seconds: float
+    wall_seconds: float
+    num_workers: int
+    num_resumed: int
+
+
+def average_length(records: Sequence[ChainRecord], *, seed: int) -> Mean:
+    """Return the mean number of subtasks solved in a row, over at least one chain."""
+    return mean_with_interval(np.array([record.num_solved for record in records], dtype=np.float64), seed=seed)
+
+
+def success_rates(records: Sequence[ChainRecord]) -> dict[str, Proportion]:
+    """Return "1" to "5" -> share of the chains, at least one, with that many solved in a row or more."""
+    return {
+        str(length): proportion(sum(record.num_solved >= length for record in records), len(records))
+        for length in range(1, CHAIN_LENGTH + 1)
+    }
+
+
+def task_scores(records: Iterable[ChainRecord]) -> dict[str, TaskScore]:
+    """Return the score of every task that was begun, in the order of the task ids."""
+    total: Counter[str] = Counter()
+    solved_steps: dict[str, list[int]] = {}
+    for record in records:
+        for subtask in record.subtasks:
+            total[subtask.task] += 1
+            if subtask.success:
+                solved_steps.setdefault(subtask.task, []).append(subtask.num_steps)
+    return {
+        task: TaskScore(
+            success=proportion(len(solved_steps.get(task, ())), total[task]),
+            mean_steps=float(np.mean(solved_steps[task])) if task in solved_steps else None,
+        )
+        for task in TASKS
+        if task in total
+    }
+
+
+def mean_solved_steps(records: Iterable[ChainRecord]) -> float | None:
+    """Return the mean control steps of the solved subtasks; None when there is none."""
+    steps = [subtask.num_steps for record in records for subtask in record.subtasks if subtask.success]
+    return float(np.mean(steps)) if steps else None
+
+
+def calvin_results(records: Sequence[ChainRecord], name: str) -> dict[str, Any]:
+    """Return the document that CALVIN's evaluation writes as `results.json`, with `name` in the place of its epoch."""
+    scores = {task: score.success for task, score in task_scores(records).items()}
+    return {
+        name: {
+            "avg_seq_len": float(np.mean([record.num_solved for record in records])),
+            "chain_sr": {length: rate.value for length, rate in success_rates(records).items()},
+            "task_info": {task: {"success": score.successes, "total": score.n} for task, score in scores.items()},
+        }
+    }

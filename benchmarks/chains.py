@@ -1,0 +1,334 @@
+"""CALVIN's long-horizon protocol: chains of five tasks without a reset between them, 360 control steps for each.
+
+A chain begins in its start state. Its tasks follow each other; the task oracle judges after every step, and the first
+task that is not done in time ends the chain. Source: CALVIN, Mees et al., RA-L 2022, and its evaluation script.
+
+Every chain is a piece of work of its own, with seeds that follow from the run's seed, the chain's index and the subtask's
+position. So in an environment whose restored state forgets the past, as PlayTable's does, neither the number of processes
+nor a restart shows in the result.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from pydantic import ValidationError
+
+from rfedge.atomic import atomic_file
+from rfedge.benchmarks.chain_agents import Agent, Subtask
+from rfedge.benchmarks.chain_report import (
+    CHAINS_SCHEMA_VERSION,
+    ChainConditions,
+    ChainRecord,
+    ChainReport,
+    SubtaskRecord,
+    average_length,
+    calvin_results,
+    mean_solved_steps,
+    success_rates,
+    task_scores,
+)
+from rfedge.benchmarks.machine import describe_machine, git_commit, library_versions
+from rfedge.data.recording_workers import run_jobs
+from rfedge.envs import Environment, TaskOracle, make_environment
+from rfedge.envs.chains import Chain, chains_sha256
+from rfedge.envs.initial_conditions import initial_state
+from rfedge.envs.language import LANGUAGES, choose_instruction
+from rfedge.errors import ArtifactError, ConfigError, did_you_mean, explain
+from rfedge.journal import open_journal
+
+__all__ = ["CHAINS_FILE", "MAX_STEPS", "REPORT_FILE", "RESULTS_FILE", "ChainPlan", "Simulator", "World", "run_chains"]
+
+MAX_STEPS: Final = 360
+CHAINS_FILE: Final = "chains.jsonl"
+RESULTS_FILE: Final = "results.json"
+REPORT_FILE: Final = "report.json"
+_INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
+
+
+class World(Protocol):
+    """Opens environments: one in every process that runs chains. Hashable, and picklable for more than one worker."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def scene(self) -> str:
+        """Name of the table layout."""
+
+    def open(self) -> Environment:
+        """Return a new environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """A known environment.
+
+    Attributes:
+        name: for `rfedge.envs.make_environment`.
+        scene: "A" to "D"; CALVIN's benchmark is scene D.
+        render: False leaves out the cameras, for an agent that reads states.
+    """
+
+    name: str = "playtable"
+    scene: str = "D"
+    render: bool = True
+
+    def open(self) -> Environment:
+        """Make it.
+
+        Raises:
+            ConfigError: name or scene is unknown.
+            BackendUnavailableError: its simulator or renderer is not on this machine.
+        """
+        return make_environment(self.name, scene=self.scene, render=self.render)
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """What to run.
+
+    Attributes:
+        make_agent: called once in every process that runs chains. Hashable; for more than one worker also picklable, so a
+            class, a top-level function or a frozen dataclass with `__call__`.
+        agent_name: what reports call the agent.
+        agent_facts: what else decides how it acts, for instance a bundle's hash; a run is only gone on with by the same.
+        world: where.
+        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones drawn for every
+            subtask; what an own table is called in reports when `instructions` is given.
+        instructions: task -> instruction, instead of a known language.
+        max_steps: control steps for each subtask.
+        seed: see `Subtask.seed`.
+    """
+
+    make_agent: Callable[[], Agent]
+    agent_name: str
+    agent_facts: Mapping[str, str] = field(default_factory=dict)
+    world: World = field(default_factory=Simulator)
+    language: str = "evaluation"
+    instructions: Mapping[str, str] | None = None
+    max_steps: int = MAX_STEPS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that cannot run.
+
+        Raises:
+            ConfigError: the language is unknown, no step is allowed or the seed is negative.
+        """
+        if self.instructions is None and self.language not in LANGUAGES:
+            expected = did_you_mean(self.language, LANGUAGES)
+            raise ConfigError(explain("language", got=repr(self.language), expected=expected, remedy="Choose one of them."))
+        for name, value, least in (("max_steps", self.max_steps, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise ConfigError(explain(name, got=value, expected=f"at least {least}", remedy="Give a larger number."))
+
+    def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
+        """Return what the agent is told in the chain at `index`.
+
+        Raises:
+            ConfigError: `instructions` lacks a task.
+        """
+        return tuple(self._subtask(index, position, task) for position, task in enumerate(chain.tasks))
+
+    def _subtask(self, index: int, position: int, task: str) -> Subtask:
+        entropy = [self.seed, index, position]
+        if self.instructions is None:
+            rng = np.random.default_rng([*entropy, _INSTRUCTION_STREAM])
+            instruction = choose_instruction(task, self.language, rng)
+        elif task in self.instructions:
+            instruction = self.instructions[task]
+        else:
+            expected = did_you_mean(task, self.instructions)
+            raise ConfigError(explain("instruction", got=f"none for {task!r}", expected=expected, remedy="Add the task."))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return Subtask(chain=index, position=position, task=task, instruction=instruction, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    index: int
+    chain: Chain
+    subtasks: tuple[Subtask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    make_agent: Callable[[], Agent]
+    world: World
+    max_steps: int
+
+
+def run_chains(
+    plan: ChainPlan,
+    chains: Sequence[Chain],
+    output: Path | None = None,
+    *,
+    workers: int = 1,
+    on_chain: Callable[[int, int], None] | None = None,
+) -> ChainReport:
+    """Run every chain, or those that an earlier call did not finish, and report.
+
+    Args:
+        plan: what to run.
+        chains: at least one; see `rfedge.envs.chains.make_chains`.
+        output: folder for `chains.jsonl`, one line a chain in the order in which they end, `results.json` in CALVIN's
+            form and `report.json`. None keeps nothing.
+        workers: processes; the result does not depend on it.
+        on_chain: told (chains done, chains in all), at the beginning and after every chain.
+
+    Raises:
+        ConfigError: there is nothing to run, an environment, task or agent is not possible, `output` holds another run or
+            something else, or another process runs there.
+        BackendUnavailableError: the simulator or its renderer is not on this machine.
+        ArtifactError: `chains.jsonl` is damaged.
+    """
+    for name, value in (("number of chains", len(chains)), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(explain(name, got=value, expected="at least 1", remedy="Give a positive whole number."))
+    jobs = [_Job(index, chain, plan.subtasks(index, chain)) for index, chain in enumerate(chains)]
+    conditions = ChainConditions(
+        environment=plan.world.name,
+        scene=plan.world.scene,
+        agent={"name": plan.agent_name, **plan.agent_facts},
+        language=plan.language,
+        max_steps=plan.max_steps,
+        seed=plan.seed,
+        num_chains=len(chains),
+        chains_sha256=chains_sha256(chains),
+    )
+    arguments = {
+        "schema_version": CHAINS_SCHEMA_VERSION,
+        **conditions.model_dump(),
+        "instructions": plan.instructions and dict(plan.instructions),
+    }
+    begun_s = time.perf_counter()
+    with ExitStack() as stack:
+        folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        journal = stack.enter_context(open_journal(folder / CHAINS_FILE, arguments))
+        done = _parse(journal.records, folder / CHAINS_FILE)
+        num_resumed = len(done)
+        if on_chain is not None:
+            on_chain(len(done), len(jobs))
+        if num_resumed == len(jobs) and (folder / REPORT_FILE).is_file():
+            # It says when and on what the chains were run; a new one would claim that it was here and now.
+            return ChainReport.model_validate_json((folder / REPORT_FILE).read_bytes())
+        setup = _Setup(plan.make_agent, plan.world, plan.max_steps)
+        for record in _run_jobs(setup, [job for job in jobs if job.index not in done], workers):
+            journal.append(record.model_dump(mode="json"))
+            done[record.index] = record
+            if on_chain is not None:
+                on_chain(len(done), len(jobs))
+        records = [done[index] for index in range(len(jobs))]
+        report = ChainReport(
+            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            commit=git_commit(),
+            machine=describe_machine(),
+            versions=library_versions(),
+            conditions=conditions,
+            renderer=", ".join(sorted({record.renderer for record in records})),
+            average_length=average_length(records, seed=plan.seed),
+            success_rates=success_rates(records),
+            tasks=task_scores(records),
+            mean_solved_steps=mean_solved_steps(records),
+            chain_seconds=sum(record.duration_s for record in records),
+            wall_seconds=time.perf_counter() - begun_s,
+            num_workers=workers,
+            num_resumed=num_resumed,
+        )
+        with atomic_file(folder / RESULTS_FILE) as temporary:
+            temporary.write_text(json.dumps(calvin_results(records, plan.agent_name), indent=2) + "\n")
+        with atomic_file(folder / REPORT_FILE) as temporary:
+            temporary.write_text(report.model_dump_json(indent=2) + "\n")
+        return report
+
+
+def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRecord]:
+    try:
+        records = [ChainRecord.model_validate(line) for line in lines]
+    except ValidationError:
+        expected = "what `rfedge bench` writes"
+        raise ArtifactError(
+            explain(str(path), got="a record that is no chain", expected=expected, remedy="Choose another --output.")
+        ) from None
+    return {record.index: record for record in records}
+
+
+def _run_jobs(setup: _Setup, jobs: Iterable[_Job], workers: int) -> Iterator[ChainRecord]:
+    """Yield the record of every chain as soon as it has ended."""
+    if workers == 1:
+        with _Session(setup) as session:
+            yield from map(session.run, jobs)
+        return
+    for _, record in run_jobs(functools.partial(_run_in_worker, setup), jobs, workers):
+        yield record
+
+
+def _run_in_worker(setup: _Setup, job: _Job) -> ChainRecord:
+    return _worker_session(setup).run(job)
+
+
+class _Session:
+    """One environment and one agent, opened with the first chain: a finished run needs neither."""
+
+    def __init__(self, setup: _Setup) -> None:
+        self._setup = setup
+        self._oracle = TaskOracle()
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if "_environment" in vars(self):
+            self._environment.close()
+
+    @functools.cached_property
+    def _environment(self) -> Environment:
+        return self._setup.world.open()
+
+    @functools.cached_property
+    def _agent(self) -> Agent:
+        return self._setup.make_agent()
+
+    def run(self, job: _Job) -> ChainRecord:
+        environment = self._environment
+        begun_s = time.perf_counter()
+        environment.restore(*initial_state(job.chain.state, environment.scene))
+        subtasks: list[SubtaskRecord] = []
+        for subtask in job.subtasks:
+            subtasks.append(self._roll_out(subtask, environment))
+            if not subtasks[-1].success:
+                break
+        return ChainRecord(
+            index=job.index,
+            state=asdict(job.chain.state),
+            tasks=job.chain.tasks,
+            num_solved=sum(subtask.success for subtask in subtasks),
+            subtasks=tuple(subtasks),
+            renderer=environment.renderer,
+            duration_s=time.perf_counter() - begun_s,
+        )
+
+    def _roll_out(self, subtask: Subtask, environment: Environment) -> SubtaskRecord:
+        self._agent.begin(subtask, environment)
+        start = environment.info()
+        num_steps, solved = 0, False
+        while not solved and num_steps < self._setup.max_steps:
+            environment.advance(self._agent.act(environment))
+            num_steps += 1
+            solved = self._oracle.solved(subtask.task, start, environment.info())
+        return SubtaskRecord(task=subtask.task, instruction=subtask.instruction, success=solved, num_steps=num_steps)
+
+
+_worker_session = functools.cache(_Session)  # one in each worker process; it ends with the process

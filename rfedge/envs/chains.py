@@ -1,0 +1,289 @@
+"""CALVIN's chains of five tasks: the symbolic start states, what each task needs and changes there, and the draw.
+
+A chain starts in one of 192 symbolic states. A task fits into a state when exactly one of its rules does; five tasks
+make a chain when each fits into the state that the ones before it left, and no two are of one category. Rules,
+categories and the order of the random draws are CALVIN's, so the 1000 chains are the ones that the benchmark has always
+been run on: `OFFICIAL_SHA256` is their hash.
+
+One rule contradicts the table: a block that is placed in the slider counts as on the side that the door hides. That is
+CALVIN's, and 5 of the 1000 chains place a block there and later lift it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.envs.tasks import COLOURS, TASKS, check_task
+from rfedge.errors import ConfigError, explain
+
+__all__ = [
+    "CHAIN_LENGTH",
+    "NUM_OFFICIAL",
+    "OFFICIAL_SHA256",
+    "Chain",
+    "Rule",
+    "SymbolicState",
+    "chains_sha256",
+    "initial_states",
+    "make_chains",
+    "state_after",
+]
+
+CHAIN_LENGTH: Final = 5
+NUM_OFFICIAL: Final = 1000
+OFFICIAL_SHA256: Final = "90191d9ac76baecb4f292ab766bbbf3ae65dbf43a83bbe5c376d99db10fd6446"
+_SHUFFLE_SEED: Final = 0
+# Draws made at once: few are wasted after the last valid one, and numpy's cost per call is small against them.
+_DRAWS_AT_ONCE: Final = 4096
+_NO_STATE: Final = -1
+
+Value = str | int
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolicState:
+    """What the chains know about a scene; the order of the fields decides CALVIN's hash of it.
+
+    Attributes:
+        led, lightbulb: 0 or 1.
+        slider: where the door is, "left" or "right".
+        drawer: "open" or "closed".
+        red_block, blue_block, pink_block: "table", "slider_left", "slider_right", "drawer", "grasped", "stacked_top" or
+            "stacked_bottom".
+        grasped: 1 while the gripper holds a block.
+    """
+
+    led: int
+    lightbulb: int
+    slider: str
+    drawer: str
+    red_block: str
+    blue_block: str
+    pink_block: str
+    grasped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Five tasks in a row, without a reset between them."""
+
+    state: SymbolicState
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One way in which a task can be done.
+
+    Attributes:
+        condition: field of the state -> values it may have.
+        effect: field of the state -> value it has afterwards.
+    """
+
+    condition: Mapping[str, tuple[Value, ...]]
+    effect: Mapping[str, Value]
+
+    def applies(self, state: SymbolicState) -> bool:
+        """Return whether every condition holds in `state`."""
+        return all(getattr(state, field) in allowed for field, allowed in self.condition.items())
+
+
+@functools.cache
+def initial_states() -> tuple[SymbolicState, ...]:
+    """Return the 192 states that chains start in: one or two blocks on the table, at most one on each slider side."""
+    places = ("table", "slider_right", "slider_left")
+    placements = [
+        blocks
+        for blocks in itertools.product(places, repeat=len(COLOURS))
+        if blocks.count("table") in (1, 2) and blocks.count("slider_right") < 2 and blocks.count("slider_left") < 2
+    ]
+    product = itertools.product((0, 1), (0, 1), ("right", "left"), ("closed", "open"), placements)
+    return tuple(
+        SymbolicState(led, bulb, slider, drawer, red, blue, pink) for led, bulb, slider, drawer, (red, blue, pink) in product
+    )
+
+
+def state_after(state: SymbolicState, task: str) -> SymbolicState | None:
+    """Return the state that `task` leaves, or None when not exactly one of its rules applies.
+
+    Raises:
+        ConfigError: the task is not one of the 34.
+    """
+    rules = [rule for rule in _rules()[check_task(task)] if rule.applies(state)]
+    if len(rules) != 1:
+        return None
+    changes: Mapping[str, Any] = rules[0].effect
+    return replace(state, **changes)
+
+
+def make_chains(
+    num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[Chain, ...]:
+    """Return the first `num` of CALVIN's `of` chains.
+
+    CALVIN draws a given number of chains and shuffles them, so the first 10 of 1000 are not the chains it draws for 10.
+    A set of 1000 takes some seconds, a part of it less; both are kept for the life of the process.
+
+    Args:
+        num: how many to return.
+        of: size of the set they are taken from; None is the official 1000, or `num` where that is more.
+        on_progress: told (start states done, start states in all).
+
+    Raises:
+        ConfigError: `num` is not within 1 to `of`.
+    """
+    total = max(num, NUM_OFFICIAL) if of is None else of
+    if not 1 <= num <= total:
+        expected = "at least 1" if of is None else f"1 to {of}"
+        raise ConfigError(explain("number of chains", got=num, expected=expected, remedy="Ask for another number."))
+    counts = [len(part) for part in np.array_split(np.arange(total), len(initial_states()))]
+    slots = [(index, place) for index, count in enumerate(counts) for place in range(count)]
+    np.random.RandomState(_SHUFFLE_SEED).shuffle(slots)
+    wanted = sorted({index for index, _ in slots[:num]})
+    _transitions()  # once, not once a thread
+    drawn: dict[int, tuple[Chain, ...]] = {}
+    pool = ThreadPoolExecutor(os.cpu_count())  # numpy draws without holding the interpreter's lock
+    try:
+        for index, found in zip(wanted, pool.map(lambda index: _draw_chains(index, counts[index]), wanted), strict=True):
+            drawn[index] = found
+            if on_progress is not None:
+                on_progress(len(drawn), len(wanted))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return tuple(drawn[index][place] for index, place in slots[:num])
+
+
+def chains_sha256(chains: Iterable[Chain]) -> str:
+    """Return the hash of the chains as compact JSON with sorted keys."""
+    document = [[asdict(chain.state), list(chain.tasks)] for chain in chains]
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# --- what tasks need and change -------------------------------------------------------------------------------------
+@functools.cache
+def _rules() -> dict[str, tuple[Rule, ...]]:
+    table: dict[str, list[Rule]] = {task: [] for task in TASKS}
+
+    def add(
+        task: str, condition: dict[str, Value | tuple[Value, ...]], effect: dict[str, Value], *, grasped: int = 0
+    ) -> None:
+        allowed = {field: value if isinstance(value, tuple) else (value,) for field, value in condition.items()}
+        table[task].append(Rule({**allowed, "grasped": (grasped,)}, effect))
+
+    for light in ("lightbulb", "led"):
+        add(f"turn_on_{light}", {light: 0}, {light: 1})
+        add(f"turn_off_{light}", {light: 1}, {light: 0})
+    add("open_drawer", {"drawer": "closed"}, {"drawer": "open"})
+    add("close_drawer", {"drawer": "open"}, {"drawer": "closed"})
+    for side, other_side in (("left", "right"), ("right", "left")):
+        add(f"move_slider_{side}", {"slider": other_side}, {"slider": side})
+    for colour in COLOURS:
+        block = f"{colour}_block"
+        held: dict[str, Value] = {block: "grasped", "grasped": 1}
+        for side, other_side in (("left", "right"), ("right", "left")):
+            add(f"rotate_{block}_{side}", {block: "table"}, {})
+            add(f"push_{block}_{side}", {block: "table"}, {})
+            add(f"lift_{block}_slider", {block: f"slider_{side}", "slider": other_side}, held)
+            placed: dict[str, Value] = {block: f"slider_{side}", "grasped": 0}
+            add("place_in_slider", {block: "grasped", "slider": side}, placed, grasped=1)
+        add(f"lift_{block}_table", {block: "table"}, held)
+        add(f"lift_{block}_drawer", {block: "drawer", "drawer": "open"}, held)
+        add("place_in_drawer", {block: "grasped", "drawer": "open"}, {block: "drawer", "grasped": 0}, grasped=1)
+        others = [f"{other}_block" for other in COLOURS if other != colour]
+        for other in others:
+            stacked: dict[str, Value] = {block: "stacked_top", other: "stacked_bottom"}
+            add("stack_block", {block: "grasped", other: "table"}, {**stacked, "grasped": 0}, grasped=1)
+            add("unstack_block", {**stacked}, {block: "table", other: "table"})
+        away: tuple[Value, ...] = ("slider_left", "slider_right")
+        add("push_into_drawer", {block: "table", **dict.fromkeys(others, away), "drawer": "open"}, {block: "drawer"})
+    return {task: tuple(rules) for task, rules in table.items()}
+
+
+def _category(task: str) -> int:
+    if task in ("push_into_drawer", "stack_block", "unstack_block"):
+        return ("push_into_drawer", "stack_block", "unstack_block").index(task)
+    verb, _, rest = task.partition("_")
+    if verb == "lift":
+        return 3 + ("table", "slider", "drawer").index(rest.split("_")[-1])
+    groups = (("rotate", "push"), ("move",), ("open", "close"), ("place",), ("turn",))
+    return 6 + next(number for number, verbs in enumerate(groups) if verb in verbs)
+
+
+# --- the draw -------------------------------------------------------------------------------------------------------
+@functools.cache
+def _transitions() -> tuple[dict[SymbolicState, int], npt.NDArray[np.int16]]:
+    """Number every reachable state and tabulate `state_after`: (state, task) -> state, or `_NO_STATE`.
+
+    The last row is what `_NO_STATE` indexes, and leads nowhere.
+    """
+    numbers = {state: number for number, state in enumerate(initial_states())}
+    rows = []
+    for state in (queue := list(numbers)):
+        row = []
+        for task in TASKS:
+            following = state_after(state, task)
+            if following is not None and following not in numbers:
+                numbers[following] = len(numbers)
+                queue.append(following)
+            row.append(_NO_STATE if following is None else numbers[following])
+        rows.append(row)
+    rows.append([_NO_STATE] * len(TASKS))
+    return numbers, np.array(rows, dtype=np.int16)
+
+
+@functools.cache
+def _draw_chains(index: int, count: int) -> tuple[Chain, ...]:
+    """Draw `count` chains that start in `initial_states()[index]`.
+
+    CALVIN seeds with the state's index and calls `choice(34 tasks, 5, replace=False)` until the draw is a chain: for
+    1000 chains, seven million times. `choice` is the head of a permutation, and a permutation is a Fisher-Yates shuffle
+    whose partners are bounded integers, so one call of `randint` with an array of bounds draws the same numbers for
+    thousands of permutations.
+    """
+    state = initial_states()[index]
+    _, transitions = _transitions()
+    category_bits = np.array([1 << _category(task) for task in TASKS], dtype=np.int16)
+    rng = np.random.RandomState(index)
+    bounds = np.tile(np.arange(len(TASKS), 1, -1), (_DRAWS_AT_ONCE, 1))
+    chains: list[Chain] = []
+    while len(chains) < count:
+        partners = np.ascontiguousarray(rng.randint(0, bounds).T.astype(np.int8))
+        first = _element_at(0, partners)
+        fitting = np.flatnonzero(transitions[index, first] != _NO_STATE)
+        partners = np.ascontiguousarray(partners[:, fitting])
+        tasks = np.stack([first[fitting], *(_element_at(place, partners) for place in range(1, CHAIN_LENGTH))])
+        bits = category_bits[tasks]
+        # A sum of distinct powers of two is their union.
+        tasks = tasks[:, bits.sum(axis=0) == np.bitwise_or.reduce(bits, axis=0)]
+        reached = np.full(tasks.shape[1], index, dtype=np.int16)
+        for row in tasks:
+            reached = transitions[reached, row]
+        valid = tasks[:, reached != _NO_STATE]
+        chains.extend(Chain(state, tuple(TASKS[task] for task in column)) for column in valid.T)
+    return tuple(chains[:count])
+
+
+def _element_at(place: int, partners: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """Return the element that each shuffle puts at `place`, for shuffles of 0, 1, 2, ... .
+
+    Args:
+        place: from 0.
+        partners: (n - 1, shuffle): what position n - 1, n - 2, ..., 1 was exchanged with, in this order.
+    """
+    position = np.full(partners.shape[1], place, dtype=np.int8)
+    # Backwards through the exchanges, to where the element began.
+    for exchanged, partner in enumerate(partners[::-1], start=1):
+        moved = np.where(position == partner, np.int8(exchanged), position)
+        position = np.where(position == exchanged, partner, moved)
+    return position

@@ -1,0 +1,67 @@
+"""How the 34 tasks are said: sentences to train with, and held-out ones to evaluate with.
+
+`PARAPHRASES` are for training. A policy is evaluated with CALVIN's own instruction of each task
+(`rfedge.envs.tasks.INSTRUCTIONS`) or, to see how much hangs on its wording, with `ENRICHED_INSTRUCTIONS`. No sentence
+stands in two of the three, and none means two tasks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from rfedge.envs.language.enriched import ENRICHED_INSTRUCTIONS
+from rfedge.envs.language.paraphrases import PARAPHRASES
+from rfedge.envs.tasks import INSTRUCTIONS, check_task
+from rfedge.errors import ConfigError, did_you_mean, explain
+
+__all__ = [
+    "ENRICHED_INSTRUCTIONS",
+    "LANGUAGES",
+    "PARAPHRASES",
+    "choose_instruction",
+    "sample_enriched_instruction",
+    "sample_instruction",
+]
+
+LANGUAGES: Final = ("evaluation", "enriched")
+
+
+def sample_instruction(task: str, rng: np.random.Generator) -> str:
+    """Return one of the task's training paraphrases.
+
+    Raises:
+        ConfigError: the task is not one of the 34.
+    """
+    return _draw(PARAPHRASES[check_task(task)], rng)
+
+
+def sample_enriched_instruction(task: str, rng: np.random.Generator) -> str:
+    """Return one of the task's held-out sentences.
+
+    Raises:
+        ConfigError: the task is not one of the 34.
+    """
+    return _draw(ENRICHED_INSTRUCTIONS[check_task(task)], rng)
+
+
+def choose_instruction(task: str, language: str, rng: np.random.Generator) -> str:
+    """Return what a policy is told when `task` is evaluated.
+
+    Args:
+        task: one of the 34.
+        language: "evaluation", CALVIN's one instruction, or "enriched", a held-out one drawn from `rng`.
+        rng: not used for "evaluation".
+
+    Raises:
+        ConfigError: task or language is unknown.
+    """
+    if language not in LANGUAGES:
+        expected = did_you_mean(language, LANGUAGES)
+        raise ConfigError(explain("language", got=repr(language), expected=expected, remedy="Choose one of them."))
+    return INSTRUCTIONS[check_task(task)] if language == "evaluation" else sample_enriched_instruction(task, rng)
+
+
+def _draw(sentences: tuple[str, ...], rng: np.random.Generator) -> str:
+    return sentences[int(rng.integers(len(sentences)))]

@@ -1,0 +1,61 @@
+"""`rfedge bench chains` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from rfedge.benchmarks.chain_report import ChainReport
+from rfedge.cli.bench import bench_app
+from rfedge.errors import ConfigError
+
+app = typer.Typer()
+app.add_typer(bench_app, name="bench")
+
+
+def _call(*arguments: object) -> None:
+    app(args=["bench", "chains", *(str(argument) for argument in arguments)], standalone_mode=False)
+
+
+def test_without_an_agent_it_shows_the_chains(capsys: pytest.CaptureFixture[str]) -> None:
+    _call("--num", 3, "--json")
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    document = json.loads(line)
+    assert document["num_chains"] == 3
+    assert document["official"] is None
+    assert sum(document["task_counts"].values()) == 15
+    assert document["task_counts"]["place_in_slider"] == 3
+    assert "place_in_slider" in err
+    _call("--num", 3)
+    assert f"sha256 {document['sha256']}" in capsys.readouterr().out
+
+
+def test_experts_run_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--expert", "--num", 2, "--max-steps", 30, "--language", "enriched", "--output", tmp_path / "run"]
+    _call(*arguments, "--json")
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    report = ChainReport.model_validate_json(line)
+    assert report.conditions.num_chains == 2
+    assert report.conditions.language == "enriched"
+    assert report == ChainReport.model_validate_json((tmp_path / "run" / "report.json").read_bytes())
+    assert "average length" in err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"chains.jsonl", "results.json", "report.json"}
+    _call(*arguments)
+    assert f"average length {report.average_length.value:.3f}" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="num chains of the run in .*: got 3, expected 2, with which it was started"):
+        _call(*arguments, "--num", 3)
+
+
+def test_users_errors_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'playtable'"):
+        _call("--expert", "--num", 1, "--env", "playtabel", "--output", tmp_path / "run")
+    with pytest.raises(ConfigError, match="scene: got 'E'"):
+        _call("--expert", "--num", 1, "--scene", "E", "--output", tmp_path / "run")
+    with pytest.raises(ConfigError, match="did you mean 'enriched'"):
+        _call("--num", 1, "--language", "enrich")
+    assert list(tmp_path.iterdir()) == []

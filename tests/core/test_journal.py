@@ -1,0 +1,104 @@
+"""A journal that survives kills, and refuses what is not its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rfedge.errors import ArtifactError, ConfigError
+from rfedge.journal import open_journal
+
+ARGUMENTS = {"seed": 1, "tasks": ("a", "b"), "agent": {"name": "x"}}
+
+
+def write(path: Path, *numbers: int) -> None:
+    with open_journal(path, ARGUMENTS) as journal:
+        for number in numbers:
+            journal.append({"number": number})
+
+
+def test_records_are_there_again_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "j.jsonl"
+    write(path, 3, 1)
+    write(path, 2)
+    with open_journal(path, ARGUMENTS) as journal:
+        assert [record["number"] for record in journal.records] == [3, 1, 2]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"arguments": {"seed": 1, "tasks": ["a", "b"], "agent": {"name": "x"}}}
+    assert len(lines) == 4
+
+
+def test_a_record_is_readable_before_the_next_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with open_journal(path, ARGUMENTS) as journal:
+        journal.append({"number": 1})
+        assert path.read_bytes().endswith(b'{"number": 1}\n')
+
+
+@pytest.mark.parametrize("kept", range(1, 14))
+def test_a_half_written_line_is_cut_off(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "j.jsonl"
+    write(path, 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"number": 2}\n'[:kept])
+    write(path, 3)
+    assert [json.loads(line).get("number") for line in path.read_text().splitlines()] == [None, 1, 3]
+
+
+def test_a_kill_before_the_first_record_lets_the_arguments_change(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    for leftover in (b"", b'{"argum', b'{"arguments": {"seed": 9}}\n', b'{"arguments": {"seed": 9}}\n{"num'):
+        path.write_bytes(leftover)
+        write(path, 1)
+        assert [record.get("number") for record in map(json.loads, path.read_text().splitlines())] == [None, 1]
+
+
+def test_without_a_record_nothing_stays(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no renderer"), open_journal(tmp_path / "new" / "j.jsonl", ARGUMENTS):
+        raise OSError("no renderer")
+    assert list(tmp_path.iterdir()) == []
+    with open_journal(tmp_path / "j.jsonl", ARGUMENTS):
+        pass
+    assert tmp_path.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_arguments_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    write(path, 1)
+    before = path.read_bytes()
+    for other, text in (
+        ({**ARGUMENTS, "seed": 2}, r"seed of the run in .*: got 2, expected 1, with which it was started"),
+        ({**ARGUMENTS, "agent": {"name": "y"}}, "agent of the run"),
+        ({"seed": 1, "tasks": ["a", "b"]}, "agent of the run"),
+    ):
+        with pytest.raises(ConfigError, match=text), open_journal(path, other):
+            pass
+    assert path.read_bytes() == before
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with open_journal(path, ARGUMENTS) as journal:
+        with pytest.raises(ConfigError, match="got a run that is still going on, expected one process per folder"):
+            write(path, 2)
+        journal.append({"number": 1})
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"got something without a j.jsonl, expected an empty or new folder"):
+        write(tmp_path / "j.jsonl", 1)
+    with pytest.raises(ConfigError, match="got something without"):
+        write(tmp_path / "thesis.txt" / "j.jsonl", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    write(path, 1, 2)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "nonsense", lines[2]]) + "\n")
+    with pytest.raises(ArtifactError, match=r"line 2 of .*j.jsonl: got unreadable text, expected a JSON object"):
+        write(path, 3)
