@@ -10,9 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rfedge.benchmarks.latency import LatencyPlan
     from rfedge.benchmarks.schema import LatencyReport
-    from rfedge.messages import Observation
 
 __all__ = ["latency"]
 
@@ -38,6 +36,7 @@ def latency(
 
     from rfedge.atomic import atomic_file
     from rfedge.benchmarks import latency as library
+    from rfedge.cli.progress import round_progress
     from rfedge.runtimes import RuntimeSettings
 
     plan = library.LatencyPlan(
@@ -52,7 +51,9 @@ def latency(
         settings=RuntimeSettings(threads=threads, spinning=spinning),
     )
     observations = None if data is None else library.dataset_observations(data)
-    report = _measure_with_progress(plan, observations, "seeded noise" if data is None else f"dataset {data}")
+    inputs = "seeded noise" if data is None else f"dataset {data}"
+    with round_progress() as on_round:
+        report = library.run_latency(plan, observations=observations, inputs=inputs, on_round=on_round)
     _print(Console(stderr=as_json), report)
     if output is not None:
         with atomic_file(output) as temporary:
@@ -61,23 +62,6 @@ def latency(
         typer.echo(report.model_dump_json())
     if assert_faster:
         library.assert_faster(report)  # last, so that the numbers behind a failed gate are on the screen
-
-
-def _measure_with_progress(plan: LatencyPlan, observations: list[Observation] | None, inputs: str) -> LatencyReport:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from rfedge.benchmarks.latency import run_latency
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal, auto_refresh=False) as progress:
-        bar = progress.add_task("rounds", total=None)
-
-        def advance(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-            progress.refresh()  # by hand, between two rounds: a refreshing thread would take part in the timings
-
-        return run_latency(plan, observations=observations, inputs=inputs, on_round=advance)
 
 
 def _print(console: Console, report: LatencyReport) -> None:

@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError, did_you_mean, explain
-from rfedge.messages import Observation
+from rfedge.errors import ConfigError, ContractError, did_you_mean, explain
+from rfedge.messages import ACTION_SIZE, Observation, check_action
 
 __all__ = [
     "BLOCKS",
@@ -31,6 +31,8 @@ __all__ = [
     "Environment",
     "Float64Array",
     "SceneInfo",
+    "check_state",
+    "check_step",
     "make_environment",
 ]
 
@@ -150,8 +152,38 @@ class Environment(Protocol):
         """Close it."""
 
 
+def check_state(name: str, state: Float64Array, size: int) -> Float64Array:
+    """Return a copy of `state` as float64 (size,); `name` is what an error calls it.
+
+    Raises:
+        ContractError: it has another shape or is not finite.
+    """
+    state = np.array(state, dtype=np.float64)
+    if state.shape != (size,) or not np.isfinite(state).all():
+        got = f"shape {state.shape}" if state.shape != (size,) else "NaN or Inf"
+        raise ContractError(explain(name, got=got, expected=f"finite ({size},)", remedy="Pass a state as it was observed."))
+    return state
+
+
+def check_step(action: Float64Array) -> Float64Array:
+    """Return the action of one control step as float64 (7,).
+
+    Raises:
+        ContractError: it has another shape, or `rfedge.messages.check_action` refuses it.
+    """
+    action = np.asarray(action)
+    if action.shape != (ACTION_SIZE,):
+        remedy = "Send one control step at a time."
+        raise ContractError(explain("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy=remedy))
+    check_action(action[np.newaxis])
+    return action.astype(np.float64)
+
+
 # name -> (module, class): the module is imported only when the environment is made.
-_ENVIRONMENTS: Final = {"playtable": ("rfedge.envs.playtable.environment", "PlayTable")}
+_ENVIRONMENTS: Final = {
+    "playtable": ("rfedge.envs.playtable.environment", "PlayTable"),
+    "calvin": ("rfedge.envs.calvin.environment", "CalvinEnvironment"),
+}
 
 
 def make_environment(name: str, **options: Any) -> Environment:
@@ -159,7 +191,7 @@ def make_environment(name: str, **options: Any) -> Environment:
 
     >>> make_environment("playtabel")
     Traceback (most recent call last):
-    rfedge.errors.ConfigError: environment: got 'playtabel', expected one of playtable (did you mean 'playtable'?). ...
+    rfedge.errors.ConfigError: environment: got 'playtabel', expected one of playtable, calvin (did you mean ...
 
     Raises:
         ConfigError: no environment has that name.

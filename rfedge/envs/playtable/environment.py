@@ -7,14 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from rfedge.envs.interface import BLOCKS, CONTROL_HZ, SCENE_STATE_SIZE, BlockState, Contact, Float64Array, SceneInfo
+from rfedge.envs.interface import (
+    BLOCKS,
+    CONTROL_HZ,
+    SCENE_STATE_SIZE,
+    BlockState,
+    Contact,
+    Float64Array,
+    SceneInfo,
+    check_state,
+)
 from rfedge.envs.playtable.layout import BUTTON_TRIGGER_M, SWITCH_TRIGGER_M, find_layout
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
 from rfedge.envs.playtable.scene import SUBSTEPS, build_mjcf
 from rfedge.envs.playtable.simulator import Cameras, load_mujoco
 from rfedge.envs.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
-from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.errors import ConfigError, explain
 from rfedge.messages import STATE_SIZE, Observation
 
 __all__ = ["PlayTable"]
@@ -98,10 +107,10 @@ class PlayTable:
         Raises:
             ContractError: a state has another shape or is not finite.
         """
-        robot_obs = NEUTRAL_ROBOT_OBS if robot_obs is None else _check_state("robot_obs", robot_obs, STATE_SIZE)
+        robot_obs = NEUTRAL_ROBOT_OBS if robot_obs is None else check_state("robot_obs", robot_obs, STATE_SIZE)
         if scene_obs is None:
             scene_obs = sample_scene(self._layout, self._rng)
-        scene_obs = _check_state("scene_obs", scene_obs, SCENE_STATE_SIZE)
+        scene_obs = check_state("scene_obs", scene_obs, SCENE_STATE_SIZE)
         data = self._data
         self._mujoco.mj_resetData(self._model, data)
         for index, name in enumerate(_JOINTS):
@@ -237,11 +246,3 @@ class PlayTable:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close it."""
         self.close()
-
-
-def _check_state(name: str, state: Float64Array, size: int) -> Float64Array:
-    state = np.asarray(state, dtype=np.float64)
-    if state.shape != (size,) or not np.isfinite(state).all():
-        got = f"shape {state.shape}" if state.shape != (size,) else "NaN or Inf"
-        raise ContractError(explain(name, got=got, expected=f"finite ({size},)", remedy="Pass a state as it was observed."))
-    return state

@@ -39,7 +39,9 @@ BLOCK_LENGTHS_M: Final = {"small": 0.04, "middle": 0.056, "big": 0.08}
 
 DRAWER_MAX_M: Final = 0.22
 DRAWER_BOTTOM_M: Final = 0.30
-DRAWER_FLOOR_M: Final = 0.312  # upper side of its bottom board
+DRAWER_FLOOR_M: Final = 0.342  # upper side of its bottom
+DRAWER_INNER_HALF_X_M: Final = 0.19
+DRAWER_WALL_M: Final = 0.012  # front and rear
 BUTTON_MAX_M: Final = 0.02
 BUTTON_TRIGGER_M: Final = 0.01
 SWITCH_MAX_M: Final = 0.088

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rfedge.envs.interface import ROBOT_STATE_SIZE, Float64Array
+from rfedge.envs.interface import ROBOT_STATE_SIZE, Float64Array, check_step
 from rfedge.envs.playtable.arm import (
     ARM_DAMPING_NMS_RAD,
     ARM_JOINTS,
@@ -17,8 +17,7 @@ from rfedge.envs.playtable.arm import (
     FINGER_STIFFNESS_N_M,
 )
 from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, inverse, tcp_pose
-from rfedge.errors import ContractError, explain
-from rfedge.messages import ACTION_SIZE, GRIPPER_OPEN, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD, check_action
+from rfedge.messages import GRIPPER_OPEN, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD
 
 __all__ = ["NEUTRAL_ROBOT_OBS", "RobotControl"]
 
@@ -74,13 +73,9 @@ class RobotControl:
         """Add one relative action (7,) to the target and set the servos.
 
         Raises:
-            ContractError: see `rfedge.messages.check_action`.
+            ContractError: see `rfedge.envs.interface.check_step`.
         """
-        action = np.asarray(action)
-        if action.shape != (ACTION_SIZE,):
-            remedy = "Send one control step at a time."
-            raise ContractError(explain("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy=remedy))
-        check_action(action[np.newaxis])
+        action = check_step(action)
         self._target_pose = self._target_pose + _SCALE * action[:POSE_SIZE]
         self._gripper_action = float(action[POSE_SIZE])
         self._joint_target = inverse(self._target_pose, self._joint_target)

@@ -134,13 +134,14 @@ def _add_drawer(world: ET.Element, layout: TableLayout) -> None:
     drawer = _link(world, "drawer", (0, -1, 0), dimensions.DRAWER_MAX_M, 0.5, frictionloss=repr(dimensions.BRAKE_N))
     solid = {**TABLE_CLASS, "material": "light"}
     low, high = layout.drawer_x_m - 0.22, layout.drawer_x_m + 0.22
-    wall = dimensions.DRAWER_FLOOR_M - dimensions.DRAWER_BOTTOM_M
+    wall, inner = dimensions.DRAWER_WALL_M, dimensions.DRAWER_INNER_HALF_X_M
+    left, right = layout.drawer_x_m - inner, layout.drawer_x_m + inner
     front, rear, floor, rim = -0.18, 0.06, dimensions.DRAWER_BOTTOM_M, 0.40
-    box(drawer, (low, front, floor), (high, rear, floor + wall), **solid)
+    box(drawer, (low, front, floor), (high, rear, dimensions.DRAWER_FLOOR_M), **solid)
     box(drawer, (low, front, floor), (high, front + wall, rim), **solid)
     box(drawer, (low, rear - wall, floor), (high, rear, rim), **solid)
-    box(drawer, (low, front, floor), (low + wall, rear, rim), **solid)
-    box(drawer, (high - wall, front, floor), (high, rear, rim), **solid)
+    box(drawer, (low, front, floor), (left, rear, rim), **solid)
+    box(drawer, (right, front, floor), (high, rear, rim), **solid)
     handle = {**TABLE_CLASS, "rgba": _HANDLE_RGBA}
     y_m, z_m = dimensions.DRAWER_HANDLE_YZ_M
     reach = dimensions.DRAWER_HANDLE_HALF_X_M

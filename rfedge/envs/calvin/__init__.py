@@ -1,0 +1,1 @@
+"""The CALVIN benchmark's own simulator, in a process of its own."""

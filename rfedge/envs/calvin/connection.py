@@ -1,0 +1,182 @@
+"""Starts the simulator's process, asks it with a deadline, and ends it in every case."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, Final
+
+from rfedge.envs.calvin.server import PREFIX, ProtocolError, decode, encode, message_lengths
+from rfedge.errors import BackendUnavailableError, explain
+
+if TYPE_CHECKING:
+    from rfedge.envs.calvin.server import Arrays, Header
+
+__all__ = ["SimulatorProcess"]
+
+_SUBJECT: Final = "calvin simulator"
+_REMEDY: Final = "See docs/how-to/install_calvin.md."
+_GRACE_S: Final = 2.0  # between the end of its input and its being killed
+_LOG_BYTES: Final = 4096  # of the log's end that are searched for a reason
+_READ_BYTES: Final = 1 << 18
+
+
+class SimulatorProcess:
+    """One child process that answers one request at a time over pipes.
+
+    A request that fails, is late or is not answered in the protocol ends the process: its state is unknown. The child
+    also ends with `close`, when this object is collected, and when this process ends, because its input then ends.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start `command`.
+
+        Raises:
+            BackendUnavailableError: its interpreter does not exist or cannot be started.
+        """
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        try:
+            # A session of its own: Ctrl-C reaches this process alone, which then closes the simulator.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, bufsize=0, start_new_session=True
+            )
+        except OSError as error:
+            self._log.close()
+            expected = "an interpreter that has calvin_env"
+            remedy = f"Pass python= or set RFEDGE_CALVIN_PYTHON. {_REMEDY}"
+            got = f"{command[0]!r} ({error.strerror or error})"
+            raise BackendUnavailableError(explain(_SUBJECT, got=got, expected=expected, remedy=remedy)) from error
+        self._finalizer = weakref.finalize(self, _stop, self._process, self._log, os.getpid())
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def request(self, header: Header, arrays: Arrays | None = None, *, timeout_s: float) -> tuple[Header, Arrays]:
+        """Send one request and return the reply's header and arrays.
+
+        Raises:
+            BackendUnavailableError: the process is closed, has died, reports an error, says something that is not the
+                protocol, or does not answer within `timeout_s` seconds.
+        """
+        method = header.get("method")
+        if not self._finalizer.alive:
+            raise self._failure("a closed one", "an open environment", "Make a new one.")
+        try:
+            reply, reply_arrays = self._exchange(encode(header, arrays or {}), time.monotonic() + timeout_s)
+        except TimeoutError as error:
+            self._process.kill()  # it would not see the end of its input
+            self.close()
+            raise self._failure(f"no answer to {method!r}", f"one within {timeout_s:g} s") from error
+        except (EOFError, BrokenPipeError) as error:
+            raise self._failure(f"{self._end()} during {method!r}", "a reply") from error
+        except ProtocolError as error:
+            self.close()
+            raise self._failure(str(error), f"a reply to {method!r}") from error
+        except BaseException:
+            self.close()  # Ctrl-C leaves a reply on its way, which the next request would take for its own
+            raise
+        if not reply["ok"]:
+            self.close()
+            kind, text = str(reply.get("kind")), str(reply.get("error"))
+            raise self._failure(text, *_advice(kind, str(method)))
+        return reply, reply_arrays
+
+    def _exchange(self, message: bytes, deadline_s: float) -> tuple[Header, Arrays]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        # A request is far smaller than a pipe's buffer and nothing else is in it: writing does not block.
+        self._process.stdin.write(message)
+        stream = self._process.stdout.fileno()
+        lengths = message_lengths(_read(stream, PREFIX.size, deadline_s))
+        reply, arrays = decode(_read(stream, lengths[0], deadline_s), _read(stream, lengths[1], deadline_s))
+        if not isinstance(reply.get("ok"), bool):
+            raise ProtocolError("a message that is no reply")
+        return reply, arrays
+
+    @staticmethod
+    def _failure(got: str, expected: str, remedy: str = _REMEDY) -> BackendUnavailableError:
+        return BackendUnavailableError(explain(_SUBJECT, got=got, expected=expected, remedy=remedy))
+
+    def log(self, *, last_bytes: int | None = None) -> str:
+        """Return what the process has printed so far."""
+        size = os.fstat(self._log.fileno()).st_size
+        start = 0 if last_bytes is None else max(0, size - last_bytes)
+        return os.pread(self._log.fileno(), size - start, start).decode(errors="replace")
+
+    def _end(self) -> str:
+        """End the process and return how it ended, with its last line."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.2)  # one that has closed its output is about to end by itself
+        status = self._process.poll()
+        lines = [line.strip() for line in self.log(last_bytes=_LOG_BYTES).splitlines() if line.strip()]
+        self.close()
+        how = "a broken connection" if status is None else f"its end with {_status_text(status)}"
+        return f"{how} ({lines[-1][:300]})" if lines else how
+
+    def close(self) -> None:
+        """End the process; a second call does nothing."""
+        self._finalizer()
+
+
+def _read(stream: int, size: int, deadline_s: float) -> bytes:
+    """Read exactly `size` bytes; raises TimeoutError at the deadline and EOFError at the end of the stream."""
+    poller = select.poll()
+    poller.register(stream, select.POLLIN)
+    chunks = []
+    while size:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0 or not poller.poll(1000.0 * left_s):
+            raise TimeoutError
+        chunk = os.read(stream, min(size, _READ_BYTES))
+        if not chunk:
+            raise EOFError
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def _status_text(status: int) -> str:
+    return f"status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+def _advice(kind: str, method: str) -> tuple[str, str]:
+    """Return what was expected and what to do, for an error that the simulator's side reported."""
+    if kind in ("ModuleNotFoundError", "ImportError"):
+        remedy = (
+            "Install a git clone of github.com/mees/calvin_env into an interpreter of its own and set RFEDGE_CALVIN_PYTHON "
+            f"(or python=) to it. {_REMEDY}"
+        )
+        return "an interpreter that has calvin_env", remedy
+    if kind in ("InvalidGitRepositoryError", "NoSuchPathError"):
+        return "calvin_env within its git clone, which it asks for its commit", f"Clone it with git. {_REMEDY}"
+    if kind == "SystemExit":
+        return (
+            "an EGL device or Mesa's software renderer",
+            f'Install libegl1 and libgl1-mesa-dri, or use renderer="tiny". {_REMEDY}',
+        )
+    return f"{method!r} to succeed", _REMEDY
+
+
+def _stop(process: subprocess.Popen[bytes], log: IO[bytes], owner: int) -> None:
+    if os.getpid() != owner:  # a forked copy of the owner does not own the simulator
+        return
+    with contextlib.suppress(OSError):
+        assert process.stdin is not None
+        process.stdin.close()
+    try:
+        process.wait(timeout=_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    log.close()

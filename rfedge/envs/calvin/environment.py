@@ -1,0 +1,232 @@
+"""CALVIN's own simulator as an `Environment`: what its published results were measured in."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+
+from rfedge.envs.calvin import server
+from rfedge.envs.calvin.connection import SimulatorProcess
+from rfedge.envs.interface import (
+    CONTROL_HZ,
+    ROBOT_STATE_SIZE,
+    SCENE_STATE_SIZE,
+    BlockState,
+    Contact,
+    Float64Array,
+    SceneInfo,
+    check_state,
+    check_step,
+)
+from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.messages import Observation
+
+if TYPE_CHECKING:
+    from rfedge.envs.calvin.server import Arrays, Header
+
+__all__ = ["PYTHON_VARIABLE", "CalvinEnvironment", "parse_info"]
+
+PYTHON_VARIABLE: Final = "RFEDGE_CALVIN_PYTHON"
+_SCENES: Final = ("A", "B", "C", "D")
+_RENDERERS: Final = ("egl", "tiny")
+_MAX_SEED: Final = 2**32 - 1
+_LIGHTS: Final = slice(4, 6)  # within scene_obs
+_DEVICE_LINE: Final = re.compile(r"^GL_RENDERER=(.+)$", re.MULTILINE)
+
+
+class CalvinEnvironment:
+    """One calvin_env environment in a process of its own; see `rfedge.envs.interface.Environment`.
+
+    A fresh environment with the same scene, seed and calls gives bit-identical states. A state that is restored again
+    in the same environment does not: PyBullet keeps contacts from before, and repeating the same actions has been seen to
+    end up to 3e-3 away. `restore` does what calvin_env's `reset` does, with its habits: a button restored as pressed
+    toggles its light in the first step, and a switch restored as up turns the bulb on in the first step.
+    """
+
+    def __init__(
+        self,
+        scene: str = "D",
+        *,
+        seed: int = 0,
+        render: bool = True,
+        task: str = "",
+        python: str | os.PathLike[str] | None = None,
+        renderer: str = "egl",
+        start_timeout_s: float = 120.0,
+        call_timeout_s: float = 60.0,
+    ) -> None:
+        """Start the simulator and build the scene.
+
+        Args:
+            scene: "A" to "D".
+            seed: decides the block poses of every `reset()` without arguments.
+            render: False leaves out the cameras; `observe`, `reset` and `step` then raise, `restore` and `advance` work.
+            task: instruction that observations carry.
+            python: an interpreter that has calvin_env; None takes the variable `RFEDGE_CALVIN_PYTHON`, or else the
+                running interpreter.
+            renderer: "egl", as CALVIN's data and results, on a GPU or in Mesa's software; or "tiny", PyBullet's own
+                software renderer, whose images differ visibly.
+            start_timeout_s, call_timeout_s: the longest that building and every later call may take.
+
+        Raises:
+            ConfigError: scene, seed or renderer is not possible.
+            BackendUnavailableError: the interpreter, calvin_env or the renderer is missing, or building took too long.
+        """
+        for name, value, known in (("scene", scene, _SCENES), ("renderer", renderer, _RENDERERS)):
+            if value not in known:
+                remedy = f"Choose a known {name}."
+                raise ConfigError(explain(name, got=repr(value), expected=did_you_mean(value, known), remedy=remedy))
+        if not 0 <= seed <= _MAX_SEED:
+            raise ConfigError(explain("seed", got=seed, expected=f"0 to {_MAX_SEED}", remedy="Choose another seed."))
+        self.task = task
+        self._scene = scene
+        self._call_timeout_s = call_timeout_s
+        self._has_cameras = render
+        interpreter = os.fspath(python or os.environ.get(PYTHON_VARIABLE) or sys.executable)
+        self._process = SimulatorProcess([interpreter, str(Path(server.__file__).resolve())])
+        request = {"method": "open", "scene": scene, "seed": int(seed), "renderer": renderer if render else "none"}
+        facts, _ = self._process.request(request, timeout_s=start_timeout_s)
+        self._block_order = cast("tuple[str, str, str]", tuple(facts["block_order"]))
+        self._versions = {str(name): str(version) for name, version in facts["versions"].items()}
+        self._renderer = _renderer_name(renderer, self._process.log()) if render else "none"
+        self._states: Arrays = {}
+        self.restore()
+
+    @property
+    def control_hz(self) -> int:
+        """Control steps per second of simulated time."""
+        return CONTROL_HZ
+
+    @property
+    def renderer(self) -> str:
+        """What draws the images and on which device, for instance "egl (llvmpipe)", or "tiny"; "none" without cameras."""
+        return self._renderer
+
+    @property
+    def scene(self) -> str:
+        """Name of the table layout."""
+        return self._scene
+
+    @property
+    def block_order(self) -> tuple[str, str, str]:
+        """The blocks in the order in which `scene_state` lists them."""
+        return self._block_order
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Commit of calvin_env and versions of its interpreter and libraries."""
+        return dict(self._versions)
+
+    def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
+        """Set the state; None means neutral pose and random blocks.
+
+        Raises:
+            ContractError: a state has another shape or is not finite.
+        """
+        arrays: Arrays = {}
+        if robot_obs is not None:
+            arrays["robot_obs"] = check_state("robot_obs", robot_obs, ROBOT_STATE_SIZE)
+        if scene_obs is not None:
+            scene_obs = check_state("scene_obs", scene_obs, SCENE_STATE_SIZE)
+            scene_obs[_LIGHTS] = scene_obs[_LIGHTS] > 0.5  # calvin_env takes exactly 0 and 1
+            arrays["scene_obs"] = scene_obs
+        _, self._states = self._call("restore", arrays)
+
+    def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
+        """`restore`, then `observe`."""
+        self.restore(robot_obs, scene_obs)
+        return self.observe()
+
+    def advance(self, action: Float64Array) -> None:
+        """Run one control step.
+
+        Raises:
+            ContractError: see `rfedge.envs.interface.check_step`.
+        """
+        _, self._states = self._call("advance", {"action": check_step(action)})
+
+    def step(self, action: Float64Array) -> Observation:
+        """`advance`, then `observe`."""
+        self.advance(action)
+        return self.observe()
+
+    def observe(self) -> Observation:
+        """Render both cameras.
+
+        Raises:
+            ConfigError: the environment was made with render=False.
+        """
+        if not self._has_cameras:
+            remedy = "Make the environment with render=True, or use restore and advance."
+            raise ConfigError(explain("observe", got="render=False", expected="cameras", remedy=remedy))
+        _, images = self._call("images")
+        return Observation(static=images["static"], gripper=images["gripper"], state=self.robot_state(), task=self.task)
+
+    def robot_state(self) -> Float64Array:
+        """Return robot_obs (15,)."""
+        return self._states["robot_obs"].copy()
+
+    def scene_state(self) -> Float64Array:
+        """Return scene_obs (24,)."""
+        return self._states["scene_obs"].copy()
+
+    def info(self) -> SceneInfo:
+        """Return joints, lights, blocks and contacts."""
+        reply, _ = self._call("info")
+        return parse_info(reply["info"])
+
+    def _call(self, method: str, arrays: Arrays | None = None) -> tuple[Header, Arrays]:
+        return self._process.request({"method": method}, arrays, timeout_s=self._call_timeout_s)
+
+    def close(self) -> None:
+        """End the simulator's process; a second call does nothing."""
+        self._process.close()
+
+    def __enter__(self) -> CalvinEnvironment:
+        """Return the environment itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+
+def parse_info(fields: Mapping[str, Any]) -> SceneInfo:
+    """Read the info that the simulator's process reports."""
+    blocks = {
+        str(name): BlockState(
+            position_m=np.array(block["position_m"]),
+            orientation_xyzw=np.array(block["orientation_xyzw"]),
+            linear_velocity_m_s=np.array(block["linear_velocity_m_s"]),
+            angular_velocity_rad_s=np.array(block["angular_velocity_rad_s"]),
+            contacts=_contacts(block["contacts"]),
+        )
+        for name, block in fields["blocks"].items()
+    }
+    return SceneInfo(
+        doors=dict(fields["doors"]),
+        buttons=dict(fields["buttons"]),
+        switches=dict(fields["switches"]),
+        lights=dict(fields["lights"]),
+        blocks=blocks,
+        robot_contacts=_contacts(fields["robot_contacts"]),
+    )
+
+
+def _contacts(pairs: list[list[str]]) -> frozenset[Contact]:
+    return frozenset((body, link) for body, link in pairs)
+
+
+def _renderer_name(renderer: str, log: str) -> str:
+    """Add the device that the EGL plugin prints, without its driver's details."""
+    found = _DEVICE_LINE.search(log)
+    if renderer != "egl" or found is None:
+        return renderer
+    return f"egl ({re.split(r' [(]|/', found[1])[0].strip()})"

@@ -1,0 +1,314 @@
+"""Runs CALVIN's simulator in a process of its own and answers requests on standard input and output.
+
+Started by path, under an interpreter that has calvin_env: it needs nothing else but numpy, and Python 3.8 or later.
+The other end is `rfedge.envs.calvin.connection`, which shares the framing:
+
+    message   4 bytes: length of the header, 4 bytes: length of the payload (both big-endian), header, payload
+    header    JSON object; "arrays" lists [name, dtype, shape] in the order in which the payload holds their bytes
+
+A request's header names a `method` and its reply's header has `ok`; with `ok` false it has `error` and `kind`. End of
+input ends the process. The simulator's libraries print to file descriptor 1, which therefore becomes standard error
+before they are loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import math
+import os
+import platform
+import struct
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # Python 3.8 cannot evaluate these
+    from collections.abc import Callable
+
+    Arrays = dict[str, np.ndarray[Any, Any]]
+    Header = dict[str, Any]
+
+__all__ = ["MAX_HEADER_BYTES", "MAX_PAYLOAD_BYTES", "PREFIX", "ProtocolError", "decode", "encode", "main", "message_lengths"]
+
+PREFIX = struct.Struct(">II")
+MAX_HEADER_BYTES = 1 << 16
+MAX_PAYLOAD_BYTES = 1 << 20  # both images are 141 168 bytes
+DTYPES = ("float64", "uint8")
+
+ROBOT = "robot"
+BASE_LINK = "base_link"  # of every body; PyBullet numbers it -1
+
+
+class ProtocolError(Exception):
+    """The bytes are not a message of this protocol."""
+
+
+# --- framing ----------------------------------------------------------------------------------------------------------
+def encode(header: Header, arrays: Arrays) -> bytes:
+    """Return one message.
+
+    Raises:
+        ProtocolError: it is larger than the other end accepts, or an array has a dtype the protocol does not carry.
+    """
+    for name, array in arrays.items():
+        if array.dtype.name not in DTYPES:
+            raise ProtocolError(f"array {name!r} has dtype {array.dtype}")
+    listed = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
+    head = json.dumps({**header, "arrays": listed}, allow_nan=False).encode()
+    payload = b"".join(array.tobytes() for array in arrays.values())
+    _check_lengths(len(head), len(payload))
+    return PREFIX.pack(len(head), len(payload)) + head + payload
+
+
+def message_lengths(prefix: bytes) -> tuple[int, int]:
+    """Return the lengths of header and payload from the first `PREFIX.size` bytes of a message.
+
+    Raises:
+        ProtocolError: one of them is larger than allowed.
+    """
+    head_bytes, payload_bytes = PREFIX.unpack(prefix)
+    _check_lengths(head_bytes, payload_bytes)
+    return head_bytes, payload_bytes
+
+
+def _check_lengths(head_bytes: int, payload_bytes: int) -> None:
+    if head_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+        limit = f"{MAX_HEADER_BYTES} + {MAX_PAYLOAD_BYTES}"
+        raise ProtocolError(f"a message of {head_bytes} + {payload_bytes} bytes, where at most {limit} are allowed")
+
+
+def decode(head: bytes, payload: bytes) -> tuple[Header, Arrays]:
+    """Return header and arrays of one message; the arrays are copies of its bytes.
+
+    Raises:
+        ProtocolError: the header is not what `encode` writes, or the payload has another length than it says.
+    """
+    try:
+        header = json.loads(head)
+        listed = header.pop("arrays")
+        arrays: Arrays = {}
+        start = 0
+        for name, dtype, shape in listed:
+            if dtype not in DTYPES or any(type(size) is not int or size < 0 for size in shape):
+                raise ProtocolError(f"array {name!r} of dtype {dtype!r} and shape {shape!r}")
+            end = start + math.prod(shape) * np.dtype(dtype).itemsize
+            if end > len(payload):
+                raise ProtocolError(f"array {name!r} reaches beyond the payload of {len(payload)} bytes")
+            arrays[str(name)] = np.frombuffer(payload[start:end], dtype=dtype).reshape(shape).copy()
+            start = end
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"an unreadable header ({type(error).__name__}: {error})") from error
+    if start != len(payload):
+        raise ProtocolError(f"a payload of {len(payload)} bytes where the header lists {start}")
+    return header, arrays
+
+
+# --- the simulator ----------------------------------------------------------------------------------------------------
+class Simulator:
+    """One calvin_env environment, driven through its parts so that physics needs no rendering."""
+
+    def __init__(self, scene: str, seed: int, renderer: str) -> None:
+        """Build it from calvin_env's own configuration; `renderer` is "egl", "tiny" or "none"."""
+        calvin_env = importlib.import_module("calvin_env")
+        if calvin_env.__file__ is None:
+            raise ImportError("calvin_env is an empty namespace: a folder of that name hides the package")
+        self._root = Path(calvin_env.__file__).resolve().parents[1]
+        hydra = importlib.import_module("hydra")
+        instantiate = importlib.import_module("hydra.utils").instantiate
+        with hydra.initialize_config_dir(config_dir=str(self._root / "conf")):
+            config = hydra.compose(
+                "config_data_collection",
+                overrides=[
+                    f"scene=calvin_scene_{scene}",
+                    f"cameras={'no_cameras' if renderer == 'none' else 'static_and_gripper'}",
+                    "use_vr=false",
+                    f"env.seed={seed}",
+                    f"env.use_egl={str(renderer == 'egl').lower()}",
+                ],
+            )
+        self._env = instantiate(config.env, show_gui=False, use_vr=False, use_scene_info=True)
+        self._p = self._env.p
+        self._cid = self._env.cid
+        self._links = self._link_names()
+        if renderer != "none":
+            self.images()  # the first picture of an EGL context is lit differently from all later ones
+
+    def _link_names(self) -> dict[tuple[int, int], tuple[str, str]]:
+        """Map (body, link) of PyBullet to names."""
+        scene = self._env.scene
+        named = {entry.uid: entry.name for entry in (*scene.fixed_objects, *scene.movable_objects)}
+        named[self._env.robot.robot_uid] = ROBOT
+        links = {}
+        for index in range(self._p.getNumBodies(physicsClientId=self._cid)):
+            body = self._p.getBodyUniqueId(index, physicsClientId=self._cid)
+            _, body_name = self._p.getBodyInfo(body, physicsClientId=self._cid)
+            name = named.get(body, body_name.decode())
+            links[body, -1] = (name, BASE_LINK)
+            for link in range(self._p.getNumJoints(body, physicsClientId=self._cid)):
+                info = self._p.getJointInfo(body, link, physicsClientId=self._cid)
+                links[body, link] = (name, info[12].decode())
+        return links
+
+    def facts(self) -> Header:
+        """Return what never changes: order of the blocks, control rate, versions."""
+        return {
+            "block_order": [block.name for block in self._env.scene.movable_objects],
+            "control_hz": int(self._env.control_freq),
+            "versions": {
+                "calvin_env": self._commit(),
+                "calvin_env python": platform.python_version(),
+                "calvin_env numpy": np.__version__,
+                "pybullet": self._pybullet_version(),
+            },
+        }
+
+    def _commit(self) -> str:
+        git = importlib.import_module("git")  # calvin_env itself has just asked for its commit
+        return str(git.Repo(self._root).head.object.hexsha)
+
+    def _pybullet_version(self) -> str:
+        try:
+            metadata = importlib.import_module("importlib.metadata")
+            return str(metadata.version("pybullet"))
+        except ImportError:  # importlib.metadata.PackageNotFoundError is one: a build without metadata
+            return str(self._p.getAPIVersion())
+
+    def restore(self, arrays: Arrays) -> None:
+        """Set the state as calvin_env's `reset` does, without its rendering."""
+        robot_obs = arrays.get("robot_obs")
+        self._env.scene.reset(arrays.get("scene_obs"))
+        self._env.robot.reset(robot_obs)
+        # calvin_env leaves the last action of the episode before; it is read by observations alone.
+        self._env.robot.gripper_action = 1 if robot_obs is None or robot_obs[14] > 0 else -1
+        self._p.stepSimulation(physicsClientId=self._cid)
+
+    def advance(self, arrays: Arrays) -> None:
+        """Run one control step as calvin_env's `step` does, without its rendering."""
+        self._env.robot.apply_action(arrays["action"])
+        for _ in range(self._env.action_repeat):
+            self._p.stepSimulation(physicsClientId=self._cid)
+        self._env.scene.step()
+
+    def states(self) -> Arrays:
+        """Return robot_obs (15,) and scene_obs (24,)."""
+        states = self._env.get_state_obs()
+        return {name: np.asarray(states[name], dtype=np.float64) for name in ("robot_obs", "scene_obs")}
+
+    def images(self) -> Arrays:
+        """Render both cameras, uint8 RGB."""
+        images, _ = self._env.get_camera_obs()
+        return {name: np.asarray(images[f"rgb_{name}"], dtype=np.uint8) for name in ("static", "gripper")}
+
+    def info(self) -> Header:
+        """Return calvin_env's info with names in place of PyBullet's numbers."""
+        info = self._env.get_info()
+        scene = info["scene_info"]
+        blocks = {}
+        for name, block in scene["movable_objects"].items():
+            blocks[name] = {
+                "position_m": list(block["current_pos"]),
+                "orientation_xyzw": list(block["current_orn"]),
+                "linear_velocity_m_s": list(block["current_lin_vel"]),
+                "angular_velocity_rad_s": list(block["current_ang_vel"]),
+                "contacts": self._contacts(block["contacts"], name),
+            }
+        return {
+            "doors": {name: door["current_state"] for name, door in scene["doors"].items()},
+            "buttons": {name: button["joint_state"] for name, button in scene["buttons"].items()},
+            "switches": {name: switch["joint_state"] for name, switch in scene["switches"].items()},
+            "lights": {name: bool(light["logical_state"]) for name, light in scene["lights"].items()},
+            "blocks": blocks,
+            "robot_contacts": self._contacts(info["robot_info"]["contacts"], ROBOT),
+        }
+
+    def _contacts(self, points: Any, own_name: str) -> list[tuple[str, str]]:
+        touched = {self._links[point[2], point[4]] for point in points}  # (bodyB, linkB) of every contact point
+        return sorted(contact for contact in touched if contact[0] != own_name)
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+class Server:
+    """Answers requests in the order in which they come; "open" must be the first."""
+
+    def __init__(self) -> None:
+        self._simulator: Any = None
+
+    def answer(self, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+        """Do what `header` asks and return the reply's header and arrays."""
+        method = header.get("method")
+        if method == "open":
+            self._simulator = Simulator(header["scene"], header["seed"], header["renderer"])
+            _flush_c_output()
+            return self._simulator.facts(), {}
+        if method == "restore":
+            self._simulator.restore(arrays)
+            return {}, self._simulator.states()
+        if method == "advance":
+            self._simulator.advance(arrays)
+            return {}, self._simulator.states()
+        if method == "images":
+            return {}, self._simulator.images()
+        if method == "info":
+            return {"info": self._simulator.info()}, {}
+        raise ProtocolError(f"an unknown method {method!r}")
+
+
+def _flush_c_output() -> None:
+    """Write out what C libraries have printed so far; the EGL plugin names its device there."""
+    ctypes.CDLL(None).fflush(None)
+
+
+def _reader(stream: int) -> Callable[[int], bytes]:
+    def read(size: int) -> bytes:
+        chunks = []
+        while size:
+            chunk = os.read(stream, size)
+            if not chunk:
+                raise EOFError
+            chunks.append(chunk)
+            size -= len(chunk)
+        return b"".join(chunks)
+
+    return read
+
+
+def _write(stream: int, message: bytes) -> None:
+    view = memoryview(message)
+    while view:
+        view = view[os.write(stream, view) :]
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    # Python puts this file's folder first on the path, where its neighbours could hide other modules.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
+    requests, replies = os.dup(0), os.dup(1)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    read, server = _reader(requests), Server()
+    while True:
+        try:
+            lengths = message_lengths(read(PREFIX.size))
+            header, arrays = decode(read(lengths[0]), read(lengths[1]))
+        except EOFError:
+            return
+        try:
+            fields, reply_arrays = server.answer(header, arrays)
+            reply = encode({"ok": True, **fields}, reply_arrays)
+        except (Exception, SystemExit) as error:  # calvin_env leaves by sys.exit when its EGL plugin does not load
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            reply = encode({"ok": False, "kind": type(error).__name__, "error": text[:2000]}, {})
+        try:
+            _write(replies, reply)
+        except BrokenPipeError:
+            return
+
+
+if __name__ == "__main__":
+    main()
