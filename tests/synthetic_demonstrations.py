@@ -8,6 +8,10 @@ from rfedge.data.calvin import Segment
 from rfedge.data.statistics import StatisticsBuilder
 from rfedge.data.writer import write_episode, write_index
 
+# CALVIN's robot_obs at the start of an episode, with the gripper half open.
+NEUTRAL_STATE = np.array(
+    (0.026, -0.231, 0.571, 3.09, -0.029, 1.5, 0.04, -1.218, 1.04, 2.12, -2.342, -0.87, 1.641, 0.553, 1.0)
+)
 TASKS = {"open_drawer": "pull the drawer open", "close_drawer": "push the drawer shut"}
 
 
@@ -31,7 +35,7 @@ def write_demonstrations(root: Path, *, episodes_per_task: int = 3, num_frames: 
             frames = {
                 "rgb_static": static,
                 "rgb_gripper": gripper,
-                "robot_obs": rng.normal(size=(num_frames, 15)),
+                "robot_obs": NEUTRAL_STATE + 0.01 * rng.normal(size=(num_frames, 15)),
                 "scene_obs": rng.normal(size=(num_frames, 24)),
                 "actions": actions,
                 "rel_actions": actions,

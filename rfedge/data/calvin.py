@@ -1,7 +1,21 @@
-"""Reads a split of a CALVIN dataset: language segments over numbered frames, loaded one by one when asked for."""
+"""Reads a split of a CALVIN dataset: language segments over numbered frames, loaded one by one when asked for.
+
+The released splits (debug, D, ABC, ABCD) are read as published; a training split has these files, of which only the
+frames and one language file are needed:
+
+    episode_XXXXXXX.npz                  one per frame; numbers have gaps between episodes
+    ep_start_end_ids.npy, ep_lens.npy    bounds of the episodes
+    scene_info.npy                       scenes, see `rfedge.data.scenes`; not in validation splits
+    lang_annotations/auto_lang_ann.npy   segments, tasks, instructions, sentence embeddings
+    lang_<model>/auto_lang_ann.npy       the same segments, embedded by other sentence models
+    statistics.yaml, .hydra/             written for CALVIN's own loader and simulator
+
+ABCD has 2.4 million files in one folder. So opening neither lists the folder nor looks for each frame.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -9,16 +23,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read_frame
 from rfedge.data.object_file import read_object_file
+from rfedge.data.scenes import SceneFrames, read_scenes
 from rfedge.data.statistics import DatasetStatistics, StatisticsBuilder
 from rfedge.errors import DatasetError, explain
 
-__all__ = ["COLLECTION_RECORD", "LANGUAGE_FILE", "CalvinDataset", "Segment"]
+__all__ = [
+    "COLLECTION_RECORD",
+    "EPISODES_FILE",
+    "LANGUAGE_FILE",
+    "CalvinDataset",
+    "Segment",
+    "find_language_file",
+    "find_split",
+    "read_episodes",
+    "read_segments",
+    "refuse_interrupted_collection",
+]
 
 LANGUAGE_FILE: Final = "lang_annotations/auto_lang_ann.npy"
 COLLECTION_RECORD: Final = "collection.json"
-_DEFAULT_SPLIT: Final = "training"
+EPISODES_FILE: Final = "ep_start_end_ids.npy"
+SPLITS: Final = ("training", "validation")
+# Frames that opening looks for: all of a small dataset, the ends of segments spread over a large one.
+_NUM_PROBED: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +72,31 @@ class CalvinDataset:
 
     Attributes:
         folder: where the frame files are.
-        segments: the language segments, in the order of the annotation file.
+        segments: the language segments, in the order of the annotation file; they may overlap and repeat.
+        episodes: first and last frame of each episode, both inclusive; empty when the split does not say.
+        scenes: frames of each scene; empty when the split does not say.
     """
 
     folder: Path
     segments: tuple[Segment, ...]
+    episodes: tuple[tuple[int, int], ...] = ()
+    scenes: tuple[SceneFrames, ...] = ()
 
     @classmethod
-    def open(cls, path: Path) -> CalvinDataset:
-        """Read the annotations and check that every frame they name is there.
+    def open(cls, path: Path, *, split: str | None = None) -> CalvinDataset:
+        """Read the index files and look for the frames they name, for at most some thousand of them.
 
         Args:
-            path: a split folder, or the dataset's root, which means its `training` split.
+            path: a split folder, or the dataset's root.
+            split: "training" or "validation" below a root; default training.
 
         Raises:
-            DatasetError: a folder or file is missing or damaged, or the collection was interrupted.
+            DatasetError: a folder or file is missing or damaged, or the collection was interrupted. A frame that the
+                probe did not look for and that is missing or damaged is told when it is read.
         """
-        folder = path / _DEFAULT_SPLIT if (path / _DEFAULT_SPLIT).is_dir() else path
-        if not folder.is_dir():
-            raise DatasetError(
-                explain(
-                    f"dataset {path}",
-                    got="no folder",
-                    expected="a CALVIN dataset",
-                    remedy="Make one with `rfedge demos --output`.",
-                )
-            )
-        _refuse_interrupted_collection(path, folder)
-        numbers = _frame_numbers(folder)
-        if not numbers:
+        folder = find_split(path, split)
+        refuse_interrupted_collection(path, folder)
+        if not _has_frames(folder):
             raise DatasetError(
                 explain(
                     f"dataset {folder}",
@@ -78,19 +105,29 @@ class CalvinDataset:
                     remedy="Give the folder that holds the frames, or make one with `rfedge demos --output`.",
                 )
             )
-        segments = _read_segments(folder / LANGUAGE_FILE)
-        for segment in segments:
-            missing = next((number for number in range(segment.start, segment.end + 1) if number not in numbers), None)
-            if missing is not None:
+        segments = read_segments(find_language_file(folder))
+        dataset = cls(folder, segments, read_episodes(folder), read_scenes(folder))
+        dataset._probe()
+        return dataset
+
+    def _probe(self) -> None:
+        for segment, number in self._probed_frames():
+            if not self.frame_path(number).is_file():
                 raise DatasetError(
                     explain(
-                        f"dataset {folder}",
-                        got=f"no {frame_name(missing)}",
+                        f"dataset {self.folder}",
+                        got=f"no {frame_name(number)}",
                         expected=f"frames {segment.start} to {segment.end} of {segment.task!r}",
-                        remedy="Copy the dataset again, all of it.",
+                        remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
                     )
                 )
-        return cls(folder, segments)
+
+    def _probed_frames(self) -> Iterable[tuple[Segment, int]]:
+        if sum(segment.num_frames for segment in self.segments) <= _NUM_PROBED:
+            return ((segment, number) for segment in self.segments for number in range(segment.start, segment.end + 1))
+        chosen = np.linspace(0, len(self.segments) - 1, min(len(self.segments), _NUM_PROBED // 2)).round()
+        spread = [self.segments[int(index)] for index in chosen]
+        return ((segment, number) for segment in spread for number in (segment.start, segment.end))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -101,6 +138,10 @@ class CalvinDataset:
     def instructions(self) -> tuple[str, ...]:
         """Every instruction once, sorted."""
         return tuple(sorted({segment.instruction for segment in self.segments}))
+
+    def scene_of(self, frame: int) -> str | None:
+        """Return the scene, "A" to "D", that a frame shows, or None when the split does not say."""
+        return next((scene.scene for scene in self.scenes if scene.holds(frame)), None)
 
     def frame_path(self, number: int) -> Path:
         return self.folder / frame_name(number)
@@ -115,7 +156,8 @@ class CalvinDataset:
 
     def frame_numbers(self) -> list[int]:
         """Every frame of every segment once, ascending (CALVIN's segments may overlap)."""
-        return sorted({number for segment in self.segments for number in range(segment.start, segment.end + 1)})
+        spans = (range(segment.start, segment.end + 1) for segment in self.segments)
+        return sorted(set(itertools.chain.from_iterable(spans)))
 
     def statistics(self) -> DatasetStatistics:
         """Read the numbers of all segments; an overlapped frame counts in each of its segments."""
@@ -127,7 +169,103 @@ class CalvinDataset:
         return builder.result()
 
 
-def _refuse_interrupted_collection(path: Path, folder: Path) -> None:
+def find_split(path: Path, split: str | None = None) -> Path:
+    """Return the split folder that `path` is or holds.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    if not path.is_dir():
+        raise DatasetError(
+            explain(
+                f"dataset {path}",
+                got="a file" if path.exists() else "no folder",
+                expected="a CALVIN dataset" if not path.exists() else "the folder of a CALVIN dataset",
+                remedy="Make one with `rfedge demos --output`, or convert one with `rfedge demos convert`.",
+            )
+        )
+    if split is not None and split not in SPLITS:
+        raise DatasetError(explain("split", got=repr(split), expected=" or ".join(SPLITS), remedy="Choose one of them."))
+    if split is None and not (path / SPLITS[0]).is_dir():
+        # A root that was unpacked one level too deep, or only its validation part, is a frequent slip: name the way out.
+        inner = [] if _has_frames(path) else [entry for entry in sorted(path.iterdir()) if _is_root_or_split(entry)]
+        if not inner:
+            return path
+        raise DatasetError(
+            explain(
+                f"dataset {path}",
+                got=f"a folder that holds {inner[0].name}/",
+                expected="a training split",
+                remedy=f"Give {inner[0]}.",
+            )
+        )
+    folder = path / (split or SPLITS[0])
+    if folder.is_dir():
+        return folder
+    if path.name == split:
+        return path
+    raise DatasetError(
+        explain(f"dataset {path}", got=f"no {split}/ folder", expected=f"a root with {split}/", remedy="Give the root.")
+    )
+
+
+def _is_root_or_split(path: Path) -> bool:
+    return path.is_dir() and ((path / SPLITS[0]).is_dir() or path.name in SPLITS)
+
+
+def find_language_file(folder: Path) -> Path:
+    """Return the annotation file of a split; all `lang_<model>` folders hold the same instructions.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    path = folder / LANGUAGE_FILE
+    if path.is_file():
+        return path
+    for other in sorted(folder.glob(f"lang_*/{path.name}")):
+        return other
+    raise DatasetError(
+        explain(
+            f"dataset {folder}",
+            got="no language annotations",
+            expected=LANGUAGE_FILE,
+            remedy="Use a split with language, or copy the file again.",
+        )
+    )
+
+
+def read_episodes(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Return the bounds in ep_start_end_ids.npy, in its order; empty when there is no such file.
+
+    Raises:
+        DatasetError: the file is damaged or holds something else.
+    """
+    path = folder / EPISODES_FILE
+    if not path.is_file():
+        return ()
+    try:
+        with path.open("rb") as file:
+            bounds = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(
+            explain(
+                f"file {path}", got=f"an unreadable file ({error})", expected="an integer array", remedy="Copy it again."
+            )
+        ) from None
+    if bounds.ndim != 2 or bounds.shape[1] != 2 or bounds.dtype.kind not in "iu" or (bounds[:, 0] > bounds[:, 1]).any():
+        raise DatasetError(
+            explain(
+                f"file {path}",
+                got=f"{bounds.dtype} {bounds.shape}",
+                expected="integers (N, 2), first <= last frame of each episode",
+                remedy="Copy it again.",
+            )
+        )
+    return tuple((int(first), int(last)) for first, last in bounds)
+
+
+def refuse_interrupted_collection(path: Path, folder: Path) -> None:
+    """Raise DatasetError when a collection into `path`, or above its split `folder`, was not finished."""
     for record in {path / COLLECTION_RECORD, folder.parent / COLLECTION_RECORD}:
         if not record.is_file():
             continue
@@ -148,22 +286,18 @@ def _refuse_interrupted_collection(path: Path, folder: Path) -> None:
             )
 
 
-def _frame_numbers(folder: Path) -> set[int]:
+def _has_frames(folder: Path) -> bool:
+    # Scanning stops at the first frame: of millions of files only the first block of names is read.
     with os.scandir(folder) as entries:
-        numbers = (frame_number(entry.name) for entry in entries)
-        return {number for number in numbers if number is not None}
+        return any(frame_number(entry.name) is not None for entry in entries)
 
 
-def _read_segments(path: Path) -> tuple[Segment, ...]:
-    if not path.is_file():
-        raise DatasetError(
-            explain(
-                f"dataset {path.parent.parent}",
-                got="no language annotations",
-                expected=LANGUAGE_FILE,
-                remedy="Use a split with language, or copy the file again.",
-            )
-        )
+def read_segments(path: Path) -> tuple[Segment, ...]:
+    """Return the segments of an annotation file, in its order.
+
+    Raises:
+        DatasetError: the file is missing, damaged or empty, or a segment has no frames or no instruction.
+    """
     content = read_object_file(path)
     try:
         language, bounds = content["language"], content["info"]["indx"]

@@ -1,21 +1,18 @@
-"""Collects a CALVIN dataset from anything that can record an episode: resumable, and the same for any number of workers.
+"""Collects a CALVIN dataset from anything that can record a rollout: resumable, and the same for any number of workers.
 
-Every (task, episode) pair owns 64 frame numbers and a row of seeds that follow from the arguments alone, so neither the
-order of work nor a restart shows in the result; the price is gaps between episodes, which the format allows. An episode
-counts once its line is in the journal, so a kill loses at most the episodes under way.
+Every (task, episode) pair owns a row of frame numbers, 64 unless a rollout may be longer, and a row of seeds that follow
+from the arguments alone, so neither the order of work nor a restart shows in the result; the price is gaps between
+rollouts, which the format allows. A rollout counts once its line is in the journal, so a kill loses at most those under
+way.
 """
 
 from __future__ import annotations
 
-import fcntl
+import functools
 import json
-import multiprocessing
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,26 +20,48 @@ import numpy as np
 
 from rfedge.atomic import atomic_file
 from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
+from rfedge.data.collection_journal import JOURNAL, EpisodeRecord, SegmentRecord, open_journal, rewrite_journal
 from rfedge.data.frames import Array, frame_name
+from rfedge.data.recording_workers import run_jobs
 from rfedge.data.writer import write_episode, write_index
 from rfedge.errors import ConfigError, DatasetError, explain
 
 __all__ = [
     "FRAMES_PER_SLOT",
+    "LABELS",
     "CollectionRequest",
     "CollectionResult",
     "EpisodeRecord",
     "RecordedEpisode",
+    "RecordedSegment",
+    "SegmentRecord",
     "TaskSummary",
     "attempt_seed",
     "collect",
 ]
 
-# CALVIN's language segments have at most 64 frames; a longer episode would run into its neighbour's numbers.
+# CALVIN's language segments have at most 64 frames; a longer one would run into its neighbour's numbers.
 FRAMES_PER_SLOT: Final = 64
-_JOURNAL: Final = "collection.journal"
+# What the two kinds of action in a frame mean, kept in collection.json.
+LABELS: Final = {
+    "rel_actions": "the expert's action for the state of this frame: what a policy learns, not always what was sent",
+    "actions": "the absolute tcp pose of the next frame and the gripper action that was sent: what happened",
+}
 _SPLIT: Final = "training"
 _SCHEMA_VERSION: Final = 1
+
+
+class RecordedSegment(Protocol):
+    """Consecutive frames under one instruction; `rfedge.envs.demonstrations.EpisodeSegment` is one."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def solved(self) -> bool: ...
 
 
 class RecordedEpisode(Protocol):
@@ -54,6 +73,8 @@ class RecordedEpisode(Protocol):
     def success(self) -> bool: ...
     @property
     def frames(self) -> Mapping[str, Array]: ...
+    @property
+    def segments(self) -> Sequence[RecordedSegment]: ...
 
 
 Record = Callable[[str, int], RecordedEpisode]
@@ -65,10 +86,14 @@ class CollectionRequest:
 
     Attributes:
         tasks: names, in the order of their frame numbers.
-        episodes_per_task: successful episodes wanted of each.
-        seed: every episode's seed is drawn from it.
+        episodes_per_task: rollouts wanted of each, successful ones unless `keep_failures`.
+        seed: every rollout's seed is drawn from it.
         scene: letter of the CALVIN scene.
-        max_attempts: seeds tried for one episode before it is given up.
+        max_attempts: seeds tried for one rollout before it is given up.
+        frames_per_episode: frame numbers that a rollout owns.
+        keep_failures: keep a rollout whatever came of it, as relabelling does.
+        recording: what else decides the rollouts, by name and as JSON values: it is kept in collection.json beside the
+            other arguments, and a collection only goes on with the same.
     """
 
     tasks: tuple[str, ...]
@@ -76,10 +101,26 @@ class CollectionRequest:
     seed: int = 0
     scene: str = "D"
     max_attempts: int = 10
+    frames_per_episode: int = FRAMES_PER_SLOT
+    keep_failures: bool = False
+    recording: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All of it as one JSON document; what follows from the rest comes last."""
+        fields = asdict(self)
+        recording = fields.pop("recording")
+        derived = {name: fields.pop(name) for name in ("frames_per_episode", "keep_failures")}
+        document: dict[str, Any] = json.loads(json.dumps({**fields, **recording, **derived}))
+        return document
 
     def check(self) -> None:
         """Raise ConfigError when there is nothing to do or a task is named twice."""
-        for name, value in (("episodes per task", self.episodes_per_task), ("max attempts", self.max_attempts)):
+        for name, value in (
+            ("episodes per task", self.episodes_per_task),
+            ("max attempts", self.max_attempts),
+            ("frames per episode", self.frames_per_episode),
+        ):
             if value < 1:
                 raise ConfigError(explain(name, got=value, expected="at least 1", remedy="Give a positive whole number."))
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
@@ -91,32 +132,25 @@ class CollectionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class EpisodeRecord:
-    """One line of the journal; `num_frames` 0 means that every attempt failed.
+class TaskSummary:
+    """Totals of one task.
 
     Attributes:
-        seed: of the last attempt.
-        failed_attempts: recordings thrown away.
+        episodes: rollouts that begin with it.
+        frames: of those rollouts.
+        retries: recordings thrown away for them.
+        missing: rollouts given up after every attempt failed.
+        segments: language segments of it, in whichever rollout.
+        solved: those of them that end with the task done.
     """
-
-    task: str
-    episode: int
-    first_frame: int
-    num_frames: int
-    seed: int
-    failed_attempts: int
-    instruction: str
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSummary:
-    """Totals of one task; `missing` episodes were given up after every attempt failed."""
 
     task: str
     episodes: int
     frames: int
     retries: int
     missing: int
+    segments: int
+    solved: int
 
     @property
     def mean_frames(self) -> float:
@@ -153,7 +187,7 @@ def collect(
     versions: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> CollectionResult:
-    """Record every episode of `request` that is not there yet, then write the index files.
+    """Record every rollout of `request` that is not there yet, then write the index files.
 
     Args:
         record: called as (task, seed); with `workers` above 1 it must be a top-level function or a partial of one.
@@ -161,12 +195,13 @@ def collect(
         output: the dataset's root; frames go into `training/`.
         workers: processes that record; the result does not depend on it.
         versions: names and versions to keep in collection.json.
-        on_progress: called as (episodes done, episodes in all, task).
+        on_progress: called as (rollouts done, rollouts in all, task).
 
     Raises:
         ConfigError: `output` holds another collection or something else, another process collects into it, or an
             argument is out of range.
-        DatasetError: no episode at all succeeded, or one has more than 64 frames or arrays that are not in the format.
+        DatasetError: no rollout at all succeeded, one has too many frames or arrays that are not in the format, or a
+            worker died.
     """
     request.check()
     if workers < 1:
@@ -174,30 +209,32 @@ def collect(
     document = {
         "schema_version": _SCHEMA_VERSION,
         "complete": False,
-        "arguments": {**asdict(request), "tasks": list(request.tasks)},
+        "arguments": request.arguments,
+        "labels": LABELS,
         "versions": dict(versions or {}),
     }
     _refuse_other_content(output)
     jobs = [(task, episode) for task in request.tasks for episode in range(request.episodes_per_task)]
+    first_frames = {job: slot * request.frames_per_episode for slot, job in enumerate(jobs)}
     folder = output / _SPLIT
-    with _open_journal(output / _JOURNAL) as (journal, done):
+    with open_journal(output / JOURNAL) as (journal, done):
         _claim(output, document, started=bool(done))
         num_resumed = len(done)
         open_jobs = [job for job in jobs if job not in done]
-        for (task, episode), attempts in _record_all(record, request, open_jobs, workers):
-            first = jobs.index((task, episode)) * FRAMES_PER_SLOT
-            entry = _store(folder, first, task, episode, attempts)
-            journal(entry)
-            done[task, episode] = entry
+        call = functools.partial(_record_until_kept, record=record, request=request)
+        for job, attempts in run_jobs(call, open_jobs, workers):
+            done[job] = _store(folder, request, first_frames[job], job, attempts)
+            journal(done[job])
             if on_progress is not None:
-                on_progress(len(done), len(jobs), task)
+                on_progress(len(done), len(jobs), job[0])
         entries = [done[job] for job in jobs]
         _finish(output, folder, request, document, entries)
+        rewrite_journal(output / JOURNAL, entries)
     return CollectionResult(folder, _summaries(request, entries), num_resumed)
 
 
 def _refuse_other_content(output: Path) -> None:
-    if output.exists() and not (output / _JOURNAL).is_file() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not (output / JOURNAL).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(
             explain(
                 f"output {output}",
@@ -222,113 +259,81 @@ def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
             explain(f"file {path}", got="unreadable text", expected="a collection record", remedy="Choose another --output.")
         ) from None
     for name, value in document["arguments"].items():
-        if before.get(name) != value:
+        if name not in before or before[name] != value:
             raise ConfigError(
                 explain(
                     f"{name.replace('_', ' ')} of the collection in {output}",
                     got=value,
-                    expected=f"{before.get(name)}, with which it was started",
+                    expected=f"{before.get(name, 'none recorded')}, with which it was started",
                     remedy="Repeat the arguments to go on, or choose another --output.",
                 )
             )
 
 
-@contextmanager
-def _open_journal(path: Path) -> Iterator[tuple[Callable[[EpisodeRecord], None], dict[tuple[str, int], EpisodeRecord]]]:
-    """Yield a function that appends one record, and the records already there; a half-written last line is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                explain(
-                    f"output {path.parent}",
-                    got="a collection that is still running",
-                    expected="one process per folder",
-                    remedy="Wait for it, or choose another --output.",
-                )
-            ) from None
-        file.seek(0)
-        done: dict[tuple[str, int], EpisodeRecord] = {}
-        whole = 0
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            entry = EpisodeRecord(**json.loads(line))
-            done[entry.task, entry.episode] = entry
-            whole += len(line)
-        file.truncate(whole)
-
-        def append(entry: EpisodeRecord) -> None:
-            file.write(json.dumps(asdict(entry)).encode() + b"\n")
-            file.flush()
-
-        yield append, done
-
-
-def _record_until_success(record: Record, task: str, episode: int, seed: int, max_attempts: int) -> _Attempts:
-    for attempt in range(max_attempts):
-        drawn = attempt_seed(seed, task, episode, attempt)
+def _record_until_kept(job: tuple[str, int], *, record: Record, request: CollectionRequest) -> _Attempts:
+    task, episode = job
+    for attempt in range(request.max_attempts):
+        drawn = attempt_seed(request.seed, task, episode, attempt)
         recorded = record(task, drawn)
-        if recorded.success:
+        if recorded.success or request.keep_failures:
             return _Attempts(recorded, drawn, attempt)
-    return _Attempts(None, drawn, max_attempts)
+    return _Attempts(None, drawn, request.max_attempts)
 
 
-def _record_all(
-    record: Record, request: CollectionRequest, jobs: list[tuple[str, int]], workers: int
-) -> Iterator[tuple[tuple[str, int], _Attempts]]:
-    """Yield the jobs in order with what was recorded."""
-    arguments = (request.seed, request.max_attempts)
-    if workers == 1:
-        for job in jobs:
-            yield job, _record_until_success(record, *job, *arguments)
-        return
-    # Spawn, not fork: renderers and thread pools do not survive a fork.
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        waiting: deque[tuple[tuple[str, int], Future[_Attempts]]] = deque()
-        for job in jobs:
-            waiting.append((job, executor.submit(_record_until_success, record, *job, *arguments)))
-            if len(waiting) == 2 * workers:  # an episode is 9 MB: do not let finished ones pile up
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _store(folder: Path, first: int, task: str, episode: int, attempts: _Attempts) -> EpisodeRecord:
-    for number in range(first, first + FRAMES_PER_SLOT):
-        (folder / frame_name(number)).unlink(missing_ok=True)  # what a killed run left of this episode
+def _store(folder: Path, request: CollectionRequest, first: int, job: tuple[str, int], attempts: _Attempts) -> EpisodeRecord:
+    for number in range(first, first + request.frames_per_episode):
+        (folder / frame_name(number)).unlink(missing_ok=True)  # what a killed run left of this rollout
+    task, episode = job
     num_frames, instruction = 0, ""
-    if attempts.episode is not None:
-        length = len(attempts.episode.frames.get("rel_actions", ()))
-        if length > FRAMES_PER_SLOT:
+    segments: tuple[SegmentRecord, ...] = ()
+    recorded = attempts.episode
+    if recorded is not None:
+        segments = tuple(
+            SegmentRecord(part.task, part.instruction, part.num_frames, part.solved) for part in recorded.segments
+        )
+        _check_lengths(task, len(recorded.frames.get("rel_actions", ())), segments, request.frames_per_episode)
+        num_frames = write_episode(folder, first, recorded.frames)
+        instruction = recorded.instruction
+    return EpisodeRecord(task, episode, first, num_frames, attempts.seed, attempts.num_failed, instruction, segments)
+
+
+def _check_lengths(task: str, num_frames: int, segments: tuple[SegmentRecord, ...], most: int) -> None:
+    longest = max(segment.num_frames for segment in segments)
+    for subject, got, allowed in (("episode", num_frames, most), ("segment", longest, FRAMES_PER_SLOT)):
+        if got > allowed:
             raise DatasetError(
                 explain(
-                    f"episode of {task!r}",
-                    got=f"{length} frames",
-                    expected=f"at most {FRAMES_PER_SLOT}",
+                    f"{subject} of {task!r}",
+                    got=f"{got} frames",
+                    expected=f"at most {allowed}",
                     remedy="Cut it to CALVIN's longest language segment.",
                 )
             )
-        num_frames = write_episode(folder, first, attempts.episode.frames)
-        instruction = attempts.episode.instruction
-    return EpisodeRecord(task, episode, first, num_frames, attempts.seed, attempts.num_failed, instruction)
+    covered = sum(segment.num_frames for segment in segments)
+    if covered != num_frames:
+        raise DatasetError(
+            explain(
+                f"segments of {task!r}",
+                got=f"{covered} frames",
+                expected=f"{num_frames}, as recorded",
+                remedy="Describe every frame once.",
+            )
+        )
+
+
+def _segments(entry: EpisodeRecord) -> list[Segment]:
+    """Return the language segments of one rollout with their frame numbers."""
+    segments, start = [], entry.first_frame
+    for part in entry.segments:
+        segments.append(Segment(start, start + part.num_frames - 1, part.task, part.instruction))
+        start += part.num_frames
+    return segments
 
 
 def _finish(
     output: Path, folder: Path, request: CollectionRequest, document: dict[str, Any], entries: list[EpisodeRecord]
 ) -> None:
-    segments = tuple(
-        Segment(entry.first_frame, entry.first_frame + entry.num_frames - 1, entry.task, entry.instruction)
-        for entry in entries
-        if entry.num_frames
-    )
+    segments = tuple(segment for entry in entries for segment in _segments(entry))
     if not segments:
         raise DatasetError(
             explain(
@@ -339,7 +344,9 @@ def _finish(
             )
         )
     # From disk and in order, so that a resumed or parallel collection has the same last digits.
-    write_index(folder, segments, CalvinDataset(folder, segments).statistics(), scene=request.scene)
+    statistics = CalvinDataset(folder, segments).statistics()
+    bounds = [(entry.first_frame, entry.first_frame + entry.num_frames - 1) for entry in entries if entry.num_frames]
+    write_index(folder, segments, statistics, scene=request.scene, episodes=bounds)
     document = {
         **document,
         "complete": True,
@@ -352,6 +359,7 @@ def _finish(
 
 def _summaries(request: CollectionRequest, entries: list[EpisodeRecord]) -> tuple[TaskSummary, ...]:
     summaries = []
+    shown = [segment for entry in entries for segment in entry.segments]
     for task in request.tasks:
         own = [entry for entry in entries if entry.task == task]
         kept = [entry for entry in own if entry.num_frames]
@@ -362,6 +370,8 @@ def _summaries(request: CollectionRequest, entries: list[EpisodeRecord]) -> tupl
                 frames=sum(entry.num_frames for entry in kept),
                 retries=sum(entry.failed_attempts for entry in kept),
                 missing=len(own) - len(kept),
+                segments=sum(segment.task == task for segment in shown),
+                solved=sum(segment.task == task and segment.solved for segment in shown),
             )
         )
     return tuple(summaries)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from rfedge.atomic import atomic_directory
 from rfedge.data.calvin import CalvinDataset
-from rfedge.data.frames import FRAME_SHAPES, Array
+from rfedge.data.frames import FRAME_SHAPES, Array, frame_name
+from rfedge.data.robot import refuse_another_robot
 from rfedge.errors import DatasetError, explain
 
 __all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
@@ -90,12 +91,27 @@ class FrameCache:
 
 
 def dataset_fingerprint(dataset: CalvinDataset) -> str:
-    """Return a sha256 over the segments and over name, size and modification time of every frame they use."""
+    """Return a sha256 over the segments and over name, size and modification time of every frame they use.
+
+    Raises:
+        DatasetError: one of these frames is missing.
+    """
     digest = hashlib.sha256(f"frame-cache {_SCHEMA_VERSION}\n".encode())
     for segment in dataset.segments:
         digest.update(f"{segment}\n".encode())
     for number in dataset.frame_numbers():
-        status = dataset.frame_path(number).stat()
+        path = dataset.frame_path(number)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise DatasetError(
+                explain(
+                    f"frame {path}",
+                    got="no file",
+                    expected="an npz file",
+                    remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
+                )
+            ) from None
         digest.update(f"{number} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -120,6 +136,7 @@ def _build(dataset: CalvinDataset, folder: Path, fingerprint: str, on_frame: Cal
         for row, number in enumerate(numbers):
             # robot_obs is read only to be checked: a dataset of another robot must not reach the training.
             frame = dataset.frame(number, (*_DTYPES, "robot_obs"))
+            refuse_another_robot(frame_name(number), frame["robot_obs"])
             for key, array in arrays.items():
                 array[row] = frame[key]
                 digest.update(array[row].tobytes())

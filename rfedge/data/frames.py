@@ -2,8 +2,11 @@
 
     rgb_static   uint8 (200, 200, 3)     rgb_gripper  uint8 (84, 84, 3)
     robot_obs    float (15,)             scene_obs    float (24,)
-    actions      float (7,)              absolute tcp pose (m, rad) of the next frame, gripper -1 or 1
+    actions      float (7,)              absolute tcp pose (m, rad) of the next frame, gripper -1 or 1 as it was sent
     rel_actions  float (7,)              what the policy learns, see `rfedge.messages`
+
+Where a frame was recorded under noise or while a policy drove, the two differ: `actions` tells what happened and
+`rel_actions` what the expert would have done. Statistics, windows and training use `rel_actions` alone.
 
 CALVIN's own files hold float64 where its README says float32, and depth and tactile arrays besides; both are accepted.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,10 +37,14 @@ from rfedge.messages import (
 __all__ = [
     "FRAME_KEYS",
     "FRAME_SHAPES",
+    "SCENE_SIZE",
     "Array",
+    "ArrayProblem",
+    "array_problem",
     "check_frame_array",
     "frame_name",
     "frame_number",
+    "load_arrays",
     "read_frame",
     "write_frame",
 ]
@@ -96,6 +104,18 @@ def read_frame(path: Path, keys: Iterable[str] = FRAME_KEYS) -> dict[str, Array]
     Raises:
         DatasetError: the file is missing, truncated or lacks a key, or an array is not what its key promises.
     """
+    frame = load_arrays(path, keys)
+    for key, array in frame.items():
+        check_frame_array(path.name, key, array)
+    return frame
+
+
+def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
+    """Read the arrays `keys` of one frame file and leave their shapes and values unchecked.
+
+    Raises:
+        DatasetError: the file is missing or truncated, or lacks a key.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaks a damaged file
             frame: dict[str, Array] = {}
@@ -124,49 +144,55 @@ def read_frame(path: Path, keys: Iterable[str] = FRAME_KEYS) -> dict[str, Array]
                 remedy="It is truncated or damaged: copy or collect it again.",
             )
         ) from None
-    for key, array in frame.items():
-        check_frame_array(path.name, key, array)
     return frame
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayProblem:
+    """What is wrong with one array of a frame; `subject` names the array or the part of it."""
+
+    subject: str
+    got: str
+    expected: str
+    remedy: str
 
 
 def check_frame_array(subject: str, key: str, array: Array) -> None:
     """Raise DatasetError unless `array` has the shape, kind and range of `key`; `subject` names its file or episode."""
-    name = f"{key} of {subject}"
+    problem = array_problem(key, array)
+    if problem is not None:
+        raise DatasetError(
+            explain(f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy)
+        )
+
+
+def array_problem(key: str, array: Array) -> ArrayProblem | None:
+    """Return the first thing wrong with the array stored under `key`, or None."""
     shape = FRAME_SHAPES[key]
     if array.shape != shape:
         remedy = "Use frames in the CALVIN format."
         if key == "robot_obs":
             remedy = "These demonstrations are of another robot; the policy acts for a Franka Panda as in CALVIN."
-        raise DatasetError(explain(name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy=remedy))
+        return ArrayProblem(key, f"shape {array.shape}", f"shape {shape}", remedy)
     if key.startswith("rgb_"):
         if array.dtype != np.uint8:
-            raise DatasetError(
-                explain(name, got=f"dtype {array.dtype}", expected="dtype uint8", remedy="Store raw RGB bytes.")
-            )
-        return
+            return ArrayProblem(key, f"dtype {array.dtype}", "dtype uint8", "Store raw RGB bytes.")
+        return None
     if array.dtype.kind != "f":
-        raise DatasetError(
-            explain(name, got=f"dtype {array.dtype}", expected="a float dtype", remedy="Store it as float64.")
-        )
+        return ArrayProblem(key, f"dtype {array.dtype}", "a float dtype", "Store it as float64.")
     if not np.isfinite(array).all():
-        raise DatasetError(explain(name, got="NaN or Inf", expected="finite values", remedy="Drop this episode."))
+        return ArrayProblem(key, "NaN or Inf", "finite values", "Drop this episode.")
     if key in ("actions", "rel_actions"):
         gripper = float(array[POSE_SIZE])
         if gripper not in (GRIPPER_CLOSE, GRIPPER_OPEN):
-            raise DatasetError(
-                explain(
-                    f"gripper in {name}",
-                    got=gripper,
-                    expected="-1 (close) or 1 (open)",
-                    remedy="Threshold it, do not scale it.",
-                )
+            return ArrayProblem(
+                f"gripper in {key}", str(gripper), "-1 (close) or 1 (open)", "Threshold it, do not scale it."
             )
     if key == "rel_actions" and np.abs(array[:POSE_SIZE]).max() > _POSE_LIMIT:
-        raise DatasetError(
-            explain(
-                name,
-                got=f"pose up to {np.abs(array[:POSE_SIZE]).max():.3f}",
-                expected="[-1, 1]",
-                remedy="Store rel_actions divided by 0.02 m and 0.05 rad and clipped, as CALVIN does.",
-            )
+        return ArrayProblem(
+            key,
+            f"pose up to {np.abs(array[:POSE_SIZE]).max():.3f}",
+            "[-1, 1]",
+            "Store rel_actions divided by 0.02 m and 0.05 rad and clipped, as CALVIN does.",
         )
+    return None

@@ -3,9 +3,10 @@
 Below the split folder:
 
     episode_XXXXXXX.npz                    one per frame
-    ep_start_end_ids.npy                   int64 (N, 2), first and last frame of each episode, both inclusive
+    ep_start_end_ids.npy                   int64 (N, 2), first and last frame of each episode, both inclusive; an episode is
+                                           one rollout without a reset and holds one or more segments
     ep_lens.npy                            int64 (N,)
-    scene_info.npy                         {"calvin_scene_D": [first, last]}
+    scene_info.npy                         {"calvin_scene_D": [first, last]}, one range a scene
     statistics.yaml                        see `rfedge.data.statistics`
     lang_annotations/auto_lang_ann.npy     instructions, tasks and bounds of the segments
 """
@@ -73,18 +74,36 @@ def write_episode(folder: Path, first: int, frames: Mapping[str, Array]) -> int:
     return num_frames
 
 
-def write_index(folder: Path, segments: Sequence[Segment], statistics: DatasetStatistics, *, scene: str) -> None:
+def write_index(
+    folder: Path,
+    segments: Sequence[Segment],
+    statistics: DatasetStatistics,
+    *,
+    scene: str | Mapping[str, tuple[int, int]] | None,
+    episodes: Sequence[tuple[int, int]] | None = None,
+) -> None:
     """Write the index files of a split whose frames are all there; each appears whole or not at all.
 
     CALVIN's sentence embeddings are filled with zeros: this package conditions on tokens and computes none.
+
+    Args:
+        folder: the split folder.
+        segments: the language segments, in the order of the annotation file.
+        statistics: of all segments.
+        scene: letter of the one scene, or for each letter the first and last frame recorded in it; None when it is not
+            known, which leaves out scene_info.npy.
+        episodes: first and last frame of each rollout; None when every segment is one.
     """
-    bounds = np.array([(segment.start, segment.end) for segment in segments], dtype=np.int64)
+    bounds = np.array(episodes or [(segment.start, segment.end) for segment in segments], dtype=np.int64)
+    if isinstance(scene, str):
+        scene = {scene: (int(bounds[:, 0].min()), int(bounds[:, 1].max()))}
     arrays = {"ep_start_end_ids.npy": bounds, "ep_lens.npy": bounds[:, 1] - bounds[:, 0] + 1}
     for name, array in arrays.items():
         with atomic_file(folder / name) as path, path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
-    with atomic_file(folder / "scene_info.npy") as path:
-        write_object_file(path, {f"calvin_scene_{scene}": [int(bounds[:, 0].min()), int(bounds[:, 1].max())]})
+    if scene is not None:
+        with atomic_file(folder / "scene_info.npy") as path:
+            write_object_file(path, {f"calvin_scene_{letter}": [first, last] for letter, (first, last) in scene.items()})
     with atomic_file(folder / "statistics.yaml") as path:
         path.write_text(statistics.to_yaml())
     # A pickle spells a text once per object, not once per value: intern them, so that equal datasets are equal bytes.

@@ -8,10 +8,30 @@ from rfedge.data.frames import Array
 
 
 @dataclass(frozen=True)
+class SyntheticSegment:
+    task: str
+    instruction: str
+    num_frames: int
+    solved: bool
+
+
+@dataclass(frozen=True)
 class SyntheticEpisode:
+    """One task, or a chain of `lengths` frames each."""
+
     instruction: str
     success: bool
     frames: dict[str, Array]
+    tasks: tuple[str, ...] = ("do",)
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def segments(self) -> tuple[SyntheticSegment, ...]:
+        lengths = self.lengths or (len(self.frames["rel_actions"]),)
+        return tuple(
+            SyntheticSegment(task, self.instruction, length, self.success)
+            for task, length in zip(self.tasks, lengths, strict=True)
+        )
 
 
 def episode_frames(num_frames: int, rng: np.random.Generator) -> dict[str, Array]:
@@ -30,8 +50,10 @@ def episode_frames(num_frames: int, rng: np.random.Generator) -> dict[str, Array
 def record(task: str, seed: int) -> SyntheticEpisode:
     rng = np.random.default_rng(seed)
     success = bool(rng.random() > 1 / 3)
-    return SyntheticEpisode(f"do {task}", success, episode_frames(int(rng.integers(3, 7)), rng))
+    return SyntheticEpisode(f"do {task}", success, episode_frames(int(rng.integers(3, 7)), rng), (task,))
 
 
 def record_failure(task: str, seed: int) -> SyntheticEpisode:
-    return SyntheticEpisode(f"do {task}", success=False, frames=episode_frames(3, np.random.default_rng(seed)))
+    return SyntheticEpisode(
+        f"do {task}", success=False, frames=episode_frames(3, np.random.default_rng(seed)), tasks=(task,)
+    )

@@ -1,6 +1,9 @@
 """A collection is the same however it came about: at once, after kills, with one worker or two."""
 
+import functools
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,13 @@ def test_other_arguments_are_refused(tmp_path: Path) -> None:
         collect(record, CollectionRequest(("open", "close"), 4, seed=7), tmp_path / "d")
 
 
+def test_a_collection_of_another_version_is_refused(tmp_path: Path) -> None:
+    line = {"task": "open", "episode": 0, "first_frame": 0, "num_frames": 3, "seed": 1, "failed_attempts": 0}
+    (tmp_path / "collection.journal").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ConfigError, match="got a line that this version did not write.*another --output"):
+        collect(record, REQUEST, tmp_path)
+
+
 def test_arguments_may_change_while_no_episode_is_there(tmp_path: Path) -> None:
     def broken(task: str, seed: int) -> SyntheticEpisode:
         raise OSError("no renderer")
@@ -127,6 +137,90 @@ def test_an_episode_longer_than_a_slot_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match=r"episode of 'open': got 65 frames, expected at most 64"):
         collect(long, REQUEST, tmp_path / "d")
+    with pytest.raises(DatasetError, match=r"segment of 'open': got 65 frames, expected at most 64"):
+        collect(long, CollectionRequest(("open",), 1, frames_per_episode=128), tmp_path / "d")
+
+
+def record_chain(task: str, seed: int) -> SyntheticEpisode:
+    """Two segments; of the tasks, only the first is the one that was asked for."""
+    rng = np.random.default_rng(seed)
+    frames = episode_frames(7, rng)
+    return SyntheticEpisode(f"do {task}", success=True, frames=frames, tasks=(task, "light"), lengths=(3, 4))
+
+
+CHAINS = CollectionRequest(("open", "light"), episodes_per_task=2, frames_per_episode=2 * FRAMES_PER_SLOT)
+
+
+def test_a_chain_is_one_episode_of_several_segments(tmp_path: Path) -> None:
+    result = collect(record_chain, CHAINS, tmp_path / "d")
+    dataset = CalvinDataset.open(tmp_path / "d")
+    spans = [(segment.start, segment.end, segment.task) for segment in dataset.segments]
+    assert spans[:4] == [(0, 2, "open"), (3, 6, "light"), (128, 130, "open"), (131, 134, "light")]
+    bounds = np.load(tmp_path / "d" / "training" / "ep_start_end_ids.npy")
+    assert bounds.tolist() == [[128 * slot, 128 * slot + 6] for slot in range(4)]
+    assert np.load(tmp_path / "d" / "training" / "ep_lens.npy").tolist() == [7] * 4
+    assert [(row.task, row.episodes, row.segments, row.solved) for row in result.tasks] == [
+        ("open", 2, 2, 2),
+        ("light", 2, 6, 6),
+    ]
+    collect(record_chain, CHAINS, tmp_path / "two", workers=2)
+    assert contents(tmp_path / "d") == contents(tmp_path / "two")
+
+
+def test_segments_must_describe_every_frame(tmp_path: Path) -> None:
+    def gap(task: str, seed: int) -> SyntheticEpisode:
+        frames = episode_frames(7, np.random.default_rng(seed))
+        return SyntheticEpisode("x", success=True, frames=frames, tasks=(task, task), lengths=(3, 3))
+
+    with pytest.raises(DatasetError, match=r"segments of 'open': got 6 frames, expected 7, as recorded"):
+        collect(gap, REQUEST, tmp_path / "d")
+
+
+def test_failures_are_kept_when_asked_for(tmp_path: Path) -> None:
+    request = CollectionRequest(("open",), 3, keep_failures=True, recording={"policy": {"mode": "closed-loop"}})
+    result = collect(record_failure, request, tmp_path / "d")
+    assert [(row.episodes, row.retries, row.missing, row.segments, row.solved) for row in result.tasks] == [(3, 0, 0, 3, 0)]
+    document = json.loads((tmp_path / "d" / "collection.json").read_bytes())
+    assert document["arguments"]["policy"] == {"mode": "closed-loop"}
+    assert "what a policy learns" in document["labels"]["rel_actions"]
+    assert [row["segments"][0]["solved"] for row in document["episodes"]] == [False] * 3
+    other = CollectionRequest(("open",), 3, keep_failures=True, recording={"policy": None})
+    with pytest.raises(ConfigError, match=r"policy of the collection in .*got None, expected {'mode': 'closed-loop'}"):
+        collect(record_failure, other, tmp_path / "d")
+
+
+def record_or_die(task: str, seed: int) -> SyntheticEpisode:
+    if task == "close":
+        os._exit(7)
+    return record(task, seed)
+
+
+def test_a_dead_worker_is_told_and_loses_nothing_that_was_done(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"got a worker process that died.*Repeat the command to go on"):
+        collect(record_or_die, REQUEST, tmp_path / "d", workers=2)
+    assert collect(record, REQUEST, tmp_path / "d", workers=2).tasks[1].episodes == 3
+    collect(record, REQUEST, tmp_path / "whole")
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+
+def record_open_last(task: str, seed: int, *, journal: Path) -> SyntheticEpisode:
+    """The first job waits until the second one is in the journal."""
+    for _ in range(3000):
+        if task == "close" or '"close"' in journal.read_text():
+            break
+        time.sleep(0.01)
+    return record(task, seed)
+
+
+def test_an_episode_counts_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    """A slow one does not hold back those behind it, and the result is the same."""
+    request = CollectionRequest(("open", "close"), 1, seed=7)
+    seen: list[str] = []
+    waiting = functools.partial(record_open_last, journal=tmp_path / "d" / "collection.journal")
+    collect(waiting, request, tmp_path / "d", workers=2, on_progress=lambda done, total, task: seen.append(task))
+    assert seen == ["close", "open"]
+    collect(record, request, tmp_path / "whole")
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

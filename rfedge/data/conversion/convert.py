@@ -1,0 +1,253 @@
+"""Reads a source, maps every episode and writes one CALVIN split, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from rfedge.atomic import atomic_directory
+from rfedge.data.calvin import Segment
+from rfedge.data.conversion.hdf5 import Hdf5Source
+from rfedge.data.conversion.lerobot import LeRobotSource
+from rfedge.data.conversion.mapping import MappedEpisode, map_episode
+from rfedge.data.conversion.options import ConversionOptions
+from rfedge.data.conversion.records import Layout, Source, SourceEpisode
+from rfedge.data.inspection import CONVERSION_RECORD
+from rfedge.data.statistics import StatisticsBuilder
+from rfedge.data.writer import write_episode, write_index
+from rfedge.errors import ConfigError, DatasetError, did_you_mean, explain
+
+__all__ = ["CALVIN_HZ", "SOURCE_FORMATS", "ConversionResult", "convert_dataset"]
+
+CALVIN_HZ: Final = 30.0
+_SOURCES: Final[Mapping[str, Callable[[Path, ConversionOptions], Source]]] = {"hdf5": Hdf5Source, "lerobot": LeRobotSource}
+SOURCE_FORMATS: Final = tuple(_SOURCES)
+# CALVIN's longest language segment.
+_SEGMENT_FRAMES: Final = 64
+_SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionResult:
+    """What was written, or, after a trial, what the first episode came to.
+
+    Attributes:
+        folder: the split folder; None after a trial.
+        layout: what the source was taken for.
+        fields: field -> array of the source.
+        num_episodes: in the source.
+        num_frames, num_segments: written.
+        segments_per_task: task -> language segments.
+        source_hz, frequency_hz: frames a second, read and written.
+        clipped_share: share of frames whose step was longer than 0.02 m or 0.05 rad and was cut to that.
+        missing: what the source does not have: "gripper" (black images), "joints" (neutral posture), "scene_obs" (zeros).
+    """
+
+    folder: Path | None
+    layout: str
+    fields: Mapping[str, str]
+    num_episodes: int
+    num_frames: int
+    num_segments: int
+    segments_per_task: Mapping[str, int]
+    source_hz: float
+    frequency_hz: float
+    clipped_share: float
+    missing: tuple[str, ...]
+
+
+def convert_dataset(
+    source: Path,
+    source_format: str,
+    output: Path,
+    options: ConversionOptions,
+    *,
+    trial: bool = False,
+    overwrite: bool = False,
+    versions: Mapping[str, str] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ConversionResult:
+    """Convert `source` into a dataset at `output`, with a record of how in `conversion.json`.
+
+    Args:
+        source: an HDF5 file or a folder of them, or the root of a LeRobot dataset.
+        source_format: "hdf5" or "lerobot".
+        output: the new dataset's root; it appears when everything is written.
+        options: see there.
+        trial: map the first episode only and write nothing.
+        overwrite: replace what is at `output`.
+        versions: names and versions to keep in the record.
+        on_progress: called as (episodes done, episodes in all).
+
+    Raises:
+        ConfigError: an option is unknown, or a decision is missing.
+        DatasetError: the source is damaged, of another version or of another robot.
+        ArtifactError: `output` exists and `overwrite` is false.
+        ModuleNotFoundError: a library of the `data` extra is not installed.
+    """
+    options.check()
+    if source_format not in _SOURCES:
+        expected = did_you_mean(source_format, _SOURCES)
+        raise ConfigError(explain("--from", got=repr(source_format), expected=expected, remedy="Choose one of them."))
+    opened = _SOURCES[source_format](source, options)
+    missing = _missing(opened, options)
+    source_hz, written_hz = _frequencies(opened, options)
+    mapped = _mapped(opened, options, source_hz, on_progress)
+    tasks = {_plain(sentence): task for sentence, task in options.tasks.items()}
+    totals = _Totals(opened, missing, source_hz, written_hz)
+    if trial:
+        totals.add(next(mapped), tasks)
+        return totals.result(None)
+    with atomic_directory(output, overwrite=overwrite) as temporary:
+        folder = temporary / options.split
+        for episode in mapped:
+            write_episode(folder, totals.num_frames, episode.frames)
+            totals.add(episode, tasks)
+        statistics = totals.statistics.result()
+        write_index(folder, totals.segments, statistics, scene=None, episodes=totals.episodes)
+        record = _record(source, source_format, options, opened.layout, totals.result(None), versions)
+        (temporary / CONVERSION_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    return totals.result(output / options.split)
+
+
+class _Totals:
+    """Numbers the frames and adds up what was written."""
+
+    def __init__(self, source: Source, missing: tuple[str, ...], source_hz: float, written_hz: float) -> None:
+        self._source = source
+        self._missing = missing
+        self._hz = (source_hz, written_hz)
+        self.num_frames = 0
+        self._num_clipped = 0
+        self.episodes: list[tuple[int, int]] = []
+        self.segments: list[Segment] = []
+        self.statistics = StatisticsBuilder()
+
+    def add(self, episode: MappedEpisode, tasks: Mapping[str, str]) -> None:
+        first = self.num_frames
+        for start, stop, sentence in _segments(episode.instructions):
+            task = _task(sentence, tasks)
+            self.segments.append(Segment(first + start, first + stop - 1, task, sentence))
+            self.statistics.add(task, {key: array[start:stop] for key, array in episode.frames.items()})
+        self.num_frames += len(episode.instructions)
+        self._num_clipped += episode.num_clipped
+        self.episodes.append((first, self.num_frames - 1))
+
+    def result(self, folder: Path | None) -> ConversionResult:
+        return ConversionResult(
+            folder=folder,
+            layout=self._source.layout.name,
+            fields={name: str(field) for name, field in self._source.fields.items()},
+            num_episodes=self._source.num_episodes,
+            num_frames=self.num_frames,
+            num_segments=len(self.segments),
+            segments_per_task=dict(sorted(Counter(segment.task for segment in self.segments).items())),
+            source_hz=self._hz[0],
+            frequency_hz=self._hz[1],
+            clipped_share=self._num_clipped / max(self.num_frames, 1),
+            missing=self._missing,
+        )
+
+
+def _missing(source: Source, options: ConversionOptions) -> tuple[str, ...]:
+    if "gripper" not in source.fields and "gripper" not in options.allow_missing:
+        raise DatasetError(
+            explain(
+                f"source ({source.layout.name})",
+                got="no wrist camera",
+                expected="two cameras, static and gripper",
+                remedy="Name it with --map gripper=KEY, or write black images with --allow-missing gripper.",
+            )
+        )
+    absent = {
+        "gripper": "gripper" not in source.fields,
+        "joints": not {"state", "joints"} & source.fields.keys(),
+        "scene_obs": "scene_obs" not in source.fields,
+    }
+    return tuple(name for name, is_absent in absent.items() if is_absent)
+
+
+def _frequencies(source: Source, options: ConversionOptions) -> tuple[float, float]:
+    source_hz = options.source_fps or source.layout.frequency_hz
+    if source_hz is None:
+        raise ConfigError(
+            explain(
+                f"source ({source.layout.name})",
+                got="no frequency",
+                expected="frames a second",
+                remedy="Give it with --source-fps.",
+            )
+        )
+    if options.fps is None and source_hz != CALVIN_HZ:
+        raise ConfigError(
+            explain(
+                f"source ({source.layout.name})",
+                got=f"{source_hz:g} Hz",
+                expected=f"{CALVIN_HZ:g} Hz, at which CALVIN's robot is controlled",
+                remedy=f"Pass --fps {CALVIN_HZ:g} to resample, or --fps {source_hz:g} to keep it and control at that.",
+            )
+        )
+    return source_hz, options.fps or source_hz
+
+
+def _mapped(
+    source: Source, options: ConversionOptions, source_hz: float, on_progress: Callable[[int, int], None] | None
+) -> Iterator[MappedEpisode]:
+    episode: SourceEpisode
+    for done, episode in enumerate(source.episodes(), start=1):
+        yield map_episode(episode, source.layout, options, source_hz)
+        if on_progress is not None:
+            on_progress(done, source.num_episodes)
+
+
+def _segments(instructions: tuple[str, ...]) -> Iterator[tuple[int, int, str]]:
+    """Cut every run of one instruction into the fewest windows of at most 64 frames, as equal in length as they can be."""
+    start = 0
+    for sentence, run in groupby(instructions):
+        length = len(list(run))
+        count = -(-length // _SEGMENT_FRAMES)
+        bounds = [start + length * number // count for number in range(count + 1)]
+        for first, stop in pairwise(bounds):
+            yield first, stop, sentence
+        start += length
+
+
+def _task(sentence: str, tasks: Mapping[str, str]) -> str:
+    """Return the known task of a sentence, or a name made of its words; `tasks` has plain sentences as keys."""
+    plain = _plain(sentence)
+    return tasks.get(plain) or re.sub(r"[^a-z0-9]+", "_", plain).strip("_") or "task"
+
+
+def _plain(sentence: str) -> str:
+    return " ".join(sentence.lower().strip(" .!").split())
+
+
+def _record(
+    source: Path,
+    source_format: str,
+    options: ConversionOptions,
+    layout: Layout,
+    result: ConversionResult,
+    versions: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    chosen = {key: value for key, value in asdict(options).items() if key not in ("fields", "tasks")}
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "source": source.name,
+        "source_format": source_format,
+        "options": chosen,
+        "conventions": {
+            "position_scale_m": options.position_scale_m or layout.position_scale_m,
+            "rotation_scale_rad": options.rotation_scale_rad or layout.rotation_scale_rad,
+            "gripper": options.gripper or layout.gripper,
+            "flip": options.flip or layout.flip,
+        },
+        **{key: value for key, value in asdict(result).items() if key != "folder"},
+        "versions": dict(versions or {}),
+    }

@@ -1,0 +1,267 @@
+"""HDF5 files of demonstrations, one group each: robomimic, LIBERO, or CALVIN's own keys.
+
+    data/demo_0/actions, data/demo_0/obs/agentview_image, ...     robomimic, robosuite's names
+    data/demo_0/actions, data/demo_0/obs/agentview_rgb, ...       LIBERO
+    data/demo_0/rgb_static, data/demo_0/robot_obs, ...            CALVIN's keys; the group `data` may be left out
+
+Both robosuite layouts: relative actions of 0.05 m and 0.5 rad a unit at 20 Hz, gripper -1 open and 1 close. Sources: the
+documentation of robomimic, the dataset scripts of LIBERO, robosuite's operational space controller.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
+from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
+from rfedge.data.conversion.records import Layout, SourceEpisode, refuse_unknown_key, select_elements, unless_replaced
+from rfedge.errors import DatasetError, explain
+
+__all__ = ["Hdf5Source"]
+
+_SUFFIXES: Final = (".hdf5", ".h5")
+_ROBOSUITE_HZ: Final = 20.0
+_INSTRUCTION_NAMES: Final = ("instruction", "language_instruction", "language", "task")
+
+
+def _paths(**fields: str) -> dict[str, FieldSource]:
+    return {name: FieldSource(key) for name, key in fields.items()}
+
+
+# The array that gives a layout away -> the layout.
+_LAYOUTS: Final[dict[str, Layout]] = {
+    "rgb_static": Layout(
+        "CALVIN keys",
+        _paths(static="rgb_static", gripper="rgb_gripper", state="robot_obs", scene_obs="scene_obs", actions="rel_actions"),
+        frequency_hz=30.0,
+    ),
+    "obs/agentview_rgb": Layout(
+        "LIBERO",
+        _paths(
+            static="obs/agentview_rgb",
+            gripper="obs/eye_in_hand_rgb",
+            tcp_pos="obs/ee_pos",
+            tcp_axis_angle="obs/ee_ori",
+            gripper_width="obs/gripper_states",
+            joints="obs/joint_states",
+            actions="actions",
+        ),
+        position_scale_m=0.05,
+        rotation_scale_rad=0.5,
+        gripper="open-1-close1",
+        flip="vertical",  # stored as OpenGL renders, from the bottom row
+        frequency_hz=_ROBOSUITE_HZ,
+    ),
+    "obs/agentview_image": Layout(
+        "robomimic",
+        _paths(
+            static="obs/agentview_image",
+            gripper="obs/robot0_eye_in_hand_image",
+            tcp_pos="obs/robot0_eef_pos",
+            tcp_quat="obs/robot0_eef_quat",
+            gripper_width="obs/robot0_gripper_qpos",
+            joints="obs/robot0_joint_pos",
+            actions="actions",
+        ),
+        position_scale_m=0.05,
+        rotation_scale_rad=0.5,
+        gripper="open-1-close1",
+        frequency_hz=_ROBOSUITE_HZ,
+    ),
+}
+
+
+class Hdf5Source:
+    """One file, or all files of a folder, open for reading; see `records.Source`.
+
+    Raises:
+        DatasetError: there is no such file, it is damaged, or it holds no demonstration.
+    """
+
+    def __init__(self, path: Path, options: ConversionOptions) -> None:
+        self._options = options
+        self._files = _find_files(path)
+        self._demos = [(file, name) for file in self._files for name in _demo_names(file)]
+        if not self._demos:
+            raise DatasetError(
+                explain(
+                    f"source {path}",
+                    got="no demonstrations",
+                    expected="groups demo_0, demo_1, ...",
+                    remedy="Check the file.",
+                )
+            )
+        first_file, first_name = self._demos[0]
+        with _open(first_file) as file:
+            demo = file[first_name]
+            known = next((layout for key, layout in _LAYOUTS.items() if key in demo), Layout("unknown keys"))
+            # Not every robomimic file has every camera: a field of the layout that is not there is simply not mapped.
+            present = {name: source for name, source in known.fields.items() if source.key in demo}
+            arrays = _array_names(demo)
+            frequency = _control_frequency(file)
+        self.fields: Mapping[str, FieldSource] = {**unless_replaced(present, options.fields), **options.fields}
+        self.layout = Layout(
+            f"HDF5, {known.name}",
+            self.fields,
+            known.position_scale_m,
+            known.rotation_scale_rad,
+            known.gripper,
+            known.flip,
+            frequency or known.frequency_hz,
+        )
+        for name, source in self.fields.items():
+            if name != "instruction":
+                refuse_unknown_key(f"{first_name} of {first_file}", name, source, arrays)
+        if "static" not in self.fields:
+            raise DatasetError(
+                explain(
+                    f"{first_name} of {first_file}",
+                    got=f"arrays {', '.join(arrays)}",
+                    expected="keys of robomimic, LIBERO or CALVIN",
+                    remedy="Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY.",
+                )
+            )
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self._demos)
+
+    def episodes(self) -> Iterator[SourceEpisode]:
+        """Yield the demonstrations in the order of their numbers.
+
+        Raises:
+            DatasetError: one is damaged or lacks a field.
+        """
+        for path in self._files:
+            with _open(path) as file:
+                for name in (name for owner, name in self._demos if owner == path):
+                    yield self._read(path, file, name)
+
+    def _read(self, path: Path, file: Any, name: str) -> SourceEpisode:
+        try:
+            return self._read_demo(f"{name.rpartition('/')[2]} of {path.name}", file, name)
+        except (OSError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise DatasetError(
+                explain(
+                    f"{name} of {path}",
+                    got=f"an unreadable array ({reason})",
+                    expected="a complete file",
+                    remedy="It is truncated or damaged: copy it again.",
+                )
+            ) from None
+
+    def _read_demo(self, subject: str, file: Any, name: str) -> SourceEpisode:
+        demo = file[name]
+        values, images, lengths = {}, {}, {}
+        for field, source in self.fields.items():
+            if field == "instruction":
+                continue
+            array = demo[source.key]
+            lengths[source.key] = len(array)
+            if field in IMAGE_FIELDS:
+                flip = self._options.flip or self.layout.flip
+                shape, resize = IMAGE_SHAPES[field], self._options.resize
+                images[field] = np.empty((len(array), *shape), dtype=np.uint8)
+                for step in range(len(array)):
+                    where = f"{source.key} of {subject}"
+                    images[field][step] = fit_image(where, array[step], shape, resize=resize, flip=flip)
+            else:
+                values[field] = select_elements(subject, source, array[()])
+        if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+            raise DatasetError(
+                explain(
+                    subject, got=f"lengths {lengths}", expected="one length of at least 1", remedy="Check the recording."
+                )
+            )
+        sentence = self._instruction(subject, file, demo)
+        return SourceEpisode(subject, images, values, (sentence,) * next(iter(lengths.values())))
+
+    def _instruction(self, subject: str, file: Any, demo: Any) -> str:
+        if self._options.instruction is not None:
+            return self._options.instruction
+        names = (self.fields["instruction"].key,) if "instruction" in self.fields else _INSTRUCTION_NAMES
+        for group in (demo, file.get("data", file), file):
+            for name in names:
+                value = group.attrs.get(name)
+                if value is None and name in group and getattr(group[name], "shape", None) == ():
+                    value = group[name][()]
+                if value is not None:
+                    return value.decode() if isinstance(value, bytes) else str(value)
+            sentence = _json_attribute(group, "problem_info").get("language_instruction")
+            if sentence:  # LIBERO: a sentence or its words, with quotation marks left from its task files
+                return (sentence if isinstance(sentence, str) else " ".join(sentence)).strip('" ')
+        raise DatasetError(
+            explain(
+                subject,
+                got="no instruction",
+                expected=f"an attribute {', '.join(names)}",
+                remedy="Give one for all with --instruction, or name the attribute with --map instruction=KEY.",
+            )
+        )
+
+
+def _find_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else []
+    if not files:
+        got = "no HDF5 file in it" if path.is_dir() else "no file"
+        raise DatasetError(explain(f"source {path}", got=got, expected="*.hdf5 or *.h5", remedy="Check the path."))
+    return files
+
+
+def _open(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(
+            explain(
+                f"file {path}",
+                got=f"an unreadable file ({reason})",
+                expected="an HDF5 file",
+                remedy="Check or copy it again.",
+            )
+        ) from None
+
+
+def _demo_names(path: Path) -> list[str]:
+    """Paths of the demonstrations below `data`, or at the root, by number: demo_2 comes before demo_10."""
+    with _open(path) as file:
+        prefix = "data/" if "data" in file else ""
+        root = file["data"] if prefix else file
+        found = [(int(match[1]), name) for name in root if (match := re.fullmatch(r"(?:demo|episode)_(\d+)", name))]
+    return [prefix + name for _, name in sorted(found)]
+
+
+def _array_names(demo: Any) -> list[str]:
+    names: list[str] = []
+    demo.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    return sorted(names)
+
+
+def _json_attribute(group: Any, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(group.attrs[name])
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _control_frequency(file: Any) -> float | None:
+    group = file.get("data", file)
+    for holder in (_json_attribute(group, "env_args"), _json_attribute(group, "env_info")):
+        for keywords in (holder.get("env_kwargs"), holder):
+            if isinstance(keywords, dict) and isinstance(keywords.get("control_freq"), (int, float)):
+                return float(keywords["control_freq"])
+    value = group.attrs.get("fps")
+    return None if value is None else float(value)

@@ -1,0 +1,57 @@
+"""Brings camera images to the two sizes of the policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.data.frames import Array
+from rfedge.errors import DatasetError, explain
+from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
+
+__all__ = ["IMAGE_SHAPES", "fit_image"]
+
+IMAGE_SHAPES = {"static": STATIC_IMAGE_SHAPE, "gripper": GRIPPER_IMAGE_SHAPE}
+
+
+def fit_image(subject: str, image: Array, shape: tuple[int, int, int], *, resize: str, flip: str) -> npt.NDArray[np.uint8]:
+    """Return uint8 (height, width, 3) RGB of `shape`.
+
+    Args:
+        subject: names the image in an error.
+        image: uint8 (H, W, 3) or (3, H, W).
+        shape: what the policy reads.
+        resize: "stretch" or "pad", see `ConversionOptions`.
+        flip: "none", "vertical" or "both".
+
+    Raises:
+        DatasetError: the image has another shape or dtype.
+    """
+    from PIL import Image
+
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = image.transpose(1, 2, 0)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DatasetError(
+            explain(
+                subject,
+                got=f"{image.dtype} {image.shape}",
+                expected="uint8 (height, width, 3)",
+                remedy="Map a camera of RGB bytes with --map.",
+            )
+        )
+    if flip != "none":
+        image = image[::-1] if flip == "vertical" else image[::-1, ::-1]
+    height, width = shape[:2]
+    if image.shape == shape:
+        return np.ascontiguousarray(image)
+    # Bicubic with Pillow's widened support when shrinking, so that thin edges do not flicker.
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    if resize == "stretch":
+        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    factor = min(height / image.shape[0], width / image.shape[1])
+    inner = (max(round(image.shape[1] * factor), 1), max(round(image.shape[0] * factor), 1))
+    padded = np.zeros(shape, dtype=np.uint8)
+    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
+    padded[top : top + inner[1], left : left + inner[0]] = np.asarray(picture.resize(inner, Image.Resampling.BICUBIC))
+    return padded

@@ -1,0 +1,247 @@
+"""Turns a source episode into the arrays of CALVIN frames: state, actions, images, at the wanted frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rfedge.data.actions import ACTION_SCALE, Float64Array, absolute_actions, pose_differences, relative_actions
+from rfedge.data.conversion.images import IMAGE_SHAPES
+from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATION_FIELDS, ConversionOptions
+from rfedge.data.conversion.records import Layout, SourceEpisode
+from rfedge.data.conversion.resampling import (
+    FrameTimes,
+    frame_times,
+    resample_angles,
+    resample_steps,
+    resample_values,
+)
+from rfedge.data.conversion.rotations import axis_angle_to_euler, quaternion_to_euler
+from rfedge.data.frames import SCENE_SIZE, Array
+from rfedge.data.robot import NEUTRAL_JOINTS_RAD, NUM_JOINTS, refuse_another_robot
+from rfedge.errors import DatasetError, explain
+from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, STATE_SIZE
+
+__all__ = ["MappedEpisode", "map_episode"]
+
+# A unit, to let pass what float32 rounding adds to actions that were clipped.
+_UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedEpisode:
+    """One episode in CALVIN's form.
+
+    Attributes:
+        frames: arrays of `rfedge.data.frames`, stacked over the frames on axis 0.
+        instructions: one a frame.
+        num_clipped: frames whose step was longer than an action can say.
+    """
+
+    frames: Mapping[str, Array]
+    instructions: tuple[str, ...]
+    num_clipped: int
+
+
+def map_episode(episode: SourceEpisode, layout: Layout, options: ConversionOptions, old_hz: float) -> MappedEpisode:
+    """Map one episode.
+
+    Raises:
+        DatasetError: it is of another robot, lacks a field, or its actions do not fit the stated convention.
+    """
+    times = frame_times(episode.num_frames, old_hz, options.fps or old_hz)
+    pose, width, joints = _state_parts(episode, options, times)
+    commands = _actions(episode)
+    gripper = _gripper(episode, commands[:, -1], options.gripper or layout.gripper)[times.held]
+    before = np.concatenate((gripper[:1], gripper[:-1]))
+    robot_obs = np.concatenate((pose, width, joints, before[:, None]), axis=1)
+    for step, row in enumerate(robot_obs):
+        refuse_another_robot(f"{episode.name}, step {step}", row)
+    rel_actions, actions, num_clipped = _both_actions(episode, layout, options, times, robot_obs, commands)
+    for array in (rel_actions, actions):
+        array[:, POSE_SIZE] = gripper
+    scene = episode.values.get("scene_obs")
+    frames: dict[str, Array] = {
+        "robot_obs": robot_obs,
+        "scene_obs": np.zeros((len(robot_obs), SCENE_SIZE))
+        if scene is None
+        else _sized(episode, "scene_obs", SCENE_SIZE)[times.held],
+        "rel_actions": rel_actions,
+        "actions": actions,
+    }
+    for name, shape in IMAGE_SHAPES.items():
+        images = episode.images.get(name)
+        frames[f"rgb_{name}"] = np.zeros((len(robot_obs), *shape), dtype=np.uint8) if images is None else images[times.held]
+    return MappedEpisode(frames, tuple(episode.instructions[index] for index in times.held), num_clipped)
+
+
+def _sized(episode: SourceEpisode, name: str, size: int) -> Float64Array:
+    values = episode.values[name]
+    if values.shape[1] != size:
+        raise DatasetError(
+            explain(
+                f"{name} of {episode.name}",
+                got=f"{values.shape[1]} numbers",
+                expected=str(size),
+                remedy=f"Map others with --map {name}=KEY[START:STOP]; the policy acts for a Panda, 7 joints.",
+            )
+        )
+    return values
+
+
+def _state_parts(
+    episode: SourceEpisode, options: ConversionOptions, times: FrameTimes
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Return tcp pose (N, 6), gripper width (N, 1) and joints (N, 7) at the new frames."""
+    values = episode.values
+    if "state" in values:
+        if values["state"].shape[1] != STATE_SIZE:
+            raise DatasetError(
+                explain(
+                    f"state of {episode.name}",
+                    got=f"{values['state'].shape[1]} numbers",
+                    expected=f"CALVIN's {STATE_SIZE}: tcp xyz, tcp euler xyz, gripper width, 7 joints, gripper action",
+                    remedy="Name its parts, say --map tcp_pos=KEY[0:3], tcp_euler (or tcp_quat, tcp_axis_angle), "
+                    "gripper_width, joints.",
+                )
+            )
+        state = values["state"]
+        position, euler, width, joints = state[:, :3], state[:, 3:6], state[:, 6:7], state[:, 7:14]
+    else:
+        position = _required(episode, "tcp_pos", 3)
+        euler = _euler(episode)
+        if "gripper_width" not in values:
+            raise _no_field(episode, "gripper_width")
+        # Two numbers are two fingers, the second often counted the other way.
+        width = np.abs(values["gripper_width"]).sum(axis=1, keepdims=True)
+        if "joints" not in values and "joints" in options.allow_missing:
+            joints = np.tile(NEUTRAL_JOINTS_RAD, (episode.num_frames, 1))
+        else:
+            joints = _required(episode, "joints", NUM_JOINTS)
+    position = position + np.array(options.tcp_offset_m)
+    pose = np.concatenate((resample_values(times.starts, position), resample_angles(times.starts, euler)), axis=1)
+    return pose, resample_values(times.starts, width), resample_values(times.starts, joints)
+
+
+def _required(episode: SourceEpisode, name: str, size: int) -> Float64Array:
+    if name not in episode.values:
+        raise _no_field(episode, name)
+    return _sized(episode, name, size)
+
+
+def _no_field(episode: SourceEpisode, name: str) -> DatasetError:
+    remedy = f"Say where it is with --map {name}=KEY"
+    remedy += ", or pass --allow-missing joints." if name == "joints" else "."
+    return DatasetError(
+        explain(f"state of {episode.name}", got=f"no {name}", expected="CALVIN's state or its parts", remedy=remedy)
+    )
+
+
+def _euler(episode: SourceEpisode) -> Float64Array:
+    name = next((name for name in ROTATION_FIELDS if name in episode.values), None)
+    if name is None:
+        raise _no_field(episode, "tcp_euler")
+    rows = _sized(episode, name, 4 if "quat" in name else 3)
+    if "quat" not in name:
+        return axis_angle_to_euler(rows) if name == "tcp_axis_angle" else rows
+    if (np.linalg.norm(rows, axis=1) < 1e-6).any():
+        raise DatasetError(
+            explain(
+                f"{name} of {episode.name}",
+                got="a quaternion of length 0",
+                expected="rotations",
+                remedy="Map another array.",
+            )
+        )
+    return quaternion_to_euler(rows if name == "tcp_quat" else np.roll(rows, -1, axis=1))
+
+
+def _actions(episode: SourceEpisode) -> Float64Array:
+    if "actions" not in episode.values:
+        raise DatasetError(
+            explain(
+                episode.name,
+                got="no actions",
+                expected=f"{ACTION_SIZE} numbers a frame",
+                remedy="Say where with --map actions=KEY.",
+            )
+        )
+    actions = episode.values["actions"]
+    if actions.shape[1] != ACTION_SIZE:
+        raise DatasetError(
+            explain(
+                f"actions of {episode.name}",
+                got=f"{actions.shape[1]} numbers",
+                expected=f"{ACTION_SIZE}: xyz, euler xyz and gripper of a tool centre point",
+                remedy="Actions in joint angles or of two arms cannot be converted; choose elements with --map "
+                "actions=KEY[START:STOP].",
+            )
+        )
+    if not np.isfinite(actions).all():
+        raise DatasetError(
+            explain(f"actions of {episode.name}", got="NaN or Inf", expected="finite values", remedy="Drop this episode.")
+        )
+    return actions
+
+
+def _gripper(episode: SourceEpisode, commands: Float64Array, convention: str) -> Float64Array:
+    """Return -1 (close) or 1 (open) for every frame."""
+    closed, opened = GRIPPER_CONVENTIONS[convention]
+    low, high = sorted((closed, opened))
+    smallest, largest = float(commands.min()), float(commands.max())
+    # Only zeros and ones where -1 closes or opens: every zero would be taken for a command.
+    only_zero_one = low < 0.0 and bool(np.isin(commands, (0.0, 1.0)).all()) and smallest == 0.0
+    if smallest < low - _UNIT_TOLERANCE or largest > high + _UNIT_TOLERANCE or only_zero_one:
+        raise DatasetError(
+            explain(
+                f"gripper action of {episode.name}",
+                got=f"values from {smallest:g} to {largest:g}",
+                expected=f"{closed:g} (close) to {opened:g} (open), convention {convention}",
+                remedy=f"Name another one with --gripper-convention: {', '.join(GRIPPER_CONVENTIONS)}.",
+            )
+        )
+    is_open = (commands - 0.5 * (low + high)) * (opened - closed) > 0.0
+    return np.where(is_open, GRIPPER_OPEN, GRIPPER_CLOSE)
+
+
+def _both_actions(
+    episode: SourceEpisode,
+    layout: Layout,
+    options: ConversionOptions,
+    times: FrameTimes,
+    robot_obs: Float64Array,
+    commands: Float64Array,
+) -> tuple[Float64Array, Float64Array, int]:
+    """Return relative and absolute actions (N, 7), their grippers still to be filled in, and how many were clipped."""
+    if options.actions == "relative":
+        stated = options.position_scale_m is not None or options.rotation_scale_rad is not None
+        largest = float(np.abs(commands[:, :POSE_SIZE]).max())
+        if not stated and largest > 1.0 + _UNIT_TOLERANCE:
+            raise DatasetError(
+                explain(
+                    f"relative actions of {episode.name}",
+                    got=f"values up to {largest:.3g}",
+                    expected="[-1, 1]",
+                    remedy="Pass --actions absolute for poses, or units with --position-scale-m and --rotation-scale-rad.",
+                )
+            )
+        scale = [options.position_scale_m or layout.position_scale_m] * 3
+        scale += [options.rotation_scale_rad or layout.rotation_scale_rad] * 3
+        units = resample_steps(times, commands[:, :POSE_SIZE] * np.array(scale)) / ACTION_SCALE
+        rel_actions = np.concatenate((np.clip(units, -1.0, 1.0), np.ones((len(units), 1))), axis=1)
+        return rel_actions, absolute_actions(robot_obs, rel_actions), _count_clipped(units)
+    if options.actions == "absolute":
+        # The pose that is asked for at a frame is due at the next one.
+        due = times.ends - 1.0
+        targets = commands[:, :3] + np.array(options.tcp_offset_m)
+        poses = np.concatenate((resample_values(due, targets), resample_angles(due, commands[:, 3:POSE_SIZE])), axis=1)
+    else:
+        poses = np.concatenate((robot_obs[1:, :POSE_SIZE], robot_obs[-1:, :POSE_SIZE]))
+    actions = np.concatenate((poses, np.ones((len(poses), 1))), axis=1)
+    return relative_actions(robot_obs, actions), actions, _count_clipped(pose_differences(robot_obs, actions))
+
+
+def _count_clipped(units: Float64Array) -> int:
+    return int((np.abs(units).max(axis=1) > 1.0 + _UNIT_TOLERANCE).sum())

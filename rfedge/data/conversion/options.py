@@ -1,0 +1,181 @@
+"""How a source's fields and conventions map to CALVIN's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rfedge.errors import ConfigError, did_you_mean, explain
+
+__all__ = [
+    "ACTION_KINDS",
+    "CAN_BE_MISSING",
+    "FIELDS",
+    "FLIPS",
+    "GRIPPER_CONVENTIONS",
+    "IMAGE_FIELDS",
+    "RESIZES",
+    "ConversionOptions",
+    "FieldSource",
+    "parse_fields",
+    "read_field_file",
+]
+
+IMAGE_FIELDS: Final = ("static", "gripper")
+ROTATION_FIELDS: Final = ("tcp_euler", "tcp_quat", "tcp_quat_wxyz", "tcp_axis_angle")
+VALUE_FIELDS: Final = ("state", "tcp_pos", *ROTATION_FIELDS, "gripper_width", "joints", "actions", "scene_obs")
+FIELDS: Final = (*IMAGE_FIELDS, *VALUE_FIELDS, "instruction")
+
+ACTION_KINDS: Final = ("relative", "absolute", "next-state")
+RESIZES: Final = ("stretch", "pad")
+FLIPS: Final = ("none", "vertical", "both")
+CAN_BE_MISSING: Final = ("gripper", "joints")
+# name -> (value of a closed gripper, value of an open one)
+GRIPPER_CONVENTIONS: Final[Mapping[str, tuple[float, float]]] = {
+    "close-1-open1": (-1.0, 1.0),
+    "open-1-close1": (1.0, -1.0),
+    "close0-open1": (0.0, 1.0),
+    "open0-close1": (1.0, 0.0),
+}
+
+_FIELD: Final = re.compile(r"(?P<key>[^\[\]]+)(\[(?P<start>\d+)(:(?P<stop>\d+))?\])?")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSource:
+    """Where a field comes from: the elements `start` to `stop` (exclusive) of the source's array `key`, or all of them."""
+
+    key: str
+    start: int | None = None
+    stop: int | None = None
+
+    def __str__(self) -> str:
+        return self.key if self.start is None else f"{self.key}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionOptions:
+    """Everything a user can decide; None leaves it to what is known of the source's layout.
+
+    Attributes:
+        fields: see `parse_fields`.
+        actions: "relative" for small steps of the tcp, "absolute" for tcp poses, "next-state" to take the pose that the
+            next frame reports, whatever was sent; the gripper is always the last number of `actions`.
+        position_scale_m, rotation_scale_rad: metres and radians per unit of the source's relative actions.
+        gripper: one of GRIPPER_CONVENTIONS.
+        source_fps: frequency of the source in Hz, where it does not say.
+        fps: frequency to write. The source's own leaves the frames as they are, another one resamples; None accepts
+            only 30 Hz, which is CALVIN's.
+        resize: "stretch" fills the image whatever the aspect ratio; "pad" keeps the ratio and adds black bars.
+        flip: "vertical" for images stored upside down, "both" for images turned by 180 degrees.
+        tcp_offset_m: added to every tcp position, to bring another world frame to CALVIN's.
+        instruction: for all episodes, instead of the source's own.
+        allow_missing: "gripper" writes black images where there is no wrist camera; "joints" writes CALVIN's neutral
+            posture where there are no joint angles.
+        split: "training" or "validation".
+        tasks: sentence -> task, for instructions whose task is known; matched without regard to case and full stops.
+    """
+
+    fields: Mapping[str, FieldSource] = field(default_factory=dict)
+    actions: str = "relative"
+    position_scale_m: float | None = None
+    rotation_scale_rad: float | None = None
+    gripper: str | None = None
+    source_fps: float | None = None
+    fps: float | None = None
+    resize: str = "stretch"
+    flip: str | None = None
+    tcp_offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    instruction: str | None = None
+    allow_missing: tuple[str, ...] = ()
+    split: str = "training"
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ConfigError when a name is unknown or a number is not positive."""
+        names: tuple[tuple[str, str | None, Iterable[str]], ...] = (
+            ("--actions", self.actions, ACTION_KINDS),
+            ("--gripper-convention", self.gripper, GRIPPER_CONVENTIONS),
+            ("--resize", self.resize, RESIZES),
+            ("--flip", self.flip, FLIPS),
+            ("--split", self.split, ("training", "validation")),
+            *(("--allow-missing", name, CAN_BE_MISSING) for name in self.allow_missing),
+            *(("--map", name, FIELDS) for name in self.fields),
+        )
+        for option, name, choices in names:
+            if name is not None and name not in choices:
+                raise ConfigError(
+                    explain(option, got=repr(name), expected=did_you_mean(name, choices), remedy="Choose one of them.")
+                )
+        numbers = (
+            ("--position-scale-m", self.position_scale_m),
+            ("--rotation-scale-rad", self.rotation_scale_rad),
+            ("--source-fps", self.source_fps),
+            ("--fps", self.fps),
+        )
+        for option, value in numbers:
+            if value is not None and not 0.0 < value < float("inf"):
+                raise ConfigError(explain(option, got=value, expected="a positive number", remedy="Correct it."))
+
+
+def parse_fields(texts: Iterable[str]) -> dict[str, FieldSource]:
+    """Read mappings such as `static=obs/agentview_rgb` or `tcp_pos=observation.state[0:3]`.
+
+    Raises:
+        ConfigError: one is malformed or names a field that is not in FIELDS.
+    """
+    fields = {}
+    for text in texts:
+        name, equals, source = text.partition("=")
+        match = _FIELD.fullmatch(source.strip())
+        if not equals or match is None:
+            raise ConfigError(
+                explain(
+                    "--map", got=repr(text), expected="FIELD=KEY or FIELD=KEY[START:STOP]", remedy="Write, say, static=KEY."
+                )
+            )
+        if name.strip() not in FIELDS:
+            raise ConfigError(
+                explain("--map", got=repr(name), expected=did_you_mean(name, FIELDS), remedy="Choose one of these fields.")
+            )
+        start = None if match["start"] is None else int(match["start"])
+        stop = None if start is None else int(match["stop"] or start + 1)
+        fields[name.strip()] = FieldSource(match["key"].strip(), start, stop)
+    return fields
+
+
+def read_field_file(path: Path) -> dict[str, FieldSource]:
+    """Read a YAML or JSON file of one mapping FIELD: KEY.
+
+    Raises:
+        ConfigError: it is missing, unreadable or holds something else.
+        ModuleNotFoundError: a YAML file, and PyYAML is not installed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            explain(f"file {path}", got=reason, expected="a YAML or JSON mapping", remedy="Correct it.")
+        ) from None
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise ConfigError(
+            explain(
+                f"file {path}", got="something else", expected="one mapping FIELD: KEY", remedy="Write, say, static: KEY."
+            )
+        )
+    return parse_fields(f"{name}={source}" for name, source in content.items())
+
+
+def _load_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None

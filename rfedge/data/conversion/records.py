@@ -1,0 +1,127 @@
+"""What every source format is read into before it is mapped to CALVIN's arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.data.conversion.options import ROTATION_FIELDS, FieldSource
+from rfedge.data.frames import Array
+from rfedge.errors import DatasetError, explain
+
+__all__ = ["Layout", "Source", "SourceEpisode", "refuse_unknown_key", "select_elements", "unless_replaced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is known of a source's conventions.
+
+    Attributes:
+        name: of the layout, as told to the user.
+        fields: where its fields are.
+        position_scale_m, rotation_scale_rad: metres and radians per unit of its relative actions.
+        gripper: one of `options.GRIPPER_CONVENTIONS`.
+        flip: one of `options.FLIPS`.
+        frequency_hz: of its frames; None when the source does not say.
+    """
+
+    name: str
+    fields: Mapping[str, FieldSource] = field(default_factory=dict)
+    position_scale_m: float = 0.02
+    rotation_scale_rad: float = 0.05
+    gripper: str = "close-1-open1"
+    flip: str = "none"
+    frequency_hz: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceEpisode:
+    """One episode of T frames.
+
+    Attributes:
+        name: for error texts.
+        images: "static" uint8 (T, 200, 200, 3) and, where there is one, "gripper" uint8 (T, 84, 84, 3).
+        values: float64 (T, n) of every mapped field of `options.VALUE_FIELDS`.
+        instructions: T sentences, one a frame.
+    """
+
+    name: str
+    images: Mapping[str, npt.NDArray[np.uint8]]
+    values: Mapping[str, npt.NDArray[np.float64]]
+    instructions: tuple[str, ...]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.instructions)
+
+
+class Source(Protocol):
+    """A dataset in another format, open for reading."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def fields(self) -> Mapping[str, FieldSource]: ...
+    @property
+    def num_episodes(self) -> int: ...
+    def episodes(self) -> Iterator[SourceEpisode]: ...
+
+
+def select_elements(subject: str, source: FieldSource, array: Array) -> npt.NDArray[np.float64]:
+    """Return the elements of (T,) or (T, n) numbers that `source` names, as float64 (T, m).
+
+    Raises:
+        DatasetError: the array holds something else, or fewer elements.
+    """
+    numbers = np.asarray(array)
+    if numbers.ndim == 1:
+        numbers = numbers[:, None]
+    if numbers.ndim != 2 or numbers.dtype.kind not in "fiub":
+        raise DatasetError(
+            explain(
+                f"{source.key} of {subject}",
+                got=f"{numbers.dtype} {numbers.shape}",
+                expected="numbers (T, n)",
+                remedy="Map another array with --map.",
+            )
+        )
+    if source.stop is not None and source.stop > numbers.shape[1]:
+        raise DatasetError(
+            explain(
+                f"{source} of {subject}",
+                got=f"{numbers.shape[1]} elements",
+                expected=f"at least {source.stop}",
+                remedy="Correct the range in --map.",
+            )
+        )
+    return np.asarray(numbers[:, source.start : source.stop], dtype=np.float64)
+
+
+def refuse_unknown_key(subject: str, name: str, source: FieldSource, choices: Sequence[str]) -> None:
+    """Raise DatasetError unless `source` of the field `name` is one of the source's arrays."""
+    if source.key not in choices:
+        raise DatasetError(
+            explain(
+                subject,
+                got=f"no {source.key!r} for {name}",
+                expected=f"one of {', '.join(choices)}",
+                remedy=f"Correct --map {name}=KEY.",
+            )
+        )
+
+
+def unless_replaced(found: Mapping[str, FieldSource], chosen: Mapping[str, FieldSource]) -> dict[str, FieldSource]:
+    """Return the fields of a layout without those that the user's choice says in another way."""
+    parts = {"tcp_pos", *ROTATION_FIELDS, "gripper_width", "joints"}
+    dropped: set[str] = set()
+    if "state" in chosen:
+        dropped |= parts
+    elif parts & chosen.keys():
+        dropped.add("state")
+    if set(ROTATION_FIELDS) & chosen.keys():
+        dropped |= set(ROTATION_FIELDS)
+    return {name: source for name, source in found.items() if name not in dropped}

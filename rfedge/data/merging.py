@@ -1,0 +1,189 @@
+"""Merges datasets into one: rounds of relabelling with the demonstrations before them, or what several machines recorded.
+
+Frames are linked, not copied, where the file system allows it: a merged dataset then costs no room, and the sources may
+be deleted. Every source keeps the gaps between its frame numbers and is shifted as a whole, so that frame n of a source
+is frame n + `shift` of the result. Sources come in the order given, except that those of one scene come together,
+because scene_info.npy knows one range of frames a scene. The copies of a frame in two sources stay two frames.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rfedge.atomic import atomic_directory
+from rfedge.bundle import hash_file
+from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
+from rfedge.data.frames import frame_name
+from rfedge.data.writer import write_index
+from rfedge.errors import ConfigError, DatasetError, explain
+
+__all__ = ["MergeResult", "MergedSource", "merge_datasets"]
+
+_SPLIT: Final = "training"
+_SCHEMA_VERSION: Final = 1
+_MAX_NUMBER: Final = 9_999_999  # file names have seven digits
+_KEPT_FIELDS: Final = ("arguments", "labels", "versions", "sources")
+
+
+@dataclass(frozen=True, slots=True)
+class MergedSource:
+    """One source as it lies in the result.
+
+    Attributes:
+        folder: the split that was read, as it was named.
+        shift: what was added to its frame numbers.
+        num_frames, num_segments: how much of the result came from it.
+    """
+
+    folder: str
+    scene: str | None
+    shift: int
+    num_frames: int
+    num_segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What now lies in `folder`; `num_linked` of the frames take no room of their own."""
+
+    folder: Path
+    sources: tuple[MergedSource, ...]
+    num_frames: int
+    num_segments: int
+    num_linked: int
+
+
+def merge_datasets(
+    sources: Sequence[Path], output: Path, *, on_progress: Callable[[int, int], None] | None = None
+) -> MergeResult:
+    """Write a dataset that holds all segments of `sources`; it appears whole or not at all.
+
+    Args:
+        sources: two or more datasets, roots or split folders, each of one scene.
+        output: a new folder.
+        on_progress: called as (frames done, frames in all).
+
+    Raises:
+        ConfigError: fewer than two sources, or one named twice.
+        DatasetError: a source is missing, damaged, unfinished or of several scenes, or the numbers do not fit into
+            seven digits.
+        ArtifactError: `output` exists.
+    """
+    if len({source.resolve() for source in sources}) != len(sources) or len(sources) < 2:
+        named = ", ".join(str(source) for source in sources) or "nothing"
+        raise ConfigError(
+            explain("datasets", got=named, expected="two or more, each once", remedy="Name all that belong in.")
+        )
+    datasets = [CalvinDataset.open(source) for source in sources]
+    scenes = [_scene(dataset) for dataset in datasets]
+    order = sorted(range(len(sources)), key=lambda index: scenes.index(scenes[index]))
+    plan = _plan([datasets[index] for index in order], [scenes[index] for index in order])
+    total = sum(row.num_frames for _, row in plan)
+    num_linked = done = 0
+    with atomic_directory(output) as temporary:
+        folder = temporary / _SPLIT
+        folder.mkdir()
+        segments: list[Segment] = []
+        episodes: list[tuple[int, int]] = []
+        ranges: dict[str, tuple[int, int]] = {}
+        for dataset, row in plan:
+            for number in dataset.frame_numbers():
+                num_linked += _link(dataset.frame_path(number), folder / frame_name(number + row.shift))
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+            segments += [
+                Segment(part.start + row.shift, part.end + row.shift, part.task, part.instruction)
+                for part in dataset.segments
+            ]
+            bounds = [(first + row.shift, last + row.shift) for first, last in _annotated_episodes(dataset)]
+            episodes += bounds
+            if row.scene is not None:
+                ranges[row.scene] = (ranges.get(row.scene, bounds[0])[0], bounds[-1][1])
+        statistics = CalvinDataset(folder, tuple(segments)).statistics()
+        # A range for a part of the frames would be worse than none.
+        known = ranges if all(row.scene is not None for _, row in plan) else None
+        write_index(folder, segments, statistics, scene=known, episodes=episodes)
+        (temporary / COLLECTION_RECORD).write_text(json.dumps(_record(plan, segments), indent=2) + "\n")
+    merged = tuple(row for _, row in plan)
+    return MergeResult(output / _SPLIT, merged, total, len(segments), num_linked)
+
+
+def _scene(dataset: CalvinDataset) -> str | None:
+    found = {dataset.scene_of(segment.start) for segment in dataset.segments}
+    if len(found) > 1:
+        raise DatasetError(
+            explain(
+                f"dataset {dataset.folder}",
+                got=f"scenes {', '.join(sorted(str(scene) for scene in found))}",
+                expected="one scene a dataset",
+                remedy="Merge datasets of single scenes.",
+            )
+        )
+    return found.pop()
+
+
+def _plan(datasets: Sequence[CalvinDataset], scenes: Sequence[str | None]) -> list[tuple[CalvinDataset, MergedSource]]:
+    plan, next_number = [], 0
+    for dataset, scene in zip(datasets, scenes, strict=True):
+        numbers = dataset.frame_numbers()
+        shift = next_number - numbers[0]
+        next_number = numbers[-1] + shift + 1
+        plan.append((dataset, MergedSource(str(dataset.folder), scene, shift, len(numbers), len(dataset.segments))))
+    if next_number - 1 > _MAX_NUMBER:
+        raise DatasetError(
+            explain(
+                "frame numbers",
+                got=f"up to {next_number - 1}",
+                expected=f"at most {_MAX_NUMBER}",
+                remedy="Merge fewer datasets.",
+            )
+        )
+    return plan
+
+
+def _annotated_episodes(dataset: CalvinDataset) -> list[tuple[int, int]]:
+    """Return the episodes cut to what segments cover: frames without language are not taken over."""
+    covered: list[tuple[int, int]] = []
+    ends = {last for _, last in dataset.episodes}
+    for number in dataset.frame_numbers():
+        if covered and number == covered[-1][1] + 1 and covered[-1][1] not in ends:
+            covered[-1] = (covered[-1][0], number)
+        else:
+            covered.append((number, number))
+    return covered
+
+
+def _link(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+        return False
+    return True
+
+
+def _record(plan: Sequence[tuple[CalvinDataset, MergedSource]], segments: Sequence[Segment]) -> dict[str, Any]:
+    counts = Counter(segment.task for segment in segments)
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "complete": True,
+        "tasks": {task: {"segments": count} for task, count in sorted(counts.items())},
+        "sources": [{**asdict(row), **_provenance(dataset.folder)} for dataset, row in plan],
+    }
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """Return what the source's own record says about how it was collected, and the hash of that record."""
+    record = folder.parent / COLLECTION_RECORD
+    if not record.is_file():
+        return {}
+    content = json.loads(record.read_bytes())
+    return {"record_sha256": hash_file(record), **{name: content[name] for name in _KEPT_FIELDS if name in content}}

@@ -1,0 +1,76 @@
+"""Runs recording jobs in processes of their own, and ends those processes with this one however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_connection
+from typing import TypeVar
+
+from rfedge.errors import DatasetError, explain
+
+__all__ = ["run_jobs"]
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+    """Yield every job with its result, each as soon as it is there.
+
+    Args:
+        call: with `workers` above 1 it must be a top-level function or a partial of one.
+        jobs: what to call it with.
+        workers: 1 runs them here, one after the other.
+
+    Raises:
+        DatasetError: a worker process died.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield job, call(job)
+        return
+    # Spawn, not fork: renderers and thread pools do not survive a fork.
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    waiting: dict[Future[Result], Job] = {}
+    remaining = iter(jobs)
+    try:
+        while True:
+            # One in work and one in store for each: a finished rollout is many MB, so they must not pile up.
+            for job in islice(remaining, 2 * workers - len(waiting)):
+                waiting[executor.submit(call, job)] = job
+            if not waiting:
+                return
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool:
+        raise DatasetError(
+            explain(
+                "collection",
+                got="a worker process that died",
+                expected=f"{workers} that live",
+                remedy="Repeat the command to go on; with too little memory, use fewer --workers.",
+            )
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Make this worker end when its parent is killed; by itself it would wait for jobs for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    wait_for_connection([sentinel])
+    os._exit(1)

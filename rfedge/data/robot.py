@@ -1,0 +1,61 @@
+"""What a Franka Panda at CALVIN's table can report, to tell its demonstrations from those of another robot.
+
+The limits are the arm's own, not those of a dataset, so no frame of CALVIN comes near them. Sources: Franka's published
+joint limits and link lengths; CALVIN's robot base and finger limits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from rfedge.data.frames import Array, ArrayProblem
+from rfedge.errors import DatasetError, explain
+from rfedge.messages import STATE_SIZE
+
+__all__ = ["NEUTRAL_JOINTS_RAD", "NUM_JOINTS", "refuse_another_robot", "state_problem"]
+
+NUM_JOINTS: Final = 7
+_LOWER_RAD: Final = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
+_UPPER_RAD: Final = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
+# The posture in which CALVIN starts an episode.
+NEUTRAL_JOINTS_RAD: Final = (-1.21779, 1.03988, 2.11978, -2.34205, -0.87016, 1.64119, 0.55345)
+# A simulated joint is pushed a little past its stop; a wrong unit or order is off by far more.
+_JOINT_MARGIN_RAD: Final = 0.05
+_SHOULDER_M: Final = np.array([-0.34, -0.46, 0.573])  # base of the arm in CALVIN's world, plus the first link
+# Stretched out, the tcp is 0.327 + 0.393 m of links and 0.262 m of wrist, hand and finger away from the shoulder.
+_REACH_M: Final = 1.0
+_FLOOR_M: Final = 0.2  # below the drawer's floor, which is the lowest thing to reach for
+_WIDTH_RANGE_M: Final = (-0.005, 0.09)  # the fingers open 0.08 m
+_REMEDY: Final = "These demonstrations are of another robot or another world frame; the policy acts for CALVIN's Panda."
+
+
+def state_problem(robot_obs: Array) -> ArrayProblem | None:
+    """Return why float (15,) `robot_obs` cannot be a Panda at CALVIN's table, or None when it can."""
+    if robot_obs.shape != (STATE_SIZE,):
+        return ArrayProblem("robot_obs", f"shape {robot_obs.shape}", f"shape {(STATE_SIZE,)}", _REMEDY)
+    joints = robot_obs[7:14]
+    beyond = np.maximum(_LOWER_RAD - joints, joints - _UPPER_RAD)
+    worst = int(beyond.argmax())
+    if beyond[worst] > _JOINT_MARGIN_RAD:
+        limits = f"{_LOWER_RAD[worst]:g} to {_UPPER_RAD[worst]:g} rad"
+        return ArrayProblem(f"joint {worst + 1} in robot_obs", f"{joints[worst]:.3f} rad", limits, _REMEDY)
+    reach_m = float(np.linalg.norm(robot_obs[:3] - _SHOULDER_M))
+    if reach_m > _REACH_M or robot_obs[2] < _FLOOR_M:
+        place = ", ".join(f"{value:.3f}" for value in robot_obs[:3])
+        expected = f"within {_REACH_M:g} m of the shoulder and above {_FLOOR_M:g} m"
+        return ArrayProblem("tcp in robot_obs", f"({place}) m", expected, _REMEDY)
+    low_m, high_m = _WIDTH_RANGE_M
+    if not low_m <= robot_obs[6] <= high_m:
+        return ArrayProblem("gripper width in robot_obs", f"{robot_obs[6]:.3f} m", "0 to 0.08 m", _REMEDY)
+    return None
+
+
+def refuse_another_robot(subject: str, robot_obs: Array) -> None:
+    """Raise DatasetError when `robot_obs` cannot be a Panda at CALVIN's table; `subject` names its frame."""
+    problem = state_problem(robot_obs)
+    if problem is not None:
+        raise DatasetError(
+            explain(f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy)
+        )

@@ -1,0 +1,160 @@
+"""LeRobot v3 datasets, as video and as images, come out frame for frame, and what is not one is told in a sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+
+from rfedge.data import CalvinDataset
+from rfedge.data.conversion import ConversionOptions, convert_dataset, parse_fields
+from rfedge.data.conversion.convert import ConversionResult
+from rfedge.data.conversion.video import VideoFrames
+from rfedge.data.inspection import inspect_dataset
+from rfedge.errors import ConfigError, DatasetError
+from tests.data.lerobot_dataset import CAMERAS, SENTENCES, STEP, brightness, picture, write_lerobot
+from tests.synthetic_demonstrations import NEUTRAL_STATE
+
+TOP, WRIST = CAMERAS
+
+
+def convert(source: Path, output: Path, **options: object) -> ConversionResult:
+    return convert_dataset(source, "lerobot", output, ConversionOptions(**options))
+
+
+@pytest.mark.parametrize("videos", [True, False])
+def test_every_frame_has_its_own_picture(tmp_path: Path, videos: bool) -> None:
+    source = write_lerobot(tmp_path / "source", videos=videos)
+    result = convert(source, tmp_path / "out", tasks={SENTENCES[0]: "open_drawer"})
+    assert (result.layout, result.source_hz, result.num_frames) == ("LeRobot v3.0, panda", 30.0, 91)
+    assert result.fields == {"static": TOP, "gripper": WRIST, "state": "observation.state", "actions": "action"}
+    assert result.missing == ("scene_obs",)
+    dataset = CalvinDataset.open(tmp_path / "out")
+    assert dataset.episodes == ((0, 11), (12, 81), (82, 90))
+    segments = [(segment.start, segment.end, segment.task) for segment in dataset.segments]
+    assert segments == [(0, 11, "open_drawer"), (12, 46, "lift_the_cup"), (47, 81, "lift_the_cup"), (82, 90, "open_drawer")]
+    assert dataset.instructions == tuple(sorted(SENTENCES))
+    for first, last in dataset.episodes:
+        for number in range(first, last + 1):
+            frame = dataset.frame(number)
+            for key, name in ((TOP, "rgb_static"), (WRIST, "rgb_gripper")):
+                off = abs(brightness(frame[name]) - brightness(picture(key, number - first)))
+                assert off < (STEP / 2 if videos else 0.1)  # the codec changes a picture, but not into its neighbour
+    np.testing.assert_allclose(dataset.frame(5)["rel_actions"], [0.25, 0, 0, 0, 0, 0, 1.0])
+    assert dataset.frame(6)["rel_actions"][6] == -1.0
+    assert inspect_dataset(tmp_path / "out", num_frames=None).findings == ()
+
+
+def test_a_video_goes_back_when_asked_to(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(20,), files=(0,))
+    video = VideoFrames(source / f"videos/{TOP}/chunk-000/file-000.mp4", 30.0)
+    for frame in (0, 7, 7, 3, 19, 0):
+        assert abs(brightness(video.at(frame / 30.0)) - brightness(picture(TOP, frame))) < STEP / 2
+    with pytest.raises(DatasetError, match=r"it ends before 0\.667 s"):
+        video.at(20 / 30.0)
+    video.close()
+
+
+def test_resampling_takes_the_picture_before(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", fps=15, lengths=(10,), files=(0,))
+    with pytest.raises(ConfigError, match=r"got 15 Hz, expected 30 Hz.*--fps 30 to resample"):
+        convert(source, tmp_path / "out")
+    assert convert(source, tmp_path / "out", fps=30).num_frames == 20
+    dataset = CalvinDataset.open(tmp_path / "out")
+    shown = [round((brightness(dataset.frame(number)["rgb_static"]) - 16) / STEP) for number in range(20)]
+    assert shown == [number // 2 for number in range(20)]
+    np.testing.assert_allclose(dataset.frame(4)["rel_actions"][:2], [0.125, 0.0], atol=1e-9)
+
+
+def test_a_change_of_task_within_an_episode_is_a_new_segment(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(10,), files=(0,))
+    path = source / "data/chunk-000/file-000.parquet"
+    table = parquet.read_table(path)
+    column = table.column_names.index("task_index")
+    parquet.write_table(table.set_column(column, "task_index", [[0] * 4 + [1] * 6]), path)
+    convert(source, tmp_path / "out")
+    dataset = CalvinDataset.open(tmp_path / "out")
+    rows = [(segment.start, segment.end, segment.instruction) for segment in dataset.segments]
+    assert rows == [(0, 3, SENTENCES[0]), (4, 9, SENTENCES[1])]
+    assert dataset.episodes == ((0, 9),)
+
+
+def test_parts_of_a_state_can_be_mapped(tmp_path: Path) -> None:
+    state = np.array([*NEUTRAL_STATE[:6], 0.02, -0.02])
+    source = write_lerobot(tmp_path / "source", state=state, lengths=(5,), files=(0,))
+    with pytest.raises(DatasetError, match=r"state of episode 0: got 8 numbers, expected CALVIN's 15.*Name its parts"):
+        convert(source, tmp_path / "out")
+    texts = ["tcp_pos", "tcp_euler", "gripper_width"]
+    ranges = ["0:3", "3:6", "6:8"]
+    fields = parse_fields(f"{name}=observation.state[{part}]" for name, part in zip(texts, ranges, strict=True))
+    result = convert(source, tmp_path / "out", fields=fields, allow_missing=("joints",), instruction="go")
+    assert result.missing == ("joints", "scene_obs")
+    assert "state" not in result.fields
+    np.testing.assert_allclose(
+        CalvinDataset.open(tmp_path / "out").frame(0)["robot_obs"][:7], [*NEUTRAL_STATE[:6], 0.04], atol=1e-6
+    )
+
+
+def test_versions_before_3_name_the_script_that_converts_them(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", version="v2.1", lengths=(5,), files=(0,))
+    with pytest.raises(DatasetError, match=r"got LeRobot v2\.1, expected v3\.0\. .*convert_dataset_v21_to_v30"):
+        convert(source, tmp_path / "out")
+
+
+def test_another_robot(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", action_size=6, state=np.zeros(6), lengths=(5,), files=(0,))
+    with pytest.raises(DatasetError, match="state of episode 0: got 6 numbers, expected CALVIN's 15"):
+        convert(source, tmp_path / "out")
+    source = write_lerobot(tmp_path / "other", action_size=8, lengths=(5,), files=(0,))
+    with pytest.raises(DatasetError, match="actions of episode 0: got 8 numbers, expected 7: xyz, euler xyz and gripper"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def shorten_record(path: Path) -> None:
+    rows = parquet.read_table(path).to_pylist()
+    rows[0]["length"] = 99
+    parquet.write_table(parquet.read_table(path).from_pylist(rows), path)
+
+
+def rename_tasks(path: Path) -> None:
+    parquet.write_table(parquet.read_table(path).slice(1), path)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "text"),
+    [
+        ("meta/info.json", Path.unlink, "got no meta/info.json, expected the root of a LeRobot dataset"),
+        ("meta/info.json", truncate, "info.json: got another structure"),
+        ("meta/tasks.parquet", Path.unlink, r"tasks\.parquet: got an unreadable file \(no file\)"),
+        ("meta/tasks.parquet", rename_tasks, "episode 0: got task 0, without a sentence"),
+        ("meta/episodes/chunk-000/file-000.parquet", Path.unlink, "got no episodes"),
+        ("meta/episodes/chunk-000/file-000.parquet", shorten_record, "got 12 frames, expected 99, as meta/episodes says"),
+        ("data/chunk-000/file-000.parquet", truncate, r"file-000\.parquet: got an unreadable file"),
+        ("data/chunk-000/file-000.parquet", Path.unlink, r"file-000\.parquet: got an unreadable file \(no file\)"),
+        (f"videos/{TOP}/chunk-000/file-000.mp4", truncate, r"video .*file-000\.mp4: got an unreadable file"),
+        (f"videos/{WRIST}/chunk-000/file-001.mp4", Path.unlink, r"video .*file-001\.mp4: got no file"),
+    ],
+)
+def test_a_damaged_dataset(tmp_path: Path, file: str, damage, text: str) -> None:  # type: ignore[no-untyped-def]
+    source = write_lerobot(tmp_path / "source", lengths=(12, 6), files=(0, 1))
+    damage(source / file)
+    with pytest.raises(DatasetError, match=text):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cameras_that_are_not_known(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(5,), files=(0,))
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"] = {key.replace(".top", ".laptop"): value for key, value in info["features"].items()}
+    (source / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match=r"got cameras observation\.images\.laptop, .*--map static=KEY"):
+        convert(source, tmp_path / "out")
+    with pytest.raises(DatasetError, match=r"no 'observation.depth.laptop' for static, expected one of observation.images"):
+        convert(source, tmp_path / "out", fields=parse_fields(["static=observation.depth.laptop"]))
