@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import Any
 
-import click
 import typer
 
 from rfedge.cli.bench import bench_app
@@ -41,7 +41,15 @@ _EXTRAS = {
     "mujoco": "sim",
     "PIL": "sim",
     "imageio": "sim",
+    "h5py": "data",
+    "pyarrow": "data",
+    "av": "data",
+    "yaml": "data",
 }
+
+
+# Newer versions of typer bring their own copy of click: the exceptions are found through what typer itself raises.
+_ClickException: type[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,10 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         sys.exit(2)
-    except click.ClickException as error:
+    except _ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("rfedge: stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)

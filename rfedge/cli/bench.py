@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from rfedge.cli.bench_chains import chains
+from rfedge.cli.bench_env import env
+from rfedge.cli.bench_experts import experts
 from rfedge.cli.bench_latency import latency
 
 __all__ = ["bench_app"]
@@ -16,5 +19,5 @@ def bench() -> None:
     """Measure latency and success."""  # without a callback typer would drop the name of a single command
 
 
-for _command in (latency,):
+for _command in (latency, chains, env, experts):
     bench_app.command()(_command)

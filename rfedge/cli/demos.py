@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.demos_convert import convert
+from rfedge.cli.demos_inspect import inspect
+from rfedge.cli.demos_merge import merge
+
 if TYPE_CHECKING:
-    from rfedge.envs import Environment
-    from rfedge.envs.demonstrations import Episode
+    from rfedge.benchmarks.relabelling import PolicyChoice
+    from rfedge.data.collection import CollectionResult
+    from rfedge.envs.demonstrations import RecordingOptions
 
 __all__ = ["demos_app"]
 
 demos_app = typer.Typer(name="demos", help="Collect, inspect and convert demonstrations.", invoke_without_command=True)
+demos_app.command()(merge)
+demos_app.command()(inspect)
+demos_app.command()(convert)
 
 
 @demos_app.callback()
@@ -28,11 +33,30 @@ def demos(
         Path | None, typer.Option(help="Dataset folder to write; repeat the command to go on after a stop.")
     ] = None,
     tasks: Annotated[str, typer.Option(help="`all` that have an expert, or names with commas between.")] = "all",
-    episodes_per_task: Annotated[int, typer.Option(min=1, help="Successful episodes of each task.")] = 50,
+    episodes_per_task: Annotated[int, typer.Option(min=1, help="Rollouts that begin with each task.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Decides every episode.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that record; the result does not depend on it.")] = 1,
+    env: Annotated[str, typer.Option(help="playtable or calvin.")] = "playtable",
     scene: Annotated[str, typer.Option(help="CALVIN scene.")] = "D",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check tasks, scene and renderer; write nothing.")] = False,
+    chain_length: Annotated[
+        int, typer.Option(min=1, help="Tasks that follow each other without a reset, drawn from --tasks.")
+    ] = 1,
+    action_noise: Annotated[
+        float, typer.Option(help="Push the arm off its path: noise on executed actions, 0 to 1; labels stay clean.")
+    ] = 0.0,
+    noise_share: Annotated[float | None, typer.Option(help="Part of the steps with noise; default 0.3.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Bundle that drives while the experts only label what they would have done.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="Loop of the policy: closed-loop (default) or open-loop.")] = None,
+    execute_steps: Annotated[int | None, typer.Option(help="Actions the policy plays per inference.")] = None,
+    expert_share: Annotated[
+        float | None, typer.Option(help="Part of the tasks that the expert drives in spite of --policy; default 0.")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Control steps per task with --policy; more than 64 become several segments.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all options and the renderer; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON document.")] = False,
 ) -> int:
     """Collect demonstrations with scripted experts; resumable, and the same for any number of workers."""
@@ -44,32 +68,105 @@ def demos(
         raise ConfigError(
             explain("--output", got="nothing", expected="a dataset folder to write", remedy="Add --output DIR.")
         )
+    from rfedge.cli.demos_recording import Recorder
     from rfedge.cli.progress import stage_progress
-    from rfedge.cli.tables import print_table
     from rfedge.data.collection import CollectionRequest, collect
 
-    request = CollectionRequest(_tasks(tasks), episodes_per_task, seed=seed, scene=scene)
+    chosen = _tasks(tasks)
+    options = _options(chosen, chain_length, action_noise, noise_share, max_steps, expert_share)
+    driven = _policy(policy, mode=mode, execute_steps=execute_steps, expert_share=expert_share, max_steps=max_steps)
+    recorder = Recorder(env, scene, options, driven)
+    request = CollectionRequest(
+        chosen,
+        episodes_per_task,
+        seed=seed,
+        scene=scene,
+        frames_per_episode=options.max_frames,
+        keep_failures=driven is not None,
+    )
     request.check()
-    _environment(scene)  # before anything is written: a wrong scene or a missing renderer ends here
+    # Before anything is written: a wrong scene, a missing renderer or a damaged bundle ends here.
+    settings, versions = recorder.describe(chosen, keep_open=workers == 1 and not dry_run)
+    request = dataclasses.replace(request, recording=settings)
     if dry_run:
-        print(f"ready: {episodes_per_task} episodes each of {', '.join(request.tasks)} -> {output}; nothing was written")
+        print(f"ready: {episodes_per_task} episodes each of {', '.join(chosen)} -> {output}; nothing was written")
         return 0
     with stage_progress() as progress:
         result = collect(
-            functools.partial(_record, scene=scene),
+            recorder,
             request,
             output,
             workers=workers,
-            versions={"python": platform.python_version(), **{name: metadata.version(name) for name in ("numpy", "mujoco")}},
+            versions=versions,
             on_progress=lambda done, total, _: progress("episodes", done, total),
         )
-    rows = [(row.task, row.episodes, row.frames, f"{row.mean_frames:.1f}", row.retries, row.missing) for row in result.tasks]
-    columns = ("task", "episodes", "frames", "mean length", "retries", "missing")
-    print_table(str(result.folder), columns, rows, to_stderr=as_json)
+    _print(result, several=chain_length > 1 or driven is not None, to_stderr=as_json)
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "folder": str(result.folder)}))
     # A dataset without one of its tasks is not what was asked for; single missing episodes are.
     return 1 if any(not row.episodes for row in result.tasks) else 0
+
+
+def _print(result: CollectionResult, *, several: bool, to_stderr: bool) -> None:
+    """Print one row a task; `several`: an episode may hold more than one segment, or one that was not solved."""
+    from rfedge.cli.tables import print_table
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    if several:  # what fits into 80 columns
+        columns = ("task", "episodes", "segments", "solved", "frames", "missing")
+        rows = [(row.task, row.episodes, row.segments, row.solved, row.frames, row.missing) for row in result.tasks]
+    else:
+        columns = ("task", "episodes", "frames", "mean length", "retries", "missing")
+        rows = [
+            (row.task, row.episodes, row.frames, f"{row.mean_frames:.1f}", row.retries, row.missing) for row in result.tasks
+        ]
+    print_table(str(result.folder), columns, rows, to_stderr=to_stderr)
+
+
+def _options(
+    tasks: tuple[str, ...],
+    chain_length: int,
+    action_noise: float,
+    noise_share: float | None,
+    max_steps: int | None,
+    expert_share: float | None,
+) -> RecordingOptions:
+    from rfedge.envs.action_noise import ActionNoise
+    from rfedge.envs.demonstrations import MAX_FRAMES, RecordingOptions
+
+    noise = None
+    if action_noise:
+        noise = ActionNoise(action_noise) if noise_share is None else ActionNoise(action_noise, noise_share)
+    elif noise_share is not None:
+        _refuse_alone("--noise-share", "--action-noise")
+    options = RecordingOptions(
+        noise=noise,
+        chain_length=chain_length,
+        chain_tasks=tasks,
+        max_steps=MAX_FRAMES if max_steps is None else max_steps,
+        expert_share=expert_share or 0.0,
+    )
+    options.check()
+    return options
+
+
+def _policy(bundle: Path | None, *, mode: str | None, execute_steps: int | None, **others: object) -> PolicyChoice | None:
+    """Return the policy that drives; raises ConfigError for an option that means nothing without one."""
+    if bundle is None:
+        for name, value in {"mode": mode, "execute_steps": execute_steps, **others}.items():
+            if value is not None:
+                _refuse_alone(f"--{name.replace('_', '-')}", "--policy")
+        return None
+    from rfedge.benchmarks.relabelling import PolicyChoice
+
+    return PolicyChoice(bundle, mode or "closed-loop", execute_steps)
+
+
+def _refuse_alone(option: str, needed: str) -> None:
+    from rfedge.errors import ConfigError, explain
+
+    raise ConfigError(explain(option, got=f"no {needed}", expected="both or neither", remedy=f"Add {needed}."))
 
 
 def _tasks(text: str) -> tuple[str, ...]:
@@ -92,16 +189,3 @@ def _tasks(text: str) -> tuple[str, ...]:
                 )
             )
     return names
-
-
-def _record(task: str, seed: int, *, scene: str) -> Episode:
-    from rfedge.envs.demonstrations import record_episode
-
-    return record_episode(task, scene=scene, seed=seed, environment=_environment(scene))
-
-
-@functools.cache  # one per process; an episode does not depend on those before it
-def _environment(scene: str) -> Environment:
-    from rfedge.envs import make_environment
-
-    return make_environment("playtable", scene=scene)

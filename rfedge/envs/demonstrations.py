@@ -1,42 +1,137 @@
-"""Records scripted experts at work, one language-labelled episode at a time."""
+"""Records demonstrations: scripted experts at work, or a policy at work while an expert says what it should have done.
+
+Whatever drives, `rel_actions` of a frame is the expert's own answer to the state of that frame: what a policy is to
+learn. It is also the action that was sent, unless noise was added to it (`ActionNoise`, after DART) or a driver acted in
+its place (after DAgger). `actions` tells what happened: the tcp pose of the next frame and the gripper action sent.
+
+A rollout is a chain of one or more tasks that follow each other without a reset, each a segment of at most 64 frames.
+Sources: CALVIN's annotated windows (64 frames) and long-horizon protocol; Ross et al., DAgger, AISTATS 2011.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.envs.experts import make_expert, prepare
-from rfedge.envs.interface import Environment, make_environment
+from rfedge.envs.action_noise import ActionNoise, NoiseBursts
+from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
+from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
+from rfedge.envs.interface import Environment, Float64Array, make_environment
 from rfedge.envs.language import sample_instruction
 from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError, explain
-from rfedge.messages import ACTION_SIZE, POSE_SIZE
+from rfedge.messages import ACTION_SIZE, POSE_SIZE, Observation
 
-__all__ = ["MAX_FRAMES", "MIN_FRAMES", "SETTLE_FRAMES", "Episode", "record_episode", "record_episodes"]
+__all__ = [
+    "MAX_FRAMES",
+    "MIN_FRAMES",
+    "SETTLE_FRAMES",
+    "Driver",
+    "Episode",
+    "EpisodeSegment",
+    "RecordingOptions",
+    "record_episode",
+    "record_episodes",
+]
 
 MAX_FRAMES: Final = 64  # the longest window that CALVIN annotates with language
 MIN_FRAMES: Final = 16  # the shortest window that CALVIN's loader draws
 SETTLE_FRAMES: Final = 3  # for which the task must stay done, so that the window shows its end
+# Streams of randomness beside the one that decides starts and experts: without noise or driver they are not there, and
+# the episodes of equal seeds still begin alike.
+_NOISE_STREAM: Final = 1
+_DRIVER_STREAM: Final = 2
+_COLUMNS: Final = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_actions", "actions")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Episode:
-    """One task done once, stacked over its T frames (16 <= T <= 64).
+class Driver(Protocol):
+    """Acts in the expert's place; see `rfedge.benchmarks.relabelling`."""
+
+    def reset(self, instruction: str) -> None:
+        """Forget everything and follow `instruction` from now on."""
+
+    def act(self, observation: Observation) -> Float64Array:
+        """Return the action (7,) to send, pose within [-1, 1] and gripper -1 or 1; called at every control step."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingOptions:
+    """What differs from one task done by its expert.
+
+    Attributes:
+        noise: added to every action that is sent, never to what is recorded as the label; None for none.
+        chain_length: tasks that follow each other without a reset.
+        chain_tasks: those that may follow; the first is the one asked for.
+        max_steps: control steps for each task; more than 64 are cut into several segments.
+        expert_share: probability that a task is driven by its expert although there is a driver.
+    """
+
+    noise: ActionNoise | None = None
+    chain_length: int = 1
+    chain_tasks: tuple[str, ...] = EXPERT_TASKS
+    max_steps: int = MAX_FRAMES
+    expert_share: float = 0.0
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames of one rollout."""
+        return self.chain_length * self.max_steps
+
+    def check(self) -> None:
+        """Raise ConfigError when a number is out of range or a task that may follow is unknown."""
+        if self.noise is not None:
+            self.noise.check()
+        if self.chain_length < 1:
+            remedy = "Give a positive whole number."
+            raise ConfigError(explain("chain length", got=self.chain_length, expected="at least 1", remedy=remedy))
+        if self.max_steps < MIN_FRAMES:
+            remedy = "Shorter windows are not in CALVIN's format."
+            raise ConfigError(explain("max steps", got=self.max_steps, expected=f"at least {MIN_FRAMES}", remedy=remedy))
+        if not 0.0 <= self.expert_share <= 1.0:
+            remedy = "Give the part of the tasks that the expert drives."
+            raise ConfigError(explain("expert share", got=self.expert_share, expected="0 to 1", remedy=remedy))
+        for task in self.chain_tasks:
+            check_task(task)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSegment:
+    """Consecutive frames of an episode under one instruction.
 
     Attributes:
         task: one of `rfedge.envs.tasks.TASKS`.
         instruction: a training paraphrase of it, never the evaluation instruction.
-        seed: with `task` and the scene, everything that decides the episode.
-        success: whether the task oracle sees the task done after the last frame.
+        num_frames: 64 at most.
+        solved: whether the task oracle sees the task done after the last of these frames.
+    """
+
+    task: str
+    instruction: str
+    num_frames: int
+    solved: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One rollout, stacked over its T frames.
+
+    Attributes:
+        task: the first task.
+        instruction: of the first segment.
+        seed: with task, scene, options and driver, everything that decides the episode.
+        success: whether the oracle saw every task done that is in `segments`.
         frames: `rgb_static` uint8 (T, 200, 200, 3), `rgb_gripper` uint8 (T, 84, 84, 3), `robot_obs` float64 (T, 15),
-            `scene_obs` float64 (T, 24), `rel_actions` float64 (T, 7): the action that was sent at this frame,
-            `actions` float64 (T, 7): the absolute tcp pose (xyz, euler xyz) of the next frame and the gripper action.
+            `scene_obs` float64 (T, 24), `rel_actions` float64 (T, 7): the expert's action for this frame,
+            `actions` float64 (T, 7): the absolute tcp pose (xyz, euler xyz) of the next frame and the gripper action sent.
+        segments: the tasks in order; their frames lie end to end and are all frames there are. A task that the expert
+            failed at is left out with its frames unless it is the first; one that a driver failed at is kept.
     """
 
     task: str
@@ -44,23 +139,36 @@ class Episode:
     seed: int
     success: bool
     frames: dict[str, npt.NDArray[Any]]
+    segments: tuple[EpisodeSegment, ...]
 
 
-def record_episode(task: str, *, scene: str = "D", seed: int, environment: Environment | None = None) -> Episode:
-    """Let the expert do `task` once from a random start and record what it saw and sent.
+def record_episode(
+    task: str,
+    *,
+    scene: str = "D",
+    seed: int,
+    environment: Environment | None = None,
+    options: RecordingOptions | None = None,
+    driver: Driver | None = None,
+) -> Episode:
+    """Record `task`, and whatever follows it, once from a random start.
 
     Args:
         task: a task that has an expert, see `rfedge.envs.experts.EXPERT_TASKS`.
         scene: "A" to "D".
-        seed: with task and scene decides everything, images included.
-        environment: a PlayTable of the same scene to use again; building one costs more than an episode's first frames.
-            The result does not depend on what was done with it before.
+        seed: with task, scene, options and driver decides everything, images included.
+        environment: one of the same scene to use again; building one costs more than an episode's first frames. In a
+            PlayTable the result does not depend on what was done with it before. None makes a PlayTable.
+        options: None for one task, done by its expert and without noise.
+        driver: acts in the expert's place, who then only labels; None for the expert.
 
     Raises:
-        ConfigError: the task has no expert, or the environment shows another scene.
+        ConfigError: the task has no expert, the environment shows another scene, or an option is out of range.
         BackendUnavailableError: no simulator or renderer.
     """
     check_task(task)
+    options = options or RecordingOptions()
+    options.check()
     if environment is not None and environment.scene != scene:
         remedy = "Pass an environment of that scene, or none."
         raise ConfigError(explain("environment", got=f"scene {environment.scene}", expected=f"scene {scene}", remedy=remedy))
@@ -72,7 +180,10 @@ def record_episode(task: str, *, scene: str = "D", seed: int, environment: Envir
         if environment is None:
             environment = stack.enter_context(make_environment("playtable", scene=scene))
         prepare(task, environment, rng)
-        return _roll_out(task, instruction, seed, environment, expert)
+        rollout = _Rollout(environment, options, driver, rng, stream=(TASKS.index(task), seed))
+        success = rollout.run_chain(task, instruction, expert)
+        frames = {name: np.stack(column) for name, column in rollout.columns.items()}
+        return Episode(task, instruction, seed, success, frames, tuple(rollout.segments))
 
 
 def record_episodes(
@@ -92,27 +203,96 @@ def record_episodes(
                 yield record_episode(task, scene=scene, seed=seed, environment=environment)
 
 
-def _roll_out(task: str, instruction: str, seed: int, environment: Environment, expert: Any) -> Episode:
-    oracle = TaskOracle()
-    start = environment.info()
-    columns: dict[str, list[npt.NDArray[Any]]] = {
-        name: [] for name in ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_actions", "actions")
-    }
-    solved_frames = 0  # in a row: a block that is dropped again, or only touched in passing, teaches the wrong thing
-    for step in range(MAX_FRAMES):
-        if solved_frames > SETTLE_FRAMES and step >= MIN_FRAMES:
-            break
-        seen = environment.observe()
-        robot_obs, scene_obs = environment.robot_state(), environment.scene_state()
-        action = expert.act(robot_obs, scene_obs)
-        environment.advance(action)
-        absolute = np.empty(ACTION_SIZE)
-        absolute[:POSE_SIZE] = environment.robot_state()[:POSE_SIZE]
-        absolute[POSE_SIZE] = action[POSE_SIZE]
-        row = (seen.static, seen.gripper, robot_obs, scene_obs, action, absolute)
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-        solved_frames = solved_frames + 1 if oracle.solved(task, start, environment.info()) else 0
-    success = solved_frames > 0
-    frames = {name: np.stack(column) for name, column in columns.items()}
-    return Episode(task=task, instruction=instruction, seed=seed, success=success, frames=frames)
+class _Rollout:
+    """One rollout under way, from a prepared start on."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        options: RecordingOptions,
+        driver: Driver | None,
+        rng: np.random.Generator,
+        *,
+        stream: tuple[int, int],
+    ) -> None:
+        self.columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
+        self.segments: list[EpisodeSegment] = []
+        self._environment = environment
+        self._options = options
+        self._driver = driver
+        self._rng = rng
+        self._oracle = TaskOracle()
+        self._noise = None
+        if options.noise is not None:
+            self._noise = NoiseBursts(options.noise, np.random.default_rng([*stream, _NOISE_STREAM]))
+        self._shares = np.random.default_rng([*stream, _DRIVER_STREAM])
+
+    def run_chain(self, task: str, instruction: str, expert: Expert) -> bool:
+        """Run up to `chain_length` tasks; return whether all that were recorded were done."""
+        for links_left in reversed(range(self._options.chain_length)):
+            first = len(self.columns["actions"])
+            solved = self._run_task(task, instruction, expert, must_let_go=links_left > 0 and not task.startswith("lift_"))
+            if not solved and self._driver is None and self.segments:
+                for column in self.columns.values():
+                    del column[first:]
+                break
+            self._add_segments(task, instruction, len(self.columns["actions"]) - first, solved=solved)
+            if not solved:
+                return False
+            if not links_left:
+                break
+            candidates = feasible_tasks(
+                self._environment.info(),
+                self._environment.scene,
+                (candidate for candidate in self._options.chain_tasks if candidate != task),
+                with_sequel=links_left > 1,
+            )
+            if not candidates:
+                break
+            task = candidates[int(self._rng.integers(len(candidates)))]
+            expert = make_expert(task, self._environment.scene, self._rng)
+            instruction = sample_instruction(task, self._rng)
+        return True
+
+    def _add_segments(self, task: str, instruction: str, num_frames: int, *, solved: bool) -> None:
+        # Of equal length, because CALVIN's loader cannot use a short rest.
+        num_windows = -(-num_frames // MAX_FRAMES)
+        bounds = [num_frames * window // num_windows for window in range(num_windows + 1)]
+        for window, (start, end) in enumerate(itertools.pairwise(bounds)):
+            is_last = window == num_windows - 1
+            self.segments.append(EpisodeSegment(task, instruction, end - start, solved=solved and is_last))
+
+    def _run_task(self, task: str, instruction: str, expert: Expert, *, must_let_go: bool) -> bool:
+        """Record until `task` has stayed done for some frames, or to the last step; return whether it is done then."""
+        environment = self._environment
+        driver = self._driver
+        if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
+            driver = None
+        if driver is not None:
+            driver.reset(instruction)
+        start = environment.info()
+        solved_frames = 0  # in a row: a block that is dropped again, or only touched in passing, teaches the wrong thing
+        is_over = False
+        for step in range(self._options.max_steps):
+            if is_over and step >= MIN_FRAMES:
+                break
+            seen = environment.observe()
+            robot_obs, scene_obs = environment.robot_state(), environment.scene_state()
+            label = expert.act(robot_obs, scene_obs)
+            sent = label if driver is None else driver.act(seen)
+            if self._noise is not None:
+                sent = self._noise.disturb(sent)
+            if sent is not label:
+                expert.observe_executed(sent)
+            environment.advance(sent)
+            absolute = np.empty(ACTION_SIZE)
+            absolute[:POSE_SIZE] = environment.robot_state()[:POSE_SIZE]
+            absolute[POSE_SIZE] = sent[POSE_SIZE]
+            row: tuple[npt.NDArray[Any], ...] = (seen.static, seen.gripper, robot_obs, scene_obs, label, absolute)
+            for column, value in zip(self.columns.values(), row, strict=True):
+                column.append(value)
+            info = environment.info()
+            solved_frames = solved_frames + 1 if self._oracle.solved(task, start, info) else 0
+            # The next task of a chain must not drag along a block that this one still grips.
+            is_over = solved_frames > SETTLE_FRAMES and not (must_let_go and gripped_blocks(info))
+        return solved_frames > 0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from rfedge.envs import Environment, TaskOracle
+from rfedge.envs import TASKS, Environment, TaskOracle
 from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare, score_expert
+from rfedge.envs.experts.grip import choose_grip
+from rfedge.envs.experts.situation import Situation
+from rfedge.envs.playtable.layout import find_layout
 from rfedge.errors import ConfigError
+from rfedge.messages import check_action
 
 ORACLE = TaskOracle()
 
@@ -66,8 +72,99 @@ def test_an_expert_starts_over_after_a_miss(physics: Environment) -> None:
     pytest.fail("the expert did not recover")
 
 
-def test_tasks_without_an_expert_are_named() -> None:
-    with pytest.raises(ConfigError, match="expert"):
-        make_expert("unstack_block", "D", np.random.default_rng(0))
-    with pytest.raises(ConfigError, match="task"):
+def test_unknown_tasks_and_scenes_are_named() -> None:
+    with pytest.raises(ConfigError, match="task: got 'open_the_drawer'.*did you mean 'open_drawer'"):
         make_expert("open_the_drawer", "D", np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="scene: got 'E'"):
+        make_expert("open_drawer", "E", np.random.default_rng(0))
+
+
+def test_every_task_has_an_expert() -> None:
+    assert EXPERT_TASKS == TASKS
+
+
+def run(environment: Environment, task: str, rng: np.random.Generator, *, limit_steps: int = 200) -> int | None:
+    """Let a new expert do `task` from the present state; returns the steps it took."""
+    expert, start = make_expert(task, environment.scene, rng), environment.info()
+    for step in range(1, limit_steps + 1):
+        environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
+        if ORACLE.solved(task, start, environment.info()):
+            return step
+    return None
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        # each begins where the one before ended: in the handle, at the lever, beside a pushed block, in the cabinet
+        ("open_drawer", "turn_on_lightbulb", "push_red_block_left", "move_slider_left", "push_into_drawer"),
+        ("move_slider_left", "lift_pink_block_slider", "place_in_slider", "close_drawer", "turn_on_led"),
+        ("rotate_blue_block_left", "lift_red_block_table", "stack_block", "turn_off_lightbulb", "unstack_block"),
+    ],
+)
+def test_experts_go_on_from_where_another_one_ended(physics: Environment, tasks: tuple[str, ...]) -> None:
+    scene = np.zeros(24)
+    scene[1] = 0.22 if "close_drawer" in tasks else 0.0
+    scene[3:5] = (0.088, 1.0) if "turn_off_lightbulb" in tasks else (0.0, 0.0)
+    scene[6:12] = 0.05, -0.12, 0.46, 0, 0, 1.5
+    scene[12:18] = 0.23, -0.12, 0.46, 0, 0, 1.3
+    scene[18:24] = 0.07, 0.0924, 0.461, 0, 0, 1.6
+    physics.restore(None, scene)
+    rng = np.random.default_rng(0)
+    for task in tasks:
+        assert run(physics, task, rng) is not None, task
+
+
+def test_a_block_behind_the_door_is_uncovered_first(physics: Environment) -> None:
+    scene = np.zeros(24)
+    scene[6:12] = 0.05, -0.12, 0.46, 0, 0, 1.5
+    scene[12:18] = 0.23, -0.12, 0.46, 0, 0, 1.5
+    scene[18:24] = 0.07, 0.0924, 0.461, 0, 0, 1.5  # the door stands right, in front of it
+    physics.restore(None, scene)
+    assert run(physics, "lift_pink_block_slider", np.random.default_rng(0)) is not None
+    assert physics.scene_state()[0] > 0.2
+
+
+def test_a_grip_avoids_the_block_beside(physics: Environment) -> None:
+    layout = find_layout("D")
+    scene = np.zeros(24)
+    scene[6:12] = 0.10, -0.12, 0.46, 0, 0, math.pi / 2
+    scene[12:18] = 0.05, -0.12, 0.46, 0, 0, math.pi / 2  # the blue cube, 5 mm left of the red block
+    scene[18:24] = -0.24, 0.09, 0.461, 0, 0, math.pi / 2
+    situation = Situation(layout, np.zeros(15), scene, scene)
+    alone = scene.copy()
+    alone[6] = 0.3
+    free = choose_grip(Situation(layout, np.zeros(15), alone, alone), "block_blue")(alone)
+    beside = choose_grip(situation, "block_blue")(scene)
+    assert abs(math.remainder(free.yaw_rad - math.pi / 2, math.pi)) < 1e-6, "fingers left and right, as in the neutral pose"
+    assert abs(math.remainder(beside.yaw_rad, math.pi)) < 1e-6, "fingers in front and behind"
+
+
+def test_an_expert_that_is_told_what_was_sent_corrects_it(physics: Environment) -> None:
+    """Noise moves the controller's target away; an expert that is not told steers by a wrong belief."""
+    rng = np.random.default_rng(3)
+    prepare("lift_blue_block_table", physics, rng)
+    expert, start = make_expert("lift_blue_block_table", "D", rng), physics.info()
+    for step in range(200):
+        action = expert.act(physics.robot_state(), physics.scene_state())
+        if step < 12:
+            action = np.array([-0.9, 0.5, 0.6, 0.0, 0.0, 0.0, 1.0])  # somebody else drives
+            expert.observe_executed(action)
+        physics.advance(action)
+        if ORACLE.solved("lift_blue_block_table", start, physics.info()):
+            return
+    pytest.fail("the expert did not find back")
+
+
+def test_actions_stay_valid_whatever_the_state(physics: Environment) -> None:
+    """Relabelling asks in states that a policy led to; every answer must be a valid action."""
+    rng = np.random.default_rng(0)
+    for task in ("place_in_slider", "stack_block", "push_into_drawer", "rotate_red_block_left"):
+        prepare(task, physics, rng)
+        expert = make_expert(task, "D", rng)
+        for _ in range(60):
+            answer = expert.act(physics.robot_state(), physics.scene_state())
+            check_action(answer[np.newaxis])
+            sent = np.append(rng.uniform(-1, 1, size=6), rng.choice([-1.0, 1.0]))
+            expert.observe_executed(sent)
+            physics.advance(sent)

@@ -106,8 +106,8 @@ def turn_on_lightbulb(layout: TableLayout) -> Script:
     tip = _switch_tip(layout)
     waypoints = (
         Waypoint(tip, (0.0, -0.06, -0.01), closed=True, tolerance_m=0.025, jitter=1.0, tilt_rad=0.5),
-        Waypoint(tip, (0.0, -0.005, -0.005), closed=True, tolerance_m=0.025, tilt_rad=0.5),
-        Waypoint(tip, (0.0, 0.055, 0.10), closed=True, tolerance_m=0.015, tilt_rad=0.5),
+        Waypoint(tip, (0.0, -0.012, -0.02), closed=True, tolerance_m=0.012, tilt_rad=0.5),
+        Waypoint(tip, (0.0, 0.05, 0.088), closed=True, tolerance_m=0.015, tilt_rad=0.5),
     )
     return Script(
         plan=lambda _: waypoints,
@@ -122,8 +122,8 @@ def turn_off_lightbulb(layout: TableLayout) -> Script:
     tip = _switch_tip(layout)
     waypoints = (
         Waypoint(tip, (0.0, -0.05, 0.10), closed=True, tolerance_m=0.03, jitter=1.0, tilt_rad=0.5),
-        Waypoint(tip, (0.0, 0.005, 0.055), closed=True, tolerance_m=0.02, tilt_rad=0.5),
-        Waypoint(tip, (0.0, -0.04, -0.055), closed=True, tolerance_m=0.015, tilt_rad=0.5),
+        Waypoint(tip, (0.0, 0.02, 0.05), closed=True, tolerance_m=0.02, tilt_rad=0.5),
+        Waypoint(tip, (0.0, -0.03, -0.055), closed=True, tolerance_m=0.015, tilt_rad=0.5),
     )
     return Script(
         plan=lambda _: waypoints,

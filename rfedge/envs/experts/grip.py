@@ -23,8 +23,10 @@ _FINGER_M: Final = 0.047
 _FINGER_ROOM_M: Final = 0.016
 # The open gripper is twice as wide as a block, so it may stand this far off the block's centre.
 _SHIFTS_M: Final = (0.0, -0.008, 0.008, -0.015, 0.015)
-# How far the wrist may be turned from the neutral yaw, to either side.
-_WRIST_RAD: Final = 2.1
+# The last joint turns against the yaw; further right on the table the arm itself already turns the hand (measured).
+_WRIST_AT_X0_RAD: Final = 0.6
+_WRIST_PER_X_RAD_M: Final = -1.4
+_WRIST_LIMIT_RAD: Final = 2.7
 _SAME_LEVEL_M: Final = 0.045
 _PER_METRE: Final = 100.0  # cost of missing room, against radians of wrist
 
@@ -50,19 +52,19 @@ def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> A
     layout = situation.layout
     pose = situation.block_pose(block)
     face_rad, symmetry_rad = face_yaw_rad(layout, block, pose)
+    rest_rad = _WRIST_AT_X0_RAD + _WRIST_PER_X_RAD_M * float(pose[0])
     fingers_m = _obstacles(situation, block)
 
     def cost(choice: tuple[int, float]) -> float:
         turns, shift_m = choice
         yaw_rad = face_rad + turns * symmetry_rad
         wrist_rad = float(wrap_angle(yaw_rad - POINTING_YAW_RAD))
-        # Half of a turn to come is best taken on the other side of the neutral yaw.
-        furthest_rad = max(abs(wrist_rad), abs(wrist_rad + turn_rad))
+        joints_rad = rest_rad - np.array([wrist_rad, wrist_rad + turn_rad])
         opening = np.array([math.cos(yaw_rad - math.pi / 2), math.sin(yaw_rad - math.pi / 2)])
         middle_m = pose[:2] + shift_m * opening
         missing_m = sum(fingers_m(middle_m + sign * _FINGER_M * opening) for sign in (-1.0, 1.0))
-        beyond_rad = max(0.0, furthest_rad - _WRIST_RAD)
-        return abs(wrist_rad + 0.5 * turn_rad) + _PER_METRE * missing_m + abs(shift_m) + 10.0 * beyond_rad
+        beyond_rad = max(0.0, float(np.abs(joints_rad).max()) - _WRIST_LIMIT_RAD)
+        return abs(wrist_rad) + _PER_METRE * missing_m + abs(shift_m) + 10.0 * beyond_rad
 
     turns, shift_m = min(itertools.product(range(-2, 3), _SHIFTS_M), key=cost)
     relative_rad = turns * symmetry_rad
@@ -86,7 +88,8 @@ def _obstacles(situation: Situation, block: str) -> _Room:
     ]
     bounds = None
     if situation.place_of(block) == "drawer":
-        half_m, front_y_m = 0.208, -0.168 - float(situation.scene_obs[DRAWER])
+        half_m = dimensions.DRAWER_INNER_HALF_X_M
+        front_y_m = dimensions.DRAWER_WALL_M - dimensions.TABLE_HALF_Y_M - float(situation.scene_obs[DRAWER])
         low = np.array([layout.drawer_x_m - half_m, front_y_m])
         bounds = (low, np.array([layout.drawer_x_m + half_m, -dimensions.TABLE_HALF_Y_M]))
     return _Room(others, bounds)

@@ -20,8 +20,8 @@ from rfedge.envs.rotations import wrap_angle
 __all__ = ["LEAN_RAD", "grasp", "is_held", "lift", "lift_waypoints", "push", "push_into_drawer", "rotate"]
 
 _HALF_BLOCK_M: Final = 0.5 * dimensions.BLOCK_WIDTH_M
-_TURN_RAD: Final = math.radians(72.0)
-LEAN_RAD: Final = 0.3  # in the cabinet, where an upright hand would meet door and walls
+_TURN_RAD: Final = math.radians(92.0)
+LEAN_RAD: Final = 0.4  # in the cabinet, where an upright hand would meet door and walls
 _DOOR_GAP_M: Final = 0.11  # from the door's edge to the centre of a block that can be gripped
 _DOOR_AT_END_M: Final = 0.02
 _RISE_M: Final = 0.06  # how far a lifted block goes up, a little more than any lift asks for
@@ -177,7 +177,7 @@ def push_into_drawer(layout: TableLayout) -> Script:
 
     def goal(start: Float64Array, now: Float64Array) -> bool:
         return any(
-            start[block_slice(layout, block)][2] > 0.42 and now[block_slice(layout, block)][2] < 0.40 for block in BLOCKS
+            start[block_slice(layout, block)][2] > 0.42 and now[block_slice(layout, block)][2] < 0.41 for block in BLOCKS
         )
 
     return Script(plan=plan, goal=goal, grasp_jitter_m=(0.004, 0.003, 0.002), approach_jitter_m=(0.01, 0.005, 0.02))

@@ -28,6 +28,9 @@ _DROP_M: Final = 0.05
 # Where over the open drawer: x from its centre, y from y = 0 of the closed drawer.
 _DRAWER_X_M: Final = (-0.12, 0.0, 0.12)
 _DRAWER_Y_M: Final = -0.085
+_BUTTON_HALF_M: Final = 0.035
+_BUTTON_ROOM_M: Final = 0.006
+_MAX_SHIFT_M: Final = 0.014
 _AIR_Z_M: Final = 0.485  # the centre of a block that lies on table or shelf is lower
 
 
@@ -101,7 +104,7 @@ def place_in_drawer(layout: TableLayout) -> Script:
 
     return Script(
         plan=plan,
-        goal=lambda start, now: _is_placed(layout, start, now, lambda _, z_m: z_m < 0.40),
+        goal=lambda start, now: _is_placed(layout, start, now, lambda _, z_m: z_m < 0.41),
         grasp_jitter_m=(0.015, 0.008, 0.006),
         approach_jitter_m=(0.01, 0.01, 0.02),
         keeps=lambda situation: situation.held_block() is not None,
@@ -137,9 +140,11 @@ def stack(layout: TableLayout) -> Script:
         pose = situation.block_pose(base)
         # The faces line up modulo a quarter turn; the base is watched, because it may be knocked on the way.
         yaw_rad, _ = face_yaw_rad(layout, base, pose)
+        shift_m = _off_button_m(layout, pose)
 
         def top(scene: Float64Array) -> Anchor:
-            return Anchor(scene[block_slice(layout, base)][:3].copy(), yaw_rad, math.pi / 2)
+            position_m = scene[block_slice(layout, base)][:3] + shift_m
+            return Anchor(position_m, yaw_rad, math.pi / 2)
 
         height_m = dimensions.BLOCK_WIDTH_M if pose[2] < 0.475 else dimensions.BLOCK_WIDTH_M + 0.01
         return (
@@ -166,6 +171,14 @@ def stack(layout: TableLayout) -> Script:
         approach_jitter_m=(0.005, 0.005, 0.02),
         keeps=lambda situation: situation.held_block() is not None,
     )
+
+
+def _off_button_m(layout: TableLayout, pose: Float64Array) -> Float64Array:
+    """Return how far (3,) off the lower block's centre the upper one goes, so that it does not lean on the button's cap."""
+    dx_m, dy_m = pose[:2] - np.array(layout.button_xy_m)
+    missing_m = max(0.0, _BUTTON_HALF_M + _HALF_BLOCK_M + _BUTTON_ROOM_M - abs(dx_m))
+    beside = abs(dy_m) < _BUTTON_HALF_M + dimensions.BLOCK_WIDTH_M
+    return np.array([math.copysign(min(missing_m, _MAX_SHIFT_M), dx_m) if beside else 0.0, 0.0, 0.0])
 
 
 def _stack_base(situation: Situation, name: str) -> str:

@@ -22,8 +22,8 @@ DRAWER: Final = 1
 # A block is held when the closed fingers are kept apart and its centre lies between them.
 _HELD_DISTANCE_M: Final = 0.04
 _HELD_WIDTH_M: Final = (0.02, 0.065)
-# Heights of a block's centre that tell the surfaces apart: drawer 0.332, table 0.46, cabinet 0.461, on a block 0.50.
-_DRAWER_BELOW_M: Final = 0.40
+# Heights of a block's centre that tell the surfaces apart: drawer 0.362, table 0.46, cabinet 0.461, on a block 0.50.
+_DRAWER_BELOW_M: Final = 0.41
 _STACKED_ABOVE_M: Final = 0.485
 _CABINET_Y_M: Final = 0.03
 # Spots on the table that hand and arm reach easily, and how far apart two blocks should stand.
