@@ -38,6 +38,8 @@ class ExpertSuccessPlan:
         scene: "A" to "D".
         tasks: names; empty is all of them.
         episodes: starts per task, with seeds `seed`, `seed` + 1, ...
+        anywhere: whether blocks start anywhere in CALVIN's area, or where one window of 64 frames is enough; see
+            `rfedge.envs.experts.prepare`.
         limit_steps: control steps per start; CALVIN's evaluation allows 360.
     """
 
@@ -47,6 +49,7 @@ class ExpertSuccessPlan:
     episodes: int = 50
     limit_steps: int = 360
     seed: int = 0
+    anywhere: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a plan that runs nothing.
@@ -95,6 +98,7 @@ class ExpertSuccessReport(BaseModel):
     episodes: int
     limit_steps: int
     seed: int
+    anywhere: bool
     tasks: dict[str, ExpertTaskScore]
     wall_seconds: float
 
@@ -134,6 +138,7 @@ def run_expert_success(
         episodes=plan.episodes,
         limit_steps=plan.limit_steps,
         seed=plan.seed,
+        anywhere=plan.anywhere,
         tasks={task: _summarise(scores[task], plan.seed) for task in plan.tasks},
         wall_seconds=time.perf_counter() - started_s,
     )
@@ -167,7 +172,8 @@ def _environment(env: str, scene: str) -> Environment:
 
 def _score(plan: ExpertSuccessPlan, task: str) -> ExpertScore:
     seeds = range(plan.seed, plan.seed + plan.episodes)
-    return score_expert(task, _environment(plan.env, plan.scene), seeds, limit_steps=plan.limit_steps)
+    environment = _environment(plan.env, plan.scene)
+    return score_expert(task, environment, seeds, limit_steps=plan.limit_steps, anywhere=plan.anywhere)
 
 
 def _summarise(score: ExpertScore, first_seed: int) -> ExpertTaskScore:

@@ -20,6 +20,9 @@ def experts(
     episodes: Annotated[int, typer.Option(min=1, help="Random starts per task.")] = 50,
     max_steps: Annotated[int, typer.Option(min=1, help="Control steps per start.")] = 360,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first start.")] = 0,
+    anywhere: Annotated[
+        bool, typer.Option("--anywhere", help="Blocks start anywhere in CALVIN's area, not just where one window is enough.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
     assert_success: Annotated[
         bool, typer.Option("--assert-success", help="Fail unless 30 tasks reach 95 % and all of them 80 %.")
@@ -34,7 +37,9 @@ def experts(
     from rfedge.envs.experts import EXPERT_TASKS
 
     names = EXPERT_TASKS if tasks == "all" else tuple(name.strip() for name in tasks.split(",") if name.strip())
-    plan = library.ExpertSuccessPlan(env=env, scene=scene, tasks=names, episodes=episodes, limit_steps=max_steps, seed=seed)
+    plan = library.ExpertSuccessPlan(
+        env=env, scene=scene, tasks=names, episodes=episodes, limit_steps=max_steps, seed=seed, anywhere=anywhere
+    )
     with stage_progress() as progress:
         report = library.run_expert_success(
             plan, workers=workers, on_task=lambda done, total: progress("tasks", done, total)

@@ -9,11 +9,11 @@ import numpy as np
 
 from rfedge.envs.experts.furniture import door_waypoints
 from rfedge.envs.experts.grip import choose_grip
-from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint
+from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
 from rfedge.envs.experts.situation import SLIDE, Situation
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
-from rfedge.envs.playtable.layout import TableLayout
+from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.envs.playtable.placement import block_slice
 from rfedge.envs.rotations import wrap_angle
 
@@ -25,6 +25,8 @@ LEAN_RAD: Final = 0.4  # in the cabinet, where an upright hand would meet door a
 _DOOR_GAP_M: Final = 0.11  # from the door's edge to the centre of a block that can be gripped
 _DOOR_AT_END_M: Final = 0.02
 _RISE_M: Final = 0.06  # how far a lifted block goes up, a little more than any lift asks for
+_FACE_Y_M: Final = -0.07  # further back on the table the cabinet's face is near
+_REACH_M: Final = 0.77  # horizontal distance from the base at which an upright gripper still comes down to the table
 _EDGE_Y_M: Final = -dimensions.TABLE_HALF_Y_M
 
 
@@ -41,12 +43,19 @@ def grasp(block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: floa
     )
 
 
-def _approach_on_table(block: AnchorFinder) -> tuple[Waypoint, ...]:
-    high = (0.0, 0.0, 0.075)
+def _approach_on_table(block: AnchorFinder, *, lean_rad: float = 0.0) -> tuple[Waypoint, ...]:
+    high, near = (0.0, 0.0, 0.075), 0.014
     return (
-        Waypoint(block, high, closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, watched=True),
-        Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
+        Waypoint(
+            *(block, high), closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, lean_rad=lean_rad, watched=True
+        ),
+        Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=near, lean_rad=lean_rad, watched=True),
     )
+
+
+def _lean_on_table(situation: Situation, name: str) -> float:
+    """Return how far to lean over a block on the table: near the cabinet an upright hand meets the handle of its door."""
+    return LEAN_RAD if float(situation.block_pose(name)[1]) > _FACE_Y_M else 0.0
 
 
 # --- lift ---------------------------------------------------------------------------------------------------------------
@@ -70,8 +79,9 @@ def lift_waypoints(situation: Situation, name: str) -> tuple[Waypoint, ...]:
         )
         away = Waypoint(block, (0.0, -0.08, 0.12), closed=True, tolerance_m=0.02, lean_rad=lean_rad)
     else:
-        approach = _approach_on_table(block)
-        away = Waypoint(block, (0.0, 0.0, 0.11), closed=True, tolerance_m=0.02, towards_base_m=0.08)
+        lean_rad = _lean_on_table(situation, name)
+        approach = _approach_on_table(block, lean_rad=lean_rad)
+        away = Waypoint(block, (0.0, 0.0, 0.11), closed=True, tolerance_m=0.02, towards_base_m=0.08, lean_rad=lean_rad)
     if is_held(situation, name):
         return (away,)
     door = _open_before(situation, name) if place == "slider" else ()
@@ -107,7 +117,7 @@ def lift(layout: TableLayout, block: str) -> Script:
 
 # --- push and rotate ----------------------------------------------------------------------------------------------------
 def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
-    """Come down beside the block with closed fingers and shove it from its far side."""
+    """Come down beside the block with closed fingers and shove it from its far side; failing that, drag it along."""
     sign = -1.0 if to_left else 1.0
     beside_m = -sign * (0.5 * layout.block_lengths_m[block] + 0.05)
     place = block_slice(layout, block).start
@@ -115,13 +125,31 @@ def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
     def anchor(scene: Float64Array) -> Anchor:
         return Anchor(scene[place : place + 3].copy())
 
-    waypoints = (
+    shove = (
         Waypoint(anchor, (beside_m, 0.0, 0.09), closed=True, tolerance_m=0.03, jitter=1.0, watched=True),
         Waypoint(anchor, (beside_m, 0.0, 0.006), closed=True, tolerance_m=0.012, watched=True),
         Waypoint(anchor, (0.12 * sign, 0.0, 0.006), closed=True, tolerance_m=0.012, speed=0.7),
     )
+
+    def plan(situation: Situation) -> tuple[Waypoint, ...]:
+        behind_m = situation.block_pose(block)[:2] + np.array([beside_m, 0.0])
+        in_reach = math.dist(behind_m, BASE_POSITION_M[:2]) < _REACH_M and behind_m[1] < _FACE_Y_M
+        if in_reach and situation.attempt % 2 == 0:
+            return shove
+        # Gripped and dragged over the table it keeps touching it, as a pushed block does.
+        lean_rad = _lean_on_table(situation, block)
+        grip = choose_grip(situation, block)
+        start = fixed(grip(situation.scene_obs).position_m)
+        far = (0.12 * sign, 0.0, 0.004)
+        return (
+            *grasp(grip, _approach_on_table(grip, lean_rad=lean_rad), lean_rad=lean_rad),
+            Waypoint(start, far, closed=True, tolerance_m=0.015, turn_rad=None, speed=0.7),
+            Waypoint(start, far, closed=False, tolerance_m=0.03, dwell_steps=3, turn_rad=None),
+            Waypoint(start, (0.12 * sign, 0.0, 0.08), closed=False, tolerance_m=0.03, turn_rad=None),
+        )
+
     return Script(
-        plan=lambda _: waypoints,
+        plan=plan,
         goal=lambda start, now: bool(sign * (now[place] - start[place]) > 0.105),
         grasp_jitter_m=(0.004, 0.004, 0.003),
         approach_jitter_m=(0.01, 0.01, 0.02),
@@ -134,12 +162,13 @@ def rotate(layout: TableLayout, name: str, *, to_left: bool) -> Script:
     yaw = block_slice(layout, name).start + 5
 
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
-        block = choose_grip(situation, name, turn_rad=turn_rad)
+        block, low = choose_grip(situation, name, turn_rad=turn_rad), (0.0, 0.0, 0.004)
+        lean_rad = _lean_on_table(situation, name)
         return (
-            *_approach_on_table(block),
-            Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.008, watched=True),
-            Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.02, dwell_steps=2),
-            Waypoint(block, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.03, turn_rad=turn_rad),
+            *_approach_on_table(block, lean_rad=lean_rad),
+            Waypoint(block, low, closed=False, tolerance_m=0.008, lean_rad=lean_rad, watched=True),
+            Waypoint(block, low, closed=True, tolerance_m=0.02, lean_rad=lean_rad, dwell_steps=2),
+            Waypoint(block, low, closed=True, tolerance_m=0.03, turn_rad=turn_rad),
             Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=2, turn_rad=None),
             Waypoint(block, (0.0, 0.0, 0.06), closed=False, tolerance_m=0.03, turn_rad=None),
         )

@@ -65,8 +65,11 @@ _STACK_TURN_RAD: Final = 0.1
 _DRAWER_HALF_X_M: Final = 0.15  # how far from the drawer's centre a block can be pushed into it
 
 
-def prepare(task: str, environment: Environment, rng: np.random.Generator) -> None:
+def prepare(task: str, environment: Environment, rng: np.random.Generator, *, anywhere: bool = False) -> None:
     """Restore `environment` to a random state from which `task` can be done, with the arm near its neutral pose.
+
+    A block that is to be handled starts where hand and arm get at it easily, so that the episode fits into one window of
+    64 frames; with `anywhere` it starts anywhere in the area from which CALVIN draws.
 
     Everything random comes from `rng`, so the same generator state gives the same start in every environment.
 
@@ -76,19 +79,20 @@ def prepare(task: str, environment: Environment, rng: np.random.Generator) -> No
     check_task(task)
     layout = find_layout(environment.scene)
     if task not in _GRASPED:
-        environment.restore(_random_start(rng), _random_scene(task, layout, rng))
+        environment.restore(_random_start(rng), _random_scene(task, layout, rng, anywhere=anywhere))
         return
-    while not _lift_first(task, environment, layout, rng):
+    while not _lift_first(task, environment, layout, rng, anywhere=anywhere):
         pass  # the expert misses a few in a hundred
 
 
-def _lift_first(task: str, environment: Environment, layout: TableLayout, rng: np.random.Generator) -> bool:
+def _lift_first(
+    task: str, environment: Environment, layout: TableLayout, rng: np.random.Generator, *, anywhere: bool
+) -> bool:
     """Let the lifting expert take a random block up; tell whether it did."""
     colour, place = str(rng.choice(COLOURS)), str(rng.choice(_GRASPED[task]))
     lift = f"lift_{colour}_block_{place}"
-    environment.restore(
-        _random_start(rng), _random_scene(lift, layout, rng, _REQUIRED.get(task, {}), spread=task == "stack_block")
-    )
+    scene_obs = _random_scene(lift, layout, rng, _REQUIRED.get(task, {}), spread=task == "stack_block", anywhere=anywhere)
+    environment.restore(_random_start(rng), scene_obs)
     expert, oracle, start = make_expert(lift, layout.scene, rng), TaskOracle(), environment.info()
     for _ in range(_LIFT_STEPS):
         environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
@@ -115,11 +119,12 @@ def _random_scene(
     required: dict[str, bool] | None = None,
     *,
     spread: bool = False,
+    anywhere: bool = False,
 ) -> Float64Array:
     """Draw scene_obs (24,) for a task; `spread` leaves no block but the handled one off the table."""
     required = _REQUIRED.get(task, {}) if required is None else required
     if task in ("unstack_block", "push_into_drawer"):
-        return _random_free_scene(task, layout, rng, required)
+        return _random_free_scene(task, layout, rng, required, anywhere=anywhere)
     handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
     # Door and surfaces are drawn again with the blocks: in some scenes one side of the cabinet is out of reach.
     while True:
@@ -140,11 +145,13 @@ def _random_scene(
             led_on=state["led_on"],
             gap_m=_PLAIN_GAP_M if handled is None else _GRASP_GAP_M,
         )
-        if handled is None or _is_workable(task, layout, scene_obs, handled):
+        if handled is None or anywhere or _is_workable(task, layout, scene_obs, handled):
             return scene_obs
 
 
-def _random_free_scene(task: str, layout: TableLayout, rng: np.random.Generator, required: dict[str, bool]) -> Float64Array:
+def _random_free_scene(
+    task: str, layout: TableLayout, rng: np.random.Generator, required: dict[str, bool], *, anywhere: bool
+) -> Float64Array:
     """Draw a scene in which any block may be the one that is handled."""
     while True:
         blocks = [str(block) for block in rng.permutation(BLOCKS)]
@@ -161,7 +168,7 @@ def _random_free_scene(task: str, layout: TableLayout, rng: np.random.Generator,
             gap_m=_GRASP_GAP_M,
         )
         lower = scene_obs[block_slice(layout, blocks[0])]
-        if not _is_workable("lift_block_table", layout, scene_obs, blocks[0]):
+        if not anywhere and not _is_workable("lift_block_table", layout, scene_obs, blocks[0]):
             continue
         if task == "push_into_drawer":
             if abs(lower[0] - layout.drawer_x_m) < _DRAWER_HALF_X_M:

@@ -46,21 +46,26 @@ class ExpertScore:
         return self.solved / len(self.steps)
 
 
-def score_expert(task: str, environment: Environment, seeds: Iterable[int], *, limit_steps: int = 120) -> ExpertScore:
+def score_expert(
+    task: str, environment: Environment, seeds: Iterable[int], *, limit_steps: int = 120, anywhere: bool = False
+) -> ExpertScore:
     """Run the expert of `task` once a seed, without rendering, for at most `limit_steps` control steps.
+
+    `anywhere` is explained in `prepare`.
 
     Raises:
         ConfigError: the task is unknown or has no expert.
     """
     check_task(task)
-    return ExpertScore(task, environment.scene, tuple(_run(task, environment, seed, limit_steps) for seed in seeds))
+    steps = tuple(_run(task, environment, seed, limit_steps, anywhere=anywhere) for seed in seeds)
+    return ExpertScore(task, environment.scene, steps)
 
 
-def _run(task: str, environment: Environment, seed: int, limit_steps: int) -> int | None:
+def _run(task: str, environment: Environment, seed: int, limit_steps: int, *, anywhere: bool) -> int | None:
     oracle = TaskOracle()
     rng = np.random.default_rng([TASKS.index(task), seed])
     expert = make_expert(task, environment.scene, rng)
-    prepare(task, environment, rng)
+    prepare(task, environment, rng, anywhere=anywhere)
     start = environment.info()
     for step in range(1, limit_steps + 1):
         environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
