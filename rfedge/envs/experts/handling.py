@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -21,12 +22,16 @@ __all__ = ["LEAN_RAD", "grasp", "is_held", "lift", "lift_waypoints", "push", "pu
 
 _HALF_BLOCK_M: Final = 0.5 * dimensions.BLOCK_WIDTH_M
 _TURN_RAD: Final = math.radians(92.0)
-LEAN_RAD: Final = 0.4  # in the cabinet, where an upright hand would meet door and walls
+LEAN_RAD: Final = 0.6  # in the cabinet, where an upright hand would meet door and walls
 _DOOR_GAP_M: Final = 0.11  # from the door's edge to the centre of a block that can be gripped
 _DOOR_AT_END_M: Final = 0.02
 _RISE_M: Final = 0.06  # how far a lifted block goes up, a little more than any lift asks for
 _FACE_Y_M: Final = -0.07  # further back on the table the cabinet's face is near
+_FACE_LEAN_RAD: Final = 0.4
 _REACH_M: Final = 0.77  # horizontal distance from the base at which an upright gripper still comes down to the table
+# A block this far from the drawer's middle would fall beside it; it is first dragged to where it falls in.
+_DRAWER_REACH_X_M: Final = 0.16
+_DRAWER_AIM_X_M: Final = 0.12
 _EDGE_Y_M: Final = -dimensions.TABLE_HALF_Y_M
 
 
@@ -36,6 +41,7 @@ def is_held(situation: Situation, block: str) -> bool:
 
 
 def grasp(block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: float = 0.0) -> tuple[Waypoint, ...]:
+    """Return the approach, the way down to the block and the closing of the fingers."""
     return (
         *approach,
         Waypoint(block, (0.0, 0.0, 0.006), closed=False, tolerance_m=0.008, lean_rad=lean_rad, watched=True),
@@ -44,18 +50,14 @@ def grasp(block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: floa
 
 
 def _approach_on_table(block: AnchorFinder, *, lean_rad: float = 0.0) -> tuple[Waypoint, ...]:
-    high, near = (0.0, 0.0, 0.075), 0.014
-    return (
-        Waypoint(
-            *(block, high), closed=False, tolerance_m=0.03, jitter=1.0, towards_base_m=0.05, lean_rad=lean_rad, watched=True
-        ),
-        Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=near, lean_rad=lean_rad, watched=True),
-    )
+    above = Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, lean_rad=lean_rad, watched=True)
+    high = replace(above, offset_m=(0.0, 0.0, 0.075), tolerance_m=0.03, jitter=1.0, towards_base_m=0.05)
+    return high, above
 
 
 def _lean_on_table(situation: Situation, name: str) -> float:
     """Return how far to lean over a block on the table: near the cabinet an upright hand meets the handle of its door."""
-    return LEAN_RAD if float(situation.block_pose(name)[1]) > _FACE_Y_M else 0.0
+    return _FACE_LEAN_RAD if float(situation.block_pose(name)[1]) > _FACE_Y_M else 0.0
 
 
 # --- lift ---------------------------------------------------------------------------------------------------------------
@@ -136,23 +138,26 @@ def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
         in_reach = math.dist(behind_m, BASE_POSITION_M[:2]) < _REACH_M and behind_m[1] < _FACE_Y_M
         if in_reach and situation.attempt % 2 == 0:
             return shove
-        # Gripped and dragged over the table it keeps touching it, as a pushed block does.
-        lean_rad = _lean_on_table(situation, block)
-        grip = choose_grip(situation, block)
-        start = fixed(grip(situation.scene_obs).position_m)
-        far = (0.12 * sign, 0.0, 0.004)
-        return (
-            *grasp(grip, _approach_on_table(grip, lean_rad=lean_rad), lean_rad=lean_rad),
-            Waypoint(start, far, closed=True, tolerance_m=0.015, turn_rad=None, speed=0.7),
-            Waypoint(start, far, closed=False, tolerance_m=0.03, dwell_steps=3, turn_rad=None),
-            Waypoint(start, (0.12 * sign, 0.0, 0.08), closed=False, tolerance_m=0.03, turn_rad=None),
-        )
+        return _drag(situation, block, 0.12 * sign)
 
     return Script(
         plan=plan,
         goal=lambda start, now: bool(sign * (now[place] - start[place]) > 0.105),
         grasp_jitter_m=(0.004, 0.004, 0.003),
         approach_jitter_m=(0.01, 0.01, 0.02),
+    )
+
+
+def _drag(situation: Situation, block: str, by_x_m: float) -> tuple[Waypoint, ...]:
+    """Grip a block and drag it over the table, which it keeps touching as a pushed block does."""
+    lean_rad = _lean_on_table(situation, block)
+    grip = choose_grip(situation, block)
+    start = fixed(grip(situation.scene_obs).position_m)
+    return (
+        *grasp(grip, _approach_on_table(grip, lean_rad=lean_rad), lean_rad=lean_rad),
+        Waypoint(start, (by_x_m, 0.0, 0.004), closed=True, tolerance_m=0.015, turn_rad=None, speed=0.7),
+        Waypoint(start, (by_x_m, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=3, turn_rad=None),
+        Waypoint(start, (by_x_m, 0.0, 0.08), closed=False, tolerance_m=0.03, turn_rad=None),
     )
 
 
@@ -187,6 +192,9 @@ def push_into_drawer(layout: TableLayout) -> Script:
 
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
         name = _pushed_block(situation)
+        beside_m = float(situation.block_pose(name)[0]) - layout.drawer_x_m
+        if abs(beside_m) > _DRAWER_REACH_X_M:
+            return _drag(situation, name, math.copysign(_DRAWER_AIM_X_M, beside_m) - beside_m)
         place = block_slice(layout, name).start
         # Half of the block as seen along the way of the push.
         length_m = layout.block_lengths_m[name]
