@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 
 from rfedge.errors import ArtifactError, ConfigError, explain
 
-__all__ = ["Journal", "open_journal"]
+__all__ = ["Journal", "claim", "open_journal"]
 
 _ARGUMENTS: Final = "arguments"
 
@@ -63,17 +63,7 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
     is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                explain(
-                    f"output {path.parent}",
-                    got="a run that is still going on",
-                    expected="one process per folder",
-                    remedy="Wait for it, or choose another --output.",
-                )
-            ) from None
+        claim(file, path.parent, "a run that is still going on")
         lines = _read_whole_lines(file, path)
         if len(lines) > 1:
             _compare(path, lines[0], arguments)
@@ -89,6 +79,25 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
                 if is_new_folder:
                     with contextlib.suppress(OSError):  # somebody put something else there
                         path.parent.rmdir()
+
+
+def claim(file: BinaryIO, folder: Path, owner: str) -> None:
+    """Lock an open file until it is closed or its process ends.
+
+    Raises:
+        ConfigError: another process holds it; the text says that `folder` belongs to `owner`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(
+            explain(
+                f"output {folder}",
+                got=owner,
+                expected="one process per folder",
+                remedy="Wait for it, or choose another --output.",
+            )
+        ) from None
 
 
 def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 from rfedge.atomic import atomic_file
 from rfedge.errors import ConfigError, explain
+from rfedge.journal import claim
 
 __all__ = ["JOURNAL", "EpisodeRecord", "SegmentRecord", "open_journal", "rewrite_journal"]
 
@@ -72,17 +72,7 @@ def open_journal(path: Path) -> Iterator[tuple[Callable[[EpisodeRecord], None], 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                explain(
-                    f"output {path.parent}",
-                    got="a collection that is still running",
-                    expected="one process per folder",
-                    remedy="Wait for it, or choose another --output.",
-                )
-            ) from None
+        claim(file, path.parent, "a collection that is still running")
         file.seek(0)
         done: dict[tuple[str, int], EpisodeRecord] = {}
         whole = 0

@@ -40,6 +40,18 @@ def test_preparation_does_not_solve_the_task(physics: Environment) -> None:
         assert not ORACLE.solved(task, start, physics.info())
 
 
+def test_starts_anywhere_leave_the_easy_part_of_the_table(physics: Environment) -> None:
+    def rows_m(*, anywhere: bool) -> list[float]:
+        found = []
+        for seed in range(12):
+            prepare("lift_red_block_table", physics, np.random.default_rng(seed), anywhere=anywhere)
+            found.append(float(physics.scene_state()[7]))
+        return found
+
+    assert max(rows_m(anywhere=False)) < -0.07, "in front of the cabinet"
+    assert -0.07 < max(rows_m(anywhere=True)) < -0.03, "up to the edge of CALVIN's area"
+
+
 def test_episodes_differ_between_seeds_and_repeat_for_one(physics: Environment) -> None:
     def first_actions(seed: int) -> bytes:
         rng = np.random.default_rng(seed)

@@ -165,3 +165,54 @@ def test_nothing_is_solved_when_nothing_changes() -> None:
 def test_unknown_task() -> None:
     with pytest.raises(ConfigError, match="did you mean"):
         ORACLE.solved("lift_red_block", scene(), scene())
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rotate_tilts_less_than_30_degrees(axis: int) -> None:
+    start = scene({"block_blue": block("block_blue")})
+
+    def end(tilt_deg: float) -> SceneInfo:
+        turn = np.zeros(3)
+        turn[axis], turn[2] = tilt_deg, 70.0
+        standing = block("block_blue")
+        return scene({"block_blue": dataclasses.replace(standing, orientation_xyzw=euler_to_quaternion(np.radians(turn)))})
+
+    assert ORACLE.solved("rotate_blue_block_left", start, end(29.5))
+    assert not ORACLE.solved("rotate_blue_block_left", start, end(30.5))
+    assert ORACLE.solved("rotate_blue_block_left", start, end(-29.5))
+    assert not ORACLE.solved("rotate_blue_block_left", start, end(-30.5))
+
+
+def test_rotate_moves_at_most_a_tenth_of_a_metre() -> None:
+    start = scene({"block_blue": block("block_blue", at=(0.1, -0.1, 0.46))})
+
+    def end(shift_m: float) -> SceneInfo:
+        along = shift_m / math.sqrt(3.0)  # the distance counts in all three directions
+        position = (0.1 + along, -0.1 + along, 0.46 + along)
+        return scene({"block_blue": block("block_blue", at=position, yaw_deg=70.0)})
+
+    assert ORACLE.solved("rotate_blue_block_left", start, end(0.0995))
+    assert not ORACLE.solved("rotate_blue_block_left", start, end(0.1005))
+
+
+@pytest.mark.parametrize(("turn_deg", "task"), [(179.0, "rotate_blue_block_left"), (181.0, "rotate_blue_block_right")])
+def test_half_a_turn_changes_the_side(turn_deg: float, task: str) -> None:
+    start = scene({"block_blue": block("block_blue")})
+    assert ORACLE.solved_tasks(start, scene({"block_blue": block("block_blue", yaw_deg=turn_deg)})) == (task,)
+
+
+@pytest.mark.parametrize("part", ["linear_velocity_m_s", "angular_velocity_rad_s"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_stack_is_settled_below_one_per_second(part: str, axis: int) -> None:
+    apart = scene({"block_red": block("block_red", touches=[FINGER])})
+
+    def stacked(speed: float) -> SceneInfo:
+        velocity = np.zeros(3)
+        velocity[axis] = -speed
+        upper = block("block_red", touches=[("block_blue", "base_link")])
+        return scene({"block_red": dataclasses.replace(upper, **{part: velocity})})
+
+    assert ORACLE.solved("stack_block", apart, stacked(0.99))
+    assert not ORACLE.solved("stack_block", apart, stacked(1.01))
+    assert ORACLE.solved("unstack_block", stacked(0.99), apart)
+    assert not ORACLE.solved("unstack_block", stacked(1.01), apart)

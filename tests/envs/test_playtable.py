@@ -212,3 +212,15 @@ def test_the_same_seed_is_bit_identical_in_another_process_and_after_other_work(
         again = run(environment)  # type: ignore[operator]
         environment.restore(*start)
         assert run(environment) == again, "a restored state forgets its past"  # type: ignore[operator]
+
+
+def test_a_renderer_that_was_chosen_too_late_is_explained() -> None:
+    code = (
+        "import os; os.environ.pop('MUJOCO_GL', None); os.environ.pop('DISPLAY', None); import mujoco\n"
+        "from rfedge.envs import make_environment\n"
+        "make_environment('playtable')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "BackendUnavailableError: renderer: got" in result.stderr, result.stderr
+    assert "MUJOCO_GL is the platform default" in result.stderr
+    assert "only if it is set before the program first imports mujoco" in result.stderr

@@ -14,7 +14,8 @@ __all__ = ["Cameras", "load_mujoco"]
 
 _GL_REMEDY: Final = (
     "On Debian and Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 and MUJOCO_GL=osmesa; "
-    "MUJOCO_GL=disable with render=False runs physics alone."
+    "MUJOCO_GL=disable with render=False runs physics alone. "
+    "The variable counts only if it is set before the program first imports mujoco."
 )
 _MAX_GEOMS: Final = 200
 
@@ -25,8 +26,9 @@ def load_mujoco() -> Any:
     Raises:
         BackendUnavailableError: MuJoCo is not installed, or its OpenGL library is missing.
     """
-    # MuJoCo reads this variable once, while it is imported.
-    if "MUJOCO_GL" not in os.environ and sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+    # MuJoCo reads this variable once, while it is imported: set later, it would only hide the cause of an error.
+    is_free = "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules
+    if is_free and sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         os.environ["MUJOCO_GL"] = "egl"
     try:
         return importlib.import_module("mujoco")
