@@ -39,13 +39,13 @@ from rfedge.benchmarks.chain_report import (
     task_scores,
 )
 from rfedge.benchmarks.machine import describe_machine, git_commit, library_versions
-from rfedge.data.recording_workers import run_jobs
 from rfedge.envs import Environment, TaskOracle, make_environment
 from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.initial_conditions import initial_state
 from rfedge.envs.language import LANGUAGES, choose_instruction
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean, explain
 from rfedge.journal import open_journal
+from rfedge.workers import run_jobs
 
 __all__ = ["CHAINS_FILE", "MAX_STEPS", "REPORT_FILE", "RESULTS_FILE", "ChainPlan", "Simulator", "World", "run_chains"]
 

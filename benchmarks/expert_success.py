@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from rfedge.benchmarks.machine import Machine, describe_machine, git_commit, library_versions
 from rfedge.benchmarks.statistics import Proportion, proportion
-from rfedge.data.recording_workers import run_jobs
 from rfedge.envs import Environment, make_environment
 from rfedge.envs.demonstrations import MAX_FRAMES
 from rfedge.envs.experts import EXPERT_TASKS, ExpertScore, score_expert
 from rfedge.envs.tasks import check_task
 from rfedge.errors import ConfigError, GateError, explain
+from rfedge.workers import run_jobs
 
 __all__ = ["ExpertSuccessPlan", "ExpertSuccessReport", "ExpertTaskScore", "assert_success", "run_expert_success"]
 

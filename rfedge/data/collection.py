@@ -22,9 +22,9 @@ from rfedge.atomic import atomic_file
 from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
 from rfedge.data.collection_journal import JOURNAL, EpisodeRecord, SegmentRecord, open_journal, rewrite_journal
 from rfedge.data.frames import Array, frame_name
-from rfedge.data.recording_workers import run_jobs
 from rfedge.data.writer import write_episode, write_index
 from rfedge.errors import ConfigError, DatasetError, explain
+from rfedge.workers import run_jobs
 
 __all__ = [
     "FRAMES_PER_SLOT",

@@ -12,7 +12,7 @@ import pytest
 from rfedge.data import CalvinDataset
 from rfedge.data.collection import FRAMES_PER_SLOT, CollectionRequest, attempt_seed, collect
 from rfedge.data.frames import frame_name
-from rfedge.errors import ConfigError, DatasetError
+from rfedge.errors import BackendUnavailableError, ConfigError, DatasetError
 from tests.data.recording import SyntheticEpisode, episode_frames, record, record_failure
 
 REQUEST = CollectionRequest(("open", "close"), episodes_per_task=3, seed=7)
@@ -196,7 +196,7 @@ def record_or_die(task: str, seed: int) -> SyntheticEpisode:
 
 
 def test_a_dead_worker_is_told_and_loses_nothing_that_was_done(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"got a worker process that died.*Repeat the command to go on"):
+    with pytest.raises(BackendUnavailableError, match=r"got a worker process that died.*Repeat the command to go on"):
         collect(record_or_die, REQUEST, tmp_path / "d", workers=2)
     assert collect(record, REQUEST, tmp_path / "d", workers=2).tasks[1].episodes == 3
     collect(record, REQUEST, tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Runs recording jobs in processes of their own, and ends those processes with this one however it ends."""
+"""Runs jobs in processes of their own, and ends those processes with this one however it ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import islice
 from multiprocessing.connection import wait as wait_for_connection
 from typing import TypeVar
 
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import BackendUnavailableError, explain
 
 __all__ = ["run_jobs"]
 
@@ -30,7 +30,7 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
         workers: 1 runs them here, one after the other.
 
     Raises:
-        DatasetError: a worker process died.
+        BackendUnavailableError: a worker process died.
     """
     if workers == 1:
         for job in jobs:
@@ -42,7 +42,7 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
     remaining = iter(jobs)
     try:
         while True:
-            # One in work and one in store for each: a finished rollout is many MB, so they must not pile up.
+            # One in work and one in store for each: a result may be many MB, so they must not pile up.
             for job in islice(remaining, 2 * workers - len(waiting)):
                 waiting[executor.submit(call, job)] = job
             if not waiting:
@@ -51,9 +51,9 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
             for future in finished:
                 yield waiting.pop(future), future.result()
     except BrokenProcessPool:
-        raise DatasetError(
+        raise BackendUnavailableError(
             explain(
-                "collection",
+                "workers",
                 got="a worker process that died",
                 expected=f"{workers} that live",
                 remedy="Repeat the command to go on; with too little memory, use fewer --workers.",
