@@ -205,7 +205,7 @@ class WaypointExpert:
         outwards[2] = 0.0
         outwards /= np.linalg.norm(outwards)
         if waypoint.turn_rad is not None:
-            self._goal_euler = _orientation(waypoint, anchor, outwards)
+            self._goal_euler = _orientation(waypoint, anchor, outwards, situation)
         offset_m = np.array(waypoint.offset_m) + self._grasp_m + waypoint.jitter * self._approach_m
         self._target_m = anchor.position_m + offset_m - waypoint.towards_base_m * outwards
         if waypoint.carried is not None:
@@ -213,7 +213,7 @@ class WaypointExpert:
             self._target_m = self._target_m - euler_to_matrix(self._goal_euler) @ grip_m
 
 
-def _orientation(waypoint: Waypoint, anchor: Anchor, outwards: Float64Array) -> Float64Array:
+def _orientation(waypoint: Waypoint, anchor: Anchor, outwards: Float64Array, situation: Situation) -> Float64Array:
     """Return the gripper's euler angles (3,) at a waypoint."""
     # Of the equally good yaws one near the neutral pose: the wrist never winds up to its limit.
     away = POINTING_YAW_RAD - anchor.yaw_rad
@@ -221,9 +221,19 @@ def _orientation(waypoint: Waypoint, anchor: Anchor, outwards: Float64Array) -> 
     upright = euler_to_matrix(np.array([_UPRIGHT_RAD, 0.0, yaw_rad]))
     tilt = rotation_about(np.cross(outwards, (0.0, 0.0, 1.0)), waypoint.tilt_rad)
     opening = upright[:, 1]
+    if waypoint.level and waypoint.carried is not None:
+        return matrix_to_euler(rotation_about(opening, _levelling_rad(situation, waypoint.carried)) @ upright)
     # Whichever way round the fingers are, leaning tips them towards the rear of the table.
     side = 1.0 if opening[0] > 0 else -1.0
     return matrix_to_euler(rotation_about(side * opening, waypoint.lean_rad) @ tilt @ upright)
+
+
+def _levelling_rad(situation: Situation, block: str) -> float:
+    """Return by how much an upright gripper must turn about its opening for the block in it to stand upright."""
+    axes = situation.tcp_rotation.T @ euler_to_matrix(situation.block_pose(block)[3:])
+    # Of the block's six directions the one that points up, which in the gripper's frame is -z.
+    upwards = max((sign * axes[:, index] for index in range(3) for sign in (-1.0, 1.0)), key=lambda axis: -float(axis[2]))
+    return math.atan2(float(upwards[0]), -float(upwards[2]))
 
 
 def _near(yaw_rad: float, turned_rad: float) -> float:

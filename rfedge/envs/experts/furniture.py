@@ -14,6 +14,7 @@ from rfedge.envs.playtable.layout import SLOPE, TableLayout
 __all__ = [
     "close_drawer",
     "door_waypoints",
+    "drawer_waypoints",
     "move_slider",
     "open_drawer",
     "press_button",
@@ -43,15 +44,20 @@ def _button(layout: TableLayout) -> AnchorFinder:
     return lambda scene: Anchor(np.array([*layout.button_xy_m, dimensions.BUTTON_TOP_M]))
 
 
-def open_drawer(layout: TableLayout) -> Script:
-    """Drop the fingers into the gap between the handle's bar and the drawer's front, and pull."""
+def drawer_waypoints(layout: TableLayout, *, travel_m: float = 0.19) -> tuple[Waypoint, ...]:
+    """Return the way that opens the drawer: drop into the gap between the handle's bar and the drawer's front, and pull."""
     handle = _drawer_handle(layout)
-    waypoints = (
+    return (
         Waypoint(handle, (0.0, 0.04, 0.13), closed=True, tolerance_m=0.035, jitter=1.0),
         Waypoint(handle, (0.0, 0.04, 0.10), closed=True, tolerance_m=0.018),
         Waypoint(handle, (0.0, 0.04, 0.015), closed=True, tolerance_m=0.012),
-        Waypoint(handle, (0.0, -0.15, 0.015), closed=True, tolerance_m=0.012),
+        Waypoint(handle, (0.0, 0.04 - travel_m, 0.015), closed=True, tolerance_m=0.012),
     )
+
+
+def open_drawer(layout: TableLayout) -> Script:
+    """Pull the drawer's handle."""
+    waypoints = drawer_waypoints(layout)
     return Script(
         plan=lambda _: waypoints,
         goal=lambda start, now: bool(now[DRAWER] - start[DRAWER] > 0.125),

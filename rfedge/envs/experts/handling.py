@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.envs.experts.furniture import door_waypoints
+from rfedge.envs.experts.furniture import door_waypoints, drawer_waypoints
 from rfedge.envs.experts.grip import choose_grip
 from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
-from rfedge.envs.experts.situation import SLIDE, Situation
+from rfedge.envs.experts.situation import DRAWER, SLIDE, Situation
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
@@ -29,6 +29,7 @@ _RISE_M: Final = 0.06  # how far a lifted block goes up, a little more than any 
 _FACE_Y_M: Final = -0.07  # further back on the table the cabinet's face is near
 _FACE_LEAN_RAD: Final = 0.4
 _REACH_M: Final = 0.77  # horizontal distance from the base at which an upright gripper still comes down to the table
+_DRAWER_NARROW_M: Final = 0.05  # missing from the whole travel
 # A block this far from the drawer's middle would fall beside it; it is first dragged to where it falls in.
 _DRAWER_REACH_X_M: Final = 0.16
 _DRAWER_AIM_X_M: Final = 0.12
@@ -191,6 +192,11 @@ def push_into_drawer(layout: TableLayout) -> Script:
     """Shove a block from behind over the table's front edge, so that it falls into the open drawer."""
 
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
+        to_go_m = dimensions.DRAWER_MAX_M - float(situation.scene_obs[DRAWER])
+        if to_go_m > _DRAWER_NARROW_M:
+            # Through a narrow gap the block may come to lie on the drawer's front instead of in it.
+            above = Waypoint(drawer_waypoints(layout)[0].anchor, (0.0, 0.04, 0.20), closed=True, tolerance_m=0.03)
+            return (*drawer_waypoints(layout, travel_m=to_go_m + 0.01), above)
         name = _pushed_block(situation)
         beside_m = float(situation.block_pose(name)[0]) - layout.drawer_x_m
         if abs(beside_m) > _DRAWER_REACH_X_M:

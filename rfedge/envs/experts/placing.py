@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -97,8 +98,8 @@ def place_in_drawer(layout: TableLayout) -> Script:
         spot = fixed(_drawer_spot(situation, name))
         return (
             *regrasp,
-            Waypoint(spot, (0.0, 0.0, 0.20), closed=True, tolerance_m=0.03, jitter=1.0, carried=name),
-            Waypoint(spot, (0.0, 0.0, 0.03), closed=True, tolerance_m=0.02, carried=name),
+            Waypoint(spot, (0.0, 0.0, 0.20), closed=True, tolerance_m=0.03, jitter=1.0, level=True, carried=name),
+            Waypoint(spot, (0.0, 0.0, 0.03), closed=True, tolerance_m=0.02, level=True, carried=name),
             *_let_go(spot, (0.0, 0.0, 0.20), (0.0, 0.0, 0.04)),
         )
 
@@ -147,11 +148,13 @@ def stack(layout: TableLayout) -> Script:
             return Anchor(position_m, yaw_rad, math.pi / 2)
 
         height_m = dimensions.BLOCK_WIDTH_M if pose[2] < 0.475 else dimensions.BLOCK_WIDTH_M + 0.01
+        low = (0.0, 0.0, height_m + 0.003)
+        on_top = Waypoint(top, low, closed=True, tolerance_m=0.006, level=True, watched=True, carried=name)
         return (
             *regrasp,
-            Waypoint(top, (0.0, 0.0, 0.11), closed=True, tolerance_m=0.03, jitter=1.0, carried=name),
-            Waypoint(top, (0.0, 0.0, height_m + 0.02), closed=True, tolerance_m=0.008, carried=name, watched=True),
-            Waypoint(top, (0.0, 0.0, height_m + 0.003), closed=True, tolerance_m=0.006, carried=name, watched=True),
+            Waypoint(top, (0.0, 0.0, 0.11), closed=True, tolerance_m=0.03, jitter=1.0, level=True, carried=name),
+            replace(on_top, offset_m=(0.0, 0.0, height_m + 0.02), tolerance_m=0.008),
+            on_top,
             *_let_go(fixed(pose[:3].copy()), (0.0, 0.0, 0.16), (0.0, 0.0, height_m + 0.006)),
         )
 

@@ -57,6 +57,7 @@ class Waypoint:
         turn_rad: added to the anchor's yaw as it stood when this waypoint began; None keeps the last orientation.
         speed: share of the episode's speed; a block that is pushed fast slides on by itself.
         watched: whether the attempt starts over when the anchor moves away during this waypoint.
+        level: whether the gripper leans so that the carried block, which it may have gripped leaning, stands upright.
         carried: the block that is held: `offset_m` then says where its centre goes, and losing it ends the attempt.
     """
 
@@ -72,6 +73,7 @@ class Waypoint:
     turn_rad: float | None = 0.0
     speed: float = 1.0
     watched: bool = False
+    level: bool = False
     carried: str | None = None
 
 
