@@ -168,11 +168,15 @@ class _Run:
             shares.append((time.perf_counter() - self.started) / (60.0 * self.config.minutes))
         return max(shares)
 
+    def is_over(self) -> bool:
+        """Whether the run is done; on a busy machine its minutes may pass before the first step, which is taken anyway."""
+        return self.state.step > 0 and self.share() >= 1.0
+
     def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
         """Run the steps that are left; return the last validation."""
-        if self.state.step < self.config.head_first_steps and self.share() < 1.0:
+        if self.state.step < self.config.head_first_steps and not self.is_over():
             self.train_head(on_step)
-        if self.share() < 1.0:
+        if not self.is_over():
             self.train_all(on_step)
         validation = self.validate()
         self.state.seconds = time.perf_counter() - self.started
@@ -193,7 +197,7 @@ class _Run:
             self.device,
             on_frame=None if report is None else lambda done, total: report("features", done, total),
         )
-        while state.step < config.head_first_steps and self.share() < 1.0:
+        while state.step < config.head_first_steps and not self.is_over():
             batch = table.batch(sampler.next_batch())
             is_last = state.step + 1 == config.head_first_steps
             state.sampler = SamplerState() if is_last else sampler.state  # the steps of the whole policy start afresh
@@ -206,7 +210,7 @@ class _Run:
         with BatchLoader(
             sources.training, sources.cache, sources.table, sampler, shift=config.augmentation, step=state.step
         ) as loader:
-            while self.share() < 1.0:
+            while not self.is_over():
                 loaded, state.sampler = loader.next()
                 batch = loaded.to(self.device)
                 self.step(batch, partial(window_forward, self.policy, batch), on_step)

@@ -160,6 +160,16 @@ def test_frozen_parts_do_not_move(configure: Configure, tmp_path: Path, scheme: 
         assert moved != (group in frozen[scheme]), group
 
 
+@pytest.mark.parametrize("head_first_steps", [0, 2])
+def test_minutes_that_pass_before_the_first_step_leave_one(
+    configure: Configure, tmp_path: Path, head_first_steps: int
+) -> None:
+    run = configure(tmp_path / "run", steps=None, minutes=1e-9, head_first_steps=head_first_steps)
+    result = train_policy(run)
+    assert result.steps == 1
+    assert np.isfinite([result.first_loss, result.last_loss]).all()
+
+
 def test_minutes_end_a_run(configure: Configure, tmp_path: Path) -> None:
     result = train_policy(configure(tmp_path / "run", steps=None, minutes=0.02))
     assert result.steps >= 1
