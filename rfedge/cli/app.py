@@ -13,7 +13,7 @@ from rfedge.cli.demos import demos_app
 from rfedge.cli.export import export
 from rfedge.cli.run import run
 from rfedge.cli.train import train
-from rfedge.cli.verify import verify
+from rfedge.cli.verify import verify_app
 from rfedge.errors import RfedgeError
 
 __all__ = ["app", "main"]
@@ -25,8 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
 )
-for _command in (train, export, verify, run):
+for _command in (train, export, run):
     app.command()(_command)
+app.add_typer(verify_app)
 app.add_typer(demos_app)
 app.add_typer(bench_app)
 

@@ -7,9 +7,22 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["verify"]
+from rfedge.cli.groups import CommandWithSubcommands
+from rfedge.cli.verify_parity import parity
+
+__all__ = ["verify_app"]
+
+verify_app = typer.Typer(
+    name="verify",
+    cls=CommandWithSubcommands,
+    invoke_without_command=True,
+    context_settings={"allow_interspersed_args": True, "allow_extra_args": False},
+    subcommand_metavar="| parity --fixture DIR",
+)
+verify_app.command()(parity)
 
 
+@verify_app.callback()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Measure parity with this checkpoint again.")] = None,

@@ -22,13 +22,22 @@ class QueryAttention(nn.Module):
         for layer in (self.to_q, self.to_kv, self.to_out):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, query: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        query: torch.Tensor,
+        context: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend; `bias` (N, 1, Q, C) is added to the scores, `scale` (N, Q, 1) multiplies what each query has read."""
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.to_q(query), *self.to_kv(context).chunk(2, dim=-1))
         )
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(attended.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(-2)
+        if scale is not None:
+            attended = attended * scale
+        return self.to_out(attended)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):

@@ -1,48 +1,65 @@
 """Language decoder with gated cross-attention, from embedded instruction and visual latents to one feature vector.
 
-The decoder blocks are MosaicGPT's (MPT-1B): pre-norm, no biases, ALiBi instead of positions, LayerNorm on whole q and
-k vectors. Before every n-th block a gated cross-attention lets the text read both cameras. The media mask of Flamingo
-is left out: `<image>` is the first token and there is one image set, so every token may see every latent.
-Sources: RoboFlamingo section 4.2; MPT-1B-RedPajama-200b.
+Before every n-th decoder block a gated cross-attention lets the text read both cameras. The media mask of Flamingo is
+not computed for a policy: `<image>` is the first token and there is one image set, so every token may see every latent.
+Text with several images, as a language model reads it, gives one (`media_mask`). Source: RoboFlamingo section 4.2.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from rfedge.config import DecoderConfig
+from rfedge.config import DecoderConfig, GPTNeoXConfig, MPTConfig
 from rfedge.model.attention import FeedForward, QueryAttention
+from rfedge.model.llama import LlamaBlock, RMSNorm
+from rfedge.model.mpt import MPTBlock, alibi_bias
+from rfedge.model.neox import GPTNeoXBlock
+from rfedge.model.rotary import causal_bias, rotary_table
 
-__all__ = ["FusionDecoder", "alibi_bias", "masked_max_pool"]
+__all__ = ["FusionDecoder", "MediaMask", "masked_average_pool", "masked_max_pool", "media_mask"]
 
-# N = batch, T = text tokens, D = decoder width, R = latents of both cameras, V = vision width
+# N = batch, T = text tokens, D = decoder width, R = latents of both cameras or of all images, V = vision width
 
 # Below any feature, and still a number in fp16: padded tokens lose every maximum.
 _PADDED_FEATURE = -65504.0
 
 
-def alibi_bias(heads: int, length: int, bias_max: float) -> torch.Tensor:
-    """Return float32 (heads, length, length): slope * (j - i) for keys j <= i, -inf for the future.
-
-    Source: ALiBi, section 3; slopes 2^(-bias_max * h / heads), thinned out when `heads` is no power of two.
-    """
-    rounded = 2 ** math.ceil(math.log2(heads))
-    slopes = 2.0 ** (-torch.arange(1, rounded + 1, dtype=torch.float32) * bias_max / rounded)
-    if rounded != heads:
-        slopes = torch.cat([slopes[1::2], slopes[::2]])[:heads]
-    position = torch.arange(length, dtype=torch.float32)
-    distance = position[None, :] - position[:, None]
-    bias: torch.Tensor = (slopes[:, None, None] * distance).masked_fill(distance > 0, float("-inf"))
-    return bias
-
-
 def masked_max_pool(x_NTD: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:
     """Maximum over the real tokens only, (N, D): padding to a static length must not change the feature."""
     return torch.where(mask_NT[:, :, None], x_NTD, _PADDED_FEATURE).amax(dim=1)
+
+
+def masked_average_pool(x_NTD: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:
+    """Mean over the real tokens only, (N, D)."""
+    weight = mask_NT[:, :, None].to(x_NTD.dtype)
+    return torch.where(mask_NT[:, :, None], x_NTD, 0.0).sum(dim=1) / weight.sum(dim=1)
+
+
+class MediaMask(NamedTuple):
+    """What each text token may read: `bias` (N, 1, T, R) is added to the scores, `reads` (N, T, 1) scales what was read."""
+
+    bias: torch.Tensor
+    reads: torch.Tensor
+
+
+def media_mask(images_named_NT: torch.Tensor, num_images: int, num_latents: int) -> MediaMask:
+    """Let each token read the last image named up to it, as Flamingo does; the `<image>` token already reads its own.
+
+    A token before every `<image>` reads nothing. One that follows more `<image>` tokens than there are images may read
+    no latent, and the original's softmax then averages over all of them. Source: Flamingo 2.2, open_flamingo.
+
+    Args:
+        images_named_NT: integers, `<image>` tokens up to and including each token.
+        num_images: images given with every text.
+        num_latents: latents of one image.
+    """
+    image = torch.arange(1, num_images + 1).repeat_interleave(num_latents)
+    lowest = torch.finfo(torch.float32).min  # not -inf: a row of nothing else must still be a softmax
+    bias = torch.where(images_named_NT[:, :, None] == image, 0.0, lowest)[:, None]
+    return MediaMask(bias, (images_named_NT[:, :, None] > 0).to(torch.float32))
 
 
 class GatedCrossAttention(nn.Module):
@@ -58,32 +75,27 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward = FeedForward(config.width, config.mlp_ratio)
         self.feed_forward_gate = nn.Parameter(torch.full((1,), config.gate_init))
 
-    def forward(self, x_NTD: torch.Tensor, media_NRV: torch.Tensor) -> torch.Tensor:
-        x = x_NTD + torch.tanh(self.attention_gate) * self.attention(self.norm(x_NTD), media_NRV)
+    def forward(self, x_NTD: torch.Tensor, media_NRV: torch.Tensor, mask: MediaMask | None = None) -> torch.Tensor:
+        if mask is None:
+            attended = self.attention(self.norm(x_NTD), media_NRV)
+        else:
+            attended = self.attention(self.norm(x_NTD), media_NRV, mask.bias, mask.reads)
+        x = x_NTD + torch.tanh(self.attention_gate) * attended
         return x + torch.tanh(self.feed_forward_gate) * self.feed_forward(x)  # type: ignore[no-any-return]
 
 
-class DecoderBlock(nn.Module):
-    """MosaicGPT block."""
+def _decoder_block(config: DecoderConfig) -> nn.Module:
+    if isinstance(config, MPTConfig):
+        return MPTBlock(config)
+    return GPTNeoXBlock(config) if isinstance(config, GPTNeoXConfig) else LlamaBlock(config)
 
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.ln_1 = nn.LayerNorm(config.width, bias=False)
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_ln = nn.LayerNorm(config.width, bias=False) if config.qk_norm else nn.Identity()
-        self.k_ln = nn.LayerNorm(config.width, bias=False) if config.qk_norm else nn.Identity()
-        self.out_proj = nn.Linear(config.width, config.width, bias=False)
-        self.ln_2 = nn.LayerNorm(config.width, bias=False)
-        self.mlp_up = nn.Linear(config.width, config.mlp_ratio * config.width, bias=False)
-        self.mlp_down = nn.Linear(config.mlp_ratio * config.width, config.width, bias=False)
 
-    def forward(self, x_NTD: torch.Tensor, bias_HTT: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(self.ln_1(x_NTD)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_ln(q), self.k_ln(k), v))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HTT)
-        x = x_NTD + self.out_proj(attended.transpose(1, 2).flatten(-2))
-        return x + self.mlp_down(F.gelu(self.mlp_up(self.ln_2(x))))  # type: ignore[no-any-return]
+def _final_norm(config: DecoderConfig) -> nn.Module:
+    if isinstance(config, MPTConfig):
+        return nn.LayerNorm(config.width, bias=False)
+    if isinstance(config, GPTNeoXConfig):
+        return nn.LayerNorm(config.width, eps=config.norm_eps)
+    return RMSNorm(config.width, config.norm_eps)
 
 
 class FusionLayer(nn.Module):
@@ -93,36 +105,73 @@ class FusionLayer(nn.Module):
         super().__init__()
         has_cross_attention = (index + 1) % config.cross_attention_every == 0
         self.cross_attention = GatedCrossAttention(config, media_width) if has_cross_attention else None
-        self.block = DecoderBlock(config)
+        self.block = _decoder_block(config)
 
-    def forward(self, x: torch.Tensor, media: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        media: torch.Tensor,
+        bias: torch.Tensor,
+        rotary: torch.Tensor | None = None,
+        mask: MediaMask | None = None,
+    ) -> torch.Tensor:
         if self.cross_attention is not None:
-            x = self.cross_attention(x, media)
-        return self.block(x, bias)  # type: ignore[no-any-return]
+            x = self.cross_attention(x, media, mask)
+        return self.block(x, bias, rotary)  # type: ignore[no-any-return]
 
 
 class FusionDecoder(nn.Module):
     """Embedded text (N, T, D), its mask (N, T) and latents (N, R, V) -> feature (N, D).
 
     With `feature == "last_block_input"` the last layer and the final norm exist, because the released files hold them,
-    but are never run: nothing of them reaches the action.
+    but are never run: nothing of them reaches the action. So does the final norm with `last_block`.
     """
 
     bias: torch.Tensor
+    rotary: torch.Tensor | None
 
-    def __init__(self, config: DecoderConfig, media_width: int) -> None:
+    def __init__(self, config: DecoderConfig, media_width: int, pooling: Literal["max", "average"] = "max") -> None:
         super().__init__()
         self.feature = config.feature
+        self.pool = masked_max_pool if pooling == "max" else masked_average_pool
         self.layers = nn.ModuleList(FusionLayer(config, media_width, index=index) for index in range(config.layers))
-        self.ln_f = nn.LayerNorm(config.width, bias=False)
-        self.register_buffer("bias", alibi_bias(config.heads, config.text_length, config.alibi_bias_max), persistent=False)
+        self.ln_f = _final_norm(config)
+        if isinstance(config, MPTConfig):
+            bias, rotary = alibi_bias(config.heads, config.text_length, config.alibi_bias_max), None
+        else:
+            bias = causal_bias(config.text_length)
+            rotary = rotary_table(config.rotary_size, config.text_length, config.rotary_base)
+        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("rotary", rotary, persistent=False)
 
     def forward(self, text_NTD: torch.Tensor, mask_NT: torch.Tensor, media_NRV: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.tokens(text_NTD, media_NRV), mask_NT)
+
+    def tokens(
+        self,
+        text_NTD: torch.Tensor,
+        media_NRV: torch.Tensor,
+        *,
+        key_mask_NT: torch.Tensor | None = None,
+        mask: MediaMask | None = None,
+    ) -> torch.Tensor:
+        """Return what is pooled, (N, T, D).
+
+        Args:
+            text_NTD: embedded tokens.
+            media_NRV: latents.
+            key_mask_NT: bool, true on real tokens; hides padding from the other tokens. Padding on the right is hidden
+                from real tokens by causality alone, so only those who look at padded positions need it.
+            mask: which image each token may read; without one, all latents.
+        """
         x = text_NTD
+        length = x.shape[1]
+        bias = self.bias[:, :length, :length]
+        if key_mask_NT is not None:
+            lowest = torch.finfo(bias.dtype).min  # not -inf: a query of padding alone must still be a softmax
+            bias = bias.expand(x.shape[0], -1, -1, -1).masked_fill(~key_mask_NT[:, None, None, :], lowest)
+        rotary = None if self.rotary is None else self.rotary[:, :length]
         live = len(self.layers) - (self.feature == "last_block_input")
-        bias = self.bias[:, : x.shape[1], : x.shape[1]]
         for layer in list(self.layers)[:live]:
-            x = layer(x, media_NRV, bias)
-        if self.feature == "final_norm":
-            x = self.ln_f(x)
-        return masked_max_pool(x, mask_NT)
+            x = layer(x, media_NRV, bias, rotary, mask)
+        return self.ln_f(x) if self.feature == "final_norm" else x

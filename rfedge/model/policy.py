@@ -26,7 +26,10 @@ class Backbone(nn.Module):
         self.preprocess_gripper = FramePreprocess(GRIPPER_IMAGE_SHAPE[0], config.vision.image_size)
         self.vision = VisionTransformer(config.vision)
         self.resampler = PerceiverResampler(config.resampler, config.vision.width)
-        self.decoder = FusionDecoder(config.decoder, config.vision.width)
+        own = config.resampler.per_camera
+        self.resampler_gripper = PerceiverResampler(config.resampler, config.vision.width) if own else None
+        self.fusion = config.fusion
+        self.decoder = FusionDecoder(config.decoder, config.vision.width, config.pooling)
 
     def forward(
         self,
@@ -38,9 +41,19 @@ class Backbone(nn.Module):
         """uint8 (N, 200, 200, 3), uint8 (N, 84, 84, 3), float (N, T, D), bool (N, T) -> feature (N, D)."""
         # Both cameras in one batch: the ViT and the resampler are shared, and half the calls use wider products.
         images = torch.cat([self.preprocess_static(image_static), self.preprocess_gripper(image_gripper)])
-        latents = self.resampler(self.vision(images))
-        static, gripper = latents.chunk(2)
-        return self.decoder(text_embedding, text_mask, torch.cat([static, gripper], dim=1))  # type: ignore[no-any-return]
+        media = self.media(self.vision(images))
+        return self.decoder(text_embedding, text_mask, media)  # type: ignore[no-any-return]
+
+    def media(self, tokens_static_then_gripper: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (2N, P, V), all static cameras first -> latents (N, R, V) that the text reads."""
+        if self.fusion == "pre":
+            return self.resampler(torch.cat(tokens_static_then_gripper.chunk(2), dim=1))  # type: ignore[no-any-return]
+        if self.resampler_gripper is None:
+            static, gripper = self.resampler(tokens_static_then_gripper).chunk(2)
+        else:
+            tokens_static, tokens_gripper = tokens_static_then_gripper.chunk(2)
+            static, gripper = self.resampler(tokens_static), self.resampler_gripper(tokens_gripper)
+        return torch.cat([static, gripper], dim=1)
 
 
 class RoboFlamingo(nn.Module):
@@ -90,7 +103,7 @@ class RoboFlamingo(nn.Module):
         }
         for name, parameter in self.named_parameters():
             parts = name.split(".")
-            group = parts[1] if parts[0] == "backbone" else parts[0]
+            group = parts[1].removesuffix("_gripper") if parts[0] == "backbone" else parts[0]
             groups["cross_attention" if "cross_attention" in parts else group].append((name, parameter))
         return groups
 

@@ -6,7 +6,7 @@ from PIL import Image
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.model import RoboFlamingo, build_policy
-from rfedge.model.decoder import alibi_bias
+from rfedge.model.mpt import alibi_bias
 from rfedge.model.resize import BicubicResize
 
 

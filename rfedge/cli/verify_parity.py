@@ -1,0 +1,66 @@
+"""`rfedge verify parity`: does our model compute what the original code computes?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["parity"]
+
+
+def parity(
+    fixture: Annotated[Path, typer.Option(help="Folder with a model, inputs and outputs saved by the original code.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Run a small model of the original code, stage by stage; exit 1 when a stage or a tensor is off."""
+    import dataclasses
+    import json
+    import math
+    import sys
+
+    from rfedge.cli.progress import stage_progress
+    from rfedge.cli.tables import print_table
+    from rfedge.model.original import run_parity
+
+    with stage_progress() as progress:
+        report = run_parity(fixture, progress=progress)
+    rows = [
+        (
+            stage.stage,
+            f"{stage.worst:.1e}{' of the value' if stage.relative else ''}",
+            f"<= {stage.tolerance:g}",
+            stage.num_arrays,
+            "ok" if stage.passed else f"MISSED in {stage.worst_array}",
+        )
+        for stage in report.stages
+    ]
+    columns = ("stage", "worst difference", "allowed", "arrays", "")
+    print_table(f"{report.fixture}: difference from the original code", columns, rows, to_stderr=as_json)
+    out = sys.stderr if as_json else sys.stdout
+    weights = report.weights
+    for verdict, names in (("in no file", weights.missing), ("nobody knows it", weights.left_over)):
+        for name in names:
+            print(f"{name}: {verdict}", file=out)
+    for sentence in weights.assumed:
+        print(f"assumed: {sentence}", file=out)
+    for name in report.not_compared:
+        print(f"{name}: not compared, nothing here computes it", file=out)
+    print(
+        f"{report.fixture}: {sum(weights.taken.values())} tensors, {len(weights.missing)} missing, "
+        f"{len(weights.left_over)} left over, parity {'passed' if report.passed else 'MISSED'}",
+        file=out,
+    )
+    if as_json:
+        stages = [
+            {
+                **dataclasses.asdict(stage),
+                "worst": stage.worst if math.isfinite(stage.worst) else None,
+                "passed": stage.passed,
+            }
+            for stage in report.stages
+        ]
+        document = {"format": "rfedge-parity-fixture", **dataclasses.asdict(report), "stages": stages}
+        print(json.dumps({**document, "passed": report.passed}))
+    return 0 if report.passed else 1

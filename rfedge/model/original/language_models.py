@@ -1,0 +1,115 @@
+"""A language model's own config.json -> the configuration of our decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from rfedge.config import DecoderConfig
+from rfedge.errors import ArtifactError, explain
+
+__all__ = ["decoder_config"]
+
+_ADAPTER: Final[TypeAdapter[DecoderConfig]] = TypeAdapter(DecoderConfig)
+
+
+def decoder_config(folder: Path, **shared: Any) -> DecoderConfig:
+    """Return the decoder that a Hugging Face folder describes.
+
+    Args:
+        folder: holds config.json of a MosaicGPT, MPT, GPT-NeoX or LLaMA model.
+        shared: fields that OpenFlamingo decides, not the language model: vocabulary, text length, cross-attention.
+
+    Raises:
+        ArtifactError: no readable config.json, or a model that no decoder here reproduces; the text names the field.
+    """
+    path = folder / "config.json"
+    try:
+        document = json.loads(path.read_bytes())
+        model_type = document["model_type"]
+        if model_type not in _READERS:
+            raise _unfit(path, "model_type", model_type, ", ".join(_READERS))
+        fields = _READERS[model_type](path, document)
+        return _ADAPTER.validate_python({"kind": model_type, **fields, **shared})
+    except (OSError, ValidationError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            explain(f"language model {path}", got=repr(error), expected="its config.json", remedy="Copy the folder again.")
+        ) from error
+
+
+def _unfit(path: Path, field: str, got: object, expected: object) -> ArtifactError:
+    return ArtifactError(
+        explain(f"language model {path}: {field}", got=got, expected=expected, remedy="No decoder here reproduces it.")
+    )
+
+
+def _require(path: Path, document: dict[str, Any], field: str, *, expected: object) -> None:
+    """Raise ArtifactError unless `field` is absent or as expected."""
+    if document.get(field, expected) != expected:
+        raise _unfit(path, field, document[field], expected)
+
+
+def _mosaic_gpt(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    for field, expected in (("alibi", True), ("no_bias", True), ("attn_clip_qkv", None), ("softmax_scale", None)):
+        _require(path, document, field, expected=expected)
+    _require(path, document, "mlp_ratio", expected=4)
+    return {
+        "width": document["d_model"],
+        "layers": document["n_layers"],
+        "heads": document["n_heads"],
+        "qk_norm": document["attn_qk_ln"],
+        "alibi_bias_max": document["alibi_bias_max"],
+    }
+
+
+def _mpt(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    attention = document.get("attn_config") or {}
+    for field, expected in (("alibi", True), ("softmax_scale", None)):
+        _require(path, attention, field, expected=expected)
+    _require(path, document, "no_bias", expected=True)
+    _require(path, document, "expansion_ratio", expected=4)
+    return {
+        "width": document["d_model"],
+        "layers": document["n_layers"],
+        "heads": document["n_heads"],
+        "qk_norm": False,  # transformers ignores the field `qk_ln`, and so do the weights
+        "alibi_bias_max": attention.get("alibi_bias_max", 8),
+    }
+
+
+def _gpt_neox(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    _require(path, document, "hidden_act", expected="gelu")
+    _require(path, document, "rope_scaling", expected=None)
+    rope = document.get("rope_parameters") or {}  # where transformers 5 keeps what had fields of its own
+    return {
+        "width": document["hidden_size"],
+        "layers": document["num_hidden_layers"],
+        "heads": document["num_attention_heads"],
+        "mlp_width": document["intermediate_size"],
+        "parallel_residual": document.get("use_parallel_residual", True),
+        "rotary_fraction": rope.get("partial_rotary_factor", document.get("rotary_pct", 0.25)),
+        "rotary_base": rope.get("rope_theta", document.get("rotary_emb_base", 10000)),
+        "norm_eps": document.get("layer_norm_eps", 1e-5),
+    }
+
+
+def _llama(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    for field, expected in (("hidden_act", "silu"), ("rope_scaling", None), ("attention_bias", False)):
+        _require(path, document, field, expected=expected)
+    heads = document["num_attention_heads"]
+    rope = document.get("rope_parameters") or {}
+    return {
+        "width": document["hidden_size"],
+        "layers": document["num_hidden_layers"],
+        "heads": heads,
+        "key_value_heads": document.get("num_key_value_heads") or heads,
+        "mlp_width": document["intermediate_size"],
+        "rotary_base": rope.get("rope_theta", document.get("rope_theta", 10000)),
+        "norm_eps": document.get("rms_norm_eps", 1e-6),
+    }
+
+
+_READERS: Final = {"mosaic_gpt": _mosaic_gpt, "mpt": _mpt, "gpt_neox": _gpt_neox, "llama": _llama}
