@@ -90,6 +90,22 @@ def test_gripper_response(physics: Environment) -> None:
     np.testing.assert_allclose(widths, [0.034, 0.015, 0.006, 0.044, 0.068, 0.076], atol=0.01)
 
 
+def test_the_width_stays_within_the_grippers_range_when_the_fingers_are_pressed_sideways(physics: Environment) -> None:
+    physics.restore()
+    widths = []
+    for step in range(60):
+        action = still(-1.0)
+        action[2] = -1.0 if step < 10 else 0.0  # down between the blocks, then hard against the drawer's side
+        action[0] = 1.0 if step >= 10 else 0.0
+        physics.advance(action)
+        widths.append(physics.robot_state()[6])
+    for _ in range(20):
+        physics.advance(still())
+        widths.append(physics.robot_state()[6])
+    assert min(widths) >= 0.0
+    assert max(widths) <= 0.08
+
+
 def test_increments_add_up_on_the_target_and_not_on_the_measured_pose(physics: Environment) -> None:
     physics.restore()
     start = physics.robot_state()[:3]
