@@ -3,7 +3,7 @@
 The released splits (debug, D, ABC, ABCD) are read as published; a training split has these files, of which only the
 frames and one language file are needed:
 
-    episode_XXXXXXX.npz                  one per frame; numbers have gaps between episodes
+    episode_{number:07d}.npz             one per frame; numbers have gaps between episodes
     ep_start_end_ids.npy, ep_lens.npy    bounds of the episodes
     scene_info.npy                       scenes, see `rfedge.data.scenes`; not in validation splits
     lang_annotations/auto_lang_ann.npy   segments, tasks, instructions, sentence embeddings

@@ -2,7 +2,7 @@
 
 Below the split folder:
 
-    episode_XXXXXXX.npz                    one per frame
+    episode_{number:07d}.npz               one per frame
     ep_start_end_ids.npy                   int64 (N, 2), first and last frame of each episode, both inclusive; an episode is
                                            one rollout without a reset and holds one or more segments
     ep_lens.npy                            int64 (N,)
