@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from rfedge.benchmarks.machine import Machine
+from rfedge.benchmarks.machine import Measurement
+from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.statistics import Mean, Proportion, mean_with_interval, proportion
 from rfedge.envs.chains import CHAIN_LENGTH
 from rfedge.envs.tasks import TASKS
@@ -31,11 +31,7 @@ __all__ = [
 CHAINS_SCHEMA_VERSION: Final = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SubtaskRecord(_Record):
+class SubtaskRecord(Record):
     """One subtask that was begun; `num_steps` are the control steps run until it was solved or given up."""
 
     task: str
@@ -44,7 +40,7 @@ class SubtaskRecord(_Record):
     num_steps: int
 
 
-class ChainRecord(_Record):
+class ChainRecord(Record):
     """One chain; one line of `chains.jsonl`.
 
     Attributes:
@@ -66,7 +62,7 @@ class ChainRecord(_Record):
     duration_s: float
 
 
-class TaskScore(_Record):
+class TaskScore(Record):
     """One task over all chains; tasks that no chain reached have none.
 
     Attributes:
@@ -77,7 +73,7 @@ class TaskScore(_Record):
     mean_steps: float | None
 
 
-class ChainConditions(_Record):
+class ChainConditions(Record):
     """Everything that was chosen.
 
     Attributes:
@@ -96,7 +92,7 @@ class ChainConditions(_Record):
     chains_sha256: str
 
 
-class ChainReport(_Record):
+class ChainReport(Measurement):
     """The whole document.
 
     Attributes:
@@ -110,10 +106,6 @@ class ChainReport(_Record):
 
     format: Literal["rfedge-chains"] = "rfedge-chains"
     schema_version: int = CHAINS_SCHEMA_VERSION
-    measured_at: str
-    commit: str | None
-    machine: Machine
-    versions: dict[str, str]
     conditions: ChainConditions
     renderer: str
     average_length: Mean

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -38,7 +37,8 @@ from rfedge.benchmarks.chain_report import (
     success_rates,
     task_scores,
 )
-from rfedge.benchmarks.machine import describe_machine, git_commit, library_versions
+from rfedge.benchmarks.machine import circumstances
+from rfedge.benchmarks.plan import check_least
 from rfedge.envs import Environment, TaskOracle, make_environment
 from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.initial_conditions import initial_state
@@ -130,9 +130,8 @@ class ChainPlan:
         if self.instructions is None and self.language not in LANGUAGES:
             expected = did_you_mean(self.language, LANGUAGES)
             raise ConfigError(explain("language", got=repr(self.language), expected=expected, remedy="Choose one of them."))
-        for name, value, least in (("max_steps", self.max_steps, 1), ("seed", self.seed, 0)):
-            if value < least:
-                raise ConfigError(explain(name, got=value, expected=f"at least {least}", remedy="Give a larger number."))
+        check_least(1, {"max_steps": self.max_steps}, remedy="Give a larger number.")
+        check_least(0, {"seed": self.seed}, remedy="Give a larger number.")
 
     def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
         """Return what the agent is told in the chain at `index`.
@@ -194,9 +193,7 @@ def run_chains(
         BackendUnavailableError: the simulator or its renderer is not on this machine.
         ArtifactError: `chains.jsonl` is damaged.
     """
-    for name, value in (("number of chains", len(chains)), ("workers", workers)):
-        if value < 1:
-            raise ConfigError(explain(name, got=value, expected="at least 1", remedy="Give a positive whole number."))
+    check_least(1, {"number of chains": len(chains), "workers": workers}, remedy="Give a positive whole number.")
     jobs = [_Job(index, chain, plan.subtasks(index, chain)) for index, chain in enumerate(chains)]
     conditions = ChainConditions(
         environment=plan.world.name,
@@ -232,10 +229,7 @@ def run_chains(
                 on_chain(len(done), len(jobs))
         records = [done[index] for index in range(len(jobs))]
         report = ChainReport(
-            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            commit=git_commit(),
-            machine=describe_machine(),
-            versions=library_versions(),
+            **circumstances(),
             conditions=conditions,
             renderer=", ".join(sorted({record.renderer for record in records})),
             average_length=average_length(records, seed=plan.seed),
@@ -249,8 +243,7 @@ def run_chains(
         )
         with atomic_file(folder / RESULTS_FILE) as temporary:
             temporary.write_text(json.dumps(calvin_results(records, plan.agent_name), indent=2) + "\n")
-        with atomic_file(folder / REPORT_FILE) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2) + "\n")
+        report.write(folder / REPORT_FILE)
         return report
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from rfedge.benchmarks.machine import Machine, describe_machine, git_commit, library_versions
+from rfedge.benchmarks.garbage import collector_at_rest
+from rfedge.benchmarks.machine import Measurement, circumstances
+from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.statistics import Summary, summarise
 from rfedge.envs import Environment, make_environment
-from rfedge.errors import ConfigError, GateError, explain
+from rfedge.errors import GateError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE
 
 __all__ = ["EnvironmentSpeedPlan", "EnvironmentSpeedReport", "assert_step_ms", "run_environment_speed"]
@@ -51,11 +50,10 @@ class EnvironmentSpeedPlan:
         Raises:
             ConfigError: no step.
         """
-        if self.steps < 1:
-            raise ConfigError(explain("steps", got=self.steps, expected="at least 1", remedy="Raise --steps."))
+        check_least(1, {"steps": self.steps})
 
 
-class EnvironmentSpeedReport(BaseModel):
+class EnvironmentSpeedReport(Measurement):
     """The whole document.
 
     Attributes:
@@ -65,14 +63,8 @@ class EnvironmentSpeedReport(BaseModel):
             itself) and `reset` (random blocks, then both cameras).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     format: Literal["rfedge-environment-speed"] = "rfedge-environment-speed"
     schema_version: int = ENVIRONMENT_SPEED_SCHEMA_VERSION
-    measured_at: str
-    commit: str | None
-    machine: Machine
-    versions: dict[str, str]
     simulator_versions: dict[str, str]
     environment: str
     scene: str
@@ -104,10 +96,7 @@ def run_environment_speed(
     with make_environment(plan.env, scene=plan.scene, seed=plan.seed) as environment:
         build_ms = 1000.0 * (time.perf_counter() - started_s)
         return EnvironmentSpeedReport(
-            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            commit=git_commit(),
-            machine=describe_machine(),
-            versions=library_versions(),
+            **circumstances(),
             simulator_versions=dict(getattr(environment, "versions", {})),
             environment=plan.env,
             scene=environment.scene,
@@ -153,10 +142,7 @@ def _measure(
         durations_ms[name].append(1000.0 * (time.perf_counter() - started_s))
 
     environment.restore()
-    collects = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_at_rest():
         for index in range(rounds):
             actions = np.empty((2, ACTION_SIZE))
             actions[:, :POSE_SIZE] = poses[index]
@@ -171,7 +157,4 @@ def _measure(
         for index in range(NUM_RESETS):
             timed("reset", environment.reset)
             on_round(rounds + index + 1, rounds + NUM_RESETS)
-    finally:
-        if collects:
-            gc.enable()
     return {name: summarise(np.array(samples)) for name, samples in durations_ms.items()}

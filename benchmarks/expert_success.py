@@ -6,18 +6,17 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from rfedge.benchmarks.machine import Machine, describe_machine, git_commit, library_versions
+from rfedge.benchmarks.machine import Measurement, circumstances
+from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.statistics import Proportion, proportion
 from rfedge.envs import Environment, make_environment
 from rfedge.envs.demonstrations import MAX_FRAMES
 from rfedge.envs.experts import EXPERT_TASKS, ExpertScore, score_expert
 from rfedge.envs.tasks import check_task
-from rfedge.errors import ConfigError, GateError, explain
+from rfedge.errors import GateError, explain
 from rfedge.workers import run_jobs
 
 __all__ = ["ExpertSuccessPlan", "ExpertSuccessReport", "ExpertTaskScore", "assert_success", "run_expert_success"]
@@ -57,14 +56,13 @@ class ExpertSuccessPlan:
         Raises:
             ConfigError: no episode, no step, no task or an unknown one.
         """
-        for name, value in (("episodes", self.episodes), ("limit_steps", self.limit_steps), ("tasks", len(self.tasks))):
-            if value < 1:
-                raise ConfigError(explain(name, got=value, expected="at least 1", remedy="Ask for more."))
+        numbers = {"episodes": self.episodes, "limit_steps": self.limit_steps, "tasks": len(self.tasks)}
+        check_least(1, numbers, remedy="Ask for more.")
         for task in self.tasks:
             check_task(task)
 
 
-class ExpertTaskScore(BaseModel):
+class ExpertTaskScore(Record):
     """One task.
 
     Attributes:
@@ -74,25 +72,17 @@ class ExpertTaskScore(BaseModel):
         failed_seeds: seeds of the starts that were not solved.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     success: Proportion
     within_window: int
     median_steps: float | None
     failed_seeds: tuple[int, ...]
 
 
-class ExpertSuccessReport(BaseModel):
+class ExpertSuccessReport(Measurement):
     """The whole document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["rfedge-expert-success"] = "rfedge-expert-success"
     schema_version: int = EXPERT_SUCCESS_SCHEMA_VERSION
-    measured_at: str
-    commit: str | None
-    machine: Machine
-    versions: dict[str, str]
     environment: str
     scene: str
     episodes: int
@@ -129,10 +119,7 @@ def run_expert_success(
         if on_task is not None:
             on_task(len(scores), len(plan.tasks))
     return ExpertSuccessReport(
-        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        commit=git_commit(),
-        machine=describe_machine(),
-        versions=library_versions(),
+        **circumstances(),
         environment=plan.env,
         scene=plan.scene,
         episodes=plan.episodes,

@@ -17,13 +17,11 @@ slow group followed a PyTorch call. So each call first waits `settle_ms`, outsid
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final, Literal
 
@@ -31,7 +29,9 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from rfedge.benchmarks.machine import describe_machine, git_commit, library_versions, peak_rss_bytes
+from rfedge.benchmarks.garbage import collector_at_rest
+from rfedge.benchmarks.machine import circumstances, peak_rss_bytes
+from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
 from rfedge.benchmarks.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.contract import PolicyContract
@@ -81,16 +81,8 @@ class LatencyPlan:
         Raises:
             ConfigError: no bundle, no iteration, or a negative warm-up or pause.
         """
-        for name, value, least in (
-            ("bundles", len(self.bundles), 1),
-            ("iterations", self.iterations, 1),
-            ("warmup", self.warmup, 0),
-            ("settle_ms", self.settle_ms, 0),
-        ):
-            if value < least:
-                raise ConfigError(
-                    explain(name, got=value, expected=f"at least {least}", remedy=f"Raise --{name.replace('_', '-')}.")
-                )
+        check_least(1, {"bundles": len(self.bundles), "iterations": self.iterations})
+        check_least(0, {"warmup": self.warmup, "settle_ms": self.settle_ms})
 
 
 @dataclass(frozen=True)
@@ -139,10 +131,7 @@ def run_latency(
             on_round=on_round,
         )
         return LatencyReport(
-            measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            commit=git_commit(),
-            machine=describe_machine(),
-            versions=library_versions(),
+            **circumstances(),
             conditions=LatencyConditions(
                 instruction=plan.instruction,
                 inputs=inputs,
@@ -203,10 +192,7 @@ def measure_latency(
     samples = {name: {stage: np.empty(iterations) for stage in STAGES} for name in order}
     for policy in policies.values():
         policy.reset(instruction)
-    collects = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with collector_at_rest():
         for index in range(-warmup, iterations):
             observation = observations[index % len(observations)]
             rng.shuffle(order)
@@ -219,9 +205,6 @@ def measure_latency(
                         samples[name][stage][index] = timings_ms[stage]
             if on_round is not None:
                 on_round(index + warmup + 1, warmup + iterations)
-    finally:
-        if collects:
-            gc.enable()
     return samples
 
 

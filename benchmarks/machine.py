@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Machine", "describe_machine", "git_commit", "library_versions", "peak_rss_bytes"]
+from rfedge.benchmarks.record import Record
+
+__all__ = ["Machine", "Measurement", "circumstances", "describe_machine", "git_commit", "library_versions", "peak_rss_bytes"]
 
 # The processor flags that decide how fast int8 and 16-bit matrix products are.
 INTERESTING_FLAGS: Final = (
@@ -29,10 +31,8 @@ INTERESTING_FLAGS: Final = (
 LIBRARIES: Final = ("rfedge", "onnxruntime", "torch", "numpy", "tensorrt", "openvino", "mujoco")
 
 
-class Machine(BaseModel):
+class Machine(Record):
     """The computer, as far as it decides latency."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpu: str
     architecture: str
@@ -43,6 +43,34 @@ class Machine(BaseModel):
     cpu_flags: tuple[str, ...]
     governor: str | None
     system: str
+
+
+class Measurement(Record):
+    """The head of a result that depends on when, of what source and on what it was measured.
+
+    Attributes:
+        format, schema_version: each document narrows them to its own; they are declared here to stand first in it.
+        measured_at: ISO 8601, UTC, whole seconds.
+        commit: see `git_commit`.
+        versions: see `library_versions`.
+    """
+
+    format: str
+    schema_version: int
+    measured_at: str
+    commit: str | None
+    machine: Machine
+    versions: dict[str, str]
+
+
+def circumstances() -> dict[str, Any]:
+    """Return the fields of `Measurement` that hold for anything measured now and here, without `format` and its version."""
+    return {
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "machine": describe_machine(),
+        "versions": library_versions(),
+    }
 
 
 def describe_machine() -> Machine:

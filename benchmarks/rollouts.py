@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from rfedge.benchmarks.episode import choose_goal, run_episode
+from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.statistics import Summary, summarise
 from rfedge.envs import make_environment
-from rfedge.errors import ConfigError, explain
 from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.control import RolloutResult, StepReport
 from rfedge.runtimes.modes import make_controller
@@ -59,18 +59,10 @@ class RolloutPlan:
         Raises:
             ConfigError: no episode or no step.
         """
-        for name, value in (("episodes", self.episodes), ("max_steps", self.max_steps)):
-            if value < 1:
-                raise ConfigError(
-                    explain(name, got=value, expected="at least 1", remedy=f"Raise --{name.replace('_', '-')}.")
-                )
+        check_least(1, {"episodes": self.episodes, "max_steps": self.max_steps})
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EpisodeRecord(_Record):
+class EpisodeRecord(Record):
     """One episode; `success` is None when nobody could judge it."""
 
     seed: int
@@ -82,7 +74,7 @@ class EpisodeRecord(_Record):
     max_lag_ms: float
 
 
-class RolloutReport(_Record):
+class RolloutReport(Record):
     """The whole run.
 
     Attributes:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from rfedge.benchmarks.machine import Machine
+from rfedge.benchmarks.machine import Measurement
+from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.statistics import Ratio, Summary
 
 __all__ = ["LATENCY_SCHEMA_VERSION", "Comparison", "LatencyConditions", "LatencyReport", "VariantResult"]
@@ -14,11 +13,7 @@ __all__ = ["LATENCY_SCHEMA_VERSION", "Comparison", "LatencyConditions", "Latency
 LATENCY_SCHEMA_VERSION: Final = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LatencyConditions(_Record):
+class LatencyConditions(Record):
     """Everything that was chosen.
 
     `warmup` counts the untimed rounds, at least one window, so that the head is timed at its steady cost.
@@ -37,7 +32,7 @@ class LatencyConditions(_Record):
     environment: dict[str, str]
 
 
-class VariantResult(_Record):
+class VariantResult(Record):
     """One way to run the policy.
 
     Attributes:
@@ -62,7 +57,7 @@ class VariantResult(_Record):
     per_control_step_ms: dict[str, Summary]
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """`baseline` over `variant` by median of `stage`: above 1, `variant` is faster."""
 
     variant: str
@@ -71,15 +66,11 @@ class Comparison(_Record):
     speedup: Ratio
 
 
-class LatencyReport(_Record):
+class LatencyReport(Measurement):
     """The whole document."""
 
     format: Literal["rfedge-latency"] = "rfedge-latency"
     schema_version: int = LATENCY_SCHEMA_VERSION
-    measured_at: str
-    commit: str | None
-    machine: Machine
-    versions: dict[str, str]
     conditions: LatencyConditions
     peak_rss_bytes: int | None
     variants: tuple[VariantResult, ...]

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+
+from rfedge.benchmarks.record import Record
 
 __all__ = ["Mean", "Proportion", "Ratio", "Summary", "mean_with_interval", "proportion", "ratio_of_medians", "summarise"]
 
@@ -20,10 +21,8 @@ NUM_RESAMPLES: Final = 2000
 CONFIDENCE: Final = 0.95
 
 
-class Summary(BaseModel):
+class Summary(Record):
     """Milliseconds of `n` samples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: int
     mean: float
@@ -37,10 +36,8 @@ class Summary(BaseModel):
         return Summary(n=self.n, **{name: getattr(self, name) / by for name in ("mean", "p50", "p90", "p99", "max")})
 
 
-class Ratio(BaseModel):
+class Ratio(Record):
     """Median of one series over the median of another, with a bootstrap interval at `CONFIDENCE`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     low: float
@@ -66,10 +63,8 @@ def ratio_of_medians(
     return Ratio(value=float(np.median(numerator_ms) / np.median(denominator_ms)), low=float(low), high=float(high))
 
 
-class Proportion(BaseModel):
+class Proportion(Record):
     """How many of `n` succeeded, with Wilson's interval at `CONFIDENCE`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     successes: int
     n: int
@@ -78,10 +73,8 @@ class Proportion(BaseModel):
     high: float
 
 
-class Mean(BaseModel):
+class Mean(Record):
     """Mean of `n` values, with a bootstrap interval at `CONFIDENCE`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: int
     value: float

@@ -1,22 +1,15 @@
 """The measured tables of docs/playtable.md are those of the committed results."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.tool_modules import load_tool
 
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("playtable_tables", ROOT / "tools" / "playtable_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("playtable_tables")
 
 
 def test_the_page_shows_the_committed_results(tables: ModuleType) -> None:

@@ -1,26 +1,27 @@
 """Numbers in the README come from a committed result, and its commands exist."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 from typer.testing import CliRunner
 
 from rfedge.cli.app import app
+from tests.tool_modules import ROOT, load_tool
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_measured_table_is_the_one_of_the_committed_result() -> None:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "tools" / "readme_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("readme_table")
     expected = module.render(json.loads(module.RESULT.read_text()), module.RESULT.relative_to(ROOT).as_posix())
     assert expected in README, "run python tools/readme_table.py"
+
+
+def test_about_ten_times_faster_is_what_the_committed_results_say() -> None:
+    assert "about ten times faster than the original without a GPU" in " ".join(README.split())
+    load = load_tool("playtable_tables").load
+    calvin_ms, playtable_ms = (load(f"env_{name}-d_cpu")["per_call_ms"]["step"]["p50"] for name in ("calvin", "playtable"))
+    assert 8.0 <= calvin_ms / playtable_ms <= 12.0
 
 
 def test_every_command_and_flag_in_the_readme_exists() -> None:

@@ -74,9 +74,10 @@ def cost() -> str:
     for name, title in (("env_playtable-d_cpu", "PlayTable"), ("env_calvin-d_cpu", "real CALVIN")):
         report = load(name)
         calls = (report["per_call_ms"][call] for call in ("advance", "observe", "step", "reset"))
-        rows.append((title, report["renderer"], *(f"{call['p50']:.1f} / {call['p90']:.1f}" for call in calls)))
+        times = (f"{call['p50']:.1f} / {call['p90']:.1f}" for call in calls)
+        rows.append((title, report["renderer"], *times, f"{report['build_ms']:.0f}"))
     machine = load("env_playtable-d_cpu")["machine"]
-    columns = ("p50 / p90 ms", "renderer", "physics of a step", "both cameras", "a whole step", "reset")
+    columns = ("p50 / p90 ms", "renderer", "physics of a step", "both cameras", "a whole step", "reset", "building, once")
     return f"{table(columns, rows)}\n\nMeasured on {machine['cpu']}, {machine['usable_cores']} cores, without a GPU."
 
 

@@ -80,6 +80,7 @@ def _print_chains(drawn: Sequence[Chain], *, as_json: bool) -> None:
 def _print_report(report: ChainReport, *, as_json: bool) -> None:
     import sys
 
+    from rfedge.cli.reports import write_report
     from rfedge.cli.tables import print_table
 
     rows = []
@@ -99,5 +100,4 @@ def _print_report(report: ChainReport, *, as_json: bool) -> None:
         f"{report.wall_seconds:.1f} s with {report.num_workers} workers, {report.num_resumed} chains were there before",
         file=sys.stderr if as_json else sys.stdout,
     )
-    if as_json:
-        print(report.model_dump_json())
+    write_report(report, as_json=as_json)

@@ -25,19 +25,15 @@ def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
     """Time an environment: physics alone, both cameras, a whole step and a reset."""
-    from rfedge.atomic import atomic_file
     from rfedge.benchmarks import environment_speed as library
     from rfedge.cli.progress import round_progress
+    from rfedge.cli.reports import write_report
 
     plan = library.EnvironmentSpeedPlan(env=env, scene=scene, steps=steps, seed=seed)
     with round_progress() as on_round:
         report = library.run_environment_speed(plan, on_round=on_round)
     _print(report, as_json=as_json)
-    if output is not None:
-        with atomic_file(output) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2) + "\n")
-    if as_json:
-        typer.echo(report.model_dump_json())
+    write_report(report, output, as_json=as_json)
     if assert_step_ms is not None:
         library.assert_step_ms(report, assert_step_ms)  # last, so that the numbers behind a failed gate are on the screen
 

@@ -31,9 +31,9 @@ def experts(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
     """Measure the success rate of the scripted experts, task by task, without rendering."""
-    from rfedge.atomic import atomic_file
     from rfedge.benchmarks import expert_success as library
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.reports import write_report
     from rfedge.envs.experts import EXPERT_TASKS
 
     names = EXPERT_TASKS if tasks == "all" else tuple(name.strip() for name in tasks.split(",") if name.strip())
@@ -45,11 +45,7 @@ def experts(
             plan, workers=workers, on_task=lambda done, total: progress("tasks", done, total)
         )
     _print(report, as_json=as_json)
-    if output is not None:
-        with atomic_file(output) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2) + "\n")
-    if as_json:
-        typer.echo(report.model_dump_json())
+    write_report(report, output, as_json=as_json)
     if assert_success:
         library.assert_success(report)  # last, so that the numbers behind a failed gate are on the screen
 

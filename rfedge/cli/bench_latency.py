@@ -34,9 +34,9 @@ def latency(
     """Time bundles and the PyTorch original against each other, interleaved in one process."""
     from rich.console import Console
 
-    from rfedge.atomic import atomic_file
     from rfedge.benchmarks import latency as library
     from rfedge.cli.progress import round_progress
+    from rfedge.cli.reports import write_report
     from rfedge.runtimes import RuntimeSettings
 
     plan = library.LatencyPlan(
@@ -55,11 +55,7 @@ def latency(
     with round_progress() as on_round:
         report = library.run_latency(plan, observations=observations, inputs=inputs, on_round=on_round)
     _print(Console(stderr=as_json), report)
-    if output is not None:
-        with atomic_file(output) as temporary:
-            temporary.write_text(report.model_dump_json(indent=2) + "\n")
-    if as_json:
-        typer.echo(report.model_dump_json())
+    write_report(report, output, as_json=as_json)
     if assert_faster:
         library.assert_faster(report)  # last, so that the numbers behind a failed gate are on the screen
 

@@ -90,11 +90,15 @@ def test_gripper_response(physics: Environment) -> None:
     np.testing.assert_allclose(widths, [0.034, 0.015, 0.006, 0.044, 0.068, 0.076], atol=0.01)
 
 
-def test_the_width_stays_within_the_grippers_range_when_the_fingers_are_pressed_sideways(physics: Environment) -> None:
+# Closed, the pressed fingers' joints add up to -0.012 m; open, to -0.013 m at one moment and 0.097 m at another.
+@pytest.mark.parametrize("gripper", [-1.0, 1.0])
+def test_the_width_stays_within_the_grippers_range_when_the_fingers_are_pressed_sideways(
+    physics: Environment, gripper: float
+) -> None:
     physics.restore()
     widths = []
     for step in range(60):
-        action = still(-1.0)
+        action = still(gripper)
         action[2] = -1.0 if step < 10 else 0.0  # down between the blocks, then hard against the drawer's side
         action[0] = 1.0 if step >= 10 else 0.0
         physics.advance(action)
@@ -104,6 +108,8 @@ def test_the_width_stays_within_the_grippers_range_when_the_fingers_are_pressed_
         widths.append(physics.robot_state()[6])
     assert min(widths) >= 0.0
     assert max(widths) <= 0.08
+    ends = {0.0} if gripper < 0 else {0.0, 0.08}
+    assert ends <= set(widths), "no longer pressed hard enough to leave the range"
 
 
 def test_increments_add_up_on_the_target_and_not_on_the_measured_pose(physics: Environment) -> None:

@@ -14,6 +14,7 @@ from rfedge.envs.playtable.layout import SLOPE, TableLayout
 __all__ = [
     "close_drawer",
     "door_waypoints",
+    "drawer_handle",
     "drawer_waypoints",
     "move_slider",
     "open_drawer",
@@ -25,7 +26,8 @@ __all__ = [
 _SWITCH, _BULB, _LED = 3, 4, 5  # places in scene_obs
 
 
-def _drawer_handle(layout: TableLayout) -> AnchorFinder:
+def drawer_handle(layout: TableLayout) -> AnchorFinder:
+    """Return where the drawer's handle is, which moves with the drawer."""
     y_m, z_m = dimensions.DRAWER_HANDLE_YZ_M
     return lambda scene: Anchor(np.array([layout.drawer_x_m, y_m - scene[DRAWER], z_m]))
 
@@ -46,7 +48,7 @@ def _button(layout: TableLayout) -> AnchorFinder:
 
 def drawer_waypoints(layout: TableLayout, *, travel_m: float = 0.19) -> tuple[Waypoint, ...]:
     """Return the way that opens the drawer: drop into the gap between the handle's bar and the drawer's front, and pull."""
-    handle = _drawer_handle(layout)
+    handle = drawer_handle(layout)
     return (
         Waypoint(handle, (0.0, 0.04, 0.13), closed=True, tolerance_m=0.035, jitter=1.0),
         Waypoint(handle, (0.0, 0.04, 0.10), closed=True, tolerance_m=0.018),
@@ -68,7 +70,7 @@ def open_drawer(layout: TableLayout) -> Script:
 
 def close_drawer(layout: TableLayout) -> Script:
     """Push the handle's front."""
-    handle = _drawer_handle(layout)
+    handle = drawer_handle(layout)
     waypoints = (
         Waypoint(handle, (0.0, -0.07, 0.11), closed=True, tolerance_m=0.035, jitter=1.0),
         Waypoint(handle, (0.0, -0.06, 0.005), closed=True, tolerance_m=0.025),

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.envs.experts.furniture import door_waypoints, drawer_waypoints
+from rfedge.envs.experts.furniture import door_waypoints, drawer_handle, drawer_waypoints
 from rfedge.envs.experts.grip import choose_grip
 from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
 from rfedge.envs.experts.situation import DRAWER, SLIDE, Situation
@@ -48,6 +48,12 @@ def grasp(block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: floa
         Waypoint(block, (0.0, 0.0, 0.006), closed=False, tolerance_m=0.008, lean_rad=lean_rad, watched=True),
         Waypoint(block, (0.0, 0.0, 0.006), closed=True, tolerance_m=0.02, lean_rad=lean_rad, dwell_steps=3),
     )
+
+
+def _centre_of(layout: TableLayout, block: str) -> AnchorFinder:
+    """Return where a block's centre is, whichever way the block is turned."""
+    place = block_slice(layout, block).start
+    return lambda scene: Anchor(scene[place : place + 3].copy())
 
 
 def _approach_on_table(block: AnchorFinder, *, lean_rad: float = 0.0) -> tuple[Waypoint, ...]:
@@ -125,9 +131,7 @@ def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
     beside_m = -sign * (0.5 * layout.block_lengths_m[block] + 0.05)
     place = block_slice(layout, block).start
 
-    def anchor(scene: Float64Array) -> Anchor:
-        return Anchor(scene[place : place + 3].copy())
-
+    anchor = _centre_of(layout, block)
     shove = (
         Waypoint(anchor, (beside_m, 0.0, 0.09), closed=True, tolerance_m=0.03, jitter=1.0, watched=True),
         Waypoint(anchor, (beside_m, 0.0, 0.006), closed=True, tolerance_m=0.012, watched=True),
@@ -195,22 +199,18 @@ def push_into_drawer(layout: TableLayout) -> Script:
         to_go_m = dimensions.DRAWER_MAX_M - float(situation.scene_obs[DRAWER])
         if to_go_m > _DRAWER_NARROW_M:
             # Through a narrow gap the block may come to lie on the drawer's front instead of in it.
-            above = Waypoint(drawer_waypoints(layout)[0].anchor, (0.0, 0.04, 0.20), closed=True, tolerance_m=0.03)
+            above = Waypoint(drawer_handle(layout), (0.0, 0.04, 0.20), closed=True, tolerance_m=0.03)
             return (*drawer_waypoints(layout, travel_m=to_go_m + 0.01), above)
         name = _pushed_block(situation)
         beside_m = float(situation.block_pose(name)[0]) - layout.drawer_x_m
         if abs(beside_m) > _DRAWER_REACH_X_M:
             return _drag(situation, name, math.copysign(_DRAWER_AIM_X_M, beside_m) - beside_m)
-        place = block_slice(layout, name).start
         # Half of the block as seen along the way of the push.
         length_m = layout.block_lengths_m[name]
         yaw_rad = situation.block_pose(name)[5]
         half_m = 0.5 * (abs(math.sin(yaw_rad)) * length_m + abs(math.cos(yaw_rad)) * dimensions.BLOCK_WIDTH_M)
         behind_m = half_m + 0.03
-
-        def anchor(scene: Float64Array) -> Anchor:
-            return Anchor(scene[place : place + 3].copy())
-
+        anchor = _centre_of(layout, name)
         over_m = _EDGE_Y_M - float(situation.block_pose(name)[1]) + half_m - 0.03
         return (
             Waypoint(anchor, (0.0, behind_m, 0.10), closed=True, tolerance_m=0.03, jitter=1.0, lean_rad=0.4, watched=True),

@@ -128,23 +128,12 @@ def _random_scene(
     handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
     # Door and surfaces are drawn again with the blocks: in some scenes one side of the cabinet is out of reach.
     while True:
-        state = {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")}
-        state |= required
+        state = _random_state(rng, required)
         surfaces = _random_surfaces(task, handled, rng, slide_left=state["slide_left"])
         if spread:
             surfaces |= {block: "table" for block in BLOCKS if block != handled}
-        drawer_open = state["drawer_open"] or "drawer" in surfaces.values()
-        scene_obs = sample_scene(
-            layout,
-            rng,
-            surfaces=surfaces,
-            slide_m=layout.slide_max_m if state["slide_left"] else 0.0,
-            drawer_m=dimensions.DRAWER_MAX_M if drawer_open else 0.0,
-            switch_m=dimensions.SWITCH_MAX_M if state["bulb_on"] else 0.0,
-            bulb_on=state["bulb_on"],
-            led_on=state["led_on"],
-            gap_m=_PLAIN_GAP_M if handled is None else _GRASP_GAP_M,
-        )
+        gap_m = _PLAIN_GAP_M if handled is None else _GRASP_GAP_M
+        scene_obs = _draw_scene(layout, rng, state, surfaces, gap_m)
         if handled is None or anywhere or _is_workable(task, layout, scene_obs, handled):
             return scene_obs
 
@@ -155,18 +144,9 @@ def _random_free_scene(
     """Draw a scene in which any block may be the one that is handled."""
     while True:
         blocks = [str(block) for block in rng.permutation(BLOCKS)]
-        state = {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")} | required
-        scene_obs = sample_scene(
-            layout,
-            rng,
-            surfaces={blocks[0]: "table", blocks[1]: "slider_left", blocks[2]: str(rng.choice(("table", "slider_right")))},
-            slide_m=layout.slide_max_m if state["slide_left"] else 0.0,
-            drawer_m=dimensions.DRAWER_MAX_M if state["drawer_open"] else 0.0,
-            switch_m=dimensions.SWITCH_MAX_M if state["bulb_on"] else 0.0,
-            bulb_on=state["bulb_on"],
-            led_on=state["led_on"],
-            gap_m=_GRASP_GAP_M,
-        )
+        state = _random_state(rng, required)
+        surfaces = {blocks[0]: "table", blocks[1]: "slider_left", blocks[2]: str(rng.choice(("table", "slider_right")))}
+        scene_obs = _draw_scene(layout, rng, state, surfaces, _GRASP_GAP_M)
         lower = scene_obs[block_slice(layout, blocks[0])]
         if not anywhere and not _is_workable("lift_block_table", layout, scene_obs, blocks[0]):
             continue
@@ -180,6 +160,29 @@ def _random_free_scene(
         upper[2] += dimensions.BLOCK_WIDTH_M
         upper[5] += rng.uniform(-1.0, 1.0) * _STACK_TURN_RAD + rng.integers(2) * 0.5 * math.pi
         return scene_obs
+
+
+def _random_state(rng: np.random.Generator, required: dict[str, bool]) -> dict[str, bool]:
+    """Draw how door, drawer and lights stand; what `required` names is drawn too, and then overruled."""
+    return {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")} | required
+
+
+def _draw_scene(
+    layout: TableLayout, rng: np.random.Generator, state: dict[str, bool], surfaces: dict[str, str], gap_m: float
+) -> Float64Array:
+    """Draw the blocks' poses on their surfaces; a drawer that a block lies in is open whatever `state` says."""
+    drawer_open = state["drawer_open"] or "drawer" in surfaces.values()
+    return sample_scene(
+        layout,
+        rng,
+        surfaces=surfaces,
+        slide_m=layout.slide_max_m if state["slide_left"] else 0.0,
+        drawer_m=dimensions.DRAWER_MAX_M if drawer_open else 0.0,
+        switch_m=dimensions.SWITCH_MAX_M if state["bulb_on"] else 0.0,
+        bulb_on=state["bulb_on"],
+        led_on=state["led_on"],
+        gap_m=gap_m,
+    )
 
 
 def _random_surfaces(task: str, handled: str | None, rng: np.random.Generator, *, slide_left: bool) -> dict[str, str]:

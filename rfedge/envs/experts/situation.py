@@ -102,10 +102,6 @@ class Situation:
         low_m, high_m = self.layout.door_x_m
         return low_m - self.scene_obs[SLIDE], high_m - self.scene_obs[SLIDE]
 
-    def door_is_left(self) -> bool:
-        """Tell on which half of its travel the sliding door stands."""
-        return bool(self.scene_obs[SLIDE] > 0.5 * self.layout.slide_max_m)
-
     def open_cabinet_x_m(self) -> tuple[float, float]:
         """Return the extent of the wider part of the cabinet that the door leaves open."""
         (low_m, high_m), (door_low_m, door_high_m) = self.layout.opening_x_m, self.door_x_m()

@@ -1,0 +1,57 @@
+"""The committed results are what today's models would write, byte for byte."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from rfedge.benchmarks.chain_report import ChainReport
+from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
+from rfedge.benchmarks.expert_success import ExpertSuccessReport
+from rfedge.benchmarks.machine import Measurement, circumstances
+from rfedge.benchmarks.schema import LatencyReport
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
+REPORTS: dict[str, type[BaseModel]] = {
+    "rfedge-chains": ChainReport,
+    "rfedge-environment-speed": EnvironmentSpeedReport,
+    "rfedge-expert-success": ExpertSuccessReport,
+    "rfedge-latency": LatencyReport,
+}
+
+
+def documents() -> list[tuple[Path, type[BaseModel]]]:
+    formats = {path: json.loads(path.read_text()).get("format") for path in sorted(RESULTS.glob("*.json"))}
+    return [(path, REPORTS[name]) for path, name in formats.items() if name in REPORTS]
+
+
+def test_every_kind_of_measurement_but_latency_has_a_committed_result() -> None:
+    assert {model for _, model in documents()} >= {ChainReport, EnvironmentSpeedReport, ExpertSuccessReport}
+
+
+@pytest.mark.parametrize(("path", "model"), documents(), ids=lambda value: getattr(value, "stem", ""))
+def test_a_committed_result_comes_back_byte_for_byte(path: Path, model: type[BaseModel]) -> None:
+    assert model.model_validate_json(path.read_bytes()).model_dump_json(indent=2) + "\n" == path.read_text()
+
+
+def test_the_latency_report_inside_the_demo_comes_back_byte_for_byte() -> None:
+    document = json.loads(DEMO.read_text())
+    report = LatencyReport.model_validate(document["latency"])
+    document["latency"] = report.model_dump(mode="json")
+    assert json.dumps(document, indent=1) + "\n" == DEMO.read_text()
+
+
+def test_a_result_refuses_a_field_that_nobody_declared() -> None:
+    path, model = documents()[0]
+    document = json.loads(path.read_text())
+    with pytest.raises(ValidationError, match="surprise"):
+        model.model_validate({**document, "surprise": 1})
+
+
+def test_a_measurement_begins_with_what_it_is_and_where_it_was_taken() -> None:
+    taken = Measurement(format="x", schema_version=1, **circumstances())
+    assert list(taken.model_dump()) == ["format", "schema_version", "measured_at", "commit", "machine", "versions"]
+    assert taken.measured_at.endswith("+00:00")
+    assert taken.versions["python"]
