@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.config import PolicyConfig
 from rfedge.data import CalvinDataset
 from rfedge.errors import DatasetError, explain
+from rfedge.timekeeping import BackboneCall, history_inputs, initial_state, observe
 from rfedge.tokenizer import InstructionTokenizer
 
 __all__ = ["FrameInputs", "choose_calibration_frames", "choose_proof_episodes", "hash_frames"]
@@ -96,25 +98,43 @@ class FrameInputs:
     """Turns (episode, frame) pairs into backbone inputs, exactly as a robot's observation would become them.
 
     Attributes:
+        config: the policy's.
         dataset: where frames come from.
         tokenizer: the checkpoint's.
         embedding: float32 (vocab, width) token table.
     """
 
+    config: PolicyConfig
     dataset: CalvinDataset
     tokenizer: InstructionTokenizer
     embedding: npt.NDArray[np.float32]
 
     def load(self, pair: EpisodeFrame) -> Inputs:
         segment_index, frame = pair
-        images = self.dataset.frame(frame, ("rgb_static", "rgb_gripper"))
+        images = self.dataset.frame(frame, ("rgb_static", "rgb_gripper", "robot_obs"))
         ids, mask = self.tokenizer.encode(self.dataset.segments[segment_index].instruction)
-        return {
+        inputs = {
             "image_static": images["rgb_static"][None],
             "image_gripper": images["rgb_gripper"][None],
             "text_embedding": self.embedding[ids][None],
             "text_mask": mask[None],
         }
+        if self.config.proprioception:
+            inputs["robot_state"] = images["robot_obs"].astype(np.float32)[None]
+        return inputs
+
+    def with_history(self, pairs: Sequence[EpisodeFrame], call: BackboneCall) -> Iterator[Inputs]:
+        """Yield the inputs of each pair with the latents of the frames before it, computed by `call` (graph in fp32)."""
+        for segment_index, frame in pairs:
+            first = self.dataset.segments[segment_index].start
+            stride = self.config.frame_stride
+            past = [
+                older for older in range(frame - stride * (self.config.media_frames - 1), frame, stride) if older >= first
+            ]
+            state = initial_state(self.config)
+            for older in past:
+                _, state = observe(self.config, call, self.load((segment_index, older)), state)
+            yield {**self.load((segment_index, frame)), **history_inputs(self.config, state)}
 
     def stream(self, pairs: Sequence[EpisodeFrame]) -> Iterator[Inputs]:
         for pair in pairs:

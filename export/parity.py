@@ -18,12 +18,13 @@ import onnxruntime
 import torch
 
 from rfedge.config import PolicyConfig
+from rfedge.contract import TensorSpec, policy_contract
 from rfedge.int8_kernels import DISABLED_OPTIMIZERS
-from rfedge.messages import FloatArray, HeadState
+from rfedge.messages import FloatArray
 from rfedge.model import RoboFlamingo
-from rfedge.timekeeping import HeadOutput, advance, initial_state
+from rfedge.timekeeping import Arrays, BackboneCall, HeadCall, advance, initial_state, observe
 
-__all__ = ["RolloutTrace", "compare_traces", "onnx_rollout", "torch_rollout"]
+__all__ = ["RolloutTrace", "compare_traces", "graph_call", "onnx_rollout", "torch_rollout"]
 
 Inputs = dict[str, npt.NDArray[Any]]
 # one list of graph inputs per episode; the state is reset between episodes
@@ -38,7 +39,7 @@ class RolloutTrace:
         features: (T, width).
         pose: (T, k, 6).
         gripper: (T, k) probability.
-        h, c: (T, layers, hidden) after each step.
+        h, c: (T, layers, hidden) after each step; (T, 0, 0) where the head has no state.
     """
 
     features: FloatArray
@@ -49,17 +50,13 @@ class RolloutTrace:
 
 
 def _rollout(
-    config: PolicyConfig,
-    backbone: Callable[[Inputs], FloatArray],
-    head: Callable[[FloatArray, FloatArray, FloatArray], HeadOutput],
-    episodes: Episodes,
-    on_step: Callable[[], None],
+    config: PolicyConfig, backbone: BackboneCall, head: HeadCall, episodes: Episodes, on_step: Callable[[], None]
 ) -> RolloutTrace:
     features, poses, grippers, hs, cs = [], [], [], [], []
     for episode in episodes:
-        state: HeadState = initial_state(config)
+        state = initial_state(config)
         for inputs in episode:
-            feature = backbone(inputs)
+            feature, state = observe(config, backbone, inputs, state)
             pose, gripper, state = advance(config, head, feature, state)
             features.append(feature[0])
             poses.append(pose)
@@ -73,41 +70,38 @@ def _rollout(
 def torch_rollout(policy: RoboFlamingo, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None) -> RolloutTrace:
     """Step the PyTorch policy through `episodes`."""
     policy.eval()
+    contract = policy_contract(policy.config)
 
-    def backbone(inputs: Inputs) -> FloatArray:
-        return policy.backbone(*(torch.from_numpy(array) for array in inputs.values())).numpy()  # type: ignore[no-any-return]
+    def caller(module: torch.nn.Module, specs: Sequence[TensorSpec]) -> Callable[[Arrays], Arrays]:
+        def call(inputs: Arrays) -> Arrays:
+            outputs = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+            outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+            return {spec.name: output.numpy() for spec, output in zip(specs, outputs, strict=True)}
 
-    def head(features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
-        outputs = policy.head(torch.from_numpy(features), torch.from_numpy(h), torch.from_numpy(c))
-        return tuple(output.numpy() for output in outputs)
+        return call
 
+    backbone = caller(policy.backbone, contract.backbone.outputs)
+    head = caller(policy.head, contract.head.outputs)
     with torch.inference_mode():
         return _rollout(policy.config, backbone, head, episodes, on_step)
+
+
+def graph_call(path: Path) -> Callable[[Arrays], Arrays]:
+    """Open a graph in ONNX Runtime on the CPU: inputs by name -> outputs by name."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
 def onnx_rollout(
     config: PolicyConfig, backbone: Path, head: Path, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None
 ) -> RolloutTrace:
     """Step the two graphs through `episodes` in ONNX Runtime on the CPU."""
-    sessions = []
-    for path in (backbone, head):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        sessions.append(
-            onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
-            )
-        )
-    backbone_session, head_session = sessions
-
-    def call_backbone(inputs: Inputs) -> FloatArray:
-        return backbone_session.run(["feature"], inputs)[0]  # type: ignore[no-any-return]
-
-    def call_head(features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
-        outputs = head_session.run(["pose", "gripper", "h_out", "c_out"], {"features": features, "h": h, "c": c})
-        return tuple(outputs)
-
-    return _rollout(config, call_backbone, call_head, episodes, on_step)
+    return _rollout(config, graph_call(backbone), graph_call(head), episodes, on_step)
 
 
 def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str, float]:
@@ -120,7 +114,8 @@ def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str
     cosine = (f * g).sum(-1) / np.maximum(np.linalg.norm(f, axis=-1) * np.linalg.norm(g, axis=-1), 1e-30)
     pose_error = np.abs(reference.pose - candidate.pose)
     flips = (reference.gripper > 0.5) != (candidate.gripper > 0.5)
-    drift = np.abs(reference.h - candidate.h).reshape(len(f), -1).max(-1)
+    # a head without a state drifts by nothing
+    drift = np.abs(reference.h - candidate.h).reshape(len(f), -1).max(-1, initial=0.0)
     return {
         "min_feature_cosine": float(cosine.min()),
         "feature_relative_rms": float(np.sqrt(((f - g) ** 2).mean() / max((f**2).mean(), 1e-30))),
@@ -130,5 +125,5 @@ def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str
         "gripper_max_error": float(np.abs(reference.gripper - candidate.gripper).max()),
         "hidden_max_drift": float(drift.max()),
         "hidden_last_drift": float(drift[-1]),
-        "cell_max_drift": float(np.abs(reference.c - candidate.c).max()),
+        "cell_max_drift": float(np.abs(reference.c - candidate.c).max(initial=0.0)),
     }

@@ -22,7 +22,6 @@ from rfedge.bundle import (
     Manifest,
     ParityRecord,
     PrecisionRecord,
-    hash_file,
     load_bundle,
     write_bundle,
 )
@@ -37,12 +36,13 @@ from rfedge.export.calibrate import (
     choose_proof_episodes,
     hash_frames,
 )
-from rfedge.export.parity import Episodes, compare_traces, onnx_rollout, torch_rollout
+from rfedge.export.parity import Episodes, compare_traces, graph_call, onnx_rollout, torch_rollout
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.thresholds import THRESHOLDS, missed
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import Checkpoint, load_checkpoint
+from rfedge.model.checkpoint import checkpoint_sha256
 
 __all__ = [
     "ExportOptions",
@@ -171,7 +171,7 @@ def export_checkpoint(
                 precision=PrecisionRecord(requested=precision, blocks=blocks),
                 calibration=calibration,
                 parity=parity,
-                source={"checkpoint_sha256": hash_file(checkpoint_dir / "model.safetensors"), "name": config.name},
+                source={"checkpoint_sha256": checkpoint_sha256(checkpoint_dir), "name": config.name},
                 versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
             )
         )
@@ -206,7 +206,8 @@ def _quantize(
 
     progress("calibrate", 0, len(chosen))
     quantized = path.with_name("quantized.onnx")
-    num_products = quantize_int8(path, quantized, frames.stream(chosen), keep_float=keep_float, on_frame=count)
+    inputs = frames.stream(chosen) if frames.config.media_frames == 1 else frames.with_history(chosen, graph_call(path))
+    num_products = quantize_int8(path, quantized, inputs, keep_float=keep_float, on_frame=count)
     shutil.move(quantized, path)
     progress("audit kernels", 0, 1)
     require_integer_kernels(path, num_expected=num_products)
@@ -280,7 +281,7 @@ def verify_parity(
     """
     checkpoint = load_checkpoint(checkpoint_dir)
     expected = bundle.manifest.source["checkpoint_sha256"]
-    actual = hash_file(checkpoint_dir / "model.safetensors")
+    actual = checkpoint_sha256(checkpoint_dir)
     if actual != expected:
         raise ArtifactError(
             explain(
@@ -323,7 +324,7 @@ def _open_frames(checkpoint: Checkpoint, data: Path | None) -> FrameInputs | Non
     """Open demonstrations as this checkpoint's backbone inputs; None where there are none."""
     if data is None:
         return None
-    return FrameInputs(CalvinDataset.open(data), checkpoint.tokenizer, _embedding(checkpoint))
+    return FrameInputs(checkpoint.config, CalvinDataset.open(data), checkpoint.tokenizer, _embedding(checkpoint))
 
 
 def _name(dataset: CalvinDataset) -> str:

@@ -25,12 +25,15 @@ from rfedge.export.precision_audit import block_of_node, weight_products
 __all__ = ["quantizable_products", "quantize_int8"]
 
 Inputs = dict[str, npt.NDArray[Any]]
+# The camera resize is exact in float; of the robot's state a product of six numbers is all there is to save.
+_ALWAYS_FLOAT = ("preprocess", "proprioception")
 
 
 def quantizable_products(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> list[str]:
     """Return the names of the products to quantize.
 
-    Every product with a weight, except those of the camera resize and of blocks that begin with one of `keep_float`.
+    Every product with a weight, except those of the camera resize, of the robot's state, and of blocks that begin with one
+    of `keep_float`.
 
     Raises:
         ConfigError: no block begins with one of `keep_float`.
@@ -46,7 +49,7 @@ def quantizable_products(model: onnx.ModelProto, keep_float: Sequence[str] = ())
                     remedy="Name a block or the beginning of several.",
                 )
             )
-    return [name for name, block in blocks.items() if not block.startswith(("preprocess", *keep_float))]
+    return [name for name, block in blocks.items() if not block.startswith((*_ALWAYS_FLOAT, *keep_float))]
 
 
 def quantize_int8(

@@ -30,10 +30,15 @@ def trace_backbone(policy: RoboFlamingo, contract: GraphContract, path: Path) ->
 
 def trace_head(policy: RoboFlamingo, contract: GraphContract, path: Path) -> list[Path]:
     """Write head.onnx; the step axis of `features` is dynamic, so one graph serves carry (1) and replay (window)."""
-    steps = torch.export.Dim("step", min=1, max=4096)
-    return _trace(
-        policy.head, contract, path, dynamic_shapes=({1: steps}, None, None), example_steps=policy.config.window + 1
-    )
+    is_gpt = policy.config.head.kind == "gpt"  # it has a position for each frame of the window and no more
+    longest = policy.config.window if is_gpt else 4096
+    if longest == 1:
+        return _trace(policy.head, contract, path, dynamic_shapes=None, example_steps=1)
+    shapes = {
+        spec.name: {1: torch.export.Dim("step", min=1, max=longest)} if -1 in spec.shape else None
+        for spec in contract.inputs
+    }
+    return _trace(policy.head, contract, path, dynamic_shapes=shapes, example_steps=min(policy.config.window + 1, longest))
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def _trace(
     contract: GraphContract,
     path: Path,
     *,
-    dynamic_shapes: tuple[dict[int, torch.export.Dim] | None, ...] | None,
+    dynamic_shapes: dict[str, dict[int, torch.export.Dim] | None] | None,
     example_steps: int,
 ) -> list[Path]:
     example = contract.sample_inputs(np.random.default_rng(0), dynamic_size=example_steps)
@@ -65,7 +70,7 @@ def _trace(
             warnings.simplefilter("ignore")  # deprecations inside torch.export; ours are turned into errors by the tests
             program = torch.onnx.export(
                 module.eval(),
-                tuple(torch.from_numpy(array) for array in example.values()),
+                kwargs={name: torch.from_numpy(array) for name, array in example.items()},
                 dynamo=True,
                 input_names=[spec.name for spec in contract.inputs],
                 output_names=[spec.name for spec in contract.outputs],

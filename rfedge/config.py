@@ -12,20 +12,26 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from rfedge.decoder_config import DecoderConfig, Feature, GPTNeoXConfig, LlamaConfig, MPTConfig
 from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = [
     "PRECISIONS",
     "DecoderConfig",
+    "Feature",
+    "GPTHeadConfig",
     "GPTNeoXConfig",
     "HeadConfig",
+    "LSTMHeadConfig",
     "LlamaConfig",
+    "MLPHeadConfig",
     "MPTConfig",
     "PolicyConfig",
     "Precision",
     "ResamplerConfig",
     "VisionConfig",
     "check_precision",
+    "head_of_kind",
     "preset",
     "preset_names",
 ]
@@ -74,111 +80,73 @@ class ResamplerConfig(_Config):
     per_camera: bool = False
 
 
-class _DecoderConfig(_Config):
-    """Language decoder with gated cross-attention before every `cross_attention_every`-th block."""
+class _HeadConfig(_Config):
+    # Hidden layers of the two MLPs that end every head: one for the pose (tanh), one for the gripper (sigmoid).
+    mlp_sizes: tuple[int, ...] = (1024, 512, 256)
+    dropout: float = 0.1
 
-    width: int
-    layers: int
-    heads: int
-    vocab_size: int
-    text_length: int = Field(description="tokens of the padded instruction, special tokens included")
-    mlp_ratio: int = 4
-    cross_attention_every: int = Field(1, ge=1)
-    cross_attention_heads: int = 8
-    cross_attention_head_size: int = 64
-    # tanh(gate) scales what each cross-attention adds. 0 protects a pre-trained decoder; from nothing it starves vision.
-    gate_init: float = 0.0
-    # MPT-1B reports the INPUT of its last block as its last hidden state, so that block never reaches the action.
-    feature: Literal["last_block_input", "last_block", "final_norm"] = "final_norm"
+
+class LSTMHeadConfig(_HeadConfig):
+    """Recurrent head, the default: its state carries what was seen before."""
+
+    kind: Literal["lstm"] = "lstm"
+    hidden_size: int
+    layers: int = 4
+
+
+class GPTHeadConfig(_HeadConfig):
+    """Causal transformer over the features of the last `window` frames, with learned positions."""
+
+    kind: Literal["gpt"]
+    width: int = 768
+    layers: int = 8
+    heads: int = 8
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> _DecoderConfig:
+    def _heads_divide(self) -> GPTHeadConfig:
         if self.width % self.heads:
             raise ValueError(f"width: got {self.width}, expected a multiple of heads ({self.heads})")
         return self
 
 
-class MPTConfig(_DecoderConfig):
-    """MPT: ALiBi, no biases, output tied to the embedding. MosaicGPT (MPT-1B) also normalises whole q and k vectors."""
+class MLPHeadConfig(_HeadConfig):
+    """MLP over the present feature alone; with `PolicyConfig.media_frames` above 1 that feature knows the past."""
 
-    kind: Literal["mosaic_gpt", "mpt"] = "mosaic_gpt"
-    qk_norm: bool = True
-    alibi_bias_max: float = 8.0
-
-    @model_validator(mode="after")
-    def _only_mosaic_gpt_norms_q_and_k(self) -> MPTConfig:
-        if self.kind == "mpt" and self.qk_norm:
-            raise ValueError("qk_norm: got true, expected false with kind 'mpt': only 'mosaic_gpt' holds these norms")
-        return self
+    kind: Literal["mlp"]
+    hidden_size: int = 1024
 
 
-class _RotaryConfig(_DecoderConfig):
-    rotary_base: float = Field(10000.0, gt=0)
-
-    @property
-    def rotary_size(self) -> int:
-        """Leading elements of every q and k head that are turned."""
-        return self.width // self.heads
-
-    @model_validator(mode="after")
-    def _turns_pairs(self) -> _RotaryConfig:
-        if self.rotary_size % 2 or self.rotary_size < 2:
-            raise ValueError(f"rotary positions turn pairs: got {self.rotary_size} elements a head, expected an even number")
-        return self
+def _head_kind(value: Any) -> str | None:
+    # A configuration may leave the kind out; the LSTM was the only one at first.
+    return value.get("kind", "lstm") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
-class GPTNeoXConfig(_RotaryConfig):
-    """GPT-NeoX: rotary positions, biases everywhere; RedPajama-3B adds attention before its MLP reads (sequential)."""
-
-    kind: Literal["gpt_neox"]
-    mlp_width: int
-    parallel_residual: bool = False
-    rotary_fraction: float = Field(1.0, gt=0, le=1)
-    norm_eps: float = 1e-5
-
-    @property
-    def rotary_size(self) -> int:
-        """Leading elements of every q and k head that are turned."""
-        return int(self.width // self.heads * self.rotary_fraction)
-
-
-class LlamaConfig(_RotaryConfig):
-    """LLaMA: rotary positions, RMSNorm, gated SiLU MLP, no biases; `key_value_heads` below `heads` share k and v."""
-
-    kind: Literal["llama"]
-    mlp_width: int
-    key_value_heads: int
-    norm_eps: float = 1e-6
-
-    @model_validator(mode="after")
-    def _groups_divide(self) -> LlamaConfig:
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"heads: got {self.heads}, expected a multiple of key_value_heads ({self.key_value_heads})")
-        return self
-
-
-def _decoder_kind(value: Any) -> str | None:
-    # A configuration may leave the kind out; MosaicGPT was the only one at first.
-    return value.get("kind", "mosaic_gpt") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-DecoderConfig = Annotated[
-    Annotated[MPTConfig, Tag("mosaic_gpt")]
-    | Annotated[MPTConfig, Tag("mpt")]
-    | Annotated[GPTNeoXConfig, Tag("gpt_neox")]
-    | Annotated[LlamaConfig, Tag("llama")],
-    Discriminator(_decoder_kind),
+HeadConfig = Annotated[
+    Annotated[LSTMHeadConfig, Tag("lstm")] | Annotated[GPTHeadConfig, Tag("gpt")] | Annotated[MLPHeadConfig, Tag("mlp")],
+    Discriminator(_head_kind),
 ]
 
 
-class HeadConfig(_Config):
-    """Recurrent policy head: LSTM, then one MLP for the pose (tanh) and one for the gripper (sigmoid)."""
+def head_of_kind(kind: str, like: HeadConfig) -> HeadConfig:
+    """Return a head of another kind about the size of the LSTM head `like`.
 
-    kind: Literal["lstm"] = "lstm"
-    hidden_size: int
-    layers: int = 4
-    mlp_sizes: tuple[int, ...] = (1024, 512, 256)
-    dropout: float = 0.1
+    The proportions are those of the original's defaults: 768 wide and 8 deep beside an LSTM of 4 x 1024.
+
+    Raises:
+        ConfigError: no head has this kind; the text names the nearest one.
+    """
+    known = ("lstm", "gpt", "mlp") if isinstance(like, LSTMHeadConfig) else (like.kind,)
+    if kind not in known:
+        raise ConfigError(explain("head", got=repr(kind), expected=did_you_mean(kind, known), remedy="Choose one of these."))
+    if kind == like.kind or not isinstance(like, LSTMHeadConfig):
+        return like
+    if kind == "mlp":
+        return MLPHeadConfig(kind="mlp", hidden_size=like.hidden_size, mlp_sizes=like.mlp_sizes, dropout=like.dropout)
+    width = like.hidden_size * 3 // 4
+    heads = 8 if width % 8 == 0 else 1
+    return GPTHeadConfig(
+        kind="gpt", width=width, layers=2 * like.layers, heads=heads, mlp_sizes=like.mlp_sizes, dropout=like.dropout
+    )
 
 
 class PolicyConfig(_Config):
@@ -186,11 +154,16 @@ class PolicyConfig(_Config):
 
     Attributes:
         pooling: over the tokens of the decoder, to one feature.
-        fusion: `post` resamples each camera and joins the latents; `pre` joins the patch tokens before one resampler.
+        fusion: `post` resamples each camera and joins the latents; `pre` joins the patch tokens before one resampler;
+            `two_way` lets the text read each camera alone and joins the two features.
+        media_frames: frames whose latents the text reads, the present one included. Above 1 the memory of a policy is in
+            its backbone ("MLP with history", RoboFlamingo 5.4.1); every frame is still seen by the cameras' part once.
+        proprioception: add the arm's pose and the gripper's last command to the feature.
         window: frames in a training window, and the features replayed in `window` time-keeping.
-        time_keeping: `window` replays the LSTM from zero over the last `window` features; `carry` keeps its state.
+        time_keeping: `window` replays the head from nothing over the last `window` features; `carry` keeps an LSTM's
+            state. It says nothing to an MLP.
         chunk_size: actions predicted per inference.
-        frame_stride: control steps between the frames the LSTM was trained on.
+        frame_stride: control steps between the frames the head was trained on.
         control_hz: rate of one action.
     """
 
@@ -200,7 +173,9 @@ class PolicyConfig(_Config):
     decoder: DecoderConfig
     head: HeadConfig
     pooling: Literal["max", "average"] = "max"
-    fusion: Literal["post", "pre"] = "post"
+    fusion: Literal["post", "pre", "two_way"] = "post"
+    media_frames: int = Field(1, ge=1, le=64)
+    proprioception: bool = False
     window: int = Field(12, ge=1)
     time_keeping: Literal["window", "carry"] = "window"
     chunk_size: int = Field(1, ge=1, le=64)
@@ -209,12 +184,28 @@ class PolicyConfig(_Config):
 
     @property
     def feature_size(self) -> int:
-        return self.decoder.width
+        """Width of what the backbone hands to the head."""
+        return self.decoder.width * (2 if self.fusion == "two_way" else 1)
+
+    @property
+    def latents_per_frame(self) -> int:
+        """Latents of one frame, both cameras."""
+        return self.resampler.latents * (1 if self.fusion == "pre" else 2)
 
     @model_validator(mode="after")
     def _one_resampler_reads_joined_tokens(self) -> PolicyConfig:
         if self.fusion == "pre" and self.resampler.per_camera:
             raise ValueError("resampler.per_camera: got true, expected false with fusion 'pre', which has one resampler")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_fits(self) -> PolicyConfig:
+        if self.media_frames > 1 and self.fusion == "two_way":
+            raise ValueError("fusion: got 'two_way', expected 'post' or 'pre' with media_frames above 1")
+        if self.media_frames > self.window:
+            raise ValueError(f"media_frames: got {self.media_frames}, expected at most the window ({self.window})")
+        if self.head.kind == "gpt" and self.time_keeping == "carry":
+            raise ValueError("time_keeping: got 'carry', expected 'window': a GPT head has no state to carry")
         return self
 
     @model_validator(mode="after")
@@ -242,7 +233,7 @@ def _tiny() -> PolicyConfig:
             cross_attention_head_size=32,
             gate_init=1.0,
         ),
-        head=HeadConfig(hidden_size=48, mlp_sizes=(48, 32)),
+        head=LSTMHeadConfig(hidden_size=48, mlp_sizes=(48, 32)),
     )
 
 
@@ -261,7 +252,7 @@ def _playtable_small() -> PolicyConfig:
             cross_attention_head_size=64,
             gate_init=1.0,
         ),
-        head=HeadConfig(hidden_size=256, mlp_sizes=(256, 128, 64)),
+        head=LSTMHeadConfig(hidden_size=256, mlp_sizes=(256, 128, 64)),
     )
 
 
@@ -272,7 +263,7 @@ def _released(name: str, decoder: Callable[[], DecoderConfig]) -> PolicyConfig:
         vision=VisionConfig(image_size=224, patch_size=14, width=1024, layers=24, heads=16),
         resampler=ResamplerConfig(layers=6, latents=64),
         decoder=decoder(),
-        head=HeadConfig(hidden_size=1024),
+        head=LSTMHeadConfig(hidden_size=1024),
     )
 
 

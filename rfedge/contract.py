@@ -3,6 +3,9 @@
     image_static, image_gripper, text_embedding, text_mask ──► backbone ──► feature
     features, h, c ──► head ──► pose, gripper, h_out, c_out
 
+Some members of the family have more or fewer: `robot_state` with proprioception; `media_history`, `media_mask` and the
+output `media` where the text reads older frames; no `h` and `c` where the head is no LSTM.
+
 The exporter writes these specs into the manifest, the runtimes check arrays against them, tests derive inputs from
 them. Nothing else repeats a tensor's name or shape.
 """
@@ -15,9 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from rfedge.config import PolicyConfig
+from rfedge.config import LSTMHeadConfig, PolicyConfig
 from rfedge.errors import ContractError, explain
-from rfedge.messages import GRIPPER_IMAGE_SHAPE, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD, STATIC_IMAGE_SHAPE
+from rfedge.messages import (
+    GRIPPER_IMAGE_SHAPE,
+    POSE_SIZE,
+    POSITION_SCALE_M,
+    ROTATION_SCALE_RAD,
+    STATE_SIZE,
+    STATIC_IMAGE_SHAPE,
+)
 
 __all__ = ["ActionSemantics", "GraphContract", "PolicyContract", "TensorSpec", "policy_contract"]
 
@@ -114,30 +124,44 @@ FLOAT: Final = "float32"
 
 def policy_contract(config: PolicyConfig) -> PolicyContract:
     """Derive the contract of a policy from its configuration; batch is always 1."""
-    width, text, chunk = config.feature_size, config.decoder.text_length, config.chunk_size
-    state_shape = (config.head.layers, 1, config.head.hidden_size)
-    state_axes = ("layer", "batch", "hidden")
+    return PolicyContract(backbone=_backbone_contract(config), head=_head_contract(config))
+
+
+def _backbone_contract(config: PolicyConfig) -> GraphContract:
+    text, past = config.decoder.text_length, config.media_frames - 1
     image_axes = ("batch", "row", "column", "rgb")
-    backbone = GraphContract(
-        inputs=(
-            TensorSpec(name="image_static", dtype="uint8", shape=(1, *STATIC_IMAGE_SHAPE), axes=image_axes),
-            TensorSpec(name="image_gripper", dtype="uint8", shape=(1, *GRIPPER_IMAGE_SHAPE), axes=image_axes),
-            TensorSpec(name="text_embedding", dtype=FLOAT, shape=(1, text, width), axes=("batch", "token", "width")),
-            TensorSpec(name="text_mask", dtype="bool", shape=(1, text), axes=("batch", "token")),
+    media_shape, media_axes = (config.latents_per_frame, config.vision.width), ("latent", "vision_width")
+    inputs = [
+        TensorSpec(name="image_static", dtype="uint8", shape=(1, *STATIC_IMAGE_SHAPE), axes=image_axes),
+        TensorSpec(name="image_gripper", dtype="uint8", shape=(1, *GRIPPER_IMAGE_SHAPE), axes=image_axes),
+        TensorSpec(
+            name="text_embedding", dtype=FLOAT, shape=(1, text, config.decoder.width), axes=("batch", "token", "width")
         ),
-        outputs=(TensorSpec(name="feature", dtype=FLOAT, shape=(1, width), axes=("batch", "width")),),
-    )
-    head = GraphContract(
-        inputs=(
-            TensorSpec(name="features", dtype=FLOAT, shape=(1, -1, width), axes=("batch", "step", "width")),
-            TensorSpec(name="h", dtype=FLOAT, shape=state_shape, axes=state_axes),
-            TensorSpec(name="c", dtype=FLOAT, shape=state_shape, axes=state_axes),
-        ),
-        outputs=(
-            TensorSpec(name="pose", dtype=FLOAT, shape=(1, chunk, POSE_SIZE), axes=("batch", "chunk", "pose")),
-            TensorSpec(name="gripper", dtype=FLOAT, shape=(1, chunk), axes=("batch", "chunk")),
-            TensorSpec(name="h_out", dtype=FLOAT, shape=state_shape, axes=state_axes),
-            TensorSpec(name="c_out", dtype=FLOAT, shape=state_shape, axes=state_axes),
-        ),
-    )
-    return PolicyContract(backbone=backbone, head=head)
+        TensorSpec(name="text_mask", dtype="bool", shape=(1, text), axes=("batch", "token")),
+    ]
+    outputs = [TensorSpec(name="feature", dtype=FLOAT, shape=(1, config.feature_size), axes=("batch", "width"))]
+    if config.proprioception:
+        inputs.append(TensorSpec(name="robot_state", dtype=FLOAT, shape=(1, STATE_SIZE), axes=("batch", "state")))
+    if past:
+        inputs += [
+            TensorSpec(
+                name="media_history", dtype=FLOAT, shape=(1, past, *media_shape), axes=("batch", "frame", *media_axes)
+            ),
+            TensorSpec(name="media_mask", dtype="bool", shape=(1, past), axes=("batch", "frame")),
+        ]
+        outputs.append(TensorSpec(name="media", dtype=FLOAT, shape=(1, *media_shape), axes=("batch", *media_axes)))
+    return GraphContract(inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def _head_contract(config: PolicyConfig) -> GraphContract:
+    chunk = config.chunk_size
+    inputs = [TensorSpec(name="features", dtype=FLOAT, shape=(1, -1, config.feature_size), axes=("batch", "step", "width"))]
+    outputs = [
+        TensorSpec(name="pose", dtype=FLOAT, shape=(1, chunk, POSE_SIZE), axes=("batch", "chunk", "pose")),
+        TensorSpec(name="gripper", dtype=FLOAT, shape=(1, chunk), axes=("batch", "chunk")),
+    ]
+    if isinstance(config.head, LSTMHeadConfig):
+        shape, axes = (config.head.layers, 1, config.head.hidden_size), ("layer", "batch", "hidden")
+        inputs += [TensorSpec(name=name, dtype=FLOAT, shape=shape, axes=axes) for name in ("h", "c")]
+        outputs += [TensorSpec(name=name, dtype=FLOAT, shape=shape, axes=axes) for name in ("h_out", "c_out")]
+    return GraphContract(inputs=tuple(inputs), outputs=tuple(outputs))

@@ -32,8 +32,8 @@ __all__ = [
     "STATE_SIZE",
     "STATIC_IMAGE_SHAPE",
     "FloatArray",
-    "HeadState",
     "Observation",
+    "PolicyState",
     "UInt8Array",
     "check_action",
 ]
@@ -130,18 +130,21 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeadState:
-    """Everything the recurrent head remembers; an argument and a result of every head call.
+class PolicyState:
+    """Everything a policy remembers; an argument and a result of every call.
 
     Attributes:
-        h, c: float32 (layers, 1, hidden) LSTM state after the last step.
-        history: float32 (n, width) the last n <= window features, oldest first; (0, width) in `carry` time-keeping.
-        num_steps: head calls since the reset.
+        h, c: float32 (layers, 1, hidden) LSTM state after the last step; (0, 1, 0) with a head that has none.
+        history: float32 (n, width) the last n <= window features, oldest first; (0, width) where no head replays them.
+        media: float32 (n, latents, vision width) what the cameras' part made of the last n < media_frames frames,
+            oldest first; (0, ...) in a policy whose text reads the present frame alone.
+        num_steps: calls since the reset.
     """
 
     h: FloatArray
     c: FloatArray
     history: FloatArray
+    media: FloatArray
     num_steps: int = 0
 
 

@@ -1,4 +1,4 @@
-"""The recurrent head with its memory in the open: state in, state out. The rule of time is `rfedge.timekeeping`'s."""
+"""The head with its memory in the open: state in, state out. The rule of time is `rfedge.timekeeping`'s."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
-from rfedge.messages import FloatArray, HeadState
+from rfedge.messages import PolicyState
 from rfedge.runtimes.base import GraphRunner
-from rfedge.timekeeping import HeadOutput, advance, initial_state
+from rfedge.timekeeping import advance, initial_state
 
 __all__ = ["HeadRuntime"]
 
@@ -29,11 +29,11 @@ class HeadRuntime:
         self._runner = runner
         self._config = config
 
-    def initial_state(self) -> HeadState:
+    def initial_state(self) -> PolicyState:
         """Return the state of a policy that has seen nothing."""
         return initial_state(self._config)
 
-    def step(self, feature: Float32Array, state: HeadState) -> tuple[Float32Array, Float32Array, HeadState]:
+    def step(self, feature: Float32Array, state: PolicyState) -> tuple[Float32Array, Float32Array, PolicyState]:
         """Predict the next actions; `state` is left as it is.
 
         Args:
@@ -47,9 +47,5 @@ class HeadRuntime:
         Raises:
             ContractError: a tensor does not fit the head's contract, or the graph returned NaN or Inf.
         """
-        pose, gripper, new_state = advance(self._config, self._call, feature, state)
+        pose, gripper, new_state = advance(self._config, self._runner.infer, feature, state)
         return cast("Float32Array", pose), cast("Float32Array", gripper), new_state
-
-    def _call(self, features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
-        outputs = self._runner.infer({"features": features, "h": h, "c": c})
-        return outputs["pose"], outputs["gripper"], outputs["h_out"], outputs["c_out"]

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
 from rfedge.errors import ContractError, explain
-from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, HeadState, Observation
+from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation, PolicyState
 from rfedge.runtimes.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.head import HeadRuntime
 from rfedge.runtimes.registry import DEFAULT_BACKEND, open_parts
+from rfedge.timekeeping import observe
 
 __all__ = ["STAGES", "EdgePolicy", "Inference", "Policy", "PolicyStep"]
 
@@ -49,7 +50,7 @@ class Inference:
     """A `PolicyStep` and the head state that belongs to the next call."""
 
     actions: npt.NDArray[np.float32]
-    state: HeadState
+    state: PolicyState
     timings_ms: Mapping[str, float]
 
 
@@ -130,15 +131,16 @@ class EdgePolicy:
         self.parts.head.deactivate()
         self.parts.backbone.deactivate()
 
-    def initial_state(self) -> HeadState:
+    def initial_state(self) -> PolicyState:
         """Return the state of a policy that has seen nothing."""
         return self._head.initial_state()
 
-    def infer(self, observation: Observation, instruction: str, state: HeadState) -> Inference:
+    def infer(self, observation: Observation, instruction: str, state: PolicyState) -> Inference:
         """Predict actions; the result depends on the arguments alone and changes none of them.
 
         Args:
-            observation: the present frame; its `task` and `state` are not used.
+            observation: the present frame; its `task` is not used, its `state` by a policy with
+                proprioception alone.
             instruction: plain words, embedded once and then remembered.
             state: `initial_state()` or the state of the previous inference.
 
@@ -155,10 +157,12 @@ class EdgePolicy:
             "text_embedding": text.embedding,
             "text_mask": text.mask,
         }
+        if self.config.proprioception:
+            inputs["robot_state"] = _robot_state(observation)
         preprocessed_ns = time.perf_counter_ns()
-        feature = cast("npt.NDArray[np.float32]", self.parts.backbone.infer(inputs)["feature"])
+        feature, seen = observe(self.config, self.parts.backbone.infer, inputs, state)
         seen_ns = time.perf_counter_ns()
-        pose, gripper, new_state = self._head.step(feature, state)
+        pose, gripper, new_state = self._head.step(cast("npt.NDArray[np.float32]", feature), seen)
         decided_ns = time.perf_counter_ns()
         actions = np.empty((len(pose), ACTION_SIZE), dtype=np.float32)
         np.clip(pose, -1.0, 1.0, out=actions[:, :POSE_SIZE])
@@ -198,3 +202,16 @@ class EdgePolicy:
         inference = self.infer(observation, self._instruction, self._state)
         self._state = inference.state
         return PolicyStep(actions=inference.actions, timings_ms=inference.timings_ms)
+
+
+def _robot_state(observation: Observation) -> npt.NDArray[np.float32]:
+    if observation.state is None:
+        raise ContractError(
+            explain(
+                "observation.state",
+                got="None",
+                expected="15 numbers: this policy was trained with proprioception",
+                remedy="Send the robot's state, see rfedge.messages.Observation.",
+            )
+        )
+    return observation.state.astype(np.float32)[None]

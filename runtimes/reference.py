@@ -29,7 +29,7 @@ class TorchRunner(GraphRunner):
 
     Args:
         stage: which half.
-        contract: its inputs, passed to `forward` by position in contract order, and its outputs.
+        contract: its inputs, passed to `forward` by name, and its outputs, returned in contract order.
         forward: the bound method of the policy.
         check_inputs: compare every input with the contract on each call.
     """
@@ -49,9 +49,9 @@ class TorchRunner(GraphRunner):
         """Nothing to free before the policy itself goes."""
 
     def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = [_to_tensor(inputs[spec.name]) for spec in self.contract.inputs]
+        tensors = {spec.name: _to_tensor(inputs[spec.name]) for spec in self.contract.inputs}
         with torch.inference_mode():
-            outputs = self._forward(*tensors)
+            outputs = self._forward(**tensors)
         if isinstance(outputs, torch.Tensor):
             outputs = (outputs,)
         return {

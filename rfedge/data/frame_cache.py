@@ -1,4 +1,4 @@
-"""Every frame of a dataset in three big arrays, because opening one npz per frame per window starves the training.
+"""Every frame of a dataset in a few big arrays, because opening one npz per frame per window starves the training.
 
 A window of 12 frames is 12 file openings and 24 inflated images; from memory-mapped arrays it is one copy. The cache
 lies beside the dataset, is built once, appears whole or not at all, and is rebuilt when a frame file or the annotations
@@ -26,9 +26,9 @@ from rfedge.errors import DatasetError, explain
 __all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
 
 CACHE_FOLDER: Final = ".frame-cache"
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _RECORD: Final = "cache.json"
-_DTYPES: Final = {"rgb_static": np.uint8, "rgb_gripper": np.uint8, "rel_actions": np.float32}
+_DTYPES: Final = {"rgb_static": np.uint8, "rgb_gripper": np.uint8, "rel_actions": np.float32, "robot_obs": np.float32}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +40,7 @@ class FrameCache:
         rgb_static: uint8 (N, 200, 200, 3), memory-mapped, read-only.
         rgb_gripper: uint8 (N, 84, 84, 3), memory-mapped, read-only.
         rel_actions: float32 (N, 7).
+        robot_obs: float32 (N, 15).
         content_sha256: hex, over the segments and all of the above; names the data wherever it was copied to.
     """
 
@@ -47,6 +48,7 @@ class FrameCache:
     rgb_static: npt.NDArray[np.uint8]
     rgb_gripper: npt.NDArray[np.uint8]
     rel_actions: npt.NDArray[np.float32]
+    robot_obs: npt.NDArray[np.float32]
     content_sha256: str
 
     @classmethod
@@ -82,6 +84,7 @@ class FrameCache:
             rgb_static=np.load(folder / "rgb_static.npy", mmap_mode="r"),
             rgb_gripper=np.load(folder / "rgb_gripper.npy", mmap_mode="r"),
             rel_actions=np.load(folder / "rel_actions.npy"),
+            robot_obs=np.load(folder / "robot_obs.npy"),
             content_sha256=_recorded(folder, "content_sha256") or "",
         )
 
@@ -134,8 +137,7 @@ def _build(dataset: CalvinDataset, folder: Path, fingerprint: str, on_frame: Cal
             for key, dtype in _DTYPES.items()
         }
         for row, number in enumerate(numbers):
-            # robot_obs is read only to be checked: a dataset of another robot must not reach the training.
-            frame = dataset.frame(number, (*_DTYPES, "robot_obs"))
+            frame = dataset.frame(number, tuple(_DTYPES))
             refuse_another_robot(frame_name(number), frame["robot_obs"])
             for key, array in arrays.items():
                 array[row] = frame[key]

@@ -57,6 +57,7 @@ class WindowBatch:
     Attributes:
         image_static: uint8 (B, W, 200, 200, 3).
         image_gripper: uint8 (B, W, 84, 84, 3).
+        robot_state: float32 (B, W, 15) robot_obs.
         actions: float32 (B, W, K, 7) rel_actions, normalised units, gripper -1 or 1.
         frame_mask: bool (B, W), true on frames of the segment; always a run of trues, then falses.
         action_mask: bool (B, W, K), true on recorded actions; false wherever `frame_mask` is.
@@ -65,6 +66,7 @@ class WindowBatch:
 
     image_static: npt.NDArray[np.uint8]
     image_gripper: npt.NDArray[np.uint8]
+    robot_state: npt.NDArray[np.float32]
     actions: npt.NDArray[np.float32]
     frame_mask: BoolArray
     action_mask: BoolArray
@@ -172,6 +174,7 @@ class WindowIndex:
         return WindowBatch(
             image_static=np.asarray(cache.rgb_static[rows]),
             image_gripper=np.asarray(cache.rgb_gripper[rows]),
+            robot_state=cache.robot_obs[rows],
             actions=cut.actions,
             frame_mask=cut.frame_mask,
             action_mask=cut.action_mask,

@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from rfedge.config import DecoderConfig, GPTNeoXConfig, MPTConfig
+from rfedge.config import DecoderConfig, Feature, GPTNeoXConfig, MPTConfig
 from rfedge.model.attention import FeedForward, QueryAttention
 from rfedge.model.llama import LlamaBlock, RMSNorm
 from rfedge.model.mpt import MPTBlock, alibi_bias
 from rfedge.model.neox import GPTNeoXBlock
 from rfedge.model.rotary import causal_bias, rotary_table
 
-__all__ = ["FusionDecoder", "MediaMask", "masked_average_pool", "masked_max_pool", "media_mask"]
+__all__ = ["FusionDecoder", "MediaMask", "hidden_latents", "masked_average_pool", "masked_max_pool", "media_mask"]
 
 # N = batch, T = text tokens, D = decoder width, R = latents of both cameras or of all images, V = vision width
 
@@ -42,7 +42,12 @@ class MediaMask(NamedTuple):
     """What each text token may read: `bias` (N, 1, T, R) is added to the scores, `reads` (N, T, 1) scales what was read."""
 
     bias: torch.Tensor
-    reads: torch.Tensor
+    reads: torch.Tensor | None = None
+
+
+def hidden_latents(seen_NR: torch.Tensor) -> MediaMask:
+    """Hide from all tokens the latents where `seen_NR`, bool (N, R), is false; some must be true in every row."""
+    return MediaMask(torch.where(seen_NR, 0.0, torch.finfo(torch.float32).min)[:, None, None])
 
 
 def media_mask(images_named_NT: torch.Tensor, num_images: int, num_latents: int) -> MediaMask:
@@ -132,7 +137,7 @@ class FusionDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, media_width: int, pooling: Literal["max", "average"] = "max") -> None:
         super().__init__()
-        self.feature = config.feature
+        self.feature: Feature = config.feature
         self.pool = masked_max_pool if pooling == "max" else masked_average_pool
         self.layers = nn.ModuleList(FusionLayer(config, media_width, index=index) for index in range(config.layers))
         self.ln_f = _final_norm(config)
@@ -144,8 +149,10 @@ class FusionDecoder(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("rotary", rotary, persistent=False)
 
-    def forward(self, text_NTD: torch.Tensor, mask_NT: torch.Tensor, media_NRV: torch.Tensor) -> torch.Tensor:
-        return self.pool(self.tokens(text_NTD, media_NRV), mask_NT)
+    def forward(
+        self, text_NTD: torch.Tensor, mask_NT: torch.Tensor, media_NRV: torch.Tensor, read: MediaMask | None = None
+    ) -> torch.Tensor:
+        return self.pool(self.tokens(text_NTD, media_NRV, mask=read), mask_NT)
 
     def tokens(
         self,
@@ -154,6 +161,7 @@ class FusionDecoder(nn.Module):
         *,
         key_mask_NT: torch.Tensor | None = None,
         mask: MediaMask | None = None,
+        feature: Feature | None = None,
     ) -> torch.Tensor:
         """Return what is pooled, (N, T, D).
 
@@ -163,7 +171,9 @@ class FusionDecoder(nn.Module):
             key_mask_NT: bool, true on real tokens; hides padding from the other tokens. Padding on the right is hidden
                 from real tokens by causality alone, so only those who look at padded positions need it.
             mask: which image each token may read; without one, all latents.
+            feature: which state to return; without one, the configuration's. Logits are made of "final_norm".
         """
+        feature = feature or self.feature
         x = text_NTD
         length = x.shape[1]
         bias = self.bias[:, :length, :length]
@@ -171,7 +181,7 @@ class FusionDecoder(nn.Module):
             lowest = torch.finfo(bias.dtype).min  # not -inf: a query of padding alone must still be a softmax
             bias = bias.expand(x.shape[0], -1, -1, -1).masked_fill(~key_mask_NT[:, None, None, :], lowest)
         rotary = None if self.rotary is None else self.rotary[:, :length]
-        live = len(self.layers) - (self.feature == "last_block_input")
+        live = len(self.layers) - (feature == "last_block_input")
         for layer in list(self.layers)[:live]:
             x = layer(x, media_NRV, bias, rotary, mask)
-        return self.ln_f(x) if self.feature == "final_norm" else x
+        return self.ln_f(x) if feature == "final_norm" else x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Final
 
@@ -12,7 +12,7 @@ import torch
 
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import SamplerState, WindowIndex, WindowSampler
-from rfedge.model import RoboFlamingo
+from rfedge.model import RoboFlamingo, frame_history
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, random_shift
 from rfedge.train.config import ShiftKind
@@ -36,6 +36,7 @@ class TensorBatch:
     image_gripper: torch.Tensor
     token_ids: torch.Tensor
     text_mask: torch.Tensor
+    robot_state: torch.Tensor
     actions: torch.Tensor
     frame_mask: torch.Tensor
     action_mask: torch.Tensor
@@ -46,15 +47,7 @@ class TensorBatch:
         return int(self.frame_mask.sum())
 
     def to(self, device: torch.device) -> TensorBatch:
-        return TensorBatch(
-            self.image_static.to(device),
-            self.image_gripper.to(device),
-            self.token_ids.to(device),
-            self.text_mask.to(device),
-            self.actions.to(device),
-            self.frame_mask.to(device),
-            self.action_mask.to(device),
-        )
+        return TensorBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 class InstructionTable:
@@ -87,6 +80,7 @@ def batch_tensors(
         image_gripper=torch.from_numpy(gripper),
         token_ids=table.token_ids[segments],
         text_mask=table.text_mask[segments],
+        robot_state=torch.from_numpy(batch.robot_state),
         actions=torch.from_numpy(batch.actions),
         frame_mask=torch.from_numpy(batch.frame_mask),
         action_mask=torch.from_numpy(batch.action_mask),
@@ -112,11 +106,19 @@ def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Ten
     window = real // batch.frame_mask.shape[1]
     # Padding comes last and is masked out of the pool, so columns that no instruction of this batch uses change nothing.
     num_tokens = int(batch.text_mask.sum(dim=1).max())
-    features = policy.backbone(
-        batch.image_static.flatten(0, 1)[real],
-        batch.image_gripper.flatten(0, 1)[real],
+    media = policy.backbone.observe(batch.image_static.flatten(0, 1)[real], batch.image_gripper.flatten(0, 1)[real])
+    history = seen = None
+    if policy.config.media_frames > 1:
+        places = media.new_zeros(batch.frame_mask.numel(), *media.shape[1:]).index_copy(0, real, media)
+        history, seen = frame_history(places.unflatten(0, batch.frame_mask.shape), policy.config.media_frames)
+        history, seen = history[real], seen[real]
+    features = policy.backbone.fuse(
         policy.embed_text(batch.token_ids[:, :num_tokens])[window],
         batch.text_mask[window, :num_tokens],
+        media,
+        batch.robot_state.flatten(0, 1)[real],
+        history,
+        seen,
     )
     return features, real
 

@@ -11,6 +11,7 @@ import torch
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex, split_segments
+from rfedge.errors import ConfigError, explain
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train.batches import InstructionTable, batch_tensors, window_features
@@ -38,11 +39,21 @@ def start_policy(config: TrainConfig) -> tuple[RoboFlamingo, InstructionTokenize
 
     Raises:
         ArtifactError: the initial checkpoint is damaged.
+        ConfigError: its GPT head was trained on windows of another length.
     """
     if config.initial_checkpoint is None:
         return build_policy(config.policy, config.seed), None
     loaded = load_checkpoint(config.initial_checkpoint)
-    policy = RoboFlamingo(config.policy)  # window and stride may differ from the checkpoint's: no weight depends on them
+    policy = RoboFlamingo(config.policy)  # its window and stride may be others: only a GPT head has weights for them
+    if loaded.config.head.kind == "gpt" and config.policy.window != loaded.config.window:
+        raise ConfigError(
+            explain(
+                "window",
+                got=config.policy.window,
+                expected=f"{loaded.config.window}, that of {config.initial_checkpoint}",
+                remedy="A GPT head has learnt one position for each frame of its window; leave --window out.",
+            )
+        )
     policy.load_state_dict(loaded.policy.state_dict())
     return policy, loaded.tokenizer
 

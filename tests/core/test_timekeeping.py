@@ -1,16 +1,16 @@
 import numpy as np
 
 from rfedge.config import preset
-from rfedge.messages import FloatArray
-from rfedge.timekeeping import HeadOutput, advance, initial_state
+from rfedge.timekeeping import Arrays, advance, initial_state
 
 CONFIG = preset("tiny").model_copy(update={"window": 3})
 
 
-def summing_head(features: FloatArray, h: FloatArray, c: FloatArray) -> HeadOutput:
+def summing_head(inputs: Arrays) -> Arrays:
     """A head whose state is the sum of the features it has seen, so that a replay can be told from a carry."""
-    h = h + features.sum()
-    return np.full((1, 1, 6), h.flat[0], np.float32), np.zeros((1, 1), np.float32), h, c + features.shape[1]
+    features, h = inputs["features"], inputs["h"] + inputs["features"].sum()
+    pose = np.full((1, 1, 6), h.flat[0], np.float32)
+    return {"pose": pose, "gripper": np.zeros((1, 1), np.float32), "h_out": h, "c_out": inputs["c"] + features.shape[1]}
 
 
 def run(time_keeping: str, num_steps: int) -> list[tuple[float, float]]:

@@ -24,7 +24,7 @@ from rfedge.export.precision_audit import effective_precisions, require_integer_
 from rfedge.messages import Observation
 from rfedge.model import load_checkpoint
 from rfedge.runtimes import EdgePolicy
-from rfedge.timekeeping import advance, initial_state
+from rfedge.timekeeping import Arrays, advance, initial_state
 from tests.export.conftest import write_checkpoint
 
 NUM_STEPS = 24  # twice the window: the second half of the `window` rollout replays
@@ -58,8 +58,9 @@ def test_24_steps_with_carried_state_agree_with_pytorch(
     ids, mask = checkpoint.tokenizer.encode(instruction)
     text = policy.embed_text(torch.from_numpy(ids)[None])
 
-    def torch_head(features, h, c):  # type: ignore[no-untyped-def]
-        return tuple(out.numpy() for out in policy.head(*(torch.from_numpy(array) for array in (features, h, c))))
+    def torch_head(inputs: Arrays) -> Arrays:
+        outputs = policy.head(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        return {name: out.numpy() for name, out in zip(("pose", "gripper", "h_out", "c_out"), outputs, strict=True)}
 
     expected = initial_state(config)
     with EdgePolicy.load(bundles[time_keeping].root) as edge, torch.inference_mode():

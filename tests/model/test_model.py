@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rfedge.config import PolicyConfig, preset
+from rfedge.config import LSTMHeadConfig, PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.model import RoboFlamingo, build_policy
 from rfedge.model.mpt import alibi_bias
@@ -110,8 +110,8 @@ def test_the_last_block_of_the_3b_layout_is_dead() -> None:
 
 def test_unroll_equals_stepping_with_carried_state(policy: RoboFlamingo) -> None:
     features = torch.randn(1, 7, policy.config.feature_size, generator=torch.Generator().manual_seed(0))
-    layers, hidden = policy.head.state_shape
-    h = c = torch.zeros(layers, 1, hidden)
+    assert isinstance(policy.config.head, LSTMHeadConfig)
+    h = c = torch.zeros(policy.config.head.layers, 1, policy.config.head.hidden_size)
     with torch.inference_mode():
         poses, logits = policy.head.unroll(features)
         for step in range(7):

@@ -10,7 +10,7 @@ import pytest
 from rfedge.benchmarks.latency import sample_observations
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ContractError
-from rfedge.messages import HeadState, Observation, check_action
+from rfedge.messages import PolicyState, Observation, check_action
 from rfedge.runtimes import STAGES, EdgePolicy, RuntimeSettings
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
 
@@ -70,8 +70,8 @@ def test_window_equals_carry_until_the_window_is_full_and_not_after(tmp_path: Pa
     assert any(differs[12:])
 
 
-def _copy(state: HeadState) -> HeadState:
-    return dataclasses.replace(state, h=state.h.copy(), c=state.c.copy(), history=state.history.copy())
+def _copy(state: PolicyState) -> PolicyState:
+    return dataclasses.replace(state, h=state.h.copy(), c=state.c.copy(), history=state.history.copy(), media=state.media.copy())
 
 
 @pytest.mark.parametrize("time_keeping", ["carry", "window"])

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from rfedge.config import HeadConfig, PolicyConfig, ResamplerConfig, VisionConfig
+from rfedge.config import LSTMHeadConfig, PolicyConfig, ResamplerConfig, VisionConfig
 from rfedge.errors import ArtifactError, explain
 from rfedge.model.original.language_models import decoder_config
 from rfedge.model.original.weights import OriginalWeights
@@ -126,7 +126,7 @@ def _policy(document: dict[str, Any], weights: OriginalWeights, arrays: dict[str
             per_camera=document.get("sep_resampler", False),
         ),
         decoder=decoder,
-        head=HeadConfig(hidden_size=head["hidden_size"], layers=head["num_layers"]),
+        head=LSTMHeadConfig(hidden_size=head["hidden_size"], layers=head["num_layers"]),
         pooling="max" if document.get("pooling", "max") == "max" else "average",
         fusion=document.get("fusion_mode", "post"),
         window=window,

@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rfedge.messages import POSE_SIZE, FloatArray
+from rfedge.messages import POSE_SIZE
 from rfedge.model.decoder import GatedCrossAttention, media_mask
+from rfedge.model.head import LSTMHead
 from rfedge.model.original.differences import Differences, ParityReport, StageDifference
 from rfedge.model.original.fixture import ParityFixture, open_fixture
 from rfedge.model.original.names import model_names
 from rfedge.model.original.weights import load_original
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.vision import FramePreprocess
-from rfedge.timekeeping import advance, initial_state
+from rfedge.timekeeping import Arrays, advance, initial_state
 
 __all__ = ["run_parity"]
 
@@ -213,6 +214,7 @@ def _generation(fixture: ParityFixture, policy: RoboFlamingo, projection: torch.
 def _window(fixture: ParityFixture, policy: RoboFlamingo, case: str, differences: Differences) -> None:
     arrays, config = fixture.arrays, policy.config
     backbone, head = policy.backbone, policy.head
+    assert isinstance(head, LSTMHead)  # the only head that fixtures have
     num_windows, num_frames = arrays[f"{case}/in/static_uint8"].shape[:2]
     preprocess = FramePreprocess(arrays[f"{case}/in/static_uint8"].shape[2], config.vision.image_size)
     for camera, name in (("static", "in/vision_x"), ("gripper", "in/vision_gripper")):
@@ -304,13 +306,13 @@ def _step_by_step(fixture: ParityFixture, policy: RoboFlamingo, differences: Dif
     def keep(name: str, value: Any) -> None:
         record.setdefault(name, []).append(value)
 
-    def call(window: FloatArray, h: FloatArray, c: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        outputs = [part.numpy() for part in policy.head(*(torch.from_numpy(part) for part in (window, h, c)))]
-        keep("rnn_input_len", window.shape[1])
+    def call(inputs: Arrays) -> Arrays:
+        outputs = [part.numpy() for part in policy.head(**{name: torch.from_numpy(part) for name, part in inputs.items()})]
+        keep("rnn_input_len", inputs["features"].shape[1])
         keep("rnn_last_out", outputs[2][-1, 0])
         keep("h_n", outputs[2][:, 0])
         keep("c_n", outputs[3][:, 0])
-        return outputs[0], outputs[1], outputs[2], outputs[3]
+        return dict(zip(("pose", "gripper", "h_out", "c_out"), outputs, strict=True))
 
     state = initial_state(config)
     for feature in features:

@@ -1,0 +1,57 @@
+"""Every head, fusion and memory through the exporter and ONNX Runtime."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rfedge.data import CalvinDataset
+from rfedge.errors import ContractError
+from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.messages import Observation
+from rfedge.runtimes import EdgePolicy
+from tests.export.conftest import write_checkpoint
+from tests.model.family import CHANGES, member
+
+NUM_STEPS = 12  # more than twice the window of 5
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_bundle_acts_like_the_policy(name: str, demonstrations: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", member(name))
+    options = ExportOptions(precision="fp32", data=demonstrations, num_parity_steps=NUM_STEPS)
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle", options)
+    assert bundle.manifest.parity.passed
+    assert bundle.manifest.parity.metrics["action_max_error"] < 1e-5
+    dataset = CalvinDataset.open(demonstrations)
+    with EdgePolicy.load(bundle.root) as edge, EdgePolicy.load(checkpoint, backend="torch") as reference:
+        states = [edge.initial_state(), reference.initial_state()]
+        for number in dataset.frame_numbers()[:NUM_STEPS]:
+            frame = dataset.frame(number, ("rgb_static", "rgb_gripper", "robot_obs"))
+            observation = Observation(frame["rgb_static"], frame["rgb_gripper"], frame["robot_obs"])
+            results = [
+                policy.infer(observation, "pull the drawer open", state)
+                for policy, state in zip((edge, reference), states, strict=True)
+            ]
+            states = [result.state for result in results]
+            np.testing.assert_allclose(results[0].actions, results[1].actions, atol=1e-5)
+            np.testing.assert_allclose(states[0].media, states[1].media, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp-with-history", "proprioception"])
+def test_int8(name: str, demonstrations: Path, tmp_path: Path) -> None:
+    """Calibration gives older frames and the robot's state as a robot would."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", member(name))
+    options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=16, num_parity_steps=NUM_STEPS)
+    bundle = export_checkpoint(checkpoint, tmp_path / "bundle", options)
+    assert bundle.manifest.parity.passed
+    assert bundle.manifest.parity.metrics["min_feature_cosine"] > 0.99
+
+
+def test_a_policy_with_proprioception_needs_the_robots_state(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", member("proprioception"))
+    observation = Observation(np.zeros((200, 200, 3), np.uint8), np.zeros((84, 84, 3), np.uint8))
+    with EdgePolicy.load(checkpoint, backend="torch") as policy:
+        words = "^observation.state: got None, expected 15 numbers: this policy was trained with proprioception"
+        with pytest.raises(ContractError, match=words):
+            policy.infer(observation, "pull the drawer open", policy.initial_state())
