@@ -15,9 +15,12 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from rfedge.train import StepReport
+    from rfedge.train import StepReport, TrainConfig
 
 __all__ = ["train"]
+
+# Images of each kind and part that a dry run decodes; the lines are all checked.
+_NUM_CHECKED_IMAGES = 16
 
 
 def train(
@@ -37,7 +40,38 @@ def train(
     frame_stride: Annotated[int | None, typer.Option(min=1, help="Control steps between two frames (jump-step).")] = None,
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Actions per inference; at least the frame stride.")] = None,
     time_keeping: Annotated[str | None, typer.Option(help="window or carry.")] = None,
-    trainable: Annotated[str | None, typer.Option(help="full, head, or paper (vision and decoder frozen).")] = None,
+    head: Annotated[str | None, typer.Option(help="lstm, gpt or mlp, about as large as the preset's.")] = None,
+    fusion: Annotated[
+        str | None, typer.Option(help="post (join the cameras' latents), pre (join their patches) or two_way (each alone).")
+    ] = None,
+    pooling: Annotated[str | None, typer.Option(help="max or average, over the tokens.")] = None,
+    media_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames that the text reads; above 1 with --head mlp: MLP with history.")
+    ] = None,
+    proprioception: Annotated[
+        bool | None, typer.Option(help="Also read the arm's pose and the gripper's last command.")
+    ] = None,
+    trainable: Annotated[
+        str | None,
+        typer.Option(
+            help="What learns: paper (all but vision and decoder), freeze-emb (as paper, without the word embedding), "
+            "full, or head (the policy head alone); default from the preset's recipe."
+        ),
+    ] = None,
+    vl_pretraining: Annotated[
+        bool,
+        typer.Option(help="Keep the checkpoint's resampler and cross-attention, or draw them anew from the seed."),
+    ] = True,
+    image_text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="JSONL file of image-text pairs to co-train on (image and caption, or image, question and answer); "
+            "may be given several times."
+        ),
+    ] = None,
+    image_text_batch_size: Annotated[int, typer.Option(min=1, help="Pairs of each kind a step.")] = 20,
+    caption_weight: Annotated[float, typer.Option(help="Factor of the captions' language loss.")] = 0.005,
+    vqa_weight: Annotated[float, typer.Option(help="Factor of the answers' language loss.")] = 0.5,
     head_first_steps: Annotated[
         int | None,
         typer.Option(min=0, help="Steps in which only the head learns, on cached features."),
@@ -47,7 +81,9 @@ def train(
     augmentation: Annotated[
         str | None, typer.Option(help="Random shift per window, per frame, or none; default from the recipe.")
     ] = None,
-    validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.1,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the segments, and of the pairs' images, held out.")
+    ] = 0.1,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between two states to resume from.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, shifts and dropout.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the newest state in --output, or start over.")] = True,
@@ -72,6 +108,11 @@ def train(
             "frame_stride": frame_stride,
             "chunk_size": chunk_size,
             "time_keeping": time_keeping,
+            "head": head,
+            "fusion": fusion,
+            "pooling": pooling,
+            "media_frames": media_frames,
+            "proprioception": proprioception,
         },
         steps=steps,
         epochs=epochs,
@@ -79,6 +120,11 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         trainable=trainable,
+        vl_pretraining=vl_pretraining,
+        image_text=tuple(image_text or ()),
+        image_text_batch_size=image_text_batch_size,
+        caption_weight=caption_weight,
+        vqa_weight=vqa_weight,
         head_first_steps=head_first_steps,
         loss=loss,
         gripper_weight=gripper_weight,
@@ -93,10 +139,10 @@ def train(
     )
     dataset = CalvinDataset.open(data)  # here, so that a wrong folder is told before anything is built
     if dry_run:
-        print(
-            f"ready: {run.policy.name} on {len(dataset.segments)} segments of {', '.join(dataset.tasks)} -> {output}; "
-            "nothing was written"
-        )
+        what = f"{len(dataset.segments)} segments of {', '.join(dataset.tasks)}"
+        if run.image_text:
+            what += f" and {_check_pairs(run)}"
+        print(f"ready: {run.policy.name} on {what} -> {output}; nothing was written")
         return
     with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
         FrameCache.open(dataset, folder=cache, on_frame=lambda done, total: progress("frame cache", done, total))
@@ -112,10 +158,40 @@ def train(
     if result.validation_loss is not None and result.validation_gripper_accuracy is not None:
         percent = 100.0 * result.validation_gripper_accuracy
         lines.append(f"held-out loss {result.validation_loss:.4f}, gripper right in {percent:.1f} %")
+    perplexities = {"captions": result.validation_caption_perplexity, "answers": result.validation_vqa_perplexity}
+    told = [f"{what} {perplexity:.2f}" for what, perplexity in perplexities.items() if perplexity is not None]
+    if told:
+        lines.append(f"held-out perplexity a token: {', '.join(told)}")
+    if result.drawn and run.initial_checkpoint is not None:
+        lines.append(f"not in {run.initial_checkpoint}, drawn from the seed: {', '.join(result.drawn)}")
     lines.append(f"checkpoint: {result.checkpoint}")
     print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
+
+
+def _check_pairs(run: TrainConfig) -> str:
+    """Check every line of the image-text files and some images, and say what there is."""
+    from rfedge.cli.progress import stage_progress
+    from rfedge.data.image_text import load_image, open_image_text
+
+    with stage_progress() as progress:
+        data = open_image_text(
+            run.image_text,
+            validation_fraction=run.validation_fraction,
+            seed=run.seed,
+            on_byte=lambda done, total: progress("image-text files", done, total),
+        )
+        parts = [*data.training.values(), *data.held_out.values()]
+        examples = [example for part in parts for example in part.examples(part.spread(_NUM_CHECKED_IMAGES))]
+        for done, example in enumerate(examples, 1):
+            load_image(example, run.policy.vision.image_size)
+            progress("images", done, len(examples))
+    names = {"caption": "captions", "vqa": "questions"}
+    training, held_out = (
+        ", ".join(f"{len(part)} {names[kind]}" for kind, part in parts.items()) for parts in (data.training, data.held_out)
+    )
+    return f"{training} ({held_out or 'none'} held out; {len(examples)} images read)"
 
 
 def _require_torch() -> None:

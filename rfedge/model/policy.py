@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         """Images of a frame -> latents (N, R, V); no text, no memory."""
         # Both cameras in one batch: the ViT and the resampler are shared, and half the calls use wider products.
         images = torch.cat([self.preprocess_static(image_static), self.preprocess_gripper(image_gripper)])
-        return self.media(self.vision(images))
+        return self.media(self.vision(images.to(self.vision.conv1.weight.dtype)))
 
     def media(self, tokens_static_then_gripper: torch.Tensor) -> torch.Tensor:
         """Patch tokens (2N, P, V), all static cameras first -> latents (N, R, V) that the text reads."""
@@ -162,6 +162,18 @@ class RoboFlamingo(nn.Module):
         self.head = build_head(config.head, config.feature_size, config.chunk_size, config.window)
         own = not isinstance(config.decoder, MPTConfig) and config.decoder.output_projection
         self.output_projection = nn.Linear(config.decoder.width, config.decoder.vocab_size, bias=False) if own else None
+
+    def compute_in(self, dtype: torch.dtype) -> RoboFlamingo:
+        """Convert all but the camera resize, whose bytes need float32, and return the policy itself."""
+        for name, module in self.named_modules():
+            if name.startswith("backbone.preprocess"):
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+            for key, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    setattr(module, key, buffer.to(dtype))
+        return self
 
     def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 (B, T) -> float (B, T, D)."""

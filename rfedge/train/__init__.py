@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rfedge.train.config import TrainConfig, train_config
-from rfedge.train.loop import StepReport, TrainResult, train_policy
+from rfedge.train.loop import train_policy
+from rfedge.train.result import StepReport, TrainResult
 
 __all__ = ["StepReport", "TrainConfig", "TrainResult", "train_config", "train_policy"]

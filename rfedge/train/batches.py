@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from rfedge.model import RoboFlamingo, frame_history
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, random_shift
 from rfedge.train.config import ShiftKind
+from rfedge.train.prefetch import Prefetch
 
 __all__ = ["BatchLoader", "InstructionTable", "TensorBatch", "batch_tensors", "window_features", "window_forward"]
 
@@ -123,10 +123,10 @@ def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Ten
     return features, real
 
 
-class BatchLoader:
-    """Makes training batches one ahead in a thread; a batch depends on (seed, step) and the sampler's state alone.
+class BatchLoader(Prefetch[tuple[TensorBatch, SamplerState]]):
+    """Makes training batches one ahead; a batch depends on (seed, step) and the sampler's state alone.
 
-    Use it as a context manager; leaving ends the thread.
+    `next` returns a batch and the sampler's state after it, which is what a training state must hold.
     """
 
     def __init__(
@@ -143,26 +143,11 @@ class BatchLoader:
         self._sampler = sampler
         self._shift: ShiftKind = shift
         self._step = step
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rfedge-batches")
-        self._next = self._submit()
+        super().__init__(self._draw)
 
-    def _submit(self) -> Future[tuple[TensorBatch, SamplerState]]:
+    def _draw(self) -> Callable[[], tuple[TensorBatch, SamplerState]]:
         rng = np.random.default_rng([self._sampler.seed, self._step, _SHIFT_STREAM])
         chosen = self._sampler.next_batch()
         state = self._sampler.state
         self._step += 1
-        return self._executor.submit(lambda: (batch_tensors(*self._sources, chosen, shift=self._shift, rng=rng), state))
-
-    def next(self) -> tuple[TensorBatch, SamplerState]:
-        """Return the next batch and the sampler's state after it, which is what a training state must hold."""
-        ready = self._next.result()
-        self._next = self._submit()
-        return ready
-
-    def __enter__(self) -> BatchLoader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        return lambda: (batch_tensors(*self._sources, chosen, shift=self._shift, rng=rng), state)

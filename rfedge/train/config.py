@@ -11,13 +11,13 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rfedge.config import PolicyConfig, preset, preset_names
+from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
 from rfedge.errors import ConfigError, explain
 
 __all__ = ["Recipe", "TrainConfig", "change_policy", "recipe_for", "train_config"]
 
 LossKind = Literal["huber", "mse"]
-TrainableScheme = Literal["paper", "full", "head"]
+TrainableScheme = Literal["paper", "freeze-emb", "full", "head"]
 ScheduleKind = Literal["constant", "cosine"]
 ShiftKind = Literal["none", "window", "frame"]
 
@@ -101,8 +101,12 @@ class TrainConfig(_Config):
         head_first_steps: the first steps, in which only the head learns, on features computed once, not augmented.
         head_first_batch_size: windows a step in these.
         augmentation: one random shift per window (keeps its motion), per frame (as the released code does), or none.
-        validation_fraction: share of the segments held out.
-        validation_windows: held-out windows measured, evenly spread.
+        vl_pretraining: false draws resampler and gated cross-attention of the initial checkpoint anew from `seed`.
+        image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
+        image_text_batch_size: pairs of each kind a step.
+        caption_weight, vqa_weight: factors of the language loss of captions and of answers.
+        validation_fraction: share of the segments, and of the images of pairs, held out.
+        validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
         validate_every, save_every: steps between two measurements and two training states; 0 for the end only.
         keep_states: training states kept.
         cache: folder for the frame cache; None for one beside the data.
@@ -128,6 +132,11 @@ class TrainConfig(_Config):
     head_first_steps: int = Field(ge=0)
     head_first_batch_size: int = Field(32, ge=1)
     augmentation: ShiftKind
+    vl_pretraining: bool = True
+    image_text: tuple[Path, ...] = ()
+    image_text_batch_size: int = Field(20, ge=1)
+    caption_weight: float = Field(0.005, ge=0)
+    vqa_weight: float = Field(0.5, ge=0)
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     validation_windows: int = Field(64, ge=1)
     validate_every: int = Field(500, ge=0)
@@ -143,7 +152,7 @@ class TrainConfig(_Config):
         """Return the fields that must not change when a run is resumed, as JSON values."""
         free = {
             "data", "output", "steps", "epochs", "minutes", "validation_windows", "validate_every", "save_every",
-            "keep_states", "resume", "num_threads", "device", "cache",
+            "keep_states", "resume", "num_threads", "device", "cache", "image_text",
         }  # fmt: skip
         return self.model_dump(mode="json", exclude=free)
 
@@ -151,10 +160,14 @@ class TrainConfig(_Config):
 def change_policy(policy: PolicyConfig, **changes: object) -> PolicyConfig:
     """Return `policy` with the changes that are not None, checked again.
 
+    `head` may be a kind ("gpt"): then it is a head about the size of the present one.
+
     Raises:
         ConfigError: a value is out of range or two contradict each other.
     """
     changed = {name: value for name, value in changes.items() if value is not None}
+    if isinstance(kind := changed.get("head"), str):
+        changed["head"] = head_of_kind(kind, policy.head)
     stride = changed.get("frame_stride")
     if isinstance(stride, int) and "chunk_size" not in changed:
         changed["chunk_size"] = max(stride, policy.chunk_size)  # or the robot has no action between two frames
@@ -171,11 +184,12 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
         name: a preset, or a checkpoint folder to start from.
         data: CALVIN dataset.
         output: folder of the run.
-        policy_changes: fields of PolicyConfig to change (window, frame_stride, chunk_size, time_keeping).
+        policy_changes: fields of PolicyConfig to change, such as window, frame_stride, chunk_size or head; what a
+            checkpoint has no weights for is drawn from the seed.
         **options: fields of TrainConfig.
 
     Raises:
-        ConfigError: unknown preset, unknown option value, value out of range or no end.
+        ConfigError: unknown preset, unknown option value, value out of range, or options that contradict each other.
     """
     initial = Path(name) if name not in preset_names() and Path(name).is_dir() else None
     if initial is None:
@@ -185,15 +199,6 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
 
         base = load_checkpoint(initial).config
     policy = change_policy(base, **policy_changes)
-    if initial is not None and policy.chunk_size != base.chunk_size:
-        raise ConfigError(
-            explain(
-                "chunk_size",
-                got=policy.chunk_size,
-                expected=f"{base.chunk_size}, that of {initial}",
-                remedy="The head's last layer has this size; train from a preset to change it.",
-            )
-        )
     recipe = recipe_for(policy.name)
     given = {key: value for key, value in options.items() if value is not None}
     batch_size = given.get("batch_size", TrainConfig.model_fields["batch_size"].default)
@@ -211,9 +216,43 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
     if not {"steps", "epochs", "minutes"} & filled.keys():
         filled["epochs"] = 5.0  # as in the paper
     try:
-        return TrainConfig(policy=policy, initial_checkpoint=initial, data=data, output=output, **filled)
+        config = TrainConfig(policy=policy, initial_checkpoint=initial, data=data, output=output, **filled)
     except ValidationError as error:
         raise _config_error("training options", error) from None
+    _check_paradigm(config)
+    return config
+
+
+def _check_paradigm(config: TrainConfig) -> None:
+    """Raise ConfigError where an option would do nothing, or could not be done."""
+    if not config.vl_pretraining and config.initial_checkpoint is None:
+        raise ConfigError(
+            explain(
+                "no-vl-pretraining",
+                got=f"preset {config.policy.name}, all of it random",
+                expected="a checkpoint with pre-trained resampler and cross-attention",
+                remedy="Give it as --config, or leave the option out.",
+            )
+        )
+    if config.image_text and config.trainable == "head":
+        raise ConfigError(
+            explain(
+                "image-text",
+                got="trainable head, which image-text pairs teach nothing",
+                expected="trainable paper, freeze-emb or full",
+                remedy="Choose one, or leave the pairs out.",
+            )
+        )
+    decoder = config.policy.decoder
+    if config.image_text and not isinstance(decoder, MPTConfig) and not decoder.output_projection:
+        raise ConfigError(
+            explain(
+                "image-text",
+                got=f"a {decoder.kind} decoder without its output projection",
+                expected="a checkpoint that holds it, or an MPT decoder, whose output is its embedding",
+                remedy="Import the original weights again with --keep-output-projection.",
+            )
+        )
 
 
 def _config_error(subject: str, error: ValidationError) -> ConfigError:

@@ -6,68 +6,34 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import rfedge
+from rfedge.data.image_text import ImageTextData, open_image_text
 from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.errors import BackendUnavailableError, ConfigError, explain
 from rfedge.model import RoboFlamingo, save_checkpoint
-from rfedge.train.batches import BatchLoader, TensorBatch, batch_tensors, window_forward
+from rfedge.train.batches import BatchLoader, TensorBatch, window_forward
 from rfedge.train.config import TrainConfig
 from rfedge.train.features import FeatureBatch, FeatureTable
+from rfedge.train.image_text import CoTraining
 from rfedge.train.losses import policy_loss
 from rfedge.train.metrics import MetricsWriter, open_metrics
+from rfedge.train.result import NUM_AVERAGED_STEPS, StepReport, TrainResult, checkpoint_metadata, train_result
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.sources import TrainingData, open_training_data, standardise_features, start_policy
 from rfedge.train.state import Progress, latest_state, load_state, read_document, remove_states, save_state
-from rfedge.train.trainable import freeze, optimizer_groups
+from rfedge.train.trainable import draw_vl_layers, freeze, optimizer_groups
+from rfedge.train.validation import measure_windows
 
-__all__ = ["NUM_AVERAGED_STEPS", "StepReport", "TrainResult", "train_policy"]
+__all__ = ["train_policy"]
 
-# first_loss and last_loss are means over this many steps: a single batch says little.
-NUM_AVERAGED_STEPS: Final = 20
 _CHECKPOINT_FOLDER: Final = "checkpoint"
 _STATE_FOLDER: Final = "state"
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One step as the progress bar sees it; `share` is the part of the run that is done, 0 to 1."""
-
-    step: int
-    share: float
-    loss: float
-    learning_rate: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a run came to.
-
-    Attributes:
-        first_loss, last_loss: mean training loss of the first and of the last `num_averaged` steps, which is
-            NUM_AVERAGED_STEPS, or half of the run when it was shorter than twice that.
-        validation_loss, validation_gripper_accuracy: on held-out segments at the end; None when none were held out.
-        steps, epochs, seconds: over all parts of the run; seconds of training and measuring, without the frame cache.
-    """
-
-    first_loss: float
-    last_loss: float
-    num_averaged: int
-    validation_loss: float | None
-    validation_gripper_accuracy: float | None
-    checkpoint: Path
-    steps: int
-    epochs: float
-    seconds: float
 
 
 def train_policy(
@@ -83,45 +49,47 @@ def train_policy(
 
     Args:
         config: the run.
-        progress: called as (stage, done, total) while the frame cache and the feature table are built.
+        progress: called as (stage, done, total) while pairs are checked, frame cache and feature table are built.
         on_step: called after every step.
 
     Raises:
-        DatasetError: the demonstrations are missing or damaged, or none are left to train on.
+        DatasetError: the demonstrations or the image-text pairs are missing or damaged, or none are left to train on.
         ConfigError: a state of a run with other options is in `output`.
         ArtifactError: that state or the initial checkpoint is damaged.
         BackendUnavailableError: the device is not on this machine.
     """
     device = _device(config.device)
+    pairs = _open_pairs(config, progress)  # first, so that a damaged line is told before anything is built
     with _torch_settings(config, device):
-        policy, tokenizer = start_policy(config)
-        sources = open_training_data(config, tokenizer, progress)
+        start = start_policy(config)
+        policy = start.policy
+        if not config.vl_pretraining:  # in vain where a run goes on: its state holds what became of them
+            draw_vl_layers(policy, config.seed)
+        sources = open_training_data(config, start.tokenizer, progress)
         policy = policy.to(device)
         trained = freeze(policy, config.trainable)
         optimizer = torch.optim.AdamW(
             optimizer_groups(trained, weight_decay=config.weight_decay, head_rate=config.head_rate), lr=config.learning_rate
         )
-        decisive = {**config.decisive(), "frames": sources.cache.content_sha256}
+        decisive = {
+            **config.decisive(),
+            "frames": sources.cache.content_sha256,
+            "image-text files": None if pairs is None else pairs.content_sha256,
+        }
         state = _resume(config, policy, optimizer, decisive)
-        if state.step == 0 and config.initial_checkpoint is None:
+        if state.step == 0 and start.head_is_new:
             standardise_features(policy, sources, config, device)
+        co_training = None if pairs is None else CoTraining(pairs, sources.tokenizer, config, device, state.image_text)
         with open_metrics(config.output, resumed_step=state.step) as write:
-            run = _Run(config, sources, policy, optimizer, trained, decisive, state, write, device, progress)
+            run = _Run(config, sources, policy, optimizer, trained, decisive, state, write, device, progress, co_training)
             validation = run.train(on_step)
-        num_averaged = min(NUM_AVERAGED_STEPS, max(1, state.step // 2))
-        result = TrainResult(
-            first_loss=_mean(state.first_losses[:num_averaged]),
-            last_loss=_mean(state.last_losses[-num_averaged:]),
-            num_averaged=num_averaged,
-            validation_loss=validation.get("validation_loss"),
-            validation_gripper_accuracy=validation.get("validation_gripper_accuracy"),
-            checkpoint=config.output / _CHECKPOINT_FOLDER,
-            steps=state.step,
-            epochs=max(0, state.step - config.head_first_steps) * config.batch_size / len(sources.training),
-            seconds=state.seconds,
-        )
+        result = train_result(config, sources, state, validation, start.drawn, config.output / _CHECKPOINT_FOLDER)
         save_checkpoint(
-            result.checkpoint, policy.cpu(), sources.tokenizer, _metadata(config, sources, result), overwrite=True
+            result.checkpoint,
+            policy.cpu(),
+            sources.tokenizer,
+            checkpoint_metadata(config, sources, pairs, result),
+            overwrite=True,
         )
     return result
 
@@ -141,6 +109,7 @@ class _Run:
         write: MetricsWriter,
         device: torch.device,
         progress: Callable[[str, int, int], None] | None,
+        co_training: CoTraining | None,
     ) -> None:
         self.config = config
         self.sources = sources
@@ -158,6 +127,7 @@ class _Run:
         self.last_step = min(ends) if ends else None
         self.saved = state.step
         self.progress = progress
+        self.co_training = co_training
 
     def share(self) -> float:
         """Part of the run that is done: of its steps or of its time, whichever is further."""
@@ -207,21 +177,28 @@ class _Run:
         """The steps in which everything that is not frozen learns."""
         config, state, sources = self.config, self.state, self.sources
         sampler = WindowSampler(len(sources.training), config.batch_size, config.seed, state.sampler)
-        with BatchLoader(
-            sources.training, sources.cache, sources.table, sampler, shift=config.augmentation, step=state.step
-        ) as loader:
+        with (
+            BatchLoader(
+                sources.training, sources.cache, sources.table, sampler, shift=config.augmentation, step=state.step
+            ) as loader,
+            self.co_training or nullcontext() as co_training,
+        ):
             while not self.is_over():
                 loaded, state.sampler = loader.next()
                 batch = loaded.to(self.device)
-                self.step(batch, partial(window_forward, self.policy, batch), on_step)
+                self.step(batch, partial(window_forward, self.policy, batch), on_step, co_training)
 
     def step(
         self,
         batch: TensorBatch | FeatureBatch,
         forward: Callable[[], tuple[torch.Tensor, torch.Tensor]],
         on_step: Callable[[StepReport], None] | None,
+        co_training: CoTraining | None = None,
     ) -> None:
-        """One optimizer step, its metrics, and whatever is due after it."""
+        """One optimizer step, its metrics, and whatever is due after it.
+
+        `loss` in the metrics is the robot's alone, with and without image-text pairs; the norm is of the sum's gradient.
+        """
         config, state = self.config, self.state
         before = time.perf_counter()
         learning_rate = self.set_learning_rates()
@@ -237,6 +214,9 @@ class _Run:
             gripper_weight=config.gripper_weight,
         )
         parts.total.backward()
+        pair_losses: dict[str, float] = {}
+        if co_training is not None:
+            pair_losses, state.image_text = co_training.backward(self.policy)
         norm = clip_grad_norm_(self.parameters, config.gradient_clip)
         self.optimizer.step()
         loss = float(parts.total.detach())
@@ -253,6 +233,7 @@ class _Run:
                 "pose_loss": float(parts.pose.detach()),
                 "gripper_loss": float(parts.gripper.detach()),
                 "gripper_accuracy": float(parts.gripper_accuracy),
+                **pair_losses,
                 "learning_rate": learning_rate,
                 "gradient_norm": float(norm),
                 "frames_per_second": batch.num_frames / (now - before),
@@ -278,34 +259,14 @@ class _Run:
             group["lr"] = config.learning_rate * part * group["rate_factor"]
         return config.learning_rate * factor * joining
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Measure the held-out windows; an empty dict when there are none."""
-        index = self.sources.held_out
-        if not len(index):
-            return {}
-        chosen = index.spread(self.config.validation_windows)
-        sums = dict.fromkeys(("loss", "pose_loss", "gripper_loss", "gripper_accuracy"), 0.0)
-        num_actions = 0
+        """Measure what was held out; an empty dict when nothing was."""
         self.policy.eval()
-        for first in range(0, len(chosen), self.config.batch_size):
-            numbers = chosen[first : first + self.config.batch_size]
-            batch = batch_tensors(index, self.sources.cache, self.sources.table, numbers).to(self.device)
-            pose, gripper_logit = window_forward(self.policy, batch)
-            parts = policy_loss(
-                pose,
-                gripper_logit,
-                batch.actions,
-                batch.action_mask,
-                kind=self.config.loss,
-                gripper_weight=self.config.gripper_weight,
-            )
-            count = int(batch.action_mask.sum())  # batches weigh by what they hold, so their size does not matter
-            num_actions += count
-            for name, value in zip(sums, (parts.total, parts.pose, parts.gripper, parts.gripper_accuracy), strict=True):
-                sums[name] += float(value) * count
-        values = {f"validation_{name}": value / num_actions for name, value in sums.items()}
-        self.write(self.state.step, values)
+        values = measure_windows(self.policy, self.sources, self.config, self.device)
+        if self.co_training is not None:
+            values |= self.co_training.measure(self.policy)
+        if values:
+            self.write(self.state.step, values)
         return values
 
     def save(self) -> None:
@@ -348,6 +309,15 @@ def _torch_settings(config: TrainConfig, device: torch.device) -> Iterator[None]
             torch.set_num_threads(num_threads)
 
 
+def _open_pairs(config: TrainConfig, progress: Callable[[str, int, int], None] | None) -> ImageTextData | None:
+    if not config.image_text:
+        return None
+    on_byte = None if progress is None else lambda done, total: progress("image-text files", done, total)
+    return open_image_text(
+        config.image_text, validation_fraction=config.validation_fraction, seed=config.seed, on_byte=on_byte
+    )
+
+
 def _resume(
     config: TrainConfig, policy: RoboFlamingo, optimizer: torch.optim.Optimizer, decisive: dict[str, Any]
 ) -> Progress:
@@ -363,34 +333,5 @@ def _resume(
     return progress
 
 
-def _metadata(config: TrainConfig, sources: TrainingData, result: TrainResult) -> dict[str, Any]:
-    segments = sources.training.segments
-    return {
-        "rfedge_version": rfedge.__version__,
-        "torch_version": torch.__version__,
-        "training": config.model_dump(mode="json", exclude={"policy", "output", "cache", "resume"}),
-        "dataset": {
-            "frames_sha256": sources.cache.content_sha256,
-            "num_segments": len(segments),
-            "num_frames": len(sources.cache.numbers),
-            "tasks": sorted({segment.task for segment in segments}),
-        },
-        "result": {
-            "steps": result.steps,
-            "epochs": result.epochs,
-            "seconds": result.seconds,
-            "first_loss": result.first_loss,
-            "last_loss": result.last_loss,
-            "num_averaged_steps": result.num_averaged,
-            "validation_loss": result.validation_loss,
-            "validation_gripper_accuracy": result.validation_gripper_accuracy,
-        },
-    }
-
-
 def _is_due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -18,7 +18,7 @@ from rfedge.train.batches import InstructionTable, batch_tensors, window_feature
 from rfedge.train.config import TrainConfig
 from rfedge.train.vocabulary import TABLETOP_WORDS
 
-__all__ = ["TrainingData", "open_training_data", "standardise_features", "start_policy"]
+__all__ = ["Start", "TrainingData", "open_training_data", "standardise_features", "start_policy"]
 
 _NUM_STATISTICS_WINDOWS: Final = 32
 
@@ -34,28 +34,59 @@ class TrainingData:
     table: InstructionTable
 
 
-def start_policy(config: TrainConfig) -> tuple[RoboFlamingo, InstructionTokenizer | None]:
-    """Return random weights drawn from the seed and no tokenizer yet, or those of the initial checkpoint.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        policy: with its weights.
+        tokenizer: the initial checkpoint's; None without one.
+        drawn: parameters that were drawn from the seed, none of them when a checkpoint has all.
+    """
+
+    policy: RoboFlamingo
+    tokenizer: InstructionTokenizer | None
+    drawn: frozenset[str]
+
+    @property
+    def head_is_new(self) -> bool:
+        """Whether the head has learnt nothing yet, down to its first layer."""
+        return {name for name, _ in self.policy.named_parameters() if name.startswith("head.")} <= self.drawn
+
+
+def start_policy(config: TrainConfig) -> Start:
+    """Return random weights drawn from the seed, or those of the initial checkpoint.
+
+    A checkpoint may be trained on with another head, more actions a chunk, older frames or proprioception: the weights of
+    the head (or of its last layers alone) and of the new parts are then drawn from the seed, all others kept.
 
     Raises:
         ArtifactError: the initial checkpoint is damaged.
         ConfigError: its GPT head was trained on windows of another length.
     """
+    policy = build_policy(config.policy, config.seed)
+    names = frozenset(name for name, _ in policy.named_parameters())
     if config.initial_checkpoint is None:
-        return build_policy(config.policy, config.seed), None
+        return Start(policy, None, names)
     loaded = load_checkpoint(config.initial_checkpoint)
-    policy = RoboFlamingo(config.policy)  # its window and stride may be others: only a GPT head has weights for them
-    if loaded.config.head.kind == "gpt" and config.policy.window != loaded.config.window:
+    before = loaded.config
+    if before.head == config.policy.head and before.head.kind == "gpt" and config.policy.window != before.window:
         raise ConfigError(
             explain(
                 "window",
                 got=config.policy.window,
-                expected=f"{loaded.config.window}, that of {config.initial_checkpoint}",
+                expected=f"{before.window}, that of {config.initial_checkpoint}",
                 remedy="A GPT head has learnt one position for each frame of its window; leave --window out.",
             )
         )
-    policy.load_state_dict(loaded.policy.state_dict())
-    return policy, loaded.tokenizer
+    shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+    kept = {
+        name: tensor
+        for name, tensor in loaded.policy.state_dict().items()
+        if shapes.get(name) == tensor.shape and (before.head.kind == config.policy.head.kind or not name.startswith("head."))
+    }
+    policy.load_state_dict(kept, strict=False)
+    return Start(policy, loaded.tokenizer, names - kept.keys())
 
 
 @torch.no_grad()

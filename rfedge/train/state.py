@@ -39,12 +39,14 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         sampler: state after the last batch that was trained on.
+        image_text: the same of each kind of image-text pairs.
         seconds: training time so far, over all parts of the run.
         first_losses, last_losses: losses of the first and the latest steps, oldest first.
     """
 
     step: int = 0
     sampler: SamplerState = field(default_factory=SamplerState)
+    image_text: dict[str, SamplerState] = field(default_factory=dict)
     seconds: float = 0.0
     first_losses: list[float] = field(default_factory=list)
     last_losses: list[float] = field(default_factory=list)
@@ -117,8 +119,9 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
         document = json.loads((path / _DOCUMENT).read_bytes())
         before = dict(document["decisive"])
         stored = dict(document["progress"])
-        progress = Progress(**{**stored, "sampler": SamplerState(**stored["sampler"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        image_text = {kind: SamplerState(**state) for kind, state in stored.get("image_text", {}).items()}
+        progress = Progress(**{**stored, "sampler": SamplerState(**stored["sampler"]), "image_text": image_text})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path / _DOCUMENT, error) from None
     for name, value in decisive.items():
         if before.get(name) != value:

@@ -1,22 +1,28 @@
-"""Which parameters learn, and which of them decay.
+"""Which parameters learn, which of them decay, and which pre-trained ones are forgotten first.
 
-"paper" trains resampler, gated cross-attention, token embedding and head; vision and decoder stay frozen. "full" is for
-presets without pre-trained weights; "head" fits a new head to a fixed backbone. Source: RoboFlamingo section 4.4.
+"paper" trains resampler, gated cross-attention, token embedding and head; vision and decoder stay frozen. "freeze-emb"
+leaves the embedding as it is, too, so that words the demonstrations never use keep their place beside those they use.
+"full" trains everything; presets without pre-trained weights need it. "head" fits a head to a fixed backbone. Sources:
+RoboFlamingo sections 4.4 and 5.3, Fig. 3b, appendix B.3.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from rfedge.model import RoboFlamingo
+from rfedge.model.decoder import GatedCrossAttention
+from rfedge.model.resampler import PerceiverResampler
 from rfedge.train.config import TrainableScheme
 
-__all__ = ["freeze", "optimizer_groups"]
+__all__ = ["draw_vl_layers", "freeze", "optimizer_groups"]
 
 _GROUPS: Final[dict[TrainableScheme, tuple[str, ...]]] = {
     "paper": ("resampler", "cross_attention", "embedding", "head"),
+    "freeze-emb": ("resampler", "cross_attention", "head"),
     "full": ("vision", "resampler", "cross_attention", "decoder", "embedding", "head"),
     "head": ("head",),
 }
@@ -32,6 +38,25 @@ def freeze(policy: RoboFlamingo, scheme: TrainableScheme) -> list[tuple[str, nn.
             if learns:
                 trained.append((name, parameter))
     return sorted(trained)
+
+
+def draw_vl_layers(policy: RoboFlamingo, seed: int) -> None:
+    """Replace the weights that vision-language pre-training made by random ones drawn from `seed`.
+
+    These are the resamplers and every gated cross-attention, whose gates start at `decoder.gate_init`. Vision tower,
+    decoder, embedding and head keep theirs, and the caller's random state is not touched. Source: "No VL Pretrain" of
+    RoboFlamingo's Fig. 3b.
+    """
+    config, backbone = policy.config, policy.backbone
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for resampler in (backbone.resampler, backbone.resampler_gripper):
+            if resampler is not None:
+                resampler.load_state_dict(PerceiverResampler(config.resampler, config.vision.width).state_dict())
+        for layer in backbone.decoder.layers:
+            if isinstance(layer.cross_attention, GatedCrossAttention):  # not every layer has one
+                fresh = GatedCrossAttention(config.decoder, config.vision.width)
+                layer.cross_attention.load_state_dict(fresh.state_dict())
 
 
 def optimizer_groups(

@@ -71,7 +71,9 @@ def test_window_equals_carry_until_the_window_is_full_and_not_after(tmp_path: Pa
 
 
 def _copy(state: PolicyState) -> PolicyState:
-    return dataclasses.replace(state, h=state.h.copy(), c=state.c.copy(), history=state.history.copy(), media=state.media.copy())
+    return dataclasses.replace(
+        state, h=state.h.copy(), c=state.c.copy(), history=state.history.copy(), media=state.media.copy()
+    )
 
 
 @pytest.mark.parametrize("time_keeping", ["carry", "window"])

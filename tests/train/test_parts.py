@@ -43,22 +43,6 @@ def test_gripper_accuracy_counts_recorded_actions_only() -> None:
     assert float(parts.gripper_accuracy) == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "groups"),
-    [
-        ("paper", {"resampler", "cross_attention", "embedding", "head"}),
-        ("full", {"vision", "resampler", "cross_attention", "decoder", "embedding", "head"}),
-        ("head", {"head"}),
-    ],
-)
-def test_which_groups_learn(scheme: str, groups: set[str]) -> None:
-    policy = build_policy(preset("tiny"), seed=0)
-    trained = {name for name, _ in freeze(policy, scheme)}  # type: ignore[arg-type]
-    for group, parameters in policy.parameter_groups().items():
-        for name, parameter in parameters:
-            assert parameter.requires_grad == (name in trained) == (group in groups), name
-
-
 def test_only_matrices_of_the_gated_cross_attention_decay() -> None:
     policy = build_policy(preset("tiny"), seed=0)
     decayed, others, head = optimizer_groups(freeze(policy, "paper"), weight_decay=0.1, head_rate=10.0)

@@ -1,0 +1,41 @@
+"""The next batch is made in a thread while this one trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, TypeVar
+
+__all__ = ["Prefetch"]
+
+T = TypeVar("T")
+Self = TypeVar("Self")
+
+
+class Prefetch(Generic[T]):
+    """Makes one item ahead; use it as a context manager, leaving ends the thread.
+
+    Args:
+        plan: called here, in order, for every item: draws what it holds and returns the work that makes it, which runs
+            in the thread. So what is drawn does not depend on how far the thread has come.
+    """
+
+    def __init__(self, plan: Callable[[], Callable[[], T]]) -> None:
+        self._plan = plan
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rfedge-batches")
+        self._next: Future[T] = self._executor.submit(plan())
+
+    def next(self) -> T:
+        """Return the next item, or raise what making it raised."""
+        ready = self._next.result()
+        self._next = self._executor.submit(self._plan())
+        return ready
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(cancel_futures=True)
