@@ -5,8 +5,6 @@ An int8 request that silently runs in fp32 is the oldest failure of this trade, 
 
 from __future__ import annotations
 
-import ast
-import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,12 +12,11 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from rfedge.block_names import SCOPES_KEY, block_of_scopes
 from rfedge.errors import ExportError, explain
 from rfedge.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
 
 __all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_products"]
-
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 def weight_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -49,13 +46,7 @@ def _is_weight_dequantize(node: onnx.NodeProto, constants: set[str]) -> bool:
 
 def block_of_node(node: onnx.NodeProto) -> str:
     """Return the PyTorch block a node came from, such as "vision.blocks.3" or "decoder.layers.0.cross_attention"."""
-    scopes = {prop.key: prop.value for prop in node.metadata_props}.get(_SCOPES_KEY)
-    if scopes is None:
-        return "unnamed"
-    modules = [scope for scope in ast.literal_eval(scopes) if scope]
-    path = modules[-2] if len(modules) > 1 else modules[0]
-    match = re.match(r"^(.*?\.\d+(?:\.(?:cross_attention|block))?)(?:\.|$)", path)
-    return match.group(1) if match else path.split(".")[0]
+    return block_of_scopes({prop.key: prop.value for prop in node.metadata_props}.get(SCOPES_KEY))
 
 
 def effective_precisions(model: onnx.ModelProto) -> dict[str, str]:

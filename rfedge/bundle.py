@@ -6,6 +6,7 @@
       head.onnx                features + state -> actions + state
       embedding.safetensors    token embedding table, looked up once per instruction
       tokenizer.json           instruction -> token ids
+      engines/                 TensorRT plans, made later and per device (`rfedge.engines`); no part of the manifest
 
 A bundle is written under a temporary name and renamed; every file's sha256 is checked before it is used.
 """

@@ -1,0 +1,260 @@
+"""What an engine really computes in, layer by layer and product by product, and why wherever that is not int8.
+
+The truth comes from the engine: from its inspector where the device is there, else from the builder's description of
+the layers it made. The ONNX graph says what was asked for and gives the names. As a second witness the weights inside
+the engine are weighed: int8 weights that were turned into floats would weigh four times as much.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import onnx
+from onnx import TensorProto
+from pydantic import BaseModel, ConfigDict
+
+from rfedge.export.precision_audit import block_of_node, weight_products
+from rfedge.export.tensorrt.builder import BuiltEngine
+from rfedge.export.tensorrt.engine_layers import EngineLayer
+from rfedge.export.tensorrt.network import ModuleNames
+
+__all__ = ["LayerAudit", "ProductAudit", "StageAudit", "audit_built", "audit_engine", "graph_products"]
+
+_FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_QUANTIZED: Final[dict[int, str]] = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
+_NARROW: Final = tuple(_QUANTIZED.values())
+_SYNCHRONISATION: Final = ("signal", "wait")
+_POINTWISE_KINDS: Final = ("kgen", "PointWise", "PointWiseV2", "Reformat", "NoOp")
+# What an operator is when it has no weight to quantize; the first that a layer holds names the layer.
+_REASONS: Final = (
+    ("Softmax", "softmax: float by design"),
+    ("LayerNormalization", "LayerNorm: float by design"),
+    ("LSTM", "LSTM: float by design"),
+    ("Conv", "convolution without Q/DQ: the patch embedding stays float"),
+    ("QuantizeLinear", "rounds a float result to int8 for the next product"),
+)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProductAudit(_Record):
+    """One product with a weight.
+
+    Attributes:
+        node: of the ONNX graph.
+        block, module: of the PyTorch model; module is the exact one, such as "vision.blocks.3.mlp_up".
+        asked: precision the graph asks for.
+        computed: precision the engine multiplies in, "unknown" where the engine does not name the node.
+        engine_layer: the engine's name for the layer that multiplies.
+        reason: why it is not int8, empty where it is.
+    """
+
+    node: str
+    block: str
+    module: str
+    asked: str
+    computed: str
+    engine_layer: str
+    reason: str
+
+
+class LayerAudit(_Record):
+    """One layer of the engine; `reason` says why it is not int8, empty where it is."""
+
+    name: str
+    kind: str
+    precision: str
+    blocks: tuple[str, ...]
+    onnx_nodes: tuple[str, ...]
+    reason: str
+
+
+class StageAudit(_Record):
+    """All of one engine.
+
+    Attributes:
+        source: what the layers were read from.
+        products: every product with a weight.
+        layers: every layer that computes; waiting and signalling between streams is left out.
+        graph_weights_bytes: constants in the graph.
+        engine_weights_bytes: weights in the engine, 0 where the builder does not say.
+        plan_bytes: size of the plan.
+    """
+
+    source: str
+    products: tuple[ProductAudit, ...]
+    layers: tuple[LayerAudit, ...]
+    graph_weights_bytes: int
+    engine_weights_bytes: int
+    plan_bytes: int
+
+    @property
+    def precisions(self) -> dict[str, int]:
+        """Number of products per precision they are computed in."""
+        return dict(Counter(product.computed for product in self.products).most_common())
+
+    @property
+    def missed(self) -> tuple[ProductAudit, ...]:
+        """Products that the graph asks for in int8 and the engine computes in something else."""
+        return tuple(item for item in self.products if item.asked == "int8" and item.computed not in ("int8", "unknown"))
+
+    @property
+    def weights_grew(self) -> bool:
+        """Whether the engine holds half as much again as the graph's constants: then some were made wider."""
+        return self.engine_weights_bytes > 1.5 * self.graph_weights_bytes > 0
+
+
+def graph_products(model: onnx.ModelProto) -> dict[str, str]:
+    """Return node -> precision asked for, of every product with a weight, convolutions included.
+
+    "int8" needs both factors quantized; a weight alone is "int8-weight" or "int4-weight".
+    """
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for node in [*weight_products(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
+        weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
+        if weight is not None and weight.op_type == "DequantizeLinear":
+            stored = _QUANTIZED.get(types.get(weight.input[0], 0), "unknown")
+            both = activation is not None and activation.op_type == "DequantizeLinear"
+            found[node.name] = stored if both else f"{stored}-weight"
+        else:
+            found[node.name] = _FLOATS.get(types.get(node.input[1], 0), "unknown")
+    return found
+
+
+def audit_built(model: onnx.ModelProto, built: BuiltEngine) -> StageAudit:
+    """Audit what `build_engine` made of `model`."""
+    return audit_engine(
+        model,
+        built.layers,
+        source=built.source,
+        graph_weights_bytes=sum(built.graph_bytes.values()),
+        engine_weights_bytes=built.weights_bytes,
+        plan_bytes=memoryview(built.plan).nbytes,
+    )
+
+
+def audit_engine(
+    model: onnx.ModelProto,
+    layers: list[EngineLayer],
+    *,
+    source: str,
+    graph_weights_bytes: int,
+    engine_weights_bytes: int,
+    plan_bytes: int,
+) -> StageAudit:
+    """Join what the graph asks for with what the engine does.
+
+    Args:
+        model: the graph that was built; its weights may have been cleared.
+        layers: of the engine; without any, products are reported as unknown.
+        source: where `layers` come from.
+        graph_weights_bytes, engine_weights_bytes, plan_bytes: see `StageAudit`.
+    """
+    names = ModuleNames(model)
+    nodes = {node.name: node for node in model.graph.node}
+    asked = graph_products(model)
+    holders: dict[str, list[EngineLayer]] = {}
+    for layer in layers:
+        for node in layer.onnx_nodes:
+            holders.setdefault(node, []).append(layer)
+    products = [
+        _audit_product(nodes[name], precision, holders.get(name, []), names, source) for name, precision in asked.items()
+    ]
+    by_node = {product.node: product for product in products}
+    return StageAudit(
+        source=source,
+        products=tuple(products),
+        layers=tuple(_audit_layer(layer, nodes, by_node) for layer in layers if layer.kind not in _SYNCHRONISATION),
+        graph_weights_bytes=graph_weights_bytes,
+        engine_weights_bytes=engine_weights_bytes,
+        plan_bytes=plan_bytes,
+    )
+
+
+def _audit_product(
+    node: onnx.NodeProto, asked: str, holders: list[EngineLayer], names: ModuleNames, source: str
+) -> ProductAudit:
+    # A product's bias or dequantization may live in layers of its own: the one that multiplies is no pointwise kernel.
+    multiplying = [layer for layer in holders if layer.kind not in _POINTWISE_KINDS] or holders
+    first = multiplying[0] if multiplying else None
+    layer = next((layer for layer in multiplying if _factor_precision(layer) in _NARROW), first)
+    computed = "unknown" if layer is None else _factor_precision(layer)
+    block = block_of_node(node)
+    if computed == "int8":
+        reason = ""
+    elif layer is None:
+        reason = f"not named by the {source}: folded, or merged into a neighbour"
+    elif asked == "int8":
+        reason = f"the builder chose {computed} for it: it dequantized the int8 weight beforehand (layer {layer.name})"
+    elif asked.endswith("-weight"):
+        reason = f"only the weight is quantized in the bundle: {asked}"
+    elif block.startswith("preprocess"):
+        reason = "camera resize: exact in float"
+    elif node.op_type == "Conv":
+        reason = f"no Q/DQ in the bundle: convolution of {block}"
+    else:
+        reason = f"no Q/DQ in the bundle: kept {asked}: {block}"
+    return ProductAudit(
+        node=node.name,
+        block=block,
+        module=names.module(node.name),
+        asked=asked,
+        computed=computed,
+        engine_layer=layer.name if layer is not None else "",
+        reason=reason,
+    )
+
+
+def _factor_precision(layer: EngineLayer) -> str:
+    """Return what the kernel multiplies in: a narrow format only where both factors reach it in that format.
+
+    One narrow factor alone is dequantized inside the kernel; then the largest other operand tells, because scales and
+    alphas are small and always fp32.
+    """
+    operands = (*layer.inputs, *layer.constants)
+    counts = Counter(operand.precision for operand in operands)
+    both = next((name for name in _NARROW if counts[name] >= 2), None)
+    if both is not None:
+        return both
+    wide = [operand for operand in operands if operand.precision not in _NARROW]
+    return max(wide, key=lambda operand: operand.num_elements).precision if wide else "unknown"
+
+
+def _audit_layer(layer: EngineLayer, nodes: dict[str, onnx.NodeProto], products: dict[str, ProductAudit]) -> LayerAudit:
+    held = [nodes[name] for name in layer.onnx_nodes if name in nodes]
+    multiplied = [products[node.name] for node in held if node.name in products]
+    here = [product for product in multiplied if product.engine_layer == layer.name]
+    precision = "int8" if any(item.computed == "int8" for item in here) else "+".join(layer.precisions) or "none"
+    return LayerAudit(
+        name=layer.name,
+        kind=layer.kind,
+        precision=precision,
+        blocks=tuple(dict.fromkeys(block for node in held if (block := block_of_node(node)) != "unnamed")),
+        onnx_nodes=layer.onnx_nodes,
+        reason="" if precision == "int8" else _layer_reason(layer, held, here, multiplied),
+    )
+
+
+def _layer_reason(
+    layer: EngineLayer, held: list[onnx.NodeProto], here: list[ProductAudit], multiplied: list[ProductAudit]
+) -> str:
+    if here:
+        return here[0].reason
+    operators = {node.op_type for node in held}
+    if "MatMul" in operators and not multiplied and layer.kind not in _POINTWISE_KINDS:
+        return "attention product of two activations (q·k or p·v): it has no weight"
+    if operators == {"DequantizeLinear"} or (multiplied and not layer.inputs):
+        return f"prepares the weight of {multiplied[0].node}" if multiplied else "dequantizes int8 to float"
+    for operator, reason in _REASONS:
+        if operator in operators:
+            return reason
+    if "MatMul" in operators:
+        return "moves data for a product: slices, transposes, pads"
+    if not held:
+        return "made by the builder: moves or reformats data"
+    return f"elementwise or data movement: {', '.join(sorted(operators))}"

@@ -1,0 +1,143 @@
+"""ONNX -> TensorRT network, strongly typed; a refusal names the ONNX node and the PyTorch module it came from."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+
+from rfedge.block_names import SCOPES_KEY
+from rfedge.errors import ExportError, explain
+from rfedge.export.tensorrt.binding import TensorRt
+from rfedge.export.tensorrt.build_log import BuildLog
+
+__all__ = ["ModuleNames", "constant_bytes", "name_failure", "parse_network"]
+
+_INNER = re.compile(r"Error Code \d+: [\w ]+\((?P<text>.*?)(?:\.? In \w+ at [^)]*)?\)\s*$", re.DOTALL)
+
+
+class ModuleNames:
+    """ONNX node name -> operator and PyTorch module, read from the exporter's metadata."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._operators: dict[str, str] = {node.name: node.op_type for node in model.graph.node if node.name}
+        self._modules = {node.name: _module(node) for node in model.graph.node if node.name}
+        # Quantizers carry no scope of their own: they belong to the product that reads them.
+        readers = {name: node for node in model.graph.node for name in node.input}
+        for node in reversed(model.graph.node):
+            if self._modules.get(node.name) == "" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                reader = readers.get(node.output[0])
+                self._modules[node.name] = self._modules.get(reader.name, "") if reader is not None else ""
+
+    def operator(self, node: str) -> str:
+        return self._operators.get(node, "")
+
+    def module(self, node: str) -> str:
+        return self._modules.get(node, "")
+
+    def describe(self, node: str) -> str:
+        """Return such as "node node_MatMul_27 (MatMul) of PyTorch module vision.blocks.0.qkv"."""
+        text = f"node {node} ({self.operator(node) or 'unknown operator'})"
+        return f"{text} of PyTorch module {self.module(node)}" if self.module(node) else text
+
+    def find_in(self, text: str) -> str | None:
+        """Return the ONNX node that `text` names; of several the longest name, None where there is none."""
+        found = [name for name in self._operators if name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+        return max(found, key=len, default=None)
+
+
+def _module(node: onnx.NodeProto) -> str:
+    scopes = {prop.key: prop.value for prop in node.metadata_props}.get(SCOPES_KEY)
+    if scopes is None:
+        return ""
+    names = [scope for scope in ast.literal_eval(scopes) if scope]
+    return names[-2] if len(names) > 1 else ""
+
+
+def parse_network(
+    module: TensorRt, builder: Any, data: bytes, path: Path, names: ModuleNames, log: BuildLog, logger: Any
+) -> tuple[Any, Any]:
+    """Return (network, parser); the parser owns the weights and must live until the build ends.
+
+    Args:
+        module: a loaded TensorRT.
+        builder: its `IBuilder`.
+        data: the serialized graph.
+        path: where the graph's file is, for weights beside it.
+        names: of the same graph.
+        log: collects what `logger` hears.
+        logger: of `attach_log`.
+
+    Raises:
+        ExportError: the parser refuses a node, which the text names with its PyTorch module.
+    """
+    trt = module.trt
+    # Needed to opt in on TensorRT 10, accepted and without effect on 11: every type then comes from the graph.
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse(data, str(path)):
+        return network, parser
+    if log.interrupt is not None:
+        raise log.interrupt
+    reasons = [_parser_reason(parser.get_error(index), names) for index in range(parser.num_errors)]
+    raise ExportError(
+        explain(
+            f"graph {path.name}",
+            got=reasons[0] if reasons else "a refusal without a reason",
+            expected=f"operators that {module.name} {module.version} can parse",
+            remedy=f"{len(reasons) - 1} more nodes are refused too." if len(reasons) > 1 else "Report it with the bundle.",
+        )
+    )
+
+
+def _parser_reason(error: Any, names: ModuleNames) -> str:
+    node = error.node_name()
+    text = _plain(error.desc())
+    return f"{names.describe(node)}: {text}" if node else text
+
+
+def name_failure(errors: list[str], names: ModuleNames) -> str:
+    """Return the builder's errors as one phrase that leads with the ONNX node and PyTorch module where one is named."""
+    if not errors:
+        return "a failure without a reason"
+    for text in errors:
+        if (node := names.find_in(text)) is not None:
+            return f"{names.describe(node)}: {_plain(text)}"
+    return _plain(errors[0])
+
+
+def _plain(text: str) -> str:
+    """Return the sentence inside TensorRT's wrapping of codes, functions and source lines."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if "cudaError" not in line and not line.startswith("Invalid Node")] or lines
+    first = lines[0] if lines else "no text"
+    match = _INNER.search(first)
+    return (match.group("text") if match else first).strip().rstrip(".")
+
+
+def constant_bytes(module: TensorRt, network: Any) -> dict[str, int]:
+    """Return bytes of the network's constants per element type: what the graph asks the engine to hold."""
+    trt = module.trt
+    found: dict[str, int] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.CONSTANT:
+            tensor = layer.get_output(0)
+            size = int(trt.volume(tensor.shape) * _item_bytes(tensor.dtype))
+            found[tensor.dtype.name] = found.get(tensor.dtype.name, 0) + size
+    return found
+
+
+_ITEM_BYTES: Final[Mapping[str, float]] = {
+    "FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "UINT8": 1, "BOOL": 1, "FP8": 1, "INT32": 4, "INT64": 8, "INT4": 0.5,
+    "FP4": 0.5, "E8M0": 1,
+}  # fmt: skip
+
+
+def _item_bytes(dtype: Any) -> float:
+    return _ITEM_BYTES[dtype.name]

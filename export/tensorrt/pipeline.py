@@ -1,0 +1,354 @@
+"""`rfedge build`: bundle -> engines for one target after the other, each stage finished and named before the next.
+
+A stage is built in memory, then the target's folder is replaced as a whole: it holds the new plan, the plans of the
+other stages that are still right, one timing cache, one audit and one engine.json. A kill at any moment leaves the old
+folder or the new one, and the bundle's own files are only read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from rfedge.atomic import atomic_directory
+from rfedge.bundle import Bundle, hash_file, load_bundle
+from rfedge.contract import GraphContract
+from rfedge.engines import (
+    AUDIT_NAME,
+    ENGINES_FOLDER,
+    RECORD_NAME,
+    TIMING_CACHE_NAME,
+    EngineFolder,
+    EngineKey,
+    EngineRecord,
+    EngineStage,
+    check_plan,
+    graph_hashes,
+    read_engine_folder,
+)
+from rfedge.errors import ArtifactError, ConfigError, did_you_mean, explain
+from rfedge.export.tensorrt.audit import StageAudit, audit_built
+from rfedge.export.tensorrt.binding import TensorRt, load_tensorrt
+from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_engine
+from rfedge.export.tensorrt.precision_support import check_precisions
+from rfedge.export.tensorrt.prepare import load_graph, prepare_graph
+
+__all__ = ["STAGES", "BuildOptions", "PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
+
+STAGES: Final = ("backbone", "head", "all")
+# (stage, steps done, steps in all); called at least once per engine that is built
+StageProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What `rfedge build` was asked for.
+
+    Attributes:
+        target: "tensorrt" or "tensorrt-rtx".
+        ahead_of_time: compute capabilities to build for without the device; empty means this machine's GPU.
+        stage: "backbone", "head" or "all".
+        settings: limits and choices of the builder.
+        overwrite: build again what is up to date.
+    """
+
+    target: str = "tensorrt"
+    ahead_of_time: tuple[int, ...] = ()
+    stage: str = "all"
+    settings: BuilderSettings = field(default_factory=BuilderSettings)
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """One engine to have.
+
+    Attributes:
+        stage: which graph.
+        key: the cache key it must have.
+        folder: where it belongs.
+        steps: (least, usual, greatest) size of each dynamic input.
+        reason: why it must be built; None when the one that is there is right.
+    """
+
+    stage: EngineStage
+    key: EngineKey
+    folder: Path
+    steps: Mapping[str, tuple[int, int, int]]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One engine that is there now; `built` is false when it was up to date."""
+
+    planned: PlannedEngine
+    record: EngineRecord
+    audit: StageAudit
+    built: bool
+    notes: tuple[str, ...] = ()
+
+
+def open_target(options: BuildOptions) -> TensorRt:
+    """Load the TensorRT that was asked for.
+
+    Raises:
+        ConfigError: an unknown target, or one that never builds ahead of time.
+        BackendUnavailableError: it is not on this machine.
+    """
+    if options.ahead_of_time and options.target == "tensorrt":
+        raise ConfigError(
+            explain(
+                "--aot",
+                got="--target tensorrt",
+                expected="--target tensorrt-rtx, which can build without the device",
+                remedy="Leave --target out, or build on the device itself without --aot.",
+            )
+        )
+    return load_tensorrt(options.target)
+
+
+def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[PlannedEngine]:
+    """Decide which engines must be built, and check everything that can be checked without building.
+
+    Raises:
+        ConfigError: an unknown stage, or a target this module cannot build for ahead of time.
+        BackendUnavailableError: this machine has no GPU and `ahead_of_time` is empty.
+        ExportError: the graph holds a precision or operator that the target lacks.
+    """
+    if options.stage not in STAGES:
+        raise ConfigError(
+            explain("--stage", got=repr(options.stage), expected=did_you_mean(options.stage, STAGES), remedy="Choose one.")
+        )
+    targets = [module.ahead_of_time_target(sm) for sm in options.ahead_of_time] or [module.device_target()]
+    stages: list[EngineStage] = [name for name in ("backbone", "head") if options.stage in (name, "all")]
+    planned = []
+    for stage in stages:
+        graph = load_graph(bundle.path(stage).read_bytes())
+        steps = _dynamic_steps(bundle, stage)
+        graph_sha256, weights_sha256 = graph_hashes(bundle, stage)
+        for target in targets:
+            check_precisions(graph, target)
+            key = EngineKey(
+                graph_sha256=graph_sha256,
+                weights_sha256=weights_sha256,
+                target=target,
+                builder=options.settings.key(steps),
+            )
+            folder = bundle.root / ENGINES_FOLDER / target.fingerprint
+            reason = "asked for with --overwrite" if options.overwrite else _reason_to_build(folder, stage, key)
+            planned.append(PlannedEngine(stage, key, folder, steps, reason))
+    return planned
+
+
+def _dynamic_steps(bundle: Bundle, stage: EngineStage) -> dict[str, tuple[int, int, int]]:
+    """Sizes of the head's step axis: one step with carried state, or the whole window replayed."""
+    window = bundle.policy.window
+    usual = window if bundle.policy.time_keeping == "window" else 1
+    return {spec.name: (1, usual, window) for spec in _contract(bundle, stage).inputs if -1 in spec.shape}
+
+
+def _contract(bundle: Bundle, stage: EngineStage) -> GraphContract:
+    return bundle.contract.backbone if stage == "backbone" else bundle.contract.head
+
+
+def _reason_to_build(folder: Path, stage: EngineStage, key: EngineKey) -> str | None:
+    if not folder.is_dir():
+        return "no engine yet"
+    try:
+        content = read_engine_folder(folder)
+    except ArtifactError as error:
+        return str(error)
+    record = content.stages.get(stage)
+    if record is None:
+        return "no engine yet"
+    if (reason := record.key.reason_stale(key)) is not None:
+        return reason
+    if (reason := check_plan(folder, record)) is not None:
+        return f"damaged: {reason}"
+    if _read_audit(folder, stage) is None:
+        return f"no audit in {AUDIT_NAME}"
+    return None
+
+
+def build_bundle(path: Path, options: BuildOptions, *, progress: StageProgress = lambda *_: None) -> list[StageResult]:
+    """Make every engine that is asked for and not there yet, one at a time; return all of them.
+
+    Raises:
+        ArtifactError: the bundle is damaged, another build is running, or its folder cannot be written.
+        BackendUnavailableError: no TensorRT, or no GPU to build for.
+        ConfigError: an option is unknown.
+        ExportError: parser or builder refuse; the text names the ONNX node and the PyTorch module.
+    """
+    bundle = load_bundle(path)
+    module = open_target(options)
+    planned = plan_build(bundle, module, options)
+    if all(item.reason is None for item in planned):  # also where the bundle cannot be written
+        return [_present(item) for item in planned]
+    results = []
+    with _writing(bundle.root / ENGINES_FOLDER), _only_build(bundle.root / ENGINES_FOLDER):
+        _remove_leftovers(bundle.root / ENGINES_FOLDER)
+        for item in planned:
+            results.append(_present(item) if item.reason is None else _build(bundle, module, item, options, progress))
+            gc.collect()  # one engine at a time: the plan of the last one is not kept while the next is made
+    return results
+
+
+def _present(item: PlannedEngine) -> StageResult:
+    record = read_engine_folder(item.folder).stages[item.stage]
+    audit = _read_audit(item.folder, item.stage)
+    assert audit is not None, "checked by _reason_to_build"
+    return StageResult(item, record, audit, built=False)
+
+
+def _build(
+    bundle: Bundle, module: TensorRt, item: PlannedEngine, options: BuildOptions, progress: StageProgress
+) -> StageResult:
+    source = bundle.path(item.stage)
+    _check_room(bundle, item)
+    graph = prepare_graph(source)
+    label = f"{item.stage} sm{item.key.target.sm}"
+    cache = item.folder / TIMING_CACHE_NAME
+    built = build_engine(
+        module,
+        graph,
+        source,
+        _contract(bundle, item.stage),
+        item.key.target,
+        options.settings,
+        steps=item.steps,
+        timing_cache=cache.read_bytes() if module.keeps_timing_cache and cache.is_file() else None,
+        progress=lambda done, total: progress(label, done, total),
+    )
+    audit = audit_built(graph, built)
+    record = _write(item, built, audit)
+    return StageResult(item, record, audit, built=True, notes=tuple(built.notes))
+
+
+def _check_room(bundle: Bundle, item: PlannedEngine) -> None:
+    """Fail before a build of many minutes when not even the weights would fit; raises OSError as a full disk does."""
+    graph = bundle.path(item.stage)
+    needed = graph.stat().st_size + sum((bundle.root / name).stat().st_size for name in item.key.weights_sha256)
+    if shutil.disk_usage(bundle.root).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _write(item: PlannedEngine, built: BuiltEngine, audit: StageAudit) -> EngineRecord:
+    """Replace the target's folder by one with the new plan and whatever of the old one is still right."""
+    name = f"{item.stage}.plan"
+    kept = _kept_stages(item)
+    audits = {stage: _read_audit(item.folder, stage) for stage in kept}
+    with atomic_directory(item.folder, overwrite=True) as folder:
+        for record in kept.values():
+            _link(item.folder / record.plan, folder / record.plan)
+        (folder / name).write_bytes(memoryview(built.plan))
+        record = EngineRecord(
+            key=item.key,
+            plan=name,
+            sha256=hash_file(folder / name),
+            size_bytes=(folder / name).stat().st_size,
+            precisions=audit.precisions,
+            build_seconds=round(built.build_seconds, 3),
+            weights_bytes=built.weights_bytes,
+            activations_bytes=built.activations_bytes,
+        )
+        if built.timing_cache is not None:
+            (folder / TIMING_CACHE_NAME).write_bytes(built.timing_cache)
+        texts = {stage: found.model_dump(mode="json") for stage, found in audits.items() if found is not None}
+        texts[item.stage] = audit.model_dump(mode="json")
+        (folder / AUDIT_NAME).write_text(json.dumps(texts, indent=1) + "\n")
+        content = EngineFolder(target=item.key.target, stages={**kept, item.stage: record})
+        (folder / RECORD_NAME).write_text(content.model_dump_json(indent=2) + "\n")
+    return record
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a finished plan a second name: it needs no room, and nobody ever writes into a plan."""
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without links, such as that of an SD card
+        shutil.copy2(source, target)
+
+
+def _kept_stages(item: PlannedEngine) -> dict[EngineStage, EngineRecord]:
+    """Return the other stages of the folder whose plans are whole and for this very target."""
+    try:
+        content = read_engine_folder(item.folder)
+    except ArtifactError:
+        return {}
+    return {
+        stage: record
+        for stage, record in content.stages.items()
+        if stage != item.stage and record.key.target == item.key.target and check_plan(item.folder, record) is None
+    }
+
+
+def _read_audit(folder: Path, stage: EngineStage) -> StageAudit | None:
+    path = folder / AUDIT_NAME
+    try:
+        return StageAudit.model_validate(json.loads(path.read_bytes())[stage])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _only_build(root: Path) -> Iterator[None]:
+    """Hold the bundle for one build; the system lets go of it when the process ends, however it ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(
+                explain(
+                    f"engines of {root.parent}",
+                    got="another build that is running",
+                    expected="one at a time",
+                    remedy="Wait for it; builds share the device's memory.",
+                )
+            ) from None
+        yield
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove what killed builds left; the lock is held, so no other build can own it."""
+    for leftover in root.glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        full = error.errno in _FULL
+        raise ArtifactError(
+            explain(
+                f"engines of {root.parent}",
+                got=f"{os.strerror(error.errno)} ({_free_mib(root)} MiB free)" if full else os.strerror(error.errno),
+                expected="room for the engine" if full else "a folder that can be written",
+                remedy="Free some space and build again; the bundle and its finished engines are unharmed."
+                if full
+                else "Copy the bundle to a place of your own, or change its permissions.",
+            )
+        ) from error
+
+
+def _free_mib(root: Path) -> int:
+    folder = root if root.exists() else root.parent
+    return shutil.disk_usage(folder).free >> 20

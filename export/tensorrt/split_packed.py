@@ -1,0 +1,125 @@
+"""Give each part of a packed int8 product (q|k|v in one matrix) a product of its own.
+
+TensorRT for RTX 1.7 takes `int8 MatMul -> Add bias -> Split` apart itself, but in doing so dequantizes the packed weight
+while the engine runs and multiplies in fp32: measured on the six vision blocks of playtable-small, where it happens with
+batch 2. Three products that read the same int8 tensor stay int8, and the builder may still run them as one kernel.
+
+Requires: symmetric Q/DQ, one scale per output column or one for all.
+Ensures: the same numbers bit for bit, because every output column is computed from its own weight column alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+__all__ = ["split_packed_products"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """MatMul -> Add -> Split, and the DequantizeLinear of the weight."""
+
+    product: onnx.NodeProto
+    weight: onnx.NodeProto
+    bias: onnx.NodeProto
+    split: onnx.NodeProto
+
+
+def split_packed_products(model: onnx.ModelProto, folder: Path) -> int:
+    """Rewrite `model` in place and return the number of packed products taken apart.
+
+    Args:
+        model: graph with Q/DQ pairs.
+        folder: where the graph's file is, for weights beside it.
+    """
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    found = list(_packed_products(graph, tensors))
+    replaced: dict[str, list[onnx.NodeProto]] = {}
+    for packed in found:
+        replaced[packed.split.output[0]] = _take_apart(packed, graph, tensors, folder)
+    gone = {node.output[0] for packed in found for node in (packed.product, packed.weight, packed.bias)}
+    nodes = [part for node in graph.node if node.output[0] not in gone for part in replaced.get(node.output[0], [node])]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    for packed in found:
+        for name in (*packed.weight.input, packed.bias.input[1]):
+            if name not in read and name in tensors:
+                graph.initializer.remove(tensors.pop(name))
+    return len(found)
+
+
+def _packed_products(graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto]) -> Iterator[_Packed]:
+    producers = {name: node for node in graph.node for name in node.output}
+    num_readers: dict[str, int] = {}
+    for name in [*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)]:
+        num_readers[name] = num_readers.get(name, 0) + 1
+    for split in [node for node in graph.node if node.op_type == "Split"]:
+        bias = producers.get(split.input[0])
+        product = producers.get(bias.input[0]) if bias is not None and bias.op_type == "Add" else None
+        if bias is None or product is None or product.op_type != "MatMul":
+            continue
+        weight, activation = producers.get(product.input[1]), producers.get(product.input[0])
+        if weight is None or activation is None:
+            continue
+        chain = (product.output[0], bias.output[0], weight.output[0])
+        if (
+            weight.op_type == activation.op_type == "DequantizeLinear"
+            and all(name in tensors for name in (*weight.input, bias.input[1]))
+            and len(tensors[weight.input[0]].dims) == 2
+            and len(tensors[bias.input[1]].dims) == 1
+            and all(num_readers[name] == 1 for name in chain)
+            and _part_sizes(split, tensors, tensors[weight.input[0]].dims[1]) is not None
+        ):
+            yield _Packed(product, weight, bias, split)
+
+
+def _part_sizes(split: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], width: int) -> list[int] | None:
+    """Return the widths of the parts of a split along the last axis; None where it is not one."""
+    attributes = {attribute.name: attribute.i for attribute in split.attribute}
+    if attributes.get("axis", 0) not in (-1, 2):  # tokens are (batch, token, width)
+        return None
+    if len(split.input) > 1:
+        sizes: list[int] | None = None
+        if split.input[1] in tensors:
+            sizes = numpy_helper.to_array(tensors[split.input[1]]).tolist()
+        return sizes
+    num_parts = len(split.output)
+    return [width // num_parts] * num_parts if width % num_parts == 0 else None
+
+
+def _take_apart(
+    packed: _Packed, graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto], folder: Path
+) -> list[onnx.NodeProto]:
+    sizes = _part_sizes(packed.split, tensors, tensors[packed.weight.input[0]].dims[1])
+    assert sizes is not None, "checked by _packed_products"
+    names = [*packed.weight.input, packed.bias.input[1]]
+    arrays = [numpy_helper.to_array(tensors[name], base_dir=str(folder)) for name in names]
+    nodes = []
+    starts = np.cumsum([0, *sizes])
+    for index, output in enumerate(packed.split.output):
+        prefix = f"{packed.product.name}/{index}"
+        part = slice(int(starts[index]), int(starts[index + 1]))
+        inputs = []
+        for name, array in zip(names, arrays, strict=True):
+            piece = array[..., part] if array.ndim else array  # a scale for all columns has no axis
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(piece), f"{name}/{index}"))
+            inputs.append(f"{name}/{index}")
+        *weight_inputs, bias = inputs
+        made = [
+            helper.make_node("DequantizeLinear", weight_inputs, [f"{prefix}/weight"], name=f"{packed.weight.name}/{index}"),
+            helper.make_node("MatMul", [packed.product.input[0], f"{prefix}/weight"], [f"{prefix}/out"], name=prefix),
+            helper.make_node("Add", [f"{prefix}/out", bias], [output], name=f"{packed.bias.name}/{index}"),
+        ]
+        for node, original in zip(made, (packed.weight, packed.product, packed.bias), strict=True):
+            node.attribute.extend(original.attribute)
+            node.metadata_props.extend(original.metadata_props)
+        nodes += made
+    return nodes

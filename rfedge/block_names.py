@@ -1,0 +1,30 @@
+"""Which PyTorch block a node of an exported graph came from: the name that precisions and costs are reported under."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Final
+
+__all__ = ["SCOPES_KEY", "UNNAMED", "block_of_scopes"]
+
+UNNAMED: Final = "unnamed"
+# Under which PyTorch's exporter writes the modules that a node came from.
+SCOPES_KEY: Final = "pkg.torch.onnx.name_scopes"
+
+
+def block_of_scopes(scopes: str | None) -> str:
+    """Return a block such as "vision.blocks.3" or "decoder.layers.0.cross_attention".
+
+    Args:
+        scopes: the list of modules, outermost first, that PyTorch's exporter writes beside a node; None without one.
+
+    >>> block_of_scopes("['', 'vision', 'vision.blocks.3', 'vision.blocks.3.qkv', 'linear']")
+    'vision.blocks.3'
+    """
+    if scopes is None:
+        return UNNAMED
+    modules = [scope for scope in ast.literal_eval(scopes) if scope]
+    path = modules[-2] if len(modules) > 1 else modules[0]
+    match = re.match(r"^(.*?\.\d+(?:\.(?:cross_attention|block))?)(?:\.|$)", path)
+    return match.group(1) if match else path.split(".")[0]

@@ -1,0 +1,154 @@
+"""`rfedge build`: bundle -> TensorRT engines, on the device or ahead of time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rfedge.export.tensorrt.pipeline import PlannedEngine, StageResult
+
+__all__ = ["build"]
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder written by `rfedge export`.")],
+    target: Annotated[
+        str, typer.Option(help="tensorrt or tensorrt-rtx; without it tensorrt, and tensorrt-rtx with --aot.")
+    ] = "",
+    aot: Annotated[str, typer.Option(help="Build without the GPU, for these compute capabilities: sm86,sm89.")] = "",
+    stage: Annotated[str, typer.Option(help="backbone, head or all.")] = "all",
+    workspace_mib: Annotated[int, typer.Option(min=0, help="Scratch memory a layer may use at run time; 0: no limit.")] = 0,
+    builder_memory_mib: Annotated[int, typer.Option(min=0, help="Memory that trying kernels may use; 0: no limit.")] = 0,
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="0 is the quickest build, 5 the longest search for fast kernels.")
+    ] = 3,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 products round their inputs to TF32.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 when an engine computes in float what the bundle holds in int8.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is up to date.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be built, write nothing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Build the bundle's TensorRT engines, and read back from them what every layer really computes in."""
+    from importlib.util import find_spec
+
+    from rfedge.cli.progress import stage_progress
+    from rfedge.errors import BackendUnavailableError, explain
+
+    if find_spec("onnx") is None:  # not by the export extra, which would bring PyTorch to a robot
+        raise BackendUnavailableError(
+            explain("rfedge build", got="no onnx", expected="the onnx package", remedy="Install it: pip install onnx.")
+        )
+    from rfedge.export.tensorrt.binding import parse_compute_capabilities
+    from rfedge.export.tensorrt.builder import BuilderSettings
+    from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle, open_target, plan_build
+
+    options = BuildOptions(
+        target=target or ("tensorrt-rtx" if aot else "tensorrt"),
+        ahead_of_time=parse_compute_capabilities(aot) if aot else (),
+        stage=stage,
+        settings=BuilderSettings(
+            workspace_mib=workspace_mib,
+            builder_memory_mib=builder_memory_mib,
+            optimization_level=optimization_level,
+            tf32=tf32,
+        ),
+        overwrite=overwrite,
+    )
+    if dry_run:
+        from rfedge.bundle import load_bundle
+
+        _print_plan(plan_build(load_bundle(bundle), open_target(options), options), as_json=json)
+        return
+    with stage_progress() as progress:
+        results = build_bundle(bundle, options, progress=progress)
+    _print_results(results, as_json=json)
+    if strict and any(result.audit.missed or result.audit.weights_grew for result in results):
+        raise typer.Exit(1)
+
+
+def _print_plan(planned: list[PlannedEngine], *, as_json: bool) -> None:
+    from json import dumps
+
+    from rfedge.cli.tables import print_table
+
+    rows = [(item.stage, item.folder.name, item.reason or "up to date") for item in planned]
+    print_table("engines; nothing was written", ("stage", "target", "to build, because"), rows, to_stderr=as_json)
+    if as_json:
+        print(dumps([{"stage": stage, "target": name, "reason": reason} for stage, name, reason in rows]))
+
+
+def _print_results(results: list[StageResult], *, as_json: bool) -> None:
+    import sys
+    from json import dumps
+
+    from rfedge.cli.tables import print_table
+
+    rows = [
+        (
+            result.planned.stage,
+            result.planned.folder.name,
+            f"{result.record.size_bytes / 1e6:.1f}",
+            f"{result.record.build_seconds:.1f}" if result.built else "up to date",
+            ", ".join(f"{count} {name}" for name, count in result.record.precisions.items()),
+        )
+        for result in results
+    ]
+    print_table("engines", ("stage", "target", "MB", "build s", "products"), rows, to_stderr=as_json)
+    stream = sys.stderr
+    for result in results:
+        audit = result.audit
+        label = f"{result.planned.stage} sm{result.planned.key.target.sm}"
+        _print_reasons(label, result, as_json=as_json)
+        for note in result.notes:
+            print(f"note: {label}: {note}", file=stream)
+        for product in audit.missed:
+            print(f"warning: {label}: {product.module or product.node} is not int8: {product.reason}", file=stream)
+        if audit.weights_grew:
+            print(
+                f"warning: {label}: the engine holds {audit.engine_weights_bytes / 1e6:.1f} MB of weights, "
+                f"the graph {audit.graph_weights_bytes / 1e6:.1f} MB",
+                file=stream,
+            )
+    if as_json:
+        print(dumps([_summary(result) for result in results]))
+
+
+def _print_reasons(label: str, result: StageResult, *, as_json: bool) -> None:
+    """One row for each reason why products, or layers of an int8 engine, are not int8."""
+    from collections import Counter
+
+    from rfedge.cli.tables import print_table
+
+    if "int8" not in result.record.precisions:
+        return
+    reasons = Counter((layer.reason, layer.precision) for layer in result.audit.layers if layer.reason)
+    rows = [(reason, precision, count) for (reason, precision), count in reasons.most_common()]
+    print_table(
+        f"{label}: layers that are not int8 ({result.audit.source})", ("why", "precision", "layers"), rows, to_stderr=as_json
+    )
+
+
+def _summary(result: StageResult) -> dict[str, object]:
+    return {
+        "stage": result.planned.stage,
+        "target": result.planned.folder.name,
+        "plan": str(result.planned.folder / result.record.plan),
+        "size_bytes": result.record.size_bytes,
+        "built": result.built,
+        "reason": result.planned.reason,
+        "build_seconds": result.record.build_seconds,
+        "weights_bytes": result.record.weights_bytes,
+        "activations_bytes": result.record.activations_bytes,
+        "precisions": result.record.precisions,
+        "missed": [product.model_dump(mode="json") for product in result.audit.missed],
+        "weights_grew": result.audit.weights_grew,
+        "audit": str(result.planned.folder / "audit.json"),
+        "notes": list(result.notes),
+    }
