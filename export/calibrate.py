@@ -116,8 +116,8 @@ class FrameInputs:
         inputs = {
             "image_static": images["rgb_static"][None],
             "image_gripper": images["rgb_gripper"][None],
-            "text_embedding": self.embedding[ids][None],
-            "text_mask": mask[None],
+            "text_embedding": self.embedding[ids[mask]][None],
+            "text_mask": mask[mask][None],
         }
         if self.config.proprioception:
             inputs["robot_state"] = images["robot_obs"].astype(np.float32)[None]

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 
+from rfedge.block_names import SCOPES_KEY
 from rfedge.contract import GraphContract
 from rfedge.errors import ExportError, explain
 from rfedge.model import RoboFlamingo
@@ -21,24 +23,21 @@ __all__ = ["OPSET", "trace_backbone", "trace_head"]
 OPSET = 20
 # ONNX files are protobufs, which end at 2 GiB; beyond this the weights go into a file beside the graph.
 _INLINE_LIMIT_BYTES = 1_500_000_000
+# Frames that a head without a limit of its own may replay in one call.
+_MOST_STEPS = 4096
 
 
 def trace_backbone(policy: RoboFlamingo, contract: GraphContract, path: Path) -> list[Path]:
-    """Write backbone.onnx, all shapes static; return every file written (graph, and weights when they are large)."""
-    return _trace(policy.backbone, contract, path, dynamic_shapes=None, example_steps=1)
+    """Write backbone.onnx; return every file written (graph, and weights when they are large).
+
+    Only the token axis is dynamic: an instruction of 14 tokens need not cost 32, and padding changes no feature.
+    """
+    return _trace(policy.backbone, contract, path)
 
 
 def trace_head(policy: RoboFlamingo, contract: GraphContract, path: Path) -> list[Path]:
     """Write head.onnx; the step axis of `features` is dynamic, so one graph serves carry (1) and replay (window)."""
-    is_gpt = policy.config.head.kind == "gpt"  # it has a position for each frame of the window and no more
-    longest = policy.config.window if is_gpt else 4096
-    if longest == 1:
-        return _trace(policy.head, contract, path, dynamic_shapes=None, example_steps=1)
-    shapes = {
-        spec.name: {1: torch.export.Dim("step", min=1, max=longest)} if -1 in spec.shape else None
-        for spec in contract.inputs
-    }
-    return _trace(policy.head, contract, path, dynamic_shapes=shapes, example_steps=min(policy.config.window + 1, longest))
+    return _trace(policy.head, contract, path, example_size=policy.config.window)
 
 
 @contextmanager
@@ -55,15 +54,27 @@ def _quiet_loggers() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _dynamic_shapes(contract: GraphContract) -> dict[str, dict[int, torch.export.Dim] | None] | None:
+    """One symbol for all axes of the same name, such as the tokens of the embedding and of its mask."""
+    symbols: dict[str, torch.export.Dim] = {}
+    shapes: dict[str, dict[int, torch.export.Dim] | None] = {}
+    for spec in contract.inputs:
+        axes = [axis for axis, size in enumerate(spec.shape) if size == -1 and spec.longest != 1]
+        for axis in axes:
+            name = spec.axes[axis]
+            symbols.setdefault(name, torch.export.Dim(name, min=1, max=spec.longest or _MOST_STEPS))
+        shapes[spec.name] = {axis: symbols[spec.axes[axis]] for axis in axes} or None
+    return shapes if symbols else None
+
+
 def _trace(
     module: nn.Module,
     contract: GraphContract,
     path: Path,
     *,
-    dynamic_shapes: dict[str, dict[int, torch.export.Dim] | None] | None,
-    example_steps: int,
+    example_size: int | None = None,
 ) -> list[Path]:
-    example = contract.sample_inputs(np.random.default_rng(0), dynamic_size=example_steps)
+    example = contract.sample_inputs(np.random.default_rng(0), dynamic_size=example_size)
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     try:
         with _quiet_loggers(), warnings.catch_warnings(), torch.no_grad():
@@ -75,7 +86,7 @@ def _trace(
                 input_names=[spec.name for spec in contract.inputs],
                 output_names=[spec.name for spec in contract.outputs],
                 opset_version=OPSET,
-                dynamic_shapes=dynamic_shapes,
+                dynamic_shapes=_dynamic_shapes(contract),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -89,6 +100,16 @@ def _trace(
         ) from error
     if program is None:
         raise ExportError(explain(f"module {type(module).__name__}", got="no program", expected="one", remedy="Report it."))
+    _forget_sources(program.model)
     external = size_bytes > _INLINE_LIMIT_BYTES
     program.save(str(path), external_data=external)
     return [path, path.with_name(path.name + ".data")] if external else [path]
+
+
+def _forget_sources(model: ir.Model) -> None:
+    """Keep the path of PyTorch modules alone: the exporter also writes source paths of the machine it ran on."""
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(SCOPES_KEY)
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[SCOPES_KEY] = scopes

@@ -39,17 +39,19 @@ class _Spec(BaseModel):
 
 
 class TensorSpec(_Spec):
-    """One graph input or output; an axis of size -1 is dynamic."""
+    """One graph input or output; an axis of size -1 is dynamic, and at most `longest` where that is given."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     axes: tuple[str, ...]
+    longest: int | None = None
 
     def check(self, array: Array) -> None:
         """Raise ContractError unless `array` has this dtype and shape and, when it is float, only finite values."""
         fits = len(array.shape) == len(self.shape) and all(
-            want in (-1, have) for want, have in zip(self.shape, array.shape, strict=True)
+            want == have or (want == -1 and 0 < have <= (self.longest or have))
+            for want, have in zip(self.shape, array.shape, strict=True)
         )
         if not fits:
             raise ContractError(
@@ -76,9 +78,12 @@ class TensorSpec(_Spec):
                 )
             )
 
-    def sample(self, rng: np.random.Generator, *, dynamic_size: int = 1) -> Array:
-        """Draw an array that satisfies `check`: bytes 0 to 255, standard normal floats, all-true masks."""
-        shape = tuple(dynamic_size if size == -1 else size for size in self.shape)
+    def sample(self, rng: np.random.Generator, *, dynamic_size: int | None = None) -> Array:
+        """Draw an array that satisfies `check`: bytes 0 to 255, standard normal floats, all-true masks.
+
+        A dynamic axis gets `dynamic_size`, else its longest size, else 1.
+        """
+        shape = tuple((dynamic_size or self.longest or 1) if size == -1 else size for size in self.shape)
         kind = np.dtype(self.dtype).kind
         if kind == "u":
             return rng.integers(0, 256, size=shape, dtype=np.dtype(self.dtype))
@@ -96,7 +101,7 @@ class GraphContract(_Spec):
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
 
-    def sample_inputs(self, rng: np.random.Generator, *, dynamic_size: int = 1) -> dict[str, Array]:
+    def sample_inputs(self, rng: np.random.Generator, *, dynamic_size: int | None = None) -> dict[str, Array]:
         """Draw one array per input; every test builds its inputs here."""
         return {spec.name: spec.sample(rng, dynamic_size=dynamic_size) for spec in self.inputs}
 
@@ -135,9 +140,13 @@ def _backbone_contract(config: PolicyConfig) -> GraphContract:
         TensorSpec(name="image_static", dtype="uint8", shape=(1, *STATIC_IMAGE_SHAPE), axes=image_axes),
         TensorSpec(name="image_gripper", dtype="uint8", shape=(1, *GRIPPER_IMAGE_SHAPE), axes=image_axes),
         TensorSpec(
-            name="text_embedding", dtype=FLOAT, shape=(1, text, config.decoder.width), axes=("batch", "token", "width")
+            name="text_embedding",
+            dtype=FLOAT,
+            shape=(1, -1, config.decoder.width),
+            axes=("batch", "token", "width"),
+            longest=text,
         ),
-        TensorSpec(name="text_mask", dtype="bool", shape=(1, text), axes=("batch", "token")),
+        TensorSpec(name="text_mask", dtype="bool", shape=(1, -1), axes=("batch", "token"), longest=text),
     ]
     outputs = [TensorSpec(name="feature", dtype=FLOAT, shape=(1, config.feature_size), axes=("batch", "width"))]
     if config.proprioception:
@@ -155,7 +164,15 @@ def _backbone_contract(config: PolicyConfig) -> GraphContract:
 
 def _head_contract(config: PolicyConfig) -> GraphContract:
     chunk = config.chunk_size
-    inputs = [TensorSpec(name="features", dtype=FLOAT, shape=(1, -1, config.feature_size), axes=("batch", "step", "width"))]
+    inputs = [
+        TensorSpec(
+            name="features",
+            dtype=FLOAT,
+            shape=(1, -1, config.feature_size),
+            axes=("batch", "step", "width"),
+            longest=config.window if config.head.kind == "gpt" else None,  # it has no position for one frame more
+        )
+    ]
     outputs = [
         TensorSpec(name="pose", dtype=FLOAT, shape=(1, chunk, POSE_SIZE), axes=("batch", "chunk", "pose")),
         TensorSpec(name="gripper", dtype=FLOAT, shape=(1, chunk), axes=("batch", "chunk")),

@@ -211,7 +211,11 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
             settings,
             disabled_optimizers=DISABLED_OPTIMIZERS if head_is_int8 else (),
         ),
-        encoder=InstructionEncoder(tokenizer, EmbeddingTable(bundle.path("embedding"), config.decoder.width)),
+        encoder=InstructionEncoder(
+            tokenizer,
+            EmbeddingTable(bundle.path("embedding"), config.decoder.width),
+            padded=contract.backbone.input("text_mask").shape[1] != -1,
+        ),
         precision=effective_precision(bundle.manifest.precision),
         size_bytes=bundle.size_bytes,
         block_precisions=dict(blocks),

@@ -30,7 +30,7 @@ class EmbeddedInstruction:
     """One instruction, ready for the backbone; its arrays are read-only because calls share them.
 
     Attributes:
-        embedding: float32 (1, token, width).
+        embedding: float32 (1, token, width); padded only for a graph with a static number of tokens.
         mask: bool (1, token), true on real tokens.
     """
 
@@ -100,12 +100,18 @@ class InstructionEncoder:
     Args:
         tokenizer: instruction to ids and mask.
         embed: ids (token,) to float32 (token, width).
+        padded: keep the padding, for a graph with a static number of tokens. It never changes a feature, only the time.
     """
 
     def __init__(
-        self, tokenizer: InstructionTokenizer, embed: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+        self,
+        tokenizer: InstructionTokenizer,
+        embed: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]],
+        *,
+        padded: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._padded = padded
         self._embed = embed
         self._cached = functools.lru_cache(maxsize=MAX_CACHED_INSTRUCTIONS)(self._encode)
 
@@ -119,6 +125,8 @@ class InstructionEncoder:
 
     def _encode(self, instruction: str) -> EmbeddedInstruction:
         ids, mask = self._tokenizer.encode(instruction)
+        if not self._padded:
+            ids, mask = ids[mask], mask[mask]
         embedding = self._embed(ids)[None]
         mask = mask[None]
         embedding.flags.writeable = False

@@ -151,10 +151,12 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
 
 
 def _dynamic_steps(bundle: Bundle, stage: EngineStage) -> dict[str, tuple[int, int, int]]:
-    """Sizes of the head's step axis: one step with carried state, or the whole window replayed."""
+    """Sizes of dynamic axes: text at its full length, the head from one step with carried state to the whole window."""
     window = bundle.policy.window
     usual = window if bundle.policy.time_keeping == "window" else 1
-    return {spec.name: (1, usual, window) for spec in _contract(bundle, stage).inputs if -1 in spec.shape}
+    text = bundle.policy.decoder.text_length  # one static shape: TensorRT then fuses as if there were no other
+    sizes = (1, usual, window) if stage == "head" else (text, text, text)
+    return {spec.name: sizes for spec in _contract(bundle, stage).inputs if -1 in spec.shape}
 
 
 def _contract(bundle: Bundle, stage: EngineStage) -> GraphContract:

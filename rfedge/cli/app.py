@@ -9,8 +9,12 @@ from typing import Any
 import typer
 
 from rfedge.cli.bench import bench_app
+from rfedge.cli.build import build
 from rfedge.cli.demos import demos_app
+from rfedge.cli.doctor import doctor
 from rfedge.cli.export import export
+from rfedge.cli.import_ import import_weights
+from rfedge.cli.inspect import inspect
 from rfedge.cli.run import run
 from rfedge.cli.train import train
 from rfedge.cli.verify import verify_app
@@ -25,8 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
 )
-for _command in (train, export, run):
+for _command in (train, export, build, run, doctor, inspect):
     app.command()(_command)
+app.command("import")(import_weights)
 app.add_typer(verify_app)
 app.add_typer(demos_app)
 app.add_typer(bench_app)

@@ -1,28 +1,42 @@
-"""Checkpoints on disk: config.json + model.safetensors + tokenizer.json; no code, no pickle."""
+"""Checkpoints on disk: config.json + model.safetensors (or its shards) + tokenizer.json; no code, no pickle."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from rfedge.atomic import atomic_directory
+from rfedge.bundle import hash_file
 from rfedge.config import PolicyConfig
 from rfedge.errors import ArtifactError, explain
 from rfedge.model.policy import RoboFlamingo
+from rfedge.model.weight_shards import (
+    INDEX_NAME,
+    MAX_SHARD_BYTES,
+    WEIGHTS_NAME,
+    TensorSpec,
+    read_weights,
+    weight_paths,
+    write_weights,
+)
 from rfedge.tokenizer import InstructionTokenizer
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_sha256", "load_checkpoint", "save_checkpoint", "write_checkpoint"]
 
 CONFIG_NAME: Final = "config.json"
-WEIGHTS_NAME: Final = "model.safetensors"
 TOKENIZER_NAME: Final = "tokenizer.json"
+_FILLING: Final = frozenset({"normal_", "uniform_", "mul_", "fill_", "zero_", "ones_", "zeros_", "copy_"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ def save_checkpoint(
     metadata: dict[str, Any],
     *,
     overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the folder atomically.
 
@@ -54,6 +69,44 @@ def save_checkpoint(
         tokenizer: written beside it, so that a checkpoint needs nothing else.
         metadata: JSON values about the training; kept in config.json, never in file names.
         overwrite: replace an existing checkpoint.
+        max_shard_bytes: weights above this are stored in several files.
+
+    Raises:
+        ArtifactError: `directory` exists and `overwrite` is false.
+    """
+    tensors = policy.state_dict()
+    specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_checkpoint(
+        directory,
+        policy.config,
+        tokenizer,
+        metadata,
+        specs,
+        tensors.__getitem__,
+        overwrite=overwrite,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def write_checkpoint(
+    directory: Path,
+    config: PolicyConfig,
+    tokenizer: InstructionTokenizer,
+    metadata: dict[str, Any],
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], torch.Tensor],
+    *,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write the folder atomically from tensors that are made one at a time; arguments as in `save_checkpoint`.
+
+    Args:
+        config: of the policy.
+        specs: every tensor of `RoboFlamingo(config).state_dict()`.
+        read: returns one of them.
+        on_bytes: told the size of each tensor once it is written.
 
     Raises:
         ArtifactError: `directory` exists and `overwrite` is false.
@@ -62,28 +115,46 @@ def save_checkpoint(
         document = {
             "format": "rfedge-checkpoint",
             "schema_version": 1,
-            "policy": policy.config.model_dump(mode="json"),
+            "policy": config.model_dump(mode="json"),
             "metadata": metadata,
         }
         (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in policy.state_dict().items()}, temporary / WEIGHTS_NAME)
         tokenizer.save(temporary / TOKENIZER_NAME)
+        write_weights(temporary, specs, read, max_shard_bytes=max_shard_bytes, on_bytes=on_bytes)
+
+
+def checkpoint_sha256(directory: Path) -> str:
+    """Return the sha256 of the weights: of model.safetensors, or of its shards' sums in the order of the index.
+
+    Raises:
+        ArtifactError: the weights are not there.
+    """
+    paths = weight_paths(directory)
+    if len(paths) == 1 and paths[0].name == WEIGHTS_NAME:
+        return hash_file(paths[0])
+    sums = hashlib.sha256()
+    for path in paths:
+        sums.update(f"{hash_file(path)}  {path.name}\n".encode())
+    return sums.hexdigest()
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
     """Read a folder written by `save_checkpoint`.
 
+    The policy computes in float32 whatever the dtype on disk; float32 weights stay views of the mapped files, so they
+    take memory when they are first used.
+
     Raises:
         ArtifactError: a file is missing or damaged, or the weights do not fit the configuration; the text names which.
     """
     for name in (CONFIG_NAME, WEIGHTS_NAME, TOKENIZER_NAME):
-        if not (directory / name).is_file():
+        if not (directory / name).is_file() and not (name == WEIGHTS_NAME and (directory / INDEX_NAME).is_file()):
             raise ArtifactError(
                 explain(
                     f"checkpoint {directory}",
                     got="no folder" if not directory.is_dir() else f"no {name}",
                     expected=f"{CONFIG_NAME}, {WEIGHTS_NAME} and {TOKENIZER_NAME}",
-                    remedy="Give the checkpoint folder that `rfedge train` wrote.",
+                    remedy="Give the checkpoint folder that `rfedge train` or `rfedge import` wrote.",
                 )
             )
     try:
@@ -96,17 +167,46 @@ def load_checkpoint(directory: Path) -> Checkpoint:
                 f"checkpoint file {CONFIG_NAME}", got=str(error), expected="a policy configuration", remedy="Copy it again."
             )
         ) from None
-    try:
-        weights = load_file(directory / WEIGHTS_NAME)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(
-            explain(f"checkpoint file {WEIGHTS_NAME}", got=str(error), expected="safetensors", remedy="Copy it again.")
-        ) from None
-    policy = RoboFlamingo(config)  # not on meta: buffers that are computed, not stored, must be real
+    with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+        policy = RoboFlamingo(config)
+    weights = read_weights(directory, dtype=torch.float32)
     _check_weights(policy, weights)
     policy.load_state_dict(weights, assign=True)
     tokenizer = InstructionTokenizer.load(directory / TOKENIZER_NAME, config.decoder.text_length)
     return Checkpoint(policy.eval(), tokenizer, metadata)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Build modules whose parameters have a shape and no values; buffers are computed, as nothing on disk holds them.
+
+    Nearly no random number is drawn and no memory is touched for weights that the file is about to replace. It holds for
+    every module that the process builds meanwhile, in other threads too.
+    """
+
+    def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    hook: Callable[..., Any] = to_meta  # what it returns counts, whatever PyTorch's annotation says
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        with _NothingToFill():
+            yield
+    finally:
+        handle.remove()
+
+
+class _NothingToFill(TorchFunctionMode):
+    """Skip what fills a tensor without values: on its way PyTorch would load 800 modules, 70 MB and more than a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")  # a method of a tensor, or a function of torch.nn.init
+        if func.__name__ in _FILLING and isinstance(filled, torch.Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)
 
 
 def _check_weights(policy: RoboFlamingo, weights: dict[str, torch.Tensor]) -> None:

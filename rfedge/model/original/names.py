@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["IGNORED", "OUTPUT_PROJECTION", "clip_names", "model_names"]
+__all__ = ["IGNORED", "OUTPUT_PROJECTION", "THIRDS", "clip_names", "model_names", "split_third"]
 
 # The answer for a tensor that is known and not needed.
 IGNORED: Final = ""
 # The logits of GPT-NeoX and LLaMA; no part of a policy, so no tensor of ours.
 OUTPUT_PROJECTION: Final = "output_projection.weight"
+# What a name ends with where q, k and v, one tensor here, are three in the file; in the order of their rows.
+THIRDS: Final = ("[q]", "[k]", "[v]")
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -30,6 +32,31 @@ _VISION: Final[_Rules] = (
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(weight|bias)", r"blocks.\1.mlp_up.\2"),
     (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(weight|bias)", r"blocks.\1.mlp_down.\2"),
     (r"ln_post\.(?:weight|bias)|proj", IGNORED),  # act on the class token, which the policy does not read
+)
+_VISION_TRANSFORMERS: Final[_Rules] = (
+    (r"embeddings\.class_embedding", "class_embedding"),
+    (r"embeddings\.patch_embedding\.weight", "conv1.weight"),
+    (r"embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"embeddings\.position_ids", IGNORED),
+    (r"pre_layrnorm\.(weight|bias)", r"ln_pre.\1"),  # spelt so upstream
+    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(weight|bias)", r"blocks.\1.ln_\2.\3"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", r"blocks.\1.qkv.\3[\2]"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)", r"blocks.\1.out_proj.\2"),
+    (r"encoder\.layers\.(\d+)\.mlp\.fc1\.(weight|bias)", r"blocks.\1.mlp_up.\2"),
+    (r"encoder\.layers\.(\d+)\.mlp\.fc2\.(weight|bias)", r"blocks.\1.mlp_down.\2"),
+    (r"post_layernorm\.(?:weight|bias)|visual_projection\.weight", IGNORED),
+)
+_VISION_TIMM: Final[_Rules] = (
+    (r"cls_token", "class_embedding"),
+    (r"pos_embed", "positional_embedding"),
+    (r"patch_embed\.proj\.weight", "conv1.weight"),
+    (r"norm_pre\.(weight|bias)", r"ln_pre.\1"),
+    (r"blocks\.(\d+)\.norm([12])\.(weight|bias)", r"blocks.\1.ln_\2.\3"),
+    (r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", r"blocks.\1.qkv.\2"),
+    (r"blocks\.(\d+)\.attn\.proj\.(weight|bias)", r"blocks.\1.out_proj.\2"),
+    (r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)", r"blocks.\1.mlp_up.\2"),
+    (r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)", r"blocks.\1.mlp_down.\2"),
+    (r"(?:norm|fc_norm|head)\.(?:weight|bias)", IGNORED),
 )
 
 _RESAMPLER: Final[_Rules] = (
@@ -60,19 +87,17 @@ _HEAD: Final[_Rules] = (
 # Buffers that some versions of transformers save: constants, computed here.
 _BUFFERS: Final[_Rules] = ((r"(?:.*\.)?(?:inv_freq|masked_bias|attn_bias|attention\.bias)", IGNORED),)
 
+# MosaicGPT became MPT, and its later versions use the names of MPT.
+_MPT_BLOCK: Final[_Rules] = (
+    (r"(?:ln|norm)_([12])\.weight", r"ln_\1.weight"),
+    (r"attn\.Wqkv\.weight", "qkv.weight"),
+    (r"attn\.((?:q_ln|k_ln|out_proj)\.weight)", r"\1"),
+    (r"mlp\.(mlp_(?:up|down)\.weight)", r"\1"),
+    (r"ffn\.(up|down)_proj\.weight", r"mlp_\1.weight"),
+)
 _BLOCK: Final[dict[str, _Rules]] = {
-    "mosaic_gpt": (
-        (r"(ln_[12]\.weight)", r"\1"),
-        (r"attn\.Wqkv\.weight", "qkv.weight"),
-        (r"attn\.((?:q_ln|k_ln|out_proj)\.weight)", r"\1"),
-        (r"mlp\.(mlp_(?:up|down)\.weight)", r"\1"),
-    ),
-    "mpt": (
-        (r"norm_([12])\.weight", r"ln_\1.weight"),
-        (r"attn\.Wqkv\.weight", "qkv.weight"),
-        (r"attn\.(out_proj\.weight)", r"\1"),
-        (r"ffn\.(up|down)_proj\.weight", r"mlp_\1.weight"),
-    ),
+    "mosaic_gpt": _MPT_BLOCK,
+    "mpt": _MPT_BLOCK,
     "gpt_neox": (
         (r"input_layernorm\.(weight|bias)", r"ln_1.\1"),
         (r"post_attention_layernorm\.(weight|bias)", r"ln_2.\1"),
@@ -97,17 +122,14 @@ _BLOCKS_PATH: Final = {
     "gpt_neox": "gpt_neox.layers.",
     "llama": "model.layers.",
 }
+_MPT_OUTSIDE: Final[_Rules] = (
+    (r"transformer\.wte\.weight", "embedding.weight"),
+    (r"transformer\.(?:ln|norm)_f\.weight", "backbone.decoder.ln_f.weight"),
+    (r"lm_head\.weight", IGNORED),  # tied to the embedding
+)
 _OUTSIDE: Final[dict[str, _Rules]] = {
-    "mosaic_gpt": (
-        (r"transformer\.wte\.weight", "embedding.weight"),
-        (r"transformer\.ln_f\.weight", "backbone.decoder.ln_f.weight"),
-        (r"lm_head\.weight", IGNORED),  # tied to the embedding
-    ),
-    "mpt": (
-        (r"transformer\.wte\.weight", "embedding.weight"),
-        (r"transformer\.norm_f\.weight", "backbone.decoder.ln_f.weight"),
-        (r"lm_head\.weight", IGNORED),
-    ),
+    "mosaic_gpt": _MPT_OUTSIDE,
+    "mpt": _MPT_OUTSIDE,
     "gpt_neox": (
         (r"gpt_neox\.embed_in\.weight", "embedding.weight"),
         (r"gpt_neox\.final_layer_norm\.(weight|bias)", r"backbone.decoder.ln_f.\1"),
@@ -145,14 +167,24 @@ def clip_names(names: Iterable[str]) -> dict[str, str | None]:
     return _vision_names({name: _WRAPPERS.sub("", name) for name in names})
 
 
+def split_third(name: str) -> tuple[str, str]:
+    """Return a name without its third, and the third or nothing: "qkv.bias[k]" is ("qkv.bias", "[k]")."""
+    return (name[:-3], name[-3:]) if name.endswith(THIRDS) else (name, "")
+
+
 def _vision_names(names: dict[str, str]) -> dict[str, str | None]:
-    # Where the whole of CLIP is stored, `visual.` marks its visual half, and the rest has the same names for text.
-    # OpenFlamingo stores the visual half alone, without the mark.
-    whole = any(name.startswith("visual.") for name in names.values())
+    # Where the whole of CLIP is stored, a mark tells its visual half, and the rest has the same names for text.
+    # OpenFlamingo stores the visual half alone, without the mark, as transformers does since version 5.
+    plain = list(names.values())
+    mark = next((mark for mark in ("visual.", "vision_model.") if any(name.startswith(mark) for name in plain)), "")
+    bare = [name.removeprefix(mark) for name in plain]
+    rules = _VISION
+    if any(name.startswith("embeddings.") for name in bare):
+        rules = _VISION_TRANSFORMERS
+    elif "cls_token" in bare:
+        rules = _VISION_TIMM
     return {
-        key: IGNORED
-        if whole and not name.startswith("visual.")
-        else _under("backbone.vision.", _rewrite(name.removeprefix("visual."), _VISION))
+        key: IGNORED if not name.startswith(mark) else _under("backbone.vision.", _rewrite(name.removeprefix(mark), rules))
         for key, name in names.items()
     }
 

@@ -1,0 +1,150 @@
+"""`rfedge inspect`: what a policy costs stage by stage, and what each known device would make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rfedge.runtimes.inspection.devices import Device
+    from rfedge.runtimes.inspection.report import Inspection
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; without one, give --config.")] = None,
+    config: Annotated[str | None, typer.Option(help="Preset to count without any file, such as M-3B.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="With --config: fp32, fp16, bf16, int8, int8-weight or int4-weight.")
+    ] = "fp32",
+    device: Annotated[
+        list[str] | None, typer.Option(help="Device to predict for, repeatable; all known ones and this CPU without.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of this CPU's calibration; 0 is every usable core.")] = 0,
+    blocks: Annotated[bool, typer.Option("--blocks", help="List every block, not only the stages.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the roofline to this picture file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+) -> None:
+    """Count parameters, operations and bytes, and predict the latency of each device from its roofline."""
+    import json
+
+    from rfedge.bundle import load_bundle
+    from rfedge.cli.progress import stage_progress
+    from rfedge.config import preset
+    from rfedge.errors import ConfigError, explain
+    from rfedge.runtimes.inspection.report import inspect_bundle, inspect_config
+
+    if (bundle is None) == (config is None):
+        raise ConfigError(
+            explain(
+                "inspect",
+                got="neither BUNDLE nor --config" if bundle is None else "both BUNDLE and --config",
+                expected="one of them",
+                remedy="Name a bundle folder, or a preset with --config.",
+            )
+        )
+    devices = tuple(device or ())
+    with stage_progress() as progress:
+        if bundle is not None:
+            opened = load_bundle(bundle)
+            inspection = inspect_bundle(opened, devices=devices, threads=threads or None, progress=progress)
+        else:
+            assert config is not None
+            chosen = preset(config)
+            inspection = inspect_config(chosen, precision, devices=devices, threads=threads or None, progress=progress)
+    _print(inspection, with_blocks=blocks, to_stderr=as_json)
+    if plot is not None:
+        from rfedge.runtimes.inspection.plot import plot_roofline
+
+        plot_roofline(inspection, plot)
+    if as_json:
+        print(json.dumps(inspection.document()))
+
+
+def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> None:
+    import sys
+
+    from rfedge.cli.tables import print_table
+    from rfedge.runtimes.inspection.work import STAGES
+
+    work = inspection.work
+    sums = {stage: work.stage(stage) for stage in STAGES} | {"in all": work.total()}
+    if with_blocks:
+        sums = {block: found for (_, block), found in work.blocks().items()} | {"in all": work.total()}
+    rows = [
+        (
+            name,
+            f"{item.parameters / 1e6:.2f}",
+            f"{item.macs / 1e9:.3f}",
+            f"{item.weight_bytes / 1e6:.1f}",
+            f"{item.activation_bytes / 1e6:.1f}",
+            f"{item.intensity:.1f}",
+            item.label,
+        )
+        for name, item in sums.items()
+    ]
+    columns = (
+        "per policy call",
+        "parameters (M)",
+        "GMAC",
+        "weights (MB)",
+        "activations (MB)",
+        "operations / byte",
+        "precision",
+    )
+    title = f"{inspection.subject}: counted from its {inspection.counted_from}, head over {work.head_steps} features"
+    print_table(title, columns, rows, to_stderr=to_stderr)
+    predictions = [
+        (
+            f"{item.device.name} {item.device.power_mode}".strip(),
+            *(f"{item.stages[stage].ms:.2f} {item.stages[stage].bound[0]}" for stage in STAGES),
+            f"{item.total_ms:.1f}",
+            f"{1e3 / item.total_ms:.1f}" if item.total_ms else "-",
+            "yes" if item.fits else f"no: {item.needed_bytes / 1e9:.1f} of {item.free_bytes / 1e9:.1f} GB",
+            item.device.origin,
+        )
+        for item in inspection.predictions
+    ]
+    print_table(
+        "PREDICTED milliseconds (c: limited by compute, m: by memory), not measured",
+        ("device", *STAGES, "policy call", "calls/s", "fits", "device figures"),
+        predictions,
+        to_stderr=to_stderr,
+    )
+    out = sys.stderr if to_stderr else sys.stdout
+    for line in _notes(inspection):
+        print(line, file=out)
+
+
+def _notes(inspection: Inspection) -> list[str]:
+    from rfedge.runtimes.inspection.roofline import LAUNCH_US
+
+    efficiencies = dict.fromkeys(
+        (item.device.efficiency.compute, item.device.efficiency.memory, "CPU" if item.device.name == "this-cpu" else "GPU")
+        for item in inspection.predictions
+    )
+    notes = [
+        f"a {kind} is taken to reach {compute:.0%} of its arithmetic and {memory:.0%} of its bandwidth"
+        for compute, memory, kind in efficiencies
+    ]
+    notes.append(
+        f"launches are not counted: a GPU takes some {LAUNCH_US} us for each, so {len(inspection.work.products)} products "
+        f"add about {len(inspection.work.products) * LAUNCH_US / 1e3:.1f} ms without CUDA graphs"
+    )
+    notes += [_own_figures(item.device) for item in inspection.predictions if item.device.name.startswith("this-")]
+    notes += [
+        f"{item.device.name} has no {wanted} arithmetic and would use {used}"
+        for item in inspection.predictions
+        for wanted, used in item.substitutes.items()
+    ]
+    notes += [f"not counted: {name}" for name in inspection.work.uncounted]
+    notes += [f"precision of {text}" for text in inspection.disagreements]
+    return notes
+
+
+def _own_figures(device: Device) -> str:
+    peaks = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in device.peaks.items())
+    return f"{device.name}: {device.source}; {peaks} G operations/s, {device.bandwidth / 1e9:.1f} GB/s ({device.origin})"

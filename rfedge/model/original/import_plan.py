@@ -1,0 +1,383 @@
+"""What an import will do, found out before anything is written: files, sizes, every tensor's place, what is assumed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import torch
+
+from rfedge.config import DecoderConfig, PolicyConfig, preset
+from rfedge.errors import ArtifactError, ConfigError, explain
+from rfedge.model.original.draws import Draws, part_of
+from rfedge.model.original.file_names import disagreements
+from rfedge.model.original.flamingo_tokenizer import TOKENIZER_FILES, flamingo_tokenizer
+from rfedge.model.original.import_sizes import Settings, find_sizes, policy_config
+from rfedge.model.original.language_model_files import UPSTREAM, weight_files
+from rfedge.model.original.language_models import decoder_config
+from rfedge.model.original.plan import PlannedFile, Role, WeightPlan, plan_weights
+from rfedge.model.original.sources import Source, open_source
+from rfedge.model.original.tensor_files import open_tensor_file
+from rfedge.model.policy import RoboFlamingo
+from rfedge.model.weight_shards import TensorSpec
+from rfedge.tokenizer import InstructionTokenizer
+
+__all__ = ["DTYPES", "ImportOptions", "ImportPlan", "SourceFile", "plan_import"]
+
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PATTERNS: Final[dict[str, tuple[str, ...]]] = {
+    "roboflamingo": ("*.pth", "*.pt"),
+    "openflamingo": ("checkpoint.pt", "*.pt"),
+    "clip": (
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "*.safetensors",
+        "*.bin",
+        "*.pt",
+    ),
+}
+_TITLES: Final = {"roboflamingo": "RoboFlamingo", "openflamingo": "OpenFlamingo", "clip": "CLIP"}
+_FINAL_NORM: Final = "backbone.decoder.ln_f."
+_LISTED: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """What the user gave; sources are paths or Hugging Face ids.
+
+    Attributes:
+        config: preset whose sizes the files must have, and which stands in for the language model's config.json.
+        tokenizer: source of tokenizer.json; the language model's without.
+        settings: what no tensor shows.
+        vision_heads: attention heads of CLIP's vision transformer; heads of 64 without.
+        seed: draws what no file holds.
+    """
+
+    clip: str | None = None
+    language_model: str | None = None
+    openflamingo: str | None = None
+    roboflamingo: str | None = None
+    tokenizer: str | None = None
+    config: str | None = None
+    settings: Settings = field(default_factory=Settings)
+    vision_heads: int | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+
+
+class SourceFile(NamedTuple):
+    """A file that an import reads."""
+
+    role: Role | Literal["tokenizer"]
+    path: Path
+    repository: str | None
+    revision: str | None
+
+
+@dataclass(slots=True)
+class ImportPlan:
+    """Everything that is known before the first byte is written.
+
+    Attributes:
+        config: of the policy.
+        tokenizer: with OpenFlamingo's tokens.
+        weights: where the tensors come from.
+        files: all that are read.
+        drawn: names of ours that are drawn from the seed.
+        filled: names of ours with the one value that fills them, because nothing runs them.
+        assumed: sentences on what no file says.
+        warnings: half-sentences on what a file's name says otherwise.
+        epoch: of the RoboFlamingo file.
+    """
+
+    config: PolicyConfig
+    tokenizer: InstructionTokenizer
+    weights: WeightPlan
+    files: list[SourceFile]
+    options: ImportOptions
+    drawn: list[str] = field(default_factory=list)
+    filled: dict[str, float] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    epoch: int | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of ours without which nothing can be written."""
+        given = {*self.drawn, *self.filled}
+        return [name for name in self.weights.missing if name not in given]
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """What will be stored."""
+        dtype = DTYPES[self.options.dtype]
+        return {name: TensorSpec(dtype, shape) for name, shape in self.weights.shapes.items()}
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the weights that will be stored."""
+        return sum(spec.size_bytes for spec in self.specs.values())
+
+    def check(self) -> None:
+        """Raise unless every tensor has its place.
+
+        Raises:
+            ArtifactError: tensors are missing or have another shape; the text names the first ten and their number.
+        """
+        if self.weights.mismatched:
+            listed = [f"{name} {got} not {expected}" for _, name, got, expected in self.weights.mismatched]
+            files = sorted({mismatch.file for mismatch in self.weights.mismatched})
+            raise ArtifactError(
+                explain(
+                    f"weights {', '.join(files)}",
+                    got=f"{len(listed)} tensors of another shape: {_first(listed)}",
+                    expected=f"those of {self.config.name}",
+                    remedy="The file is of another model.",
+                )
+            )
+        if self.missing:
+            remedies = dict.fromkeys(_remedy(name, self.config, self.options) for name in self.missing)
+            raise ArtifactError(
+                explain(
+                    "import",
+                    got=f"{len(self.missing)} tensors in no file: {_first(self.missing)}",
+                    expected=f"all {len(self.weights.shapes)} of {self.config.name}",
+                    remedy=" ".join(remedies),
+                )
+            )
+
+    def reader(self) -> Callable[[str], torch.Tensor]:
+        """Return the function that makes each tensor, in the dtype in which it will be stored.
+
+        It raises ArtifactError for a tensor with a value that is infinite or no number.
+        """
+        draws = Draws(self.config, self.options.seed)
+        dtype = DTYPES[self.options.dtype]
+
+        def read(name: str) -> torch.Tensor:
+            if name in self.filled:
+                return torch.full(self.weights.shapes[name], self.filled[name], dtype=dtype)
+            if name not in self.weights.pieces:
+                return draws.tensor(name).to(dtype)
+            width = self.weights.shapes[name][-1]
+            tensor = self.weights.read(name, lambda rows: draws.rows(rows, width)).to(dtype)
+            if not math.isfinite(float(tensor.sum(dtype=torch.float32))):  # one that is not makes the sum so
+                files = sorted({piece.file.path.name for piece in self.weights.pieces[name]})
+                raise ArtifactError(
+                    explain(
+                        f"weights {', '.join(files)}: {name}",
+                        got=f"a value that is no number in {self.options.dtype}",
+                        expected="numbers",
+                        remedy="Copy the file again; if it is whole, use --dtype bf16 or fp32.",
+                    )
+                )
+            return tensor
+
+        return read
+
+
+def plan_import(options: ImportOptions) -> ImportPlan:
+    """Find the files, the sizes and every tensor's place; nothing is written, and of large files little is read.
+
+    Tensors that are missing or of another shape do not raise here: `ImportPlan.check` does.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or of another model.
+        BackendUnavailableError: a Hugging Face repository cannot be reached.
+        ConfigError: options contradict each other or the files.
+    """
+    base = preset(options.config) if options.config is not None else None
+    files: dict[str, PlannedFile] = {}
+    read: list[SourceFile] = []
+    clip_activation = None
+    roles: tuple[tuple[Role, str | None], ...] = (
+        ("roboflamingo", options.roboflamingo),
+        ("openflamingo", options.openflamingo),
+        ("clip", options.clip),
+    )
+    for role, given in roles:
+        if given is not None:
+            source = open_source(given, what=_TITLES[role])
+            name = source.choose(_PATTERNS[role], what=_TITLES[role])
+            files[role] = _open(role, source, name, read)
+            if role == "clip":
+                clip_activation = _activation(source)
+    language_model = open_source(options.language_model, what="language model") if options.language_model else None
+    decoder = _decoder(language_model, base, read)
+    tokenizer = _tokenizer(options, language_model, base, read)
+    found = find_sizes(files, decoder, options.vision_heads or (base.vision.heads if base else None))
+    config = policy_config(found, decoder, base, options.settings, tokenizer.vocab_size)
+    with torch.device("meta"):
+        state = RoboFlamingo(config).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+    in_order = [files[role] for role in ("clip", "openflamingo", "roboflamingo") if role in files]
+    plan = ImportPlan(config, tokenizer, plan_weights(in_order, shapes, decoder.kind), read, options)
+    _settle(plan)
+    if language_model is not None:
+        # What nothing runs is worth a look into a folder, but no download.
+        wanted = {*plan.missing, *(plan.filled if language_model.repository is None else ())}
+        parts = weight_files(language_model, decoder.kind, wanted)
+        opened = [PlannedFile("language model", open_tensor_file(path)) for path in parts]
+        read += [_source_file("language model", path, language_model) for path in parts]
+        plan.weights = plan_weights([*opened, *in_order], shapes, decoder.kind)
+        _settle(plan)
+    _describe(plan)
+    if "roboflamingo" in files:
+        plan.epoch = files["roboflamingo"].file.epoch
+        plan.warnings = disagreements(files["roboflamingo"].file.path.name, config)
+    if clip_activation is not None:
+        plan.warnings.append(f"{clip_activation} says that this CLIP was trained with GELU, the policy computes QuickGELU")
+    return plan
+
+
+def _open(role: Role, source: Source, name: str, read: list[SourceFile]) -> PlannedFile:
+    (path,) = source.fetch([name])
+    read.append(_source_file(role, path, source))
+    return PlannedFile(role, open_tensor_file(path))
+
+
+def _activation(source: Source) -> str | None:
+    """Return the file beside CLIP's weights that says they are of another activation than OpenAI's, if one does."""
+    for name in ("open_clip_config.json", "config.json"):
+        if not source.has(name):
+            continue
+        try:
+            document = json.loads(source.fetch([name])[0].read_bytes())
+            vision = document["vision_config"] if name == "config.json" else document["model_cfg"]
+            other = (
+                vision.get("hidden_act", "quick_gelu") != "quick_gelu"
+                if name == "config.json"
+                else not vision.get("quick_gelu")
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # timm's config.json, or none of CLIP's at all
+        if other:
+            return name
+    return None
+
+
+def _source_file(role: Role | Literal["tokenizer"], path: Path, source: Source) -> SourceFile:
+    return SourceFile(role, path, source.repository, source.revision if source.repository else None)
+
+
+def _decoder(source: Source | None, base: PolicyConfig | None, read: list[SourceFile]) -> DecoderConfig:
+    if source is None or (base is not None and not source.has("config.json")):
+        if base is None:
+            raise ConfigError(
+                explain(
+                    "import",
+                    got="neither --lm nor --config",
+                    expected="one of them: no tensor tells the kind and the heads of a language model",
+                    remedy="Pass --lm FOLDER, or --config with the name of a preset such as M-3B.",
+                )
+            )
+        return base.decoder
+    (path,) = source.fetch([source.choose(["config.json"], what="language model")])
+    read.append(_source_file("language model", path, source))
+    decoder = decoder_config(path.parent, vocab_size=1, text_length=1)
+    if base is not None and decoder.kind != base.decoder.kind:
+        raise ConfigError(
+            explain(
+                f"--config {base.name}",
+                got=f"a language model of kind {decoder.kind}",
+                expected=base.decoder.kind,
+                remedy="Give the language model of this preset, or leave --config out.",
+            )
+        )
+    return decoder
+
+
+def _tokenizer(
+    options: ImportOptions, language_model: Source | None, base: PolicyConfig | None, read: list[SourceFile]
+) -> InstructionTokenizer:
+    source = language_model if options.tokenizer is None else open_source(options.tokenizer, what="tokenizer")
+    if source is None:
+        raise ConfigError(
+            explain(
+                "import",
+                got="no tokenizer",
+                expected="--tokenizer, or --lm whose folder has one",
+                remedy="Pass --tokenizer FOLDER; EleutherAI/gpt-neox-20b is that of MPT and RedPajama.",
+            )
+        )
+    names = [name for name in TOKENIZER_FILES if source.has(name)]
+    paths = source.fetch(names or [source.choose(["tokenizer.json"], what="tokenizer")])
+    read += [_source_file("tokenizer", path, source) for path in paths]
+    text_length = options.settings.text_length or (base.decoder.text_length if base else 32)
+    return flamingo_tokenizer(paths, text_length)
+
+
+def _settle(plan: ImportPlan) -> None:
+    """Decide what becomes of tensors that no file holds."""
+    options, config = plan.options, plan.config
+    drawn_parts = set()
+    if options.roboflamingo is None:
+        drawn_parts.add("head")
+        if options.openflamingo is None:
+            drawn_parts |= {"resampler", "cross-attention"}
+    if config.resampler.per_camera:
+        plan.weights.copy_missing_resampler()
+    missing = plan.weights.missing
+    plan.drawn = [name for name in missing if part_of(name) in drawn_parts]
+    runs_norm = config.decoder.feature == "final_norm"
+    plan.filled = {
+        name: float(name.endswith("weight")) for name in missing if name.startswith(_FINAL_NORM) and not runs_norm
+    }
+
+
+def _describe(plan: ImportPlan) -> None:
+    options, config = plan.options, plan.config
+    if plan.filled:
+        plan.assumed.append(
+            f"the final norm is in no file: filled with ones, for with feature {config.decoder.feature} nothing runs it"
+        )
+    parts = Counter(part_of(name) for name in plan.drawn)
+    if parts:
+        without = "no vision-language pre-training; " if "resampler" in parts else ""
+        plan.assumed.append(f"{without}drawn from seed {options.seed}: {', '.join(parts)}")
+    for name in ("embedding.weight", "output_projection.weight"):
+        if name in plan.weights.shapes and (rows := plan.weights.new_rows(name)) > 0:
+            plan.assumed.append(f"{name}: {rows} rows of new tokens are drawn from seed {options.seed}")
+    if options.vision_heads is None and options.config is None:
+        size = config.vision.width // config.vision.heads
+        plan.assumed.append(f"attention heads of {size} in CLIP's vision transformer: no tensor shows them")
+    plan.assumed.append(
+        f"fusion {config.fusion}, pooling {config.pooling}, window {config.window}, feature {config.decoder.feature}: "
+        "no tensor shows them"
+    )
+    if plan.tokenizer.tokens.begin_of_text:
+        plan.assumed.append(
+            f"{plan.tokenizer.tokens.begin_of_text} starts the prompt and reads the cameras too; "
+            "in the original it stands before <image> and does not"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _remedy(name: str, config: PolicyConfig, options: ImportOptions) -> str:
+    part = part_of(name)
+    if part == "vision":
+        return "Give CLIP's ViT-L/14: --clip openai/clip-vit-large-patch14."
+    if part in ("resampler", "cross-attention") and options.openflamingo is None:
+        return "Give the OpenFlamingo file: --openflamingo."
+    if part in ("decoder", "embedding", "output projection"):
+        upstream = [
+            repository
+            for preset_name, repository in UPSTREAM.items()
+            if preset(preset_name).decoder.kind == config.decoder.kind and config.name in (preset_name, "imported")
+        ]
+        missing = "the final norm of " if name.startswith(_FINAL_NORM) else ""
+        return f"Give {missing}the language model: --lm {' or '.join(upstream) or 'FOLDER'}."
+    return "A file is incomplete; copy it again."

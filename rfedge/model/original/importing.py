@@ -1,0 +1,169 @@
+"""Original files -> a checkpoint, tensor by tensor, so that neither the files nor the model need fit into memory."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from rfedge.errors import ArtifactError, explain
+from rfedge.model.checkpoint import write_checkpoint
+from rfedge.model.original.draws import part_of
+from rfedge.model.original.import_plan import ImportPlan
+from rfedge.model.weight_shards import MAX_SHARD_BYTES
+
+__all__ = ["check_output", "import_document", "write_import"]
+
+StageProgress = Callable[[str, int, int], None]  # (stage, done, total)
+
+# Mapped pages count as memory until the mapping goes, so it goes after this much was read.
+_MAPPED_BYTES: Final = 1_000_000_000
+_BLOCK_BYTES: Final = 1 << 22
+_MEGABYTE: Final = 1_000_000
+
+
+def check_output(plan: ImportPlan, output: Path, *, overwrite: bool) -> None:
+    """Refuse at once what would fail at the end.
+
+    Raises:
+        ArtifactError: `output` exists and `overwrite` is false, or the disk has too little room.
+    """
+    if output.exists() and not overwrite:
+        raise ArtifactError(
+            explain(
+                str(output), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
+            )
+        )
+    folder = next(parent for parent in output.absolute().parents if parent.is_dir())
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < plan.size_bytes:
+        raise _disk_full(output, f"{free_bytes / 1e9:.1f} GB free", plan.size_bytes)
+
+
+def write_import(
+    plan: ImportPlan,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: StageProgress = lambda *_: None,
+) -> dict[str, Any]:
+    """Write the checkpoint atomically and return what is written about its origin.
+
+    Args:
+        plan: of `plan_import`.
+        output: the checkpoint's folder.
+        overwrite: replace an existing checkpoint.
+        max_shard_bytes: weights above this are stored in several files.
+        progress: told (stage, megabytes done, megabytes in all).
+
+    Raises:
+        ArtifactError: see `ImportPlan.check`, `ImportPlan.reader` and `check_output`; or a file changed meanwhile.
+    """
+    plan.check()
+    check_output(plan, output, overwrite=overwrite)
+    origin = _origin(plan, progress)
+    read, total, written, mapped = plan.reader(), plan.size_bytes, 0, 0
+
+    def read_and_release(name: str) -> torch.Tensor:
+        nonlocal mapped
+        if mapped > _MAPPED_BYTES:
+            plan.weights.release()
+            mapped = 0
+        tensor = read(name)
+        mapped += tensor.numel() * 4  # at most: files hold float32 or less
+        return tensor
+
+    def on_bytes(count: int) -> None:
+        nonlocal written
+        written += count
+        progress("write (MB)", written // _MEGABYTE, total // _MEGABYTE)
+
+    try:
+        write_checkpoint(
+            output,
+            plan.config,
+            plan.tokenizer,
+            {"import": origin},
+            plan.specs,
+            read_and_release,
+            overwrite=overwrite,
+            max_shard_bytes=max_shard_bytes,
+            on_bytes=on_bytes,
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _disk_full(output, "no room left", plan.size_bytes) from None
+    finally:
+        plan.weights.release()
+    return origin
+
+
+def import_document(plan: ImportPlan) -> dict[str, Any]:
+    """Return the plan as JSON values, with every name that is missing, left over or of another shape."""
+    return {
+        "policy": plan.config.model_dump(mode="json"),
+        "dtype": plan.options.dtype,
+        "size_bytes": plan.size_bytes,
+        "num_tensors": len(plan.weights.shapes),
+        "taken": plan.weights.taken,
+        "missing": plan.missing,
+        "mismatched": [mismatch._asdict() for mismatch in plan.weights.mismatched],
+        "left_over": plan.weights.left_over,
+        "drawn": plan.drawn,
+        "filled": list(plan.filled),
+        "assumed": plan.assumed,
+        "warnings": plan.warnings,
+        "epoch": plan.epoch,
+    }
+
+
+def _disk_full(output: Path, got: str, size_bytes: int) -> ArtifactError:
+    return ArtifactError(
+        explain(
+            f"disk of {output}",
+            got=got,
+            expected=f"{size_bytes / 1e9:.1f} GB for the checkpoint",
+            remedy="Free some, choose another --output, or --dtype bf16.",
+        )
+    )
+
+
+def _origin(plan: ImportPlan, progress: StageProgress) -> dict[str, Any]:
+    """Return where the checkpoint came from: its files with their sums, and what no file said."""
+    # Both the weights and the settings of a language model may be asked for twice.
+    files = list(dict.fromkeys(plan.files))
+    total, done = sum(source.path.stat().st_size for source in files), 0
+    sources = []
+    for source in files:
+        digest = hashlib.sha256()
+        with source.path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                done += len(block)
+                progress("check sums (MB)", done // _MEGABYTE, total // _MEGABYTE)
+        entry = {
+            "role": source.role,
+            "file": source.path.name,
+            "size_bytes": source.path.stat().st_size,
+            "sha256": digest.hexdigest(),
+        }
+        if source.repository is not None:
+            entry |= {"repository": source.repository, "revision": source.revision}
+        sources.append(entry)
+    return {
+        "sources": sources,
+        "epoch": plan.epoch,
+        "dtype": plan.options.dtype,
+        "seed": plan.options.seed,
+        "drawn": sorted({part_of(name) for name in plan.drawn}),
+        "assumed": plan.assumed,
+        "warnings": plan.warnings,
+        "left_over": len(plan.weights.left_over),
+    }

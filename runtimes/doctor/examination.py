@@ -1,0 +1,235 @@
+"""The whole examination: every probe once, then one line a subject and one verdict a precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rfedge.config import PRECISIONS
+from rfedge.runtimes.doctor.gpu import Gpu, probe_gpu
+from rfedge.runtimes.doctor.jetson import Jetson, probe_jetson
+from rfedge.runtimes.doctor.memory import Memory, probe_memory
+from rfedge.runtimes.doctor.precisions import Machine, PrecisionVerdict, judge_precisions
+from rfedge.runtimes.doctor.probing import Probed, probe
+from rfedge.runtimes.doctor.processor import Processor, probe_processor
+from rfedge.runtimes.doctor.software import (
+    RTX_MODULE,
+    Extra,
+    OnnxRuntime,
+    Python,
+    TensorRt,
+    has_module,
+    probe_extras,
+    probe_onnxruntime,
+    probe_python,
+    probe_tensorrt,
+)
+from rfedge.runtimes.registry import backend_names
+
+__all__ = ["Examination", "Line", "Verdict", "examine"]
+
+# problem: rfedge does not work here; note: it works, with this to know; absent: fine, but not here
+Verdict = Literal["ok", "note", "absent", "problem"]
+_LITTLE_DISK_BYTES = 5_000_000_000
+_LITTLE_MEMORY_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the report."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """Everything the probes found, each a value or a reason."""
+
+    python: Probed[Python]
+    onnxruntime: Probed[OnnxRuntime]
+    processor: Probed[Processor]
+    memory: Probed[Memory]
+    gpu: Probed[Gpu]
+    jetson: Probed[Jetson]
+    tensorrt: Probed[TensorRt]
+    tensorrt_rtx: Probed[TensorRt]
+    extras: Probed[tuple[Extra, ...]]
+    precisions: tuple[PrecisionVerdict, ...]
+
+    @property
+    def lines(self) -> list[Line]:
+        """One or more lines a subject."""
+        return [
+            *_lines("Python", self.python, _python_lines, absent="problem"),
+            *_lines("onnxruntime", self.onnxruntime, _onnxruntime_lines, absent="problem"),
+            *_lines("CPU", self.processor, _processor_lines, absent="problem"),
+            *_lines("memory", self.memory, _memory_lines, absent="note"),
+            *_lines("Jetson", self.jetson, _jetson_lines),
+            *_lines("GPU", self.gpu, _gpu_lines),
+            *_lines("TensorRT", self.tensorrt, _tensorrt_lines),
+            *_lines("TensorRT for RTX", self.tensorrt_rtx, _tensorrt_lines),
+            *_lines("extras", self.extras, _extra_lines, absent="note"),
+        ]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing that was found keeps rfedge from working."""
+        return all(line.verdict != "problem" for line in self.lines)
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        facts = dataclasses.asdict(self)
+        precisions = facts.pop("precisions")
+        return {
+            "format": "rfedge-doctor",
+            "schema_version": 1,
+            "healthy": self.healthy,
+            "facts": facts,
+            "lines": [dataclasses.asdict(line) for line in self.lines],
+            "precisions": list(precisions),
+        }
+
+
+def examine(on_probe: Callable[[str, int, int], None] = lambda *_: None) -> Examination:
+    """Run every probe.
+
+    Args:
+        on_probe: called with ("probe", done, total), for a progress bar.
+    """
+    probes: dict[str, Callable[[], Any]] = {
+        "python": probe_python,
+        "onnxruntime": probe_onnxruntime,
+        "processor": probe_processor,
+        "memory": probe_memory,
+        "gpu": probe_gpu,
+        "jetson": probe_jetson,
+        "tensorrt": lambda: probe_tensorrt("tensorrt"),
+        "tensorrt_rtx": lambda: probe_tensorrt(RTX_MODULE),
+        "extras": probe_extras,
+    }
+    found: dict[str, Probed[Any]] = {}
+    for name, look in probes.items():
+        on_probe("examine", len(found), len(probes))
+        found[name] = probe(look)
+    on_probe("examine", len(probes), len(probes))
+    machine = Machine(
+        processor=found["processor"].value,
+        gpu=found["gpu"].value,
+        jetson=found["jetson"].value,
+        onnxruntime=found["onnxruntime"].value,
+        tensorrt=found["tensorrt"].value,
+        backends=tuple(backend_names()),
+        has_torch=has_module("torch"),
+        has_bitsandbytes=has_module("bitsandbytes"),
+    )
+    return Examination(**found, precisions=tuple(judge_precisions(machine, PRECISIONS)))
+
+
+def _lines(
+    subject: str, found: Probed[Any], describe: Callable[[str, Any], Iterator[Line]], *, absent: Verdict = "absent"
+) -> list[Line]:
+    if found.value is None:
+        return [Line(subject, absent, found.reason)]
+    return list(describe(subject, found.value))
+
+
+def _python_lines(subject: str, python: Python) -> Iterator[Line]:
+    text = f"{python.version} ({python.executable})"
+    yield Line(subject, "ok", text) if python.supported else Line(subject, "problem", f"{text}: rfedge needs 3.10 or newer")
+
+
+def _onnxruntime_lines(subject: str, runtime: OnnxRuntime) -> Iterator[Line]:
+    works = runtime.runs("CPUExecutionProvider")
+    yield Line(subject, "ok" if works else "problem", runtime.version)
+    for name, why_not in runtime.providers.items():
+        if why_not is None:
+            yield Line(f"  {name}", "ok", "a product ran on it")
+        else:
+            verdict: Verdict = "problem" if name == "CPUExecutionProvider" else "note"
+            yield Line(f"  {name}", verdict, f"listed, but not usable: {why_not}")
+
+
+def _processor_lines(subject: str, processor: Processor) -> Iterator[Line]:
+    yield Line(subject, "ok", f"{processor.model}, {processor.architecture}")
+    cores = f"{processor.usable_cores} of {processor.logical_cores} cores are ours"
+    if processor.usable_cores < processor.allowed_cores:
+        cores += (
+            f": a control group grants {processor.quota_cores:g} cores of CPU time, which onnxruntime does not see; "
+            f"pass --threads {processor.usable_cores}"
+        )
+        yield Line("  cores", "note", cores)
+    else:
+        yield Line("  cores", "ok", cores)
+    yield Line("  int8", "ok" if processor.int8.speed == "fast" else "note", processor.int8.text)
+    yield Line("  features", "ok", " ".join(processor.features) or "none that matter")
+
+
+def _memory_lines(subject: str, memory: Memory) -> Iterator[Line]:
+    enough = memory.usable_bytes >= _LITTLE_MEMORY_BYTES
+    yield Line(subject, "ok" if enough else "note", f"{_gb(memory.available_bytes)} free of {_gb(memory.total_bytes)}")
+    if memory.limit_bytes is not None:
+        tight = memory.limit_bytes < memory.total_bytes
+        yield Line("  limit", "note" if tight else "ok", f"a control group allows {_gb(memory.limit_bytes)}")
+    for swap in memory.swaps:
+        kind = "compressed memory" if swap.compressed else "on disk: a policy that is swapped out misses its deadlines"
+        yield Line("  swap", "note", f"{swap.name} {_gb(swap.size_bytes)}, {_gb(swap.used_bytes)} used, {kind}")
+    if not memory.swaps:
+        yield Line("  swap", "ok", "none")
+    roomy = memory.disk_free_bytes >= _LITTLE_DISK_BYTES
+    yield Line("  disk", "ok" if roomy else "note", f"{_gb(memory.disk_free_bytes)} free in this folder")
+
+
+def _jetson_lines(subject: str, jetson: Jetson) -> Iterator[Line]:
+    yield Line(subject, "ok", jetson.model)
+    yield Line("  JetPack", "ok", f"{jetson.jetpack} (L4T R{jetson.l4t})")
+    if jetson.cuda.value is None:
+        yield Line("  CUDA", "note", jetson.cuda.reason)
+    else:
+        yield Line("  CUDA", "ok", jetson.cuda.value)
+    mode = jetson.power_mode.value
+    if mode is None:
+        yield Line("  power mode", "note", jetson.power_mode.reason)
+    elif mode.name.startswith("MAXN"):
+        yield Line("  power mode", "ok", mode.name)
+    else:
+        yield Line("  power mode", "note", f"{mode.name}: clocks are capped; `sudo nvpmodel -q` lists, `-m` sets modes")
+    for domain, clock in jetson.clocks.items():
+        text = f"{clock.current_mhz:.0f} MHz ({clock.min_mhz:.0f} to {clock.max_mhz:.0f})"
+        if clock.locked:
+            yield Line(f"  {domain} clock", "ok", f"{text}, locked")
+        else:
+            yield Line(f"  {domain} clock", "note", f"{text}, floats: run `sudo jetson_clocks` before measuring")
+    if not jetson.clocks:
+        yield Line("  clocks", "note", jetson.clocks_reason)
+
+
+def _gpu_lines(subject: str, gpu: Gpu) -> Iterator[Line]:
+    cuda = f", CUDA up to {gpu.cuda}" if gpu.cuda else ""
+    memory = f", {_gb(gpu.memory_bytes)}" if gpu.memory_bytes else ""
+    yield Line(subject, "ok", f"{gpu.name}, SM{gpu.sm}{memory}, driver {gpu.driver}{cuda} (from {gpu.asked})")
+    missing = [f"no {name} (needs SM{sm}+)" for name, sm in (("int8", 75), ("bf16", 80), ("fp8", 89)) if gpu.sm < sm]
+    formats = ", ".join(gpu.tensor_formats) or "none"
+    yield Line("  tensor cores", "ok" if gpu.sm >= 75 else "note", "; ".join([formats, *missing]))
+
+
+def _tensorrt_lines(subject: str, tensorrt: TensorRt) -> Iterator[Line]:
+    use = "; compiles engines for other machines too" if tensorrt.module == RTX_MODULE else ""
+    yield Line(subject, "ok", f"{tensorrt.version}, {tensorrt.module} imports with its libraries{use}")
+
+
+def _extra_lines(subject: str, extras: tuple[Extra, ...]) -> Iterator[Line]:
+    for extra in extras:
+        if extra.missing:
+            text = f"lacks {', '.join(extra.missing)}: pip install 'rfedge[{extra.name}]'"
+            yield Line(f"extra {extra.name}", "absent", text)
+        else:
+            listed = ", ".join(f"{name} {version}" for name, version in extra.installed.items())
+            yield Line(f"extra {extra.name}", "ok", listed)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"

@@ -1,0 +1,63 @@
+"""How a probe answers: with a value, or with the reason why there is none."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+__all__ = ["Absent", "Probed", "command_output", "probe", "read_text"]
+
+Value = TypeVar("Value")
+
+
+class Absent(Exception):  # noqa: N818 - an answer, not an error
+    """Raised inside a probe: what it looks for is not here, and this is why."""
+
+
+@dataclass(frozen=True)
+class Probed(Generic[Value]):
+    """A value, or None and the reason."""
+
+    value: Value | None
+    reason: str = ""
+
+
+def probe(look: Callable[[], Value]) -> Probed[Value]:
+    """Return what `look` finds; whatever goes wrong in it is the reason why it found nothing."""
+    try:
+        return Probed(look())
+    except Absent as absent:
+        return Probed(None, str(absent))
+    except Exception as error:  # a doctor who faints is of no use
+        return Probed(None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a system file, or "" where there is none or it may not be read."""
+    try:
+        return path.read_bytes().decode(errors="replace").replace("\0", "\n").strip()
+    except OSError:
+        return ""
+
+
+def command_output(arguments: Sequence[str], *, timeout_s: float = 10.0) -> str:
+    """Return what a command prints.
+
+    Raises:
+        Absent: the command is not here, fails, or takes longer than `timeout_s`.
+    """
+    try:
+        done = subprocess.run(
+            arguments, check=True, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise Absent(f"no {arguments[0]} command") from None
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in (error.stderr or error.stdout or "").splitlines() if line.strip()]
+        raise Absent(f"{arguments[0]} failed: {lines[-1].strip() if lines else f'status {error.returncode}'}") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Absent(f"{arguments[0]}: {type(error).__name__}") from None
+    return done.stdout

@@ -1,0 +1,224 @@
+"""Python, onnxruntime's providers, TensorRT and the extras of rfedge: what is listed, and what really starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Final
+
+from rfedge.runtimes.doctor.probing import Absent, Probed, command_output, probe
+
+__all__ = [
+    "RTX_MODULE",
+    "Extra",
+    "OnnxRuntime",
+    "Python",
+    "TensorRt",
+    "has_module",
+    "parse_requirements",
+    "probe_extras",
+    "probe_onnxruntime",
+    "probe_python",
+    "probe_tensorrt",
+    "try_provider",
+]
+
+RTX_MODULE: Final = "tensorrt_rtx_bindings"
+# TensorRT for RTX has its libraries in another wheel than its bindings, which find them once they are loaded.
+_LOAD_RTX_LIBRARIES: Final = """
+import ctypes, importlib.util, pathlib
+spec = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
+for folder in (spec.submodule_search_locations or []) if spec else []:
+    for pattern in ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*"):
+        for library in sorted(pathlib.Path(folder).glob(pattern)):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+"""
+_OLDEST_PYTHON: Final = (3, 10)
+# Import names that differ from the names packages are installed under.
+_IMPORT_NAMES: Final = {"nvidia-ml-py": "pynvml", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL", "pyyaml": "yaml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """The interpreter."""
+
+    version: str
+    executable: str
+    supported: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRuntime:
+    """The installed onnxruntime.
+
+    Attributes:
+        providers: name -> None when a session on it ran, else why none did.
+    """
+
+    version: str
+    providers: dict[str, str | None]
+
+    def runs(self, provider: str) -> bool:
+        """Whether a session on this provider ran here."""
+        return provider in self.providers and self.providers[provider] is None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRt:
+    """One TensorRT module that imports, libraries included."""
+
+    module: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """One optional extra: the packages it asks for that are here, and those that are not."""
+
+    name: str
+    installed: dict[str, str]
+    missing: tuple[str, ...]
+
+
+def probe_python() -> Python:
+    """Describe the interpreter that runs this."""
+    return Python(platform.python_version(), sys.executable, sys.version_info[:2] >= _OLDEST_PYTHON)
+
+
+def probe_onnxruntime() -> OnnxRuntime:
+    """List onnxruntime's providers and try each one.
+
+    Raises:
+        Absent: onnxruntime cannot be imported.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Absent(f"onnxruntime does not import: {error}") from None
+    providers: dict[str, str | None] = {}
+    for name in onnxruntime.get_available_providers():
+        # A broken CUDA or TensorRT library may end the process, so all but the CPU's are tried in one of their own.
+        trial = probe(lambda name=name: try_provider(name) if name == "CPUExecutionProvider" else _try_apart(name))  # type: ignore[misc]
+        providers[name] = trial.value if trial.value is not None else (trial.reason or None)
+    return OnnxRuntime(onnxruntime.__version__, providers)
+
+
+def try_provider(name: str) -> None:
+    """Run one small product on an execution provider.
+
+    Raises:
+        Absent: the provider did not start, or left the product to another one.
+    """
+    import numpy as np
+    import onnxruntime
+
+    from rfedge.runtimes.product_model import product_model
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its own words on a provider that does not load go to stderr; ours say enough
+    if name != "CPUExecutionProvider":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = onnxruntime.InferenceSession(product_model("fp32", 4, 16, 8), options, providers=[name], enable_fallback=0)
+        session.run(None, {"x": np.zeros((4, 16), np.float32)})
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Absent("it takes no product, the CPU would run it" if "fallback to CPU EP" in said else said[:200]) from None
+    if session.get_providers()[0] != name:
+        raise Absent("its libraries do not load")
+
+
+def _try_apart(name: str) -> None:
+    code = (
+        "from rfedge.runtimes.doctor.software import try_provider\n"
+        "from rfedge.runtimes.doctor.probing import Absent\n"
+        "try:\n"
+        f"    try_provider({name!r})\n"
+        "except Absent as absent:\n"
+        "    print(absent)\n"
+    )
+    said = command_output([sys.executable, "-c", code], timeout_s=120.0).strip()
+    if said:
+        raise Absent(said.splitlines()[-1])
+
+
+def probe_tensorrt(module: str) -> TensorRt:
+    """Import a TensorRT module in a process of its own, so that a library that does not load cannot end this one.
+
+    Args:
+        module: "tensorrt", or `RTX_MODULE`, which compiles for other machines where there is no GPU.
+
+    Raises:
+        Absent: it is not installed or does not import.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise Absent(f"no module {module}")
+    code = (
+        f"{_LOAD_RTX_LIBRARIES if module == RTX_MODULE else ''}"
+        "try:\n"
+        f"    import {module} as module\n"
+        "    print('version', module.__version__)\n"
+        "except (ImportError, OSError) as error:\n"
+        "    print(error)\n"
+    )
+    said = (command_output([sys.executable, "-c", code], timeout_s=60.0).strip().splitlines() or ["says nothing"])[-1]
+    word, _, version = said.partition(" ")
+    if word != "version":
+        raise Absent(f"{module} does not import: {said}")
+    return TensorRt(module, version)
+
+
+def parse_requirements(requirements: list[str]) -> dict[str, list[str]]:
+    """Return extra -> package names from a distribution's requirements, such as "torch>=2.9; extra == 'train'"."""
+    extras: dict[str, list[str]] = {}
+    for requirement in requirements:
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        package = re.match(r"[A-Za-z0-9][\w.-]*", requirement)
+        if extra is not None and package is not None:
+            extras.setdefault(extra.group(1), []).append(package.group(0))
+    return extras
+
+
+def probe_extras() -> tuple[Extra, ...]:
+    """Tell of each extra which of its packages are installed.
+
+    Raises:
+        Absent: rfedge itself is not installed, so that nobody knows its extras.
+    """
+    try:
+        requirements = metadata.requires("rfedge") or []
+    except metadata.PackageNotFoundError:
+        raise Absent("rfedge is not installed (it runs from its source folder)") from None
+    extras = []
+    for name, packages in parse_requirements(requirements).items():
+        found = {package: probe(lambda package=package: _version(package)) for package in packages}  # type: ignore[misc]
+        extras.append(
+            Extra(
+                name,
+                {package: version.value for package, version in found.items() if version.value is not None},
+                tuple(package for package, version in found.items() if version.value is None),
+            )
+        )
+    return tuple(extras)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        pass
+    # JetPack's own packages are modules without a distribution of that name.
+    module = _IMPORT_NAMES.get(package, package.replace("-", "_"))
+    if package == "onnxruntime-gpu" or importlib.util.find_spec(module) is None:
+        raise Absent("not installed")
+    return "installed"
+
+
+def has_module(name: str) -> bool:
+    """Whether a module could be imported, without importing it."""
+    found: Probed[bool] = probe(lambda: importlib.util.find_spec(name) is not None)
+    return bool(found.value)

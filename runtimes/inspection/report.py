@@ -1,0 +1,178 @@
+"""The report of `rfedge inspect`: what a policy costs, and what each device would make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rfedge.bundle import Bundle
+from rfedge.config import PolicyConfig
+from rfedge.runtimes.doctor.jetson import probe_jetson
+from rfedge.runtimes.doctor.memory import probe_memory
+from rfedge.runtimes.doctor.probing import probe
+from rfedge.runtimes.inspection.analytic_work import analytic_work
+from rfedge.runtimes.inspection.devices import DEVICES, Device, device, device_of_board
+from rfedge.runtimes.inspection.graph_work import bundle_work
+from rfedge.runtimes.inspection.roofline import Prediction, predict
+from rfedge.runtimes.inspection.this_machine import device_of_gpu, measure_cpu, this_gpu
+from rfedge.runtimes.inspection.work import STAGES, PolicyWork, Sums
+
+__all__ = ["Inspection", "inspect_bundle", "inspect_config"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A policy's work and its predictions.
+
+    Attributes:
+        subject: the bundle's folder, or the configuration's name with a precision.
+        counted_from: "graphs" or "configuration".
+        policy: name of the policy.
+        disagreements: blocks whose precision in the graph is not what the manifest says.
+    """
+
+    subject: str
+    counted_from: str
+    policy: str
+    work: PolicyWork
+    predictions: tuple[Prediction, ...]
+    disagreements: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "format": "rfedge-inspection",
+            "schema_version": 1,
+            "subject": self.subject,
+            "counted_from": self.counted_from,
+            "policy": self.policy,
+            "head_steps": self.work.head_steps,
+            "total": _sums(self.work.total()),
+            "embedding_bytes": self.work.embedding_bytes,
+            "table_bytes": self.work.table_bytes,
+            "memory_bytes": self.work.memory_bytes,
+            "uncounted": list(self.work.uncounted),
+            "disagreements": list(self.disagreements),
+            "stages": {stage: _sums(self.work.stage(stage)) for stage in STAGES},
+            "blocks": [
+                {"stage": stage, "block": block, **_sums(sums)} for (stage, block), sums in self.work.blocks().items()
+            ],
+            "predictions": [_prediction(item) for item in self.predictions],
+        }
+
+
+def inspect_bundle(
+    bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: Progress = lambda *_: None
+) -> Inspection:
+    """Count a bundle's graphs and predict.
+
+    Args:
+        bundle: opened.
+        devices: names; without any, every known one, this CPU and, where there is one, this GPU.
+        threads: of the CPU's calibration, see `measure_cpu`.
+        progress: called with (stage, done, total).
+
+    Raises:
+        ArtifactError: a graph cannot be read.
+        ConfigError: a device is unknown.
+        BackendUnavailableError: "this-gpu" was asked for and there is none.
+    """
+    progress("count", 0, 1)
+    work = bundle_work(bundle)
+    progress("count", 1, 1)
+    counted = {block: sums.label for (_, block), sums in work.blocks().items()}
+    disagreements = tuple(
+        f"{block}: the manifest says {said}, the graph {counted[block]}"
+        for block, said in bundle.manifest.precision.blocks.items()
+        if block in counted and counted[block] != said
+    )
+    return Inspection(
+        subject=str(bundle.root),
+        counted_from="graphs",
+        policy=bundle.policy.name,
+        work=work,
+        predictions=_predict(work, devices, threads, progress),
+        disagreements=disagreements,
+    )
+
+
+def inspect_config(
+    config: PolicyConfig,
+    precision: str,
+    *,
+    devices: Sequence[str] = (),
+    threads: int | None = None,
+    progress: Progress = lambda *_: None,
+) -> Inspection:
+    """Count a configuration's products without any file and predict; arguments and errors as `inspect_bundle`.
+
+    Raises:
+        ConfigError: `precision` is not one that a configuration can be counted in.
+    """
+    work = analytic_work(config, precision)
+    return Inspection(
+        subject=f"{config.name} in {precision}",
+        counted_from="configuration",
+        policy=config.name,
+        work=work,
+        predictions=_predict(work, devices, threads, progress),
+    )
+
+
+def _predict(work: PolicyWork, names: Sequence[str], threads: int | None, progress: Progress) -> tuple[Prediction, ...]:
+    for name in names:
+        if name not in ("this-cpu", "this-gpu"):
+            device(name)  # an unknown name is refused before anything is measured
+    chosen: list[Device] = []
+    wanted = list(dict.fromkeys(names)) or [*DEVICES, *_present_devices()]
+    for name in wanted:
+        if name == "this-cpu":
+            progress("measure this CPU", 0, 1)
+            chosen.append(measure_cpu(threads))
+            progress("measure this CPU", 1, 1)
+        elif name == "this-gpu":
+            chosen.append(_own_board() or this_gpu())
+        else:
+            chosen.append(device(name))
+    return tuple(predict(work, item) for item in chosen)
+
+
+def _present_devices() -> list[str]:
+    from rfedge.runtimes.doctor.gpu import probe_gpu
+
+    gpu = probe(probe_gpu).value
+    has_gpu = _own_board() is not None or (gpu is not None and device_of_gpu(gpu) is not None)
+    return ["this-cpu", "this-gpu"] if has_gpu else ["this-cpu"]
+
+
+def _own_board() -> Device | None:
+    """Return the known device that this very board is, at its highest power mode; None when it is no Jetson."""
+    jetson, memory = probe(probe_jetson).value, probe(probe_memory).value
+    if jetson is None or memory is None:
+        return None
+    name = device_of_board(jetson.model, memory.total_bytes)
+    return None if name is None else dataclasses.replace(DEVICES[name], name="this-gpu")
+
+
+def _sums(sums: Sums) -> dict[str, Any]:
+    return {**dataclasses.asdict(sums), "operations": sums.operations, "intensity": sums.intensity}
+
+
+def _prediction(item: Prediction) -> dict[str, Any]:
+    return {
+        "device": {**dataclasses.asdict(item.device), "peaks": dict(item.device.peaks)},
+        "predicted": True,
+        "total_ms": item.total_ms,
+        "stages": {
+            stage: {"ms": part.ms, "bound": part.bound, "compute_ms": part.compute_ms, "memory_ms": part.memory_ms}
+            for stage, part in item.stages.items()
+        },
+        "substitutes": dict(item.substitutes),
+        "needed_bytes": item.needed_bytes,
+        "free_bytes": item.free_bytes,
+        "fits": item.fits,
+    }

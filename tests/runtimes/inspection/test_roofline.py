@@ -1,0 +1,193 @@
+"""Predictions by hand, the device table, and this machine as a device."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from rfedge.config import preset
+from rfedge.errors import BackendUnavailableError, ConfigError
+from rfedge.int8_kernels import DISABLED_OPTIMIZERS
+from rfedge.runtimes.doctor.gpu import Gpu
+from rfedge.runtimes.inspection.analytic_work import analytic_work
+from rfedge.runtimes.inspection.devices import DEVICES, Device, Efficiency, device, device_of_board
+from rfedge.runtimes.inspection.report import Inspection, inspect_config
+from rfedge.runtimes.inspection.roofline import predict
+from rfedge.runtimes.inspection.this_machine import device_of_gpu, measure_cpu, this_gpu
+from rfedge.runtimes.inspection.work import Arithmetic, PolicyWork, Product
+from rfedge.runtimes.product_model import product_model
+
+
+def one_product(arithmetic: Arithmetic = "int8", *, macs: int = 500_000_000, weight_bytes: int = 1_000_000) -> PolicyWork:
+    product = Product("decoder", "decoder.layers.0.block", macs, arithmetic, arithmetic, weight_bytes, weight_bytes, 0)
+    return PolicyWork((product,), {}, head_steps=1)
+
+
+def plain_device(**changes: object) -> Device:
+    base = Device("plain", 10_000_000, 1e9, {"int8": 4e12, "fp32": 1e12}, "made up", efficiency=Efficiency(0.5, 0.8))
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_a_stage_takes_the_longer_of_arithmetic_and_memory() -> None:
+    """1e9 operations at half of 4e12 a second: 0.5 ms. 1e6 bytes at 0.8 of 1e9 a second: 1.25 ms."""
+    decoder = predict(one_product(), plain_device()).stages["decoder"]
+    assert decoder.compute_ms == pytest.approx(0.5)
+    assert decoder.memory_ms == pytest.approx(1.25)
+    assert (decoder.ms, decoder.bound) == (pytest.approx(1.25), "memory")
+    busy = predict(one_product(macs=5_000_000_000), plain_device())
+    assert (busy.total_ms, busy.stages["decoder"].bound) == (pytest.approx(5.0), "compute")
+    assert busy.stages["vision"].ms == 0
+
+
+def test_missing_arithmetic_falls_back_to_the_next_wider_kind_and_is_named() -> None:
+    only_fp32 = plain_device(peaks={"fp32": 1e12})
+    prediction = predict(one_product(), only_fp32)
+    assert prediction.substitutes == {"int8": "fp32"}
+    assert prediction.stages["decoder"].compute_ms == pytest.approx(2.0)
+    assert predict(one_product("bf16"), plain_device(peaks={"fp16": 2e12, "fp32": 1e12})).substitutes == {"bf16": "fp16"}
+    assert predict(one_product(), plain_device()).substitutes == {}
+
+
+def test_memory_that_is_reserved_is_not_free() -> None:
+    assert predict(one_product(), plain_device()).fits
+    assert not predict(one_product(), plain_device(reserved_bytes=9_500_000)).fits
+    full_size = analytic_work(preset("M-3B"), "fp32")
+    assert not predict(full_size, device("orin-nano-8gb")).fits, "10 GB of weights"
+    assert predict(analytic_work(preset("M-3B"), "int8"), device("orin-nano-8gb")).fits
+
+
+def test_the_table_is_dense_and_consistent() -> None:
+    for item in DEVICES.values():
+        assert item.peaks["int8"] == pytest.approx(2 * item.peaks["fp16"], rel=0.05), item.name
+        assert item.peaks["fp16"] > item.peaks["fp32"]
+        assert item.source
+        assert item.power_mode
+    modes = [device(f"agx-orin-64gb{mode}") for mode in ("", "-50w", "-30w", "-15w")]
+    assert [item.peaks["int8"] / 1e12 for item in modes] == [85, 54.5, 20.5, 7]
+    assert modes[0].peaks["int8"] / modes[-1].peaks["int8"] == pytest.approx(12, abs=0.5), "15 W is 12 times slower"
+
+
+def test_predictions_keep_the_published_floors() -> None:
+    """Weights of the decoder alone, fp16: 41 ms at 102 GB/s and 20 at 204.8; nothing may be predicted below them."""
+    work = analytic_work(preset("M-3B"), "fp16")
+    assert predict(work, device("orin-nx-16gb")).stages["decoder"].ms > 39
+    assert predict(work, device("agx-orin-64gb")).stages["decoder"].ms > 19
+
+
+def test_unknown_devices_are_answered_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"device: got 'agx-orin-64', expected one of .*did you mean 'agx-orin-64gb'\?"):
+        device("agx-orin-64")
+    with pytest.raises(ConfigError, match="did you mean 'thor-t5000'"):
+        inspect_config(preset("tiny"), "fp32", devices=("this-cpu", "thor-t500"))
+
+
+@pytest.mark.parametrize(
+    ("model", "memory_gb", "name"),
+    [
+        ("NVIDIA Jetson AGX Orin Developer Kit", 64.3, "agx-orin-64gb"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", 32.0, "agx-orin-32gb"),
+        ("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", 7.99, "orin-nano-8gb-super"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", 7.99, "orin-nano-8gb"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", 3.9, None),
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 16.4, "orin-nx-16gb"),
+        ("NVIDIA Jetson AGX Thor Developer Kit", 131.9, "thor-t5000"),
+        ("NVIDIA Jetson Xavier NX Developer Kit", 8.0, None),
+    ],
+)
+def test_boards_are_recognised(model: str, memory_gb: float, name: str | None) -> None:
+    assert device_of_board(model, int(memory_gb * 1e9)) == name
+
+
+@pytest.mark.parametrize(
+    ("gpu", "fp16_tflops", "bandwidth_gb_s"),
+    [
+        # H100 SXM: 16896 cores, boost 1830 MHz in the data sheet's 989 TFLOPS; 2619 MHz on 5120 bits.
+        (Gpu("H100", 90, 80 * 2**30, "", "", "", cores=16896, clock_hz=1.83e9, bandwidth=2 * 2.619e9 * 5120 / 8), 989, 3350),
+        (Gpu("A100", 80, 40 * 2**30, "", "", "", cores=6912, clock_hz=1.41e9, bandwidth=1.555e12), 312, 1555),
+        (Gpu("RTX 4090", 89, 24 * 2**30, "", "", "", cores=16384, clock_hz=2.52e9, bandwidth=1.008e12), 330, 1008),
+    ],
+    ids=["h100", "a100", "rtx-4090"],
+)
+def test_peaks_from_clocks_and_units_are_those_of_the_data_sheet(
+    gpu: Gpu, fp16_tflops: float, bandwidth_gb_s: float
+) -> None:
+    found = device_of_gpu(gpu)
+    assert found is not None
+    assert found.peaks["fp16"] / 1e12 == pytest.approx(fp16_tflops, rel=0.01)
+    assert found.peaks["int8"] == 2 * found.peaks["fp16"]
+    assert found.bandwidth / 1e9 == pytest.approx(bandwidth_gb_s, rel=0.01)
+    assert found.origin == "derived"
+
+
+def test_a_gpu_that_does_not_tell_its_clocks_is_no_device() -> None:
+    assert device_of_gpu(Gpu("Orin", 87, 8 * 10**9, "540", "12.6", "the CUDA driver")) is None
+    assert device_of_gpu(Gpu("K80", 37, 12 * 10**9, "470", "", "NVML", cores=2496, clock_hz=8e8, bandwidth=2.4e11)) is None
+
+
+def test_no_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rfedge.runtimes.doctor.probing import Absent
+
+    def none() -> Gpu:
+        raise Absent("no NVIDIA GPU (nobody knows one)")
+
+    monkeypatch.setattr("rfedge.runtimes.inspection.this_machine.probe_gpu", none)
+    with pytest.raises(BackendUnavailableError, match=r"this-gpu: got no NVIDIA GPU .*, expected an NVIDIA GPU"):
+        this_gpu()
+
+
+def test_this_cpu_is_measured_in_a_plausible_range() -> None:
+    cpu = measure_cpu(threads=1)
+    assert cpu.origin == "measured"
+    for kind in ("fp32", "int8"):
+        assert 1e8 < cpu.peaks[kind] < 1e14  # type: ignore[index]
+    assert 1e8 < cpu.bandwidth < 1e13
+    assert cpu.memory_bytes > 0
+    assert "1 threads" in cpu.source
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+def test_the_timed_product_is_a_valid_model_and_a_right_one(kind: str) -> None:
+    model = product_model(kind, 4, 32, 8)  # type: ignore[arg-type]
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    x = np.random.default_rng(0).uniform(-1, 1, (4, 32)).astype(np.float32)
+    session = onnxruntime.InferenceSession(
+        model, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+    )
+    (y,) = session.run(None, {"x": x})
+    weight = np.linspace(-1, 1, 32 * 8, dtype=np.float32).reshape(32, 8)
+    np.testing.assert_allclose(y, x @ weight, atol=1e-5 if kind == "fp32" else 0.1)
+
+
+def test_the_timed_int8_product_runs_on_an_integer_kernel(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        product_model("int8", 4, 32, 8),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=list(DISABLED_OPTIMIZERS),
+    )
+    operators = {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node}
+    assert "MatMulIntegerToFloat" in operators
+    assert "MatMul" not in operators
+
+
+def test_the_roofline_is_drawn_or_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rfedge.runtimes.inspection.plot import plot_roofline
+
+    inspection: Inspection = inspect_config(preset("M-3B"), "int8", devices=tuple(DEVICES))
+    path = tmp_path / "roofline.png"
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib.figure", None)
+        with pytest.raises(BackendUnavailableError, match=r"--plot: got no matplotlib, .*pip install 'rfedge\[plots\]'"):
+            plot_roofline(inspection, path)
+    assert list(tmp_path.iterdir()) == []
+    pytest.importorskip("matplotlib")
+    plot_roofline(inspection, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [item.name for item in tmp_path.iterdir()] == ["roofline.png"]
