@@ -294,6 +294,7 @@ def _llama_7b() -> LlamaConfig:
         mlp_width=11008,
         vocab_size=32003,
         text_length=32,
+        tokens_before_image=1,
         cross_attention_every=4,
     )
 

@@ -29,6 +29,8 @@ class _DecoderConfig(BaseModel):
     gate_init: float = 0.0
     # MPT-1B reports the INPUT of its last block as its last hidden state, so that block never reaches the action.
     feature: Feature = "final_norm"
+    # What stands before `<image>` reads no camera: LLaMA's tokenizer starts every text with `<s>`.
+    tokens_before_image: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> _DecoderConfig:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from rfedge.atomic import atomic_directory
 from rfedge.bundle import hash_file
 from rfedge.config import PolicyConfig
 from rfedge.errors import ArtifactError, explain
+from rfedge.model.meta import parameters_on_meta
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.weight_shards import (
     INDEX_NAME,
@@ -36,7 +33,6 @@ __all__ = ["Checkpoint", "checkpoint_sha256", "load_checkpoint", "save_checkpoin
 
 CONFIG_NAME: Final = "config.json"
 TOKENIZER_NAME: Final = "tokenizer.json"
-_FILLING: Final = frozenset({"normal_", "uniform_", "mul_", "fill_", "zero_", "ones_", "zeros_", "copy_"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,46 +163,13 @@ def load_checkpoint(directory: Path) -> Checkpoint:
                 f"checkpoint file {CONFIG_NAME}", got=str(error), expected="a policy configuration", remedy="Copy it again."
             )
         ) from None
-    with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+    with torch.random.fork_rng(devices=[]), parameters_on_meta():
         policy = RoboFlamingo(config)
     weights = read_weights(directory, dtype=torch.float32)
     _check_weights(policy, weights)
     policy.load_state_dict(weights, assign=True)
     tokenizer = InstructionTokenizer.load(directory / TOKENIZER_NAME, config.decoder.text_length)
     return Checkpoint(policy.eval(), tokenizer, metadata)
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Build modules whose parameters have a shape and no values; buffers are computed, as nothing on disk holds them.
-
-    Nearly no random number is drawn and no memory is touched for weights that the file is about to replace. It holds for
-    every module that the process builds meanwhile, in other threads too.
-    """
-
-    def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-
-    hook: Callable[..., Any] = to_meta  # what it returns counts, whatever PyTorch's annotation says
-    handle = register_module_parameter_registration_hook(hook)
-    try:
-        with _NothingToFill():
-            yield
-    finally:
-        handle.remove()
-
-
-class _NothingToFill(TorchFunctionMode):
-    """Skip what fills a tensor without values: on its way PyTorch would load 800 modules, 70 MB and more than a second."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        filled = args[0] if args else kwargs.get("tensor")  # a method of a tensor, or a function of torch.nn.init
-        if func.__name__ in _FILLING and isinstance(filled, torch.Tensor) and filled.is_meta:
-            return filled
-        return func(*args, **kwargs)
 
 
 def _check_weights(policy: RoboFlamingo, weights: dict[str, torch.Tensor]) -> None:

@@ -1,7 +1,8 @@
 """Language decoder with gated cross-attention, from embedded instruction and visual latents to one feature vector.
 
 Before every n-th decoder block a gated cross-attention lets the text read both cameras. The media mask of Flamingo is
-not computed for a policy: `<image>` is the first token and there is one image set, so every token may see every latent.
+not computed for a policy: there is one image set and `<image>` is the first token, or only a begin token stands before it,
+so every token may see every latent, but for that one (`tokens_before_image`).
 Text with several images, as a language model reads it, gives one (`media_mask`). Source: RoboFlamingo section 4.2.
 """
 
@@ -41,7 +42,7 @@ def masked_average_pool(x_NTD: torch.Tensor, mask_NT: torch.Tensor) -> torch.Ten
 class MediaMask(NamedTuple):
     """What each text token may read: `bias` (N, 1, T, R) is added to the scores, `reads` (N, T, 1) scales what was read."""
 
-    bias: torch.Tensor
+    bias: torch.Tensor | None = None
     reads: torch.Tensor | None = None
 
 
@@ -134,6 +135,7 @@ class FusionDecoder(nn.Module):
 
     bias: torch.Tensor
     rotary: torch.Tensor | None
+    reads: torch.Tensor | None
 
     def __init__(self, config: DecoderConfig, media_width: int, pooling: Literal["max", "average"] = "max") -> None:
         super().__init__()
@@ -148,10 +150,15 @@ class FusionDecoder(nn.Module):
             rotary = rotary_table(config.rotary_size, config.text_length, config.rotary_base)
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("rotary", rotary, persistent=False)
+        first = config.tokens_before_image
+        reads = (torch.arange(config.text_length) >= first).float()[None, :, None] if first else None
+        self.register_buffer("reads", reads, persistent=False)
 
     def forward(
         self, text_NTD: torch.Tensor, mask_NT: torch.Tensor, media_NRV: torch.Tensor, read: MediaMask | None = None
     ) -> torch.Tensor:
+        if self.reads is not None:
+            read = (read or MediaMask())._replace(reads=self.reads[:, : text_NTD.shape[1]])
         return self.pool(self.tokens(text_NTD, media_NRV, mask=read), mask_NT)
 
     def tokens(

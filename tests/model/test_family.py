@@ -174,3 +174,19 @@ def test_heads_of_the_released_size() -> None:
 def test_members_that_cannot_be(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         PolicyConfig.model_validate({**preset("tiny").model_dump(), **changes})
+
+
+def test_what_stands_before_the_image_reads_no_camera() -> None:
+    """As in Flamingo; only what it says to later tokens through the text's own attention could carry a camera on."""
+    base = preset("tiny")
+    decoder = base.decoder.model_copy(update={"tokens_before_image": 1})
+    policy = build_policy(base.model_copy(update={"decoder": decoder}), seed=0).eval()
+    inputs = {name: torch.from_numpy(array) for name, array in frames(base, 1)[0].items()}
+    first_only = {**inputs, "text_mask": torch.zeros_like(inputs["text_mask"])}
+    first_only["text_mask"][:, 0] = True
+    with torch.inference_mode():
+        seen, seen_first = policy.backbone(**inputs), policy.backbone(**first_only)
+        for part in (inputs, first_only):
+            part["image_static"] = 255 - part["image_static"]
+        assert torch.equal(policy.backbone(**first_only), seen_first)
+        assert not torch.allclose(policy.backbone(**inputs), seen, atol=1e-3)

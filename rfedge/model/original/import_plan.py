@@ -215,6 +215,8 @@ def plan_import(options: ImportOptions) -> ImportPlan:
     tokenizer = _tokenizer(options, language_model, base, read)
     found = find_sizes(files, decoder, options.vision_heads or (base.vision.heads if base else None))
     config = policy_config(found, decoder, base, options.settings, tokenizer.vocab_size)
+    before_image = {"tokens_before_image": int(bool(tokenizer.tokens.begin_of_text))}
+    config = config.model_copy(update={"decoder": config.decoder.model_copy(update=before_image)})
     with torch.device("meta"):
         state = RoboFlamingo(config).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -354,11 +356,6 @@ def _describe(plan: ImportPlan) -> None:
         f"fusion {config.fusion}, pooling {config.pooling}, window {config.window}, feature {config.decoder.feature}: "
         "no tensor shows them"
     )
-    if plan.tokenizer.tokens.begin_of_text:
-        plan.assumed.append(
-            f"{plan.tokenizer.tokens.begin_of_text} starts the prompt and reads the cameras too; "
-            "in the original it stands before <image> and does not"
-        )
 
 
 def _first(names: Sequence[str]) -> str:

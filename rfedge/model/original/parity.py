@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rfedge.messages import POSE_SIZE
-from rfedge.model.decoder import GatedCrossAttention, media_mask
+from rfedge.model.decoder import GatedCrossAttention, MediaMask, media_mask
 from rfedge.model.head import LSTMHead
 from rfedge.model.original.differences import Differences, ParityReport, StageDifference
 from rfedge.model.original.fixture import ParityFixture, open_fixture
@@ -211,6 +211,12 @@ def _generation(fixture: ParityFixture, policy: RoboFlamingo, projection: torch.
 # ---- RoboFlamingo: windows of two cameras to actions
 
 
+def _camera_mask(fixture: ParityFixture, ids: torch.Tensor, num_latents: int) -> MediaMask | None:
+    """Return what each token of an instruction may read of the cameras; None where `<image>` is the first token."""
+    named = (ids == fixture.document["media_token_id"]).cumsum(dim=1)
+    return None if bool((named == 1).all()) else media_mask(named, 1, num_latents)
+
+
 def _window(fixture: ParityFixture, policy: RoboFlamingo, case: str, differences: Differences) -> None:
     arrays, config = fixture.arrays, policy.config
     backbone, head = policy.backbone, policy.head
@@ -232,17 +238,18 @@ def _window(fixture: ParityFixture, policy: RoboFlamingo, case: str, differences
             differences.add(case, f"vit_tokens_call{call}", part)
     media = backbone.media(tokens)
     differences.add(case, "vis_x", media)
+    read = _camera_mask(fixture, ids, media.shape[1])
     num_calls = 1 if backbone.fusion == "pre" else 2
     for call, part in enumerate(media.chunk(num_calls, dim=1)):
         differences.add(case, f"perceiver_call{call}", part)
     with torch.no_grad(), _feature(policy, "final_norm"), _recording(policy) as record:
-        backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask)
+        backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask, mask=read)
     for name, values in record.items():
         differences.add(case, name, values[0])
 
     def act(feature: str) -> tuple[torch.Tensor, ...]:
         with _feature(policy, feature):
-            states = backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask)
+            states = backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask, mask=read)
         features = backbone.decoder.pool(states, everything).unflatten(0, (num_windows, num_frames))
         hidden, (h, c) = head.rnn(features)
         pose, logit = head.unroll(features)
@@ -299,7 +306,8 @@ def _step_by_step(fixture: ParityFixture, policy: RoboFlamingo, differences: Dif
     mask = _tensor(arrays, "step/in/attention_mask").bool().expand(num_calls, -1)
     backbone = policy.backbone
     media = backbone.media(backbone.vision(torch.cat([static, gripper])))
-    states = backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask)
+    read = _camera_mask(fixture, ids, media.shape[1])
+    states = backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask, mask=read)
     features = backbone.decoder.pool(states, torch.ones_like(mask)).numpy()
     record: dict[str, list[Any]] = {}
 

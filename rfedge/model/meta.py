@@ -1,0 +1,77 @@
+"""Policies without values: shapes at once, memory only for what is then loaded or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from rfedge.config import PolicyConfig
+from rfedge.model.policy import RoboFlamingo
+
+__all__ = ["parameters_on_meta", "random_policy"]
+
+_FILLING: Final = frozenset({"normal_", "uniform_", "mul_", "fill_", "zero_", "ones_", "zeros_", "copy_"})
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Build modules whose parameters have a shape and no values; buffers are computed, as nothing on disk holds them.
+
+    Nearly no random number is drawn and no memory is touched for weights that the file is about to replace. It holds for
+    every module that the process builds meanwhile, in other threads too.
+    """
+
+    def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    hook: Callable[..., Any] = to_meta  # what it returns counts, whatever PyTorch's annotation says
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        with _NothingToFill():
+            yield
+    finally:
+        handle.remove()
+
+
+class _NothingToFill(TorchFunctionMode):
+    """Skip what fills a tensor without values: on its way PyTorch would load 800 modules, 70 MB and more than a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")  # a method of a tensor, or a function of torch.nn.init
+        if func.__name__ in _FILLING and isinstance(filled, torch.Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def random_policy(config: PolicyConfig, seed: int, dtype: torch.dtype = torch.float32) -> RoboFlamingo:
+    """Return a policy in evaluation mode with random weights, for measurements of time and memory at real size.
+
+    Matrices are normal with deviation 1 / sqrt(inputs), so that activations keep their size through any depth; norms are
+    one, biases zero, gates half open. It is drawn tensor by tensor in `dtype`; nothing larger exists beside it. To train
+    from nothing, use `build_policy`.
+    """
+    with torch.random.fork_rng(devices=[]), parameters_on_meta():
+        policy = RoboFlamingo(config)
+    policy.compute_in(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for module in policy.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            values = torch.empty(parameter.shape, dtype=dtype)
+            if isinstance(module, nn.Embedding):
+                values.normal_(0.0, 0.3, generator=generator)
+            elif parameter.ndim >= 2:
+                values.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+            else:
+                values.fill_(0.5 if name.endswith("gate") else float(name.startswith("weight")))
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
+    return policy.eval()
