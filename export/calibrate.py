@@ -1,38 +1,49 @@
 """Choose demonstration frames: some to calibrate on, others to prove on, each named so that the choice can be repeated.
 
-Ranges taken from a handful of similar frames clip what the robot meets later. So frames are dealt round-robin over the
-tasks, over a task's episodes, and over the phases of an episode (beginning, middle, end, a gripper change).
+Ranges taken from a handful of similar frames clip what the robot meets later. So frames are balanced over the tasks, over
+a task's episodes, over the phases of an episode (beginning, middle, end), and over closing and opening the gripper.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
-from rfedge.data import CalvinDataset
+from rfedge.data import CalvinDataset, Segment
 from rfedge.errors import DatasetError, explain
 from rfedge.timekeeping import BackboneCall, history_inputs, initial_state, observe
 from rfedge.tokenizer import InstructionTokenizer
 
-__all__ = ["FrameInputs", "choose_calibration_frames", "choose_proof_episodes", "hash_frames"]
+__all__ = ["FrameInputs", "choose_calibration_frames", "choose_proof_episodes", "gripper_changes", "hash_frames"]
 
 Inputs = dict[str, npt.NDArray[Any]]
 EpisodeFrame = tuple[int, int]  # (index of the segment, frame number)
 
-_PHASES = 4
+Phase = Literal["beginning", "middle", "end", "closing", "opening"]
+
+_THIRDS: Final[tuple[Phase, ...]] = ("beginning", "middle", "end")
+_CHANGES: Final[tuple[Phase, ...]] = ("closing", "opening")
+# To find a gripper change, all actions of an episode are read; so not all episodes of a large dataset are looked through.
+_MOST_EPISODES_SEARCHED: Final = 8
+# Neighbouring pixels of a camera are alike; of random bytes the mean square difference is twice the variance.
+_MOST_NOISE: Final = 0.8
 
 
 def choose_calibration_frames(dataset: CalvinDataset, *, num_frames: int, rng: np.random.Generator) -> list[EpisodeFrame]:
-    """Return up to `num_frames` distinct (episode, frame) pairs, balanced over tasks, episodes and phases.
+    """Return up to `num_frames` distinct (episode, frame) pairs, balanced as far as the demonstrations allow.
+
+    The numbers of frames of any two tasks differ by at most one, and so do those of any two episodes of a task, of any two
+    of `beginning`, `middle`, `end` and gripper changes, and of closing and opening the gripper.
 
     Raises:
-        DatasetError: the dataset holds no labelled episode.
+        DatasetError: the dataset holds no labelled episode, or its frames were not taken by a camera.
     """
     if not dataset.segments:
         raise DatasetError(
@@ -40,36 +51,111 @@ def choose_calibration_frames(dataset: CalvinDataset, *, num_frames: int, rng: n
                 "calibration", got="no labelled episode", expected="at least one", remedy="Collect some with `rfedge demos`."
             )
         )
-    by_task: dict[str, list[int]] = {}
-    for index, segment in enumerate(dataset.segments):
-        by_task.setdefault(segment.task, []).append(index)
-    for indices in by_task.values():
-        rng.shuffle(indices)
-    chosen: dict[EpisodeFrame, None] = {}  # insertion-ordered set
-    available = sum(segment.end - segment.start + 1 for segment in dataset.segments)
-    visit = 0
-    while len(chosen) < min(num_frames, available):
-        for indices in by_task.values():
-            segment_index = indices[visit % len(indices)]
-            frame = _phase_frame(dataset, segment_index, phase=(visit // len(indices) + visit) % _PHASES, rng=rng)
-            if len(chosen) < num_frames:
-                chosen.setdefault((segment_index, frame))
-        visit += 1
-    return list(chosen)
+    dealer = _Dealer(dataset, rng)
+    available = sum(segment.num_frames for segment in dataset.segments)
+    chosen = [dealer.deal() for _ in range(min(num_frames, available))]
+    _refuse_synthetic(dataset, chosen)
+    return chosen
 
 
-def _phase_frame(dataset: CalvinDataset, segment_index: int, *, phase: int, rng: np.random.Generator) -> int:
-    segment = dataset.segments[segment_index]
-    length = segment.end - segment.start + 1
-    if phase == _PHASES - 1:
-        frames = range(segment.start, segment.end + 1)
-        gripper = np.array([dataset.frame(frame, ("rel_actions",))["rel_actions"][6] for frame in frames])
-        changes = np.flatnonzero(np.diff(gripper))
-        if changes.size:
-            return segment.start + int(rng.choice(changes)) + 1
-        return segment.start + int(rng.integers(length))
-    third = max(length // (_PHASES - 1), 1)
-    return segment.start + min(phase * third + int(rng.integers(third)), length - 1)
+class _Dealer:
+    """Hands out frames one by one, each from what was handed out least."""
+
+    def __init__(self, dataset: CalvinDataset, rng: np.random.Generator) -> None:
+        self._dataset = dataset
+        self._rng = rng
+        self._episodes: dict[str, list[int]] = {}
+        for index, segment in enumerate(dataset.segments):
+            self._episodes.setdefault(segment.task, []).append(index)
+        for indices in self._episodes.values():
+            rng.shuffle(indices)
+        self._taken: set[EpisodeFrame] = set()
+        self._of_task: Counter[str] = Counter()
+        self._of_episode: Counter[int] = Counter()
+        self._of_phase: Counter[str] = Counter()
+        self._of_task_phase: Counter[tuple[str, str]] = Counter()
+        self._changes: dict[int, dict[Phase, list[int]]] = {}
+
+    def deal(self) -> EpisodeFrame:
+        """Return a pair that was not returned before; there must be one left."""
+        tasks = [task for task, indices in self._episodes.items() if any(map(self._has_frames, indices))]
+        task = min(tasks, key=lambda name: self._of_task[name])
+        fewest = min(self._of_episode[index] for index in filter(self._has_frames, self._episodes[task]))
+        episodes = [index for index in self._episodes[task] if self._of_episode[index] == fewest and self._has_frames(index)]
+        for phase in self._phases(task):
+            searched = episodes if phase in _THIRDS else episodes[:_MOST_EPISODES_SEARCHED]
+            for index in searched:
+                free = [frame for frame in self._frames(index, phase) if (index, frame) not in self._taken]
+                if free:
+                    return self._take(task, index, phase, int(self._rng.choice(free)))
+        raise AssertionError("an episode with free frames has one in some third")
+
+    def _phases(self, task: str) -> list[Phase]:
+        """All phases, what was dealt least first."""
+        directions = sorted(_CHANGES, key=lambda phase: (self._of_phase[phase], self._of_task_phase[task, phase]))
+        kinds: list[tuple[Phase, ...]] = [*((third,) for third in _THIRDS), tuple(directions)]
+        kinds.sort(key=lambda kind: (self._total(kind), sum(self._of_task_phase[task, phase] for phase in kind)))
+        return [phase for kind in kinds for phase in kind]
+
+    def _total(self, kind: tuple[Phase, ...]) -> int:
+        return sum(self._of_phase[phase] for phase in kind)
+
+    def _has_frames(self, index: int) -> bool:
+        return self._of_episode[index] < self._dataset.segments[index].num_frames
+
+    def _take(self, task: str, index: int, phase: Phase, frame: int) -> EpisodeFrame:
+        self._taken.add((index, frame))
+        self._of_task[task] += 1
+        self._of_episode[index] += 1
+        self._of_phase[phase] += 1
+        self._of_task_phase[task, phase] += 1
+        return index, frame
+
+    def _frames(self, index: int, phase: Phase) -> Sequence[int]:
+        segment = self._dataset.segments[index]
+        if phase in _THIRDS:
+            third = _THIRDS.index(phase)
+            bounds = [segment.start + segment.num_frames * part // len(_THIRDS) for part in (third, third + 1)]
+            return range(*bounds)
+        if index not in self._changes:
+            self._changes[index] = gripper_changes(self._dataset, segment)
+        return self._changes[index][phase]
+
+
+def gripper_changes(dataset: CalvinDataset, segment: Segment) -> dict[Phase, list[int]]:
+    """Return the frames of a segment at which the command to the gripper first differs from the one before."""
+    frames = range(segment.start, segment.end + 1)
+    commands = np.array([dataset.frame(frame, ("rel_actions",))["rel_actions"][6] for frame in frames])
+    change = np.diff(np.sign(commands))
+    return {
+        "closing": [segment.start + int(step) + 1 for step in np.flatnonzero(change < 0)],
+        "opening": [segment.start + int(step) + 1 for step in np.flatnonzero(change > 0)],
+    }
+
+
+def _refuse_synthetic(dataset: CalvinDataset, chosen: Sequence[EpisodeFrame]) -> None:
+    images = set()
+    noise = []
+    for _, frame in chosen:
+        image = dataset.frame(frame, ("rgb_static",))["rgb_static"]
+        images.add(hashlib.sha256(image.tobytes()).digest())
+        pixels = image.astype(np.float32)
+        variance = float(pixels.var())
+        noise.append(float(np.square(np.diff(pixels, axis=1)).mean()) / (2 * variance) if variance else 0.0)
+    if len(images) == 1 and len(chosen) > 1:
+        got = f"{len(chosen)} frames with one and the same picture"
+    elif float(np.median(noise)) > _MOST_NOISE:
+        got = "frames of random bytes"
+    else:
+        return
+    raise DatasetError(
+        explain(
+            f"calibration on {dataset.folder}",
+            got=got,
+            expected="pictures of a camera (synthetic calibration is refused)",
+            remedy="Collect demonstrations with `rfedge demos`, or give others with --data.",
+        )
+    )
 
 
 def choose_proof_episodes(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from rfedge.export.calibrate import (
 )
 from rfedge.export.parity import Episodes, compare_traces, graph_call, onnx_rollout, torch_rollout
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
-from rfedge.export.quantize import quantize_int8
+from rfedge.export.quantize import Int8Options, quantize_int8
 from rfedge.export.thresholds import THRESHOLDS, missed
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import Checkpoint, load_checkpoint
@@ -67,7 +66,9 @@ class ExportOptions:
     Attributes:
         precision: "fp32" or "int8".
         data: CALVIN-format demonstrations; needed for int8, used for the proof when given.
-        keep_float: beginnings of the names of blocks that stay in fp32 when the rest is int8.
+        keep_float: beginnings of the names of blocks or modules that stay in fp32 when the rest is int8, `*` for anything;
+            None keeps the few products that cost most accuracy and least time (`QUERY_ATTENTION`).
+        int8: how ranges are chosen and weights rounded.
         num_calibration_frames: frames that set the int8 ranges.
         num_parity_steps: steps of the proof rollout, over all its episodes.
         seed: draws calibration frames, proof episodes and, without `data`, proof inputs.
@@ -76,7 +77,8 @@ class ExportOptions:
 
     precision: str
     data: Path | None = None
-    keep_float: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] | None = None
+    int8: Int8Options = field(default_factory=Int8Options)
     num_calibration_frames: int = 128
     num_parity_steps: int = 64
     seed: int = 0
@@ -138,10 +140,10 @@ def export_checkpoint(
             calibration_frames = choose_calibration_frames(
                 frames.dataset, num_frames=options.num_calibration_frames, rng=rng
             )
-            _quantize(backbone_path, frames, calibration_frames, options.keep_float, progress)
+            _quantize(backbone_path, frames, calibration_frames, options, progress)
             calibration = CalibrationRecord(
                 dataset=_name(frames.dataset),
-                method="min-max, symmetric, per-tensor activations, per-channel weights",
+                method=options.int8.describe(),
                 frames=tuple(calibration_frames),
                 sha256=hash_frames(frames, calibration_frames),
             )
@@ -190,25 +192,12 @@ def _trace(checkpoint: Checkpoint, contract: PolicyContract, writer: BundleWrite
 
 
 def _quantize(
-    path: Path,
-    frames: FrameInputs,
-    chosen: Sequence[EpisodeFrame],
-    keep_float: Sequence[str],
-    progress: StageProgress,
+    path: Path, frames: FrameInputs, chosen: Sequence[EpisodeFrame], options: ExportOptions, progress: StageProgress
 ) -> None:
     """Replace the graph at `path` by its int8 form and make sure that the runtime uses integer kernels for it."""
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        progress("calibrate", done, len(chosen))
-
     progress("calibrate", 0, len(chosen))
-    quantized = path.with_name("quantized.onnx")
     inputs = frames.stream(chosen) if frames.config.media_frames == 1 else frames.with_history(chosen, graph_call(path))
-    num_products = quantize_int8(path, quantized, inputs, keep_float=keep_float, on_frame=count)
-    shutil.move(quantized, path)
+    num_products = quantize_int8(path, path, inputs, keep_float=options.keep_float, options=options.int8, progress=progress)
     progress("audit kernels", 0, 1)
     require_integer_kernels(path, num_expected=num_products)
     progress("audit kernels", 1, 1)

@@ -3,53 +3,40 @@
 Only the inputs of a product are quantized, never its output: the integer kernel then returns floats, one rounding less
 per product, and it is the form that both ONNX Runtime (MatMulIntegerToFloat) and TensorRT fuse. Attention products
 (q·k, p·v), LayerNorm, softmax, the patch convolution and the camera resize stay in float.
+
+In order: observe the channels of every product's input, choose what to centre and scale, observe the result for ranges
+and covariances, round the weights, insert. Weights are read one at a time; what is computed in bulk is bounded
+(`int8/observe.py`).
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+import onnx_ir as ir
 
-from rfedge.errors import ConfigError, did_you_mean, explain
-from rfedge.export.passes.dedicate_qdq import dedicate_qdq
-from rfedge.export.precision_audit import block_of_node, weight_products
+from rfedge.errors import DatasetError, explain
+from rfedge.export.int8.balance import Balance, balance_input
+from rfedge.export.int8.insert import apply_balance, insert_bias, insert_rounded, read_weight, rewrite_float_reader
+from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
+from rfedge.export.int8.options import Int8Options
+from rfedge.export.int8.products import QUERY_ATTENTION, Product, quantizable_products
+from rfedge.export.int8.ranges import choose_magnitude, step_of
+from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
+from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, write_graph
 
-__all__ = ["quantizable_products", "quantize_int8"]
+__all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_products", "quantize_int8"]
 
-Inputs = dict[str, npt.NDArray[Any]]
-# The camera resize is exact in float; of the robot's state a product of six numbers is all there is to save.
-_ALWAYS_FLOAT = ("preprocess", "proprioception")
-
-
-def quantizable_products(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> list[str]:
-    """Return the names of the products to quantize.
-
-    Every product with a weight, except those of the camera resize, of the robot's state, and of blocks that begin with one
-    of `keep_float`.
-
-    Raises:
-        ConfigError: no block begins with one of `keep_float`.
-    """
-    blocks = {node.name: block_of_node(node) for node in weight_products(model)}
-    for prefix in keep_float:
-        if not any(block.startswith(prefix) for block in blocks.values()):
-            raise ConfigError(
-                explain(
-                    "keep_float",
-                    got=repr(prefix),
-                    expected=did_you_mean(prefix, dict.fromkeys(blocks.values())),
-                    remedy="Name a block or the beginning of several.",
-                )
-            )
-    return [name for name, block in blocks.items() if not block.startswith((*_ALWAYS_FLOAT, *keep_float))]
+Inputs = Mapping[str, npt.NDArray[Any]]
+Float32 = npt.NDArray[np.float32]
+# (stage, done, total)
+Progress = Callable[[str, int, int], None]
 
 
 def quantize_int8(
@@ -57,65 +44,136 @@ def quantize_int8(
     target: Path,
     inputs: Iterable[Inputs],
     *,
-    keep_float: Sequence[str] = (),
-    on_frame: Callable[[], None] = lambda: None,
+    keep_float: Sequence[str] | None = (),
+    options: Int8Options | None = None,
+    progress: Progress = lambda *_: None,
 ) -> int:
-    """Write the Q/DQ form of the graph at `source` to `target`, with min-max ranges over `inputs`.
+    """Write the Q/DQ form of the graph at `source` to `target`.
 
     Args:
-        source: fp32 graph.
-        target: where the quantized graph goes.
-        inputs: calibration inputs, one mapping of graph input -> array a frame.
-        keep_float: beginnings of the names of blocks that stay in fp32.
-        on_frame: called after each frame, for a progress bar.
+        source: fp32 graph, its weights inside or beside it.
+        target: where the quantized graph goes; weights beside it if those of `source` are; may be `source`.
+        inputs: calibration frames, one mapping of graph input -> array each. All are kept: a camera frame is small.
+        keep_float: beginnings of the names of blocks or modules that stay in fp32; None for `QUERY_ATTENTION`.
+        options: how; the default is `Int8Options()`.
+        progress: called after each frame of each pass and after each product.
 
     Returns:
         The number of products that were quantized.
+
+    Raises:
+        ConfigError: nothing begins with one of `keep_float`.
+        DatasetError: no frame to calibrate on.
     """
-    model = onnx.load(source, load_external_data=False)
-    products = quantizable_products(model, keep_float)
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # the quantizer recommends a pre-processing step that the dynamo exporter has done
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            quantize_static(
-                source,
-                target,
-                _Reader(inputs, on_frame),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                nodes_to_quantize=products,
-                per_channel=True,
-                activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
-                extra_options={
-                    "ActivationSymmetric": True,
-                    "WeightSymmetric": True,
-                    "MatMulConstBOnly": True,
-                    "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-                    # Not "CalibMaxIntermediateOutputs": onnxruntime 1.31 forgets, without a word, every frame it clears.
-                    # Min-max keeps two numbers per tensor and frame, so memory is bounded without it.
-                },
-            )
-    finally:
-        root.setLevel(level)
-    quantized = onnx.load(target)
-    dedicate_qdq(quantized, products)
-    onnx.save(quantized, target)
+    options = options or Int8Options()
+    frames = list(inputs)
+    if not frames:
+        raise DatasetError(explain("calibration", got="no frame", expected="at least one", remedy="Give more episodes."))
+    model = read_graph(source)
+    products = quantizable_products(model.graph, keep_float)
+    work = _Work(source, model.graph, products, frames, options, progress)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+        is_external = source.with_name(source.name + ".data").exists()
+        if is_external:
+            work.spill = Path(folder)
+        work.run()
+        # What has its weights beside it keeps them there, so that a bundle lists the same files.
+        write_graph(model, target, inline_limit_bytes=0 if is_external else INLINE_LIMIT_BYTES)
     return len(products)
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, inputs: Iterable[Inputs], on_frame: Callable[[], None]) -> None:
-        self._frames: Iterator[Inputs] = iter(inputs)
-        self._on_frame = on_frame
+@dataclass
+class _Work:
+    source: Path
+    graph: ir.Graph
+    products: list[Product]
+    frames: list[Inputs]
+    options: Int8Options
+    progress: Progress
+    spill: Path | None = None  # where finished weights wait until the graph is written; None keeps them in memory
+    statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
+    frames_done: int = 0
+    products_done: int = 0
 
-    def get_next(self) -> Inputs | None:
-        frame = next(self._frames, None)
-        if frame is not None:
-            self._on_frame()
-            return {name: np.ascontiguousarray(array) for name, array in frame.items()}
-        return None
+    def run(self) -> None:
+        readers: dict[str, list[Product]] = {}
+        for product in self.products:
+            readers.setdefault(str(product.source.name), []).append(product)
+        channels = {name: group[0].num_channels for name, group in readers.items()}
+        compensated = self.options.rounding == "compensated"
+        groups = group_by_memory(channels) if compensated else [list(channels)]
+        looks_again = compensated or self.options.ranges != "min-max"
+        num_passes = 1 + (len(groups) if looks_again else 0)
+        self.statistics = {name: ChannelStatistics(count) for name, count in channels.items()}
+        self._observe(self.statistics, num_passes)
+        for group in groups:
+            balances = {name: self._balance(readers[name]) for name in group}
+            inputs = {
+                name: RoundedInput(
+                    balance.centre,
+                    balance.scale,
+                    self.statistics[name].mean,
+                    with_histogram=self.options.ranges != "min-max",
+                    with_covariance=compensated,
+                )
+                for name, balance in balances.items()
+            }
+            if looks_again:
+                self._observe(inputs, num_passes)
+            for name in group:
+                self._round(readers[name], balances[name], inputs.pop(name))
+
+    def _observe(self, observers: Mapping[str, Any], num_passes: int) -> None:
+        def count() -> None:
+            self.frames_done += 1
+            self.progress("calibrate", self.frames_done, num_passes * len(self.frames))
+
+        observe(self.source, observers, self.frames, on_frame=count)
+
+    def _balance(self, products: list[Product]) -> Balance:
+        value = products[0].source
+        weights: Sequence[Float32] = ()
+        if self.options.smooth_quant is not None:
+            weights = [read_weight(product.weight, is_transposed=product.is_transposed) for product in products]
+        return balance_input(value, self.statistics[str(value.name)], weights, self.options)
+
+    def _round(self, products: list[Product], balance: Balance, seen: RoundedInput) -> None:
+        value = products[0].source
+        statistics = self.statistics[str(value.name)]
+        quantized = {product.node for product in products}
+        in_float = [use.node for use in value.uses() if use.node not in quantized]
+        if self.options.ranges == "min-max":
+            magnitude = balance.peak(statistics.low, statistics.high)
+        else:
+            magnitude = choose_magnitude(seen.histogram, self.options.ranges, percentile=self.options.percentile)
+        step = step_of(magnitude)
+        if balance.gain is not None:
+            for node in in_float:
+                rewrite_float_reader(self.graph, node, balance)
+        read = apply_balance(self.graph, value, balance)
+        for product in products:
+            weight = read_weight(product.weight, is_transposed=product.is_transposed)
+            scaled = weight * balance.scale[:, None]
+            if self.options.rounding == "compensated":
+                rounded = round_compensated(scaled, seen.covariance, float(step))
+            else:
+                rounded = round_nearest(scaled)
+            bias = self._bias(weight, balance, rounded, statistics.mean)
+            insert_rounded(
+                self.graph, product, read, rounded, step, activation_type=self.options.activation_type, spill=self.spill
+            )
+            if bias is not None:
+                insert_bias(self.graph, product.node, bias)
+            self.products_done += 1
+            self.progress("round weights", self.products_done, len(self.products))
+
+    def _bias(self, weight: Float32, balance: Balance, rounded: Rounded, mean: Float32) -> Float32 | None:
+        """Return what float must add: the product with the centre, and the mean error of the rounded weights."""
+        if not self.options.correct_bias and not balance.centre.any():
+            return None
+        bias = balance.centre.astype(np.float64) @ weight
+        if self.options.correct_bias:
+            centred = (mean.astype(np.float64) - balance.centre) / balance.scale
+            levels, steps = rounded
+            bias += centred @ (weight * balance.scale[:, None]) - (centred @ levels) * steps
+        return bias.astype(np.float32)

@@ -33,7 +33,9 @@ SHARED = {
 DECODERS = {
     "mosaic_gpt": MPTConfig(**SHARED, feature="last_block_input"),
     "gpt_neox": GPTNeoXConfig(**SHARED, kind="gpt_neox", mlp_width=64, cross_attention_every=2),
-    "llama": LlamaConfig(**SHARED, kind="llama", mlp_width=48, key_value_heads=2, cross_attention_every=4, tokens_before_image=1),
+    "llama": LlamaConfig(
+        **SHARED, kind="llama", mlp_width=48, key_value_heads=2, cross_attention_every=4, tokens_before_image=1
+    ),
     "mpt": MPTConfig(**SHARED, kind="mpt", qk_norm=False, cross_attention_every=4),
 }
 

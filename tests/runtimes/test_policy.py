@@ -10,7 +10,7 @@ import pytest
 from rfedge.benchmarks.latency import sample_observations
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ContractError
-from rfedge.messages import PolicyState, Observation, check_action
+from rfedge.messages import Observation, PolicyState, check_action
 from rfedge.runtimes import STAGES, EdgePolicy, RuntimeSettings
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
 
