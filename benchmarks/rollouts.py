@@ -21,6 +21,7 @@ from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.control import RolloutResult, StepReport
 from rfedge.runtimes.modes import make_controller
 from rfedge.runtimes.policy import STAGES, EdgePolicy
+from rfedge.runtimes.registry import DEFAULT_BACKEND
 from rfedge.runtimes.video import VideoRecorder
 
 __all__ = ["EpisodeRecord", "RolloutPlan", "RolloutReport", "run_rollouts"]
@@ -52,6 +53,7 @@ class RolloutPlan:
     realtime: bool = False
     video: Path | None = None
     settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+    backend: str = DEFAULT_BACKEND
 
     def __post_init__(self) -> None:
         """Refuse a plan that runs nothing.
@@ -124,7 +126,7 @@ def run_rollouts(plan: RolloutPlan, *, on_step: Callable[[int, StepReport], None
         BackendUnavailableError: the simulator or the film writer is not installed.
     """
     goal = choose_goal(plan.task, plan.instruction)
-    with EdgePolicy.load(plan.bundle, settings=plan.settings) as policy:
+    with EdgePolicy.load(plan.bundle, backend=plan.backend, settings=plan.settings) as policy:
         controller = make_controller(policy, plan.mode, plan.execute_steps)
         with make_environment(plan.env, scene=plan.scene, seed=plan.seed) as environment:
             recorder = None if plan.video is None else VideoRecorder(plan.video, environment.control_hz)

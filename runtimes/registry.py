@@ -16,6 +16,7 @@ DEFAULT_BACKEND: Final = "onnxruntime"
 # name -> (module, function(path, settings) -> PolicyParts, how to get what it imports)
 _BACKENDS: Final = {
     "onnxruntime": ("rfedge.runtimes.ort", "open_bundle", "Install it: pip install onnxruntime."),
+    "openvino": ("rfedge.runtimes.openvino", "open_bundle", "Install it: pip install openvino."),
     "torch": ("rfedge.runtimes.reference", "open_checkpoint", "Install the training extra: pip install 'rfedge[train]'."),
 }
 
@@ -26,7 +27,7 @@ def backend_names() -> list[str]:
 
 
 def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyParts:
-    """Open the policy at `path` with `backend`: a bundle for onnxruntime, a checkpoint for torch.
+    """Open the policy at `path` with `backend`: a bundle for onnxruntime and openvino, a checkpoint for torch.
 
     Raises:
         ConfigError: no backend has this name; the text names the nearest one.

@@ -32,6 +32,7 @@ def run(
     max_steps: Annotated[int, typer.Option(help="Control steps per episode.")] = 120,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of the policy; 0 is all physical cores.")] = 0,
+    backend: Annotated[str, typer.Option(help="onnxruntime, or openvino where it is installed.")] = "onnxruntime",
     video: Annotated[Path | None, typer.Option(help="Write what the cameras saw to this .gif or .mp4.")] = None,
     realtime: Annotated[bool, typer.Option("--realtime", help="Hold the control rate on the wall clock.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
@@ -56,6 +57,7 @@ def run(
         realtime=realtime,
         video=video,
         settings=RuntimeSettings(threads=threads),
+        backend=backend,
     )
     report = _run_with_progress(plan)
     _print(Console(stderr=as_json), report, video)
