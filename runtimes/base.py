@@ -21,12 +21,13 @@ from rfedge.contract import GraphContract, PolicyContract
 from rfedge.errors import ConfigError, ContractError, did_you_mean, explain
 from rfedge.runtimes.text import InstructionEncoder
 
-__all__ = ["OPTIMIZATION_LEVELS", "SPINNING", "GraphRunner", "PolicyParts", "RuntimeSettings", "Stage"]
+__all__ = ["OPTIMIZATION_LEVELS", "SPINNING", "TORCH_DTYPES", "GraphRunner", "PolicyParts", "RuntimeSettings", "Stage"]
 
 Array = npt.NDArray[Any]
 Stage = Literal["backbone", "head"]
 OPTIMIZATION_LEVELS: Final = ("disabled", "basic", "extended", "all")
 SPINNING: Final = ("always", "within-call", "never")
+TORCH_DTYPES: Final = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class RuntimeSettings:
             the camera, the simulator or another session.
         check_inputs: compare every input with the contract on each call.
         verify: hash the bundle's files on load.
+        torch_dtype: what PyTorch computes in, one of `TORCH_DTYPES`; other backends compute in what their graph says.
     """
 
     threads: int = 0
@@ -50,16 +52,18 @@ class RuntimeSettings:
     spinning: str = "within-call"
     check_inputs: bool = True
     verify: bool = True
+    torch_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Refuse unknown names.
 
         Raises:
-            ConfigError: `optimization` or `spinning` is unknown, `threads` is negative or `providers` is empty.
+            ConfigError: `optimization`, `spinning` or `torch_dtype` is unknown, `threads` is negative or `providers` empty.
         """
         for name, value, choices in (
             ("optimization", self.optimization, OPTIMIZATION_LEVELS),
             ("spinning", self.spinning, SPINNING),
+            ("torch_dtype", self.torch_dtype, TORCH_DTYPES),
         ):
             if value not in choices:
                 raise ConfigError(

@@ -25,18 +25,28 @@ Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
 
 class TorchRunner(GraphRunner):
-    """Calls one half of a PyTorch policy, eager and in fp32, under the same contract as an exported graph.
+    """Calls one half of a PyTorch policy, eager, under the same contract as an exported graph.
 
     Args:
         stage: which half.
         contract: its inputs, passed to `forward` by name, and its outputs, returned in contract order.
         forward: the bound method of the policy.
         check_inputs: compare every input with the contract on each call.
+        dtype: what the policy computes in; floats are converted on the way in and out.
     """
 
-    def __init__(self, stage: Stage, contract: GraphContract, forward: Forward, *, check_inputs: bool = True) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        contract: GraphContract,
+        forward: Forward,
+        *,
+        check_inputs: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(stage, contract, check_inputs=check_inputs)
         self._forward = forward
+        self._dtype = dtype
 
     def effective_settings(self) -> dict[str, str]:
         """Threads are a setting of the whole process in PyTorch."""
@@ -49,20 +59,20 @@ class TorchRunner(GraphRunner):
         """Nothing to free before the policy itself goes."""
 
     def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = {spec.name: _to_tensor(inputs[spec.name]) for spec in self.contract.inputs}
+        tensors = {spec.name: self._to_tensor(inputs[spec.name]) for spec in self.contract.inputs}
         with torch.inference_mode():
             outputs = self._forward(**tensors)
         if isinstance(outputs, torch.Tensor):
             outputs = (outputs,)
         return {
-            spec.name: output.numpy().astype(spec.dtype, copy=True)
+            spec.name: output.float().numpy().astype(spec.dtype, copy=True)
             for spec, output in zip(self.contract.outputs, outputs, strict=True)
         }
 
-
-def _to_tensor(array: Array) -> torch.Tensor:
-    # torch has no read-only tensors and warns about such arrays (cached text, frames from a message).
-    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+    def _to_tensor(self, array: Array) -> torch.Tensor:
+        # torch has no read-only tensors and warns about such arrays (cached text, frames from a message).
+        tensor = torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
 
 def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
@@ -74,24 +84,30 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
         ArtifactError: the checkpoint is missing, incomplete or altered.
     """
     checkpoint = load_checkpoint(path)
+    dtype: torch.dtype = getattr(torch, settings.torch_dtype)
     policy = checkpoint.policy.eval()
+    if dtype != torch.float32:
+        policy.compute_in(dtype)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     contract = policy_contract(checkpoint.config)
+    precision = "fp32" if dtype == torch.float32 else "bf16"
 
     def embed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            return np.asarray(policy.embed_text(torch.from_numpy(ids[None]))[0].numpy(), dtype=np.float32)
+            return np.asarray(policy.embed_text(torch.from_numpy(ids[None]))[0].float().numpy(), dtype=np.float32)
 
     return PolicyParts(
         source=path,
         backend="torch",
         config=checkpoint.config,
         contract=contract,
-        backbone=TorchRunner("backbone", contract.backbone, policy.backbone, check_inputs=settings.check_inputs),
-        head=TorchRunner("head", contract.head, policy.head, check_inputs=settings.check_inputs),
+        backbone=TorchRunner(
+            "backbone", contract.backbone, policy.backbone, check_inputs=settings.check_inputs, dtype=dtype
+        ),
+        head=TorchRunner("head", contract.head, policy.head, check_inputs=settings.check_inputs, dtype=dtype),
         encoder=InstructionEncoder(checkpoint.tokenizer, embed),
-        precision="fp32",
+        precision=precision,
         size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        block_precisions={"policy": "fp32"},
+        block_precisions={"policy": precision},
     )

@@ -8,6 +8,7 @@ from rfedge.cli.bench_chains import chains
 from rfedge.cli.bench_env import env
 from rfedge.cli.bench_experts import experts
 from rfedge.cli.bench_latency import latency
+from rfedge.cli.bench_peers import peers
 
 __all__ = ["bench_app"]
 
@@ -19,5 +20,5 @@ def bench() -> None:
     """Measure latency and success."""  # without a callback typer would drop the name of a single command
 
 
-for _command in (latency, chains, env, experts):
+for _command in (latency, chains, env, experts, peers):
     bench_app.command()(_command)

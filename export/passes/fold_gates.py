@@ -1,0 +1,146 @@
+"""Fold the tanh gate of a cross-attention into the projection before it: (x W) * tanh(g) = x (tanh(g) W).
+
+Case 1: Mul(g, product) or Mul(product, g), where g is a constant of one element (the exporter has computed its tanh).
+Case 2: the same with Tanh(g).
+Case 3: as either, with a constant bias between product and Mul; the bias is scaled too.
+
+Requires: no quantizers; they would have been calibrated on the unscaled weight.
+Ensures: no Tanh of a constant is left, and no constant of one element multiplies what a product alone has made.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_queries import (
+    add_computed,
+    add_constant,
+    constant_array,
+    is_constant,
+    is_weight_product,
+    only_reader,
+    single_number,
+    tensor_shape,
+)
+
+__all__ = ["FoldGates"]
+
+
+class _Gated(NamedTuple):
+    gate: float
+    scaled: ir.Value
+    product: ir.Node
+    bias: ir.Node | None
+
+
+class FoldGates(GraphPass):
+    """(x W + b) * tanh(g) -> x W' + b', where W' = tanh(g) W and b' = tanh(g) b."""
+
+    name = "fold-gates"
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        graph = model.graph
+        for node in list(graph):
+            if _is_constant_tanh(node):
+                _compute_tanh(graph, node)
+        changes = []
+        for node in list(graph):
+            gated = _gated(node)
+            if gated is None:
+                continue
+            for factor in (gated.product, *([gated.bias] if gated.bias is not None else [])):
+                for index in _constant_inputs(factor):
+                    _scale_input(graph, factor, index, gated.gate, node.name or "gate")
+            node.outputs[0].replace_all_uses_with(gated.scaled, replace_graph_outputs=True)
+            _keep_output_name(node, gated.scaled)
+            graph.remove(node, safe=True)
+            changes.append(f"{node.name}: gate {gated.gate:.6g} into {gated.product.name}")
+        return changes
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if _is_constant_tanh(node) or _gated(node) is not None:
+                raise ir.passes.PostconditionError(f"pass {self.name}: node {node.name} ({node.op_type}) is still a gate")
+
+
+def _is_constant_tanh(node: ir.Node) -> bool:
+    return node.op_type == "Tanh" and constant_array(node.inputs[0]) is not None
+
+
+def _compute_tanh(graph: ir.Graph, node: ir.Node) -> None:
+    gate = constant_array(node.inputs[0])
+    assert gate is not None, f"{node.name} was chosen for its constant input"
+    value = add_constant(graph, f"{node.name}.tanh", np.tanh(gate))
+    if node.outputs[0].is_graph_output():
+        raise ir.passes.PreconditionError(f"pass fold-gates: the output of {node.name} is a constant")
+    node.outputs[0].replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+
+
+def _gated(node: ir.Node) -> _Gated | None:
+    if node.op_type != "Mul" or node.domain:
+        return None
+    for gate_index in (0, 1):
+        gate, scaled = single_number(node.inputs[gate_index]), node.inputs[1 - gate_index]
+        if gate is None or scaled is None or not _keeps_shape(node.inputs[gate_index], scaled):
+            continue
+        bias = scaled.producer()
+        if bias is None or only_reader(scaled) is not node:
+            continue
+        if bias.op_type != "Add":
+            if _can_scale(bias):
+                return _Gated(gate, scaled, bias, None)
+            continue
+        for product_index in (0, 1):
+            summed, constant = bias.inputs[product_index], bias.inputs[1 - product_index]
+            product = summed.producer() if summed is not None else None
+            if (
+                product is not None
+                and summed is not None
+                and is_constant(constant)
+                and only_reader(summed) is bias
+                and _can_scale(product)
+            ):
+                return _Gated(gate, scaled, product, bias)
+    return None
+
+
+def _keeps_shape(gate: ir.Value | None, scaled: ir.Value) -> bool:
+    """A gate of shape (1, 1, 1) would add axes to a product of rank two."""
+    rank = len(gate.shape) if gate is not None and gate.shape is not None else 0
+    return rank == 0 or (scaled.shape is not None and rank <= len(scaled.shape)) or (scaled.shape is None and rank == 1)
+
+
+def _can_scale(node: ir.Node) -> bool:
+    return is_weight_product(node) and (len(node.inputs) < 3 or node.inputs[2] is None or is_constant(node.inputs[2]))
+
+
+def _constant_inputs(node: ir.Node) -> list[int]:
+    """Of a product its weight and a Gemm's bias; of an Add its constant."""
+    return [index for index, value in enumerate(node.inputs) if is_constant(value)]
+
+
+def _scale_input(graph: ir.Graph, node: ir.Node, index: int, gate: float, gate_name: str) -> None:
+    old = node.inputs[index]
+    assert old is not None, f"{node.name} has a constant input {index}"
+    tensor = old.const_value
+    assert tensor is not None, f"{old.name} is an initializer"
+    new = add_computed(
+        graph,
+        f"{old.name}/{gate_name}",
+        lambda: tensor.numpy() * tensor.numpy().dtype.type(gate),
+        tensor.dtype,
+        tensor_shape(tensor),
+    )
+    node.replace_input_with(index, new)
+    if not old.uses():
+        del graph.initializers[str(old.name)]
+
+
+def _keep_output_name(node: ir.Node, value: ir.Value) -> None:
+    if value.is_graph_output():
+        value.name, node.outputs[0].name = node.outputs[0].name, None

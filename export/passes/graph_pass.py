@@ -1,0 +1,86 @@
+"""What every pass over a float graph shares: check, change in place, check again, and say what was changed."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+__all__ = ["GraphPass", "PassReport", "run_passes", "weight_bytes"]
+
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one pass did to one graph.
+
+    Attributes:
+        name: of the pass.
+        changes: one line each, naming the node that was changed; empty when there was nothing to do.
+        nodes_before, nodes_after: nodes in the graph.
+        bytes_before, bytes_after: size of all initializers.
+    """
+
+    name: str
+    changes: tuple[str, ...]
+    nodes_before: int
+    nodes_after: int
+    bytes_before: int
+    bytes_after: int
+
+
+class GraphPass(ir.passes.InPlacePass):
+    """A pass that notes its changes.
+
+    A subclass gives `name` and `rewrite`, which returns one line per change. Weights are read only where a new one is
+    computed from them, and then not before the graph is written: graphs of many gigabytes pass through in little memory.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        self.changes: tuple[str, ...] = ()
+
+    def requires(self, model: ir.Model) -> None:
+        """Passes change numbers in the last bit, so the ranges of a calibrated graph would no longer be true.
+
+        Raises:
+            ir.passes.PreconditionError: the graph is already quantized.
+        """
+        for node in model.graph:
+            if node.op_type in _QUANTIZERS:
+                raise ir.passes.PreconditionError(
+                    f"pass {self.name}: got node {node.name} ({node.op_type}), expected a graph before quantization"
+                )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self.changes = tuple(self.rewrite(model))
+        return ir.passes.PassResult(model, modified=bool(self.changes))
+
+    @abc.abstractmethod
+    def rewrite(self, model: ir.Model) -> list[str]:
+        """Change the model in place and return one line per change."""
+
+
+def run_passes(model: ir.Model, passes: Sequence[GraphPass]) -> list[PassReport]:
+    """Run the passes in order on `model`, in place.
+
+    Raises:
+        ir.passes.PreconditionError, ir.passes.PostconditionError: a pass does not hold what it promises.
+    """
+    reports = []
+    for graph_pass in passes:
+        nodes, size = len(model.graph), weight_bytes(model.graph)
+        graph_pass(model)
+        reports.append(
+            PassReport(graph_pass.name, graph_pass.changes, nodes, len(model.graph), size, weight_bytes(model.graph))
+        )
+    return reports
+
+
+def weight_bytes(graph: ir.Graph) -> int:
+    """Return the size of all initializers; reads none of them."""
+    return sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)

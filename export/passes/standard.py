@@ -1,0 +1,48 @@
+"""The passes that every export runs, between tracing and quantization, in the order in which they help each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rfedge.export.passes.compact_attention import CompactAttention
+from rfedge.export.passes.drop_dead import DropDead
+from rfedge.export.passes.fold_gates import FoldGates
+from rfedge.export.passes.fold_normalisation import FoldNormalisation
+from rfedge.export.passes.fusible_rms_norm import FusibleRMSNorm
+from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
+from rfedge.export.passes.graph_pass import GraphPass, PassReport, run_passes
+from rfedge.export.passes.slim import Slim
+
+__all__ = ["apply_passes", "standard_passes"]
+
+
+def standard_passes() -> list[GraphPass]:
+    """Return new passes: dead weight first, so that no later pass computes it, and last what the others left unread."""
+    return [DropDead(), Slim(), FoldNormalisation(), FoldGates(), CompactAttention(), FusibleRMSNorm(), DropDead()]
+
+
+def apply_passes(
+    source: Path,
+    target: Path,
+    passes: Sequence[GraphPass] | None = None,
+    *,
+    on_weight: WeightProgress = lambda *_: None,
+) -> tuple[list[PassReport], list[Path]]:
+    """Run passes on the graph at `source` and write it to `target`; both may be the same path.
+
+    Args:
+        source: graph in fp32, weights in it or in a file beside it.
+        target: the file to write; weights above 1.5 GB go into `target` + ".data".
+        passes: in order; the standard ones if not given.
+        on_weight: told (weights written, weights in all).
+
+    Returns:
+        What each pass did, and every file written, the graph first.
+
+    Raises:
+        ArtifactError: `source` is no graph.
+    """
+    model = read_graph(source)
+    reports = run_passes(model, standard_passes() if passes is None else passes)
+    return reports, write_graph(model, target, on_weight=on_weight)

@@ -1,0 +1,64 @@
+"""TensorRT takes every standard form strongly typed, without a flag, and keeps the weights as small as the form has them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from rfedge.contract import GraphContract, TensorSpec
+from rfedge.errors import BackendUnavailableError
+from rfedge.export.forms.half import make_bf16, make_fp16
+from rfedge.export.forms.weight_only import make_int4_weight, make_int8_weight
+from rfedge.export.passes.graph_files import write_graph
+from tests.export.float_graphs import draw, graph_of
+
+pytestmark = pytest.mark.trt
+
+node = helper.make_node
+WIDTH, TOKENS = 256, 8
+FORMS: list[tuple[Callable[..., Any], dict[str, str], float]] = [
+    (make_fp16, {}, 2.0),
+    (make_bf16, {}, 2.0),
+    (make_int8_weight, {}, 1.0),
+    (make_int4_weight, {"kernel": "dequantize"}, 0.5),
+    (make_int8_weight, {"compute": "fp16"}, 1.0),
+    (make_int4_weight, {"kernel": "dequantize", "compute": "bf16"}, 0.5),
+]
+NAMES = ["fp16", "bf16", "int8-weight", "int4-weight", "int8-weight in fp16", "int4-weight in bf16"]
+
+
+@pytest.mark.parametrize(("make", "options", "bytes_per_weight"), FORMS, ids=NAMES)
+def test_an_engine_for_sm89(
+    make: Callable[..., Any], options: dict[str, str], bytes_per_weight: float, tmp_path: Path
+) -> None:
+    from rfedge.export.tensorrt.binding import load_tensorrt
+    from rfedge.export.tensorrt.builder import BuilderSettings, build_engine
+    from rfedge.export.tensorrt.precision_support import check_precisions
+    from rfedge.export.tensorrt.prepare import prepare_graph
+
+    try:
+        module = load_tensorrt("tensorrt-rtx")
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    nodes = [
+        node("LayerNormalization", ["x", "scale"], ["normed"]),
+        node("MatMul", ["normed", "up"], ["hidden"]),
+        node("Gelu", ["hidden"], ["active"]),
+        node("MatMul", ["active", "down"], ["update"]),
+        node("Add", ["x", "update"], ["residual"]),
+        node("Softmax", ["residual"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {"scale": draw(rng, WIDTH), "up": draw(rng, WIDTH, 4 * WIDTH), "down": draw(rng, 4 * WIDTH, WIDTH)}
+    write_graph(graph_of(nodes, constants, {"x": (1, TOKENS, WIDTH)}, ["y"]), tmp_path / "fp32.onnx")
+    make(tmp_path / "fp32.onnx", tmp_path / "form.onnx", **options)
+    graph, target = prepare_graph(tmp_path / "form.onnx"), module.ahead_of_time_target(89)
+    check_precisions(graph, target)
+    spec = {"dtype": "float32", "shape": (1, TOKENS, WIDTH), "axes": ("batch", "token", "width")}
+    contract = GraphContract(inputs=(TensorSpec(name="x", **spec),), outputs=(TensorSpec(name="y", **spec),))
+    built = build_engine(module, graph, tmp_path / "form.onnx", contract, target, BuilderSettings())
+    num_weights = 8 * WIDTH * WIDTH
+    assert 0.9 < built.weights_bytes / (bytes_per_weight * num_weights) < 1.3

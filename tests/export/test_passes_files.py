@@ -1,0 +1,54 @@
+"""Graphs that the passes read and write: weights beside the graph, in place, and what is no graph."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from rfedge.errors import ArtifactError
+from rfedge.export.passes.graph_files import file_bytes, read_graph, write_graph
+from rfedge.export.passes.graph_pass import run_passes
+from rfedge.export.passes.standard import apply_passes, standard_passes
+from tests.export.float_graphs import TracedPolicy, run, traced_policy
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TracedPolicy:
+    return traced_policy(tmp_path_factory)
+
+
+def test_large_weights_stay_in_a_file_that_is_replaced_in_place(tiny: TracedPolicy, tmp_path: Path) -> None:
+    path, inputs = tiny.backbone, tiny.inputs
+    target = tmp_path / "backbone.onnx"
+    files = write_graph(read_graph(path), target, inline_limit_bytes=0)
+    assert files == [target, tmp_path / "backbone.onnx.data"]
+    model = read_graph(target)
+    large = [value.const_value for value in model.graph.initializers.values() if value.const_value.nbytes > 2048]
+    assert large
+    assert all(isinstance(tensor, ir.ExternalTensor) for tensor in large)
+    reference = run(target, inputs)[0]
+    run_passes(model, standard_passes())
+    seen = []
+    write_graph(model, target, inline_limit_bytes=0, on_weight=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(model.graph.initializers),) * 2
+    np.testing.assert_allclose(run(target, inputs)[0], reference, atol=TOLERANCE)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["backbone.onnx", "backbone.onnx.data"]
+    _, files = apply_passes(target, target)  # small enough for one file now
+    assert files == [target]
+    assert [item.name for item in tmp_path.iterdir()] == ["backbone.onnx"]
+    assert file_bytes(target) == target.stat().st_size
+    np.testing.assert_allclose(run(target, inputs)[0], reference, atol=TOLERANCE)
+
+
+def test_what_is_no_graph_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"graph .*absent.onnx: got .*No such file.*expected an ONNX file. Export it again."
+    ):
+        apply_passes(tmp_path / "absent.onnx", tmp_path / "target.onnx")
+    (tmp_path / "text.onnx").write_text("no protobuf")
+    with pytest.raises(ArtifactError, match=r"graph .*text.onnx: got .*expected an ONNX file"):
+        apply_passes(tmp_path / "text.onnx", tmp_path / "target.onnx")
+    assert [item.name for item in tmp_path.iterdir()] == ["text.onnx"]
