@@ -31,6 +31,7 @@ def prepare_peers(
     Raises:
         ConfigError: an unknown preset, or int8/ is missing and `data` is None.
     """
+    from rfedge.export.int8.options import PLAIN
     from rfedge.export.pipeline import ExportOptions, export_checkpoint
 
     config = preset(size)
@@ -47,7 +48,13 @@ def prepare_peers(
                 explain(f"peers in {folder}", got="no int8/", expected="--data to calibrate on", remedy="Pass --data DIR.")
             )
         options = ExportOptions(
-            precision=precision, data=data, num_calibration_frames=8, num_parity_steps=4, seed=seed, force=True
+            precision=precision,
+            data=data,
+            int8=PLAIN,  # how weights are rounded changes no time
+            num_calibration_frames=8,
+            num_parity_steps=4,
+            seed=seed,
+            force=True,
         )
         export_checkpoint(
             checkpoint,

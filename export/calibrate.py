@@ -83,12 +83,11 @@ class _Dealer:
         fewest = min(self._of_episode[index] for index in filter(self._has_frames, self._episodes[task]))
         episodes = [index for index in self._episodes[task] if self._of_episode[index] == fewest and self._has_frames(index)]
         for phase in self._phases(task):
-            searched = episodes if phase in _THIRDS else episodes[:_MOST_EPISODES_SEARCHED]
-            for index in searched:
+            for index in episodes[:_MOST_EPISODES_SEARCHED]:
                 free = [frame for frame in self._frames(index, phase) if (index, frame) not in self._taken]
                 if free:
                     return self._take(task, index, phase, int(self._rng.choice(free)))
-        raise AssertionError("an episode with free frames has one in some third")
+        raise AssertionError("an episode with free frames has one in some phase")
 
     def _phases(self, task: str) -> list[Phase]:
         """All phases, what was dealt least first."""
@@ -112,14 +111,16 @@ class _Dealer:
         return index, frame
 
     def _frames(self, index: int, phase: Phase) -> Sequence[int]:
+        """Every frame of an episode is in one phase: that of a gripper change, else that of a third."""
         segment = self._dataset.segments[index]
-        if phase in _THIRDS:
-            third = _THIRDS.index(phase)
-            bounds = [segment.start + segment.num_frames * part // len(_THIRDS) for part in (third, third + 1)]
-            return range(*bounds)
         if index not in self._changes:
             self._changes[index] = gripper_changes(self._dataset, segment)
-        return self._changes[index][phase]
+        changes = self._changes[index]
+        if phase not in _THIRDS:
+            return changes[phase]
+        third = _THIRDS.index(phase)
+        bounds = [segment.start + segment.num_frames * part // len(_THIRDS) for part in (third, third + 1)]
+        return [frame for frame in range(*bounds) if not any(frame in changes[change] for change in _CHANGES)]
 
 
 def gripper_changes(dataset: CalvinDataset, segment: Segment) -> dict[Phase, list[int]]:

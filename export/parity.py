@@ -108,7 +108,8 @@ def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str
     """Return the metrics that `thresholds.py` judges, plus the means that help to read them.
 
     min_feature_cosine and feature_relative_rms are per step (worst step, whole rollout); action errors are in
-    normalised units over the six pose numbers; a gripper flip is a probability on the other side of 0.5.
+    normalised units over the six pose numbers, p99 over the largest of each step; a gripper flip is a probability on
+    the other side of 0.5.
     """
     f, g = reference.features.astype(np.float64), candidate.features.astype(np.float64)
     cosine = (f * g).sum(-1) / np.maximum(np.linalg.norm(f, axis=-1) * np.linalg.norm(g, axis=-1), 1e-30)
@@ -120,6 +121,7 @@ def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str
         "min_feature_cosine": float(cosine.min()),
         "feature_relative_rms": float(np.sqrt(((f - g) ** 2).mean() / max((f**2).mean(), 1e-30))),
         "action_max_error": float(pose_error.max()),
+        "action_p99_error": float(np.quantile(pose_error.reshape(len(f), -1).max(-1), 0.99)),
         "action_mean_error": float(pose_error.mean()),
         "gripper_flip_rate": float(flips.mean()),
         "gripper_max_error": float(np.abs(reference.gripper - candidate.gripper).max()),

@@ -35,9 +35,14 @@ def weight_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         if node.op_type not in ("MatMul", "Gemm"):
             continue
         source = producers.get(node.input[1])
-        if node.input[1] in constants or (source is not None and _is_weight_dequantize(source, constants)):
+        if node.input[1] in constants or (source is not None and _hands_on_weight(source, constants)):
             found.append(node)
     return found
+
+
+def _hands_on_weight(node: onnx.NodeProto, constants: set[str]) -> bool:
+    """Whether a node returns a weight: dequantized, or stored in fp16 and computed with in fp32."""
+    return _is_weight_dequantize(node, constants) or (node.op_type == "Cast" and node.input[0] in constants)
 
 
 def _is_weight_dequantize(node: onnx.NodeProto, constants: set[str]) -> bool:

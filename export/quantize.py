@@ -22,12 +22,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.errors import DatasetError, explain
-from rfedge.export.int8.balance import Balance, balance_input
+from rfedge.export.int8.balance import Balance, balance_input, find_gain
 from rfedge.export.int8.insert import apply_balance, insert_bias, insert_rounded, read_weight, rewrite_float_reader
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.products import QUERY_ATTENTION, Product, quantizable_products
 from rfedge.export.int8.ranges import choose_magnitude, step_of
+from rfedge.export.int8.rounded_store import RoundedGroup, RoundedProduct, RoundedStore
 from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, write_graph
 
@@ -46,6 +47,7 @@ def quantize_int8(
     *,
     keep_float: Sequence[str] | None = (),
     options: Int8Options | None = None,
+    store: RoundedStore | None = None,
     progress: Progress = lambda *_: None,
 ) -> int:
     """Write the Q/DQ form of the graph at `source` to `target`.
@@ -56,6 +58,8 @@ def quantize_int8(
         inputs: calibration frames, one mapping of graph input -> array each. All are kept: a camera frame is small.
         keep_float: beginnings of the names of blocks or modules that stay in fp32; None for `QUERY_ATTENTION`.
         options: how; the default is `Int8Options()`.
+        store: rounded products of this graph, these frames and these options: what it holds is not computed again (it is
+            rounded as it was in the graph that stored it), what it lacks is added.
         progress: called after each frame of each pass and after each product.
 
     Returns:
@@ -71,7 +75,7 @@ def quantize_int8(
         raise DatasetError(explain("calibration", got="no frame", expected="at least one", remedy="Give more episodes."))
     model = read_graph(source)
     products = quantizable_products(model.graph, keep_float)
-    work = _Work(source, model.graph, products, frames, options, progress)
+    work = _Work(source, model.graph, products, frames, options, progress, store)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         is_external = source.with_name(source.name + ".data").exists()
         if is_external:
@@ -90,6 +94,7 @@ class _Work:
     frames: list[Inputs]
     options: Int8Options
     progress: Progress
+    store: RoundedStore | None = None
     spill: Path | None = None  # where finished weights wait until the graph is written; None keeps them in memory
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
     frames_done: int = 0
@@ -99,6 +104,10 @@ class _Work:
         readers: dict[str, list[Product]] = {}
         for product in self.products:
             readers.setdefault(str(product.source.name), []).append(product)
+        for name in [name for name in readers if self._is_stored(name, readers[name])]:
+            self._insert_stored(name, readers.pop(name))
+        if not readers:
+            return
         channels = {name: group[0].num_channels for name, group in readers.items()}
         compensated = self.options.rounding == "compensated"
         groups = group_by_memory(channels) if compensated else [list(channels)]
@@ -137,20 +146,25 @@ class _Work:
             weights = [read_weight(product.weight, is_transposed=product.is_transposed) for product in products]
         return balance_input(value, self.statistics[str(value.name)], weights, self.options)
 
+    def _is_stored(self, name: str, products: list[Product]) -> bool:
+        return self.store is not None and self.store.has(name, [product.name for product in products])
+
+    def _insert_stored(self, name: str, products: list[Product]) -> None:
+        assert self.store is not None, "the caller looked"
+        group = self.store.load(name, [product.name for product in products])
+        is_balanced = self.options.centre or self.options.smooth_quant is not None
+        gain = find_gain(products[0].source) if is_balanced else None
+        self._insert(products, Balance(group.centre, group.scale, gain), group)
+
     def _round(self, products: list[Product], balance: Balance, seen: RoundedInput) -> None:
-        value = products[0].source
-        statistics = self.statistics[str(value.name)]
-        quantized = {product.node for product in products}
-        in_float = [use.node for use in value.uses() if use.node not in quantized]
+        name = str(products[0].source.name)
+        statistics = self.statistics[name]
         if self.options.ranges == "min-max":
             magnitude = balance.peak(statistics.low, statistics.high)
         else:
             magnitude = choose_magnitude(seen.histogram, self.options.ranges, percentile=self.options.percentile)
         step = step_of(magnitude)
-        if balance.gain is not None:
-            for node in in_float:
-                rewrite_float_reader(self.graph, node, balance)
-        read = apply_balance(self.graph, value, balance)
+        found = {}
         for product in products:
             weight = read_weight(product.weight, is_transposed=product.is_transposed)
             scaled = weight * balance.scale[:, None]
@@ -158,9 +172,29 @@ class _Work:
                 rounded = round_compensated(scaled, seen.covariance, float(step))
             else:
                 rounded = round_nearest(scaled)
-            bias = self._bias(weight, balance, rounded, statistics.mean)
+            found[product.name] = RoundedProduct(rounded, self._bias(weight, balance, rounded, statistics.mean))
+        group = RoundedGroup(balance.centre, balance.scale, step, found)
+        if self.store is not None:
+            self.store.save(name, group)
+        self._insert(products, balance, group)
+
+    def _insert(self, products: list[Product], balance: Balance, group: RoundedGroup) -> None:
+        value = products[0].source
+        quantized = {product.node for product in products}
+        if balance.gain is not None:
+            for node in [use.node for use in value.uses() if use.node not in quantized]:
+                rewrite_float_reader(self.graph, node, balance)
+        read = apply_balance(self.graph, value, balance)
+        for product in products:
+            rounded, bias = group.products[product.name]
             insert_rounded(
-                self.graph, product, read, rounded, step, activation_type=self.options.activation_type, spill=self.spill
+                self.graph,
+                product,
+                read,
+                rounded,
+                group.step,
+                activation_type=self.options.activation_type,
+                spill=self.spill,
             )
             if bias is not None:
                 insert_bias(self.graph, product.node, bias)

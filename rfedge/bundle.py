@@ -3,6 +3,7 @@
     bundle/
       manifest.json            this file's `Manifest`
       backbone.onnx            frames + embedded instruction -> feature
+      backbone-cpu.onnx        in int8: the same with integer kernels for CPUs, on the same weights
       head.onnx                features + state -> actions + state
       embedding.safetensors    token embedding table, looked up once per instruction
       tokenizer.json           instruction -> token ids
@@ -27,6 +28,8 @@ from rfedge.contract import PolicyContract
 from rfedge.errors import ArtifactError, explain
 
 __all__ = [
+    "EMBEDDING_SCALE",
+    "EMBEDDING_TENSOR",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "Artifact",
@@ -42,7 +45,10 @@ __all__ = [
 
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA_VERSION: Final = 1
-Role = Literal["backbone", "head", "weights", "embedding", "tokenizer", "record"]
+# embedding.safetensors: the token table, float or int8; int8 with one float32 scale a row.
+EMBEDDING_TENSOR: Final = "embedding"
+EMBEDDING_SCALE: Final = "scale"
+Role = Literal["backbone", "backbone-cpu", "head", "weights", "embedding", "tokenizer", "record"]
 
 
 class _Record(BaseModel):
@@ -75,13 +81,17 @@ class CalibrationRecord(_Record):
 
 
 class ParityRecord(_Record):
-    """Measured differences of the exported graphs from PyTorch, with the thresholds they were held to."""
+    """Measured differences of the exported graphs from PyTorch, with the thresholds they were held to.
+
+    `forced` says that the bundle was written although it missed one.
+    """
 
     num_steps: int
     inputs: str
     metrics: dict[str, float]
     thresholds: dict[str, float]
     passed: bool
+    forced: bool = False
 
 
 class Manifest(_Record):
@@ -117,6 +127,12 @@ class Bundle:
     @property
     def size_bytes(self) -> int:
         return sum(artifact.size_bytes for artifact in self.manifest.artifacts)
+
+    @property
+    def cpu_backbone(self) -> Path:
+        """The backbone graph for CPUs: the one with integer kernels where there is one."""
+        named = next((artifact.path for artifact in self.manifest.artifacts if artifact.role == "backbone-cpu"), None)
+        return self.path("backbone") if named is None else self.root / named
 
     def path(self, role: Role) -> Path:
         """Return the file that plays `role`.

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed"]
-# What `rfedge export` can make today; the other names of `Precision` are reserved.
-PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "int8")
+# What `rfedge export` can make.
+PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed")
 
 
 class _Config(BaseModel):

@@ -169,8 +169,13 @@ def _first_line(error: Exception) -> str:
 
 
 def effective_precision(record: PrecisionRecord) -> str:
-    """Return the precision a bundle may be called by: the requested one if some block has it, else the commonest."""
+    """Return the precision a bundle may be called by: the requested one if some block has it, else the commonest.
+
+    A mixed plan that left every block in float is fp32.
+    """
     blocks = [_block_kind(text) for text in record.blocks.values()]
+    if record.requested == "mixed" and "int8" in blocks:
+        return record.requested
     if not blocks or record.requested in blocks:
         return record.requested
     return Counter(blocks).most_common(1)[0][0]
@@ -190,6 +195,8 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     bundle = load_bundle(path, verify=settings.verify)
     config, contract, blocks = bundle.policy, bundle.contract, bundle.manifest.precision.blocks
     backbone_is_int8 = any(_block_kind(text) == "int8" for block, text in blocks.items() if block != "head")
+    on_cpu = settings.providers[0] == "CPUExecutionProvider"
+    backbone = bundle.cpu_backbone if on_cpu else bundle.path("backbone")
     head_is_int8 = _block_kind(blocks.get("head", "")) == "int8"
     tokenizer = InstructionTokenizer.load(bundle.path("tokenizer"), config.decoder.text_length)
     return PolicyParts(
@@ -199,10 +206,10 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         contract=contract,
         backbone=OrtRunner(
             "backbone",
-            bundle.path("backbone"),
+            backbone,
             contract.backbone,
             settings,
-            disabled_optimizers=DISABLED_OPTIMIZERS if backbone_is_int8 else (),
+            disabled_optimizers=DISABLED_OPTIMIZERS if backbone_is_int8 and backbone == bundle.path("backbone") else (),
         ),
         head=OrtRunner(
             "head",

@@ -15,12 +15,12 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.bundle import EMBEDDING_SCALE, EMBEDDING_TENSOR
 from rfedge.errors import ArtifactError, explain
 from rfedge.tokenizer import InstructionTokenizer
 
-__all__ = ["EMBEDDING_TENSOR", "EmbeddedInstruction", "EmbeddingTable", "InstructionEncoder"]
+__all__ = ["EmbeddedInstruction", "EmbeddingTable", "InstructionEncoder"]
 
-EMBEDDING_TENSOR: Final = "embedding"
 # A chain has 5 instructions and the whole benchmark 34; a server's clients can send any text, so the cache is bounded.
 MAX_CACHED_INSTRUCTIONS: Final = 256
 
@@ -42,7 +42,8 @@ class EmbeddingTable:
     """Rows of a memory-mapped embedding table.
 
     Args:
-        path: a safetensors file whose tensor `embedding` is float (vocabulary, width).
+        path: a safetensors file whose tensor `embedding` is float (vocabulary, width), or int8 with a tensor `scale`,
+            float32 (vocabulary,).
         width: expected row length.
 
     Raises:
@@ -56,6 +57,8 @@ class EmbeddingTable:
             self._file = cast(Any, safe_open(path, framework="numpy"))
             self._rows: Any = self._file.get_slice(EMBEDDING_TENSOR)
             shape = tuple(self._rows.get_shape())
+            scaled = EMBEDDING_SCALE in self._file.keys()  # noqa: SIM118 - safe_open is no mapping
+            self._scale: Any = self._file.get_tensor(EMBEDDING_SCALE) if scaled else None
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
                 explain(
@@ -91,7 +94,10 @@ class EmbeddingTable:
                     remedy="Export it again.",
                 )
             )
-        return np.concatenate([self._rows[int(row) : int(row) + 1] for row in ids]).astype(np.float32)
+        rows: npt.NDArray[np.float32] = np.concatenate([self._rows[int(row) : int(row) + 1] for row in ids]).astype(
+            np.float32
+        )
+        return rows if self._scale is None else rows * self._scale[ids][:, None]
 
 
 class InstructionEncoder:

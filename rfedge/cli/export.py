@@ -13,7 +13,7 @@ __all__ = ["export"]
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder written by `rfedge train`.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write.")],
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, int8-weight, int4-weight or mixed.")] = "fp32",
     data: Annotated[Path | None, typer.Option(help="Demonstrations: calibration for int8, and the proof's inputs.")] = None,
     keep_float: Annotated[
         str,
@@ -25,19 +25,34 @@ def export(
     ranges: Annotated[str, typer.Option(help="Ranges of int8 activations: min-max, percentile or mse.")] = "min-max",
     smooth_quant: Annotated[
         str, typer.Option(help="Strength of SmoothQuant from 0 to 1, search (one for each product) or off.")
-    ] = "0.5",
+    ] = "search",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="How far mixed may move the action from fp32, such as action_error=0.01 (the largest; 1.0 is 20 mm or 0.05 "
+            "rad), action_p99_error or action_mean_error. What was measured is kept beside OUTPUT in OUTPUT.search."
+        ),
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="Picture file: what int8 costs and saves in each block.")] = None,
     calibration_frames: Annotated[int, typer.Option(min=1, help="Frames that set the int8 ranges.")] = 128,
     parity_steps: Annotated[int, typer.Option(min=1, help="Steps of the proof rollout with carried state.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws calibration and proof frames.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the bundle although it misses a threshold; its manifest says so.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every input and write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle that runs without PyTorch, and prove that it still acts the same."""
+    import sys
+
     from rfedge.cli.progress import stage_progress
     from rfedge.cli.tables import print_manifest
     from rfedge.export.int8.options import Int8Options, parse_smooth_quant
     from rfedge.export.int8.ranges import check_range_method
+    from rfedge.export.mixed.budget import parse_budget
+    from rfedge.export.mixed.chart import can_draw, default_chart
     from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint
 
     named = tuple(name.strip() for name in keep_float.split(",") if name.strip())
@@ -46,15 +61,55 @@ def export(
         data=data,
         keep_float=None if named == ("default",) else () if named == ("none",) else named,
         int8=Int8Options(ranges=check_range_method(ranges), smooth_quant=parse_smooth_quant(smooth_quant)),
+        budget=None if budget is None else parse_budget(budget),
+        chart=default_chart(output) if precision == "mixed" and chart is None and can_draw() else chart,
         num_calibration_frames=calibration_frames,
         num_parity_steps=parity_steps,
         seed=seed,
         overwrite=overwrite,
+        force=force,
     )
+    if precision == "mixed" and chart is None and not can_draw():
+        print("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", file=sys.stderr)
     if dry_run:
         check_export(checkpoint, output, options)
         print(f"ready: {checkpoint} -> {output} in {precision}; nothing was written")
         return
     with stage_progress() as progress:
         bundle = export_checkpoint(checkpoint, output, options, progress=progress)
+    if bundle.manifest.precision.requested == "mixed":
+        _print_evidence(bundle.root / "mixed.json", options.chart, to_stderr=json)
     print_manifest(bundle, as_json=json)
+
+
+def _print_evidence(path: Path, chart: Path | None, *, to_stderr: bool) -> None:
+    import sys
+
+    from rfedge.cli.tables import print_table
+    from rfedge.export.mixed.search import SearchRecord
+
+    record = SearchRecord.model_validate_json(path.read_bytes())
+    print_table(
+        f"int8 in one block alone, over {record.num_steps} steps with carried state",
+        ("block", "plan", "ms saved", "mean error", "largest error", "why"),
+        [
+            (
+                name,
+                block.precision,
+                f"{block.saved_ms:+.3f}",
+                f"{block.metrics['action_mean_error']:.2g}",
+                f"{block.metrics['action_max_error']:.2g}",
+                block.reason,
+            )
+            for name, block in record.blocks.items()
+        ],
+        to_stderr=to_stderr,
+    )
+    ratios = record.time_ratios
+    print(
+        f"plan: {record.budget_metric} {record.metrics[record.budget_metric]:.4g} of {record.budget:g} "
+        f"(int8: {record.int8_metrics[record.budget_metric]:.4g}), time {ratios['mixed/int8']:.2f} of int8 and "
+        f"{ratios['mixed/fp32']:.2f} of fp32; {record.num_measured} errors measured, {record.num_reused} found from before"
+        + (f"; chart in {chart}" if chart is not None else ""),
+        file=sys.stderr if to_stderr else sys.stdout,
+    )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from rfedge.benchmarks.chain_report import ChainReport
 from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.expert_success import ExpertSuccessReport
+from rfedge.benchmarks.int8_ranges import Int8RangesReport
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.schema import LatencyReport
 
@@ -18,6 +19,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-chains": ChainReport,
     "rfedge-environment-speed": EnvironmentSpeedReport,
     "rfedge-expert-success": ExpertSuccessReport,
+    "rfedge-int8-ranges": Int8RangesReport,
     "rfedge-latency": LatencyReport,
 }
 

@@ -18,9 +18,9 @@ import torch
 from rfedge.bundle import Bundle, load_bundle
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
-from rfedge.export import pipeline
 from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint, verify_parity
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
+from rfedge.export.thresholds import THRESHOLDS
 from rfedge.messages import Observation
 from rfedge.model import load_checkpoint
 from rfedge.runtimes import EdgePolicy
@@ -39,7 +39,9 @@ def bundles(
         name: export_checkpoint(checkpoint, folder / name, ExportOptions(precision="fp32", num_parity_steps=NUM_STEPS))
         for name, checkpoint in checkpoints.items()
     }
-    options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=24, num_parity_steps=NUM_STEPS)
+    options = ExportOptions(
+        precision="int8", data=demonstrations, keep_float=(), num_calibration_frames=24, num_parity_steps=NUM_STEPS
+    )
     made["int8"] = export_checkpoint(checkpoints["window"], folder / "int8", options)
     return made
 
@@ -150,7 +152,9 @@ def test_calibration_is_recorded_and_repeatable(
     assert record is not None
     assert len(record.frames) == len(set(record.frames)) == 24
     assert {episode for episode, _ in record.frames} == set(range(6)), "every episode lends frames"
-    options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=24, num_parity_steps=NUM_STEPS)
+    options = ExportOptions(
+        precision="int8", data=demonstrations, keep_float=(), num_calibration_frames=24, num_parity_steps=NUM_STEPS
+    )
     again = export_checkpoint(checkpoints["window"], tmp_path / "again", options)
     assert again.manifest.calibration == record
     hashes = [{item.path: item.sha256 for item in bundle.manifest.artifacts} for bundle in (bundles["int8"], again)]
@@ -158,7 +162,7 @@ def test_calibration_is_recorded_and_repeatable(
     other = export_checkpoint(
         checkpoints["window"],
         tmp_path / "other",
-        ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=24, num_parity_steps=NUM_STEPS, seed=1),
+        dataclasses.replace(options, seed=1),
     )
     assert other.manifest.calibration is not None
     assert other.manifest.calibration.sha256 != record.sha256
@@ -177,7 +181,7 @@ def test_verify_measures_parity_again_and_refuses_another_checkpoint(
 def test_a_missed_gate_ends_with_the_numbers_and_writes_nothing(
     checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(pipeline.THRESHOLDS, "int8", {"feature_relative_rms": 1e-9, "min_feature_cosine": 2.0})
+    monkeypatch.setitem(THRESHOLDS, "int8", {"feature_relative_rms": 1e-9, "min_feature_cosine": 2.0})
     options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=4, num_parity_steps=4)
     with pytest.raises(
         GateError,
@@ -186,12 +190,18 @@ def test_a_missed_gate_ends_with_the_numbers_and_writes_nothing(
     ):
         export_checkpoint(checkpoints["window"], tmp_path / "bundle", options)
     assert list(tmp_path.iterdir()) == []
+    forced = export_checkpoint(checkpoints["window"], tmp_path / "bundle", dataclasses.replace(options, force=True))
+    assert forced.manifest.parity.forced
+    assert not forced.manifest.parity.passed
 
 
 def test_wrong_requests_are_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     with pytest.raises(
-        ConfigError, match=re.escape("precision: got 'int7', expected one of fp32, int8 (did you mean 'int8'?)")
+        ConfigError,
+        match=re.escape(
+            "precision: got 'int7', expected one of fp32, fp16, bf16, int8, int8-weight, int4-weight (did you mean 'int8'?)"
+        ),
     ):
         check_export(checkpoints["window"], output, ExportOptions(precision="int7"))
     with pytest.raises(ConfigError, match="precision int8: got no demonstrations, .*synthetic calibration is refused"):
@@ -212,11 +222,11 @@ def test_an_export_killed_half_way_leaves_no_bundle(
     output = tmp_path / "bundle"
     code = (
         "import sys, time\n"
-        "from rfedge.export import pipeline\n"
+        "from rfedge.export import graphs\n"
         "from rfedge.cli.app import main\n"
         "def slow(policy, contract, path):\n"
         "    path.write_bytes(b'half a graph'); print('half-way', flush=True); time.sleep(120)\n"
-        "pipeline.trace_backbone = slow\n"
+        "graphs.trace_backbone = slow\n"
         f"main(['export', {str(checkpoints['window'])!r}, '--output', {str(output)!r}])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -237,7 +247,8 @@ def test_the_manifest_is_plain_json_with_everything_a_robot_must_know(bundles: d
     assert document["contract"]["action"]["order"] == ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
     assert document["contract"]["action"]["position_scale_m"] == 0.02
     assert document["policy"]["time_keeping"] == "window"
-    assert {item["role"] for item in document["artifacts"]} == {"backbone", "head", "embedding", "tokenizer"}
+    roles = {"backbone", "backbone-cpu", "weights", "head", "embedding", "tokenizer"}
+    assert {item["role"] for item in document["artifacts"]} == roles
     assert all(len(item["sha256"]) == 64 for item in document["artifacts"])
     assert document["versions"]["onnxruntime"]
 

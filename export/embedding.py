@@ -1,0 +1,60 @@
+"""The token table as a bundle stores it: what an instruction's words become, looked up once per instruction.
+
+fp32 keeps it whole; every other precision stores fp16; and in the 8-bit precisions a table of a full-size language model,
+206 MB in fp16, is stored in int8 with one scale a row, which rounds less than the first product does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from rfedge.bundle import EMBEDDING_SCALE, EMBEDDING_TENSOR
+from rfedge.config import DecoderConfig, Precision
+
+__all__ = ["StoredTable", "stored_table"]
+
+Float32 = npt.NDArray[np.float32]
+
+_LARGE_BYTES: Final = 100_000_000  # in fp16
+_EIGHT_BITS: Final = ("int8", "mixed", "int8-weight", "int4-weight")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """How a table is stored: "float32", "float16", or "int8" with one scale a row."""
+
+    dtype: Literal["float32", "float16", "int8"]
+
+    def save(self, table: Float32, path: Path) -> None:
+        """Write the table (vocabulary, width)."""
+        if self.dtype == "int8":
+            scale, rounded = _rounded(table)
+            save_file({EMBEDDING_TENSOR: rounded, EMBEDDING_SCALE: scale}, path)
+        else:
+            save_file({EMBEDDING_TENSOR: table.astype(self.dtype)}, path)
+
+    def as_stored(self, rows: npt.NDArray[Any]) -> Float32:
+        """Return embedded tokens (..., width) as they come back from the stored table."""
+        if self.dtype == "int8":
+            scale, rounded = _rounded(rows)
+            return rounded.astype(np.float32) * scale[..., None]
+        return rows.astype(self.dtype).astype(np.float32)
+
+
+def stored_table(decoder: DecoderConfig, precision: Precision) -> StoredTable:
+    """Return how the table of `decoder` is stored in a bundle of this precision."""
+    if precision == "fp32":
+        return StoredTable("float32")
+    is_large = 2 * decoder.vocab_size * decoder.width > _LARGE_BYTES
+    return StoredTable("int8" if is_large and precision in _EIGHT_BITS else "float16")
+
+
+def _rounded(rows: npt.NDArray[Any]) -> tuple[Float32, npt.NDArray[np.int8]]:
+    scale = np.maximum(np.abs(rows).max(axis=-1) / 127.0, np.finfo(np.float32).tiny).astype(np.float32)
+    return scale, np.clip(np.rint(rows / scale[..., None]), -127, 127).astype(np.int8)

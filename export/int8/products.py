@@ -1,0 +1,118 @@
+"""The products that int8 is for: by graph node, PyTorch block and module."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+import onnx_ir as ir
+
+from rfedge.block_names import SCOPES_KEY, UNNAMED
+from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.export.passes.graph_queries import block_of, is_constant, is_weight_product, tensor_shape
+
+__all__ = ["QUERY_ATTENTION", "Product", "quantizable_products"]
+
+# Everything that the cameras say passes through these few products one after the other, and no residual path leads
+# around them: a tenth of the multiplications of playtable-small and four fifths of its int8 error (docs/adr/0008).
+QUERY_ATTENTION: Final = ("resampler*.layers.*.attention.to_", "decoder.layers.*.cross_attention.attention.to_")
+
+# The camera resize is exact in float; of the robot's state a product of six numbers is all there is to save.
+_ALWAYS_FLOAT: Final = ("preprocess", "proprioception")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A MatMul or Gemm with a constant matrix.
+
+    Attributes:
+        node: in the graph.
+        block: PyTorch block, as reports name it.
+        module: PyTorch module, such as "vision.blocks.3.mlp_up"; it begins with the block.
+        is_transposed: the matrix is (outputs, inputs), as Gemm may have it.
+    """
+
+    node: ir.Node
+    block: str
+    module: str
+    is_transposed: bool
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def source(self) -> ir.Value:
+        """What is multiplied, (..., channels)."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def weight(self) -> ir.Value:
+        value = self.node.inputs[1]
+        assert value is not None
+        return value
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the input: the axis that is summed over."""
+        assert self.weight.const_value is not None
+        return tensor_shape(self.weight.const_value)[1 if self.is_transposed else 0]
+
+
+def quantizable_products(graph: ir.Graph, keep_float: Sequence[str] | None = None) -> list[Product]:
+    """Return the products to quantize, in the order of the graph.
+
+    Every product with a weight, except those of constants alone (the runtime folds them), of the camera resize, of the
+    robot's state, and of blocks and modules whose names begin with one of `keep_float`.
+
+    Args:
+        graph: fp32.
+        keep_float: beginnings of names of blocks or modules, in which `*` stands for anything; None for
+            `QUERY_ATTENTION`.
+
+    Raises:
+        ConfigError: nothing in the graph begins with one of `keep_float`.
+    """
+    products = _all_products(graph)
+    for pattern in keep_float or ():
+        if not any(_begins(product, pattern) for product in products):
+            raise ConfigError(
+                explain(
+                    "keep_float",
+                    got=repr(pattern),
+                    expected=did_you_mean(pattern, dict.fromkeys(product.block for product in products)),
+                    remedy="Name a block or the beginning of several.",
+                )
+            )
+    patterns = (*_ALWAYS_FLOAT, *(QUERY_ATTENTION if keep_float is None else keep_float))
+    return [product for product in products if not any(_begins(product, pattern) for pattern in patterns)]
+
+
+def _begins(product: Product, pattern: str) -> bool:
+    return fnmatchcase(product.module, pattern + "*")
+
+
+def _all_products(graph: ir.Graph) -> list[Product]:
+    varying = {value for value in graph.inputs if value.const_value is None}
+    found = []
+    for node in graph:  # in topological order, as ONNX demands
+        if varying.isdisjoint(node.inputs):
+            continue
+        varying.update(node.outputs)
+        if is_weight_product(node) and is_constant(node.inputs[1]) and not node.attributes.get_int("transA", 0):
+            transposed = bool(node.attributes.get_int("transB", 0))
+            found.append(Product(node, block_of(node), _module_of(node), transposed))
+    return found
+
+
+def _module_of(node: ir.Node) -> str:
+    scopes = node.metadata_props.get(SCOPES_KEY)
+    if scopes is None:
+        return UNNAMED
+    modules = [scope for scope in ast.literal_eval(scopes) if scope]
+    return str(modules[-2] if len(modules) > 1 else modules[0])

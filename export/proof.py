@@ -1,0 +1,176 @@
+"""Proof of a bundle: the PyTorch policy and the bundle's graphs through the same demonstrations, judged by thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.bundle import Bundle, ParityRecord
+from rfedge.config import PolicyConfig, Precision, check_precision
+from rfedge.contract import GraphContract
+from rfedge.data import CalvinDataset
+from rfedge.errors import ArtifactError, GateError, explain
+from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
+from rfedge.export.embedding import StoredTable, stored_table
+from rfedge.export.parity import Episodes, compare_traces, onnx_rollout, torch_rollout
+from rfedge.export.thresholds import THRESHOLDS, missed
+from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
+
+__all__ = ["measure_parity", "open_frames", "proof_inputs", "short_name", "verify_parity"]
+
+# (stage, steps done, steps in all)
+StageProgress = Callable[[str, int, int], None]
+
+
+def proof_inputs(
+    config: PolicyConfig,
+    contract: GraphContract,
+    frames: FrameInputs | None,
+    avoid: Sequence[EpisodeFrame],
+    *,
+    num_steps: int,
+    seed: int,
+    rng: np.random.Generator,
+) -> tuple[Episodes, str]:
+    """Return the episodes of a proof and one line that says what they are; without demonstrations, random frames."""
+    if frames is None:
+        inputs: list[dict[str, npt.NDArray[Any]]] = [contract.sample_inputs(rng) for _ in range(num_steps)]
+        return [inputs], f"random frames, seed {seed}"
+    pairs = choose_proof_episodes(
+        frames.dataset, num_steps=num_steps, frame_stride=config.frame_stride, avoid=avoid, rng=rng
+    )
+    shared = {segment for segment, _ in avoid} & {segment for episode in pairs for segment, _ in episode}
+    described = f"{len(pairs)} demonstration episodes of {short_name(frames.dataset)}"
+    if avoid:
+        described += f", {len(shared)} of them also used in calibration"
+    return [list(frames.stream(episode)) for episode in pairs], described
+
+
+def measure_parity(
+    checkpoint: Path,
+    backbone: Path,
+    head: Path,
+    episodes: Episodes,
+    described: str,
+    precision: Precision,
+    *,
+    thresholds: dict[str, float] | None = None,
+    progress: StageProgress = lambda *_: None,
+) -> ParityRecord:
+    """Roll PyTorch and the two graphs through the same episodes and judge the differences.
+
+    By `thresholds`, or by `THRESHOLDS[precision]` without any; a mixed plan has its own (`mixed_thresholds`).
+
+    The graphs read instructions as the bundle stores them (`rfedge.export.embedding`). One after the other: two full-size
+    policies need not fit into memory together.
+    """
+    num_steps = sum(len(episode) for episode in episodes)
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        progress("prove", done, 2 * num_steps)
+
+    progress("prove", 0, 2 * num_steps)
+    policy = load_checkpoint(checkpoint).policy
+    config = policy.config
+    reference = torch_rollout(policy, episodes, on_step=count)
+    del policy
+    candidate = onnx_rollout(
+        config, backbone, head, _as_stored(episodes, stored_table(config.decoder, precision)), on_step=count
+    )
+    metrics = compare_traces(reference, candidate)
+    if thresholds is None:
+        thresholds = THRESHOLDS[precision]
+    return ParityRecord(
+        num_steps=num_steps, inputs=described, metrics=metrics, thresholds=thresholds, passed=not missed(metrics, thresholds)
+    )
+
+
+def _as_stored(episodes: Episodes, table: StoredTable) -> Episodes:
+    """Return the episodes as a robot sees them, its instructions embedded with what the bundle stores."""
+    return [
+        [{**inputs, "text_embedding": table.as_stored(inputs["text_embedding"])} for inputs in episode]
+        for episode in episodes
+    ]
+
+
+def verify_parity(
+    bundle: Bundle,
+    checkpoint_dir: Path,
+    *,
+    data: Path | None,
+    num_steps: int,
+    seed: int,
+    progress: StageProgress = lambda *_: None,
+) -> Bundle:
+    """Measure a finished bundle against its checkpoint again; the bundle returned carries the new record.
+
+    Raises:
+        ArtifactError: the checkpoint is not the one that the bundle was made from.
+        GateError: a threshold is missed.
+    """
+    expected = bundle.manifest.source["checkpoint_sha256"]
+    actual = checkpoint_sha256(checkpoint_dir)
+    if actual != expected:
+        raise ArtifactError(
+            explain(
+                f"checkpoint {checkpoint_dir}",
+                got=f"weights with sha256 {actual[:12]}",
+                expected=f"{expected[:12]}, which {bundle.root} was made from",
+                remedy="Give the checkpoint of this bundle.",
+            )
+        )
+    precision = check_precision(bundle.manifest.precision.requested)
+    checkpoint = load_checkpoint(checkpoint_dir)
+    frames = open_frames(checkpoint, data)
+    calibration = bundle.manifest.calibration
+    avoid = [] if calibration is None else list(calibration.frames)
+    episodes, described = proof_inputs(
+        checkpoint.config,
+        bundle.contract.backbone,
+        frames,
+        avoid,
+        num_steps=num_steps,
+        seed=seed,
+        rng=np.random.default_rng(seed),
+    )
+    del checkpoint, frames
+    parity = measure_parity(
+        checkpoint_dir,
+        bundle.cpu_backbone,
+        bundle.path("head"),
+        episodes,
+        described,
+        precision,
+        thresholds=bundle.manifest.parity.thresholds if precision == "mixed" else None,
+        progress=progress,
+    )
+    if not parity.passed:
+        raise GateError(
+            explain(
+                f"parity of {bundle.root}",
+                got="; ".join(missed(parity.metrics, parity.thresholds)),
+                expected="every threshold met",
+                remedy="Do not deploy it; export it again.",
+            )
+        )
+    return Bundle(bundle.root, bundle.manifest.model_copy(update={"parity": parity}))
+
+
+def open_frames(checkpoint: Checkpoint, data: Path | None) -> FrameInputs | None:
+    """Open demonstrations as this checkpoint's backbone inputs; None where there are none."""
+    if data is None:
+        return None
+    table: npt.NDArray[np.float32] = checkpoint.policy.embedding.weight.detach().numpy()
+    return FrameInputs(checkpoint.config, CalvinDataset.open(data), checkpoint.tokenizer, table)
+
+
+def short_name(dataset: CalvinDataset) -> str:
+    """Return the last two folders, such as "demonstrations/training": a name for the record, not a machine's path."""
+    return "/".join(dataset.folder.resolve().parts[-2:])
