@@ -23,7 +23,7 @@ from rfedge.errors import ExportError, explain
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs
 from rfedge.export.forms.cpu_int8 import lower_int8
 from rfedge.export.forms.half import make_bf16, make_fp16
-from rfedge.export.forms.half_storage import store_half, store_matrices_half
+from rfedge.export.forms.half_storage import store_half, store_weights_half
 from rfedge.export.forms.runs_here import write_stand_in
 from rfedge.export.forms.weight_only import make_int4_weight, make_int8_weight
 from rfedge.export.mixed.search import MixedSearch, SearchRecord, search_plan
@@ -160,13 +160,11 @@ def _write_int8(
     frames = settings.frames
     assert frames is not None, "int8 needs frames"
     chosen = list(settings.calibration)
-    inputs = frames.stream(chosen) if frames.config.media_frames == 1 else frames.with_history(chosen, graph_call(source))
+    is_single = frames.config.media_frames == 1
+    inputs = list(frames.stream(chosen) if is_single else frames.with_history(chosen, graph_call(source)))
     keep_float, search, store = settings.keep_float, None, None
     if settings.mixed is not None:
-        inputs = list(inputs)
-        search, store = search_plan(
-            frames.config, source, head, inputs, settings.int8, settings.mixed, progress=progress
-        )
+        search, store = search_plan(frames.config, source, head, inputs, settings.int8, settings.mixed, progress=progress)
         keep_float = search.keep_float
     quantized = source.with_name("quantized.onnx")
     num_products = quantize_int8(
@@ -174,7 +172,8 @@ def _write_int8(
     )
     _remove(source)
     model = read_graph(quantized)
-    store_matrices_half(model.graph)
+    if settings.mixed is None:  # what a plan leaves in float is what the budget was measured with
+        store_weights_half(model.graph)
     files = write_graph(model, target, inline_limit_bytes=0)
     del model
     _remove(quantized)

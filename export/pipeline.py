@@ -114,7 +114,7 @@ def check_export(
     if options.chart is not None:
         if precision != "mixed":
             raise ConfigError(
-                explain("--chart", got=f"precision {precision}", expected="mixed", remedy="Only mixed gathers evidence to draw.")
+                explain("--chart", got=f"precision {precision}", expected="mixed", remedy="Only mixed has evidence to draw.")
             )
         check_can_draw()
     checkpoint = load_checkpoint(checkpoint_dir)

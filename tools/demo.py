@@ -25,8 +25,7 @@ TASKS = (
     "lift_red_block_table",
 )
 CHUNK_SIZE = 4
-# The resampler holds 9 of the 69 products and half of the int8 error (docs/adr/0003-int8-form.md).
-KEEP_FLOAT: dict[str, tuple[str, ...]] = {"fp32": (), "int8": ("--keep-float", "resampler")}
+PRECISIONS = ("fp32", "int8")
 
 
 def run(step: str, *arguments: object) -> dict[str, Any]:
@@ -69,9 +68,9 @@ def main() -> int:
         precision: run(
             f"export {precision}, proved against PyTorch",
             *("export", checkpoint, "--precision", precision, "--data", data, "--output", root / f"bundle-{precision}"),
-            *("--parity-steps", 256, "--overwrite", *KEEP_FLOAT[precision]),
+            *("--parity-steps", 256, "--overwrite"),
         )
-        for precision in KEEP_FLOAT
+        for precision in PRECISIONS
     }
     episodes = {
         mode: run(

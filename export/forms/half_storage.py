@@ -3,7 +3,7 @@
 A Cast turns each back when the runtime loads the graph, and is folded there. For heads, whose weights are read at every
 step and should not be rounded further, and for what stays float in an int8 backbone.
 
-Ensures: every float32 weight of more than `_SMALLEST` elements is stored in fp16; inputs and outputs are as before.
+Ensures: every finite float32 weight of more than `_SMALLEST` elements is stored in fp16; inputs and outputs are as before.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import onnx_ir as ir
 
 from rfedge.errors import ExportError, explain
 from rfedge.export.passes.graph_files import read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_computed, tensor_shape
+from rfedge.export.passes.graph_queries import add_computed, constant_array, tensor_shape
 
-__all__ = ["store_half", "store_matrices_half"]
+__all__ = ["store_half", "store_weights_half"]
 
 _SMALLEST: Final = 1024
+_LARGEST_MASK: Final = 2**20
 _LARGEST_HALF: Final = float(np.finfo(np.float16).max)
 
 
@@ -35,7 +36,7 @@ def store_half(source: Path, target: Path) -> list[Path]:
     return write_graph(model, target)
 
 
-def store_matrices_half(graph: ir.Graph) -> None:
+def store_weights_half(graph: ir.Graph) -> None:
     """Store in fp16 the float matrices and kernels of a graph, in place; vectors, such as int8's scales, stay as they are.
 
     Raises:
@@ -49,7 +50,7 @@ def _store_half(graph: ir.Graph, *, min_axes: int) -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size <= _SMALLEST or value.is_graph_output():
             continue
-        if len(tensor.shape) < min_axes:
+        if len(tensor.shape) < min_axes or _is_mask(value):
             continue
         half = add_computed(
             graph,
@@ -63,6 +64,12 @@ def _store_half(graph: ir.Graph, *, min_axes: int) -> None:
         graph.insert_before(graph[0], cast)
         value.replace_all_uses_with(cast.outputs[0])
         graph.initializers.pop(str(value.name))
+
+
+def _is_mask(value: ir.Value) -> bool:
+    """Whether a constant holds infinities, as the bias that hides the future does: fp16 has no use for it."""
+    array = constant_array(value, largest=_LARGEST_MASK)
+    return array is not None and not np.isfinite(array).all()
 
 
 def _halved(

@@ -67,9 +67,7 @@ class RoundedStore:
         """Return those of `products` that read `tensor`; all of them must be stored."""
         with np.load(self._path(tensor), allow_pickle=False) as file:
             found = {
-                name: RoundedProduct(
-                    (file[f"levels/{name}"], file[f"steps/{name}"]), file[f"bias/{name}"] if f"bias/{name}" in file else None
-                )
+                name: RoundedProduct((file[f"levels/{name}"], file[f"steps/{name}"]), file.get(f"bias/{name}"))
                 for name in products
             }
             return RoundedGroup(file["centre"], file["scale"], np.float32(file["step"]), found)

@@ -52,7 +52,8 @@ def round_compensated(weight: Float32, covariance: Float32, input_step: float) -
     order = np.argsort(-variance[diagonal], kind="stable")  # the loudest first: many are left to make up for them
     # The upper factor of the inverse: the inverse of the factor of the matrix read backwards.
     backwards = np.ix_(order[::-1], order[::-1])
-    upper = _invert_lower(np.linalg.cholesky(variance[backwards]))[::-1, ::-1]
+    factor: Float64 = np.asarray(np.linalg.cholesky(variance[backwards]), dtype=np.float64)
+    upper = _invert_lower(factor)[::-1, ::-1]
     rest: Float64 = weight[order].astype(np.float64)
     rounded = np.empty(rest.shape, np.int8)
     for start in range(0, len(rest), _STRIPE):
@@ -73,8 +74,7 @@ def _invert_lower(matrix: Float64) -> Float64:
     """Invert a lower triangular matrix by halves: a sixth of the work of an inverse that does not know the zeros."""
     half = len(matrix) // 2
     if half < _STRIPE:
-        inverse: Float64 = np.linalg.inv(matrix)
-        return inverse
+        return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
     result = np.zeros_like(matrix)
     result[:half, :half] = _invert_lower(matrix[:half, :half])
     result[half:, half:] = _invert_lower(matrix[half:, half:])

@@ -108,8 +108,10 @@ def _print_evidence(path: Path, chart: Path | None, *, to_stderr: bool) -> None:
     ratios = record.time_ratios
     print(
         f"plan: {record.budget_metric} {record.metrics[record.budget_metric]:.4g} of {record.budget:g} "
-        f"(int8: {record.int8_metrics[record.budget_metric]:.4g}), time {ratios['mixed/int8']:.2f} of int8 and "
-        f"{ratios['mixed/fp32']:.2f} of fp32; {record.num_measured} errors measured, {record.num_reused} found from before"
+        f"(int8 {record.int8_metrics[record.budget_metric]:.4g}, int8 in every block "
+        f"{record.uniform_metrics[record.budget_metric]:.4g}); time {ratios['mixed/int8']:.2f} of int8, "
+        f"{ratios['mixed/uniform']:.2f} of int8 in every block, {ratios['mixed/fp32']:.2f} of fp32; "
+        f"{record.num_measured} errors measured, {record.num_reused} found from before"
         + (f"; chart in {chart}" if chart is not None else ""),
         file=sys.stderr if to_stderr else sys.stdout,
     )

@@ -200,7 +200,8 @@ def test_wrong_requests_are_refused_before_any_work(checkpoints: dict[str, Path]
     with pytest.raises(
         ConfigError,
         match=re.escape(
-            "precision: got 'int7', expected one of fp32, fp16, bf16, int8, int8-weight, int4-weight (did you mean 'int8'?)"
+            "precision: got 'int7', expected one of fp32, fp16, bf16, int8, int8-weight, int4-weight, mixed "
+            "(did you mean 'int8'?)"
         ),
     ):
         check_export(checkpoints["window"], output, ExportOptions(precision="int7"))

@@ -1,5 +1,6 @@
 """int8 graphs: histograms and ranges, rounding, folding, and the graph that comes out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,7 @@ def test_every_product_has_its_own_pair_and_an_integer_kernel(
     backbone: Path, frames: list[dict[str, Array]], plain: bool, activation_type: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "int8.onnx"
-    smooth = {"smooth_quant": None, "centre": False, "correct_bias": False, "rounding": "nearest"} if plain else {}
-    options = Int8Options(activation_type=activation_type, **smooth)
+    options = replace(PLAIN if plain else Int8Options(), activation_type=activation_type)
     count = quantize_int8(backbone, path, frames, options=options)
     require_integer_kernels(path, num_expected=count)
     model = onnx.load(path)
@@ -340,7 +340,7 @@ def test_uint8_is_the_same_arithmetic(backbone: Path, frames: list[dict[str, Arr
     features = []
     for activation_type in ("int8", "uint8"):
         path = tmp_path / f"{activation_type}.onnx"
-        quantize_int8(backbone, path, frames, options=Int8Options(activation_type=activation_type))  # type: ignore[arg-type]
+        quantize_int8(backbone, path, frames, options=Int8Options(activation_type=activation_type))
         features.append(run(path, frames[0]))
     np.testing.assert_allclose(features[0], features[1], atol=2e-2)
 

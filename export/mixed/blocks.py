@@ -1,0 +1,65 @@
+"""The blocks that a plan of mixed precision decides about: the modules that hold products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rfedge.export.int8.products import quantizable_products
+from rfedge.export.passes.graph_files import read_graph
+from rfedge.export.passes.graph_queries import block_of
+
+__all__ = ["block_of_values", "kept_float", "quantizable_blocks"]
+
+
+def quantizable_blocks(graph: Path, keep_float: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Return block -> names of its products, in the order of the graph.
+
+    A block is the module that holds a product, such as "vision.blocks.0" (its four projections) or
+    "decoder.layers.0.cross_attention.attention": attention over the cameras and the feed-forward after it are two,
+    because they differ most in what int8 costs them.
+
+    Raises:
+        ConfigError: nothing in the graph begins with one of `keep_float`.
+    """
+    blocks: dict[str, list[str]] = {}
+    for product in quantizable_products(read_graph(graph).graph, keep_float):
+        blocks.setdefault(_holder(product.module), []).append(product.name)
+    return {name: tuple(products) for name, products in blocks.items()}
+
+
+def kept_float(blocks: Iterable[str], int8: Iterable[str]) -> tuple[str, ...]:
+    """Return what `quantize_int8` must keep in float so that only the blocks `int8` are quantized."""
+    chosen = set(int8)
+    # The dot tells "vision.blocks.1" from "vision.blocks.10".
+    return tuple(f"{block}." for block in blocks if block not in chosen)
+
+
+def block_of_values(graph: Path, blocks: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return tensor -> block for everything that `graph` computes inside one of `blocks`.
+
+    A node of no product belongs to the block whose products read what it computes, else to the block whose products
+    computed what it reads; what lies between two modules of one PyTorch block goes with the one before it. The same rule
+    serves a graph in float and its int8 form, so that what they differ in is found.
+    """
+    of_product = {name: block for block, names in blocks.items() for name in names}
+    model = read_graph(graph).graph
+    nodes = list(model)
+    found: dict[str, str] = {}
+    for node in nodes:
+        block = of_product.get(str(node.name))
+        if block is None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Sub"):
+            block = next(
+                (of_product[str(use.node.name)] for use in node.outputs[0].uses() if str(use.node.name) in of_product), None
+            )
+        if block is None:
+            origin = block_of(node)
+            before = [found.get(str(value.name)) for value in node.inputs if value is not None]
+            block = next((name for name in before if name is not None and name.startswith(origin)), None)
+        if block is not None:
+            found.update((str(value.name), block) for value in node.outputs)
+    return found
+
+
+def _holder(module: str) -> str:
+    return module.rpartition(".")[0] or module

@@ -1,0 +1,81 @@
+"""The evidence of a mixed plan as a picture: what int8 costs and saves in each block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rfedge.atomic import atomic_file
+from rfedge.errors import BackendUnavailableError, explain
+from rfedge.export.mixed.search import SearchRecord
+
+__all__ = ["can_draw", "check_can_draw", "default_chart", "draw_sensitivity"]
+
+_COLOURS = {"int8": "C0", "fp32": "C7"}
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def check_can_draw() -> None:
+    """Refuse a picture that could not be drawn after hours of search.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
+    """
+    if not can_draw():
+        raise BackendUnavailableError(
+            explain("--chart", got="no matplotlib", expected="the 'plots' extra", remedy="pip install 'rfedge[plots]'.")
+        )
+
+
+def default_chart(bundle: Path) -> Path:
+    """Return where the picture for a bundle goes unless told: beside it, where its search keeps what it measured."""
+    return bundle.with_name(bundle.name + ".search") / "sensitivity.png"
+
+
+def draw_sensitivity(record: SearchRecord, path: Path) -> None:
+    """Draw two bars a block, the mean action error of int8 in it alone and the milliseconds it saves, to a picture file.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
+    """
+    check_can_draw()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    names = list(record.blocks)[::-1]  # the first block on top
+    blocks = [record.blocks[name] for name in names]
+    colours = [_COLOURS[block.precision] for block in blocks]
+    figure = Figure(figsize=(11, 1.8 + 0.26 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    error, saved = figure.subplots(1, 2, sharey=True)
+    error.barh(names, [block.metrics["action_mean_error"] for block in blocks], color=colours)
+    error.plot([block.metrics["action_max_error"] for block in blocks], names, "k|", markersize=8)
+    error.set_xscale("symlog", linthresh=1e-4)
+    error.set_xlim(left=0)
+    error.set_xlabel("action error of int8 in this block alone\n(bar: mean, line: largest; 1.0 is 20 mm or 0.05 rad)")
+    saved.barh(names, [block.saved_ms for block in blocks], color=colours)
+    saved.axvline(0, color="black", linewidth=0.8)
+    saved.set_xlabel("milliseconds saved by int8 in a backbone call")
+    saved.legend(handles=[Patch(color=colour, label=name) for name, colour in _COLOURS.items()], title="in the plan")
+    for axes in (error, saved):
+        axes.tick_params(labelsize=8)
+        axes.grid(visible=True, axis="x", alpha=0.3)
+        axes.margins(y=0.01)
+    figure.suptitle(
+        f"{record.budget_metric} {record.metrics[record.budget_metric]:.4f} of {record.budget:g} "
+        f"(int8 {record.int8_metrics[record.budget_metric]:.4f}, "
+        f"int8 in every block {record.uniform_metrics[record.budget_metric]:.4f})\n"
+        f"time {record.time_ratios['mixed/int8']:.2f} of int8, {record.time_ratios['mixed/uniform']:.2f} of int8 in every "
+        f"block, {record.time_ratios['mixed/fp32']:.2f} of fp32",
+        fontsize=11,
+    )
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix(".") or "png")

@@ -1,0 +1,248 @@
+"""The search for a mixed plan: speed of each block, sensitivity of each block, a plan within the budget, its proof by clock.
+
+Everything that is measured is kept in the search's folder, so that a killed search goes on where it stopped and a search
+with another budget measures only plans that were not measured before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from rfedge.config import PolicyConfig
+from rfedge.export.int8.options import Int8Options
+from rfedge.export.int8.rounded_store import RoundedStore
+from rfedge.export.mixed.blocks import kept_float, quantizable_blocks
+from rfedge.export.mixed.budget import Budget
+from rfedge.export.mixed.cache import MeasurementCache, search_key
+from rfedge.export.mixed.plan import choose_plan
+from rfedge.export.mixed.sensitivity import ErrorMeter, write_cpu_form
+from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
+from rfedge.export.parity import Episodes, compare_traces, onnx_rollout
+
+__all__ = ["BlockEvidence", "MixedSearch", "SearchRecord", "search_plan"]
+
+Inputs = Mapping[str, npt.NDArray[Any]]
+# (stage, done, total)
+Progress = Callable[[str, int, int], None]
+
+_WORK = "work-"
+_TIMED = "times of whole calls with int8 in every block"
+_RATIOS = (("mixed", "int8"), ("mixed", "uniform"), ("mixed", "fp32"), ("int8", "fp32"), ("uniform", "fp32"))
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSearch:
+    """What `--precision mixed` was asked for.
+
+    Attributes:
+        budget: on the action.
+        episodes: to measure the action on; frames that the calibration did not see.
+        folder: where measurements and rounded weights are kept between runs.
+        keep_float: beginnings of names of blocks that stay in float whatever the evidence says.
+        num_rounds: of timing.
+    """
+
+    budget: Budget
+    episodes: Episodes
+    folder: Path
+    keep_float: tuple[str, ...] = ()
+    num_rounds: int = 40
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BlockEvidence(_Record):
+    """Why a block computes in what it does.
+
+    Attributes:
+        precision: in the plan.
+        reason: in words.
+        saved_ms: by int8, of one backbone call on the machine that exported; negative where int8 is slower.
+        metrics: of the policy with this block alone in int8, against fp32.
+    """
+
+    precision: str
+    reason: str
+    saved_ms: float
+    metrics: dict[str, float]
+
+
+class SearchRecord(_Record):
+    """mixed.json.
+
+    Attributes:
+        metrics: of the plan; on the same episodes `int8_metrics` of the precision int8 with its defaults, which is a plan
+            made by hand, and `uniform_metrics` of int8 in every block.
+        time_ratios: medians of a whole backbone call in turns, such as "mixed/int8".
+        num_measured, num_reused: measurements of this run and of earlier ones.
+    """
+
+    budget_metric: str
+    budget: float
+    num_steps: int
+    blocks: dict[str, BlockEvidence]
+    metrics: dict[str, float]
+    int8_metrics: dict[str, float]
+    uniform_metrics: dict[str, float]
+    time_ratios: dict[str, float]
+    num_measured: int
+    num_reused: int
+
+    @property
+    def keep_float(self) -> tuple[str, ...]:
+        """What `quantize_int8` must leave alone."""
+        return kept_float(self.blocks, [name for name, block in self.blocks.items() if block.precision == "int8"])
+
+
+def search_plan(
+    config: PolicyConfig,
+    graph: Path,
+    head: Path,
+    frames: Sequence[Inputs],
+    options: Int8Options,
+    search: MixedSearch,
+    *,
+    progress: Progress = lambda *_: None,
+) -> tuple[SearchRecord, RoundedStore]:
+    """Return the evidence with the plan, and the rounded weights to write it with.
+
+    Args:
+        config: of the policy.
+        graph: backbone in fp32 after the passes.
+        head: graph of the head.
+        frames: that set the ranges.
+        options: how int8 is made.
+        search: budget, episodes, folder.
+        progress: told (stage, done, total).
+
+    Raises:
+        ConfigError: nothing begins with one of `search.keep_float`.
+    """
+    blocks = quantizable_blocks(graph, search.keep_float)
+    key = search_key([graph, head], frames, search.episodes, f"{options}; float: {search.keep_float}")
+    folder = search.folder / key
+    cache, store = MeasurementCache(folder / "measurements.jsonl"), RoundedStore(folder / "rounded")
+    _remove_leftovers(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_WORK}{os.getpid()}-") as work:
+        meter = ErrorMeter(
+            config, graph, head, tuple(blocks), frames, search.episodes, options, cache, store, folder=Path(work)
+        )
+        saved = _speed(meter, blocks, search.num_rounds, progress)
+        alone = {}
+        for done, block in enumerate(blocks):
+            progress("sensitivity", done, len(blocks))
+            alone[block] = meter.measure([block])
+        progress("sensitivity", len(blocks), len(blocks))
+        plan = choose_plan(
+            saved,
+            # The mean tells blocks apart better than the one worst step does, whatever the budget is on.
+            {block: metrics["action_mean_error"] for block, metrics in alone.items()},
+            lambda chosen: search.budget.holds(meter.measure(chosen)),
+            on_measurement=lambda done, most: progress("plan", done, most),
+        )
+        progress("plan", 1, 1)
+        ratios, int8_metrics = _compare(meter, plan, search.num_rounds, progress)
+        metrics, uniform_metrics = meter.measure(plan), meter.measure(blocks)
+    record = SearchRecord(
+        budget_metric=search.budget.metric,
+        budget=search.budget.limit,
+        num_steps=sum(len(episode) for episode in search.episodes),
+        blocks={
+            block: BlockEvidence(
+                precision="int8" if block in plan else "fp32",
+                reason=_reason(saved[block], in_plan=block in plan),
+                saved_ms=saved[block],
+                metrics=alone[block],
+            )
+            for block in blocks
+        },
+        metrics=metrics,
+        int8_metrics=int8_metrics,
+        uniform_metrics=uniform_metrics,
+        time_ratios=ratios,
+        num_measured=meter.num_measured,
+        num_reused=cache.num_reused,
+    )
+    return record, store
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the graphs of killed searches."""
+    for path in folder.glob(f"{_WORK}*"):
+        process = path.name.removeprefix(_WORK).partition("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(saved: float, *, in_plan: bool) -> str:
+    if saved <= 0:
+        return "int8 is not faster here"
+    return "int8 saves time within the budget" if in_plan else "its error is worth more than the time it saves"
+
+
+def _speed(meter: ErrorMeter, blocks: Mapping[str, Sequence[str]], num_rounds: int, progress: Progress) -> dict[str, float]:
+    """Return block -> milliseconds saved; on the way all products are rounded, once for the whole search."""
+    name = f"milliseconds saved by int8, {num_rounds} rounds"
+    found: dict[str, float] | None = meter.cache.get(name)
+    if found is None:
+        with tempfile.TemporaryDirectory(dir=meter.folder, prefix="all-") as folder:
+            everything = meter.write(blocks, Path(folder), progress=progress)
+            in_float, in_int8 = profile_blocks(
+                [meter.graph, everything],
+                blocks,
+                meter.frames,
+                num_rounds=num_rounds,
+                on_round=lambda done, total: progress("speed", done, total),
+            )
+        found = saved_ms(in_float, in_int8)
+        meter.cache.put(name, found)
+    return found
+
+
+def _compare(
+    meter: ErrorMeter, plan: frozenset[str], num_rounds: int, progress: Progress
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return ratios of whole calls and the metrics of plain int8: what the plan is to be compared with."""
+    name = f"{_TIMED}, {num_rounds} rounds: " + (", ".join(sorted(plan)) or "nothing")
+    found: dict[str, float] | None = meter.cache.get(name)
+    plain: dict[str, float] | None = meter.cache.get("error of int8")
+    if found is None or plain is None:
+        with ExitStack() as folders:
+
+            def folder() -> Path:
+                return Path(folders.enter_context(tempfile.TemporaryDirectory(dir=meter.folder)))
+
+            graphs = {
+                "mixed": meter.write(plan, folder()),
+                "int8": write_cpu_form(meter.graph, folder(), meter.frames, None, meter.options, meter.store),
+                "uniform": meter.write(meter.blocks, folder()),
+                "fp32": meter.graph,
+            }
+            if plain is None:
+                reference = onnx_rollout(meter.config, meter.graph, meter.head, meter.episodes)
+                plain = compare_traces(reference, onnx_rollout(meter.config, graphs["int8"], meter.head, meter.episodes))
+                meter.cache.put("error of int8", plain)
+            times = call_times_ms(
+                graphs,
+                meter.frames,
+                num_rounds=num_rounds,
+                on_round=lambda done, total: progress("compare", done, total),
+            )
+        medians = {graph: float(np.median(values)) for graph, values in times.items()}
+        found = {f"{one}/{other}": medians[one] / medians[other] for one, other in _RATIOS}
+        meter.cache.put(name, found)
+    return found, plain

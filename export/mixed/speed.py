@@ -1,0 +1,159 @@
+"""What int8 saves in each block on this machine, and what whole graphs take, measured side by side.
+
+ONNX Runtime's profile has a time for every node. Each graph is first optimised and written back with names of our own,
+because fused nodes lose theirs; a tensor keeps its name, and tells which block its node belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from rfedge.export.mixed.blocks import block_of_values
+
+__all__ = ["call_times_ms", "profile_blocks", "saved_ms"]
+
+Inputs = Mapping[str, npt.NDArray[Any]]
+Float64 = npt.NDArray[np.float64]
+Count = Callable[[int, int], None]
+
+_WARM_UP: Final = 3
+_SUFFIX: Final = "_kernel_time"
+# What the runtime makes of a product with its bias: a Gemm between two reshapes, on tensors of its own.
+_OF_FUSED_PRODUCT: Final = ("Gemm", "Reshape")
+
+
+def profile_blocks(
+    graphs: Sequence[Path],
+    blocks: Mapping[str, Sequence[str]],
+    frames: Sequence[Inputs],
+    *,
+    num_rounds: int,
+    on_round: Count = lambda *_: None,
+) -> list[dict[str, Float64]]:
+    """Return, for each graph, block -> milliseconds of its nodes in each round, (num_rounds,).
+
+    Args:
+        graphs: forms of one backbone; a round runs each of them once, on the same frame.
+        blocks: block -> names of its products.
+        frames: graph inputs, read in turn.
+        num_rounds: that are kept; a few before them are not.
+        on_round: told (done, total).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        opened = [_Profiled(graph, blocks, Path(folder) / str(index)) for index, graph in enumerate(graphs)]
+        for done in range(_WARM_UP + num_rounds):
+            for profiled in opened:
+                profiled.run(frames[done % len(frames)])
+            on_round(max(done + 1 - _WARM_UP, 0), num_rounds)
+        return [profiled.times_ms(_WARM_UP, num_rounds) for profiled in opened]
+
+
+def saved_ms(in_float: Mapping[str, Float64], in_int8: Mapping[str, Float64]) -> dict[str, float]:
+    """Return block -> milliseconds that int8 saves: the median over rounds, whose two runs saw the same machine."""
+    return {block: float(np.median(in_float[block] - in_int8[block])) for block in in_float}
+
+
+def call_times_ms(
+    graphs: Mapping[str, Path], frames: Sequence[Inputs], *, num_rounds: int, on_round: Count = lambda *_: None
+) -> dict[str, list[float]]:
+    """Return name -> milliseconds of each call, the graphs taking turns; sessions are opened as a bundle's are."""
+    sessions = {
+        name: onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
+        for name, path in graphs.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    rng = np.random.default_rng(0)  # a fixed order would give each graph the same one before it
+    for done in range(_WARM_UP + num_rounds):
+        for name in rng.permutation(list(sessions)):
+            began = perf_counter()
+            sessions[name].run(None, dict(frames[done % len(frames)]))
+            elapsed = perf_counter() - began
+            if done >= _WARM_UP:
+                times[name].append(1e3 * elapsed)
+        on_round(max(done + 1 - _WARM_UP, 0), num_rounds)
+    return times
+
+
+def _options() -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Threads of a session that wait by spinning would take the processor from the next session's call.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+class _Profiled:
+    def __init__(self, graph: Path, blocks: Mapping[str, Sequence[str]], folder: Path) -> None:
+        folder.mkdir()
+        self._blocks = list(blocks)
+        optimised = _optimise(graph, folder)
+        of_value = block_of_values(graph, blocks)
+        model = onnx.load(optimised, load_external_data=False)
+        self._block_of_node = _name_nodes(model, of_value)
+        onnx.save(model, optimised)
+        options = _options()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        self._session = onnxruntime.InferenceSession(str(optimised), options, providers=["CPUExecutionProvider"])
+
+    def run(self, inputs: Inputs) -> None:
+        self._session.run(None, dict(inputs))
+
+    def times_ms(self, num_skipped: int, num_rounds: int) -> dict[str, Float64]:
+        """End the profile; return block -> (num_rounds,)."""
+        events = json.loads(Path(self._session.end_profiling()).read_text())
+        of_node: dict[str, list[float]] = {}
+        for event in sorted(events, key=lambda event: float(event.get("ts", 0))):
+            name = str(event.get("name", ""))
+            if name.endswith(_SUFFIX):
+                of_node.setdefault(name.removesuffix(_SUFFIX), []).append(float(event["dur"]) / 1e3)
+        times = {block: np.zeros(num_rounds) for block in self._blocks}
+        for node, durations in of_node.items():
+            block = self._block_of_node.get(node)
+            if block is not None:
+                times[block] += np.array(durations[num_skipped : num_skipped + num_rounds])
+        return times
+
+
+def _name_nodes(model: onnx.ModelProto, block_of_value: Mapping[str, str]) -> dict[str, str]:
+    """Give every node a name of our own and return name -> block; a node of no block is not in it.
+
+    A product on tensors that the runtime made (`_OF_FUSED_PRODUCT`) belongs to the block of all that read it.
+    """
+    readers: dict[str, set[str | None]] = {}
+    found = {}
+    for index, node in reversed(list(enumerate(model.graph.node))):
+        node.name = f"node{index}"
+        block = next((block_of_value[name] for name in node.output if name in block_of_value), None)
+        if block is None and node.op_type in _OF_FUSED_PRODUCT:
+            reading = {reader for name in node.output for reader in readers.get(name, ())}
+            block = reading.pop() if len(reading) == 1 else None
+        if block is not None:
+            found[node.name] = block
+        for name in node.input:
+            readers.setdefault(name, set()).add(block)
+    return found
+
+
+def _optimise(graph: Path, folder: Path) -> Path:
+    """Write the graph as ONNX Runtime rewrites it for this machine, large weights in a file beside it."""
+    target = folder / "optimised.onnx"
+    options = _options()
+    # Beyond this level are forms that fit one machine's caches; they are those of the patch convolution, in no block.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.onnx.data")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return target
