@@ -101,7 +101,7 @@ def build_engine(
         contract: inputs of the graph; a size of -1 is dynamic.
         target: the device, or a compute capability ahead of time.
         settings: limits.
-        steps: for each input with a dynamic axis its (least, usual, greatest) size.
+        steps: for each input with a dynamic axis its (least, usual, greatest) size; the longest alone if not given.
         timing_cache: of an earlier build for the same device.
         progress: called with (done, 1000).
 
@@ -200,7 +200,8 @@ def _add_profile(builder: Any, config: Any, contract: GraphContract, steps: Mapp
         return
     profile = builder.create_optimization_profile()
     for spec in dynamic:
-        shapes = [tuple(size if axis == -1 else axis for axis in spec.shape) for size in steps[spec.name]]
+        sizes = steps.get(spec.name) or (spec.longest or 1,) * 3
+        shapes = [tuple(size if axis == -1 else axis for axis in spec.shape) for size in sizes]
         profile.set_shape(spec.name, *shapes)
     config.add_optimization_profile(profile)
 

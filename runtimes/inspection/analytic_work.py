@@ -185,7 +185,7 @@ def _vision(tally: _Tally, config: PolicyConfig) -> None:
     patch = 3 * vision.patch_size**2
     # Not a product of rows: neighbouring patches do not overlap, so each pixel is read once.
     tally.linear("vision", cameras * vision.num_patches, patch, width, in_float=tally.keeps_convolution)
-    tally.vector("vision", 2 * width)
+    tally.vector("vision", 3 * width)
     for index in range(vision.layers):
         block = f"vision.blocks.{index}"
         rows = cameras * tokens

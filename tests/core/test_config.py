@@ -24,7 +24,11 @@ def test_unknown_preset_names_the_nearest_one() -> None:
 def test_unknown_precision_names_the_nearest_one() -> None:
     assert check_precision("int8") == "int8"
     with pytest.raises(
-        ConfigError, match=re.escape("precision: got 'int9', expected one of fp32, int8 (did you mean 'int8'?)")
+        ConfigError,
+        match=re.escape(
+            "precision: got 'int9', expected one of fp32, fp16, bf16, int8, int8-weight, int4-weight, mixed "
+            "(did you mean 'int8'?)"
+        ),
     ):
         check_precision("int9")
 

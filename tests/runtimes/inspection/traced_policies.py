@@ -10,6 +10,8 @@ import torch
 from rfedge.bundle import Artifact, Bundle, Manifest, ParityRecord, PrecisionRecord
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import policy_contract
+from rfedge.export.int8.options import PLAIN
+from rfedge.export.passes.standard import apply_passes
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import build_policy
@@ -29,6 +31,7 @@ def traced_bundle(folder: Path, config: PolicyConfig) -> Bundle:
     contract = policy_contract(config)
     trace_backbone(policy, contract.backbone, folder / "backbone.onnx")
     trace_head(policy, contract.head, folder / "head.onnx")
+    apply_passes(folder / "backbone.onnx", folder / "backbone.onnx")
     return _bundle(folder, config, "fp32")
 
 
@@ -36,7 +39,7 @@ def quantized_bundle(folder: Path, bundle: Bundle) -> Bundle:
     """Return the int8 form of a traced bundle, calibrated on noise: its numbers are useless, its graph is an int8 graph."""
     rng = np.random.default_rng(0)
     inputs = (bundle.contract.backbone.sample_inputs(rng) for _ in range(2))
-    quantize_int8(bundle.path("backbone"), folder / "backbone.onnx", inputs)
+    quantize_int8(bundle.path("backbone"), folder / "backbone.onnx", inputs, options=PLAIN)
     shutil.copy(bundle.path("head"), folder / "head.onnx")
     return _bundle(folder, bundle.policy, "int8")
 
