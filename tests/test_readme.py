@@ -24,6 +24,20 @@ def test_about_ten_times_faster_is_what_the_committed_results_say() -> None:
     assert 8.0 <= calvin_ms / playtable_ms <= 12.0
 
 
+def test_the_full_size_figures_are_those_of_the_committed_result() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "peers_M-3B_cpu_202611.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    ours, reference = rows["rfedge int8"], rows["PyTorch fp32"]
+    speedups = {name: row["speedup"]["value"] for name, row in rows.items() if row["speedup"] is not None}
+    limit_ms = report["limit"]["int8_ms"]
+    expected = (
+        f"takes {ours['call_ms']['p50']:.0f} ms a policy call in int8, {speedups['rfedge int8']:.1f}x faster than eager "
+        f"PyTorch, fp32 {speedups['rfedge fp32']:.1f}x, in {ours['peak_bytes'] / 2**30:.1f} GiB against "
+        f"{reference['peak_bytes'] / 2**30:.1f}; the machine's own int8 products would need {limit_ms:.0f} ms"
+    )
+    assert expected in " ".join(README.split())
+
+
 def test_every_command_and_flag_in_the_readme_exists() -> None:
     surface = json.loads((ROOT / "tests" / "cli" / "surface.json").read_text())
     commands = [line for line in README.splitlines() if line.startswith("rfedge ")]

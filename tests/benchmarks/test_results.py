@@ -11,6 +11,7 @@ from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.int8_ranges import Int8RangesReport
 from rfedge.benchmarks.machine import Measurement, circumstances
+from rfedge.benchmarks.peers import PeersReport
 from rfedge.benchmarks.schema import LatencyReport
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -21,6 +22,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-expert-success": ExpertSuccessReport,
     "rfedge-int8-ranges": Int8RangesReport,
     "rfedge-latency": LatencyReport,
+    "rfedge-peers": PeersReport,
 }
 
 
