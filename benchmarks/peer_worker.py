@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from rfedge.benchmarks.machine import peak_rss_bytes
+from rfedge.benchmarks.record import Record
 from rfedge.contract import policy_contract
 from rfedge.messages import Observation, PolicyState
 from rfedge.runtimes.base import PolicyParts, RuntimeSettings
@@ -26,7 +26,7 @@ from rfedge.timekeeping import initial_state
 __all__ = ["WorkerJob", "WorkerResult", "run_job"]
 
 
-class WorkerJob(BaseModel):
+class WorkerJob(Record):
     """What one process measures.
 
     Attributes:
@@ -35,8 +35,6 @@ class WorkerJob(BaseModel):
         torch_dtype: "float32" or "bfloat16".
         num_calls: timed calls, after one that is not timed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
     backend: str
@@ -48,10 +46,8 @@ class WorkerJob(BaseModel):
     seed: int
 
 
-class WorkerResult(BaseModel):
+class WorkerResult(Record):
     """Milliseconds of every timed call, and what loading cost."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     call_ms: tuple[float, ...]
     backbone_ms: tuple[float, ...]

@@ -8,8 +8,7 @@ weights pass from file to file one at a time, and each graph that only led to th
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,6 @@ import onnx
 from rfedge.bundle import Role
 from rfedge.config import Precision
 from rfedge.contract import PolicyContract
-from rfedge.errors import ExportError, explain
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs
 from rfedge.export.forms.cpu_int8 import lower_int8
 from rfedge.export.forms.half import make_bf16, make_fp16
@@ -27,18 +25,15 @@ from rfedge.export.forms.half_storage import store_half, store_weights_half
 from rfedge.export.forms.runs_here import write_stand_in
 from rfedge.export.forms.weight_only import make_int4_weight, make_int8_weight
 from rfedge.export.mixed.search import MixedSearch, SearchRecord, search_plan
-from rfedge.export.parity import graph_call
-from rfedge.export.passes.graph_files import read_graph, write_graph
+from rfedge.export.parity import StageProgress, graph_call
+from rfedge.export.passes.graph_files import graph_files, read_graph, write_graph
 from rfedge.export.passes.standard import apply_passes
-from rfedge.export.precision_audit import effective_precisions
+from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.quantize import Int8Options, quantize_int8
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import load_checkpoint
 
 __all__ = ["GraphSettings", "WrittenGraphs", "write_graphs"]
-
-# (stage, steps done, steps in all); called at least once per stage
-StageProgress = Callable[[str, int, int], None]
 
 _FORMS: Final = {
     "fp16": make_fp16,
@@ -127,7 +122,7 @@ def write_graphs(
     files = _roles(store_half(traced_head, head) if settings.precision != "fp32" else _copy(traced_head, head), "head")
     proof, proved_by, search = backbone, "", None
     if settings.precision == "fp32":
-        files |= _roles(_with_weights(backbone), "backbone")
+        files |= _roles(graph_files(backbone), "backbone")
         blocks = effective_precisions(onnx.load(backbone, load_external_data=False))
     elif settings.precision in ("int8", "mixed"):
         written, proof, search = _write_int8(between, backbone, head, settings, progress)
@@ -178,18 +173,10 @@ def _write_int8(
     del model
     _remove(quantized)
     cpu = target.with_name("backbone-cpu.onnx")
-    progress("integer kernels", 0, 1)
-    num_kernels = lower_int8(target, cpu)
-    progress("integer kernels", 1, 1)
-    if num_kernels != num_products:
-        raise ExportError(
-            explain(
-                f"graph {cpu.name}",
-                got=f"{num_kernels} products on integer kernels",
-                expected=str(num_products),
-                remedy="Report it with the policy's config.json.",
-            )
-        )
+    progress("audit kernels", 0, 1)
+    lower_int8(target, cpu)
+    require_integer_kernels(cpu, num_expected=num_products)
+    progress("audit kernels", 1, 1)
     roles: dict[str, Role] = {**_roles(files, "backbone"), cpu.name: "backbone-cpu"}
     if search is not None:
         record = target.with_name("mixed.json")
@@ -203,19 +190,12 @@ def _roles(files: Sequence[Path], role: Role) -> dict[str, Role]:
     return {path.name: role if index == 0 else "weights" for index, path in enumerate(files)}
 
 
-def _with_weights(graph: Path) -> list[Path]:
-    data = graph.with_name(graph.name + ".data")
-    return [graph, data] if data.exists() else [graph]
-
-
 def _copy(source: Path, target: Path) -> list[Path]:
     """Write a graph under another name; one with weights beside it names that file, so it cannot just be moved."""
     return write_graph(read_graph(source), target)
 
 
 def _remove(graph: Path, *, keep: Path | None = None) -> None:
-    if graph == keep:
-        return
-    for path in _with_weights(graph):
-        path.unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+    if graph != keep:
+        for path in graph_files(graph):
+            path.unlink()

@@ -24,9 +24,11 @@ from rfedge.messages import FloatArray
 from rfedge.model import RoboFlamingo
 from rfedge.timekeeping import Arrays, BackboneCall, HeadCall, advance, initial_state, observe
 
-__all__ = ["RolloutTrace", "compare_traces", "graph_call", "onnx_rollout", "torch_rollout"]
+__all__ = ["RolloutTrace", "StageProgress", "compare_traces", "graph_call", "onnx_rollout", "torch_rollout"]
 
 Inputs = dict[str, npt.NDArray[Any]]
+# (stage, steps done, steps in all); called at least once per stage
+StageProgress = Callable[[str, int, int], None]
 # one list of graph inputs per episode; the state is reset between episodes
 Episodes = Sequence[Sequence[Inputs]]
 

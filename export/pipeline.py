@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,15 +29,13 @@ from rfedge.export.graphs import GraphSettings, write_graphs
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.chart import check_can_draw, draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
+from rfedge.export.parity import StageProgress
 from rfedge.export.proof import measure_parity, open_frames, proof_inputs, short_name, verify_parity
 from rfedge.export.quantize import Int8Options
 from rfedge.export.thresholds import missed, mixed_thresholds
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
 __all__ = ["ExportOptions", "StageProgress", "check_export", "export_checkpoint", "verify_parity"]
-
-# (stage, steps done, steps in all); called at least once per stage
-StageProgress = Callable[[str, int, int], None]
 
 _VERSIONED = ("rfedge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _WORK = ".work"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -16,7 +17,7 @@ from rfedge.block_names import SCOPES_KEY, block_of_scopes
 from rfedge.errors import ExportError, explain
 from rfedge.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
 
-__all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_products"]
+__all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_products", "write_optimised"]
 
 
 def weight_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -78,21 +79,34 @@ def effective_precisions(model: onnx.ModelProto) -> dict[str, str]:
     return report
 
 
+def write_optimised(path: Path, folder: Path, *, disabled_optimizers: Sequence[str] = ()) -> Path:
+    """Write the graph at `path` to `folder` as ONNX Runtime rewrites it for this CPU, large weights in a file beside it.
+
+    Not at the highest level: beyond this one are forms that fit one machine's caches, those of the patch convolution.
+    """
+    target = folder / "optimised.onnx"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled_optimizers) or None
+    )
+    return target
+
+
 def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
     """Let ONNX Runtime optimise the graph at `path` and count the kernels it chose.
 
     Raises:
         ExportError: fewer than `num_expected` products run on integer kernels; the text holds both numbers.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # as large as the graph, so on its disk
+        optimised = onnx.load(
+            write_optimised(path, Path(folder), disabled_optimizers=DISABLED_OPTIMIZERS), load_external_data=False
         )
-        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
     kernels = Counter(node.op_type for node in optimised.graph.node)
     found = sum(kernels[name] for name in INTEGER_KERNELS)
     if found < num_expected:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,11 @@ from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError, explain
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
 from rfedge.export.embedding import StoredTable, stored_table
-from rfedge.export.parity import Episodes, compare_traces, onnx_rollout, torch_rollout
+from rfedge.export.parity import Episodes, StageProgress, compare_traces, onnx_rollout, torch_rollout
 from rfedge.export.thresholds import THRESHOLDS, missed
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
 __all__ = ["measure_parity", "open_frames", "proof_inputs", "short_name", "verify_parity"]
-
-# (stage, steps done, steps in all)
-StageProgress = Callable[[str, int, int], None]
 
 
 def proof_inputs(

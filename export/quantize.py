@@ -30,7 +30,7 @@ from rfedge.export.int8.products import QUERY_ATTENTION, Product, quantizable_pr
 from rfedge.export.int8.ranges import choose_magnitude, step_of
 from rfedge.export.int8.rounded_store import RoundedGroup, RoundedProduct, RoundedStore
 from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
-from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, write_graph
+from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, weight_file, write_graph
 
 __all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_products", "quantize_int8"]
 
@@ -77,7 +77,7 @@ def quantize_int8(
     products = quantizable_products(model.graph, keep_float)
     work = _Work(source, model.graph, products, frames, options, progress, store)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-        is_external = source.with_name(source.name + ".data").exists()
+        is_external = weight_file(source).exists()
         if is_external:
             work.spill = Path(folder)
         work.run()

@@ -16,13 +16,12 @@ from torch import nn
 from rfedge.block_names import SCOPES_KEY
 from rfedge.contract import GraphContract
 from rfedge.errors import ExportError, explain
+from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, graph_files
 from rfedge.model import RoboFlamingo
 
 __all__ = ["OPSET", "trace_backbone", "trace_head"]
 
 OPSET = 20
-# ONNX files are protobufs, which end at 2 GiB; beyond this the weights go into a file beside the graph.
-_INLINE_LIMIT_BYTES = 1_500_000_000
 # Frames that a head without a limit of its own may replay in one call.
 _MOST_STEPS = 4096
 
@@ -101,9 +100,9 @@ def _trace(
     if program is None:
         raise ExportError(explain(f"module {type(module).__name__}", got="no program", expected="one", remedy="Report it."))
     _forget_sources(program.model)
-    external = size_bytes > _INLINE_LIMIT_BYTES
+    external = size_bytes > INLINE_LIMIT_BYTES
     program.save(str(path), external_data=external)
-    return [path, path.with_name(path.name + ".data")] if external else [path]
+    return graph_files(path)
 
 
 def _forget_sources(model: ir.Model) -> None:

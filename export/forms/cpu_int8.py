@@ -14,7 +14,6 @@ Source: onnxruntime's contrib operators, MatMulIntegerToFloat.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -181,8 +180,3 @@ def _replace(graph: ir.Graph, product: _Product, kernel: ir.Node) -> None:
     graph.insert_after(product.last, kernel)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(list(dict.fromkeys([product.last, product.node])), safe=True)
-
-
-def count_kernels(model: ir.Model) -> Counter[str]:
-    """Return how many nodes of each integer kernel a lowered graph names."""
-    return Counter(node.op_type for node in model.graph if node.domain == _DOMAIN)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from rfedge.bundle import hash_file
+from rfedge.export.passes.graph_files import graph_files
 
 __all__ = ["MeasurementCache", "search_key"]
 
@@ -37,9 +38,8 @@ def search_key(
     """
     digest = hashlib.sha256(f"{options}; onnxruntime {onnxruntime.__version__}".encode())
     for graph in graphs:
-        for path in (graph, graph.with_name(graph.name + ".data")):
-            if path.exists():
-                digest.update(hash_file(path).encode())
+        for path in graph_files(graph):
+            digest.update(hash_file(path).encode())
     for name, frames in [("calibration", list(calibration)), *(("episode", list(episode)) for episode in episodes)]:
         digest.update(f"{name} {len(frames)}".encode())
         for frame in frames:

@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 
 from rfedge.export.mixed.blocks import block_of_values
+from rfedge.export.precision_audit import write_optimised
 
 __all__ = ["call_times_ms", "profile_blocks", "saved_ms"]
 
@@ -96,7 +97,7 @@ class _Profiled:
     def __init__(self, graph: Path, blocks: Mapping[str, Sequence[str]], folder: Path) -> None:
         folder.mkdir()
         self._blocks = list(blocks)
-        optimised = _optimise(graph, folder)
+        optimised = write_optimised(graph, folder)
         of_value = block_of_values(graph, blocks)
         model = onnx.load(optimised, load_external_data=False)
         self._block_of_node = _name_nodes(model, of_value)
@@ -144,16 +145,3 @@ def _name_nodes(model: onnx.ModelProto, block_of_value: Mapping[str, str]) -> di
         for name in node.input:
             readers.setdefault(name, set()).add(block)
     return found
-
-
-def _optimise(graph: Path, folder: Path) -> Path:
-    """Write the graph as ONNX Runtime rewrites it for this machine, large weights in a file beside it."""
-    target = folder / "optimised.onnx"
-    options = _options()
-    # Beyond this level are forms that fit one machine's caches; they are those of the patch convolution, in no block.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(target)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.onnx.data")
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    return target

@@ -18,9 +18,17 @@ from rfedge.errors import ArtifactError, explain
 from rfedge.export.passes.graph_pass import weight_bytes
 from rfedge.export.passes.graph_queries import tensor_shape
 
-__all__ = ["INLINE_LIMIT_BYTES", "WeightProgress", "file_bytes", "read_graph", "write_graph"]
+__all__ = [
+    "INLINE_LIMIT_BYTES",
+    "WeightProgress",
+    "file_bytes",
+    "graph_files",
+    "read_graph",
+    "weight_file",
+    "write_graph",
+]
 
-# ONNX files are protobufs, which end at 2 GiB; the same limit as in `rfedge.export.trace`.
+# ONNX files are protobufs, which end at 2 GiB; `rfedge.export.trace` keeps to it too.
 INLINE_LIMIT_BYTES: Final = 1_500_000_000
 # Smaller tensors (scales, shapes) stay in the graph: runtimes read shapes before they open the weights.
 _SMALLEST_EXTERNAL_BYTES: Final = 1024
@@ -64,7 +72,7 @@ def write_graph(
     a weight file names that file, so it cannot be renamed later.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    data = target.with_name(target.name + ".data")
+    data = weight_file(target)
     external = weight_bytes(model.graph) > inline_limit_bytes
     with contextlib.ExitStack() as files:
         graph_file = files.enter_context(atomic_file(target))
@@ -80,10 +88,19 @@ def write_graph(
     return [target, data] if external else [target]
 
 
+def graph_files(path: Path) -> list[Path]:
+    """Return those of a graph and of the weight file beside it that exist, the graph first."""
+    return [file for file in (path, weight_file(path)) if file.exists()]
+
+
+def weight_file(path: Path) -> Path:
+    """Return where the weights of the graph at `path` lie if they are not in it."""
+    return path.with_name(path.name + ".data")
+
+
 def file_bytes(path: Path) -> int:
     """Return the size of a graph with the weight file beside it, if it has one."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    return sum(file.stat().st_size for file in graph_files(path))
 
 
 def _hold_weights(graph: ir.Graph, on_weight: WeightProgress) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rfedge.block_names import block_of_scopes
+from rfedge.block_names import SCOPES_KEY, block_of_scopes
 
 __all__ = [
     "add_computed",
@@ -29,14 +29,13 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 # Above this an array is a weight, which no pass reads while it looks around.
 _SMALL = 65536
 
 
 def block_of(node: ir.Node) -> str:
     """Return the PyTorch block a node came from, such as "vision.blocks.3"; "unnamed" without the exporter's note."""
-    return block_of_scopes(node.metadata_props.get(_SCOPES_KEY))
+    return block_of_scopes(node.metadata_props.get(SCOPES_KEY))
 
 
 def is_constant(value: ir.Value | None) -> bool:

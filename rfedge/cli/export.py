@@ -11,10 +11,10 @@ __all__ = ["export"]
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder written by `rfedge train`.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder written by `rfedge train` or `rfedge import`.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, int8-weight, int4-weight or mixed.")] = "fp32",
-    data: Annotated[Path | None, typer.Option(help="Demonstrations: calibration for int8, and the proof's inputs.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Demonstrations: calibration of int8 and mixed, and the proof.")] = None,
     keep_float: Annotated[
         str,
         typer.Option(

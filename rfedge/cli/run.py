@@ -22,7 +22,7 @@ def run(
         int | None,
         typer.Option(help="Actions played per inference; default 1 in closed loop, the whole chunk in open loop."),
     ] = None,
-    env: Annotated[str, typer.Option(help="Environment.")] = "playtable",
+    env: Annotated[str, typer.Option(help="playtable, or calvin where calvin_env is installed.")] = "playtable",
     scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
     task: Annotated[str | None, typer.Option(help="Task to do and to judge, for instance open_drawer.")] = None,
     instruction: Annotated[

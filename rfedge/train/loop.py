@@ -21,7 +21,7 @@ from rfedge.train.batches import BatchLoader, TensorBatch, window_forward
 from rfedge.train.config import TrainConfig
 from rfedge.train.features import FeatureBatch, FeatureTable
 from rfedge.train.image_text import CoTraining
-from rfedge.train.losses import policy_loss
+from rfedge.train.losses import batch_loss
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.result import NUM_AVERAGED_STEPS, StepReport, TrainResult, checkpoint_metadata, train_result
 from rfedge.train.schedule import learning_rate_factor
@@ -205,14 +205,7 @@ class _Run:
         self.policy.train()
         self.optimizer.zero_grad(set_to_none=True)
         pose, gripper_logit = forward()
-        parts = policy_loss(
-            pose,
-            gripper_logit,
-            batch.actions,
-            batch.action_mask,
-            kind=config.loss,
-            gripper_weight=config.gripper_weight,
-        )
+        parts = batch_loss(config, batch, pose, gripper_logit)
         parts.total.backward()
         pair_losses: dict[str, float] = {}
         if co_training is not None:

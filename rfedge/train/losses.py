@@ -6,16 +6,27 @@ Source: RoboFlamingo section 4.4; its paper writes MSE, its released code a Hube
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from rfedge.messages import POSE_SIZE
-from rfedge.train.config import LossKind
+from rfedge.train.config import LossKind, TrainConfig
 
-__all__ = ["LossParts", "policy_loss"]
+__all__ = ["LossParts", "batch_loss", "policy_loss"]
 
 # B = windows, W = frames, K = chunk
+
+
+class LabelledBatch(Protocol):
+    """Labels (B, W, K, 7) and which of them were recorded, bool (B, W, K)."""
+
+    @property
+    def actions(self) -> torch.Tensor: ...
+
+    @property
+    def action_mask(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,13 @@ class LossParts:
     pose: torch.Tensor
     gripper: torch.Tensor
     gripper_accuracy: torch.Tensor
+
+
+def batch_loss(config: TrainConfig, batch: LabelledBatch, pose: torch.Tensor, gripper_logit: torch.Tensor) -> LossParts:
+    """Compare the predictions for a batch with its labels, with the run's kind of loss and weight of the gripper."""
+    return policy_loss(
+        pose, gripper_logit, batch.actions, batch.action_mask, kind=config.loss, gripper_weight=config.gripper_weight
+    )
 
 
 def policy_loss(

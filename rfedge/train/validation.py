@@ -7,7 +7,7 @@ import torch
 from rfedge.model import RoboFlamingo
 from rfedge.train.batches import batch_tensors, window_forward
 from rfedge.train.config import TrainConfig
-from rfedge.train.losses import policy_loss
+from rfedge.train.losses import batch_loss
 from rfedge.train.sources import TrainingData
 
 __all__ = ["measure_windows"]
@@ -31,14 +31,7 @@ def measure_windows(
         numbers = chosen[first : first + config.batch_size]
         batch = batch_tensors(index, sources.cache, sources.table, numbers).to(device)
         pose, gripper_logit = window_forward(policy, batch)
-        parts = policy_loss(
-            pose,
-            gripper_logit,
-            batch.actions,
-            batch.action_mask,
-            kind=config.loss,
-            gripper_weight=config.gripper_weight,
-        )
+        parts = batch_loss(config, batch, pose, gripper_logit)
         count = int(batch.action_mask.sum())  # batches weigh by what they hold, so their size does not matter
         num_actions += count
         for name, value in zip(sums, (parts.total, parts.pose, parts.gripper, parts.gripper_accuracy), strict=True):
