@@ -33,11 +33,14 @@ class StoredTable:
 
     def save(self, table: Float32, path: Path) -> None:
         """Write the table (vocabulary, width)."""
+        save_file(self.tensors(table), path)
+
+    def tensors(self, rows: Float32) -> dict[str, npt.NDArray[Any]]:
+        """Return the tensors that store rows (row, width); a row is stored alike whatever stands beside it."""
         if self.dtype == "int8":
-            scale, rounded = _rounded(table)
-            save_file({EMBEDDING_TENSOR: rounded, EMBEDDING_SCALE: scale}, path)
-        else:
-            save_file({EMBEDDING_TENSOR: table.astype(self.dtype)}, path)
+            scale, rounded = _rounded(rows)
+            return {EMBEDDING_TENSOR: rounded, EMBEDDING_SCALE: scale}
+        return {EMBEDDING_TENSOR: rows.astype(self.dtype)}
 
     def as_stored(self, rows: npt.NDArray[Any]) -> Float32:
         """Return embedded tokens (..., width) as they come back from the stored table."""

@@ -17,14 +17,23 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
+from rfedge.backbone_stages import call_in_order
 from rfedge.config import PolicyConfig
 from rfedge.contract import TensorSpec, policy_contract
 from rfedge.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.messages import FloatArray
 from rfedge.model import RoboFlamingo
-from rfedge.timekeeping import Arrays, BackboneCall, HeadCall, advance, initial_state, observe
+from rfedge.timekeeping import Arrays, BackboneCall, HeadCall, acting_row, advance, initial_state, observe
 
-__all__ = ["RolloutTrace", "StageProgress", "compare_traces", "graph_call", "onnx_rollout", "torch_rollout"]
+__all__ = [
+    "RolloutTrace",
+    "StageProgress",
+    "backbone_call",
+    "compare_traces",
+    "graph_call",
+    "onnx_rollout",
+    "torch_rollout",
+]
 
 Inputs = dict[str, npt.NDArray[Any]]
 # (stage, steps done, steps in all); called at least once per stage
@@ -41,7 +50,7 @@ class RolloutTrace:
         features: (T, width).
         pose: (T, k, 6).
         gripper: (T, k) probability.
-        h, c: (T, layers, hidden) after each step; (T, 0, 0) where the head has no state.
+        h, c: (T, layers, hidden) after each step, of the LSTM that acted; (T, 0, 0) where the head has no state.
     """
 
     features: FloatArray
@@ -63,8 +72,8 @@ def _rollout(
             features.append(feature[0])
             poses.append(pose)
             grippers.append(gripper)
-            hs.append(state.h[:, 0])
-            cs.append(state.c[:, 0])
+            hs.append(state.h[:, acting_row(state)])
+            cs.append(state.c[:, acting_row(state)])
             on_step()
     return RolloutTrace(np.stack(features), np.stack(poses), np.stack(grippers), np.stack(hs), np.stack(cs))
 
@@ -99,11 +108,26 @@ def graph_call(path: Path) -> Callable[[Arrays], Arrays]:
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
+def backbone_call(config: PolicyConfig, graphs: Sequence[Path]) -> BackboneCall:
+    """Open a backbone in ONNX Runtime on the CPU: its one graph, or both stages in call order."""
+    if len(graphs) == 1:
+        return graph_call(graphs[0])
+    contract = policy_contract(config, two_stages=True)
+    stages = list(zip(contract.backbone_stages.values(), map(graph_call, graphs), strict=True))
+    return lambda inputs: call_in_order(contract.backbone, stages, inputs)
+
+
 def onnx_rollout(
-    config: PolicyConfig, backbone: Path, head: Path, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None
+    config: PolicyConfig,
+    backbone: Path | Sequence[Path],
+    head: Path,
+    episodes: Episodes,
+    *,
+    on_step: Callable[[], None] = lambda: None,
 ) -> RolloutTrace:
-    """Step the two graphs through `episodes` in ONNX Runtime on the CPU."""
-    return _rollout(config, graph_call(backbone), graph_call(head), episodes, on_step)
+    """Step the graphs through `episodes` in ONNX Runtime on the CPU; a backbone is one graph or both stages in order."""
+    graphs = [backbone] if isinstance(backbone, Path) else backbone
+    return _rollout(config, backbone_call(config, graphs), graph_call(head), episodes, on_step)
 
 
 def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str, float]:

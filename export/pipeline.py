@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.backbone_stages import StagePrecisions, parse_precisions
 from rfedge.bundle import (
     Bundle,
     CalibrationRecord,
@@ -20,12 +20,12 @@ from rfedge.bundle import (
     load_bundle,
     write_bundle,
 )
-from rfedge.config import PolicyConfig, Precision, check_precision
+from rfedge.config import PolicyConfig
 from rfedge.contract import PolicyContract, policy_contract
-from rfedge.errors import ArtifactError, ConfigError, GateError, explain
+from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean, explain
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
-from rfedge.export.embedding import stored_table
 from rfedge.export.graphs import GraphSettings, write_graphs
+from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.chart import check_can_draw, draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
@@ -35,10 +35,12 @@ from rfedge.export.quantize import Int8Options
 from rfedge.export.thresholds import missed, mixed_thresholds
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
-__all__ = ["ExportOptions", "StageProgress", "check_export", "export_checkpoint", "verify_parity"]
+__all__ = ["STAGES", "ExportOptions", "StageProgress", "check_export", "export_checkpoint", "verify_parity"]
 
 _VERSIONED = ("rfedge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _WORK = ".work"
+STAGES = ("one", "two")
+_HEAD_PRECISIONS = ("fp32", "int8")
 _CALIBRATED = ("int8", "mixed")
 
 
@@ -47,7 +49,8 @@ class ExportOptions:
     """What `rfedge export` was asked for.
 
     Attributes:
-        precision: one of `rfedge.config.PRECISIONS`.
+        precision: one of `rfedge.config.PRECISIONS`; with two stages also one for each: "vision=fp16,decoder=int8".
+        stages: graphs of the backbone, "one", or "two": `vision` and `decoder`.
         data: CALVIN-format demonstrations; needed for int8, used for the proof when given.
         keep_float: beginnings of the names of blocks or modules that stay in fp32 when the rest does not, `*` for anything;
             None leaves it to the precision: for int8 the few products that cost most accuracy and least time
@@ -55,6 +58,9 @@ class ExportOptions:
         int8: how ranges are chosen and weights rounded.
         budget: how far a mixed plan may move the action; for mixed only.
         chart: picture file for the evidence of a mixed plan; None for no picture.
+        instructions: file of the only sentences that the bundle shall know, or "data" for those of the demonstrations, see
+            `rfedge.export.instructions`; None for any words.
+        head_precision: "fp32", or "int8" for a second head with int8 weights, for CPUs.
         num_calibration_frames: frames that set the int8 ranges.
         num_parity_steps: steps of the proof rollout, over all its episodes.
         seed: draws calibration frames, proof episodes and, without `data`, proof inputs.
@@ -63,11 +69,14 @@ class ExportOptions:
     """
 
     precision: str
+    stages: str = "one"
     data: Path | None = None
     keep_float: tuple[str, ...] | None = None
     int8: Int8Options = field(default_factory=Int8Options)
     budget: Budget | None = None
     chart: Path | None = None
+    instructions: str | None = None
+    head_precision: str = "fp32"
     num_calibration_frames: int = 128
     num_parity_steps: int = 64
     seed: int = 0
@@ -77,13 +86,32 @@ class ExportOptions:
 
 def check_export(
     checkpoint_dir: Path, output: Path, options: ExportOptions
-) -> tuple[Precision, Checkpoint, FrameInputs | None]:
+) -> tuple[StagePrecisions, Checkpoint, FrameInputs | None]:
     """Open and check everything an export needs, and write nothing.
 
     Raises:
         ConfigError, ArtifactError, DatasetError: as `export_checkpoint`.
     """
-    precision = check_precision(options.precision)
+    if options.stages not in STAGES:
+        raise ConfigError(
+            explain(
+                "--stages",
+                got=repr(options.stages),
+                expected=did_you_mean(options.stages, STAGES),
+                remedy="two cuts the backbone into vision and decoder.",
+            )
+        )
+    if options.head_precision not in _HEAD_PRECISIONS:
+        raise ConfigError(
+            explain(
+                "--head-precision",
+                got=repr(options.head_precision),
+                expected=did_you_mean(options.head_precision, _HEAD_PRECISIONS),
+                remedy="int8 adds a head with int8 weights for CPUs.",
+            )
+        )
+    precisions = parse_precisions(options.precision, two_stages=options.stages == "two")
+    precision, kinds = precisions.requested, precisions.graphs.values()
     if output.exists() and not options.overwrite:
         raise ArtifactError(
             explain(
@@ -99,7 +127,7 @@ def check_export(
                 remedy="Such as --precision mixed --budget action_error=0.01.",
             )
         )
-    if precision in _CALIBRATED and options.data is None:
+    if options.data is None and any(kind in _CALIBRATED for kind in kinds):
         raise ConfigError(
             explain(
                 f"precision {precision}",
@@ -115,7 +143,13 @@ def check_export(
             )
         check_can_draw()
     checkpoint = load_checkpoint(checkpoint_dir)
-    return precision, checkpoint, open_frames(checkpoint, options.data)
+    frames = open_frames(checkpoint, options.data)
+    _sentences(checkpoint, frames, options)
+    return precisions, checkpoint, frames
+
+
+def _sentences(checkpoint: Checkpoint, frames: FrameInputs | None, options: ExportOptions) -> tuple[str, ...] | None:
+    return choose_sentences(options.instructions, checkpoint.tokenizer, None if frames is None else frames.dataset)
 
 
 def export_checkpoint(
@@ -130,20 +164,18 @@ def export_checkpoint(
         GateError: the exported policy misses a threshold; nothing is written, the text holds the numbers.
     """
     progress("load checkpoint", 0, 1)
-    precision, checkpoint, frames = check_export(checkpoint_dir, output, options)
+    precisions, checkpoint, frames = check_export(checkpoint_dir, output, options)
     config = checkpoint.config
-    contract = policy_contract(config)
+    contract = policy_contract(config, two_stages=options.stages == "two")
     rng = np.random.default_rng(options.seed)
     progress("load checkpoint", 1, 1)
 
     with write_bundle(output, overwrite=options.overwrite) as writer:
-        table: npt.NDArray[np.float32] = checkpoint.policy.embedding.weight.detach().numpy()
-        stored_table(config.decoder, precision).save(table, writer.add("embedding.safetensors", "embedding"))
-        checkpoint.tokenizer.save(writer.add("tokenizer.json", "tokenizer"))
-        del checkpoint, table  # full-size weights are dropped before something else of their size is loaded
+        write_language(checkpoint, precisions.text, _sentences(checkpoint, frames, options), writer)
+        del checkpoint  # full-size weights are dropped before something else of their size is loaded
         chosen: list[EpisodeFrame] = []
         calibration = None
-        if precision in _CALIBRATED and frames is not None:
+        if frames is not None and any(kind in _CALIBRATED for kind in precisions.graphs.values()):
             chosen = choose_calibration_frames(frames.dataset, num_frames=options.num_calibration_frames, rng=rng)
             calibration = CalibrationRecord(
                 dataset=short_name(frames.dataset),
@@ -156,7 +188,8 @@ def export_checkpoint(
         search = None
         if options.budget is not None:
             search = _mixed_search(config, contract, frames, chosen, options, options.budget, output)
-        settings = GraphSettings(precision, options.keep_float, options.int8, frames, chosen, search)
+        head_is_int8 = options.head_precision == "int8"
+        settings = GraphSettings(precisions, options.keep_float, options.int8, frames, chosen, search, head_is_int8)
         graphs = write_graphs(checkpoint_dir, contract, writer.root, settings, work=work, progress=progress)
         for name, role in graphs.files.items():
             writer.add(name, role)
@@ -177,18 +210,19 @@ def export_checkpoint(
             graphs.head,
             episodes,
             described,
-            precision,
+            precisions,
+            head_is_int8=head_is_int8,
             thresholds=mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None,
             progress=progress,
         )
         shutil.rmtree(work)
-        parity = _judge(parity, precision, force=options.force)
+        parity = _judge(parity, precisions.requested, force=options.force)
         progress("package", 0, 1)
         writer.finish(
             Manifest(
                 policy=config,
                 contract=contract,
-                precision=PrecisionRecord(requested=precision, blocks=graphs.blocks),
+                precision=PrecisionRecord(requested=precisions.requested, blocks=graphs.blocks),
                 calibration=calibration,
                 parity=parity,
                 source={"checkpoint_sha256": checkpoint_sha256(checkpoint_dir), "name": config.name},
@@ -224,7 +258,7 @@ def _mixed_search(
     return MixedSearch(budget, episodes, folder, options.keep_float or ())
 
 
-def _judge(parity: ParityRecord, precision: Precision, *, force: bool) -> ParityRecord:
+def _judge(parity: ParityRecord, precision: str, *, force: bool) -> ParityRecord:
     if parity.passed:
         return parity
     if force:

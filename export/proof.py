@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.backbone_stages import StagePrecisions, parse_precisions
 from rfedge.bundle import Bundle, ParityRecord
-from rfedge.config import PolicyConfig, Precision, check_precision
+from rfedge.config import PolicyConfig, Precision
 from rfedge.contract import GraphContract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError, explain
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
 from rfedge.export.embedding import StoredTable, stored_table
 from rfedge.export.parity import Episodes, StageProgress, compare_traces, onnx_rollout, torch_rollout
-from rfedge.export.thresholds import THRESHOLDS, missed
+from rfedge.export.stage_graph import graph_to_prove
+from rfedge.export.thresholds import THRESHOLDS, judged_by, missed
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
 __all__ = ["measure_parity", "open_frames", "proof_inputs", "short_name", "verify_parity"]
@@ -49,18 +52,20 @@ def proof_inputs(
 
 def measure_parity(
     checkpoint: Path,
-    backbone: Path,
+    backbone: Sequence[Path],
     head: Path,
     episodes: Episodes,
     described: str,
-    precision: Precision,
+    precisions: StagePrecisions,
     *,
+    head_is_int8: bool = False,
     thresholds: dict[str, float] | None = None,
     progress: StageProgress = lambda *_: None,
 ) -> ParityRecord:
-    """Roll PyTorch and the two graphs through the same episodes and judge the differences.
+    """Roll PyTorch and the graphs through the same episodes and judge the differences.
 
-    By `thresholds`, or by `THRESHOLDS[precision]` without any; a mixed plan has its own (`mixed_thresholds`).
+    By `thresholds`, or without any by those of the lowest of the precisions (`judged_by`), the head's included, which the
+    record then names where there are several; a mixed plan has its own (`mixed_thresholds`).
 
     The graphs read instructions as the bundle stores them (`rfedge.export.embedding`). One after the other: two full-size
     policies need not fit into memory together.
@@ -79,11 +84,15 @@ def measure_parity(
     reference = torch_rollout(policy, episodes, on_step=count)
     del policy
     candidate = onnx_rollout(
-        config, backbone, head, _as_stored(episodes, stored_table(config.decoder, precision)), on_step=count
+        config, backbone, head, _as_stored(episodes, stored_table(config.decoder, precisions.text)), on_step=count
     )
     metrics = compare_traces(reference, candidate)
     if thresholds is None:
-        thresholds = THRESHOLDS[precision]
+        used: set[Precision] = {*precisions.graphs.values(), *(("int8",) if head_is_int8 else ())}
+        lowest = judged_by(used)
+        thresholds = THRESHOLDS[lowest]
+        if len(used) > 1:
+            described += f"; judged by the gates of {lowest}"
     return ParityRecord(
         num_steps=num_steps, inputs=described, metrics=metrics, thresholds=thresholds, passed=not missed(metrics, thresholds)
     )
@@ -123,7 +132,7 @@ def verify_parity(
                 remedy="Give the checkpoint of this bundle.",
             )
         )
-    precision = check_precision(bundle.manifest.precision.requested)
+    precisions = parse_precisions(bundle.manifest.precision.requested, two_stages=bool(bundle.contract.backbone_stages))
     checkpoint = load_checkpoint(checkpoint_dir)
     frames = open_frames(checkpoint, data)
     calibration = bundle.manifest.calibration
@@ -138,16 +147,23 @@ def verify_parity(
         rng=np.random.default_rng(seed),
     )
     del checkpoint, frames
-    parity = measure_parity(
-        checkpoint_dir,
-        bundle.cpu_backbone,
-        bundle.path("head"),
-        episodes,
-        described,
-        precision,
-        thresholds=bundle.manifest.parity.thresholds if precision == "mixed" else None,
-        progress=progress,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        graphs = []
+        for name, graph in bundle.backbone_graphs(for_cpu=True).items():
+            to_prove, stands_in = graph_to_prove(name, graph, precisions.graphs[name], work=Path(folder))
+            graphs.append(to_prove)
+            described += f"; {stands_in}" if stands_in else ""
+        parity = measure_parity(
+            checkpoint_dir,
+            graphs,
+            bundle.graph("head", for_cpu=True),
+            episodes,
+            described,
+            precisions,
+            head_is_int8=bundle.has("head-cpu"),
+            thresholds=bundle.manifest.parity.thresholds if precisions.requested == "mixed" else None,
+            progress=progress,
+        )
     if not parity.passed:
         raise GateError(
             explain(

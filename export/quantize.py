@@ -116,7 +116,7 @@ class _Work:
         self.statistics = {name: ChannelStatistics(count) for name, count in channels.items()}
         self._observe(self.statistics, num_passes)
         for group in groups:
-            balances = {name: self._balance(readers[name]) for name in group}
+            balances = {name: self._balance(name, readers[name]) for name in group}
             inputs = {
                 name: RoundedInput(
                     balance.centre,
@@ -130,7 +130,7 @@ class _Work:
             if looks_again:
                 self._observe(inputs, num_passes)
             for name in group:
-                self._round(readers[name], balances[name], inputs.pop(name))
+                self._round(name, readers[name], balances[name], inputs.pop(name))
 
     def _observe(self, observers: Mapping[str, Any], num_passes: int) -> None:
         def count() -> None:
@@ -139,12 +139,13 @@ class _Work:
 
         observe(self.source, observers, self.frames, on_frame=count)
 
-    def _balance(self, products: list[Product]) -> Balance:
+    # `name` is the tensor's in the float graph: a corrected bias of the product before renames it in this one.
+    def _balance(self, name: str, products: list[Product]) -> Balance:
         value = products[0].source
         weights: Sequence[Float32] = ()
         if self.options.smooth_quant is not None:
             weights = [read_weight(product.weight, is_transposed=product.is_transposed) for product in products]
-        return balance_input(value, self.statistics[str(value.name)], weights, self.options)
+        return balance_input(value, self.statistics[name], weights, self.options)
 
     def _is_stored(self, name: str, products: list[Product]) -> bool:
         return self.store is not None and self.store.has(name, [product.name for product in products])
@@ -156,8 +157,7 @@ class _Work:
         gain = find_gain(products[0].source) if is_balanced else None
         self._insert(products, Balance(group.centre, group.scale, gain), group)
 
-    def _round(self, products: list[Product], balance: Balance, seen: RoundedInput) -> None:
-        name = str(products[0].source.name)
+    def _round(self, name: str, products: list[Product], balance: Balance, seen: RoundedInput) -> None:
         statistics = self.statistics[name]
         if self.options.ranges == "min-max":
             magnitude = balance.peak(statistics.low, statistics.high)

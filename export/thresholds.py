@@ -6,13 +6,15 @@ carried state. Actions are in normalised units: 1.0 is 20 mm or 0.05 rad in one 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from rfedge.config import Precision
+from rfedge.gates import missed
 
-__all__ = ["STORAGE_ERROR", "THRESHOLDS", "missed", "mixed_thresholds"]
+__all__ = ["FROM_STRICTEST", "STORAGE_ERROR", "THRESHOLDS", "judged_by", "missed", "mixed_thresholds"]
 
-# `min_` metrics must be at least, all others at most, the number.
+# A `min_` metric is a least value, every other one a greatest, see `rfedge.gates`.
 THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {
     "fp32": {
         "min_feature_cosine": 0.999999,
@@ -62,6 +64,18 @@ THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {
 }
 
 
+# From the strictest gates to the loosest: each allows at least what the one before it does, in every metric.
+FROM_STRICTEST: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8", "bf16", "int8-weight", "int4-weight")
+
+
+def judged_by(precisions: Iterable[Precision]) -> Precision:
+    """Return whose gates a backbone with these precisions is held to: those of the lowest, which are the loosest.
+
+    bf16 counts as lower than int8: its 8 bits go to every activation, int8's ranges are fitted to each tensor.
+    """
+    return max(precisions, key=FROM_STRICTEST.index)
+
+
 # What storing the head and the instruction table in fp16 adds to an action, whatever the backbone computes in.
 STORAGE_ERROR: Final = 0.002
 
@@ -79,14 +93,3 @@ def mixed_thresholds(metric: str, limit: float) -> dict[str, float]:
         if metric != "action_max_error" or not name.startswith("action_")
     }
     return {**kept, metric: limit + STORAGE_ERROR}
-
-
-def missed(metrics: dict[str, float], thresholds: dict[str, float]) -> list[str]:
-    """Return one "name measured > allowed" text for every gate that is not met; NaN never meets a gate."""
-    texts = []
-    for name, limit in thresholds.items():
-        value = metrics[name]
-        met = value >= limit if name.startswith("min_") else value <= limit
-        if not met:
-            texts.append(f"{name} {value:.6g} (allowed {'>=' if name.startswith('min_') else '<='} {limit:g})")
-    return texts

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from rfedge.block_names import SCOPES_KEY
-from rfedge.contract import GraphContract
+from rfedge.contract import MEDIA, GraphContract
 from rfedge.errors import ExportError, explain
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, graph_files
 from rfedge.model import RoboFlamingo
 
-__all__ = ["OPSET", "trace_backbone", "trace_head"]
+__all__ = ["OPSET", "trace_backbone", "trace_graph", "trace_head"]
 
 OPSET = 20
 # Frames that a head without a limit of its own may replay in one call.
@@ -29,14 +29,17 @@ _MOST_STEPS = 4096
 def trace_backbone(policy: RoboFlamingo, contract: GraphContract, path: Path) -> list[Path]:
     """Write backbone.onnx; return every file written (graph, and weights when they are large).
 
+    `media` becomes an output when the contract names it, of any member of the family.
+
     Only the token axis is dynamic: an instruction of 14 tokens need not cost 32, and padding changes no feature.
     """
-    return _trace(policy.backbone, contract, path)
+    policy.backbone.returns_media = any(spec.name == MEDIA for spec in contract.outputs)
+    return trace_graph(policy.backbone, contract, path)
 
 
 def trace_head(policy: RoboFlamingo, contract: GraphContract, path: Path) -> list[Path]:
-    """Write head.onnx; the step axis of `features` is dynamic, so one graph serves carry (1) and replay (window)."""
-    return _trace(policy.head, contract, path, example_size=policy.config.window)
+    """Write head.onnx: one frame a call, but for a GPT head, whose step axis is dynamic until its window is full."""
+    return trace_graph(policy.head, contract, path, example_size=policy.config.window)
 
 
 @contextmanager
@@ -66,13 +69,24 @@ def _dynamic_shapes(contract: GraphContract) -> dict[str, dict[int, torch.export
     return shapes if symbols else None
 
 
-def _trace(
+def trace_graph(
     module: nn.Module,
     contract: GraphContract,
     path: Path,
     *,
     example_size: int | None = None,
 ) -> list[Path]:
+    """Write any module under the names of `contract`; return every file written.
+
+    Args:
+        module: called with the contract's inputs by name.
+        contract: axes of size -1 become dynamic.
+        path: the graph; large weights lie beside it.
+        example_size: of a dynamic axis while tracing; its longest if not given.
+
+    Raises:
+        ExportError: the exporter cannot translate the module.
+    """
     example = contract.sample_inputs(np.random.default_rng(0), dynamic_size=example_size)
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     try:

@@ -56,7 +56,7 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=TEMPORARY_SUFFIX))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        _share(temporary)
         sync_tree(temporary)
         if path.exists():
             # Two renames instead of remove-then-rename: the old result survives until the new one has its name.
@@ -69,6 +69,14 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _share(root: Path) -> None:
+    """Give files and folders the modes that others write with: mkdtemp, and safetensors, make theirs private to the user."""
+    for folder, _, names in os.walk(root):
+        Path(folder).chmod(0o755)
+        for name in names:
+            (Path(folder) / name).chmod(0o644)
 
 
 def _prefix(path: Path) -> str:

@@ -4,9 +4,13 @@
       manifest.json            this file's `Manifest`
       backbone.onnx            frames + embedded instruction -> feature
       backbone-cpu.onnx        in int8: the same with integer kernels for CPUs, on the same weights
+      vision.onnx              instead of the backbone, where it is exported in two stages: frames -> latents
+      decoder.onnx             and latents + embedded instruction -> feature, each with its -cpu variant in int8
       head.onnx                features + state -> actions + state
+      head-cpu.onnx            when asked for: the same with int8 weights, for CPUs
       embedding.safetensors    token embedding table, looked up once per instruction
       tokenizer.json           instruction -> token ids
+      instructions.safetensors instead of both where the bundle knows a fixed list of sentences (`rfedge.instructions`)
       engines/                 TensorRT plans, made later and per device (`rfedge.engines`); no part of the manifest
 
 A bundle is written under a temporary name and renamed; every file's sha256 is checked before it is used.
@@ -24,10 +28,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rfedge.atomic import atomic_directory
 from rfedge.config import PolicyConfig
-from rfedge.contract import PolicyContract
+from rfedge.contract import GraphName, PolicyContract
 from rfedge.errors import ArtifactError, explain
+from rfedge.gates import missed
 
 __all__ = [
+    "CPU_ROLES",
     "EMBEDDING_SCALE",
     "EMBEDDING_TENSOR",
     "MANIFEST_NAME",
@@ -38,6 +44,7 @@ __all__ = [
     "Manifest",
     "ParityRecord",
     "PrecisionRecord",
+    "Role",
     "hash_file",
     "load_bundle",
     "write_bundle",
@@ -48,7 +55,28 @@ SCHEMA_VERSION: Final = 1
 # embedding.safetensors: the token table, float or int8; int8 with one float32 scale a row.
 EMBEDDING_TENSOR: Final = "embedding"
 EMBEDDING_SCALE: Final = "scale"
-Role = Literal["backbone", "backbone-cpu", "head", "weights", "embedding", "tokenizer", "record"]
+Role = Literal[
+    "backbone",
+    "backbone-cpu",
+    "vision",
+    "vision-cpu",
+    "decoder",
+    "decoder-cpu",
+    "head",
+    "head-cpu",
+    "weights",
+    "embedding",
+    "tokenizer",
+    "instructions",
+    "record",
+]
+# graph -> the same with integer kernels for CPUs, where there is one
+CPU_ROLES: Final[dict[GraphName, Role]] = {
+    "backbone": "backbone-cpu",
+    "vision": "vision-cpu",
+    "decoder": "decoder-cpu",
+    "head": "head-cpu",
+}
 
 
 class _Record(BaseModel):
@@ -93,6 +121,11 @@ class ParityRecord(_Record):
     passed: bool
     forced: bool = False
 
+    @property
+    def forced_past(self) -> tuple[str, ...]:
+        """Every threshold that a forced bundle missed, with the measured number; empty for any other bundle."""
+        return tuple(missed(self.metrics, self.thresholds)) if self.forced else ()
+
 
 class Manifest(_Record):
     """manifest.json."""
@@ -128,11 +161,24 @@ class Bundle:
     def size_bytes(self) -> int:
         return sum(artifact.size_bytes for artifact in self.manifest.artifacts)
 
-    @property
-    def cpu_backbone(self) -> Path:
-        """The backbone graph for CPUs: the one with integer kernels where there is one."""
-        named = next((artifact.path for artifact in self.manifest.artifacts if artifact.role == "backbone-cpu"), None)
-        return self.path("backbone") if named is None else self.root / named
+    def backbone_graphs(self, *, for_cpu: bool) -> dict[GraphName, Path]:
+        """Return the graphs that make up the backbone, in call order: "backbone" alone, or "vision" and "decoder".
+
+        Args:
+            for_cpu: those with integer kernels for CPUs, where there are any.
+
+        Raises:
+            ArtifactError: the bundle lacks one.
+        """
+        return {name: self.graph(name, for_cpu=for_cpu) for name in self.contract.graphs if name != "head"}
+
+    def graph(self, name: GraphName, *, for_cpu: bool) -> Path:
+        """Return one graph, as `backbone_graphs` does; raises ArtifactError where the bundle lacks it."""
+        return self.path(CPU_ROLES[name] if for_cpu and self.has(CPU_ROLES[name]) else name)
+
+    def has(self, role: Role) -> bool:
+        """Say whether some file plays `role`."""
+        return any(artifact.role == role for artifact in self.manifest.artifacts)
 
     def path(self, role: Role) -> Path:
         """Return the file that plays `role`.

@@ -6,13 +6,19 @@
 Some members of the family have more or fewer: `robot_state` with proprioception; `media_history`, `media_mask` and the
 output `media` where the text reads older frames; no `h` and `c` where the head is no LSTM.
 
+A backbone in two graphs is cut where the frames are latents; together they are the backbone, to the last name:
+
+    image_static, image_gripper ──► vision ──► media
+    media, text_embedding, text_mask (robot_state, media_history, media_mask) ──► decoder ──► feature
+
 The exporter writes these specs into the manifest, the runtimes check arrays against them, tests derive inputs from
 them. Nothing else repeats a tensor's name or shape.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +35,22 @@ from rfedge.messages import (
     STATIC_IMAGE_SHAPE,
 )
 
-__all__ = ["ActionSemantics", "GraphContract", "PolicyContract", "TensorSpec", "policy_contract"]
+__all__ = [
+    "MEDIA",
+    "ActionSemantics",
+    "BackboneStage",
+    "GraphContract",
+    "GraphName",
+    "PolicyContract",
+    "TensorSpec",
+    "policy_contract",
+]
 
 Array = npt.NDArray[Any]
+BackboneStage = Literal["vision", "decoder"]
+GraphName = Literal["backbone", "vision", "decoder", "head"]
+# The latents of one frame, both cameras: what the vision stage hands to the decoder.
+MEDIA: Final = "media"
 
 
 class _Spec(BaseModel):
@@ -117,25 +136,46 @@ class ActionSemantics(_Spec):
 
 
 class PolicyContract(_Spec):
-    """Both graphs and the action; `backbone` output `feature` feeds `head` input `features`."""
+    """Both graphs and the action; `backbone` output `feature` feeds `head` input `features`.
+
+    Attributes:
+        backbone: what a caller gives and gets, in however many graphs it is.
+        backbone_stages: the graphs that make up the backbone, in call order; empty where it is one.
+    """
 
     backbone: GraphContract
     head: GraphContract
     action: ActionSemantics = ActionSemantics()
+    backbone_stages: dict[BackboneStage, GraphContract] = {}
+
+    @property
+    def graphs(self) -> dict[GraphName, GraphContract]:
+        """Every graph there is a file of, in call order."""
+        backbone: Iterable[tuple[GraphName, GraphContract]] = self.backbone_stages.items() or [("backbone", self.backbone)]
+        return {**dict(backbone), "head": self.head}
 
 
 FLOAT: Final = "float32"
 
 
-def policy_contract(config: PolicyConfig) -> PolicyContract:
-    """Derive the contract of a policy from its configuration; batch is always 1."""
-    return PolicyContract(backbone=_backbone_contract(config), head=_head_contract(config))
+def policy_contract(config: PolicyConfig, *, two_stages: bool = False) -> PolicyContract:
+    """Derive the contract of a policy from its configuration; batch is always 1.
+
+    Args:
+        config: the policy's.
+        two_stages: the backbone is two graphs, `vision` and `decoder`.
+    """
+    return PolicyContract(
+        backbone=_backbone_contract(config),
+        head=_head_contract(config),
+        backbone_stages=_stage_contracts(config) if two_stages else {},
+    )
 
 
 def _backbone_contract(config: PolicyConfig) -> GraphContract:
     text, past = config.decoder.text_length, config.media_frames - 1
     image_axes = ("batch", "row", "column", "rgb")
-    media_shape, media_axes = (config.latents_per_frame, config.vision.width), ("latent", "vision_width")
+    media = _media(config)
     inputs = [
         TensorSpec(name="image_static", dtype="uint8", shape=(1, *STATIC_IMAGE_SHAPE), axes=image_axes),
         TensorSpec(name="image_gripper", dtype="uint8", shape=(1, *GRIPPER_IMAGE_SHAPE), axes=image_axes),
@@ -154,31 +194,50 @@ def _backbone_contract(config: PolicyConfig) -> GraphContract:
     if past:
         inputs += [
             TensorSpec(
-                name="media_history", dtype=FLOAT, shape=(1, past, *media_shape), axes=("batch", "frame", *media_axes)
+                name="media_history",
+                dtype=FLOAT,
+                shape=(1, past, *media.shape[1:]),
+                axes=("batch", "frame", *media.axes[1:]),
             ),
             TensorSpec(name="media_mask", dtype="bool", shape=(1, past), axes=("batch", "frame")),
         ]
-        outputs.append(TensorSpec(name="media", dtype=FLOAT, shape=(1, *media_shape), axes=("batch", *media_axes)))
+        outputs.append(media)
     return GraphContract(inputs=tuple(inputs), outputs=tuple(outputs))
 
 
+def _media(config: PolicyConfig) -> TensorSpec:
+    shape = (1, config.latents_per_frame, config.vision.width)
+    return TensorSpec(name=MEDIA, dtype=FLOAT, shape=shape, axes=("batch", "latent", "vision_width"))
+
+
+def _stage_contracts(config: PolicyConfig) -> dict[BackboneStage, GraphContract]:
+    """Whatever the backbone reads besides the cameras is the decoder's."""
+    backbone, media = _backbone_contract(config), _media(config)
+    images = tuple(spec for spec in backbone.inputs if spec.name.startswith("image_"))
+    others = tuple(spec for spec in backbone.inputs if spec not in images)
+    return {
+        "vision": GraphContract(inputs=images, outputs=(media,)),
+        "decoder": GraphContract(inputs=(media, *others), outputs=tuple(spec for spec in backbone.outputs if spec != media)),
+    }
+
+
 def _head_contract(config: PolicyConfig) -> GraphContract:
-    chunk = config.chunk_size
+    chunk, is_gpt, head = config.chunk_size, config.head.kind == "gpt", config.head
     inputs = [
         TensorSpec(
             name="features",
             dtype=FLOAT,
-            shape=(1, -1, config.feature_size),
+            shape=(1, -1 if is_gpt else 1, config.feature_size),
             axes=("batch", "step", "width"),
-            longest=config.window if config.head.kind == "gpt" else None,  # it has no position for one frame more
+            longest=config.window if is_gpt else None,  # it has no position for one frame more
         )
     ]
     outputs = [
-        TensorSpec(name="pose", dtype=FLOAT, shape=(1, chunk, POSE_SIZE), axes=("batch", "chunk", "pose")),
-        TensorSpec(name="gripper", dtype=FLOAT, shape=(1, chunk), axes=("batch", "chunk")),
+        TensorSpec(name="pose", dtype=FLOAT, shape=(config.lstm_rows, chunk, POSE_SIZE), axes=("row", "chunk", "pose")),
+        TensorSpec(name="gripper", dtype=FLOAT, shape=(config.lstm_rows, chunk), axes=("row", "chunk")),
     ]
-    if isinstance(config.head, LSTMHeadConfig):
-        shape, axes = (config.head.layers, 1, config.head.hidden_size), ("layer", "batch", "hidden")
+    if isinstance(head, LSTMHeadConfig):
+        shape, axes = (head.layers, config.lstm_rows, head.hidden_size), ("layer", "row", "hidden")
         inputs += [TensorSpec(name=name, dtype=FLOAT, shape=shape, axes=axes) for name in ("h", "c")]
         outputs += [TensorSpec(name=name, dtype=FLOAT, shape=shape, axes=axes) for name in ("h_out", "c_out")]
     return GraphContract(inputs=tuple(inputs), outputs=tuple(outputs))

@@ -2,7 +2,7 @@
 
     bundle/engines/<fingerprint>/
       engine.json      this file's `EngineFolder`: where the engines run, what each was made from, sha256 of each plan
-      backbone.plan    and head.plan
+      backbone.plan    and head.plan; of a backbone in two stages vision.plan and decoder.plan
       audit.json       what every layer of the engines computes in
       timing.cache     measurements that make the next build quicker (TensorRT; TensorRT for RTX keeps none)
 
@@ -13,12 +13,13 @@ them instead. A plan is machine code: it is opened only when its target is this 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rfedge.bundle import Bundle, hash_file
-from rfedge.errors import ArtifactError, explain
+from rfedge.contract import GraphName
+from rfedge.errors import ArtifactError, ContractError, explain
 
 __all__ = [
     "AUDIT_NAME",
@@ -31,6 +32,7 @@ __all__ = [
     "EngineRecord",
     "EngineStage",
     "EngineTarget",
+    "TextProfile",
     "check_plan",
     "engine_folders",
     "find_engine",
@@ -43,7 +45,7 @@ RECORD_NAME: Final = "engine.json"
 AUDIT_NAME: Final = "audit.json"
 TIMING_CACHE_NAME: Final = "timing.cache"
 SCHEMA_VERSION: Final = 1
-EngineStage = Literal["backbone", "head"]
+EngineStage = GraphName
 
 
 class _Record(BaseModel):
@@ -115,6 +117,13 @@ class EngineKey(_Record):
         return f"builder settings changed: {', '.join(changed)}" if changed else None
 
 
+class TextProfile(NamedTuple):
+    """One optimisation profile of an engine: its number, and how many tokens to pad an instruction to."""
+
+    number: int
+    num_tokens: int
+
+
 class EngineRecord(_Record):
     """One plan: what it was made from and what it weighs.
 
@@ -126,6 +135,8 @@ class EngineRecord(_Record):
         build_seconds: time the builder took.
         weights_bytes: weights inside the engine as the builder reports them, 0 where it does not say.
         activations_bytes: device memory one execution needs, 0 where the builder does not say.
+        text_lengths: numbers of tokens that the engine takes, the optimisation profile of each at the same place; empty for
+            a graph that reads no text. They are part of the key, as the sizes of its inputs.
     """
 
     key: EngineKey
@@ -136,6 +147,25 @@ class EngineRecord(_Record):
     build_seconds: float
     weights_bytes: int = 0
     activations_bytes: int = 0
+    text_lengths: tuple[int, ...] = ()
+
+    def choose_profile(self, num_tokens: int) -> TextProfile:
+        """Return the smallest profile that an instruction of `num_tokens` fits, see `rfedge.runtimes.text.pad_instruction`.
+
+        Raises:
+            ContractError: it is longer than the engine's longest, or the engine reads no text.
+        """
+        for index, length in enumerate(self.text_lengths):
+            if num_tokens <= length:
+                return TextProfile(index, length)
+        raise ContractError(
+            explain(
+                "instruction",
+                got=f"{num_tokens} tokens",
+                expected=f"at most {max(self.text_lengths, default=0)}, the longest text of this engine",
+                remedy="Say it in fewer words, or run `rfedge build` with a longer one in --text-lengths.",
+            )
+        )
 
 
 class EngineFolder(_Record):

@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from rfedge.errors import ArtifactError, ContractError, explain
+from rfedge.instructions import plain_words
 
 __all__ = ["END_OF_CHUNK", "IMAGE", "PAD", "InstructionTokenizer", "PromptTokens"]
 
@@ -141,13 +142,7 @@ class InstructionTokenizer:
         Raises:
             ContractError: the instruction is empty or longer than the policy's text_length.
         """
-        text = instruction.strip()
-        if not text:
-            raise ContractError(
-                explain(
-                    "instruction", got="empty text", expected="plain words", remedy='Pass --instruction "open the drawer".'
-                )
-            )
+        text = plain_words(instruction)
         ids = self._backend.encode(self.tokens.prompt(text), add_special_tokens=False).ids
         if len(ids) > self.text_length:
             raise ContractError(

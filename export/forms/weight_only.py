@@ -15,7 +15,7 @@ are slow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rfedge.errors import ConfigError, ExportError, explain
+from rfedge.errors import ConfigError, explain
 from rfedge.export.forms.block_quantization import (
     pack_blocks,
     quantize_blocks,
@@ -32,8 +32,9 @@ from rfedge.export.forms.block_quantization import (
 )
 from rfedge.export.forms.form_report import FormReport, choose_products
 from rfedge.export.forms.half import HALF_TYPES, to_half
+from rfedge.export.forms.weight_parts import WeightParts, finite_weight, weight_shape
 from rfedge.export.passes.graph_files import WeightProgress, file_bytes, read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_computed, replace_node, tensor_shape
+from rfedge.export.passes.graph_queries import add_computed, replace_node
 from rfedge.export.passes.slim import infer_shapes
 
 __all__ = ["ACCURACY_LEVELS", "BLOCK_SIZE", "Compute", "WeightKernel", "make_int4_weight", "make_int8_weight"]
@@ -175,45 +176,16 @@ def _make(form: _Form, source: Path, target: Path, keep_float: Sequence[str], on
 def _reason_to_keep(node: ir.Node, form: _Form) -> str | None:
     if node.op_type == "Gemm" and (form.kernel == "matmul-nbits" or form.bits == 4):
         return "a Gemm, for which there is no kernel with packed weights"
-    num_inputs = _weight_shape(node.inputs[1])[0]
+    num_inputs = weight_shape(node.inputs[1])[0]
     if form.bits == 4 and form.kernel == "dequantize" and num_inputs % BLOCK_SIZE:
         return f"{num_inputs} inputs, which blocks of {BLOCK_SIZE} do not divide"
     return None
 
 
-def _weight_shape(weight: ir.Value | None) -> tuple[int, int]:
-    assert weight is not None, "a product has a weight"
-    assert weight.const_value is not None, f"{weight.name} is a constant"
-    rows, columns = tensor_shape(weight.const_value)
-    return rows, columns
-
-
-def _finite(value: ir.Value) -> Callable[[], npt.NDArray[np.float32]]:
-    """Return a function that reads the weight and makes sure of its numbers."""
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is a constant"
-    name = value.name
-
-    def read() -> npt.NDArray[np.float32]:
-        array: npt.NDArray[np.float32] = tensor.numpy().astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise ExportError(
-                explain(
-                    f"weight {name!r}",
-                    got="NaN or Inf",
-                    expected="finite numbers",
-                    remedy="Repair the checkpoint; no precision can hold this weight.",
-                )
-            )
-        return array
-
-    return read
-
-
 def _dequantize(graph: ir.Graph, node: ir.Node, weight: ir.Value, form: _Form) -> ir.Value:
     """Put DequantizeLinear before the product; return its output."""
-    rows, columns = _weight_shape(weight)
-    read, name = _finite(weight), str(weight.name)
+    rows, columns = weight_shape(weight)
+    read, name = finite_weight(weight), str(weight.name)
     # A Gemm may hold its weight transposed, one row per output.
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
 
@@ -228,11 +200,11 @@ def _dequantize(graph: ir.Graph, node: ir.Node, weight: ir.Value, form: _Form) -
         return {"numbers": signed.astype(ml_dtypes.int4), "scales": blocks.scales}
 
     if form.bits == 8:
-        parts, dtype = _Parts(by_column), ir.DataType.INT8
+        parts, dtype = WeightParts(by_column), ir.DataType.INT8
         shape: tuple[int, ...] = (rows if transposed else columns,)
         attributes = {"axis": 0 if transposed else 1}
     else:
-        parts, dtype, shape = _Parts(by_block), ir.DataType.INT4, (rows // BLOCK_SIZE, columns)
+        parts, dtype, shape = WeightParts(by_block), ir.DataType.INT4, (rows // BLOCK_SIZE, columns)
         attributes = {"axis": 0, "block_size": BLOCK_SIZE}
     numbers = add_computed(graph, f"{name}/int{form.bits}", parts.part("numbers"), dtype, (rows, columns))
     scales = add_computed(graph, f"{name}/scale", parts.part("scales"), ir.DataType.FLOAT, shape)
@@ -244,34 +216,18 @@ def _dequantize(graph: ir.Graph, node: ir.Node, weight: ir.Value, form: _Form) -
     return output
 
 
-class _Parts:
-    """The parts of one quantized weight: it is rounded once, and each part is let go when it has been written."""
-
-    def __init__(self, compute: Callable[[], Mapping[str, Array]]) -> None:
-        self._compute = compute
-        self._waiting: dict[str, Array] = {}
-
-    def part(self, name: str) -> Callable[[], Array]:
-        def take() -> Array:
-            if name not in self._waiting:
-                self._waiting = dict(self._compute())
-            return self._waiting.pop(name)
-
-        return take
-
-
 class _PackedWeight:
     """The constants that MatMulNBits reads for one weight."""
 
     def __init__(self, graph: ir.Graph, weight: ir.Value, form: _Form) -> None:
-        self.rows, self.columns = _weight_shape(weight)
-        blocks, read, name = -(-self.rows // BLOCK_SIZE), _finite(weight), str(weight.name)
+        self.rows, self.columns = weight_shape(weight)
+        blocks, read, name = -(-self.rows // BLOCK_SIZE), finite_weight(weight), str(weight.name)
 
         def pack() -> Mapping[str, Array]:
             quantized = quantize_blocks(read(), bits=form.bits, block_size=BLOCK_SIZE, symmetric=form.symmetric)
             return pack_blocks(quantized, bits=form.bits, symmetric=form.symmetric)
 
-        parts, byte = _Parts(pack), ir.DataType.UINT8
+        parts, byte = WeightParts(pack), ir.DataType.UINT8
         shape = (self.columns, blocks, BLOCK_SIZE * form.bits // 8)
         self.constants = [
             add_computed(graph, f"{name}/int{form.bits}", parts.part("B"), byte, shape),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rfedge.export.passes.compact_attention import CompactAttention
 from rfedge.export.passes.drop_dead import DropDead
@@ -14,12 +15,21 @@ from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_g
 from rfedge.export.passes.graph_pass import GraphPass, PassReport, run_passes
 from rfedge.export.passes.slim import Slim
 
-__all__ = ["apply_passes", "standard_passes"]
+__all__ = ["apply_passes", "head_passes", "standard_passes"]
+
+# The exporter writes an LSTM's weights as slices of PyTorch's, put together in ONNX's order: a runtime that does this when
+# it loads holds the weights of a head three times over.
+_LARGEST_HEAD_WEIGHT_BYTES: Final = 1 << 30
 
 
 def standard_passes() -> list[GraphPass]:
     """Return new passes: dead weight first, so that no later pass computes it, and last what the others left unread."""
     return [DropDead(), Slim(), FoldNormalisation(), FoldGates(), CompactAttention(), FusibleRMSNorm(), DropDead()]
+
+
+def head_passes() -> list[GraphPass]:
+    """Return new passes for a head: whatever is made of weights alone is made now."""
+    return [Slim(largest_bytes=_LARGEST_HEAD_WEIGHT_BYTES), DropDead()]
 
 
 def apply_passes(

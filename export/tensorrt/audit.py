@@ -135,6 +135,7 @@ def audit_built(model: onnx.ModelProto, built: BuiltEngine) -> StageAudit:
         graph_weights_bytes=sum(built.graph_bytes.values()),
         engine_weights_bytes=built.weights_bytes,
         plan_bytes=memoryview(built.plan).nbytes,
+        num_profiles=built.num_profiles,
     )
 
 
@@ -146,6 +147,7 @@ def audit_engine(
     graph_weights_bytes: int,
     engine_weights_bytes: int,
     plan_bytes: int,
+    num_profiles: int = 1,
 ) -> StageAudit:
     """Join what the graph asks for with what the engine does.
 
@@ -154,6 +156,7 @@ def audit_engine(
         layers: of the engine; without any, products are reported as unknown.
         source: where `layers` come from.
         graph_weights_bytes, engine_weights_bytes, plan_bytes: see `StageAudit`.
+        num_profiles: optimisation profiles of the engine; a product counts by the one that computes it widest.
     """
     names = ModuleNames(model)
     nodes = {node.name: node for node in model.graph.node}
@@ -163,7 +166,8 @@ def audit_engine(
         for node in layer.onnx_nodes:
             holders.setdefault(node, []).append(layer)
     products = [
-        _audit_product(nodes[name], precision, holders.get(name, []), names, source) for name, precision in asked.items()
+        _audit_product(nodes[name], precision, _widest_profile(holders.get(name, []), num_profiles), names, source)
+        for name, precision in asked.items()
     ]
     by_node = {product.node: product for product in products}
     return StageAudit(
@@ -176,11 +180,30 @@ def audit_engine(
     )
 
 
+def _widest_profile(holders: list[EngineLayer], num_profiles: int) -> list[EngineLayer]:
+    """Return the layers of one profile: the first where none multiplies in a narrow format, else the first of all."""
+    if num_profiles == 1 or not holders:
+        return holders
+    groups: dict[int, list[EngineLayer]] = {}
+    for layer in holders:
+        groups.setdefault(layer.profile, []).append(layer)
+    wide = (
+        found
+        for found in groups.values()
+        if all(_factor_precision(layer) not in _NARROW for layer in _multiplying_layers(found))
+    )
+    return next(wide, next(iter(groups.values())))
+
+
+def _multiplying_layers(holders: list[EngineLayer]) -> list[EngineLayer]:
+    """A product's bias or dequantization may live in layers of its own: the one that multiplies is no pointwise kernel."""
+    return [layer for layer in holders if layer.kind not in _POINTWISE_KINDS] or holders
+
+
 def _audit_product(
     node: onnx.NodeProto, asked: str, holders: list[EngineLayer], names: ModuleNames, source: str
 ) -> ProductAudit:
-    # A product's bias or dequantization may live in layers of its own: the one that multiplies is no pointwise kernel.
-    multiplying = [layer for layer in holders if layer.kind not in _POINTWISE_KINDS] or holders
+    multiplying = _multiplying_layers(holders)
     first = multiplying[0] if multiplying else None
     layer = next((layer for layer in multiplying if _factor_precision(layer) in _NARROW), first)
     computed = "unknown" if layer is None else _factor_precision(layer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from rfedge.export.tensorrt.binding import TensorRt
 from rfedge.export.tensorrt.build_log import BuildLog
+from rfedge.tensorrt_binding import TensorRt
 
 __all__ = ["PERMILLE", "PhaseFraction", "attach_progress"]
 

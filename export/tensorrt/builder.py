@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import onnx
 from rfedge.contract import GraphContract
 from rfedge.engines import EngineTarget
 from rfedge.errors import ConfigError, ExportError, explain
-from rfedge.export.tensorrt.binding import TensorRt
 from rfedge.export.tensorrt.build_log import BuildLog, attach_log
 from rfedge.export.tensorrt.build_progress import PERMILLE, attach_progress
 from rfedge.export.tensorrt.engine_layers import EngineLayer, layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, constant_bytes, name_failure, parse_network
 from rfedge.export.tensorrt.prepare import PREPARATION
+from rfedge.export.tensorrt.profiles import Profile
+from rfedge.tensorrt_binding import TensorRt
 
 __all__ = ["BuilderSettings", "BuiltEngine", "build_engine"]
 
@@ -41,8 +42,9 @@ class BuilderSettings:
     optimization_level: int = 3
     tf32: bool = False
 
-    def key(self, steps: Mapping[str, tuple[int, int, int]]) -> dict[str, str | int | bool]:
+    def key(self, profiles: Sequence[Profile]) -> dict[str, str | int | bool]:
         """Return the part of the cache key that is not graph, weights or target."""
+        names = profiles[0] if profiles else ()
         return {
             "workspace_mib": self.workspace_mib,
             "builder_memory_mib": self.builder_memory_mib,
@@ -50,7 +52,7 @@ class BuilderSettings:
             "tf32": self.tf32,
             "strongly_typed": True,
             "preparation": PREPARATION,
-            **{f"steps_{name}": "/".join(map(str, sizes)) for name, sizes in steps.items()},
+            **{f"steps_{name}": ",".join("/".join(map(str, profile[name])) for profile in profiles) for name in names},
         }
 
 
@@ -67,6 +69,7 @@ class BuiltEngine:
         weights_bytes, activations_bytes: of the engine, 0 where not said.
         build_seconds: parser and builder together.
         notes: what a user should know, such as a timing cache that was not accepted.
+        num_profiles: optimisation profiles; the layers of each are in `layers`.
     """
 
     plan: Any
@@ -78,6 +81,7 @@ class BuiltEngine:
     activations_bytes: int
     build_seconds: float
     notes: list[str] = field(default_factory=list)
+    num_profiles: int = 1
 
 
 def build_engine(
@@ -88,7 +92,7 @@ def build_engine(
     target: EngineTarget,
     settings: BuilderSettings,
     *,
-    steps: Mapping[str, tuple[int, int, int]] | None = None,
+    profiles: Sequence[Profile] = (),
     timing_cache: bytes | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> BuiltEngine:
@@ -101,7 +105,7 @@ def build_engine(
         contract: inputs of the graph; a size of -1 is dynamic.
         target: the device, or a compute capability ahead of time.
         settings: limits.
-        steps: for each input with a dynamic axis its (least, usual, greatest) size; the longest alone if not given.
+        profiles: sizes of the dynamic axes, from `plan_profiles`; without any, the longest alone.
         timing_cache: of an earlier build for the same device.
         progress: called with (done, 1000).
 
@@ -123,7 +127,7 @@ def build_engine(
     config = builder.create_builder_config()
     _configure(module, config, target, settings)
     notes = _use_timing_cache(config, timing_cache) if module.keeps_timing_cache else []
-    _add_profile(builder, config, contract, steps or {})
+    _add_profiles(builder, config, contract, profiles)
     monitor = attach_progress(module, log, progress)
     if monitor is not None:
         config.progress_monitor = monitor
@@ -155,6 +159,7 @@ def build_engine(
         activations_bytes=log.activations_bytes,
         build_seconds=seconds,
         notes=notes,
+        num_profiles=max(len(profiles), 1),
     )
 
 
@@ -194,16 +199,16 @@ def _use_timing_cache(config: Any, data: bytes | None) -> list[str]:
     return ["the timing cache did not fit this device or was damaged; it starts anew"]
 
 
-def _add_profile(builder: Any, config: Any, contract: GraphContract, steps: Mapping[str, tuple[int, int, int]]) -> None:
+def _add_profiles(builder: Any, config: Any, contract: GraphContract, profiles: Sequence[Profile]) -> None:
     dynamic = [spec for spec in contract.inputs if -1 in spec.shape]
     if not dynamic:
         return
-    profile = builder.create_optimization_profile()
-    for spec in dynamic:
-        sizes = steps.get(spec.name) or (spec.longest or 1,) * 3
-        shapes = [tuple(size if axis == -1 else axis for axis in spec.shape) for size in sizes]
-        profile.set_shape(spec.name, *shapes)
-    config.add_optimization_profile(profile)
+    for sizes in profiles or ({spec.name: (spec.longest or 1,) * 3 for spec in dynamic},):
+        profile = builder.create_optimization_profile()
+        for spec in dynamic:
+            shapes = [tuple(size if axis == -1 else axis for axis in spec.shape) for size in sizes[spec.name]]
+            profile.set_shape(spec.name, *shapes)
+        config.add_optimization_profile(profile)
 
 
 def _read_layers(

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 __all__ = ["EngineLayer", "Operand", "layers_from_inspector", "layers_from_log"]
 
+_PROFILE = re.compile(r"\[profile (\d+)\]|_myl(\d+)_\d+$")
 _ONNX_NODES = re.compile(r"\[ONNX Layer: (.*?)\]")
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
@@ -58,6 +59,12 @@ class EngineLayer:
     constants: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
     onnx_nodes: tuple[str, ...]
+
+    @property
+    def profile(self) -> int:
+        """Which optimisation profile it serves, of an engine with more than one; its name tells."""
+        found = _PROFILE.search(self.name)
+        return int(found.group(1) or found.group(2)) if found else 0
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ import onnx
 
 from rfedge.block_names import SCOPES_KEY
 from rfedge.errors import ExportError, explain
-from rfedge.export.tensorrt.binding import TensorRt
 from rfedge.export.tensorrt.build_log import BuildLog
+from rfedge.tensorrt_binding import TensorRt
 
 __all__ = ["ModuleNames", "constant_bytes", "name_failure", "parse_network"]
 

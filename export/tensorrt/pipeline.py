@@ -13,7 +13,7 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,14 +37,15 @@ from rfedge.engines import (
 )
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean, explain
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
-from rfedge.export.tensorrt.binding import TensorRt, load_tensorrt
 from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_engine
 from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import load_graph, prepare_graph
+from rfedge.export.tensorrt.profiles import Profile, check_text_lengths, plan_profiles, text_lengths_of
+from rfedge.tensorrt_binding import TensorRt, load_tensorrt
 
-__all__ = ["STAGES", "BuildOptions", "PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
+__all__ = ["BuildOptions", "PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
 
-STAGES: Final = ("backbone", "head", "all")
+_ALL: Final = "all"
 # (stage, steps done, steps in all); called at least once per engine that is built
 StageProgress = Callable[[str, int, int], None]
 
@@ -56,8 +57,9 @@ class BuildOptions:
     Attributes:
         target: "tensorrt" or "tensorrt-rtx".
         ahead_of_time: compute capabilities to build for without the device; empty means this machine's GPU.
-        stage: "backbone", "head" or "all".
+        stage: one of the bundle's graphs ("backbone", "head"; in two stages "vision", "decoder", "head"), or "all".
         settings: limits and choices of the builder.
+        text_lengths: numbers of tokens to build for, one optimisation profile each; without any, the longest alone.
         overwrite: build again what is up to date.
     """
 
@@ -65,6 +67,7 @@ class BuildOptions:
     ahead_of_time: tuple[int, ...] = ()
     stage: str = "all"
     settings: BuilderSettings = field(default_factory=BuilderSettings)
+    text_lengths: tuple[int, ...] = ()
     overwrite: bool = False
 
 
@@ -76,14 +79,14 @@ class PlannedEngine:
         stage: which graph.
         key: the cache key it must have.
         folder: where it belongs.
-        steps: (least, usual, greatest) size of each dynamic input.
+        profiles: sizes of the dynamic inputs.
         reason: why it must be built; None when the one that is there is right.
     """
 
     stage: EngineStage
     key: EngineKey
     folder: Path
-    steps: Mapping[str, tuple[int, int, int]]
+    profiles: tuple[Profile, ...]
     reason: str | None
 
 
@@ -121,46 +124,44 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
     """Decide which engines must be built, and check everything that can be checked without building.
 
     Raises:
-        ConfigError: an unknown stage, or a target this module cannot build for ahead of time.
+        ConfigError: a stage that the bundle has not, a length of the text that the policy does not take, or a target this
+            module cannot build for ahead of time.
         BackendUnavailableError: this machine has no GPU and `ahead_of_time` is empty.
         ExportError: the graph holds a precision or operator that the target lacks.
     """
-    if options.stage not in STAGES:
+    stages = list(bundle.contract.graphs)
+    if options.stage not in (*stages, _ALL):
         raise ConfigError(
-            explain("--stage", got=repr(options.stage), expected=did_you_mean(options.stage, STAGES), remedy="Choose one.")
+            explain(
+                "--stage",
+                got=repr(options.stage),
+                expected=did_you_mean(options.stage, (*stages, _ALL)),
+                remedy="Choose one of what this bundle has.",
+            )
         )
+    text_lengths = check_text_lengths(options.text_lengths, bundle)
     targets = [module.ahead_of_time_target(sm) for sm in options.ahead_of_time] or [module.device_target()]
-    stages: list[EngineStage] = [name for name in ("backbone", "head") if options.stage in (name, "all")]
     planned = []
-    for stage in stages:
+    for stage in stages if options.stage == _ALL else [name for name in stages if name == options.stage]:
         graph = load_graph(bundle.path(stage).read_bytes())
-        steps = _dynamic_steps(bundle, stage)
+        profiles = plan_profiles(_contract(bundle, stage), bundle.policy, text_lengths)
         graph_sha256, weights_sha256 = graph_hashes(bundle, stage)
         for target in targets:
-            check_precisions(graph, target)
+            check_precisions(graph, target, bundle.path(stage).parent)
             key = EngineKey(
                 graph_sha256=graph_sha256,
                 weights_sha256=weights_sha256,
                 target=target,
-                builder=options.settings.key(steps),
+                builder=options.settings.key(profiles),
             )
             folder = bundle.root / ENGINES_FOLDER / target.fingerprint
             reason = "asked for with --overwrite" if options.overwrite else _reason_to_build(folder, stage, key)
-            planned.append(PlannedEngine(stage, key, folder, steps, reason))
+            planned.append(PlannedEngine(stage, key, folder, profiles, reason))
     return planned
 
 
-def _dynamic_steps(bundle: Bundle, stage: EngineStage) -> dict[str, tuple[int, int, int]]:
-    """Sizes of dynamic axes: text at its full length, the head from one step with carried state to the whole window."""
-    window = bundle.policy.window
-    usual = window if bundle.policy.time_keeping == "window" else 1
-    text = bundle.policy.decoder.text_length  # one static shape: TensorRT then fuses as if there were no other
-    sizes = (1, usual, window) if stage == "head" else (text, text, text)
-    return {spec.name: sizes for spec in _contract(bundle, stage).inputs if -1 in spec.shape}
-
-
 def _contract(bundle: Bundle, stage: EngineStage) -> GraphContract:
-    return bundle.contract.backbone if stage == "backbone" else bundle.contract.head
+    return bundle.contract.graphs[stage]
 
 
 def _reason_to_build(folder: Path, stage: EngineStage, key: EngineKey) -> str | None:
@@ -227,12 +228,12 @@ def _build(
         _contract(bundle, item.stage),
         item.key.target,
         options.settings,
-        steps=item.steps,
+        profiles=item.profiles,
         timing_cache=cache.read_bytes() if module.keeps_timing_cache and cache.is_file() else None,
         progress=lambda done, total: progress(label, done, total),
     )
     audit = audit_built(graph, built)
-    record = _write(item, built, audit)
+    record = _write(item, built, audit, text_lengths_of(_contract(bundle, item.stage), item.profiles))
     return StageResult(item, record, audit, built=True, notes=tuple(built.notes))
 
 
@@ -244,7 +245,7 @@ def _check_room(bundle: Bundle, item: PlannedEngine) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _write(item: PlannedEngine, built: BuiltEngine, audit: StageAudit) -> EngineRecord:
+def _write(item: PlannedEngine, built: BuiltEngine, audit: StageAudit, text_lengths: tuple[int, ...]) -> EngineRecord:
     """Replace the target's folder by one with the new plan and whatever of the old one is still right."""
     name = f"{item.stage}.plan"
     kept = _kept_stages(item)
@@ -262,6 +263,7 @@ def _write(item: PlannedEngine, built: BuiltEngine, audit: StageAudit) -> Engine
             build_seconds=round(built.build_seconds, 3),
             weights_bytes=built.weights_bytes,
             activations_bytes=built.activations_bytes,
+            text_lengths=text_lengths,
         )
         if built.timing_cache is not None:
             (folder / TIMING_CACHE_NAME).write_bytes(built.timing_cache)

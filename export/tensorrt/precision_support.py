@@ -7,6 +7,7 @@ SM86, SM89 and SM120.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -50,8 +51,13 @@ def graph_formats(model: onnx.ModelProto) -> dict[int, str]:
     return found
 
 
-def check_precisions(model: onnx.ModelProto, target: EngineTarget) -> None:
+def check_precisions(model: onnx.ModelProto, target: EngineTarget, folder: Path | None = None) -> None:
     """Raise unless this graph's number formats are ones that `target` has.
+
+    Args:
+        model: the graph.
+        target: where the engine shall run.
+        folder: where the graph's file is, for weights beside it.
 
     Raises:
         ExportError: a format the GPU or TensorRT lacks, a quantization that is not symmetric, or an operator in a form
@@ -72,7 +78,7 @@ def check_precisions(model: onnx.ModelProto, target: EngineTarget) -> None:
                             remedy=remedy)
                 )  # fmt: skip
     _check_domains(model.graph.node, where)
-    _check_symmetric(model, where)
+    _check_symmetric(model, where, folder)
 
 
 def _check_domains(nodes: Iterable[onnx.NodeProto], where: str) -> None:
@@ -89,7 +95,7 @@ def _check_domains(nodes: Iterable[onnx.NodeProto], where: str) -> None:
             )
 
 
-def _check_symmetric(model: onnx.ModelProto, where: str) -> None:
+def _check_symmetric(model: onnx.ModelProto, where: str, folder: Path | None) -> None:
     """TensorRT's int8 has no zero-point, and no unsigned 8-bit form."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -97,7 +103,7 @@ def _check_symmetric(model: onnx.ModelProto, where: str) -> None:
         if zero_point is None:
             continue
         unsigned = zero_point.data_type == TensorProto.UINT8
-        if unsigned or np.any(numpy_helper.to_array(zero_point).astype(np.float32)):
+        if unsigned or np.any(numpy_helper.to_array(zero_point, base_dir=str(folder or "")).astype(np.float32)):
             raise ExportError(
                 explain(
                     f"graph for {where}",

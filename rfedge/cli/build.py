@@ -19,7 +19,13 @@ def build(
         str, typer.Option(help="tensorrt or tensorrt-rtx; without it tensorrt, and tensorrt-rtx with --aot.")
     ] = "",
     aot: Annotated[str, typer.Option(help="Build without the GPU, for these compute capabilities: sm86,sm89.")] = "",
-    stage: Annotated[str, typer.Option(help="backbone, head or all.")] = "all",
+    stage: Annotated[str, typer.Option(help="backbone, head or all; in two stages vision, decoder, head or all.")] = "all",
+    text_lengths: Annotated[
+        str,
+        typer.Option(
+            help="Numbers of tokens to build for, 8,16,32: one static profile each in one engine; the longest text without."
+        ),
+    ] = "",
     workspace_mib: Annotated[int, typer.Option(min=0, help="Scratch memory a layer may use at run time; 0: no limit.")] = 0,
     builder_memory_mib: Annotated[int, typer.Option(min=0, help="Memory that trying kernels may use; 0: no limit.")] = 0,
     optimization_level: Annotated[
@@ -45,9 +51,10 @@ def build(
         raise BackendUnavailableError(
             explain("rfedge build", got="no onnx", expected="the onnx package", remedy="Install it: pip install onnx.")
         )
-    from rfedge.export.tensorrt.binding import parse_compute_capabilities
     from rfedge.export.tensorrt.builder import BuilderSettings
     from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle, open_target, plan_build
+    from rfedge.export.tensorrt.profiles import parse_text_lengths
+    from rfedge.tensorrt_binding import parse_compute_capabilities
 
     options = BuildOptions(
         target=target or ("tensorrt-rtx" if aot else "tensorrt"),
@@ -59,6 +66,7 @@ def build(
             optimization_level=optimization_level,
             tf32=tf32,
         ),
+        text_lengths=parse_text_lengths(text_lengths) if text_lengths else (),
         overwrite=overwrite,
     )
     if dry_run:
@@ -147,6 +155,7 @@ def _summary(result: StageResult) -> dict[str, object]:
         "weights_bytes": result.record.weights_bytes,
         "activations_bytes": result.record.activations_bytes,
         "precisions": result.record.precisions,
+        "text_lengths": list(result.record.text_lengths),
         "missed": [product.model_dump(mode="json") for product in result.audit.missed],
         "weights_grew": result.audit.weights_grew,
         "audit": str(result.planned.folder / "audit.json"),

@@ -13,7 +13,20 @@ __all__ = ["export"]
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder written by `rfedge train` or `rfedge import`.")],
     output: Annotated[Path, typer.Option(help="Bundle folder to write.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, int8-weight, int4-weight or mixed.")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, bf16, int8, int8-weight, int4-weight or mixed; with --stages two also one for each, such as "
+            "vision=fp16,decoder=int8."
+        ),
+    ] = "fp32",
+    stages: Annotated[
+        str,
+        typer.Option(
+            help="Graphs of the backbone: one, or two (cameras to latents; latents and instruction to the feature), which "
+            "can be built and loaded one at a time."
+        ),
+    ] = "one",
     data: Annotated[Path | None, typer.Option(help="Demonstrations: calibration of int8 and mixed, and the proof.")] = None,
     keep_float: Annotated[
         str,
@@ -34,6 +47,16 @@ def export(
         ),
     ] = None,
     chart: Annotated[Path | None, typer.Option(help="Picture file: what int8 costs and saves in each block.")] = None,
+    instructions: Annotated[
+        str | None,
+        typer.Option(
+            help="The only sentences that the bundle shall know, instead of tokenizer and token table: a text file with one "
+            'a line, a .json list, or "data" for those of the demonstrations.'
+        ),
+    ] = None,
+    head_precision: Annotated[
+        str, typer.Option(help="int8 adds a head with int8 weights for CPUs, where reading them is what a head costs.")
+    ] = "fp32",
     calibration_frames: Annotated[int, typer.Option(min=1, help="Frames that set the int8 ranges.")] = 128,
     parity_steps: Annotated[int, typer.Option(min=1, help="Steps of the proof rollout with carried state.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws calibration and proof frames.")] = 0,
@@ -58,11 +81,14 @@ def export(
     named = tuple(name.strip() for name in keep_float.split(",") if name.strip())
     options = ExportOptions(
         precision=precision,
+        stages=stages,
         data=data,
         keep_float=None if named == ("default",) else () if named == ("none",) else named,
         int8=Int8Options(ranges=check_range_method(ranges), smooth_quant=parse_smooth_quant(smooth_quant)),
         budget=None if budget is None else parse_budget(budget),
         chart=default_chart(output) if precision == "mixed" and chart is None and can_draw() else chart,
+        instructions=instructions,
+        head_precision=head_precision,
         num_calibration_frames=calibration_frames,
         num_parity_steps=parity_steps,
         seed=seed,

@@ -97,6 +97,12 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
     )
     title = f"{inspection.subject}: counted from its {inspection.counted_from}, head over {work.head_steps} features"
     print_table(title, columns, rows, to_stderr=to_stderr)
+    if inspection.graphs:
+        graphs = [
+            (item.graph, item.file, f"{item.size_bytes / 1e6:.1f}", f"{item.macs / 1e9:.3f}", item.precision)
+            for item in inspection.graphs
+        ]
+        print_table("graphs, each loaded as one", ("graph", "file", "MB", "GMAC", "precision"), graphs, to_stderr=to_stderr)
     predictions = [
         (
             f"{item.device.name} {item.device.power_mode}".strip(),
@@ -142,6 +148,8 @@ def _notes(inspection: Inspection) -> list[str]:
     ]
     notes += [f"not counted: {name}" for name in inspection.work.uncounted]
     notes += [f"precision of {text}" for text in inspection.disagreements]
+    if inspection.forced_past:
+        notes.append(f"warning: exported with --force; its proof missed {'; '.join(inspection.forced_past)}")
     return notes
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from rfedge.bundle import Bundle, ParityRecord
+from rfedge.gates import allowed, is_met
 
 __all__ = ["parity_table", "print_manifest", "print_table"]
+
+_WIDTH_OF_A_PIPE: Final = 125
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
@@ -24,7 +28,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console(stderr=to_stderr).print(table)
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal:  # a file or a pipe has no width, and a number cut short is no number
+        console.width = max(console.width, _WIDTH_OF_A_PIPE)
+    console.print(table)
 
 
 def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
@@ -35,9 +42,7 @@ def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
         if limit is None:
             rows.append((name, f"{value:.3g}", "", ""))
             continue
-        at_least = name.startswith("min_")
-        met = value >= limit if at_least else value <= limit
-        rows.append((name, f"{value:.6g}", f"{'>=' if at_least else '<='} {limit:g}", "ok" if met else "MISSED"))
+        rows.append((name, f"{value:.6g}", allowed(name, limit), "ok" if is_met(name, value, limit) else "MISSED"))
     return rows
 
 

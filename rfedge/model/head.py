@@ -131,12 +131,14 @@ class LSTMHead(PolicyHead):
         """Run S steps and act after the last.
 
         Args:
-            features: (B, S, D).
+            features: (B, S, D), or (1, S, D) for rows that all see the same.
             h, c: (L, B, H).
 
         Returns:
             pose (B, K, 6) in [-1, 1], gripper probability (B, K), h, c.
         """
+        if features.shape[0] != h.shape[1]:
+            features = features.expand(h.shape[1], -1, -1)
         hidden, (h, c) = self.rnn(features, (h, c))
         return *self._act_last(hidden), h, c
 

@@ -65,6 +65,8 @@ class Backbone(nn.Module):
         # By age, the oldest first: how long ago a frame was is all that the text can tell from its place.
         self.frame_embedding = nn.Parameter(torch.randn(frames, 1, config.vision.width) * 0.02) if frames > 1 else None
         self.proprioception = Proprioception(config.feature_size) if config.proprioception else None
+        # Whether `forward` returns `media` beside the feature; an exporter that cuts the backbone there wants it of all.
+        self.returns_media = frames > 1
 
     def forward(
         self,
@@ -88,11 +90,11 @@ class Backbone(nn.Module):
             media_mask: bool (N, M - 1), true where there was such a frame; both with `media_frames` above 1 alone.
 
         Returns:
-            feature (N, F); with `media_frames` above 1 also media (N, R, V), a later call's history.
+            feature (N, F); with `media_frames` above 1 also media (N, R, V), a later call's history (`returns_media`).
         """
         media = self.observe(image_static, image_gripper)
         feature = self.fuse(text_embedding, text_mask, media, robot_state, media_history, media_mask)
-        return feature if media_history is None else (feature, media)
+        return (feature, media) if self.returns_media else feature
 
     def observe(self, image_static: torch.Tensor, image_gripper: torch.Tensor) -> torch.Tensor:
         """Images of a frame -> latents (N, R, V); no text, no memory."""

@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) ->
     with atomic_directory(target):
         pass
     assert leftovers(tmp_path) == []
+
+
+def test_what_a_folder_holds_can_be_read_by_others(tmp_path: Path) -> None:
+    """A bundle that root wrote is run by the robot's user."""
+    with atomic_directory(tmp_path / "bundle") as folder:
+        (folder / "engines").mkdir(mode=0o700)
+        private = folder / "engines" / "weights"
+        private.touch(mode=0o600)
+    assert stat.filemode((tmp_path / "bundle" / "engines").stat().st_mode) == "drwxr-xr-x"
+    assert stat.filemode((tmp_path / "bundle" / "engines" / "weights").stat().st_mode) == "-rw-r--r--"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +14,17 @@ from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from rfedge.bundle import Manifest, ParityRecord, PrecisionRecord, write_bundle
+from rfedge.bundle import Manifest, ParityRecord, PrecisionRecord, hash_file, write_bundle
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, TensorSpec, policy_contract
 from rfedge.engines import EngineTarget
 from rfedge.errors import BackendUnavailableError
 from rfedge.export.quantize import quantize_int8
-from rfedge.export.tensorrt.binding import TensorRt, load_tensorrt
 from rfedge.export.tensorrt.builder import BuilderSettings
 from rfedge.export.tensorrt.pipeline import BuildOptions, StageResult, build_bundle
 from rfedge.export.trace import trace_backbone
 from rfedge.model import build_policy
+from rfedge.tensorrt_binding import TensorRt, load_tensorrt
 from tests.runtimes.handmade_bundle import write_handmade_bundle
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -38,7 +39,12 @@ def load_rtx() -> TensorRt:
 
 
 def build_ahead(
-    path: Path, *sms: int, stage: str = "backbone", overwrite: bool = False, workspace_mib: int = 0
+    path: Path,
+    *sms: int,
+    stage: str = "backbone",
+    overwrite: bool = False,
+    workspace_mib: int = 0,
+    text_lengths: tuple[int, ...] = (),
 ) -> list[StageResult]:
     """Build one stage for the compute capabilities `sms` (86 without any)."""
     options = BuildOptions(
@@ -47,8 +53,17 @@ def build_ahead(
         stage=stage,
         overwrite=overwrite,
         settings=BuilderSettings(workspace_mib=workspace_mib),
+        text_lengths=text_lengths,
     )
     return build_bundle(path, options)
+
+
+def vouch_for(bundle: Path, name: str) -> None:
+    """Write the present size and sha256 of a file that a test changed into the manifest."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    artifact = next(item for item in manifest["artifacts"] if item["path"] == name)
+    artifact |= {"sha256": hash_file(bundle / name), "size_bytes": (bundle / name).stat().st_size}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def device(sm: int, version: str, module: str = "tensorrt-rtx") -> EngineTarget:

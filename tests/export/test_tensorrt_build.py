@@ -15,18 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.bundle import hash_file, load_bundle
+from rfedge.bundle import load_bundle
 from rfedge.cli.app import app
 from rfedge.engines import engine_folders, find_engine
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
 from rfedge.export.tensorrt import pipeline
-from rfedge.export.tensorrt.binding import TensorRt
-from tests.export.tensorrt_bundles import build_ahead, device, load_rtx
-from tests.runtimes.handmade_bundle import write_handmade_bundle
+from rfedge.messages import Observation
+from rfedge.runtimes.policy import EdgePolicy
+from rfedge.tensorrt_binding import TensorRt
+from tests.export.tensorrt_bundles import build_ahead, device, load_rtx, vouch_for
+from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +91,7 @@ def change_graph(bundle: Path) -> None:
     model = onnx.load(bundle / "backbone.onnx")
     model.doc_string = "changed"
     onnx.save(model, bundle / "backbone.onnx")
-    manifest = json.loads((bundle / "manifest.json").read_bytes())
-    for artifact in manifest["artifacts"]:
-        if artifact["role"] == "backbone":
-            artifact["sha256"] = hash_file(bundle / "backbone.onnx")
-            artifact["size_bytes"] = (bundle / "backbone.onnx").stat().st_size
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    vouch_for(bundle, "backbone.onnx")
 
 
 def test_only_what_is_not_up_to_date_is_built(bundle: Path) -> None:
@@ -155,6 +153,9 @@ def test_a_killed_build_leaves_the_old_engine_and_nothing_else_that_counts(
     opened = load_bundle(bundle)
     assert engine_folders(opened) == [before.planned.folder]
     assert find_engine(opened, "backbone", device(86, rtx.version))[1] == before.record
+    with EdgePolicy.load(bundle) as policy:
+        policy.reset(INSTRUCTIONS[0])
+        assert policy.act(Observation(np.zeros((200, 200, 3), np.uint8), np.zeros((84, 84, 3), np.uint8))).actions.any()
     leftovers = list((bundle / "engines").glob("*.partial")) + list((bundle / "engines").glob(".*.partial"))
     assert bool(leftovers) == (moment == "writing")
     assert build_ahead(bundle, overwrite=True)[0].built

@@ -18,11 +18,11 @@ from rfedge.engines import find_engine
 from rfedge.errors import ConfigError, ExportError
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
-from rfedge.export.tensorrt.binding import TensorRt
 from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_engine
 from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import cast_bytes_first, load_graph, prepare_graph
 from rfedge.model.vision import VisionBlock
+from rfedge.tensorrt_binding import TensorRt
 from tests.export.tensorrt_bundles import (
     PRECISIONS,
     build_ahead,
@@ -73,6 +73,24 @@ def test_tiny_is_built_ahead_of_time_in_the_precision_of_its_graph(
     plan, record = find_engine(opened, "backbone", device(86, rtx.version))
     assert plan == results[0].planned.folder / "backbone.plan"
     assert record.sha256 == hash_file(plan)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_two_lengths_of_the_text_are_two_profiles_over_the_same_weights(
+    bundles: dict[str, Path], rtx: TensorRt, precision: str
+) -> None:
+    one = build_ahead(bundles[precision], 120)[0]
+    two = build_ahead(bundles[precision], 120, text_lengths=(8, 16))[0]
+    assert one.record.text_lengths == (16,)
+    assert two.record.text_lengths == (8, 16)
+    assert "steps_text_mask 16/16/16 -> 8/8/8,16/16/16" in str(two.planned.reason)
+    assert two.record.weights_bytes < 1.01 * one.record.weights_bytes, "profiles share the weights"
+    assert one.record.size_bytes < two.record.size_bytes < 2 * one.record.size_bytes
+    assert two.audit.precisions == one.audit.precisions
+    assert two.audit.missed == ()
+    assert len(two.audit.layers) == 2 * len(one.audit.layers)
+    _, record = find_engine(load_bundle(bundles[precision]), "backbone", device(120, rtx.version))
+    assert [record.choose_profile(tokens) for tokens in (1, 8, 9, 16)] == [(0, 8), (0, 8), (1, 16), (1, 16)]
 
 
 def test_the_audit_notices_int8_products_that_the_builder_runs_in_float(rtx: TensorRt, bundles: dict[str, Path]) -> None:
@@ -146,6 +164,8 @@ def test_weights_in_a_file_beside_the_graph_reach_the_engine(
     model = onnx.load(bundles["int8"] / "backbone.onnx")
     onnx.save(model, tmp_path / "apart.onnx", save_as_external_data=True, location="apart.onnx.data", size_threshold=0)
     contract = load_bundle(bundles["int8"]).contract.backbone
+    # wide layers have zero-points that are large enough to lie in that file too
+    check_precisions(load_graph((tmp_path / "apart.onnx").read_bytes()), rtx.ahead_of_time_target(86), tmp_path)
     graph = prepare_graph(tmp_path / "apart.onnx")
     built = build_engine(rtx, graph, tmp_path / "apart.onnx", contract, rtx.ahead_of_time_target(86), BuilderSettings())
     inline = json.loads((build_ahead(bundles["int8"], stage="backbone")[0].planned.folder / "engine.json").read_bytes())

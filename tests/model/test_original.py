@@ -71,7 +71,9 @@ def test_a_whole_model_computes_what_the_original_does(name: str) -> None:
     assert report.weights.left_over == ()
     assert [stage for stage in report.stages if not stage.passed] == []
     assert report.passed
-    assert all(array.endswith("vit/pooled") for array in report.not_compared)
+    # How the original replays a window is its own affair: here LSTMs run side by side.
+    own = ("vit/pooled", "step/rnn_input_len", "step/history_len_after")
+    assert all(array.endswith(own) for array in report.not_compared)
 
 
 @whole_models

@@ -40,7 +40,7 @@ _STAGES: Final = (
     (r"gripper", "gripper", ACTION_TOLERANCE),
     (r"action_float16", "executed action", 2.0**-10),  # one step of float16 below 1: a tie may round either way
     (r"loss", "loss", ACTION_TOLERANCE),
-    (r"rnn_input_len|history_len_after|hidden_state_kept_after", "time-keeping", 0.0),
+    (r"hidden_state_kept_after", "time-keeping", 0.0),
 )
 
 

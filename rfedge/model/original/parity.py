@@ -22,7 +22,7 @@ from rfedge.model.original.names import model_names
 from rfedge.model.original.weights import load_original
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.vision import FramePreprocess
-from rfedge.timekeeping import Arrays, advance, initial_state
+from rfedge.timekeeping import Arrays, acting_row, advance, initial_state
 
 __all__ = ["run_parity"]
 
@@ -316,20 +316,19 @@ def _step_by_step(fixture: ParityFixture, policy: RoboFlamingo, differences: Dif
 
     def call(inputs: Arrays) -> Arrays:
         outputs = [part.numpy() for part in policy.head(**{name: torch.from_numpy(part) for name, part in inputs.items()})]
-        keep("rnn_input_len", inputs["features"].shape[1])
-        keep("rnn_last_out", outputs[2][-1, 0])
-        keep("h_n", outputs[2][:, 0])
-        keep("c_n", outputs[3][:, 0])
         return dict(zip(("pose", "gripper", "h_out", "c_out"), outputs, strict=True))
 
     state = initial_state(config)
     for feature in features:
         pose, probability, state = advance(config, call, feature[None], state)
+        row = acting_row(state)
+        keep("rnn_last_out", state.h[-1, row])
+        keep("h_n", state.h[:, row])
+        keep("c_n", state.c[:, row])
         keep("pose", pose)
         keep("gripper", probability)
         gripper_sign = np.where(probability > 0.5, 1.0, -1.0)
         keep("action_float16", np.concatenate([pose, gripper_sign[:, None]], axis=1).astype(np.float16))
-        keep("history_len_after", len(state.history))
         keep("hidden_state_kept_after", state.num_steps <= config.window)
     for name, values in record.items():
         ours = np.stack(values)

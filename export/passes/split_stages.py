@@ -1,0 +1,86 @@
+"""Cut a traced backbone in two at the latents of its frame: the same nodes on the same weights, in two files.
+
+Nothing is computed or moved, so the two graphs one after the other return what the one returns, to the last bit. Weights
+are copied from file to file one at a time.
+
+Requires: `media` is an output of the graph and reads the cameras alone.
+Ensures: every node is in one of the two graphs; each has the inputs and outputs of its contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rfedge.contract import MEDIA, BackboneStage, GraphContract
+from rfedge.errors import ExportError, explain
+from rfedge.export.passes.drop_dead import DropDead
+from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
+
+__all__ = ["split_stages"]
+
+
+def split_stages(
+    source: Path,
+    stages: Mapping[BackboneStage, GraphContract],
+    targets: Mapping[BackboneStage, Path],
+    *,
+    on_weight: WeightProgress = lambda *_: None,
+) -> None:
+    """Write each stage of the fp32 backbone at `source` to its target.
+
+    Args:
+        source: graph with the output `media`, weights in it or in a file beside it.
+        stages: contracts, as `rfedge.contract.policy_contract` derives them.
+        targets: the file of each stage; weights above 1.5 GB go into one beside it.
+        on_weight: told (weights written, weights in all) of each graph.
+
+    Raises:
+        ArtifactError: `source` is no graph.
+        ExportError: `media` is no output of it, or a stage reads what its contract does not name.
+    """
+    for stage, contract in stages.items():
+        model = read_graph(source)
+        _cut(model, stage, contract)
+        write_graph(model, targets[stage], on_weight=on_weight)
+
+
+def _cut(model: ir.Model, stage: BackboneStage, contract: GraphContract) -> None:
+    """Keep what leads from the inputs of the contract to its outputs."""
+    graph = model.graph
+    outputs = {str(value.name): value for value in graph.outputs}
+    if MEDIA not in outputs:
+        raise _not_here(stage, f"no output {MEDIA}", "the latents of a frame among the graph's outputs")
+    inputs = {str(value.name): value for value in graph.inputs}
+    graph.outputs.clear()
+    graph.outputs.extend(outputs[spec.name] for spec in contract.outputs)
+    if any(spec.name == MEDIA for spec in contract.inputs):
+        inputs[MEDIA] = _read_from_caller(outputs[MEDIA])
+    DropDead()(model)
+    given = [spec.name for spec in contract.inputs]
+    for name, value in inputs.items():
+        if name not in given and value.uses():
+            raise _not_here(stage, f"a path around {MEDIA} from {name}", f"{MEDIA} as the only one")
+    graph.inputs.clear()
+    graph.inputs.extend(inputs[name] for name in given)
+
+
+def _read_from_caller(media: ir.Value) -> ir.Value:
+    """Return a graph input that every reader of `media` reads instead; what computes `media` is then read by nobody."""
+    value = ir.Value(name=MEDIA, shape=media.shape, type=media.type)
+    media.name = f"{MEDIA}/computed"
+    media.replace_all_uses_with(value)
+    return value
+
+
+def _not_here(stage: BackboneStage, got: str, expected: str) -> ExportError:
+    return ExportError(
+        explain(
+            f"{stage} stage",
+            got=got,
+            expected=expected,
+            remedy="Export it in one graph (--stages one) and report it with the policy's config.json.",
+        )
+    )

@@ -1,0 +1,249 @@
+"""One fp32 graph of the backbone -> the files of one precision: the whole backbone, or one of its two stages.
+
+The form of the precision, for int8 also the same with integer kernels for CPUs, and what can stand for the graph in a
+proof on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from rfedge.backbone_stages import StagePrecisions
+from rfedge.bundle import CPU_ROLES, Role
+from rfedge.config import Precision
+from rfedge.contract import GraphName
+from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.export.calibrate import EpisodeFrame, FrameInputs, Inputs
+from rfedge.export.forms.cpu_int8 import lower_int8
+from rfedge.export.forms.half import make_bf16, make_fp16
+from rfedge.export.forms.half_storage import store_weights_half
+from rfedge.export.forms.runs_here import write_stand_in
+from rfedge.export.forms.weight_only import make_int4_weight, make_int8_weight
+from rfedge.export.mixed.search import MixedSearch, SearchRecord, search_plan
+from rfedge.export.parity import StageProgress
+from rfedge.export.passes.graph_files import graph_files, read_graph, write_graph
+from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
+from rfedge.export.quantize import Int8Options, quantizable_products, quantize_int8
+
+__all__ = ["GraphSettings", "WrittenGraph", "file_roles", "graph_to_prove", "remove_graph", "share_keep_float", "write_form"]
+
+_FORMS: Final = {
+    "fp16": make_fp16,
+    "bf16": make_bf16,
+    "int8-weight": make_int8_weight,
+    "int4-weight": make_int4_weight,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSettings:
+    """How the graphs are made.
+
+    Attributes:
+        precisions: of each graph of the backbone; the head computes in fp32 and is stored in fp16 unless all are fp32.
+        keep_float: beginnings of the names of blocks that stay in fp32; None for the precision's own choice.
+        int8: how an int8 graph is made.
+        frames, calibration: demonstrations, and which of their frames set the int8 ranges.
+        mixed: what a mixed plan is searched by.
+        head_is_int8: write the head with int8 weights too, for CPUs (`rfedge.export.forms.dynamic_head`).
+    """
+
+    precisions: StagePrecisions
+    keep_float: tuple[str, ...] | None = None
+    int8: Int8Options = field(default_factory=Int8Options)
+    frames: FrameInputs | None = None
+    calibration: Sequence[EpisodeFrame] = ()
+    mixed: MixedSearch | None = None
+    head_is_int8: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenGraph:
+    """One graph of the backbone, written.
+
+    Attributes:
+        files: name -> role, all of them in the bundle's folder.
+        blocks: PyTorch block -> what it computes in, read back from the graph.
+        runs_here: the graph to run on this CPU, for proofs and for the calibration of the next stage.
+        stands_in: what `runs_here` is where this CPU cannot run the graph itself, or "".
+        search: the evidence of a mixed plan.
+    """
+
+    files: dict[str, Role]
+    blocks: dict[str, str]
+    runs_here: Path
+    stands_in: str = ""
+    search: SearchRecord | None = None
+
+
+def write_form(
+    name: GraphName,
+    source: Path,
+    target: Path,
+    settings: GraphSettings,
+    inputs: Sequence[Inputs],
+    head: Path,
+    *,
+    keep_float: Sequence[str] | None,
+    work: Path,
+    progress: StageProgress,
+) -> WrittenGraph:
+    """Write the fp32 graph at `source` to `target` in its precision.
+
+    Args:
+        name: of the graph: "backbone", "vision" or "decoder".
+        source: removed when it is no longer needed; for fp32 it is `target` already.
+        target: in the bundle's folder.
+        settings: of all graphs.
+        inputs: of this graph, for calibration; empty where nothing is calibrated.
+        head: head.onnx, for the search of a mixed plan.
+        keep_float: as of `settings`, as far as it concerns this graph.
+        work: folder for what lies between.
+        progress: told (stage, done, total).
+
+    Raises:
+        ConfigError: `keep_float` names no block.
+        ExportError: a form refuses a weight.
+    """
+    precision = settings.precisions.graphs[name]
+    if precision == "fp32":
+        blocks = effective_precisions(onnx.load(target, load_external_data=False))
+        return WrittenGraph(file_roles(graph_files(target), name), blocks, target)
+    if precision in ("int8", "mixed"):
+        return _write_int8(name, source, target, settings, inputs, head, keep_float=keep_float, progress=progress)
+    report = _FORMS[precision](
+        source,
+        target,
+        keep_float=keep_float or (),
+        on_weight=lambda done, total: progress(_label(name, precision), done, total),
+    )
+    remove_graph(source)
+    files = file_roles(report.files, name)
+    return WrittenGraph(files, report.blocks, *graph_to_prove(name, target, precision, work=work))
+
+
+def graph_to_prove(name: GraphName, graph: Path, precision: Precision, *, work: Path) -> tuple[Path, str]:
+    """Return what to run on this CPU for a written graph, and in words what it is where that is a stand-in.
+
+    Args:
+        name: of the graph.
+        graph: as written.
+        precision: that it was asked for.
+        work: folder for a stand-in.
+    """
+    if precision != "bf16":
+        return graph, ""
+    stand_in = work / f"{name}-stand-in.onnx"
+    write_stand_in(graph, stand_in)
+    text = "a graph in fp32 that rounds to bf16, which this CPU cannot run"
+    return stand_in, text if name == "backbone" else f"{name} by {text}"
+
+
+def _write_int8(
+    name: GraphName,
+    source: Path,
+    target: Path,
+    settings: GraphSettings,
+    inputs: Sequence[Inputs],
+    head: Path,
+    *,
+    keep_float: Sequence[str] | None,
+    progress: StageProgress,
+) -> WrittenGraph:
+    """Write the Q/DQ graph for TensorRT and OpenVINO, and the same with integer kernels, on one file of weights.
+
+    For a mixed plan the evidence is written beside them.
+    """
+    search, store = None, None
+    if settings.mixed is not None:
+        assert settings.frames is not None, "a plan is searched with frames"
+        search, store = search_plan(
+            settings.frames.config, source, head, inputs, settings.int8, settings.mixed, progress=progress
+        )
+        keep_float = search.keep_float
+    quantized = source.with_name("quantized.onnx")
+    num_products = quantize_int8(
+        source,
+        quantized,
+        inputs,
+        keep_float=keep_float,
+        options=settings.int8,
+        store=store,
+        progress=lambda step, done, total: progress(_label(name, step), done, total),
+    )
+    remove_graph(source)
+    model = read_graph(quantized)
+    if settings.mixed is None:  # what a plan leaves in float is what the budget was measured with
+        store_weights_half(model.graph)
+    files = write_graph(model, target, inline_limit_bytes=0)
+    del model
+    remove_graph(quantized)
+    cpu_role = CPU_ROLES[name]
+    cpu = target.with_name(f"{cpu_role}.onnx")
+    progress(_label(name, "audit kernels"), 0, 1)
+    lower_int8(target, cpu)
+    require_integer_kernels(cpu, num_expected=num_products)
+    progress(_label(name, "audit kernels"), 1, 1)
+    roles: dict[str, Role] = {**file_roles(files, name), cpu.name: cpu_role}
+    if search is not None:
+        record = target.with_name("mixed.json")
+        record.write_text(search.model_dump_json(indent=2) + "\n")
+        roles[record.name] = "record"
+    return WrittenGraph(roles, effective_precisions(onnx.load(target, load_external_data=False)), cpu, search=search)
+
+
+def share_keep_float(
+    graphs: Mapping[GraphName, Path], keep_float: Sequence[str] | None
+) -> dict[GraphName, tuple[str, ...] | None]:
+    """Give each graph those of the names to keep in float that begin something in it.
+
+    Args:
+        graphs: in fp32.
+        keep_float: beginnings of names of blocks or modules, in which `*` stands for anything; None stays None.
+
+    Raises:
+        ConfigError: a name begins nothing in any graph.
+    """
+    if keep_float is None or len(graphs) == 1:
+        return dict.fromkeys(graphs, None if keep_float is None else tuple(keep_float))
+    products = {name: quantizable_products(read_graph(path).graph, ()) for name, path in graphs.items()}
+    blocks = dict.fromkeys(product.block for found in products.values() for product in found)
+    shared: dict[GraphName, list[str]] = {name: [] for name in graphs}
+    for pattern in keep_float:
+        holders = [
+            name for name, found in products.items() if any(fnmatchcase(item.module, pattern + "*") for item in found)
+        ]
+        if not holders:
+            raise ConfigError(
+                explain(
+                    "keep_float",
+                    got=repr(pattern),
+                    expected=did_you_mean(pattern, blocks),
+                    remedy="Name a block or the beginning of several.",
+                )
+            )
+        for name in holders:
+            shared[name].append(pattern)
+    return {name: tuple(patterns) for name, patterns in shared.items()}
+
+
+def _label(name: GraphName, step: str | Precision) -> str:
+    """Name a step of the work; of a backbone in two graphs, with the graph it is on."""
+    return step if name == "backbone" else f"{name}: {step}"
+
+
+def file_roles(files: Sequence[Path], role: Role) -> dict[str, Role]:
+    """The graph plays `role`; what lies beside it are weights."""
+    return {path.name: role if index == 0 else "weights" for index, path in enumerate(files)}
+
+
+def remove_graph(graph: Path) -> None:
+    """Remove a graph and the weights beside it."""
+    for path in graph_files(graph):
+        path.unlink()

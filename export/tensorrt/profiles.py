@@ -1,0 +1,85 @@
+"""Sizes of the axes that a graph leaves open, one optimisation profile for each size of the text.
+
+Every profile is static (least, usual and greatest size are one), so that TensorRT fuses as if there were no other size;
+profiles share the weights. The head has one profile, from one step with carried state to the whole window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Final
+
+from rfedge.bundle import Bundle
+from rfedge.config import PolicyConfig
+from rfedge.contract import GraphContract
+from rfedge.errors import ConfigError, explain
+from rfedge.instructions import InstructionTable
+
+__all__ = ["Profile", "check_text_lengths", "parse_text_lengths", "plan_profiles", "text_lengths_of"]
+
+# input with an open axis -> its (least, usual, greatest) size
+Profile = Mapping[str, tuple[int, int, int]]
+_TEXT_AXIS: Final = "token"
+
+
+def parse_text_lengths(text: str) -> tuple[int, ...]:
+    """Read "8,16,32".
+
+    Raises:
+        ConfigError: a part is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise _refused(repr(text), "whole numbers such as 8,16,32") from None
+
+
+def check_text_lengths(lengths: Sequence[int], bundle: Bundle) -> tuple[int, ...]:
+    """Return the lengths; without any the policy's longest alone.
+
+    Raises:
+        ConfigError: they do not rise, one is not from 1 to the policy's `text_length`, or a sentence fits none.
+        ArtifactError: the bundle's table of sentences is damaged.
+    """
+    longest = bundle.policy.decoder.text_length
+    if not lengths:
+        return (longest,)
+    rise = all(small < large for small, large in pairwise(lengths))
+    if not rise or lengths[0] < 1 or lengths[-1] > longest:
+        raise _refused(",".join(map(str, lengths)), f"rising numbers from 1 to {longest}, the policy's longest text")
+    if bundle.has("instructions"):
+        needed = InstructionTable(bundle.path("instructions"), longest).most_tokens
+        if needed > lengths[-1]:
+            raise _refused(",".join(map(str, lengths)), f"one of {needed} or more, which a sentence of this bundle needs")
+    return tuple(lengths)
+
+
+def plan_profiles(contract: GraphContract, config: PolicyConfig, text_lengths: Sequence[int]) -> tuple[Profile, ...]:
+    """Return the profiles of one graph; none where all its sizes are fixed.
+
+    Args:
+        contract: of the graph; a size of -1 is open.
+        config: the policy's.
+        text_lengths: from `check_text_lengths`.
+    """
+    sizes = (1, config.window if config.time_keeping == "window" else 1, config.window)
+    is_text = {spec.name: _TEXT_AXIS in spec.axes for spec in contract.inputs if -1 in spec.shape}
+    if not is_text:
+        return ()
+    return tuple(
+        {name: (length,) * 3 if reads_text else sizes for name, reads_text in is_text.items()}
+        for length in (text_lengths if any(is_text.values()) else (0,))
+    )
+
+
+def text_lengths_of(contract: GraphContract, profiles: Sequence[Profile]) -> tuple[int, ...]:
+    """Return the size of the text in each profile; empty for a graph that reads none."""
+    text = next((spec.name for spec in contract.inputs if -1 in spec.shape and _TEXT_AXIS in spec.axes), None)
+    return () if text is None else tuple(profile[text][-1] for profile in profiles)
+
+
+def _refused(got: str, expected: str) -> ConfigError:
+    return ConfigError(
+        explain("--text-lengths", got=got, expected=expected, remedy="Name each length once, shortest first.")
+    )

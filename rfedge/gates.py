@@ -1,0 +1,30 @@
+"""When a measured number meets its gate: stated once, for the exporter that judges and for everybody who reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["allowed", "is_met", "missed"]
+
+
+def is_met(name: str, value: float, limit: float) -> bool:
+    """`min_` metrics must be at least, all others at most, the limit; NaN never meets a gate."""
+    return value >= limit if name.startswith("min_") else value <= limit
+
+
+def allowed(name: str, limit: float) -> str:
+    """Return such as "<= 0.05".
+
+    >>> allowed("min_feature_cosine", 0.999)
+    '>= 0.999'
+    """
+    return f"{'>=' if name.startswith('min_') else '<='} {limit:g}"
+
+
+def missed(metrics: Mapping[str, float], thresholds: Mapping[str, float]) -> list[str]:
+    """Return one "name measured (allowed <= limit)" for every gate that is not met."""
+    return [
+        f"{name} {metrics[name]:.6g} (allowed {allowed(name, limit)})"
+        for name, limit in thresholds.items()
+        if not is_met(name, metrics[name], limit)
+    ]

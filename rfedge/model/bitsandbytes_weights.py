@@ -1,0 +1,83 @@
+"""Weights of the backbone's products in the formats of bitsandbytes: `nf4` (QLoRA's 4 bits) and `llm-int8` (LLM.int8()).
+
+Both live in PyTorch alone, on CPUs and GPUs; nothing of them is exported. They save memory: nf4 keeps half a byte a weight
+and a scale for 64 of them, llm-int8 a byte and a scale a row, with activations above a threshold multiplied in floats.
+Sources: Dettmers et al., QLoRA (2023) and LLM.int8() (2022).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean, explain
+
+__all__ = ["WEIGHT_FORMATS", "keep_weights_in"]
+
+WEIGHT_FORMATS: Final = ("nf4", "llm-int8")
+# Activations beyond it are outliers that int8 would spoil; the paper's value.
+_OUTLIER_THRESHOLD: Final = 6.0
+
+
+def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype) -> int:
+    """Replace every linear layer below `module` by one with quantized weights; return how many.
+
+    Args:
+        module: changed in place; what is not a linear layer stays.
+        weights: one of `WEIGHT_FORMATS`.
+        compute_dtype: what nf4 weights are turned into for a product.
+
+    Raises:
+        ConfigError: an unknown format.
+        BackendUnavailableError: bitsandbytes is not installed, or has no kernels for this machine.
+    """
+    if weights not in WEIGHT_FORMATS:
+        raise ConfigError(
+            explain("weights", got=repr(weights), expected=did_you_mean(weights, WEIGHT_FORMATS), remedy="Choose one.")
+        )
+    library = _import()
+    layers = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear
+    ]
+    for parent, name, layer in layers:
+        setattr(parent, name, _quantized(library, layer, weights, compute_dtype))
+    return len(layers)
+
+
+def _quantized(library: Any, layer: nn.Linear, weights: str, compute_dtype: torch.dtype) -> nn.Module:
+    size = (layer.in_features, layer.out_features)
+    has_bias = layer.bias is not None
+    data = layer.weight.data
+    if weights == "nf4":
+        made = library.nn.Linear4bit(*size, bias=has_bias, compute_dtype=compute_dtype, quant_type="nf4")
+        made.weight = library.nn.Params4bit(data, requires_grad=False, quant_type="nf4")
+    else:
+        made = library.nn.Linear8bitLt(*size, bias=has_bias, has_fp16_weights=False, threshold=_OUTLIER_THRESHOLD)
+        made.weight = library.nn.Int8Params(data, requires_grad=False, has_fp16_weights=False)
+    if has_bias:
+        made.bias = layer.bias
+    moved: nn.Module = made.to(data.device)  # the move is what quantizes
+    return moved.eval()
+
+
+def _import() -> Any:
+    # It tells on import which optional kernels it did not find; that is no news to a user.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        return importlib.import_module("bitsandbytes")
+    except Exception as error:  # a missing module, or a native library of it that does not load
+        raise BackendUnavailableError(
+            explain(
+                "bitsandbytes",
+                got=(str(error).splitlines() or [type(error).__name__])[0],
+                expected="an installed library",
+                remedy="Install it: pip install 'rfedge[bnb]'.",
+            )
+        ) from None

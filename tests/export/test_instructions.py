@@ -1,0 +1,252 @@
+"""A bundle that knows a list of sentences instead of all words: same features, a small file, plain refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from rfedge.bundle import Bundle, BundleWriter, load_bundle, write_bundle
+from rfedge.cli.app import app, main
+from rfedge.config import DecoderConfig, Precision
+from rfedge.errors import ArtifactError, ConfigError, ContractError
+from rfedge.export import embedding
+from rfedge.export.instructions import choose_sentences, write_language
+from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.instructions import MAX_SENTENCES, InstructionTable, write_instruction_table
+from rfedge.messages import Observation
+from rfedge.model import Checkpoint, load_checkpoint
+from rfedge.runtimes.policy import EdgePolicy
+from rfedge.runtimes.text import EmbeddedInstruction, EmbeddingTable, InstructionEncoder, pad_instruction
+from tests.synthetic_demonstrations import TASKS
+
+SENTENCES = ("pull the drawer open", "Push the drawer shut", "push the drawer shut.", "go")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoints: dict[str, Path]) -> Checkpoint:
+    return load_checkpoint(checkpoints["window"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_sentence_is_embedded_as_by_the_whole_table(
+    checkpoint: Checkpoint, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "_LARGE_BYTES", 0)  # so that int8 is stored in 8 bits, as of a full-size model
+    for name, sentences in (("whole", None), ("known", SENTENCES)):
+        (tmp_path / name).mkdir()
+        write_language(checkpoint, precision, sentences, BundleWriter(tmp_path / name))
+    decoder: DecoderConfig = checkpoint.config.decoder
+    any_words = InstructionEncoder(
+        checkpoint.tokenizer, EmbeddingTable(tmp_path / "whole" / "embedding.safetensors", decoder.width)
+    )
+    path = tmp_path / "known" / "instructions.safetensors"
+    table = InstructionTable(path, decoder.text_length)
+    known = InstructionEncoder(table, EmbeddingTable(path, decoder.width))
+    assert table.sentences == SENTENCES
+    for sentence in SENTENCES:
+        np.testing.assert_array_equal(known(f"  {sentence}\n").embedding, any_words(sentence).embedding)
+        np.testing.assert_array_equal(known(sentence).mask, any_words(sentence).mask)
+    assert not np.array_equal(known(SENTENCES[1]).embedding, known(SENTENCES[2]).embedding), "case and full stop count"
+    with safe_open(path, framework="numpy") as file:
+        assert file.get_tensor("embedding").dtype == {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}[precision]
+        distinct = {int(token) for sentence in SENTENCES for token in np.unique(checkpoint.tokenizer.encode(sentence)[0])}
+        assert len(file.get_tensor("embedding")) <= len(distinct), "only rows that a sentence reads"
+    padded = InstructionEncoder(table, EmbeddingTable(path, decoder.width), padded=True)("go")
+    assert padded.embedding.shape == (1, decoder.text_length, decoder.width)
+    assert padded.mask.sum() == known("go").mask.sum()
+
+
+@pytest.fixture(scope="module")
+def few(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that knows two sentences, made by the command."""
+    tmp_path = tmp_path_factory.mktemp("instructions")
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("pull the drawer open\n\n push the button \npush the button\n")
+    exported = CliRunner().invoke(
+        app,
+        [
+            *("export", str(checkpoints["window"]), "--output", str(tmp_path / "few"), "--instructions", str(sentences)),
+            *("--parity-steps", "2", "--json"),
+        ],
+    )
+    assert exported.exit_code == 0, exported.output
+    return load_bundle(tmp_path / "few")
+
+
+def test_a_bundle_with_sentences_runs_and_refuses_others_at_the_start(
+    few: Bundle, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roles = {artifact.role for artifact in few.manifest.artifacts}
+    assert roles == {"backbone", "head", "instructions"} | ({"weights"} if "weights" in roles else set())
+    with write_bundle(tmp_path / "whole") as writer:  # the same graphs beside tokenizer and whole table
+        for artifact in few.manifest.artifacts:
+            if artifact.role != "instructions":
+                shutil.copy(few.root / artifact.path, writer.add(artifact.path, artifact.role))
+        write_language(checkpoint, "fp32", None, writer)
+        writer.finish(few.manifest)
+    whole = load_bundle(tmp_path / "whole")
+    assert few.path("instructions").stat().st_size < 0.2 * whole.path("embedding").stat().st_size
+    image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    observation = Observation(image, image[:84, :84].copy())
+    with EdgePolicy.load(few.root) as ours, EdgePolicy.load(whole.root) as theirs:
+        for instruction in ("push the button", "pull the drawer open"):
+            results = [policy.infer(observation, instruction, policy.initial_state()) for policy in (ours, theirs)]
+            np.testing.assert_array_equal(results[0].actions, results[1].actions)
+            np.testing.assert_array_equal(results[0].state.h, results[1].state.h)
+        with pytest.raises(ContractError, match=r"expected one of the 2 sentences of this bundle, such as 'pull the"):
+            ours.reset("zzzz")
+    for goal in (["--instruction", "push a button"], ["--task", "close_drawer"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["run", str(few.root), *goal, "--env", "nowhere", "--max-steps", "1"])
+        assert stopped.value.code == 2
+        line = capsys.readouterr().err.strip()
+        assert "\n" not in line
+        assert line.startswith("rfedge: instruction: got 'pu"), "and not: no environment is called nowhere"
+        nearest = "push the button" if goal[0] == "--instruction" else "pull the drawer open"
+        assert f"expected one of the 2 sentences of this bundle, nearest: {nearest!r}. Say one" in line
+
+
+def test_padding_to_a_static_length_leaves_the_feature(few: Bundle) -> None:
+    """Padded tokens are masked before the pool, so an engine may run an instruction in any profile that it fits."""
+    inputs = few.contract.backbone.sample_inputs(np.random.default_rng(0))
+    with EdgePolicy.load(few.root) as policy:
+        text = policy.parts.encoder("push the button")
+        num_tokens = text.mask.shape[1]
+
+        def feature(text: EmbeddedInstruction) -> npt.NDArray[np.float32]:
+            language = {"text_embedding": text.embedding, "text_mask": text.mask}
+            return policy.parts.backbone.infer({**inputs, **language})["feature"]
+
+        exact = feature(text)
+        for length in range(num_tokens, 17):
+            padded = pad_instruction(text, length)
+            assert padded.embedding.shape == (1, length, few.policy.decoder.width)
+            assert padded.mask.sum() == num_tokens
+            np.testing.assert_allclose(feature(padded), exact, atol=1e-6, rtol=0)
+        unmasked = dataclasses.replace(padded, mask=np.ones_like(padded.mask))
+        assert np.abs(feature(unmasked) - exact).max() > 1e-4, "the mask is what keeps the feature"
+        with pytest.raises(ContractError, match=rf"instruction: got {num_tokens} tokens, expected at most 2"):
+            pad_instruction(text, 2)
+
+
+def test_sentences_of_the_demonstrations(checkpoint: Checkpoint, demonstrations: Path, tmp_path: Path) -> None:
+    from rfedge.data import CalvinDataset
+
+    found = choose_sentences("data", checkpoint.tokenizer, CalvinDataset.open(demonstrations))
+    assert found == tuple(sorted(TASKS.values()))
+    (tmp_path / "sentences.json").write_text(json.dumps(["b", " a ", "b"]))
+    assert choose_sentences(str(tmp_path / "sentences.json"), checkpoint.tokenizer, None) == ("b", "a")
+    assert choose_sentences(None, checkpoint.tokenizer, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.txt", None, r"--instructions: got no file .*none.txt, expected a list of sentences"),
+        ("empty.txt", b"", r"got 0 sentences, expected 1 to 10000. Put one"),
+        ("blank.txt", b"\n \n", r"got 0 sentences"),
+        ("empty.json", b"[]", r"got 0 sentences"),
+        ("half.json", b'["open', r"got half.json with Unterminated string"),
+        ("other.json", b'{"a": 1}', r"got other.json with a dict, expected a JSON list of texts"),
+        ("deep.json", b"[" * 100_000, r"got deep.json with .*recursion"),
+        ("number.json", b'["open", 3]', r"got 3 as sentence 2, expected plain words"),
+        ("gap.json", b'["open", " "]', r"got ' ' as sentence 2, expected plain words"),
+        ("latin.txt", b"\xff\xfe\xe4", r"got latin.txt with 'utf-8' codec can't decode"),
+        ("endless.txt", b"a" * 1001, r"got 1001 characters in sentence 1, expected at most 1000"),
+        ("long.txt", b"go\n" + b"xyz " * 60, r"--instructions, sentence 'xyz .*': instruction: got \d+ tokens, expected at"),
+        ("many.txt", "\n".join(map(str, range(MAX_SENTENCES + 1))).encode(), r"got 10001 sentences, expected 1 to 10000"),
+    ],
+)
+def test_a_list_that_is_none_is_one_line(
+    checkpoint: Checkpoint, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        choose_sentences(str(tmp_path / name), checkpoint.tokenizer, None)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="got data without demonstrations, expected --data DIR"):
+        choose_sentences("data", checkpoint.tokenizer, None)
+
+
+@pytest.fixture
+def write_table(tmp_path: Path) -> Callable[..., Path]:
+    def write(**changes: object) -> Path:
+        tensors: dict[str, object] = {
+            "embedding": np.zeros((3, 4), np.float32),
+            "rows": np.array([0, 1, 2], np.int32),
+            "ends": np.array([1, 3], np.int64),
+            "sentences": '["a", "b"]',
+        } | changes
+        metadata = tensors.pop("sentences")
+        path = tmp_path / "instructions.safetensors"
+        arrays = {name: np.asarray(array) for name, array in tensors.items() if array is not None}
+        save_file(arrays, path, metadata=None if metadata is None else {"sentences": str(metadata)})
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sentences": None}, "got no list of sentences, expected metadata 'sentences'. Export the bundle again."),
+        ({"sentences": "[1, 2]"}, "got no list of sentences"),
+        ({"sentences": "[]"}, "got 0 sentences, expected 1 to 10000"),
+        ({"sentences": '["a", "a"]'}, "got a sentence twice, expected each one once"),
+        ({"sentences": '["a", " b"]'}, "got an empty, padded or endless sentence"),
+        ({"sentences": '["a"]'}, r"expected int32 (token,) and int64 (1,)"),
+        ({"rows": None}, "expected tensors 'rows' and 'ends'"),
+        ({"rows": np.array([0.0, 1.0, 2.0])}, "got rows float64 (3,), ends int64 (2,)"),
+        ({"rows": np.array([0, 1, 3], np.int32)}, "got rows 0 to 3, expected 0 to 2"),
+        ({"rows": np.array([0, -1, 2], np.int32)}, "got rows -1 to 2, expected 0 to 2"),
+        ({"ends": np.array([1, 2], np.int64)}, "got sentences of 1 to 1 tokens that end at 2 of 3"),
+        ({"ends": np.array([3, 1], np.int64)}, "got sentences of -2 to 3 tokens"),
+        ({"rows": np.zeros(9, np.int32), "ends": np.array([1, 9], np.int64)}, "got sentences of 1 to 8 tokens"),
+    ],
+)
+def test_a_damaged_file_is_one_line(write_table: Callable[..., Path], changes: dict[str, object], message: str) -> None:
+    InstructionTable(write_table(), 4)
+    with pytest.raises(ArtifactError, match="instructions instructions.safetensors: got ") as caught:
+        InstructionTable(write_table(**changes), 4)
+    assert message in str(caught.value)
+
+
+def test_a_file_cut_short_is_one_line(write_table: Callable[..., Path]) -> None:
+    path = write_table()
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ArtifactError, match="instructions instructions.safetensors: got .*Export the bundle again."):
+        InstructionTable(path, 4)
+
+
+def test_the_largest_list_answers_at_once(tmp_path: Path) -> None:
+    sentences = [f"push button number {index} of the long wall" for index in range(MAX_SENTENCES)]
+    token_ids = [np.array([index % 7, 7]) for index in range(MAX_SENTENCES)]
+    path = tmp_path / "instructions.safetensors"
+    write_instruction_table(path, sentences, token_ids, np.arange(8), {"embedding": np.zeros((8, 4), np.float32)})
+    table = InstructionTable(path, 16)
+    ids, mask = table.encode(sentences[-1])
+    np.testing.assert_array_equal(ids[mask], token_ids[-1])
+    with pytest.raises(ContractError, match="got 'push button number 10000 of the long wall', expected one of the 10000"):
+        table.encode("push button number 10000 of the long wall")
+    with pytest.raises(ContractError, match=r"x\.\.\.', expected"):
+        table.encode("x" * 1_000_000)
+
+
+def test_nothing_is_written_for_a_wrong_list(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    options = ExportOptions(precision="fp32", instructions=str(tmp_path / "none.txt"))
+    with pytest.raises(ConfigError, match="got no file"):
+        export_checkpoint(checkpoints["window"], tmp_path / "bundle", options)
+    with pytest.raises(ConfigError, match="data without demonstrations"):
+        export_checkpoint(checkpoints["window"], tmp_path / "bundle", dataclasses.replace(options, instructions="data"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,46 @@
+"""A precision for each stage: by whose gates the whole is judged, and what is refused before any work."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfedge.config import PRECISIONS
+from rfedge.errors import ConfigError
+from rfedge.export.pipeline import ExportOptions, check_export
+from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, judged_by
+
+MIXED = "vision=fp16,decoder=int8"
+
+
+def test_each_precision_allows_at_least_what_the_stricter_one_does() -> None:
+    assert {*FROM_STRICTEST} == {*PRECISIONS} - {"mixed"}
+    for strict, loose in itertools.pairwise(FROM_STRICTEST):
+        for metric, limit in THRESHOLDS[strict].items():
+            other = THRESHOLDS[loose][metric]
+            assert other <= limit if metric.startswith("min_") else other >= limit, (strict, loose, metric)
+    assert judged_by(["fp16", "int8"]) == judged_by(["int8", "fp32"]) == "int8"
+    assert judged_by(["bf16", "int8"]) == "bf16"
+    assert judged_by(["int4-weight", "int8-weight"]) == "int4-weight"
+
+
+def test_what_two_stages_cannot_be_is_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def refusal(**options: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            check_export(checkpoints["window"], tmp_path / "bundle", ExportOptions(**options))
+        return str(caught.value)
+
+    assert refusal(precision="fp32", stages="tow").startswith(
+        "--stages: got 'tow', expected one of one, two (did you mean 'two'?)"
+    )
+    assert "mixed is searched over one graph" in refusal(precision="mixed", stages="two")
+    assert "mixed is searched over one graph" in refusal(precision="vision=mixed,decoder=int8", stages="two")
+    assert refusal(precision=MIXED) == (
+        f"precision: got '{MIXED}', expected one precision for a backbone in one graph. "
+        "Pass --stages two, or name one precision."
+    )
+    for text in ("vision=fp16", "vision=fp16,decoder=int8,head=int8", "vision=fp16,vision=int8"):
+        assert "expected each of vision and decoder once" in refusal(precision=text, stages="two")
+    assert "(did you mean 'int8'?)" in refusal(precision="vision=fp16,decoder=int9", stages="two")
+    assert refusal(precision=MIXED, stages="two").startswith(f"precision {MIXED}: got no demonstrations")
