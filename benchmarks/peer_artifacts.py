@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from rfedge.atomic import atomic_directory
+from rfedge.atomic import atomic_file
+from rfedge.benchmarks.optimum_quantize import quantize_with_optimum
 from rfedge.config import preset
 from rfedge.errors import ConfigError, explain
 
-__all__ = ["prepare_peers"]
+__all__ = ["WITHOUT_OPTIMUM", "prepare_peers"]
 
 PrepareProgress = Callable[[str, int, int], None]
+WITHOUT_OPTIMUM: Final = "without-optimum.txt"
 
 
 def prepare_peers(
     size: str, folder: Path, *, data: Path | None, seed: int, progress: PrepareProgress = lambda *_: None
 ) -> None:
-    """Make what is missing in `folder`: checkpoint/, fp32/, int8/ and dynamic/.
+    """Make what is missing in `folder`: checkpoint/, fp32/, int8/, dynamic/ and, where Optimum can, optimum/.
+
+    dynamic/ holds the graph that onnxruntime's own `quantize_dynamic` writes, made weight by weight: that function needs
+    several times the memory of the fp32 graph. So does Optimum; where it cannot run, `WITHOUT_OPTIMUM` says why.
 
     Full size takes some tens of gigabytes of disk and some minutes. Weights are random, so the bundles' accuracy says
     nothing about a trained policy; their gates are forced where they miss, and the manifest says so.
@@ -31,10 +35,11 @@ def prepare_peers(
     Raises:
         ConfigError: an unknown preset, or int8/ is missing and `data` is None.
     """
+    from rfedge.export.forms.dynamic_int8 import make_dynamic_int8
     from rfedge.export.int8.options import PLAIN
     from rfedge.export.pipeline import ExportOptions, export_checkpoint
 
-    config = preset(size)
+    preset(size)  # an unknown one is refused before anything is made
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
@@ -64,9 +69,18 @@ def prepare_peers(
         )
     dynamic = folder / "dynamic" / "dynamic.onnx"
     if not dynamic.exists():
-        progress(f"onnxruntime dynamic int8 of {config.name}", 0, 1)
-        _quantize_dynamic(folder / "fp32" / "backbone.onnx", folder / "dynamic")
-        progress(f"onnxruntime dynamic int8 of {config.name}", 1, 1)
+        make_dynamic_int8(
+            folder / "fp32" / "backbone.onnx",
+            dynamic,
+            on_weight=lambda done, total: progress("dynamic: weights", done, total),
+        )
+    if not (folder / "optimum").exists():
+        progress("optimum", 0, 1)
+        reason = quantize_with_optimum(folder / "fp32" / "backbone.onnx", folder / "optimum")
+        if reason is not None:
+            with atomic_file(folder / WITHOUT_OPTIMUM) as temporary:
+                temporary.write_text(reason)
+        progress("optimum", 1, 1)
 
 
 def _write_checkpoint(size: str, path: Path, seed: int) -> None:
@@ -80,20 +94,3 @@ def _write_checkpoint(size: str, path: Path, seed: int) -> None:
         TABLETOP_WORDS, vocab_size=config.decoder.vocab_size, text_length=config.decoder.text_length
     )
     save_checkpoint(path, random_policy(config, seed), tokenizer, {"weights": f"random, seed {seed}"})
-
-
-def _quantize_dynamic(source: Path, folder: Path) -> None:
-    """Onnxruntime's own dynamic quantization of MatMul, per channel, as its documentation shows it.
-
-    In a process of its own: it holds the fp32 graph in memory, and when that is too much only this row is lost.
-    """
-    code = (
-        "import sys, logging; logging.disable(logging.WARNING)\n"
-        "from onnxruntime.quantization import QuantType, quantize_dynamic\n"
-        "quantize_dynamic(sys.argv[1], sys.argv[2], op_types_to_quantize=['MatMul'], per_channel=True, "
-        "weight_type=QuantType.QInt8, use_external_data_format=True)"
-    )
-    with atomic_directory(folder, overwrite=True) as temporary:
-        subprocess.run(
-            [sys.executable, "-c", code, str(source), str(temporary / "dynamic.onnx")], capture_output=True, check=False
-        )

@@ -85,11 +85,11 @@ def run_job(job: WorkerJob) -> WorkerResult:
 
 
 def _steady_state(policy: EdgePolicy) -> PolicyState:
-    """Return a state in which the window is full, so that every call replays it as it would for the rest of a task."""
+    """Return a state in which the window is full, so that every call reads it as it would for the rest of a task."""
     config = policy.config
     fresh = initial_state(config)
     past = (config.media_frames - 1, *fresh.media.shape[1:])
-    features = config.window if config.time_keeping == "window" else 0
+    features = config.window if config.head.kind == "gpt" else 0
     return dataclasses.replace(
         fresh,
         history=np.zeros((features, config.feature_size), np.float32),

@@ -1,4 +1,4 @@
-"""A policy at its real size against its peers: PyTorch, onnxruntime alone, OpenVINO; time, memory, and the machine's limit.
+"""A policy at its real size against its peers: PyTorch, onnxruntime, Optimum, OpenVINO; time, memory, the machine's limit.
 
 No two full-size variants fit into memory with a third, so each runs in a process of its own, in rounds: every round runs
 every variant once, in a new order, and the int8 bundle twice (the second is the noise floor). Ratios are of medians with
@@ -20,6 +20,8 @@ from typing import Final, Literal
 import numpy as np
 
 from rfedge.benchmarks.machine import Measurement, circumstances
+from rfedge.benchmarks.optimum_quantize import QUANTIZED
+from rfedge.benchmarks.peer_artifacts import WITHOUT_OPTIMUM
 from rfedge.benchmarks.peer_worker import WorkerJob, WorkerResult
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.record import Record
@@ -31,20 +33,29 @@ from rfedge.runtimes.inspection.devices import Efficiency
 from rfedge.runtimes.inspection.roofline import predict
 from rfedge.runtimes.inspection.this_machine import measure_cpu
 
-__all__ = ["ROWS", "PeerLimit", "PeerRow", "PeersPlan", "PeersReport", "assert_peers", "run_peers"]
+__all__ = ["NOTES", "ROWS", "PeerLimit", "PeerRow", "PeersPlan", "PeersReport", "assert_peers", "run_peers"]
 
 REFERENCE: Final = "PyTorch fp32"
 OURS: Final = "rfedge int8"
 AGAIN: Final = "rfedge int8 (again)"
+DYNAMIC: Final = "onnxruntime dynamic int8"
+OPTIMUM: Final = "optimum-onnx dynamic int8"
 ROWS: Final = (
     REFERENCE,
     "PyTorch bf16",
     "rfedge fp32",
-    "onnxruntime dynamic int8",
+    DYNAMIC,
+    OPTIMUM,
     OURS,
     AGAIN,
     "rfedge int8 on OpenVINO",
 )
+# What a reader must know about a row.
+NOTES: Final = {
+    DYNAMIC: "written weight by weight, because onnxruntime's quantizer needs three times the graph's size in memory; "
+    "the graph is the quantizer's own, node for node and byte for byte",
+    OPTIMUM: "Optimum's settings for AVX512-VNNI, dynamic, per channel",
+}
 # (what is done, done, total)
 PeersProgress = Callable[[str, int, int], None]
 
@@ -55,7 +66,7 @@ class PeersPlan:
 
     Attributes:
         size: a preset; its weights are random.
-        folder: holds checkpoint/, fp32/, int8/ and dynamic/, see `prepare_peers`.
+        folder: holds checkpoint/, fp32/, int8/, dynamic/ and optimum/, see `prepare_peers`.
         rows: which of `ROWS`; the reference and both int8 rows are always among them.
         rounds: processes of every row.
         calls: timed calls a process.
@@ -230,6 +241,9 @@ def _missing(plan: PeersPlan, row: str) -> str | None:
     if not job.path.is_dir():
         return f"no {job.path.name}/ in the folder"
     if job.graph is not None and not job.graph.is_file():
+        noted = plan.folder / WITHOUT_OPTIMUM
+        if row == OPTIMUM and noted.is_file():
+            return noted.read_text()
         return f"no {job.graph.name} in the folder"
     if job.backend == "openvino" and find_spec("openvino") is None:
         return "openvino is not installed (pip install 'rfedge[openvino]')"
@@ -239,15 +253,13 @@ def _missing(plan: PeersPlan, row: str) -> str | None:
 def _job(plan: PeersPlan, row: str) -> WorkerJob:
     common = {"instruction": plan.instruction, "num_calls": plan.calls, "threads": plan.threads, "seed": plan.seed}
     folder = plan.folder
+    plain: dict[str, object] = {"path": folder / "fp32", "backend": "onnxruntime"}
     specific: dict[str, dict[str, object]] = {
         REFERENCE: {"path": folder / "checkpoint", "backend": "torch"},
         "PyTorch bf16": {"path": folder / "checkpoint", "backend": "torch", "torch_dtype": "bfloat16"},
-        "rfedge fp32": {"path": folder / "fp32", "backend": "onnxruntime"},
-        "onnxruntime dynamic int8": {
-            "path": folder / "fp32",
-            "backend": "onnxruntime",
-            "graph": folder / "dynamic" / "dynamic.onnx",
-        },
+        "rfedge fp32": plain,
+        DYNAMIC: {**plain, "graph": folder / "dynamic" / "dynamic.onnx"},
+        OPTIMUM: {**plain, "graph": folder / "optimum" / QUANTIZED},
         OURS: {"path": folder / "int8", "backend": "onnxruntime"},
         AGAIN: {"path": folder / "int8", "backend": "onnxruntime"},
         "rfedge int8 on OpenVINO": {"path": folder / "int8", "backend": "openvino"},

@@ -1,4 +1,4 @@
-"""`rfedge bench peers`: a full-size policy in int8 against PyTorch, onnxruntime alone and OpenVINO."""
+"""`rfedge bench peers`: a full-size policy in int8 against PyTorch, onnxruntime alone, Optimum and OpenVINO."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ def peers(
 def _print(console: Console, report: PeersReport) -> None:
     from rich.table import Table
 
+    from rfedge.benchmarks.peers import NOTES
+
     table = Table(title=f"{report.size}, random weights, {report.num_tokens} tokens, {report.threads} threads")
     table.add_column("variant")
     for name in ("policy call p50 ms", "backbone", "head", "speed-up [95 %]", "peak GiB", "load s"):
@@ -79,6 +81,9 @@ def _print(console: Console, report: PeersReport) -> None:
             f"{row.load_s or 0:.0f}",
         )
     console.print(table)
+    for row in report.rows:
+        if row.name in NOTES and row.call_ms is not None:
+            console.print(f"{row.name}: {NOTES[row.name]}", highlight=False, soft_wrap=True)
     limit, floor = report.limit, report.noise_floor
     shares = ", ".join(
         f"{name} {ms:.0f} ms" + ("" if share is None else f" ({share:.0%} reached)")

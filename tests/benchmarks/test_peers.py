@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import helper
 
 from rfedge.benchmarks.machine import circumstances
+from rfedge.benchmarks.optimum_quantize import QUANTIZED, missing_memory, missing_package, quantize_with_optimum
 from rfedge.benchmarks.peer_artifacts import prepare_peers
 from rfedge.benchmarks.peers import (
     AGAIN,
+    OPTIMUM,
     OURS,
     REFERENCE,
     PeerLimit,
@@ -19,6 +23,8 @@ from rfedge.benchmarks.peers import (
 )
 from rfedge.benchmarks.statistics import Ratio
 from rfedge.errors import ConfigError, GateError
+from rfedge.export.passes.graph_files import write_graph
+from tests.export.float_graphs import draw, graph_of, relative_rms, run
 from tests.synthetic_demonstrations import write_demonstrations
 
 
@@ -66,6 +72,31 @@ def test_int8_is_not_calibrated_on_nothing(tmp_path: Path) -> None:
         prepare_peers("tiny", tmp_path, data=None, seed=0)
 
 
+def test_optimum_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "backbone.onnx").write_bytes(b"")
+    assert missing_memory(tmp_path / "backbone.onnx") is None
+    with (tmp_path / "backbone.onnx.data").open("wb") as file:
+        file.truncate(10**12)  # a file of nothing takes no room
+    assert str(missing_memory(tmp_path / "backbone.onnx")).startswith("needs 4000.0 GB to quantize 1000.0 GB, ")
+    if missing_package() is not None:
+        assert missing_package() == "optimum-onnx is not installed (pip install 'rfedge[peers]')"
+        assert quantize_with_optimum(tmp_path / "backbone.onnx", tmp_path / "optimum") == missing_package()
+    assert not (tmp_path / "optimum").exists()
+
+
+@pytest.mark.skipif(missing_package() is not None, reason=str(missing_package()))
+def test_optimum_quantizes_and_a_failure_leaves_its_last_line(tmp_path: Path) -> None:
+    weight, x = draw(np.random.default_rng(0), 64, 8), draw(np.random.default_rng(1), 2, 64)
+    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight}, {"x": (2, 64)}, ["y"])
+    write_graph(model, tmp_path / "backbone.onnx")
+    assert quantize_with_optimum(tmp_path / "backbone.onnx", tmp_path / "optimum") is None
+    result = run(tmp_path / "optimum" / QUANTIZED, {"x": x})[0]
+    assert 0 < relative_rms(result, x @ weight) < 0.03
+    (tmp_path / "backbone.onnx").write_text("no protobuf")
+    assert quantize_with_optimum(tmp_path / "backbone.onnx", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.slow
 def test_every_row_runs(tmp_path: Path) -> None:
     demonstrations = write_demonstrations(tmp_path / "demonstrations")
@@ -73,8 +104,9 @@ def test_every_row_runs(tmp_path: Path) -> None:
     measured = run_peers(PeersPlan(size="tiny", folder=tmp_path / "peers", rounds=2, calls=3, threads=1))
     by_name = {row.name: row for row in measured.rows}
     failed = {name: row.failed for name, row in by_name.items() if row.failed is not None}
-    assert set(failed) <= {"rfedge int8 on OpenVINO"}, failed
-    assert all("openvino is not installed" in str(reason) for reason in failed.values())
+    absent = {"rfedge int8 on OpenVINO": "openvino is not installed", OPTIMUM: "optimum-onnx is not installed"}
+    assert set(failed) <= set(absent), failed
+    assert all(absent[name] in str(reason) for name, reason in failed.items())
     assert by_name[REFERENCE].speedup is not None
     assert by_name[REFERENCE].speedup.value == 1.0
     for name, row in by_name.items():
