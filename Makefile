@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing (some minutes the first time)"
 	@$(PIP) torch==2.13.0
-	@$(PIP) --editable '.[train,export,sim,data,tensorrt-rtx,openvino,plots,dev]'
+	@$(PIP) --editable '.[train,export,sim,data,serve,tensorrt-rtx,openvino,plots,dev]'
 	@touch $@
 	@echo "ready: $(BIN)/rfedge"
 

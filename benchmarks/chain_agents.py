@@ -10,8 +10,8 @@ import numpy as np
 from rfedge.envs.experts import Expert, make_expert
 from rfedge.envs.interface import Environment, Float64Array
 from rfedge.errors import ConfigError, explain
-from rfedge.runtimes.control import guard_action
 from rfedge.runtimes.modes import Controller
+from rfedge.runtimes.safety import guard_action
 
 __all__ = ["Agent", "ControllerAgent", "ExpertAgent", "Subtask"]
 
@@ -75,7 +75,7 @@ class ControllerAgent:
     """A policy in its control loop; it sees frames and the instruction, and neither states nor the task's name."""
 
     def __init__(self, controller: Controller) -> None:
-        """Drive `controller`, see `rfedge.runtimes.modes.make_controller`."""
+        """Drive `controller`, see `rfedge.runtimes.controllers.make_controller`."""
         self._controller = controller
 
     def begin(self, subtask: Subtask, environment: Environment) -> None:

@@ -11,9 +11,7 @@ from rfedge.envs import INSTRUCTIONS, Environment, TaskOracle
 from rfedge.envs.language import PARAPHRASES
 from rfedge.envs.tasks import check_task
 from rfedge.errors import ConfigError, explain
-from rfedge.runtimes.clock import RateKeeper
-from rfedge.runtimes.control import RolloutResult, StepReport, drive
-from rfedge.runtimes.modes import Controller
+from rfedge.runtimes.control import ControlLoop, RolloutResult, StepReport, drive
 
 __all__ = ["Goal", "choose_goal", "run_episode"]
 
@@ -47,26 +45,26 @@ def choose_goal(task: str | None, instruction: str | None) -> Goal:
 
 
 def run_episode(
-    controller: Controller,
+    loop: ControlLoop,
     environment: Environment,
     goal: Goal,
     *,
     seed: int,
     max_steps: int,
+    instruction: Callable[[], str] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
-    realtime: bool = False,
     observe_every_step: bool = False,
 ) -> RolloutResult:
     """Prepare the start, run the goal's instruction and judge it.
 
     Args:
-        controller: the policy in its loop.
+        loop: the policy in its loop, which drives `environment`.
         environment: an open one; its present state does not matter.
         goal: from `choose_goal`.
         seed: decides the start.
         max_steps: control steps before giving up.
+        instruction: what the policy is told, asked before every step; None is the goal's own.
         on_step: told about each step.
-        realtime: hold the environment's control rate on the wall clock.
         observe_every_step: render every step for `on_step`.
     """
     success: Callable[[], bool] | None = None
@@ -78,13 +76,11 @@ def run_episode(
         prepare(goal.task, environment, np.random.default_rng(seed))
         success = _judge(environment, goal.task)
     return drive(
-        controller,
-        environment,
-        goal.instruction,
+        loop,
+        instruction or goal.instruction,
         max_steps=max_steps,
         success=success,
         on_step=on_step,
-        rate_keeper=RateKeeper(environment.control_hz) if realtime else None,
         observe_every_step=observe_every_step,
         seed=seed,
     )

@@ -32,6 +32,7 @@ import psutil
 from rfedge.benchmarks.garbage import collector_at_rest
 from rfedge.benchmarks.machine import circumstances, peak_rss_bytes
 from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.resources import ResourceRecord, measure_idle, measure_resources
 from rfedge.benchmarks.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
 from rfedge.benchmarks.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.contract import PolicyContract
@@ -40,6 +41,7 @@ from rfedge.messages import Observation
 from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.modes import check_execute_steps
 from rfedge.runtimes.policy import STAGES, EdgePolicy
+from rfedge.runtimes.registry import DEFAULT_BACKEND
 
 __all__ = ["LatencyPlan", "assert_faster", "dataset_observations", "measure_latency", "run_latency", "sample_observations"]
 
@@ -63,6 +65,8 @@ class LatencyPlan:
         settle_ms: untimed pause before every call, for the threads of the previous one to go to sleep.
         iterations: timed rounds, at least 1.
         settings: the same threads go to onnxruntime and PyTorch.
+        backend: what runs the bundles.
+        resource_seconds: then call each variant in a row for so long and sample memory, power and temperature; 0 does not.
     """
 
     bundles: tuple[Path, ...]
@@ -74,15 +78,17 @@ class LatencyPlan:
     settle_ms: float = 20.0
     seed: int = 0
     settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+    backend: str = DEFAULT_BACKEND
+    resource_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a plan that measures nothing.
 
         Raises:
-            ConfigError: no bundle, no iteration, or a negative warm-up or pause.
+            ConfigError: no bundle, no iteration, or a negative warm-up, pause or time.
         """
         check_least(1, {"bundles": len(self.bundles), "iterations": self.iterations})
-        check_least(0, {"warmup": self.warmup, "settle_ms": self.settle_ms})
+        check_least(0, {"warmup": self.warmup, "settle_ms": self.settle_ms, "resource_seconds": self.resource_seconds})
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ def run_latency(
             settle_ms=plan.settle_ms,
             on_round=on_round,
         )
+        idle, resources = _sample(variants, observations, plan)
         return LatencyReport(
             **circumstances(),
             conditions=LatencyConditions(
@@ -145,9 +152,13 @@ def run_latency(
                 environment={name: os.environ[name] for name in _POOL_VARIABLES if name in os.environ},
             ),
             peak_rss_bytes=peak_rss_bytes(),
-            variants=tuple(_describe(variant, samples[variant.name], plan.execute_steps) for variant in variants),
+            variants=tuple(
+                _describe(variant, samples[variant.name], plan.execute_steps, resources.get(variant.name))
+                for variant in variants
+            ),
             comparisons=_compare(variants, samples, plan.seed),
             noise_floor=_noise_floor(variants, samples, plan.seed),
+            idle=idle,
         )
 
 
@@ -252,10 +263,10 @@ def assert_faster(report: LatencyReport) -> None:
 
 
 def _load(plan: LatencyPlan, stack: ExitStack) -> list[_Variant]:
-    specs: list[tuple[Role, Path, str]] = [("bundle", path, "onnxruntime") for path in plan.bundles]
+    specs: list[tuple[Role, Path, str]] = [("bundle", path, plan.backend) for path in plan.bundles]
     if plan.checkpoint is not None:
         specs.append(("torch", plan.checkpoint, "torch"))
-    specs.append(("noise-floor", plan.bundles[0], "onnxruntime"))
+    specs.append(("noise-floor", plan.bundles[0], plan.backend))
     variants: list[_Variant] = []
     for role, path, backend in specs:
         before_bytes = psutil.Process().memory_info().rss
@@ -278,7 +289,25 @@ def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Varia
     return unique
 
 
-def _describe(variant: _Variant, samples: Samples, execute_steps: int) -> VariantResult:
+def _sample(
+    variants: list[_Variant], observations: Sequence[Observation], plan: LatencyPlan
+) -> tuple[ResourceRecord | None, dict[str, ResourceRecord]]:
+    """Sample every variant but the one that is there twice."""
+    if not plan.resource_seconds:
+        return None, {}
+    idle = measure_idle(plan.resource_seconds)
+    resources = measure_resources(
+        {variant.name: variant.policy for variant in variants if variant.role != "noise-floor"},
+        observations,
+        plan.instruction,
+        seconds=plan.resource_seconds,
+        execute_steps=plan.execute_steps,
+        idle=idle,
+    )
+    return idle, resources
+
+
+def _describe(variant: _Variant, samples: Samples, execute_steps: int, resources: ResourceRecord | None) -> VariantResult:
     parts = variant.policy.parts
     per_call_ms = {stage: summarise(samples[stage]) for stage in STAGES}
     return VariantResult(
@@ -293,6 +322,7 @@ def _describe(variant: _Variant, samples: Samples, execute_steps: int) -> Varian
         load_rss_bytes=variant.load_rss_bytes,
         per_call_ms=per_call_ms,
         per_control_step_ms={stage: summary.divided(execute_steps) for stage, summary in per_call_ms.items()},
+        resources=resources,
     )
 
 

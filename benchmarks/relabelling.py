@@ -20,9 +20,10 @@ import numpy.typing as npt
 from rfedge.bundle import MANIFEST_NAME, hash_file
 from rfedge.messages import Observation
 from rfedge.runtimes.base import RuntimeSettings
-from rfedge.runtimes.control import guard_action
-from rfedge.runtimes.modes import Controller, make_controller
+from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, make_controller, played_steps
+from rfedge.runtimes.modes import Controller
 from rfedge.runtimes.policy import EdgePolicy
+from rfedge.runtimes.safety import guard_action
 
 __all__ = ["PolicyChoice", "PolicyDriver"]
 
@@ -33,7 +34,7 @@ class PolicyChoice:
 
     Attributes:
         bundle: folder written by `rfedge export`.
-        mode: see `rfedge.runtimes.modes.MODES`.
+        mode: see `rfedge.runtimes.controllers.SYNCHRONOUS_MODES`.
         execute_steps: actions played per inference; None is 1 in closed loop and the whole chunk in open loop.
     """
 
@@ -57,20 +58,21 @@ class PolicyDriver:
         self._choice = choice
         self._policy = EdgePolicy.load(choice.bundle, settings=RuntimeSettings(threads=1))
         try:
-            self._controller: Controller = make_controller(self._policy, choice.mode, choice.execute_steps)
+            self._controller: Controller = make_controller(
+                self._policy, choice.mode, choice.execute_steps, modes=SYNCHRONOUS_MODES
+            )
         except BaseException:
             self._policy.close()
             raise
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the driver, as JSON values, to be kept beside what it recorded."""
-        default_steps = self._policy.chunk_size if self._choice.mode == "open-loop" else 1
         return {
             "name": self._policy.config.name,
             "precision": self._policy.parts.precision,
             "manifest_sha256": hash_file(self._choice.bundle / MANIFEST_NAME),
             "mode": self._choice.mode,
-            "execute_steps": self._choice.execute_steps or default_steps,
+            "execute_steps": played_steps(self._policy, self._choice.mode, self._choice.execute_steps),
         }
 
     def reset(self, instruction: str) -> None:

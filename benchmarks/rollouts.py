@@ -5,28 +5,39 @@ Speed and success come from the same calls here, because a latency without the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from rfedge.benchmarks.episode import choose_goal, run_episode
+from rfedge.benchmarks.episode import Goal, choose_goal, run_episode
 from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.policy_source import ServerAddress, check_source, open_policy
 from rfedge.benchmarks.record import Record
+from rfedge.benchmarks.run_files import RunFiles, run_header
 from rfedge.benchmarks.statistics import Summary, summarise
-from rfedge.envs import make_environment
+from rfedge.envs import Environment, make_environment
+from rfedge.errors import ConfigError, explain
 from rfedge.runtimes.base import RuntimeSettings
-from rfedge.runtimes.control import RolloutResult, StepReport
-from rfedge.runtimes.modes import make_controller
+from rfedge.runtimes.clock import Pace, RateKeeper
+from rfedge.runtimes.control import STOPPED, ControlLoop, RolloutResult, StepReport
+from rfedge.runtimes.controllers import make_controller, played_steps
+from rfedge.runtimes.lateness import LatePolicy
+from rfedge.runtimes.modes import Controller
 from rfedge.runtimes.policy import STAGES, EdgePolicy
 from rfedge.runtimes.registry import DEFAULT_BACKEND
-from rfedge.runtimes.video import VideoRecorder
+from rfedge.runtimes.robot import SimulatedRobot
+from rfedge.runtimes.run_record import RecordedPace, RunRecord, StepLine
+from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
+from rfedge.runtimes.stopping import StopRequest
 
 __all__ = ["EpisodeRecord", "RolloutPlan", "RolloutReport", "run_rollouts"]
 
-ROLLOUT_SCHEMA_VERSION: Final = 1
+ROLLOUT_SCHEMA_VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -34,15 +45,25 @@ class RolloutPlan:
     """What to run; the fields are the flags of `rfedge run`.
 
     Attributes:
-        execute_steps: None is 1 in closed loop and the whole chunk in open loop.
+        bundle, server: where the policy is, one of the two; a run with a server always holds the rate.
+        execute_steps: see `rfedge.runtimes.controllers.played_steps`.
+        ensemble: decay of a temporal ensemble, or None.
         task, instruction: at least one of them; see `rfedge.benchmarks.episode.choose_goal`.
         seed: of the first episode; the next have seed + 1, seed + 2, ...
+        realtime: hold the control rate; overlapped mode and a `rate_hz` mean it anyway.
+        rate_hz: control steps per second; None is the environment's own.
+        late: what happens on a missed step; there are none unless a rate is held.
+        limits: what the actions are held to.
+        backbone_deadline_ms: the robot is stopped when an inference takes longer; None waits.
         video: where to write what the cameras saw, or None.
+        record: where to write every step, or None; `record_frames` writes the frames beside it.
+        rerun: where to write the same for the Rerun viewer, or None.
     """
 
-    bundle: Path
+    bundle: Path | None = None
     mode: str = "closed-loop"
     execute_steps: int | None = None
+    ensemble: float | None = None
     env: str = "playtable"
     scene: str = "D"
     task: str | None = None
@@ -51,21 +72,44 @@ class RolloutPlan:
     max_steps: int = 120
     seed: int = 0
     realtime: bool = False
+    rate_hz: float | None = None
+    late: LatePolicy = field(default_factory=LatePolicy)
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    backbone_deadline_ms: float | None = None
     video: Path | None = None
+    record: Path | None = None
+    record_frames: bool = False
+    rerun: Path | None = None
     settings: RuntimeSettings = field(default_factory=RuntimeSettings)
     backend: str = DEFAULT_BACKEND
+    server: ServerAddress | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a plan that runs nothing.
+        """Refuse a plan that runs nothing or asks for what it cannot have.
 
         Raises:
-            ConfigError: no episode or no step.
+            ConfigError: no episode or no step, a late policy without a rate, frames without a record, neither bundle nor
+                server or both, or the record of a policy that is not here.
         """
+        check_source(self.bundle, self.server, self.record)
         check_least(1, {"episodes": self.episodes, "max_steps": self.max_steps})
+        if not self.holds_rate and self.late != LatePolicy():
+            raise ConfigError(
+                explain("late", got="no control rate", expected="deadlines to miss", remedy="Pass --realtime or --rate-hz.")
+            )
+        if self.record_frames and self.record is None:
+            raise ConfigError(
+                explain("--record-frames", got="no record", expected="--record FILE", remedy="Pass it, or leave this out.")
+            )
+
+    @property
+    def holds_rate(self) -> bool:
+        """Whether the run waits for deadlines."""
+        return self.realtime or self.rate_hz is not None or self.mode == "overlapped" or self.server is not None
 
 
 class EpisodeRecord(Record):
-    """One episode; `success` is None when nobody could judge it."""
+    """One episode; `success` is None when nobody could judge it, the rest as in `rfedge.runtimes.control.LoopSummary`."""
 
     seed: int
     success: bool | None
@@ -74,15 +118,26 @@ class EpisodeRecord(Record):
     num_late: int
     num_skipped: int
     max_lag_ms: float
+    ended: str
+    num_missed: int
+    num_starved: int
+    num_unavailable: int
+    num_starting: int
+    interventions: dict[str, int]
+    max_age_ms: float
 
 
 class RolloutReport(Record):
     """The whole run.
 
     Attributes:
+        forced_past: thresholds of the export that the bundle missed and was written in spite of.
+        bundle: its folder, or the address of the server.
         settings: what the backbone's backend reported about itself.
-        execute_steps: actions really played per inference.
-        per_call_ms: per stage, over all inferences of all episodes.
+        execute_steps: actions played per inference; in overlapped mode the least number of steps between two frames.
+        control_hz: of the environment; `rate_hz` is the one that was held, None if none was.
+        stopped_by: the signal that ended the run before its last episode, or None.
+        per_call_ms: per stage, over all inferences of all episodes; empty when none ended.
         mean_per_control_step_ms: per stage, all its time over all control steps.
     """
 
@@ -91,6 +146,7 @@ class RolloutReport(Record):
     bundle: str
     policy: str
     precision: str
+    forced_past: tuple[str, ...] = ()
     settings: dict[str, str]
     mode: str
     execute_steps: int
@@ -99,11 +155,18 @@ class RolloutReport(Record):
     renderer: str
     control_hz: float
     realtime: bool
+    rate_hz: float | None
+    stopped_by: str | None
     task: str | None
     instruction: str
     episodes: tuple[EpisodeRecord, ...]
     per_call_ms: dict[str, Summary]
     mean_per_control_step_ms: dict[str, float]
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the loop stopped the robot: too many misses in a row, or a hung backbone."""
+        return any(episode.ended in STOPPED for episode in self.episodes)
 
     @property
     def num_successes(self) -> int | None:
@@ -113,79 +176,211 @@ class RolloutReport(Record):
         return sum(episode.success is True for episode in self.episodes)
 
 
-def run_rollouts(plan: RolloutPlan, *, on_step: Callable[[int, StepReport], None] | None = None) -> RolloutReport:
-    """Load the bundle, open the environment, run every episode and write the film if one is wanted.
+def run_rollouts(
+    plan: RolloutPlan,
+    *,
+    on_load: Callable[[EdgePolicy], None] | None = None,
+    on_step: Callable[[int, StepReport], None] | None = None,
+    stop: StopRequest | None = None,
+    record: RunRecord | None = None,
+) -> RolloutReport:
+    """Load the bundle, open the environment, run every episode and write film and record if they are wanted.
 
     Args:
         plan: what to run.
+        on_load: told the loaded bundle, before the simulator is opened.
         on_step: told (episode from 0, step) after each control step.
+        stop: ends the run between two steps.
+        record: of a run of the same plan that is to be run again with its times: it is late, starved and told what to do
+            where that was, holds no rate and writes nothing.
 
     Raises:
         ArtifactError: the bundle cannot be loaded.
-        ConfigError: mode, execute_steps, task, environment, scene or the film's name is not possible.
+        PolicyUnavailableError: the server cannot be reached at the start.
+        ContractError: the bundle does not know the instruction, or its action is not finite.
+        ConfigError: mode, execute_steps, task, environment, scene or a file's name is not possible.
         BackendUnavailableError: the simulator or the film writer is not installed.
     """
     goal = choose_goal(plan.task, plan.instruction)
-    with EdgePolicy.load(plan.bundle, backend=plan.backend, settings=plan.settings) as policy:
-        controller = make_controller(policy, plan.mode, plan.execute_steps)
-        with make_environment(plan.env, scene=plan.scene, seed=plan.seed) as environment:
-            recorder = None if plan.video is None else VideoRecorder(plan.video, environment.control_hz)
-            results: list[RolloutResult] = []
+    with ExitStack() as stack:
+        opened = open_policy(stack, plan, on_load)
+        controller = make_controller(
+            opened.policy,
+            plan.mode,
+            plan.execute_steps,
+            ensemble=plan.ensemble,
+            arrivals=None if record is None else record.arrivals(),
+        )
+        stack.callback(controller.close)
+        opened.policy.reset(goal.instruction)  # words that the policy does not know end here, not after a simulator's start
+        environment = stack.enter_context(make_environment(plan.env, scene=plan.scene, seed=plan.seed))
+        run = _Run(plan, goal, controller, environment, stop or StopRequest(), record, on_step)
+        stack.enter_context(run.files())
+        results = run.episodes()
+        return RolloutReport(
+            bundle=opened.source,
+            policy=opened.name,
+            precision=opened.precision,
+            forced_past=opened.forced_past,
+            settings=opened.settings,
+            mode=plan.mode,
+            execute_steps=played_steps(opened.policy, plan.mode, plan.execute_steps),
+            environment=plan.env,
+            scene=plan.scene,
+            renderer=environment.renderer,
+            control_hz=environment.control_hz,
+            realtime=plan.realtime,
+            rate_hz=run.rate_hz,
+            stopped_by=run.stop.reason,
+            task=goal.task,
+            instruction=goal.instruction,
+            episodes=tuple(_record(result, plan.seed + index) for index, result in enumerate(results)),
+            per_call_ms={stage: summarise(np.array(samples)) for stage in STAGES if (samples := _gather(results, stage))},
+            mean_per_control_step_ms={
+                stage: sum(samples) / sum(len(result.actions) for result in results)
+                for stage in STAGES
+                if (samples := _gather(results, stage))
+            },
+        )
 
-            def record_step(step: StepReport) -> None:
-                if recorder is not None and step.observation is not None:
-                    recorder.add(step.observation)
-                if on_step is not None:
-                    on_step(len(results), step)
 
-            for episode in range(plan.episodes):
-                result = run_episode(
-                    controller,
-                    environment,
-                    goal,
-                    seed=plan.seed + episode,
-                    max_steps=plan.max_steps,
-                    on_step=record_step,
-                    realtime=plan.realtime,
-                    observe_every_step=recorder is not None,
-                )
-                results.append(result)
-            if recorder is not None:
-                recorder.write()
-            default_steps = policy.chunk_size if plan.mode == "open-loop" else 1
-            return RolloutReport(
-                bundle=str(plan.bundle),
-                policy=policy.config.name,
-                precision=policy.parts.precision,
-                settings=policy.parts.backbone.effective_settings(),
-                mode=plan.mode,
-                execute_steps=plan.execute_steps or default_steps,
-                environment=plan.env,
-                scene=plan.scene,
-                renderer=environment.renderer,
-                control_hz=environment.control_hz,
-                realtime=plan.realtime,
-                task=goal.task,
-                instruction=goal.instruction,
-                episodes=tuple(_record(result, plan.seed + index) for index, result in enumerate(results)),
-                per_call_ms={stage: summarise(np.array(_gather(results, stage))) for stage in STAGES},
-                mean_per_control_step_ms={
-                    stage: sum(_gather(results, stage)) / sum(result.num_steps for result in results) for stage in STAGES
-                },
+class _Run:
+    """The episodes of one plan."""
+
+    def __init__(
+        self,
+        plan: RolloutPlan,
+        goal: Goal,
+        controller: Controller,
+        environment: Environment,
+        stop: StopRequest,
+        record: RunRecord | None,
+        on_step: Callable[[int, StepReport], None] | None,
+    ) -> None:
+        self.stop = stop
+        self.rate_hz = (plan.rate_hz or float(environment.control_hz)) if plan.holds_rate and record is None else None
+        self._plan = plan
+        self._goal = goal
+        self._controller = controller
+        self._environment = environment
+        self._record = record
+        self._on_step = on_step
+        self._guard = SafetyGuard(plan.limits)
+        self._files = RunFiles()
+
+    @property
+    def _sees_every_step(self) -> bool:
+        plan = self._plan
+        return plan.video is not None or plan.rerun is not None or plan.record_frames
+
+    @contextmanager
+    def files(self) -> Iterator[None]:
+        """Open what the plan wants written; a replay writes nothing."""
+        plan, environment = self._plan, self._environment
+        if self._record is not None:
+            yield
+            return
+        header = None
+        if plan.record is not None and plan.bundle is not None:
+            asked = TypeAdapter(RolloutPlan).dump_python(plan, mode="json")
+            header = run_header(
+                plan.bundle, mode=plan.mode, plan=asked, environment=environment, name=plan.env, rate_hz=self.rate_hz
             )
+        with RunFiles.open(
+            film=plan.video,
+            film_hz=self.rate_hz or environment.control_hz,
+            record=plan.record,
+            header=header,
+            with_frames=plan.record_frames,
+            rerun=plan.rerun,
+        ) as self._files:
+            yield
+
+    def episodes(self) -> list[RolloutResult]:
+        """Run them all, or until somebody asks to stop."""
+        count = self._plan.episodes if self._record is None else len(self._record.episodes)
+        results: list[RolloutResult] = []
+        for episode in range(count):
+            results.append(self._episode(episode))
+            if self.stop.reason is not None or results[-1].summary.ended in STOPPED:
+                break
+        self._files.write_film()
+        return results
+
+    def _episode(self, episode: int) -> RolloutResult:
+        plan, goal = self._plan, self._goal
+        seed, max_steps = plan.seed + episode, plan.max_steps
+        pace: Pace | None = None if self.rate_hz is None else RateKeeper(self.rate_hz)
+        instruction: Callable[[], str] | None = None
+        if self._record is not None:
+            steps = self._record.episodes[episode].steps
+            max_steps, pace = len(steps), RecordedPace(steps)
+            instruction = _told_instructions(steps, goal.instruction)
+        loop = ControlLoop(
+            self._controller,
+            SimulatedRobot(self._environment),
+            pace=pace,
+            late=plan.late,
+            guard=self._guard,
+            backbone_deadline_s=None
+            if plan.backbone_deadline_ms is None or self._record is not None
+            else plan.backbone_deadline_ms / 1000,
+            stop=self.stop,
+        )
+
+        def record_step(step: StepReport) -> None:
+            self._files.add(step)
+            if self._on_step is not None:
+                self._on_step(episode, step)
+
+        with self._files.episode(episode, seed=seed, instruction=goal.instruction):
+            result = run_episode(
+                loop,
+                self._environment,
+                goal,
+                seed=seed,
+                max_steps=max_steps,
+                instruction=instruction,
+                on_step=record_step,
+                observe_every_step=self._sees_every_step,
+            )
+        self._files.end_episode(result.summary)
+        return result
+
+
+def _told_instructions(steps: Sequence[StepLine], first: str) -> Callable[[], str]:
+    """Return what answers, asked once per step, with the instruction that was followed in that step."""
+    present, following = first, iter(steps)
+
+    def tell() -> str:
+        nonlocal present
+        step = next(following, None)
+        if step is not None and step.instruction is not None:
+            present = step.instruction
+        return present
+
+    return tell
 
 
 def _gather(results: Iterable[RolloutResult], stage: str) -> list[float]:
-    return [duration_ms for result in results for duration_ms in result.timings_ms[stage]]
+    return [duration_ms for result in results for duration_ms in result.timings_ms.get(stage, ())]
 
 
 def _record(result: RolloutResult, seed: int) -> EpisodeRecord:
+    summary = result.summary
     return EpisodeRecord(
         seed=seed,
-        success=result.success,
-        num_steps=result.num_steps,
-        num_inferences=result.num_inferences,
+        success=summary.success,
+        num_steps=summary.num_steps,
+        num_inferences=summary.num_inferences,
         num_late=result.num_late,
         num_skipped=result.num_skipped,
-        max_lag_ms=result.max_lag_s * 1000,
+        max_lag_ms=summary.max_lag_s * 1000,
+        ended=summary.ended,
+        num_missed=summary.num_missed,
+        num_starved=summary.num_starved,
+        num_unavailable=summary.num_unavailable,
+        num_starting=summary.num_starting,
+        interventions=summary.interventions,
+        max_age_ms=summary.max_age_ms,
     )

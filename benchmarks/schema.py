@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from rfedge.benchmarks.machine import Measurement
 from rfedge.benchmarks.record import Record
+from rfedge.benchmarks.resources import ResourceRecord
 from rfedge.benchmarks.statistics import Ratio, Summary
 
 __all__ = ["LATENCY_SCHEMA_VERSION", "Comparison", "LatencyConditions", "LatencyReport", "VariantResult"]
@@ -42,6 +45,7 @@ class VariantResult(Record):
         per_control_step_ms: the same divided by execute_steps.
         load_rss_bytes: growth of the process while this variant was loaded; pages shared with an earlier variant
             are not counted twice.
+        resources: while it was called in a row, see `rfedge.benchmarks.resources`; absent where that was not asked for.
     """
 
     name: str
@@ -55,6 +59,11 @@ class VariantResult(Record):
     load_rss_bytes: int
     per_call_ms: dict[str, Summary]
     per_control_step_ms: dict[str, Summary]
+    resources: ResourceRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(write(self), "resources")
 
 
 class Comparison(Record):
@@ -67,7 +76,11 @@ class Comparison(Record):
 
 
 class LatencyReport(Measurement):
-    """The whole document."""
+    """The whole document.
+
+    Attributes:
+        idle: the machine before the variants were called in a row; absent where that was not asked for.
+    """
 
     format: Literal["rfedge-latency"] = "rfedge-latency"
     schema_version: int = LATENCY_SCHEMA_VERSION
@@ -76,3 +89,13 @@ class LatencyReport(Measurement):
     variants: tuple[VariantResult, ...]
     comparisons: tuple[Comparison, ...]
     noise_floor: Ratio
+    idle: ResourceRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(write(self), "idle")
+
+
+def _without_none(document: dict[str, Any], field: str) -> dict[str, Any]:
+    """Leave out a field that older documents have not, so that they are written as they were."""
+    return {name: value for name, value in document.items() if name != field or value is not None}

@@ -188,6 +188,11 @@ class PolicyConfig(_Config):
         return self.decoder.width * (2 if self.fusion == "two_way" else 1)
 
     @property
+    def lstm_rows(self) -> int:
+        """LSTMs that run side by side (`rfedge.timekeeping`): one that carries, or one begun at each frame of the window."""
+        return self.window if self.head.kind == "lstm" and self.time_keeping == "window" else 1
+
+    @property
     def latents_per_frame(self) -> int:
         """Latents of one frame, both cameras."""
         return self.resampler.latents * (1 if self.fusion == "pre" else 2)

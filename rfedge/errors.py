@@ -17,6 +17,7 @@ __all__ = [
     "DatasetError",
     "ExportError",
     "GateError",
+    "PolicyUnavailableError",
     "RfedgeError",
     "did_you_mean",
     "explain",
@@ -53,6 +54,10 @@ class ExportError(RfedgeError):
 
 class GateError(RfedgeError):
     """A measured number missed its threshold; the text holds both."""
+
+
+class PolicyUnavailableError(RfedgeError):
+    """The policy gave no action in time: its server is gone, busy or slow. A loop holds or stops; the next call may act."""
 
 
 def explain(subject: str, *, got: object, expected: object, remedy: str) -> str:

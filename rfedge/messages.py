@@ -26,6 +26,7 @@ __all__ = [
     "GRIPPER_CLOSE",
     "GRIPPER_IMAGE_SHAPE",
     "GRIPPER_OPEN",
+    "OBSERVATION_KEYS",
     "POSE_SIZE",
     "POSITION_SCALE_M",
     "ROTATION_SCALE_RAD",
@@ -52,7 +53,8 @@ ROTATION_SCALE_RAD: Final = 0.05  # radians per unit of droll, dpitch, dyaw
 GRIPPER_CLOSE: Final = -1.0
 GRIPPER_OPEN: Final = 1.0
 
-_KEYS: Final = {
+# convention -> the names of static image, gripper image, state and instruction
+OBSERVATION_KEYS: Final = {
     "lerobot": ("observation.images.static", "observation.images.gripper", "observation.state", "task"),
     "calvin": ("rgb_static", "rgb_gripper", "robot_obs", "task"),
     "openpi": ("observation/image", "observation/wrist_image", "observation/state", "prompt"),
@@ -82,7 +84,7 @@ class Observation:
         Raises:
             ContractError: no known image key is there, or an array has another shape or dtype.
         """
-        for keys in _KEYS.values():
+        for keys in OBSERVATION_KEYS.values():
             static_key, gripper_key, state_key, task_key = keys
             if static_key in fields:
                 break
@@ -91,7 +93,7 @@ class Observation:
                 explain(
                     "observation",
                     got=f"keys {sorted(fields)}",
-                    expected=f"one of {[keys[0] for keys in _KEYS.values()]}",
+                    expected=f"one of {[keys[0] for keys in OBSERVATION_KEYS.values()]}",
                     remedy="Rename the camera keys to one of these conventions.",
                 )
             )
@@ -115,7 +117,7 @@ class Observation:
 
     def to_dict(self, convention: str = "lerobot") -> dict[str, Any]:
         """Write the fields under the keys of `convention` ("lerobot", "calvin" or "openpi")."""
-        static_key, gripper_key, state_key, task_key = _KEYS[convention]
+        static_key, gripper_key, state_key, task_key = OBSERVATION_KEYS[convention]
         fields: dict[str, Any] = {static_key: self.static, gripper_key: self.gripper, task_key: self.task}
         if self.state is not None:
             fields[state_key] = self.state
@@ -134,8 +136,9 @@ class PolicyState:
     """Everything a policy remembers; an argument and a result of every call.
 
     Attributes:
-        h, c: float32 (layers, 1, hidden) LSTM state after the last step; (0, 1, 0) with a head that has none.
-        history: float32 (n, width) the last n <= window features, oldest first; (0, width) where no head replays them.
+        h, c: float32 (layers, row, hidden) state after the last step of the LSTMs that run side by side: one in `carry`, one
+            for each frame of the window in `window`; (0, 1, 0) with a head that has none.
+        history: float32 (n, width) the last n <= window features, oldest first, of a GPT head; (0, width) of others.
         media: float32 (n, latents, vision width) what the cameras' part made of the last n < media_frames frames,
             oldest first; (0, ...) in a policy whose text reads the present frame alone.
         num_steps: calls since the reset.

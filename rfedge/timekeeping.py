@@ -3,9 +3,11 @@
 The head's time:
 `carry`: one LSTM step a frame, the state carried for the whole subtask.
 `window`: as the released RoboFlamingo weights were evaluated. The first `window` frames carry the state; from then on
-every call replays the LSTM from zero over the last `window` features. (Replaying n features from zero is the same as
-carrying through them, so both phases are "the last min(n, window) features from zero".) A GPT head has no state and
-always reads the last min(n, window) features. An MLP head has no time at all.
+every action comes from an LSTM that started at zero and has seen the last `window` features alone. Replaying them in every
+call would read the recurrent weights `window` times. Instead `window` LSTMs run side by side, the rows of one batch, each
+begun one frame after the one before it: every frame is one step of all rows, the row that has seen the last `window`
+features acts, and starts again at zero with the next frame. The same numbers, and weights are read once (ADR 0013).
+A GPT head has no state and always reads the last min(n, window) features. An MLP head has no time at all.
 The backbone's time: with `media_frames` M above 1 the text also reads the latents of the last M - 1 frames.
 Source: RoboFlamingo's step-by-step evaluation (ModelWrapper, history_len) and section 5.4.1.
 """
@@ -22,7 +24,17 @@ import numpy.typing as npt
 from rfedge.config import LSTMHeadConfig, PolicyConfig
 from rfedge.messages import FloatArray, PolicyState
 
-__all__ = ["Arrays", "BackboneCall", "HeadCall", "HeadOutput", "advance", "history_inputs", "initial_state", "observe"]
+__all__ = [
+    "Arrays",
+    "BackboneCall",
+    "HeadCall",
+    "HeadOutput",
+    "acting_row",
+    "advance",
+    "history_inputs",
+    "initial_state",
+    "observe",
+]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 # graph inputs by name -> graph outputs by name
@@ -33,7 +45,8 @@ HeadOutput = tuple[FloatArray, FloatArray, PolicyState]
 
 def initial_state(config: PolicyConfig) -> PolicyState:
     """Return the state at the start of an instruction: zeros, no history."""
-    shape = (config.head.layers, 1, config.head.hidden_size) if isinstance(config.head, LSTMHeadConfig) else (0, 1, 0)
+    head = config.head
+    shape = (head.layers, config.lstm_rows, head.hidden_size) if isinstance(head, LSTMHeadConfig) else (0, 1, 0)
     return PolicyState(
         h=np.zeros(shape, np.float32),
         c=np.zeros(shape, np.float32),
@@ -41,6 +54,12 @@ def initial_state(config: PolicyConfig) -> PolicyState:
         media=np.zeros((0, config.latents_per_frame, config.vision.width), np.float32),
         num_steps=0,
     )
+
+
+def acting_row(state: PolicyState) -> int:
+    """Return which row of `h` and `c` belongs to the LSTM that acted last, and has seen most frames."""
+    rows = state.h.shape[1]
+    return 0 if state.num_steps <= rows else state.num_steps % rows
 
 
 def history_inputs(config: PolicyConfig, state: PolicyState) -> dict[str, npt.NDArray[Any]]:
@@ -88,16 +107,21 @@ def advance(config: PolicyConfig, call: HeadCall, feature: FloatArray, state: Po
     if config.head.kind == "mlp":
         outputs = call({"features": feature[:, None]})
         return outputs["pose"][0], outputs["gripper"][0], replace(state, num_steps=num_steps)
-    history: npt.NDArray[Any] = state.history
-    if config.time_keeping == "window":
-        history = np.concatenate([state.history, feature])[-config.window :]
     if config.head.kind == "gpt":
+        history = np.concatenate([state.history, feature])[-config.window :]
         outputs = call({"features": history[None]})
         return outputs["pose"][0], outputs["gripper"][0], replace(state, history=history, num_steps=num_steps)
-    if config.time_keeping == "carry" or state.num_steps < config.window:
-        outputs = call({"features": feature[:, None], "h": state.h, "c": state.c})
-    else:
-        zeros = np.zeros_like(state.h)
-        outputs = call({"features": history[None], "h": zeros, "c": zeros})
-    new_state = replace(state, h=outputs["h_out"], c=outputs["c_out"], history=history, num_steps=num_steps)
-    return outputs["pose"][0], outputs["gripper"][0], new_state
+    h, c = (
+        _with_fresh_row(rows, state.num_steps) if config.time_keeping == "window" else rows for rows in (state.h, state.c)
+    )
+    outputs = call({"features": feature[:, None], "h": h, "c": c})
+    new_state = replace(state, h=outputs["h_out"], c=outputs["c_out"], num_steps=num_steps)
+    row = acting_row(new_state)
+    return outputs["pose"][row], outputs["gripper"][row], new_state
+
+
+def _with_fresh_row(rows: FloatArray, num_steps: int) -> FloatArray:
+    """Return the rows, of which the one that begins at this frame is zero."""
+    fresh = rows.copy()
+    fresh[:, num_steps % rows.shape[1]] = 0
+    return fresh

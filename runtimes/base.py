@@ -11,23 +11,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
-from rfedge.contract import GraphContract, PolicyContract
+from rfedge.contract import GraphContract, GraphName, PolicyContract
 from rfedge.errors import ConfigError, ContractError, did_you_mean, explain
 from rfedge.runtimes.text import InstructionEncoder
 
-__all__ = ["OPTIMIZATION_LEVELS", "SPINNING", "TORCH_DTYPES", "GraphRunner", "PolicyParts", "RuntimeSettings", "Stage"]
+__all__ = [
+    "OPTIMIZATION_LEVELS",
+    "SPINNING",
+    "TORCH_DTYPES",
+    "TORCH_WEIGHTS",
+    "GraphRunner",
+    "PolicyParts",
+    "RuntimeSettings",
+    "Stage",
+]
 
 Array = npt.NDArray[Any]
-Stage = Literal["backbone", "head"]
+Stage = GraphName
 OPTIMIZATION_LEVELS: Final = ("disabled", "basic", "extended", "all")
 SPINNING: Final = ("always", "within-call", "never")
 TORCH_DTYPES: Final = ("float32", "bfloat16")
+TORCH_WEIGHTS: Final = ("as-is", "nf4", "llm-int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,11 @@ class RuntimeSettings:
         check_inputs: compare every input with the contract on each call.
         verify: hash the bundle's files on load.
         torch_dtype: what PyTorch computes in, one of `TORCH_DTYPES`; other backends compute in what their graph says.
+        torch_weights: how PyTorch keeps the weights of the backbone's products, one of `TORCH_WEIGHTS`; all but `as-is` need
+            bitsandbytes.
+        cuda_graph: let TensorRT replay captured steps.
+        one_stage_at_a_time: of a backbone in two graphs, load each for its call and free it before the next: the least
+            memory, and a load in every call.
     """
 
     threads: int = 0
@@ -53,17 +68,22 @@ class RuntimeSettings:
     check_inputs: bool = True
     verify: bool = True
     torch_dtype: str = "float32"
+    torch_weights: str = "as-is"
+    cuda_graph: bool = True
+    one_stage_at_a_time: bool = False
 
     def __post_init__(self) -> None:
         """Refuse unknown names.
 
         Raises:
-            ConfigError: `optimization`, `spinning` or `torch_dtype` is unknown, `threads` is negative or `providers` empty.
+            ConfigError: `optimization`, `spinning`, `torch_dtype` or `torch_weights` is unknown, `threads` is negative or
+                `providers` empty.
         """
         for name, value, choices in (
             ("optimization", self.optimization, OPTIMIZATION_LEVELS),
             ("spinning", self.spinning, SPINNING),
             ("torch_dtype", self.torch_dtype, TORCH_DTYPES),
+            ("torch_weights", self.torch_weights, TORCH_WEIGHTS),
         ):
             if value not in choices:
                 raise ConfigError(
@@ -189,6 +209,7 @@ class PolicyParts:
         backend: registry name.
         precision: what the backbone really computes in, for instance "int8"; never only what was asked for.
         block_precisions: precision per block.
+        forced_past: thresholds that the bundle missed when it was exported with --force, each with its number.
         size_bytes: files that have to be on the robot.
     """
 
@@ -202,3 +223,4 @@ class PolicyParts:
     precision: str
     size_bytes: int
     block_precisions: Mapping[str, str] = field(default_factory=dict)
+    forced_past: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from rfedge.errors import ConfigError, explain
 
-__all__ = ["Clock", "MonotonicClock", "RateKeeper"]
+__all__ = ["Clock", "MonotonicClock", "Pace", "RateKeeper"]
 
 
 class Clock(Protocol):
@@ -35,6 +35,24 @@ class MonotonicClock:
         time.sleep(seconds)
 
 
+class Pace(Protocol):
+    """What says when a control step begins and whether its action comes too late; a replay has its own."""
+
+    @property
+    def num_late(self) -> int:
+        """Steps that began late."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Deadlines left out because a step was late by whole periods."""
+
+    def wait(self) -> float:
+        """Wait for the next step and return how late it begins, in seconds."""
+
+    def overdue_s(self) -> float:
+        """Return how long ago the step after this one should have begun, in seconds; 0.0 while there is time."""
+
+
 class RateKeeper:
     """Waits for the deadlines `start + n / rate_hz`; the clock starts at the first `wait`.
 
@@ -44,6 +62,10 @@ class RateKeeper:
     Args:
         rate_hz: deadlines per second.
         clock: where time comes from.
+
+    Attributes:
+        wake_lag_s: how long after its deadline the present step really began; in time, it is what the system needed
+            to wake the thread.
 
     Raises:
         ConfigError: the rate is not a positive number.
@@ -58,6 +80,7 @@ class RateKeeper:
         self._ticks = 0
         self.num_late = 0
         self.num_skipped = 0
+        self.wake_lag_s = 0.0
 
     def wait(self) -> float:
         """Wait for the next deadline and return how late this call was, in seconds (0.0 when in time).
@@ -69,12 +92,20 @@ class RateKeeper:
             self._start_s = now_s
             return 0.0
         self._ticks += 1
-        remaining_s = self._start_s + self._ticks * self._interval_s - now_s
-        if remaining_s >= 0:
-            self._clock.sleep_s(remaining_s)
+        deadline_s = self._start_s + self._ticks * self._interval_s
+        if now_s <= deadline_s:
+            self._clock.sleep_s(deadline_s - now_s)
+            self.wake_lag_s = max(0.0, self._clock.now_s() - deadline_s)
             return 0.0
+        self.wake_lag_s = now_s - deadline_s
         self.num_late += 1
-        skipped = int(-remaining_s / self._interval_s)
+        skipped = int(self.wake_lag_s / self._interval_s)
         self._ticks += skipped
         self.num_skipped += skipped
-        return -remaining_s
+        return self.wake_lag_s
+
+    def overdue_s(self) -> float:
+        """Return how long ago the next deadline was, in seconds; 0.0 while it lies ahead."""
+        if self._start_s is None:
+            return 0.0
+        return max(0.0, self._clock.now_s() - (self._start_s + (self._ticks + 1) * self._interval_s))

@@ -1,156 +1,379 @@
-"""Drives a controller through an environment or robot until success or the last step, and records what happened."""
+"""The control loop: observes, asks the controller, guards its action, sends it, and always ends with a robot that rests.
+
+However a run ends (success, last step, too many misses, a hung backbone, a signal, an error), `Robot.stop` was called:
+zero motion, gripper as it was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ContractError, explain
-from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, FloatArray, Observation
-from rfedge.runtimes.clock import RateKeeper
-from rfedge.runtimes.modes import Controller, ControlStep
+from rfedge.errors import ContractError, PolicyUnavailableError
+from rfedge.messages import ACTION_SIZE, Observation
+from rfedge.runtimes.clock import Clock, MonotonicClock, Pace
+from rfedge.runtimes.lateness import LatePolicy
+from rfedge.runtimes.modes import Controller, ControlStep, Missing
+from rfedge.runtimes.robot import Robot
+from rfedge.runtimes.safety import INTERVENTIONS, SafetyGuard, not_finite_message
+from rfedge.runtimes.stopping import StopRequest
+from rfedge.runtimes.watchdog import Watchdog
 
-__all__ = ["Plant", "RolloutResult", "StepReport", "drive", "guard_action"]
+__all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "RolloutResult", "StepReport", "drive"]
 
-
-class Plant(Protocol):
-    """What is controlled: the part of `rfedge.envs.Environment` that a real robot has too."""
-
-    def observe(self) -> Observation:
-        """Return the present frame of both cameras."""
-
-    def advance(self, action: npt.NDArray[np.float64]) -> None:
-        """Run one control step of a relative action (7,)."""
+# success, max-steps, misses (too many in a row), backbone (an inference beyond its deadline), or the reason of a
+# `StopRequest`, such as SIGTERM.
+Ending = str
+STOPPED: Final = ("misses", "backbone")
+_MS_PER_S: Final = 1000.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepReport:
-    """One control step, as told to `on_step` after it ran.
+    """One control step, as told to `on_step` after its action was sent.
 
     Attributes:
         index: from 0.
         observation: the frame before the action; None when nobody needed one.
-        control: the action and, if there was one, the inference behind it.
-        lag_s: how late the step began, in seconds; 0.0 without a rate keeper.
+        control: what the controller answered.
+        lag_s: how late the step began, in seconds; 0.0 without a pace.
+        sent: float32 (7,), what the robot got.
+        interventions: which of `rfedge.runtimes.safety.INTERVENTIONS` changed the action.
+        overdue_s: how long after the next step's deadline the action was ready; 0.0 in time.
+        is_missed: overdue, or there was no action to send and the run was not just starting.
+        age_ms: from the frame behind the action until the action was sent; 0.0 while nothing was there to be sent.
+        elapsed_ms: from the beginning of the step until the action was sent.
+        instruction: what the policy follows, when it is new in this step; else None.
     """
 
     index: int
     observation: Observation | None
     control: ControlStep
     lag_s: float
+    sent: npt.NDArray[np.float32]
+    interventions: tuple[str, ...] = ()
+    overdue_s: float = 0.0
+    is_missed: bool = False
+    age_ms: float = 0.0
+    elapsed_ms: float = 0.0
+    instruction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSummary:
+    """What a run amounts to; its size does not depend on its length.
+
+    Attributes:
+        ended: why it ended, see `Ending`.
+        success: whether it succeeded; None when nobody judged.
+        num_steps: control steps run.
+        num_inferences: answers of the policy.
+        num_missed: steps without an action in time; in `num_starved` of them an overlapped chunk was used up, in
+            `num_unavailable` the policy had no answer, in the others it came late.
+        num_starting: steps before the first chunk of an overlapped run.
+        interventions: how often each kind happened; kinds that did not are left out.
+        max_lag_s: the latest beginning of a step.
+        max_age_ms: the oldest frame behind an action.
+    """
+
+    ended: Ending
+    success: bool | None
+    num_steps: int
+    num_inferences: int
+    num_missed: int
+    num_starved: int
+    num_unavailable: int
+    num_starting: int
+    interventions: dict[str, int]
+    max_lag_s: float
+    max_age_ms: float
+
+
+@dataclass(slots=True, eq=False)
+class ControlLoop:
+    """A controller, a robot and what stands between them.
+
+    Attributes:
+        controller: asked for one action per step.
+        robot: gets it.
+        pace: says when a step begins; None runs as fast as it goes and never misses.
+        late: what happens on a missed step.
+        guard: limits.
+        backbone_deadline_s: longest an inference may take before the robot is stopped; None waits for ever.
+        stop: ends the run from outside.
+        clock: for ages and durations.
+    """
+
+    controller: Controller
+    robot: Robot
+    pace: Pace | None = None
+    late: LatePolicy = field(default_factory=LatePolicy)
+    guard: SafetyGuard = field(default_factory=SafetyGuard)
+    backbone_deadline_s: float | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    clock: Clock = field(default_factory=MonotonicClock)
+
+    def run(
+        self,
+        instruction: str | Callable[[], str],
+        *,
+        max_steps: int,
+        success: Callable[[], bool] | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
+        observe_every_step: bool = False,
+    ) -> LoopSummary:
+        """Run until success, the last step or a reason to stop; the robot is at its start.
+
+        Args:
+            instruction: plain words, or asked for before every step; the controller is reset whenever it changes.
+            max_steps: control steps before giving up.
+            success: asked after each step; None when nobody can judge.
+            on_step: told about each step after its action was sent.
+            observe_every_step: take a frame on every step for `on_step`, needed or not.
+
+        Raises:
+            ContractError: the policy refuses a frame, or its action is not finite; zero motion was sent then.
+        """
+        run = _Run(self, instruction if callable(instruction) else lambda: instruction, on_step, observe_every_step)
+        self.guard.reset()
+        self.stop.is_heard = True
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.robot.stop)  # last, and whatever happens
+            if self.pace is not None:
+                stack.enter_context(_collector_frozen())
+            if self.backbone_deadline_s is not None:
+                run.watchdog = stack.enter_context(Watchdog(self.backbone_deadline_s, self.robot.stop, self.clock))
+            ended: Ending | None = None
+            for index in range(max_steps):
+                ended = run.step(index) or ("success" if success is not None and success() else None)
+                if ended is not None:
+                    break
+        ended = ended or "max-steps"
+        return run.summary(ended, None if success is None else ended == "success")
+
+
+@contextlib.contextmanager
+def _collector_frozen() -> Iterator[None]:
+    """Keep what exists now out of the garbage collector's sight: a look at all of it takes longer than some steps have."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _Run:
+    """The moving parts of one `ControlLoop.run`."""
+
+    def __init__(
+        self,
+        loop: ControlLoop,
+        instruction: Callable[[], str],
+        on_step: Callable[[StepReport], None] | None,
+        observe_every_step: bool,  # noqa: FBT001 - private, passed once
+    ) -> None:
+        self.watchdog: Watchdog | None = None
+        self._loop = loop
+        self._instruction = instruction
+        self._followed: str | None = None
+        self._on_step = on_step
+        self._observe_every_step = observe_every_step
+        self._frame_times_s: dict[int, float] = {}
+        self._last_sent: npt.NDArray[np.float32] | None = None
+        self._counts_before = dict(loop.guard.counts)
+        self._num_steps = self._num_inferences = self._num_missed = 0
+        self._num_missing: dict[Missing, int] = {"starting": 0, "starved": 0, "unavailable": 0}
+        self._misses_in_a_row = 0
+        self._max_lag_s = self._max_age_ms = 0.0
+
+    def step(self, index: int) -> Ending | None:
+        """Run one control step; return why the run ends with it."""
+        loop = self._loop
+        lag_s = 0.0 if loop.pace is None else loop.pace.wait()
+        if loop.stop.reason is not None:
+            return loop.stop.reason
+        started_s = loop.clock.now_s()
+        instruction: str | None = None
+        observation: Observation | None = None
+        try:
+            instruction = self._follow()
+            observation = self._observe(index, started_s)
+            control = self._ask(observation)
+        except PolicyUnavailableError:
+            control = ControlStep(action=loop.guard.hold(), inference=None, missing="unavailable")
+        if control is None or (self.watchdog is not None and self.watchdog.has_expired):
+            return "backbone"
+        overdue_s = 0.0 if loop.pace is None else loop.pace.overdue_s()
+        is_missed = overdue_s > 0.0 or control.missing not in (None, "starting")
+        action, interventions = self._choose(control, is_missed=is_missed)
+        loop.robot.apply(action)
+        sent_s = loop.clock.now_s()
+        loop.guard.sent(action)
+        self._last_sent = action
+        taken_s = self._frame_times_s.get(index - control.age_steps, started_s)
+        age_ms = 0.0 if control.missing else _MS_PER_S * (sent_s - taken_s)
+        report = StepReport(
+            index=index,
+            observation=observation,
+            control=control,
+            lag_s=lag_s,
+            sent=action,
+            interventions=interventions,
+            overdue_s=overdue_s,
+            is_missed=is_missed,
+            age_ms=age_ms,
+            elapsed_ms=_MS_PER_S * (sent_s - started_s),
+            instruction=instruction,
+        )
+        self._count(report)
+        if self._on_step is not None:
+            self._on_step(report)
+        if "not-finite" in interventions:
+            raise ContractError(not_finite_message())
+        return self._end()
+
+    def _follow(self) -> str | None:
+        """Reset the controller if the instruction changed; return the new one."""
+        instruction = self._instruction()
+        if instruction == self._followed:
+            return None
+        self._loop.controller.reset(instruction)
+        self._followed = instruction
+        return instruction
+
+    def _observe(self, index: int, started_s: float) -> Observation | None:
+        needs = self._loop.controller.needs_observation
+        if not needs and not self._observe_every_step:
+            return None
+        observation = self._loop.robot.observe()
+        self._loop.guard.see(observation)
+        if needs:
+            self._frame_times_s[index] = started_s
+        return observation
+
+    def _ask(self, observation: Observation | None) -> ControlStep | None:
+        """Return the controller's answer, or None when an inference is beyond its deadline."""
+        loop = self._loop
+        if self.watchdog is None:
+            return loop.controller.control(observation)
+        with self.watchdog.watching():
+            control = loop.controller.control(observation)
+        limit_s = loop.backbone_deadline_s
+        return None if limit_s is not None and control.pending_s > limit_s else control
+
+    def _choose(self, control: ControlStep, *, is_missed: bool) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+        """Return what is sent and what the guard did to it."""
+        loop = self._loop
+        wanted: npt.NDArray[np.float32] | None = control.action if control.missing is None else None
+        if is_missed and loop.late.action != "send":
+            wanted = self._last_sent if loop.late.action == "repeat" else None
+        if wanted is None:
+            return loop.guard.hold(), ()
+        checked = loop.guard.check(wanted)
+        return checked.action, checked.interventions
+
+    def _count(self, report: StepReport) -> None:
+        self._num_steps += 1
+        self._num_inferences += report.control.inference is not None
+        self._num_missed += report.is_missed
+        if report.control.missing is not None:
+            self._num_missing[report.control.missing] += 1
+        self._misses_in_a_row = self._misses_in_a_row + 1 if report.is_missed else 0
+        self._max_lag_s = max(self._max_lag_s, report.lag_s)
+        self._max_age_ms = max(self._max_age_ms, report.age_ms)
+        # Older frames than the one behind this action are behind no later one.
+        oldest = report.index - report.control.age_steps
+        if len(self._frame_times_s) > 1 and not report.control.missing:
+            for index in [index for index in self._frame_times_s if index < oldest]:
+                del self._frame_times_s[index]
+
+    def _end(self) -> Ending | None:
+        limit = self._loop.late.stop_after_misses
+        return "misses" if limit is not None and self._misses_in_a_row >= limit else None
+
+    def summary(self, ended: Ending, success: bool | None) -> LoopSummary:  # noqa: FBT001 - private, passed once
+        counts = self._loop.guard.counts
+        happened = {name: counts[name] - self._counts_before[name] for name in INTERVENTIONS}
+        return LoopSummary(
+            ended=ended,
+            success=success,
+            num_steps=self._num_steps,
+            num_inferences=self._num_inferences,
+            num_missed=self._num_missed,
+            num_starved=self._num_missing["starved"],
+            num_unavailable=self._num_missing["unavailable"],
+            num_starting=self._num_missing["starting"],
+            interventions={name: count for name, count in happened.items() if count},
+            max_lag_s=self._max_lag_s,
+            max_age_ms=self._max_age_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RolloutResult:
-    """One instruction from reset to end.
+    """One run with everything it did.
 
     Attributes:
-        success: whether it succeeded; None when nobody judged.
-        num_steps: control steps run.
-        num_inferences: policy calls made.
+        summary: its counts.
         timings_ms: per stage, one value per inference.
-        actions: float32 (step, 7), as the plant got them.
-        num_late, num_skipped: steps that began late and deadlines left out, with a rate keeper.
-        max_lag_s: the latest beginning of a step.
+        actions: float32 (step, 7), as the robot got them.
+        num_late, num_skipped: steps that began late and deadlines left out, with a pace.
         seed: the seed of the episode, if it had one.
     """
 
-    success: bool | None
-    num_steps: int
-    num_inferences: int
+    summary: LoopSummary
     timings_ms: dict[str, list[float]]
     actions: npt.NDArray[np.float32]
     num_late: int = 0
     num_skipped: int = 0
-    max_lag_s: float = 0.0
     seed: int | None = None
+
+    @property
+    def success(self) -> bool | None:
+        """Whether it succeeded; None when nobody judged."""
+        return self.summary.success
 
 
 def drive(
-    controller: Controller,
-    plant: Plant,
-    instruction: str,
+    loop: ControlLoop,
+    instruction: str | Callable[[], str],
     *,
     max_steps: int,
     success: Callable[[], bool] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
-    rate_keeper: RateKeeper | None = None,
     observe_every_step: bool = False,
     seed: int | None = None,
 ) -> RolloutResult:
-    """Run one instruction; the caller has put the plant into its initial state.
-
-    Frames are taken only when the controller looks at them: in open loop that saves rendering them.
-
-    Args:
-        controller: reset here with `instruction`.
-        plant: what the actions go to, each finite, clamped and with gripper -1 or 1.
-        instruction: plain words.
-        max_steps: control steps before giving up.
-        success: asked after each step; None when nobody can judge.
-        on_step: told about each step after it ran, for progress bars and recorders.
-        rate_keeper: holds the control rate; None runs as fast as it goes.
-        observe_every_step: take a frame on every step for `on_step`, needed or not.
-        seed: copied into the result.
+    """Run a loop, as `ControlLoop.run`, and gather every action and timing; `seed` is copied into the result.
 
     Raises:
-        ContractError: the policy refuses a frame or the controller's action is not finite; no action is sent then.
+        ContractError: as `ControlLoop.run`.
     """
-    controller.reset(instruction)
     actions: list[npt.NDArray[np.float32]] = []
     timings_ms: dict[str, list[float]] = {}
-    num_inferences, max_lag_s = 0, 0.0
-    succeeded: bool | None = None if success is None else False
-    for index in range(max_steps):
-        lag_s = 0.0 if rate_keeper is None else rate_keeper.wait()
-        max_lag_s = max(max_lag_s, lag_s)
-        observation = plant.observe() if controller.needs_observation or observe_every_step else None
-        control = controller.control(observation)
-        if control.inference is not None:
-            num_inferences += 1
-            for stage, duration_ms in control.inference.timings_ms.items():
+
+    def gather(step: StepReport) -> None:
+        actions.append(step.sent)
+        if step.control.inference is not None:
+            for stage, duration_ms in step.control.inference.timings_ms.items():
                 timings_ms.setdefault(stage, []).append(duration_ms)
-        action = guard_action(control.action)
-        plant.advance(action.astype(np.float64))
-        actions.append(action)
         if on_step is not None:
-            on_step(StepReport(index=index, observation=observation, control=control, lag_s=lag_s))
-        if success is not None and success():
-            succeeded = True
-            break
+            on_step(step)
+
+    summary = loop.run(
+        instruction, max_steps=max_steps, success=success, on_step=gather, observe_every_step=observe_every_step
+    )
     return RolloutResult(
-        success=succeeded,
-        num_steps=len(actions),
-        num_inferences=num_inferences,
+        summary=summary,
         timings_ms=timings_ms,
         actions=np.array(actions, dtype=np.float32).reshape(-1, ACTION_SIZE),
-        num_late=0 if rate_keeper is None else rate_keeper.num_late,
-        num_skipped=0 if rate_keeper is None else rate_keeper.num_skipped,
-        max_lag_s=max_lag_s,
+        num_late=0 if loop.pace is None else loop.pace.num_late,
+        num_skipped=0 if loop.pace is None else loop.pace.num_skipped,
         seed=seed,
     )
-
-
-def guard_action(action: FloatArray) -> npt.NDArray[np.float32]:
-    """Return a safe copy of an action (7,): pose clamped to [-1, 1], gripper -1 or 1 by its sign.
-
-    Raises:
-        ContractError: it has another shape or is not finite.
-    """
-    if action.shape != (ACTION_SIZE,):
-        raise ContractError(
-            explain("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy="Return one control step.")
-        )
-    if not np.isfinite(action).all():
-        raise ContractError(
-            explain(
-                "action", got="NaN or Inf", expected="finite values", remedy="The robot was not moved; check the policy."
-            )
-        )
-    safe = np.clip(action, -1.0, 1.0).astype(np.float32)
-    safe[POSE_SIZE] = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
-    return safe

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
+from rfedge.errors import ArtifactError, explain
 from rfedge.messages import PolicyState
 from rfedge.runtimes.base import GraphRunner
 from rfedge.timekeeping import advance, initial_state
@@ -23,9 +24,22 @@ class HeadRuntime:
     Args:
         runner: an active runner of the head graph.
         config: the policy; its `time_keeping`, `window` and head sizes are used.
+
+    Raises:
+        ArtifactError: the graph holds another number of LSTMs than the time-keeping needs, as bundles of version 0.1 did.
     """
 
     def __init__(self, runner: GraphRunner, config: PolicyConfig) -> None:
+        rows = [spec.shape[1] for spec in runner.contract.inputs if spec.name == "h"]
+        if rows and rows != [config.lstm_rows]:
+            raise ArtifactError(
+                explain(
+                    "head",
+                    got=f"a graph with {rows[0]} LSTM",
+                    expected=f"{config.lstm_rows} side by side, for {config.time_keeping} time-keeping",
+                    remedy="This bundle was exported by an earlier version; export it again.",
+                )
+            )
         self._runner = runner
         self._config = config
 
@@ -41,8 +55,7 @@ class HeadRuntime:
             state: what the previous step returned, or `initial_state()`.
 
         Returns:
-            pose float32 (chunk, 6), gripper opening probability float32 (chunk,), and the new state: `h` and `c` are
-            what this LSTM run returned, `history` holds the features of the window, oldest first.
+            pose float32 (chunk, 6), gripper opening probability float32 (chunk,), and the new state.
 
         Raises:
             ContractError: a tensor does not fit the head's contract, or the graph returned NaN or Inf.

@@ -1,26 +1,41 @@
-"""Closed loop and open loop as wrappers of one policy, so that the policy knows nothing of either.
+"""The loops around one policy, so that the policy knows nothing of them; each wraps the one below.
 
-Closed loop asks the policy on every control step. Open loop plays `execute_steps` actions of each predicted chunk
-before it looks again, which divides the cost per control step by `execute_steps`.
+closed-loop   asks the policy on every control step
+open-loop     plays `execute_steps` actions of each predicted chunk before it looks again, which divides the cost per
+              control step by `execute_steps`
+jump-step     open loop at the stride that the policy was trained on
+overlapped    open loop whose next inference runs beside the loop, see `rfedge.runtimes.overlapped`
+
+Any of the first three can ask an ensemble instead of the policy itself, see `rfedge.runtimes.ensembling`.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, explain
 from rfedge.messages import Observation
-from rfedge.runtimes.policy import Policy, PolicyStep
+from rfedge.runtimes.policy_step import Policy, PolicyStep
 
-__all__ = ["MODES", "ClosedLoop", "ControlStep", "Controller", "OpenLoop", "check_execute_steps", "make_controller"]
+__all__ = [
+    "ClosedLoop",
+    "ControlStep",
+    "Controller",
+    "JumpStep",
+    "OpenLoop",
+    "check_execute_steps",
+    "warn_of_time_base",
+]
 
 logger = logging.getLogger(__name__)
-MODES: Final = ("closed-loop", "open-loop")
+# starting: the first chunk after a reset is on its way. starved: the chunk is used up and the next has not arrived.
+# unavailable: the policy had no answer, see `PolicyUnavailableError`.
+Missing = Literal["starting", "starved", "unavailable"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +43,18 @@ class ControlStep:
     """The action of one control step.
 
     Attributes:
-        action: float32 (7,).
-        inference: the policy call behind it, or None when the action was left of an earlier chunk.
+        action: float32 (7,); zero motion with the gripper kept where there is none to play.
+        inference: the policy call whose answer arrived in this step, or None when the action was left of an earlier chunk.
+        age_steps: control steps since the frame behind the action was taken.
+        missing: why there is no action to play; None when there is one.
+        pending_s: how long an inference beside the loop has been running; 0.0 without one.
     """
 
     action: npt.NDArray[np.float32]
     inference: PolicyStep | None
+    age_steps: int = 0
+    missing: Missing | None = None
+    pending_s: float = 0.0
 
 
 class Controller(Protocol):
@@ -49,6 +70,9 @@ class Controller(Protocol):
     def control(self, observation: Observation | None) -> ControlStep:
         """Return the next action; `observation` may be None when `needs_observation` is false."""
 
+    def close(self) -> None:
+        """End what runs beside the loop; a second call does nothing."""
+
 
 class OpenLoop:
     """Plays the first `execute_steps` actions of each chunk before the next inference.
@@ -63,7 +87,7 @@ class OpenLoop:
 
     def __init__(self, policy: Policy, execute_steps: int) -> None:
         check_execute_steps(execute_steps, policy.chunk_size)
-        _warn_of_time_base(execute_steps, policy.frame_stride)
+        warn_of_time_base(execute_steps, policy.frame_stride)
         self._policy = policy
         self._execute_steps = execute_steps
         self._pending: list[npt.NDArray[np.float32]] = []
@@ -87,7 +111,34 @@ class OpenLoop:
         if not self._pending:
             inference = self._policy.act(_require_frame(observation))
             self._pending = list(inference.actions[: self._execute_steps])
-        return ControlStep(action=self._pending.pop(0), inference=inference)
+        age_steps = self._execute_steps - len(self._pending)
+        return ControlStep(action=self._pending.pop(0), inference=inference, age_steps=age_steps)
+
+    def close(self) -> None:
+        """Do nothing: nothing runs beside the loop."""
+
+
+class JumpStep(OpenLoop):
+    """Open loop at the policy's own stride: the head sees one frame in `frame_stride`, as in training.
+
+    Args:
+        policy: trained with a stride above 1.
+
+    Raises:
+        ConfigError: it was trained on every frame, or its chunk is shorter than the stride.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        if policy.frame_stride == 1:
+            raise ConfigError(
+                explain(
+                    "mode jump-step",
+                    got="a policy with frame_stride 1",
+                    expected="one that was trained on every k-th frame",
+                    remedy="Train with a frame stride, or pass --mode open-loop.",
+                )
+            )
+        super().__init__(policy, policy.frame_stride)
 
 
 class ClosedLoop:
@@ -98,7 +149,7 @@ class ClosedLoop:
     """
 
     def __init__(self, policy: Policy) -> None:
-        _warn_of_time_base(1, policy.frame_stride)
+        warn_of_time_base(1, policy.frame_stride)
         self._policy = policy
 
     @property
@@ -118,29 +169,8 @@ class ClosedLoop:
         inference = self._policy.act(_require_frame(observation))
         return ControlStep(action=inference.actions[0], inference=inference)
 
-
-def make_controller(policy: Policy, mode: str, execute_steps: int | None = None) -> Controller:
-    """Wrap `policy` in the loop called `mode`.
-
-    Args:
-        policy: what predicts the actions.
-        mode: one of `MODES`.
-        execute_steps: actions played per inference; None is 1 in closed loop and the whole chunk in open loop.
-
-    Raises:
-        ConfigError: the mode is unknown, or `execute_steps` does not fit the mode or the policy.
-    """
-    if mode not in MODES:
-        raise ConfigError(
-            explain("mode", got=repr(mode), expected=did_you_mean(mode, MODES), remedy="Choose one of these names.")
-        )
-    if mode == "open-loop":
-        return OpenLoop(policy, policy.chunk_size if execute_steps is None else execute_steps)
-    if execute_steps not in (None, 1):
-        raise ConfigError(
-            explain("execute_steps", got=execute_steps, expected="1 in closed-loop mode", remedy="Pass --mode open-loop.")
-        )
-    return ClosedLoop(policy)
+    def close(self) -> None:
+        """Do nothing: nothing runs beside the loop."""
 
 
 def check_execute_steps(execute_steps: int, chunk_size: int) -> None:
@@ -156,13 +186,8 @@ def check_execute_steps(execute_steps: int, chunk_size: int) -> None:
         )
 
 
-def _require_frame(observation: Observation | None) -> Observation:
-    if observation is None:
-        raise RuntimeError("the controller needs an observation now; ask needs_observation first")
-    return observation
-
-
-def _warn_of_time_base(execute_steps: int, frame_stride: int) -> None:
+def warn_of_time_base(execute_steps: int, frame_stride: int) -> None:
+    """Log one warning when the frames come at another distance than in training."""
     if execute_steps == frame_stride:
         return
     if frame_stride > 1:
@@ -178,3 +203,9 @@ def _warn_of_time_base(execute_steps: int, frame_stride: int) -> None:
             "the RoboFlamingo paper reports a loss in success for this (Fig. 3c).",
             execute_steps,
         )
+
+
+def _require_frame(observation: Observation | None) -> Observation:
+    if observation is None:
+        raise RuntimeError("the controller needs an observation now; ask needs_observation first")
+    return observation

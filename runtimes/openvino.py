@@ -18,6 +18,7 @@ import openvino
 from rfedge.bundle import load_bundle
 from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError, explain
+from rfedge.runtimes.backbone import open_backbone
 from rfedge.runtimes.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.ort import open_bundle as open_with_onnxruntime
 
@@ -96,6 +97,10 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         ArtifactError: the bundle is missing, incomplete or altered.
     """
     parts = open_with_onnxruntime(path, settings)
-    graph = load_bundle(path, verify=False).path("backbone")  # verified a line above, if it is to be
-    backbone = OpenVinoRunner("backbone", graph, parts.contract.backbone, settings)
+    bundle = load_bundle(path, verify=False)  # verified a line above, if it is to be
+
+    def make_runner(stage: Stage, graph: Path, settings: RuntimeSettings) -> GraphRunner:
+        return OpenVinoRunner(stage, graph, parts.contract.graphs[stage], settings)
+
+    backbone = open_backbone(bundle, settings, make_runner, for_cpu=False)  # it fuses Q/DQ by itself
     return dataclasses.replace(parts, backend="openvino", backbone=backbone)

@@ -1,13 +1,12 @@
 """Bundles on onnxruntime: the backend that runs everywhere.
 
-Inputs are bound where they lie and outputs land in buffers made once, so that a step allocates nothing of the size
-of an image. Session options are chosen here and read back into reports; onnxruntime's own fallback is off, because a
-policy that silently runs on another device is slower than its report says.
+Inputs are bound where they lie (on a GPU: written into tensors made once) and outputs land in buffers made once, so that a
+step allocates nothing of the size of an image. Session options are chosen here and read back into reports; onnxruntime's
+own fallback is off, because a policy that silently runs on another device is slower than its report says.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from rfedge.backbone_stages import block_kind, graph_of_block, summarise_blocks
 from rfedge.bundle import PrecisionRecord, load_bundle
 from rfedge.contract import GraphContract
+from rfedge.engines import graph_hashes
 from rfedge.errors import ArtifactError, BackendUnavailableError, explain
 from rfedge.int8_kernels import DISABLED_OPTIMIZERS
+from rfedge.runtimes.backbone import open_backbone
 from rfedge.runtimes.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
-from rfedge.runtimes.text import EmbeddingTable, InstructionEncoder
-from rfedge.tokenizer import InstructionTokenizer
+from rfedge.runtimes.ort_providers import DeviceInputs, device_of, engine_cache_folder, provider_options
+from rfedge.runtimes.text import open_encoder
 
 __all__ = ["OrtRunner", "effective_precision", "open_bundle"]
 
@@ -46,6 +48,7 @@ class OrtRunner(GraphRunner):
         contract: its inputs and outputs.
         settings: session options.
         disabled_optimizers: onnxruntime graph optimizers to leave out.
+        engine_cache: where the TensorRT provider may keep its engines; None keeps none.
 
     Raises:
         BackendUnavailableError: on activation, a provider is not in this build of onnxruntime or fell back.
@@ -60,14 +63,18 @@ class OrtRunner(GraphRunner):
         settings: RuntimeSettings | None = None,
         *,
         disabled_optimizers: Sequence[str] = (),
+        engine_cache: Path | None = None,
     ) -> None:
         self._settings = settings or RuntimeSettings()
         super().__init__(stage, contract, check_inputs=self._settings.check_inputs)
         self._model_path = model_path
         self._disabled_optimizers = tuple(disabled_optimizers)
+        self._engine_cache = engine_cache
         self._session: ort.InferenceSession | None = None
         self._binding: Any = None
         self._buffers: dict[str, Array] = {}
+        self._strided: dict[str, Array] = {}  # where inputs that are not contiguous are copied to
+        self._on_device: DeviceInputs | None = None
 
     def effective_settings(self) -> dict[str, str]:
         """Providers and threads as the session reports them; empty while inactive."""
@@ -93,11 +100,15 @@ class OrtRunner(GraphRunner):
                     remedy="Install the onnxruntime build that has it.",
                 )
             )
+        options = [provider_options(name, self._engine_cache) for name in self._settings.providers]
+        if self._engine_cache is not None and any(str(self._engine_cache) in given.values() for given in options):
+            self._engine_cache.mkdir(parents=True, exist_ok=True)
         try:
             session = ort.InferenceSession(
                 self._model_path,
                 self._session_options(),
                 providers=list(self._settings.providers),
+                provider_options=options,
                 disabled_optimizers=list(self._disabled_optimizers) or None,
                 enable_fallback=0,
             )
@@ -151,17 +162,31 @@ class OrtRunner(GraphRunner):
             # On CPU the OrtValue is the numpy memory itself; on another device onnxruntime copies back into it.
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer))
         self._session, self._binding = session, binding
+        device = device_of(self._settings.providers[0])
+        self._on_device = None if device == "cpu" else DeviceInputs(binding, device)
 
     def _deactivate(self) -> None:
-        self._session, self._binding, self._buffers = None, None, {}
+        self._session, self._binding, self._on_device, self._buffers, self._strided = None, None, None, {}, {}
 
     def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         assert self._session is not None
         for name, array in inputs.items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            contiguous = array if array.flags.c_contiguous else self._copy(name, array)
+            if self._on_device is None:
+                self._binding.bind_cpu_input(name, contiguous)
+            else:
+                self._on_device.write(name, contiguous)
         self._session.run_with_iobinding(self._binding)
         # Outputs are a few kilobytes (feature, actions, state); a copy keeps a caller's state safe from the next call.
         return {name: buffer.copy() for name, buffer in self._buffers.items()}
+
+    def _copy(self, name: str, array: Array) -> Array:
+        """Copy an array that is not contiguous, such as a mirrored frame, to a place that is made once."""
+        place = self._strided.get(name)
+        if place is None or place.shape != array.shape or place.dtype != array.dtype:
+            place = self._strided[name] = np.empty(array.shape, array.dtype)
+        np.copyto(place, array)
+        return place
 
 
 def _first_line(error: Exception) -> str:
@@ -169,21 +194,8 @@ def _first_line(error: Exception) -> str:
 
 
 def effective_precision(record: PrecisionRecord) -> str:
-    """Return the precision a bundle may be called by: the requested one if some block has it, else the commonest.
-
-    A mixed plan that left every block in float is fp32.
-    """
-    blocks = [_block_kind(text) for text in record.blocks.values()]
-    if record.requested == "mixed" and "int8" in blocks:
-        return record.requested
-    if not blocks or record.requested in blocks:
-        return record.requested
-    return Counter(blocks).most_common(1)[0][0]
-
-
-def _block_kind(text: str) -> str:
-    """Return "int8" for "int8 (3 of 4 products)", as the exporter's audit writes a block that is quantized in part."""
-    return text.partition(" ")[0]
+    """Return the precision a bundle may be called by, see `rfedge.backbone_stages.summarise_blocks`."""
+    return summarise_blocks(record.requested, record.blocks)
 
 
 def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
@@ -194,36 +206,32 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     """
     bundle = load_bundle(path, verify=settings.verify)
     config, contract, blocks = bundle.policy, bundle.contract, bundle.manifest.precision.blocks
-    backbone_is_int8 = any(_block_kind(text) == "int8" for block, text in blocks.items() if block != "head")
     on_cpu = settings.providers[0] == "CPUExecutionProvider"
-    backbone = bundle.cpu_backbone if on_cpu else bundle.path("backbone")
-    head_is_int8 = _block_kind(blocks.get("head", "")) == "int8"
-    tokenizer = InstructionTokenizer.load(bundle.path("tokenizer"), config.decoder.text_length)
+
+    def make_runner(stage: Stage, graph: Path, settings: RuntimeSettings) -> GraphRunner:
+        # A graph with named kernels leaves the optimizers nothing to spoil.
+        is_int8 = graph == bundle.path(stage) and any(
+            block_kind(text) == "int8" for block, text in blocks.items() if graph_of_block(contract, block) == stage
+        )
+        return OrtRunner(
+            stage,
+            graph,
+            contract.graphs[stage],
+            settings,
+            disabled_optimizers=DISABLED_OPTIMIZERS if is_int8 else (),
+            engine_cache=engine_cache_folder(*graph_hashes(bundle, stage)),
+        )
+
     return PolicyParts(
         source=path,
         backend="onnxruntime",
         config=config,
         contract=contract,
-        backbone=OrtRunner(
-            "backbone",
-            backbone,
-            contract.backbone,
-            settings,
-            disabled_optimizers=DISABLED_OPTIMIZERS if backbone_is_int8 and backbone == bundle.path("backbone") else (),
-        ),
-        head=OrtRunner(
-            "head",
-            bundle.path("head"),
-            contract.head,
-            settings,
-            disabled_optimizers=DISABLED_OPTIMIZERS if head_is_int8 else (),
-        ),
-        encoder=InstructionEncoder(
-            tokenizer,
-            EmbeddingTable(bundle.path("embedding"), config.decoder.width),
-            padded=contract.backbone.input("text_mask").shape[1] != -1,
-        ),
+        backbone=open_backbone(bundle, settings, make_runner, for_cpu=on_cpu),
+        head=make_runner("head", bundle.graph("head", for_cpu=on_cpu), settings),
+        encoder=open_encoder(bundle),
         precision=effective_precision(bundle.manifest.precision),
         size_bytes=bundle.size_bytes,
         block_precisions=dict(blocks),
+        forced_past=bundle.manifest.parity.forced_past,
     )

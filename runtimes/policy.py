@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,28 +21,14 @@ from rfedge.errors import ContractError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation, PolicyState
 from rfedge.runtimes.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.head import HeadRuntime
+from rfedge.runtimes.policy_step import STAGES, Policy, PolicyStep
 from rfedge.runtimes.registry import DEFAULT_BACKEND, open_parts
 from rfedge.timekeeping import observe
 
 __all__ = ["STAGES", "EdgePolicy", "Inference", "Policy", "PolicyStep"]
 
-# The order of a call; `total` is measured on its own and includes what lies between the stages.
-STAGES: Final = ("preprocess", "backbone", "head", "postprocess", "total")
 OPEN_PROBABILITY: Final = 0.5
 _NS_PER_MS: Final = 1e6
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PolicyStep:
-    """What one call of a policy returns.
-
-    Attributes:
-        actions: float32 (chunk, 7), pose in [-1, 1], gripper exactly -1 or 1.
-        timings_ms: milliseconds per stage, keys as in `STAGES`; empty for a policy that does not time itself.
-    """
-
-    actions: npt.NDArray[np.float32]
-    timings_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,24 +38,6 @@ class Inference:
     actions: npt.NDArray[np.float32]
     state: PolicyState
     timings_ms: Mapping[str, float]
-
-
-class Policy(Protocol):
-    """What a controller drives; anything with these four members can take the place of `EdgePolicy`."""
-
-    @property
-    def chunk_size(self) -> int:
-        """Actions per call."""
-
-    @property
-    def frame_stride(self) -> int:
-        """Control steps between the frames the policy was trained on."""
-
-    def reset(self, instruction: str) -> None:
-        """Forget everything and follow `instruction` from now on."""
-
-    def act(self, observation: Observation) -> PolicyStep:
-        """Predict the next `chunk_size` actions from the present frame."""
 
 
 class EdgePolicy:
@@ -201,7 +169,7 @@ class EdgePolicy:
             )
         inference = self.infer(observation, self._instruction, self._state)
         self._state = inference.state
-        return PolicyStep(actions=inference.actions, timings_ms=inference.timings_ms)
+        return PolicyStep(actions=inference.actions, timings_ms=inference.timings_ms, state=inference.state)
 
 
 def _robot_state(observation: Observation) -> npt.NDArray[np.float32]:

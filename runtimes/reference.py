@@ -15,10 +15,12 @@ import torch
 
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.model import load_checkpoint
+from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in
+from rfedge.runtimes.backbone import refuse_one_stage_at_a_time
 from rfedge.runtimes.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.text import InstructionEncoder
 
-__all__ = ["TorchRunner", "open_checkpoint"]
+__all__ = ["TorchRunner", "open_checkpoint", "try_bitsandbytes"]
 
 Array = npt.NDArray[Any]
 Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
@@ -82,16 +84,25 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
 
     Raises:
         ArtifactError: the checkpoint is missing, incomplete or altered.
+        ConfigError: one stage at a time, which a checkpoint has not.
+        BackendUnavailableError: `settings.torch_weights` needs bitsandbytes, which is not here.
     """
+    if settings.one_stage_at_a_time:
+        raise refuse_one_stage_at_a_time(f"checkpoint {path}")
     checkpoint = load_checkpoint(path)
     dtype: torch.dtype = getattr(torch, settings.torch_dtype)
     policy = checkpoint.policy.eval()
     if dtype != torch.float32:
         policy.compute_in(dtype)
+    precision = "fp32" if dtype == torch.float32 else "bf16"
+    blocks = {"policy": precision}
+    if settings.torch_weights != "as-is":
+        num_layers = keep_weights_in(policy.backbone, settings.torch_weights, dtype)
+        kept = f"{settings.torch_weights} ({num_layers} linear layers, the rest {precision})"
+        blocks, precision = {"backbone": kept, "head": precision}, settings.torch_weights
     if settings.threads:
         torch.set_num_threads(settings.threads)
     contract = policy_contract(checkpoint.config)
-    precision = "fp32" if dtype == torch.float32 else "bf16"
 
     def embed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
@@ -109,5 +120,14 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
         encoder=InstructionEncoder(checkpoint.tokenizer, embed),
         precision=precision,
         size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        block_precisions={"policy": precision},
+        block_precisions=blocks,
     )
+
+
+def try_bitsandbytes() -> None:
+    """Run a small product in every weight format of bitsandbytes; whatever goes wrong is raised."""
+    for weights in WEIGHT_FORMATS:
+        layers = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        keep_weights_in(layers, weights, torch.float32)
+        with torch.inference_mode():
+            layers(torch.ones(1, 64))

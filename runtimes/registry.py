@@ -17,6 +17,7 @@ DEFAULT_BACKEND: Final = "onnxruntime"
 _BACKENDS: Final = {
     "onnxruntime": ("rfedge.runtimes.ort", "open_bundle", "Install it: pip install onnxruntime."),
     "openvino": ("rfedge.runtimes.openvino", "open_bundle", "Install it: pip install openvino."),
+    "tensorrt": ("rfedge.runtimes.tensorrt.opening", "open_bundle", "Install it: docs/how-to/build_engines.md."),
     "torch": ("rfedge.runtimes.reference", "open_checkpoint", "Install the training extra: pip install 'rfedge[train]'."),
 }
 
@@ -27,7 +28,7 @@ def backend_names() -> list[str]:
 
 
 def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyParts:
-    """Open the policy at `path` with `backend`: a bundle for onnxruntime and openvino, a checkpoint for torch.
+    """Open the policy at `path` with `backend`: a bundle, or for torch a checkpoint.
 
     Raises:
         ConfigError: no backend has this name; the text names the nearest one.

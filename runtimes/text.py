@@ -10,16 +10,17 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.bundle import EMBEDDING_SCALE, EMBEDDING_TENSOR
-from rfedge.errors import ArtifactError, explain
+from rfedge.bundle import EMBEDDING_SCALE, EMBEDDING_TENSOR, Bundle
+from rfedge.errors import ArtifactError, ContractError, explain
+from rfedge.instructions import InstructionTable
 from rfedge.tokenizer import InstructionTokenizer
 
-__all__ = ["EmbeddedInstruction", "EmbeddingTable", "InstructionEncoder"]
+__all__ = ["EmbeddedInstruction", "EmbeddingTable", "InstructionEncoder", "TokenSource", "open_encoder", "pad_instruction"]
 
 # A chain has 5 instructions and the whole benchmark 34; a server's clients can send any text, so the cache is bounded.
 MAX_CACHED_INSTRUCTIONS: Final = 256
@@ -36,6 +37,28 @@ class EmbeddedInstruction:
 
     embedding: npt.NDArray[np.float32]
     mask: npt.NDArray[np.bool_]
+
+
+def pad_instruction(text: EmbeddedInstruction, length: int) -> EmbeddedInstruction:
+    """Return `text` with `length` tokens, for a graph or engine profile of that static size.
+
+    What is added has a false mask, so no token attends to it and the pooling leaves it out: the feature stays.
+
+    Raises:
+        ContractError: the text is longer.
+    """
+    num_tokens = text.mask.shape[1]
+    if num_tokens > length:
+        raise ContractError(
+            explain(
+                "instruction", got=f"{num_tokens} tokens", expected=f"at most {length}", remedy="Choose a longer profile."
+            )
+        )
+    added = ((0, 0), (0, length - num_tokens))
+    embedding, mask = np.pad(text.embedding, (*added, (0, 0))), np.pad(text.mask, added)
+    embedding.flags.writeable = False
+    mask.flags.writeable = False
+    return EmbeddedInstruction(embedding=embedding, mask=mask)
 
 
 class EmbeddingTable:
@@ -100,6 +123,13 @@ class EmbeddingTable:
         return rows if self._scale is None else rows * self._scale[ids][:, None]
 
 
+class TokenSource(Protocol):
+    """What turns words into ids: a tokenizer for any words, or a table of known sentences."""
+
+    def encode(self, instruction: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return ids (text_length,) padded on the right, and a mask (text_length,), true on real tokens."""
+
+
 class InstructionEncoder:
     """Tokenises and embeds; the last `MAX_CACHED_INSTRUCTIONS` results are kept.
 
@@ -111,7 +141,7 @@ class InstructionEncoder:
 
     def __init__(
         self,
-        tokenizer: InstructionTokenizer,
+        tokenizer: TokenSource,
         embed: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]],
         *,
         padded: bool = False,
@@ -125,16 +155,31 @@ class InstructionEncoder:
         """Embed `instruction`.
 
         Raises:
-            ContractError: it is empty or too long for the policy.
+            ContractError: it is empty, too long for the policy, or not in a bundle's table of sentences.
         """
         return self._cached(instruction)
 
     def _encode(self, instruction: str) -> EmbeddedInstruction:
         ids, mask = self._tokenizer.encode(instruction)
-        if not self._padded:
-            ids, mask = ids[mask], mask[mask]
-        embedding = self._embed(ids)[None]
-        mask = mask[None]
+        embedding, real = self._embed(ids[mask])[None], mask[mask][None]
         embedding.flags.writeable = False
-        mask.flags.writeable = False
-        return EmbeddedInstruction(embedding=embedding, mask=mask)
+        real.flags.writeable = False
+        text = EmbeddedInstruction(embedding=embedding, mask=real)
+        return pad_instruction(text, len(ids)) if self._padded else text
+
+
+def open_encoder(bundle: Bundle) -> InstructionEncoder:
+    """Open what the bundle knows of language: any words, or its table of sentences.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    decoder = bundle.policy.decoder
+    knows_sentences = bundle.has("instructions")
+    tokens: TokenSource = (
+        InstructionTable(bundle.path("instructions"), decoder.text_length)
+        if knows_sentences
+        else InstructionTokenizer.load(bundle.path("tokenizer"), decoder.text_length)
+    )
+    rows = EmbeddingTable(bundle.path("instructions" if knows_sentences else "embedding"), decoder.width)
+    return InstructionEncoder(tokens, rows, padded=bundle.contract.backbone.input("text_mask").shape[1] != -1)

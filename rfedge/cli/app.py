@@ -16,6 +16,7 @@ from rfedge.cli.export import export
 from rfedge.cli.import_ import import_weights
 from rfedge.cli.inspect import inspect
 from rfedge.cli.run import run
+from rfedge.cli.serve import serve
 from rfedge.cli.train import train
 from rfedge.cli.verify import verify_app
 from rfedge.errors import RfedgeError
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
 )
-for _command in (train, export, build, run, doctor, inspect):
+for _command in (train, export, build, run, serve, doctor, inspect):
     app.command()(_command)
 app.command("import")(import_weights)
 app.add_typer(verify_app)
@@ -51,6 +52,7 @@ _EXTRAS = {
     "pyarrow": "data",
     "av": "data",
     "yaml": "data",
+    "prometheus_client": "serve",
 }
 
 

@@ -8,7 +8,9 @@ from rfedge.cli.bench_chains import chains
 from rfedge.cli.bench_env import env
 from rfedge.cli.bench_experts import experts
 from rfedge.cli.bench_latency import latency
+from rfedge.cli.bench_loop import loop
 from rfedge.cli.bench_peers import peers
+from rfedge.cli.bench_server import server
 
 __all__ = ["bench_app"]
 
@@ -20,5 +22,5 @@ def bench() -> None:
     """Measure latency and success."""  # without a callback typer would drop the name of a single command
 
 
-for _command in (latency, chains, env, experts, peers):
+for _command in (latency, chains, env, experts, loop, peers, server):
     bench_app.command()(_command)

@@ -28,6 +28,12 @@ def latency(
     instruction: Annotated[str, typer.Option(help="Instruction of every call.")] = "pull the handle to open the drawer",
     data: Annotated[Path | None, typer.Option(help="Take frames from this CALVIN dataset, not from noise.")] = None,
     assert_faster: Annotated[bool, typer.Option("--assert-faster", help="Fail unless int8 < fp32 < PyTorch.")] = False,
+    backend: Annotated[str, typer.Option(help="What runs the bundles: onnxruntime, openvino or tensorrt.")] = "onnxruntime",
+    provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda, tensorrt or openvino.")] = "cpu",
+    resource_seconds: Annotated[
+        float,
+        typer.Option(help="Then call each variant in a row for so long and sample memory, power, temperature; 0 does not."),
+    ] = 0.0,
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
@@ -38,6 +44,7 @@ def latency(
     from rfedge.cli.progress import round_progress
     from rfedge.cli.reports import write_report
     from rfedge.runtimes import RuntimeSettings
+    from rfedge.runtimes.ort_providers import parse_provider
 
     plan = library.LatencyPlan(
         bundles=tuple(bundles),
@@ -48,7 +55,9 @@ def latency(
         iterations=iterations,
         settle_ms=settle_ms,
         seed=seed,
-        settings=RuntimeSettings(threads=threads, spinning=spinning),
+        settings=RuntimeSettings(threads=threads, spinning=spinning, providers=parse_provider(provider)),
+        backend=backend,
+        resource_seconds=resource_seconds,
     )
     observations = None if data is None else library.dataset_observations(data)
     inputs = "seeded noise" if data is None else f"dataset {data}"
@@ -92,6 +101,7 @@ def _print(console: Console, report: LatencyReport) -> None:
             )
     if ratios.row_count:
         console.print(ratios)
+    _print_resources(console, report)
     floor = report.noise_floor
     console.print(
         f"noise floor (first bundle against itself): {floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]\n"
@@ -101,3 +111,35 @@ def _print(console: Console, report: LatencyReport) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_resources(console: Console, report: LatencyReport) -> None:
+    from rich.table import Table
+
+    if report.idle is None:
+        return
+    used = {variant.name: variant.resources for variant in report.variants if variant.resources is not None}
+    table = Table(title="called in a row", title_justify="left")
+    power = Table(title="power, called in a row", title_justify="left")
+    for name in ("variant", "memory MB", "MemAvailable fell by MB", "hottest"):
+        table.add_column(name, justify="left" if name in ("variant", "hottest") else "right")
+    for name in ("variant", "of", "mean W", "peak W", "J/action", "above idle"):
+        power.add_column(name, justify="left" if name in ("variant", "of") else "right")
+    for name, use in {"(idle)": report.idle, **used}.items():
+        fell = "not told"
+        if use.available_start_bytes is not None and use.available_lowest_bytes is not None:
+            fell = f"{(use.available_start_bytes - use.available_lowest_bytes) / 1e6:.0f}"
+        hottest = max(use.temperatures, key=lambda sensor: sensor.highest_c, default=None)
+        heat = "not told" if hottest is None else f"{hottest.sensor} {hottest.highest_c:.0f} °C"
+        table.add_row(name, f"{use.rss_peak_bytes / 1e6:.0f}", fell, heat)
+        for meter in use.power:
+            joules = (meter.joules_per_action, meter.joules_per_action_above_idle)
+            texts = ("" if number is None else f"{number:.4g}" for number in joules)
+            power.add_row(name, meter.source, f"{meter.mean_w:.2f}", f"{meter.peak_w:.2f}", *texts)
+    console.print(table)
+    if power.row_count:
+        console.print(power)
+    reasons = {"power": report.idle.power_reason, "temperature": report.idle.temperatures_reason}
+    share = max(use.sampler_share for use in used.values())
+    said = [f"{subject} {reason}" for subject, reason in reasons.items() if reason]
+    console.print("\n".join([*said, f"the sampler took {share:.2%} of one core"]), highlight=False, soft_wrap=True)

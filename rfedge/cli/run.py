@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Callable, Iterator
 
+    from rfedge.benchmarks.replay import ReplayReport
     from rfedge.benchmarks.rollouts import RolloutPlan, RolloutReport
+    from rfedge.runtimes.control import StepReport
+    from rfedge.runtimes.policy import EdgePolicy
 
 __all__ = ["run"]
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by `rfedge export`.")],
-    mode: Annotated[str, typer.Option(help="closed-loop or open-loop.")] = "closed-loop",
+    context: typer.Context,
+    bundle: Annotated[Path | None, typer.Argument(help="Folder written by `rfedge export`.")] = None,
+    mode: Annotated[str, typer.Option(help="closed-loop, open-loop, jump-step or overlapped.")] = "closed-loop",
     execute_steps: Annotated[
         int | None,
-        typer.Option(help="Actions played per inference; default 1 in closed loop, the whole chunk in open loop."),
+        typer.Option(
+            help="Actions played per inference; default 1 in closed loop, the whole chunk in open loop, the policy's stride "
+            "in jump-step. Overlapped: least number of steps between two frames, default the policy's stride."
+        ),
+    ] = None,
+    ensemble: Annotated[
+        float | None,
+        typer.Option(
+            help="Play the weighted mean of overlapping chunks; decay of the weights, 0.01 in ACT, below 0: newer first."
+        ),
     ] = None,
     env: Annotated[str, typer.Option(help="playtable, or calvin where calvin_env is installed.")] = "playtable",
     scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
@@ -32,21 +46,91 @@ def run(
     max_steps: Annotated[int, typer.Option(help="Control steps per episode.")] = 120,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of the policy; 0 is all physical cores.")] = 0,
-    backend: Annotated[str, typer.Option(help="onnxruntime, or openvino where it is installed.")] = "onnxruntime",
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, or where it is installed openvino, or tensorrt after `rfedge build`.")
+    ] = "onnxruntime",
+    provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda, tensorrt or openvino.")] = "cpu",
+    one_stage_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-stage-at-a-time",
+            help="Of a backbone in two stages, load each for its call and free it before the next: least memory, slow.",
+        ),
+    ] = False,
     video: Annotated[Path | None, typer.Option(help="Write what the cameras saw to this .gif or .mp4.")] = None,
     realtime: Annotated[bool, typer.Option("--realtime", help="Hold the control rate on the wall clock.")] = False,
+    rate_hz: Annotated[
+        float | None, typer.Option(help="Hold this rate; default the environment's own, 30 Hz for both.")
+    ] = None,
+    late: Annotated[
+        str,
+        typer.Option(help="What a missed step sends: send (its late action), hold (zero motion) or repeat (the last one)."),
+    ] = "send",
+    stop_after_misses: Annotated[
+        int | None, typer.Option(help="Stop the robot and end with status 1 after this many misses in a row.")
+    ] = None,
+    backbone_deadline_ms: Annotated[
+        float | None, typer.Option(help="Stop the robot and end with status 1 when an inference takes longer.")
+    ] = None,
+    max_step_m: Annotated[
+        float | None, typer.Option(help="Longest translation of a control step in metres; longer ones are shortened.")
+    ] = None,
+    max_step_rad: Annotated[float | None, typer.Option(help="The same for the rotation in radians.")] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option(help="Box in the world frame the tool stays in: XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX in metres."),
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write every step to this file, one JSON line each.")] = None,
+    record_frames: Annotated[
+        bool, typer.Option("--record-frames", help="With --record: write a frame of every step beside it, FILE.frames/.")
+    ] = False,
+    rerun: Annotated[
+        Path | None, typer.Option(help="Write frames, actions and ages to this .rrd file for the Rerun viewer.")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Run a recorded file again and compare every action; BUNDLE is where its bundle is now."),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask a `rfedge serve` at ws://HOST:PORT or wss://HOST:PORT instead of a bundle; holds the rate, and holds "
+            "the robot while the server is away. Token: --server-token-file or $RFEDGE_SERVER_TOKEN."
+        ),
+    ] = None,
+    server_deadline_ms: Annotated[float, typer.Option(help="Longest wait for an action of the server.")] = 1000.0,
+    server_token_file: Annotated[Path | None, typer.Option(help="File with the server's token.")] = None,
+    server_certificate: Annotated[
+        Path | None, typer.Option(help="PEM certificate of who signed the server's; default the system's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Run a bundle in a simulator, closed loop or open loop."""
+    """Run a bundle in a simulator: closed loop, open loop, or with the next inference beside the loop."""
     from rich.console import Console
 
+    from rfedge.benchmarks.policy_source import ServerAddress
     from rfedge.benchmarks.rollouts import RolloutPlan
+    from rfedge.cli.run_output import print_run
+    from rfedge.errors import ConfigError, explain
     from rfedge.runtimes import RuntimeSettings
+    from rfedge.runtimes.lateness import LatePolicy
+    from rfedge.runtimes.ort_providers import parse_provider
+    from rfedge.runtimes.safety import SafetyLimits, Workspace
+    from rfedge.runtimes.server.security import read_token
+    from rfedge.runtimes.stopping import SIGNAL_STATUS
 
+    if replay is not None:
+        _replay(context, replay, bundle, as_json=as_json)
+        return
+    if bundle is None and server is None:
+        raise ConfigError(
+            explain("bundle", got="none", expected="a folder", remedy="Name one, or pass --server URL or --replay FILE.")
+        )
     plan = RolloutPlan(
         bundle=bundle,
         mode=mode,
         execute_steps=execute_steps,
+        ensemble=ensemble,
         env=env,
         scene=scene,
         task=task,
@@ -55,66 +139,93 @@ def run(
         max_steps=max_steps,
         seed=seed,
         realtime=realtime,
+        rate_hz=rate_hz,
+        late=LatePolicy(late, stop_after_misses),
+        limits=SafetyLimits(max_step_m, max_step_rad, None if workspace is None else Workspace.parse(workspace)),
+        backbone_deadline_ms=backbone_deadline_ms,
         video=video,
-        settings=RuntimeSettings(threads=threads),
+        record=record,
+        record_frames=record_frames,
+        rerun=rerun,
+        settings=RuntimeSettings(
+            threads=threads, providers=parse_provider(provider), one_stage_at_a_time=one_stage_at_a_time
+        ),
         backend=backend,
+        server=None
+        if server is None
+        else ServerAddress(server, server_deadline_ms, read_token(server_token_file), server_certificate),
     )
     report = _run_with_progress(plan)
-    _print(Console(stderr=as_json), report, video)
+    print_run(Console(stderr=as_json), report, files={"video": video, "record": record, "rerun": rerun})
     if as_json:
         typer.echo(report.model_dump_json())
+    if report.stopped_by is not None:
+        raise typer.Exit(SIGNAL_STATUS.get(report.stopped_by, 1))
+    if report.was_stopped:
+        raise typer.Exit(1)
+
+
+def _replay(context: typer.Context, path: Path, bundle: Path | None, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from rfedge.benchmarks.replay import replay_run
+    from rfedge.cli.run_output import print_replay
+    from rfedge.errors import ConfigError, explain
+    from rfedge.runtimes.run_record import read_run
+    from rfedge.runtimes.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
+
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in ("bundle", "replay", "as_json") and source is not None and source.name == "COMMANDLINE":
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                explain("--replay", got=flag, expected="nothing but BUNDLE and --json", remedy="The record says the rest.")
+            )
+    total = sum(len(episode.steps) for episode in read_run(path).episodes)
+    stop = StopRequest()
+    with _progress(total) as (advance, warn), stop_on_signals(stop):
+        report: ReplayReport = replay_run(path, bundle=bundle, on_load=warn, on_step=lambda *_: advance(None), stop=stop)
+    print_replay(Console(stderr=as_json), report)
+    if as_json:
+        typer.echo(report.model_dump_json())
+    if report.difference is not None:
+        raise typer.Exit(1)
+    if stop.reason is not None:
+        raise typer.Exit(SIGNAL_STATUS.get(stop.reason, 1))
 
 
 def _run_with_progress(plan: RolloutPlan) -> RolloutReport:
+    from rfedge.benchmarks.rollouts import run_rollouts
+    from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+
+    stop = StopRequest()
+    with _progress(plan.episodes * plan.max_steps) as (advance, warn), stop_on_signals(stop):
+
+        def on_step(episode: int, step: StepReport) -> None:
+            # Set, not advanced: an episode that succeeds early fills its share at once.
+            advance(episode * plan.max_steps + step.index + 1)
+
+        return run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Callable[[EdgePolicy], None]]]:
+    """Yield what draws the steps done (None is one more) and what warns of a bundle that was forced past its proof."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from rfedge.benchmarks.rollouts import run_rollouts
-    from rfedge.runtimes.control import StepReport
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("run", total=plan.episodes * plan.max_steps)
+        bar = progress.add_task("steps", total=total)
 
-        def advance(episode: int, step: StepReport) -> None:
-            # Set, not advanced: an episode that succeeds early fills its share at once.
-            done = episode * plan.max_steps + step.index + 1
-            progress.update(bar, completed=done, description=f"episode {episode + 1} of {plan.episodes}")
+        def advance(done: int | None) -> None:
+            progress.update(bar, completed=done, advance=1 if done is None else None)
 
-        return run_rollouts(plan, on_step=advance)
+        def warn(policy: EdgePolicy) -> None:
+            if missed := policy.parts.forced_past:
+                source = policy.parts.source
+                text = f"warning: {source} was exported with --force; its proof missed {'; '.join(missed)}"
+                console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-
-def _print(console: Console, report: RolloutReport, video: Path | None) -> None:
-    from rich.table import Table
-
-    console.print(
-        f"{report.policy} {report.precision}, {report.mode}, {report.execute_steps} of each chunk; "
-        f"{report.environment} scene {report.scene}, renderer {report.renderer}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if report.task is None:
-        console.print(f"instruction {report.instruction!r} names no known task: nobody judges success", highlight=False)
-    else:
-        console.print(f"task {report.task}: {report.instruction!r}", highlight=False, soft_wrap=True)
-    outcome = {True: "success", False: "failure", None: "not judged"}
-    for episode in report.episodes:
-        late = f", {episode.num_late} late (up to {episode.max_lag_ms:.1f} ms)" if report.realtime else ""
-        console.print(
-            f"seed {episode.seed}: {outcome[episode.success]}, {episode.num_steps} steps, "
-            f"{episode.num_inferences} inferences{late}",
-            highlight=False,
-        )
-    if report.num_successes is not None:
-        console.print(f"{report.num_successes} of {len(report.episodes)} episodes succeeded", highlight=False)
-    table = Table(title="milliseconds per policy call")
-    table.add_column("stage")
-    for name in ("p50", "p90", "p99", "max", "mean per control step"):
-        table.add_column(name, justify="right")
-    for stage, summary in report.per_call_ms.items():
-        numbers = (summary.p50, summary.p90, summary.p99, summary.max, report.mean_per_control_step_ms[stage])
-        table.add_row(stage, *(f"{number:.3f}" for number in numbers))
-    console.print(table)
-    if video is not None:
-        console.print(f"video: {video}", highlight=False, soft_wrap=True)
+        yield advance, warn

@@ -20,7 +20,7 @@ from rfedge.runtimes.doctor.software import (
     OnnxRuntime,
     Python,
     TensorRt,
-    has_module,
+    probe_bitsandbytes,
     probe_extras,
     probe_onnxruntime,
     probe_python,
@@ -110,6 +110,7 @@ def examine(on_probe: Callable[[str, int, int], None] = lambda *_: None) -> Exam
         "tensorrt": lambda: probe_tensorrt("tensorrt"),
         "tensorrt_rtx": lambda: probe_tensorrt(RTX_MODULE),
         "extras": probe_extras,
+        "bitsandbytes": probe_bitsandbytes,
     }
     found: dict[str, Probed[Any]] = {}
     for name, look in probes.items():
@@ -123,8 +124,7 @@ def examine(on_probe: Callable[[str, int, int], None] = lambda *_: None) -> Exam
         onnxruntime=found["onnxruntime"].value,
         tensorrt=found["tensorrt"].value,
         backends=tuple(backend_names()),
-        has_torch=has_module("torch"),
-        has_bitsandbytes=has_module("bitsandbytes"),
+        bitsandbytes=found.pop("bitsandbytes"),
     )
     return Examination(**found, precisions=tuple(judge_precisions(machine, PRECISIONS)))
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from rfedge.runtimes.doctor.gpu import Gpu
 from rfedge.runtimes.doctor.jetson import Jetson
+from rfedge.runtimes.doctor.probing import Probed
 from rfedge.runtimes.doctor.processor import Processor
 from rfedge.runtimes.doctor.software import OnnxRuntime, TensorRt
 
@@ -30,8 +31,7 @@ class Machine:
     onnxruntime: OnnxRuntime | None
     tensorrt: TensorRt | None
     backends: tuple[str, ...]
-    has_torch: bool
-    has_bitsandbytes: bool
+    bitsandbytes: Probed[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def judge_precisions(machine: Machine, exported: Collection[str]) -> list[Precis
 
 def _judge(name: str, machine: Machine, exported: Collection[str]) -> PrecisionVerdict:
     if name in _BITSANDBYTES:
-        return PrecisionVerdict(name, possible=False, backend="", speed="", reason=_why_no_bitsandbytes(machine))
+        return _judge_bitsandbytes(name, machine.bitsandbytes)
     way, why_not = _way(name, machine)
     if way is None:
         return PrecisionVerdict(name, possible=False, backend="", speed="", reason=why_not)
@@ -80,13 +80,12 @@ def _judge(name: str, machine: Machine, exported: Collection[str]) -> PrecisionV
     return PrecisionVerdict(name, possible=True, backend=way.backend, speed=way.speed, reason="")
 
 
-def _why_no_bitsandbytes(machine: Machine) -> str:
-    reason = "the torch runner of this version computes in fp32 only"
-    if machine.jetson is not None:
-        return f"{reason}, and bitsandbytes has no wheels for Jetson"
-    needed = {"torch": machine.has_torch, "bitsandbytes": machine.has_bitsandbytes}
-    missing = [name for name, here in needed.items() if not here]
-    return f"{reason}; {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed" if missing else reason
+def _judge_bitsandbytes(name: str, found: Probed[str]) -> PrecisionVerdict:
+    if found.value is None:
+        return PrecisionVerdict(name, possible=False, backend="", speed="", reason=found.reason)
+    backend = f"PyTorch on the CPU with bitsandbytes {found.value}"
+    speed = "small; each product turns its weights into floats" if name == "nf4" else "small; outliers stay floats"
+    return PrecisionVerdict(name, possible=True, backend=backend, speed=speed, reason="from a checkpoint; never exported")
 
 
 def _way(name: str, machine: Machine) -> tuple[_Way | None, str]:

@@ -18,8 +18,8 @@ __all__ = [
     "OnnxRuntime",
     "Python",
     "TensorRt",
-    "has_module",
     "parse_requirements",
+    "probe_bitsandbytes",
     "probe_extras",
     "probe_onnxruntime",
     "probe_python",
@@ -218,7 +218,21 @@ def _version(package: str) -> str:
     return "installed"
 
 
-def has_module(name: str) -> bool:
+def probe_bitsandbytes() -> str:
+    """Multiply by weights of both its formats, in a process of its own, and return the version.
+
+    Raises:
+        Absent: it or PyTorch is not installed, or a product does not run.
+    """
+    missing = [name for name in ("torch", "bitsandbytes") if not _has_module(name)]
+    if missing:
+        raise Absent(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")
+    code = "from rfedge.runtimes.reference import try_bitsandbytes\ntry_bitsandbytes()"
+    command_output([sys.executable, "-c", code], timeout_s=120.0)
+    return metadata.version("bitsandbytes")
+
+
+def _has_module(name: str) -> bool:
     """Whether a module could be imported, without importing it."""
     found: Probed[bool] = probe(lambda: importlib.util.find_spec(name) is not None)
     return bool(found.value)

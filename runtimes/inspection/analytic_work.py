@@ -113,16 +113,15 @@ class _Tally:
         if bias:
             self.vector(block, columns)
 
-    def gates(self, block: str, steps: int, width: int, gates: int, reads: int = 1) -> None:
+    def gates(self, block: str, rows: int, width: int, gates: int) -> None:
         """One of the two matrices of an LSTM layer; what it writes are gates, which stay inside the operator."""
         self._add(
             block,
-            macs=steps * width * gates,
+            macs=rows * width * gates,
             form=_FLOAT,
             parameters=width * gates,
             weight_bytes=width * gates * FLOAT_BYTES,
-            activation_bytes=steps * width * FLOAT_BYTES,
-            reads=reads,
+            activation_bytes=rows * width * FLOAT_BYTES,
         )
 
     def attention(self, block: str, batch_heads: int, queries: int, keys: int, head_size: int) -> None:
@@ -152,7 +151,6 @@ class _Tally:
         parameters: int = 0,
         weight_bytes: int = 0,
         activation_bytes: int = 0,
-        reads: int = 1,
     ) -> None:
         self.products.append(
             Product(
@@ -164,7 +162,6 @@ class _Tally:
                 parameters=parameters,
                 weight_bytes=weight_bytes,
                 activation_bytes=activation_bytes,
-                weight_reads=reads,
             )
         )
 
@@ -279,14 +276,14 @@ def _proprioception(tally: _Tally, config: PolicyConfig) -> None:
 
 
 def _head(tally: _Tally, config: PolicyConfig, steps: int) -> None:
-    head, block = config.head, "head"
+    head, block, rows = config.head, "head", config.lstm_rows
     feature = config.feature_size
     if isinstance(head, LSTMHeadConfig):
         hidden = head.hidden_size
         for index in range(head.layers):
             width = hidden if index else feature
-            tally.gates(block, steps, width, 4 * hidden)
-            tally.gates(block, steps, hidden, 4 * hidden, reads=steps)
+            tally.gates(block, rows, width, 4 * hidden)
+            tally.gates(block, rows, hidden, 4 * hidden)
             tally.vector(block, 8 * hidden)
     elif head.kind == "gpt":
         hidden = head.width
@@ -306,4 +303,4 @@ def _head(tally: _Tally, config: PolicyConfig, steps: int) -> None:
     for outputs in (POSE_SIZE * config.chunk_size, config.chunk_size):
         sizes = (hidden, *head.mlp_sizes, outputs)
         for inner, columns in itertools.pairwise(sizes):
-            tally.linear(block, 1, inner, columns, bias=True, in_float=True)
+            tally.linear(block, rows, inner, columns, bias=True, in_float=True)

@@ -29,7 +29,7 @@ _FLOATS: Final[dict[str, Arithmetic]] = {"float32": "fp32", "float16": "fp16", "
 
 
 def head_steps(config: PolicyConfig) -> int:
-    """Return the features that one call of the head runs over once its window is full."""
+    """Return the features behind one action once the window is full, as far as the head does not carry a state."""
     if config.head.kind == "gpt" or (config.head.kind == "lstm" and config.time_keeping == "window"):
         return config.window
     return 1
@@ -47,8 +47,9 @@ def bundle_work(bundle: Bundle) -> PolicyWork:
     uncounted: list[str] = []
     graph_bytes = 0
     text = bundle.policy.decoder.text_length  # the longest instruction: the most that a call can cost
-    for path, size, block in ((bundle.path("backbone"), text, None), (bundle.path("head"), steps, "head")):
-        counter = GraphCount(read_graph(path), dynamic_size=size, block=block)
+    for name in bundle.contract.graphs:
+        size, block = (steps, "head") if name == "head" else (text, None)
+        counter = GraphCount(read_graph(bundle.path(name)), dynamic_size=size, block=block)
         products += counter.products
         vectors |= counter.vector_sums()
         uncounted += counter.uncounted
@@ -59,7 +60,7 @@ def bundle_work(bundle: Bundle) -> PolicyWork:
         products=tuple(products),
         vectors=vectors,
         head_steps=steps,
-        embedding_bytes=sizes.get("embedding", 0),
+        embedding_bytes=sizes.get("embedding", 0) or sizes.get("instructions", 0),
         table_bytes=max(graph_bytes - counted, 0),
         uncounted=tuple(uncounted),
     )
@@ -246,6 +247,8 @@ class GraphCount:
         """One product with the input for all steps together, and one with the state that waits for each step."""
         x, w, r = (self._tensor(name) for name in node.inputs[:3])
         steps = x.shape[0] if x.shape and isinstance(x.shape[0], int) and x.shape[0] > 0 else self._dynamic_size
+        state = self._tensor(node.inputs[5]).shape
+        batch = state[1] if state is not None and isinstance(state[1], int) else 1
         products = []
         for name, weight, reads in ((node.inputs[1], w, 1), (node.inputs[2], r, steps)):
             stored = self._stored_weight(name)
@@ -257,12 +260,12 @@ class GraphCount:
                 Product(
                     stage=stage_of_block(block),
                     block=block,
-                    macs=steps * rows * width,
+                    macs=steps * batch * rows * width,
                     arithmetic=arithmetic,
                     label=_label(arithmetic, [stored[0]]),
                     parameters=rows * width,
                     weight_bytes=_bytes(Tensor(stored[0], weight.shape)) + stored[1],
-                    activation_bytes=steps * width * ELEMENT_BITS.get(weight.dtype, 32) // 8,
+                    activation_bytes=steps * batch * width * ELEMENT_BITS.get(weight.dtype, 32) // 8,
                     weight_reads=reads,
                 )
             )

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rfedge.backbone_stages import graph_of_block
 from rfedge.bundle import Bundle
 from rfedge.config import PolicyConfig
+from rfedge.contract import GraphName
 from rfedge.runtimes.doctor.jetson import probe_jetson
 from rfedge.runtimes.doctor.memory import probe_memory
 from rfedge.runtimes.doctor.probing import probe
@@ -17,11 +19,30 @@ from rfedge.runtimes.inspection.devices import DEVICES, Device, device, device_o
 from rfedge.runtimes.inspection.graph_work import bundle_work
 from rfedge.runtimes.inspection.roofline import Prediction, predict
 from rfedge.runtimes.inspection.this_machine import device_of_gpu, measure_cpu, this_gpu
-from rfedge.runtimes.inspection.work import STAGES, PolicyWork, Sums
+from rfedge.runtimes.inspection.work import STAGES, PolicyWork, Sums, sum_products
 
-__all__ = ["Inspection", "inspect_bundle", "inspect_config"]
+__all__ = ["GraphFiles", "Inspection", "inspect_bundle", "inspect_config"]
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFiles:
+    """One graph of a bundle: what a runtime loads at once.
+
+    Attributes:
+        graph: "backbone" and "head", or "vision", "decoder" and "head".
+        file: its name in the bundle.
+        size_bytes: with the weights beside it.
+        macs: multiply-accumulates of one policy call.
+        precision: of its products with weights.
+    """
+
+    graph: GraphName
+    file: str
+    size_bytes: int
+    macs: int
+    precision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +54,8 @@ class Inspection:
         counted_from: "graphs" or "configuration".
         policy: name of the policy.
         disagreements: blocks whose precision in the graph is not what the manifest says.
+        forced_past: thresholds that the bundle missed when it was exported with --force.
+        graphs: of a bundle, in call order.
     """
 
     subject: str
@@ -41,6 +64,8 @@ class Inspection:
     work: PolicyWork
     predictions: tuple[Prediction, ...]
     disagreements: tuple[str, ...] = ()
+    forced_past: tuple[str, ...] = ()
+    graphs: tuple[GraphFiles, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -57,6 +82,8 @@ class Inspection:
             "memory_bytes": self.work.memory_bytes,
             "uncounted": list(self.work.uncounted),
             "disagreements": list(self.disagreements),
+            "forced_past": list(self.forced_past),
+            "graphs": [dataclasses.asdict(graph) for graph in self.graphs],
             "stages": {stage: _sums(self.work.stage(stage)) for stage in STAGES},
             "blocks": [
                 {"stage": stage, "block": block, **_sums(sums)} for (stage, block), sums in self.work.blocks().items()
@@ -85,10 +112,11 @@ def inspect_bundle(
     work = bundle_work(bundle)
     progress("count", 1, 1)
     counted = {block: sums.label for (_, block), sums in work.blocks().items()}
+    # What is counted are the graphs for every device; a head for CPUs alone is none of them.
     disagreements = tuple(
         f"{block}: the manifest says {said}, the graph {counted[block]}"
         for block, said in bundle.manifest.precision.blocks.items()
-        if block in counted and counted[block] != said
+        if block in counted and counted[block] != said and not (block == "head" and bundle.has("head-cpu"))
     )
     return Inspection(
         subject=str(bundle.root),
@@ -97,7 +125,23 @@ def inspect_bundle(
         work=work,
         predictions=_predict(work, devices, threads, progress),
         disagreements=disagreements,
+        forced_past=bundle.manifest.parity.forced_past,
+        graphs=_graph_files(bundle, work),
     )
+
+
+def _graph_files(bundle: Bundle, work: PolicyWork) -> tuple[GraphFiles, ...]:
+    found = []
+    for name in bundle.contract.graphs:
+        file = bundle.path(name).name
+        sums = sum_products(product for product in work.products if graph_of_block(bundle.contract, product.block) == name)
+        size_bytes = sum(
+            artifact.size_bytes
+            for artifact in bundle.manifest.artifacts
+            if artifact.path == file or (artifact.role == "weights" and artifact.path.startswith(file))
+        )
+        found.append(GraphFiles(name, file, size_bytes, sums.macs, sums.label))
+    return tuple(found)
 
 
 def inspect_config(

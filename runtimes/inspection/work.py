@@ -79,7 +79,7 @@ class PolicyWork:
 
     Attributes:
         vectors: block -> (elements, bytes) of its norms and biases.
-        head_steps: features the head runs over in one call.
+        head_steps: features behind one action: the window, or 1 where a state is carried.
         embedding_bytes: token table, read once an instruction and not in a policy call.
         table_bytes: everything else stored with the graphs: positions, latents, masks.
         uncounted: operators whose cost is unknown, by name.

@@ -12,6 +12,7 @@ from rfedge.benchmarks.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.int8_ranges import Int8RangesReport
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.peers import PeersReport
+from rfedge.benchmarks.precision_records import PrecisionsReport
 from rfedge.benchmarks.schema import LatencyReport
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -23,6 +24,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-int8-ranges": Int8RangesReport,
     "rfedge-latency": LatencyReport,
     "rfedge-peers": PeersReport,
+    "rfedge-precisions": PrecisionsReport,
 }
 
 

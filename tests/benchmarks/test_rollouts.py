@@ -166,7 +166,8 @@ def test_plan_refuses_nothing_to_do(bundle: Path) -> None:
 
 def test_late_steps_are_counted(world: BlankWorld, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "rfedge.benchmarks.episode.RateKeeper", lambda rate_hz: SimpleNamespace(wait=lambda: 0.01, num_late=3, num_skipped=1)
+        "rfedge.benchmarks.rollouts.RateKeeper",
+        lambda rate_hz: SimpleNamespace(wait=lambda: 0.01, overdue_s=lambda: 0.0, num_late=3, num_skipped=1),
     )
     plan = RolloutPlan(bundle=bundle, instruction="push the button", max_steps=3, realtime=True, settings=SETTINGS)
     (episode,) = run_rollouts(plan).episodes

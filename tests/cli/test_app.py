@@ -186,7 +186,7 @@ def test_train_export_run_on_tiny(tmp_path: Path) -> None:
         ("torch", ["export", "{checkpoint}", "--output", "{output}"], "export"),
         ("onnx", ["export", "{checkpoint}", "--output", "{output}"], "export"),
         ("torch", ["verify", "{bundle}", "--checkpoint", "{checkpoint}"], "export"),
-        ("mujoco", ["run", "{bundle}", "--task", "open_drawer"], ""),
+        ("mujoco", ["run", "{bundle}", "--instruction", "go"], ""),
     ],
 )
 def test_a_missing_library_is_one_line_that_names_the_extra(

@@ -162,14 +162,15 @@ def _backbone(contract: GraphContract, weights: dict[str, Array]) -> onnx.ModelP
 def _head(contract: GraphContract, weights: dict[str, Array], config: PolicyConfig) -> onnx.ModelProto:
     node = helper.make_node
     layers, hidden, chunk = config.head.layers, config.head.hidden_size, config.chunk_size
-    nodes = [node("Transpose", ["features"], ["x0"], perm=[1, 0, 2])]  # (batch, step, width) -> (step, batch, width)
+    nodes = [node("Expand", ["features", "rows"], ["x0"])]  # (1, 1, width) -> (step 1, row, width)
     nodes += [
         node("Split", [name], [f"{name}{layer}" for layer in range(layers)], axis=0, num_outputs=layers) for name in "hc"
     ]
     constants: dict[str, Array] = {
         "direction": np.array([1], dtype=np.int64),
-        "pose_shape": np.array([1, chunk, 6], dtype=np.int64),
-        "row": np.array([1, hidden], dtype=np.int64),
+        "pose_shape": np.array([config.lstm_rows, chunk, 6], dtype=np.int64),
+        "rows": np.array([1, config.lstm_rows, 1], dtype=np.int64),
+        "hidden_size": np.array([config.lstm_rows, hidden], dtype=np.int64),
         "pose_weight": weights["pose"],
         "grip_weight": weights["grip"],
     }
@@ -186,7 +187,7 @@ def _head(contract: GraphContract, weights: dict[str, Array], config: PolicyConf
         ]
     nodes += [node("Concat", [f"{name}_new{layer}" for layer in range(layers)], [f"{name}_out"], axis=0) for name in "hc"]
     nodes += [
-        node("Reshape", [f"h_new{layers - 1}", "row"], ["last"]),
+        node("Reshape", [f"h_new{layers - 1}", "hidden_size"], ["last"]),
         node("MatMul", ["last", "pose_weight"], ["pose_flat"]),
         node("Tanh", ["pose_flat"], ["pose_tanh"]),
         node("Reshape", ["pose_tanh", "pose_shape"], ["pose"]),

@@ -8,63 +8,18 @@ import pytest
 from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper, drive, make_controller
-from rfedge.runtimes.control import StepReport, guard_action
-
-FRAME = Observation(static=np.zeros((200, 200, 3), dtype=np.uint8), gripper=np.zeros((84, 84, 3), dtype=np.uint8))
-
-
-class CountingPolicy:
-    """Action j of inference i is full of (10 i + j) / 100."""
-
-    def __init__(self, chunk_size: int = 4, frame_stride: int = 1) -> None:
-        self.chunk_size = chunk_size
-        self.frame_stride = frame_stride
-        self.instructions: list[str] = []
-        self.num_calls = 0
-
-    def reset(self, instruction: str) -> None:
-        self.instructions.append(instruction)
-        self.num_calls = 0
-
-    def act(self, observation: Observation) -> PolicyStep:
-        assert observation is FRAME
-        values = (10 * self.num_calls + np.arange(self.chunk_size)) / 100
-        self.num_calls += 1
-        return PolicyStep(actions=np.repeat(values[:, None], 7, axis=1).astype(np.float32), timings_ms={"total": 1.0})
-
-
-class Robot:
-    def __init__(self) -> None:
-        self.actions: list[np.ndarray] = []
-        self.num_frames = 0
-
-    def observe(self) -> Observation:
-        self.num_frames += 1
-        return FRAME
-
-    def advance(self, action: np.ndarray) -> None:
-        self.actions.append(action)
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.time_s = 100.0
-        self.sleeps_s: list[float] = []
-
-    def now_s(self) -> float:
-        return self.time_s
-
-    def sleep_s(self, seconds: float) -> None:
-        self.sleeps_s.append(seconds)
-        self.time_s += seconds
+from rfedge.runtimes.control import ControlLoop, StepReport
+from rfedge.runtimes.controllers import SYNCHRONOUS_MODES
+from rfedge.runtimes.safety import guard_action
+from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 
 def _played(mode: str, execute_steps: int | None, policy: CountingPolicy, num_steps: int = 8) -> tuple[list[int], int, int]:
     robot = Robot()
-    result = drive(make_controller(policy, mode, execute_steps), robot, "go", max_steps=num_steps)
-    assert result.num_steps == num_steps == len(robot.actions)
-    assert result.timings_ms == {"total": [1.0] * result.num_inferences}
-    return [round(float(action[0]) * 100) for action in robot.actions], result.num_inferences, robot.num_frames
+    result = drive(ControlLoop(make_controller(policy, mode, execute_steps), robot), "go", max_steps=num_steps)
+    assert result.summary.num_steps == num_steps == len(robot.actions)
+    assert result.timings_ms == {"total": [1.0] * result.summary.num_inferences}
+    return [round(float(action[0]) * 100) for action in robot.actions], result.summary.num_inferences, robot.num_frames
 
 
 @pytest.mark.parametrize(
@@ -108,9 +63,11 @@ def test_modes_are_spelled_out() -> None:
     with pytest.raises(ConfigError) as error:
         make_controller(CountingPolicy(), "openloop", 2)
     assert str(error.value) == (
-        "mode: got 'openloop', expected one of closed-loop, open-loop (did you mean 'open-loop'?). "
+        "mode: got 'openloop', expected one of closed-loop, open-loop, jump-step, overlapped (did you mean 'open-loop'?). "
         "Choose one of these names."
     )
+    with pytest.raises(ConfigError, match="mode: got 'overlapped', expected one of closed-loop, open-loop, jump-step"):
+        make_controller(CountingPolicy(), "overlapped", modes=SYNCHRONOUS_MODES)
     with pytest.raises(ConfigError, match="execute_steps: got 2, expected 1 in closed-loop mode"):
         make_controller(CountingPolicy(), "closed-loop", 2)
 
@@ -143,8 +100,7 @@ def test_another_time_base_is_one_plain_warning(
 def test_drive_stops_at_success_and_reports() -> None:
     robot, steps = Robot(), list[StepReport]()
     result = drive(
-        OpenLoop(CountingPolicy(), 4),
-        robot,
+        ControlLoop(OpenLoop(CountingPolicy(), 4), robot),
         "go",
         max_steps=50,
         success=lambda: len(robot.actions) == 6,
@@ -152,17 +108,28 @@ def test_drive_stops_at_success_and_reports() -> None:
         observe_every_step=True,
         seed=7,
     )
-    assert (result.success, result.num_steps, result.num_inferences, result.seed) == (True, 6, 2, 7)
+    summary = result.summary
+    assert (summary.ended, result.success, summary.num_steps, summary.num_inferences, result.seed) == (
+        "success",
+        True,
+        6,
+        2,
+        7,
+    )
     assert result.actions.shape == (6, 7)
     assert result.actions.dtype == np.float32
     assert [step.index for step in steps] == list(range(6))
     assert robot.num_frames == 6
-    assert robot.actions[0].dtype == np.float64
+    assert robot.actions[0].dtype == np.float32
+    assert [step.control.age_steps for step in steps] == [0, 1, 2, 3, 0, 1]
+    assert robot.num_stops == 1
 
 
 def test_success_is_false_when_time_is_up_and_none_without_a_judge() -> None:
-    assert drive(ClosedLoop(CountingPolicy()), Robot(), "go", max_steps=3, success=lambda: False).success is False
-    assert drive(ClosedLoop(CountingPolicy()), Robot(), "go", max_steps=3).success is None
+    judged = drive(ControlLoop(ClosedLoop(CountingPolicy()), Robot()), "go", max_steps=3, success=lambda: False)
+    assert judged.success is False
+    result = drive(ControlLoop(ClosedLoop(CountingPolicy()), Robot()), "go", max_steps=3)
+    assert (result.success, result.summary.ended) == (None, "max-steps")
 
 
 def test_actions_are_guarded_before_they_reach_the_robot() -> None:
@@ -178,9 +145,10 @@ def test_actions_are_guarded_before_they_reach_the_robot() -> None:
 
     robot = Robot()
     with pytest.raises(ContractError) as error:
-        drive(ClosedLoop(Broken()), robot, "go", max_steps=3)
+        drive(ControlLoop(ClosedLoop(Broken()), robot), "go", max_steps=3)
     assert str(error.value) == ("action: got NaN or Inf, expected finite values. The robot was not moved; check the policy.")
-    assert robot.actions == []
+    np.testing.assert_array_equal(robot.actions, [[0, 0, 0, 0, 0, 0, 1]])
+    assert robot.num_stops == 1
 
 
 def test_rate_keeper_does_not_drift() -> None:
@@ -216,11 +184,12 @@ def test_lag_reaches_the_result() -> None:
     clock = FakeClock()
 
     class SlowRobot(Robot):
-        def advance(self, action: np.ndarray) -> None:
-            super().advance(action)
+        def apply(self, action: np.ndarray) -> None:
+            super().apply(action)
             clock.time_s += 0.15 if len(self.actions) == 2 else 0.05
 
     keeper = RateKeeper(10.0, clock)
-    result = drive(ClosedLoop(CountingPolicy()), SlowRobot(), "go", max_steps=5, rate_keeper=keeper)
+    result = drive(ControlLoop(ClosedLoop(CountingPolicy()), SlowRobot(), pace=keeper, clock=clock), "go", max_steps=5)
     assert (result.num_late, result.num_skipped) == (1, 0)
-    assert result.max_lag_s == pytest.approx(0.05)
+    assert result.summary.max_lag_s == pytest.approx(0.05)
+    assert result.summary.num_missed == 0, "the actions were ready; the robot was slow to take one"

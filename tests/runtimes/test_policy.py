@@ -12,6 +12,7 @@ from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ContractError
 from rfedge.messages import Observation, PolicyState, check_action
 from rfedge.runtimes import STAGES, EdgePolicy, RuntimeSettings
+from rfedge.timekeeping import acting_row
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
 
 SETTINGS = RuntimeSettings(threads=1)
@@ -52,12 +53,11 @@ def test_actions_equal_the_numpy_oracle(tmp_path: Path, time_keeping: str) -> No
         check_action(actions)
         np.testing.assert_allclose(actions[:, :6], pose.reshape(4, 6), atol=1e-5)
         np.testing.assert_array_equal(actions[:, 6], np.where(gripper > 0.5, 1.0, -1.0))
-    np.testing.assert_allclose(policy._state.h[:, 0], h, atol=1e-5)
-    np.testing.assert_allclose(policy._state.c[:, 0], c, atol=1e-5)
+    row = acting_row(policy._state)
+    np.testing.assert_allclose(policy._state.h[:, row], h, atol=1e-5)
+    np.testing.assert_allclose(policy._state.c[:, row], c, atol=1e-5)
     assert policy._state.num_steps == NUM_STEPS
-    assert policy._state.history.shape == ((0, 64) if time_keeping == "carry" else (12, 64))
-    if time_keeping == "window":
-        np.testing.assert_allclose(policy._state.history, features[-12:], atol=1e-5)
+    assert policy._state.h.shape[1] == (1 if time_keeping == "carry" else 12)
 
 
 def test_window_equals_carry_until_the_window_is_full_and_not_after(tmp_path: Path) -> None:
@@ -234,3 +234,16 @@ def test_torch_runs_the_same_contract(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, again)
     with pytest.raises(ArtifactError, match="checkpoint"):
         EdgePolicy.load(tmp_path / "none", backend="torch")
+
+
+def test_a_head_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = tiny_config(time_keeping="carry")
+    write_handmade_bundle(tmp_path / "b", config)
+    manifest = tmp_path / "b" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"time_keeping": "carry"', '"time_keeping": "window"'))
+    with pytest.raises(ArtifactError) as error:
+        EdgePolicy.load(tmp_path / "b")
+    assert str(error.value) == (
+        "head: got a graph with 1 LSTM, expected 12 side by side, for window time-keeping. "
+        "This bundle was exported by an earlier version; export it again."
+    )

@@ -58,7 +58,7 @@ def processor(cpuinfo: str = recorded.XEON, **changes: object) -> Processor:
 
 def machine(**changes: object) -> Machine:
     base = Machine(
-        processor(), None, None, CPU_RUNTIME, None, ("onnxruntime", "torch"), has_torch=False, has_bitsandbytes=False
+        processor(), None, None, CPU_RUNTIME, None, ("onnxruntime", "torch"), Probed(None, "bitsandbytes is not installed")
     )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -261,7 +261,10 @@ def test_every_precision_is_judged_on_a_plain_cpu() -> None:
     assert verdicts["int8"].speed == "fast (AMX-INT8)"
     assert verdicts["fp16"].reason == "this version of rfedge exports fp32, int8 only"
     assert verdicts["bf16"].reason == "onnxruntime has no bf16 products on the CPU; no NVIDIA GPU"
-    assert "bitsandbytes are not installed" in verdicts["nf4"].reason
+    assert verdicts["nf4"].reason == "bitsandbytes is not installed"
+    able = judged(machine(bitsandbytes=Probed("0.50.2")))
+    assert able["nf4"].possible
+    assert able["llm-int8"].backend == "PyTorch on the CPU with bitsandbytes 0.50.2"
     assert all(verdict.possible or verdict.reason for verdict in verdicts.values())
 
 
@@ -282,7 +285,6 @@ def test_gpus_are_judged_by_what_can_use_them() -> None:
     unusable = judged(machine(gpu=ORIN, jetson=JETSON), everything)
     assert unusable["fp32"].backend == "onnxruntime CPU"
     assert unusable["bf16"].reason.endswith("this onnxruntime cannot use the Orin")
-    assert unusable["nf4"].reason.endswith("bitsandbytes has no wheels for Jetson")
     cuda = judged(machine(gpu=ORIN, onnxruntime=CUDA_RUNTIME), everything)
     assert cuda["bf16"].backend == "onnxruntime CUDA on Orin"
     assert cuda["int8"].backend == "onnxruntime CPU"

@@ -1,0 +1,179 @@
+"""Where a run's policy comes from, a bundle here or a server elsewhere, and what a report says of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import ssl
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from rfedge.errors import ConfigError, explain
+from rfedge.runtimes.base import RuntimeSettings
+from rfedge.runtimes.policy import EdgePolicy
+from rfedge.runtimes.policy_step import Policy
+from rfedge.runtimes.server_client import RemotePolicy
+
+__all__ = ["OpenedPolicy", "PolicyChoice", "ServerAddress", "check_source", "open_policy"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """A `rfedge serve` somewhere.
+
+    Attributes:
+        url: ws://HOST:PORT or wss://HOST:PORT.
+        deadline_ms: longest wait for an action.
+        token: what the server asks for, or None.
+        certificate: PEM file of the authority that signed the server's certificate; None for the system's.
+    """
+
+    url: str
+    deadline_ms: float = 1000.0
+    token: str | None = field(default=None, repr=False)
+    certificate: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a deadline that nobody can meet.
+
+        Raises:
+            ConfigError: it is not a positive number.
+        """
+        if not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
+            raise ConfigError(
+                explain("deadline", got=self.deadline_ms, expected="a positive number", remedy="Raise --server-deadline-ms.")
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedPolicy:
+    """A policy and its labels in a report.
+
+    Attributes:
+        source: folder or address.
+        name, precision: of the policy.
+        settings: what its backend said of itself.
+        forced_past: thresholds of the export that its bundle missed and was written in spite of.
+    """
+
+    policy: Policy
+    source: str
+    name: str
+    precision: str
+    settings: dict[str, str]
+    forced_past: tuple[str, ...]
+
+
+class PolicyChoice(Protocol):
+    """The part of a plan that says which policy runs."""
+
+    @property
+    def bundle(self) -> Path | None:
+        """Folder of a bundle, or None."""
+
+    @property
+    def server(self) -> ServerAddress | None:
+        """Where a policy is served, or None."""
+
+    @property
+    def backend(self) -> str:
+        """Of a bundle."""
+
+    @property
+    def settings(self) -> RuntimeSettings:
+        """Of a bundle."""
+
+
+def check_source(bundle: Path | None, server: ServerAddress | None, record: Path | None) -> None:
+    """Check that a plan names one policy.
+
+    Raises:
+        ConfigError: neither bundle nor server or both, or a record of a policy that is not here.
+    """
+    if (bundle is None) == (server is None):
+        raise ConfigError(
+            explain(
+                "policy",
+                got="neither bundle nor server" if bundle is None else "a bundle and a server",
+                expected="one of them",
+                remedy="Name a bundle's folder, or pass --server ws://HOST:PORT.",
+            )
+        )
+    if server is not None and record is not None:
+        raise ConfigError(
+            explain(
+                "--record",
+                got="a policy on a server",
+                expected="a bundle, whose hash a record holds",
+                remedy="Leave out --record, or run the bundle here.",
+            )
+        )
+
+
+def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePolicy], None] | None) -> OpenedPolicy:
+    """Load the plan's bundle or connect to its server; `stack` closes it.
+
+    Args:
+        stack: lives as long as the run.
+        plan: checked by `check_source`.
+        on_load: told a loaded bundle.
+
+    Raises:
+        ArtifactError: the bundle cannot be loaded.
+        ContractError: it is another kind of server.
+        ConfigError: address or certificate are no good, or the server refuses this client.
+        PolicyUnavailableError: nobody answers at the server's address.
+    """
+    if plan.server is not None:
+        return _connect(stack, plan.server)
+    assert plan.bundle is not None
+    policy = stack.enter_context(EdgePolicy.load(plan.bundle, backend=plan.backend, settings=plan.settings))
+    if on_load is not None:
+        on_load(policy)
+    return OpenedPolicy(
+        policy=policy,
+        source=str(plan.bundle),
+        name=policy.config.name,
+        precision=policy.parts.precision,
+        settings=policy.parts.backbone.effective_settings(),
+        forced_past=policy.parts.forced_past,
+    )
+
+
+def _connect(stack: ExitStack, server: ServerAddress) -> OpenedPolicy:
+    policy = stack.enter_context(
+        RemotePolicy(server.url, deadline_ms=server.deadline_ms, token=server.token, tls=_client_tls(server))
+    )
+    said = policy.metadata
+    forced_past = tuple(str(text) for text in said.get("forced_past") or ())
+    if forced_past:
+        logger.warning("%s serves a bundle exported with --force; its proof missed %s", server.url, "; ".join(forced_past))
+    return OpenedPolicy(
+        policy=policy,
+        source=server.url,
+        name=str(said.get("policy")),
+        precision=str(said.get("precision")),
+        settings={str(key): str(value) for key, value in dict(said.get("backend_settings") or {}).items()},
+        forced_past=forced_past,
+    )
+
+
+def _client_tls(server: ServerAddress) -> ssl.SSLContext | None:
+    if server.certificate is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=server.certificate)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            explain(
+                f"certificate {server.certificate}",
+                got=error.strerror or str(error),
+                expected="a PEM file",
+                remedy="Check --server-certificate.",
+            )
+        ) from None

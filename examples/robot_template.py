@@ -1,0 +1,117 @@
+"""A real arm behind rfedge's control loop. Copy this file and fill `ArmDriver` with your arm's own library.
+
+docs/how-to/connect_a_robot.md explains each choice made here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.messages import (
+    GRIPPER_CLOSE,
+    GRIPPER_IMAGE_SHAPE,
+    GRIPPER_OPEN,
+    POSE_SIZE,
+    POSITION_SCALE_M,
+    ROTATION_SCALE_RAD,
+    STATIC_IMAGE_SHAPE,
+    Observation,
+)
+from rfedge.runtimes import EdgePolicy, RateKeeper, RuntimeSettings, make_controller
+from rfedge.runtimes.adapters.images import fit_camera
+from rfedge.runtimes.control import ControlLoop, LoopSummary
+from rfedge.runtimes.lateness import LatePolicy
+from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
+from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+
+# The loop's rate, not the camera's. A step is at most 0.02 m whatever the rate is: at 5 Hz the tool moves at 0.1 m/s.
+RATE_HZ = 5.0
+LIMITS = SafetyLimits(
+    max_step_m=0.01,
+    max_step_rad=0.03,
+    workspace=Workspace(low_m=(-0.3, -0.3, 0.35), high_m=(0.3, 0.1, 0.7)),
+    adds_up=False,  # this arm takes every step from where it is
+)
+
+
+class ArmDriver(Protocol):
+    """What your arm's library has to offer, one way or another."""
+
+    def static_image(self) -> npt.NDArray[np.uint8]:
+        """Newest picture of the fixed camera, (height, width, 3) RGB."""
+
+    def wrist_image(self) -> npt.NDArray[np.uint8]:
+        """Newest picture of the camera on the wrist."""
+
+    def tool_pose(self) -> npt.NDArray[np.float64]:
+        """(6,) x y z in metres and rotations about the fixed axes x y z in radians, in the world frame."""
+
+    def joint_angles(self) -> npt.NDArray[np.float64]:
+        """(7,) in radians; zeros for an arm with fewer, unless the policy was trained with proprioception."""
+
+    def gripper_width_m(self) -> float:
+        """Distance of the fingers."""
+
+    def move_tool_by(self, translation_m: npt.NDArray[np.float64], rotation_rad: npt.NDArray[np.float64]) -> None:
+        """Begin to move the tool by this much in the world frame, and return at once."""
+
+    def move_gripper(self, *, opened: bool) -> None:
+        """Begin to open or close, and return at once."""
+
+    def halt(self) -> None:
+        """Stand still, gripper as it is. Called from any thread, and more than once."""
+
+
+class MyArm:
+    """`rfedge.runtimes.robot.Robot` for one arm."""
+
+    def __init__(self, driver: ArmDriver) -> None:
+        self._driver = driver
+        self._gripper = GRIPPER_OPEN
+
+    def observe(self) -> Observation:
+        state = np.concatenate(
+            [
+                self._driver.tool_pose(),
+                [self._driver.gripper_width_m()],
+                self._driver.joint_angles(),
+                [self._gripper],
+            ]
+        )
+        # The square in the middle of each picture, resized and copied: see that the training data were cut alike.
+        return Observation(
+            static=fit_camera("static", self._driver.static_image(), STATIC_IMAGE_SHAPE),
+            gripper=fit_camera("wrist", self._driver.wrist_image(), GRIPPER_IMAGE_SHAPE),
+            state=state,
+        )
+
+    def apply(self, action: npt.NDArray[np.float32]) -> None:
+        gripper = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
+        if gripper != self._gripper:
+            self._driver.move_gripper(opened=gripper > 0)
+            self._gripper = gripper
+        pose = action.astype(np.float64)
+        self._driver.move_tool_by(POSITION_SCALE_M * pose[:3], ROTATION_SCALE_RAD * pose[3:POSE_SIZE])
+
+    def stop(self) -> None:
+        self._driver.halt()
+
+
+def run_arm(driver: ArmDriver, bundle: Path, instruction: str, *, max_steps: int, rate_hz: float = RATE_HZ) -> LoopSummary:
+    """Follow one instruction. Ctrl-C and SIGTERM end it; however it ends, the arm was halted."""
+    stop = StopRequest()
+    with EdgePolicy.load(bundle, settings=RuntimeSettings(threads=1)) as policy, stop_on_signals(stop):
+        loop = ControlLoop(
+            make_controller(policy, "closed-loop"),
+            MyArm(driver),
+            pace=RateKeeper(rate_hz),
+            late=LatePolicy("hold", stop_after_misses=5),
+            guard=SafetyGuard(LIMITS),
+            backbone_deadline_s=1.0,
+            stop=stop,
+        )
+        return loop.run(instruction, max_steps=max_steps)

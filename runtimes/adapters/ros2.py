@@ -1,0 +1,255 @@
+"""An arm on ROS 2 as `rfedge.runtimes.robot.Robot`: two image topics in, MoveIt Servo's twist and a gripper command out.
+
+    sensor_msgs/Image           both cameras
+    geometry_msgs/PoseStamped   pose of the tool in the world frame, optional; a workspace needs it
+    geometry_msgs/TwistStamped  speed of the tool for one control step, as MoveIt Servo takes it
+    std_msgs/Float64MultiArray  gripper position, as ros2_control's position controllers take it
+
+What a message means is in functions that need no ROS; the class only subscribes and publishes.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.errors import BackendUnavailableError, ContractError, explain
+from rfedge.messages import (
+    GRIPPER_CLOSE,
+    GRIPPER_IMAGE_SHAPE,
+    GRIPPER_OPEN,
+    POSE_SIZE,
+    POSITION_SCALE_M,
+    ROTATION_SCALE_RAD,
+    STATE_SIZE,
+    STATIC_IMAGE_SHAPE,
+    Observation,
+    UInt8Array,
+)
+from rfedge.runtimes.adapters.images import fit_camera
+from rfedge.runtimes.optional_library import import_optional
+
+__all__ = ["Ros2Robot", "Ros2Settings", "image_from_message", "state_from_pose", "twist_of_action"]
+
+# encoding -> channels of a pixel, and which of them are red, green and blue
+_ENCODINGS: Final = {
+    "rgb8": (3, (0, 1, 2)),
+    "bgr8": (3, (2, 1, 0)),
+    "rgba8": (4, (0, 1, 2)),
+    "bgra8": (4, (2, 1, 0)),
+    "mono8": (1, (0, 0, 0)),
+}
+_REMEDY: Final = "Source ROS 2 (for instance /opt/ros/jazzy/setup.bash) in this shell; it does not come from PyPI."
+
+
+@dataclass(frozen=True, slots=True)
+class Ros2Settings:
+    """Topics and units.
+
+    Attributes:
+        static_topic, gripper_topic: cameras.
+        pose_topic: None when nobody publishes the tool's pose.
+        twist_topic, gripper_command_topic: where commands go.
+        frame: frame of the twist; the policy's actions are in the world frame.
+        rate_hz: control steps per second: a step of 0.02 m is a speed of 0.02 m times this.
+        gripper_closed, gripper_open: positions of the gripper's joint, in its own unit.
+        max_age_s: a frame older than this is no frame.
+    """
+
+    static_topic: str = "/static_camera/image_raw"
+    gripper_topic: str = "/wrist_camera/image_raw"
+    pose_topic: str | None = None
+    twist_topic: str = "/servo_node/delta_twist_cmds"
+    gripper_command_topic: str = "/gripper_controller/commands"
+    frame: str = "world"
+    rate_hz: float = 30.0
+    gripper_closed: float = 0.0
+    gripper_open: float = 0.04
+    max_age_s: float = 0.5
+
+
+def image_from_message(message: Any) -> UInt8Array:
+    """Return uint8 (height, width, 3) RGB of a sensor_msgs/Image.
+
+    Raises:
+        ContractError: the encoding is another, or there are fewer bytes than height and width say.
+    """
+    if message.encoding not in _ENCODINGS:
+        raise ContractError(
+            explain(
+                "image message",
+                got=f"encoding {message.encoding!r}",
+                expected=f"one of {', '.join(_ENCODINGS)}",
+                remedy="Republish it, for instance with image_proc.",
+            )
+        )
+    channels, order = _ENCODINGS[message.encoding]
+    pixels = np.frombuffer(message.data, dtype=np.uint8)
+    row_bytes = message.width * channels
+    if message.step < row_bytes or pixels.size < message.step * message.height:
+        raise ContractError(
+            explain(
+                "image message",
+                got=f"{pixels.size} bytes in rows of {message.step}",
+                expected=f"{message.height} rows of {row_bytes} or more",
+                remedy="Check the camera driver.",
+            )
+        )
+    rows = pixels[: message.step * message.height].reshape(message.height, message.step)[:, :row_bytes]
+    return np.ascontiguousarray(rows.reshape(message.height, message.width, channels)[:, :, order])
+
+
+def state_from_pose(pose: Any, gripper: float) -> npt.NDArray[np.float64]:
+    """Return robot_obs, float64 (15,), of a geometry_msgs/Pose and the last gripper command; joints and width are 0.
+
+    That is enough for a workspace. A policy with proprioception needs the others too: subclass `Ros2Robot`.
+    """
+    x, y, z, w = pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w
+    state = np.zeros(STATE_SIZE)
+    state[:3] = pose.position.x, pose.position.y, pose.position.z
+    # Rotations about the fixed axes x, y and z, one after the other.
+    state[3] = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
+    state[4] = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
+    state[5] = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+    state[-1] = gripper
+    return state
+
+
+def twist_of_action(
+    action: npt.NDArray[np.float32], rate_hz: float
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return the linear (m/s) and angular (rad/s) speed that makes an action (7,) in one control step."""
+    x, y, z = (float(value) * POSITION_SCALE_M * rate_hz for value in action[:3])
+    roll, pitch, yaw = (float(value) * ROTATION_SCALE_RAD * rate_hz for value in action[3:POSE_SIZE])
+    return (x, y, z), (roll, pitch, yaw)
+
+
+class Ros2Robot:
+    """Subscribes and publishes; use it as a context manager or call `close`.
+
+    Args:
+        settings: topics and units.
+
+    Raises:
+        BackendUnavailableError: ROS 2 is not in this shell.
+    """
+
+    def __init__(self, settings: Ros2Settings | None = None) -> None:
+        self._settings = settings or Ros2Settings()
+        self._rclpy: Any = import_optional("rclpy", needed_for="ROS 2 robot", remedy=_REMEDY)
+        messages = {
+            package: import_optional(f"{package}.msg", needed_for="ROS 2 robot", remedy=_REMEDY)
+            for package in ("sensor_msgs", "geometry_msgs", "std_msgs")
+        }
+        executors: Any = import_optional("rclpy.executors", needed_for="ROS 2 robot", remedy=_REMEDY)
+        self._twist_type: Any = messages["geometry_msgs"].TwistStamped
+        self._gripper_type: Any = messages["std_msgs"].Float64MultiArray
+        self._lock = threading.Lock()
+        self._latest: dict[str, tuple[float, Any]] = {}
+        self._gripper = GRIPPER_OPEN
+        self._has_moved = False
+        contexts: Any = import_optional("rclpy.context", needed_for="ROS 2 robot", remedy=_REMEDY)
+        self._context: Any = contexts.Context()  # its own: the default one would take over the signals
+        self._rclpy.init(context=self._context)
+        self._node: Any = self._rclpy.create_node("rfedge", context=self._context)
+        topics = {self._settings.static_topic: messages["sensor_msgs"].Image}
+        topics[self._settings.gripper_topic] = messages["sensor_msgs"].Image
+        if self._settings.pose_topic is not None:
+            topics[self._settings.pose_topic] = messages["geometry_msgs"].PoseStamped
+        for topic, kind in topics.items():
+            # Depth 1: the newest frame alone is of interest.
+            self._node.create_subscription(kind, topic, self._receiver(topic), 1)
+        self._twists: Any = self._node.create_publisher(self._twist_type, self._settings.twist_topic, 1)
+        self._grippers: Any = self._node.create_publisher(self._gripper_type, self._settings.gripper_command_topic, 1)
+        self._executor: Any = executors.SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._executor.spin, name="rfedge-ros2", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Ros2Robot:
+        """Return the robot, which is connected already."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop, then leave ROS."""
+        self.stop()
+        self._executor.shutdown()
+        self._thread.join()
+        self._node.destroy_node()
+        self._rclpy.shutdown(context=self._context)
+
+    def observe(self) -> Observation:
+        """Return the newest frame of both cameras.
+
+        Raises:
+            BackendUnavailableError: a topic is silent.
+            ContractError: a picture cannot be read.
+        """
+        settings = self._settings
+        images = [image_from_message(self._newest(topic)) for topic in (settings.static_topic, settings.gripper_topic)]
+        state = None
+        if settings.pose_topic is not None:
+            state = state_from_pose(self._newest(settings.pose_topic).pose, self._gripper)
+        return Observation(
+            static=fit_camera(settings.static_topic, images[0], STATIC_IMAGE_SHAPE),
+            gripper=fit_camera(settings.gripper_topic, images[1], GRIPPER_IMAGE_SHAPE),
+            state=state,
+        )
+
+    def apply(self, action: npt.NDArray[np.float32]) -> None:
+        """Publish the speed of one control step, and the gripper when it changes."""
+        gripper = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
+        if gripper != self._gripper or not self._has_moved:
+            message = self._gripper_type()
+            message.data = [self._settings.gripper_open if gripper > 0 else self._settings.gripper_closed]
+            self._grippers.publish(message)
+        self._gripper, self._has_moved = gripper, True
+        self._publish(*twist_of_action(action, self._settings.rate_hz))
+
+    def stop(self) -> None:
+        """Publish zero speed; the gripper keeps its last command."""
+        self._publish((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+
+    def _publish(self, linear: tuple[float, float, float], angular: tuple[float, float, float]) -> None:
+        message = self._twist_type()
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.header.frame_id = self._settings.frame
+        for vector, values in ((message.twist.linear, linear), (message.twist.angular, angular)):
+            vector.x, vector.y, vector.z = values
+        self._twists.publish(message)
+
+    def _receiver(self, topic: str) -> Any:
+        def receive(message: Any) -> None:
+            with self._lock:
+                self._latest[topic] = (time.monotonic(), message)
+
+        return receive
+
+    def _newest(self, topic: str) -> Any:
+        ends_s = time.monotonic() + self._settings.max_age_s
+        while True:
+            with self._lock:
+                received_s, message = self._latest.get(topic, (-math.inf, None))
+            now_s = time.monotonic()
+            if now_s - received_s <= self._settings.max_age_s:
+                return message
+            if self._has_moved or now_s > ends_s:  # only before the first action is there time to wait for a camera
+                raise BackendUnavailableError(
+                    explain(
+                        f"topic {topic}",
+                        got="no message" if message is None else f"none for {now_s - received_s:.1f} s",
+                        expected=f"one in {self._settings.max_age_s:g} s",
+                        remedy="Check that it is published: ros2 topic hz.",
+                    )
+                )
+            time.sleep(0.01)

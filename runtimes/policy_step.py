@@ -1,0 +1,54 @@
+"""What a policy is to a loop, and what it answers, whatever computes it: a bundle here or a server elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.messages import Observation, PolicyState
+
+__all__ = ["STAGES", "Policy", "PolicyStep"]
+
+# The order of a call; `total` is measured on its own and includes what lies between the stages.
+STAGES: Final = ("preprocess", "backbone", "head", "postprocess", "total")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyStep:
+    """What one call of a policy returns.
+
+    Attributes:
+        actions: float32 (chunk, 7), pose in [-1, 1], gripper exactly -1 or 1.
+        timings_ms: milliseconds per stage, keys as in `STAGES`; empty for a policy that does not time itself.
+        state: what the policy remembers after the call; None for a policy that does not tell.
+    """
+
+    actions: npt.NDArray[np.float32]
+    timings_ms: Mapping[str, float]
+    state: PolicyState | None = None
+
+
+class Policy(Protocol):
+    """What a controller drives; anything with these four members can take the place of `EdgePolicy`."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions per call."""
+
+    @property
+    def frame_stride(self) -> int:
+        """Control steps between the frames the policy was trained on."""
+
+    def reset(self, instruction: str) -> None:
+        """Forget everything and follow `instruction` from now on."""
+
+    def act(self, observation: Observation) -> PolicyStep:
+        """Predict the next `chunk_size` actions from the present frame.
+
+        Raises:
+            PolicyUnavailableError: there is no answer in time; the next call may have one.
+        """

@@ -1,0 +1,298 @@
+"""Between the policy and the robot: an action is checked, clamped and held back before it is sent, and every time is told.
+
+The units are CALVIN's, see `rfedge.messages`: one unit of an action is 0.02 m or 0.05 rad. Nothing here asks the policy
+to agree; what it wanted and what was sent are both recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.messages import (
+    ACTION_SIZE,
+    GRIPPER_CLOSE,
+    GRIPPER_OPEN,
+    POSE_SIZE,
+    POSITION_SCALE_M,
+    ROTATION_SCALE_RAD,
+    FloatArray,
+    Observation,
+)
+
+__all__ = [
+    "INTERVENTIONS",
+    "CheckedAction",
+    "SafetyGuard",
+    "SafetyLimits",
+    "Workspace",
+    "guard_action",
+    "hold_action",
+    "not_finite_message",
+]
+
+# not-finite: NaN or Inf, zero motion was sent. clamped: a component beyond [-1, 1] or a gripper other than -1 or 1.
+# translation-limit, rotation-limit: slowed down. workspace: the box cut the motion.
+INTERVENTIONS: Final = ("not-finite", "clamped", "translation-limit", "rotation-limit", "workspace")
+_POSITION_SIZE: Final = 3
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A box in the world frame that the tool centre point is not driven out of.
+
+    Attributes:
+        low_m, high_m: (x, y, z) in metres.
+    """
+
+    low_m: tuple[float, float, float]
+    high_m: tuple[float, float, float]
+
+    @classmethod
+    def parse(cls, text: str) -> Workspace:
+        """Read "XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX".
+
+        Raises:
+            ConfigError: it is something else, or a box without inside.
+        """
+        try:
+            x_min, y_min, z_min, x_max, y_max, z_max = (float(part) for part in text.split(","))
+        except ValueError:
+            raise ConfigError(
+                explain(
+                    "workspace",
+                    got=repr(text),
+                    expected="six numbers in metres",
+                    remedy="Give it as XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX.",
+                )
+            ) from None
+        return cls((x_min, y_min, z_min), (x_max, y_max, z_max))
+
+    def __post_init__(self) -> None:
+        """Refuse a box without inside.
+
+        Raises:
+            ConfigError: a bound is not finite or a lower one is not below its upper one.
+        """
+        bounds = np.array([self.low_m, self.high_m])
+        if bounds.shape != (2, _POSITION_SIZE) or not np.isfinite(bounds).all() or (bounds[0] >= bounds[1]).any():
+            raise ConfigError(
+                explain(
+                    "workspace",
+                    got=f"{self.low_m} to {self.high_m}",
+                    expected="three finite lower bounds, each below its upper bound",
+                    remedy="Give it as XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX in metres.",
+                )
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyLimits:
+    """What the guard holds to; every default is the action's own range.
+
+    Attributes:
+        max_step_m: longest translation of one control step in metres; a longer one is shortened, its direction kept.
+        max_step_rad: the same for the rotation vector in radians.
+        workspace: None for no box. It needs a robot that reports its state.
+        adds_up: whether commands add up on a target pose, as in CALVIN and PlayTable. Then the target stays inside the
+            box too: a blocked arm whose target has left it would spring out of it. False for a robot that takes every
+            action from where it is.
+    """
+
+    max_step_m: float | None = None
+    max_step_rad: float | None = None
+    workspace: Workspace | None = None
+    adds_up: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse limits that allow nothing.
+
+        Raises:
+            ConfigError: a limit is not a positive number.
+        """
+        for name, limit in (("max_step_m", self.max_step_m), ("max_step_rad", self.max_step_rad)):
+            if limit is not None and not (math.isfinite(limit) and limit > 0):
+                raise ConfigError(
+                    explain(name, got=limit, expected="a positive number", remedy="Leave it out for no limit.")
+                )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckedAction:
+    """What may be sent.
+
+    Attributes:
+        action: float32 (7,), finite, within all limits, gripper -1 or 1.
+        interventions: which of `INTERVENTIONS` changed it; empty when it is what the policy wanted.
+    """
+
+    action: Float32Array
+    interventions: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class SafetyGuard:
+    """Holds the actions of one robot to its limits; it remembers the gripper and, for the workspace, the pose.
+
+    Attributes:
+        limits: what it holds to.
+        counts: how often each of `INTERVENTIONS` happened, over its whole life.
+        gripper: the last command sent, or what the robot said it was before the first; opened if nobody knows.
+    """
+
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INTERVENTIONS, 0))
+    gripper: float = GRIPPER_OPEN
+    _has_sent: bool = False
+    _measured_m: npt.NDArray[np.float64] | None = None
+    _target_m: npt.NDArray[np.float64] | None = None
+
+    def reset(self) -> None:
+        """Forget where the robot was, for instance because a simulator set it elsewhere.
+
+        The counts go on, and so does the gripper unless the next frame says otherwise: it may hold something.
+        """
+        self._has_sent, self._measured_m, self._target_m = False, None, None
+
+    def see(self, observation: Observation) -> None:
+        """Take the robot's pose and, before the first action, its gripper from a frame.
+
+        Raises:
+            ContractError: there is a workspace and the robot does not report its state, or it is not finite.
+        """
+        state = observation.state
+        if state is None:
+            if self.limits.workspace is not None:
+                raise ContractError(
+                    explain(
+                        "workspace",
+                        got="an observation without state",
+                        expected="the tool centre point in observation.state",
+                        remedy="Run without --workspace, or let the robot report its state.",
+                    )
+                )
+            return
+        if not np.isfinite(state).all():
+            raise ContractError(
+                explain(
+                    "observation.state",
+                    got="NaN or Inf",
+                    expected="finite values",
+                    remedy="Check the sensor that fills it.",
+                )
+            )
+        if not self._has_sent:
+            self.gripper = GRIPPER_OPEN if state[-1] > 0 else GRIPPER_CLOSE
+        self._measured_m = np.array(state[:_POSITION_SIZE], dtype=np.float64)
+        if self._target_m is None:
+            self._target_m = self._measured_m.copy()
+
+    def hold(self) -> Float32Array:
+        """Return zero motion with the gripper kept, float32 (7,)."""
+        return hold_action(self.gripper)
+
+    def check(self, action: FloatArray) -> CheckedAction:
+        """Return what may be sent for an action (7,); one with NaN or Inf becomes zero motion with the gripper kept.
+
+        Raises:
+            ContractError: it has another shape.
+        """
+        _check_shape(action)
+        if not np.isfinite(action).all():
+            return self._count(CheckedAction(self.hold(), ("not-finite",)))
+        interventions = []
+        safe = _clamped(action)
+        if not np.array_equal(safe, action.astype(np.float32)):
+            interventions.append("clamped")
+        limits = self.limits
+        if limits.max_step_m is not None and _shorten(safe[:3], limits.max_step_m / POSITION_SCALE_M):
+            interventions.append("translation-limit")
+        if limits.max_step_rad is not None and _shorten(safe[3:POSE_SIZE], limits.max_step_rad / ROTATION_SCALE_RAD):
+            interventions.append("rotation-limit")
+        if limits.workspace is not None and self._keep_inside(safe[:3], limits.workspace):
+            interventions.append("workspace")
+        return self._count(CheckedAction(safe, tuple(interventions)))
+
+    def sent(self, action: Float32Array) -> None:
+        """Remember an action that the robot got: the gripper it holds and, until the next frame, where it went."""
+        self.gripper = float(action[POSE_SIZE])
+        self._has_sent = True
+        step_m = POSITION_SCALE_M * action[:_POSITION_SIZE].astype(np.float64)
+        if self._measured_m is not None and self._target_m is not None:
+            self._measured_m += step_m
+            self._target_m += step_m
+
+    def _keep_inside(self, translation: Float32Array, box: Workspace) -> bool:
+        """Shorten float32 (3,) in place, axis by axis, and say whether that was needed."""
+        positions = [self._measured_m, self._target_m] if self.limits.adds_up else [self._measured_m]
+        is_cut = False
+        for axis in range(_POSITION_SIZE):  # in plain numbers: arrays of three cost four times as much
+            wanted = value = float(translation[axis])
+            for position_m in positions:
+                if position_m is not None:
+                    here_m = float(position_m[axis])
+                    # An arm that is outside already may come back, at its own pace: it is not pulled.
+                    low = min(0.0, (box.low_m[axis] - here_m) / POSITION_SCALE_M)
+                    high = max(0.0, (box.high_m[axis] - here_m) / POSITION_SCALE_M)
+                    value = min(max(value, low), high)
+            if value != wanted:
+                translation[axis] = value
+                is_cut = True
+        return is_cut
+
+    def _count(self, checked: CheckedAction) -> CheckedAction:
+        for name in checked.interventions:
+            self.counts[name] += 1
+        return checked
+
+
+def hold_action(gripper: float) -> Float32Array:
+    """Return zero motion, float32 (7,), with the gripper at -1 or 1."""
+    action = np.zeros(ACTION_SIZE, dtype=np.float32)
+    action[POSE_SIZE] = gripper
+    return action
+
+
+def guard_action(action: FloatArray) -> Float32Array:
+    """Return a safe copy of an action (7,): pose clamped to [-1, 1], gripper -1 or 1 by its sign.
+
+    Raises:
+        ContractError: it has another shape or is not finite.
+    """
+    _check_shape(action)
+    if not np.isfinite(action).all():
+        raise ContractError(not_finite_message())
+    return _clamped(action)
+
+
+def not_finite_message() -> str:
+    """Return the sentence about an action with NaN or Inf, however it came up."""
+    return explain("action", got="NaN or Inf", expected="finite values", remedy="The robot was not moved; check the policy.")
+
+
+def _check_shape(action: FloatArray) -> None:
+    if action.shape != (ACTION_SIZE,):
+        raise ContractError(
+            explain("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy="Return one control step.")
+        )
+
+
+def _clamped(action: FloatArray) -> Float32Array:
+    safe = np.clip(action, -1.0, 1.0).astype(np.float32)
+    safe[POSE_SIZE] = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
+    return safe
+
+
+def _shorten(vector: Float32Array, longest: float) -> bool:
+    """Scale float32 (3,) in place to at most `longest` and say whether that was needed."""
+    length = float(np.linalg.norm(vector))
+    if length <= longest:
+        return False
+    vector *= longest / length
+    return True

@@ -1,0 +1,334 @@
+"""The server: one asyncio loop for the sockets, one thread for the policy, one session for each connection.
+
+On connecting a client gets a map of metadata. Then each message is answered by one: a frame by `actions` and
+`server_timing`, a failed request by a text frame "kind: sentence" (openpi's client raises it), see `wire.ERROR_KINDS`.
+A request that does not fit leaves connection and state as they were; a message that cannot be decoded ends the
+connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+import rfedge
+from rfedge.bundle import MANIFEST_NAME, hash_file
+from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.messages import ACTION_SIZE, GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
+from rfedge.runtimes.policy import EdgePolicy
+from rfedge.runtimes.server.door import SPARE_SOCKETS, Door, connection_class
+from rfedge.runtimes.server.inbox import Inbox, Mail
+from rfedge.runtimes.server.metrics import ServerMetrics
+from rfedge.runtimes.server.requests import Request, RequestRules, parse_request
+from rfedge.runtimes.server.session import Session
+from rfedge.runtimes.server.settings import ServerSettings
+from rfedge.runtimes.server.wire import MAX_LIST_ITEMS, error_line, pack, unpack
+from rfedge.runtimes.server.worker import PolicyWorker
+
+__all__ = ["PROTOCOL_VERSION", "PolicyServer"]
+
+logger = logging.getLogger(__name__)
+PROTOCOL_VERSION: Final = 1
+_MS_PER_S: Final = 1e3
+# Frames that wait inside websockets; more wait in the socket.
+_MAX_QUEUED_FRAMES: Final = 2
+
+
+class _RequestFailed(Exception):  # noqa: N818 - an answer, not a fault of ours
+    """One request has no action; the client is told why.
+
+    Attributes:
+        kind: one of `wire.ERROR_KINDS`.
+        close_code: ends the connection after the answer, or None.
+    """
+
+    def __init__(self, kind: str, text: str, close_code: int | None = None) -> None:
+        super().__init__(text)
+        self.kind: Final = kind
+        self.close_code: Final = close_code
+
+
+class PolicyServer:
+    """Serves one policy until `stop`.
+
+    Args:
+        policy: a loaded one; the server's thread uses it alone from now on, the caller closes it.
+        settings: where and within which limits.
+        token: what clients must carry in their Authorization header, or None.
+        tls: the server's side of TLS, from `security.tls_context`, or None.
+    """
+
+    def __init__(
+        self,
+        policy: EdgePolicy,
+        settings: ServerSettings,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.metrics: Final = ServerMetrics(policy=policy.config.name, precision=policy.parts.precision)
+        self.settings: Final = settings
+        self._policy: Final = policy
+        self._tls: Final = tls
+        self._rules: Final = RequestRules(
+            max_instruction_characters=settings.max_instruction_characters,
+            resize=settings.resize,
+            uses_state=policy.config.proprioception,
+        )
+        self._metadata: Final = _metadata(policy, settings)
+        self._worker: Final = PolicyWorker()
+        self._door: Final = Door(settings, self.metrics, self._worker, token)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped: asyncio.Future[None] | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a client is told when it connects."""
+        return dict(self._metadata)
+
+    async def run(self, on_ready: Callable[[str], None] = lambda _: None) -> None:
+        """Serve until `stop`; the request under way is answered, then every connection is closed with 1001.
+
+        Args:
+            on_ready: told the address, "ws://127.0.0.1:8000", as soon as clients can connect.
+
+        Raises:
+            ConfigError: the address cannot be listened on.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._stopped = self._loop.create_future()
+        settings = self.settings
+        quiet = logging.getLogger(f"{__name__}.handshakes")
+        quiet.disabled = True  # a traceback for each garbled handshake; ours are counted
+        try:
+            server = await serve(
+                self._handle,
+                settings.host,
+                settings.port,
+                process_request=self._door,
+                create_connection=connection_class(settings.max_connections + SPARE_SOCKETS),
+                compression=None,  # a small message could unfold to a large one
+                max_size=settings.max_message_bytes,
+                max_queue=_MAX_QUEUED_FRAMES,
+                open_timeout=settings.handshake_timeout_s,
+                close_timeout=settings.send_timeout_s,
+                server_header=None,
+                ssl=self._tls,
+                logger=quiet,
+            )
+        except OSError as error:
+            self._worker.close()
+            raise ConfigError(
+                explain(
+                    f"address {settings.host}:{settings.port}",
+                    got=os.strerror(error.errno) if error.errno else str(error),
+                    expected="a free one of this machine",
+                    remedy="Choose another --host or --port.",
+                )
+            ) from None
+        try:
+            on_ready(self._url(server.sockets[0].getsockname()))
+            await self._stopped
+            logger.info("stopping")
+            # Not the connections: each handler answers what is under way and then says 1001 itself.
+            server.close(close_connections=False)
+            await server.wait_closed()
+        finally:
+            self._worker.close()
+
+    def stop(self) -> None:
+        """End `run`; a second call does nothing, and any thread may call."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def _url(self, address: tuple[Any, ...]) -> str:
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"{'ws' if self._tls is None else 'wss'}://{host}:{address[1]}"
+
+    @property
+    def _stopping(self) -> bool:
+        return self._stopped is not None and self._stopped.done()
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        if self._door.num_inside >= self.settings.max_connections:
+            # Several passed the door before the first of them was counted.
+            await connection.close(1013, "too many clients")
+            return
+        self._door.num_inside += 1
+        self.metrics.connections.inc()
+        inbox = Inbox(connection)
+        try:
+            await self._send(connection, pack(self._metadata))
+            await self._converse(connection, inbox)
+        except ConnectionClosed:
+            pass  # it left
+        except asyncio.TimeoutError:
+            connection.transport.abort()  # it does not read: a closing handshake would wait for it too
+        except Exception:
+            logger.exception("a connection failed")
+            await connection.close(1011, "internal error, see the server's log")
+        finally:
+            await inbox.close()
+            self._door.num_inside -= 1
+            self.metrics.connections.dec()
+
+    async def _converse(self, connection: ServerConnection, inbox: Inbox) -> None:
+        session = Session(self._policy)
+        previous_ms: float | None = None
+        assert self._stopped is not None
+        while True:
+            watched: set[asyncio.Future[Any]] = {inbox.reading(), self._stopped}
+            await asyncio.wait(watched, timeout=self.settings.idle_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping:
+                await connection.close(1001, "the server stops")
+                return
+            if not inbox.reading().done():
+                await connection.close(1000, f"idle for {self.settings.idle_timeout_s:g} s")
+                return
+            mail = inbox.take()
+            try:
+                answer = await self._answer(mail, session, inbox)
+            except _RequestFailed as failure:
+                self.metrics.count_request(failure.kind)
+                await self._send(connection, error_line(failure.kind, str(failure)))
+                if failure.close_code is not None:
+                    await connection.close(failure.close_code, failure.kind)
+                    return
+                continue
+            if previous_ms is not None:
+                answer["server_timing"]["prev_total_ms"] = previous_ms
+            await self._send(connection, pack(answer))
+            previous_ms = (time.monotonic() - mail.arrived_s) * _MS_PER_S
+            if "actions" in answer:
+                self.metrics.observe_ms({"total": previous_ms})
+
+    async def _answer(self, mail: Mail, session: Session, inbox: Inbox) -> dict[str, Any]:
+        """Return the fields of the answer.
+
+        Raises:
+            _RequestFailed: there is none.
+            ConnectionClosed: the client left before its turn came.
+        """
+        request = self._read(mail)
+        deadline_ms = min(self.settings.deadline_ms, request.deadline_ms or self.settings.deadline_ms)
+        expires_s = mail.arrived_s + deadline_ms / _MS_PER_S
+        began_s = mail.arrived_s
+
+        def call() -> dict[str, Any]:
+            nonlocal began_s
+            began_s = time.monotonic()
+            if began_s > expires_s:
+                raise _too_late(deadline_ms)
+            return session.answer(request)
+
+        self.metrics.waiting.inc()
+        try:
+            answer = await self._wait(self._worker.submit(call), inbox, expires_s, deadline_ms)
+        except ContractError as error:
+            raise _RequestFailed("refused", str(error)) from None
+        except (_RequestFailed, ConnectionClosed):
+            raise
+        except Exception:
+            logger.exception("the policy failed")
+            raise _RequestFailed("internal", "the policy failed, see the server's log", close_code=1011) from None
+        finally:
+            self.metrics.waiting.dec()
+        timing_ms = answer["server_timing"]
+        timing_ms["queue_ms"] = (began_s - mail.arrived_s) * _MS_PER_S
+        self.metrics.count_request("reset" if request.resets else "ok")
+        if not request.resets:
+            self.metrics.observe_ms({name.removesuffix("_ms"): duration_ms for name, duration_ms in timing_ms.items()})
+        return answer
+
+    def _read(self, mail: Mail) -> Request:
+        if isinstance(mail.data, str):
+            text = explain("message", got="a text frame", expected="a binary one", remedy="Pack it with msgpack.")
+            raise _RequestFailed("malformed", text, close_code=1007)
+        try:
+            fields = unpack(mail.data)
+        except ContractError as error:
+            # Whatever follows in this stream was packed by the same hand.
+            raise _RequestFailed("malformed", str(error), close_code=1007) from None
+        try:
+            return parse_request(fields, self._rules)
+        except ContractError as error:
+            raise _RequestFailed("refused", str(error)) from None
+
+    async def _wait(
+        self, ticket: Future[dict[str, Any]], inbox: Inbox, expires_s: float, deadline_ms: float
+    ) -> dict[str, Any]:
+        """Wait for a ticket of the worker, but not for one whose turn does not come in time or whose client left."""
+        answer = asyncio.wrap_future(ticket)
+        assert self._stopped is not None
+        watched: set[asyncio.Future[Any]] = {answer, inbox.reading(), self._stopped}
+        while not answer.done():
+            timeout_s = max(0.0, expires_s - time.monotonic())
+            done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                break
+            if not done:
+                if ticket.cancel():
+                    raise _too_late(deadline_ms)
+                break  # it runs: no limit from here on but the client's own
+            watched -= done  # each is news once
+            if inbox.reading() in done and inbox.reading().exception() is not None and ticket.cancel():
+                inbox.take()
+            if self._stopping and ticket.cancel():
+                raise _RequestFailed("stopping", "the server stops", close_code=1001)
+        return await answer
+
+    async def _send(self, connection: ServerConnection, data: str | bytes) -> None:
+        """Send one message.
+
+        Raises:
+            asyncio.TimeoutError: the client does not read.
+            ConnectionClosed: it left.
+        """
+        await asyncio.wait_for(connection.send(data), self.settings.send_timeout_s)
+
+
+def _metadata(policy: EdgePolicy, settings: ServerSettings) -> dict[str, Any]:
+    manifest = policy.parts.source / MANIFEST_NAME
+    return {
+        "server": "rfedge",
+        "version": rfedge.__version__,
+        "protocol": PROTOCOL_VERSION,
+        "policy": policy.config.name,
+        "precision": policy.parts.precision,
+        "manifest_sha256": hash_file(manifest) if manifest.is_file() else None,
+        "backend": policy.parts.backend,
+        "backend_settings": dict(policy.parts.backbone.effective_settings()),
+        "chunk_size": policy.chunk_size,
+        "frame_stride": policy.frame_stride,
+        "action_size": ACTION_SIZE,
+        "image_shapes": {"static": list(STATIC_IMAGE_SHAPE), "gripper": list(GRIPPER_IMAGE_SHAPE)},
+        "resizes_images": settings.resize,
+        "uses_state": policy.config.proprioception,
+        "deadline_ms": float(settings.deadline_ms),
+        "forced_past": list(policy.parts.forced_past[:MAX_LIST_ITEMS]),
+    }
+
+
+def _too_late(deadline_ms: float) -> _RequestFailed:
+    return _RequestFailed(
+        "late",
+        explain(
+            "request",
+            got=f"more than {deadline_ms:g} ms in the queue",
+            expected="its turn within the deadline",
+            remedy="The frame is old: hold, and send a new one.",
+        ),
+    )

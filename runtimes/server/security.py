@@ -1,0 +1,131 @@
+"""Who may talk to a server: the token, the certificate, and which addresses may be listened on without them."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from rfedge.errors import ConfigError, explain
+
+__all__ = ["TOKEN_VARIABLE", "check_exposure", "is_authorised", "is_loopback", "read_token", "tls_context"]
+
+TOKEN_VARIABLE: Final = "RFEDGE_SERVER_TOKEN"
+MIN_TOKEN_CHARACTERS: Final = 16
+MAX_TOKEN_CHARACTERS: Final = 512
+
+
+def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the token of `file`, else of the environment variable `TOKEN_VARIABLE`, else None.
+
+    Never a flag: every user of a machine can read the command lines of its processes.
+
+    Raises:
+        ConfigError: the file cannot be read, or the token is too short, too long or not printable ASCII; the text does not
+            hold it.
+    """
+    if file is None:
+        source, text = f"${TOKEN_VARIABLE}", environment.get(TOKEN_VARIABLE)
+        if text is None:
+            return None
+    else:
+        source = f"token file {file}"
+        try:
+            with file.open("rb") as opened:
+                text = opened.read(MAX_TOKEN_CHARACTERS + 2).decode("ascii", errors="replace")
+        except OSError as error:
+            raise ConfigError(
+                explain(source, got=error.strerror or str(error), expected="a readable file", remedy="Check the path.")
+            ) from None
+    token = text.strip()
+    if not MIN_TOKEN_CHARACTERS <= len(token) <= MAX_TOKEN_CHARACTERS:
+        raise ConfigError(
+            explain(
+                source,
+                got=f"a token of {len(token)} characters",
+                expected=f"{MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS}",
+                remedy="Make one: openssl rand -hex 32.",
+            )
+        )
+    if not all("!" <= character <= "~" for character in token):
+        raise ConfigError(
+            explain(
+                source,
+                got="spaces, control or non-ASCII characters",
+                expected="printable ASCII",
+                remedy="Make one: openssl rand -hex 32.",
+            )
+        )
+    return token
+
+
+def is_authorised(header: str | None, token: str | None) -> bool:
+    """Whether an `Authorization` header carries the token, as `Bearer TOKEN` or as openpi's `Api-Key TOKEN`.
+
+    The comparison takes the same time wherever the two differ.
+    """
+    if token is None:
+        return True
+    scheme, _, given = (header or "").partition(" ")
+    # A header may hold any bytes; websockets hands those outside ASCII over as surrogates.
+    matches = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
+    return matches and scheme.lower() in ("bearer", "api-key")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach a socket bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(host: str, token: str | None, *, insecure: bool) -> None:
+    """Refuse to listen beyond this machine without a token, unless `insecure` says that it is meant.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if not is_loopback(host) and token is None and not insecure:
+        raise ConfigError(
+            explain(
+                "host",
+                got=f"{host} without a token",
+                expected="a loopback address, or a token",
+                remedy=f"Pass --token-file or set {TOKEN_VARIABLE}; or --insecure, and anyone in reach can use the policy.",
+            )
+        )
+
+
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """Return the server's side of TLS 1.2 or newer, or None without files.
+
+    Raises:
+        ConfigError: only one of the two is given, a file cannot be read, or they do not belong together.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        missing = "--certificate" if certificate is None else "--key"
+        raise ConfigError(explain("TLS", got=f"no {missing}", expected="both files", remedy="Give certificate and key."))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # A key with a passphrase would ask on the terminal; a server has none.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            explain(
+                f"TLS files {certificate} and {key}",
+                got=str(error),
+                expected="a PEM certificate and its key without a passphrase",
+                remedy="Check the paths.",
+            )
+        ) from None
+    return context

@@ -1,0 +1,128 @@
+"""`rfedge serve` and `rfedge run --server` as processes, and what a user's mistakes end in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from rfedge.benchmarks.serving_process import ServingProcess
+from rfedge.cli.app import main
+from rfedge.errors import BackendUnavailableError
+from rfedge.runtimes.server_client import RemotePolicy
+from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
+from tests.runtimes.server.running_server import ask, client, frame, get, request
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "b"
+    write_handmade_bundle(path)
+    return path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    return err.removeprefix("rfedge: ")
+
+
+def test_mistakes_end_in_one_line(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RFEDGE_SERVER_TOKEN", raising=False)
+    assert refusal(capsys, "serve", tmp_path / "none").startswith(f"bundle {tmp_path / 'none'}: got no folder")
+    assert refusal(capsys, "serve", bundle, "--host", "0.0.0.0").startswith("host: got 0.0.0.0 without a token")
+    assert refusal(capsys, "serve", bundle, "--host", "203.0.113.9", "--insecure").startswith(
+        "address 203.0.113.9:8000: got"
+    )
+    assert refusal(capsys, "serve", bundle, "--port", -1).startswith("port: got -1, expected 0 to 65535")
+    assert refusal(capsys, "serve", bundle, "--deadline-ms", 0).startswith("deadline_ms: got 0")
+    assert refusal(capsys, "serve", bundle, "--certificate", "x.pem").startswith("TLS: got no --key")
+    (tmp_path / "token").write_text("short")
+    said = refusal(capsys, "serve", bundle, "--token-file", tmp_path / "token")
+    assert said.startswith(f"token file {tmp_path / 'token'}: got a token of 5 characters, expected 16 to 512")
+    goal = ["--task", "open_drawer"]
+    assert refusal(capsys, "run", *goal).startswith("bundle: got none")
+    assert refusal(capsys, "run", bundle, *goal, "--server", "ws://x").startswith("policy: got a bundle and a server")
+    assert refusal(capsys, "run", *goal, "--server", "tcp://x").startswith("server: got 'tcp://x', expected ws://HOST:PORT")
+    assert refusal(capsys, "run", *goal, "--server", "ws://x", "--record", "r.jsonl").startswith("--record: got a policy on")
+    assert refusal(capsys, "run", *goal, "--server", "ws://x", "--server-deadline-ms", -1).startswith("deadline: got -1")
+
+
+def test_a_served_bundle_over_its_whole_life(bundle: Path) -> None:
+    with ServingProcess(bundle, "--deadline-ms", "5000", token=TOKEN) as server:
+        assert server.greeting["policy"] == "tiny"
+        assert server.greeting["deadline_ms"] == 5000
+        assert get(server.url, "/healthz") == (200, "OK\n")
+        assert get(server.url, "/metrics")[0] == 401
+        with client(server.url, additional_headers={"Authorization": f"Api-Key {TOKEN}"}) as connection:
+            assert isinstance(ask(connection, request(frame(), INSTRUCTIONS[0])), dict)
+            os.kill(server.pid, signal.SIGTERM)
+            with pytest.raises(ConnectionClosed):
+                connection.recv(timeout=10)
+            assert connection.close_code == 1001
+        assert server.process.wait(10) == 0
+        said = server.errors()
+        assert "SIGTERM: answering what is under way" in said
+        assert "Traceback" not in said
+        assert TOKEN not in said
+
+
+def test_an_occupied_port_is_said_by_the_process(bundle: Path) -> None:
+    with ServingProcess(bundle) as server, pytest.raises(BackendUnavailableError, match="Address already in use"):
+        ServingProcess(bundle, port=server.port)
+
+
+def test_without_the_serve_extra_the_command_names_it(bundle: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", _RUN, "serve", str(bundle)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "rfedge: this command: got no prometheus_client, expected the 'serve' extra. "
+        "Install it: pip install 'rfedge[serve]'.\n"
+    )
+
+
+_RUN = """
+import importlib.abc, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"onnxruntime", "onnx", "torch", "openvino", "prometheus_client"}:
+            raise ModuleNotFoundError(f"not on this robot: {name}", name=name)
+sys.meta_path.insert(0, Refuse())
+from rfedge.cli.app import main
+main(sys.argv[1:])
+"""
+
+
+def test_run_drives_a_simulator_with_a_server_and_without_an_inference_library(bundle: Path) -> None:
+    pytest.importorskip("mujoco", reason="mujoco is not installed")
+    environment = os.environ | {"RFEDGE_SERVER_TOKEN": TOKEN, "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
+    with ServingProcess(bundle, token=TOKEN) as server:
+        command = [sys.executable, "-c", _RUN, "run", "--server", server.url, "--instruction", INSTRUCTIONS[0]]
+        result = subprocess.run(
+            [*command, "--max-steps", "3", "--json"], env=environment, capture_output=True, text=True, timeout=120
+        )
+        if "renderer" in result.stderr and result.returncode == 2:
+            pytest.skip(result.stderr)
+        with RemotePolicy(server.url, token=TOKEN) as remote:
+            assert remote.metadata["policy"] == "tiny"
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["bundle"], document["policy"], document["precision"]) == (server.url, "tiny", "fp32")
+    assert document["rate_hz"] == 30
+    (episode,) = document["episodes"]
+    assert (episode["num_steps"], episode["num_inferences"], episode["num_unavailable"]) == (3, 3, 0)
+    assert set(document["per_call_ms"]) == {"preprocess", "backbone", "head", "postprocess", "total"}

@@ -1,0 +1,281 @@
+"""The server against those who mean it no good: over real sockets, and a good client is served after each."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from rfedge.benchmarks.malformed import KINDS, Target, enter, masked_frame, send_malformed
+from rfedge.errors import ConfigError
+from rfedge.runtimes.server.door import SPARE_SOCKETS
+from rfedge.runtimes.server.security import check_exposure, is_authorised, is_loopback, read_token, tls_context
+from rfedge.runtimes.server.wire import pack
+from rfedge.runtimes.server_client import RemotePolicy
+from tests.runtimes.server.running_server import GatedPolicy, ask, client, frame, get, raw_socket, request, running
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
+MAX_BYTES = 300_000
+
+
+def good_client(url: str) -> None:
+    with client(url, additional_headers=AUTHORISED) as connection:
+        assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_good_client_is_served_after_malformed_ones(
+    kind: str, policy: GatedPolicy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    rng = np.random.default_rng(0)
+    with running(policy, token=TOKEN, max_message_bytes=MAX_BYTES, handshake_timeout_s=2.0) as (_, url):
+        good_client(url)
+        for _ in range(12):
+            send_malformed(Target(url, TOKEN, MAX_BYTES), kind, rng)
+        good_client(url)
+        _wait_until_empty(url)
+    assert caplog.text == ""  # nothing that a stranger sends is a fault of ours
+
+
+EXPECTED = {
+    "wrong-token": b"HTTP/1.1 401 ",
+    "wrong-path": b"HTTP/1.1 404 ",
+    "web-page": b"HTTP/1.1 403 ",
+    "noise": b"malformed: message: got ",
+    "lying-array": b"malformed: message: got ",
+    "nested": b"malformed: message: got ",
+    "huge-lengths": b"malformed: message: got ",
+    "wrong-fields": b"refused: ",
+}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_the_sender_is_told_in_one_line(kind: str, policy: GatedPolicy) -> None:
+    rng = np.random.default_rng(1)
+    with running(policy, token=TOKEN, max_message_bytes=MAX_BYTES) as (_, url):
+        for _ in range(8):
+            reply = send_malformed(Target(url, TOKEN, MAX_BYTES), kind, rng)
+            assert EXPECTED[kind] in reply, reply
+            assert b"Traceback" not in reply
+
+
+@pytest.mark.slow
+def test_nothing_leaks_over_thousands_of_malformed_messages(policy: GatedPolicy) -> None:
+    rng, names, process = np.random.default_rng(2), list(KINDS), psutil.Process()
+    with running(policy, token=TOKEN, max_message_bytes=MAX_BYTES, handshake_timeout_s=2.0) as (_, url):
+        target = Target(url, TOKEN, MAX_BYTES)
+        for index in range(600):
+            send_malformed(target, names[index % len(names)], rng)
+        _wait_until_empty(url)
+        rss_bytes, num_files, num_threads = process.memory_info().rss, process.num_fds(), process.num_threads()
+        for index in range(6000):
+            send_malformed(target, names[index % len(names)], rng)
+        good_client(url)
+        _wait_until_empty(url)
+        deadline_s = time.monotonic() + 10  # the last sockets are still being closed; what leaked stays
+        while process.num_fds() > num_files or process.num_threads() > num_threads:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        assert process.memory_info().rss - rss_bytes < 8 << 20
+
+
+def test_tokens_as_bearer_and_as_openpis_api_key(policy: GatedPolicy) -> None:
+    with running(policy, token=TOKEN) as (_, url):
+        for header in (f"Bearer {TOKEN}", f"Api-Key {TOKEN}", f"bearer {TOKEN}"):
+            with client(url, additional_headers={"Authorization": header}) as connection:
+                assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
+        for header in (f"Basic {TOKEN}", TOKEN, "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", ""):
+            with pytest.raises(InvalidStatus) as error, client(url, additional_headers={"Authorization": header}):
+                pass
+            assert error.value.response.status_code == 401
+            assert error.value.response.headers["WWW-Authenticate"] == "Bearer"
+        twice = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer other")]
+        with pytest.raises(InvalidStatus, match="401"), client(url, additional_headers=twice):
+            pass
+        assert get(url, "/healthz") == (200, "OK\n")
+        assert get(url, "/metrics")[0] == 401
+        assert "rfedge_connections" in get(url, "/metrics", AUTHORISED)[1]
+        assert get(url, f"/?token={TOKEN}")[0] == 404
+
+
+def test_too_many_connections_are_refused_with_503_and_health_still_answers(policy: GatedPolicy) -> None:
+    with running(policy, max_connections=3) as (_, url):
+        with client(url), client(url), client(url) as third:
+            with pytest.raises(InvalidStatus) as error, client(url):
+                pass
+            assert error.value.response.status_code == 503
+            assert get(url, "/healthz") == (200, "OK\n")
+            assert 'rfedge_handshakes_total{status="503"} 1.0' in get(url, "/metrics")[1]
+            assert isinstance(ask(third, request(frame(0), "open the drawer")), dict)
+        _wait_until_empty(url)
+        with client(url):
+            pass
+
+
+def test_silent_sockets_are_bounded_in_number_and_time(policy: GatedPolicy) -> None:
+    """Slow lorises: they connect, say nothing or a byte at a time, and may not keep others out for long."""
+    with running(policy, max_connections=2, handshake_timeout_s=0.3) as (_, url):
+        silent = [raw_socket(url) for _ in range(2 + SPARE_SOCKETS)]
+        silent[0].sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        with raw_socket(url) as one_more:
+            assert _ends(one_more)  # at once: there is no place left
+        started_s = time.monotonic()
+        for each in silent:
+            assert _ends(each)
+            each.close()
+        assert time.monotonic() - started_s < 3
+        with client(url) as connection:
+            assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
+
+
+def test_idle_clients_and_clients_that_do_not_read_are_let_go(policy: GatedPolicy) -> None:
+    with running(policy, idle_timeout_s=0.2, send_timeout_s=0.2) as (_, url):
+        with client(url) as connection:
+            with pytest.raises(ConnectionClosed):
+                connection.recv(timeout=5)
+            assert (connection.close_code, connection.close_reason) == (1000, "idle for 0.2 s")
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(10)
+        deaf.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        enter(deaf, Target(url, None, MAX_BYTES))
+        # Refusals that nobody reads fill the buffers of both sides; then the server waits, and then it gives up.
+        refused = masked_frame(pack({"prompt": "go"})) * 1000
+        with deaf, pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for _ in range(1000):
+                deaf.sendall(refused)
+        with client(url) as connection:
+            assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
+
+
+def test_compression_is_not_agreed_to(policy: GatedPolicy) -> None:
+    """A megabyte of pixels unfolds from a kilobyte: no limit on what arrives would hold."""
+    with running(policy) as (_, url), client(url, compression="deflate") as connection:
+        assert connection.response is not None
+        assert "Sec-WebSocket-Extensions" not in connection.response.headers
+
+
+def test_a_message_beyond_the_limit_ends_the_connection_with_1009(policy: GatedPolicy) -> None:
+    with running(policy, max_message_bytes=100_000) as (_, url), client(url) as connection:
+        with pytest.raises(ConnectionClosed):
+            ask(connection, request(frame(0), "open the drawer"))
+        assert connection.close_code == 1009
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tls")
+    key, path = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(key), "-out", str(path), "-days", "1", "-subj", "/CN=localhost"]
+    try:
+        subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return path, key
+
+
+def test_tls(policy: GatedPolicy, certificate: tuple[Path, Path]) -> None:
+    tls = tls_context(*certificate)
+    assert tls is not None
+    with running(policy, tls=tls, handshake_timeout_s=2.0) as (_, url):
+        assert url.startswith("wss://127.0.0.1:")
+        with client(url, ssl=ssl.create_default_context(cafile=certificate[0])) as connection:
+            assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
+        with pytest.raises(ssl.SSLCertVerificationError), client(url):
+            pass
+        with RemotePolicy(url, tls=ssl.create_default_context(cafile=certificate[0])) as remote:
+            remote.reset("open the drawer")
+            assert remote.act(frame(0)).actions.shape == (4, 7)
+        with pytest.raises(ConfigError, match="got a certificate that does not verify .*, expected to be let in"):
+            RemotePolicy(url)
+        with (
+            pytest.raises(Exception, match="did not receive a valid HTTP response|reset|closed"),
+            client(url.replace("wss", "ws")),
+        ):
+            pass
+        old = ssl.create_default_context(cafile=certificate[0])
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises(ssl.SSLError), client(url, ssl=old):
+            pass
+
+
+def test_files_of_tls_are_named_when_they_do_not_fit(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    path, key = certificate
+    assert tls_context(None, None) is None
+    with pytest.raises(ConfigError, match="TLS: got no --key, expected both files"):
+        tls_context(path, None)
+    with pytest.raises(ConfigError, match="TLS files .*: got .*No such file"):
+        tls_context(path, tmp_path / "none")
+    with pytest.raises(ConfigError, match="TLS files"):
+        tls_context(key, path)
+
+
+def test_where_the_token_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    assert read_token(file, {}) == TOKEN
+    assert read_token(None, {"RFEDGE_SERVER_TOKEN": TOKEN}) == TOKEN
+    assert read_token(None, {}) is None
+    for text, words in (
+        ("short", "a token of 5 characters"),
+        ("x" * 600, "514 characters"),
+        ("with a space, long", "spaces"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=words) as error:
+            read_token(file, {})
+        assert text not in str(error.value)
+    with pytest.raises(ConfigError, match="token file .*: got No such file or directory"):
+        read_token(tmp_path / "none", {})
+    with pytest.raises(ConfigError, match=r"\$RFEDGE_SERVER_TOKEN: got a token of 0 characters"):
+        read_token(None, {"RFEDGE_SERVER_TOKEN": ""})  # set but empty is a mistake, not a choice
+
+
+def test_headers_of_any_bytes_are_compared() -> None:
+    assert is_authorised(None, None)
+    assert is_authorised(f"Bearer {TOKEN}", TOKEN)
+    for header in (None, "", "Bearer", "Bearer \udcff\udcfe", "Bearer é", f"Digest {TOKEN}"):
+        assert not is_authorised(header, TOKEN)
+
+
+def test_which_addresses_need_a_token() -> None:
+    assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.3.2.1", "::1"))
+    for host in ("0.0.0.0", "::", "192.168.0.7", "robot.local", ""):
+        assert not is_loopback(host)
+        with pytest.raises(ConfigError, match="without a token, expected a loopback address, or a token"):
+            check_exposure(host, None, insecure=False)
+        check_exposure(host, TOKEN, insecure=False)
+        check_exposure(host, None, insecure=True)
+    check_exposure("127.0.0.1", None, insecure=False)
+
+
+def _ends(opened: socket.socket) -> bool:
+    """Whether the server hangs up within some seconds."""
+    opened.settimeout(5)
+    try:
+        while opened.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def _wait_until_empty(url: str) -> None:
+    deadline_s = time.monotonic() + 10
+    while "rfedge_connections 0.0" not in get(url, "/metrics", AUTHORISED)[1]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)

@@ -1,0 +1,107 @@
+"""What a decoded message must hold, field by field, and how images of other sizes are brought to the policy's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rfedge.errors import ContractError
+from rfedge.runtimes.server.requests import RequestRules, parse_request
+from rfedge.runtimes.server.resize import fit_square
+from tests.runtimes.server.running_server import frame, request
+
+RULES = RequestRules(max_instruction_characters=40, resize=False, uses_state=False)
+RESIZING = RequestRules(max_instruction_characters=40, resize=True, uses_state=False)
+STATEFUL = RequestRules(max_instruction_characters=40, resize=False, uses_state=True)
+
+
+def image(*shape: int, dtype: str = "uint8") -> np.ndarray[Any, Any]:
+    return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize("convention", ["openpi", "lerobot", "calvin"])
+def test_the_three_conventions_are_the_same_frame(convention: str) -> None:
+    parsed = parse_request(request(frame(1), "push the button", convention), RULES)
+    observation = parsed.observation()
+    np.testing.assert_array_equal(observation.static, frame(1).static)
+    np.testing.assert_array_equal(observation.gripper, frame(1).gripper)
+    assert parsed.instruction == "push the button"
+    assert not parsed.resets
+
+
+def test_a_state_is_kept_for_a_policy_that_reads_it_and_dropped_for_others() -> None:
+    fields = request(frame(), "go")
+    assert parse_request(fields | {"observation/state": np.zeros(8)}, RULES).observation().state is None
+    assert parse_request(fields | {"observation/state": np.ones(15)}, STATEFUL).observation().state is not None
+    with pytest.raises(ContractError, match=r"observation/state: got shape \(8,\), expected shape \(15,\)"):
+        parse_request(fields | {"observation/state": np.zeros(8)}, STATEFUL)
+    for bad in (np.full(15, np.nan), np.zeros((15, 1)), np.zeros(15, np.uint8), np.zeros(65), [0.0] * 15):
+        with pytest.raises(ContractError, match="observation/state: got"):
+            parse_request(fields | {"observation/state": bad}, RULES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"observation/image": image(224, 224, 3)}, "shape (224, 224, 3), expected shape (200, 200, 3)"),
+        ({"observation/image": image(200, 200, 3, dtype="float32")}, "dtype float32, expected dtype uint8"),
+        ({"observation/image": image(3, 200, 200)}, "shape (3, 200, 200)"),
+        ({"observation/image": "pixels"}, "a str"),
+        ({"observation/wrist_image": None}, "a NoneType"),
+        ({"observation/image_2": image(200, 200, 3)}, "key 'observation/image_2'"),
+        ({"rgb_gripper": image(84, 84, 3)}, "key 'rgb_gripper'"),
+        ({"__class__": "os.system"}, "key '__class__'"),
+        ({"prompt": "x" * 41}, "instruction: got 41 characters, expected at most 40"),
+        ({"prompt": ["go"]}, "instruction: got a list"),
+        ({"prompt": "  "}, "instruction: got no words"),
+        ({"task": "go"}, "instruction: got both prompt and task"),
+        ({"deadline_ms": -1}, "deadline_ms: got -1"),
+        ({"deadline_ms": float("nan")}, "deadline_ms: got nan"),
+        ({"deadline_ms": True}, "deadline_ms: got True"),
+        ({"reset": 1}, "reset: got a int"),
+        ({"reset": True}, "key 'observation/image'"),
+    ],
+)
+def test_one_wrong_field_is_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ContractError) as error:
+        parse_request(request(frame(), "go") | changes, RULES)
+    assert words in str(error.value)
+
+
+def test_missing_cameras_are_named() -> None:
+    with pytest.raises(
+        ContractError, match=r"observation: got keys \['prompt'\], expected one of observation.images.static"
+    ):
+        parse_request({"prompt": "go"}, RULES)
+    with pytest.raises(ContractError, match="expected observation/wrist_image beside observation/image"):
+        parse_request({"observation/image": image(200, 200, 3), "prompt": "go"}, RULES)
+
+
+def test_openpis_224_pixels_are_resized_when_asked_and_oblong_ones_never() -> None:
+    fields = request(frame(), "go") | {
+        "observation/image": image(224, 224, 3),
+        "observation/wrist_image": image(224, 224, 3),
+    }
+    observation = parse_request(fields, RESIZING).observation()
+    assert observation.static.shape == (200, 200, 3)
+    assert observation.gripper.shape == (84, 84, 3)
+    for bad in (image(240, 320, 3), image(8, 8, 3), image(2048, 2048, 3), image(224, 224)):
+        with pytest.raises(ContractError, match=r"expected \(n, n, 3\) with n from 32 to 1024"):
+            parse_request(fields | {"observation/image": bad}, RESIZING)
+
+
+@pytest.mark.parametrize(("source", "target"), [(224, 200), (224, 84), (640, 200), (64, 84)])
+def test_resizing_equals_the_filter_of_the_converter(source: int, target: int) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize((source, source))) // 2 + rng.integers(
+        0, 128, (source, source, 3), dtype=np.uint8
+    )
+    expected = np.asarray(Image.fromarray(pixels).resize((target, target), Image.Resampling.BICUBIC)).astype(int)
+    difference = np.abs(fit_square(pixels, target).astype(int) - expected)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.02
+    assert fit_square(pixels, source) is pixels

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rfedge.errors import ConfigError, ContractError
+from rfedge.messages import Observation
+from rfedge.runtimes.control import ControlLoop, drive
+from rfedge.runtimes.modes import ClosedLoop
+from rfedge.runtimes.policy_step import PolicyStep
+from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
+from tests.runtimes.loop_parts import FRAME, CountingPolicy, Robot
+
+BOX = Workspace((-0.1, -0.2, 0.3), (0.1, 0.2, 0.5))
+
+
+class OneAction(CountingPolicy):
+    """Always wants the same."""
+
+    def __init__(self, *action: float) -> None:
+        super().__init__(chunk_size=1)
+        self.action = np.array(action, dtype=np.float32)
+
+    def act(self, observation: Observation) -> PolicyStep:
+        return PolicyStep(actions=self.action[None], timings_ms={})
+
+
+def _state(x: float = 0.0, y: float = 0.0, z: float = 0.4, gripper: float = 1.0) -> np.ndarray:
+    return np.array([x, y, z, *np.zeros(11), gripper])
+
+
+def _seen(state: np.ndarray) -> Observation:
+    return Observation(static=FRAME.static, gripper=FRAME.gripper, state=state)
+
+
+def test_steps_are_shortened_and_keep_their_direction() -> None:
+    guard = SafetyGuard(SafetyLimits(max_step_m=0.01, max_step_rad=0.02))
+    checked = guard.check(np.array([0.6, 0.8, 0.0, 0.0, 0.0, 0.8, 1.0], dtype=np.float32))
+    np.testing.assert_allclose(checked.action, [0.3, 0.4, 0.0, 0.0, 0.0, 0.4, 1.0], rtol=1e-6)
+    assert checked.interventions == ("translation-limit", "rotation-limit")
+    small = np.array([0.3, 0.2, 0.0, 0.1, 0.0, 0.0, -1.0], dtype=np.float32)
+    unchanged = guard.check(small)
+    np.testing.assert_array_equal(unchanged.action, small)
+    assert unchanged.interventions == ()
+    assert guard.counts["translation-limit"] == guard.counts["rotation-limit"] == 1
+
+
+def test_an_action_out_of_range_is_clamped_and_told() -> None:
+    checked = SafetyGuard().check(np.array([2, -3, 0.5, 0, 0, 0, 0.2], dtype=np.float32))
+    np.testing.assert_array_equal(checked.action, np.array([1, -1, 0.5, 0, 0, 0, 1], dtype=np.float32))
+    assert checked.interventions == ("clamped",)
+    assert SafetyGuard().check(np.array([0.1] * 6 + [1.0])).interventions == (), "another dtype is no other action"
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_not_finite_is_zero_motion_with_the_gripper_as_it_was(poison: float) -> None:
+    guard = SafetyGuard()
+    guard.see(_seen(_state(gripper=-1.0)))
+    checked = guard.check(np.array([0.1, poison, 0, 0, 0, 0, 1]))
+    np.testing.assert_array_equal(checked.action, [0, 0, 0, 0, 0, 0, -1])
+    assert checked.interventions == ("not-finite",)
+    guard.sent(np.array([0, 0, 0, 0, 0, 0, 1], dtype=np.float32))
+    guard.see(_seen(_state(gripper=-1.0)))
+    assert guard.hold()[6] == 1.0, "what was sent counts more than what was measured"
+    guard.sent(np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float32))
+    guard.reset()
+    assert guard.hold()[6] == -1.0, "a robot that does not tell may hold something"
+    guard.see(_seen(_state(gripper=1.0)))
+    assert guard.hold()[6] == 1.0
+
+
+def test_not_finite_ends_the_run_after_zero_motion() -> None:
+    robot = Robot(_state(gripper=-1.0))
+    with pytest.raises(ContractError, match="action: got NaN or Inf"):
+        drive(ControlLoop(ClosedLoop(OneAction(*[np.nan] * 7)), robot), "go", max_steps=3)
+    np.testing.assert_array_equal(robot.actions, [[0, 0, 0, 0, 0, 0, -1]])
+    assert robot.num_stops == 1
+
+
+class Arm(Robot):
+    """Follows its commands, or is blocked."""
+
+    def __init__(self, *, is_blocked: bool = False) -> None:
+        super().__init__(_state())
+        self.is_blocked = is_blocked
+
+    def apply(self, action: np.ndarray) -> None:
+        super().apply(action)
+        if not self.is_blocked:
+            self.state = self.state + np.r_[0.02 * action[:3], np.zeros(12)]
+
+
+def test_the_tool_stays_in_its_workspace() -> None:
+    arm = Arm()
+    loop = ControlLoop(ClosedLoop(OneAction(1, 0, -0.75, 0, 0, 0, 1)), arm, guard=SafetyGuard(SafetyLimits(workspace=BOX)))
+    summary = drive(loop, "go", max_steps=12).summary
+    np.testing.assert_allclose(arm.state[:3], [0.1, 0.0, 0.3], atol=1e-6)
+    # x reaches its bound after 5 steps, z after 6 and two thirds.
+    assert summary.interventions == {"workspace": 7}
+    np.testing.assert_allclose(arm.actions[5], [0, 0, -0.75, 0, 0, 0, 1], atol=1e-5)
+
+
+def test_the_target_of_a_blocked_arm_stays_inside_too() -> None:
+    for adds_up, moved_steps in ((True, 5), (False, 12)):
+        arm = Arm(is_blocked=True)
+        guard = SafetyGuard(SafetyLimits(workspace=BOX, adds_up=adds_up))
+        drive(ControlLoop(ClosedLoop(OneAction(1, 0, 0, 0, 0, 0, 1)), arm, guard=guard), "go", max_steps=12)
+        assert sum(action[0] > 1e-4 for action in arm.actions) == moved_steps
+
+
+def test_between_frames_the_pose_is_reckoned_from_what_was_sent() -> None:
+    guard = SafetyGuard(SafetyLimits(workspace=BOX, adds_up=False))
+    guard.see(_seen(_state(x=0.07)))
+    for expected in (1.0, 0.5, 0.0):
+        action = guard.check(np.array([1, 0, 0, 0, 0, 0, 1], dtype=np.float32)).action
+        assert action[0] == pytest.approx(expected, abs=1e-5)
+        guard.sent(action)
+
+
+def test_an_arm_outside_its_workspace_may_come_back_at_its_own_pace() -> None:
+    guard = SafetyGuard(SafetyLimits(workspace=BOX))
+    guard.see(_seen(_state(x=0.15)))
+    assert guard.check(np.array([1, 0, 0, 0, 0, 0, 1], dtype=np.float32)).action[0] == 0.0
+    np.testing.assert_array_equal(guard.check(np.zeros(7)).action[:6], np.zeros(6))
+    assert guard.check(np.array([-0.5, 0, 0, 0, 0, 0, 1], dtype=np.float32)).action[0] == -0.5
+
+
+def test_a_workspace_needs_a_robot_that_tells_where_it_is() -> None:
+    robot = Robot()
+    loop = ControlLoop(ClosedLoop(CountingPolicy()), robot, guard=SafetyGuard(SafetyLimits(workspace=BOX)))
+    with pytest.raises(ContractError) as error:
+        drive(loop, "go", max_steps=1)
+    assert str(error.value) == (
+        "workspace: got an observation without state, expected the tool centre point in observation.state. "
+        "Run without --workspace, or let the robot report its state."
+    )
+    assert robot.actions == []
+
+
+def test_limits_that_allow_nothing_are_refused() -> None:
+    assert Workspace.parse("-0.1,-0.2,0.3, 0.1,0.2,0.5") == BOX
+    with pytest.raises(ConfigError, match="workspace: got '1,2,3', expected six numbers in metres"):
+        Workspace.parse("1,2,3")
+    with pytest.raises(ConfigError, match="expected three finite lower bounds, each below its upper bound"):
+        Workspace.parse("0,0,0,1,0,1")
+    with pytest.raises(ConfigError, match="max_step_m: got 0.0, expected a positive number"):
+        SafetyLimits(max_step_m=0.0)
