@@ -82,7 +82,7 @@ def test_each_variant_has_its_joules_per_action(bundle: Path, monkeypatch: pytes
 def test_a_report_without_them_has_no_word_of_them(bundle: Path) -> None:
     report = run_latency(LatencyPlan(bundles=(bundle,), warmup=1, iterations=2, settle_ms=0, settings=SETTINGS))
     text = report.model_dump_json()
-    assert "resources" not in text
+    assert '"resources"' not in text
     assert '"idle"' not in text
     with pytest.raises(ConfigError, match="resource_seconds"):
         LatencyPlan(bundles=(bundle,), resource_seconds=-1)
