@@ -33,8 +33,9 @@ class JtopSource:
         except Exception as error:  # its errors share no base that may be named without it
             raise Absent(f"jtop: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
         try:
+            self._client.ok()  # waits for the first readings
             self._rails = choose_rails(rails_of(self._client.power))
-        except Absent:
+        except BaseException:
             self.close()
             raise
         self.name: Final = f"board, {' + '.join(self._rails)} by jtop"

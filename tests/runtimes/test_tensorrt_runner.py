@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from rfedge.bundle import load_bundle
+from rfedge.bundle import load_bundle, write_bundle
 from rfedge.cli.app import main
-from rfedge.contract import GraphContract, TensorSpec
+from rfedge.contract import GraphContract, TensorSpec, policy_contract
+from rfedge.cuda_device import CudaDevice, read_cuda_device
 from rfedge.errors import ArtifactError, BackendUnavailableError, ContractError
 from rfedge.messages import Observation
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
@@ -19,7 +23,8 @@ from rfedge.runtimes.registry import open_parts
 from rfedge.runtimes.tensorrt.buffers import plan_buffers, text_inputs
 from rfedge.runtimes.tensorrt.opening import open_bundle, open_engines
 from rfedge.runtimes.tensorrt.runner import TensorRtRunner
-from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
+from tests.export.tensorrt_bundles import build_ahead, load_rtx
+from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, _model, tiny_config, write_handmade_bundle
 from tests.runtimes.imitated_gpu import ORIN, ImitatedDriver, imitated_module, write_engine
 
 SETTINGS = RuntimeSettings(threads=1)
@@ -212,8 +217,8 @@ def test_a_plan_that_does_not_open_is_one_line(bundle: tuple[Path, Oracle], driv
         runner.activate()
     assert str(error.value) == (
         "engine backbone.plan: got TensorRT error 'IRuntime::deserializeCudaEngine: Error Code 1: magicTag mismatch', "
-        "expected a plan that this TensorRT opens on this GPU. Close other programs on the GPU, or build it again with `rfedge "
-        "build --overwrite`."
+        "expected a plan that this TensorRT opens on this GPU. Close other programs on the GPU, or build it again with "
+        "`rfedge build --overwrite`."
     )
     assert (driver.memory, driver.streams, driver.retained) == ({}, {}, 0), "nothing stays behind"
 
@@ -271,3 +276,94 @@ def test_buffers_are_aligned_apart_and_inputs_first() -> None:
     np.testing.assert_array_equal(text.view(block, (1, 4)), [[1.5, 2.5, 0, 0]])
     assert np.shares_memory(text.view(block, (1, 4)), block)
     assert block[767] == block[784] == 7, "neighbours stay"
+
+
+def write_two_stage_bundle(path: Path) -> None:
+    """A bundle whose backbone is two graphs: latents that repeat the mean pixels, and their mean beside the mean text."""
+    config = tiny_config(chunk_size=2)
+    contract = policy_contract(config, two_stages=True)
+    rng, node = np.random.default_rng(3), helper.make_node
+    write_handmade_bundle(path.with_name("lender"), config)
+    pixels = rng.standard_normal((6, config.vision.width)).astype(np.float32)
+    weight = rng.standard_normal((config.vision.width, config.feature_size)).astype(np.float32) / 8
+    axes = {"pixel_axes": np.array([1, 2]), "token_axis": np.array([1]), "last_axis": np.array([2])}
+    vision = [
+        *(node("Cast", [f"image_{camera}"], [f"{camera}_float"], to=TensorProto.FLOAT) for camera in ("static", "gripper")),
+        *(
+            node("ReduceMean", [f"{camera}_float", "pixel_axes"], [f"{camera}_mean"], keepdims=0)
+            for camera in ("static", "gripper")
+        ),
+        node("Concat", ["static_mean", "gripper_mean"], ["means"], axis=1),
+        node("MatMul", ["means", "pixels"], ["row"]),
+        node("Unsqueeze", ["row", "token_axis"], ["column"]),
+        node("Expand", ["column", "latents"], ["media"]),
+    ]
+    decoder = [
+        node("ReduceMean", ["media", "token_axis"], ["seen"], keepdims=0),
+        node("MatMul", ["seen", "weight"], ["product"]),
+        node("Cast", ["text_mask"], ["mask"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["mask", "last_axis"], ["mask_column"]),
+        node("Mul", ["text_embedding", "mask_column"], ["masked"]),
+        node("ReduceSum", ["masked", "token_axis"], ["text"], keepdims=0),
+        node("Add", ["product", "text"], ["sum"]),
+        node("Tanh", ["sum"], ["feature"]),
+    ]
+    latents = np.array([1, config.latents_per_frame, config.vision.width])
+    stages = contract.backbone_stages
+    with write_bundle(path) as writer:
+        onnx.save(
+            _model(stages["vision"], vision, {**axes, "pixels": pixels / 255, "latents": latents}),
+            writer.add("vision.onnx", "vision"),
+        )
+        onnx.save(_model(stages["decoder"], decoder, {**axes, "weight": weight}), writer.add("decoder.onnx", "decoder"))
+        for name, role in (("head.onnx", "head"), ("embedding.safetensors", "embedding"), ("tokenizer.json", "tokenizer")):
+            shutil.copy(path.with_name("lender") / name, writer.add(name, role))  # type: ignore[arg-type]
+        manifest = load_bundle(path.with_name("lender")).manifest
+        writer.finish(manifest.model_copy(update={"contract": contract}))
+
+
+@pytest.mark.parametrize("one_stage_at_a_time", [True, False])
+def test_a_backbone_in_two_stages_is_two_engines(tmp_path: Path, driver: ImitatedDriver, one_stage_at_a_time: bool) -> None:
+    path = tmp_path / "two"
+    write_two_stage_bundle(path)
+    bundle = load_bundle(path)
+    write_engine(bundle, "vision")
+    with pytest.raises(ArtifactError, match=r"decoder engine of .*: got tensorrt-10.3.0-sm87-.* \(no decoder\)"):
+        load(path, driver)
+    write_engine(bundle, "decoder", text_lengths=(4, 16))
+    with (
+        load(path, driver, one_stage_at_a_time=one_stage_at_a_time) as ours,
+        EdgePolicy.load(path, settings=SETTINGS) as ort,
+    ):
+        states = [ours.initial_state(), ort.initial_state()]
+        for step, frame in enumerate(frames(4)):
+            words = INSTRUCTIONS[step % len(INSTRUCTIONS)]
+            results = [policy.infer(frame, words, state) for policy, state in zip((ours, ort), states, strict=True)]
+            states = [result.state for result in results]
+            np.testing.assert_allclose(results[0].actions, results[1].actions, atol=1e-5)
+        assert (driver.retained == 0) == one_stage_at_a_time, "one at a time holds nothing between two calls"
+    assert (driver.memory, driver.executables, driver.retained) == ({}, {}, 0)
+
+
+def test_a_real_plan_goes_as_far_as_this_machine_does(tmp_path: Path, driver: ImitatedDriver) -> None:
+    """TensorRT for RTX builds without a GPU and opens nothing without one: its own words reach the user, in one line."""
+    module = load_rtx()
+    try:
+        read_cuda_device()
+    except BackendUnavailableError:
+        pass
+    else:
+        pytest.skip("there is a GPU: tests/runtimes/test_tensorrt_device.py")
+    path = tmp_path / "b"
+    write_handmade_bundle(path)
+    build_ahead(path, 86, text_lengths=(8, 16))
+    here = CudaDevice(name="RTX A2000", sm=86, cuda="13.0", driver="580.1", memory_bytes=8 << 30)
+    parts = open_engines(path, SETTINGS, [module], here, library=driver)
+    with pytest.raises(
+        ArtifactError, match=r"^engine backbone.plan: got TensorRT error .*CUDA driver version is insufficient"
+    ):
+        parts.backbone.activate()
+    assert driver.retained == 0
+    there = CudaDevice(name="RTX 4090", sm=89, cuda="13.0", driver="580.1", memory_bytes=24 << 30)
+    with pytest.raises(ArtifactError, match=r"\(built for SM86, this is SM89\)"):
+        open_engines(path, SETTINGS, [module], there, library=driver)

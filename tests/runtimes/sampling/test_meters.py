@@ -214,13 +214,13 @@ class FakeJtop:
     }
 
     def __init__(self, interval: float) -> None:
-        self.interval, self.is_open = interval, False
+        self.interval, self.is_open, self.waits = interval, False, 0
 
     def start(self) -> None:
         self.is_open = True
 
-    def ok(self, *, spin: bool) -> bool:
-        assert spin
+    def ok(self, spin: bool = False) -> bool:
+        self.waits += not spin
         return self.is_open
 
     def close(self) -> None:
@@ -230,8 +230,10 @@ class FakeJtop:
 def test_jtop_names_its_rail_and_its_end() -> None:
     source = JtopSource(0.5, FakeJtop)
     assert source.name == "board, VDD_IN by jtop"
+    assert source._client.waits == 1
     assert source.read() == Reading(power_w=4.761)
     assert source.temperatures_c() == {"cpu (jtop)": 48.5}
+    assert source._client.waits == 1, "a sample never waits for the service"
     source.close()
     with pytest.raises(Absent, match="the service of jtop is gone"):
         source.read()
