@@ -65,8 +65,7 @@ class NumpyHead(GraphRunner):
     def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         values: dict[str, Array | None] = {"": None, **self._constants, **inputs}
         for call, names, outputs in self._steps:
-            for name, value in zip(outputs, call(*(values[name] for name in names)), strict=False):
-                values[name] = value
+            values.update(zip(outputs, call(*(values[name] for name in names)), strict=False))
         # copies: an output may be a view of an input or of a constant
         return {spec.name: np.array(values[spec.name], dtype=spec.dtype) for spec in self.contract.outputs}
 

@@ -1,7 +1,7 @@
 """Heads with int8 weights, for CPUs: what bounds a head is reading its weights, and these are a quarter of fp32's.
 
-onnxruntime's own dynamic quantization: LSTMs become DynamicQuantizeLSTM, products MatMulInteger, weights one scale per output;
-activations get their range in every call, so no calibration is needed. A graph for ONNX Runtime on a CPU alone.
+onnxruntime's own dynamic quantization: LSTMs become DynamicQuantizeLSTM, products MatMulInteger, weights have one scale per
+output; activations get their range in every call, so no calibration is needed. A graph for ONNX Runtime on a CPU alone.
 
 Requires: a head in fp32, its weights in the file (`head_passes`).
 Ensures: inputs and outputs are as before.
