@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rfedge.bundle import Bundle, load_bundle, write_bundle
 from rfedge.cli.app import app, main
+from rfedge.config import head_of_kind
 from rfedge.contract import policy_contract
 from rfedge.engines import EngineKey, EngineRecord, EngineTarget
 from rfedge.errors import ConfigError, ContractError
@@ -39,9 +40,11 @@ def test_every_length_is_a_static_profile_and_the_head_has_one(bundle: Bundle) -
     profiles = plan_profiles(contract.backbone, config, (4, 16))
     assert profiles == tuple({"text_embedding": (n, n, n), "text_mask": (n, n, n)} for n in (4, 16))
     assert text_lengths_of(contract.backbone, profiles) == (4, 16)
-    head = plan_profiles(contract.head, config, (4, 16))
+    assert plan_profiles(contract.head, config, (4, 16)) == (), "an LSTM sees one frame a call"
+    gpt = config.model_copy(update={"head": head_of_kind("gpt", config.head)})
+    head = plan_profiles(policy_contract(gpt).head, gpt, (4, 16))
     assert head == ({"features": (1, config.window, config.window)},)
-    assert text_lengths_of(contract.head, head) == ()
+    assert text_lengths_of(policy_contract(gpt).head, head) == ()
     stages = policy_contract(config, two_stages=True).graphs
     assert plan_profiles(stages["vision"], config, (4, 16)) == ()
     assert text_lengths_of(stages["vision"], ()) == ()

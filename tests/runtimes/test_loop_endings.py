@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
 from rfedge.runtimes.control import ControlLoop, StepReport
 from rfedge.runtimes.lateness import LatePolicy
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.stopping import StopRequest
 from rfedge.runtimes.watchdog import Watchdog
 from tests.runtimes.loop_parts import CountingPolicy, FakeClock, Robot
 
@@ -214,25 +215,36 @@ def test_a_request_ends_the_run_between_two_steps() -> None:
     assert (summary.ended, summary.num_steps, robot.num_stops) == ("the operator", 3, 1)
 
 
+# In a process of its own: libraries that other tests load change what a signal does to a process.
+SIGNALS = """
+import os, signal, sys
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.modes import ClosedLoop
+from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from tests.runtimes.loop_parts import CountingPolicy, Robot
+
+number, seen = getattr(signal, sys.argv[1]), []
+signal.signal(number, lambda received, _: seen.append(received))
+request = StopRequest()
+with stop_on_signals(request):
+    os.kill(os.getpid(), number)
+    assert (request.reason, seen) == (None, [number]), "nothing runs yet that could end"
+with stop_on_signals(request):
+    ControlLoop(ClosedLoop(CountingPolicy()), Robot(), stop=request).run("go", max_steps=1)
+    os.kill(os.getpid(), number)
+    assert (request.reason, seen) == (sys.argv[1], [number])
+    os.kill(os.getpid(), number)
+    assert seen == [number] * 2
+os.kill(os.getpid(), number)
+assert seen == [number] * 3
+"""
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_asks_and_a_second_one_acts_as_before(name: str) -> None:
-    number, seen = getattr(signal, name), list[int]()
-    before = signal.signal(number, lambda received, _: seen.append(received))
-    try:
-        request = StopRequest()
-        with stop_on_signals(request):
-            os.kill(os.getpid(), number)
-            assert (request.reason, seen) == (None, [number]), "nothing runs yet that could end"
-        with stop_on_signals(request):
-            ControlLoop(ClosedLoop(CountingPolicy()), Robot(), stop=request).run("go", max_steps=1)
-            os.kill(os.getpid(), number)
-            assert (request.reason, seen) == (name, [number])
-            os.kill(os.getpid(), number)
-            assert seen == [number] * 2
-        os.kill(os.getpid(), number)
-        assert seen == [number] * 3
-    finally:
-        signal.signal(number, before)
+    command, root = [sys.executable, "-c", SIGNALS, name], Path(__file__).parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
