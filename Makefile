@@ -5,6 +5,7 @@ PIP_FLAGS ?=
 CONSTRAINTS ?= constraints.txt
 DEMO_DIR ?= demo
 PYTEST_FLAGS ?=
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
@@ -37,7 +38,7 @@ demo: $(STAMP) check-rendering ## the main job: demonstrations -> train -> expor
 	@$(BIN)/python tools/demo.py --output $(DEMO_DIR)
 
 test: $(STAMP) check-rendering ## set-up plus the whole default test suite
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: $(STAMP) check-rendering ## the tests marked slow
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
