@@ -70,7 +70,8 @@ def _details(episode: EpisodeRecord, *, holds_rate: bool) -> str:
 def print_replay(console: Console, report: ReplayReport) -> None:
     """Print whether every action came out as recorded, or the first one that did not."""
     if report.is_cut:
-        console.print(f"note: the last line of {report.record} is not finished; it was left out", highlight=False)
+        note = f"note: the last line of {report.record} is not finished; it was left out"
+        console.print(note, highlight=False, soft_wrap=True)
     if report.difference is None and not report.num_steps:
         console.print(f"{report.record} holds no step: nothing to compare", highlight=False, soft_wrap=True)
         return
