@@ -58,30 +58,34 @@ def peers(
 
 
 def _print(console: Console, report: PeersReport) -> None:
-    from rich.table import Table
-
     from rfedge.benchmarks.peers import NOTES
+    from rfedge.cli.tables import print_table
 
-    table = Table(title=f"{report.size}, random weights, {report.num_tokens} tokens, {report.threads} threads")
-    table.add_column("variant")
-    for name in ("policy call p50 ms", "backbone", "head", "speed-up [95 %]", "peak GiB", "load s"):
-        table.add_column(name, justify="right")
+    rows: list[tuple[str, ...]] = []
     for row in report.rows:
         if row.call_ms is None or row.backbone_ms is None or row.head_ms is None or row.speedup is None:
-            table.add_row(row.name, f"not run: {row.failed}")
             continue
         ratio = row.speedup
-        table.add_row(
-            row.name,
-            f"{row.call_ms.p50:.0f}",
-            f"{row.backbone_ms.p50:.0f}",
-            f"{row.head_ms.p50:.1f}",
-            f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-            f"{(row.peak_bytes or 0) / 2**30:.2f}",
-            f"{row.load_s or 0:.0f}",
+        rows.append(
+            (
+                row.name,
+                f"{row.call_ms.p50:.0f}",
+                f"{row.backbone_ms.p50:.0f}",
+                f"{row.head_ms.p50:.1f}",
+                f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
+                f"{(row.peak_bytes or 0) / 2**30:.2f}",
+                f"{row.load_s or 0:.0f}",
+            )
         )
-    console.print(table)
+    print_table(
+        f"{report.size}, random weights, {report.num_tokens} tokens, {report.threads} threads",
+        ("variant", "policy call p50 ms", "backbone", "head", "speed-up [95 %]", "peak GiB", "load s"),
+        rows,
+        to_stderr=console.stderr,
+    )
     for row in report.rows:
+        if row.failed is not None:
+            console.print(f"{row.name}, not run: {row.failed}", highlight=False, soft_wrap=True, markup=False)
         if row.name in NOTES and row.call_ms is not None:
             console.print(f"{row.name}: {NOTES[row.name]}", highlight=False, soft_wrap=True)
     limit, floor = report.limit, report.noise_floor

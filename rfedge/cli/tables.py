@@ -9,6 +9,7 @@ from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rfedge.bundle import Bundle, ParityRecord
 from rfedge.gates import allowed, is_met
@@ -27,7 +28,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # text, in which [brackets] are no markup
     console = Console(stderr=to_stderr)
     if not console.is_terminal:  # a file or a pipe has no width, and a number cut short is no number
         console.width = max(console.width, _WIDTH_OF_A_PIPE)
