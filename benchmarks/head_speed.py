@@ -34,6 +34,8 @@ __all__ = ["HeadRow", "HeadSpeedReport", "assert_near_the_limit", "measure_head"
 Array = npt.NDArray[Any]
 Call = Callable[[], object]
 LIMIT: Final = "reading the weights"
+# OpenBLAS keeps its threads turning for some 20 ms after a call, on the cores that the next one needs.
+_REST_S: Final = 0.03
 
 
 class HeadRow(Record):
@@ -97,6 +99,7 @@ def measure_head(
             for index in range(rounds + 1):
                 for name in times:
                     call = calls.get(name, reader)
+                    time.sleep(_REST_S)
                     started_ns = time.perf_counter_ns()
                     call()
                     if index:  # the first round warms up

@@ -171,7 +171,8 @@ def _tensor(message: memoryview) -> tuple[str, Array]:
         raise WireError(f"weight {name!r} of element type {element}")
     dtype = np.dtype(_DTYPES[element])
     if raw is not None:
-        array = np.frombuffer(raw, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False)
+        # Copied, because a weight in a file begins anywhere and NumPy multiplies only aligned arrays with BLAS.
+        array = np.frombuffer(raw, dtype=dtype.newbyteorder("<")).astype(dtype, copy=True)
     elif dtype == np.float16:
         array = np.array(integers, np.uint16).view(np.float16)
     else:
