@@ -8,7 +8,7 @@ from typing import Final
 
 from rfedge.atomic import atomic_file
 from rfedge.benchmarks.optimum_quantize import quantize_with_optimum
-from rfedge.config import preset
+from rfedge.config import Precision, preset
 from rfedge.errors import ConfigError, explain
 
 __all__ = ["WITHOUT_OPTIMUM", "prepare_peers"]
@@ -20,8 +20,9 @@ WITHOUT_OPTIMUM: Final = "without-optimum.txt"
 def prepare_peers(
     size: str, folder: Path, *, data: Path | None, seed: int, progress: PrepareProgress = lambda *_: None
 ) -> None:
-    """Make what is missing in `folder`: checkpoint/, fp32/, int8/, dynamic/ and, where Optimum can, optimum/.
+    """Make what is missing in `folder`: checkpoint/, fp32/, int8/, int8-all/, dynamic/ and, where Optimum can, optimum/.
 
+    int8/ is what `--precision int8` writes, with the attention of queries in float; in int8-all/ every product is int8.
     dynamic/ holds the graph that onnxruntime's own `quantize_dynamic` writes, made weight by weight: that function needs
     several times the memory of the fp32 graph. So does Optimum; where it cannot run, `WITHOUT_OPTIMUM` says why.
 
@@ -44,17 +45,22 @@ def prepare_peers(
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         _write_checkpoint(size, checkpoint, seed)
-    for precision in ("fp32", "int8"):
-        output = folder / precision
+    kept_float: tuple[tuple[str, Precision, tuple[str, ...] | None], ...]
+    kept_float = (("fp32", "fp32", None), ("int8", "int8", None), ("int8-all", "int8", ()))
+    for name, precision, keep_float in kept_float:
+        output = folder / name
         if output.exists():
             continue
         if precision == "int8" and data is None:
             raise ConfigError(
-                explain(f"peers in {folder}", got="no int8/", expected="--data to calibrate on", remedy="Pass --data DIR.")
+                explain(
+                    f"peers in {folder}", got=f"no {name}/", expected="--data to calibrate on", remedy="Pass --data DIR."
+                )
             )
         options = ExportOptions(
             precision=precision,
             data=data,
+            keep_float=keep_float,
             int8=PLAIN,  # how weights are rounded changes no time
             num_calibration_frames=8,
             num_parity_steps=4,
@@ -65,7 +71,7 @@ def prepare_peers(
             checkpoint,
             output,
             options,
-            progress=lambda stage, done, total, name=precision: progress(f"{name}: {stage}", done, total),  # type: ignore[misc]
+            progress=lambda stage, done, total, name=name: progress(f"{name}: {stage}", done, total),  # type: ignore[misc]
         )
     dynamic = folder / "dynamic" / "dynamic.onnx"
     if not dynamic.exists():

@@ -38,6 +38,7 @@ __all__ = ["NOTES", "ROWS", "PeerLimit", "PeerRow", "PeersPlan", "PeersReport", 
 REFERENCE: Final = "PyTorch fp32"
 OURS: Final = "rfedge int8"
 AGAIN: Final = "rfedge int8 (again)"
+EVERY_PRODUCT: Final = "rfedge int8, every product"
 DYNAMIC: Final = "onnxruntime dynamic int8"
 OPTIMUM: Final = "optimum-onnx dynamic int8"
 ROWS: Final = (
@@ -48,10 +49,12 @@ ROWS: Final = (
     OPTIMUM,
     OURS,
     AGAIN,
+    EVERY_PRODUCT,
     "rfedge int8 on OpenVINO",
 )
 # What a reader must know about a row.
 NOTES: Final = {
+    EVERY_PRODUCT: "with --keep-float none; the default keeps the attention of queries in float, for accuracy",
     DYNAMIC: "written weight by weight, because onnxruntime's quantizer needs three times the graph's size in memory; "
     "the graph is the quantizer's own, node for node and byte for byte",
     OPTIMUM: "Optimum's settings for AVX512-VNNI, dynamic, per channel",
@@ -262,6 +265,7 @@ def _job(plan: PeersPlan, row: str) -> WorkerJob:
         OPTIMUM: {**plain, "graph": folder / "optimum" / QUANTIZED},
         OURS: {"path": folder / "int8", "backend": "onnxruntime"},
         AGAIN: {"path": folder / "int8", "backend": "onnxruntime"},
+        EVERY_PRODUCT: {"path": folder / "int8-all", "backend": "onnxruntime"},
         "rfedge int8 on OpenVINO": {"path": folder / "int8", "backend": "openvino"},
     }
     return WorkerJob.model_validate({**common, **specific[row]})

@@ -9,11 +9,14 @@ from pydantic import BaseModel, ValidationError
 from rfedge.benchmarks.chain_report import ChainReport
 from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.expert_success import ExpertSuccessReport
+from rfedge.benchmarks.head_speed import HeadSpeedReport
 from rfedge.benchmarks.int8_ranges import Int8RangesReport
+from rfedge.benchmarks.loop_report import LoopReport
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.peers import PeersReport
 from rfedge.benchmarks.precision_records import PrecisionsReport
 from rfedge.benchmarks.schema import LatencyReport
+from rfedge.benchmarks.server import ServerReport
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
@@ -21,10 +24,13 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-chains": ChainReport,
     "rfedge-environment-speed": EnvironmentSpeedReport,
     "rfedge-expert-success": ExpertSuccessReport,
+    "rfedge-head-speed": HeadSpeedReport,
     "rfedge-int8-ranges": Int8RangesReport,
     "rfedge-latency": LatencyReport,
+    "rfedge-loop": LoopReport,
     "rfedge-peers": PeersReport,
     "rfedge-precisions": PrecisionsReport,
+    "rfedge-server": ServerReport,
 }
 
 
