@@ -286,8 +286,8 @@ def test_blocks_to_keep_in_float_go_to_the_stage_that_has_them(bundles: dict[str
     shared = share_keep_float(stages, wanted)
     assert shared == {"vision": (wanted[0], wanted[2]), "decoder": (wanted[1],)}
     assert share_keep_float(stages, None) == {"vision": None, "decoder": None}
-    with pytest.raises(ConfigError, match=r"keep_float: got 'vision.bloks', .*\(did you mean 'vision.blocks.\d'\?\)"):
-        share_keep_float(stages, ["vision.bloks"])
+    with pytest.raises(ConfigError, match=r"keep_float: got 'vision.blockz', .*\(did you mean 'vision.blocks.\d'\?\)"):
+        share_keep_float(stages, ["vision.blockz"])
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
