@@ -109,7 +109,8 @@ def measure_head(
     rows = []
     for name in calls:
         limit_ms = series[LIMIT] * (weight_bytes[name] / reader.num_bytes)
-        carry = f"carry{name.removeprefix('carry').removeprefix('window').removeprefix('replay')}"
+        _, *form = name.split(" ", 1)  # "window int8" is compared with "carry int8"
+        carry = " ".join(["carry", *form])
         rows.append(
             HeadRow(
                 name=name,

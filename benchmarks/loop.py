@@ -37,6 +37,7 @@ from rfedge.runtimes.policy import EdgePolicy
 from rfedge.runtimes.recorder import RunRecorder
 from rfedge.runtimes.run_record import RunHeader
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
+from rfedge.runtimes.scheduling import check_priority
 
 __all__ = ["LoopPlan", "run_loop"]
 
@@ -65,6 +66,7 @@ class LoopPlan:
         periods: control periods that the overlapped backbone takes.
         overlapped_minutes: how long that runs.
         steps: control steps of the memory part.
+        realtime_priority: of the loop's thread while rates are held, see `rfedge.runtimes.scheduling`; None is ordinary.
         samples: control steps of each measurement of overhead; a tenth of it, inferences of the open-loop table's first
             line.
     """
@@ -79,6 +81,7 @@ class LoopPlan:
     overlapped_minutes: float = 1.0
     steps: int = 100_000
     samples: int = 3000
+    realtime_priority: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a plan that measures nothing.
@@ -86,6 +89,7 @@ class LoopPlan:
         Raises:
             ConfigError: a number is too small, or the work has another name.
         """
+        check_priority(self.realtime_priority)
         check_least(NUM_MEMORY_SAMPLES, {"steps": self.steps})
         check_least(WARMUP_STEPS, {"samples": self.samples})
         check_least(0, {"backbone_ms": self.backbone_ms, "periods": self.periods})
@@ -118,6 +122,7 @@ def run_loop(plan: LoopPlan, *, progress: LoopProgress | None = None) -> LoopRep
             **circumstances(),
             policy=name,
             work=plan.work,
+            realtime_priority=plan.realtime_priority,
             overhead=_overhead(bundle, Path(temporary), plan.samples, told),
             rate=_rate(bundle, plan, "closed-loop", plan.backbone_ms, plan.minutes, told),
             overlapped=_rate(
@@ -174,7 +179,14 @@ def _rate(bundle: Path, plan: LoopPlan, mode: str, backbone_ms: float, minutes: 
     with timed_policy(bundle, backbone_ms / 1000.0, plan.work) as policy:
         keeper = RateKeeper(plan.rate_hz)
         controller = make_controller(policy, mode)
-        loop = ControlLoop(controller, _robot(policy), pace=keeper, guard=SafetyGuard(_LIMITS), backbone_deadline_s=_HUNG_S)
+        loop = ControlLoop(
+            controller,
+            _robot(policy),
+            pace=keeper,
+            guard=SafetyGuard(_LIMITS),
+            backbone_deadline_s=_HUNG_S,
+            priority=plan.realtime_priority,
+        )
 
         def measure(step: StepReport) -> None:
             wake_lag_ms[step.index] = 1000.0 * keeper.wake_lag_s

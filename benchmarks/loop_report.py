@@ -91,6 +91,7 @@ class LoopReport(Measurement):
 
     Attributes:
         work: how the time of the timed backbone passed.
+        realtime_priority: of the loop's thread while rates were held; None is ordinary.
         limits: whether actions were held to limits; they always are.
     """
 
@@ -98,6 +99,7 @@ class LoopReport(Measurement):
     schema_version: int = 1
     policy: str
     work: str
+    realtime_priority: int | None = None
     limits: str = "0.01 m and 0.03 rad a step, workspace, watchdog"
     overhead: OverheadPart
     rate: RatePart

@@ -33,6 +33,7 @@ from rfedge.runtimes.registry import DEFAULT_BACKEND
 from rfedge.runtimes.robot import SimulatedRobot
 from rfedge.runtimes.run_record import RecordedPace, RunRecord, StepLine
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
+from rfedge.runtimes.scheduling import check_priority
 from rfedge.runtimes.stopping import StopRequest
 
 __all__ = ["EpisodeRecord", "RolloutPlan", "RolloutReport", "run_rollouts"]
@@ -52,6 +53,7 @@ class RolloutPlan:
         seed: of the first episode; the next have seed + 1, seed + 2, ...
         realtime: hold the control rate; overlapped mode and a `rate_hz` mean it anyway.
         rate_hz: control steps per second; None is the environment's own.
+        realtime_priority: of the control loop's thread, see `rfedge.runtimes.scheduling`; None is ordinary.
         late: what happens on a missed step; there are none unless a rate is held.
         limits: what the actions are held to.
         backbone_deadline_ms: the robot is stopped when an inference takes longer; None waits.
@@ -73,6 +75,7 @@ class RolloutPlan:
     seed: int = 0
     realtime: bool = False
     rate_hz: float | None = None
+    realtime_priority: int | None = None
     late: LatePolicy = field(default_factory=LatePolicy)
     limits: SafetyLimits = field(default_factory=SafetyLimits)
     backbone_deadline_ms: float | None = None
@@ -96,6 +99,16 @@ class RolloutPlan:
         if not self.holds_rate and self.late != LatePolicy():
             raise ConfigError(
                 explain("late", got="no control rate", expected="deadlines to miss", remedy="Pass --realtime or --rate-hz.")
+            )
+        check_priority(self.realtime_priority)
+        if not self.holds_rate and self.realtime_priority is not None:
+            raise ConfigError(
+                explain(
+                    "realtime_priority",
+                    got="no control rate",
+                    expected="deadlines to keep",
+                    remedy="Pass --realtime or --rate-hz.",
+                )
             )
         if self.record_frames and self.record is None:
             raise ConfigError(
@@ -156,6 +169,7 @@ class RolloutReport(Record):
     control_hz: float
     realtime: bool
     rate_hz: float | None
+    realtime_priority: int | None = None
     stopped_by: str | None
     task: str | None
     instruction: str
@@ -231,6 +245,7 @@ def run_rollouts(
             control_hz=environment.control_hz,
             realtime=plan.realtime,
             rate_hz=run.rate_hz,
+            realtime_priority=plan.realtime_priority,
             stopped_by=run.stop.reason,
             task=goal.task,
             instruction=goal.instruction,
@@ -326,6 +341,7 @@ class _Run:
             if plan.backbone_deadline_ms is None or self._record is not None
             else plan.backbone_deadline_ms / 1000,
             stop=self.stop,
+            priority=plan.realtime_priority,
         )
 
         def record_step(step: StepReport) -> None:

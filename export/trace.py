@@ -22,8 +22,6 @@ from rfedge.model import RoboFlamingo
 __all__ = ["OPSET", "trace_backbone", "trace_graph", "trace_head"]
 
 OPSET = 20
-# Frames that a head without a limit of its own may replay in one call.
-_MOST_STEPS = 4096
 
 
 def trace_backbone(policy: RoboFlamingo, contract: GraphContract, path: Path) -> list[Path]:
@@ -64,7 +62,7 @@ def _dynamic_shapes(contract: GraphContract) -> dict[str, dict[int, torch.export
         axes = [axis for axis, size in enumerate(spec.shape) if size == -1 and spec.longest != 1]
         for axis in axes:
             name = spec.axes[axis]
-            symbols.setdefault(name, torch.export.Dim(name, min=1, max=spec.longest or _MOST_STEPS))
+            symbols.setdefault(name, torch.export.Dim(name, min=1, max=spec.longest))
         shapes[spec.name] = {axis: symbols[spec.axes[axis]] for axis in axes} or None
     return shapes if symbols else None
 

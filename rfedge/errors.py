@@ -1,7 +1,8 @@
 """Errors a user can cause, each with one sentence shape: subject, got, expected, what to do.
 
-Everything a user can get wrong ends in a subclass of `RfedgeError`; the command line prints its text on one line
-and exits with 2. Any other exception is a bug of ours and keeps its traceback.
+Everything a user can get wrong ends in a subclass of `RfedgeError`; the command line prints its text on one line and
+exits with 2, or with 1 where a measured number missed its threshold. Any other exception is a bug of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations

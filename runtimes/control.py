@@ -22,6 +22,7 @@ from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.modes import Controller, ControlStep, Missing
 from rfedge.runtimes.robot import Robot
 from rfedge.runtimes.safety import INTERVENTIONS, SafetyGuard, not_finite_message
+from rfedge.runtimes.scheduling import realtime_priority
 from rfedge.runtimes.stopping import StopRequest
 from rfedge.runtimes.watchdog import Watchdog
 
@@ -108,6 +109,7 @@ class ControlLoop:
         backbone_deadline_s: longest an inference may take before the robot is stopped; None waits for ever.
         stop: ends the run from outside.
         clock: for ages and durations.
+        priority: of the thread while it runs, see `rfedge.runtimes.scheduling`; None is ordinary.
     """
 
     controller: Controller
@@ -118,6 +120,7 @@ class ControlLoop:
     backbone_deadline_s: float | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     clock: Clock = field(default_factory=MonotonicClock)
+    priority: int | None = None
 
     def run(
         self,
@@ -139,6 +142,7 @@ class ControlLoop:
 
         Raises:
             ContractError: the policy refuses a frame, or its action is not finite; zero motion was sent then.
+            BackendUnavailableError: this user may not have `priority`; nothing was sent but a stop.
         """
         run = _Run(self, instruction if callable(instruction) else lambda: instruction, on_step, observe_every_step)
         self.guard.reset()
@@ -148,7 +152,10 @@ class ControlLoop:
             if self.pace is not None:
                 stack.enter_context(_collector_frozen())
             if self.backbone_deadline_s is not None:
-                run.watchdog = stack.enter_context(Watchdog(self.backbone_deadline_s, self.robot.stop, self.clock))
+                # Before the loop, or on one core it would wait for what it watches.
+                with realtime_priority(None if self.priority is None else self.priority + 1, inherited=True):
+                    run.watchdog = stack.enter_context(Watchdog(self.backbone_deadline_s, self.robot.stop, self.clock))
+            stack.enter_context(realtime_priority(self.priority))
             ended: Ending | None = None
             for index in range(max_steps):
                 ended = run.step(index) or ("success" if success is not None and success() else None)

@@ -12,9 +12,9 @@ from typing import Final
 
 from rfedge.block_names import SCOPES_KEY
 from rfedge.errors import ArtifactError, explain
-from rfedge.runtimes.protobuf import Value, WireError, fields, packed_varints, signed
+from rfedge.runtimes.protobuf import WireError, fields, packed_varints, signed, text
 
-__all__ = ["ELEMENT_BITS", "Dimension", "Graph", "Node", "Tensor", "read_graph"]
+__all__ = ["ELEMENT_BITS", "ELEMENT_NAMES", "Dimension", "Graph", "Node", "Tensor", "graph_message", "read_graph"]
 
 # One axis: its size, the name of a dynamic axis, or None where the file does not say.
 Dimension = int | str | None
@@ -42,6 +42,7 @@ _ELEMENT_TYPES: Final = {
     22: ("int4", 4),
 }
 ELEMENT_BITS: Final = dict(_ELEMENT_TYPES.values())
+ELEMENT_NAMES: Final = {number: name for number, (name, _) in _ELEMENT_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +96,22 @@ def read_graph(path: Path) -> Graph:
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last view of it
-        return _model(memoryview(mapped))
+        return _graph(graph_message(memoryview(mapped)))
     except (OSError, KeyError, ValueError) as error:  # WireError and UnicodeDecodeError are ValueErrors
         raise ArtifactError(
             explain(f"graph {path.name}", got=str(error), expected="an ONNX file", remedy="Export the bundle again.")
         ) from None
 
 
-def _model(model: memoryview) -> Graph:
+def graph_message(model: memoryview) -> memoryview:
+    """Return the GraphProto within a ModelProto.
+
+    Raises:
+        WireError: there is none.
+    """
     for number, value in fields(model):
         if number == 7 and not isinstance(value, int):
-            return _graph(value)
+            return value
     raise WireError("no graph")
 
 
@@ -135,12 +141,6 @@ def _graph(message: memoryview) -> Graph:
     )
 
 
-def _text(value: Value) -> str:
-    if isinstance(value, int):
-        raise WireError("a number in place of text")
-    return bytes(value).decode()
-
-
 def _node(message: memoryview) -> Node:
     inputs: list[str] = []
     outputs: list[str] = []
@@ -149,21 +149,21 @@ def _node(message: memoryview) -> Node:
     scopes: str | None = None
     for number, value in fields(message):
         if number == 1:
-            inputs.append(_text(value))
+            inputs.append(text(value))
         elif number == 2:
-            outputs.append(_text(value))
+            outputs.append(text(value))
         elif number == 3:
-            name = _text(value)
+            name = text(value)
         elif number == 4:
-            op = _text(value)
+            op = text(value)
         elif number == 5 and not isinstance(value, int):
             attribute = dict(fields(value))
             if isinstance(integer := attribute.get(3), int):
-                integers[_text(attribute[1])] = signed(integer)
+                integers[text(attribute[1])] = signed(integer)
         elif number == 9 and not isinstance(value, int):
             entry = dict(fields(value))
-            if 1 in entry and _text(entry[1]) == SCOPES_KEY:
-                scopes = _text(entry[2])
+            if 1 in entry and text(entry[1]) == SCOPES_KEY:
+                scopes = text(entry[2])
     return Node(name, op, tuple(inputs), tuple(outputs), integers, scopes)
 
 
@@ -176,7 +176,7 @@ def _initializer(message: memoryview) -> tuple[str, Tensor]:
         elif number == 2 and isinstance(value, int):
             element = value
         elif number == 8:
-            name = _text(value)
+            name = text(value)
     return name, Tensor(_dtype(element), tuple(shape))
 
 
@@ -185,7 +185,7 @@ def _value_info(message: memoryview) -> tuple[str, Tensor]:
     tensor = Tensor("", None)
     for number, value in fields(message):
         if number == 1:
-            name = _text(value)
+            name = text(value)
         elif number == 2 and not isinstance(value, int):
             for kind, content in fields(value):
                 if kind == 1 and not isinstance(content, int):  # tensor_type; sequences and maps have no one shape
@@ -209,9 +209,9 @@ def _dimension(message: memoryview) -> Dimension:
         if number == 1 and isinstance(value, int):
             return signed(value)
         if number == 2:
-            return _text(value)
+            return text(value)
     return None
 
 
 def _dtype(element: int) -> str:
-    return _ELEMENT_TYPES.get(element, ("", 0))[0]
+    return ELEMENT_NAMES.get(element, "")

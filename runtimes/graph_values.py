@@ -15,23 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.errors import ArtifactError, explain
-from rfedge.runtimes.protobuf import Value, WireError, fields, packed_varints, signed
+from rfedge.runtimes.graph_file import ELEMENT_NAMES, graph_message
+from rfedge.runtimes.protobuf import WireError, fields, packed_varints, signed, text
 
 __all__ = ["Attribute", "ValuedGraph", "ValuedNode", "read_valued_graph"]
 
 Array = npt.NDArray[Any]
 Attribute = int | float | str | tuple[int, ...] | tuple[str, ...] | Array
 
-_DTYPES: Final = {
-    1: "float32",
-    2: "uint8",
-    3: "int8",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    11: "float64",
-}
+# What a head may be made of: element types that NumPy has, without the unsigned ones that no exporter writes.
+_DTYPES: Final = frozenset({"float32", "uint8", "int8", "int32", "int64", "bool", "float16", "float64"})
 # field of TensorProto that holds elements which are not raw bytes -> (struct code, bytes)
 _TYPED: Final = {4: ("f", 4), 10: ("d", 8)}
 
@@ -65,16 +58,16 @@ def read_valued_graph(path: Path) -> ValuedGraph:
         ArtifactError: the file cannot be read, is no ONNX model, or keeps weights in a file beside it.
     """
     try:
-        data = memoryview(path.read_bytes())
-        graph = next(value for number, value in fields(data) if number == 7 and not isinstance(value, int))
-        return _graph(graph)
-    except StopIteration:
-        reason = "no graph"
+        return _graph(graph_message(memoryview(path.read_bytes())))
     except (OSError, KeyError, ValueError, struct.error) as error:
-        reason = str(error)
-    raise ArtifactError(
-        explain(f"graph {path.name}", got=reason, expected="an ONNX file with its weights inside", remedy="Export it again.")
-    )
+        raise ArtifactError(
+            explain(
+                f"graph {path.name}",
+                got=str(error),
+                expected="an ONNX file with its weights inside",
+                remedy="Export it again.",
+            )
+        ) from None
 
 
 def _graph(message: memoryview) -> ValuedGraph:
@@ -91,7 +84,7 @@ def _graph(message: memoryview) -> ValuedGraph:
             name, array = _tensor(value)
             weights[name] = array
         elif number in (11, 12):
-            names = [_text(part) for field, part in fields(value) if field == 1]
+            names = [text(part) for field, part in fields(value) if field == 1]
             (inputs if number == 11 else outputs).extend(names)
     return ValuedGraph(tuple(nodes), tuple(name for name in inputs if name not in weights), tuple(outputs), weights)
 
@@ -101,7 +94,7 @@ def _node(message: memoryview) -> ValuedNode:
     attributes: dict[str, Attribute] = {}
     for number, value in fields(message):
         if number in texts:
-            texts[number].append(_text(value))
+            texts[number].append(text(value))
         elif number == 5 and not isinstance(value, int):
             name, attribute = _attribute(value)
             attributes[name] = attribute
@@ -123,19 +116,19 @@ def _attribute(message: memoryview) -> tuple[str, Attribute]:
     kind = 0
     for number, value in fields(message):
         if number == 1:
-            name = _text(value)
+            name = text(value)
         elif number == 2 and not isinstance(value, int):
             found = float(struct.unpack("<f", value)[0])
         elif number == 3 and isinstance(value, int):
             found = signed(value)
         elif number == 4:
-            found = _text(value)
+            found = text(value)
         elif number == 5 and not isinstance(value, int):
             found = _tensor(value)[1]
         elif number == 8:
             integers += [signed(item) for item in packed_varints(value)]
         elif number == 9:
-            strings.append(_text(value))
+            strings.append(text(value))
         elif number == 20 and isinstance(value, int):
             kind = value
     if kind == 7:  # INTS, AttributeProto.AttributeType
@@ -157,7 +150,7 @@ def _tensor(message: memoryview) -> tuple[str, Array]:
         elif number == 2 and isinstance(value, int):
             element = value
         elif number == 8:
-            name = _text(value)
+            name = text(value)
         elif number == 9 and not isinstance(value, int):
             raw = value
         elif number in (5, 7):
@@ -167,9 +160,9 @@ def _tensor(message: memoryview) -> tuple[str, Array]:
             typed += struct.unpack(f"<{len(value) // size}{code}", value)
         elif number in (13, 14):
             raise WireError(f"weight {name!r} in another file")
-    if element not in _DTYPES:
+    if ELEMENT_NAMES.get(element) not in _DTYPES:
         raise WireError(f"weight {name!r} of element type {element}")
-    dtype = np.dtype(_DTYPES[element])
+    dtype = np.dtype(ELEMENT_NAMES[element])
     if raw is not None:
         # Copied, because a weight in a file begins anywhere and NumPy multiplies only aligned arrays with BLAS.
         array = np.frombuffer(raw, dtype=dtype.newbyteorder("<")).astype(dtype, copy=True)
@@ -178,9 +171,3 @@ def _tensor(message: memoryview) -> tuple[str, Array]:
     else:
         array = np.array(typed or integers, dtype)
     return name, array.reshape(shape)
-
-
-def _text(value: Value) -> str:
-    if isinstance(value, int):
-        raise WireError("a number in place of text")
-    return bytes(value).decode()

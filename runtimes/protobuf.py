@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["Value", "WireError", "encode_bytes", "encode_varint_field", "fields", "packed_varints", "signed"]
+__all__ = ["Value", "WireError", "encode_bytes", "encode_varint_field", "fields", "packed_varints", "signed", "text"]
 
 Value = int | memoryview
 
@@ -74,6 +74,18 @@ def packed_varints(value: Value) -> list[int]:
 def signed(value: int) -> int:
     """Return an int64 from its 64-bit two's complement, as protobuf writes negative numbers."""
     return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def text(value: Value) -> str:
+    """Return the string of a field.
+
+    Raises:
+        WireError: the field holds a number.
+        UnicodeDecodeError: its bytes are no UTF-8.
+    """
+    if isinstance(value, int):
+        raise WireError("a number in place of text")
+    return bytes(value).decode()
 
 
 def _encode_varint(value: int) -> bytes:

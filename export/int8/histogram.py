@@ -33,7 +33,8 @@ class MagnitudeHistogram:
             return
         num_bins = len(self.counts)
         if not self.width:
-            self.width = float(peak) / num_bins
+            # The division below is of float32, which has no number for a bin of denormal ones.
+            self.width = max(float(peak) / num_bins, float(np.finfo(np.float32).tiny))
         while peak > self.width * num_bins:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([pairs, np.zeros(num_bins - len(pairs), np.int64)])

@@ -144,7 +144,7 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
     planned = []
     for stage in stages if options.stage == _ALL else [name for name in stages if name == options.stage]:
         graph = load_graph(bundle.path(stage).read_bytes())
-        profiles = plan_profiles(_contract(bundle, stage), bundle.policy, text_lengths)
+        profiles = plan_profiles(_contract(bundle, stage), text_lengths)
         graph_sha256, weights_sha256 = graph_hashes(bundle, stage)
         for target in targets:
             check_precisions(graph, target, bundle.path(stage).parent)

@@ -1,7 +1,7 @@
 """Sizes of the axes that a graph leaves open, one optimisation profile for each size of the text.
 
 Every profile is static (least, usual and greatest size are one), so that TensorRT fuses as if there were no other size;
-profiles share the weights. The head has one profile, from one step with carried state to the whole window.
+profiles share the weights. A GPT head has one profile, from the first frame of an episode to the whole window.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Final
 
 from rfedge.bundle import Bundle
-from rfedge.config import PolicyConfig
 from rfedge.contract import GraphContract
 from rfedge.errors import ConfigError, explain
 from rfedge.instructions import InstructionTable
@@ -55,22 +54,19 @@ def check_text_lengths(lengths: Sequence[int], bundle: Bundle) -> tuple[int, ...
     return tuple(lengths)
 
 
-def plan_profiles(contract: GraphContract, config: PolicyConfig, text_lengths: Sequence[int]) -> tuple[Profile, ...]:
+def plan_profiles(contract: GraphContract, text_lengths: Sequence[int]) -> tuple[Profile, ...]:
     """Return the profiles of one graph; none where all its sizes are fixed.
 
     Args:
         contract: of the graph; a size of -1 is open.
-        config: the policy's.
         text_lengths: from `check_text_lengths`.
     """
-    sizes = (1, config.window if config.time_keeping == "window" else 1, config.window)
-    is_text = {spec.name: _TEXT_AXIS in spec.axes for spec in contract.inputs if -1 in spec.shape}
-    if not is_text:
-        return ()
-    return tuple(
-        {name: (length,) * 3 if reads_text else sizes for name, reads_text in is_text.items()}
-        for length in (text_lengths if any(is_text.values()) else (0,))
-    )
+    opened = [spec for spec in contract.inputs if -1 in spec.shape]
+    if any(_TEXT_AXIS in spec.axes for spec in opened):
+        return tuple({spec.name: (length,) * 3 for spec in opened} for length in text_lengths)
+    # A size is open only up to the longest one, see TensorSpec.
+    profile = {spec.name: (1, spec.longest or 1, spec.longest or 1) for spec in opened}
+    return (profile,) if profile else ()
 
 
 def text_lengths_of(contract: GraphContract, profiles: Sequence[Profile]) -> tuple[int, ...]:

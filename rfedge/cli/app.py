@@ -19,7 +19,7 @@ from rfedge.cli.run import run
 from rfedge.cli.serve import serve
 from rfedge.cli.train import train
 from rfedge.cli.verify import verify_app
-from rfedge.errors import RfedgeError
+from rfedge.errors import GateError, RfedgeError
 
 __all__ = ["app", "main"]
 
@@ -61,13 +61,13 @@ _ClickException: type[Any] = next(base for base in typer.BadParameter.__mro__ if
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; a user's error ends in one line on stderr and exit status 2."""
+    """Run the command line; a user's error ends in one line on stderr and exit status 2, a missed gate in one and 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that temporary files are removed
     try:
         status = app(args=arguments, standalone_mode=False)
     except RfedgeError as error:
         print(f"rfedge: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, GateError) else 2)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:

@@ -31,6 +31,9 @@ def loop(
     samples: Annotated[
         int, typer.Option(help="Control steps of each measurement of overhead; the table takes a tenth.")
     ] = 3000,
+    realtime_priority: Annotated[
+        int | None, typer.Option(help="Schedule the loop before ordinary programs while rates are held, 1 to 97.")
+    ] = None,
     assert_overhead_ms: Annotated[float | None, typer.Option(help="Fail unless the loop's own p99 is at most this.")] = None,
     assert_misses: Annotated[
         int | None, typer.Option(help="Fail on more late or missed steps than this, at the held rate or overlapped.")
@@ -58,6 +61,7 @@ def loop(
         overlapped_minutes=overlapped_minutes,
         steps=steps,
         samples=samples,
+        realtime_priority=realtime_priority,
     )
     with stage_progress() as progress:
         report = library.run_loop(plan, progress=progress)
@@ -70,6 +74,11 @@ def loop(
         gates.assert_misses(report, assert_misses)
     if assert_memory is not None:
         gates.assert_memory(report, assert_memory)
+
+
+def _scheduling(report: LoopReport) -> str:
+    priority = report.realtime_priority
+    return "ordinary scheduling" if priority is None else f"realtime priority {priority}"
 
 
 def _print(report: LoopReport, *, as_json: bool) -> None:
@@ -96,7 +105,7 @@ def _print(report: LoopReport, *, as_json: bool) -> None:
         to_stderr=as_json,
     )
     print_table(
-        f"rates held; ms of the backbone ({report.work}), age of the oldest frame in steps",
+        f"rates held, {_scheduling(report)}; ms of the backbone ({report.work}), age of the oldest frame in steps",
         ("mode", "ms", "minutes", "Hz", "late", "missed", "starved", "calls", "oldest"),
         [
             (

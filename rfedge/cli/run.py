@@ -62,6 +62,10 @@ def run(
     rate_hz: Annotated[
         float | None, typer.Option(help="Hold this rate; default the environment's own, 30 Hz for both.")
     ] = None,
+    realtime_priority: Annotated[
+        int | None,
+        typer.Option(help="With a rate: schedule the control loop before ordinary programs, 1 to 97; needs the right to."),
+    ] = None,
     late: Annotated[
         str,
         typer.Option(help="What a missed step sends: send (its late action), hold (zero motion) or repeat (the last one)."),
@@ -140,6 +144,7 @@ def run(
         seed=seed,
         realtime=realtime,
         rate_hz=rate_hz,
+        realtime_priority=realtime_priority,
         late=LatePolicy(late, stop_after_misses),
         limits=SafetyLimits(max_step_m, max_step_rad, None if workspace is None else Workspace.parse(workspace)),
         backbone_deadline_ms=backbone_deadline_ms,

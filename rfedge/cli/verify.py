@@ -31,7 +31,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Draws the rollout's episodes or frames.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Check every file's sha256 and, given the checkpoint, the parity; exit 2 when something is not as it was."""
+    """Check every file's sha256 and, given the checkpoint, the parity; fail when something is not as it was."""
     from rfedge.bundle import load_bundle
     from rfedge.cli.tables import print_manifest
 

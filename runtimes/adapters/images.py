@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rfedge.errors import ContractError, explain
 from rfedge.messages import UInt8Array
-from rfedge.runtimes.server.resize import fit_square
+from rfedge.runtimes.resize import fit_square
 
 __all__ = ["fit_camera"]
 

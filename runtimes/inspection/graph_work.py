@@ -244,13 +244,13 @@ class GraphCount:
         )
 
     def _lstm(self, node: Node, block: str) -> list[Product]:
-        """One product with the input for all steps together, and one with the state that waits for each step."""
+        """One product with the input and one with the state."""
         x, w, r = (self._tensor(name) for name in node.inputs[:3])
         steps = x.shape[0] if x.shape and isinstance(x.shape[0], int) and x.shape[0] > 0 else self._dynamic_size
         state = self._tensor(node.inputs[5]).shape
         batch = state[1] if state is not None and isinstance(state[1], int) else 1
         products = []
-        for name, weight, reads in ((node.inputs[1], w, 1), (node.inputs[2], r, steps)):
+        for name, weight in ((node.inputs[1], w), (node.inputs[2], r)):
             stored = self._stored_weight(name)
             if stored is None or weight.shape is None or not all(isinstance(size, int) for size in weight.shape):
                 return []
@@ -266,7 +266,6 @@ class GraphCount:
                     parameters=rows * width,
                     weight_bytes=_bytes(Tensor(stored[0], weight.shape)) + stored[1],
                     activation_bytes=steps * batch * width * ELEMENT_BITS.get(weight.dtype, 32) // 8,
-                    weight_reads=reads,
                 )
             )
         return products

@@ -30,7 +30,6 @@ class Product:
             "int4-weight".
         parameters: trained numbers of its weight; 0 when it multiplies two activations.
         weight_bytes: as stored, scales of quantized weights included.
-        weight_reads: times the weight is read in one call: an LSTM reads its recurrent matrix at every step.
         activation_bytes: what it reads besides the weight, and what it writes.
     """
 
@@ -42,7 +41,6 @@ class Product:
     parameters: int
     weight_bytes: int
     activation_bytes: int
-    weight_reads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +152,7 @@ def sum_products(products: Iterable[Product], vectors: Iterable[tuple[int, int]]
         macs_by_arithmetic=dict(by_arithmetic),
         weight_bytes=sum(product.weight_bytes for product in products) + vector_bytes,
         activation_bytes=activation_bytes,
-        traffic_bytes=sum(product.weight_bytes * product.weight_reads for product in products)
-        + vector_bytes
-        + activation_bytes,
+        traffic_bytes=sum(product.weight_bytes for product in products) + vector_bytes + activation_bytes,
         label=label_of(product.label for product in products if product.weight_bytes),
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from rfedge.errors import ContractError, explain
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, OBSERVATION_KEYS, STATE_SIZE, STATIC_IMAGE_SHAPE, Observation
-from rfedge.runtimes.server.resize import fit_square
+from rfedge.runtimes.resize import fit_square
 
 __all__ = ["Request", "RequestRules", "parse_request"]
 

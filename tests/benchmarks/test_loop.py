@@ -110,7 +110,7 @@ def test_the_command_prints_tables_and_one_document(folder: Path, capsys: pytest
     flags += ["--assert-memory", "-1"]
     with pytest.raises(SystemExit) as exit_:
         main(["bench", "loop", "--folder", str(folder), *flags, "--json"])
-    assert exit_.value.code == 2
+    assert exit_.value.code == 1
     captured = capsys.readouterr()
     assert LoopReport.model_validate_json(captured.out).memory.num_steps == 100
     assert len(captured.out.splitlines()) == 1

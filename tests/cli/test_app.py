@@ -135,6 +135,17 @@ def test_an_empty_dataset_folder_is_one_line(checkpoint: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_a_missed_gate_is_no_mistake_of_the_user() -> None:
+    """Scripts tell by the exit status: 1 is a number that was measured and missed, 2 a command that could not be done."""
+    result = rfedge("bench", "env", "--steps", 2, "--assert-step-ms", 0.001)
+    if "renderer" in result.stderr:
+        pytest.skip(result.stderr.strip())
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("rfedge: ")
+    assert "expected below 0.001 ms" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
 def test_int8_without_demonstrations_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     assert_one_line(
         rfedge("export", checkpoint, "--precision", "int8", "--output", tmp_path / "b"), "synthetic calibration is refused"

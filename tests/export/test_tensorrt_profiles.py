@@ -37,20 +37,20 @@ def test_every_length_is_a_static_profile_and_the_head_has_one(bundle: Bundle) -
     contract = bundle.contract
     assert check_text_lengths((), bundle) == (16,)
     assert check_text_lengths(parse_text_lengths("4, 16"), bundle) == (4, 16)
-    profiles = plan_profiles(contract.backbone, config, (4, 16))
+    profiles = plan_profiles(contract.backbone, (4, 16))
     assert profiles == tuple({"text_embedding": (n, n, n), "text_mask": (n, n, n)} for n in (4, 16))
     assert text_lengths_of(contract.backbone, profiles) == (4, 16)
-    assert plan_profiles(contract.head, config, (4, 16)) == (), "an LSTM sees one frame a call"
+    assert plan_profiles(contract.head, (4, 16)) == (), "an LSTM sees one frame a call"
     gpt = config.model_copy(update={"head": head_of_kind("gpt", config.head)})
-    head = plan_profiles(policy_contract(gpt).head, gpt, (4, 16))
+    head = plan_profiles(policy_contract(gpt).head, (4, 16))
     assert head == ({"features": (1, config.window, config.window)},)
     assert text_lengths_of(policy_contract(gpt).head, head) == ()
     stages = policy_contract(config, two_stages=True).graphs
-    assert plan_profiles(stages["vision"], config, (4, 16)) == ()
+    assert plan_profiles(stages["vision"], (4, 16)) == ()
     assert text_lengths_of(stages["vision"], ()) == ()
-    assert plan_profiles(stages["decoder"], config, (4, 16)) == profiles
+    assert plan_profiles(stages["decoder"], (4, 16)) == profiles
     settings = BuilderSettings()
-    keys = [settings.key(plan_profiles(contract.backbone, config, lengths)) for lengths in ((16,), (4, 16), (4,))]
+    keys = [settings.key(plan_profiles(contract.backbone, lengths)) for lengths in ((16,), (4, 16), (4,))]
     assert [key["steps_text_mask"] for key in keys] == ["16/16/16", "4/4/4,16/16/16", "4/4/4"]
     assert settings.key(()).keys() < settings.key(head).keys()
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from rfedge.errors import ContractError
+from rfedge.runtimes.resize import fit_square
 from rfedge.runtimes.server.requests import RequestRules, parse_request
-from rfedge.runtimes.server.resize import fit_square
 from tests.runtimes.server.running_server import frame, request
 
 RULES = RequestRules(max_instruction_characters=40, resize=False, uses_state=False)
