@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from rfedge.errors import ConfigError, explain
 from rfedge.runtimes.modes import Controller
 from rfedge.runtimes.safety import guard_action
 
-__all__ = ["Agent", "ControllerAgent", "ExpertAgent", "Subtask"]
+__all__ = ["Agent", "ControllerAgent", "ExpertAgent", "Subtask", "TimedAgent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,15 @@ class Agent(Protocol):
         """Return the next action (7,), pose within [-1, 1] and gripper -1 or 1."""
 
 
+@runtime_checkable
+class TimedAgent(Protocol):
+    """An agent that times itself."""
+
+    @property
+    def call_ms(self) -> tuple[float, ...]:
+        """Milliseconds of every policy call since `begin`."""
+
+
 class ExpertAgent:
     """The scripted expert of each task; it reads states and renders nothing."""
 
@@ -77,9 +86,15 @@ class ControllerAgent:
     def __init__(self, controller: Controller) -> None:
         """Drive `controller`, see `rfedge.runtimes.controllers.make_controller`."""
         self._controller = controller
+        self._call_ms: list[float] = []
+
+    @property
+    def call_ms(self) -> tuple[float, ...]:
+        return tuple(self._call_ms)
 
     def begin(self, subtask: Subtask, environment: Environment) -> None:
         """Reset the policy with the instruction."""
+        self._call_ms = []
         self._controller.reset(subtask.instruction)
 
     def act(self, environment: Environment) -> Float64Array:
@@ -89,4 +104,7 @@ class ControllerAgent:
             ContractError: the policy refuses the frame or its action is not finite.
         """
         observation = environment.observe() if self._controller.needs_observation else None
-        return guard_action(self._controller.control(observation).action).astype(np.float64)
+        control = self._controller.control(observation)
+        if control.inference is not None and "total" in control.inference.timings_ms:
+            self._call_ms.append(round(control.inference.timings_ms["total"], 3))
+        return guard_action(control.action).astype(np.float64)

@@ -22,6 +22,7 @@ __all__ = [
     "SubtaskRecord",
     "TaskScore",
     "average_length",
+    "begun_subtasks",
     "calvin_results",
     "mean_solved_steps",
     "success_rates",
@@ -32,12 +33,21 @@ CHAINS_SCHEMA_VERSION: Final = 1
 
 
 class SubtaskRecord(Record):
-    """One subtask that was begun; `num_steps` are the control steps run until it was solved or given up."""
+    """One subtask that was begun.
+
+    Attributes:
+        num_steps: control steps run until it was solved or given up.
+        jerk_square_sum: squares of a[t+1] - 2 a[t] + a[t-1] added up over the steps and the six pose components of the
+            executed actions; None in records that are older than the field.
+        call_ms: total of every policy call; None for an agent that does not time itself.
+    """
 
     task: str
     instruction: str
     success: bool
     num_steps: int
+    jerk_square_sum: float | None = None
+    call_ms: tuple[float, ...] | None = None
 
 
 class ChainRecord(Record):
@@ -131,15 +141,19 @@ def success_rates(records: Sequence[ChainRecord]) -> dict[str, Proportion]:
     }
 
 
-def task_scores(records: Iterable[ChainRecord]) -> dict[str, TaskScore]:
+def begun_subtasks(records: Iterable[ChainRecord]) -> list[SubtaskRecord]:
+    """Return every subtask that was begun, chain by chain."""
+    return [subtask for record in records for subtask in record.subtasks]
+
+
+def task_scores(subtasks: Iterable[SubtaskRecord]) -> dict[str, TaskScore]:
     """Return the score of every task that was begun, in the order of the task ids."""
     total: Counter[str] = Counter()
     solved_steps: dict[str, list[int]] = {}
-    for record in records:
-        for subtask in record.subtasks:
-            total[subtask.task] += 1
-            if subtask.success:
-                solved_steps.setdefault(subtask.task, []).append(subtask.num_steps)
+    for subtask in subtasks:
+        total[subtask.task] += 1
+        if subtask.success:
+            solved_steps.setdefault(subtask.task, []).append(subtask.num_steps)
     return {
         task: TaskScore(
             success=proportion(len(solved_steps.get(task, ())), total[task]),
@@ -150,15 +164,15 @@ def task_scores(records: Iterable[ChainRecord]) -> dict[str, TaskScore]:
     }
 
 
-def mean_solved_steps(records: Iterable[ChainRecord]) -> float | None:
+def mean_solved_steps(subtasks: Iterable[SubtaskRecord]) -> float | None:
     """Return the mean control steps of the solved subtasks; None when there is none."""
-    steps = [subtask.num_steps for record in records for subtask in record.subtasks if subtask.success]
+    steps = [subtask.num_steps for subtask in subtasks if subtask.success]
     return float(np.mean(steps)) if steps else None
 
 
 def calvin_results(records: Sequence[ChainRecord], name: str) -> dict[str, Any]:
     """Return the document that CALVIN's evaluation writes as `results.json`, with `name` in the place of its epoch."""
-    scores = {task: score.success for task, score in task_scores(records).items()}
+    scores = {task: score.success for task, score in task_scores(begun_subtasks(records)).items()}
     return {
         name: {
             "avg_seq_len": float(np.mean([record.num_solved for record in records])),

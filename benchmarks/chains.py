@@ -14,11 +14,11 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from pydantic import ValidationError
@@ -32,6 +32,7 @@ from rfedge.benchmarks.chain_report import (
     ChainReport,
     SubtaskRecord,
     average_length,
+    begun_subtasks,
     calvin_results,
     mean_solved_steps,
     success_rates,
@@ -39,60 +40,31 @@ from rfedge.benchmarks.chain_report import (
 )
 from rfedge.benchmarks.machine import circumstances
 from rfedge.benchmarks.plan import check_least
-from rfedge.envs import Environment, TaskOracle, make_environment
+from rfedge.benchmarks.rollout_session import RolloutSetup, Simulator, World, close_session, open_session
 from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.initial_conditions import initial_state
 from rfedge.envs.language import LANGUAGES, choose_instruction
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean, explain
-from rfedge.journal import open_journal
-from rfedge.workers import run_jobs
+from rfedge.journal import open_journal, read_journal
+from rfedge.workers import JobRunner, run_jobs
 
-__all__ = ["CHAINS_FILE", "MAX_STEPS", "REPORT_FILE", "RESULTS_FILE", "ChainPlan", "Simulator", "World", "run_chains"]
+__all__ = [
+    "CHAINS_FILE",
+    "MAX_STEPS",
+    "REPORT_FILE",
+    "RESULTS_FILE",
+    "ChainPlan",
+    "Simulator",
+    "World",
+    "read_chains",
+    "run_chains",
+]
 
 MAX_STEPS: Final = 360
 CHAINS_FILE: Final = "chains.jsonl"
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.json"
 _INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
-
-
-class World(Protocol):
-    """Opens environments: one in every process that runs chains. Hashable, and picklable for more than one worker."""
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-
-    @property
-    def scene(self) -> str:
-        """Name of the table layout."""
-
-    def open(self) -> Environment:
-        """Return a new environment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Simulator:
-    """A known environment.
-
-    Attributes:
-        name: for `rfedge.envs.make_environment`.
-        scene: "A" to "D"; CALVIN's benchmark is scene D.
-        render: False leaves out the cameras, for an agent that reads states.
-    """
-
-    name: str = "playtable"
-    scene: str = "D"
-    render: bool = True
-
-    def open(self) -> Environment:
-        """Make it.
-
-        Raises:
-            ConfigError: name or scene is unknown.
-            BackendUnavailableError: its simulator or renderer is not on this machine.
-        """
-        return make_environment(self.name, scene=self.scene, render=self.render)
 
 
 @dataclass(frozen=True)
@@ -108,6 +80,7 @@ class ChainPlan:
         language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones drawn for every
             subtask; what an own table is called in reports when `instructions` is given.
         instructions: task -> instruction, instead of a known language.
+        left_out: sentences of the language that are never drawn.
         max_steps: control steps for each subtask.
         seed: see `Subtask.seed`.
     """
@@ -118,6 +91,7 @@ class ChainPlan:
     world: World = field(default_factory=Simulator)
     language: str = "evaluation"
     instructions: Mapping[str, str] | None = None
+    left_out: frozenset[str] = frozenset()
     max_steps: int = MAX_STEPS
     seed: int = 0
 
@@ -133,6 +107,11 @@ class ChainPlan:
         check_least(1, {"max_steps": self.max_steps}, remedy="Give a larger number.")
         check_least(0, {"seed": self.seed}, remedy="Give a larger number.")
 
+    def words(self) -> dict[str, Any]:
+        """Return what a journal says of the instructions beside the name of the language."""
+        words: dict[str, Any] = {"instructions": self.instructions and dict(self.instructions)}
+        return words | ({"left_out_instructions": sorted(self.left_out)} if self.left_out else {})
+
     def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
         """Return what the agent is told in the chain at `index`.
 
@@ -143,16 +122,22 @@ class ChainPlan:
 
     def _subtask(self, index: int, position: int, task: str) -> Subtask:
         entropy = [self.seed, index, position]
-        if self.instructions is None:
-            rng = np.random.default_rng([*entropy, _INSTRUCTION_STREAM])
-            instruction = choose_instruction(task, self.language, rng)
-        elif task in self.instructions:
-            instruction = self.instructions[task]
-        else:
-            expected = did_you_mean(task, self.instructions)
-            raise ConfigError(explain("instruction", got=f"none for {task!r}", expected=expected, remedy="Add the task."))
+        instruction = self.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         return Subtask(chain=index, position=position, task=task, instruction=instruction, seed=seed)
+
+    def instruction(self, task: str, rng: np.random.Generator) -> str:
+        """Return what the agent is told when it is to do `task`, drawn from `rng` where the language has several.
+
+        Raises:
+            ConfigError: `instructions` lacks the task.
+        """
+        if self.instructions is None:
+            return choose_instruction(task, self.language, rng, self.left_out)
+        if task in self.instructions:
+            return self.instructions[task]
+        expected = did_you_mean(task, self.instructions)
+        raise ConfigError(explain("instruction", got=f"none for {task!r}", expected=expected, remedy="Add the task."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +147,13 @@ class _Job:
     subtasks: tuple[Subtask, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Setup:
-    make_agent: Callable[[], Agent]
-    world: World
-    max_steps: int
-
-
 def run_chains(
     plan: ChainPlan,
     chains: Sequence[Chain],
     output: Path | None = None,
     *,
     workers: int = 1,
+    runner: JobRunner = run_jobs,
     on_chain: Callable[[int, int], None] | None = None,
 ) -> ChainReport:
     """Run every chain, or those that an earlier call did not finish, and report.
@@ -185,6 +164,7 @@ def run_chains(
         output: folder for `chains.jsonl`, one line a chain in the order in which they end, `results.json` in CALVIN's
             form and `report.json`. None keeps nothing.
         workers: processes; the result does not depend on it.
+        runner: where they run.
         on_chain: told (chains done, chains in all), at the beginning and after every chain.
 
     Raises:
@@ -208,7 +188,7 @@ def run_chains(
     arguments = {
         "schema_version": CHAINS_SCHEMA_VERSION,
         **conditions.model_dump(),
-        "instructions": plan.instructions and dict(plan.instructions),
+        **plan.words(),
     }
     begun_s = time.perf_counter()
     with ExitStack() as stack:
@@ -221,8 +201,9 @@ def run_chains(
         if num_resumed == len(jobs) and (folder / REPORT_FILE).is_file():
             # It says when and on what the chains were run; a new one would claim that it was here and now.
             return ChainReport.model_validate_json((folder / REPORT_FILE).read_bytes())
-        setup = _Setup(plan.make_agent, plan.world, plan.max_steps)
-        for record in _run_jobs(setup, [job for job in jobs if job.index not in done], workers):
+        stack.callback(close_session)  # of a run in this process
+        call = functools.partial(_run_chain, RolloutSetup(plan.make_agent, plan.world, plan.max_steps))
+        for _, record in runner(call, [job for job in jobs if job.index not in done], workers):
             journal.append(record.model_dump(mode="json"))
             done[record.index] = record
             if on_chain is not None:
@@ -234,8 +215,8 @@ def run_chains(
             renderer=", ".join(sorted({record.renderer for record in records})),
             average_length=average_length(records, seed=plan.seed),
             success_rates=success_rates(records),
-            tasks=task_scores(records),
-            mean_solved_steps=mean_solved_steps(records),
+            tasks=task_scores(begun_subtasks(records)),
+            mean_solved_steps=mean_solved_steps(begun_subtasks(records)),
             chain_seconds=sum(record.duration_s for record in records),
             wall_seconds=time.perf_counter() - begun_s,
             num_workers=workers,
@@ -245,6 +226,16 @@ def run_chains(
             temporary.write_text(json.dumps(calvin_results(records, plan.agent_name), indent=2) + "\n")
         report.write(folder / REPORT_FILE)
         return report
+
+
+def read_chains(folder: Path) -> tuple[ChainRecord, ...]:
+    """Return the chains of a run in the order of their set.
+
+    Raises:
+        ArtifactError: `chains.jsonl` is missing or damaged.
+    """
+    done = _parse(read_journal(folder / CHAINS_FILE), folder / CHAINS_FILE)
+    return tuple(done[index] for index in sorted(done))
 
 
 def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRecord]:
@@ -258,70 +249,22 @@ def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRec
     return {record.index: record for record in records}
 
 
-def _run_jobs(setup: _Setup, jobs: Iterable[_Job], workers: int) -> Iterator[ChainRecord]:
-    """Yield the record of every chain as soon as it has ended."""
-    if workers == 1:
-        with _Session(setup) as session:
-            yield from map(session.run, jobs)
-        return
-    for _, record in run_jobs(functools.partial(_run_in_worker, setup), jobs, workers):
-        yield record
-
-
-def _run_in_worker(setup: _Setup, job: _Job) -> ChainRecord:
-    return _worker_session(setup).run(job)
-
-
-class _Session:
-    """One environment and one agent, opened with the first chain: a finished run needs neither."""
-
-    def __init__(self, setup: _Setup) -> None:
-        self._setup = setup
-        self._oracle = TaskOracle()
-
-    def __enter__(self) -> _Session:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if "_environment" in vars(self):
-            self._environment.close()
-
-    @functools.cached_property
-    def _environment(self) -> Environment:
-        return self._setup.world.open()
-
-    @functools.cached_property
-    def _agent(self) -> Agent:
-        return self._setup.make_agent()
-
-    def run(self, job: _Job) -> ChainRecord:
-        environment = self._environment
-        begun_s = time.perf_counter()
-        environment.restore(*initial_state(job.chain.state, environment.scene))
-        subtasks: list[SubtaskRecord] = []
-        for subtask in job.subtasks:
-            subtasks.append(self._roll_out(subtask, environment))
-            if not subtasks[-1].success:
-                break
-        return ChainRecord(
-            index=job.index,
-            state=asdict(job.chain.state),
-            tasks=job.chain.tasks,
-            num_solved=sum(subtask.success for subtask in subtasks),
-            subtasks=tuple(subtasks),
-            renderer=environment.renderer,
-            duration_s=time.perf_counter() - begun_s,
-        )
-
-    def _roll_out(self, subtask: Subtask, environment: Environment) -> SubtaskRecord:
-        self._agent.begin(subtask, environment)
-        start = environment.info()
-        num_steps, solved = 0, False
-        while not solved and num_steps < self._setup.max_steps:
-            environment.advance(self._agent.act(environment))
-            num_steps += 1
-            solved = self._oracle.solved(subtask.task, start, environment.info())
-        return SubtaskRecord(task=subtask.task, instruction=subtask.instruction, success=solved, num_steps=num_steps)
-
-
-_worker_session = functools.cache(_Session)  # one in each worker process; it ends with the process
+def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:
+    session = open_session(setup)
+    environment = session.environment
+    begun_s = time.perf_counter()
+    environment.restore(*initial_state(job.chain.state, environment.scene))
+    subtasks: list[SubtaskRecord] = []
+    for subtask in job.subtasks:
+        subtasks.append(session.roll_out(subtask))
+        if not subtasks[-1].success:
+            break
+    return ChainRecord(
+        index=job.index,
+        state=asdict(job.chain.state),
+        tasks=job.chain.tasks,
+        num_solved=sum(subtask.success for subtask in subtasks),
+        subtasks=tuple(subtasks),
+        renderer=environment.renderer,
+        duration_s=time.perf_counter() - begun_s,
+    )

@@ -10,13 +10,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from rfedge.errors import ArtifactError, ConfigError, explain
 
-__all__ = ["Journal", "claim", "open_journal"]
+__all__ = ["Journal", "claim", "open_journal", "read_journal"]
 
 _ARGUMENTS: Final = "arguments"
 
@@ -81,6 +81,21 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
                         path.parent.rmdir()
 
 
+def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return the records of a journal without changing it.
+
+    Raises:
+        ArtifactError: the file cannot be read, or a whole line is no JSON object.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise ArtifactError(
+            explain(str(path), got=error.strerror or str(error), expected="a journal", remedy="Repeat the run.")
+        ) from None
+    return tuple(_parse_whole_lines(lines, path)[0][1:])
+
+
 def claim(file: BinaryIO, folder: Path, owner: str) -> None:
     """Lock an open file until it is closed or its process ends.
 
@@ -121,9 +136,16 @@ def _refuse_other_content(path: Path) -> None:
 
 def _read_whole_lines(file: BinaryIO, path: Path) -> list[dict[str, Any]]:
     file.seek(0)
+    lines, whole_bytes = _parse_whole_lines(file, path)
+    file.truncate(whole_bytes)
+    return lines
+
+
+def _parse_whole_lines(texts: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects, and how many bytes they take: what follows them is a line that was not written to its end."""
     lines: list[dict[str, Any]] = []
-    whole = 0
-    for text in file:
+    whole_bytes = 0
+    for text in texts:
         if not text.endswith(b"\n"):
             break
         try:
@@ -137,9 +159,8 @@ def _read_whole_lines(file: BinaryIO, path: Path) -> list[dict[str, Any]]:
                     remedy="Repair or remove the file, or choose another --output.",
                 )
             ) from None
-        whole += len(text)
-    file.truncate(whole)
-    return lines
+        whole_bytes += len(text)
+    return lines, whole_bytes
 
 
 def _compare(path: Path, header: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:

@@ -10,15 +10,23 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connection
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rfedge.errors import BackendUnavailableError, explain
 
-__all__ = ["run_jobs"]
+__all__ = ["JobRunner", "run_jobs"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+class JobRunner(Protocol):
+    """Runs jobs somewhere: `run_jobs` in processes of this machine, `rfedge.ray_workers.RayWorkers` in a cluster."""
+
+    def __call__(self, call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+        """Yield every job with its result, each as soon as it is there; see `run_jobs`."""
 
 
 def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
@@ -36,8 +44,9 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
         for job in jobs:
             yield job, call(job)
         return
-    # Spawn, not fork: renderers and thread pools do not survive a fork.
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    context = multiprocessing.get_context("spawn")  # not fork: renderers and thread pools do not survive one
+    leash, held = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent, initargs=(leash,))
     waiting: dict[Future[Result], Job] = {}
     remaining = iter(jobs)
     try:
@@ -59,18 +68,23 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
                 remedy="Repeat the command to go on; with too little memory, use fewer --workers.",
             )
         ) from None
+    except BaseException:
+        held.close()  # nobody takes the results of the jobs in work: a stop should not wait minutes for them
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
+        held.close()
+        leash.close()
 
 
-def _end_with_parent() -> None:
-    """Make this worker end when its parent is killed; by itself it would wait for jobs for ever."""
+def _end_with_parent(leash: Connection) -> None:
+    """Make this worker end when its parent is killed or lets go; by itself it would wait for jobs for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_exit_after, args=([parent.sentinel, leash],), daemon=True).start()
 
 
-def _exit_after(sentinel: int) -> None:
-    wait_for_connection([sentinel])
+def _exit_after(ends: list[int | Connection]) -> None:
+    wait_for_connection(ends)
     os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -15,6 +16,7 @@ from rfedge.cli.doctor import doctor
 from rfedge.cli.export import export
 from rfedge.cli.import_ import import_weights
 from rfedge.cli.inspect import inspect
+from rfedge.cli.pretrain import pretrain
 from rfedge.cli.run import run
 from rfedge.cli.serve import serve
 from rfedge.cli.train import train
@@ -30,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
 )
-for _command in (train, export, build, run, serve, doctor, inspect):
+for _command in (pretrain, train, export, build, run, serve, doctor, inspect):
     app.command()(_command)
 app.command("import")(import_weights)
 app.add_typer(verify_app)
@@ -66,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = app(args=arguments, standalone_mode=False)
     except RfedgeError as error:
-        print(f"rfedge: {' '.join(str(error).split())}", file=sys.stderr)
+        if _speaks_for_all():
+            print(f"rfedge: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1 if isinstance(error, GateError) else 2)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
@@ -79,12 +82,24 @@ def main(arguments: list[str] | None = None) -> int:
         )
         sys.exit(2)
     except _ClickException as error:
-        error.show()
+        if _speaks_for_all():
+            error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         print("rfedge: stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _speaks_for_all() -> bool:
+    """Whether this process tells an error: of several that torchrun started, the first to meet it does."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    try:
+        from rfedge.train.distributed import is_first_to_tell
+    except ImportError:  # without PyTorch there is but one process, whatever started it
+        return True
+    return is_first_to_tell()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from rfedge.cli.bench_experts import experts
 from rfedge.cli.bench_latency import latency
 from rfedge.cli.bench_loop import loop
 from rfedge.cli.bench_peers import peers
+from rfedge.cli.bench_report import report
 from rfedge.cli.bench_server import server
+from rfedge.cli.bench_success import success
+from rfedge.cli.bench_sweep import sweep
 
 __all__ = ["bench_app"]
 
@@ -22,5 +25,5 @@ def bench() -> None:
     """Measure latency and success."""  # without a callback typer would drop the name of a single command
 
 
-for _command in (latency, chains, env, experts, loop, peers, server):
+for _command in (latency, chains, env, experts, loop, peers, server, success, sweep, report):
     bench_app.command()(_command)

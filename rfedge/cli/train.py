@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from rfedge.train import StepReport, TrainConfig
+    from rfedge.train import StepReport, TrainConfig, TrainResult
 
 __all__ = ["train"]
 
@@ -34,7 +34,11 @@ def train(
     minutes: Annotated[
         float | None, typer.Option(help="Stop after this much training time, resumed parts included.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows a step, over all processes and passes.")] = 8,
+    accumulate: Annotated[
+        int,
+        typer.Option(min=1, help="Passes that a step's windows are learnt in, one after the other, to save memory."),
+    ] = 1,
     learning_rate: Annotated[float | None, typer.Option(help="Highest rate; default from the preset's recipe.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Frames a window.")] = None,
     frame_stride: Annotated[int | None, typer.Option(min=1, help="Control steps between two frames (jump-step).")] = None,
@@ -55,9 +59,17 @@ def train(
         str | None,
         typer.Option(
             help="What learns: paper (all but vision and decoder), freeze-emb (as paper, without the word embedding), "
+            "freeze-vision (all but vision), "
             "full, or head (the policy head alone); default from the preset's recipe."
         ),
     ] = None,
+    vision_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--vision-tokens",
+            help="With a frozen vision tower: compute what it sees in each frame once, and keep it on disk.",
+        ),
+    ] = False,
     vl_pretraining: Annotated[
         bool,
         typer.Option(help="Keep the checkpoint's resampler and cross-attention, or draw them anew from the seed."),
@@ -89,15 +101,22 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the newest state in --output, or start over.")] = True,
     num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    parallel: Annotated[
+        str,
+        typer.Option(help="Among processes that torchrun started: ddp (each holds the policy) or fsdp (each a part of it)."),
+    ] = "ddp",
+    mixed_precision: Annotated[
+        str, typer.Option(help="no, bf16, or on a GPU fp16: what products are computed in; weights stay float32.")
+    ] = "no",
+    optimizer: Annotated[str, typer.Option(help="adamw, or adamw-8bit, with moments of 8 bits (bitsandbytes).")] = "adamw",
     cache: Annotated[Path | None, typer.Option(help="Folder for the frame cache; default beside the data.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check options and data, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, last on stdout.")] = False,
 ) -> None:
     """Train a policy on demonstrations; repeat the command to go on after a stop."""
     _require_torch()
-    from rfedge.cli.progress import stage_progress
-    from rfedge.data import CalvinDataset, FrameCache
-    from rfedge.train import train_config, train_policy
+    from rfedge.train import train_config
+    from rfedge.train.distributed import join
 
     run = train_config(
         config,
@@ -118,8 +137,10 @@ def train(
         epochs=epochs,
         minutes=minutes,
         batch_size=batch_size,
+        accumulate=accumulate,
         learning_rate=learning_rate,
         trainable=trainable,
+        vision_tokens=vision_tokens,
         vl_pretraining=vl_pretraining,
         image_text=tuple(image_text or ()),
         image_text_batch_size=image_text_batch_size,
@@ -136,18 +157,41 @@ def train(
         num_threads=num_threads,
         device=device,
         cache=cache,
+        parallel=parallel,
+        mixed_precision=mixed_precision,
+        optimizer=optimizer,
     )
-    dataset = CalvinDataset.open(data)  # here, so that a wrong folder is told before anything is built
+    with join(device) as processes:
+        result = _run(run, dry_run=dry_run, shown=processes.is_first)
+    if result is not None and processes.is_first:
+        _print_result(run, result, as_json=as_json)
+
+
+def _run(run: TrainConfig, *, dry_run: bool, shown: bool) -> TrainResult | None:
+    """Train, with progress bars if `shown`; return nothing after a dry run."""
+    from rfedge.cli.progress import stage_progress
+    from rfedge.data import CalvinDataset, FrameCache
+    from rfedge.train import train_policy
+
+    dataset = CalvinDataset.open(run.data)  # here, so that a wrong folder is told before anything is built
+    if dry_run and not shown:
+        return None
     if dry_run:
         what = f"{len(dataset.segments)} segments of {', '.join(dataset.tasks)}"
         if run.image_text:
             what += f" and {_check_pairs(run)}"
-        print(f"ready: {run.policy.name} on {what} -> {output}; nothing was written")
-        return
+        print(f"ready: {run.policy.name} on {what} -> {run.output}; nothing was written")
+        return None
+    if not shown:
+        return train_policy(run)
     with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
-        FrameCache.open(dataset, folder=cache, on_frame=lambda done, total: progress("frame cache", done, total))
+        FrameCache.open(dataset, folder=run.cache, on_frame=lambda done, total: progress("frame cache", done, total))
     with _training_progress() as (on_stage, on_step):
-        result = train_policy(run, progress=on_stage, on_step=on_step)
+        return train_policy(run, progress=on_stage, on_step=on_step)
+
+
+def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> None:
+    """Print what came of a run: lines for people, or those on stderr and one JSON document on stdout."""
     lines = [
         (
             f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} "

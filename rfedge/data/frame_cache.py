@@ -26,9 +26,15 @@ from rfedge.errors import DatasetError, explain
 __all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
 
 CACHE_FOLDER: Final = ".frame-cache"
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 _RECORD: Final = "cache.json"
-_DTYPES: Final = {"rgb_static": np.uint8, "rgb_gripper": np.uint8, "rel_actions": np.float32, "robot_obs": np.float32}
+_DTYPES: Final = {
+    "rgb_static": np.uint8,
+    "rgb_gripper": np.uint8,
+    "rel_actions": np.float32,
+    "robot_obs": np.float32,
+    "scene_obs": np.float32,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +47,7 @@ class FrameCache:
         rgb_gripper: uint8 (N, 84, 84, 3), memory-mapped, read-only.
         rel_actions: float32 (N, 7).
         robot_obs: float32 (N, 15).
+        scene_obs: float32 (N, 24), what questions about the scene are made of; no policy sees it.
         content_sha256: hex, over the segments and all of the above; names the data wherever it was copied to.
     """
 
@@ -49,6 +56,7 @@ class FrameCache:
     rgb_gripper: npt.NDArray[np.uint8]
     rel_actions: npt.NDArray[np.float32]
     robot_obs: npt.NDArray[np.float32]
+    scene_obs: npt.NDArray[np.float32]
     content_sha256: str
 
     @classmethod
@@ -85,6 +93,7 @@ class FrameCache:
             rgb_gripper=np.load(folder / "rgb_gripper.npy", mmap_mode="r"),
             rel_actions=np.load(folder / "rel_actions.npy"),
             robot_obs=np.load(folder / "robot_obs.npy"),
+            scene_obs=np.load(folder / "scene_obs.npy"),
             content_sha256=_recorded(folder, "content_sha256") or "",
         )
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean, explain
 
-__all__ = ["WEIGHT_FORMATS", "keep_weights_in"]
+__all__ = ["WEIGHT_FORMATS", "import_bitsandbytes", "keep_weights_in"]
 
 WEIGHT_FORMATS: Final = ("nf4", "llm-int8")
 # Activations beyond it are outliers that int8 would spoil; the paper's value.
@@ -39,7 +39,7 @@ def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype)
         raise ConfigError(
             explain("weights", got=repr(weights), expected=did_you_mean(weights, WEIGHT_FORMATS), remedy="Choose one.")
         )
-    library = _import()
+    library = import_bitsandbytes()
     layers = [
         (parent, name, child)
         for parent in module.modules()
@@ -67,7 +67,12 @@ def _quantized(library: Any, layer: nn.Linear, weights: str, compute_dtype: torc
     return moved.eval()
 
 
-def _import() -> Any:
+def import_bitsandbytes() -> Any:
+    """Return the library.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or does not load.
+    """
     # It tells on import which optional kernels it did not find; that is no news to a user.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -29,10 +29,12 @@ from rfedge.model.weight_shards import (
 )
 from rfedge.tokenizer import InstructionTokenizer
 
-__all__ = ["Checkpoint", "checkpoint_sha256", "load_checkpoint", "save_checkpoint", "write_checkpoint"]
+__all__ = ["HEAD_IS_UNTRAINED", "Checkpoint", "checkpoint_sha256", "load_checkpoint", "save_checkpoint", "write_checkpoint"]
 
 CONFIG_NAME: Final = "config.json"
 TOKENIZER_NAME: Final = "tokenizer.json"
+# In the metadata of a checkpoint whose backbone alone was trained.
+HEAD_IS_UNTRAINED: Final = "head_is_untrained"
 
 
 @dataclass(frozen=True, slots=True)

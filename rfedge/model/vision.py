@@ -6,6 +6,8 @@ without the projection into the image-text space. Source: open_clip ViT-L/14 `op
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,20 +70,53 @@ def _merge_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
+def _for_relu(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Draw weights that keep the size of what passes through convolutions with ReLU between them (He et al., 2015)."""
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+def _places(num_patches: int, width: int) -> torch.Tensor:
+    """Initial embedding of the class token and of each patch, (P + 1, D): waves of many lengths along both sides.
+
+    Neighbours are alike, so what is learnt of one place holds nearby, and a weighted mean of places says where it lies.
+    """
+    side = math.isqrt(num_patches)
+    along = torch.linspace(-1.0, 1.0, side) if side > 1 else torch.zeros(1)
+    frequency = 0.5 * torch.pi * torch.logspace(0.0, math.log10(max(side, 2)), (width + 3) // 4)
+    wave = torch.cat([torch.sin(along[:, None] * frequency), torch.cos(along[:, None] * frequency)], dim=1)
+    rows, columns = wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)
+    places = torch.cat([rows, columns], dim=-1).flatten(0, 1)[:, :width]
+    return 0.4 * torch.cat([torch.zeros(1, width), places])
+
+
 class VisionTransformer(nn.Module):
     """Normalised images (N, 3, size, size) -> patch tokens (N, P, D)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=False)
+        first, *others = (*config.stem_widths, config.width)
+        side = config.patch_size // 2 ** len(others)
+        # The first without overlap and border, so that the camera normalisation can be folded into it.
+        self.conv1 = nn.Conv2d(3, first, side, stride=side, bias=bool(others))
+        self.stem = [f"conv{index}" for index in range(2, 2 + len(others))]
+        for name, before, width in zip(self.stem, (first, *others), others, strict=False):
+            self.add_module(name, _for_relu(nn.Conv2d(before, width, 3, stride=2, padding=1)))
+        if others:
+            _for_relu(self.conv1)
         self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
         # About half as large as a patch: a network that starts from nothing must know at once where it looks.
-        self.positional_embedding = nn.Parameter(torch.randn(config.num_patches + 1, config.width) * 0.3)
+        self.positional_embedding = nn.Parameter(_places(config.num_patches, config.width))
         self.ln_pre = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x: torch.Tensor = self.conv1(image).flatten(2).transpose(1, 2)  # (N, P, D)
+        x: torch.Tensor = self.conv1(image)
+        for name in self.stem:
+            x = self.get_submodule(name)(torch.relu(x))
+        x = x.flatten(2).transpose(1, 2)  # (N, P, D)
         class_token = self.class_embedding.expand(x.shape[0], 1, -1)
         x = self.ln_pre(torch.cat([class_token, x], dim=1) + self.positional_embedding)
         for block in self.blocks:

@@ -7,6 +7,7 @@ between frames under noise, and a policy trained from nothing has no other way t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,21 +16,50 @@ import numpy.typing as npt
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
 from rfedge.train.config import ShiftKind
 
-__all__ = ["GRIPPER_SHIFT_PX", "STATIC_SHIFT_PX", "random_shift"]
+__all__ = ["GRIPPER_SHIFT_PX", "STATIC_SHIFT_PX", "ImageShifts", "draw_offsets", "shift_images"]
 
 _REFERENCE_SIZE_PX: Final = 224
 STATIC_SHIFT_PX: Final = round(10 * STATIC_IMAGE_SHAPE[0] / _REFERENCE_SIZE_PX)
 GRIPPER_SHIFT_PX: Final = round(4 * GRIPPER_IMAGE_SHAPE[0] / _REFERENCE_SIZE_PX)
 
+Images = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int64]
 
-def random_shift(
-    images: npt.NDArray[np.uint8], limit_px: int, rng: np.random.Generator, *, kind: ShiftKind
-) -> npt.NDArray[np.uint8]:
-    """Shift uint8 (B, W, H, H, 3) by up to `limit_px` pixels on both axes, one draw per window or per frame."""
-    if kind == "none":
-        return images
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageShifts:
+    """Where the images of a batch are cropped: int64 (B, W or 1, 2) rows and columns, 0 to twice the limit, a camera."""
+
+    static: Offsets
+    gripper: Offsets
+
+    @classmethod
+    def draw(cls, num_windows: int, num_frames: int, rng: np.random.Generator, kind: ShiftKind) -> ImageShifts | None:
+        """Draw the shifts of a whole batch, of which each process then takes its part; None where nothing is shifted."""
+        if kind == "none":
+            return None
+        static, gripper = (
+            draw_offsets(num_windows, num_frames, limit_px, rng, kind) for limit_px in (STATIC_SHIFT_PX, GRIPPER_SHIFT_PX)
+        )
+        return cls(static, gripper)
+
+    def part(self, chosen: slice) -> ImageShifts:
+        """Return the shifts of some windows of the batch."""
+        return ImageShifts(self.static[chosen], self.gripper[chosen])
+
+    def apply(self, static: Images, gripper: Images) -> tuple[Images, Images]:
+        """Shift the images of both cameras, uint8 (B, W, H, H, 3)."""
+        return shift_images(static, STATIC_SHIFT_PX, self.static), shift_images(gripper, GRIPPER_SHIFT_PX, self.gripper)
+
+
+def draw_offsets(num_windows: int, num_frames: int, limit_px: int, rng: np.random.Generator, kind: ShiftKind) -> Offsets:
+    """Draw up to `limit_px` pixels in both directions of both axes, once per window or per frame."""
+    return rng.integers(0, 2 * limit_px + 1, size=(num_windows, num_frames if kind == "frame" else 1, 2))
+
+
+def shift_images(images: Images, limit_px: int, draws: Offsets) -> Images:
+    """Crop uint8 (B, W, H, H, 3) where `draw_offsets` says, the border repeated by `limit_px` pixels first."""
     num_windows, num_frames, size = images.shape[:3]
-    draws = rng.integers(0, 2 * limit_px + 1, size=(num_windows, num_frames if kind == "frame" else 1, 2))
     offsets = np.broadcast_to(draws, (num_windows, num_frames, 2))
     border = (limit_px, limit_px)
     padded = np.pad(images, ((0, 0), (0, 0), border, border, (0, 0)), mode="edge")

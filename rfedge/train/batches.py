@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +13,22 @@ from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import SamplerState, WindowIndex, WindowSampler
 from rfedge.model import RoboFlamingo, frame_history
 from rfedge.tokenizer import InstructionTokenizer
-from rfedge.train.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, random_shift
+from rfedge.train.augmentation import ImageShifts
 from rfedge.train.config import ShiftKind
+from rfedge.train.distributed import Processes
 from rfedge.train.prefetch import Prefetch
+from rfedge.train.vision_tokens import observe
 
-__all__ = ["BatchLoader", "InstructionTable", "TensorBatch", "batch_tensors", "window_features", "window_forward"]
+__all__ = [
+    "BatchLoader",
+    "InstructionTable",
+    "SplitBatch",
+    "TensorBatch",
+    "batch_tensors",
+    "window_features",
+    "window_forward",
+]
+
 
 # Separates the stream of shifts from the sampler's, which is drawn from the same seed.
 _SHIFT_STREAM: Final = 1
@@ -28,6 +39,8 @@ class TensorBatch:
     """B windows of W frames with K labels; axes as in `rfedge.data.windows.WindowBatch`.
 
     Attributes:
+        image_static, image_gripper: images, or float16 (B, W, P, V) what the vision tower made of them
+            (`rfedge.train.vision_tokens`).
         token_ids: int64 (B, T).
         text_mask: bool (B, T).
     """
@@ -50,6 +63,32 @@ class TensorBatch:
         return TensorBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
+class _CountsFrames(Protocol):
+    @property
+    def num_frames(self) -> int: ...
+
+
+B = TypeVar("B", bound=_CountsFrames)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitBatch(Generic[B]):
+    """What this process learns of a batch.
+
+    Attributes:
+        parts: of its windows, one a pass.
+        num_actions: recorded actions of the whole batch, over which the loss is the mean.
+    """
+
+    parts: list[B]
+    num_actions: int
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of these parts that are no filling."""
+        return sum(part.num_frames for part in self.parts)
+
+
 class InstructionTable:
     """Tokens of every segment's instruction, encoded once."""
 
@@ -64,16 +103,13 @@ def batch_tensors(
     cache: FrameCache,
     table: InstructionTable,
     chosen: list[int],
-    *,
-    shift: ShiftKind = "none",
-    rng: np.random.Generator | None = None,
+    shifts: ImageShifts | None = None,
 ) -> TensorBatch:
-    """Load the windows `chosen` and shift their images with `rng` (none given: no shift)."""
+    """Load the windows `chosen` and shift their images."""
     batch = index.load(cache, chosen)
     static, gripper = batch.image_static, batch.image_gripper
-    if rng is not None:
-        static = random_shift(static, STATIC_SHIFT_PX, rng, kind=shift)
-        gripper = random_shift(gripper, GRIPPER_SHIFT_PX, rng, kind=shift)
+    if shifts is not None:
+        static, gripper = shifts.apply(static, gripper)
     segments = torch.from_numpy(batch.segments)
     return TensorBatch(
         image_static=torch.from_numpy(static),
@@ -106,7 +142,7 @@ def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Ten
     window = real // batch.frame_mask.shape[1]
     # Padding comes last and is masked out of the pool, so columns that no instruction of this batch uses change nothing.
     num_tokens = int(batch.text_mask.sum(dim=1).max())
-    media = policy.backbone.observe(batch.image_static.flatten(0, 1)[real], batch.image_gripper.flatten(0, 1)[real])
+    media = observe(policy, batch.image_static.flatten(0, 1)[real], batch.image_gripper.flatten(0, 1)[real])
     history = seen = None
     if policy.config.media_frames > 1:
         places = media.new_zeros(batch.frame_mask.numel(), *media.shape[1:]).index_copy(0, real, media)
@@ -123,10 +159,10 @@ def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Ten
     return features, real
 
 
-class BatchLoader(Prefetch[tuple[TensorBatch, SamplerState]]):
+class BatchLoader(Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]):
     """Makes training batches one ahead; a batch depends on (seed, step) and the sampler's state alone.
 
-    `next` returns a batch and the sampler's state after it, which is what a training state must hold.
+    `next` returns this process's parts of a batch, and the sampler's state after it, which a training state must hold.
     """
 
     def __init__(
@@ -138,16 +174,29 @@ class BatchLoader(Prefetch[tuple[TensorBatch, SamplerState]]):
         *,
         shift: ShiftKind,
         step: int,
+        processes: Processes,
+        accumulate: int,
     ) -> None:
         self._sources = (index, cache, table)
         self._sampler = sampler
         self._shift: ShiftKind = shift
         self._step = step
+        self._parts = processes.parts(sampler.batch_size, accumulate)
         super().__init__(self._draw)
 
-    def _draw(self) -> Callable[[], tuple[TensorBatch, SamplerState]]:
+    def _draw(self) -> Callable[[], tuple[SplitBatch[TensorBatch], SamplerState]]:
+        index, cache, table = self._sources
         rng = np.random.default_rng([self._sampler.seed, self._step, _SHIFT_STREAM])
         chosen = self._sampler.next_batch()
         state = self._sampler.state
         self._step += 1
-        return lambda: (batch_tensors(*self._sources, chosen, shift=self._shift, rng=rng), state)
+
+        def load() -> tuple[SplitBatch[TensorBatch], SamplerState]:
+            shifts = ImageShifts.draw(len(chosen), index.window, rng, self._shift)
+            parts = [
+                batch_tensors(index, cache, table, chosen[part], None if shifts is None else shifts.part(part))
+                for part in self._parts
+            ]
+            return SplitBatch(parts, int(index.cut(cache, chosen).action_mask.sum())), state
+
+        return load

@@ -14,12 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
 from rfedge.errors import ConfigError, explain
 
-__all__ = ["Recipe", "TrainConfig", "change_policy", "recipe_for", "train_config"]
+__all__ = ["MixedPrecision", "Recipe", "TrainConfig", "change_policy", "recipe_for", "train_config"]
 
 LossKind = Literal["huber", "mse"]
-TrainableScheme = Literal["paper", "freeze-emb", "full", "head"]
+TrainableScheme = Literal["paper", "freeze-emb", "freeze-vision", "full", "head"]
 ScheduleKind = Literal["constant", "cosine"]
 ShiftKind = Literal["none", "window", "frame"]
+ParallelKind = Literal["ddp", "fsdp"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
+OptimizerKind = Literal["adamw", "adamw-8bit"]
 
 _PAPER_BATCH_SIZE: Final = 6
 
@@ -95,21 +98,27 @@ class TrainConfig(_Config):
         data: CALVIN dataset, root or split.
         output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
         steps, epochs, minutes: when to stop, resumed parts included; the first one reached counts, one at least is set.
-        batch_size: windows a step.
+        batch_size: windows a step, over all processes and passes.
+        accumulate: passes that a step's windows are learnt in, one after the other, to save memory.
         learning_rate: the highest one.
         head_rate: factor of the learning rate for the head.
         head_first_steps: the first steps, in which only the head learns, on features computed once, not augmented.
         head_first_batch_size: windows a step in these.
         augmentation: one random shift per window (keeps its motion), per frame (as the released code does), or none.
+        vision_tokens: compute what the frozen vision tower sees in each frame once, and keep it on disk in fp16.
         vl_pretraining: false draws resampler and gated cross-attention of the initial checkpoint anew from `seed`.
         image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
-        image_text_batch_size: pairs of each kind a step.
+        image_text_batch_size: pairs of each kind a step, over all processes and passes.
         caption_weight, vqa_weight: factors of the language loss of captions and of answers.
         validation_fraction: share of the segments, and of the images of pairs, held out.
         validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
         validate_every, save_every: steps between two measurements and two training states; 0 for the end only.
         keep_states: training states kept.
         cache: folder for the frame cache; None for one beside the data.
+        device: "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
+        parallel: how several processes share the work; one process alone needs neither.
+        mixed_precision: what products are computed in; weights, moments and states stay float32.
+        optimizer: AdamW with moments of 32 bits, or of 8.
     """
 
     policy: PolicyConfig
@@ -120,6 +129,7 @@ class TrainConfig(_Config):
     epochs: float | None = Field(None, gt=0)
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(8, ge=1)
+    accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(gt=0)
     head_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
@@ -132,6 +142,7 @@ class TrainConfig(_Config):
     head_first_steps: int = Field(ge=0)
     head_first_batch_size: int = Field(32, ge=1)
     augmentation: ShiftKind
+    vision_tokens: bool = False
     vl_pretraining: bool = True
     image_text: tuple[Path, ...] = ()
     image_text_batch_size: int = Field(20, ge=1)
@@ -147,12 +158,15 @@ class TrainConfig(_Config):
     num_threads: int | None = Field(None, ge=1)
     device: str = "cpu"
     cache: Path | None = None
+    parallel: ParallelKind = "ddp"
+    mixed_precision: MixedPrecision = "no"
+    optimizer: OptimizerKind = "adamw"
 
     def decisive(self) -> dict[str, Any]:
         """Return the fields that must not change when a run is resumed, as JSON values."""
         free = {
             "data", "output", "steps", "epochs", "minutes", "validation_windows", "validate_every", "save_every",
-            "keep_states", "resume", "num_threads", "device", "cache", "image_text",
+            "keep_states", "resume", "num_threads", "device", "cache", "image_text", "accumulate", "parallel",
         }  # fmt: skip
         return self.model_dump(mode="json", exclude=free)
 
@@ -220,6 +234,7 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
     except ValidationError as error:
         raise _config_error("training options", error) from None
     _check_paradigm(config)
+    _check_scale(config)
     return config
 
 
@@ -239,8 +254,17 @@ def _check_paradigm(config: TrainConfig) -> None:
             explain(
                 "image-text",
                 got="trainable head, which image-text pairs teach nothing",
-                expected="trainable paper, freeze-emb or full",
+                expected="trainable paper, freeze-emb, freeze-vision or full",
                 remedy="Choose one, or leave the pairs out.",
+            )
+        )
+    if config.vision_tokens and (config.trainable == "full" or config.augmentation != "none"):
+        raise ConfigError(
+            explain(
+                "vision-tokens",
+                got=f"trainable {config.trainable}, augmentation {config.augmentation}",
+                expected="a frozen vision tower that sees every frame as it is",
+                remedy="Pass --trainable freeze-vision --augmentation none, or leave the option out.",
             )
         )
     decoder = config.policy.decoder
@@ -251,6 +275,28 @@ def _check_paradigm(config: TrainConfig) -> None:
                 got=f"a {decoder.kind} decoder without its output projection",
                 expected="a checkpoint that holds it, or an MPT decoder, whose output is its embedding",
                 remedy="Import the original weights again with --keep-output-projection.",
+            )
+        )
+
+
+def _check_scale(config: TrainConfig) -> None:
+    """Raise ConfigError where two options of scale do not go together."""
+    if config.mixed_precision == "fp16" and config.device == "cpu":
+        raise ConfigError(
+            explain(
+                "mixed-precision",
+                got="fp16 on the CPU",
+                expected="bf16 or no there",
+                remedy="fp16 is for GPUs: CPUs have no fast products in it. Pass --mixed-precision bf16, or --device cuda.",
+            )
+        )
+    if config.optimizer == "adamw-8bit" and config.parallel == "fsdp":
+        raise ConfigError(
+            explain(
+                "optimizer",
+                got="adamw-8bit with parallel fsdp",
+                expected="adamw-8bit with ddp, or adamw with fsdp",
+                remedy="8-bit moments share a scale in blocks that FSDP2 would cut. Choose one of the two.",
             )
         )
 

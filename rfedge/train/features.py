@@ -8,15 +8,21 @@ instead of seven.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex
 from rfedge.model import RoboFlamingo
-from rfedge.train.batches import InstructionTable
+from rfedge.train.batches import InstructionTable, SplitBatch
+from rfedge.train.distributed import Processes
+from rfedge.train.scope import Scope
+from rfedge.train.vision_tokens import observe
 
 __all__ = ["FeatureBatch", "FeatureTable"]
 
@@ -61,40 +67,54 @@ class FeatureTable:
         device: torch.device,
         *,
         on_frame: Callable[[int, int], None] | None = None,
+        scope: Scope | None = None,
+        processes: Processes | None = None,
     ) -> FeatureTable:
-        """Run the backbone, in evaluation mode and without augmentation, over every frame of the index."""
+        """Run the backbone, in evaluation mode and without augmentation, over every frame of the index.
+
+        Several processes take some segments each and give each other what they got.
+        """
         policy.eval()
+        scope, processes = scope or Scope(device), processes or Processes()
+        shares = _shares(index, processes.world_size)
+        start, stop = shares[processes.rank]
+        # Under FSDP2 all must run as many computations: who has less to do repeats the first, for nothing.
+        num_calls = max(-(-(last - first) // _FRAMES_A_CALL) for first, last in shares)
         ages = index.frame_stride * torch.arange(policy.config.media_frames - 1, 0, -1)
         older: torch.Tensor | None = None  # latents of the frames before these, as many as the text may read
         rows = []
-        for first in range(0, len(index), _FRAMES_A_CALL):
-            windows = index.windows[first : first + _FRAMES_A_CALL]
+        for first in range(start, start + num_calls * _FRAMES_A_CALL, _FRAMES_A_CALL):
+            is_mine = first < stop
+            windows = index.windows[first : min(first + _FRAMES_A_CALL, stop)] if is_mine else index.windows[:1]
             places = [cache.row(index.segments[window.segment].start) + window.offset for window in windows]
             segments = torch.tensor([window.segment for window in windows])
             mask = table.text_mask[segments]
             num_tokens = int(mask.sum(dim=1).max())
-            media = policy.backbone.observe(
-                torch.from_numpy(cache.rgb_static[places]).to(device), torch.from_numpy(cache.rgb_gripper[places]).to(device)
-            )
+            static = torch.from_numpy(cache.rgb_static[places]).to(device)
+            gripper = torch.from_numpy(cache.rgb_gripper[places]).to(device)
+            media = scope.run(partial(observe, policy, static, gripper))
             history = seen = None
             if len(ages):
-                known = media if older is None else torch.cat([older, media])
+                known = media if older is None or not is_mine else torch.cat([older, media])
                 row = len(known) - len(media) + torch.arange(len(media))[:, None] - ages
                 history = known[row.clamp(min=0).to(device)]
                 seen = (torch.tensor([window.offset for window in windows])[:, None] >= ages).to(device)
                 older = known[-int(ages[0]) :]
-            features = policy.backbone.fuse(
-                policy.embed_text(table.token_ids[segments, :num_tokens].to(device)),
-                mask[:, :num_tokens].to(device),
-                media,
-                torch.from_numpy(cache.robot_obs[places]).to(device),
-                history,
-                seen,
-            )
-            rows.append(features)
-            if on_frame is not None:
-                on_frame(min(first + _FRAMES_A_CALL, len(index)), len(index))
-        return cls(index, cache, torch.cat(rows))
+            token_ids, state = table.token_ids[segments, :num_tokens].to(device), torch.from_numpy(cache.robot_obs[places])
+            text_mask = mask[:, :num_tokens].to(device)
+            fuse = partial(_fuse, policy, token_ids, text_mask, media, state.to(device), history, seen)
+            features = scope.run(fuse).float()
+            if is_mine:
+                rows.append(features)
+                if on_frame is not None:
+                    on_frame(min(first + _FRAMES_A_CALL, stop) - start, stop - start)
+        if processes.world_size == 1:
+            return cls(index, cache, torch.cat(rows))
+        whole = features.new_zeros(len(index), features.shape[1])
+        if rows:
+            whole[start:stop] = torch.cat(rows)
+        processes.exchange_rows(whole, shares)
+        return cls(index, cache, whole)
 
     def batch(self, chosen: list[int]) -> FeatureBatch:
         """Return the windows with these numbers; places that only fill a window hold copies of its last frame."""
@@ -107,3 +127,22 @@ class FeatureTable:
             frame_mask=torch.from_numpy(cut.frame_mask).to(device),
             action_mask=torch.from_numpy(cut.action_mask).to(device),
         )
+
+    def split(self, chosen: list[int], parts: list[slice]) -> SplitBatch[FeatureBatch]:
+        """Return some parts of the batch of these windows."""
+        num_actions = int(self.index.cut(self.cache, chosen).action_mask.sum())
+        return SplitBatch([self.batch(chosen[part]) for part in parts], num_actions)
+
+
+def _fuse(policy: RoboFlamingo, token_ids: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+    text_mask, media, *rest = others
+    assert text_mask is not None
+    assert media is not None
+    return policy.backbone.fuse(policy.embed_text(token_ids), text_mask, media, *rest)
+
+
+def _shares(index: WindowIndex, world_size: int) -> list[tuple[int, int]]:
+    """Cut all windows into runs of about the same length, each of whole segments: what the text reads is of one."""
+    starts = [number for number, window in enumerate(index.windows) if window.offset == 0] + [len(index)]
+    bounds = [starts[bisect_left(starts, len(index) * rank // world_size)] for rank in range(world_size + 1)]
+    return list(pairwise(bounds))

@@ -5,8 +5,9 @@ Source: RoboFlamingo section 4.4; its paper writes MSE, its released code a Hube
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch.nn import functional
@@ -14,7 +15,10 @@ from torch.nn import functional
 from rfedge.messages import POSE_SIZE
 from rfedge.train.config import LossKind, TrainConfig
 
-__all__ = ["LossParts", "batch_loss", "policy_loss"]
+if TYPE_CHECKING:
+    from rfedge.train.image_text import PairPass
+
+__all__ = ["LabelledBatch", "LossParts", "StepLosses", "batch_loss", "policy_loss"]
 
 # B = windows, W = frames, K = chunk
 
@@ -27,6 +31,9 @@ class LabelledBatch(Protocol):
 
     @property
     def action_mask(self) -> torch.Tensor: ...
+
+
+B = TypeVar("B", bound=LabelledBatch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +53,22 @@ class LossParts:
     gripper_accuracy: torch.Tensor
 
 
-def batch_loss(config: TrainConfig, batch: LabelledBatch, pose: torch.Tensor, gripper_logit: torch.Tensor) -> LossParts:
+def batch_loss(
+    config: TrainConfig,
+    batch: LabelledBatch,
+    pose: torch.Tensor,
+    gripper_logit: torch.Tensor,
+    num_actions: int | None = None,
+) -> LossParts:
     """Compare the predictions for a batch with its labels, with the run's kind of loss and weight of the gripper."""
     return policy_loss(
-        pose, gripper_logit, batch.actions, batch.action_mask, kind=config.loss, gripper_weight=config.gripper_weight
+        pose.float(),
+        gripper_logit.float(),
+        batch.actions,
+        batch.action_mask,
+        kind=config.loss,
+        gripper_weight=config.gripper_weight,
+        num_actions=num_actions,
     )
 
 
@@ -61,6 +80,7 @@ def policy_loss(
     *,
     kind: LossKind,
     gripper_weight: float,
+    num_actions: int | None = None,
 ) -> LossParts:
     """Compare predictions with labels where `mask` is true.
 
@@ -68,14 +88,16 @@ def policy_loss(
         pose: float (B, W, K, 6) in [-1, 1].
         gripper_logit: float (B, W, K); positive means open.
         actions: float (B, W, K, 7), gripper -1 or 1.
-        mask: bool (B, W, K), true on at least one recorded action.
+        mask: bool (B, W, K), true on recorded actions.
         kind: "huber" (delta 1) or "mse".
         gripper_weight: factor of the gripper term.
+        num_actions: recorded actions of the whole batch where this is a part of it: what is returned then adds up, over
+            all parts, to what the whole has. Without it, those of `mask`, at least one.
     """
     regression = functional.huber_loss if kind == "huber" else functional.mse_loss
     is_open = (actions[..., POSE_SIZE] > 0).to(gripper_logit.dtype)
     weight = mask.to(pose.dtype)
-    count = weight.sum()
+    count = weight.sum() if num_actions is None else weight.new_tensor(num_actions)
     pose_loss = (regression(pose, actions[..., :POSE_SIZE], reduction="none").mean(dim=-1) * weight).sum() / count
     entropy = functional.binary_cross_entropy_with_logits(gripper_logit, is_open, reduction="none")
     gripper_loss = (entropy * weight).sum() / count
@@ -86,3 +108,38 @@ def policy_loss(
         gripper=gripper_loss.detach(),
         gripper_accuracy=(right * weight).sum() / count,
     )
+
+
+class StepLosses:
+    """Computes the losses of a step's passes and keeps what the metrics say of them: sums over the passes."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[torch.Tensor]] = {}
+
+    def of_windows(
+        self,
+        config: TrainConfig,
+        part: B,
+        num_actions: int,
+        forward: Callable[[B], tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Return the loss of some windows, as their part in the mean over all `num_actions` of the batch."""
+        losses = batch_loss(config, part, *forward(part), num_actions)
+        self._keep("loss", losses.total)
+        self._keep("pose_loss", losses.pose)
+        self._keep("gripper_loss", losses.gripper)
+        self._keep("gripper_accuracy", losses.gripper_accuracy)
+        return losses.total
+
+    def of_pairs(self, pairs: PairPass) -> torch.Tensor:
+        """Return the weighted loss of some image-text pairs."""
+        loss = pairs.loss()
+        self._keep(pairs.name, loss)
+        return pairs.weight * loss
+
+    def values(self) -> dict[str, float]:
+        """Return the sums, asked for once a step has been taken: numbers make a GPU wait."""
+        return {name: sum(float(value) for value in values) for name, values in self._values.items()}
+
+    def _keep(self, name: str, value: torch.Tensor) -> None:
+        self._values.setdefault(name, []).append(value.detach())

@@ -87,7 +87,7 @@ def train_result(
 
 
 def checkpoint_metadata(
-    config: TrainConfig, sources: TrainingData, pairs: ImageTextData | None, result: TrainResult
+    config: TrainConfig, sources: TrainingData, pairs: ImageTextData | None, result: TrainResult, num_processes: int
 ) -> dict[str, Any]:
     """Return what a checkpoint's config.json says of its training, as JSON values."""
     segments = sources.training.segments
@@ -95,6 +95,7 @@ def checkpoint_metadata(
         "rfedge_version": rfedge.__version__,
         "torch_version": torch.__version__,
         "training": config.model_dump(mode="json", exclude={"policy", "output", "cache", "resume"}),
+        "num_processes": num_processes,  # at the end: a run may go on with another number
         "dataset": {
             "frames_sha256": sources.cache.content_sha256,
             "num_segments": len(segments),

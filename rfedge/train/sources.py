@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -13,20 +14,24 @@ from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex, split_segments
 from rfedge.errors import ConfigError, explain
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
+from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train.batches import InstructionTable, batch_tensors, window_features
 from rfedge.train.config import TrainConfig
+from rfedge.train.distributed import Processes
+from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from rfedge.train.vocabulary import TABLETOP_WORDS
 
-__all__ = ["Start", "TrainingData", "open_training_data", "standardise_features", "start_policy"]
+__all__ = ["Start", "TrainingData", "open_training_data", "see_once", "standardise_features", "start_policy"]
 
 _NUM_STATISTICS_WINDOWS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The data of a run, cut and tokenized; `held_out` may be empty."""
+    """The data of a run, cut and tokenized, and the split folder it lies in; `held_out` may be empty."""
 
+    folder: Path
     cache: FrameCache
     training: WindowIndex
     held_out: WindowIndex
@@ -80,10 +85,11 @@ def start_policy(config: TrainConfig) -> Start:
             )
         )
     shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+    keeps_head = before.head.kind == config.policy.head.kind and not loaded.metadata.get(HEAD_IS_UNTRAINED)
     kept = {
         name: tensor
         for name, tensor in loaded.policy.state_dict().items()
-        if shapes.get(name) == tensor.shape and (before.head.kind == config.policy.head.kind or not name.startswith("head."))
+        if shapes.get(name) == tensor.shape and (not name.startswith("head.") or keeps_head)
     }
     policy.load_state_dict(kept, strict=False)
     return Start(policy, loaded.tokenizer, names - kept.keys())
@@ -109,7 +115,10 @@ def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: Tr
 
 
 def open_training_data(
-    config: TrainConfig, tokenizer: InstructionTokenizer | None, progress: Callable[[str, int, int], None] | None
+    config: TrainConfig,
+    tokenizer: InstructionTokenizer | None,
+    progress: Callable[[str, int, int], None] | None,
+    processes: Processes | None = None,
 ) -> TrainingData:
     """Open the dataset and its frame cache; without a tokenizer, learn one from its instructions and general words.
 
@@ -119,7 +128,8 @@ def open_training_data(
     """
     dataset = CalvinDataset.open(config.data)
     on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
-    cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
+    with (processes or Processes()).alone():  # the first process builds the cache, the others find it
+        cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
     training, held_out = (
         WindowIndex(
             dataset.segments,
@@ -135,4 +145,19 @@ def open_training_data(
         tokenizer = InstructionTokenizer.from_corpus(
             (*dataset.instructions, *TABLETOP_WORDS), vocab_size=decoder.vocab_size, text_length=decoder.text_length
         )
-    return TrainingData(cache, training, held_out, tokenizer, InstructionTable(tokenizer, training))
+    return TrainingData(dataset.folder, cache, training, held_out, tokenizer, InstructionTable(tokenizer, training))
+
+
+def see_once(
+    config: TrainConfig,
+    sources: TrainingData,
+    policy: RoboFlamingo,
+    device: torch.device,
+    processes: Processes,
+    progress: Callable[[str, int, int], None] | None,
+) -> TrainingData:
+    """Return the data with the frozen vision tower's tokens in place of the images."""
+    folder = sources.folder / TOKENS_FOLDER if config.cache is None else config.cache.parent / TOKENS_FOLDER
+    on_frame = None if progress is None else lambda done, total: progress("vision tokens", done, total)
+    with processes.alone():  # the first process computes them, the others find them
+        return replace(sources, cache=with_vision_tokens(sources.cache, policy, folder, device, on_frame=on_frame))

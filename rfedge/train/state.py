@@ -3,6 +3,8 @@
 state/step-0000200/parameters.safetensors   the policy
                    optimizer.safetensors    AdamW's moments by parameter name, random states
                    state.json               step, sampler, losses so far, and the options that must not change
+
+Weights and moments are whole whatever number of processes wrote them, so any other number can go on.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from rfedge.atomic import atomic_directory
 from rfedge.data.windows import SamplerState
 from rfedge.errors import ArtifactError, ConfigError, explain
 from rfedge.model import RoboFlamingo
+from rfedge.train.distributed import Processes
+from rfedge.train.scope import full_tensor, full_weights, like_parameter
 
-__all__ = ["Progress", "latest_state", "load_state", "read_document", "remove_states", "save_state"]
+__all__ = ["Progress", "latest_state", "load_moments", "load_weights", "read_document", "remove_states", "save_state"]
 
 _PARAMETERS: Final = "parameters.safetensors"
 _OPTIMIZER: Final = "optimizer.safetensors"
@@ -30,6 +34,8 @@ _DOCUMENT: Final = "state.json"
 _PREFIX: Final = "step-"
 _RNG: Final = "random_state.cpu"
 _CUDA_RNG: Final = "random_state.cuda"
+# Options that came after the first states were written, with what those were written under.
+_LATER_OPTIONS: Final = {"mixed_precision": "no", "optimizer": "adamw", "vision_tokens": False}
 
 
 @dataclass(slots=True)
@@ -42,6 +48,7 @@ class Progress:
         image_text: the same of each kind of image-text pairs.
         seconds: training time so far, over all parts of the run.
         first_losses, last_losses: losses of the first and the latest steps, oldest first.
+        scaler: state of fp16's loss scale; empty in other precisions.
     """
 
     step: int = 0
@@ -50,44 +57,53 @@ class Progress:
     seconds: float = 0.0
     first_losses: list[float] = field(default_factory=list)
     last_losses: list[float] = field(default_factory=list)
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(
     folder: Path,
     policy: RoboFlamingo,
     optimizer: torch.optim.Optimizer,
+    trained: list[tuple[str, torch.nn.Parameter]],
     progress: Progress,
     decisive: dict[str, Any],
     *,
     keep: int,
-) -> Path:
+    processes: Processes,
+) -> None:
     """Write `folder/step-NNNNNNN` atomically, then remove all but the newest `keep` states.
+
+    All processes must call it together; the first one writes.
 
     Args:
         folder: the run's state folder.
         policy: stored whole, frozen parts included.
-        optimizer: AdamW over some of its parameters.
+        optimizer: AdamW over some of its parameters,
+        trained: these by name.
         progress: where the run stands.
         decisive: JSON values that a resumed run must repeat.
         keep: states to keep.
+        processes: of the run.
     """
+    weights = full_weights(policy, processes)
+    tensors = {_RNG: torch.get_rng_state()}
+    for name, parameter in trained:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            whole = full_tensor(torch.as_tensor(value))
+            if processes.is_first:
+                tensors[f"{key}.{name}"] = whole.detach().cpu().clone().contiguous()
+    if not processes.is_first:
+        return
     path = folder / f"{_PREFIX}{progress.step:07d}"
     with atomic_directory(path, overwrite=True) as temporary:
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in policy.state_dict().items()}, temporary / _PARAMETERS
-        )
-        tensors = {_RNG: torch.get_rng_state()}
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _PARAMETERS)
         if _device(policy).type == "cuda":
             tensors[_CUDA_RNG] = torch.cuda.get_rng_state(_device(policy))
-        for name, parameter in policy.named_parameters():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().clone().contiguous()
         save_file(tensors, temporary / _OPTIMIZER)
         document = {"schema_version": 1, "progress": asdict(progress), "decisive": decisive}
         (temporary / _DOCUMENT).write_text(json.dumps(document, indent=2) + "\n")
     for old in _states(folder)[:-keep]:
         shutil.rmtree(old)
-    return path
 
 
 def latest_state(folder: Path) -> Path | None:
@@ -117,7 +133,7 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
     """
     try:
         document = json.loads((path / _DOCUMENT).read_bytes())
-        before = dict(document["decisive"])
+        before = {**_LATER_OPTIONS, **document["decisive"]}
         stored = dict(document["progress"])
         image_text = {kind: SamplerState(**state) for kind, state in stored.get("image_text", {}).items()}
         progress = Progress(**{**stored, "sampler": SamplerState(**stored["sampler"]), "image_text": image_text})
@@ -136,27 +152,51 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
     return progress
 
 
-def load_state(path: Path, policy: RoboFlamingo, optimizer: torch.optim.Optimizer) -> None:
-    """Put the state `path` into `policy`, `optimizer` and PyTorch's global random state.
+def load_weights(path: Path, policy: RoboFlamingo) -> None:
+    """Put the weights of the state `path` into `policy`, whose weights must be whole.
 
     Raises:
-        ArtifactError: a file is damaged or of another policy.
+        ArtifactError: the file is damaged or of another policy.
     """
     try:
         policy.load_state_dict(load_file(path / _PARAMETERS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+
+
+def load_moments(
+    path: Path,
+    policy: RoboFlamingo,
+    optimizer: torch.optim.Optimizer,
+    trained: list[tuple[str, torch.nn.Parameter]],
+) -> None:
+    """Put the rest of the state `path` into `optimizer`, whose parameters may be spread, and PyTorch's random state.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
         tensors = load_file(path / _OPTIMIZER)
-        torch.set_rng_state(tensors[_RNG])
+        torch.set_rng_state(tensors.pop(_RNG))
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise _damaged(path, error) from None
-    if _CUDA_RNG in tensors and _device(policy).type == "cuda":
-        torch.cuda.set_rng_state(tensors[_CUDA_RNG], _device(policy))
-    for name, parameter in policy.named_parameters():
-        if f"exp_avg.{name}" in tensors:
-            optimizer.state[parameter] = {
-                "step": tensors[f"step.{name}"],  # AdamW keeps it on the CPU
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
-            }
+    cuda_state = tensors.pop(_CUDA_RNG, None)
+    if cuda_state is not None and _device(policy).type == "cuda":
+        torch.cuda.set_rng_state(cuda_state, _device(policy))
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        key, _, parameter_name = name.partition(".")
+        by_name.setdefault(parameter_name, {})[key] = tensor
+    for name, parameter in trained:
+        if name in by_name:
+            optimizer.state[parameter] = {key: _moment(value, parameter) for key, value in by_name[name].items()}
+
+
+def _moment(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor | int:
+    """AdamW keeps its step on the CPU, bitsandbytes as a number; 8-bit tables have shapes of their own."""
+    if value.ndim == 0:
+        return value if value.is_floating_point() else int(value)
+    return like_parameter(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 
 def _device(policy: RoboFlamingo) -> torch.device:

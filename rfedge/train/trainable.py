@@ -2,8 +2,9 @@
 
 "paper" trains resampler, gated cross-attention, token embedding and head; vision and decoder stay frozen. "freeze-emb"
 leaves the embedding as it is, too, so that words the demonstrations never use keep their place beside those they use.
-"full" trains everything; presets without pre-trained weights need it. "head" fits a head to a fixed backbone. Sources:
-RoboFlamingo sections 4.4 and 5.3, Fig. 3b, appendix B.3.
+"freeze-vision" trains the decoder as well, for one that was pre-trained on a few thousand sentences alone. "full" trains
+everything; presets without pre-trained weights need it. "head" fits a head to a fixed backbone. Sources: RoboFlamingo
+sections 4.4 and 5.3, Fig. 3b, appendix B.3.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = ["draw_vl_layers", "freeze", "optimizer_groups"]
 _GROUPS: Final[dict[TrainableScheme, tuple[str, ...]]] = {
     "paper": ("resampler", "cross_attention", "embedding", "head"),
     "freeze-emb": ("resampler", "cross_attention", "head"),
+    "freeze-vision": ("resampler", "cross_attention", "decoder", "embedding", "head"),
     "full": ("vision", "resampler", "cross_attention", "decoder", "embedding", "head"),
     "head": ("head",),
 }

@@ -179,9 +179,14 @@ def _vision(tally: _Tally, config: PolicyConfig) -> None:
     vision = config.vision
     cameras, width = 2, vision.width
     tokens = vision.num_patches + 1
-    patch = 3 * vision.patch_size**2
+    first, *others = (*vision.stem_widths, width)
+    side = vision.patch_size // 2 ** len(others)
     # Not a product of rows: neighbouring patches do not overlap, so each pixel is read once.
-    tally.linear("vision", cameras * vision.num_patches, patch, width, in_float=tally.keeps_convolution)
+    places = cameras * (vision.image_size // side) ** 2
+    tally.linear("vision", places, 3 * side**2, first, bias=bool(others), in_float=tally.keeps_convolution)
+    for before, after in itertools.pairwise((first, *others)):
+        places //= 4
+        tally.linear("vision", places, 9 * before, after, bias=True, in_float=tally.keeps_convolution)
     tally.vector("vision", 3 * width)
     for index in range(vision.layers):
         block = f"vision.blocks.{index}"

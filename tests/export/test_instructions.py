@@ -133,7 +133,10 @@ def test_padding_to_a_static_length_leaves_the_feature(few: Bundle) -> None:
             assert padded.embedding.shape == (1, length, few.policy.decoder.width)
             assert padded.mask.sum() == num_tokens
             np.testing.assert_allclose(feature(padded), exact, atol=1e-6, rtol=0)
-        unmasked = dataclasses.replace(padded, mask=np.ones_like(padded.mask))
+        loud = np.where(padded.mask[..., None], padded.embedding, np.float32(5.0))
+        masked = dataclasses.replace(padded, embedding=loud)
+        np.testing.assert_allclose(feature(masked), exact, atol=1e-6, rtol=0, err_msg="what is padded does not matter")
+        unmasked = dataclasses.replace(masked, mask=np.ones_like(padded.mask))
         assert np.abs(feature(unmasked) - exact).max() > 1e-4, "the mask is what keeps the feature"
         with pytest.raises(ContractError, match=rf"instruction: got {num_tokens} tokens, expected at most 2"):
             pad_instruction(text, 2)

@@ -248,7 +248,12 @@ def test_the_gradients_of_both_kinds_are_added_with_their_weights(
     robot_loss = policy.embedding.weight.square().sum() + policy.backbone.resampler.latents.sum()
     robot_loss.backward()
     with CoTraining(data, tokenizer, config, torch.device("cpu"), {}) as co_training:
-        metrics, states = co_training.backward(policy)
+        passes, states = co_training.next(policy)
+        metrics = {}
+        for pairs in passes:
+            loss = pairs.loss()
+            (pairs.weight * loss).backward()
+            metrics[pairs.name] = float(loss.detach())
     added = {name: parameter.grad for name, parameter in policy.named_parameters()}
     assert {kind: (state.epoch, state.position) for kind, state in states.items()} == {"caption": (1, 0), "vqa": (1, 0)}
     policy.zero_grad()
@@ -347,7 +352,7 @@ def test_pairs_need_an_output_projection_and_something_that_learns(
     with pytest.raises(ConfigError, match="image-text: got a gpt_neox decoder without its output projection.*--keep-output"):
         co_train(tmp_path / "run", bare)
     assert co_train(tmp_path / "run", bare, image_text=()).policy.decoder.kind == "gpt_neox"
-    with pytest.raises(ConfigError, match="image-text: got trainable head.*paper, freeze-emb or full"):
+    with pytest.raises(ConfigError, match="image-text: got trainable head.*paper, freeze-emb, freeze-vision or full"):
         co_train(tmp_path / "run", trainable="head")
     with pytest.raises(ConfigError, match="caption_weight: got -1"):
         co_train(tmp_path / "run", caption_weight=-1.0)

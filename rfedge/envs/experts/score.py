@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.preparation import prepare
 from rfedge.envs.experts.scripts import make_expert
 from rfedge.envs.interface import Environment
 from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.tasks import TASKS, check_task
 
-__all__ = ["ExpertScore", "score_expert"]
+__all__ = ["ExpertScore", "prepare_start", "score_expert"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,21 @@ def score_expert(
     return ExpertScore(task, environment.scene, steps)
 
 
-def _run(task: str, environment: Environment, seed: int, limit_steps: int, *, anywhere: bool) -> int | None:
-    oracle = TaskOracle()
-    rng = np.random.default_rng([TASKS.index(task), seed])
+def prepare_start(task: str, environment: Environment, seed: int, *, anywhere: bool = False) -> Expert:
+    """Restore `environment` to the start number `seed` of `task`, and return the expert that is scored from there.
+
+    Raises:
+        ConfigError: the task is unknown or has no expert.
+    """
+    rng = np.random.default_rng([TASKS.index(check_task(task)), seed])
     expert = make_expert(task, environment.scene, rng)
     prepare(task, environment, rng, anywhere=anywhere)
+    return expert
+
+
+def _run(task: str, environment: Environment, seed: int, limit_steps: int, *, anywhere: bool) -> int | None:
+    oracle = TaskOracle()
+    expert = prepare_start(task, environment, seed, anywhere=anywhere)
     start = environment.info()
     for step in range(1, limit_steps + 1):
         environment.advance(expert.act(environment.robot_state(), environment.scene_state()))

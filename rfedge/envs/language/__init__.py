@@ -7,6 +7,7 @@ stands in two of the three, and none means two tasks.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -37,30 +38,41 @@ def sample_instruction(task: str, rng: np.random.Generator) -> str:
     return _draw(PARAPHRASES[check_task(task)], rng)
 
 
-def sample_enriched_instruction(task: str, rng: np.random.Generator) -> str:
-    """Return one of the task's held-out sentences.
+def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: Collection[str] = ()) -> str:
+    """Return one of the task's held-out sentences that is not in `left_out`.
 
     Raises:
-        ConfigError: the task is not one of the 34.
+        ConfigError: the task is not one of the 34, or no sentence is left.
     """
-    return _draw(ENRICHED_INSTRUCTIONS[check_task(task)], rng)
+    sentences = tuple(sentence for sentence in ENRICHED_INSTRUCTIONS[check_task(task)] if sentence not in left_out)
+    if not sentences:
+        raise ConfigError(
+            explain(
+                f"held-out instructions of {task!r}",
+                got="none that the policy knows",
+                expected="at least one",
+                remedy="Leave the held-out instructions out.",
+            )
+        )
+    return _draw(sentences, rng)
 
 
-def choose_instruction(task: str, language: str, rng: np.random.Generator) -> str:
+def choose_instruction(task: str, language: str, rng: np.random.Generator, left_out: Collection[str] = ()) -> str:
     """Return what a policy is told when `task` is evaluated.
 
     Args:
         task: one of the 34.
         language: "evaluation", CALVIN's one instruction, or "enriched", a held-out one drawn from `rng`.
         rng: not used for "evaluation".
+        left_out: sentences that are never drawn, for instance those that are too long for a policy.
 
     Raises:
-        ConfigError: task or language is unknown.
+        ConfigError: task or language is unknown, or no sentence is left.
     """
     if language not in LANGUAGES:
         expected = did_you_mean(language, LANGUAGES)
         raise ConfigError(explain("language", got=repr(language), expected=expected, remedy="Choose one of them."))
-    return INSTRUCTIONS[check_task(task)] if language == "evaluation" else sample_enriched_instruction(task, rng)
+    return INSTRUCTIONS[check_task(task)] if language == "evaluation" else sample_enriched_instruction(task, rng, left_out)
 
 
 def _draw(sentences: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -134,7 +134,7 @@ def test_precisions_change_bytes_and_arithmetic_but_not_the_work() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert works["int8-weight"].weight_bytes == works["int8"].weight_bytes
     assert set(works["int4-weight"].macs_by_arithmetic) == {"fp32"}
-    assert works["fp16"].macs_by_arithmetic["fp16"] > 0.9 * works["fp16"].macs
+    assert works["fp16"].macs_by_arithmetic["fp16"] > 0.85 * works["fp16"].macs
     with pytest.raises(ConfigError, match=r"precision: got 'int9', expected one of fp32, .*did you mean 'int8'"):
         analytic_work(config, "int9")
 

@@ -1,0 +1,159 @@
+"""Every task for itself, from prepared starts: the same starts for every agent, those from which experts are measured."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from pydantic import ValidationError
+
+from rfedge.benchmarks.chain_agents import Subtask
+from rfedge.benchmarks.chain_report import SubtaskRecord
+from rfedge.benchmarks.chains import ChainPlan
+from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.record import Record
+from rfedge.benchmarks.rollout_session import RolloutSetup, close_session, open_session
+from rfedge.envs.experts import prepare_start
+from rfedge.envs.tasks import TASKS, check_task
+from rfedge.errors import ArtifactError, explain
+from rfedge.journal import open_journal
+from rfedge.workers import JobRunner, run_jobs
+
+__all__ = ["TRIALS_FILE", "TrialRecord", "run_trials", "trial_subtasks"]
+
+TRIALS_FILE: Final = "trials.jsonl"
+_TRIALS_SCHEMA_VERSION: Final = 1
+_INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
+
+
+class TrialRecord(Record):
+    """One start of one task; one line of `trials.jsonl`.
+
+    Attributes:
+        start: seed of the start, see `rfedge.envs.experts.prepare_start`.
+        num_workers: processes that ran beside each other.
+        duration_s: wall-clock time, the preparation left out.
+    """
+
+    start: int
+    subtask: SubtaskRecord
+    renderer: str
+    num_workers: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    start: int
+    subtask: Subtask
+    num_workers: int
+
+
+def trial_subtasks(plan: ChainPlan, starts_per_task: int, tasks: Sequence[str] = TASKS) -> tuple[Subtask, ...]:
+    """Return what the agent is told, task by task; the `chain` of each is the seed of its start.
+
+    Raises:
+        ConfigError: a task is unknown, or the plan's own instructions lack it.
+    """
+    return tuple(
+        _subtask(plan, check_task(task), start) for task in tasks for start in range(plan.seed, plan.seed + starts_per_task)
+    )
+
+
+def _subtask(plan: ChainPlan, task: str, start: int) -> Subtask:
+    entropy = [TASKS.index(task), start]
+    instruction = plan.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    return Subtask(chain=start, position=0, task=task, instruction=instruction, seed=seed)
+
+
+def run_trials(
+    plan: ChainPlan,
+    starts_per_task: int,
+    output: Path,
+    *,
+    tasks: Sequence[str] = TASKS,
+    workers: int = 1,
+    runner: JobRunner = run_jobs,
+    on_trial: Callable[[int, int], None] | None = None,
+) -> tuple[TrialRecord, ...]:
+    """Run every start of every task, or those that an earlier call did not finish.
+
+    Args:
+        plan: agent, world, language, steps and seed; the starts are `plan.seed`, `plan.seed` + 1, ...
+        starts_per_task: at least 1.
+        output: folder for `trials.jsonl`, one line a start in the order in which they end.
+        tasks: names.
+        workers: processes; the result does not depend on it.
+        runner: where they run.
+        on_trial: told (starts done, starts in all), at the beginning and after every start.
+
+    Returns:
+        Task by task, in the order of the starts.
+
+    Raises:
+        ConfigError: there is nothing to run, a task, an environment or the agent is not possible, or `output` holds
+            another run or something else, or another process runs there.
+        BackendUnavailableError: the simulator or its renderer is not on this machine.
+        ArtifactError: `trials.jsonl` is damaged.
+    """
+    check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")
+    jobs = [_Job(subtask.chain, subtask, workers) for subtask in trial_subtasks(plan, starts_per_task, tasks)]
+    arguments = {
+        "schema_version": _TRIALS_SCHEMA_VERSION,
+        "environment": plan.world.name,
+        "scene": plan.world.scene,
+        "agent": {"name": plan.agent_name, **plan.agent_facts},
+        "language": plan.language,
+        **plan.words(),
+        "max_steps": plan.max_steps,
+        "seed": plan.seed,
+        "starts_per_task": starts_per_task,
+        "tasks": list(tasks),
+    }
+    path = output / TRIALS_FILE
+    with open_journal(path, arguments) as journal:
+        done = {
+            (record.subtask.task, record.start): record for record in map(functools.partial(_parse, path), journal.records)
+        }
+        if on_trial is not None:
+            on_trial(len(done), len(jobs))
+        call = functools.partial(_run_trial, RolloutSetup(plan.make_agent, plan.world, plan.max_steps))
+        try:
+            for _, record in runner(call, [job for job in jobs if (job.subtask.task, job.start) not in done], workers):
+                journal.append(record.model_dump(mode="json"))
+                done[record.subtask.task, record.start] = record
+                if on_trial is not None:
+                    on_trial(len(done), len(jobs))
+        finally:
+            close_session()  # of a run in this process
+    return tuple(done[job.subtask.task, job.start] for job in jobs)
+
+
+def _parse(path: Path, line: Mapping[str, object]) -> TrialRecord:
+    try:
+        return TrialRecord.model_validate(line)
+    except ValidationError:
+        expected = "what `rfedge bench` writes"
+        raise ArtifactError(
+            explain(str(path), got="a record that is no start", expected=expected, remedy="Choose another --output.")
+        ) from None
+
+
+def _run_trial(setup: RolloutSetup, job: _Job) -> TrialRecord:
+    session = open_session(setup)
+    prepare_start(job.subtask.task, session.environment, job.start)
+    begun_s = time.perf_counter()
+    subtask = session.roll_out(job.subtask)
+    return TrialRecord(
+        start=job.start,
+        subtask=subtask,
+        renderer=session.environment.renderer,
+        num_workers=job.num_workers,
+        duration_s=time.perf_counter() - begun_s,
+    )

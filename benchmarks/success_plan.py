@@ -1,0 +1,284 @@
+"""What a measurement of success runs: which bundle, in which loop, how many steps per call, where and in which words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from rfedge.backbone_stages import summarise_blocks
+from rfedge.benchmarks.chain_agents import Agent, ControllerAgent
+from rfedge.benchmarks.chains import MAX_STEPS, ChainPlan, Simulator, World
+from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.success_report import NotPossible, PolicyRecord
+from rfedge.bundle import MANIFEST_NAME, hash_file, load_bundle
+from rfedge.envs.tasks import TASKS
+from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.runtimes.base import RuntimeSettings
+from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, make_controller
+from rfedge.runtimes.modes import check_execute_steps
+from rfedge.runtimes.policy import EdgePolicy
+from rfedge.runtimes.registry import DEFAULT_BACKEND
+
+__all__ = ["ENRICHED", "PolicyAgentFactory", "RowPlan", "SuccessPlan", "describe_policies", "lay_out"]
+
+ENRICHED: Final = "enriched"
+
+
+@dataclass(frozen=True)
+class SuccessPlan:
+    """What to run.
+
+    Attributes:
+        bundles: folders; the first is what the others are compared with.
+        labels: what rows call each bundle; empty takes the precision, with the folder's name where that is not unique.
+        trained_on: what to say of the training data of each, see `PolicyRecord`; empty says nothing.
+        execute_steps: control steps per policy call, each of them for every bundle.
+        mode: of `rfedge.runtimes.controllers`; None takes jump-step where the steps are the bundle's own stride above 1,
+            else closed-loop for 1 and open-loop for more.
+        worlds: one a scene.
+        languages: see `rfedge.benchmarks.chains.ChainPlan`.
+        left_out: held-out sentences that are never drawn; `rfedge.benchmarks.success.run_success` adds those that one of the
+            bundles does not know, so that all of them hear the same.
+        starts_per_task: prepared starts of every task; 0 leaves the single tasks out.
+        tasks: which tasks are started from.
+        max_steps: control steps for each task.
+        seed: of the agents' instructions, the starts and the intervals.
+        backend: of every bundle.
+        settings: of every bundle in every worker; one thread, so that workers do not fight for the cores, and so that the
+            order of sums is the same on every machine.
+        skip_impossible: list combinations that cannot be run instead of refusing the plan.
+    """
+
+    bundles: tuple[Path, ...]
+    labels: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
+    execute_steps: tuple[int, ...] = (1,)
+    mode: str | None = None
+    worlds: tuple[World, ...] = (Simulator(),)
+    languages: tuple[str, ...] = ("evaluation",)
+    left_out: frozenset[str] = frozenset()
+    starts_per_task: int = 0
+    tasks: tuple[str, ...] = TASKS
+    max_steps: int = MAX_STEPS
+    seed: int = 0
+    backend: str = DEFAULT_BACKEND
+    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
+    skip_impossible: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that cannot run.
+
+        Raises:
+            ConfigError: there is no bundle or no number of steps, something is listed twice, the mode is unknown, or there
+                are not as many labels as bundles.
+        """
+        check_least(1, {"bundles": len(self.bundles), "execute_steps": len(self.execute_steps)}, remedy="Name one.")
+        check_least(1, {"execute_steps": min(self.execute_steps)})
+        check_least(0, {"single_tasks": self.starts_per_task, "seed": self.seed})
+        if self.mode is not None and self.mode not in SYNCHRONOUS_MODES:
+            expected = did_you_mean(self.mode, SYNCHRONOUS_MODES)
+            raise ConfigError(explain("mode", got=repr(self.mode), expected=expected, remedy="Choose one of these names."))
+        for name, values in (("label", self.labels), ("trained-on", self.trained_on)):
+            if values and len(values) != len(self.bundles):
+                raise ConfigError(
+                    explain(
+                        f"--{name}",
+                        got=f"{len(values)} for {len(self.bundles)} bundles",
+                        expected="one for each bundle or none",
+                        remedy=f"Repeat --{name} in the order of the bundles.",
+                    )
+                )
+        scenes = [world.scene for world in self.worlds]
+        for name, listed in (("execute-steps", self.execute_steps), ("label", self.labels), ("scene", scenes)):
+            twice = [value for value in listed if list(listed).count(value) > 1]
+            if twice:
+                raise ConfigError(
+                    explain(f"--{name}", got=f"{twice[0]} twice", expected="each once", remedy="Leave it out.")
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyAgentFactory:
+    """Loads a bundle and puts it into its loop: once in every worker."""
+
+    bundle: Path
+    mode: str
+    execute_steps: int
+    backend: str
+    settings: RuntimeSettings
+
+    def __call__(self) -> Agent:
+        """Load it.
+
+        Raises:
+            ArtifactError: the bundle cannot be loaded.
+            ConfigError: mode or steps do not fit the policy.
+            BackendUnavailableError: the backend's library is not on this machine.
+        """
+        policy = EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
+        with _without_warnings("rfedge.runtimes.modes"):  # that the time base is another one is the row's `kind`
+            return ControllerAgent(make_controller(policy, self.mode, self.execute_steps, modes=SYNCHRONOUS_MODES))
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """What is run in one row; `reference` is the row it is paired with, or None."""
+
+    policy: PolicyRecord
+    mode: str
+    execute_steps: int
+    world: World
+    language: str
+    reference: RowPlan | None = None
+
+    @property
+    def name(self) -> str:
+        """What reports call it; unique in a plan."""
+        return f"{self.policy.label} k{self.execute_steps} {self.world.scene} {self.language}"
+
+    @property
+    def folder_name(self) -> str:
+        """What its folder is called; unique in a plan."""
+        return _as_folder_name(self.name)
+
+    def chain_plan(self, plan: SuccessPlan) -> ChainPlan:
+        """Return what runs it."""
+        facts = {
+            "manifest_sha256": self.policy.manifest_sha256,
+            "mode": self.mode,
+            "execute_steps": str(self.execute_steps),
+            "backend": plan.backend,
+            "threads": str(plan.settings.threads),
+        }
+        bundle = Path(self.policy.path).resolve()  # a worker elsewhere has another working folder
+        return ChainPlan(
+            make_agent=PolicyAgentFactory(bundle, self.mode, self.execute_steps, plan.backend, plan.settings),
+            agent_name=self.policy.label,
+            agent_facts=facts,
+            world=self.world,
+            language=self.language,
+            left_out=plan.left_out if self.language == ENRICHED else frozenset(),
+            max_steps=plan.max_steps,
+            seed=plan.seed,
+        )
+
+
+def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
+    """Read what each bundle is; every file's hash is checked.
+
+    Raises:
+        ArtifactError: a bundle is missing, incomplete or altered.
+        ConfigError: two labels would share a folder.
+    """
+    bundles = [load_bundle(path) for path in plan.bundles]
+    precisions = [
+        summarise_blocks(bundle.manifest.precision.requested, bundle.manifest.precision.blocks) for bundle in bundles
+    ]
+    labels = list(plan.labels) or [
+        precision if precisions.count(precision) == 1 else f"{precision}-{path.resolve().name}"
+        for precision, path in zip(precisions, plan.bundles, strict=True)
+    ]
+    folders = [_as_folder_name(label) for label in labels]
+    for label, folder in zip(labels, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigError(
+                explain(
+                    "label", got=f"{label!r} twice", expected="one for each bundle", remedy="Tell them apart by --label."
+                )
+            )
+    return tuple(
+        PolicyRecord(
+            label=label,
+            path=str(bundle.root),
+            policy=bundle.policy.name,
+            precision=precision,
+            block_precisions=bundle.manifest.precision.blocks,
+            manifest_sha256=hash_file(bundle.root / MANIFEST_NAME),
+            size_bytes=bundle.size_bytes,
+            chunk_size=bundle.policy.chunk_size,
+            frame_stride=bundle.policy.frame_stride,
+            provenance=bundle.manifest.source,
+            trained_on=plan.trained_on[index] if plan.trained_on else None,
+            forced_past=bundle.manifest.parity.forced_past,
+        )
+        for index, (label, bundle, precision) in enumerate(zip(labels, bundles, precisions, strict=True))
+    )
+
+
+def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[RowPlan], tuple[NotPossible, ...]]:
+    """Return the rows, each with its reference, and what cannot be run.
+
+    Raises:
+        ConfigError: something cannot be run and the plan does not skip it, or nothing can.
+    """
+    reasons = {
+        (policy.label, steps): reason
+        for policy in policies
+        for steps in plan.execute_steps
+        if (reason := _why_not(policy, plan.mode, steps)) is not None
+    }
+    possible = [
+        (policy, steps) for policy in policies for steps in plan.execute_steps if (policy.label, steps) not in reasons
+    ]
+    if not possible or (reasons and not plan.skip_impossible):
+        (label, steps), reason = next(iter(reasons.items()))
+        raise ConfigError(f"{label} with {steps} steps per call: {reason}")
+    rows = []
+    for world in plan.worlds:
+        for language in plan.languages:
+            reference: RowPlan | None = None
+            for policy, steps in possible:
+                mode = plan.mode or _natural_mode(steps, policy.frame_stride)
+                rows.append(RowPlan(policy, mode, steps, world, language, reference))
+                reference = reference or rows[-1]
+    not_possible = tuple(
+        NotPossible(
+            policy=policy.label, precision=policy.precision, execute_steps=steps, reason=reasons[policy.label, steps]
+        )
+        for policy in policies
+        for steps in plan.execute_steps
+        if (policy.label, steps) in reasons
+    )
+    return rows, not_possible
+
+
+def _why_not(policy: PolicyRecord, mode: str | None, steps: int) -> str | None:
+    """Return why a policy cannot be run so; None where it can."""
+    try:
+        check_execute_steps(steps, policy.chunk_size)
+    except ConfigError as error:
+        return str(error)
+    if mode == "closed-loop" and steps != 1:
+        return explain("execute_steps", got=steps, expected="1 in closed-loop mode", remedy="Leave out --mode.")
+    if mode == "jump-step" and (steps != policy.frame_stride or steps == 1):
+        trained = f"a policy that was trained on every {steps}-th frame"
+        return explain(
+            "mode jump-step", got=f"frame_stride {policy.frame_stride}", expected=trained, remedy="Leave out --mode."
+        )
+    return None
+
+
+def _natural_mode(steps: int, frame_stride: int) -> str:
+    if steps == 1:
+        return "closed-loop"
+    return "jump-step" if steps == frame_stride else "open-loop"
+
+
+def _as_folder_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "row"
+
+
+@contextlib.contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

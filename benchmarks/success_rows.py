@@ -1,0 +1,144 @@
+"""What the records of a row add up to, alone and paired with those of its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rfedge.benchmarks.chain_report import (
+    ChainRecord,
+    SubtaskRecord,
+    average_length,
+    begun_subtasks,
+    mean_solved_steps,
+    success_rates,
+    task_scores,
+)
+from rfedge.benchmarks.single_tasks import TrialRecord
+from rfedge.benchmarks.statistics import Mean, Ratio, Summary, mean_with_interval, proportion, ratio_of_sums, summarise
+from rfedge.benchmarks.success_report import ChainResult, Kind, Paired, SingleTaskResult
+from rfedge.envs.interface import Float64Array
+from rfedge.messages import POSE_SIZE
+
+__all__ = ["RowRecords", "chain_result", "jerk", "kind_of", "pair", "single_task_result", "timings"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowRecords:
+    """Everything that was run in a row.
+
+    Attributes:
+        chains: in the order of their set; may be empty.
+        trials: task by task; may be empty.
+        num_workers: most processes that ran beside each other.
+    """
+
+    chains: tuple[ChainRecord, ...]
+    trials: tuple[TrialRecord, ...]
+    num_workers: int
+
+    @property
+    def subtasks(self) -> tuple[SubtaskRecord, ...]:
+        """All tasks that were begun."""
+        return (*begun_subtasks(self.chains), *(trial.subtask for trial in self.trials))
+
+    @property
+    def num_control_steps(self) -> int:
+        """Of all tasks that were begun."""
+        return sum(subtask.num_steps for subtask in self.subtasks)
+
+    @property
+    def duration_s(self) -> float:
+        """Wall-clock time of all chains and starts added up."""
+        return sum(chain.duration_s for chain in self.chains) + sum(trial.duration_s for trial in self.trials)
+
+    @property
+    def renderer(self) -> str:
+        """What drew the images; more than one name when the run went on elsewhere."""
+        return ", ".join(sorted({*(chain.renderer for chain in self.chains), *(trial.renderer for trial in self.trials)}))
+
+
+def kind_of(execute_steps: int, frame_stride: int) -> Kind:
+    """Return how the frames of a row compare with those of the training."""
+    if execute_steps == frame_stride:
+        return "closed-loop" if execute_steps == 1 else "jump-step"
+    return "open-loop" if frame_stride == 1 else "other"
+
+
+def chain_result(records: RowRecords, *, seed: int) -> ChainResult | None:
+    """Add the chains up; None without any."""
+    chains = records.chains
+    if not chains:
+        return None
+    subtasks = begun_subtasks(chains)
+    solved, begun = _solved(chains), np.array([len(chain.subtasks) for chain in chains], dtype=np.float64)
+    task_success = ratio_of_sums(solved, begun, seed=seed)
+    assert task_success is not None, "every chain begins a task"
+    return ChainResult(
+        num_chains=len(chains),
+        average_length=average_length(chains, seed=seed),
+        success_rates=success_rates(chains),
+        task_success=task_success,
+        mean_solved_steps=mean_solved_steps(subtasks),
+        tasks=task_scores(subtasks),
+        num_solved=tuple(chain.num_solved for chain in chains),
+    )
+
+
+def single_task_result(records: RowRecords, starts_per_task: int) -> SingleTaskResult | None:
+    """Add the starts up; None without any."""
+    trials = records.trials
+    if not trials:
+        return None
+    subtasks = [trial.subtask for trial in trials]
+    return SingleTaskResult(
+        starts_per_task=starts_per_task,
+        success=proportion(sum(subtask.success for subtask in subtasks), len(subtasks)),
+        mean_solved_steps=mean_solved_steps(subtasks),
+        tasks=task_scores(subtasks),
+    )
+
+
+def pair(name: str, reference: RowRecords, records: RowRecords, *, seed: int) -> Paired:
+    """Compare a row with its reference `name`, chain by chain and start by start."""
+    length = _compare(_solved(reference.chains), _solved(records.chains), seed)
+    single = _compare(_successes(reference.trials), _successes(records.trials), seed)
+    return Paired(
+        reference=name,
+        average_length_difference=length[0],
+        average_length_share=length[1],
+        single_task_difference=single[0],
+        single_task_share=single[1],
+    )
+
+
+def jerk(subtasks: Iterable[SubtaskRecord]) -> float | None:
+    """Return the root mean square second difference of the actions, see `SuccessRow.jerk`; None without one."""
+    square_sum, count = 0.0, 0
+    for subtask in subtasks:
+        if subtask.jerk_square_sum is not None:
+            square_sum += subtask.jerk_square_sum
+            count += POSE_SIZE * max(0, subtask.num_steps - 2)
+    return float(np.sqrt(square_sum / count)) if count else None
+
+
+def timings(subtasks: Iterable[SubtaskRecord]) -> Summary | None:
+    """Summarise the policy calls; None when no agent timed itself."""
+    call_ms = [duration_ms for subtask in subtasks for duration_ms in subtask.call_ms or ()]
+    return summarise(np.array(call_ms)) if call_ms else None
+
+
+def _compare(reference: Float64Array, values: Float64Array, seed: int) -> tuple[Mean | None, Ratio | None]:
+    if not len(values):
+        return None, None
+    return mean_with_interval(values - reference, seed=seed), ratio_of_sums(values, reference, seed=seed)
+
+
+def _solved(chains: Sequence[ChainRecord]) -> Float64Array:
+    return np.array([chain.num_solved for chain in chains], dtype=np.float64)
+
+
+def _successes(trials: Sequence[TrialRecord]) -> Float64Array:
+    return np.array([trial.subtask.success for trial in trials], dtype=np.float64)

@@ -1,0 +1,79 @@
+"""`rfedge pretrain`: frames of demonstrations -> a checkpoint whose backbone sees, for `rfedge train --config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["pretrain"]
+
+
+def pretrain(
+    data: Annotated[Path, typer.Option(help="Demonstrations in the CALVIN format, with scene_obs.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run; the result is its checkpoint/ folder.")],
+    config: Annotated[str, typer.Option(help="Preset.")] = "playtable-small",
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after this much training time, resumed parts included.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Highest rate.")] = 5e-4,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.05,
+    validate_every: Annotated[int, typer.Option(min=0, help="Steps between two measurements; 0 for the end only.")] = 500,
+    save_every: Annotated[int, typer.Option(min=0, help="Steps between two training states; 0 for the end only.")] = 250,
+    mixed_precision: Annotated[
+        str, typer.Option(help="no, or bf16 where the processor multiplies it faster (`rfedge doctor`).")
+    ] = "no",
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order of frames and questions.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on at the newest state.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch; default all.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the frame cache; default beside the data.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+) -> None:
+    """Let the backbone of a preset learn to see: vision-language pre-training on what demonstrations show."""
+    import dataclasses
+    import json
+    import sys
+
+    from rfedge.cli.progress import stage_progress
+    from rfedge.config import preset
+    from rfedge.errors import ConfigError, explain
+    from rfedge.train.pretrain import PretrainConfig, PretrainReport, pretrain_policy
+
+    if steps is None and minutes is None:
+        remedy = "Pass one of them."
+        raise ConfigError(explain("pretraining", got="no end", expected="--steps or --minutes", remedy=remedy))
+    plan = PretrainConfig(
+        policy=preset(config),
+        data=data,
+        output=output,
+        steps=steps,
+        minutes=minutes,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        mixed_precision=mixed_precision,
+        validation_fraction=validation_fraction,
+        validate_every=validate_every,
+        save_every=save_every,
+        seed=seed,
+        resume=not restart,
+        num_threads=threads,
+        cache=cache,
+    )
+    with stage_progress() as progress:
+
+        def show(report: PretrainReport) -> None:
+            progress("pretraining", round(1000 * report.share), 1000)
+
+        result = pretrain_policy(plan, progress=progress, on_step=show)
+    measured = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
+    print(
+        f"{result.steps} steps in {result.seconds / 60:.1f} min over {result.num_frames} frames: "
+        f"loss {result.first_loss:.3f} -> {result.last_loss:.3f}; {measured}; "
+        f"checkpoint {result.checkpoint}",
+        file=sys.stderr if as_json else sys.stdout,
+    )
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))

@@ -1,0 +1,159 @@
+"""What `rfedge bench success` and `rfedge bench sweep` share: their flags, and how flags become a plan and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rfedge.benchmarks.success_plan import SuccessPlan
+    from rfedge.envs.chains import Chain
+    from rfedge.workers import JobRunner
+
+__all__ = [
+    "AsJson",
+    "Backend",
+    "Bundles",
+    "Enriched",
+    "Env",
+    "Labels",
+    "LeastLength",
+    "LeastShare",
+    "MaxSteps",
+    "Mode",
+    "Num",
+    "Output",
+    "Provider",
+    "Ray",
+    "Scenes",
+    "Seed",
+    "SingleTasks",
+    "Tasks",
+    "Threads",
+    "TrainedOn",
+    "Workers",
+    "draw_chains",
+    "make_plan",
+    "open_workers",
+]
+
+Bundles = Annotated[list[Path], typer.Argument(help="Bundle folders; the first is what the others are compared with.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="What rows call a bundle; once for each, in order.")]
+TrainedOn = Annotated[
+    list[str] | None, typer.Option(help="What a bundle was trained on, such as A,B,C; once for each, in order.")
+]
+Mode = Annotated[str | None, typer.Option(help="closed-loop, open-loop or jump-step; what fits steps and training without.")]
+Num = Annotated[int, typer.Option(min=0, help="The first so many of CALVIN's 1000 chains; 0 for none.")]
+SingleTasks = Annotated[int, typer.Option(min=0, help="Besides chains, prepared starts of every task; 0 for none.")]
+Tasks = Annotated[str, typer.Option(help="With --single-tasks: `all`, or names with commas between.")]
+Enriched = Annotated[bool, typer.Option("--enriched", help="Add rows with held-out instructions.")]
+Env = Annotated[str, typer.Option(help="Environment: playtable or calvin.")]
+Scenes = Annotated[list[str] | None, typer.Option("--scene", help="CALVIN scene, repeatable; the benchmark is scene D.")]
+MaxSteps = Annotated[int, typer.Option(min=1, help="Control steps for each task.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of starts, instructions and intervals.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Run in a Ray cluster: local, auto, HOST:PORT or ray://HOST:PORT; needs the 'scale' extra."),
+]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of a policy in each worker; 0 is the backend's own choice.")]
+Backend = Annotated[str, typer.Option(help="What runs the bundles: onnxruntime, openvino or tensorrt.")]
+Provider = Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda, tensorrt or openvino.")]
+LeastLength = Annotated[float | None, typer.Option(help="Fail unless every row's average length is at least this.")]
+LeastShare = Annotated[
+    float | None, typer.Option(help="Fail unless every other row keeps at least this share of its reference's success.")
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder for records and report; repeat the command to go on after a stop.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")]
+
+
+def make_plan(
+    bundles: Sequence[Path],
+    labels: Sequence[str] | None,
+    trained_on: Sequence[str] | None,
+    *,
+    execute_steps: str,
+    mode: str | None,
+    enriched: bool,
+    env: str,
+    scenes: Sequence[str] | None,
+    single_tasks: int,
+    tasks: str,
+    max_steps: int,
+    seed: int,
+    threads: int,
+    backend: str,
+    provider: str,
+) -> SuccessPlan:
+    """Return the plan that the flags mean.
+
+    Raises:
+        ConfigError: a flag's value is not possible.
+    """
+    from rfedge.benchmarks.chains import Simulator
+    from rfedge.benchmarks.success_plan import SuccessPlan
+    from rfedge.envs.tasks import TASKS, check_task
+    from rfedge.runtimes import RuntimeSettings
+    from rfedge.runtimes.ort_providers import parse_provider
+
+    names = TASKS if tasks == "all" else tuple(name.strip() for name in tasks.split(",") if name.strip())
+    for name in names:
+        check_task(name)
+    return SuccessPlan(
+        bundles=tuple(bundles),
+        labels=tuple(labels or ()),
+        trained_on=tuple(trained_on or ()),
+        execute_steps=_parse_steps(execute_steps),
+        mode=mode,
+        worlds=tuple(Simulator(env, scene) for scene in scenes or ("D",)),
+        languages=("evaluation", "enriched") if enriched else ("evaluation",),
+        starts_per_task=single_tasks,
+        tasks=names,
+        max_steps=max_steps,
+        seed=seed,
+        backend=backend,
+        settings=RuntimeSettings(threads=threads, providers=parse_provider(provider)),
+    )
+
+
+def draw_chains(num: int, progress: Callable[[str, int, int], None]) -> tuple[Chain, ...]:
+    """Return the first `num` chains; none for 0."""
+    from rfedge.envs.chains import make_chains
+
+    if num == 0:
+        return ()
+    return make_chains(num, on_progress=lambda done, total: progress("drawing chains", done, total))
+
+
+@contextmanager
+def open_workers(ray: str | None, workers: int) -> Iterator[tuple[JobRunner, str]]:
+    """Yield where jobs run, and what reports call it.
+
+    Raises:
+        BackendUnavailableError: Ray is not installed or not there.
+    """
+    from rfedge.ray_workers import RayWorkers
+    from rfedge.workers import run_jobs
+
+    if ray is None:
+        yield run_jobs, "processes"
+        return
+    with RayWorkers(ray, workers) as cluster:
+        yield cluster, "ray"
+
+
+def _parse_steps(text: str) -> tuple[int, ...]:
+    from rfedge.errors import ConfigError, explain
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            explain("--execute-steps", got=repr(text), expected="whole numbers", remedy="Put commas between: 1,4.")
+        ) from None

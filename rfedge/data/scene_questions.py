@@ -1,0 +1,184 @@
+"""What the pictures of a demonstration show, as words and numbers: captions and questions whose answers nobody wrote.
+
+A simulator knows where everything is, so every frame can be asked about. A report names things and says where each one is;
+a request is the demonstration's own instruction, and the answer where the hand goes next. Numbers are counts of 5 mm from
+a corner of the workspace, one token each, so that saying where a block is means having seen it.
+
+Where the hand goes next is the tool's place when the gripper's label changes next, or at the segment's end: what was done
+is the answer, so these must be demonstrations that reached their goal. Source of the order of `scene_obs`: CALVIN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.data.calvin import CalvinDataset
+from rfedge.data.frame_cache import FrameCache
+from rfedge.data.scenes import BLOCK_ORDER
+from rfedge.data.windows import WindowIndex
+from rfedge.errors import DatasetError, explain
+
+__all__ = ["COLOURS", "NUMBERS", "QUESTION_WORDS", "STEP_M", "SceneFacts", "TextPiece", "ask_report", "ask_request"]
+
+FloatArray = npt.NDArray[np.float64]
+
+STEP_M: Final = 0.005
+NUMBERS: Final = tuple(str(number) for number in range(200))
+COLOURS: Final = ("red", "blue", "pink")
+# Corner from which places are counted, and offset of a difference of places, so that neither is ever negative.
+_CORNER_M: Final = np.array([-0.5, -0.45, 0.2])
+_OFFSET_M: Final = 0.5
+_TURN_RAD: Final = np.pi / 36.0
+_DOOR_M: Final = 0.28
+_DRAWER_M: Final = 0.22
+_GRADES: Final = 40  # of a joint, closed to open
+# A held block is this near to the tool, between fingers that are neither closed nor open.
+_HELD_M: Final = 0.035
+_HELD_WIDTHS_M: Final = (0.015, 0.07)
+_REPORT_ITEMS: Final = 6
+# Words of the questions and answers, for a tokenizer's vocabulary.
+QUESTION_WORDS: Final = (
+    *NUMBERS, *COLOURS, "block", "turn", "reach", "gripper", "door", "drawer", "lamp", "led", "on", "off", "holds",
+    "nothing", "where", "move",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """Words of a caption or question; `is_said` marks the answer, which alone is learnt."""
+
+    words: str
+    is_said: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneFacts:
+    """What is true of each frame of a `WindowIndex`, in its order; lengths in m, angles in rad.
+
+    Attributes:
+        blocks_m: float64 (N, 3, 3), centre by colour in the order of `COLOURS`.
+        turns_rad: float64 (N, 3), about the vertical.
+        joints_m: float64 (N, 2), door and drawer.
+        lights: bool (N, 2), lamp and led.
+        tool_m: float64 (N, 3).
+        width_m: float64 (N,), between the fingers.
+        goal_m: float64 (N, 3), where the tool goes next.
+    """
+
+    blocks_m: FloatArray
+    turns_rad: FloatArray
+    joints_m: FloatArray
+    lights: npt.NDArray[np.bool_]
+    tool_m: FloatArray
+    width_m: FloatArray
+    goal_m: FloatArray
+
+    @classmethod
+    def of(cls, dataset: CalvinDataset, cache: FrameCache, index: WindowIndex) -> SceneFacts:
+        """Gather the facts of every frame of `index`.
+
+        Raises:
+            DatasetError: the dataset does not say which scene a frame shows, and so which block is which.
+        """
+        rows = np.array([cache.row(index.segments[at.segment].start) + at.offset for at in index.windows], dtype=np.int64)
+        scene, robot = cache.scene_obs[rows].astype(np.float64), cache.robot_obs[rows].astype(np.float64)
+        blocks = scene[:, 6:24].reshape(-1, 3, 6)[np.arange(len(rows))[:, None], _block_places(dataset, cache, rows)]
+        return cls(
+            blocks_m=blocks[..., :3],
+            turns_rad=blocks[..., 5],
+            joints_m=scene[:, :2],
+            lights=scene[:, 4:6] > 0.5,
+            tool_m=robot[:, :3],
+            width_m=robot[:, 6],
+            goal_m=np.concatenate(
+                [_goals(cache, index, segment) for segment in dict.fromkeys(at.segment for at in index.windows)]
+            ),
+        )
+
+
+def ask_report(facts: SceneFacts, frame: int, rng: np.random.Generator) -> tuple[TextPiece, ...]:
+    """Return a caption that names some things of a frame, each with where or how it is."""
+    items = _items(facts, frame)
+    chosen = rng.permutation(len(items))[:_REPORT_ITEMS]
+    return tuple(piece for number in chosen for piece in items[number])
+
+
+def ask_request(facts: SceneFacts, frame: int, instruction: str) -> tuple[TextPiece, ...]:
+    """Return an instruction as the policy reads it, then where the tool goes and how far that is from where it is."""
+    return (
+        TextPiece(instruction),
+        TextPiece("where"),
+        TextPiece(_place(facts.goal_m[frame]), is_said=True),
+        TextPiece("move"),
+        TextPiece(_way(facts.goal_m[frame] - facts.tool_m[frame]), is_said=True),
+    )
+
+
+def _items(facts: SceneFacts, frame: int) -> list[tuple[TextPiece, TextPiece]]:
+    tool, width = facts.tool_m[frame], facts.width_m[frame]
+    items = [("gripper", _place(tool))]
+    held = "nothing"
+    for colour, block, turn in zip(COLOURS, facts.blocks_m[frame], facts.turns_rad[frame], strict=True):
+        items += [
+            (f"{colour} block", _place(block)),
+            (f"reach {colour} block", _way(block - tool)),
+            # A block looks the same after half a turn.
+            (f"turn {colour} block", _number(turn % np.pi / _TURN_RAD)),
+        ]
+        if np.linalg.norm(block - tool) < _HELD_M and _HELD_WIDTHS_M[0] < width < _HELD_WIDTHS_M[1]:
+            held = colour
+    door, drawer = facts.joints_m[frame]
+    lamp, led = facts.lights[frame]
+    items += [
+        ("door", _number(_GRADES * door / _DOOR_M)),
+        ("drawer", _number(_GRADES * drawer / _DRAWER_M)),
+        ("lamp", "on" if lamp else "off"),
+        ("led", "on" if led else "off"),
+        ("holds", held),
+    ]
+    return [(TextPiece(name), TextPiece(answer, is_said=True)) for name, answer in items]
+
+
+def _number(value: float) -> str:
+    return NUMBERS[int(np.clip(value, 0, len(NUMBERS) - 1))]
+
+
+def _place(point_m: FloatArray) -> str:
+    return " ".join(_number(value) for value in (point_m - _CORNER_M) / STEP_M)
+
+
+def _way(difference_m: FloatArray) -> str:
+    return " ".join(_number(value) for value in (difference_m + _OFFSET_M) / STEP_M)
+
+
+def _block_places(dataset: CalvinDataset, cache: FrameCache, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return int64 (N, 3): at which of the three places of `scene_obs` the red, blue and pink block stand."""
+    places = np.full((len(rows), len(COLOURS)), -1, dtype=np.int64)
+    numbers = cache.numbers[rows]
+    for scene in dataset.scenes:
+        inside = (numbers >= scene.first) & (numbers <= (numbers.max() if scene.last is None else scene.last))
+        places[inside] = [BLOCK_ORDER[scene.scene].index(colour) for colour in COLOURS]
+    if (places < 0).any():
+        raise DatasetError(
+            explain(
+                f"dataset {dataset.folder}",
+                got=f"{int((places[:, 0] < 0).sum())} frames of an unknown scene",
+                expected="scene_info.npy or a recorded configuration that names it",
+                remedy="Which block is which differs between scenes; copy that file too.",
+            )
+        )
+    return places
+
+
+def _goals(cache: FrameCache, index: WindowIndex, segment: int) -> FloatArray:
+    """Return float64 (T, 3) for all frames of one segment."""
+    first, count = cache.row(index.segments[segment].start), index.segments[segment].num_frames
+    gripper, tool_m = cache.rel_actions[first : first + count, -1], cache.robot_obs[first : first + count, :3]
+    turns = np.append(np.flatnonzero(np.diff(gripper)) + 1, count - 1)
+    following = np.searchsorted(turns, np.arange(count), side="right").clip(max=len(turns) - 1)
+    goals: FloatArray = tool_m[turns[following]].astype(np.float64)
+    return goals

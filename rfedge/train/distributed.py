@@ -1,0 +1,303 @@
+"""Several processes, one run: who this process is, which part of a batch it takes, and what it tells the others.
+
+Every process draws the same batch of windows and takes its own part of it, so that the number of processes changes the
+order in which numbers are added up and nothing else. `torchrun` (or anything that sets RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT) starts them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from rfedge.errors import BackendUnavailableError, ConfigError, RfedgeError, explain
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+__all__ = ["Processes", "is_first_to_tell", "join"]
+
+T = TypeVar("T")
+
+# How long processes wait for each other inside a step; `alone` waits as long as it takes.
+_TIMEOUT: Final = timedelta(minutes=30)
+_STORE_TIMEOUT: Final = timedelta(seconds=5)
+_POLL_S: Final = 0.05
+# Separates the draws of dropout from those of windows and shifts, which come from the same seed.
+_DROPOUT_STREAM: Final = 4
+# What gloo says in a plain RuntimeError when the process at the other end is gone.
+_SIGNS_OF_LOSS: Final = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[gloo]", "gloo/transport")
+
+
+# All processes count alike, since all come to the same places in the same order.
+_turns = itertools.count()
+# Whether this process was the first to meet the error that has ended its group.
+_claims: list[bool] = []
+
+
+class Processes:
+    """This process among those of a run; one process alone needs no group.
+
+    Attributes:
+        rank: of this process, 0 to world_size - 1; the first one writes all files.
+        world_size: processes of the run.
+        local_rank: of this process among those of its machine.
+        restarted: whether torchrun has started this process again, after one was lost.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Store | None = None) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self.restarted = _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+        self._store = store
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def parts(self, total: int, accumulate: int = 1) -> list[slice]:
+        """Return what this process takes of `total` items, in as many passes as `accumulate` says; some may be empty."""
+        bounds = [total * part // (self.world_size * accumulate) for part in range(self.world_size * accumulate + 1)]
+        first = self.rank * accumulate
+        return [slice(bounds[part], bounds[part + 1]) for part in range(first, first + accumulate)]
+
+    def shares(self, items: Sequence[T], size: int) -> Iterator[tuple[Sequence[T], bool]]:
+        """Yield this process's part of every `size` items, and whether it counts.
+
+        All processes get as many parts, so that all compute as often; one for whom nothing is left gets an item that it
+        must not count.
+        """
+        for first in range(0, len(items), size):
+            batch = items[first : first + size]
+            (part,) = self.parts(len(batch))
+            yield (batch[part], True) if batch[part] else (batch[:1], False)
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Return the sums over all processes; every process must call it with the same names in the same order."""
+        if self.world_size == 1:
+            return values
+        totals = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(totals)
+        return dict(zip(values, totals.tolist(), strict=True))
+
+    def agree(self, text: str) -> str:
+        """Return the first process's `text` in every process."""
+        if self.world_size == 1:
+            return text
+        encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        size = torch.tensor([len(encoded)])
+        dist.broadcast(size, src=0)
+        if not self.is_first:
+            encoded = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(encoded, src=0)
+        return bytes(encoded.tolist()).decode()
+
+    def exchange_rows(self, table: torch.Tensor, shares: list[tuple[int, int]]) -> None:
+        """Fill `table` in every process with the rows that each one made, from its share's first to before its last."""
+        for rank, (first, last) in enumerate(shares):
+            if first < last:
+                dist.broadcast(table[first:last], src=rank)
+
+    def copy_from_first(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Give every process the first one's parameters, in place."""
+        if self.world_size > 1:
+            for parameter in parameters:
+                dist.broadcast(parameter.detach(), src=0)
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.all_reduce(torch.zeros(1))  # on the CPU, where a barrier would choose a GPU
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let the first process do something that is done once (build a cache), then one of each machine, then the others.
+
+        What fails in one process does not stop the next ones: they meet the same error.
+        """
+        if self._store is None:
+            yield
+            return
+        turn, machine = f"rfedge/turn-{next(_turns)}", os.environ.get("GROUP_RANK", "0")
+        waits_for = f"{turn}/first" if self.local_rank == 0 else f"{turn}/machine-{machine}"
+        while not self.is_first and not self._store.check([waits_for]):
+            time.sleep(_POLL_S)  # not in the store's own wait, which no signal ends
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self._store.set(f"{turn}/first", "done")
+            if self.local_rank == 0:
+                self._store.set(f"{turn}/machine-{machine}", "done")
+
+    def seed_dropout(self, seed: int, step: int) -> None:
+        """Give each process its own random numbers for `step`, so that no two windows of a batch get the same mask.
+
+        They depend on nothing before, so a run that is resumed by as many processes repeats them. One process alone goes
+        on with one stream, which its training states hold.
+        """
+        if self.world_size > 1:
+            torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank, _DROPOUT_STREAM]).generate_state(1)[0]))
+
+    @contextmanager
+    def loss_is_told(self) -> Iterator[None]:
+        """Turn what the survivors of a lost process get to see into one sentence.
+
+        Raises:
+            BackendUnavailableError: another process of the run is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            is_lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS_OF_LOSS)
+            if self.world_size == 1 or not is_lost:
+                raise
+            raise BackendUnavailableError(
+                explain(
+                    "another process of this run",
+                    got="no connection to it any more",
+                    expected=f"all {self.world_size} processes",
+                    remedy="Repeat the command, with as many processes as you like: the run goes on from its newest state.",
+                )
+            ) from None
+
+
+@contextmanager
+def join(device: str) -> Iterator[Processes]:
+    """Join the processes that the environment names, and leave them at the end; without WORLD_SIZE there is but this one.
+
+    Args:
+        device: "cuda" also connects the GPUs, each process taking the one of its local rank.
+
+    Raises:
+        ConfigError: the environment names a number of processes and lacks the rest.
+        BackendUnavailableError: fewer GPUs than processes of this machine.
+    """
+    if dist.is_available() and dist.is_initialized():  # by a caller who also leaves
+        yield _joined()
+        return
+    if _number("WORLD_SIZE", 1) == 1:
+        yield Processes()
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            explain(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
+                got=f"no {', '.join(missing)}",
+                expected="the environment that torchrun makes",
+                remedy="Start with `torchrun --standalone --nproc-per-node N -m rfedge train ...`, or unset WORLD_SIZE.",
+            )
+        )
+    local_rank = _number("LOCAL_RANK", 0)
+    if device.startswith("cuda"):
+        if device != "cuda":
+            raise ConfigError(
+                explain(
+                    "device",
+                    got=repr(device),
+                    expected="cuda, of which every process takes the GPU of its local rank",
+                    remedy="Leave the number out; CUDA_VISIBLE_DEVICES chooses GPUs.",
+                )
+            )
+        if local_rank >= torch.cuda.device_count():
+            raise BackendUnavailableError(
+                explain(
+                    "device",
+                    got=f"{torch.cuda.device_count()} CUDA GPUs that PyTorch can use",
+                    expected=f"one for each process, {local_rank + 1} or more",
+                    remedy="Start fewer processes, or pass --device cpu.",
+                )
+            )
+        torch.cuda.set_device(local_rank)
+    # Numbers and texts go through gloo either way: they are on the CPU, and need no GPU to wait for.
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
+    dist.init_process_group(backend, store=_of_this_start(store), rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    processes = _joined()
+    try:
+        yield processes
+    except RfedgeError:
+        _claims.append(_claim(_default_store(), processes.rank, processes.world_size))  # while there is a store
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first_to_tell() -> bool:
+    """Whether no other process of this run has told an error yet: all of them meet most errors, one should tell it."""
+    if _claims:
+        return _claims.pop()
+    try:
+        address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 0)
+        rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+        if world_size == 1 or not address or not port:
+            return True
+        from torch._C._distributed_c10d import TCPStore  # not in every build of PyTorch for small machines
+
+        hosts = _hosts_store(rank)
+        store = TCPStore(address, port, is_master=hosts, timeout=_STORE_TIMEOUT, multi_tenant=hosts, wait_for_workers=False)
+        return _claim(_of_this_start(store), rank, world_size)
+    except (RuntimeError, ConfigError):
+        return True
+
+
+def _claim(store: Store, rank: int, world_size: int) -> bool:
+    """Return whether this process is the first to ask."""
+    try:
+        is_first = store.add("rfedge/told", 1) == 1
+        gives_up = time.monotonic() + _STORE_TIMEOUT.total_seconds()
+        while _hosts_store(rank) and store.add("rfedge/told", 0) < world_size and time.monotonic() < gives_up:
+            time.sleep(_POLL_S)  # with this process goes the store
+    except RuntimeError:  # the store is gone with the process that kept it
+        return True
+    return is_first
+
+
+def _of_this_start(store: Store) -> Store:
+    """Keep apart what processes tell each other before and after a restart, over which torchrun keeps its store.
+
+    Or a process that was started again would look for the others where they were before.
+    """
+    from torch._C._distributed_c10d import PrefixStore
+
+    start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{os.environ['WORLD_SIZE']}"
+    return PrefixStore(f"rfedge/start-{start}", store)
+
+
+def _hosts_store(rank: int) -> bool:
+    """Other than torchrun, which keeps the store itself, launchers leave it to the first process."""
+    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def _joined() -> Processes:
+    return Processes(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", 0), _default_store())
+
+
+def _default_store() -> Store:
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigError(
+            explain(
+                name, got=repr(text), expected="a number, as torchrun sets it", remedy="Unset it, or start with torchrun."
+            )
+        )
+    return int(text)

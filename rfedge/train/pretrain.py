@@ -1,0 +1,320 @@
+"""Vision-language pre-training on frames of demonstrations: the backbone learns to say where things are.
+
+RoboFlamingo finds that a policy whose resampler and cross-attention were pre-trained on pictures and words does far better
+than one that learns to see from actions alone (its section 5.3). Presets that start from nothing get theirs here: the
+language model's own loss on captions and questions of `rfedge.data.scene_questions`. The head is not touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn.utils import clip_grad_norm_
+
+from rfedge.config import PolicyConfig
+from rfedge.data.calvin import CalvinDataset
+from rfedge.data.frame_cache import FrameCache
+from rfedge.data.scene_questions import QUESTION_WORDS, STEP_M, SceneFacts
+from rfedge.data.windows import WindowIndex, WindowSampler, split_segments
+from rfedge.model import RoboFlamingo, build_policy, save_checkpoint
+from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
+from rfedge.tokenizer import InstructionTokenizer
+from rfedge.train.distributed import Processes
+from rfedge.train.metrics import open_metrics
+from rfedge.train.scene_batches import SceneLoader, SceneQuestions, number_ids, scene_score
+from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.settings import torch_settings
+from rfedge.train.state import Progress, latest_state, load_moments, load_weights, read_document, remove_states, save_state
+from rfedge.train.vocabulary import TABLETOP_WORDS
+
+__all__ = ["PretrainConfig", "PretrainReport", "PretrainResult", "pretrain_policy"]
+
+_NUM_AVERAGED_STEPS: Final = 50
+_VALIDATION_SEED: Final = 12345
+_BETAS: Final = (0.9, 0.98)
+_MM_PER_M: Final = 1000.0
+
+
+class PretrainConfig(BaseModel):
+    """One run.
+
+    Attributes:
+        policy: whose backbone is trained.
+        data: CALVIN dataset with `scene_obs`, root or split.
+        output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
+        steps, minutes: when to stop, resumed parts included; the first one reached counts.
+        batch_size: frames a step.
+        mixed_precision: bf16 where the machine multiplies it faster; weights and moments stay fp32.
+        learning_rate: the highest one; a warm-up, then half a cosine down.
+        validation_fraction: share of the segments held out.
+        validation_frames: of them measured, evenly spread.
+        validate_every, save_every: steps between two measurements and two states; 0 for the end only.
+        cache: folder for the frame cache; None for one beside the data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: PolicyConfig
+    data: Path
+    output: Path
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(0.02, ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    mixed_precision: Literal["no", "bf16"] = "no"
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    validation_frames: int = Field(320, ge=1)
+    validate_every: int = Field(500, ge=0)
+    save_every: int = Field(250, ge=0)
+    keep_states: int = Field(2, ge=1)
+    seed: int = Field(0, ge=0)
+    resume: bool = True
+    num_threads: int | None = Field(None, ge=1)
+    cache: Path | None = None
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the fields that must not change when a run is resumed, as JSON values."""
+        free = {
+            "data", "output", "steps", "minutes", "validation_frames", "validate_every", "save_every", "keep_states",
+            "resume", "num_threads", "cache",
+        }  # fmt: skip
+        return {"pretraining": True, **self.model_dump(mode="json", exclude=free)}
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainReport:
+    """One step: losses in nats a token; `location_mm` is the mean error of a coordinate that was said, once measured."""
+
+    step: int
+    share: float
+    loss: float
+    location_mm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """What a run came to.
+
+    Attributes:
+        checkpoint: the folder.
+        num_frames: frames to train on.
+        validation: metrics of the held-out frames at the end; empty without any.
+    """
+
+    checkpoint: Path
+    steps: int
+    seconds: float
+    num_frames: int
+    num_parameters: int
+    first_loss: float
+    last_loss: float
+    validation: dict[str, float]
+
+
+def pretrain_policy(
+    config: PretrainConfig,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    on_step: Callable[[PretrainReport], None] | None = None,
+) -> PretrainResult:
+    """Train until the first of steps and minutes is reached, and write `output/checkpoint`; goes on where it was stopped.
+
+    Raises:
+        DatasetError: the demonstrations are damaged, or do not say what their frames show.
+        ConfigError: a state of a run with other options is in `output`.
+        ArtifactError: that state is damaged.
+    """
+    dataset = CalvinDataset.open(config.data)
+    on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
+    cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
+    parts = split_segments(dataset, config.validation_fraction, config.seed)
+    training, held_out = (WindowIndex(dataset.segments, chosen, window=1) for chosen in parts)
+    decoder = config.policy.decoder
+    tokenizer = InstructionTokenizer.from_corpus(
+        (*dataset.instructions, *TABLETOP_WORDS, *QUESTION_WORDS * 2),
+        vocab_size=decoder.vocab_size,
+        text_length=decoder.text_length,
+    )
+    with torch_settings(config, torch.device("cpu")):
+        policy = build_policy(config.policy, config.seed)
+        run = _Run(
+            config,
+            policy,
+            SceneQuestions(training, cache, SceneFacts.of(dataset, cache, training), tokenizer),
+            SceneQuestions(held_out, cache, SceneFacts.of(dataset, cache, held_out), tokenizer) if parts[1] else None,
+            number_ids(tokenizer),
+            {**config.decisive(), "frames": cache.content_sha256},
+        )
+        validation = run.train(on_step)
+        state = run.state
+        result = PretrainResult(
+            checkpoint=config.output / "checkpoint",
+            steps=state.step,
+            seconds=state.seconds,
+            num_frames=len(training),
+            num_parameters=sum(parameter.numel() for parameter in policy.parameters()),
+            first_loss=float(np.mean(state.first_losses)),
+            last_loss=float(np.mean(state.last_losses)),
+            validation=validation,
+        )
+        metadata = {
+            HEAD_IS_UNTRAINED: True,
+            "pretraining": {**config.decisive(), "frames_sha256": cache.content_sha256, "steps": state.step,
+                            "seconds": round(state.seconds, 1), "last_loss": result.last_loss, "validation": validation},
+        }  # fmt: skip
+        save_checkpoint(result.checkpoint, policy, tokenizer, metadata, overwrite=True)
+    return result
+
+
+class _Run:
+    """The steps of one run, from its newest state to the end."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        policy: RoboFlamingo,
+        training: SceneQuestions,
+        held_out: SceneQuestions | None,
+        numbers: torch.Tensor,
+        decisive: dict[str, Any],
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.training = training
+        self.held_out = held_out
+        self.numbers = numbers
+        self.decisive = decisive
+        self.trained = [(name, parameter) for name, parameter in policy.named_parameters() if not name.startswith("head.")]
+        matrices = [parameter for _, parameter in self.trained if parameter.ndim > 1]
+        others = [parameter for _, parameter in self.trained if parameter.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=_BETAS,
+            fused=True,
+        )
+        self.state = Progress()
+        folder = config.output / "state"
+        if not config.resume:
+            remove_states(folder)
+        if (newest := latest_state(folder)) is not None:
+            self.state = read_document(newest, decisive)
+            load_weights(newest, policy)
+            load_moments(newest, policy, self.optimizer, self.trained)
+        self.saved = self.state.step
+        self.started = time.perf_counter() - self.state.seconds
+
+    def share(self) -> float:
+        """Part of the run that is done: of its steps or of its time, whichever is further."""
+        config = self.config
+        of_steps = self.state.step / config.steps if config.steps else 0.0
+        return max(of_steps, self.state.seconds / (60.0 * config.minutes) if config.minutes else 0.0)
+
+    def train(self, on_step: Callable[[PretrainReport], None] | None) -> dict[str, float]:
+        """Run the steps that are left; return the last measurement."""
+        config, state = self.config, self.state
+        sampler = WindowSampler(len(self.training), config.batch_size, config.seed, state.sampler)
+        recent: deque[float] = deque(state.last_losses, maxlen=_NUM_AVERAGED_STEPS)
+        location_mm: float | None = None
+        with (
+            open_metrics(config.output, resumed_step=state.step) as write,
+            SceneLoader(self.training, sampler, step=state.step) as loader,
+        ):
+            while state.step == 0 or self.share() < 1.0:
+                batch, state.sampler = loader.next()
+                values = self.step(batch)
+                recent.append(values["loss"])
+                if len(state.first_losses) < _NUM_AVERAGED_STEPS:
+                    state.first_losses.append(values["loss"])
+                state.last_losses = list(recent)
+                state.seconds = time.perf_counter() - self.started
+                if config.validate_every and state.step % config.validate_every == 0:
+                    measured = self.measure()
+                    location_mm = measured.get("validation_location_mm")
+                    values |= measured
+                write(state.step, values)
+                if config.save_every and state.step % config.save_every == 0:
+                    self.save()
+                if on_step is not None:
+                    on_step(PretrainReport(state.step, min(1.0, self.share()), float(np.mean(recent)), location_mm))
+            measured = self.measure()
+            write(state.step, measured)
+        if self.saved != state.step:
+            self.save()
+        return measured
+
+    def step(self, batch: Any) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        config = self.config
+        rate = config.learning_rate * learning_rate_factor(
+            "cosine", step=self.state.step, warmup_steps=config.warmup_steps, progress=min(1.0, self.share())
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.policy.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            score = scene_score(self.policy, batch, self.numbers)
+        self.optimizer.zero_grad(set_to_none=True)
+        score.loss.backward()
+        norm = clip_grad_norm_([parameter for _, parameter in self.trained], config.gradient_clip)
+        self.optimizer.step()
+        self.state.step += 1
+        return {
+            "loss": float(score.loss.detach()),
+            "right": score.num_right / max(score.num_tokens, 1),
+            "location_mm": _location_mm(score.distances),
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+        }
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Return loss, share of right words and mean error of a number, in mm, over the held-out frames."""
+        if self.held_out is None:
+            return {}
+        self.policy.eval()
+        rng = np.random.default_rng(_VALIDATION_SEED)
+        chosen = np.linspace(0, len(self.held_out) - 1, min(self.config.validation_frames, len(self.held_out))).round()
+        loss, num_tokens, num_right, distances = 0.0, 0, 0, []
+        for first in range(0, len(chosen), self.config.batch_size):
+            batch = self.held_out.batch([int(number) for number in chosen[first : first + self.config.batch_size]], rng)
+            score = scene_score(self.policy, batch, self.numbers)
+            loss += float(score.loss) * score.num_tokens
+            num_tokens += score.num_tokens
+            num_right += score.num_right
+            distances.append(score.distances)
+        return {
+            "validation_loss": loss / num_tokens,
+            "validation_right": num_right / num_tokens,
+            "validation_location_mm": _location_mm(torch.cat(distances)),
+            "validation_median_mm": float(torch.cat(distances).median()) * STEP_M * _MM_PER_M,
+        }
+
+    def save(self) -> None:
+        """Write the state."""
+        save_state(
+            self.config.output / "state",
+            self.policy,
+            self.optimizer,
+            self.trained,
+            self.state,
+            self.decisive,
+            keep=self.config.keep_states,
+            processes=Processes(),
+        )
+        self.saved = self.state.step
+
+
+def _location_mm(distances: torch.Tensor) -> float:
+    return float(distances.mean()) * STEP_M * _MM_PER_M if len(distances) else 0.0

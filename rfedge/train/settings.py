@@ -1,0 +1,77 @@
+"""What a run asks of the machine: its device, PyTorch's random state and threads, and batches that all processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from rfedge.errors import BackendUnavailableError, ConfigError, explain
+from rfedge.train.config import TrainConfig
+from rfedge.train.distributed import Processes
+
+__all__ = ["check_batches", "open_device", "torch_settings"]
+
+
+def open_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        ConfigError: no such name.
+        BackendUnavailableError: the device is not on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            explain("device", got=repr(name), expected="cpu, cuda or cuda:N", remedy="Choose one of these.")
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            explain("device", got=repr(name), expected="a CUDA GPU that PyTorch can use", remedy="Pass --device cpu.")
+        )
+    return device
+
+
+class _Seeded(Protocol):
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def num_threads(self) -> int | None: ...
+
+
+@contextmanager
+def torch_settings(config: _Seeded, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch and set its threads for the run alone: the caller's settings come back at the end."""
+    num_threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
+
+
+def check_batches(config: TrainConfig, processes: Processes) -> None:
+    """Raise ConfigError where a process would get nothing of a batch in one of its passes."""
+    num_parts = processes.world_size * config.accumulate
+    sizes = {"batch_size": (config.batch_size, num_parts)}
+    if config.head_first_steps:
+        sizes["head_first_batch_size"] = (config.head_first_batch_size, processes.world_size)
+    if config.image_text:
+        sizes["image_text_batch_size"] = (config.image_text_batch_size, num_parts)
+    for name, (size, smallest) in sizes.items():
+        if size < smallest:
+            raise ConfigError(
+                explain(
+                    name,
+                    got=size,
+                    expected=f"at least {smallest}, as many as there are processes times passes",
+                    remedy="It counts over all of them: raise it, or start fewer processes, or lower --accumulate.",
+                )
+            )

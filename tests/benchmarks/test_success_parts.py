@@ -1,0 +1,128 @@
+"""The parts below a measurement of success: sessions, starts, ratios, and workers that can be stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from rfedge.benchmarks.chain_agents import ExpertAgent, Subtask
+from rfedge.benchmarks.chains import ChainPlan, Simulator
+from rfedge.benchmarks.rollout_session import RolloutSession, RolloutSetup, close_session, open_session
+from rfedge.benchmarks.single_tasks import TrialRecord, run_trials
+from rfedge.benchmarks.statistics import ratio_of_sums
+from rfedge.envs.experts import prepare_start
+from rfedge.envs.interface import Float64Array
+from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
+from rfedge.ray_workers import RayWorkers
+from rfedge.workers import run_jobs
+from tests.benchmarks.joint_world import JointSimulator, JointWorld
+
+
+def test_the_ratio_of_sums_keeps_pairs_together() -> None:
+    values = np.random.default_rng(0).integers(1, 6, size=300).astype(float)
+    same = ratio_of_sums(values * 0.5, values, seed=1)
+    assert same is not None
+    assert same.value == same.low == same.high == 0.5, "paired values that differ by a factor have no spread"
+    other = ratio_of_sums(np.random.default_rng(1).permutation(values), values, seed=1)
+    assert other is not None
+    # By the delta method.
+    half_width = 1.96 * np.sqrt(2) * values.std() / values.mean() / np.sqrt(len(values))
+    assert other.high - other.low == pytest.approx(2 * half_width, rel=0.15)
+    assert ratio_of_sums(values, values * 0, seed=1) is None
+    rare = ratio_of_sums(np.ones(50), np.eye(50)[0], seed=1)
+    assert rare is not None
+    assert rare.value == 50.0
+    assert np.isfinite([rare.low, rare.high]).all(), "draws without a success of the reference are left out"
+
+
+class Swinging:
+    """Moves as a list says."""
+
+    actions = np.random.default_rng(3).uniform(-1, 1, size=(9, 6))
+
+    def begin(self, subtask: Subtask, environment: JointWorld) -> None:
+        self._step = 0
+
+    def act(self, environment: JointWorld) -> Float64Array:
+        self._step += 1
+        return np.array([*self.actions[self._step - 1], 1.0 if self._step % 2 else -1.0])
+
+
+def test_jerk_is_the_second_difference_of_the_pose_alone() -> None:
+    session = RolloutSession(RolloutSetup(Swinging, JointSimulator(), 9))  # type: ignore[arg-type]
+    session.environment.restore(np.zeros(15), np.zeros(24))
+    record = session.roll_out(Subtask(0, 0, "close_drawer", "close it", 0))
+    a = Swinging.actions
+    assert record.num_steps == 9
+    expected = sum(((a[t + 1] - 2 * a[t] + a[t - 1]) ** 2).sum() for t in range(1, 8))
+    assert record.jerk_square_sum == pytest.approx(expected)
+    assert record.call_ms is None
+
+
+def test_a_process_keeps_one_session_and_closes_it() -> None:
+    first, second = (RolloutSetup(Swinging, JointSimulator(), steps) for steps in (8, 9))  # type: ignore[arg-type]
+    session = open_session(first)
+    world = session.environment
+    assert open_session(first) is session
+    assert open_session(second) is not session
+    assert world.is_closed  # type: ignore[attr-defined]
+    close_session()
+    assert open_session(first) is not session
+    close_session()
+
+
+def test_single_tasks_begin_where_the_experts_begin(tmp_path: Path) -> None:
+    plan = ChainPlan(ExpertAgent, "expert", world=Simulator(render=False), max_steps=200)
+    tasks = ("turn_on_led", "open_drawer")
+    told: list[tuple[int, int]] = []
+    found = run_trials(plan, 2, tmp_path / "a", tasks=tasks, on_trial=lambda *counts: told.append(counts))
+    assert [(trial.subtask.task, trial.start) for trial in found] == [(task, start) for task in tasks for start in (0, 1)]
+    assert all(trial.subtask.success for trial in found), "experts do these from their own starts"
+    assert told == [(done, 4) for done in range(5)]
+    with Simulator(render=False).open() as environment:
+        states = []
+        for start in (0, 1, 0):
+            prepare_start("open_drawer", environment, start)
+            states.append(np.concatenate([environment.robot_state(), environment.scene_state()]))
+    np.testing.assert_array_equal(states[0], states[2])
+    assert not np.array_equal(states[0], states[1])
+    again: list[tuple[int, int]] = []
+    assert run_trials(plan, 2, tmp_path / "a", tasks=tasks, on_trial=lambda *counts: again.append(counts)) == found
+    assert again == [(4, 4)]
+    with pytest.raises(ConfigError, match="starts per task of the run in .*: got 3, expected 2"):
+        run_trials(plan, 3, tmp_path / "a", tasks=tasks)
+    journal = tmp_path / "a" / "trials.jsonl"
+    journal.write_text(journal.read_text() + '{"start": 1}\n')
+    with pytest.raises(ArtifactError, match="a record that is no start"):
+        run_trials(plan, 2, tmp_path / "a", tasks=tasks)
+    assert isinstance(found[0], TrialRecord)
+
+
+def sleep_long(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_a_stop_does_not_wait_for_the_jobs_in_work() -> None:
+    jobs = run_jobs(sleep_long, [0.0, 1000.0, 1000.0], workers=2)
+    assert next(jobs) == (0.0, 0.0)
+    children = psutil.Process().children(recursive=True)
+    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    jobs.close()  # type: ignore[attr-defined]
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(BackendUnavailableError, match=r"--ray: got no ray, expected the 'scale' extra"),
+        RayWorkers("local", 2),
+    ):
+        pass

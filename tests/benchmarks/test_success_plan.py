@@ -1,0 +1,89 @@
+"""What a measurement of success refuses, and how steps and training make a mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rfedge.benchmarks.chains import Simulator
+from rfedge.benchmarks.success import run_success
+from rfedge.config import preset
+from rfedge.errors import ArtifactError, ConfigError, ContractError
+from tests.benchmarks.joint_world import joint_chains
+from tests.benchmarks.seen_world import SeenSimulator
+from tests.benchmarks.success_plans import plan_of, write_policy
+
+CHAINS = joint_chains(2)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return write_policy(folder / "float"), write_policy(folder / "integer", seed=0, requested="int8")
+
+
+def test_a_measurement_that_cannot_begin_leaves_nothing(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'playtable'"):
+        run_success(plan_of(bundles, worlds=(Simulator("playtabel"),)), CHAINS, tmp_path / "run")
+    few_words = write_policy(tmp_path / "few-words", decoder=preset("tiny").decoder.model_dump())
+    with pytest.raises(ContractError, match="instruction: got .* tokens, expected at most 16"):
+        run_success(plan_of((bundles[0], few_words)), CHAINS, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["few-words"]
+
+
+def test_how_steps_and_training_make_a_mode(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    jumping = write_policy(tmp_path / "jumping", frame_stride=2)
+    report = run_success(plan_of((bundles[0], jumping), labels=("every", "second"), execute_steps=(1, 2, 4)), CHAINS[:1])
+    assert [(row.policy, row.execute_steps, row.mode, row.kind) for row in report.rows] == [
+        ("every", 1, "closed-loop", "closed-loop"),
+        ("every", 2, "open-loop", "open-loop"),
+        ("every", 4, "open-loop", "open-loop"),
+        ("second", 1, "closed-loop", "other"),
+        ("second", 2, "jump-step", "jump-step"),
+        ("second", 4, "open-loop", "other"),
+    ]
+
+
+def test_what_is_not_possible_is_said(bundles: tuple[Path, Path]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"fp32 with 8 steps per call: execute_steps: got 8, expected 1 to 4 \(chunk_size\)"
+    ):
+        run_success(plan_of(bundles, execute_steps=(1, 8)), CHAINS[:1])
+    with pytest.raises(ConfigError, match="expected 1 in closed-loop mode"):
+        run_success(plan_of(bundles, mode="closed-loop"), CHAINS[:1])
+    with pytest.raises(ConfigError, match="mode jump-step: got frame_stride 1"):
+        run_success(plan_of(bundles, mode="jump-step"), CHAINS[:1])
+    report = run_success(plan_of(bundles, execute_steps=(4, 8), skip_impossible=True), CHAINS[:1])
+    assert [row.execute_steps for row in report.rows] == [4, 4]
+    assert [(item.policy, item.execute_steps) for item in report.not_possible] == [("fp32", 8), ("int8", 8)]
+    assert "expected 1 to 4 (chunk_size)" in report.not_possible[0].reason
+    with pytest.raises(ConfigError, match="fp32 with 8 steps"):
+        run_success(plan_of(bundles, execute_steps=(8,), skip_impossible=True), CHAINS[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"execute_steps": (0,)}, "execute_steps: got 0"),
+        ({"execute_steps": (2, 2)}, "--execute-steps: got 2 twice"),
+        ({"labels": ("one",)}, "--label: got 1 for 2 bundles"),
+        ({"labels": ("a b", "a/b")}, "label: got 'a b' twice"),
+        ({"trained_on": ("A",)}, "--trained-on: got 1 for 2 bundles"),
+        ({"mode": "overlapped"}, "mode: got 'overlapped'"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"worlds": (SeenSimulator(), SeenSimulator())}, "--scene: got D twice"),
+    ],
+)
+def test_plans_that_cannot_run(bundles: tuple[Path, Path], changes: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        run_success(plan_of(bundles, **changes), CHAINS[:1])
+
+
+def test_nothing_to_run_and_bundles_that_are_none(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bundles: got 0"):
+        plan_of(())
+    with pytest.raises(ConfigError, match="Raise --num or --single-tasks"):
+        run_success(plan_of(bundles), ())
+    with pytest.raises(ArtifactError, match="no folder"):
+        run_success(plan_of((tmp_path / "none",)), CHAINS)

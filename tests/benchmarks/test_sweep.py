@@ -1,0 +1,150 @@
+"""The sweep: every combination is run or said to be impossible, and success meets the latency of its own bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import typer
+
+from rfedge.benchmarks.success import run_success
+from rfedge.benchmarks.sweep import SweepPlan, finish_sweep
+from rfedge.benchmarks.sweep_plot import check_can_draw, draw_sweep
+from rfedge.benchmarks.sweep_report import SweepReport
+from rfedge.cli.bench import bench_app
+from rfedge.errors import BackendUnavailableError, ConfigError
+from rfedge.runtimes import RuntimeSettings
+from tests.benchmarks.joint_world import joint_chains
+from tests.benchmarks.success_plans import plan_of, write_policy
+
+CHAINS = joint_chains(6)
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+
+app = typer.Typer()
+app.add_typer(bench_app, name="bench")
+
+
+def sweep_plan(bundles: tuple[Path, ...], **changes: object) -> SweepPlan:
+    success = plan_of(bundles, execute_steps=(1, 2, 4, 8), labels=("every", "second"), **changes)
+    return SweepPlan(success, iterations=5, warmup=1, settle_ms=0.0, latency_settings=RuntimeSettings(threads=1))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return write_policy(folder / "every"), write_policy(folder / "second", seed=2, frame_stride=2)
+
+
+@pytest.fixture(scope="module")
+def swept(bundles: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepReport]:
+    folder, plan = tmp_path_factory.mktemp("sweep") / "run", sweep_plan(bundles)
+    return folder, finish_sweep(plan, run_success(plan.success, CHAINS, folder), folder)
+
+
+def test_every_combination_is_a_row_or_has_a_reason(swept: tuple[Path, SweepReport]) -> None:
+    _, report = swept
+    assert [(row.policy, row.execute_steps, row.kind) for row in report.success.rows] == [
+        ("every", 1, "closed-loop"),
+        ("every", 2, "open-loop"),
+        ("every", 4, "open-loop"),
+        ("second", 1, "other"),
+        ("second", 2, "jump-step"),
+        ("second", 4, "other"),
+    ]
+    assert [(item.policy, item.execute_steps) for item in report.success.not_possible] == [("every", 8), ("second", 8)]
+    assert all("(chunk_size)" in item.reason for item in report.success.not_possible)
+
+
+def test_success_meets_the_latency_of_its_own_bundle(swept: tuple[Path, SweepReport], bundles: tuple[Path, Path]) -> None:
+    folder, report = swept
+    variants = {variant.name: variant for variant in report.latency.variants}
+    for row, joined in zip(report.success.rows, report.rows, strict=True):
+        assert joined.row == row.name
+        variant = variants[joined.variant]
+        assert Path(variant.source).name == row.policy
+        assert joined.per_call_ms == variant.per_call_ms["total"]
+        assert joined.per_control_step_ms.p50 == pytest.approx(joined.per_call_ms.p50 / row.execute_steps)
+        assert joined.jerk == row.jerk
+        assert row.chains is not None
+        steps = row.chains.mean_solved_steps
+        if steps is None:
+            assert joined.completion_s is None
+            continue
+        assert joined.completion_s == pytest.approx(steps / 30)
+        # These policies take less than a control step, so that waiting for them costs nothing.
+        assert joined.per_call_ms.p50 < 1000 / 30
+        assert joined.synchronous_completion_s == pytest.approx(joined.completion_s)
+    assert any(joined.completion_s is not None for joined in report.rows)
+    assert report == SweepReport.model_validate_json((folder / "sweep.json").read_bytes())
+    assert {path.name for path in folder.iterdir()} == {"chains", "success.json", "latency.json", "sweep.json"}
+
+
+def test_a_slow_policy_makes_the_robot_wait(swept: tuple[Path, SweepReport]) -> None:
+    from rfedge.benchmarks.sweep import join
+
+    _, report = swept
+    slow = [
+        variant.model_copy(update={"per_call_ms": {name: ms.divided(1 / 1000) for name, ms in variant.per_call_ms.items()}})
+        for variant in report.latency.variants
+    ]
+    rows = join(report.success, report.latency.model_copy(update={"variants": tuple(slow)}))
+    for row, joined in zip(report.success.rows, rows, strict=True):
+        if joined.completion_s is not None and joined.synchronous_completion_s is not None:
+            assert row.chains is not None
+            steps = row.chains.mean_solved_steps or 0.0
+            # Of every k steps one lasts as long as the call.
+            k, call_s = row.execute_steps, joined.per_call_ms.p50 / 1000
+            assert call_s > 1 / 30
+            assert joined.synchronous_completion_s == pytest.approx(steps / k * (call_s + (k - 1) / 30))
+
+
+def test_a_second_call_times_nothing_again(swept: tuple[Path, SweepReport], bundles: tuple[Path, Path]) -> None:
+    folder, report = swept
+    plan, rounds = sweep_plan(bundles), list[tuple[int, int]]()
+    again = finish_sweep(
+        plan,
+        run_success(plan.success, CHAINS, folder),
+        folder,
+        on_round=lambda *counts: rounds.append(counts),
+    )
+    assert rounds == []
+    assert (again.success, again.latency, again.rows) == (report.success, report.latency, report.rows)
+    other = SweepPlan(plan.success, iterations=6, warmup=0, settle_ms=0.0, latency_settings=plan.latency_settings)
+    assert finish_sweep(other, report.success).latency.conditions.iterations == 6
+
+
+def test_a_timing_that_cannot_run_is_refused_before_the_rollouts(bundles: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match="iterations: got 0"):
+        SweepPlan(plan_of(bundles), iterations=0)
+
+
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="matplotlib is not installed")
+def test_the_picture_is_drawn(swept: tuple[Path, SweepReport], tmp_path: Path) -> None:
+    draw_sweep(swept[1], tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    draw_sweep(swept[1], tmp_path / "sweep.svg")
+    text = (tmp_path / "sweep.svg").read_text()
+    assert "<svg" in text
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["sweep.png", "sweep.svg"]
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match="--plot: got no matplotlib, expected the 'plots' extra"):
+        check_can_draw()
+
+
+@pytest.mark.skipif("MUJOCO_GL" not in os.environ, reason="cameras need a renderer: set MUJOCO_GL")
+def test_the_command(bundles: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*bundles, "--label", "every", "--label", "second", "--execute-steps", "2,8", "--num", 1, "--max-steps", 4]
+    arguments += ["--iterations", 3, "--warmup", 0, "--settle-ms", 0, "--latency-threads", 1, "--output", tmp_path / "run"]
+    app(args=["bench", "sweep", *map(str, arguments), "--json"], standalone_mode=False)
+    out, err = capsys.readouterr()
+    (line,) = out.splitlines()
+    report = SweepReport.model_validate_json(line)
+    assert [row.row for row in report.rows] == ["every k2 D evaluation", "second k2 D evaluation"]
+    assert "not possible: second with 8 steps per call: execute_steps: got 8, expected 1 to 4 (chunk_size)" in err
+    assert "success against latency" in err
+    assert (tmp_path / "run" / "sweep.png").exists() == HAS_MATPLOTLIB
