@@ -133,7 +133,8 @@ def test_padding_to_a_static_length_leaves_the_feature(few: Bundle) -> None:
             assert padded.embedding.shape == (1, length, few.policy.decoder.width)
             assert padded.mask.sum() == num_tokens
             np.testing.assert_allclose(feature(padded), exact, atol=1e-6, rtol=0)
-        loud = np.where(padded.mask[..., None], padded.embedding, np.float32(5.0))
+        loud = np.random.default_rng(1).normal(scale=5.0, size=padded.embedding.shape).astype(np.float32)
+        loud = np.where(padded.mask[..., None], padded.embedding, loud)
         masked = dataclasses.replace(padded, embedding=loud)
         np.testing.assert_allclose(feature(masked), exact, atol=1e-6, rtol=0, err_msg="what is padded does not matter")
         unmasked = dataclasses.replace(masked, mask=np.ones_like(padded.mask))
