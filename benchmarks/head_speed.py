@@ -1,6 +1,6 @@
 """How near the head comes to the machine's limit: every step reads all weights of an LSTM, so that limit is the memory.
 
-    python -m rfedge.benchmarks.head_speed --preset M-3B --output RESULT.json --assert-carry 1.5 --assert-window 3
+    python -m rfedge.benchmarks.head_speed --preset M-3B --realtime-priority 50 --output RESULT.json --assert-window 3
 
 In one run, call after call in turn: reading as many bytes as the weights take (the limit), the head that carries its state,
 the head that acts from a window (its LSTMs side by side), the replay of the window which that replaces, each as a bundle
@@ -28,13 +28,14 @@ from rfedge.benchmarks.statistics import Ratio, Summary, ratio_of_medians, summa
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.errors import GateError, explain
+from rfedge.runtimes.scheduling import check_priority, realtime_priority
 
 __all__ = ["HeadRow", "HeadSpeedReport", "assert_near_the_limit", "measure_head"]
 
 Array = npt.NDArray[Any]
 Call = Callable[[], object]
 LIMIT: Final = "reading the weights"
-# OpenBLAS keeps its threads turning for some 20 ms after a call, on the cores that the next one needs.
+# OpenBLAS keeps several threads turning for some 20 ms after a call, on the cores that the next one needs.
 _REST_S: Final = 0.03
 
 
@@ -61,6 +62,7 @@ class HeadSpeedReport(Measurement):
 
     Attributes:
         bandwidth_bytes_per_s: by `threads` threads that read an array no cache holds.
+        realtime_priority: of all threads that take part, see `rfedge.runtimes.scheduling`; None is ordinary.
         noise: the limit against itself.
     """
 
@@ -70,6 +72,7 @@ class HeadSpeedReport(Measurement):
     window: int
     threads: int
     rounds: int
+    realtime_priority: int | None = None
     bandwidth_bytes_per_s: float
     noise: Ratio
     rows: tuple[HeadRow, ...]
@@ -84,14 +87,17 @@ def measure_head(
     threads: int = 2,
     rounds: int = 60,
     seed: int = 0,
+    priority: int | None = None,
     on_round: Callable[[int], None] = lambda _: None,
 ) -> HeadSpeedReport:
     """Trace the head of `config` with random weights and time every way to run it.
 
     Raises:
         ConfigError: its head is no LSTM.
+        BackendUnavailableError: this user may not have `priority`.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Around the runners, too: their threads are begun with them.
+    with tempfile.TemporaryDirectory() as folder, realtime_priority(check_priority(priority), inherited=True):
         calls, weight_bytes = _calls(config, Path(folder), threads, seed)
         reader = _Reader(threads)
         times: dict[str, list[float]] = {name: [] for name in (LIMIT, "again", *calls)}
@@ -99,7 +105,7 @@ def measure_head(
             for index in range(rounds + 1):
                 for name in times:
                     call = calls.get(name, reader)
-                    time.sleep(_REST_S)
+                    time.sleep(_REST_S if threads > 1 else 0.0)
                     started_ns = time.perf_counter_ns()
                     call()
                     if index:  # the first round warms up
@@ -126,6 +132,7 @@ def measure_head(
         window=config.window,
         threads=threads,
         rounds=rounds,
+        realtime_priority=priority,
         bandwidth_bytes_per_s=reader.num_bytes / float(np.median(series[LIMIT])) * 1e3,
         noise=ratio_of_medians(series["again"], series[LIMIT], seed=seed),
         rows=tuple(rows),
@@ -239,11 +246,17 @@ def main() -> int:
     parser.add_argument("--preset", default="M-3B")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--realtime-priority", type=int, help="schedule all threads before ordinary programs, 1 to 97")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--assert-carry", type=float, help="most times the limit that carrying may take")
     parser.add_argument("--assert-window", type=float, help="most times carrying that a window may take")
     arguments = parser.parse_args()
-    report = measure_head(preset(arguments.preset), threads=arguments.threads, rounds=arguments.rounds)
+    report = measure_head(
+        preset(arguments.preset),
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        priority=arguments.realtime_priority,
+    )
     if arguments.output is not None:
         report.write(arguments.output)
     table = Table(title=f"{report.policy}, {report.threads} threads, {report.bandwidth_bytes_per_s / 1e9:.1f} GB/s")
