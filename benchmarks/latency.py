@@ -42,6 +42,7 @@ from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.modes import check_execute_steps
 from rfedge.runtimes.policy import STAGES, EdgePolicy
 from rfedge.runtimes.registry import DEFAULT_BACKEND
+from rfedge.runtimes.scheduling import check_priority, realtime_priority
 
 __all__ = ["LatencyPlan", "assert_faster", "dataset_observations", "measure_latency", "run_latency", "sample_observations"]
 
@@ -66,6 +67,7 @@ class LatencyPlan:
         iterations: timed rounds, at least 1.
         settings: the same threads go to onnxruntime and PyTorch.
         backend: what runs the bundles.
+        realtime_priority: of all threads that take part, see `rfedge.runtimes.scheduling`; None is ordinary.
         resource_seconds: then call each variant in a row for so long and sample memory, power and temperature; 0 does not.
     """
 
@@ -79,6 +81,7 @@ class LatencyPlan:
     seed: int = 0
     settings: RuntimeSettings = field(default_factory=RuntimeSettings)
     backend: str = DEFAULT_BACKEND
+    realtime_priority: int | None = None
     resource_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class LatencyPlan:
         Raises:
             ConfigError: no bundle, no iteration, or a negative warm-up, pause or time.
         """
+        check_priority(self.realtime_priority)
         check_least(1, {"bundles": len(self.bundles), "iterations": self.iterations})
         check_least(0, {"warmup": self.warmup, "settle_ms": self.settle_ms, "resource_seconds": self.resource_seconds})
 
@@ -117,9 +121,11 @@ def run_latency(
     Raises:
         ArtifactError: a bundle or the checkpoint cannot be loaded.
         ConfigError: `execute_steps` exceeds a policy's chunk size.
-        BackendUnavailableError: a checkpoint was given and torch is missing.
+        BackendUnavailableError: a checkpoint was given and torch is missing, or this user may not have the priority.
     """
     with ExitStack() as stack:
+        # Around the loading, too: the threads of a session are begun with it.
+        stack.enter_context(realtime_priority(plan.realtime_priority, inherited=True))
         variants = _load(plan, stack)
         for variant in variants:
             check_execute_steps(plan.execute_steps, variant.policy.chunk_size)
@@ -148,6 +154,7 @@ def run_latency(
                 settle_ms=plan.settle_ms,
                 threads=plan.settings.threads,
                 spinning=plan.settings.spinning,
+                realtime_priority=plan.realtime_priority,
                 seed=plan.seed,
                 environment={name: os.environ[name] for name in _POOL_VARIABLES if name in os.environ},
             ),

@@ -19,7 +19,8 @@ LATENCY_SCHEMA_VERSION: Final = 1
 class LatencyConditions(Record):
     """Everything that was chosen.
 
-    `warmup` counts the untimed rounds, at least one window, so that the head is timed at its steady cost.
+    `warmup` counts the untimed rounds, at least one window, so that the head is timed at its steady cost;
+    `realtime_priority` is that of all threads, None for ordinary scheduling.
     """
 
     instruction: str
@@ -30,6 +31,7 @@ class LatencyConditions(Record):
     settle_ms: float
     threads: int
     spinning: str
+    realtime_priority: int | None = None
     seed: int
     order: Literal["interleaved, shuffled per round"] = "interleaved, shuffled per round"
     environment: dict[str, str]

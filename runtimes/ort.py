@@ -7,6 +7,7 @@ own fallback is off, because a policy that silently runs on another device is sl
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,7 @@ _LEVELS: Final = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+_SMALL_HEAD_BYTES: Final = 1 << 23
 _ERRORS_ONLY: Final = 3  # onnxruntime's log level; its warnings on graph rewrites are no news to a user
 
 
@@ -198,6 +200,13 @@ def effective_precision(record: PrecisionRecord) -> str:
     return summarise_blocks(record.requested, record.blocks)
 
 
+def head_settings(graph: Path, settings: RuntimeSettings) -> RuntimeSettings:
+    """Return the settings of a head: one thread for a small one, whose call is over before a second thread has woken up."""
+    if graph.stat().st_size > _SMALL_HEAD_BYTES:
+        return settings
+    return dataclasses.replace(settings, threads=1)
+
+
 def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     """Open a bundle for onnxruntime; nothing is loaded until the runners are activated.
 
@@ -207,6 +216,8 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     bundle = load_bundle(path, verify=settings.verify)
     config, contract, blocks = bundle.policy, bundle.contract, bundle.manifest.precision.blocks
     on_cpu = settings.providers[0] == "CPUExecutionProvider"
+
+    head_graph = bundle.graph("head", for_cpu=on_cpu)
 
     def make_runner(stage: Stage, graph: Path, settings: RuntimeSettings) -> GraphRunner:
         # A graph with named kernels leaves the optimizers nothing to spoil.
@@ -228,7 +239,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         config=config,
         contract=contract,
         backbone=open_backbone(bundle, settings, make_runner, for_cpu=on_cpu),
-        head=make_runner("head", bundle.graph("head", for_cpu=on_cpu), settings),
+        head=make_runner("head", head_graph, head_settings(head_graph, settings)),
         encoder=open_encoder(bundle),
         precision=effective_precision(bundle.manifest.precision),
         size_bytes=bundle.size_bytes,

@@ -14,7 +14,7 @@ from typing import Final
 
 from rfedge.errors import BackendUnavailableError, ConfigError, explain
 
-__all__ = ["HIGHEST_PRIORITY", "check_priority", "realtime_priority"]
+__all__ = ["HIGHEST_PRIORITY", "check_priority", "describe_priority", "realtime_priority"]
 
 # 99 is the kernel's own; what watches a loop is one above the loop.
 HIGHEST_PRIORITY: Final = 97
@@ -30,6 +30,15 @@ def check_priority(priority: int | None) -> int | None:
         remedy = "50 is usual for a control loop."
         raise ConfigError(explain("realtime_priority", got=priority, expected=f"1 to {HIGHEST_PRIORITY}", remedy=remedy))
     return priority
+
+
+def describe_priority(priority: int | None) -> str:
+    """Return what tables say of a measurement.
+
+    >>> describe_priority(None), describe_priority(50)
+    ('ordinary scheduling', 'realtime priority 50')
+    """
+    return "ordinary scheduling" if priority is None else f"realtime priority {priority}"
 
 
 @contextlib.contextmanager

@@ -30,6 +30,12 @@ def latency(
     assert_faster: Annotated[bool, typer.Option("--assert-faster", help="Fail unless int8 < fp32 < PyTorch.")] = False,
     backend: Annotated[str, typer.Option(help="What runs the bundles: onnxruntime, openvino or tensorrt.")] = "onnxruntime",
     provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda, tensorrt or openvino.")] = "cpu",
+    realtime_priority: Annotated[
+        int | None,
+        typer.Option(
+            help="Schedule all threads before ordinary programs, 1 to 97: the noise of a shared machine goes down."
+        ),
+    ] = None,
     resource_seconds: Annotated[
         float,
         typer.Option(help="Then call each variant in a row for so long and sample memory, power, temperature; 0 does not."),
@@ -57,6 +63,7 @@ def latency(
         seed=seed,
         settings=RuntimeSettings(threads=threads, spinning=spinning, providers=parse_provider(provider)),
         backend=backend,
+        realtime_priority=realtime_priority,
         resource_seconds=resource_seconds,
     )
     observations = None if data is None else library.dataset_observations(data)
@@ -71,6 +78,8 @@ def latency(
 
 def _print(console: Console, report: LatencyReport) -> None:
     from rich.table import Table
+
+    from rfedge.runtimes.scheduling import describe_priority
 
     conditions, machine = report.conditions, report.machine
     steps = conditions.execute_steps
@@ -106,7 +115,7 @@ def _print(console: Console, report: LatencyReport) -> None:
     console.print(
         f"noise floor (first bundle against itself): {floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]\n"
         f"{machine.cpu}, {machine.usable_cores} cores, {' '.join(machine.cpu_flags)}; {conditions.threads} threads, "
-        f"spinning {conditions.spinning}; {', '.join(f'{name} {version}' for name, version in report.versions.items())}; "
+        f"spinning {conditions.spinning}, {describe_priority(conditions.realtime_priority)}; {', '.join(f'{name} {version}' for name, version in report.versions.items())}; "
         f"peak memory of this process {(report.peak_rss_bytes or 0) / 1e6:.0f} MB; commit {report.commit}",
         highlight=False,
         soft_wrap=True,

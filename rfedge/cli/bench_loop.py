@@ -76,15 +76,11 @@ def loop(
         gates.assert_memory(report, assert_memory)
 
 
-def _scheduling(report: LoopReport) -> str:
-    priority = report.realtime_priority
-    return "ordinary scheduling" if priority is None else f"realtime priority {priority}"
-
-
 def _print(report: LoopReport, *, as_json: bool) -> None:
     from rich.console import Console
 
     from rfedge.cli.tables import print_table
+    from rfedge.runtimes.scheduling import describe_priority
 
     columns = ("p50", "p90", "p99", "max")
     rate, overlapped, memory = report.rate, report.overlapped, report.memory
@@ -105,7 +101,7 @@ def _print(report: LoopReport, *, as_json: bool) -> None:
         to_stderr=as_json,
     )
     print_table(
-        f"rates held, {_scheduling(report)}; ms of the backbone ({report.work}), age of the oldest frame in steps",
+        f"rates held, {describe_priority(report.realtime_priority)}; ms of the backbone ({report.work}), age of the oldest frame in steps",
         ("mode", "ms", "minutes", "Hz", "late", "missed", "starved", "calls", "oldest"),
         [
             (
