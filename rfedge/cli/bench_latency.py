@@ -115,7 +115,8 @@ def _print(console: Console, report: LatencyReport) -> None:
     console.print(
         f"noise floor (first bundle against itself): {floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]\n"
         f"{machine.cpu}, {machine.usable_cores} cores, {' '.join(machine.cpu_flags)}; {conditions.threads} threads, "
-        f"spinning {conditions.spinning}, {describe_priority(conditions.realtime_priority)}; {', '.join(f'{name} {version}' for name, version in report.versions.items())}; "
+        f"spinning {conditions.spinning}, {describe_priority(conditions.realtime_priority)}; "
+        f"{', '.join(f'{name} {version}' for name, version in report.versions.items())}; "
         f"peak memory of this process {(report.peak_rss_bytes or 0) / 1e6:.0f} MB; commit {report.commit}",
         highlight=False,
         soft_wrap=True,

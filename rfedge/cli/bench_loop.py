@@ -101,7 +101,8 @@ def _print(report: LoopReport, *, as_json: bool) -> None:
         to_stderr=as_json,
     )
     print_table(
-        f"rates held, {describe_priority(report.realtime_priority)}; ms of the backbone ({report.work}), age of the oldest frame in steps",
+        f"rates held, {describe_priority(report.realtime_priority)}; ms of the backbone ({report.work}), "
+        "age of the oldest frame in steps",
         ("mode", "ms", "minutes", "Hz", "late", "missed", "starved", "calls", "oldest"),
         [
             (
