@@ -52,7 +52,8 @@ def render(result: dict[str, Any], link: str) -> str:
     caption = (
         f"Measured by `make demo` on {machine['cpu']}, {machine['usable_cores']} cores ({', '.join(machine['cpu_flags'])}), "
         f"{conditions['iterations']} calls each, interleaved in one process{_scheduling(conditions)}; "
-        f"the same bundle against itself: {floor['value']:.2f}x. Cosine and action error (1.0 = 20 mm or 0.05 rad) are the worst of {parity['num_steps']} "
+        f"the same bundle against itself: {floor['value']:.2f}x. "
+        f"Cosine and action error (1.0 = 20 mm or 0.05 rad) are the worst of {parity['num_steps']} "
         f"steps of demonstrations with carried state. No success rate is claimed: {training['seconds']:.0f} s "
         f"of training brought its loss from {training['first_loss']:.3f} to {training['last_loss']:.3f}. "
         f"Every figure: [{Path(link).name}]({link})."
