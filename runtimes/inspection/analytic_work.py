@@ -113,6 +113,20 @@ class _Tally:
         if bias:
             self.vector(block, columns)
 
+    def convolution(self, block: str, places: int, inner: int, columns: int) -> None:
+        """A 3x3 convolution of stride 2 with a bias: each of its inputs is read once, four for every place it writes."""
+        form = _FLOAT if self.keeps_convolution else self._form
+        elements = 9 * inner * columns
+        self._add(
+            block,
+            macs=places * elements,
+            form=form,
+            parameters=elements,
+            weight_bytes=int(elements * form.weight_bits / 8),
+            activation_bytes=places * (4 * inner * form.input_bytes + columns * form.output_bytes),
+        )
+        self.vector(block, columns)
+
     def gates(self, block: str, rows: int, width: int, gates: int) -> None:
         """One of the two matrices of an LSTM layer; what it writes are gates, which stay inside the operator."""
         self._add(
@@ -186,8 +200,9 @@ def _vision(tally: _Tally, config: PolicyConfig) -> None:
     tally.linear("vision", places, 3 * side**2, first, bias=bool(others), in_float=tally.keeps_convolution)
     for before, after in itertools.pairwise((first, *others)):
         places //= 4
-        tally.linear("vision", places, 9 * before, after, bias=True, in_float=tally.keeps_convolution)
-    tally.vector("vision", 3 * width)
+        tally.convolution("vision", places, before, after)
+    # Without a stem the camera normalisation gives the patch convolution a bias; a stem has one anyway.
+    tally.vector("vision", (2 if others else 3) * width)
     for index in range(vision.layers):
         block = f"vision.blocks.{index}"
         rows = cameras * tokens
