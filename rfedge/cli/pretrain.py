@@ -27,8 +27,8 @@ def pretrain(
         str, typer.Option(help="no, or bf16 where the processor multiplies it faster (`rfedge doctor`).")
     ] = "no",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order of frames and questions.")] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on at the newest state.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch; default all.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest state in --output, or start over.")] = True,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of the frame cache; default beside the data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
@@ -37,10 +37,10 @@ def pretrain(
     import json
     import sys
 
-    from rfedge.cli.progress import stage_progress
+    from rfedge.cli.progress import training_progress
     from rfedge.config import preset
     from rfedge.errors import ConfigError, explain
-    from rfedge.train.pretrain import PretrainConfig, PretrainReport, pretrain_policy
+    from rfedge.train.pretrain import PretrainConfig, pretrain_policy
 
     if steps is None and minutes is None:
         remedy = "Pass one of them."
@@ -58,20 +58,17 @@ def pretrain(
         validate_every=validate_every,
         save_every=save_every,
         seed=seed,
-        resume=not restart,
-        num_threads=threads,
+        resume=resume,
+        num_threads=num_threads,
         cache=cache,
     )
-    with stage_progress() as progress:
-
-        def show(report: PretrainReport) -> None:
-            progress("pretraining", round(1000 * report.share), 1000)
-
-        result = pretrain_policy(plan, progress=progress, on_step=show)
+    with training_progress("pretraining") as (on_stage, on_step):
+        result = pretrain_policy(plan, progress=on_stage, on_step=on_step)
     measured = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
     print(
         f"{result.steps} steps in {result.seconds / 60:.1f} min over {result.num_frames} frames: "
-        f"loss {result.first_loss:.3f} -> {result.last_loss:.3f}; {measured}; "
+        f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} "
+        f"(means of the first and last {result.num_averaged} steps); {measured}; "
         f"checkpoint {result.checkpoint}",
         file=sys.stderr if as_json else sys.stdout,
     )

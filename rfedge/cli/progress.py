@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-__all__ = ["round_progress", "stage_progress"]
+if TYPE_CHECKING:
+    from rfedge.train import StepReport
+
+__all__ = ["round_progress", "stage_progress", "training_progress"]
 
 
 @contextmanager
@@ -44,3 +57,35 @@ def round_progress() -> Iterator[Callable[[int, int], None]]:
             progress.refresh()  # by hand: a refreshing thread would take part in the timings
 
         yield update
+
+
+@contextmanager
+def training_progress(
+    stage_of_steps: str = "training",
+) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[StepReport], None]]]:
+    """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+        smooth = 0.0
+
+        def on_stage(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, status="")
+            bar.update(tasks[stage], completed=done, status=f"{done} of {total}")
+
+        def on_step(report: StepReport) -> None:
+            nonlocal smooth
+            if stage_of_steps not in tasks:  # only now is the loss known
+                tasks[stage_of_steps], smooth = bar.add_task(stage_of_steps, total=1.0, status=""), report.loss
+            smooth += 0.05 * (report.loss - smooth)
+            bar.update(tasks[stage_of_steps], completed=report.share, status=f"step {report.step}  loss {smooth:.4f}")
+
+        yield on_stage, on_step

@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from rfedge.train import StepReport, TrainConfig, TrainResult
+    from rfedge.train import TrainConfig, TrainResult
 
 __all__ = ["train"]
 
@@ -169,7 +165,7 @@ def train(
 
 def _run(run: TrainConfig, *, dry_run: bool, shown: bool) -> TrainResult | None:
     """Train, with progress bars if `shown`; return nothing after a dry run."""
-    from rfedge.cli.progress import stage_progress
+    from rfedge.cli.progress import stage_progress, training_progress
     from rfedge.data import CalvinDataset, FrameCache
     from rfedge.train import train_policy
 
@@ -186,7 +182,7 @@ def _run(run: TrainConfig, *, dry_run: bool, shown: bool) -> TrainResult | None:
         return train_policy(run)
     with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
         FrameCache.open(dataset, folder=run.cache, on_frame=lambda done, total: progress("frame cache", done, total))
-    with _training_progress() as (on_stage, on_step):
+    with training_progress() as (on_stage, on_step):
         return train_policy(run, progress=on_stage, on_step=on_step)
 
 
@@ -247,36 +243,3 @@ def _require_torch() -> None:
         raise BackendUnavailableError(
             explain("training", got="no PyTorch", expected="torch", remedy="Install it: pip install 'rfedge[train]'.")
         )
-
-
-@contextmanager
-def _training_progress() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[StepReport], None]]]:
-    """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, TaskID] = {}
-        smooth = 0.0
-
-        def on_stage(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, status="")
-            bar.update(tasks[stage], completed=done, status=f"{done} of {total}")
-
-        def on_step(report: StepReport) -> None:
-            nonlocal smooth
-            if "training" not in tasks:  # only now is the loss known
-                tasks["training"], smooth = bar.add_task("training", total=1.0, status=""), report.loss
-            smooth += 0.05 * (report.loss - smooth)
-            bar.update(tasks["training"], completed=report.share, status=f"step {report.step}  loss {smooth:.4f}")
-
-        yield on_stage, on_step

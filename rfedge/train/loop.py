@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,27 +24,25 @@ from rfedge.train.image_text import CoTraining
 from rfedge.train.losses import StepLosses
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.optimizer import Descent, make_optimizer
-from rfedge.train.result import NUM_AVERAGED_STEPS, StepReport, TrainResult, checkpoint_metadata, train_result
+from rfedge.train.result import StepReport, TrainResult, checkpoint_metadata, train_result
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.scope import Scope, full_weights, reach_all, shard
 from rfedge.train.settings import check_batches, open_device, torch_settings
 from rfedge.train.sources import TrainingData, open_training_data, see_once, standardise_features, start_policy
 from rfedge.train.state import (
+    CHECKPOINT_FOLDER,
+    STATE_FOLDER,
     Progress,
-    latest_state,
     load_moments,
     load_weights,
+    newest_state,
     read_document,
-    remove_states,
     save_state,
 )
 from rfedge.train.trainable import draw_vl_layers, freeze, optimizer_groups
 from rfedge.train.validation import measure_windows
 
 __all__ = ["train_policy"]
-
-_CHECKPOINT_FOLDER: Final = "checkpoint"
-_STATE_FOLDER: Final = "state"
 
 B = TypeVar("B", TensorBatch, FeatureBatch)
 
@@ -99,7 +95,7 @@ def _train(
             "frames": sources.cache.content_sha256,
             "image-text files": None if pairs is None else pairs.content_sha256,
         }
-        resumed = _newest_state(config, processes)
+        resumed = newest_state(config.output, resume=config.resume, processes=processes)
         state = Progress() if resumed is None else read_document(resumed, decisive)
         if resumed is not None:
             load_weights(resumed, policy)
@@ -129,7 +125,7 @@ def _train(
                 config, sources, policy, optimizer, trained, decisive, state, write, scope, processes, progress, co_training
             )
             validation = run.train(on_step)
-        result = train_result(config, sources, state, validation, start.drawn, config.output / _CHECKPOINT_FOLDER)
+        result = train_result(config, sources, state, validation, start.drawn, config.output / CHECKPOINT_FOLDER)
         weights = full_weights(policy, processes)
         if processes.is_first:
             metadata = checkpoint_metadata(config, sources, pairs, result, processes.world_size)
@@ -309,9 +305,7 @@ class _Run:
         taken_s = time.perf_counter() - before
         state.step += 1
         loss = values["loss"]
-        if len(state.first_losses) < NUM_AVERAGED_STEPS:
-            state.first_losses.append(loss)
-        state.last_losses = [*state.last_losses, loss][-NUM_AVERAGED_STEPS:]
+        state.add_loss(loss)
         self.write(
             state.step,
             {
@@ -353,7 +347,7 @@ class _Run:
 
     def save(self) -> None:
         save_state(
-            self.config.output / _STATE_FOLDER,
+            self.config.output / STATE_FOLDER,
             self.policy,
             self.optimizer,
             self.trained,
@@ -372,17 +366,6 @@ def _open_pairs(config: TrainConfig, progress: Callable[[str, int, int], None] |
     return open_image_text(
         config.image_text, validation_fraction=config.validation_fraction, seed=config.seed, on_byte=on_byte
     )
-
-
-def _newest_state(config: TrainConfig, processes: Processes) -> Path | None:
-    """Return the state that all processes go on from, as the first one sees it."""
-    folder = config.output / _STATE_FOLDER
-    if processes.is_first and not (config.resume or processes.restarted):
-        remove_states(folder)
-        shutil.rmtree(config.output / "tensorboard", ignore_errors=True)
-    newest = latest_state(folder)
-    name = processes.agree("" if newest is None else newest.name)
-    return folder / name if name else None
 
 
 def _write_nothing(step: int, values: dict[str, float]) -> None:

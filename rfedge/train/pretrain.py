@@ -8,7 +8,6 @@ language model's own loss on captions and questions of `rfedge.data.scene_questi
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +28,24 @@ from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train.distributed import Processes
 from rfedge.train.metrics import open_metrics
-from rfedge.train.scene_batches import SceneLoader, SceneQuestions, number_ids, scene_score
+from rfedge.train.result import StepReport
+from rfedge.train.scene_batches import SceneBatch, SceneLoader, SceneQuestions, number_ids, scene_score
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.settings import torch_settings
-from rfedge.train.state import Progress, latest_state, load_moments, load_weights, read_document, remove_states, save_state
+from rfedge.train.state import (
+    CHECKPOINT_FOLDER,
+    STATE_FOLDER,
+    Progress,
+    load_moments,
+    load_weights,
+    newest_state,
+    read_document,
+    save_state,
+)
 from rfedge.train.vocabulary import TABLETOP_WORDS
 
-__all__ = ["PretrainConfig", "PretrainReport", "PretrainResult", "pretrain_policy"]
+__all__ = ["PretrainConfig", "PretrainResult", "pretrain_policy"]
 
-_NUM_AVERAGED_STEPS: Final = 50
 _VALIDATION_SEED: Final = 12345
 _BETAS: Final = (0.9, 0.98)
 _MM_PER_M: Final = 1000.0
@@ -93,21 +101,13 @@ class PretrainConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class PretrainReport:
-    """One step: losses in nats a token; `location_mm` is the mean error of a coordinate that was said, once measured."""
-
-    step: int
-    share: float
-    loss: float
-    location_mm: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class PretrainResult:
     """What a run came to.
 
     Attributes:
         checkpoint: the folder.
+        steps, seconds: over all parts of the run.
+        first_loss, last_loss: mean training loss of the first and of the last `num_averaged` steps, nats a token.
         num_frames: frames to train on.
         validation: metrics of the held-out frames at the end; empty without any.
     """
@@ -119,6 +119,7 @@ class PretrainResult:
     num_parameters: int
     first_loss: float
     last_loss: float
+    num_averaged: int
     validation: dict[str, float]
 
 
@@ -126,7 +127,7 @@ def pretrain_policy(
     config: PretrainConfig,
     *,
     progress: Callable[[str, int, int], None] | None = None,
-    on_step: Callable[[PretrainReport], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
 ) -> PretrainResult:
     """Train until the first of steps and minutes is reached, and write `output/checkpoint`; goes on where it was stopped.
 
@@ -158,14 +159,16 @@ def pretrain_policy(
         )
         validation = run.train(on_step)
         state = run.state
+        first_loss, last_loss = state.mean_losses()
         result = PretrainResult(
-            checkpoint=config.output / "checkpoint",
+            checkpoint=config.output / CHECKPOINT_FOLDER,
             steps=state.step,
             seconds=state.seconds,
             num_frames=len(training),
             num_parameters=sum(parameter.numel() for parameter in policy.parameters()),
-            first_loss=float(np.mean(state.first_losses)),
-            last_loss=float(np.mean(state.last_losses)),
+            first_loss=first_loss,
+            last_loss=last_loss,
+            num_averaged=state.num_averaged,
             validation=validation,
         )
         metadata = {
@@ -196,8 +199,9 @@ class _Run:
         self.numbers = numbers
         self.decisive = decisive
         self.trained = [(name, parameter) for name, parameter in policy.named_parameters() if not name.startswith("head.")]
-        matrices = [parameter for _, parameter in self.trained if parameter.ndim > 1]
-        others = [parameter for _, parameter in self.trained if parameter.ndim <= 1]
+        self.parameters = [parameter for _, parameter in self.trained]
+        matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.learning_rate,
@@ -205,10 +209,8 @@ class _Run:
             fused=True,
         )
         self.state = Progress()
-        folder = config.output / "state"
-        if not config.resume:
-            remove_states(folder)
-        if (newest := latest_state(folder)) is not None:
+        newest = newest_state(config.output, resume=config.resume, processes=Processes())
+        if newest is not None:
             self.state = read_document(newest, decisive)
             load_weights(newest, policy)
             load_moments(newest, policy, self.optimizer, self.trained)
@@ -221,12 +223,10 @@ class _Run:
         of_steps = self.state.step / config.steps if config.steps else 0.0
         return max(of_steps, self.state.seconds / (60.0 * config.minutes) if config.minutes else 0.0)
 
-    def train(self, on_step: Callable[[PretrainReport], None] | None) -> dict[str, float]:
+    def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
         """Run the steps that are left; return the last measurement."""
         config, state = self.config, self.state
         sampler = WindowSampler(len(self.training), config.batch_size, config.seed, state.sampler)
-        recent: deque[float] = deque(state.last_losses, maxlen=_NUM_AVERAGED_STEPS)
-        location_mm: float | None = None
         with (
             open_metrics(config.output, resumed_step=state.step) as write,
             SceneLoader(self.training, sampler, step=state.step) as loader,
@@ -234,27 +234,23 @@ class _Run:
             while state.step == 0 or self.share() < 1.0:
                 batch, state.sampler = loader.next()
                 values = self.step(batch)
-                recent.append(values["loss"])
-                if len(state.first_losses) < _NUM_AVERAGED_STEPS:
-                    state.first_losses.append(values["loss"])
-                state.last_losses = list(recent)
+                state.add_loss(values["loss"])
                 state.seconds = time.perf_counter() - self.started
                 if config.validate_every and state.step % config.validate_every == 0:
-                    measured = self.measure()
-                    location_mm = measured.get("validation_location_mm")
-                    values |= measured
+                    values |= self.measure()
                 write(state.step, values)
                 if config.save_every and state.step % config.save_every == 0:
                     self.save()
                 if on_step is not None:
-                    on_step(PretrainReport(state.step, min(1.0, self.share()), float(np.mean(recent)), location_mm))
+                    share = min(1.0, self.share())
+                    on_step(StepReport(state.step, share, values["loss"], values["learning_rate"], state.seconds))
             measured = self.measure()
             write(state.step, measured)
         if self.saved != state.step:
             self.save()
         return measured
 
-    def step(self, batch: Any) -> dict[str, float]:
+    def step(self, batch: SceneBatch) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
         config = self.config
         rate = config.learning_rate * learning_rate_factor(
@@ -267,7 +263,7 @@ class _Run:
             score = scene_score(self.policy, batch, self.numbers)
         self.optimizer.zero_grad(set_to_none=True)
         score.loss.backward()
-        norm = clip_grad_norm_([parameter for _, parameter in self.trained], config.gradient_clip)
+        norm = clip_grad_norm_(self.parameters, config.gradient_clip)
         self.optimizer.step()
         self.state.step += 1
         return {
@@ -304,7 +300,7 @@ class _Run:
     def save(self) -> None:
         """Write the state."""
         save_state(
-            self.config.output / "state",
+            self.config.output / STATE_FOLDER,
             self.policy,
             self.optimizer,
             self.trained,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -15,10 +15,7 @@ from rfedge.train.config import TrainConfig
 from rfedge.train.sources import TrainingData
 from rfedge.train.state import Progress
 
-__all__ = ["NUM_AVERAGED_STEPS", "StepReport", "TrainResult", "checkpoint_metadata", "train_result"]
-
-# first_loss and last_loss are means over this many steps: a single batch says little.
-NUM_AVERAGED_STEPS: Final = 20
+__all__ = ["StepReport", "TrainResult", "checkpoint_metadata", "train_result"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +34,7 @@ class TrainResult:
     """What a run came to.
 
     Attributes:
-        first_loss, last_loss: mean training loss of the first and of the last `num_averaged` steps, which is
-            NUM_AVERAGED_STEPS, or half of the run when it was shorter than twice that.
+        first_loss, last_loss: mean training loss of the first and of the last `num_averaged` steps.
         validation_loss, validation_gripper_accuracy: on held-out segments at the end; None when none were held out.
         validation_caption_perplexity, validation_vqa_perplexity: a token of the held-out pairs of each kind at the end;
             None when there were none.
@@ -69,11 +65,11 @@ def train_result(
     checkpoint: Path,
 ) -> TrainResult:
     """Sum up a run that stands at `state`, measured `validation` last and drew the parameters `drawn` from its seed."""
-    num_averaged = min(NUM_AVERAGED_STEPS, max(1, state.step // 2))
+    first_loss, last_loss = state.mean_losses()
     return TrainResult(
-        first_loss=_mean(state.first_losses[:num_averaged]),
-        last_loss=_mean(state.last_losses[-num_averaged:]),
-        num_averaged=num_averaged,
+        first_loss=first_loss,
+        last_loss=last_loss,
+        num_averaged=state.num_averaged,
         validation_loss=validation.get("validation_loss"),
         validation_gripper_accuracy=validation.get("validation_gripper_accuracy"),
         validation_caption_perplexity=validation.get("validation_caption_perplexity"),
@@ -123,7 +119,3 @@ def checkpoint_metadata(
             "validation_vqa_perplexity": result.validation_vqa_perplexity,
         },
     }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -10,6 +10,7 @@ Weights and moments are whole whatever number of processes wrote them, so any ot
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,23 @@ from rfedge.model import RoboFlamingo
 from rfedge.train.distributed import Processes
 from rfedge.train.scope import full_tensor, full_weights, like_parameter
 
-__all__ = ["Progress", "latest_state", "load_moments", "load_weights", "read_document", "remove_states", "save_state"]
+__all__ = [
+    "CHECKPOINT_FOLDER",
+    "STATE_FOLDER",
+    "Progress",
+    "load_moments",
+    "load_weights",
+    "newest_state",
+    "read_document",
+    "save_state",
+]
+
+# Of a run, in its output folder.
+CHECKPOINT_FOLDER: Final = "checkpoint"
+STATE_FOLDER: Final = "state"
+_TENSORBOARD_FOLDER: Final = "tensorboard"
+# The first and the last loss of a run are means over this many steps: a single batch says little.
+_NUM_AVERAGED_STEPS: Final = 20
 
 _PARAMETERS: Final = "parameters.safetensors"
 _OPTIMIZER: Final = "optimizer.safetensors"
@@ -58,6 +75,22 @@ class Progress:
     first_losses: list[float] = field(default_factory=list)
     last_losses: list[float] = field(default_factory=list)
     scaler: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_averaged(self) -> int:
+        """Steps that each of `mean_losses` is over: fewer in a run so short that the two would overlap."""
+        return min(_NUM_AVERAGED_STEPS, max(1, self.step // 2))
+
+    def add_loss(self, loss: float) -> None:
+        """Keep the loss of a step, as long as it is one of the first or the latest ones."""
+        if len(self.first_losses) < _NUM_AVERAGED_STEPS:
+            self.first_losses.append(loss)
+        self.last_losses = [*self.last_losses, loss][-_NUM_AVERAGED_STEPS:]
+
+    def mean_losses(self) -> tuple[float, float]:
+        """Return the mean of the first and of the latest losses; NaN before the first step."""
+        count = self.num_averaged
+        return _mean(self.first_losses[:count]), _mean(self.last_losses[-count:])
 
 
 def save_state(
@@ -106,15 +139,23 @@ def save_state(
         shutil.rmtree(old)
 
 
-def latest_state(folder: Path) -> Path | None:
-    """Return the newest state in `folder`, or None."""
-    return next(reversed(_states(folder)), None)
+def newest_state(output: Path, *, resume: bool, processes: Processes) -> Path | None:
+    """Return the state that all processes go on from, as the first one sees it; None begins anew.
+
+    Without `resume` everything that an earlier run wrote to go on from is forgotten, unless torchrun has restarted this one.
+    """
+    folder = output / STATE_FOLDER
+    if processes.is_first and not (resume or processes.restarted):
+        for path in _states(folder):
+            shutil.rmtree(path)
+        shutil.rmtree(output / _TENSORBOARD_FOLDER, ignore_errors=True)
+    newest = next(reversed(_states(folder)), None)
+    name = processes.agree("" if newest is None else newest.name)
+    return folder / name if name else None
 
 
-def remove_states(folder: Path) -> None:
-    """Forget every state in `folder`: the run starts over."""
-    for path in _states(folder):
-        shutil.rmtree(path)
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def _states(folder: Path) -> list[Path]:

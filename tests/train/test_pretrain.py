@@ -15,9 +15,9 @@ from rfedge.data.windows import WindowIndex
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.model import build_policy, load_checkpoint
 from rfedge.tokenizer import InstructionTokenizer
-from rfedge.train import train_config, train_policy
+from rfedge.train import StepReport, train_config, train_policy
 from rfedge.train.image_text import NO_LABEL
-from rfedge.train.pretrain import PretrainConfig, PretrainReport, pretrain_policy
+from rfedge.train.pretrain import PretrainConfig, pretrain_policy
 from rfedge.train.scene_batches import SceneQuestions, number_ids, scene_score
 from rfedge.train.sources import start_policy
 from rfedge.train.vision_tokens import TOKENS_FOLDER
@@ -199,7 +199,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(dataset: CalvinDataset,
     class KilledError(Exception):
         pass
 
-    def kill(report: PretrainReport) -> None:
+    def kill(report: StepReport) -> None:
         if report.step == 5:
             raise KilledError
 
