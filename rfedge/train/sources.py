@@ -160,4 +160,7 @@ def see_once(
     folder = sources.folder / TOKENS_FOLDER if config.cache is None else config.cache.parent / TOKENS_FOLDER
     on_frame = None if progress is None else lambda done, total: progress("vision tokens", done, total)
     with processes.alone():  # the first process computes them, the others find them
-        return replace(sources, cache=with_vision_tokens(sources.cache, policy, folder, device, on_frame=on_frame))
+        seen = with_vision_tokens(
+            sources.cache, policy, folder, device, mixed_precision=config.mixed_precision, on_frame=on_frame
+        )
+        return replace(sources, cache=seen)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from rfedge.config import preset
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
+from rfedge.data.merging import merge_datasets
 from rfedge.data.scene_questions import COLOURS, NUMBERS, QUESTION_WORDS, SceneFacts, ask_report, ask_request
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import ConfigError, DatasetError
@@ -20,7 +22,7 @@ from rfedge.train.image_text import NO_LABEL
 from rfedge.train.pretrain import PretrainConfig, pretrain_policy
 from rfedge.train.scene_batches import SceneQuestions, number_ids, scene_score
 from rfedge.train.sources import start_policy
-from rfedge.train.vision_tokens import TOKENS_FOLDER
+from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from tests.synthetic_demonstrations import write_demonstrations
 
 
@@ -292,6 +294,35 @@ def test_a_frozen_tower_looks_at_each_frame_once(dataset: CalvinDataset, tmp_pat
     changed = (tokens / "tokens.json").stat().st_mtime_ns
     train_policy(config.model_copy(update={"output": tmp_path / "again"}))
     assert (tokens / "tokens.json").stat().st_mtime_ns == changed, "found, not computed again"
+
+
+def test_frames_that_a_tower_has_seen_are_not_looked_at_again(dataset: CalvinDataset, tmp_path: Path) -> None:
+    """Data that grew costs what was added; another tower or other products start afresh."""
+    other = CalvinDataset.open(write_demonstrations(tmp_path / "other", episodes_per_task=1, num_frames=5, seed=7))
+    merged = merge_datasets([dataset.folder, other.folder], tmp_path / "merged").folder
+    before, after = (FrameCache.open(CalvinDataset.open(folder)) for folder in (dataset.folder, merged))
+    policy = build_policy(preset("tiny"), seed=0)
+    seen: list[int] = []
+    policy.backbone.vision.register_forward_hook(lambda module, given, tokens: seen.append(len(tokens)))
+
+    def tokens_of(cache: FrameCache, **options: Any) -> FrameCache:
+        seen.clear()
+        return with_vision_tokens(cache, policy, tmp_path / "tokens", torch.device("cpu"), **options)
+
+    small = tokens_of(before)
+    assert sum(seen) == 2 * 40
+    grown = tokens_of(after)
+    assert sum(seen) == 2 * 10, "both cameras of what was added"
+    assert np.array_equal(grown.rgb_static[:40], small.rgb_static)
+    assert np.array_equal(grown.rgb_gripper[:40], small.rgb_gripper)
+    afresh = with_vision_tokens(after, policy, tmp_path / "afresh", torch.device("cpu"))
+    np.testing.assert_allclose(grown.rgb_static, afresh.rgb_static, rtol=2e-3, atol=2e-3)  # of batches of other sizes
+    tokens_of(after, mixed_precision="bf16")
+    assert sum(seen) == 2 * 50
+    with torch.no_grad():
+        policy.backbone.vision.conv1.weight.add_(0.01)
+    tokens_of(after)
+    assert sum(seen) == 2 * 50
 
 
 def test_a_tower_that_learns_cannot_look_once(dataset: CalvinDataset, tmp_path: Path) -> None:
