@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import ValidationError
 
 from rfedge.atomic import atomic_file
 from rfedge.benchmarks.chain_agents import Agent, Subtask
@@ -40,11 +39,12 @@ from rfedge.benchmarks.chain_report import (
 )
 from rfedge.benchmarks.machine import circumstances
 from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.record import parse_lines
 from rfedge.benchmarks.rollout_session import RolloutSetup, Simulator, World, close_session, open_session
 from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.initial_conditions import initial_state
 from rfedge.envs.language import LANGUAGES, choose_instruction
-from rfedge.errors import ArtifactError, ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean, explain
 from rfedge.journal import open_journal, read_journal
 from rfedge.workers import JobRunner, run_jobs
 
@@ -118,13 +118,20 @@ class ChainPlan:
         Raises:
             ConfigError: `instructions` lacks a task.
         """
-        return tuple(self._subtask(index, position, task) for position, task in enumerate(chain.tasks))
+        return tuple(
+            self.subtask(task, [self.seed, index, position], chain=index, position=position)
+            for position, task in enumerate(chain.tasks)
+        )
 
-    def _subtask(self, index: int, position: int, task: str) -> Subtask:
-        entropy = [self.seed, index, position]
+    def subtask(self, task: str, entropy: Sequence[int], *, chain: int, position: int) -> Subtask:
+        """Return what the agent is told when it is to do `task`; instruction and seed follow from `entropy`.
+
+        Raises:
+            ConfigError: `instructions` lacks the task.
+        """
         instruction = self.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        return Subtask(chain=index, position=position, task=task, instruction=instruction, seed=seed)
+        return Subtask(chain=chain, position=position, task=task, instruction=instruction, seed=seed)
 
     def instruction(self, task: str, rng: np.random.Generator) -> str:
         """Return what the agent is told when it is to do `task`, drawn from `rng` where the language has several.
@@ -239,14 +246,7 @@ def read_chains(folder: Path) -> tuple[ChainRecord, ...]:
 
 
 def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRecord]:
-    try:
-        records = [ChainRecord.model_validate(line) for line in lines]
-    except ValidationError:
-        expected = "what `rfedge bench` writes"
-        raise ArtifactError(
-            explain(str(path), got="a record that is no chain", expected=expected, remedy="Choose another --output.")
-        ) from None
-    return {record.index: record for record in records}
+    return {record.index: record for record in parse_lines(ChainRecord, lines, path, what="chain")}
 
 
 def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:

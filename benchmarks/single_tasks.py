@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import numpy as np
-from pydantic import ValidationError
 
 from rfedge.benchmarks.chain_agents import Subtask
 from rfedge.benchmarks.chain_report import SubtaskRecord
 from rfedge.benchmarks.chains import ChainPlan
 from rfedge.benchmarks.plan import check_least
-from rfedge.benchmarks.record import Record
+from rfedge.benchmarks.record import Record, parse_lines
 from rfedge.benchmarks.rollout_session import RolloutSetup, close_session, open_session
 from rfedge.envs.experts import prepare_start
 from rfedge.envs.tasks import TASKS, check_task
-from rfedge.errors import ArtifactError, explain
 from rfedge.journal import open_journal
 from rfedge.workers import JobRunner, run_jobs
 
@@ -28,7 +24,6 @@ __all__ = ["TRIALS_FILE", "TrialRecord", "run_trials", "trial_subtasks"]
 
 TRIALS_FILE: Final = "trials.jsonl"
 _TRIALS_SCHEMA_VERSION: Final = 1
-_INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
 
 
 class TrialRecord(Record):
@@ -61,15 +56,10 @@ def trial_subtasks(plan: ChainPlan, starts_per_task: int, tasks: Sequence[str] =
         ConfigError: a task is unknown, or the plan's own instructions lack it.
     """
     return tuple(
-        _subtask(plan, check_task(task), start) for task in tasks for start in range(plan.seed, plan.seed + starts_per_task)
+        plan.subtask(check_task(task), [TASKS.index(task), start], chain=start, position=0)
+        for task in tasks
+        for start in range(plan.seed, plan.seed + starts_per_task)
     )
-
-
-def _subtask(plan: ChainPlan, task: str, start: int) -> Subtask:
-    entropy = [TASKS.index(task), start]
-    instruction = plan.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    return Subtask(chain=start, position=0, task=task, instruction=instruction, seed=seed)
 
 
 def run_trials(
@@ -119,7 +109,8 @@ def run_trials(
     path = output / TRIALS_FILE
     with open_journal(path, arguments) as journal:
         done = {
-            (record.subtask.task, record.start): record for record in map(functools.partial(_parse, path), journal.records)
+            (record.subtask.task, record.start): record
+            for record in parse_lines(TrialRecord, journal.records, path, what="start")
         }
         if on_trial is not None:
             on_trial(len(done), len(jobs))
@@ -133,16 +124,6 @@ def run_trials(
         finally:
             close_session()  # of a run in this process
     return tuple(done[job.subtask.task, job.start] for job in jobs)
-
-
-def _parse(path: Path, line: Mapping[str, object]) -> TrialRecord:
-    try:
-        return TrialRecord.model_validate(line)
-    except ValidationError:
-        expected = "what `rfedge bench` writes"
-        raise ArtifactError(
-            explain(str(path), got="a record that is no start", expected=expected, remedy="Choose another --output.")
-        ) from None
 
 
 def _run_trial(setup: RolloutSetup, job: _Job) -> TrialRecord:

@@ -58,11 +58,8 @@ def success(
     as_json: AsJson = False,
 ) -> None:
     """Run bundles on the same chains and tasks, and say how much of the first one's success the others keep."""
-    from rfedge.benchmarks import success_report
-    from rfedge.benchmarks.success import run_success
-    from rfedge.cli.progress import stage_progress
     from rfedge.cli.reports import write_report
-    from rfedge.cli.success_options import draw_chains, make_plan, open_workers
+    from rfedge.cli.success_options import check_gates, make_plan, measure
     from rfedge.cli.success_tables import print_success
 
     plan = make_plan(
@@ -82,19 +79,7 @@ def success(
         backend=backend,
         provider=provider,
     )
-    with open_workers(ray, workers) as (runner, executor), stage_progress() as progress:
-        report = run_success(
-            plan,
-            draw_chains(num, progress),
-            output,
-            workers=workers,
-            runner=runner,
-            executor=executor,
-            on_progress=lambda done, total: progress("rollouts", done, total),
-        )
+    report = measure(plan, num=num, output=output, workers=workers, ray=ray)
     print_success(report, to_stderr=as_json)
     write_report(report, as_json=as_json)
-    if assert_average_length is not None:  # last, so that the numbers behind a failed gate are on the screen
-        success_report.assert_average_length(report, assert_average_length)
-    if assert_share is not None:
-        success_report.assert_share(report, assert_share)
+    check_gates(report, assert_average_length, assert_share)

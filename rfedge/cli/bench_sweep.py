@@ -73,13 +73,11 @@ def sweep(
     """Measure success for every bundle and number of steps per call, then latency alone, and draw one against the other."""
     import dataclasses
 
-    from rfedge.benchmarks import success_report
-    from rfedge.benchmarks.success import run_success
     from rfedge.benchmarks.sweep import PLOT_FILE, SweepPlan, finish_sweep
     from rfedge.benchmarks.sweep_plot import can_draw, check_can_draw, draw_sweep
-    from rfedge.cli.progress import round_progress, stage_progress
+    from rfedge.cli.progress import round_progress
     from rfedge.cli.reports import write_report
-    from rfedge.cli.success_options import draw_chains, make_plan, open_workers
+    from rfedge.cli.success_options import check_gates, make_plan, measure
     from rfedge.cli.success_tables import print_success
 
     if plot is not None:
@@ -108,16 +106,7 @@ def sweep(
         settle_ms=settle_ms,
         latency_settings=dataclasses.replace(success_plan.settings, threads=latency_threads),
     )
-    with open_workers(ray, workers) as (runner, executor), stage_progress() as progress:
-        success = run_success(
-            plan.success,
-            draw_chains(num, progress),
-            output,
-            workers=workers,
-            runner=runner,
-            executor=executor,
-            on_progress=lambda done, total: progress("rollouts", done, total),
-        )
+    success = measure(plan.success, num=num, output=output, workers=workers, ray=ray)
     with round_progress() as on_round:  # with nothing beside it
         report = finish_sweep(plan, success, output, on_round=on_round)
     print_success(success, to_stderr=as_json)
@@ -126,10 +115,7 @@ def sweep(
         if picture is not None:
             draw_sweep(report, picture)
     write_report(report, as_json=as_json)
-    if assert_average_length is not None:  # last, so that the numbers behind a failed gate are on the screen
-        success_report.assert_average_length(success, assert_average_length)
-    if assert_share is not None:
-        success_report.assert_share(success, assert_share)
+    check_gates(success, assert_average_length, assert_share)
 
 
 def _print(report: SweepReport, *, to_stderr: bool) -> None:

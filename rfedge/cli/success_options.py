@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.success_plan import SuccessPlan
-    from rfedge.envs.chains import Chain
+    from rfedge.benchmarks.success_report import SuccessReport
     from rfedge.workers import JobRunner
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
     "Threads",
     "TrainedOn",
     "Workers",
-    "draw_chains",
+    "check_gates",
     "make_plan",
-    "open_workers",
+    "measure",
 ]
 
 Bundles = Annotated[list[Path], typer.Argument(help="Bundle folders; the first is what the others are compared with.")]
@@ -122,22 +122,42 @@ def make_plan(
     )
 
 
-def draw_chains(num: int, progress: Callable[[str, int, int], None]) -> tuple[Chain, ...]:
-    """Return the first `num` chains; none for 0."""
-    from rfedge.envs.chains import make_chains
-
-    if num == 0:
-        return ()
-    return make_chains(num, on_progress=lambda done, total: progress("drawing chains", done, total))
-
-
-@contextmanager
-def open_workers(ray: str | None, workers: int) -> Iterator[tuple[JobRunner, str]]:
-    """Yield where jobs run, and what reports call it.
+def measure(plan: SuccessPlan, *, num: int, output: Path | None, workers: int, ray: str | None) -> SuccessReport:
+    """Run the plan on the first `num` chains behind a progress bar.
 
     Raises:
         BackendUnavailableError: Ray is not installed or not there.
     """
+    from rfedge.benchmarks.success import run_success
+    from rfedge.cli.progress import stage_progress
+    from rfedge.envs.chains import make_chains
+
+    with _open_workers(ray, workers) as (runner, executor), stage_progress() as progress:
+        chains = make_chains(num, on_progress=lambda done, total: progress("drawing chains", done, total)) if num else ()
+        return run_success(
+            plan,
+            chains,
+            output,
+            workers=workers,
+            runner=runner,
+            executor=executor,
+            on_progress=lambda done, total: progress("rollouts", done, total),
+        )
+
+
+def check_gates(report: SuccessReport, least_length: float | None, least_share: float | None) -> None:
+    """Hold the report to what was asked for; last in a command, so that the numbers behind a failed gate are seen."""
+    from rfedge.benchmarks.success_report import assert_average_length, assert_share
+
+    if least_length is not None:
+        assert_average_length(report, least_length)
+    if least_share is not None:
+        assert_share(report, least_share)
+
+
+@contextmanager
+def _open_workers(ray: str | None, workers: int) -> Iterator[tuple[JobRunner, str]]:
+    """Yield where jobs run, and what reports call it."""
     from rfedge.ray_workers import RayWorkers
     from rfedge.workers import run_jobs
 
