@@ -4,6 +4,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 CONSTRAINTS ?= constraints.txt
 DEMO_DIR ?= demo
+PIPELINE_DIR ?= pipeline
 PYTEST_FLAGS ?=
 TEST_PROCESSES ?= 2
 
@@ -14,12 +15,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 export MUJOCO_GL ?= egl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check check-jetson check-rendering clean
+.PHONY: help setup demo pipeline test test-slow check check-jetson check-rendering clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
-setup: $(STAMP) ## create .venv and install rfedge with everything that demo and tests need
+setup: $(STAMP) ## create .venv and install rfedge with everything that demo, pipeline and tests need
 
 # PyTorch goes first and alone: a later package that asks for "torch" then finds the CPU build and leaves it.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -34,8 +35,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 check-rendering: $(STAMP)
 	@$(BIN)/python tools/check_rendering.py
 
-demo: $(STAMP) check-rendering ## the main job: demonstrations -> train -> export int8 -> run -> latency table
+demo: $(STAMP) check-rendering ## the shipped policy at work: films, success, latency
 	@$(BIN)/python tools/demo.py --output $(DEMO_DIR)
+
+pipeline: $(STAMP) check-rendering ## the whole road in small: demonstrations -> train -> export int8 -> run -> latency table
+	@$(BIN)/python tools/pipeline.py --output $(PIPELINE_DIR)
 
 test: $(STAMP) check-rendering ## set-up plus the whole default test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
@@ -52,5 +56,5 @@ check: $(STAMP) ## ruff, mypy --strict, codespell
 check-jetson: $(STAMP) ## prove that the core resolves to aarch64 wheels on JetPack 6 and 7
 	@$(BIN)/python tools/check_jetson.py
 
-clean: ## remove what demo and tests made; .venv stays
-	rm -rf $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove what demo, pipeline and tests made; .venv stays
+	rm -rf $(DEMO_DIR) $(PIPELINE_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,7 +36,7 @@ class SuccessPlan:
     Attributes:
         bundles: folders; the first is what the others are compared with.
         labels: what rows call each bundle; empty takes the precision, with the folder's name where that is not unique.
-        trained_on: what to say of the training data of each, see `PolicyRecord`; empty says nothing.
+        trained_on: what to say of the training data of each, see `PolicyRecord`; empty says what the bundles do.
         execute_steps: control steps per policy call, each of them for every bundle.
         mode: of `rfedge.runtimes.controllers`; None takes jump-step where the steps are the bundle's own stride above 1,
             else closed-loop for 1 and open-loop for more.
@@ -203,7 +203,7 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
             chunk_size=bundle.policy.chunk_size,
             frame_stride=bundle.policy.frame_stride,
             provenance=bundle.manifest.source,
-            trained_on=plan.trained_on[index] if plan.trained_on else None,
+            trained_on=plan.trained_on[index] if plan.trained_on else ",".join(bundle.manifest.scenes) or None,
             forced_past=bundle.manifest.parity.forced_past,
         )
         for index, (label, bundle, precision) in enumerate(zip(labels, bundles, precisions, strict=True))

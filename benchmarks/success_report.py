@@ -45,7 +45,8 @@ class PolicyRecord(Record):
         manifest_sha256: of manifest.json, which holds the hashes of all other files.
         size_bytes: of its files.
         provenance: what the manifest says of the checkpoint it was made from.
-        trained_on: what the caller says of the training data, for instance "A,B,C"; None when nothing was said.
+        trained_on: the scenes of the training data, for instance "A,B,C", as the caller or else the manifest says; None
+            when neither does.
         forced_past: thresholds of the export that it missed and was written in spite of.
     """
 

@@ -172,6 +172,7 @@ def export_checkpoint(
 
     with write_bundle(output, overwrite=options.overwrite) as writer:
         write_language(checkpoint, precisions.text, _sentences(checkpoint, frames, options), writer)
+        training = checkpoint.metadata
         del checkpoint  # full-size weights are dropped before something else of their size is loaded
         chosen: list[EpisodeFrame] = []
         calibration = None
@@ -226,6 +227,7 @@ def export_checkpoint(
                 calibration=calibration,
                 parity=parity,
                 source={"checkpoint_sha256": checkpoint_sha256(checkpoint_dir), "name": config.name},
+                training=training,
                 versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
             )
         )

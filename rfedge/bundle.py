@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from rfedge.atomic import atomic_directory
 from rfedge.config import PolicyConfig
@@ -128,7 +128,11 @@ class ParityRecord(_Record):
 
 
 class Manifest(_Record):
-    """manifest.json."""
+    """manifest.json.
+
+    `training` is what the checkpoint says of how it came to be, as JSON values; `initial` in it is the same of the
+    checkpoint that it started from.
+    """
 
     format: Literal["rfedge-bundle"] = "rfedge-bundle"
     schema_version: int = SCHEMA_VERSION
@@ -138,8 +142,16 @@ class Manifest(_Record):
     calibration: CalibrationRecord | None = None
     parity: ParityRecord
     source: dict[str, str]
+    training: dict[str, JsonValue] | None = None
     versions: dict[str, str]
     artifacts: tuple[Artifact, ...] = ()
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """Scenes of the demonstrations that the policy was trained on; empty where nothing is said of them."""
+        dataset = (self.training or {}).get("dataset")
+        scenes = dataset.get("scenes") if isinstance(dataset, dict) else None
+        return tuple(str(scene) for scene in scenes) if isinstance(scenes, list) else ()
 
 
 class Bundle:

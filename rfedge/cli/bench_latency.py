@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -16,7 +18,12 @@ __all__ = ["latency"]
 
 
 def latency(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders; the first is also the noise floor.")],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            callback=bundle_folder, help="Bundle folders or shipped policies; the first is also the noise floor."
+        ),
+    ],
     checkpoint: Annotated[Path | None, typer.Option(help="Compare with this checkpoint in PyTorch.")] = None,
     execute_steps: Annotated[int, typer.Option(help="Control steps that one policy call serves.")] = 1,
     warmup: Annotated[int, typer.Option(help="Untimed calls per variant.")] = 20,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from rfedge.benchmarks.loop_policy import Work
     from rfedge.benchmarks.loop_report import LoopReport
@@ -18,7 +20,9 @@ def loop(
     folder: Annotated[
         Path | None, typer.Option(help="Folder of the bundle with random weights; made there if missing, and kept.")
     ] = None,
-    bundle: Annotated[list[Path] | None, typer.Option(help="Further bundles for the open-loop table.")] = None,
+    bundle: Annotated[
+        list[Path] | None, typer.Option(callback=bundle_folder, help="Further bundles for the open-loop table.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="How long the rate is held.")] = 10.0,
     rate_hz: Annotated[float, typer.Option(help="Control steps per second.")] = 30.0,
     backbone_ms: Annotated[float, typer.Option(help="Duration of the backbone while the rate is held.")] = 20.0,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from rfedge.benchmarks.server import ServerReport
 
@@ -15,7 +17,8 @@ __all__ = ["server"]
 
 def server(
     bundle: Annotated[
-        Path | None, typer.Option(help="Bundle to serve; without one `tiny` with random weights is exported.")
+        Path | None,
+        typer.Option(callback=bundle_folder, help="Bundle to serve; without one `tiny` with random weights is exported."),
     ] = None,
     clients: Annotated[int, typer.Option(help="Clients connected at once.")] = 100,
     streaming: Annotated[int, typer.Option(help="How many of them ask as fast as they are answered.")] = 8,

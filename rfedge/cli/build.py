@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from rfedge.export.tensorrt.pipeline import PlannedEngine, StageResult
 
@@ -14,7 +16,7 @@ __all__ = ["build"]
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder written by `rfedge export`.")],
+    bundle: Annotated[Path, typer.Argument(callback=bundle_folder, help="Bundle folder written by `rfedge export`.")],
     target: Annotated[
         str, typer.Option(help="tensorrt or tensorrt-rtx; without it tensorrt, and tensorrt-rtx with --aot.")
     ] = "",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
 from rfedge.cli.demos_convert import convert
 from rfedge.cli.demos_inspect import inspect
 from rfedge.cli.demos_merge import merge
@@ -46,7 +47,10 @@ def demos(
     ] = 0.0,
     noise_share: Annotated[float | None, typer.Option(help="Part of the steps with noise; default 0.3.")] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="Bundle that drives while the experts only label what they would have done.")
+        Path | None,
+        typer.Option(
+            callback=bundle_folder, help="Bundle that drives while the experts only label what they would have done."
+        ),
     ] = None,
     mode: Annotated[str | None, typer.Option(help="Loop of the policy: closed-loop (default) or open-loop.")] = None,
     execute_steps: Annotated[int | None, typer.Option(help="Actions the policy plays per inference.")] = None,

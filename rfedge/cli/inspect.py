@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from rfedge.runtimes.inspection.devices import Device
     from rfedge.runtimes.inspection.report import Inspection
@@ -15,7 +17,10 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; without one, give --config.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(callback=bundle_folder, help="Bundle folder or shipped policy; without one, give --config."),
+    ] = None,
     config: Annotated[str | None, typer.Option(help="Preset to count without any file, such as M-3B.")] = None,
     precision: Annotated[
         str, typer.Option(help="With --config: fp32, fp16, bf16, int8, int8-weight or int4-weight.")

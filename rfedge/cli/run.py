@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -21,7 +23,13 @@ __all__ = ["run"]
 
 def run(
     context: typer.Context,
-    bundle: Annotated[Path | None, typer.Argument(help="Folder written by `rfedge export`.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            callback=bundle_folder,
+            help="Folder written by `rfedge export`, or a shipped policy's name; without one, the one for the mode.",
+        ),
+    ] = None,
     mode: Annotated[str, typer.Option(help="closed-loop, open-loop, jump-step or overlapped.")] = "closed-loop",
     execute_steps: Annotated[
         int | None,
@@ -115,7 +123,7 @@ def run(
     from rfedge.benchmarks.policy_source import ServerAddress
     from rfedge.benchmarks.rollouts import RolloutPlan
     from rfedge.cli.run_output import print_run
-    from rfedge.errors import ConfigError, explain
+    from rfedge.policies import default_bundle
     from rfedge.runtimes import RuntimeSettings
     from rfedge.runtimes.lateness import LatePolicy
     from rfedge.runtimes.ort_providers import parse_provider
@@ -127,9 +135,7 @@ def run(
         _replay(context, replay, bundle, as_json=as_json)
         return
     if bundle is None and server is None:
-        raise ConfigError(
-            explain("bundle", got="none", expected="a folder", remedy="Name one, or pass --server URL or --replay FILE.")
-        )
+        bundle = default_bundle(mode)
     plan = RolloutPlan(
         bundle=bundle,
         mode=mode,

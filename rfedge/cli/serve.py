@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from rfedge.runtimes.server.app import PolicyServer
 
@@ -14,7 +16,9 @@ __all__ = ["serve"]
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by `rfedge export`.")],
+    bundle: Annotated[
+        Path, typer.Argument(callback=bundle_folder, help="Folder written by `rfedge export`, or a shipped policy's name.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine only with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port; 0 lets the system choose.")] = 8000,
     token_file: Annotated[

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
+
 if TYPE_CHECKING:
     from rfedge.benchmarks.success_plan import SuccessPlan
     from rfedge.benchmarks.success_report import SuccessReport
@@ -41,10 +43,16 @@ __all__ = [
     "measure",
 ]
 
-Bundles = Annotated[list[Path], typer.Argument(help="Bundle folders; the first is what the others are compared with.")]
+Bundles = Annotated[
+    list[Path],
+    typer.Argument(
+        callback=bundle_folder, help="Bundle folders or shipped policies; the first is what the others are compared with."
+    ),
+]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="What rows call a bundle; once for each, in order.")]
 TrainedOn = Annotated[
-    list[str] | None, typer.Option(help="What a bundle was trained on, such as A,B,C; once for each, in order.")
+    list[str] | None,
+    typer.Option(help="What a bundle was trained on, such as A,B,C, where it does not say; once for each, in order."),
 ]
 Mode = Annotated[str | None, typer.Option(help="closed-loop, open-loop or jump-step; what fits steps and training without.")]
 Num = Annotated[int, typer.Option(min=0, help="The first so many of CALVIN's 1000 chains; 0 for none.")]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rfedge.cli.bundle_names import bundle_folder
 from rfedge.cli.groups import CommandWithSubcommands
 from rfedge.cli.verify_parity import parity
 
@@ -24,7 +25,7 @@ verify_app.command()(parity)
 
 @verify_app.callback()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(callback=bundle_folder, help="Bundle folder, or a shipped policy's name.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Measure parity with this checkpoint again.")] = None,
     data: Annotated[Path | None, typer.Option(help="Demonstrations for the parity rollout; random frames without.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the parity rollout.")] = 64,

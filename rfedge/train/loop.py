@@ -128,7 +128,7 @@ def _train(
         result = train_result(config, sources, state, validation, start.drawn, config.output / CHECKPOINT_FOLDER)
         weights = full_weights(policy, processes)
         if processes.is_first:
-            metadata = checkpoint_metadata(config, sources, pairs, result, processes.world_size)
+            metadata = checkpoint_metadata(config, sources, pairs, result, processes.world_size, start.history)
             specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
             write_checkpoint(
                 result.checkpoint, config.policy, sources.tokenizer, metadata, specs, weights.__getitem__, overwrite=True

@@ -173,7 +173,8 @@ def pretrain_policy(
         )
         metadata = {
             HEAD_IS_UNTRAINED: True,
-            "pretraining": {**config.decisive(), "frames_sha256": cache.content_sha256, "steps": state.step,
+            "pretraining": {**config.decisive(), "frames_sha256": cache.content_sha256, "num_frames": len(training),
+                            "scenes": sorted({frames.scene for frames in dataset.scenes}), "steps": state.step,
                             "seconds": round(state.seconds, 1), "last_loss": result.last_loss, "validation": validation},
         }  # fmt: skip
         save_checkpoint(result.checkpoint, policy, tokenizer, metadata, overwrite=True)

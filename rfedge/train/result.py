@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -16,6 +16,8 @@ from rfedge.train.sources import TrainingData
 from rfedge.train.state import Progress
 
 __all__ = ["StepReport", "TrainResult", "checkpoint_metadata", "train_result"]
+
+_PLACES: Final = ("output", "cache", "resume", "data", "initial_checkpoint", "image_text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +85,26 @@ def train_result(
 
 
 def checkpoint_metadata(
-    config: TrainConfig, sources: TrainingData, pairs: ImageTextData | None, result: TrainResult, num_processes: int
+    config: TrainConfig,
+    sources: TrainingData,
+    pairs: ImageTextData | None,
+    result: TrainResult,
+    num_processes: int,
+    history: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what a checkpoint's config.json says of its training, as JSON values."""
+    """Return what a checkpoint's config.json says of its training, as JSON values, without where files lay.
+
+    `history` is what the initial checkpoint says of its own; it becomes "initial".
+    """
     segments = sources.training.segments
     return {
         "rfedge_version": rfedge.__version__,
         "torch_version": torch.__version__,
-        "training": config.model_dump(mode="json", exclude={"policy", "output", "cache", "resume"}),
+        "training": config.model_dump(mode="json", exclude={"policy", *_PLACES}),
         "num_processes": num_processes,  # at the end: a run may go on with another number
         "dataset": {
             "frames_sha256": sources.cache.content_sha256,
+            "scenes": list(sources.scenes),
             "num_segments": len(segments),
             "num_frames": len(sources.cache.numbers),
             "tasks": sorted({segment.task for segment in segments}),
@@ -118,4 +129,5 @@ def checkpoint_metadata(
             "validation_caption_perplexity": result.validation_caption_perplexity,
             "validation_vqa_perplexity": result.validation_vqa_perplexity,
         },
+        "initial": history,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -29,9 +29,10 @@ _NUM_STATISTICS_WINDOWS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The data of a run, cut and tokenized, and the split folder it lies in; `held_out` may be empty."""
+    """The data of a run, cut and tokenized, the split folder it lies in and the scenes it shows; `held_out` may be empty."""
 
     folder: Path
+    scenes: tuple[str, ...]
     cache: FrameCache
     training: WindowIndex
     held_out: WindowIndex
@@ -47,11 +48,13 @@ class Start:
         policy: with its weights.
         tokenizer: the initial checkpoint's; None without one.
         drawn: parameters that were drawn from the seed, none of them when a checkpoint has all.
+        history: what the initial checkpoint says of its training; None without one.
     """
 
     policy: RoboFlamingo
     tokenizer: InstructionTokenizer | None
     drawn: frozenset[str]
+    history: dict[str, Any] | None = None
 
     @property
     def head_is_new(self) -> bool:
@@ -92,7 +95,7 @@ def start_policy(config: TrainConfig) -> Start:
         if shapes.get(name) == tensor.shape and (not name.startswith("head.") or keeps_head)
     }
     policy.load_state_dict(kept, strict=False)
-    return Start(policy, loaded.tokenizer, names - kept.keys())
+    return Start(policy, loaded.tokenizer, names - kept.keys(), loaded.metadata)
 
 
 @torch.no_grad()
@@ -145,7 +148,8 @@ def open_training_data(
         tokenizer = InstructionTokenizer.from_corpus(
             (*dataset.instructions, *TABLETOP_WORDS), vocab_size=decoder.vocab_size, text_length=decoder.text_length
         )
-    return TrainingData(dataset.folder, cache, training, held_out, tokenizer, InstructionTable(tokenizer, training))
+    scenes = tuple(sorted({frames.scene for frames in dataset.scenes}))
+    return TrainingData(dataset.folder, scenes, cache, training, held_out, tokenizer, InstructionTable(tokenizer, training))
 
 
 def see_once(

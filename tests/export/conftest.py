@@ -19,7 +19,7 @@ def write_checkpoint(path: Path, config: PolicyConfig, seed: int = 0) -> Path:
     policy = build_policy(config, seed=seed)
     # An untrained gripper hovers at one half, where any rounding flips it; a trained one does not.
     torch.nn.init.constant_(policy.head.gripper[-1].bias, 1.0)
-    save_checkpoint(path, policy, tokenizer, {})
+    save_checkpoint(path, policy, tokenizer, {"dataset": {"scenes": ["D"]}})
     return path
 
 

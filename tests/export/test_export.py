@@ -144,6 +144,13 @@ def test_the_audit_notices_products_that_fell_back_to_float(bundles: dict[str, B
     assert set(effective_precisions(onnx.load(path)).values()) == {"fp32"}
 
 
+def test_a_bundle_says_how_its_checkpoint_was_trained(bundles: dict[str, Bundle], checkpoints: dict[str, Path]) -> None:
+    for name in ("window", "int8"):
+        manifest = bundles[name].manifest
+        assert manifest.training == load_checkpoint(checkpoints["window"]).metadata
+        assert manifest.scenes == ("D",)
+
+
 def test_calibration_is_recorded_and_repeatable(
     bundles: dict[str, Bundle], checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
 ) -> None:

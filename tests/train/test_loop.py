@@ -132,6 +132,9 @@ def test_the_loss_falls_and_the_checkpoint_loads(configure: Configure, tmp_path:
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint.metadata["result"]["last_loss"] == result.last_loss
     assert checkpoint.metadata["dataset"]["tasks"] == ["close_drawer", "open_drawer"]
+    assert checkpoint.metadata["dataset"]["scenes"] == ["D"]
+    assert checkpoint.metadata["initial"] is None
+    assert not {"data", "output", "cache", "initial_checkpoint"} & checkpoint.metadata["training"].keys(), "no places"
     assert checkpoint.config.window == 4
     checkpoint.tokenizer.encode("pull the drawer open")
     pose_losses = [row["pose_loss"] for row in rows(tmp_path / "run") if "loss" in row]

@@ -250,7 +250,9 @@ def test_imitation_starts_from_a_pretrained_backbone_with_a_new_head(dataset: Ca
     assert start.head_is_new
     assert {name.split(".")[0] for name in start.drawn} == {"head"}
     trained = train_policy(config)
-    assert trained.checkpoint.is_dir()
+    history = load_checkpoint(trained.checkpoint).metadata["initial"]
+    assert history["pretraining"]["steps"] == result.steps
+    assert history["pretraining"]["scenes"] == ["D"]
 
 
 def test_states_of_other_options_are_refused(dataset: CalvinDataset, tmp_path: Path) -> None:
