@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rfedge.errors import BackendUnavailableError, ConfigError, explain
-from rfedge.train.config import TrainConfig
+from rfedge.train.config import MixedPrecision, TrainConfig
 from rfedge.train.distributed import Processes
 
-__all__ = ["check_batches", "open_device", "torch_settings"]
+__all__ = ["check_batches", "open_device", "plain_attention", "torch_settings"]
 
 
 def open_device(name: str) -> torch.device:
@@ -35,19 +36,23 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-class _Seeded(Protocol):
+class _RunSettings(Protocol):
     @property
     def seed(self) -> int: ...
+
+    @property
+    def mixed_precision(self) -> MixedPrecision: ...
 
     @property
     def num_threads(self) -> int | None: ...
 
 
 @contextmanager
-def torch_settings(config: _Seeded, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch and set its threads for the run alone: the caller's settings come back at the end."""
+def torch_settings(config: _RunSettings, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch and set its threads and attention for the run alone: the caller's settings come back at the end."""
     num_threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    plain = device.type == "cpu" and config.mixed_precision == "bf16"
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), plain_attention(when=plain):
         torch.manual_seed(config.seed)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
@@ -55,6 +60,25 @@ def torch_settings(config: _Seeded, device: torch.device) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def plain_attention(*, when: bool) -> Iterator[None]:
+    """Let attention be three products where `when`.
+
+    PyTorch's fused one for CPUs goes back in bf16 an order of magnitude slower than the products it saves, at the few dozen
+    tokens of these policies; a pre-training step takes a fifth less without it (`rfedge.benchmarks.attention_speed`).
+    """
+    if not when:
+        yield
+        return
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(enabled=True)  # of all devices, whatever its name says
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(enabled=allowed)
 
 
 def check_batches(config: TrainConfig, processes: Processes) -> None:
