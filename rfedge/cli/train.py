@@ -36,6 +36,9 @@ def train(
         typer.Option(min=1, help="Passes that a step's windows are learnt in, one after the other, to save memory."),
     ] = 1,
     learning_rate: Annotated[float | None, typer.Option(help="Highest rate; default from the preset's recipe.")] = None,
+    head_rate: Annotated[
+        float | None, typer.Option(help="Factor of the learning rate for the head; default from the recipe.")
+    ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Frames a window.")] = None,
     frame_stride: Annotated[int | None, typer.Option(min=1, help="Control steps between two frames (jump-step).")] = None,
     chunk_size: Annotated[int | None, typer.Option(min=1, help="Actions per inference; at least the frame stride.")] = None,
@@ -135,6 +138,7 @@ def train(
         batch_size=batch_size,
         accumulate=accumulate,
         learning_rate=learning_rate,
+        head_rate=head_rate,
         trainable=trainable,
         vision_tokens=vision_tokens,
         vl_pretraining=vl_pretraining,

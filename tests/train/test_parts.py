@@ -96,6 +96,16 @@ def test_recipes(tmp_path: Path) -> None:
     assert recipe_for("tiny") == recipe_for("playtable-small") != recipe_for("M-3B")
 
 
+def test_the_recipe_of_a_policy_that_has_learnt_to_see() -> None:
+    """However long ago: through all the checkpoints that a run descends from."""
+    seeing = {"pretraining": {"steps": 10}}
+    recipe = recipe_for("playtable-small", seeing)
+    assert recipe == recipe_for("playtable-small", {"training": {}, "initial": {"training": {}, "initial": seeing}})
+    assert (recipe.trainable, recipe.head_first_steps) == ("freeze-vision", 0)
+    assert recipe_for("playtable-small", {"training": {}, "initial": None}) == recipe_for("playtable-small") != recipe
+    assert recipe_for("M-3B", seeing) == recipe_for("M-3B")
+
+
 def test_instructions_never_shown_still_fit_the_smallest_policy(demonstrations: Path, tmp_path: Path) -> None:
     """The demonstrations say two short things; the benchmark's words must not be spelt in letters all the same."""
     config = train_config("tiny", data=demonstrations, output=tmp_path, policy_changes={}, steps=1)

@@ -1,0 +1,146 @@
+"""Put a bundle into the package with its model card, every number of which comes from its manifest and a committed record.
+
+python tools/ship_policy.py playtable-jump-step BUNDLE --label jump-step-int8 benchmarks/results/sweep_....json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rfedge.atomic import atomic_directory
+from rfedge.bundle import Bundle, load_bundle
+from rfedge.errors import explain
+from rfedge.policies import SHIPPED
+
+ROOT = Path(__file__).parent.parent
+CARD = "MODEL_CARD.md"
+MAX_BYTES = 15_000_000
+_CARD = """# {name}
+
+A RoboFlamingo-style policy for the PlayTable simulator, trained from nothing with this package and compiled to int8. It comes
+with rfedge:
+
+```
+rfedge run {name} --mode {mode} --task open_drawer --video drawer.gif
+```
+
+{facts}
+
+## How it was trained
+
+{stages}
+
+## Measured
+
+{table}
+
+On {machine}. Intervals are of 95 %. Every figure, and the table of all tasks: {link}.
+
+## What it is not for
+
+It has seen one simulated table, one arm, two cameras and the sentences of CALVIN. It knows nothing of the real world: do not
+connect it to a robot. Other sentences, tables and cameras are beyond what was measured, unless a row above says so.
+"""
+
+
+def render_card(name: str, bundle: Bundle, record: dict[str, Any], label: str, link: str) -> str:
+    """Return the model card of the bundle that `record`, a success or sweep report, calls `label`."""
+    success = record.get("success", record)
+    rows = [row for row in success["rows"] if row["policy"] == label]
+    latencies = {joined["row"]: joined for joined in record.get("rows", ()) if "row" in joined}
+    return _CARD.format(
+        name=name,
+        mode=rows[0]["mode"],
+        facts=_facts(bundle),
+        stages="\n".join(f"1. {stage}" for stage in _stages(bundle.manifest.training)),
+        table=_table(rows, latencies),
+        machine=f"{success['machine']['cpu']}, {success['machine']['usable_cores']} cores",
+        link=f"[{Path(link).name}]({link})",
+    )
+
+
+def _facts(bundle: Bundle) -> str:
+    policy, manifest = bundle.policy, bundle.manifest
+    cameras = f"static 200 x 200 and gripper 84 x 84{', arm pose and gripper command' if policy.proprioception else ''}"
+    parity = manifest.parity
+    facts = {
+        "preset": policy.name,
+        "reads": f"{cameras}, every {policy.frame_stride} control steps, and an instruction",
+        "says": f"{policy.chunk_size} actions a call: relative pose and gripper, {policy.control_hz:g} Hz",
+        "head": f"{policy.head.kind}, {policy.time_keeping} of {policy.window} frames",
+        "size": f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.precision.requested}",
+        "against PyTorch": f"feature cosine {parity.metrics['min_feature_cosine']:.5f}, action error "
+        f"{parity.metrics['action_max_error']:.2g} at worst in {parity.num_steps} steps",
+        "made with": f"rfedge {manifest.versions.get('rfedge', '')}, PyTorch {manifest.versions.get('torch', '')}",
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+
+
+def _stages(training: dict[str, Any] | None) -> Iterator[str]:
+    """One sentence a stage, from the first to the last."""
+    if training is None:
+        return
+    yield from _stages(training.get("initial"))
+    if (seen := training.get("pretraining")) is not None:
+        measured, minutes = seen["validation"], seen["seconds"] / 60
+        yield (
+            f"`rfedge pretrain`: {seen['num_frames']} frames; {seen['steps']} steps of {seen['batch_size']}, {minutes:.0f} "
+            f"minutes, seed {seen['seed']}, highest rate {seen['learning_rate']:g}. Half of the places that it says of "
+            f"held-out frames are within {measured['validation_median_mm']:.0f} mm; the mean error is "
+            f"{measured['validation_location_mm']:.0f} mm."
+        )
+    if (taught := training.get("training")) is not None:
+        data, result = training["dataset"], training["result"]
+        yield (
+            f"`rfedge train`: {data['num_segments']} demonstrations of {len(data['tasks'])} tasks in scene "
+            f"{', '.join(data['scenes'])}, {data['num_frames']} frames; {result['steps']} steps of {taught['batch_size']} "
+            f"windows, {result['seconds'] / 60:.0f} minutes, seed {taught['seed']}, highest rate "
+            f"{taught['learning_rate']:g}, trainable {taught['trainable']}. Loss {result['first_loss']:.4f} to "
+            f"{result['last_loss']:.4f}, held out {result['validation_loss']:.4f}."
+        )
+
+
+def _table(rows: list[dict[str, Any]], latencies: dict[str, dict[str, Any]]) -> str:
+    columns = ("mode", "steps a call", "scene", "words", "average length of 5", "single tasks", "call p50 / p99 ms")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in rows:
+        chains, tasks, joined = row["chains"], row["single_tasks"], latencies.get(row["name"])
+        cells = [row["kind"], str(row["execute_steps"]), row["scene"], row["language"]]
+        cells.append(_interval(chains["average_length"], f" over {chains['num_chains']} chains") if chains else "-")
+        cells.append(_interval(tasks["success"], f" of {tasks['success']['n']}") if tasks else "-")
+        cells.append("-" if joined is None else f"{joined['per_call_ms']['p50']:.1f} / {joined['per_call_ms']['p99']:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(value: dict[str, Any], what: str) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]{what}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=SHIPPED)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("record", type=Path, help="report of `rfedge bench success` or `rfedge bench sweep`")
+    parser.add_argument("--label", required=True, help="what the record calls the bundle")
+    options = parser.parse_args()
+    bundle = load_bundle(options.bundle)
+    if bundle.size_bytes > MAX_BYTES:
+        sys.exit(explain("bundle", got=f"{bundle.size_bytes} bytes", expected=f"at most {MAX_BYTES}", remedy="Use int8."))
+    record = json.loads(options.record.read_text())
+    link = f"../../../{options.record.resolve().relative_to(ROOT)}"
+    card = render_card(options.name, bundle, record, options.label, link)
+    with atomic_directory(ROOT / "rfedge" / "policies" / options.name, overwrite=True) as folder:
+        shutil.copytree(options.bundle, folder / "bundle", ignore=shutil.ignore_patterns("engines"))
+        (folder / CARD).write_text(card)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
