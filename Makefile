@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first, once.
+# On a fresh machine every command sets up .venv first, once: `make demo`, `make pipeline`, `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=

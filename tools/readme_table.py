@@ -13,7 +13,7 @@ BEGIN, END = "<!-- measured table: begin -->", "<!-- measured table: end -->"
 
 
 def render(result: dict[str, Any], link: str) -> str:
-    """Return the Markdown table and its caption for a results.json of `make demo`."""
+    """Return the Markdown table and its caption for a results.json of `make pipeline`."""
     latency = result["latency"]
     variants = {variant["role"] + variant["precision"]: variant for variant in latency["variants"]}
     rows = [("PyTorch eager, fp32", variants["torchfp32"], None)]
@@ -50,7 +50,7 @@ def render(result: dict[str, Any], link: str) -> str:
     machine, floor, conditions = latency["machine"], latency["noise_floor"], latency["conditions"]
     parity, training = result["bundles"]["int8"]["parity"], result["training"]
     caption = (
-        f"Measured by `make demo` on {machine['cpu']}, {machine['usable_cores']} cores ({', '.join(machine['cpu_flags'])}), "
+        f"Measured by `make pipeline` on {machine['cpu']}, {machine['usable_cores']} cores ({', '.join(machine['cpu_flags'])}), "
         f"{conditions['iterations']} calls each, interleaved in one process{_scheduling(conditions)}; "
         f"the same bundle against itself: {floor['value']:.2f}x. "
         f"Cosine and action error (1.0 = 20 mm or 0.05 rad) are the worst of {parity['num_steps']} "

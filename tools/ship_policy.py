@@ -23,8 +23,8 @@ CARD = "MODEL_CARD.md"
 MAX_BYTES = 15_000_000
 _CARD = """# {name}
 
-A RoboFlamingo-style policy for the PlayTable simulator, trained from nothing with this package and compiled to int8. It comes
-with rfedge:
+A RoboFlamingo-style policy for the PlayTable simulator, trained from nothing with this package and compiled to int8. It
+comes with rfedge:
 
 ```
 rfedge run {name} --mode {mode} --task open_drawer --video drawer.gif

@@ -43,7 +43,7 @@ _CLASSES: Final = {
     "rfedge-success": ("rfedge.benchmarks.success_report", "SuccessReport"),
     "rfedge-sweep": ("rfedge.benchmarks.sweep_report", "SweepReport"),
 }
-_DEEPEST: Final = 3  # a document that only holds records, such as that of `make demo`
+_DEEPEST: Final = 3  # a document that only holds records, such as that of `make pipeline`
 
 
 @dataclass(frozen=True, slots=True)
