@@ -16,6 +16,7 @@ from rfedge.train.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, ImageSh
 from rfedge.train.config import change_policy, recipe_for
 from rfedge.train.losses import policy_loss
 from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.settings import plain_attention
 from rfedge.train.sources import open_training_data
 from rfedge.train.trainable import freeze, optimizer_groups
 
@@ -140,3 +141,16 @@ def test_options_out_of_range(options: dict[str, object], text: str, tmp_path: P
         train_config("tiny", data=tmp_path, output=tmp_path, policy_changes={"time_keeping": "clock"})
     with pytest.raises(ConfigError, match="did you mean 'tiny'"):
         train_config("tyni", data=tmp_path, output=tmp_path, policy_changes={})
+
+
+def test_attention_in_plain_products_says_the_same_and_is_left_behind() -> None:
+    query, key, value = torch.randn(3, 2, 4, 16, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    fused = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(), torch.backends.cuda.flash_sdp_enabled()
+    with plain_attention(when=True):
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        plain = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert (torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(), torch.backends.cuda.flash_sdp_enabled()) == before
+    torch.testing.assert_close(plain, fused, atol=0.02, rtol=0.02)
+    with plain_attention(when=False):
+        assert torch.backends.cuda.flash_sdp_enabled() == before[1]
