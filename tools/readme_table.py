@@ -51,7 +51,8 @@ def render(result: dict[str, Any], link: str) -> str:
     parity, training = result["bundles"]["int8"]["parity"], result["training"]
     caption = (
         f"Measured by `make pipeline` on {machine['cpu']}, {machine['usable_cores']} cores "
-        f"({', '.join(machine['cpu_flags'])}), {conditions['iterations']} calls each, interleaved in one process{_scheduling(conditions)}; "
+        f"({', '.join(machine['cpu_flags'])}), {conditions['iterations']} calls each, interleaved in one "
+        f"process{_scheduling(conditions)}; "
         f"the same bundle against itself: {floor['value']:.2f}x. "
         f"Cosine and action error (1.0 = 20 mm or 0.05 rad) are the worst of {parity['num_steps']} "
         f"steps of demonstrations with carried state. No success rate is claimed: {training['seconds']:.0f} s "
