@@ -32,7 +32,7 @@ def measure_attention(rounds: int, *, seed: int = 0) -> dict[str, npt.NDArray[np
     from rfedge.config import preset
     from rfedge.model import build_policy
     from rfedge.train.image_text import NO_LABEL
-    from rfedge.train.scene_batches import SceneBatch, scene_score
+    from rfedge.train.scene_batches import SceneBatch, scene_score, see
     from rfedge.train.settings import plain_attention
 
     config = preset("playtable-small")
@@ -44,6 +44,7 @@ def measure_attention(rounds: int, *, seed: int = 0) -> dict[str, npt.NDArray[np
         torch.from_numpy(rng.integers(0, 256, (_NUM_FRAMES, 84, 84, 3), np.uint8)),
         torch.from_numpy(ids),
         torch.from_numpy(np.where(said, ids, NO_LABEL)),
+        torch.zeros(_NUM_FRAMES, 4, 3),
     )
     policy = build_policy(config, seed)
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
@@ -53,7 +54,7 @@ def measure_attention(rounds: int, *, seed: int = 0) -> dict[str, npt.NDArray[np
         for way in _WAYS:
             begun_s = time.perf_counter()
             with plain_attention(when=way == "plain"), torch.autocast("cpu", torch.bfloat16):
-                score = scene_score(policy, batch, numbers)
+                score = scene_score(policy, batch, see(policy, batch), numbers)
                 optimizer.zero_grad(set_to_none=True)
                 score.loss.backward()
                 optimizer.step()

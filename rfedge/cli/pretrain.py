@@ -13,13 +13,16 @@ __all__ = ["pretrain"]
 def pretrain(
     data: Annotated[Path, typer.Option(help="Demonstrations in the CALVIN format, with scene_obs.")],
     output: Annotated[Path, typer.Option(help="Folder of the run; the result is its checkpoint/ folder.")],
-    config: Annotated[str, typer.Option(help="Preset.")] = "playtable-small",
+    config: Annotated[str, typer.Option(help="Preset, or a checkpoint folder to start from.")] = "playtable-small",
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Stop after this much training time, resumed parts included.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Highest rate.")] = 5e-4,
+    pointing_weight: Annotated[
+        float, typer.Option(help="Factor of the loss of queries that point at things, beside the language loss.")
+    ] = 1.0,
     validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.05,
     validate_every: Annotated[int, typer.Option(min=0, help="Steps between two measurements; 0 for the end only.")] = 500,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between two training states; 0 for the end only.")] = 250,
@@ -38,21 +41,25 @@ def pretrain(
     import sys
 
     from rfedge.cli.progress import training_progress
-    from rfedge.config import preset
+    from rfedge.config import preset, preset_names
     from rfedge.errors import ConfigError, explain
+    from rfedge.model import load_checkpoint
     from rfedge.train.pretrain import PretrainConfig, pretrain_policy
 
     if steps is None and minutes is None:
         remedy = "Pass one of them."
         raise ConfigError(explain("pretraining", got="no end", expected="--steps or --minutes", remedy=remedy))
+    initial = Path(config) if config not in preset_names() and Path(config).is_dir() else None
     plan = PretrainConfig(
-        policy=preset(config),
+        policy=preset(config) if initial is None else load_checkpoint(initial).config,
+        initial_checkpoint=initial,
         data=data,
         output=output,
         steps=steps,
         minutes=minutes,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        pointing_weight=pointing_weight,
         mixed_precision=mixed_precision,
         validation_fraction=validation_fraction,
         validate_every=validate_every,

@@ -10,6 +10,7 @@ is the answer, so these must be demonstrations that reached their goal. Source o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,6 +99,10 @@ class SceneFacts:
                 [_goals(cache, index, segment) for segment in dict.fromkeys(at.segment for at in index.windows)]
             ),
         )
+
+    def places_m(self, frames: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return float32 (n, 4, 3): where the blocks, in the order of `COLOURS`, and the tool are in these frames."""
+        return np.concatenate([self.blocks_m[frames], self.tool_m[frames][:, None]], axis=1).astype(np.float32)
 
 
 def ask_report(facts: SceneFacts, frame: int, rng: np.random.Generator) -> tuple[TextPiece, ...]:

@@ -2,7 +2,8 @@
 
 RoboFlamingo finds that a policy whose resampler and cross-attention were pre-trained on pictures and words does far better
 than one that learns to see from actions alone (its section 5.3). Presets that start from nothing get theirs here: the
-language model's own loss on captions and questions of `rfedge.data.scene_questions`. The head is not touched.
+language model's own loss on captions and questions of `rfedge.data.scene_questions`, and the loss of queries that point at
+things (`rfedge.train.pointing`). The head is not touched.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from rfedge.config import PolicyConfig
@@ -23,13 +25,14 @@ from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.scene_questions import QUESTION_WORDS, STEP_M, SceneFacts
 from rfedge.data.windows import WindowIndex, WindowSampler, split_segments
-from rfedge.model import RoboFlamingo, build_policy, save_checkpoint
+from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train.distributed import Processes
 from rfedge.train.metrics import open_metrics
+from rfedge.train.pointing import Pointing, PointingScore
 from rfedge.train.result import StepReport
-from rfedge.train.scene_batches import SceneBatch, SceneLoader, SceneQuestions, number_ids, scene_score
+from rfedge.train.scene_batches import SceneBatch, SceneLoader, SceneQuestions, SceneScore, number_ids, scene_score, see
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.settings import torch_settings
 from rfedge.train.state import (
@@ -56,11 +59,13 @@ class PretrainConfig(BaseModel):
 
     Attributes:
         policy: whose backbone is trained.
+        initial_checkpoint: whose weights and tokenizer to start from; None draws weights from `seed`.
         data: CALVIN dataset with `scene_obs`, root or split.
         output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
         steps, minutes: when to stop, resumed parts included; the first one reached counts.
         batch_size: frames a step.
         mixed_precision: bf16 where the machine multiplies it faster; weights and moments stay fp32.
+        pointing_weight: factor of the pointing loss beside the language loss; 0 leaves it out.
         learning_rate: the highest one; a warm-up, then half a cosine down.
         validation_fraction: share of the segments held out.
         validation_frames: of them measured, evenly spread.
@@ -71,12 +76,14 @@ class PretrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: PolicyConfig
+    initial_checkpoint: Path | None = None
     data: Path
     output: Path
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
+    pointing_weight: float = Field(1.0, ge=0)
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.02, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
@@ -95,7 +102,7 @@ class PretrainConfig(BaseModel):
         """Return the fields that must not change when a run is resumed, as JSON values."""
         free = {
             "data", "output", "steps", "minutes", "validation_frames", "validate_every", "save_every", "keep_states",
-            "resume", "num_threads", "cache",
+            "resume", "num_threads", "cache", "initial_checkpoint",
         }  # fmt: skip
         return {"pretraining": True, **self.model_dump(mode="json", exclude=free)}
 
@@ -141,14 +148,17 @@ def pretrain_policy(
     cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
     parts = split_segments(dataset, config.validation_fraction, config.seed)
     training, held_out = (WindowIndex(dataset.segments, chosen, window=1) for chosen in parts)
-    decoder = config.policy.decoder
-    tokenizer = InstructionTokenizer.from_corpus(
-        (*dataset.instructions, *TABLETOP_WORDS, *QUESTION_WORDS * 2),
-        vocab_size=decoder.vocab_size,
-        text_length=decoder.text_length,
-    )
     with torch_settings(config, torch.device("cpu")):
-        policy = build_policy(config.policy, config.seed)
+        if config.initial_checkpoint is None:
+            policy, history, decoder = build_policy(config.policy, config.seed), None, config.policy.decoder
+            tokenizer = InstructionTokenizer.from_corpus(
+                (*dataset.instructions, *TABLETOP_WORDS, *QUESTION_WORDS * 2),
+                vocab_size=decoder.vocab_size,
+                text_length=decoder.text_length,
+            )
+        else:
+            initial = load_checkpoint(config.initial_checkpoint)
+            policy, tokenizer, history = initial.policy, initial.tokenizer, initial.metadata
         run = _Run(
             config,
             policy,
@@ -172,10 +182,11 @@ def pretrain_policy(
             validation=validation,
         )
         metadata = {
-            HEAD_IS_UNTRAINED: True,
+            HEAD_IS_UNTRAINED: history is None or bool(history.get(HEAD_IS_UNTRAINED)),
             "pretraining": {**config.decisive(), "frames_sha256": cache.content_sha256, "num_frames": len(training),
                             "scenes": sorted({frames.scene for frames in dataset.scenes}), "steps": state.step,
                             "seconds": round(state.seconds, 1), "last_loss": result.last_loss, "validation": validation},
+            "initial": history,
         }  # fmt: skip
         save_checkpoint(result.checkpoint, policy, tokenizer, metadata, overwrite=True)
     return result
@@ -195,11 +206,15 @@ class _Run:
     ) -> None:
         self.config = config
         self.policy = policy
+        self.pointing = Pointing.of(policy, config.seed)
+        self.learner = nn.ModuleDict({"policy": policy, "pointing": self.pointing})
         self.training = training
         self.held_out = held_out
         self.numbers = numbers
         self.decisive = decisive
-        self.trained = [(name, parameter) for name, parameter in policy.named_parameters() if not name.startswith("head.")]
+        self.trained = [
+            (name, parameter) for name, parameter in self.learner.named_parameters() if not name.startswith("policy.head.")
+        ]
         self.parameters = [parameter for _, parameter in self.trained]
         matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
         others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
@@ -213,8 +228,8 @@ class _Run:
         newest = newest_state(config.output, resume=config.resume, processes=Processes())
         if newest is not None:
             self.state = read_document(newest, decisive)
-            load_weights(newest, policy)
-            load_moments(newest, policy, self.optimizer, self.trained)
+            load_weights(newest, self.learner)
+            load_moments(newest, self.learner, self.optimizer, self.trained)
         self.saved = self.state.step
         self.started = time.perf_counter() - self.state.seconds
 
@@ -260,10 +275,9 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.policy.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            score = scene_score(self.policy, batch, self.numbers)
+        score, pointed = self.score(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        score.loss.backward()
+        (score.loss + config.pointing_weight * pointed.loss).backward()
         norm = clip_grad_norm_(self.parameters, config.gradient_clip)
         self.optimizer.step()
         self.state.step += 1
@@ -271,38 +285,50 @@ class _Run:
             "loss": float(score.loss.detach()),
             "right": score.num_right / max(score.num_tokens, 1),
             "location_mm": _location_mm(score.distances),
+            "pointing_loss": float(pointed.loss.detach()),
             "learning_rate": rate,
             "gradient_norm": float(norm),
         }
 
+    def score(self, batch: SceneBatch) -> tuple[SceneScore, PointingScore]:
+        """Say the texts of a batch and point at what its frames show."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+            sight = see(self.policy, batch)
+            return scene_score(self.policy, batch, sight, self.numbers), self.pointing(sight, batch)
+
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Return loss, share of right words and mean error of a number, in mm, over the held-out frames."""
+        """Return loss, share of right words, and errors of numbers and of pointing, in mm, over the held-out frames."""
         if self.held_out is None:
             return {}
         self.policy.eval()
         rng = np.random.default_rng(_VALIDATION_SEED)
         chosen = np.linspace(0, len(self.held_out) - 1, min(self.config.validation_frames, len(self.held_out))).round()
-        loss, num_tokens, num_right, distances = 0.0, 0, 0, []
+        loss, num_tokens, num_right = 0.0, 0, 0
+        distances, blocks_m, reach_m = [], [], []
         for first in range(0, len(chosen), self.config.batch_size):
             batch = self.held_out.batch([int(number) for number in chosen[first : first + self.config.batch_size]], rng)
-            score = scene_score(self.policy, batch, self.numbers)
+            score, pointed = self.score(batch)
             loss += float(score.loss) * score.num_tokens
             num_tokens += score.num_tokens
             num_right += score.num_right
             distances.append(score.distances)
+            blocks_m.append(pointed.blocks_m.flatten())
+            reach_m.append(pointed.reach_m)
         return {
             "validation_loss": loss / num_tokens,
             "validation_right": num_right / num_tokens,
             "validation_location_mm": _location_mm(torch.cat(distances)),
             "validation_median_mm": float(torch.cat(distances).median()) * STEP_M * _MM_PER_M,
+            "validation_block_median_mm": _median_mm(torch.cat(blocks_m)),
+            "validation_reach_median_mm": _median_mm(torch.cat(reach_m)),
         }
 
     def save(self) -> None:
         """Write the state."""
         save_state(
             self.config.output / STATE_FOLDER,
-            self.policy,
+            self.learner,
             self.optimizer,
             self.trained,
             self.state,
@@ -315,3 +341,7 @@ class _Run:
 
 def _location_mm(distances: torch.Tensor) -> float:
     return float(distances.mean()) * STEP_M * _MM_PER_M if len(distances) else 0.0
+
+
+def _median_mm(distances_m: torch.Tensor) -> float:
+    return float(distances_m.median()) * _MM_PER_M if len(distances_m) else 0.0

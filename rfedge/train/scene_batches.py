@@ -18,7 +18,7 @@ from rfedge.tokenizer import IMAGE, InstructionTokenizer
 from rfedge.train.image_text import NO_LABEL
 from rfedge.train.prefetch import Prefetch
 
-__all__ = ["SceneBatch", "SceneLoader", "SceneQuestions", "SceneScore", "number_ids", "scene_score"]
+__all__ = ["SceneBatch", "SceneLoader", "SceneQuestions", "SceneScore", "Sight", "number_ids", "scene_score", "see"]
 
 # N = frames, Q = texts (two a frame), T = tokens
 
@@ -35,15 +35,26 @@ class SceneBatch:
         image_gripper: uint8 (N, 84, 84, 3).
         token_ids: int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i.
         labels: int64 (2 N, T), ids that are to be said, NO_LABEL on all others.
+        places_m: float32 (N, 4, 3), of the red, blue and pink block and of the tool.
     """
 
     image_static: torch.Tensor
     image_gripper: torch.Tensor
     token_ids: torch.Tensor
     labels: torch.Tensor
+    places_m: torch.Tensor
 
     def to(self, device: torch.device) -> SceneBatch:
         return SceneBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a policy makes of N frames before any text: patch tokens (N, P, V) of each camera, and latents (N, R, V)."""
+
+    static: torch.Tensor
+    gripper: torch.Tensor
+    latents: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ class SceneQuestions:
             torch.from_numpy(np.asarray(self._cache.rgb_gripper[places])),
             torch.from_numpy(np.ascontiguousarray(padded[..., 0])),
             torch.from_numpy(np.ascontiguousarray(padded[..., 1])),
+            torch.from_numpy(self._facts.places_m(chosen)),
         )
 
     def _encode(self, pieces: Sequence[TextPiece]) -> list[tuple[int, int]]:
@@ -132,16 +144,26 @@ def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
     return torch.tensor([tokens[0] for tokens in ids])
 
 
-def scene_score(policy: RoboFlamingo, batch: SceneBatch, numbers: torch.Tensor) -> SceneScore:
+def see(policy: RoboFlamingo, batch: SceneBatch) -> Sight:
+    """Look at the frames of a batch."""
+    backbone = policy.backbone
+    images = torch.cat([backbone.preprocess_static(batch.image_static), backbone.preprocess_gripper(batch.image_gripper)])
+    tokens = backbone.vision(images)
+    static, gripper = tokens.chunk(2)
+    return Sight(static, gripper, backbone.media(tokens))
+
+
+def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: Sight, numbers: torch.Tensor) -> SceneScore:
     """Say the texts of a batch.
 
     Args:
         policy: whose decoder and final norm run, whatever state its action is read from.
         batch: frames and texts.
+        sight: what `see` made of the frames.
         numbers: from `number_ids`.
     """
     backbone = policy.backbone
-    media = backbone.observe(batch.image_static, batch.image_gripper).repeat_interleave(2, dim=0)
+    media = sight.latents.repeat_interleave(2, dim=0)
     hidden = backbone.decoder.tokens(policy.embed_text(batch.token_ids[:, :-1]), media, feature="final_norm")
     labels = batch.labels[:, 1:]
     said = labels != NO_LABEL

@@ -128,7 +128,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def full_weights(policy: RoboFlamingo, processes: Processes) -> dict[str, torch.Tensor]:
+def full_weights(policy: nn.Module, processes: Processes) -> dict[str, torch.Tensor]:
     """Return all weights on the CPU; empty but in the first process. All processes must call it together."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.tensor import DTensor

@@ -19,11 +19,11 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from rfedge.atomic import atomic_directory
 from rfedge.data.windows import SamplerState
 from rfedge.errors import ArtifactError, ConfigError, explain
-from rfedge.model import RoboFlamingo
 from rfedge.train.distributed import Processes
 from rfedge.train.scope import full_tensor, full_weights, like_parameter
 
@@ -95,7 +95,7 @@ class Progress:
 
 def save_state(
     folder: Path,
-    policy: RoboFlamingo,
+    policy: nn.Module,
     optimizer: torch.optim.Optimizer,
     trained: list[tuple[str, torch.nn.Parameter]],
     progress: Progress,
@@ -110,7 +110,7 @@ def save_state(
 
     Args:
         folder: the run's state folder.
-        policy: stored whole, frozen parts included.
+        policy: stored whole, frozen parts included, with whatever learns beside it.
         optimizer: AdamW over some of its parameters,
         trained: these by name.
         progress: where the run stands.
@@ -193,7 +193,7 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
     return progress
 
 
-def load_weights(path: Path, policy: RoboFlamingo) -> None:
+def load_weights(path: Path, policy: nn.Module) -> None:
     """Put the weights of the state `path` into `policy`, whose weights must be whole.
 
     Raises:
@@ -207,7 +207,7 @@ def load_weights(path: Path, policy: RoboFlamingo) -> None:
 
 def load_moments(
     path: Path,
-    policy: RoboFlamingo,
+    policy: nn.Module,
     optimizer: torch.optim.Optimizer,
     trained: list[tuple[str, torch.nn.Parameter]],
 ) -> None:
@@ -240,7 +240,7 @@ def _moment(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor | int:
     return like_parameter(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
 
 
-def _device(policy: RoboFlamingo) -> torch.device:
+def _device(policy: nn.Module) -> torch.device:
     return next(policy.parameters()).device
 
 

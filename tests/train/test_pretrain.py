@@ -20,7 +20,7 @@ from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, train_config, train_policy
 from rfedge.train.image_text import NO_LABEL
 from rfedge.train.pretrain import PretrainConfig, pretrain_policy
-from rfedge.train.scene_batches import SceneQuestions, number_ids, scene_score
+from rfedge.train.scene_batches import SceneQuestions, number_ids, scene_score, see
 from rfedge.train.sources import start_policy
 from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from tests.synthetic_demonstrations import write_demonstrations
@@ -160,7 +160,7 @@ def test_the_score_counts_what_was_said_right(dataset: CalvinDataset, tmp_path: 
     questions = SceneQuestions(index, cache, SceneFacts.of(dataset, cache, index), tokenizer)
     batch, numbers = questions.batch([1, 2, 3], np.random.default_rng(0)), number_ids(tokenizer)
     policy = build_policy(preset("tiny"), seed=0).eval()
-    score = scene_score(policy, batch, numbers)
+    score = scene_score(policy, batch, see(policy, batch), numbers)
     with torch.no_grad():
         media = policy.backbone.observe(batch.image_static, batch.image_gripper)
         total, right, distances = 0.0, 0, []
