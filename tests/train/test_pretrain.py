@@ -16,11 +16,13 @@ from rfedge.data.scene_questions import COLOURS, NUMBERS, QUESTION_WORDS, SceneF
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.model import build_policy, load_checkpoint
+from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, train_config, train_policy
 from rfedge.train.image_text import NO_LABEL
+from rfedge.train.pointing import Pointing
 from rfedge.train.pretrain import PretrainConfig, pretrain_policy
-from rfedge.train.scene_batches import SceneQuestions, number_ids, scene_score, see
+from rfedge.train.scene_batches import SceneBatch, SceneQuestions, Sight, number_ids, scene_score, see
 from rfedge.train.sources import start_policy
 from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from tests.synthetic_demonstrations import write_demonstrations
@@ -234,6 +236,61 @@ def test_the_backbone_learns_and_the_head_stays(dataset: CalvinDataset, tmp_path
     }
     assert changed == {"backbone", "embedding"}
     assert loaded.metadata["pretraining"]["steps"] == 40
+
+
+def test_queries_that_point_nowhere_are_off_by_the_way_from_the_middle() -> None:
+    """And the gripper's camera answers for what is near alone."""
+    middle = torch.tensor([0.0, -0.08, 0.48])
+    places = torch.stack([middle + 0.3, middle, middle + torch.tensor([0.0, 0.03, 0.04]), middle])[None]
+    pointing = Pointing(16)
+    for queries in (pointing.static, pointing.gripper, pointing.latents):
+        torch.nn.init.zeros_(queries.place.weight)
+        torch.nn.init.zeros_(queries.place.bias)
+    tokens = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    score = pointing(Sight(tokens, tokens, tokens), _batch_of(places))
+    torch.testing.assert_close(score.blocks_m, torch.tensor([[0.3 * 3**0.5, 0.0, 0.05]]))
+    torch.testing.assert_close(score.reach_m, torch.tensor([0.0, 0.05]))
+    assert float(score.loss.detach()) > 0
+
+
+def test_queries_learn_where_to_look() -> None:
+    """One of the tokens is marked, and where it lies is what its others say."""
+    rng = torch.Generator().manual_seed(0)
+    pointing = Pointing(16)
+    optimizer = torch.optim.Adam(pointing.parameters(), lr=0.02)
+    losses = []
+    for _ in range(300):
+        tokens = torch.randn(32, 5, 16, generator=rng)
+        marked = torch.randint(5, (32,), generator=rng)
+        tokens[..., 0] = -3.0
+        tokens[torch.arange(32), marked, 0] = 3.0
+        place = 0.05 * tokens[torch.arange(32), marked, 1:4]
+        score = pointing(Sight(tokens, tokens, tokens), _batch_of(place[:, None].repeat(1, 4, 1)))
+        optimizer.zero_grad()
+        score.loss.backward()
+        optimizer.step()
+        losses.append(float(score.loss.detach()))
+    assert np.mean(losses[-20:]) < 0.3 * np.mean(losses[:20])
+
+
+def _batch_of(places_m: torch.Tensor) -> SceneBatch:
+    nothing = torch.empty(0)
+    return SceneBatch(nothing, nothing, nothing, nothing, places_m)
+
+
+def test_pretraining_goes_on_from_a_checkpoint(dataset: CalvinDataset, tmp_path: Path) -> None:
+    first = pretrain_policy(_config(dataset, tmp_path / "first"))
+    config = _config(dataset, tmp_path / "second", initial_checkpoint=first.checkpoint, learning_rate=1e-9)
+    second = load_checkpoint(pretrain_policy(config).checkpoint)
+    before = load_checkpoint(first.checkpoint)
+    for name, tensor in second.policy.state_dict().items():
+        torch.testing.assert_close(tensor, before.policy.state_dict()[name], atol=1e-6, rtol=0)
+    assert second.metadata["initial"]["pretraining"]["steps"] == first.steps
+    assert second.metadata[HEAD_IS_UNTRAINED]
+    assert (
+        second.tokenizer.encode("pull the drawer open")[0].tolist()
+        == before.tokenizer.encode("pull the drawer open")[0].tolist()
+    )
 
 
 def test_imitation_starts_from_a_pretrained_backbone_with_a_new_head(dataset: CalvinDataset, tmp_path: Path) -> None:
