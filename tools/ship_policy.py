@@ -1,6 +1,7 @@
 """Put a bundle into the package with its model card, every number of which comes from its manifest and a committed record.
 
-python tools/ship_policy.py playtable-jump-step BUNDLE --label jump-step-int8 benchmarks/results/sweep_....json
+python tools/ship_policy.py playtable-jump-step BUNDLE    copies the bundle and writes the card
+python tools/ship_policy.py playtable-jump-step           writes the card again
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rfedge.atomic import atomic_directory
+from rfedge.atomic import atomic_directory, atomic_file
 from rfedge.bundle import Bundle, load_bundle
 from rfedge.errors import explain
-from rfedge.policies import SHIPPED
+from rfedge.policies import CLOSED_LOOP, JUMP_STEP, find_bundle
 
 ROOT = Path(__file__).parent.parent
 CARD = "MODEL_CARD.md"
+RECORD = ROOT / "benchmarks" / "results" / "sweep_playtable-d_cpu_202611.json"
+LABELS = {CLOSED_LOOP: "closed-loop-int8", JUMP_STEP: "jump-step-int8"}  # in the record
 MAX_BYTES = 15_000_000
 _CARD = """# {name}
 
@@ -49,11 +52,12 @@ connect it to a robot. Other sentences, tables and cameras are beyond what was m
 """
 
 
-def render_card(name: str, bundle: Bundle, record: dict[str, Any], label: str, link: str) -> str:
-    """Return the model card of the bundle that `record`, a success or sweep report, calls `label`."""
-    success = record.get("success", record)
+def render_card(name: str, bundle: Bundle, record: dict[str, Any]) -> str:
+    """Return the model card of a shipped policy; `record` is the report of a `rfedge bench sweep` with its row."""
+    label, link = LABELS[name], f"../../../{RECORD.relative_to(ROOT)}"
+    success = record["success"]
     rows = [row for row in success["rows"] if row["policy"] == label]
-    latencies = {joined["row"]: joined for joined in record.get("rows", ()) if "row" in joined}
+    latencies = {joined["row"]: joined for joined in record["rows"]}
     return _CARD.format(
         name=name,
         mode=rows[0]["mode"],
@@ -125,20 +129,18 @@ def _interval(value: dict[str, Any], what: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=SHIPPED)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("record", type=Path, help="report of `rfedge bench success` or `rfedge bench sweep`")
-    parser.add_argument("--label", required=True, help="what the record calls the bundle")
+    parser.add_argument("name", choices=LABELS)
+    parser.add_argument("bundle", type=Path, nargs="?", default=None)
     options = parser.parse_args()
-    bundle = load_bundle(options.bundle)
+    shipped = find_bundle(Path(options.name))
+    bundle = load_bundle(options.bundle or shipped)
     if bundle.size_bytes > MAX_BYTES:
         sys.exit(explain("bundle", got=f"{bundle.size_bytes} bytes", expected=f"at most {MAX_BYTES}", remedy="Use int8."))
-    record = json.loads(options.record.read_text())
-    link = f"../../../{options.record.resolve().relative_to(ROOT)}"
-    card = render_card(options.name, bundle, record, options.label, link)
-    with atomic_directory(ROOT / "rfedge" / "policies" / options.name, overwrite=True) as folder:
-        shutil.copytree(options.bundle, folder / "bundle", ignore=shutil.ignore_patterns("engines"))
-        (folder / CARD).write_text(card)
+    if options.bundle is not None:
+        with atomic_directory(shipped, overwrite=True) as folder:
+            shutil.copytree(options.bundle, folder, ignore=shutil.ignore_patterns("engines"), dirs_exist_ok=True)
+    with atomic_file(shipped.with_name(CARD)) as temporary:
+        temporary.write_text(render_card(options.name, bundle, json.loads(RECORD.read_text())))
     return 0
 
 

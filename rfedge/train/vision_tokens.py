@@ -42,7 +42,8 @@ def observe(policy: RoboFlamingo, static: torch.Tensor, gripper: torch.Tensor) -
     """Return the latents (N, R, V) of images, as `Backbone.observe` takes them, or of a tower's tokens (N, P, V)."""
     if static.dtype == torch.uint8:
         return policy.backbone.observe(static, gripper)
-    return policy.backbone.media(torch.cat([static, gripper]).to(policy.backbone.vision.conv1.weight.dtype))
+    dtype = policy.backbone.vision.conv1.weight.dtype  # each alone: autocast to bf16 does not join fp16
+    return policy.backbone.media(torch.cat([static.to(dtype), gripper.to(dtype)]))
 
 
 @torch.no_grad()
