@@ -8,62 +8,58 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "demo_playtable-small_cpu_202611.json"
+RESULT = ROOT / "benchmarks" / "results" / "sweep_playtable-d_cpu_202611.json"
 BEGIN, END = "<!-- measured table: begin -->", "<!-- measured table: end -->"
 
 
-def render(result: dict[str, Any], link: str) -> str:
-    """Return the Markdown table and its caption for a results.json of `make pipeline`."""
-    latency = result["latency"]
-    variants = {variant["role"] + variant["precision"]: variant for variant in latency["variants"]}
-    rows = [("PyTorch eager, fp32", variants["torchfp32"], None)]
-    rows += [(f"bundle, {name}", variants[f"bundle{name}"], result["bundles"][name]) for name in ("fp32", "int8")]
-    baseline = rows[0][1]["per_call_ms"]["total"]["p50"]
-    steps = latency["conditions"]["execute_steps"]
+def render(record: dict[str, Any], link: str) -> str:
+    """Return the Markdown table and its caption for the report of a `rfedge bench sweep`."""
+    success = record["success"]
+    policies = {policy["label"]: policy for policy in success["policies"]}
+    joined = {row["row"]: row for row in record["rows"]}
     columns = (
-        "playtable-small",
-        "backbone p50 / p99 ms",
-        "head p50 / p99 ms",
+        "policy",
+        "precision",
+        "loop",
+        "steps a call",
+        "tasks in a row, of 5",
+        "of the first row",
+        "single tasks",
         "call p50 / p99 ms",
-        "speed-up",
-        f"p50 ms per control step, {steps} per call",
-        "bundle MB",
-        "feature cosine",
-        "action error",
+        "ms a control step",
+        "MB",
     )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for name, variant, bundle in rows:
-        stages = variant["per_call_ms"]
-        total = stages["total"]["p50"]
-        cells = [
-            name,
-            *(f"{stages[stage]['p50']:.2f} / {stages[stage]['p99']:.2f}" for stage in ("backbone", "head", "total")),
-        ]
-        cells += [f"{baseline / total:.2f}x", f"{total / steps:.2f}"]
-        if bundle is None:
-            cells += ["-", "-", "-"]
-        else:
-            metrics = bundle["parity"]["metrics"]
-            cells.append(f"{bundle['size_bytes'] / 1e6:.1f}")
-            cells += [f"{metrics['min_feature_cosine']:.5f}", f"{metrics['action_max_error']:.2g}"]
+    for row in success["rows"]:
+        policy, times = policies[row["policy"]], joined[row["name"]]
+        chains, tasks, paired = row["chains"], row["single_tasks"], row["paired"]
+        call, step = times["per_call_ms"], times["per_control_step_ms"]
+        cells = (
+            "jump-step" if policy["frame_stride"] > 1 else "closed-loop",
+            row["precision"],
+            row["kind"],
+            str(row["execute_steps"]),
+            _interval(chains["average_length"]),
+            "-" if paired is None else f"{paired['average_length_share']['value']:.0%}",
+            f"{tasks['success']['value']:.0%}" if tasks else "-",
+            f"{call['p50']:.1f} / {call['p99']:.1f}",
+            f"{step['p50']:.2f}",
+            f"{policy['size_bytes'] / 1e6:.1f}",
+        )
         lines.append(f"| {' | '.join(cells)} |")
-    machine, floor, conditions = latency["machine"], latency["noise_floor"], latency["conditions"]
-    parity, training = result["bundles"]["int8"]["parity"], result["training"]
+    conditions, machine = success["conditions"], success["machine"]
+    starts = f" {conditions['starts_per_task']} starts of each of 34 tasks," if conditions["starts_per_task"] else ""
     caption = (
-        f"Measured by `make pipeline` on {machine['cpu']}, {machine['usable_cores']} cores "
-        f"({', '.join(machine['cpu_flags'])}), {conditions['iterations']} calls each, interleaved in one "
-        f"process{_scheduling(conditions)}; "
-        f"the same bundle against itself: {floor['value']:.2f}x. "
-        f"Cosine and action error (1.0 = 20 mm or 0.05 rad) are the worst of {parity['num_steps']} "
-        f"steps of demonstrations with carried state. No success rate is claimed: {training['seconds']:.0f} s "
-        f"of training brought its loss from {training['first_loss']:.3f} to {training['last_loss']:.3f}. "
-        f"Every figure: [{Path(link).name}]({link})."
+        f"`rfedge bench sweep` of the shipped policies and their float originals on PlayTable, scene D: "
+        f"{conditions['num_chains']} of CALVIN's chains,{starts} the same for every row, {conditions['max_steps']} control "
+        f"steps a task; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. Every figure: "
+        f"[{Path(link).name}]({link})."
     )
     return "\n".join([BEGIN, *lines, "", caption, END])
 
 
-def _scheduling(conditions: dict[str, Any]) -> str:
-    return "" if conditions["realtime_priority"] is None else " under realtime scheduling"
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def main() -> int:

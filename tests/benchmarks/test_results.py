@@ -17,6 +17,8 @@ from rfedge.benchmarks.peers import PeersReport
 from rfedge.benchmarks.precision_records import PrecisionsReport
 from rfedge.benchmarks.schema import LatencyReport
 from rfedge.benchmarks.server import ServerReport
+from rfedge.benchmarks.success_report import SuccessReport
+from rfedge.benchmarks.sweep_report import SweepReport
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
@@ -31,6 +33,8 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-peers": PeersReport,
     "rfedge-precisions": PrecisionsReport,
     "rfedge-server": ServerReport,
+    "rfedge-success": SuccessReport,
+    "rfedge-sweep": SweepReport,
 }
 
 
