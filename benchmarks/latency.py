@@ -37,7 +37,7 @@ from rfedge.benchmarks.schema import Comparison, LatencyConditions, LatencyRepor
 from rfedge.benchmarks.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError, explain
-from rfedge.messages import Observation
+from rfedge.messages import STATE_SIZE, Observation
 from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.modes import check_execute_steps
 from rfedge.runtimes.policy import STAGES, EdgePolicy
@@ -170,10 +170,11 @@ def run_latency(
 
 
 def sample_observations(contract: PolicyContract, count: int, *, seed: int) -> list[Observation]:
-    """Draw `count` frames of noise that satisfy the contract; the same for the same seed."""
+    """Draw `count` frames of noise that satisfy the contract, the arm at rest; the same for the same seed."""
     rng = np.random.default_rng(seed)
     static, gripper = contract.backbone.input("image_static"), contract.backbone.input("image_gripper")
-    return [Observation(static=static.sample(rng)[0], gripper=gripper.sample(rng)[0]) for _ in range(count)]
+    at_rest = np.zeros(STATE_SIZE, np.float32)  # for policies that read it
+    return [Observation(static.sample(rng)[0], gripper.sample(rng)[0], at_rest) for _ in range(count)]
 
 
 def dataset_observations(path: Path, count: int = NUM_OBSERVATIONS) -> list[Observation]:

@@ -50,7 +50,7 @@ def render(record: dict[str, Any], link: str) -> str:
     conditions, machine = success["conditions"], success["machine"]
     starts = f" {conditions['starts_per_task']} starts of each of 34 tasks," if conditions["starts_per_task"] else ""
     caption = (
-        f"`rfedge bench sweep` of the shipped policies and their float originals on PlayTable, scene D: "
+        f"`rfedge bench sweep` of the shipped policies on PlayTable, scene D: "
         f"{conditions['num_chains']} of CALVIN's chains,{starts} the same for every row, {conditions['max_steps']} control "
         f"steps a task; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. Every figure: "
         f"[{Path(link).name}]({link})."

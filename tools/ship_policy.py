@@ -60,7 +60,7 @@ def render_card(name: str, bundle: Bundle, record: dict[str, Any]) -> str:
     latencies = {joined["row"]: joined for joined in record["rows"]}
     return _CARD.format(
         name=name,
-        mode=rows[0]["mode"],
+        mode="jump-step" if bundle.policy.frame_stride > 1 else "closed-loop",
         facts=_facts(bundle),
         stages="\n".join(f"1. {stage}" for stage in _stages(bundle.manifest.training)),
         table=_table(rows, latencies),
