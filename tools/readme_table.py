@@ -50,10 +50,10 @@ def render(record: dict[str, Any], link: str) -> str:
     conditions, machine = success["conditions"], success["machine"]
     starts = f" {conditions['starts_per_task']} starts of each of 34 tasks," if conditions["starts_per_task"] else ""
     caption = (
-        f"`rfedge bench sweep` of the shipped policies on PlayTable, scene D: "
+        "`rfedge bench sweep` of the shipped policies on PlayTable, scene D: "
         f"{conditions['num_chains']} of CALVIN's chains,{starts} the same for every row, {conditions['max_steps']} control "
-        f"steps a task; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. Every figure: "
-        f"[{Path(link).name}]({link})."
+        f"steps a task; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. "
+        f"Every figure: [{Path(link).name}]({link})."
     )
     return "\n".join([BEGIN, *lines, "", caption, END])
 

@@ -132,7 +132,8 @@ def test_a_robot_that_was_stopped_ends_with_status_1(bundle: Path) -> None:
     [
         (("--replay", "missing.jsonl"), "rfedge: record missing.jsonl: got No such file or directory, expected a file."),
         (("--replay", "x", "--seed", "3"), "rfedge: --replay: got --seed, expected nothing but BUNDLE and --json."),
-        ((), "rfedge: bundle: got none, expected a folder. Name one, or pass --"),
+        ((), "rfedge: goal: got neither, expected --task or --instruction. Pass --task open_drawer, for instance."),
+        (("playtable-jump-stop", "--task", "open_drawer"), "rfedge: bundle playtable-jump-stop: got no folder"),
         (("b", "--workspace", "1,2"), "rfedge: workspace: got '1,2', expected six numbers in metres."),
         (("b", "--late", "never"), "rfedge: late: got 'never', expected one of send, hold, repeat"),
     ],

@@ -55,7 +55,6 @@ def test_mistakes_end_in_one_line(
     said = refusal(capsys, "serve", bundle, "--token-file", tmp_path / "token")
     assert said.startswith(f"token file {tmp_path / 'token'}: got a token of 5 characters, expected 16 to 512")
     goal = ["--task", "open_drawer"]
-    assert refusal(capsys, "run", *goal).startswith("bundle: got none")
     assert refusal(capsys, "run", bundle, *goal, "--server", "ws://x").startswith("policy: got a bundle and a server")
     assert refusal(capsys, "run", *goal, "--server", "tcp://x").startswith("server: got 'tcp://x', expected ws://HOST:PORT")
     assert refusal(capsys, "run", *goal, "--server", "ws://x", "--record", "r.jsonl").startswith("--record: got a policy on")
