@@ -333,8 +333,8 @@ def test_the_committed_results_make_a_page(tmp_path: Path) -> None:
     assert page.table("M-3B under")[1][0] == "PyTorch fp32"
     latency = json.loads((RESULTS / "demo_playtable-small_cpu_202611.json").read_text())["latency"]["variants"][0]
     tables = [table for caption, table in page.tables.items() if caption.startswith("Milliseconds per policy call")]
-    medians = [row[2] for table in tables for row in table if row[:2] == [latency["name"], "total"]]
-    assert [float(median) for median in medians] == [pytest.approx(latency["per_call_ms"]["total"]["p50"], rel=0.01)]
+    medians = [float(row[2]) for table in tables for row in table if row[:2] == [latency["name"], "total"]]
+    assert pytest.approx(latency["per_call_ms"]["total"]["p50"], rel=0.01) in medians
 
 
 def test_users_errors_name_the_file(tmp_path: Path) -> None:
