@@ -25,6 +25,7 @@ MIXED_FORMAT: Final = "rfedge-mixed"
 _MIXED_KEYS: Final = {"budget_metric", "blocks", "time_ratios", "uniform_metrics"}
 # format of a document -> where its class is. They are imported when one is met: some need optional libraries.
 _CLASSES: Final = {
+    "rfedge-ablations": ("rfedge.benchmarks.ablations", "AblationsReport"),
     "rfedge-bundle": ("rfedge.bundle", "Manifest"),
     "rfedge-chains": ("rfedge.benchmarks.chain_report", "ChainReport"),
     "rfedge-environment-speed": ("rfedge.benchmarks.environment_speed", "EnvironmentSpeedReport"),

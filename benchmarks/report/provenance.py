@@ -27,6 +27,7 @@ _WANTED: Final = (
     (("rfedge-success", "rfedge-sweep"), "success of a policy: rfedge bench success"),
     (("rfedge-sweep",), "success over the horizon, joined with latency: rfedge bench sweep"),
     (("rfedge-latency", "rfedge-sweep"), "latency beside PyTorch and a noise floor: rfedge bench latency"),
+    (("rfedge-ablations",), "what each part of the policy is worth: python -m rfedge.benchmarks.ablations"),
     (("rfedge-precisions",), "size, error and time of every precision: python -m rfedge.benchmarks.precisions"),
     (("rfedge-mixed",), "what int8 does block by block: name a mixed bundle's folder"),
     (("rfedge-head-speed",), "the head beside the memory's limit: python -m rfedge.benchmarks.head_speed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from rfedge.benchmarks.ablations import AblationsReport
 from rfedge.benchmarks.chain_report import ChainReport, TaskScore
 from rfedge.benchmarks.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.report.chart import Axis, Point, Series, draw_points, key
@@ -61,6 +62,9 @@ def success_sections(collection: Collection) -> list[Section]:
             tables.append(_task_table("Single tasks from prepared starts, solved of begun.", single))
         if tables:
             sections.append(Section(title.replace("Success", "Task by task", 1), tables))
+    ablations = collection.of(AblationsReport)
+    if ablations:
+        sections.append(Section("What each part is worth", [_ablations(report) for _, report in ablations]))
     rollouts = collection.of(RolloutReport)
     if rollouts:
         sections.append(Section("Episodes", [_episodes(rollouts)]))
@@ -241,6 +245,29 @@ def _completion(part: SuccessPart) -> Table:
     hz = part.report.conditions.control_hz
     caption = f"Time of a solved task at {hz:g} control steps per second, and where the robot waits for every call."
     return Table(caption, ["way", "p50 ms a call", "p50 ms a step", "solved in s", "waiting for calls, s"], rows)
+
+
+def _ablations(report: AblationsReport) -> Table:
+    rows: list[list[str | Cell]] = []
+    for variant, row in zip(report.variants, report.success.rows, strict=True):
+        single, chains = row.single_tasks, row.chains
+        rows.append(
+            [
+                variant.name,
+                variant.change,
+                str(variant.steps),
+                plain(variant.held_out_loss, 4, "no demonstrations were held out"),
+                missing("no single tasks were asked for") if single is None else share(single.success),
+                missing(_ALONE) if chains is None else length(chains.average_length),
+            ]
+        )
+    minutes = max(variant.seconds for variant in report.variants) / 60.0
+    caption = (
+        f"The same {minutes:.0f} minutes of training with one thing changed each time, then the same rollouts of scene "
+        f"{report.success.rows[0].scene} at {count(report.success.rows[0].execute_steps, 'step')} a call; 95 % intervals."
+    )
+    columns = ["variant", "what is changed", "training steps", "held-out loss", "single tasks", "average length of 5"]
+    return Table(caption, columns, rows, text_columns=2)
 
 
 def _busy_row(row: SuccessRow) -> list[str | Cell]:

@@ -95,6 +95,9 @@ def train(
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the segments, and of the pairs' images, held out.")
     ] = 0.1,
+    data_share: Annotated[
+        float, typer.Option(help="Share of the other segments to learn from, such as 0.1 to see what data is worth.")
+    ] = 1.0,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between two states to resume from.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, shifts and dropout.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the newest state in --output, or start over.")] = True,
@@ -151,6 +154,7 @@ def train(
         gripper_weight=gripper_weight,
         augmentation=augmentation,
         validation_fraction=validation_fraction,
+        data_share=data_share,
         save_every=save_every,
         seed=seed,
         resume=resume,

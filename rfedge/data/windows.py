@@ -236,15 +236,27 @@ class WindowSampler:
         return batch
 
 
-def split_segments(dataset: CalvinDataset, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def split_segments(dataset: CalvinDataset, fraction: float, seed: int, *, share: float = 1.0) -> tuple[list[int], list[int]]:
     """Split segment indices into (training, held out), `fraction` of them held out, drawn by `seed`.
 
     At least one segment is held out when `fraction` is positive and there are two; the training part is never empty.
     Segments of the original CALVIN may share frames, so there a held-out loss is not fully independent.
+
+    Args:
+        dataset: whose segments.
+        fraction: of all segments, held out.
+        seed: decides which.
+        share: part of the others that is trained on; a smaller part lies within a larger one.
+
+    Raises:
+        ConfigError: `fraction` or `share` is out of range.
     """
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(explain("share of the data", got=share, expected="0 < share <= 1", remedy="Try 0.1."))
     if not 0.0 <= fraction < 1.0:
         raise ConfigError(explain("validation fraction", got=fraction, expected="0 <= fraction < 1", remedy="Try 0.1."))
     total = len(dataset.segments)
     held_out = 0 if fraction == 0.0 else min(max(round(fraction * total), 1), total - 1)
     order = np.random.default_rng(seed).permutation(total)
-    return sorted(int(index) for index in order[held_out:]), sorted(int(index) for index in order[:held_out])
+    last = held_out + max(round(share * (total - held_out)), 1)
+    return sorted(int(index) for index in order[held_out:last]), sorted(int(index) for index in order[:held_out])

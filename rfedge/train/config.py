@@ -136,6 +136,7 @@ class TrainConfig(_Config):
         image_text_batch_size: pairs of each kind a step, over all processes and passes.
         caption_weight, vqa_weight: factors of the language loss of captions and of answers.
         validation_fraction: share of the segments, and of the images of pairs, held out.
+        data_share: share of the other segments that is learnt from.
         validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
         validate_every, save_every: steps between two measurements and two training states; 0 for the end only.
         keep_states: training states kept.
@@ -174,6 +175,7 @@ class TrainConfig(_Config):
     caption_weight: float = Field(0.005, ge=0)
     vqa_weight: float = Field(0.5, ge=0)
     validation_fraction: float = Field(0.1, ge=0, lt=1)
+    data_share: float = Field(1.0, gt=0, le=1)
     validation_windows: int = Field(64, ge=1)
     validate_every: int = Field(500, ge=0)
     save_every: int = Field(200, ge=0)

@@ -141,7 +141,7 @@ def open_training_data(
             frame_stride=config.policy.frame_stride,
             chunk_size=config.policy.chunk_size,
         )
-        for chosen in split_segments(dataset, config.validation_fraction, config.seed)
+        for chosen in split_segments(dataset, config.validation_fraction, config.seed, share=config.data_share)
     )
     if tokenizer is None:
         decoder = config.policy.decoder

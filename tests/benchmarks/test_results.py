@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from rfedge.benchmarks.ablations import AblationsReport
 from rfedge.benchmarks.chain_report import ChainReport
 from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.expert_success import ExpertSuccessReport
@@ -23,6 +24,7 @@ from rfedge.benchmarks.sweep_report import SweepReport
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
 REPORTS: dict[str, type[BaseModel]] = {
+    "rfedge-ablations": AblationsReport,
     "rfedge-chains": ChainReport,
     "rfedge-environment-speed": EnvironmentSpeedReport,
     "rfedge-expert-success": ExpertSuccessReport,

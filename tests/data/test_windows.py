@@ -127,6 +127,16 @@ def test_held_out_segments_are_disjoint_and_seeded(dataset: CalvinDataset) -> No
         split_segments(dataset, 1.0, seed=0)
 
 
+def test_a_share_of_the_data_lies_within_a_larger_one_and_leaves_what_is_held_out(dataset: CalvinDataset) -> None:
+    everything, held_out = split_segments(dataset, 0.25, seed=0)
+    shares = [split_segments(dataset, 0.25, seed=0, share=share) for share in (0.01, 0.67, 1.0)]
+    assert [len(training) for training, _ in shares] == [1, 2, 3]
+    assert set(shares[0][0]) < set(shares[1][0]) < set(shares[2][0]) == set(everything)
+    assert {tuple(part) for _, part in shares} == {tuple(held_out)}
+    with pytest.raises(ConfigError, match=r"share of the data: got 0.0, expected 0 < share <= 1"):
+        split_segments(dataset, 0.25, seed=0, share=0.0)
+
+
 def test_the_cache_is_built_once_and_again_when_a_frame_changes(dataset: CalvinDataset) -> None:
     built: list[tuple[int, int]] = []
     first = FrameCache.open(dataset, on_frame=lambda done, total: built.append((done, total)))

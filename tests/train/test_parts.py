@@ -132,6 +132,7 @@ def test_a_stride_brings_its_chunk() -> None:
         ({"steps": 0}, "steps: got 0"),
         ({"learning_rate": -1.0}, r"learning_rate: got -1\.0"),
         ({"validation_fraction": 1.0}, r"validation_fraction: got 1\.0"),
+        ({"data_share": 0.0}, r"data_share: got 0\.0"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], text: str, tmp_path: Path) -> None:
