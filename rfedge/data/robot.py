@@ -1,6 +1,6 @@
 """What a Franka Panda at CALVIN's table can report, to tell its demonstrations from those of another robot.
 
-The limits are the arm's own, not those of a dataset, so no frame of CALVIN comes near them. Sources: Franka's published
+The limits are the arm's own, not those of a dataset, so no frame of CALVIN is beyond them. Sources: Franka's published
 joint limits and link lengths; CALVIN's robot base and finger limits.
 """
 
@@ -26,7 +26,7 @@ _JOINT_MARGIN_RAD: Final = 0.05
 _SHOULDER_M: Final = np.array([-0.34, -0.46, 0.573])  # base of the arm in CALVIN's world, plus the first link
 # Stretched out, the tcp is 0.327 + 0.393 m of links and 0.262 m of wrist, hand and finger away from the shoulder.
 _REACH_M: Final = 1.0
-_FLOOR_M: Final = 0.2  # below the drawer's floor, which is the lowest thing to reach for
+_FLOOR_M: Final = 0.0  # a policy that errs leads the arm past the table's edge, down to the ground
 _WIDTH_RANGE_M: Final = (-0.005, 0.09)  # the fingers open 0.08 m
 _REMEDY: Final = "These demonstrations are of another robot or another world frame; the policy acts for CALVIN's Panda."
 
