@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from rfedge.backbone_stages import summarise_blocks
 from rfedge.benchmarks.chain_agents import Agent, ControllerAgent
 from rfedge.benchmarks.chains import MAX_STEPS, ChainPlan, Simulator, World
 from rfedge.benchmarks.plan import check_least
-from rfedge.benchmarks.success_report import NotPossible, PolicyRecord
+from rfedge.benchmarks.success_report import Kind, NotPossible, PolicyRecord
+from rfedge.benchmarks.success_rows import kind_of
 from rfedge.bundle import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.envs.tasks import TASKS
 from rfedge.errors import ConfigError, did_you_mean, explain
@@ -51,6 +52,7 @@ class SuccessPlan:
         backend: of every bundle.
         settings: of every bundle in every worker; one thread, so that workers do not fight for the cores, and so that the
             order of sums is the same on every machine.
+        kinds: of rows, see `rfedge.benchmarks.success_report.Kind`; empty for all of them.
         skip_impossible: list combinations that cannot be run instead of refusing the plan.
     """
 
@@ -68,6 +70,7 @@ class SuccessPlan:
     seed: int = 0
     backend: str = DEFAULT_BACKEND
     settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
+    kinds: tuple[Kind, ...] = ()
     skip_impossible: bool = False
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ class SuccessPlan:
 
         Raises:
             ConfigError: there is no bundle or no number of steps, something is listed twice, the mode is unknown, or there
-                are not as many labels as bundles.
+                are not as many labels as bundles, or there is no such kind of row.
         """
         check_least(1, {"bundles": len(self.bundles), "execute_steps": len(self.execute_steps)}, remedy="Name one.")
         check_least(1, {"execute_steps": min(self.execute_steps)})
@@ -93,6 +96,10 @@ class SuccessPlan:
                         remedy=f"Repeat --{name} in the order of the bundles.",
                     )
                 )
+        for kind in self.kinds:
+            if kind not in (known := get_args(Kind)):
+                expected = did_you_mean(kind, known)
+                raise ConfigError(explain("--kinds", got=repr(kind), expected=expected, remedy="Name some of these."))
         scenes = [world.scene for world in self.worlds]
         for name, listed in (("execute-steps", self.execute_steps), ("label", self.labels), ("scene", scenes)):
             twice = [value for value in listed if list(listed).count(value) > 1]
@@ -223,11 +230,19 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
         if (reason := _why_not(policy, plan.mode, steps)) is not None
     }
     possible = [
-        (policy, steps) for policy in policies for steps in plan.execute_steps if (policy.label, steps) not in reasons
+        (policy, steps)
+        for policy in policies
+        for steps in plan.execute_steps
+        if (policy.label, steps) not in reasons and (not plan.kinds or kind_of(steps, policy.frame_stride) in plan.kinds)
     ]
-    if not possible or (reasons and not plan.skip_impossible):
+    if reasons and not (possible and plan.skip_impossible):
         (label, steps), reason = next(iter(reasons.items()))
         raise ConfigError(f"{label} with {steps} steps per call: {reason}")
+    if not possible:
+        kinds = dict.fromkeys(kind_of(steps, policy.frame_stride) for policy in policies for steps in plan.execute_steps)
+        raise ConfigError(
+            explain("--kinds", got=", ".join(plan.kinds), expected=f"some of {', '.join(kinds)}", remedy="Leave it out.")
+        )
     rows = []
     for world in plan.worlds:
         for language in plan.languages:

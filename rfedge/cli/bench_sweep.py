@@ -13,6 +13,7 @@ from rfedge.cli.success_options import (
     Bundles,
     Enriched,
     Env,
+    Kinds,
     Labels,
     LeastLength,
     LeastShare,
@@ -43,6 +44,7 @@ def sweep(
     execute_steps: Annotated[
         str, typer.Option(help="Control steps per policy call, with commas between; those beyond a chunk are listed.")
     ] = "1,2,4,8",
+    kinds: Kinds = None,
     num: Num = 200,
     single_tasks: SingleTasks = 0,
     tasks: Tasks = "all",
@@ -88,6 +90,7 @@ def sweep(
         trained_on,
         execute_steps=execute_steps,
         mode=None,
+        kinds=kinds,
         enriched=enriched,
         env=env,
         scenes=scenes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,7 +13,7 @@ from rfedge.cli.bundle_names import bundle_folder
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.success_plan import SuccessPlan
-    from rfedge.benchmarks.success_report import SuccessReport
+    from rfedge.benchmarks.success_report import Kind, SuccessReport
     from rfedge.workers import JobRunner
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Bundles",
     "Enriched",
     "Env",
+    "Kinds",
     "Labels",
     "LeastLength",
     "LeastShare",
@@ -55,6 +56,13 @@ TrainedOn = Annotated[
     typer.Option(help="What a bundle was trained on, such as A,B,C, where it does not say; once for each, in order."),
 ]
 Mode = Annotated[str | None, typer.Option(help="closed-loop, open-loop or jump-step; what fits steps and training without.")]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        help="Only these rows, with commas between: closed-loop and jump-step (run as trained), open-loop (trained on every "
+        "frame, run with more steps a call), other."
+    ),
+]
 Num = Annotated[int, typer.Option(min=0, help="The first so many of CALVIN's 1000 chains; 0 for none.")]
 SingleTasks = Annotated[int, typer.Option(min=0, help="Besides chains, prepared starts of every task; 0 for none.")]
 Tasks = Annotated[str, typer.Option(help="With --single-tasks: `all`, or names with commas between.")]
@@ -88,6 +96,7 @@ def make_plan(
     *,
     execute_steps: str,
     mode: str | None,
+    kinds: str | None,
     enriched: bool,
     env: str,
     scenes: Sequence[str] | None,
@@ -119,6 +128,7 @@ def make_plan(
         trained_on=tuple(trained_on or ()),
         execute_steps=_parse_steps(execute_steps),
         mode=mode,
+        kinds=tuple(cast("Kind", kind.strip()) for kind in (kinds or "").split(",") if kind.strip()),
         worlds=tuple(Simulator(env, scene) for scene in scenes or ("D",)),
         languages=("evaluation", "enriched") if enriched else ("evaluation",),
         starts_per_task=single_tasks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def test_how_steps_and_training_make_a_mode(bundles: tuple[Path, Path], tmp_path
         ("second", 2, "jump-step", "jump-step"),
         ("second", 4, "open-loop", "other"),
     ]
+
+
+def test_kinds_of_rows_are_chosen(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    jumping = write_policy(tmp_path / "jumping", frame_stride=2)
+    plan = plan_of((bundles[0], jumping), labels=("every", "second"), execute_steps=(1, 2))
+    report = run_success(replace(plan, kinds=("closed-loop", "jump-step")), CHAINS[:1])
+    assert [(row.policy, row.execute_steps) for row in report.rows] == [("every", 1), ("second", 2)]
+    with pytest.raises(ConfigError, match=r"--kinds: got 'jump', expected one of .*jump-step"):
+        replace(plan, kinds=("jump",))
+    with pytest.raises(ConfigError, match=r"--kinds: got other, expected some of closed-loop, open-loop\. Leave it out"):
+        run_success(plan_of(bundles, execute_steps=(1, 4), kinds=("other",)), CHAINS[:1])
 
 
 def test_what_is_not_possible_is_said(bundles: tuple[Path, Path]) -> None:
