@@ -79,13 +79,18 @@ class PolicyDriver:
         """Forget everything and follow `instruction` from now on."""
         self._controller.reset(instruction)
 
-    def act(self, observation: Observation) -> npt.NDArray[np.float64]:
+    @property
+    def needs_observation(self) -> bool:
+        """Whether the next action is inferred, not the next one of a chunk."""
+        return self._controller.needs_observation
+
+    def act(self, observation: Observation | None) -> npt.NDArray[np.float64]:
         """Return the policy's action (7,), made safe to send.
 
         Raises:
             ContractError: the policy refuses the frame or returned NaN or Inf.
         """
-        control = self._controller.control(observation if self._controller.needs_observation else None)
+        control = self._controller.control(observation if self.needs_observation else None)
         return guard_action(control.action).astype(np.float64)
 
     def __enter__(self) -> PolicyDriver:

@@ -49,13 +49,21 @@ def demos(
     policy: Annotated[
         Path | None,
         typer.Option(
-            callback=bundle_folder, help="Bundle that drives while the experts only label what they would have done."
+            callback=bundle_folder,
+            help="Bundle that drives while the experts label what they would have done, or until they take over.",
         ),
     ] = None,
     mode: Annotated[str | None, typer.Option(help="Loop of the policy: closed-loop (default) or open-loop.")] = None,
     execute_steps: Annotated[int | None, typer.Option(help="Actions the policy plays per inference.")] = None,
     expert_share: Annotated[
         float | None, typer.Option(help="Part of the tasks that the expert drives in spite of --policy; default 0.")
+    ] = None,
+    takeover_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="The policy drives each task for so many steps at most, drawn anew each time; then the expert takes over, "
+            "and its part alone is recorded."
+        ),
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(help="Control steps per task with --policy; more than 64 become several segments.")
@@ -77,8 +85,15 @@ def demos(
     from rfedge.data.collection import CollectionRequest, collect
 
     chosen = _tasks(tasks)
-    options = _options(chosen, chain_length, action_noise, noise_share, max_steps, expert_share)
-    driven = _policy(policy, mode=mode, execute_steps=execute_steps, expert_share=expert_share, max_steps=max_steps)
+    options = _options(chosen, chain_length, action_noise, noise_share, max_steps, expert_share, takeover_steps)
+    driven = _policy(
+        policy,
+        mode=mode,
+        execute_steps=execute_steps,
+        expert_share=expert_share,
+        takeover_steps=takeover_steps,
+        max_steps=max_steps,
+    )
     recorder = Recorder(env, scene, options, driven)
     request = CollectionRequest(
         chosen,
@@ -86,7 +101,7 @@ def demos(
         seed=seed,
         scene=scene,
         frames_per_episode=options.max_frames,
-        keep_failures=driven is not None,
+        keep_failures=driven is not None and takeover_steps is None,
     )
     request.check()
     # Before anything is written: a wrong scene, a missing renderer or a damaged bundle ends here.
@@ -135,6 +150,7 @@ def _options(
     noise_share: float | None,
     max_steps: int | None,
     expert_share: float | None,
+    takeover_steps: int | None,
 ) -> RecordingOptions:
     from rfedge.envs.action_noise import ActionNoise
     from rfedge.envs.demonstrations import MAX_FRAMES, RecordingOptions
@@ -150,6 +166,7 @@ def _options(
         chain_tasks=tasks,
         max_steps=MAX_FRAMES if max_steps is None else max_steps,
         expert_share=expert_share or 0.0,
+        takeover_steps=takeover_steps,
     )
     options.check()
     return options

@@ -82,7 +82,11 @@ class Recorder:
         if self.policy is not None:
             driver = _open_driver(self.policy)
             _check_instructions(driver, tasks)
-            settings["policy"] = {**driver.describe(), "expert_share": self.options.expert_share}
+            settings["policy"] = {
+                **driver.describe(),
+                "expert_share": self.options.expert_share,
+                "takeover_steps": self.options.takeover_steps,
+            }
             libraries.append("onnxruntime")
             if not keep_open:
                 driver.close()

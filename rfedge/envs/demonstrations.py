@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rfedge.envs.action_noise import ActionNoise, NoiseBursts
 from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
 from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
-from rfedge.envs.interface import Environment, Float64Array, make_environment
+from rfedge.envs.interface import Environment, Float64Array, SceneInfo, make_environment
 from rfedge.envs.language import sample_instruction
 from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.tasks import TASKS, check_task
@@ -57,7 +57,11 @@ class Driver(Protocol):
     def reset(self, instruction: str) -> None:
         """Forget everything and follow `instruction` from now on."""
 
-    def act(self, observation: Observation) -> Float64Array:
+    @property
+    def needs_observation(self) -> bool:
+        """Whether the next `act` looks at what it is given."""
+
+    def act(self, observation: Observation | None) -> Float64Array:
         """Return the action (7,) to send, pose within [-1, 1] and gripper -1 or 1; called at every control step."""
 
 
@@ -71,6 +75,8 @@ class RecordingOptions:
         chain_tasks: those that may follow; the first is the one asked for.
         max_steps: control steps for each task; more than 64 are cut into several segments.
         expert_share: probability that a task is driven by its expert although there is a driver.
+        takeover_steps: a driver acts for so many steps of a task at most, drawn anew for each, then the expert takes over,
+            and its part alone is recorded; None lets the driver finish and records all of it.
     """
 
     noise: ActionNoise | None = None
@@ -78,6 +84,7 @@ class RecordingOptions:
     chain_tasks: tuple[str, ...] = EXPERT_TASKS
     max_steps: int = MAX_FRAMES
     expert_share: float = 0.0
+    takeover_steps: int | None = None
 
     @property
     def max_frames(self) -> int:
@@ -97,6 +104,9 @@ class RecordingOptions:
         if not 0.0 <= self.expert_share <= 1.0:
             remedy = "Give the part of the tasks that the expert drives."
             raise ConfigError(explain("expert share", got=self.expert_share, expected="0 to 1", remedy=remedy))
+        if self.takeover_steps is not None and self.takeover_steps < 1:
+            remedy = "Give the most control steps that the policy drives a task."
+            raise ConfigError(explain("takeover steps", got=self.takeover_steps, expected="at least 1", remedy=remedy))
         for task in self.chain_tasks:
             check_task(task)
 
@@ -131,7 +141,8 @@ class Episode:
             `scene_obs` float64 (T, 24), `rel_actions` float64 (T, 7): the expert's action for this frame,
             `actions` float64 (T, 7): the absolute tcp pose (xyz, euler xyz) of the next frame and the gripper action sent.
         segments: the tasks in order; their frames lie end to end and are all frames there are. A task that the expert
-            failed at is left out with its frames unless it is the first; one that a driver failed at is kept.
+            failed at is left out with its frames unless it is the first; one that a driver failed at is kept. With
+            `RecordingOptions.takeover_steps` there may be none at all, then without success and without frames.
     """
 
     task: str
@@ -160,7 +171,7 @@ def record_episode(
         environment: one of the same scene to use again; building one costs more than an episode's first frames. In a
             PlayTable the result does not depend on what was done with it before. None makes a PlayTable.
         options: None for one task, done by its expert and without noise.
-        driver: acts in the expert's place, who then only labels; None for the expert.
+        driver: acts in the expert's place, who then only labels, or takes over; None for the expert.
 
     Raises:
         ConfigError: the task has no expert, the environment shows another scene, or an option is out of range.
@@ -182,7 +193,7 @@ def record_episode(
         prepare(task, environment, rng)
         rollout = _Rollout(environment, options, driver, rng, stream=(TASKS.index(task), seed))
         success = rollout.run_chain(task, instruction, expert)
-        frames = {name: np.stack(column) for name, column in rollout.columns.items()}
+        frames = {name: np.stack(column) for name, column in rollout.columns.items() if column}
         return Episode(task, instruction, seed, success, frames, tuple(rollout.segments))
 
 
@@ -232,11 +243,13 @@ class _Rollout:
         for links_left in reversed(range(self._options.chain_length)):
             first = len(self.columns["actions"])
             solved = self._run_task(task, instruction, expert, must_let_go=links_left > 0 and not task.startswith("lift_"))
-            if not solved and self._driver is None and self.segments:
+            takes_over = self._options.takeover_steps is not None
+            if not solved and (takes_over or (self._driver is None and self.segments)):
                 for column in self.columns.values():
                     del column[first:]
                 break
-            self._add_segments(task, instruction, len(self.columns["actions"]) - first, solved=solved)
+            if num_frames := len(self.columns["actions"]) - first:  # none where the driver was done before the takeover
+                self._add_segments(task, instruction, num_frames, solved=solved)
             if not solved:
                 return False
             if not links_left:
@@ -252,7 +265,7 @@ class _Rollout:
             task = candidates[int(self._rng.integers(len(candidates)))]
             expert = make_expert(task, self._environment.scene, self._rng)
             instruction = sample_instruction(task, self._rng)
-        return True
+        return bool(self.segments)
 
     def _add_segments(self, task: str, instruction: str, num_frames: int, *, solved: bool) -> None:
         # Of equal length, because CALVIN's loader cannot use a short rest.
@@ -268,9 +281,15 @@ class _Rollout:
         driver = self._driver
         if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
             driver = None
+        start = environment.info()
         if driver is not None:
             driver.reset(instruction)
-        start = environment.info()
+        if driver is not None and self._options.takeover_steps is not None:
+            expert.begin(environment.scene_state())
+            num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
+            if self._drive(driver, num_driven, task, start, must_let_go=must_let_go):
+                return True
+            driver = None
         solved_frames = 0  # in a row: a block that is dropped again, or only touched in passing, teaches the wrong thing
         is_over = False
         for step in range(self._options.max_steps):
@@ -296,3 +315,15 @@ class _Rollout:
             # The next task of a chain must not drag along a block that this one still grips.
             is_over = solved_frames > SETTLE_FRAMES and not (must_let_go and gripped_blocks(info))
         return solved_frames > 0
+
+    def _drive(self, driver: Driver, num_steps: int, task: str, start: SceneInfo, *, must_let_go: bool) -> bool:
+        """Let the driver act for some steps, which are not recorded; return whether it has done the task by itself."""
+        solved_frames = 0
+        for _ in range(num_steps):
+            seen = self._environment.observe() if driver.needs_observation else None  # drawing takes most of a step
+            self._environment.advance(driver.act(seen))
+            info = self._environment.info()
+            solved_frames = solved_frames + 1 if self._oracle.solved(task, start, info) else 0
+            if solved_frames > SETTLE_FRAMES and not (must_let_go and gripped_blocks(info)):
+                return True
+        return False

@@ -102,6 +102,7 @@ def test_a_policy_drives_and_its_failures_are_kept(bundle: Path, tmp_path: Path,
         "mode": "open-loop",
         "execute_steps": 4,
         "expert_share": 0.0,
+        "takeover_steps": None,
     }
     shared = ("--tasks", "turn_on_led", *command[2:], "--expert-share", 1)
     assert _call("--output", tmp_path / "expert", *shared) == 0

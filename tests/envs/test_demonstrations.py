@@ -211,6 +211,8 @@ def test_a_failed_task_ends_the_chain_and_is_left_out(physics: Environment, monk
 class Sleeper:
     """A policy that does nothing at all, and notes what it was told."""
 
+    needs_observation = True
+
     def __init__(self) -> None:
         self.instructions: list[str] = []
         self.num_seen = 0
@@ -221,6 +223,14 @@ class Sleeper:
     def act(self, observation: Observation) -> np.ndarray:
         self.num_seen += 1
         return np.array([0.0] * 6 + [-1.0])
+
+
+class Drifter(Sleeper):
+    """A policy that leads the arm away, upwards."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        self.num_seen += 1
+        return np.array([0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 1.0])
 
 
 def test_the_driver_acts_and_the_expert_labels(physics: Environment) -> None:
@@ -240,6 +250,8 @@ def test_the_driver_acts_and_the_expert_labels(physics: Environment) -> None:
 
 def test_labels_are_the_experts_own_actions_when_the_driver_does_the_same(physics: Environment) -> None:
     class Replay:
+        needs_observation = True
+
         def reset(self, instruction: str) -> None:
             self.actions = iter(alone.frames["rel_actions"])
 
@@ -274,9 +286,45 @@ def test_the_expert_drives_its_share(physics: Environment) -> None:
     assert record_episode("turn_on_led", seed=0, environment=world, driver=Sleeper(), options=always).success
 
 
+def test_the_expert_takes_over_and_its_part_alone_is_recorded(physics: Environment) -> None:
+    world = Blind(physics)
+    options = RecordingOptions(takeover_steps=60)
+    driven = []
+    for seed in range(4):
+        driver = Drifter()
+        episode = record_episode("open_drawer", seed=seed, environment=world, driver=driver, options=options)
+        driven.append(driver.num_seen)
+        assert episode.success
+        assert [segment.solved for segment in episode.segments] == [True]
+        assert len(episode.frames["actions"]) == episode.segments[0].num_frames
+        alone = record_episode("open_drawer", seed=seed, environment=world)
+        moved_m = episode.frames["robot_obs"][0, :3] - alone.frames["robot_obs"][0, :3]
+        assert (np.abs(moved_m).max() > 0.005) == (driver.num_seen > 3)
+    assert max(driven) <= 60
+    assert len(set(driven)) > 2
+    again = Drifter()
+    record_episode("open_drawer", seed=3, environment=world, driver=again, options=options)
+    assert again.num_seen == driven[-1]
+
+
+def test_a_task_that_the_driver_has_done_leaves_no_frames(physics: Environment) -> None:
+    class Replay(Drifter):
+        def act(self, observation: Observation) -> np.ndarray:
+            self.num_seen += 1
+            return alone.frames["rel_actions"][min(self.num_seen, len(alone.frames["rel_actions"])) - 1].copy()
+
+    alone = record_episode("turn_on_led", seed=5, environment=Blind(physics))
+    options = RecordingOptions(takeover_steps=100_000)
+    driver = Replay()
+    episode = record_episode("turn_on_led", seed=5, environment=Blind(physics), driver=driver, options=options)
+    assert driver.num_seen <= len(alone.frames["actions"])
+    assert (episode.success, episode.segments, episode.frames) == (False, (), {})
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        (RecordingOptions(takeover_steps=0), "takeover steps: got 0, expected at least 1"),
         (RecordingOptions(chain_length=0), "chain length: got 0, expected at least 1"),
         (RecordingOptions(max_steps=15), "max steps: got 15, expected at least 16"),
         (RecordingOptions(expert_share=1.5), "expert share: got 1.5, expected 0 to 1"),

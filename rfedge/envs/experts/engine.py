@@ -43,6 +43,9 @@ _MISSED_GRIP_M: Final = 0.025
 class Expert(Protocol):
     """Anything that maps states to actions."""
 
+    def begin(self, scene_obs: Float64Array) -> None:
+        """Take note of how the scene (24,) was when the task began, where that was before the first `act`."""
+
     def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
         """Return the relative action (7,) for robot_obs (15,) and scene_obs (24,)."""
 
@@ -97,13 +100,18 @@ class WaypointExpert:
         self._grasp_m: Float64Array = np.zeros(3)
         self._approach_m: Float64Array = np.zeros(3)
 
+    def begin(self, scene_obs: Float64Array) -> None:
+        """Take note of how the scene (24,) was when the task began, where that was before the first `act`."""
+        self._start_scene = scene_obs.copy()
+
     def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
         """Return the next action (7,): pose within [-1, 1], gripper -1 or 1."""
-        if self._start_scene is None:
-            self._start_scene = scene_obs.copy()
-            self._commanded = robot_obs[:6].copy()
-        else:
+        if self._plan:
             self._correct(robot_obs[:6])
+        else:
+            self._commanded = robot_obs[:6].copy()
+        if self._start_scene is None:
+            self.begin(scene_obs)
         self._last_tcp = robot_obs[:6].copy()
         situation = Situation(self._layout, robot_obs, scene_obs, self._start_scene, self._attempts)
         if not self._plan or self._has_gone_wrong(situation):
