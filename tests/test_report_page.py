@@ -1,0 +1,26 @@
+"""docs/results/report.md and report.html are what the committed results make today."""
+
+import os
+import subprocess
+import sys
+
+from tests.tool_modules import ROOT, load_tool
+
+
+def test_the_committed_report_is_the_one_of_the_committed_results() -> None:
+    tool = load_tool("report_page")
+    report = tool.make_report()
+    assert tool.MARKDOWN.read_text() == report.markdown
+    assert tool.PAGE.read_text() == report.html
+    assert "/tmp/" not in report.html
+
+
+def test_the_page_needs_no_pytorch() -> None:
+    code = "import sys, report_page; report_page.make_report(); assert 'torch' not in sys.modules"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tools",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=120,
+    )
