@@ -42,7 +42,7 @@ def state_problem(robot_obs: Array) -> ArrayProblem | None:
         limits = f"{_LOWER_RAD[worst]:g} to {_UPPER_RAD[worst]:g} rad"
         return ArrayProblem(f"joint {worst + 1} in robot_obs", f"{joints[worst]:.3f} rad", limits, _REMEDY)
     reach_m = float(np.linalg.norm(robot_obs[:3] - _SHOULDER_M))
-    if reach_m > _REACH_M or robot_obs[2] < _FLOOR_M:
+    if reach_m > _REACH_M or robot_obs[2] <= _FLOOR_M:
         place = ", ".join(f"{value:.3f}" for value in robot_obs[:3])
         expected = f"within {_REACH_M:g} m of the shoulder and above {_FLOOR_M:g} m"
         return ArrayProblem("tcp in robot_obs", f"({place}) m", expected, _REMEDY)
