@@ -169,7 +169,7 @@ def run_chains(
         plan: what to run.
         chains: at least one; see `rfedge.envs.chains.make_chains`.
         output: folder for `chains.jsonl`, one line a chain in the order in which they end, `results.json` in CALVIN's
-            form and `report.json`. None keeps nothing.
+            form and `report.json`; a run of the first chains of the set goes on there. None keeps nothing.
         workers: processes; the result does not depend on it.
         runner: where they run.
         on_chain: told (chains done, chains in all), at the beginning and after every chain.
@@ -194,7 +194,7 @@ def run_chains(
     )
     arguments = {
         "schema_version": CHAINS_SCHEMA_VERSION,
-        **conditions.model_dump(),
+        **conditions.model_dump(exclude={"num_chains", "chains_sha256"}),  # a run may go on with more of them
         **plan.words(),
     }
     begun_s = time.perf_counter()
@@ -202,12 +202,15 @@ def run_chains(
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         journal = stack.enter_context(open_journal(folder / CHAINS_FILE, arguments))
         done = _parse(journal.records, folder / CHAINS_FILE)
+        _check_same_chains(done, chains, folder)
         num_resumed = len(done)
         if on_chain is not None:
             on_chain(len(done), len(jobs))
         if num_resumed == len(jobs) and (folder / REPORT_FILE).is_file():
-            # It says when and on what the chains were run; a new one would claim that it was here and now.
-            return ChainReport.model_validate_json((folder / REPORT_FILE).read_bytes())
+            before = ChainReport.model_validate_json((folder / REPORT_FILE).read_bytes())
+            if before.conditions.num_chains == len(jobs):
+                # It says when and on what the chains were run; a new one would claim that it was here and now.
+                return before
         stack.callback(close_session)  # of a run in this process
         call = functools.partial(_run_chain, RolloutSetup(plan.make_agent, plan.world, plan.max_steps))
         for _, record in runner(call, [job for job in jobs if job.index not in done], workers):
@@ -243,6 +246,33 @@ def read_chains(folder: Path) -> tuple[ChainRecord, ...]:
     """
     done = _parse(read_journal(folder / CHAINS_FILE), folder / CHAINS_FILE)
     return tuple(done[index] for index in sorted(done))
+
+
+def _check_same_chains(done: Mapping[int, ChainRecord], chains: Sequence[Chain], folder: Path) -> None:
+    """Refuse a folder that holds more chains than asked for, or other ones.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if done and max(done) >= len(chains):
+        raise ConfigError(
+            explain(
+                f"number of chains of the run in {folder}",
+                got=len(chains),
+                expected=f"at least {max(done) + 1}, which are there",
+                remedy="Ask for as many or more to go on, or choose another --output.",
+            )
+        )
+    for index, record in done.items():
+        if (record.state, record.tasks) != (asdict(chains[index].state), tuple(chains[index].tasks)):
+            raise ConfigError(
+                explain(
+                    f"chain {index} of the run in {folder}",
+                    got=", ".join(chains[index].tasks),
+                    expected=f"{', '.join(record.tasks)} from the same state, with which it was run",
+                    remedy="Repeat the arguments to go on, or choose another --output.",
+                )
+            )
 
 
 def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRecord]:

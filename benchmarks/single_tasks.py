@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from rfedge.benchmarks.record import Record, parse_lines
 from rfedge.benchmarks.rollout_session import RolloutSetup, close_session, open_session
 from rfedge.envs.experts import prepare_start
 from rfedge.envs.tasks import TASKS, check_task
+from rfedge.errors import ConfigError, explain
 from rfedge.journal import open_journal
 from rfedge.workers import JobRunner, run_jobs
 
@@ -77,7 +78,8 @@ def run_trials(
     Args:
         plan: agent, world, language, steps and seed; the starts are `plan.seed`, `plan.seed` + 1, ...
         starts_per_task: at least 1.
-        output: folder for `trials.jsonl`, one line a start in the order in which they end.
+        output: folder for `trials.jsonl`, one line a start in the order in which they end; a run of fewer starts goes on
+            there.
         tasks: names.
         workers: processes; the result does not depend on it.
         runner: where they run.
@@ -103,7 +105,6 @@ def run_trials(
         **plan.words(),
         "max_steps": plan.max_steps,
         "seed": plan.seed,
-        "starts_per_task": starts_per_task,
         "tasks": list(tasks),
     }
     path = output / TRIALS_FILE
@@ -112,6 +113,7 @@ def run_trials(
             (record.subtask.task, record.start): record
             for record in parse_lines(TrialRecord, journal.records, path, what="start")
         }
+        _check_no_more(done, plan.seed + starts_per_task - 1, output)
         if on_trial is not None:
             on_trial(len(done), len(jobs))
         call = functools.partial(_run_trial, RolloutSetup(plan.make_agent, plan.world, plan.max_steps))
@@ -124,6 +126,24 @@ def run_trials(
         finally:
             close_session()  # of a run in this process
     return tuple(done[job.subtask.task, job.start] for job in jobs)
+
+
+def _check_no_more(done: Iterable[tuple[str, int]], last: int, folder: Path) -> None:
+    """Refuse a folder that holds starts beyond the last one asked for.
+
+    Raises:
+        ConfigError: it does.
+    """
+    num_more = max((start for _, start in done), default=last) - last
+    if num_more > 0:
+        raise ConfigError(
+            explain(
+                f"starts per task of the run in {folder}",
+                got=f"{num_more} fewer than are there",
+                expected="as many or more",
+                remedy="Ask for more to go on, or choose another --output.",
+            )
+        )
 
 
 def _run_trial(setup: RolloutSetup, job: _Job) -> TrialRecord:

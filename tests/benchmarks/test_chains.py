@@ -190,11 +190,22 @@ def test_other_arguments_are_refused_in_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=text):
             run_chains(lucky_plan(**changes), joint_chains(3), folder)
-    with pytest.raises(ConfigError, match="num chains of the run in .*: got 4, expected 3"):
-        run_chains(lucky_plan(), joint_chains(4), folder)
-    with pytest.raises(ConfigError, match="chains sha256 of the run"):
+    with pytest.raises(ConfigError, match=r"number of chains of the run in .*: got 2, expected at least 3, which are there"):
+        run_chains(lucky_plan(), joint_chains(2), folder)
+    with pytest.raises(ConfigError, match=r"chain 0 of the run in .*: got .*, expected .* from the same state, with which"):
         run_chains(lucky_plan(), joint_chains(4)[1:], folder)
     assert (folder / "chains.jsonl").read_bytes() == before
+
+
+def test_a_run_goes_on_with_more_chains_as_if_it_had_been_asked_for_them(tmp_path: Path) -> None:
+    few, more = tmp_path / "few", tmp_path / "more"
+    first = run_chains(lucky_plan(), joint_chains(3), few)
+    assert first.conditions.num_chains == 3
+    grown = run_chains(lucky_plan(), joint_chains(5), few)
+    whole = run_chains(lucky_plan(), joint_chains(5), more)
+    assert (grown.num_resumed, whole.num_resumed) == (3, 0)
+    assert grown.conditions == whole.conditions
+    assert_same(few, more)
 
 
 def test_a_line_that_is_no_chain_is_named(tmp_path: Path) -> None:

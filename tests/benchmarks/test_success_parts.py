@@ -94,12 +94,15 @@ def test_single_tasks_begin_where_the_experts_begin(tmp_path: Path) -> None:
     again: list[tuple[int, int]] = []
     assert run_trials(plan, 2, tmp_path / "a", tasks=tasks, on_trial=lambda *counts: again.append(counts)) == found
     assert again == [(4, 4)]
-    with pytest.raises(ConfigError, match="starts per task of the run in .*: got 3, expected 2"):
-        run_trials(plan, 3, tmp_path / "a", tasks=tasks)
+    with pytest.raises(ConfigError, match="starts per task of the run in .*: got 1 fewer than are there, expected as many"):
+        run_trials(plan, 1, tmp_path / "a", tasks=tasks)
+    grown = run_trials(plan, 3, tmp_path / "a", tasks=tasks)
+    assert [trial.start for trial in grown] == [0, 1, 2, 0, 1, 2]
+    assert (*grown[:2], *grown[3:5]) == found
     journal = tmp_path / "a" / "trials.jsonl"
     journal.write_text(journal.read_text() + '{"start": 1}\n')
     with pytest.raises(ArtifactError, match="a record that is no start"):
-        run_trials(plan, 2, tmp_path / "a", tasks=tasks)
+        run_trials(plan, 3, tmp_path / "a", tasks=tasks)
     assert isinstance(found[0], TrialRecord)
 
 

@@ -47,8 +47,8 @@ def test_experts_run_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"chains.jsonl", "results.json", "report.json"}
     _call(*arguments)
     assert f"average length {report.average_length.value:.3f}" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="num chains of the run in .*: got 3, expected 2, with which it was started"):
-        _call(*arguments, "--num", 3)
+    with pytest.raises(ConfigError, match="number of chains of the run in .*: got 1, expected at least 2, which are there"):
+        _call(*arguments, "--num", 1)
 
 
 def test_users_errors_are_one_sentence(tmp_path: Path) -> None:
