@@ -3,8 +3,8 @@
     MUJOCO_GL=egl python tools/make_policies.py --output FOLDER
 
 A stage that is done is not done again, and each one goes on where it was stopped. `stages/stages.jsonl` gets a line for each
-of them: command, when it began, how long it took. `--factor 0.1` does a tenth of everything, to try it out. The stages as they
-were run for the shipped policies, with what came of them: docs/results/playtable_policies.md.
+of them: command, when it began, how long it took. `--factor 0.1` does a tenth of everything, to try it out. What came of the
+stages, as they were run for the shipped policies: docs/results/playtable_policies.md.
 """
 
 from __future__ import annotations
