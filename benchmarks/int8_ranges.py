@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from rfedge.benchmarks.machine import Measurement, circumstances
-from rfedge.benchmarks.record import Record
+from rfedge.benchmarks.int8_ranges_report import Int8RangesReport, Int8Variant
+from rfedge.benchmarks.machine import circumstances
 from rfedge.contract import policy_contract
 from rfedge.export.calibrate import FrameInputs, choose_calibration_frames, choose_proof_episodes
 from rfedge.export.int8.options import PLAIN, Int8Options
@@ -30,7 +30,7 @@ from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import Checkpoint
 
-__all__ = ["VARIANTS", "Int8RangesReport", "Int8Variant", "measure_int8_ranges"]
+__all__ = ["VARIANTS", "measure_int8_ranges"]
 
 _FULL: Final = Int8Options()
 _RESAMPLER_ATTENTION: Final = QUERY_ATTENTION[:1]
@@ -68,38 +68,6 @@ VARIANTS: Final[tuple[Case, ...]] = (
     Case("the same, search | resampler attention in float", replace(_FULL, smooth_quant="search"), _RESAMPLER_ATTENTION),
     Case("the same, search | keys, values, outputs in float", replace(_FULL, smooth_quant="search"), _READING_ATTENTION),
 )
-
-
-class Int8Variant(Record):
-    """One way over one set of frames.
-
-    Attributes:
-        name: of the way.
-        method: as a manifest records it.
-        keep_float: names that stay in float.
-        seed: drew calibration frames and held-out episodes.
-        num_int8, num_float: products with a weight, those that are never quantized left out.
-        metrics: of the exporter's proof.
-    """
-
-    name: str
-    method: str
-    keep_float: tuple[str, ...]
-    seed: int
-    num_int8: int
-    num_float: int
-    metrics: dict[str, float]
-
-
-class Int8RangesReport(Measurement):
-    """The whole document."""
-
-    format: Literal["rfedge-int8-ranges"] = "rfedge-int8-ranges"
-    schema_version: int = 1
-    policy: str
-    num_calibration_frames: int
-    num_steps: int
-    variants: tuple[Int8Variant, ...]
 
 
 def measure_int8_ranges(

@@ -19,7 +19,7 @@ from rfedge.contract import MEDIA, BackboneStage, GraphContract, GraphName, Poli
 from rfedge.export.calibrate import Inputs
 from rfedge.export.forms.dynamic_head import quantize_head
 from rfedge.export.forms.half_storage import store_half
-from rfedge.export.mixed.search import SearchRecord
+from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.parity import StageProgress, graph_call
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.split_stages import split_stages

@@ -25,7 +25,8 @@ from rfedge.export.forms.half import make_bf16, make_fp16
 from rfedge.export.forms.half_storage import store_weights_half
 from rfedge.export.forms.runs_here import write_stand_in
 from rfedge.export.forms.weight_only import make_int4_weight, make_int8_weight
-from rfedge.export.mixed.search import MixedSearch, SearchRecord, search_plan
+from rfedge.export.mixed.record import SearchRecord
+from rfedge.export.mixed.search import MixedSearch, search_plan
 from rfedge.export.parity import StageProgress
 from rfedge.export.passes.graph_files import graph_files, read_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels

@@ -19,7 +19,7 @@ from rfedge.benchmarks.sweep_report import SweepReport
 from rfedge.bundle import Manifest
 
 if TYPE_CHECKING:
-    from rfedge.export.mixed.search import SearchRecord
+    from rfedge.export.mixed.record import SearchRecord
 
 __all__ = ["speed_sections"]
 

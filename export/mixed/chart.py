@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rfedge.atomic import atomic_file
 from rfedge.errors import BackendUnavailableError, explain
-from rfedge.export.mixed.search import SearchRecord
+from rfedge.export.mixed.record import SearchRecord
 
 __all__ = ["can_draw", "check_can_draw", "default_chart", "draw_sensitivity"]
 

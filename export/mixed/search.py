@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import psutil
-from pydantic import BaseModel, ConfigDict
 
 from rfedge.config import PolicyConfig
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.rounded_store import RoundedStore
-from rfedge.export.mixed.blocks import kept_float, quantizable_blocks
+from rfedge.export.mixed.blocks import quantizable_blocks
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.cache import MeasurementCache, search_key
 from rfedge.export.mixed.plan import choose_plan
+from rfedge.export.mixed.record import BlockEvidence, SearchRecord
 from rfedge.export.mixed.sensitivity import ErrorMeter, write_cpu_form
 from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
 from rfedge.export.parity import Episodes, compare_traces, onnx_rollout
 
-__all__ = ["BlockEvidence", "MixedSearch", "SearchRecord", "search_plan"]
+__all__ = ["MixedSearch", "search_plan"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 # (stage, done, total)
@@ -59,53 +59,6 @@ class MixedSearch:
     folder: Path
     keep_float: tuple[str, ...] = ()
     num_rounds: int = 40
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BlockEvidence(_Record):
-    """Why a block computes in what it does.
-
-    Attributes:
-        precision: in the plan.
-        reason: in words.
-        saved_ms: by int8, of one backbone call on the machine that exported; negative where int8 is slower.
-        metrics: of the policy with this block alone in int8, against fp32.
-    """
-
-    precision: str
-    reason: str
-    saved_ms: float
-    metrics: dict[str, float]
-
-
-class SearchRecord(_Record):
-    """mixed.json.
-
-    Attributes:
-        metrics: of the plan; on the same episodes `int8_metrics` of the precision int8 with its defaults, which is a plan
-            made by hand, and `uniform_metrics` of int8 in every block.
-        time_ratios: medians of a whole backbone call in turns, such as "mixed/int8".
-        num_measured, num_reused: measurements of this run and of earlier ones.
-    """
-
-    budget_metric: str
-    budget: float
-    num_steps: int
-    blocks: dict[str, BlockEvidence]
-    metrics: dict[str, float]
-    int8_metrics: dict[str, float]
-    uniform_metrics: dict[str, float]
-    time_ratios: dict[str, float]
-    num_measured: int
-    num_reused: int
-
-    @property
-    def keep_float(self) -> tuple[str, ...]:
-        """What `quantize_int8` must leave alone."""
-        return kept_float(self.blocks, [name for name, block in self.blocks.items() if block.precision == "int8"])
 
 
 def search_plan(

@@ -112,7 +112,7 @@ def _print_evidence(path: Path, chart: Path | None, *, to_stderr: bool) -> None:
     import sys
 
     from rfedge.cli.tables import print_table
-    from rfedge.export.mixed.search import SearchRecord
+    from rfedge.export.mixed.record import SearchRecord
 
     record = SearchRecord.model_validate_json(path.read_bytes())
     print_table(

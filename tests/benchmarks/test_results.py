@@ -11,7 +11,7 @@ from rfedge.benchmarks.chain_report import ChainReport
 from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.head_speed import HeadSpeedReport
-from rfedge.benchmarks.int8_ranges import Int8RangesReport
+from rfedge.benchmarks.int8_ranges_report import Int8RangesReport
 from rfedge.benchmarks.loop_report import LoopReport
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.peers import PeersReport

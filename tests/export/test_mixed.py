@@ -27,7 +27,8 @@ from rfedge.export.mixed.budget import Budget, parse_budget
 from rfedge.export.mixed.cache import MeasurementCache, search_key
 from rfedge.export.mixed.chart import draw_sensitivity
 from rfedge.export.mixed.plan import choose_plan, order_of_removal
-from rfedge.export.mixed.search import MixedSearch, SearchRecord, search_plan
+from rfedge.export.mixed.record import SearchRecord
+from rfedge.export.mixed.search import MixedSearch, search_plan
 from rfedge.export.mixed.sensitivity import ErrorMeter
 from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
 from rfedge.export.parity import compare_traces, onnx_rollout

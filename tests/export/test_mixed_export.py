@@ -11,7 +11,7 @@ from rfedge.bundle import Bundle, load_bundle
 from rfedge.cli.app import app
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.mixed.budget import Budget
-from rfedge.export.mixed.search import SearchRecord
+from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint, verify_parity
 from rfedge.export.thresholds import STORAGE_ERROR, THRESHOLDS, mixed_thresholds
 from rfedge.runtimes.base import RuntimeSettings

@@ -111,7 +111,7 @@ class WaypointExpert:
         else:
             self._commanded = robot_obs[:6].copy()
         if self._start_scene is None:
-            self.begin(scene_obs)
+            self._start_scene = scene_obs.copy()
         self._last_tcp = robot_obs[:6].copy()
         situation = Situation(self._layout, robot_obs, scene_obs, self._start_scene, self._attempts)
         if not self._plan or self._has_gone_wrong(situation):
