@@ -58,3 +58,24 @@ def test_stages_run_once_and_a_second_run_goes_on(tmp_path: Path) -> None:
     assert [record["output"] for record in records] == ["c1", "c2", "c3", "s1", "s2", "m2"]
     assert all(record["seconds"] > 0 for record in records)
     assert (tmp_path / "made" / "m2" / "training" / "ep_start_end_ids.npy").is_file()
+
+
+def test_what_the_page_says_of_success_is_in_the_record(tool: ModuleType) -> None:
+    page = " ".join(tool.PAGE.read_text().split())
+    record = json.loads((ROOT / "benchmarks" / "results" / "sweep_playtable-d_cpu_202611.json").read_text())["success"]
+    rows = {(row["policy"], row["execute_steps"]): row["chains"] for row in record["rows"]}
+    mean = {name: f"{chains['average_length']['value']:.2f}" for name, chains in rows.items()}
+    closed_int8, closed_fp32 = mean["closed-loop-int8", 1], mean["closed-loop-fp32", 1]
+    assert f"the closed loop does {closed_int8} tasks in a row in int8 and {closed_fp32} in fp32" in page
+    assert f"jump-step policy {mean['jump-step-int8', 4]} and {mean['jump-step-fp32', 4]}" in page
+    assert f"({mean['closed-loop-fp32', 4]}) than when it looks again after each ({closed_fp32})" in page
+    counts: dict[str, list[int]] = {}
+    easy = {"open", "close", "move", "turn", "place"}
+    for task, score in rows["jump-step-int8", 4]["tasks"].items():
+        family = task.split("_")[0]
+        done = counts.setdefault("easy" if family in easy else family, [0, 0])
+        done[0] += score["success"]["successes"]
+        done[1] += score["success"]["n"]
+    told = {family: f"{done} of {begun}" for family, (done, begun) in counts.items()}
+    expected = f"it did {told['easy']} with door, drawer, lights and placing, {told['push']} pushes, {told['rotate']} turns,"
+    assert f"{expected} {told['lift']} lifts, none of {counts['stack'][1]} stacks" in page
