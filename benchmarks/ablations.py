@@ -4,13 +4,12 @@
 
 Each variant is trained from CHECKPOINT (of `rfedge pretrain`) for as long as the others with `rfedge train`, exported in
 fp32 and measured with `rfedge bench success`. A second run goes on where the first one stopped. The rows are those of the
-paper's tables 2 and 3 and its figures 4 and 5 that fit a machine without a GPU.
+paper's figure 3 (a) and (b) and of its table 3 that fit a machine without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -19,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from rfedge.benchmarks.commands import run_rfedge
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.success_report import SuccessReport
+from rfedge.bundle import load_bundle
 from rfedge.errors import ArtifactError, ConfigError, explain
 
-__all__ = ["VARIANTS", "AblationPlan", "AblationsReport", "TrainedVariant", "Variant", "measure_ablations"]
+__all__ = ["VARIANTS", "AblationPlan", "AblationsReport", "TrainedVariant", "Variant", "choose", "measure_ablations"]
 
 ABLATIONS_SCHEMA_VERSION: Final = 1
 
@@ -125,8 +126,9 @@ def measure_ablations(plan: AblationPlan) -> AblationsReport:
                 held_out_loss=result["validation_loss"],
             )
         )
-        if not bundle.exists():
-            _rfedge("export", str(run / "checkpoint"), "--data", str(plan.data), "--output", str(bundle))
+        checkpoint = run / "checkpoint"
+        if not _is_of(bundle, checkpoint):  # it may have been trained on since
+            _rfedge("export", str(checkpoint), "--data", str(plan.data), "--output", str(bundle), "--overwrite")
     labels = [flag for variant in plan.variants for flag in ("--label", variant.name)]
     success = _rfedge(
         *("bench", "success", *map(str, bundles), *labels, *plan.success, "--output", str(plan.output / "rollouts")),
@@ -139,22 +141,26 @@ def measure_ablations(plan: AblationPlan) -> AblationsReport:
     )
 
 
+def _is_of(bundle: Path, checkpoint: Path) -> bool:
+    from rfedge.model.checkpoint import checkpoint_sha256  # imports PyTorch, which reading a record does without
+
+    return bundle.exists() and load_bundle(bundle).manifest.source["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
+
+
 def _rfedge(*arguments: str) -> dict[str, Any]:
-    """Run one command, its bars on the screen, and return the JSON document that it prints last."""
+    """Run one command and return its document."""
     sys.stderr.write(f"$ {shlex.join(('rfedge', *arguments))}\n")
-    script = str(Path(sys.executable).parent / "rfedge")
-    ended = subprocess.run([script, *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=False)
-    if ended.returncode != 0:
+    try:
+        return run_rfedge(arguments)
+    except subprocess.CalledProcessError as error:
         raise ArtifactError(
             explain(
                 f"rfedge {' '.join(arguments[:2])}",
-                got=f"exit status {ended.returncode}",
+                got=f"exit status {error.returncode}",
                 expected="0",
                 remedy="It said why above; the next run goes on from here.",
             )
-        )
-    document: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
-    return document
+        ) from None
 
 
 def choose(names: str) -> tuple[Variant, ...]:

@@ -10,7 +10,6 @@ stages, as they were run for the shipped policies: docs/results/playtable_polici
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -21,15 +20,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from rfedge.benchmarks.commands import run_rfedge
 from rfedge.journal import open_journal
 
 RECIPE_VERSION: Final = 1
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "results" / "playtable_policies.md"
 BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
-_ACT: Final = (
-    "--vision-tokens --mixed-precision bf16 --batch-size 16 --validation-fraction 0.05"  # both policies, all their stages
-)
+# Caches of both lie side by side: the frozen tower's tokens of m2 are copied where they are needed for m4.
+_M2, _M4 = ("--data m2 --cache caches/m2", "--data m4 --cache caches/m4")
+_ACT: Final = "--vision-tokens --mixed-precision bf16 --batch-size 16 --validation-fraction 0.05"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +78,18 @@ STAGES: Final = (
     Stage(
         "seeing, by words",
         55,
-        "pretrain --config playtable-small --data m2 --output pt2 --minutes 55 --mixed-precision bf16 --learning-rate 7e-4 "
+        f"pretrain --config playtable-small {_M2} --output pt2 --minutes 55 --mixed-precision bf16 --learning-rate 7e-4 "
         "--pointing-weight 0",
     ),
     Stage(
         "seeing, by words and pointing",
         30,
-        "pretrain --config pt2/checkpoint --data m2 --output pt3 --minutes 30 --mixed-precision bf16 --learning-rate 7e-4",
+        f"pretrain --config pt2/checkpoint {_M2} --output pt3 --minutes 30 --mixed-precision bf16 --learning-rate 7e-4",
     ),
     Stage(
         "acting, jump-step",
         26,
-        f"train --config pt3/checkpoint --data m2 --output js --frame-stride 4 --chunk-size 4 --proprioception {_ACT} "
+        f"train --config pt3/checkpoint {_M2} --output js --frame-stride 4 --chunk-size 4 --proprioception {_ACT} "
         "--minutes 13",
     ),
     Stage("compiling it", 1, "export js/checkpoint --precision int8 --data m2 --output js-int8 --parity-steps 128"),
@@ -103,12 +103,12 @@ STAGES: Final = (
     Stage(
         "acting, jump-step",
         40,
-        f"train --config js/checkpoint --data m4 --output js2 --frame-stride 4 --chunk-size 4 {_ACT} --seed 2 --minutes 31",
+        f"train --config js/checkpoint {_M4} --output js2 --frame-stride 4 --chunk-size 4 {_ACT} --seed 2 --minutes 31",
     ),
     Stage(
         "acting, closed loop",
         18,
-        f"train --config js2/checkpoint --data m4 --output cl2 --frame-stride 1 --chunk-size 4 {_ACT} --seed 3 --minutes 18",
+        f"train --config js2/checkpoint {_M4} --output cl2 --frame-stride 1 --chunk-size 4 {_ACT} --seed 3 --minutes 18",
     ),
     Stage("compiling", 1, "export js2/checkpoint --precision int8 --data m4 --output jump-step-int8 --parity-steps 128"),
     Stage("compiling", 1, "export cl2/checkpoint --precision int8 --data m4 --output closed-loop-int8 --parity-steps 128"),
@@ -172,9 +172,10 @@ def main() -> int:
                 continue
             print(f"=== {number}/{len(chosen)} {stage.output}: {stage.what}\n$ rfedge {shlex.join(words)}", flush=True)
             began, begun_s = datetime.now(timezone.utc), time.monotonic()
-            script = str(Path(sys.executable).parent / "rfedge")
-            status = subprocess.run([script, *words], cwd=options.output, env=dict(os.environ), check=False).returncode
-            if status != 0:
+            try:
+                run_rfedge(words, folder=options.output)
+            except subprocess.CalledProcessError as error:
+                status = error.returncode
                 print(f"make_policies: {stage.output} ended with status {status}; the next run goes on", file=sys.stderr)
                 return status
             seconds = round(time.monotonic() - begun_s, 1)

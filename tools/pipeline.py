@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rfedge.benchmarks.commands import run_rfedge
+
 TASKS = (
     "open_drawer",
     "close_drawer",
@@ -45,13 +47,12 @@ def run(step: str, *arguments: object) -> dict[str, Any]:
     command = ["rfedge", *(str(argument) for argument in arguments)]
     print(f"\n=== {step}\n$ {shlex.join(command)}", flush=True)
     started = time.monotonic()
-    script = str(Path(sys.executable).parent / "rfedge")
-    result = subprocess.run([script, *command[1:], "--json"], stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode != 0:
-        print(f"pipeline: {step} ended with status {result.returncode}", file=sys.stderr)
-        sys.exit(result.returncode)
+    try:
+        document = run_rfedge(command[1:])
+    except subprocess.CalledProcessError as error:
+        print(f"pipeline: {step} ended with status {error.returncode}", file=sys.stderr)
+        sys.exit(error.returncode)
     print(f"({time.monotonic() - started:.0f} s)", flush=True)
-    document: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return document
 
 

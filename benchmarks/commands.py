@@ -1,0 +1,28 @@
+"""Run the commands that a user would type, one process each, and read what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["run_rfedge"]
+
+
+def run_rfedge(arguments: Sequence[str], *, folder: Path | None = None) -> dict[str, Any]:
+    """Run `rfedge ARGUMENTS --json`, its tables and bars on the screen, and return the document it prints last.
+
+    Args:
+        arguments: without `--json`.
+        folder: to run it in; None is this process's own.
+
+    Raises:
+        subprocess.CalledProcessError: its exit status is not 0; it said why on stderr.
+    """
+    script = str(Path(sys.executable).parent / "rfedge")
+    ended = subprocess.run([script, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    document: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
+    return document
