@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -139,15 +139,20 @@ def _caption(sheet: Image.Image, left: int, top: int, text: str) -> None:
 
 def write(sheet: Image.Image, path: Path) -> None:
     """Write `sheet` with a palette, which halves its size, and say how large it became."""
+    # A palette that begins with the colours furthest apart keeps the rare ones, which are the blocks; the rounds of
+    # k-means then bring the frequent ones, which are wood, to where they belong.
+    reduced = sheet.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=KMEANS_ROUNDS, dither=Image.Dither.NONE)
+    save(reduced, path, MAX_BYTES, format="PNG", optimize=True)
+
+
+def save(image: Image.Image, path: Path, most_bytes: int, **how: Any) -> None:
+    """Write `image` as `how` says, whole or not at all, and say how large it became; a larger file is refused."""
     with atomic_file(path) as temporary:
-        # A palette that begins with the colours furthest apart keeps the rare ones, which are the blocks; the rounds of
-        # k-means then bring the frequent ones, which are wood, to where they belong.
-        reduced = sheet.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=KMEANS_ROUNDS, dither=Image.Dither.NONE)
-        reduced.save(temporary, format="PNG", optimize=True)
+        image.save(temporary, **how)
         size = os.path.getsize(temporary)
-        if size > MAX_BYTES:
-            raise SystemExit(f"{path.name}: {size} bytes, more than {MAX_BYTES}")
-    print(f"{path}: {sheet.width} x {sheet.height}, {size / 1000:.0f} kB")
+        if size > most_bytes:
+            raise SystemExit(f"{path.name}: {size} bytes, more than {most_bytes}")
+    print(f"{path}: {image.width} x {image.height}, {size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

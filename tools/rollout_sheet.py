@@ -8,15 +8,14 @@ Nothing is chosen by its outcome; what was not done within six seconds says so.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from typing import Final
 
+from contact_sheets import save
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from pipeline import run
 
-from rfedge.atomic import atomic_file
 from rfedge.policies import JUMP_STEP
 
 TASKS: Final = (
@@ -95,12 +94,7 @@ def write(sheets: list[Image.Image], path: Path) -> None:
     """Write the film with one palette for all frames, so that only what moves is stored, and say how large it became."""
     palette = sheets[-1].quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
     first, *rest = (sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets)
-    with atomic_file(path) as temporary:
-        first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=130, loop=0, optimize=True)
-        size = os.path.getsize(temporary)
-        if size > MAX_BYTES:
-            raise SystemExit(f"{path.name}: {size} bytes, more than {MAX_BYTES}")
-    print(f"{path}: {first.width} x {first.height}, {len(sheets)} frames, {size / 1000:.0f} kB")
+    save(first, path, MAX_BYTES, format="GIF", save_all=True, append_images=rest, duration=130, loop=0, optimize=True)
 
 
 if __name__ == "__main__":

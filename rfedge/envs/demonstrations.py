@@ -284,13 +284,13 @@ class _Rollout:
         start = environment.info()
         if driver is not None:
             driver.reset(instruction)
-        if driver is not None and self._options.takeover_steps is not None:
-            expert.begin(environment.scene_state())
-            num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
-            if self._drive(driver, num_driven, task, start, must_let_go=must_let_go):
-                return True
-            driver = None
-        solved_frames = 0  # in a row: a block that is dropped again, or only touched in passing, teaches the wrong thing
+            if self._options.takeover_steps is not None:
+                expert.begin(environment.scene_state())
+                num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
+                if self._drive(driver, num_driven, _Judge(self._oracle, task, start, must_let_go=must_let_go)):
+                    return True
+                driver = None
+        judge = _Judge(self._oracle, task, start, must_let_go=must_let_go)
         is_over = False
         for step in range(self._options.max_steps):
             if is_over and step >= MIN_FRAMES:
@@ -310,20 +310,38 @@ class _Rollout:
             row: tuple[npt.NDArray[Any], ...] = (seen.static, seen.gripper, robot_obs, scene_obs, label, absolute)
             for column, value in zip(self.columns.values(), row, strict=True):
                 column.append(value)
-            info = environment.info()
-            solved_frames = solved_frames + 1 if self._oracle.solved(task, start, info) else 0
-            # The next task of a chain must not drag along a block that this one still grips.
-            is_over = solved_frames > SETTLE_FRAMES and not (must_let_go and gripped_blocks(info))
-        return solved_frames > 0
+            is_over = judge.is_over(environment.info())
+        return judge.sees_it_done
 
-    def _drive(self, driver: Driver, num_steps: int, task: str, start: SceneInfo, *, must_let_go: bool) -> bool:
+    def _drive(self, driver: Driver, num_steps: int, judge: _Judge) -> bool:
         """Let the driver act for some steps, which are not recorded; return whether it has done the task by itself."""
-        solved_frames = 0
         for _ in range(num_steps):
             seen = self._environment.observe() if driver.needs_observation else None  # drawing takes most of a step
             self._environment.advance(driver.act(seen))
-            info = self._environment.info()
-            solved_frames = solved_frames + 1 if self._oracle.solved(task, start, info) else 0
-            if solved_frames > SETTLE_FRAMES and not (must_let_go and gripped_blocks(info)):
+            if judge.is_over(self._environment.info()):
                 return True
         return False
+
+
+class _Judge:
+    """Says when a task has stayed done for some frames in a row: a block that is dropped again, or only touched in passing,
+    teaches the wrong thing.
+    """
+
+    def __init__(self, oracle: TaskOracle, task: str, start: SceneInfo, *, must_let_go: bool) -> None:
+        self._oracle = oracle
+        self._task = task
+        self._start = start
+        self._must_let_go = must_let_go
+        self._num_frames = 0
+
+    @property
+    def sees_it_done(self) -> bool:
+        """Whether the task was done in the last frame."""
+        return self._num_frames > 0
+
+    def is_over(self, info: SceneInfo) -> bool:
+        """Look at the next frame; return whether the task is over."""
+        self._num_frames = self._num_frames + 1 if self._oracle.solved(self._task, self._start, info) else 0
+        # The next task of a chain must not drag along a block that this one still grips.
+        return self._num_frames > SETTLE_FRAMES and not (self._must_let_go and gripped_blocks(info))
