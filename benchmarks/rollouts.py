@@ -18,6 +18,7 @@ from rfedge.benchmarks.episode import Goal, choose_goal, run_episode
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.policy_source import ServerAddress, check_source, open_policy
 from rfedge.benchmarks.record import Record
+from rfedge.benchmarks.resources import ResourceRecord
 from rfedge.benchmarks.run_files import RunFiles, run_header
 from rfedge.benchmarks.statistics import Summary, summarise
 from rfedge.envs import Environment, make_environment
@@ -33,6 +34,7 @@ from rfedge.runtimes.registry import DEFAULT_BACKEND
 from rfedge.runtimes.robot import SimulatedRobot
 from rfedge.runtimes.run_record import RecordedPace, RunRecord, StepLine
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
+from rfedge.runtimes.sampling.sampler import Sampler
 from rfedge.runtimes.scheduling import check_priority
 from rfedge.runtimes.stopping import StopRequest
 
@@ -60,6 +62,7 @@ class RolloutPlan:
         video: where to write what the cameras saw, or None.
         record: where to write every step, or None; `record_frames` writes the frames beside it.
         rerun: where to write the same for the Rerun viewer, or None.
+        resources: sample memory, power and temperature beside the run, loading included.
     """
 
     bundle: Path | None = None
@@ -83,6 +86,7 @@ class RolloutPlan:
     record: Path | None = None
     record_frames: bool = False
     rerun: Path | None = None
+    resources: bool = False
     settings: RuntimeSettings = field(default_factory=RuntimeSettings)
     backend: str = DEFAULT_BACKEND
     server: ServerAddress | None = None
@@ -152,6 +156,7 @@ class RolloutReport(Record):
         stopped_by: the signal that ended the run before its last episode, or None.
         per_call_ms: per stage, over all inferences of all episodes; empty when none ended.
         mean_per_control_step_ms: per stage, all its time over all control steps.
+        resources: what all of it took, the simulator in this process included; None where it was not asked for.
     """
 
     format: Literal["rfedge-rollouts"] = "rfedge-rollouts"
@@ -176,6 +181,7 @@ class RolloutReport(Record):
     episodes: tuple[EpisodeRecord, ...]
     per_call_ms: dict[str, Summary]
     mean_per_control_step_ms: dict[str, float]
+    resources: ResourceRecord | None = None
 
     @property
     def was_stopped(self) -> bool:
@@ -217,6 +223,7 @@ def run_rollouts(
     """
     goal = choose_goal(plan.task, plan.instruction)
     with ExitStack() as stack:
+        sampler = stack.enter_context(Sampler()) if plan.resources and record is None else None
         opened = open_policy(stack, plan, on_load)
         controller = make_controller(
             opened.policy,
@@ -231,6 +238,7 @@ def run_rollouts(
         run = _Run(plan, goal, controller, environment, stop or StopRequest(), record, on_step)
         stack.enter_context(run.files())
         results = run.episodes()
+        num_actions = sum(len(result.actions) for result in results)
         return RolloutReport(
             bundle=opened.source,
             policy=opened.name,
@@ -252,10 +260,9 @@ def run_rollouts(
             episodes=tuple(_record(result, plan.seed + index) for index, result in enumerate(results)),
             per_call_ms={stage: summarise(np.array(samples)) for stage in STAGES if (samples := _gather(results, stage))},
             mean_per_control_step_ms={
-                stage: sum(samples) / sum(len(result.actions) for result in results)
-                for stage in STAGES
-                if (samples := _gather(results, stage))
+                stage: sum(samples) / num_actions for stage in STAGES if (samples := _gather(results, stage))
             },
+            resources=None if sampler is None else ResourceRecord.of(sampler.summary(), num_actions),
         )
 
 

@@ -27,8 +27,7 @@ RECIPE_VERSION: Final = 1
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "results" / "playtable_policies.md"
 BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
-# Caches of both lie side by side: the frozen tower's tokens of m2 are copied where they are needed for m4.
-_M2, _M4 = ("--data m2 --cache caches/m2", "--data m4 --cache caches/m4")
+_M2, _M4, _M5 = (f"--data {name} --cache caches/{name}" for name in ("m2", "m4", "m5"))
 _ACT: Final = "--vision-tokens --mixed-precision bf16 --batch-size 16 --validation-fraction 0.05"
 
 
@@ -111,7 +110,20 @@ STAGES: Final = (
         f"train --config js2/checkpoint {_M4} --output cl2 --frame-stride 1 --chunk-size 4 {_ACT} --seed 3 --minutes 18",
     ),
     Stage("compiling", 1, "export js2/checkpoint --precision int8 --data m4 --output jump-step-int8 --parity-steps 128"),
-    Stage("compiling", 1, "export cl2/checkpoint --precision int8 --data m4 --output closed-loop-int8 --parity-steps 128"),
+    Stage("compiling it", 1, "export cl2/checkpoint --precision int8 --data m4 --output cl2-int8 --parity-steps 128"),
+    Stage(
+        "the expert takes over from it",
+        8,
+        "demos --output g5 --tasks all --episodes-per-task 4 --chain-length 5 --seed 43 --workers 2 --policy cl2-int8 "
+        "--mode closed-loop --execute-steps 1 --takeover-steps 100 --max-steps 128",
+    ),
+    Stage("all in one", 2, "demos merge m2 g3 g5 --output m5"),
+    Stage(
+        "acting, closed loop",
+        48,
+        f"train --config cl2/checkpoint {_M5} --output cl3 --frame-stride 1 --chunk-size 4 {_ACT} --seed 4 --minutes 36",
+    ),
+    Stage("compiling", 1, "export cl3/checkpoint --precision int8 --data m5 --output closed-loop-int8 --parity-steps 128"),
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
+from rfedge.cli.resource_tables import print_resources
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,7 +118,9 @@ def _print(console: Console, report: LatencyReport) -> None:
             )
     if ratios.row_count:
         console.print(ratios)
-    _print_resources(console, report)
+    if report.idle is not None:
+        used = {variant.name: variant.resources for variant in report.variants if variant.resources is not None}
+        print_resources(console, {"(idle)": report.idle, **used}, when="called in a row")
     floor = report.noise_floor
     console.print(
         f"noise floor (first bundle against itself): {floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]\n"
@@ -128,35 +131,3 @@ def _print(console: Console, report: LatencyReport) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _print_resources(console: Console, report: LatencyReport) -> None:
-    from rich.table import Table
-
-    if report.idle is None:
-        return
-    used = {variant.name: variant.resources for variant in report.variants if variant.resources is not None}
-    table = Table(title="called in a row", title_justify="left")
-    power = Table(title="power, called in a row", title_justify="left")
-    for name in ("variant", "memory MB", "MemAvailable fell by MB", "hottest"):
-        table.add_column(name, justify="left" if name in ("variant", "hottest") else "right")
-    for name in ("variant", "of", "mean W", "peak W", "J/action", "above idle"):
-        power.add_column(name, justify="left" if name in ("variant", "of") else "right")
-    for name, use in {"(idle)": report.idle, **used}.items():
-        fell = "not told"
-        if use.available_start_bytes is not None and use.available_lowest_bytes is not None:
-            fell = f"{(use.available_start_bytes - use.available_lowest_bytes) / 1e6:.0f}"
-        hottest = max(use.temperatures, key=lambda sensor: sensor.highest_c, default=None)
-        heat = "not told" if hottest is None else f"{hottest.sensor} {hottest.highest_c:.0f} °C"
-        table.add_row(name, f"{use.rss_peak_bytes / 1e6:.0f}", fell, heat)
-        for meter in use.power:
-            joules = (meter.joules_per_action, meter.joules_per_action_above_idle)
-            texts = ("" if number is None else f"{number:.4g}" for number in joules)
-            power.add_row(name, meter.source, f"{meter.mean_w:.2f}", f"{meter.peak_w:.2f}", *texts)
-    console.print(table)
-    if power.row_count:
-        console.print(power)
-    reasons = {"power": report.idle.power_reason, "temperature": report.idle.temperatures_reason}
-    share = max(use.sampler_share for use in used.values())
-    said = [f"{subject} {reason}" for subject, reason in reasons.items() if reason]
-    console.print("\n".join([*said, f"the sampler took {share:.2%} of one core"]), highlight=False, soft_wrap=True)

@@ -99,6 +99,10 @@ def run(
     rerun: Annotated[
         Path | None, typer.Option(help="Write frames, actions and ages to this .rrd file for the Rerun viewer.")
     ] = None,
+    resources: Annotated[
+        bool,
+        typer.Option("--resources", help="Sample memory, power and temperature beside the run, the simulator included."),
+    ] = False,
     replay: Annotated[
         Path | None,
         typer.Option(help="Run a recorded file again and compare every action; BUNDLE is where its bundle is now."),
@@ -158,6 +162,7 @@ def run(
         record=record,
         record_frames=record_frames,
         rerun=rerun,
+        resources=resources,
         settings=RuntimeSettings(
             threads=threads, providers=parse_provider(provider), one_stage_at_a_time=one_stage_at_a_time
         ),

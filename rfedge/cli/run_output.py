@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rfedge.cli.resource_tables import print_resources
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,6 +50,8 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
         numbers = (summary.p50, summary.p90, summary.p99, summary.max, report.mean_per_control_step_ms[stage])
         table.add_row(stage, *(f"{number:.3f}" for number in numbers))
     console.print(table)
+    if report.resources is not None:
+        print_resources(console, {"run": report.resources}, when="beside the run, simulator included")
     for name, path in files.items():
         if path is not None:
             console.print(f"{name}: {path}", highlight=False, soft_wrap=True)

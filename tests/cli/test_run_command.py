@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from rfedge.benchmarks import rollouts
 from rfedge.cli.app import main
 from rfedge.runtimes.run_record import read_run
+from rfedge.runtimes.sampling.sampler import Sampler
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="mujoco is not installed")
@@ -145,3 +147,21 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], text: str, capsys: py
     written = capsys.readouterr().err
     assert written.startswith(text)
     assert written.count("\n") == 1
+
+
+def test_resources_are_sampled_beside_the_run(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "Sampler", lambda: Sampler(0.01, sources=[]))
+    command = ["run", str(bundle), "--task", "open_drawer", "--max-steps", "12", "--threads", "1", "--json"]
+    with pytest.raises(SystemExit):
+        main([*command, "--resources"])
+    out, err = capsys.readouterr()
+    used = json.loads(out)["resources"]
+    assert (used["num_actions"], used["power"]) == (12, [])
+    assert used["rss_peak_bytes"] >= used["rss_start_bytes"] > 10_000_000
+    assert used["num_samples"] > 12
+    assert "beside the run, simulator included" in err
+    with pytest.raises(SystemExit):
+        main(command)
+    assert json.loads(capsys.readouterr().out)["resources"] is None
