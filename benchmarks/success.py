@@ -220,6 +220,7 @@ def _summarise(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan)
         mode=row.mode,
         kind=kind_of(row.execute_steps, row.policy.frame_stride),
         execute_steps=row.execute_steps,
+        ensemble=row.ensemble,
         scene=row.world.scene,
         language=row.language,
         chains=chain_result(records, seed=plan.seed),

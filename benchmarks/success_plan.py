@@ -41,6 +41,8 @@ class SuccessPlan:
         execute_steps: control steps per policy call, each of them for every bundle.
         mode: of `rfedge.runtimes.controllers`; None takes jump-step where the steps are the bundle's own stride above 1,
             else closed-loop for 1 and open-loop for more.
+        ensembles: decays of a temporal ensemble, each of them for every row whose chunks overlap, see
+            `rfedge.runtimes.ensembling`; None plays the newest chunk. Rows whose chunks do not overlap have no choice.
         worlds: one a scene.
         languages: see `rfedge.benchmarks.chains.ChainPlan`.
         left_out: held-out sentences that are never drawn; `rfedge.benchmarks.success.run_success` adds those that one of the
@@ -61,6 +63,7 @@ class SuccessPlan:
     trained_on: tuple[str, ...] = ()
     execute_steps: tuple[int, ...] = (1,)
     mode: str | None = None
+    ensembles: tuple[float | None, ...] = (None,)
     worlds: tuple[World, ...] = (Simulator(),)
     languages: tuple[str, ...] = ("evaluation",)
     left_out: frozenset[str] = frozenset()
@@ -82,6 +85,7 @@ class SuccessPlan:
         """
         check_least(1, {"bundles": len(self.bundles), "execute_steps": len(self.execute_steps)}, remedy="Name one.")
         check_least(1, {"execute_steps": min(self.execute_steps)})
+        check_least(1, {"ensembles": len(self.ensembles)}, remedy="Name one.")
         check_least(0, {"single_tasks": self.starts_per_task, "seed": self.seed})
         if self.mode is not None and self.mode not in SYNCHRONOUS_MODES:
             expected = did_you_mean(self.mode, SYNCHRONOUS_MODES)
@@ -101,7 +105,12 @@ class SuccessPlan:
                 expected = did_you_mean(kind, known)
                 raise ConfigError(explain("--kinds", got=repr(kind), expected=expected, remedy="Name some of these."))
         scenes = [world.scene for world in self.worlds]
-        for name, listed in (("execute-steps", self.execute_steps), ("label", self.labels), ("scene", scenes)):
+        for name, listed in (
+            ("execute-steps", self.execute_steps),
+            ("label", self.labels),
+            ("scene", scenes),
+            ("ensemble", self.ensembles),
+        ):
             twice = [value for value in listed if list(listed).count(value) > 1]
             if twice:
                 raise ConfigError(
@@ -116,6 +125,7 @@ class PolicyAgentFactory:
     bundle: Path
     mode: str
     execute_steps: int
+    ensemble: float | None
     backend: str
     settings: RuntimeSettings
 
@@ -124,12 +134,14 @@ class PolicyAgentFactory:
 
         Raises:
             ArtifactError: the bundle cannot be loaded.
-            ConfigError: mode or steps do not fit the policy.
+            ConfigError: mode, steps or ensemble do not fit the policy.
             BackendUnavailableError: the backend's library is not on this machine.
         """
         policy = EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
         with _without_warnings("rfedge.runtimes.modes"):  # that the time base is another one is the row's `kind`
-            return ControllerAgent(make_controller(policy, self.mode, self.execute_steps, modes=SYNCHRONOUS_MODES))
+            return ControllerAgent(
+                make_controller(policy, self.mode, self.execute_steps, ensemble=self.ensemble, modes=SYNCHRONOUS_MODES)
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +151,7 @@ class RowPlan:
     policy: PolicyRecord
     mode: str
     execute_steps: int
+    ensemble: float | None
     world: World
     language: str
     reference: RowPlan | None = None
@@ -146,7 +159,8 @@ class RowPlan:
     @property
     def name(self) -> str:
         """What reports call it; unique in a plan."""
-        return f"{self.policy.label} k{self.execute_steps} {self.world.scene} {self.language}"
+        ensemble = "" if self.ensemble is None else f" ensemble {self.ensemble:g}"
+        return f"{self.policy.label} k{self.execute_steps}{ensemble} {self.world.scene} {self.language}"
 
     @property
     def folder_name(self) -> str:
@@ -162,9 +176,11 @@ class RowPlan:
             "backend": plan.backend,
             "threads": str(plan.settings.threads),
         }
+        if self.ensemble is not None:
+            facts["ensemble"] = f"{self.ensemble:g}"
         bundle = Path(self.policy.path).resolve()  # a worker elsewhere has another working folder
         return ChainPlan(
-            make_agent=PolicyAgentFactory(bundle, self.mode, self.execute_steps, plan.backend, plan.settings),
+            make_agent=PolicyAgentFactory(bundle, self.mode, self.execute_steps, self.ensemble, plan.backend, plan.settings),
             agent_name=self.policy.label,
             agent_facts=facts,
             world=self.world,
@@ -249,8 +265,9 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
             reference: RowPlan | None = None
             for policy, steps in possible:
                 mode = plan.mode or _natural_mode(steps, policy.frame_stride)
-                rows.append(RowPlan(policy, mode, steps, world, language, reference))
-                reference = reference or rows[-1]
+                for ensemble in plan.ensembles if steps < policy.chunk_size else (None,):
+                    rows.append(RowPlan(policy, mode, steps, ensemble, world, language, reference))
+                    reference = reference or rows[-1]
     not_possible = tuple(
         NotPossible(
             policy=policy.label, precision=policy.precision, execute_steps=steps, reason=reasons[policy.label, steps]

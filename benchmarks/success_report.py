@@ -123,11 +123,12 @@ class SuccessRow(Record):
     """One policy run in one way.
 
     Attributes:
-        name: label, steps, scene and language; unique in the document.
+        name: label, steps, ensemble, scene and language; unique in the document.
         policy: label of its `PolicyRecord`.
         mode: of `rfedge.runtimes.controllers`.
         kind: how that compares with the training, see `Kind`.
         execute_steps: control steps per policy call.
+        ensemble: decay of the temporal ensemble that was played, see `rfedge.runtimes.ensembling`; None without one.
         language: "evaluation" or "enriched".
         chains, single_tasks: None where not asked for.
         paired: None for a reference row.
@@ -161,6 +162,12 @@ class SuccessRow(Record):
     rollout_seconds: float
     num_workers: int
     renderer: str
+    ensemble: float | None = None
+
+    @property
+    def loop(self) -> str:
+        """What tables call the loop: the kind, and whether it plays an ensemble."""
+        return self.kind if self.ensemble is None else f"{self.kind}, ensemble"
 
     @property
     def mean_solved_steps(self) -> float | None:

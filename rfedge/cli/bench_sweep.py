@@ -12,6 +12,7 @@ from rfedge.cli.success_options import (
     Backend,
     Bundles,
     Enriched,
+    Ensembles,
     Env,
     Kinds,
     Labels,
@@ -44,6 +45,7 @@ def sweep(
     execute_steps: Annotated[
         str, typer.Option(help="Control steps per policy call, with commas between; those beyond a chunk are listed.")
     ] = "1,2,4,8",
+    ensemble: Ensembles = "none",
     kinds: Kinds = None,
     num: Num = 200,
     single_tasks: SingleTasks = 0,
@@ -89,6 +91,7 @@ def sweep(
         labels,
         trained_on,
         execute_steps=execute_steps,
+        ensemble=ensemble,
         mode=None,
         kinds=kinds,
         enriched=enriched,

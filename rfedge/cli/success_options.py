@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "Backend",
     "Bundles",
     "Enriched",
+    "Ensembles",
     "Env",
     "Kinds",
     "Labels",
@@ -66,6 +68,14 @@ Kinds = Annotated[
 Num = Annotated[int, typer.Option(min=0, help="The first so many of CALVIN's 1000 chains; 0 for none.")]
 SingleTasks = Annotated[int, typer.Option(min=0, help="Besides chains, prepared starts of every task; 0 for none.")]
 Tasks = Annotated[str, typer.Option(help="With --single-tasks: `all`, or names with commas between.")]
+Ensembles = Annotated[
+    str,
+    typer.Option(
+        "--ensemble",
+        help="Where chunks overlap, play the weighted mean of what they say: decays with commas between, 0 weighs "
+        "all alike, below 0 newer ones more; `none` plays the newest chunk. Each is a row.",
+    ),
+]
 Enriched = Annotated[bool, typer.Option("--enriched", help="Add rows with held-out instructions.")]
 Env = Annotated[str, typer.Option(help="Environment: playtable or calvin.")]
 Scenes = Annotated[list[str] | None, typer.Option("--scene", help="CALVIN scene, repeatable; the benchmark is scene D.")]
@@ -95,6 +105,7 @@ def make_plan(
     trained_on: Sequence[str] | None,
     *,
     execute_steps: str,
+    ensemble: str,
     mode: str | None,
     kinds: str | None,
     enriched: bool,
@@ -127,6 +138,7 @@ def make_plan(
         labels=tuple(labels or ()),
         trained_on=tuple(trained_on or ()),
         execute_steps=_parse_steps(execute_steps),
+        ensembles=_parse_decays(ensemble),
         mode=mode,
         kinds=tuple(cast("Kind", kind.strip()) for kind in (kinds or "").split(",") if kind.strip()),
         worlds=tuple(Simulator(env, scene) for scene in scenes or ("D",)),
@@ -195,3 +207,17 @@ def _parse_steps(text: str) -> tuple[int, ...]:
         raise ConfigError(
             explain("--execute-steps", got=repr(text), expected="whole numbers", remedy="Put commas between: 1,4.")
         ) from None
+
+
+def _parse_decays(text: str) -> tuple[float | None, ...]:
+    from rfedge.errors import ConfigError, explain
+
+    try:
+        decays = tuple(None if part.strip() == "none" else float(part) for part in text.split(","))
+    except ValueError:
+        decays = (math.nan,)
+    if not all(decay is None or math.isfinite(decay) for decay in decays):
+        raise ConfigError(
+            explain("--ensemble", got=repr(text), expected="finite numbers or none", remedy="Put commas between: none,0.")
+        )
+    return decays
