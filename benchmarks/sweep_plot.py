@@ -45,7 +45,7 @@ def draw_sweep(report: SweepReport, path: Path) -> None:
     """Draw success against the amortised latency and against the steps per call, with 95 % intervals, to a picture file.
 
     Success is the average length of the chains, and below it the share of the starts that were solved, where there were any.
-    One line a bundle, scene and language; the shape of a point is its kind.
+    One line a bundle, ensemble, scene and language; the shape of a point is its kind.
 
     Raises:
         BackendUnavailableError: matplotlib is not installed.
@@ -57,7 +57,8 @@ def draw_sweep(report: SweepReport, path: Path) -> None:
 
     lines: Lines = {}
     for row, joined in zip(report.success.rows, report.rows, strict=True):
-        lines.setdefault(f"{row.policy}, scene {row.scene}, {row.language}", []).append((row, joined))
+        ensemble = "" if row.ensemble is None else f", ensemble {row.ensemble:g}"
+        lines.setdefault(f"{row.policy}{ensemble}, scene {row.scene}, {row.language}", []).append((row, joined))
     for pairs in lines.values():
         pairs.sort(key=lambda pair: pair[0].execute_steps)
     conditions = report.success.conditions

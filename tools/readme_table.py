@@ -37,7 +37,7 @@ def render(record: dict[str, Any], link: str) -> str:
         cells = (
             "jump-step" if policy["frame_stride"] > 1 else "closed-loop",
             row["precision"],
-            row["kind"],
+            row["kind"] if row.get("ensemble") is None else f"{row['kind']}, ensemble",
             str(row["execute_steps"]),
             _interval(chains["average_length"]),
             "-" if paired is None else f"{paired['average_length_share']['value']:.0%}",

@@ -115,7 +115,8 @@ def _table(rows: list[dict[str, Any]], latencies: dict[str, dict[str, Any]]) -> 
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         chains, tasks, joined = row["chains"], row["single_tasks"], latencies.get(row["name"])
-        cells = [row["kind"], str(row["execute_steps"]), row["scene"], row["language"]]
+        loop = row["kind"] if row.get("ensemble") is None else f"{row['kind']}, ensemble {row['ensemble']:g}"
+        cells = [loop, str(row["execute_steps"]), row["scene"], row["language"]]
         cells.append(_interval(chains["average_length"], f" over {chains['num_chains']} chains") if chains else "-")
         cells.append(_interval(tasks["success"], f" of {tasks['success']['n']}") if tasks else "-")
         cells.append("-" if joined is None else f"{joined['per_call_ms']['p50']:.1f} / {joined['per_call_ms']['p99']:.1f}")

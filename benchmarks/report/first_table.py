@@ -125,7 +125,7 @@ def _columns(rows: Sequence[JoinedRow], machines: Machines) -> list[Column]:
     if any(success.paired is not None for success in succeeded):
         columns.append(("share of reference", _reference_share))
     if succeeded:
-        columns.append(("run as", lambda row: missing(_NO_SUCCESS) if row.success is None else row.success.kind))
+        columns.append(("run as", lambda row: missing(_NO_SUCCESS) if row.success is None else row.success.loop))
     columns += [
         ("call p50 / p90 / p99 ms", _call),
         ("p50 ms per step", _per_step),

@@ -126,7 +126,7 @@ def _series(
     *,
     is_line: bool = False,
 ) -> list[Series]:
-    """Group rows by bundle, and by record, scene, language and `ending` where there are several."""
+    """Group rows by bundle and ensemble, and by record, scene, language and `ending` where there are several."""
     records = {row.record for row in rows}
     scenes = {(row.environment, row.success.scene) for row in rows if row.success is not None}
     languages = {row.success.language for row in rows if row.success is not None}
@@ -137,6 +137,7 @@ def _series(
             name += f", {row.record}" if len(records) > 1 else ""
             name += f", {row.environment} {row.success.scene}" if len(scenes) > 1 else ""
             name += f", {row.success.language}" if len(languages) > 1 else ""
+            name += "" if row.success.ensemble is None else f", ensemble {row.success.ensemble:g}"
         groups.setdefault(name + ending(row), []).append(row)
     return [
         Series(name, sorted(map(place, group), key=lambda point: point.x), index, is_line)
@@ -202,7 +203,7 @@ def _chain_row(row: SuccessRow) -> list[str | Cell]:
     if chains is None:
         raise ValueError(f"{row.name}: no chains")
     rates = [Cell(share(rate), heat=rate.value) for rate in chains.success_rates.values()]
-    return [row.name, row.kind, *rates, length(chains.average_length), _solved_steps(chains.mean_solved_steps), _jerk(row)]
+    return [row.name, row.loop, *rates, length(chains.average_length), _solved_steps(chains.mean_solved_steps), _jerk(row)]
 
 
 def _single_row(row: SuccessRow) -> list[str | Cell]:
@@ -210,7 +211,7 @@ def _single_row(row: SuccessRow) -> list[str | Cell]:
     if single is None:
         raise ValueError(f"{row.name}: no single tasks")
     solved = Cell(f"{share(single.success)} ({single.success.successes}/{single.success.n})", heat=single.success.value)
-    return [row.name, row.kind, solved, _solved_steps(single.mean_solved_steps), _jerk(row)]
+    return [row.name, row.loop, solved, _solved_steps(single.mean_solved_steps), _jerk(row)]
 
 
 def _paired_row(row: SuccessRow) -> list[str | Cell]:

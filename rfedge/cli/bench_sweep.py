@@ -134,7 +134,7 @@ def _print(report: SweepReport, *, to_stderr: bool) -> None:
         rows.append(
             (
                 row.name,
-                row.kind,
+                row.loop,
                 "-" if success is None else f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
                 f"{call.p50:.2f}",
                 f"{step.p50:.2f}",

@@ -93,7 +93,7 @@ def _motion(row: SuccessRow) -> tuple[str, ...]:
     steps, call_ms = row.mean_solved_steps, row.call_ms
     return (
         row.name,
-        row.kind,
+        row.loop,
         row.mode,
         "-" if steps is None else f"{steps:.1f}",
         "-" if row.jerk is None else f"{row.jerk:.3f}",

@@ -286,6 +286,8 @@ def test_the_command(tmp_path: Path, bundles: tuple[Path, Path], capsys: pytest.
     arguments = [*bundles, "--num", 0, "--single-tasks", 1, "--tasks", "turn_on_led", "--max-steps", 3, "--workers", 1]
     with pytest.raises(ConfigError, match="--execute-steps: got '1;4'"):
         bench_success(*arguments, "--execute-steps", "1;4")
+    with pytest.raises(ConfigError, match="--ensemble: got 'nan,0', expected finite numbers or none"):
+        bench_success(*arguments, "--ensemble", "nan,0")
     with pytest.raises(ConfigError, match="did you mean 'turn_on_led'"):
         bench_success(*arguments, "--tasks", "turn_on_let")
     with pytest.raises(ConfigError, match="scene: got 'E'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,29 @@ def test_kinds_of_rows_are_chosen(bundles: tuple[Path, Path], tmp_path: Path) ->
         replace(plan, kinds=("jump",))
     with pytest.raises(ConfigError, match=r"--kinds: got other, expected some of closed-loop, open-loop\. Leave it out"):
         run_success(plan_of(bundles, execute_steps=(1, 4), kinds=("other",)), CHAINS[:1])
+
+
+def test_an_ensemble_is_a_row_of_its_own_where_chunks_overlap(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    plain = run_success(plan_of(bundles[:1], execute_steps=(1, 4)), CHAINS, tmp_path / "run")
+    plan = plan_of(bundles[:1], execute_steps=(1, 4), ensembles=(0.0, None, -1.0))
+    report = run_success(plan, CHAINS, tmp_path / "run")
+    assert [(row.name, row.loop, row.ensemble) for row in report.rows] == [
+        ("fp32 k1 ensemble 0 D evaluation", "closed-loop, ensemble", 0.0),
+        ("fp32 k1 D evaluation", "closed-loop", None),
+        ("fp32 k1 ensemble -1 D evaluation", "closed-loop, ensemble", -1.0),
+        ("fp32 k4 D evaluation", "open-loop", None),
+    ]
+    even, newest, younger, _ = report.rows
+    assert [row.model_dump(exclude={"paired"}) for row in (newest, report.rows[3])] == [
+        row.model_dump(exclude={"paired"}) for row in plain.rows
+    ], "rows without an ensemble are those of before"
+    assert (even.paired, newest.paired and newest.paired.reference) == (None, even.name)
+    assert len({even.jerk, newest.jerk, younger.jerk}) == 3, "each plays something else"
+    journal = (tmp_path / "run" / "chains" / "fp32-k1-ensemble--1-D-evaluation" / "chains.jsonl").read_text()
+    assert json.loads(journal.splitlines()[0])["arguments"]["agent"]["ensemble"] == "-1"
+    assert run_success(plan, CHAINS, tmp_path / "run") == report
+    with pytest.raises(ConfigError, match="--ensemble: got None twice, expected each once"):
+        replace(plan, ensembles=(None, None))
 
 
 def test_what_is_not_possible_is_said(bundles: tuple[Path, Path]) -> None:
