@@ -60,13 +60,21 @@ def render_card(name: str, bundle: Bundle, record: dict[str, Any]) -> str:
     latencies = {joined["row"]: joined for joined in record["rows"]}
     return _CARD.format(
         name=name,
-        mode="jump-step" if bundle.policy.frame_stride > 1 else "closed-loop",
+        mode=_mode(bundle, rows),
         facts=_facts(bundle),
         stages="\n".join(f"1. {stage}" for stage in _stages(bundle.manifest.training)),
         table=_table(rows, latencies),
         machine=f"{success['machine']['cpu']}, {success['machine']['usable_cores']} cores",
         link=f"[{Path(link).name}]({link})",
     )
+
+
+def _mode(bundle: Bundle, rows: list[dict[str, Any]]) -> str:
+    """Return the loop to run it in, with the first ensemble that was measured."""
+    if bundle.policy.frame_stride > 1:
+        return "jump-step"
+    decays = [row["ensemble"] for row in rows if row.get("ensemble") is not None]
+    return f"closed-loop --ensemble {decays[0]:g}" if decays else "closed-loop"
 
 
 def _facts(bundle: Bundle) -> str:
