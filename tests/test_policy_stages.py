@@ -63,15 +63,20 @@ def test_stages_run_once_and_a_second_run_goes_on(tmp_path: Path) -> None:
 def test_what_the_page_says_of_success_is_in_the_record(tool: ModuleType) -> None:
     page = " ".join(tool.PAGE.read_text().split())
     record = json.loads((ROOT / "benchmarks" / "results" / "sweep_playtable-d_cpu_202611.json").read_text())["success"]
-    rows = {(row["policy"], row["execute_steps"]): row["chains"] for row in record["rows"]}
-    mean = {name: f"{chains['average_length']['value']:.2f}" for name, chains in rows.items()}
-    closed_int8, closed_fp32 = mean["closed-loop-int8", 1], mean["closed-loop-fp32", 1]
-    assert f"the closed loop does {closed_int8} tasks in a row in int8 and {closed_fp32} in fp32" in page
-    assert f"jump-step policy {mean['jump-step-int8', 4]} and {mean['jump-step-fp32', 4]}" in page
-    assert f"({mean['closed-loop-fp32', 4]}) than when it looks again after each ({closed_fp32})" in page
+    rows = {(row["policy"], row["execute_steps"], row["ensemble"]): row for row in record["rows"]}
+    mean = {name: f"{row['chains']['average_length']['value']:.2f}" for name, row in rows.items()}
+    share = {name: row["paired"] and f"{row['paired']['average_length_share']['value']:.0%}" for name, row in rows.items()}
+    closed = ("closed-loop-fp32", 1, 0.0)
+    assert share[closed] is None, "it is what the others are compared with"
+    assert f"{mean[closed]} tasks in a row in fp32 and {mean['closed-loop-int8', 1, 0.0]} in int8" in page
+    assert f"({share['closed-loop-int8', 1, 0.0]})" in page
+    assert f"jump-step policy {mean['jump-step-fp32', 4, None]} and {mean['jump-step-int8', 4, None]}" in page
+    assert f"does {mean['closed-loop-fp32', 4, None]} (fp32) and {mean['closed-loop-int8', 4, None]} (int8)" in page
+    plain = mean["closed-loop-fp32", 1, None], mean["closed-loop-int8", 1, None]
+    assert f"Without the ensemble it does {plain[0]} and {plain[1]}" in page
     counts: dict[str, list[int]] = {}
     easy = {"open", "close", "move", "turn", "place"}
-    for task, score in rows["jump-step-int8", 4]["tasks"].items():
+    for task, score in rows["jump-step-int8", 4, None]["chains"]["tasks"].items():
         family = task.split("_")[0]
         done = counts.setdefault("easy" if family in easy else family, [0, 0])
         done[0] += score["success"]["successes"]

@@ -120,7 +120,7 @@ STAGES: Final = (
     Stage("all in one", 2, "demos merge m2 g3 g5 --output m5"),
     Stage(
         "acting, closed loop",
-        48,
+        43,
         f"train --config cl2/checkpoint {_M5} --output cl3 --frame-stride 1 --chunk-size 4 {_ACT} --seed 4 --minutes 36",
     ),
     Stage("compiling", 1, "export cl3/checkpoint --precision int8 --data m5 --output closed-loop-int8 --parity-steps 128"),
