@@ -74,6 +74,8 @@ def test_what_the_page_says_of_success_is_in_the_record(tool: ModuleType) -> Non
     assert f"does {mean['closed-loop-fp32', 4, None]} (fp32) and {mean['closed-loop-int8', 4, None]} (int8)" in page
     plain = mean["closed-loop-fp32", 1, None], mean["closed-loop-int8", 1, None]
     assert f"Without the ensemble it does {plain[0]} and {plain[1]}" in page
+    jerk = [f"{rows['closed-loop-fp32', 1, decay]['jerk']:.3f}" for decay in (None, 0.0)]
+    assert f"its jerk is {jerk[0]} then, and {jerk[1]} with the ensemble" in page
     counts: dict[str, list[int]] = {}
     easy = {"open", "close", "move", "turn", "place"}
     for task, score in rows["jump-step-int8", 4, None]["chains"]["tasks"].items():
