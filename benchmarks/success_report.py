@@ -26,12 +26,24 @@ __all__ = [
     "SuccessRow",
     "assert_average_length",
     "assert_share",
+    "ensemble_suffix",
+    "loop_name",
 ]
 
 SUCCESS_SCHEMA_VERSION: Final = 1
 # closed-loop: every frame, as it was trained. jump-step: every k-th frame, as it was trained. open-loop: every k-th frame
 # although it was trained on every one. other: trained on every s-th frame and run on every k-th, k not s.
 Kind = Literal["closed-loop", "open-loop", "jump-step", "other"]
+
+
+def loop_name(kind: str, ensemble: float | None) -> str:
+    """Return what tables call a loop: its kind, and whether it plays an ensemble."""
+    return kind if ensemble is None else f"{kind}, ensemble"
+
+
+def ensemble_suffix(ensemble: float | None) -> str:
+    """Return what names end in that tell ensembles apart; nothing without one."""
+    return "" if ensemble is None else f", ensemble {ensemble:g}"
 
 
 class PolicyRecord(Record):
@@ -167,7 +179,7 @@ class SuccessRow(Record):
     @property
     def loop(self) -> str:
         """What tables call the loop: the kind, and whether it plays an ensemble."""
-        return self.kind if self.ensemble is None else f"{self.kind}, ensemble"
+        return loop_name(self.kind, self.ensemble)
 
     @property
     def mean_solved_steps(self) -> float | None:

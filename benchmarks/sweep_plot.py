@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rfedge.atomic import atomic_file
 from rfedge.benchmarks.statistics import Mean, Proportion
-from rfedge.benchmarks.success_report import SuccessRow
+from rfedge.benchmarks.success_report import SuccessRow, ensemble_suffix
 from rfedge.benchmarks.sweep_report import SweepReport, SweepRow
 from rfedge.errors import BackendUnavailableError, explain
 
@@ -57,8 +57,9 @@ def draw_sweep(report: SweepReport, path: Path) -> None:
 
     lines: Lines = {}
     for row, joined in zip(report.success.rows, report.rows, strict=True):
-        ensemble = "" if row.ensemble is None else f", ensemble {row.ensemble:g}"
-        lines.setdefault(f"{row.policy}{ensemble}, scene {row.scene}, {row.language}", []).append((row, joined))
+        lines.setdefault(f"{row.policy}{ensemble_suffix(row.ensemble)}, scene {row.scene}, {row.language}", []).append(
+            (row, joined)
+        )
     for pairs in lines.values():
         pairs.sort(key=lambda pair: pair[0].execute_steps)
     conditions = report.success.conditions

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rfedge.benchmarks.success_report import loop_name
+
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "sweep_playtable-d_cpu_202611.json"
 BEGIN, END = "<!-- measured table: begin -->", "<!-- measured table: end -->"
@@ -37,7 +39,7 @@ def render(record: dict[str, Any], link: str) -> str:
         cells = (
             "jump-step" if policy["frame_stride"] > 1 else "closed-loop",
             row["precision"],
-            row["kind"] if row.get("ensemble") is None else f"{row['kind']}, ensemble",
+            loop_name(row["kind"], row["ensemble"]),
             str(row["execute_steps"]),
             _interval(chains["average_length"]),
             "-" if paired is None else f"{paired['average_length_share']['value']:.0%}",

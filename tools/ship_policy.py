@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rfedge.atomic import atomic_directory, atomic_file
+from rfedge.benchmarks.success_report import ensemble_suffix
 from rfedge.bundle import Bundle, load_bundle
 from rfedge.errors import explain
 from rfedge.policies import CLOSED_LOOP, JUMP_STEP, find_bundle
@@ -73,7 +74,7 @@ def _mode(bundle: Bundle, rows: list[dict[str, Any]]) -> str:
     """Return the loop to run it in, with the first ensemble that was measured."""
     if bundle.policy.frame_stride > 1:
         return "jump-step"
-    decays = [row["ensemble"] for row in rows if row.get("ensemble") is not None]
+    decays = [row["ensemble"] for row in rows if row["ensemble"] is not None]
     return f"closed-loop --ensemble {decays[0]:g}" if decays else "closed-loop"
 
 
@@ -123,8 +124,7 @@ def _table(rows: list[dict[str, Any]], latencies: dict[str, dict[str, Any]]) -> 
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         chains, tasks, joined = row["chains"], row["single_tasks"], latencies.get(row["name"])
-        loop = row["kind"] if row.get("ensemble") is None else f"{row['kind']}, ensemble {row['ensemble']:g}"
-        cells = [loop, str(row["execute_steps"]), row["scene"], row["language"]]
+        cells = [row["kind"] + ensemble_suffix(row["ensemble"]), str(row["execute_steps"]), row["scene"], row["language"]]
         cells.append(_interval(chains["average_length"], f" over {chains['num_chains']} chains") if chains else "-")
         cells.append(_interval(tasks["success"], f" of {tasks['success']['n']}") if tasks else "-")
         cells.append("-" if joined is None else f"{joined['per_call_ms']['p50']:.1f} / {joined['per_call_ms']['p99']:.1f}")

@@ -15,7 +15,7 @@ from rfedge.benchmarks.report.joined import JoinedRow, SuccessPart, success_part
 from rfedge.benchmarks.report.words import count, length, milliseconds, plain, share
 from rfedge.benchmarks.rollouts import RolloutReport
 from rfedge.benchmarks.statistics import Proportion, proportion
-from rfedge.benchmarks.success_report import SuccessRow
+from rfedge.benchmarks.success_report import SuccessRow, ensemble_suffix
 from rfedge.envs.tasks import TASKS
 
 __all__ = ["drawings", "expert_section", "pareto_front", "success_sections"]
@@ -137,7 +137,7 @@ def _series(
             name += f", {row.record}" if len(records) > 1 else ""
             name += f", {row.environment} {row.success.scene}" if len(scenes) > 1 else ""
             name += f", {row.success.language}" if len(languages) > 1 else ""
-            name += "" if row.success.ensemble is None else f", ensemble {row.success.ensemble:g}"
+            name += ensemble_suffix(row.success.ensemble)
         groups.setdefault(name + ending(row), []).append(row)
     return [
         Series(name, sorted(map(place, group), key=lambda point: point.x), index, is_line)
