@@ -4,7 +4,8 @@
 
 Each variant is trained from CHECKPOINT (of `rfedge pretrain`) for as long as the others with `rfedge train`, exported in
 fp32 and measured with `rfedge bench success`. A second run goes on where the first one stopped. The rows are those of the
-paper's figure 3 (a) and (b) and of its table 3 that fit a machine without a GPU.
+paper's figure 3 (a) and (b) and of its table 3 that fit a machine without a GPU, and
+two of our own: carried state and longer chunks.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ VARIANTS: Final = (
     Variant("mlp-history", "MLP head, the text reads six frames", ("--head", "mlp", "--media-frames", "6")),
     Variant("no-vl", "resampler and cross-attention drawn anew", ("--no-vl-pretraining",)),
     Variant("data-10", "a tenth of the demonstrations", ("--data-share", "0.1")),
+    Variant("carry", "LSTM head whose state is carried on, no window", ("--time-keeping", "carry")),
+    Variant("chunk-8", "chunks of eight actions, played no further than the others'", ("--chunk-size", "8")),
 )
 
 
