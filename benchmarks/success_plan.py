@@ -19,6 +19,7 @@ from rfedge.benchmarks.success_rows import kind_of
 from rfedge.bundle import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.envs.tasks import TASKS
 from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.policies import shipped_name
 from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, make_controller
 from rfedge.runtimes.modes import check_execute_steps
@@ -36,7 +37,8 @@ class SuccessPlan:
 
     Attributes:
         bundles: folders; the first is what the others are compared with.
-        labels: what rows call each bundle; empty takes the precision, with the folder's name where that is not unique.
+        labels: what rows call each bundle; empty takes the precision, with the name of the folder or of the shipped policy
+            where that is not unique.
         trained_on: what to say of the training data of each, see `PolicyRecord`; empty says what the bundles do.
         execute_steps: control steps per policy call, each of them for every bundle.
         mode: of `rfedge.runtimes.controllers`; None takes jump-step where the steps are the bundle's own stride above 1,
@@ -203,7 +205,7 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
         summarise_blocks(bundle.manifest.precision.requested, bundle.manifest.precision.blocks) for bundle in bundles
     ]
     labels = list(plan.labels) or [
-        precision if precisions.count(precision) == 1 else f"{precision}-{path.resolve().name}"
+        precision if precisions.count(precision) == 1 else f"{precision}-{shipped_name(path) or path.resolve().name}"
         for precision, path in zip(precisions, plan.bundles, strict=True)
     ]
     folders = [_as_folder_name(label) for label in labels]
@@ -217,7 +219,7 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
     return tuple(
         PolicyRecord(
             label=label,
-            path=str(bundle.root),
+            path=shipped_name(bundle.root) or str(bundle.root),
             policy=bundle.policy.name,
             precision=precision,
             block_precisions=bundle.manifest.precision.blocks,

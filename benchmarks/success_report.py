@@ -51,7 +51,7 @@ class PolicyRecord(Record):
 
     Attributes:
         label: what rows and tables call it; unique in the document.
-        path: its folder.
+        path: its folder, or the name of a shipped policy.
         policy, precision: its names.
         block_precisions: precision per block.
         manifest_sha256: of manifest.json, which holds the hashes of all other files.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CLOSED_LOOP", "JUMP_STEP", "SHIPPED", "default_bundle", "find_bundle"]
+__all__ = ["CLOSED_LOOP", "JUMP_STEP", "SHIPPED", "default_bundle", "find_bundle", "shipped_name"]
 
 CLOSED_LOOP: Final = "playtable-closed-loop"
 JUMP_STEP: Final = "playtable-jump-step"
@@ -27,6 +27,18 @@ def find_bundle(path: Path) -> Path:
     if str(path) in SHIPPED and not path.exists():
         return Path(__file__).parent / str(path) / "bundle"
     return path
+
+
+def shipped_name(folder: Path) -> str | None:
+    """Return the name of the shipped policy whose bundle lies in `folder`; None for any other bundle.
+
+    >>> shipped_name(find_bundle(Path("playtable-jump-step")))
+    'playtable-jump-step'
+    >>> shipped_name(Path("out/bundle")) is None
+    True
+    """
+    folder = folder.resolve()
+    return next((name for name in SHIPPED if folder == Path(__file__).resolve().parent / name / "bundle"), None)
 
 
 def default_bundle(mode: str) -> Path:
