@@ -24,13 +24,14 @@ from rfedge.benchmarks.machine import circumstances
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.single_tasks import TrialRecord, run_trials, trial_subtasks
 from rfedge.benchmarks.success_plan import ENRICHED, RowPlan, SuccessPlan, describe_policies, lay_out
-from rfedge.benchmarks.success_report import SuccessConditions, SuccessReport, SuccessRow
+from rfedge.benchmarks.success_report import PolicyRecord, SuccessConditions, SuccessReport, SuccessRow
 from rfedge.benchmarks.success_rows import RowRecords, chain_result, jerk, kind_of, pair, single_task_result, timings
 from rfedge.bundle import load_bundle
 from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.interface import CONTROL_HZ
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS
 from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.policies import shipped_name
 from rfedge.runtimes.text import InstructionEncoder, open_encoder
 from rfedge.workers import JobRunner, run_jobs
 
@@ -100,7 +101,7 @@ def run_success(
         report = SuccessReport(
             **circumstances(),
             conditions=conditions,
-            policies=policies,
+            policies=tuple(_as_named(policy) for policy in policies),
             rows=tuple(_summarise(row, found, plan) for row in rows),
             not_possible=not_possible,
             wall_seconds=time.perf_counter() - begun_s,
@@ -254,6 +255,11 @@ def _remove_empty(folder: Path) -> None:
     for path in (folder / _CHAINS_FOLDER, folder / _TRIALS_FOLDER, folder):
         with contextlib.suppress(OSError):  # it has content, or never was
             path.rmdir()
+
+
+def _as_named(policy: PolicyRecord) -> PolicyRecord:
+    """Return the record without the place where a shipped policy is installed."""
+    return policy.model_copy(update={"path": shipped_name(Path(policy.path)) or policy.path})
 
 
 def _stored(folder: Path, report: SuccessReport) -> SuccessReport:

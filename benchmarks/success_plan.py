@@ -219,7 +219,7 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
     return tuple(
         PolicyRecord(
             label=label,
-            path=shipped_name(bundle.root) or str(bundle.root),
+            path=str(bundle.root),
             policy=bundle.policy.name,
             precision=precision,
             block_precisions=bundle.manifest.precision.blocks,
