@@ -1,20 +1,31 @@
-"""Write the README's measured table from the committed result; a test checks that the two agree."""
+"""Write the measured tables of README and policies page from the committed results; a test checks that they agree."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rfedge.benchmarks.success_report import loop_name
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "sweep_playtable-d_cpu_202611.json"
+RESULTS = ROOT / "benchmarks" / "results"
+SWEEP = RESULTS / "sweep_playtable-d_cpu_202611.json"
+LONG_RUN = RESULTS / "success_playtable-d_cpu_202611.json"
+PAGE = ROOT / "docs" / "results" / "playtable_policies.md"
 BEGIN, END = "<!-- measured table: begin -->", "<!-- measured table: end -->"
 
 
-def render(record: dict[str, Any], link: str) -> str:
+def render() -> dict[Path, str]:
+    """Return file -> everything between its markers, and these."""
+    sweep, long_run = _read(SWEEP), _read(LONG_RUN)
+    parts = {ROOT / "README.md": (sweep_table(sweep), long_run_sentence(long_run)), PAGE: (long_run_table(long_run),)}
+    return {path: "\n".join([BEGIN, "\n".join(texts), END]) for path, texts in parts.items()}
+
+
+def sweep_table(record: dict[str, Any]) -> str:
     """Return the Markdown table and its caption for the report of a `rfedge bench sweep`."""
     success = record["success"]
     policies = {policy["label"]: policy for policy in success["policies"]}
@@ -31,13 +42,13 @@ def render(record: dict[str, Any], link: str) -> str:
         "ms a control step",
         "MB",
     )
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines = _head(columns)
     for row in success["rows"]:
         policy, times = policies[row["policy"]], joined[row["name"]]
         chains, tasks, paired = row["chains"], row["single_tasks"], row["paired"]
         call, step = times["per_call_ms"], times["per_control_step_ms"]
         cells = (
-            "jump-step" if policy["frame_stride"] > 1 else "closed-loop",
+            _policy(policy),
             row["precision"],
             loop_name(row["kind"], row["ensemble"]),
             str(row["execute_steps"]),
@@ -55,9 +66,61 @@ def render(record: dict[str, Any], link: str) -> str:
         "`rfedge bench sweep` of the shipped policies on PlayTable, scene D: "
         f"{conditions['num_chains']} of CALVIN's chains,{starts} the same for every row, {conditions['max_steps']} control "
         f"steps a task; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. "
-        f"Every figure: [{Path(link).name}]({link})."
+        f"Every figure: {_link(SWEEP)}."
     )
-    return "\n".join([BEGIN, *lines, "", caption, END])
+    return "\n".join([*lines, "", caption])
+
+
+def long_run_table(record: dict[str, Any]) -> str:
+    """Return the Markdown table of the report of a `rfedge bench success`, with the columns that CALVIN's results have."""
+    policies = {policy["label"]: policy for policy in record["policies"]}
+    rates = [f"{number} of 5" for number in range(1, 6)]
+    lines = _head(("policy", "precision", "loop", "steps a call", *rates, "tasks in a row", "of the first row"))
+    for row in record["rows"]:
+        chains, paired = row["chains"], row["paired"]
+        cells = (
+            _policy(policies[row["policy"]]),
+            row["precision"],
+            loop_name(row["kind"], row["ensemble"]),
+            str(row["execute_steps"]),
+            *(f"{chains['success_rates'][str(number)]['value']:.0%}" for number in range(1, 6)),
+            _interval(chains["average_length"]),
+            "-" if paired is None else _share(paired["average_length_share"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def long_run_sentence(record: dict[str, Any]) -> str:
+    """Return its averages in words."""
+    done = (
+        f"{_interval(row['chains']['average_length'])} ({loop_name(row['kind'], row['ensemble'])}, "
+        f"{row['execute_steps']} {'step' if row['execute_steps'] == 1 else 'steps'} a call)"
+        for row in record["rows"]
+    )
+    number = record["conditions"]["num_chains"]
+    return f"The int8 policies as shipped, over {number} chains, in a row: {', '.join(done)}; {_link(LONG_RUN)}."
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+
+
+def _policy(policy: dict[str, Any]) -> str:
+    return "jump-step" if policy["frame_stride"] > 1 else "closed-loop"
+
+
+def _share(value: dict[str, float]) -> str:
+    return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
+
+
+def _link(path: Path) -> str:
+    return f"[{path.name}]({path.relative_to(ROOT).as_posix()})"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
 
 
 def _interval(value: dict[str, float]) -> str:
@@ -65,11 +128,10 @@ def _interval(value: dict[str, float]) -> str:
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    table = render(json.loads(RESULT.read_text()), RESULT.relative_to(ROOT).as_posix())
-    start, stop = text.index(BEGIN), text.index(END) + len(END)
-    readme.write_text(text[:start] + table + text[stop:])
+    for path, tables in render().items():
+        text = path.read_text()
+        start, stop = text.index(BEGIN), text.index(END) + len(END)
+        path.write_text(text[:start] + tables + text[stop:])
     return 0
 
 

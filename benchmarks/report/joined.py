@@ -1,7 +1,7 @@
 """Joins success with speed: one row for each way to run a bundle on each machine it was timed on.
 
-A speed belongs to a success when policy, precision and size in bytes are equal; where the folder is another one, a footnote
-says so. Speed that no success belongs to stays in the table, without a success.
+A speed belongs to a success when policy, precision and size in bytes are equal and, where both records tell, the manifest; a
+footnote names the record it is from, if that is another one. Speed that no success belongs to stays in, without one.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Speed:
         record: name of the record.
         label: what it calls the bundle.
         folder: of the bundle; "" where the record does not tell.
+        manifest_sha256: of the bundle; "" where the record does not tell.
         per_call_ms: total of a policy call.
         execute_steps: what the record divided by; None where it did not.
         backend: what ran it, such as "CPUExecutionProvider".
@@ -58,6 +59,7 @@ class Speed:
     load_rss_bytes: int | None
     resources: ResourceRecord | None
     resources_reason: str
+    manifest_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,10 @@ def join(collection: Collection) -> list[JoinedRow]:
             policy = part.report.policy_of(row)
             bundle = BundleName(policy.policy, policy.precision, policy.size_bytes)
             with_success.add(bundle)
-            matches = [speed for speed in speeds if speed.bundle == bundle]
+            known = ("", policy.manifest_sha256)
+            matches = [speed for speed in speeds if speed.bundle == bundle and speed.manifest_sha256 in known]
             own = (part.name, variants.get(row.name, ""))
-            chosen: list[Speed | None] = [*_one_per_machine(matches, own, policy.path)]
+            chosen: list[Speed | None] = [*_one_per_machine(matches, own, policy)]
             rows += [
                 JoinedRow(
                     label=policy.label,
@@ -153,10 +156,11 @@ def join(collection: Collection) -> list[JoinedRow]:
 
 
 def _speeds(collection: Collection) -> list[Speed]:
-    latencies = [(name, sweep.latency) for name, sweep in collection.of(SweepReport)] + collection.of(LatencyReport)
+    sweeps = [(name, sweep.latency, _timed_manifests(sweep)) for name, sweep in collection.of(SweepReport)]
+    alone: list[tuple[str, LatencyReport, dict[str, str]]] = [(name, one, {}) for name, one in collection.of(LatencyReport)]
     speeds = [
-        _variant_speed(name, report, variant)
-        for name, report in latencies
+        _variant_speed(name, report, variant, manifests.get(variant.name, ""))
+        for name, report, manifests in sweeps + alone
         for variant in report.variants
         if variant.role == "bundle"
     ]
@@ -167,6 +171,12 @@ def _speeds(collection: Collection) -> list[Speed]:
         if row.call_ms is not None
     ]
     return speeds
+
+
+def _timed_manifests(sweep: SweepReport) -> dict[str, str]:
+    """Return name of a timed variant -> hash of its bundle's manifest, which its success knows."""
+    policies = {row.name: sweep.success.policy_of(row) for row in sweep.success.rows}
+    return {joined.variant: policies[joined.row].manifest_sha256 for joined in sweep.rows}
 
 
 def _form_speed(name: str, report: PrecisionsReport, row: PrecisionRow, call_ms: Summary) -> Speed:
@@ -187,7 +197,7 @@ def _form_speed(name: str, report: PrecisionsReport, row: PrecisionRow, call_ms:
     )
 
 
-def _variant_speed(name: str, report: LatencyReport, variant: VariantResult) -> Speed:
+def _variant_speed(name: str, report: LatencyReport, variant: VariantResult, manifest_sha256: str) -> Speed:
     settings = variant.settings
     return Speed(
         bundle=BundleName(variant.policy, variant.precision, variant.size_bytes),
@@ -203,15 +213,16 @@ def _variant_speed(name: str, report: LatencyReport, variant: VariantResult) -> 
         load_rss_bytes=variant.load_rss_bytes,
         resources=variant.resources,
         resources_reason="" if variant.resources is not None else "not asked for: rfedge bench latency --resource-seconds",
+        manifest_sha256=manifest_sha256,
     )
 
 
-def _one_per_machine(speeds: Sequence[Speed], own: tuple[str, str], folder: str) -> list[Speed]:
-    """Return one speed for each machine and backend: the sweep's own, else of the same folder, with power, the latest."""
+def _one_per_machine(speeds: Sequence[Speed], own: tuple[str, str], policy: PolicyRecord) -> list[Speed]:
+    """Return one speed a machine and backend: its own sweep's, else of the same manifest, folder, with power, the latest."""
 
-    def rank(speed: Speed) -> tuple[bool, bool, bool, str]:
-        is_own = (speed.record, speed.label) == own
-        return is_own, speed.folder == folder, speed.resources is not None, speed.measured_at
+    def rank(speed: Speed) -> tuple[bool, bool, bool, bool, str]:
+        is_own, is_same = (speed.record, speed.label) == own, speed.manifest_sha256 == policy.manifest_sha256
+        return is_own, is_same, speed.folder == policy.path, speed.resources is not None, speed.measured_at
 
     best: dict[tuple[Machine, str], Speed] = {}
     for speed in speeds:
@@ -224,5 +235,7 @@ def _one_per_machine(speeds: Sequence[Speed], own: tuple[str, str], folder: str)
 def _note(speed: Speed | None, policy: PolicyRecord) -> str:
     if speed is None or speed.folder == policy.path:
         return ""
+    if speed.manifest_sha256 == policy.manifest_sha256:
+        return f"timed in {speed.record} as {speed.label!r}"
     where = "in another folder" if speed.folder else "in a folder that the record does not tell"
     return f"timed in {speed.record} as {speed.label!r}: a bundle of the same policy, precision and size {where}"

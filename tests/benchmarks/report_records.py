@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def policy(label: str, precision: str, trained_on: str | None = None) -> PolicyR
         policy="test-policy",
         precision=precision,
         block_precisions={"vision": precision},
-        manifest_sha256="0" * 64,
+        manifest_sha256=hashlib.sha256(label.encode()).hexdigest(),
         size_bytes=SIZES[precision],
         chunk_size=8,
         frame_stride=1,

@@ -252,6 +252,18 @@ def test_speed_without_success_says_so_and_a_success_in_another_folder_gets_a_fo
     assert "small in int8: no latency" in page.missing
 
 
+def test_bundles_of_one_size_are_told_apart_by_their_manifests(tmp_path: Path) -> None:
+    sweep_report({"first": "int8", "second": "int8"}, (1,)).write(tmp_path / "sweep.json")
+    longer = success_report({"second": "int8"}, (1,))
+    moved = tuple(policy.model_copy(update={"path": "elsewhere"}) for policy in longer.policies)
+    longer.model_copy(update={"policies": moved, "wall_seconds": 9.0}).write(tmp_path / "longer.json")
+    page = build_report(ReportPlan((tmp_path / "sweep.json", tmp_path / "longer.json")))
+    (row,) = (row for row in page.rows if row.record == "longer.json")
+    assert row.speed is not None
+    assert row.speed.label == "second"
+    assert row.speed_note == "timed in sweep.json as 'second'"
+
+
 def test_a_record_twice_is_taken_once_and_a_sweep_keeps_its_own_success(tmp_path: Path) -> None:
     document = sweep_report(LABELS, (1,))
     document.write(tmp_path / "sweep.json")
