@@ -114,7 +114,7 @@ def _columns(rows: Sequence[JoinedRow], machines: Machines) -> list[Column]:
     succeeded = [row.success for row in rows if row.success is not None]
     columns: list[Column] = [("steps per call", _steps)]
     if len({row.record for row in rows if row.record}) > 1:
-        columns.append(("record", lambda row: row.record))
+        columns.append(("measured over", _amount))
     if len({(row.environment, row.success.scene) for row in rows if row.success is not None}) > 1:
         columns.append(("world", lambda row: "-" if row.success is None else f"{row.environment} {row.success.scene}"))
     if len({success.language for success in succeeded}) > 1:
@@ -151,6 +151,16 @@ def _table(caption: str, columns: Sequence[Column], rows: Sequence[JoinedRow], *
 
 def _steps(row: JoinedRow) -> Cell:
     return missing(_NO_STEPS) if row.execute_steps is None else Cell(str(row.execute_steps))
+
+
+def _amount(row: JoinedRow) -> Cell:
+    """Say over how much it was measured; the footnote has the record, whose name would take half of the table's width."""
+    if row.success is None:
+        return missing(_NO_SUCCESS)
+    chains, single = row.success.chains, row.success.single_tasks
+    pieces = [] if chains is None else [count(chains.num_chains, "chain")]
+    pieces += [] if single is None else [count(single.success.n, "start")]
+    return Cell(", ".join(pieces), row.record)
 
 
 def _average_length(row: JoinedRow) -> Cell:

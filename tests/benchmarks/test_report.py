@@ -309,14 +309,25 @@ def test_a_record_twice_is_taken_once_and_a_sweep_keeps_its_own_success(tmp_path
 
 
 def test_two_successes_of_one_label_stay_apart(tmp_path: Path) -> None:
-    success_report({"policy": "fp32"}, (1,)).write(tmp_path / "first.json")
-    other = success_report({"policy": "fp32"}, (1, 4))
-    other.model_copy(update={"wall_seconds": 1.0}).write(tmp_path / "second.json")
+    first = success_report({"policy": "fp32"}, (1,))
+    other_bundle = tuple(policy.model_copy(update={"manifest_sha256": "2" * 64}) for policy in first.policies)
+    first.model_copy(update={"policies": other_bundle}).write(tmp_path / "first.json")
+    success_report({"policy": "fp32"}, (1, 4)).write(tmp_path / "second.json")
     built = build_report(ReportPlan((tmp_path / "first.json", tmp_path / "second.json")))
     header, *rows = Page(built.html).table("Success with its 95 % interval, beside")
-    assert [row[header.index("record")] for row in rows] == ["first.json", *["second.json"] * 2]
+    assert [row[header.index("measured over")] for row in rows] == ["200 chains, 680 starts"] * 3
+    assert [re.search(rf"<li[^>]*>{name}.json</li>", built.html) is not None for name in ("first", "second")] == [True, True]
     assert "policy, first.json" in built.html
     assert "policy, second.json" in built.html
+
+
+def test_what_several_records_measured_is_drawn_once(tmp_path: Path) -> None:
+    success_report({"policy": "fp32"}, (1,)).write(tmp_path / "few.json")
+    success_report({"policy": "fp32"}, (1, 4)).write(tmp_path / "more.json")
+    built = build_report(ReportPlan((tmp_path / "few.json", tmp_path / "more.json")))
+    assert len(built.rows) == 3, "all are in the table"
+    assert built.html.count("<title>policy, 1 steps: ") == 1
+    assert "policy, few.json" not in built.html, "one record is left, which needs no name"
 
 
 def test_a_mixed_search_becomes_bars_and_without_the_exporter_a_reason(
