@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from rfedge.benchmarks.chains import MAX_STEPS
 from rfedge.benchmarks.commands import run_rfedge
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.record import Record
@@ -195,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num", type=int, default=80, help="chains")
     parser.add_argument("--single-tasks", type=int, default=4, help="starts of every task")
     parser.add_argument("--tasks", default="all")
+    parser.add_argument("--max-steps", type=int, default=MAX_STEPS, help="control steps a task")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--vision-tokens", action="store_true", help="keep the frozen tower's tokens on disk")
     parser.add_argument("--record", type=Path, help="file for the record")
@@ -207,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     success = (
         *("--execute-steps", stride, "--num", str(options.num), "--single-tasks", str(options.single_tasks)),
-        *("--tasks", options.tasks, "--workers", str(options.workers)),
+        *("--tasks", options.tasks, "--max-steps", str(options.max_steps), "--workers", str(options.workers)),
     )
     try:
         plan = AblationPlan(

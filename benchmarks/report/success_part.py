@@ -283,9 +283,10 @@ def _ablations(report: AblationsReport) -> Table:
             ]
         )
     minutes = max(variant.seconds for variant in report.variants) / 60.0
+    first, max_steps = report.success.rows[0], report.success.conditions.max_steps
     caption = (
         f"The same {minutes:.0f} minutes of training with one thing changed each time, then the same rollouts of scene "
-        f"{report.success.rows[0].scene} at {count(report.success.rows[0].execute_steps, 'step')} a call; 95 % intervals."
+        f"{first.scene} at {count(first.execute_steps, 'step')} a call, at most {max_steps} steps a task; 95 % intervals."
     )
     columns = ["variant", "what is changed", "training steps", "held-out loss", "single tasks", "average length of 5"]
     return Table(caption, columns, rows, text_columns=2)
