@@ -14,15 +14,22 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SWEEP = RESULTS / "sweep_playtable-d_cpu_202611.json"
 LONG_RUN = RESULTS / "success_playtable-d_cpu_202611.json"
-PAGE = ROOT / "docs" / "results" / "playtable_policies.md"
-BEGIN, END = "<!-- measured table: begin -->", "<!-- measured table: end -->"
+ABLATIONS = RESULTS / "ablations_playtable-d_cpu_202611.json"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "results" / "playtable_policies.md"
 
 
-def render() -> dict[Path, str]:
-    """Return file -> everything between its markers, and these."""
-    sweep, long_run = _read(SWEEP), _read(LONG_RUN)
-    parts = {ROOT / "README.md": (sweep_table(sweep), long_run_sentence(long_run)), PAGE: (long_run_table(long_run),)}
-    return {path: "\n".join([BEGIN, "\n".join(texts), END]) for path, texts in parts.items()}
+def render() -> list[tuple[Path, str]]:
+    """Return (file, everything from one of its markers to the other, with them)."""
+    sweep, long_run, ablations = map(_read, (SWEEP, LONG_RUN, ABLATIONS))
+    return [
+        (README, _marked("measured table", sweep_table(sweep), long_run_sentence(long_run))),
+        (PAGE, _marked("200 chains", long_run_table(long_run))),
+        (PAGE, _marked("ablations", ablations_table(ablations))),
+    ]
+
+
+def _marked(name: str, *texts: str) -> str:
+    return "\n".join([f"<!-- {name}: begin -->", *texts, f"<!-- {name}: end -->"])
 
 
 def sweep_table(record: dict[str, Any]) -> str:
@@ -102,6 +109,23 @@ def long_run_sentence(record: dict[str, Any]) -> str:
     return f"The int8 policies as shipped, over {number} chains, in a row: {', '.join(done)}; {_link(LONG_RUN)}."
 
 
+def ablations_table(record: dict[str, Any]) -> str:
+    """Return the Markdown table of the report of `python -m rfedge.benchmarks.ablations`."""
+    lines = _head(("variant", "what is changed", "training steps", "held-out loss", "single tasks", "of the first row"))
+    for variant, row in zip(record["variants"], record["success"]["rows"], strict=True):
+        paired = row["paired"]
+        cells = (
+            variant["name"],
+            variant["change"],
+            str(variant["steps"]),
+            f"{variant['held_out_loss']:.4f}",
+            _share(row["single_tasks"]["success"]),
+            "-" if paired is None else _share(paired["single_task_share"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _head(columns: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
 
@@ -128,10 +152,9 @@ def _interval(value: dict[str, float]) -> str:
 
 
 def main() -> int:
-    for path, tables in render().items():
-        text = path.read_text()
-        start, stop = text.index(BEGIN), text.index(END) + len(END)
-        path.write_text(text[:start] + tables + text[stop:])
+    for path, part in render():
+        text, (first, *_, last) = path.read_text(), part.splitlines()
+        path.write_text(text[: text.index(first)] + part + text[text.index(last) + len(last) :])
     return 0
 
 
