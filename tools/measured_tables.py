@@ -92,7 +92,7 @@ def long_run_table(record: dict[str, Any]) -> str:
             str(row["execute_steps"]),
             *(f"{chains['success_rates'][str(number)]['value']:.0%}" for number in range(1, 6)),
             _interval(chains["average_length"]),
-            "-" if paired is None else _share(paired["average_length_share"]),
+            "-" if paired is None else share(paired["average_length_share"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -119,8 +119,8 @@ def ablations_table(record: dict[str, Any]) -> str:
             variant["change"],
             str(variant["steps"]),
             f"{variant['held_out_loss']:.4f}",
-            _share(row["single_tasks"]["success"]),
-            "-" if paired is None else _share(paired["single_task_share"]),
+            share(row["single_tasks"]["success"]),
+            "-" if paired is None else share(paired["single_task_share"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -134,7 +134,8 @@ def _policy(policy: dict[str, Any]) -> str:
     return "jump-step" if policy["frame_stride"] > 1 else "closed-loop"
 
 
-def _share(value: dict[str, float]) -> str:
+def share(value: dict[str, float]) -> str:
+    """Return a share and its interval in per cent."""
     return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
 
 
