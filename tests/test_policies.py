@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rfedge.benchmarks.latency import LatencyPlan, run_latency
+from rfedge.benchmarks.success import run_success
+from rfedge.benchmarks.success_plan import SuccessPlan
 from rfedge.bundle import hash_file, load_bundle
 from rfedge.messages import Observation
 from rfedge.policies import CLOSED_LOOP, JUMP_STEP, SHIPPED, default_bundle, find_bundle
@@ -37,12 +40,25 @@ def test_a_shipped_policy_runs(name: str) -> None:
 def test_its_card_says_what_the_committed_record_does(name: str) -> None:
     tool = load_tool("ship_policy")
     path = find_bundle(Path(name))
-    record = json.loads(tool.RECORD.read_text())
-    assert path.with_name(tool.CARD).read_text() == tool.render_card(name, load_bundle(path), record), (
+    assert path.with_name(tool.CARD).read_text() == tool.render_card(name, load_bundle(path)), (
         f"run python tools/ship_policy.py {name}"
     )
-    measured = {policy["label"]: policy["manifest_sha256"] for policy in record["success"]["policies"]}
-    assert measured[tool.LABELS[name]] == hash_file(path / "manifest.json"), "the record is of another bundle"
+    documents = (json.loads(file.read_text()) for file in (tool.RECORD, *tool.SUCCESS_RECORDS))
+    policies = [policy for document in documents for policy in document.get("success", document)["policies"]]
+    measured = {policy["manifest_sha256"] for policy in policies if policy["label"] == tool.LABELS[name]}
+    assert measured == {hash_file(path / "manifest.json")}, "a record is of another bundle"
+
+
+def test_records_name_a_shipped_policy_not_where_it_is_installed() -> None:
+    shipped = tuple(find_bundle(Path(name)) for name in SHIPPED)
+    plan = SuccessPlan(shipped, execute_steps=(4,), max_steps=4, starts_per_task=1, tasks=("open_drawer",))
+    success = run_success(plan, [])
+    assert [(policy.label, policy.path) for policy in success.policies] == [(f"int8-{name}", name) for name in SHIPPED]
+    latency = run_latency(LatencyPlan(shipped, warmup=1, iterations=2))
+    assert [(variant.name, variant.source) for variant in latency.variants[:2]] == [
+        ("int8", SHIPPED[0]),
+        (f"int8 ({SHIPPED[1]})", SHIPPED[1]),
+    ]
 
 
 def test_a_name_is_a_policy_and_a_folder_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

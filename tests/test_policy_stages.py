@@ -82,6 +82,13 @@ def test_what_the_page_says_of_success_is_in_the_record(tool: ModuleType) -> Non
     for row in longer["rows"]:
         first = rows[row["policy"], row["execute_steps"], row["ensemble"]]["chains"]["num_solved"]
         assert row["chains"]["num_solved"][: len(first)] == first, "the same chains on another machine"
+    enriched = json.loads((tables.RESULTS / "success_playtable-d_enriched_cpu_202611.json").read_text())
+    known, unknown = (row["chains"]["average_length"] for row in enriched["rows"])
+    assert f"does {tables.interval(unknown)} tasks in a row where it does {known['value']:.2f}" in page
+    (elsewhere,) = json.loads((tables.RESULTS / "success_calvin-d_cpu_202611.json").read_text())["rows"]
+    single = elsewhere["single_tasks"]["success"]
+    told_elsewhere = f"{tables.interval(elsewhere['chains']['average_length'])} tasks in a row and {single['successes']} of"
+    assert f"does {told_elsewhere} {single['n']} single tasks" in page
     counts: dict[str, list[int]] = {}
     easy = {"open", "close", "move", "turn", "place"}
     for task, score in longer["rows"][2]["chains"]["tasks"].items():

@@ -59,7 +59,7 @@ def sweep_table(record: dict[str, Any]) -> str:
             row["precision"],
             loop_name(row["kind"], row["ensemble"]),
             str(row["execute_steps"]),
-            _interval(chains["average_length"]),
+            interval(chains["average_length"]),
             "-" if paired is None else f"{paired['average_length_share']['value']:.0%}",
             f"{tasks['success']['value']:.0%}" if tasks else "-",
             f"{call['p50']:.1f} / {call['p99']:.1f}",
@@ -91,7 +91,7 @@ def long_run_table(record: dict[str, Any]) -> str:
             loop_name(row["kind"], row["ensemble"]),
             str(row["execute_steps"]),
             *(f"{chains['success_rates'][str(number)]['value']:.0%}" for number in range(1, 6)),
-            _interval(chains["average_length"]),
+            interval(chains["average_length"]),
             "-" if paired is None else share(paired["average_length_share"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -101,7 +101,7 @@ def long_run_table(record: dict[str, Any]) -> str:
 def long_run_sentence(record: dict[str, Any]) -> str:
     """Return its averages in words."""
     done = (
-        f"{_interval(row['chains']['average_length'])} ({loop_name(row['kind'], row['ensemble'])}, "
+        f"{interval(row['chains']['average_length'])} ({loop_name(row['kind'], row['ensemble'])}, "
         f"{row['execute_steps']} {'step' if row['execute_steps'] == 1 else 'steps'} a call)"
         for row in record["rows"]
     )
@@ -148,7 +148,8 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _interval(value: dict[str, float]) -> str:
+def interval(value: dict[str, float]) -> str:
+    """Return a mean and its interval."""
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 

@@ -1,4 +1,4 @@
-"""Put a bundle into the package with its model card, every number of which comes from its manifest and a committed record.
+"""Put a bundle into the package with its model card, every number of which comes from its manifest and committed records.
 
 python tools/ship_policy.py playtable-jump-step BUNDLE    copies the bundle and writes the card
 python tools/ship_policy.py playtable-jump-step           writes the card again
@@ -22,9 +22,17 @@ from rfedge.policies import CLOSED_LOOP, JUMP_STEP, find_bundle
 
 ROOT = Path(__file__).parent.parent
 CARD = "MODEL_CARD.md"
-RECORD = ROOT / "benchmarks" / "results" / "sweep_playtable-d_cpu_202611.json"
-LABELS = {CLOSED_LOOP: "closed-loop-int8", JUMP_STEP: "jump-step-int8"}  # in the record
+RESULTS = ROOT / "benchmarks" / "results"
+RECORD = RESULTS / "sweep_playtable-d_cpu_202611.json"
+SUCCESS_RECORDS = (
+    RESULTS / "success_playtable-d_cpu_202611.json",  # more chains
+    RESULTS / "success_playtable-d_enriched_cpu_202611.json",  # other words
+    RESULTS / "success_calvin-d_cpu_202611.json",  # another simulator
+)
+LABELS = {CLOSED_LOOP: "closed-loop-int8", JUMP_STEP: "jump-step-int8"}  # in the records
 MAX_BYTES = 15_000_000
+_COLUMNS = ("mode", "steps a call", "scene", "words", "average length of 5", "single tasks", "call p50 / p99 ms")
+_TABLE_HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
 _CARD = """# {name}
 
 A RoboFlamingo-style policy for the PlayTable simulator, trained from nothing with this package and compiled to int8. It
@@ -44,7 +52,7 @@ rfedge run {name} --mode {mode} --task open_drawer --video drawer.gif
 
 {table}
 
-On {machine}. Intervals are of 95 %. Every figure, and the table of all tasks: {link}.
+On {machine}. Intervals are of 95 %. Every figure, and the table of all tasks: {links}.
 
 ## What it is not for
 
@@ -53,20 +61,28 @@ connect it to a robot. Other sentences, tables and cameras are beyond what was m
 """
 
 
-def render_card(name: str, bundle: Bundle, record: dict[str, Any]) -> str:
-    """Return the model card of a shipped policy; `record` is the report of a `rfedge bench sweep` with its row."""
-    label, link = LABELS[name], f"../../../{RECORD.relative_to(ROOT)}"
-    success = record["success"]
-    rows = [row for row in success["rows"] if row["policy"] == label]
-    latencies = {joined["row"]: joined for joined in record["rows"]}
+def render_card(name: str, bundle: Bundle) -> str:
+    """Return the model card of a shipped policy, with its rows of every record."""
+    label = LABELS[name]
+    sweep = json.loads(RECORD.read_text())
+    reports = {RECORD: sweep["success"]} | {path: json.loads(path.read_text()) for path in SUCCESS_RECORDS}
+    latencies = {joined["row"]: joined["per_call_ms"] for joined in sweep["rows"]}
+    ours, lines, links = [], {}, {}  # what two records tell alike is there once
+    for path, report in reports.items():
+        for row in (row for row in report["rows"] if row["policy"] == label):
+            ours.append(row)
+            call_ms = latencies[row["name"]] if path == RECORD else None
+            lines[_table_line(report["conditions"]["environment"], row, call_ms)] = None
+            links[f"[{path.name}](../../../{path.relative_to(ROOT)})"] = None
+    machine = sweep["success"]["machine"]
     return _CARD.format(
         name=name,
-        mode=_mode(bundle, rows),
+        mode=_mode(bundle, ours),
         facts=_facts(bundle),
         stages="\n".join(f"1. {stage}" for stage in _stages(bundle.manifest.training)),
-        table=_table(rows, latencies),
-        machine=f"{success['machine']['cpu']}, {success['machine']['usable_cores']} cores",
-        link=f"[{Path(link).name}]({link})",
+        table="\n".join([_TABLE_HEAD, *lines]),
+        machine=f"{machine['cpu']}, {machine['usable_cores']} cores",
+        links=", ".join(links),
     )
 
 
@@ -119,17 +135,18 @@ def _stages(training: dict[str, Any] | None) -> Iterator[str]:
         )
 
 
-def _table(rows: list[dict[str, Any]], latencies: dict[str, dict[str, Any]]) -> str:
-    columns = ("mode", "steps a call", "scene", "words", "average length of 5", "single tasks", "call p50 / p99 ms")
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for row in rows:
-        chains, tasks, joined = row["chains"], row["single_tasks"], latencies.get(row["name"])
-        cells = [row["kind"] + ensemble_suffix(row["ensemble"]), str(row["execute_steps"]), row["scene"], row["language"]]
-        cells.append(_interval(chains["average_length"], f" over {chains['num_chains']} chains") if chains else "-")
-        cells.append(_interval(tasks["success"], f" of {tasks['success']['n']}") if tasks else "-")
-        cells.append("-" if joined is None else f"{joined['per_call_ms']['p50']:.1f} / {joined['per_call_ms']['p99']:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _table_line(environment: str, row: dict[str, Any], call_ms: dict[str, Any] | None) -> str:
+    chains, tasks = row["chains"], row["single_tasks"]
+    cells = (
+        row["kind"] + ensemble_suffix(row["ensemble"]),
+        str(row["execute_steps"]),
+        f"{environment} {row['scene']}",
+        row["language"],
+        _interval(chains["average_length"], f" over {chains['num_chains']} chains") if chains else "-",
+        _interval(tasks["success"], f" of {tasks['success']['n']}") if tasks else "-",
+        "-" if call_ms is None else f"{call_ms['p50']:.1f} / {call_ms['p99']:.1f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _interval(value: dict[str, Any], what: str) -> str:
@@ -149,7 +166,7 @@ def main() -> int:
         with atomic_directory(shipped, overwrite=True) as folder:
             shutil.copytree(options.bundle, folder, ignore=shutil.ignore_patterns("engines"), dirs_exist_ok=True)
     with atomic_file(shipped.with_name(CARD)) as temporary:
-        temporary.write_text(render_card(options.name, bundle, json.loads(RECORD.read_text())))
+        temporary.write_text(render_card(options.name, bundle))
     return 0
 
 
