@@ -16,7 +16,11 @@ from tests.model.family import CHANGES, member
 NUM_STEPS = 12  # more than twice the window of 5
 
 
-@pytest.mark.parametrize("name", CHANGES)
+# each of these is also a part of a member with more changes, and the suite has ten minutes
+ALONE = ("gpt", "mlp-with-history", "proprioception", "two-way")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in ALONE else ()) for name in CHANGES])
 def test_the_bundle_acts_like_the_policy(name: str, demonstrations: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", member(name))
     options = ExportOptions(precision="fp32", data=demonstrations, num_parity_steps=NUM_STEPS)
