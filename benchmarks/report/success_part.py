@@ -146,19 +146,24 @@ def _series(
     *,
     is_line: bool = False,
 ) -> list[Series]:
-    """Group rows by bundle and ensemble, and by record, scene, language and `ending` where there are several."""
-    records = {row.record for row in rows}
+    """Group rows by bundle and ensemble, by scene, language and `ending` where there are several, and by record where two
+    have what is else the same.
+    """
     scenes = {(row.environment, row.success.scene) for row in rows if row.success is not None}
     languages = {row.success.language for row in rows if row.success is not None}
-    groups: dict[str, list[JoinedRow]] = {}
+    named: dict[str, dict[str, list[JoinedRow]]] = {}
     for row in rows:
         name = row.label
         if row.success is not None:
-            name += f", {row.record}" if len(records) > 1 else ""
             name += f", {row.environment} {row.success.scene}" if len(scenes) > 1 else ""
             name += f", {row.success.language}" if len(languages) > 1 else ""
             name += ensemble_suffix(row.success.ensemble)
-        groups.setdefault(name + ending(row), []).append(row)
+        named.setdefault(name + ending(row), {}).setdefault(row.record, []).append(row)
+    groups = {
+        f"{name}, {record}" if len(records) > 1 else name: group
+        for name, records in named.items()
+        for record, group in records.items()
+    }
     return [
         Series(name, sorted(map(place, group), key=lambda point: point.x), index, is_line)
         for index, (name, group) in enumerate(groups.items())
