@@ -4,8 +4,8 @@
 
 Each variant is trained from CHECKPOINT (of `rfedge pretrain`) for as long as the others with `rfedge train`, exported in
 fp32 and measured with `rfedge bench success`. A second run goes on where the first one stopped. The rows are those of the
-paper's figure 3 (a) and (b) and of its table 3 that fit a machine without a GPU, and
-two of our own: carried state and longer chunks.
+paper's figure 3 (a) and (b) and of its table 3 that fit a machine without a GPU, and two of our own: carried state and
+longer chunks.
 """
 
 from __future__ import annotations

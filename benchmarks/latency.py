@@ -38,7 +38,7 @@ from rfedge.benchmarks.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError, explain
 from rfedge.messages import STATE_SIZE, Observation
-from rfedge.policies import shipped_name
+from rfedge.policies import bundle_name
 from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.modes import check_execute_steps
 from rfedge.runtimes.policy import STAGES, EdgePolicy
@@ -291,7 +291,7 @@ def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Varia
         return variants[0].name + NOISE_FLOOR_SUFFIX
     name = f"torch {policy.parts.precision}" if role == "torch" else policy.parts.precision
     if name in taken:  # two bundles of one precision: tell them apart by folder or shipped name, then by number
-        name = f"{name} ({shipped_name(policy.parts.source) or policy.parts.source.resolve().name})"
+        name = f"{name} ({Path(bundle_name(policy.parts.source)).resolve().name})"
     unique, number = name, 2
     while unique in taken:
         unique, number = f"{name} #{number}", number + 1
@@ -322,7 +322,7 @@ def _describe(variant: _Variant, samples: Samples, execute_steps: int, resources
     return VariantResult(
         name=variant.name,
         role=variant.role,
-        source=shipped_name(parts.source) or str(parts.source),
+        source=bundle_name(parts.source),
         policy=parts.config.name,
         precision=parts.precision,
         block_precisions=dict(parts.block_precisions),

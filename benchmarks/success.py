@@ -31,7 +31,7 @@ from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.interface import CONTROL_HZ
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS
 from rfedge.errors import ConfigError, ContractError, explain
-from rfedge.policies import shipped_name
+from rfedge.policies import bundle_name
 from rfedge.runtimes.text import InstructionEncoder, open_encoder
 from rfedge.workers import JobRunner, run_jobs
 
@@ -259,7 +259,7 @@ def _remove_empty(folder: Path) -> None:
 
 def _as_named(policy: PolicyRecord) -> PolicyRecord:
     """Return the record without the place where a shipped policy is installed."""
-    return policy.model_copy(update={"path": shipped_name(Path(policy.path)) or policy.path})
+    return policy.model_copy(update={"path": bundle_name(Path(policy.path))})
 
 
 def _stored(folder: Path, report: SuccessReport) -> SuccessReport:

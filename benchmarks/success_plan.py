@@ -19,7 +19,7 @@ from rfedge.benchmarks.success_rows import kind_of
 from rfedge.bundle import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.envs.tasks import TASKS
 from rfedge.errors import ConfigError, did_you_mean, explain
-from rfedge.policies import shipped_name
+from rfedge.policies import bundle_name
 from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, make_controller
 from rfedge.runtimes.modes import check_execute_steps
@@ -205,7 +205,7 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
         summarise_blocks(bundle.manifest.precision.requested, bundle.manifest.precision.blocks) for bundle in bundles
     ]
     labels = list(plan.labels) or [
-        precision if precisions.count(precision) == 1 else f"{precision}-{shipped_name(path) or path.resolve().name}"
+        precision if precisions.count(precision) == 1 else f"{precision}-{Path(bundle_name(path)).resolve().name}"
         for precision, path in zip(precisions, plan.bundles, strict=True)
     ]
     folders = [_as_folder_name(label) for label in labels]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CLOSED_LOOP", "JUMP_STEP", "SHIPPED", "default_bundle", "find_bundle", "shipped_name"]
+__all__ = ["CLOSED_LOOP", "JUMP_STEP", "SHIPPED", "bundle_name", "default_bundle", "find_bundle"]
 
 CLOSED_LOOP: Final = "playtable-closed-loop"
 JUMP_STEP: Final = "playtable-jump-step"
@@ -29,16 +29,16 @@ def find_bundle(path: Path) -> Path:
     return path
 
 
-def shipped_name(folder: Path) -> str | None:
-    """Return the name of the shipped policy whose bundle lies in `folder`; None for any other bundle.
+def bundle_name(folder: Path) -> str:
+    """Return what records call a bundle: its folder, or the name of a shipped policy wherever that is installed.
 
-    >>> shipped_name(find_bundle(Path("playtable-jump-step")))
+    >>> bundle_name(find_bundle(Path("playtable-jump-step")))
     'playtable-jump-step'
-    >>> shipped_name(Path("out/bundle")) is None
-    True
+    >>> bundle_name(Path("out/bundle"))
+    'out/bundle'
     """
-    folder = folder.resolve()
-    return next((name for name in SHIPPED if folder == Path(__file__).resolve().parent / name / "bundle"), None)
+    installed = {Path(__file__).resolve().parent / name / "bundle": name for name in SHIPPED}
+    return installed.get(folder.resolve(), str(folder))
 
 
 def default_bundle(mode: str) -> Path:
