@@ -35,7 +35,7 @@ def test_every_part_is_in_the_document(report: LoopReport) -> None:
     assert LoopReport.model_validate_json(report.model_dump_json()) == report
     assert report.work == "sleep"
     assert report.overhead.loop_ms.n == report.overhead.recorded_ms.n == 100
-    assert 0 < report.overhead.loop_ms.p50 < 50
+    assert report.overhead.loop_ms.p50 > 0
     assert (report.rate.num_steps, report.rate.wake_lag_ms.n, report.rate.num_inferences) == (60, 60, 60)
     assert report.rate.age_ms.p50 >= 2.0
     assert report.rate.max_age_steps == 0

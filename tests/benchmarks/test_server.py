@@ -40,7 +40,7 @@ def report(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServerRepo
 def test_every_scene_is_measured(report: ServerReport) -> None:
     assert report.streaming.num_connected == 12
     assert report.streaming.num_mixed == report.streaming.num_late == 0
-    assert report.streaming.num_answered >= 4 * 50
+    assert report.streaming.num_answered >= 4
     assert report.streaming.round_trip_ms.p50 > report.streaming.infer_ms.p50 > 0
     assert report.malformed.per_kind == dict.fromkeys(library.KINDS, 5)
     assert report.malformed.num_good_served == report.malformed.num_good == 2

@@ -26,6 +26,7 @@ from rfedge.model import load_checkpoint
 from rfedge.runtimes import EdgePolicy
 from rfedge.timekeeping import Arrays, acting_row, advance, initial_state
 from tests.export.conftest import write_checkpoint
+from tests.tolerances import assert_same_in_fp32, fp32_tolerance, head_terms, policy_terms
 
 NUM_STEPS = 24  # twice the window: the second half of the `window` rollout replays
 
@@ -64,7 +65,7 @@ def test_24_steps_with_carried_state_agree_with_pytorch(
         outputs = policy.head(**{name: torch.from_numpy(array) for name, array in inputs.items()})
         return {name: out.numpy() for name, out in zip(("pose", "gripper", "h_out", "c_out"), outputs, strict=True)}
 
-    expected = initial_state(config)
+    expected, terms = initial_state(config), policy_terms(config)
     with EdgePolicy.load(bundles[time_keeping].root) as edge, torch.inference_mode():
         state = edge.initial_state()
         for step, number in enumerate(numbers):
@@ -79,10 +80,10 @@ def test_24_steps_with_carried_state_agree_with_pytorch(
             pose, gripper, expected = advance(config, torch_head, feature.numpy(), expected)
             result = edge.infer(observation, instruction, state)
             state = result.state
-            np.testing.assert_allclose(result.actions[:, :6], pose, atol=5e-6, err_msg=f"pose at step {step}")
+            assert_same_in_fp32(result.actions[:, :6], pose, terms, f"pose at step {step}")
             np.testing.assert_array_equal(result.actions[:, 6], np.where(gripper > 0.5, 1.0, -1.0))
-            np.testing.assert_allclose(state.h, expected.h, atol=1e-5, err_msg=f"h at step {step}")
-            np.testing.assert_allclose(state.c, expected.c, atol=1e-5, err_msg=f"c at step {step}")
+            assert_same_in_fp32(state.h, expected.h, terms, f"h at step {step}")
+            assert_same_in_fp32(state.c, expected.c, terms, f"c at step {step}")
             assert state.num_steps == expected.num_steps == step + 1
 
 
@@ -92,10 +93,11 @@ def test_the_gripper_probability_agrees_with_pytorch(
 ) -> None:
     parity = bundles[time_keeping].manifest.parity
     assert parity.num_steps == NUM_STEPS
-    assert parity.metrics["gripper_max_error"] < 1e-5
     assert parity.metrics["gripper_flip_rate"] == 0
-    assert parity.metrics["hidden_max_drift"] < 1e-5
-    assert parity.metrics["cell_max_drift"] < 1e-5
+    relative = fp32_tolerance(policy_terms(bundles[time_keeping].policy))
+    # A cell adds up its steps, of these inputs to 4.4; the others are 1 at most.
+    for name, largest in {"gripper_max_error": 1.0, "hidden_max_drift": 1.0, "cell_max_drift": 4.4}.items():
+        assert parity.metrics[name] < relative * largest, name
 
 
 def test_the_two_ways_to_keep_time_differ_once_the_window_is_full(bundles: dict[str, Bundle]) -> None:
@@ -108,7 +110,7 @@ def test_the_two_ways_to_keep_time_differ_once_the_window_is_full(bundles: dict[
                 state = edge.infer(Observation(image, image[:84, :84].copy()), "pull the drawer open", state).state
                 trace.append(state.h[:, acting_row(state)])
             states[name] = trace
-    assert np.allclose(states["window"][11], states["carry"][11], atol=1e-6)
+    assert_same_in_fp32(states["window"][11], states["carry"][11], head_terms(bundles["carry"].policy))
     assert np.abs(states["window"][13] - states["carry"][13]).max() > 1e-4
 
 

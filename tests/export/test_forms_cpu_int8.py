@@ -17,6 +17,7 @@ from rfedge.export.trace import trace_backbone
 from rfedge.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.model import build_policy
 from tests.export.float_graphs import draw, op_types
+from tests.tolerances import assert_same_in_fp32
 
 ROWS, INNER, COLUMNS = 5, 16, 12
 
@@ -75,7 +76,7 @@ def test_a_product_becomes_a_kernel_with_its_bias(biases: bool) -> None:
     expected = run(model, inputs, disabled=DISABLED_OPTIMIZERS)
     LowerInt8()(model)
     assert op_types(model) == ["QuantizeLinear", KERNEL]
-    np.testing.assert_allclose(run(model, inputs)[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert_same_in_fp32(run(model, inputs)[0], expected[0], INNER)
 
 
 def test_products_of_one_tensor_and_one_scale_share_its_rounding() -> None:
@@ -86,7 +87,7 @@ def test_products_of_one_tensor_and_one_scale_share_its_rounding() -> None:
     LowerInt8()(model)
     assert sorted(op_types(model)) == [KERNEL] * 3 + ["QuantizeLinear"] * 2
     for ours, theirs in zip(run(model, inputs), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert_same_in_fp32(ours, theirs, INNER)
 
 
 def test_what_is_not_this_kind_of_product_stays() -> None:

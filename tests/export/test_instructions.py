@@ -28,6 +28,7 @@ from rfedge.model import Checkpoint, load_checkpoint
 from rfedge.runtimes.policy import EdgePolicy
 from rfedge.runtimes.text import EmbeddedInstruction, EmbeddingTable, InstructionEncoder, pad_instruction
 from tests.synthetic_demonstrations import TASKS
+from tests.tolerances import assert_same_in_fp32, backbone_terms
 
 SENTENCES = ("pull the drawer open", "Push the drawer shut", "push the drawer shut.", "go")
 
@@ -118,7 +119,7 @@ def test_a_bundle_with_sentences_runs_and_refuses_others_at_the_start(
 
 def test_padding_to_a_static_length_leaves_the_feature(few: Bundle) -> None:
     """Padded tokens are masked before the pool, so an engine may run an instruction in any profile that it fits."""
-    inputs = few.contract.backbone.sample_inputs(np.random.default_rng(0))
+    inputs, terms = few.contract.backbone.sample_inputs(np.random.default_rng(0)), backbone_terms(few.policy)
     with EdgePolicy.load(few.root) as policy:
         text = policy.parts.encoder("push the button")
         num_tokens = text.mask.shape[1]
@@ -132,11 +133,11 @@ def test_padding_to_a_static_length_leaves_the_feature(few: Bundle) -> None:
             padded = pad_instruction(text, length)
             assert padded.embedding.shape == (1, length, few.policy.decoder.width)
             assert padded.mask.sum() == num_tokens
-            np.testing.assert_allclose(feature(padded), exact, atol=1e-6, rtol=0)
+            assert_same_in_fp32(feature(padded), exact, terms)
         loud = np.random.default_rng(1).normal(scale=5.0, size=padded.embedding.shape).astype(np.float32)
         loud = np.where(padded.mask[..., None], padded.embedding, loud)
         masked = dataclasses.replace(padded, embedding=loud)
-        np.testing.assert_allclose(feature(masked), exact, atol=1e-6, rtol=0, err_msg="what is padded does not matter")
+        assert_same_in_fp32(feature(masked), exact, terms, "what is padded does not matter")
         unmasked = dataclasses.replace(masked, mask=np.ones_like(padded.mask))
         assert np.abs(feature(unmasked) - exact).max() > 1e-4, "the mask is what keeps the feature"
         with pytest.raises(ContractError, match=rf"instruction: got {num_tokens} tokens, expected at most 2"):

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from rfedge.config import preset
 from rfedge.export.passes.compact_attention import CompactAttention
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.fold_gates import FoldGates
@@ -30,9 +31,10 @@ from tests.export.float_graphs import (
     run,
     traced_policy,
 )
+from tests.tolerances import assert_same_in_fp32, backbone_terms
 
 node = helper.make_node
-TOLERANCE = 1e-5
+TERMS = backbone_terms(preset("tiny"))  # of the largest graph here
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -47,7 +49,7 @@ def apply(graph_pass: GraphPass, model: ir.Model, inputs: dict[str, Array]) -> t
     (report,) = run_passes(model, [graph_pass])
     assert report.nodes_after == len(model.graph)
     for expected, result in zip(before, run(model, inputs), strict=True):
-        np.testing.assert_allclose(result, expected, atol=TOLERANCE, rtol=TOLERANCE)
+        assert_same_in_fp32(result, expected, TERMS)
     (again,) = run_passes(model, [graph_pass])
     assert again.changes == ()
     return report.changes
@@ -332,7 +334,7 @@ def test_the_passes_on_tiny_one_after_the_other(tiny: TracedPolicy) -> None:
         (report,) = run_passes(model, [graph_pass])
         did.append((report.name, len(report.changes) > 0))
         assert report.nodes_before >= report.nodes_after
-        np.testing.assert_allclose(run(model, inputs)[0], reference, atol=TOLERANCE, err_msg=report.name)
+        assert_same_in_fp32(run(model, inputs)[0], reference, TERMS, report.name)
     assert did == [
         ("drop-dead", False),
         ("slim", True),
@@ -352,7 +354,7 @@ def test_the_passes_on_other_decoders(
 ) -> None:
     _, path, _, inputs = traced_policy(tmp_path_factory, **changes)
     reports, (written,) = apply_passes(path, tmp_path / "passed.onnx")
-    np.testing.assert_allclose(run(written, inputs)[0], run(path, inputs)[0], atol=TOLERANCE)
+    assert_same_in_fp32(run(written, inputs)[0], run(path, inputs)[0], TERMS)
     changed = {report.name: len(report.changes) for report in reports}
     assert changed["fusible-rms-norm"] == (5 if changes is LLAMA else 0)
 

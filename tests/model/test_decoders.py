@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from rfedge.config import DecoderConfig, GPTNeoXConfig, LlamaConfig, MPTConfig, PolicyConfig, preset
 from rfedge.model.decoder import FusionDecoder
+from tests.tolerances import assert_same_in_fp32, decoder_terms
 
 SIZES = {"width": 48, "layers": 4, "heads": 4, "vocab_size": 32, "text_length": 10, "cross_attention_every": 2}
 DECODERS = {
@@ -24,9 +25,12 @@ def config(request: pytest.FixtureRequest) -> DecoderConfig:
     return DECODERS[request.param]
 
 
+NUM_MEDIA = 6
+
+
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 10, 48, generator=generator), torch.randn(2, 6, 24, generator=generator)
+    return torch.randn(2, 10, 48, generator=generator), torch.randn(2, NUM_MEDIA, 24, generator=generator)
 
 
 def decoder_of(config: DecoderConfig) -> FusionDecoder:
@@ -40,7 +44,7 @@ def test_a_token_sees_the_past_and_the_images_only(config: DecoderConfig) -> Non
     states = decoder.tokens(text, media)
     text[:, 6] *= -1.0  # not a constant added: a LayerNorm takes that away
     changed = decoder.tokens(text, media)
-    assert torch.allclose(changed[:, :6], states[:, :6], atol=1e-6)
+    assert_same_in_fp32(changed[:, :6], states[:, :6], decoder_terms(config, NUM_MEDIA))
     assert (changed[:, 6:] - states[:, 6:]).abs().amax(dim=-1).min() > 1e-4
     assert (decoder.tokens(text, media + 1.0) - changed).abs().max() > 1e-3
 
@@ -50,11 +54,13 @@ def test_hidden_padding_changes_no_real_token_on_either_side(config: DecoderConf
     decoder, (text, media) = decoder_of(config), inputs()
     mask = torch.ones(2, 10, dtype=torch.bool)
     mask[:, :3] = False
-    states = decoder.tokens(text, media, key_mask_NT=mask)
+    states, terms = decoder.tokens(text, media, key_mask_NT=mask), decoder_terms(config, NUM_MEDIA)
     text[:, :3] *= -1.0
-    assert torch.allclose(decoder.tokens(text, media, key_mask_NT=mask)[:, 3:], states[:, 3:], atol=1e-5)
+    assert_same_in_fp32(
+        decoder.tokens(text, media, key_mask_NT=mask)[:, 3:], states[:, 3:], decoder_terms(config, NUM_MEDIA)
+    )
     # ALiBi and rotary positions are relative: the same text without its padding says the same.
-    assert torch.allclose(decoder.tokens(text[:, 3:], media), states[:, 3:], atol=1e-5)
+    assert_same_in_fp32(decoder.tokens(text[:, 3:], media), states[:, 3:], terms)
 
 
 def test_cross_attention_comes_before_every_nth_layer(config: DecoderConfig) -> None:

@@ -13,6 +13,7 @@ from rfedge.errors import ConfigError
 from rfedge.model import RoboFlamingo, build_policy
 from rfedge.timekeeping import Arrays, advance, initial_state, observe
 from tests.model.family import CHANGES, member
+from tests.tolerances import assert_same_in_fp32, backbone_terms, head_terms, policy_terms
 
 
 def graph(module: torch.nn.Module, names: list[str]) -> Callable[[Arrays], Arrays]:
@@ -72,7 +73,7 @@ def test_stepping_equals_the_window_it_was_trained_on(name: str) -> None:
     policy = build_policy(config, seed=0).eval()
     sequence = frames(config, config.window)
     for one, other in zip(stepped(policy, sequence), unrolled(policy, sequence), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert_same_in_fp32(one, other, policy_terms(config))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_two_way_features_are_those_of_each_camera_alone() -> None:
         inputs["image_gripper"] = 255 - inputs["image_gripper"]
         other = policy.backbone(**inputs)
     assert feature.shape == (1, 2 * width)
-    assert torch.allclose(feature[:, :width], other[:, :width], atol=1e-6)
+    assert_same_in_fp32(feature[:, :width], other[:, :width], backbone_terms(config))
     assert (feature[:, width:] - other[:, width:]).abs().max() > 1e-3
 
 
@@ -148,7 +149,7 @@ def test_standardised_input_is_the_same_head_on_standardised_features(name: str)
     heads[1].standardise_input(mean, deviation)
     with torch.inference_mode():
         expected, _ = heads[0].unroll((features - mean) / deviation)
-        assert torch.allclose(heads[1].unroll(features)[0], expected, atol=1e-5)
+        assert_same_in_fp32(heads[1].unroll(features)[0], expected, head_terms(config))
         assert not torch.allclose(heads[0].unroll(features)[0], expected, atol=1e-3)
 
 

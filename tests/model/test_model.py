@@ -8,6 +8,7 @@ from rfedge.contract import policy_contract
 from rfedge.model import RoboFlamingo, build_policy
 from rfedge.model.mpt import alibi_bias
 from rfedge.model.resize import BicubicResize
+from tests.tolerances import assert_same_in_fp32, backbone_terms, head_terms, policy_terms
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_padding_never_reaches_the_feature(policy: RoboFlamingo) -> None:
         inputs["text_embedding"][:, 9:] = 1e3
         assert torch.equal(policy.backbone(**inputs), feature)
         short = {**inputs, "text_embedding": inputs["text_embedding"][:, :9], "text_mask": inputs["text_mask"][:, :9]}
-        assert torch.allclose(policy.backbone(**short), feature, atol=1e-6)
+        assert_same_in_fp32(policy.backbone(**short), feature, backbone_terms(policy.config))
         inputs["text_embedding"][:, 8] *= -1.0
         assert not torch.allclose(policy.backbone(**inputs), feature, atol=1e-3)
 
@@ -116,8 +117,8 @@ def test_unroll_equals_stepping_with_carried_state(policy: RoboFlamingo) -> None
         poses, logits = policy.head.unroll(features)
         for step in range(7):
             pose, gripper, h, c = policy.head(features[:, step : step + 1], h, c)
-            assert torch.allclose(pose, poses[:, step], atol=1e-6)
-            assert torch.allclose(gripper, torch.sigmoid(logits[:, step]), atol=1e-6)
+            assert_same_in_fp32(pose, poses[:, step], head_terms(policy.config))
+            assert_same_in_fp32(gripper, torch.sigmoid(logits[:, step]), head_terms(policy.config))
 
 
 def test_forward_window_equals_frame_by_frame(policy: RoboFlamingo) -> None:
@@ -133,7 +134,7 @@ def test_forward_window_equals_frame_by_frame(policy: RoboFlamingo) -> None:
         )
         assert pose.shape == (2, 3, 1, 6)
         assert logit.shape == (2, 3, 1)
-        assert torch.allclose(pose, policy.head.unroll(features)[0], atol=1e-5)
+        assert_same_in_fp32(pose, policy.head.unroll(features)[0], policy_terms(policy.config))
 
 
 def test_alibi_prefers_near_keys_and_hides_the_future() -> None:
@@ -152,5 +153,5 @@ def test_standardised_input_is_the_same_head_on_standardised_features() -> None:
     with torch.inference_mode():
         expected, _ = heads[0].unroll((features - mean) / deviation)
         actual, _ = heads[1].unroll(features)
-    assert torch.allclose(actual, expected, atol=1e-5)
+    assert_same_in_fp32(actual, expected, head_terms(preset("tiny")))
     assert not torch.allclose(heads[0].unroll(features)[0], expected, atol=1e-3)

@@ -20,6 +20,7 @@ from rfedge.bundle import Manifest, ParityRecord, PrecisionRecord, write_bundle
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, TensorSpec, policy_contract
 from rfedge.tokenizer import InstructionTokenizer
+from tests.tolerances import head_terms
 
 Array = npt.NDArray[Any]
 INSTRUCTIONS = ("open the drawer", "pull the handle to open the drawer", "push the button")
@@ -33,6 +34,16 @@ class Oracle:
     config: PolicyConfig
     weights: dict[str, Array]
     embedding: Array
+
+    @property
+    def backbone_terms(self) -> int:
+        """Additions behind one another to a feature, see `tests.tolerances`."""
+        return 200 * 200 + 6 + self.config.decoder.text_length
+
+    @property
+    def terms(self) -> int:
+        """Additions behind one another to an action."""
+        return self.backbone_terms + head_terms(self.config)
 
     def backbone(self, image_static: Array, image_gripper: Array, text_embedding: Array, text_mask: Array) -> Array:
         pixels = np.concatenate([image_static.mean(axis=(1, 2)), image_gripper.mean(axis=(1, 2))], axis=1) / 255

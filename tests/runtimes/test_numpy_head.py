@@ -17,6 +17,7 @@ from rfedge.runtimes.graph_values import read_valued_graph
 from rfedge.runtimes.head import HeadRuntime
 from rfedge.runtimes.numpy_head import NumpyHead
 from rfedge.runtimes.ort import OrtRunner
+from tests.tolerances import assert_same_in_fp32, head_terms
 
 
 def _config(kind: str, time_keeping: str = "carry") -> PolicyConfig:
@@ -45,9 +46,9 @@ def test_it_acts_as_onnxruntime_does(head: tuple[PolicyConfig, Path]) -> None:
             feature = rng.standard_normal((1, config.feature_size)).astype(np.float32)
             steps = [runtime.step(feature, state) for runtime, state in zip(runtimes, states, strict=True)]
             states = [step[2] for step in steps]
-            np.testing.assert_allclose(steps[0][0], steps[1][0], atol=2e-6)
-            np.testing.assert_allclose(steps[0][1], steps[1][1], atol=2e-6)
-            np.testing.assert_allclose(states[0].h, states[1].h, atol=5e-6)
+            assert_same_in_fp32(steps[0][0], steps[1][0], head_terms(config))
+            assert_same_in_fp32(steps[0][1], steps[1][1], head_terms(config))
+            assert_same_in_fp32(states[0].h, states[1].h, head_terms(config))
 
 
 def test_no_later_call_writes_into_what_was_returned(head: tuple[PolicyConfig, Path]) -> None:

@@ -9,6 +9,7 @@ from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import EdgePolicy, RuntimeSettings, registry
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, write_handmade_bundle
+from tests.tolerances import assert_same_in_fp32
 
 SETTINGS = RuntimeSettings(threads=1)
 
@@ -36,7 +37,7 @@ def test_it_acts_like_onnxruntime(bundle: tuple[Path, Oracle]) -> None:
                 for policy, state in zip((ours, reference), states, strict=True)
             ]
             states = [result.state for result in results]
-            np.testing.assert_allclose(results[0].actions, results[1].actions, atol=1e-5)
+            assert_same_in_fp32(results[0].actions, results[1].actions, bundle[1].terms)
 
 
 def test_results_are_the_callers_own(bundle: tuple[Path, Oracle]) -> None:
@@ -44,7 +45,7 @@ def test_results_are_the_callers_own(bundle: tuple[Path, Oracle]) -> None:
     with EdgePolicy.load(path, backend="openvino", settings=SETTINGS) as policy:
         inputs = policy.parts.contract.backbone.sample_inputs(np.random.default_rng(0))
         first = policy.parts.backbone.infer(inputs)["feature"]
-        np.testing.assert_allclose(first, oracle.backbone(**inputs), atol=1e-5)
+        assert_same_in_fp32(first, oracle.backbone(**inputs), oracle.backbone_terms)
         before = first.copy()
         inputs["image_static"] = 255 - inputs["image_static"]
         policy.parts.backbone.infer(inputs)

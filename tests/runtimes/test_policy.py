@@ -14,6 +14,7 @@ from rfedge.messages import Observation, PolicyState, check_action
 from rfedge.runtimes import STAGES, EdgePolicy, RuntimeSettings
 from rfedge.timekeeping import acting_row
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
+from tests.tolerances import assert_same_in_fp32
 
 SETTINGS = RuntimeSettings(threads=1)
 NUM_STEPS = 24  # twice the window
@@ -51,11 +52,11 @@ def test_actions_equal_the_numpy_oracle(tmp_path: Path, time_keeping: str) -> No
         assert actions.shape == (4, 7)
         assert actions.dtype == np.float32
         check_action(actions)
-        np.testing.assert_allclose(actions[:, :6], pose.reshape(4, 6), atol=1e-5)
+        assert_same_in_fp32(actions[:, :6], pose.reshape(4, 6), oracle.terms)
         np.testing.assert_array_equal(actions[:, 6], np.where(gripper > 0.5, 1.0, -1.0))
     row = acting_row(policy._state)
-    np.testing.assert_allclose(policy._state.h[:, row], h, atol=1e-5)
-    np.testing.assert_allclose(policy._state.c[:, row], c, atol=1e-5)
+    assert_same_in_fp32(policy._state.h[:, row], h, oracle.terms)
+    assert_same_in_fp32(policy._state.c[:, row], c, oracle.terms)
     assert policy._state.num_steps == NUM_STEPS
     assert policy._state.h.shape[1] == (1 if time_keeping == "carry" else 12)
 

@@ -18,6 +18,7 @@ from rfedge.train.batches import InstructionTable, batch_tensors, window_feature
 from rfedge.train.features import FeatureTable
 from rfedge.train.sources import start_policy
 from tests.model.family import CHANGES, member
+from tests.tolerances import assert_same_in_fp32, backbone_terms, policy_terms
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -37,13 +38,13 @@ def test_the_training_path_equals_the_plain_one(name: str, demonstrations: Path,
         robot_state = batch.robot_state if config.proprioception else None
         plain = policy.forward_window(batch.image_static, batch.image_gripper, batch.token_ids, batch.text_mask, robot_state)
         real = batch.frame_mask
-        assert torch.allclose(pose[real], plain[0][real], atol=1e-5)
-        assert torch.allclose(logit[real], plain[1][real], atol=1e-5)
+        assert_same_in_fp32(pose[real], plain[0][real], policy_terms(config))
+        assert_same_in_fp32(logit[real], plain[1][real], policy_terms(config))
         features, places = window_features(policy, batch)
         built = FeatureTable.build(policy, index, cache, table, torch.device("cpu")).batch(chosen).features.flatten(0, 1)
     # A table's feature knows all that its segment has; a window's only what the window has. Equal from the start on.
     first_window = places < config.window
-    assert torch.allclose(features[first_window], built[places][first_window], atol=1e-5)
+    assert_same_in_fp32(features[first_window], built[places][first_window], backbone_terms(config))
 
 
 @pytest.mark.parametrize("head_first_steps", [0, 4])

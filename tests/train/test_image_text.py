@@ -20,6 +20,7 @@ from rfedge.train import StepReport, TrainConfig, train_config, train_policy
 from rfedge.train.image_text import NO_LABEL, CoTraining, ImageTextBatch, image_text_batch, language_loss
 from tests.synthetic_demonstrations import TASKS
 from tests.synthetic_image_text import QUESTIONS, WORDS, write_image_text
+from tests.tolerances import backbone_terms, fp32_tolerance
 from tests.train.test_loop import KilledError, assert_same_weights, kill_after, rows, weights
 
 CORPUS = (*TASKS.values(), *WORDS * 3, *QUESTIONS * 3)
@@ -263,13 +264,15 @@ def test_the_gradients_of_both_kinds_are_added_with_their_weights(
     }
     robot_loss = policy.embedding.weight.square().sum() + policy.backbone.resampler.latents.sum()
     (robot_loss + 0.25 * losses["caption"] + 2.0 * losses["vqa"]).backward()
-    assert metrics == pytest.approx({f"{kind}_loss": float(loss.detach()) for kind, loss in losses.items()}, rel=1e-5)
+    rounding = fp32_tolerance(2 * backbone_terms(policy.config))  # there and back
+    largest = max(float(p.grad.abs().max()) for p in policy.parameters() if p.grad is not None)
+    assert metrics == pytest.approx({f"{kind}_loss": float(loss.detach()) for kind, loss in losses.items()}, rel=rounding)
     for name, parameter in policy.named_parameters():
         if name.startswith("head."):
             assert added[name] is None
             assert parameter.grad is None
         else:
-            torch.testing.assert_close(added[name], parameter.grad, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(added[name], parameter.grad, atol=rounding * largest, rtol=0.0)
 
 
 def test_a_measurement_does_not_depend_on_the_batch_size(
@@ -284,8 +287,8 @@ def test_a_measurement_does_not_depend_on_the_batch_size(
         for size in (1, 2, 9)
     ]
     assert len(data.held_out["caption"]) == 3
-    assert values[0] == pytest.approx(values[1], rel=1e-5)
-    assert values[0] == pytest.approx(values[2], rel=1e-5)
+    for other in values[1:]:
+        assert values[0] == pytest.approx(other, rel=fp32_tolerance(backbone_terms(policy.config)))
 
 
 def test_pairs_without_weight_are_measured_alone(

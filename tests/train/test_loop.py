@@ -21,6 +21,7 @@ from rfedge.train.batches import InstructionTable, batch_tensors, window_forward
 from rfedge.train.features import FeatureTable
 from rfedge.train.losses import policy_loss
 from rfedge.train.sources import open_training_data, start_policy
+from tests.tolerances import assert_same_in_fp32, policy_terms
 
 Configure = Callable[..., TrainConfig]
 
@@ -71,8 +72,8 @@ def test_only_real_frames_run_and_the_outcome_is_the_models_own(demonstrations: 
             batch.image_static, batch.image_gripper, batch.token_ids, batch.text_mask
         )
     real = batch.frame_mask
-    torch.testing.assert_close(pose[real], whole_pose[real], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(logit[real], whole_logit[real], atol=1e-5, rtol=1e-4)
+    assert_same_in_fp32(pose[real], whole_pose[real], policy_terms(config))
+    assert_same_in_fp32(logit[real], whole_logit[real], policy_terms(config))
 
 
 def test_what_fills_a_window_does_not_reach_the_gradient(demonstrations: Path) -> None:
@@ -302,7 +303,7 @@ def test_cached_features_are_those_of_the_window(configure: Configure, tmp_path:
             pose, logit = window_forward(policy, direct)
             cached_pose, cached_logit = policy.head.unroll(cached.features)
         real = direct.frame_mask
-        assert torch.allclose(cached_pose[real], pose[real], atol=1e-5)
-        assert torch.allclose(cached_logit[real], logit[real], atol=1e-5)
+        assert_same_in_fp32(cached_pose[real], pose[real], policy_terms(policy.config))
+        assert_same_in_fp32(cached_logit[real], logit[real], policy_terms(policy.config))
         assert torch.equal(cached.actions, direct.actions)
         assert torch.equal(cached.action_mask, direct.action_mask)

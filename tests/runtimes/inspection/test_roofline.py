@@ -20,6 +20,7 @@ from rfedge.runtimes.inspection.roofline import predict
 from rfedge.runtimes.inspection.this_machine import device_of_gpu, measure_cpu, this_gpu
 from rfedge.runtimes.inspection.work import Arithmetic, PolicyWork, Product
 from rfedge.runtimes.product_model import product_model
+from tests.tolerances import assert_same_in_fp32
 
 
 def one_product(arithmetic: Arithmetic = "int8", *, macs: int = 500_000_000, weight_bytes: int = 1_000_000) -> PolicyWork:
@@ -159,7 +160,10 @@ def test_the_timed_product_is_a_valid_model_and_a_right_one(kind: str) -> None:
     )
     (y,) = session.run(None, {"x": x})
     weight = np.linspace(-1, 1, 32 * 8, dtype=np.float32).reshape(32, 8)
-    np.testing.assert_allclose(y, x @ weight, atol=1e-5 if kind == "fp32" else 0.1)
+    if kind == "fp32":
+        assert_same_in_fp32(y, x @ weight, 32)
+    else:
+        np.testing.assert_allclose(y, x @ weight, atol=0.1)
 
 
 def test_the_timed_int8_product_runs_on_an_integer_kernel(tmp_path: Path) -> None:
