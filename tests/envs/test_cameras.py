@@ -41,7 +41,7 @@ def landmarks(environment: Any) -> dict[str, tuple[np.ndarray, tuple[int, int]]]
 
     blocks = environment.info().blocks
     return {
-        "button": (centre("button_cap", up=top("button_cap")), (56, 97)),
+        "button": (centre("button_cap", up=float(model.geom("button_cap").size[1])), (56, 97)),
         "drawer handle": (centre("drawer_handle"), (114, 152)),
         "slide handle": (centre("slide_handle", up=top("slide_handle") - 0.012), (97, 55)),
         "switch": (centre("switch_lever", up=top("switch_lever")), (155, 67)),

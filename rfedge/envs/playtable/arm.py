@@ -6,7 +6,9 @@ import xml.etree.ElementTree as ET
 from typing import Final
 
 from rfedge.envs.playtable import kinematics, layout
-from rfedge.envs.playtable.table import ROBOT_CLASS, VISUAL_CLASS, box, numbers
+from rfedge.envs.playtable.arm_shape import draw_base, draw_camera, draw_finger, draw_hand, draw_link
+from rfedge.envs.playtable.surfaces import numbers
+from rfedge.envs.playtable.table import ROBOT_CLASS, box
 
 __all__ = [
     "ARM_DAMPING_NMS_RAD",
@@ -38,9 +40,13 @@ _CAPSULES: Final = (
     (((0.0, 0.0, -0.05), (0.0, 0.0, 0.02), 0.05), ((0.03, 0.0, 0.0), (0.088, 0.01, 0.0), 0.045)),
     (((0.0, 0.0, 0.0), (0.0, 0.0, 0.07), 0.042),),
 )
-_SHELL_RGBA: Final = "0.93 0.93 0.93 1"
-_HAND_RGBA: Final = "0.8 0.8 0.82 1"
-_FINGER_RGBA: Final = "0.25 0.25 0.28 1"
+# Boxes (lower, upper corner) of the left finger in the frame of the hand: CALVIN's tapers towards its tip, and its inner
+# side stands 3.9 mm off the middle when the gripper is closed.
+_FINGER_BOXES: Final = (
+    ((-0.0105, 0.0055, 0.0586), (0.0105, 0.0245, 0.085)),
+    ((-0.0100, 0.0045, 0.085), (0.0100, 0.0175, 0.115)),
+    ((-0.0092, 0.0039, 0.115), (0.0092, 0.0095, 0.1548)),
+)
 
 # Stiff and, with the heaviest posture's inertia, critically damped; the lag CALVIN shows is made by `RobotControl`.
 ARM_STIFFNESS_NM_RAD: Final = 10000.0
@@ -52,12 +58,10 @@ FINGER_DAMPING_NS_M: Final = 280.0
 def add_arm(world: ET.Element) -> None:
     """Add base, seven links, hand with its camera, and two fingers."""
     base_position = layout.BASE_POSITION_M
-    pedestal = {"type": "cylinder", "pos": numbers((base_position[0], base_position[1], 0.5 * base_position[2]))}
-    stand = {"size": numbers((0.13, 0.5 * base_position[2])), "rgba": "1 1 1 1"}
-    ET.SubElement(world, "geom", {**pedestal, **stand, **VISUAL_CLASS})
-    shell = {**ROBOT_CLASS, "rgba": _SHELL_RGBA}
+    shell = ROBOT_CLASS
     parent = ET.SubElement(world, "body", {"name": "robot/panda_link0", "pos": numbers(base_position)})
     ET.SubElement(parent, "geom", {"type": "capsule", "fromto": "-0.06 0 0.06 0 0 0.06", "size": "0.075", **shell})
+    draw_base(world, parent)
     for index, (xyz, rpy) in enumerate(kinematics.JOINT_FRAMES):
         place = {"pos": numbers(xyz), "euler": numbers(rpy)}
         parent = ET.SubElement(parent, "body", {"name": f"robot/panda_link{index + 1}", "gravcomp": "1", **place})
@@ -68,9 +72,11 @@ def add_arm(world: ET.Element) -> None:
             mass = repr(_LINK_MASSES_KG[index] / len(capsules))
             ends = numbers((*start, *end))
             ET.SubElement(parent, "geom", {"type": "capsule", "fromto": ends, "size": repr(radius_m), "mass": mass, **shell})
+        draw_link(parent, index)
     place = {"pos": numbers((0.0, 0.0, kinematics.HAND_OFFSET_M)), "euler": numbers(kinematics.HAND_EULER_RAD)}
     hand = ET.SubElement(parent, "body", {"name": "robot/panda_hand", "gravcomp": "1", **place})
-    box(hand, (-0.03, -0.1, 0.0), (0.03, 0.1, 0.062), **ROBOT_CLASS, rgba=_HAND_RGBA, mass=repr(_HAND_MASS_KG))
+    box(hand, (-0.03, -0.1, 0.0), (0.03, 0.1, 0.062), **ROBOT_CLASS, mass=repr(_HAND_MASS_KG))
+    draw_hand(hand)
     _add_fingers(hand)
     _add_camera(hand)
 
@@ -81,11 +87,13 @@ def _add_fingers(hand: ET.Element) -> None:
         slide = {"type": "slide", "axis": numbers((0.0, sign, 0.0)), "range": numbers((0.0, FINGER_MAX_M))}
         # A light finger would sink into what it squeezes: MuJoCo's contacts are as stiff as the lighter body is heavy.
         ET.SubElement(finger, "joint", {"name": joint, "armature": "1.0", **slide})
-        low, high = sorted((0.0, sign * 0.014))
         # The fingers decide the friction of whatever they hold: pads are rubber, blocks and wood are smooth.
         pad = {"friction": "1 0.02 0.001", "condim": "4", "priority": "1", "solref": "0.005 1"}
-        look = {"rgba": _FINGER_RGBA, "mass": repr(_FINGER_MASS_KG)}
-        box(finger, (-0.01, low, 0.062), (0.01, high, 0.16), **ROBOT_CLASS, **pad, **look)
+        mass = repr(_FINGER_MASS_KG / len(_FINGER_BOXES))
+        for lower, upper in _FINGER_BOXES:
+            low, high = sorted((sign * lower[1], sign * upper[1]))
+            box(finger, (lower[0], low, lower[2]), (upper[0], high, upper[2]), **ROBOT_CLASS, **pad, mass=mass)
+        draw_finger(finger, "left" if sign > 0.0 else "right")
 
 
 def _add_camera(hand: ET.Element) -> None:
@@ -94,6 +102,7 @@ def _add_camera(hand: ET.Element) -> None:
     # MuJoCo's camera looks along its own -z with +y up: with -x to the right and -z up, forward is the mount's +y.
     axes = numbers((-1.0, 0.0, 0.0, 0.0, 0.0, -1.0))
     fov = repr(layout.GRIPPER_CAMERA_FOV_DEG)
+    draw_camera(mount)
     ET.SubElement(mount, "camera", {"name": "gripper", "xyaxes": axes, "fovy": fov})
 
 

@@ -18,6 +18,7 @@ from rfedge.envs.interface import (
     check_state,
 )
 from rfedge.envs.playtable.layout import BUTTON_TRIGGER_M, SWITCH_TRIGGER_M, find_layout
+from rfedge.envs.playtable.looks import paint_scene
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
 from rfedge.envs.playtable.scene import SUBSTEPS, build_mjcf
@@ -63,6 +64,7 @@ class PlayTable:
         self._rng = np.random.default_rng(seed)
         self._mujoco = load_mujoco()
         self._model: Any = self._mujoco.MjModel.from_xml_string(build_mjcf(self._layout))
+        paint_scene(self._model, self._layout)
         self._data: Any = self._mujoco.MjData(self._model)
         self._robot = RobotControl(self._model)
         self._cameras = Cameras(self._model) if render else None

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from rfedge.envs.playtable.wood import Wood
 from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = [
@@ -29,7 +30,7 @@ Range = tuple[float, float]
 TABLE_HALF_X_M: Final = 0.44
 TABLE_HALF_Y_M: Final = 0.18
 TABLE_TOP_M: Final = 0.44
-TABLE_SLAB_M: Final = 0.02  # thickness of the tabletop
+TABLE_SLAB_M: Final = 0.04  # thickness of the tabletop
 CABINET_TOP_M: Final = 0.648
 OPENING_MARGIN_M: Final = 0.03  # by which the cabinet's opening is wider than its floor, on each side
 REAR_WALL_Y_M: Final = 0.17  # front of the cabinet's rear wall
@@ -40,8 +41,8 @@ BLOCK_LENGTHS_M: Final = {"small": 0.04, "middle": 0.056, "big": 0.08}
 DRAWER_MAX_M: Final = 0.22
 DRAWER_BOTTOM_M: Final = 0.30
 DRAWER_FLOOR_M: Final = 0.342  # upper side of its bottom
-DRAWER_INNER_HALF_X_M: Final = 0.19
-DRAWER_WALL_M: Final = 0.012  # front and rear
+DRAWER_INNER_HALF_X_M: Final = 0.177
+DRAWER_WALL_M: Final = 0.0226  # front and rear
 BUTTON_MAX_M: Final = 0.02
 BUTTON_TRIGGER_M: Final = 0.01
 SWITCH_MAX_M: Final = 0.088
@@ -52,10 +53,16 @@ DRAWER_HANDLE_YZ_M: Final = (-0.2475, 0.36)
 DRAWER_HANDLE_HALF_X_M: Final = 0.12
 SLIDE_HANDLE_YZ_M: Final = (0.018, 0.568)
 SWITCH_TIP_YZ_M: Final = (0.005, 0.527)
-BUTTON_TOP_M: Final = 0.487
+SWITCH_ALONG_M: Final = (0.059, 0.0932)  # lower and upper side of the lever along the cabinet's face, at joint position 0
+BUTTON_TOP_M: Final = 0.485  # where a finger meets it
+BUTTON_FOOT_M: Final = 0.46  # upper side of the wooden rim around it
+BUTTON_RADIUS_M: Final = 0.032
+BUTTON_RIM_M: Final = 0.04  # radius
 LIGHT_Y_M: Final = 0.16
-BULB_Z_M: Final = 0.669
-LED_Z_M: Final = 0.657
+BULB_Z_M: Final = 0.6698
+BULB_RADIUS_M: Final = 0.028
+LED_Z_M: Final = 0.6558
+LED_HALF_SIZE_M: Final = (0.08, 0.02, 0.008)
 
 BASE_POSITION_M: Final = (-0.34, -0.46, 0.24)
 
@@ -96,7 +103,8 @@ class TableLayout:
 
     Attributes:
         scene: "A" to "D".
-        wood_rgb: colour of table and cabinet, 0 to 1.
+        wood, panel: of table and cabinet, and of door and drawer.
+        grain_axis: the axis along which the grain of the tabletop runs.
         slide_max_m: travel of the sliding door; 0 is fully right, the maximum fully left.
         door_x_m: extent of the door at joint position 0.
         cabinet_x_m: extent of the cabinet's floor behind the door.
@@ -107,7 +115,9 @@ class TableLayout:
     """
 
     scene: str
-    wood_rgb: tuple[float, float, float]
+    wood: Wood
+    panel: Wood
+    grain_axis: int
     slide_max_m: float
     door_x_m: Range
     cabinet_x_m: Range
@@ -143,10 +153,18 @@ _RED_BLUE_PINK: Final = ("block_red", "block_blue", "block_pink")
 _SHELF_Y: Final = (0.05, 0.12)
 _TABLE_Y: Final = (-0.15, -0.03)
 
+# means and spreads of CALVIN's textures
+_DARK_WOOD: Final = Wood((0.474, 0.275, 0.180), 0.035)
+_LIGHT_WOOD: Final = Wood((0.957, 0.769, 0.549), 0.027)
+_WOOD: Final = Wood((0.623, 0.424, 0.251), 0.036)
+_WALNUT: Final = Wood((0.612, 0.459, 0.306), 0.058)
+
 LAYOUTS: Final = {
     "A": TableLayout(
         scene="A",
-        wood_rgb=(0.42, 0.27, 0.17),
+        wood=_DARK_WOOD,
+        panel=_DARK_WOOD,
+        grain_axis=0,
         slide_max_m=0.28,
         door_x_m=(-0.10, 0.18),
         cabinet_x_m=(-0.36, 0.16),
@@ -163,7 +181,9 @@ LAYOUTS: Final = {
     ),
     "B": TableLayout(
         scene="B",
-        wood_rgb=(0.83, 0.70, 0.52),
+        wood=_LIGHT_WOOD,
+        panel=_LIGHT_WOOD,
+        grain_axis=1,
         slide_max_m=0.304,
         door_x_m=(0.09, 0.37),
         cabinet_x_m=(-0.18, 0.34),
@@ -180,7 +200,9 @@ LAYOUTS: Final = {
     ),
     "C": TableLayout(
         scene="C",
-        wood_rgb=(0.66, 0.46, 0.29),
+        wood=_WOOD,
+        panel=_DARK_WOOD,
+        grain_axis=1,
         slide_max_m=0.24,
         door_x_m=(0.06, 0.34),
         cabinet_x_m=(-0.18, 0.34),
@@ -197,7 +219,9 @@ LAYOUTS: Final = {
     ),
     "D": TableLayout(
         scene="D",
-        wood_rgb=(0.47, 0.31, 0.20),
+        wood=_WALNUT,
+        panel=_WALNUT,
+        grain_axis=0,
         slide_max_m=0.28,
         door_x_m=(-0.10, 0.18),
         cabinet_x_m=(-0.36, 0.16),

@@ -9,13 +9,18 @@ import numpy as np
 
 from rfedge.envs.interface import CONTROL_HZ
 from rfedge.envs.playtable.arm import add_actuators, add_arm
+from rfedge.envs.playtable.arm_shape import add_arm_meshes
 from rfedge.envs.playtable.layout import STATIC_CAMERA, TableLayout
-from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_table, add_table_meshes, numbers
+from rfedge.envs.playtable.surfaces import numbers
+from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_table, add_table_meshes
+from rfedge.envs.playtable.table_shape import add_floor, add_table_assets, draw_table
 
 __all__ = ["SUBSTEPS", "build_mjcf"]
 
 SUBSTEPS: Final = 16  # physics steps per control step, so 480 Hz
 _PHYSICS_HZ: Final = CONTROL_HZ * SUBSTEPS
+_SUN: Final = (0.03, 0.2, -0.98)  # where its light goes
+_SHADOW_SIZE: Final = 512
 
 
 def build_mjcf(layout: TableLayout) -> str:
@@ -29,23 +34,31 @@ def build_mjcf(layout: TableLayout) -> str:
     ET.SubElement(root, "statistic", {"extent": "1", "center": "0 0 0.4"})
     visual = ET.SubElement(root, "visual")
     ET.SubElement(visual, "global", {"offwidth": "200", "offheight": "200"})
-    ET.SubElement(visual, "quality", {"offsamples": "0", "shadowsize": "0"})
-    ET.SubElement(visual, "map", {"znear": "0.01", "zfar": "10"})
-    ET.SubElement(visual, "headlight", {"ambient": "0.45 0.45 0.45", "diffuse": "0.35 0.35 0.35", "specular": "0 0 0"})
+    ET.SubElement(
+        visual,
+        "quality",
+        {"offsamples": "0", "shadowsize": repr(_SHADOW_SIZE), "numslices": "16", "numstacks": "4", "numquads": "1"},
+    )
+    ET.SubElement(visual, "map", {"znear": "0.01", "zfar": "10", "shadowclip": "0.8"})
+    ET.SubElement(visual, "headlight", {"ambient": "0.7 0.7 0.7", "diffuse": "0 0 0", "specular": "0 0 0"})
     # The friction of wood and blocks is the product of CALVIN's 0.5 and 0.7, as its engine combines them.
     default = ET.SubElement(root, "default")
     ET.SubElement(default, "geom", {"friction": "0.35 0.001 0.0001"})
     asset = ET.SubElement(root, "asset")
-    sky = {"type": "skybox", "builtin": "flat", "rgb1": "0.9 0.92 0.95", "width": "16", "height": "16"}
+    sky = {"type": "skybox", "builtin": "flat", "rgb1": "1 1 1", "width": "16", "height": "16"}
     ET.SubElement(asset, "texture", sky)
     add_table_meshes(asset, layout)
+    add_table_assets(asset, layout)
+    add_arm_meshes(asset)
     world = ET.SubElement(root, "worldbody")
-    sun = {"directional": "true", "castshadow": "false", "dir": "-0.3 0.5 -0.8", "diffuse": "0.4 0.4 0.4"}
-    ET.SubElement(world, "light", {**sun, "pos": "1 -1 3", "specular": "0.1 0.1 0.1"})
+    for casts, diffuse in (("false", "0.155 0.155 0.155"), ("true", "0.147 0.147 0.147")):
+        sun = {"directional": "true", "dir": numbers(_SUN), "diffuse": diffuse, "ambient": "0 0 0", "specular": "0 0 0"}
+        ET.SubElement(world, "light", {"castshadow": casts, "pos": "0 -0.1 1.5", **sun})
     _add_static_camera(world)
     floor = ET.SubElement(world, "body", {"name": "plane/base_link"})
-    ET.SubElement(floor, "geom", {"type": "plane", "size": "6 6 0.1", "rgba": "0.93 0.93 0.93 1", **TABLE_CLASS})
-    add_table(world, layout)
+    ET.SubElement(floor, "geom", {"type": "plane", "size": "6 6 0.1", **TABLE_CLASS})
+    add_floor(asset, floor)
+    draw_table(add_table(world, layout), layout)
     add_arm(world)
     add_blocks(world, layout)
     add_actuators(root)

@@ -50,7 +50,7 @@ def _no_renderer(error: Exception) -> BackendUnavailableError:
 
 
 class Cameras:
-    """Draws the static and the gripper camera, without shadows and reflections."""
+    """Draws the static and the gripper camera, with shadows and without reflections."""
 
     def __init__(self, model: Any) -> None:
         """Open one OpenGL context a camera.
@@ -63,7 +63,7 @@ class Cameras:
         try:
             for name, (height, width, _) in (("static", STATIC_IMAGE_SHAPE), ("gripper", GRIPPER_IMAGE_SHAPE)):
                 renderer = mujoco.Renderer(model, height=height, width=width, max_geom=_MAX_GEOMS)
-                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = True
                 renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
                 self._renderers[name] = renderer
         except Exception as error:  # every back end has its own exception type

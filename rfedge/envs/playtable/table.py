@@ -1,4 +1,6 @@
-"""Adds the table to the model: slab, cabinet, sliding door, drawer, switch, button, lights and the three blocks.
+"""Adds the table that physics collides: slab, cabinet, sliding door, drawer, switch, button, lights and the three blocks.
+
+What the cameras see of it is drawn by `rfedge.envs.playtable.table_shape`; only the lights are both.
 
 Bodies are named "owner/link" so that a contact can be reported as (owner, link) without another table.
 """
@@ -12,28 +14,19 @@ from typing import Final
 
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import SLOPE, TableLayout
+from rfedge.envs.playtable.surfaces import numbers
+from rfedge.envs.playtable.table_shape import draw_block
 
-__all__ = ["add_blocks", "add_table", "add_table_meshes", "box", "numbers"]
+__all__ = ["add_blocks", "add_table", "add_table_meshes", "box"]
 
 # Collision classes: table parts never touch each other, the arm never touches itself, everything else does.
-TABLE_CLASS: Final = {"contype": "1", "conaffinity": "0"}
-BLOCK_CLASS: Final = {"contype": "2", "conaffinity": "7"}
-ROBOT_CLASS: Final = {"contype": "4", "conaffinity": "3"}
-VISUAL_CLASS: Final = {"contype": "0", "conaffinity": "0"}
+# MuJoCo draws groups 0 to 2 and not group 3.
+TABLE_CLASS: Final = {"contype": "1", "conaffinity": "0", "group": "3"}
+BLOCK_CLASS: Final = {"contype": "2", "conaffinity": "7", "group": "3"}
+ROBOT_CLASS: Final = {"contype": "4", "conaffinity": "3", "group": "3"}
 
-BLOCK_RGBA: Final = {"block_red": "0.9 0.05 0.05 1", "block_blue": "0.05 0.1 0.9 1", "block_pink": "0.95 0.1 0.9 1"}
-_HANDLE_RGBA: Final = "0.2 0.2 0.22 1"
-_DOOR_RGBA: Final = "0.72 0.66 0.58 1"
-_SWITCH_RGBA: Final = "0.15 0.5 0.25 1"
-_SLOT_RGBA: Final = "0.08 0.07 0.06 1"
-_BUTTON_RGBA: Final = "0.95 0.6 0.1 1"
 _BUTTON_SPRING_N_M: Final = dimensions.BRAKE_N / dimensions.BUTTON_MAX_M
 _FACE_EULER: Final = f"{SLOPE.tilt_rad!r} 0 0"
-
-
-def numbers(values: Sequence[float]) -> str:
-    """Write numbers as an MJCF attribute, without losing digits."""
-    return " ".join(repr(float(value)) for value in values)
 
 
 def box(parent: ET.Element, lower: Sequence[float], upper: Sequence[float], **attributes: str) -> ET.Element:
@@ -68,13 +61,7 @@ def _link(world: ET.Element, name: str, axis: Sequence[float], range_m: float, m
 
 
 def add_table_meshes(asset: ET.Element, layout: TableLayout) -> None:
-    """Add the two solid wedges beside the open cabinet, and the material of the wood."""
-    red, green, blue = layout.wood_rgb
-    ET.SubElement(asset, "material", {"name": "wood", "rgba": numbers((red, green, blue, 1.0)), "specular": "0.1"})
-    darker = [0.8 * value for value in layout.wood_rgb]
-    ET.SubElement(asset, "material", {"name": "dark", "rgba": numbers((*darker, 1.0)), "specular": "0.1"})
-    lighter = [min(1.0, 1.25 * value) for value in layout.wood_rgb]
-    ET.SubElement(asset, "material", {"name": "light", "rgba": numbers((*lighter, 1.0)), "specular": "0.1"})
+    """Add the two solid wedges beside the open cabinet."""
     half_x, back = dimensions.TABLE_HALF_X_M, dimensions.TABLE_HALF_Y_M
     top_y, top_z = SLOPE.point(SLOPE.length_m, 0.0)
     outline = ((SLOPE.foot_y_m, SLOPE.foot_z_m), (top_y, top_z), (back, top_z), (back, SLOPE.foot_z_m))
@@ -86,105 +73,111 @@ def add_table_meshes(asset: ET.Element, layout: TableLayout) -> None:
         ET.SubElement(asset, "mesh", {"name": f"wedge_{side}", "vertex": numbers(corners)})
 
 
-def add_table(world: ET.Element, layout: TableLayout) -> None:
-    """Add the fixed table and everything that moves on it."""
-    _add_base(world, layout)
-    _add_drawer(world, layout)
-    _add_slide(world, layout)
-    _add_switch(world, layout)
-    _add_button(world, layout)
+def add_table(world: ET.Element, layout: TableLayout) -> dict[str, ET.Element]:
+    """Add the fixed table and everything that moves on it; return the bodies by the name of their link."""
+    return {
+        "base": _add_base(world, layout),
+        "drawer": _add_drawer(world, layout),
+        "slide": _add_slide(world, layout),
+        "switch": _add_switch(world, layout),
+        "button": _add_button(world, layout),
+    }
 
 
-def _add_base(world: ET.Element, layout: TableLayout) -> None:
+def _add_base(world: ET.Element, layout: TableLayout) -> ET.Element:
     half_x, half_y = dimensions.TABLE_HALF_X_M, dimensions.TABLE_HALF_Y_M
     top = dimensions.TABLE_TOP_M
     under = top - dimensions.TABLE_SLAB_M
-    solid = {**TABLE_CLASS, "material": "wood"}
-    dark = {**TABLE_CLASS, "material": "dark"}
+    solid = TABLE_CLASS
     base = ET.SubElement(world, "body", {"name": "table/base_link"})
     box(base, (-half_x, -half_y, under), (half_x, half_y, top), **solid)
     # Under the slab: two side cabinets, a rear wall and a floor leave the hollow that the drawer runs in.
     drawer_low, drawer_high = layout.drawer_x_m - 0.225, layout.drawer_x_m + 0.225
-    box(base, (-half_x, -half_y, 0.285), (drawer_low, half_y, under), **dark)
-    box(base, (drawer_high, -half_y, 0.285), (half_x, half_y, under), **dark)
-    box(base, (drawer_low, 0.07, 0.285), (drawer_high, half_y, under), **dark)
-    box(base, (-half_x, -half_y, 0.27), (half_x, half_y, 0.285), **dark)
+    box(base, (-half_x, -half_y, 0.285), (drawer_low, half_y, under), **solid)
+    box(base, (drawer_high, -half_y, 0.285), (half_x, half_y, under), **solid)
+    box(base, (drawer_low, 0.07, 0.285), (drawer_high, half_y, under), **solid)
+    box(base, (-half_x, -half_y, 0.27), (half_x, half_y, 0.285), **solid)
     for x_m in (-half_x + 0.03, half_x - 0.03):
-        box(base, (x_m - 0.025, -half_y + 0.01, 0.0), (x_m + 0.025, half_y - 0.01, 0.27), **dark)
+        box(base, (x_m - 0.025, -half_y + 0.01, 0.0), (x_m + 0.025, half_y - 0.01, 0.27), **solid)
     # Above it: the wedges, and a rear wall. The cabinet has no roof: the hand reaches in from above.
     for side in ("left", "right"):
         ET.SubElement(base, "geom", {"type": "mesh", "mesh": f"wedge_{side}", **solid})
     low, high = layout.opening_x_m
-    box(base, (low, dimensions.REAR_WALL_Y_M, top), (high, half_y, dimensions.CABINET_TOP_M), **dark)
+    box(base, (low, dimensions.REAR_WALL_Y_M, top), (high, half_y, dimensions.CABINET_TOP_M), **solid)
+    x_m, y_m = layout.button_xy_m
+    rim = {"pos": numbers((x_m, y_m, 0.5 * (top + dimensions.BUTTON_FOOT_M)))}
+    rim |= {"size": numbers((dimensions.BUTTON_RIM_M, 0.5 * (dimensions.BUTTON_FOOT_M - top)))}
+    ET.SubElement(base, "geom", {"name": "button_rim", "type": "cylinder", **rim, **solid})
     plank = ET.SubElement(world, "body", {"name": "table/plank_link"})
     shelf = dimensions.PLANK_TOP_M
     low, high = layout.cabinet_x_m
-    box(plank, (low, 0.02, shelf - 0.005), (high, dimensions.REAR_WALL_Y_M, shelf), **TABLE_CLASS, material="light")
+    box(plank, (low, 0.02, shelf - 0.005), (high, dimensions.REAR_WALL_Y_M, shelf), **TABLE_CLASS)
     light_y = dimensions.LIGHT_Y_M
-    for link, name, x_m, z_m in (
-        ("light", "lightbulb", layout.bulb_x_m, dimensions.BULB_Z_M),
-        ("led", "led", layout.led_x_m, dimensions.LED_Z_M),
+    ball = {"type": "sphere", "size": repr(dimensions.BULB_RADIUS_M)}
+    slab = {"type": "box", "size": numbers(dimensions.LED_HALF_SIZE_M)}
+    for link, name, x_m, z_m, shape in (
+        ("light", "lightbulb", layout.bulb_x_m, dimensions.BULB_Z_M, ball),
+        ("led", "led", layout.led_x_m, dimensions.LED_Z_M, slab),
     ):
         body = ET.SubElement(world, "body", {"name": f"table/{link}_link", "pos": numbers((x_m, light_y, z_m))})
-        shape = {"type": "sphere", "size": "0.022"} if name == "lightbulb" else {"type": "box", "size": "0.03 0.018 0.014"}
-        ET.SubElement(body, "geom", {"name": name, **shape, **TABLE_CLASS, "rgba": "1 1 1 1"})
+        ET.SubElement(body, "geom", {"name": name, **shape, **TABLE_CLASS, "group": "1", "rgba": "1 1 1 1"})
+    return base
 
 
-def _add_drawer(world: ET.Element, layout: TableLayout) -> None:
+def _add_drawer(world: ET.Element, layout: TableLayout) -> ET.Element:
     drawer = _link(world, "drawer", (0, -1, 0), dimensions.DRAWER_MAX_M, 0.5, frictionloss=repr(dimensions.BRAKE_N))
-    solid = {**TABLE_CLASS, "material": "light"}
     low, high = layout.drawer_x_m - 0.22, layout.drawer_x_m + 0.22
     wall, inner = dimensions.DRAWER_WALL_M, dimensions.DRAWER_INNER_HALF_X_M
     left, right = layout.drawer_x_m - inner, layout.drawer_x_m + inner
     front, rear, floor, rim = -0.18, 0.06, dimensions.DRAWER_BOTTOM_M, 0.40
-    box(drawer, (low, front, floor), (high, rear, dimensions.DRAWER_FLOOR_M), **solid)
-    box(drawer, (low, front, floor), (high, front + wall, rim), **solid)
-    box(drawer, (low, rear - wall, floor), (high, rear, rim), **solid)
-    box(drawer, (low, front, floor), (left, rear, rim), **solid)
-    box(drawer, (right, front, floor), (high, rear, rim), **solid)
-    handle = {**TABLE_CLASS, "rgba": _HANDLE_RGBA}
+    box(drawer, (low, front, floor), (high, rear, dimensions.DRAWER_FLOOR_M), **TABLE_CLASS)
+    box(drawer, (low, front, floor), (high, front + wall, rim), **TABLE_CLASS)
+    box(drawer, (low, rear - wall, floor), (high, rear, rim), **TABLE_CLASS)
+    box(drawer, (low, front, floor), (left, rear, rim), **TABLE_CLASS)
+    box(drawer, (right, front, floor), (high, rear, rim), **TABLE_CLASS)
     y_m, z_m = dimensions.DRAWER_HANDLE_YZ_M
     reach = dimensions.DRAWER_HANDLE_HALF_X_M
     centre = layout.drawer_x_m
     lower, upper = (centre - reach, y_m - 0.0125, z_m - 0.02), (centre + reach, y_m + 0.0125, z_m + 0.02)
-    box(drawer, lower, upper, name="drawer_handle", **handle)
+    box(drawer, lower, upper, name="drawer_handle", **TABLE_CLASS)
     for x_m in (centre - reach + 0.01, centre + reach - 0.01):
-        box(drawer, (x_m - 0.01, y_m, z_m - 0.012), (x_m + 0.01, front, z_m + 0.012), **handle)
+        box(drawer, (x_m - 0.01, y_m, z_m - 0.02), (x_m + 0.01, front, z_m + 0.02), **TABLE_CLASS)
+    return drawer
 
 
-def _add_slide(world: ET.Element, layout: TableLayout) -> None:
+def _add_slide(world: ET.Element, layout: TableLayout) -> ET.Element:
     slide = _link(world, "slide", (-1, 0, 0), layout.slide_max_m, 0.5, frictionloss=repr(dimensions.BRAKE_N))
-    _face_box(slide, layout.door_x_m, (0.004, SLOPE.length_m), (0.003, 0.011), **TABLE_CLASS, rgba=_DOOR_RGBA)
-    along, out = SLOPE.coordinates(*dimensions.SLIDE_HANDLE_YZ_M)
+    _face_box(slide, layout.door_x_m, (0.0, 0.23), (-0.001, 0.022), **TABLE_CLASS)
     x_m = layout.slide_handle_x_m
-    # One solid fin: fingers on both sides of it cannot be caught behind it.
-    handle = {**TABLE_CLASS, "name": "slide_handle", "rgba": _HANDLE_RGBA}
-    _face_box(slide, (x_m - 0.01, x_m + 0.01), (along - 0.045, along + 0.045), (0.011, out + 0.012), **handle)
+    # A bar on two feet, as wide as CALVIN's is with the margin of its collision shape.
+    width = (x_m - 0.0218, x_m + 0.0218)
+    _face_box(slide, width, (0.029, 0.192), (0.057, 0.081), name="slide_handle", **TABLE_CLASS)
+    for low, high in ((0.029, 0.053), (0.166, 0.192)):
+        _face_box(slide, width, (low, high), (0.022, 0.057), **TABLE_CLASS)
+    return slide
 
 
-def _add_switch(world: ET.Element, layout: TableLayout) -> None:
+def _add_switch(world: ET.Element, layout: TableLayout) -> ET.Element:
     axis = (0.0, math.cos(SLOPE.tilt_rad), math.sin(SLOPE.tilt_rad))
     switch = _link(world, "switch", axis, dimensions.SWITCH_MAX_M, 0.2, frictionloss=repr(dimensions.BRAKE_N))
-    along, out = SLOPE.coordinates(*dimensions.SWITCH_TIP_YZ_M)
-    x_m = layout.switch_x_m
-    lever = {**TABLE_CLASS, "rgba": _SWITCH_RGBA}
-    thick = (along - 0.012, along + 0.012)
-    _face_box(switch, (x_m - 0.06, x_m + 0.06), thick, (out - 0.014, out), name="switch_lever", **lever)
-    _face_box(switch, (x_m - 0.015, x_m + 0.015), thick, (0.003, out - 0.014), **lever)
-    slot = ET.SubElement(world, "body", {"name": "table/switch_slot"})
-    travel = (along - 0.014, along + dimensions.SWITCH_MAX_M + 0.014)
-    _face_box(slot, (x_m - 0.02, x_m + 0.02), travel, (-0.002, 0.002), **VISUAL_CLASS, rgba=_SLOT_RGBA)
+    x_m, thick = layout.switch_x_m, dimensions.SWITCH_ALONG_M
+    _face_box(switch, (x_m - 0.061, x_m + 0.061), thick, (0.035, 0.0573), name="switch_lever", **TABLE_CLASS)
+    for low in (-0.061, 0.039):
+        _face_box(switch, (x_m + low, x_m + low + 0.022), thick, (0.003, 0.035), **TABLE_CLASS)
+    return switch
 
 
-def _add_button(world: ET.Element, layout: TableLayout) -> None:
+def _add_button(world: ET.Element, layout: TableLayout) -> ET.Element:
     spring = {"stiffness": repr(_BUTTON_SPRING_N_M), "damping": "4"}
     button = _link(world, "button", (0, 0, -1), dimensions.BUTTON_MAX_M, 0.1, **spring)
     x_m, y_m = layout.button_xy_m
-    top = dimensions.BUTTON_TOP_M
-    cap = {**TABLE_CLASS, "name": "button_cap", "rgba": _BUTTON_RGBA}
-    box(button, (x_m - 0.035, y_m - 0.035, 0.45), (x_m + 0.035, y_m + 0.035, top), **cap)
-    frame = ET.SubElement(world, "body", {"name": "table/button_frame"})
-    box(frame, (x_m - 0.043, y_m - 0.043, 0.44), (x_m + 0.043, y_m + 0.043, 0.447), **VISUAL_CLASS, rgba=_SLOT_RGBA)
+    low, high = 0.45, dimensions.BUTTON_TOP_M
+    disc = {
+        "pos": numbers((x_m, y_m, 0.5 * (low + high))),
+        "size": numbers((dimensions.BUTTON_RADIUS_M, 0.5 * (high - low))),
+    }
+    ET.SubElement(button, "geom", {"name": "button_cap", "type": "cylinder", **disc, **TABLE_CLASS})
+    return button
 
 
 def add_blocks(world: ET.Element, layout: TableLayout) -> None:
@@ -193,6 +186,7 @@ def add_blocks(world: ET.Element, layout: TableLayout) -> None:
     for name, length_m in layout.block_lengths_m.items():
         body = ET.SubElement(world, "body", {"name": f"{name}/base_link", "pos": "0 0 1"})
         ET.SubElement(body, "freejoint", {"name": name})
-        size = numbers((0.5 * length_m, half_width, half_width))
-        look = {"rgba": BLOCK_RGBA[name], "mass": "1", "condim": "4"}
-        ET.SubElement(body, "geom", {"type": "box", "size": size, **look, **BLOCK_CLASS})
+        size_m = (0.5 * length_m, half_width, half_width)
+        feel = {"mass": "1", "condim": "4"}
+        ET.SubElement(body, "geom", {"type": "box", "size": numbers(size_m), **feel, **BLOCK_CLASS})
+        draw_block(body, name, size_m)
