@@ -44,7 +44,7 @@ def measure_attention(rounds: int, *, seed: int = 0) -> dict[str, npt.NDArray[np
         torch.from_numpy(rng.integers(0, 256, (_NUM_FRAMES, 84, 84, 3), np.uint8)),
         torch.from_numpy(ids),
         torch.from_numpy(np.where(said, ids, NO_LABEL)),
-        torch.zeros(_NUM_FRAMES, 4, 3),
+        *(torch.zeros(_NUM_FRAMES, *shape) for shape in ((4, 3), (3, 2), (4, 2), (3, 2))),
     )
     policy = build_policy(config, seed)
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)

@@ -20,9 +20,15 @@ def pretrain(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Highest rate.")] = 5e-4,
+    language_weight: Annotated[
+        float, typer.Option(help="Factor of the language loss; 0 leaves texts and decoder out, for the tower alone.")
+    ] = 1.0,
     pointing_weight: Annotated[
         float, typer.Option(help="Factor of the loss of queries that point at things, beside the language loss.")
     ] = 1.0,
+    light: Annotated[
+        float, typer.Option(min=0, help="Deviation of random gains of the pictures' channels; another renderer's light.")
+    ] = 0.0,
     validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.05,
     validate_every: Annotated[int, typer.Option(min=0, help="Steps between two measurements; 0 for the end only.")] = 500,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between two training states; 0 for the end only.")] = 250,
@@ -59,7 +65,9 @@ def pretrain(
         minutes=minutes,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        language_weight=language_weight,
         pointing_weight=pointing_weight,
+        light=light,
         mixed_precision=mixed_precision,
         validation_fraction=validation_fraction,
         validate_every=validate_every,

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.data.calvin import CalvinDataset
+from rfedge.data.cameras import project_gripper, project_static
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.scenes import BLOCK_ORDER
 from rfedge.data.windows import WindowIndex
@@ -66,6 +67,7 @@ class SceneFacts:
         joints_m: float64 (N, 2), door and drawer.
         lights: bool (N, 2), lamp and led.
         tool_m: float64 (N, 3).
+        tool_euler_rad: float64 (N, 3).
         width_m: float64 (N,), between the fingers.
         goal_m: float64 (N, 3), where the tool goes next.
     """
@@ -75,6 +77,7 @@ class SceneFacts:
     joints_m: FloatArray
     lights: npt.NDArray[np.bool_]
     tool_m: FloatArray
+    tool_euler_rad: FloatArray
     width_m: FloatArray
     goal_m: FloatArray
 
@@ -94,15 +97,26 @@ class SceneFacts:
             joints_m=scene[:, :2],
             lights=scene[:, 4:6] > 0.5,
             tool_m=robot[:, :3],
+            tool_euler_rad=robot[:, 3:6],
             width_m=robot[:, 6],
             goal_m=np.concatenate(
                 [_goals(cache, index, segment) for segment in dict.fromkeys(at.segment for at in index.windows)]
             ),
         )
 
-    def places_m(self, frames: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Return float32 (n, 4, 3): where the blocks, in the order of `COLOURS`, and the tool are in these frames."""
-        return np.concatenate([self.blocks_m[frames], self.tool_m[frames][:, None]], axis=1).astype(np.float32)
+    def scene_labels(self, frames: Sequence[int]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Return what queries point at in these n frames, blocks in the order of `COLOURS`, all float32.
+
+        Returns:
+            places (n, 4, 3) in m of the blocks and the tool; turns (n, 3, 2) in rad of the blocks in the world and
+            relative to the tool; (u, v) of the places in the static picture (n, 4, 2) and of the blocks in the gripper's
+            (n, 3, 2), see `rfedge.data.cameras`.
+        """
+        tool_m, tool_rad, blocks_m = self.tool_m[frames], self.tool_euler_rad[frames], self.blocks_m[frames]
+        places_m = np.concatenate([blocks_m, tool_m[:, None]], axis=1)
+        turns_rad = np.stack([self.turns_rad[frames], self.turns_rad[frames] - tool_rad[:, 2:]], axis=-1)
+        in_gripper = project_gripper(blocks_m, np.concatenate([tool_m, tool_rad], axis=1))
+        return tuple(array.astype(np.float32) for array in (places_m, turns_rad, project_static(places_m), in_gripper))
 
 
 def ask_report(facts: SceneFacts, frame: int, rng: np.random.Generator) -> tuple[TextPiece, ...]:

@@ -65,8 +65,10 @@ class PretrainConfig(BaseModel):
         steps, minutes: when to stop, resumed parts included; the first one reached counts.
         batch_size: frames a step.
         mixed_precision: bf16 where the machine multiplies it faster; weights and moments stay fp32.
-        pointing_weight: factor of the pointing loss beside the language loss; 0 leaves it out.
-        learning_rate: the highest one; a warm-up, then half a cosine down.
+        language_weight: factor of the language loss; 0 leaves the texts, and the decoder, out.
+        pointing_weight: factor of the pointing loss; 0 leaves it out.
+        light: deviation of random gains and offsets of the pictures (`rfedge.train.scene_batches.see`).
+        learning_rate: the peak; a warm-up, then half a cosine down.
         validation_fraction: share of the segments held out.
         validation_frames: of them measured, evenly spread.
         validate_every, save_every: steps between two measurements and two states; 0 for the end only.
@@ -83,7 +85,9 @@ class PretrainConfig(BaseModel):
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
+    language_weight: float = Field(1.0, ge=0)
     pointing_weight: float = Field(1.0, ge=0)
+    light: float = Field(0.0, ge=0)
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.02, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
@@ -114,7 +118,7 @@ class PretrainResult:
     Attributes:
         checkpoint: the folder.
         steps, seconds: over all parts of the run.
-        first_loss, last_loss: mean training loss of the first and of the last `num_averaged` steps, nats a token.
+        first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps.
         num_frames: frames to train on.
         validation: metrics of the held-out frames at the end; empty without any.
     """
@@ -159,11 +163,16 @@ def pretrain_policy(
         else:
             initial = load_checkpoint(config.initial_checkpoint)
             policy, tokenizer, history = initial.policy, initial.tokenizer, initial.metadata
+
+        def questions(index: WindowIndex) -> SceneQuestions:
+            facts = SceneFacts.of(dataset, cache, index)
+            return SceneQuestions(index, cache, facts, tokenizer, has_texts=config.language_weight > 0)
+
         run = _Run(
             config,
             policy,
-            SceneQuestions(training, cache, SceneFacts.of(dataset, cache, training), tokenizer),
-            SceneQuestions(held_out, cache, SceneFacts.of(dataset, cache, held_out), tokenizer) if parts[1] else None,
+            questions(training),
+            questions(held_out) if parts[1] else None,
             number_ids(tokenizer),
             {**config.decisive(), "frames": cache.content_sha256},
         )
@@ -276,25 +285,33 @@ class _Run:
             group["lr"] = rate
         self.policy.train()
         score, pointed = self.score(batch)
+        loss = config.pointing_weight * pointed.loss
+        if score is not None:
+            loss = loss + config.language_weight * score.loss
         self.optimizer.zero_grad(set_to_none=True)
-        (score.loss + config.pointing_weight * pointed.loss).backward()
+        loss.backward()
         norm = clip_grad_norm_(self.parameters, config.gradient_clip)
         self.optimizer.step()
         self.state.step += 1
-        return {
-            "loss": float(score.loss.detach()),
+        said = {} if score is None else {
+            "language_loss": float(score.loss.detach()),
             "right": score.num_right / max(score.num_tokens, 1),
             "location_mm": _location_mm(score.distances),
+        }  # fmt: skip
+        return {
+            "loss": float(loss.detach()),
+            **said,
             "pointing_loss": float(pointed.loss.detach()),
             "learning_rate": rate,
             "gradient_norm": float(norm),
         }
 
-    def score(self, batch: SceneBatch) -> tuple[SceneScore, PointingScore]:
-        """Say the texts of a batch and point at what its frames show."""
+    def score(self, batch: SceneBatch) -> tuple[SceneScore | None, PointingScore]:
+        """Say the texts of a batch, where they count, and point at what its frames show."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
-            sight = see(self.policy, batch)
-            return scene_score(self.policy, batch, sight, self.numbers), self.pointing(sight, batch)
+            sight = see(self.policy, batch, self.config.light if self.policy.training else 0.0)
+            said = scene_score(self.policy, batch, sight, self.numbers) if self.config.language_weight else None
+            return said, self.pointing(sight, batch)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -304,24 +321,32 @@ class _Run:
         self.policy.eval()
         rng = np.random.default_rng(_VALIDATION_SEED)
         chosen = np.linspace(0, len(self.held_out) - 1, min(self.config.validation_frames, len(self.held_out))).round()
-        loss, num_tokens, num_right = 0.0, 0, 0
-        distances, blocks_m, reach_m = [], [], []
+        loss, num_tokens, num_right, pointing_loss = 0.0, 0, 0, 0.0
+        distances, blocks_m, reach_m, turns_rad = [], [], [], []
         for first in range(0, len(chosen), self.config.batch_size):
             batch = self.held_out.batch([int(number) for number in chosen[first : first + self.config.batch_size]], rng)
             score, pointed = self.score(batch)
-            loss += float(score.loss) * score.num_tokens
-            num_tokens += score.num_tokens
-            num_right += score.num_right
-            distances.append(score.distances)
+            if score is not None:
+                loss += float(score.loss) * score.num_tokens
+                num_tokens += score.num_tokens
+                num_right += score.num_right
+                distances.append(score.distances)
+            pointing_loss += float(pointed.loss) * len(batch.places_m)
             blocks_m.append(pointed.blocks_m.flatten())
             reach_m.append(pointed.reach_m)
-        return {
-            "validation_loss": loss / num_tokens,
+            turns_rad.append(pointed.turns_rad)
+        said = {} if not distances else {
+            "validation_language_loss": loss / num_tokens,
             "validation_right": num_right / num_tokens,
             "validation_location_mm": _location_mm(torch.cat(distances)),
             "validation_median_mm": float(torch.cat(distances).median()) * STEP_M * _MM_PER_M,
-            "validation_block_median_mm": _median_mm(torch.cat(blocks_m)),
-            "validation_reach_median_mm": _median_mm(torch.cat(reach_m)),
+        }  # fmt: skip
+        return {
+            **said,
+            "validation_pointing_loss": pointing_loss / len(chosen),
+            "validation_block_median_mm": _MM_PER_M * _median(torch.cat(blocks_m)),
+            "validation_reach_median_mm": _MM_PER_M * _median(torch.cat(reach_m)),
+            "validation_turn_median_rad": _median(torch.cat(turns_rad)),
         }
 
     def save(self) -> None:
@@ -343,5 +368,5 @@ def _location_mm(distances: torch.Tensor) -> float:
     return float(distances.mean()) * STEP_M * _MM_PER_M if len(distances) else 0.0
 
 
-def _median_mm(distances_m: torch.Tensor) -> float:
-    return float(distances_m.median()) * _MM_PER_M if len(distances_m) else 0.0
+def _median(errors: torch.Tensor) -> float:
+    return float(errors.median()) if len(errors) else 0.0

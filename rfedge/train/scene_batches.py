@@ -36,6 +36,9 @@ class SceneBatch:
         token_ids: int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i.
         labels: int64 (2 N, T), ids that are to be said, NO_LABEL on all others.
         places_m: float32 (N, 4, 3), of the red, blue and pink block and of the tool.
+        turns_rad: float32 (N, 3, 2), of the blocks about the vertical, in the world and relative to the tool.
+        uv_static: float32 (N, 4, 2), where `places_m` appear in the static picture (`rfedge.data.cameras`).
+        uv_gripper: float32 (N, 3, 2), where the blocks appear in the gripper's picture; NaN behind it.
     """
 
     image_static: torch.Tensor
@@ -43,6 +46,9 @@ class SceneBatch:
     token_ids: torch.Tensor
     labels: torch.Tensor
     places_m: torch.Tensor
+    turns_rad: torch.Tensor
+    uv_static: torch.Tensor
+    uv_gripper: torch.Tensor
 
     def to(self, device: torch.device) -> SceneBatch:
         return SceneBatch(*(getattr(self, name).to(device) for name in self.__slots__))
@@ -77,15 +83,29 @@ class SceneScore:
 class SceneQuestions:
     """The frames of an index with what may be asked about them.
 
+    Args:
+        index, cache, facts: the frames.
+        tokenizer: for the texts.
+        has_texts: False leaves them out of the batches, whose `token_ids` and `labels` then have no tokens.
+
     Raises:
         ConfigError: the tokenizer has no token for a number; it was learnt for something else.
     """
 
-    def __init__(self, index: WindowIndex, cache: FrameCache, facts: SceneFacts, tokenizer: InstructionTokenizer) -> None:
+    def __init__(
+        self,
+        index: WindowIndex,
+        cache: FrameCache,
+        facts: SceneFacts,
+        tokenizer: InstructionTokenizer,
+        *,
+        has_texts: bool = True,
+    ) -> None:
         self._index = index
         self._cache = cache
         self._facts = facts
         self._tokenizer = tokenizer
+        self._has_texts = has_texts
         self._ids: dict[str, list[int]] = {}
         self._start = [token_id for token_id, _ in tokenizer.spans(tokenizer.tokens.begin_of_text + IMAGE)]
         number_ids(tokenizer)
@@ -100,18 +120,20 @@ class SceneQuestions:
             at = self._index.windows[number]
             segment = self._index.segments[at.segment]
             places.append(self._cache.row(segment.start) + at.offset)
-            rows += [
-                self._encode(ask_report(self._facts, number, rng)),
-                self._encode(ask_request(self._facts, number, segment.instruction)),
-            ]
-        length = max(len(row) for row in rows)
+            if self._has_texts:
+                rows += [
+                    self._encode(ask_report(self._facts, number, rng)),
+                    self._encode(ask_request(self._facts, number, segment.instruction)),
+                ]
+        length = max((len(row) for row in rows), default=0)
         padded = np.array([row + [(self._tokenizer.pad_id, NO_LABEL)] * (length - len(row)) for row in rows], dtype=np.int64)
+        padded = padded.reshape(len(rows), length, 2)
         return SceneBatch(
             torch.from_numpy(np.asarray(self._cache.rgb_static[places])),
             torch.from_numpy(np.asarray(self._cache.rgb_gripper[places])),
             torch.from_numpy(np.ascontiguousarray(padded[..., 0])),
             torch.from_numpy(np.ascontiguousarray(padded[..., 1])),
-            torch.from_numpy(self._facts.places_m(chosen)),
+            *(torch.from_numpy(array) for array in self._facts.scene_labels(chosen)),
         )
 
     def _encode(self, pieces: Sequence[TextPiece]) -> list[tuple[int, int]]:
@@ -144,10 +166,21 @@ def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
     return torch.tensor([tokens[0] for tokens in ids])
 
 
-def see(policy: RoboFlamingo, batch: SceneBatch) -> Sight:
-    """Look at the frames of a batch."""
+def see(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -> Sight:
+    """Look at the frames of a batch.
+
+    Args:
+        policy: whose tower and resampler run.
+        batch: the frames.
+        light: deviation of a random gain, and half that of a random offset, of each channel of each picture, in units of
+            CLIP's normalised pixels, from PyTorch's random state. Another renderer's light is such a change.
+    """
     backbone = policy.backbone
     images = torch.cat([backbone.preprocess_static(batch.image_static), backbone.preprocess_gripper(batch.image_gripper)])
+    if light:
+        shape = (len(images), images.shape[1] + 1, 1, 1)  # one number for all channels beside one of each
+        gain, offset = light * torch.randn(shape), 0.5 * light * torch.randn(shape)
+        images = images * (1 + gain[:, :1] + 0.5 * gain[:, 1:]) + offset[:, :1] + 0.5 * offset[:, 1:]
     tokens = backbone.vision(images)
     static, gripper = tokens.chunk(2)
     return Sight(static, gripper, backbone.media(tokens))

@@ -1,5 +1,6 @@
 """Vision-language pre-training: what is asked about a frame, how it is said, and runs that go on where they stopped."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, train_config, train_policy
 from rfedge.train.image_text import NO_LABEL
-from rfedge.train.pointing import Pointing
+from rfedge.train.pointing import Pointing, patch_shares
 from rfedge.train.pretrain import PretrainConfig, pretrain_policy
 from rfedge.train.scene_batches import SceneBatch, SceneQuestions, Sight, number_ids, scene_score, see
 from rfedge.train.sources import start_policy
@@ -34,6 +35,7 @@ def _facts(**changes: object) -> SceneFacts:
         "turns_rad": np.array([[0.0, np.pi / 2 + 0.01, -0.01]]),
         "joints_m": np.array([[0.28, 0.0]]),
         "lights": np.array([[True, False]]),
+        "tool_euler_rad": np.array([[np.pi, 0.0, 0.5]]),
         "tool_m": np.array([[0.103, -0.097, 0.4735]]),
         "width_m": np.array([0.04]),
         "goal_m": np.array([[0.202, -0.148, 0.622]]),
@@ -226,7 +228,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(dataset: CalvinDataset,
 
 def test_the_backbone_learns_and_the_head_stays(dataset: CalvinDataset, tmp_path: Path) -> None:
     result = pretrain_policy(_config(dataset, tmp_path / "run", steps=40, learning_rate=3e-3, warmup_steps=5))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:-1]]
+    losses = [
+        json.loads(line)["language_loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:-1]
+    ]
     assert len(losses) == 40
     assert losses[-1] < 0.6 * losses[0]
     loaded = load_checkpoint(result.checkpoint)
@@ -246,7 +250,7 @@ def test_queries_that_point_nowhere_are_off_by_the_way_from_the_middle() -> None
     for queries in (pointing.static, pointing.gripper, pointing.latents):
         torch.nn.init.zeros_(queries.place.weight)
         torch.nn.init.zeros_(queries.place.bias)
-    tokens = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
     score = pointing(Sight(tokens, tokens, tokens), _batch_of(places))
     torch.testing.assert_close(score.blocks_m, torch.tensor([[0.3 * 3**0.5, 0.0, 0.05]]))
     torch.testing.assert_close(score.reach_m, torch.tensor([0.0, 0.05]))
@@ -260,8 +264,8 @@ def test_queries_learn_where_to_look() -> None:
     optimizer = torch.optim.Adam(pointing.parameters(), lr=0.02)
     losses = []
     for _ in range(300):
-        tokens = torch.randn(32, 5, 16, generator=rng)
-        marked = torch.randint(5, (32,), generator=rng)
+        tokens = torch.randn(32, 4, 16, generator=rng)
+        marked = torch.randint(4, (32,), generator=rng)
         tokens[..., 0] = -3.0
         tokens[torch.arange(32), marked, 0] = 3.0
         place = 0.05 * tokens[torch.arange(32), marked, 1:4]
@@ -274,8 +278,46 @@ def test_queries_learn_where_to_look() -> None:
 
 
 def _batch_of(places_m: torch.Tensor) -> SceneBatch:
-    nothing = torch.empty(0)
-    return SceneBatch(nothing, nothing, nothing, nothing, places_m)
+    nothing, count = torch.empty(0), len(places_m)
+    nowhere = torch.full((count, 4, 2), torch.nan)
+    return SceneBatch(
+        nothing, nothing, nothing, nothing, places_m, torch.zeros(count, 3, 2), nowhere, nowhere[:, :3].clone()
+    )
+
+
+def test_a_point_is_shared_among_the_patches_around_it() -> None:
+    uv = torch.tensor([[0.375, 0.125], [0.5, 0.25], [0.0, 1.0], [1.01, 0.5], [torch.nan, 0.5]])
+    shares = patch_shares(uv, 16).unflatten(-1, (4, 4))
+    assert shares[0, 0, 1] == 1, "the middle of the second patch of the first row"
+    torch.testing.assert_close(shares[1, :2, 1:3], torch.full((2, 2), 0.25))
+    assert shares[2, 3, 0] == 1, "a corner is the corner patch's"
+    torch.testing.assert_close(shares.sum(dim=(1, 2)), torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
+
+
+def test_the_attention_of_queries_is_pulled_to_the_patch_of_a_thing() -> None:
+    """Whatever it reads there: the right patch has the lower loss."""
+    pointing, tokens = Pointing(16), torch.zeros(1, 16, 16)
+    tokens[0, 5, 0] = 8.0
+    batch = _batch_of(torch.zeros(1, 4, 3))
+    losses = {}
+    for name, uv in (("right", (0.375, 0.375)), ("wrong", (0.875, 0.875))):
+        there = dataclasses.replace(batch, uv_static=torch.tensor(uv).expand(1, 4, 2))
+        for parameter in pointing.static.look.parameters():
+            torch.nn.init.zeros_(parameter)
+        pointing.static.look.weight.data[:, 0] = 2.0
+        losses[name] = float(pointing(Sight(tokens, tokens, tokens), there).loss.detach())
+    assert losses["right"] < losses["wrong"] - 1
+
+
+def test_a_tower_learns_to_point_without_texts(dataset: CalvinDataset, tmp_path: Path) -> None:
+    result = pretrain_policy(_config(dataset, tmp_path / "run", language_weight=0.0, light=0.1))
+    assert result.last_loss < result.first_loss
+    assert "validation_reach_median_mm" in result.validation
+    assert not any("language" in name for name in result.validation)
+    before = build_policy(preset("tiny"), seed=0).state_dict()
+    after = load_checkpoint(result.checkpoint).policy.state_dict()
+    assert torch.equal(after["backbone.decoder.ln_f.weight"], before["backbone.decoder.ln_f.weight"])
+    assert not torch.equal(after["backbone.vision.conv1.weight"], before["backbone.vision.conv1.weight"])
 
 
 def test_pretraining_goes_on_from_a_checkpoint(dataset: CalvinDataset, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""CALVIN's two cameras: where in a picture a point of the workspace appears.
+
+The static camera stands still; the gripper's rides on the hand, so its pose follows from the tcp's. Places in a picture are
+(u, v) in shares of its width and height from the upper left corner; outside [0, 1] a point is not in view.
+Source: CALVIN's camera configuration and its Panda's URDF.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["project_gripper", "project_static"]
+
+Floats = npt.NDArray[np.float64]
+
+_STATIC_EYE_M: Final = np.array([2.871459009488717, -2.166602199425597, 2.555159848480571])
+_STATIC_TARGET_M: Final = np.array([-0.026242351159453392, -0.0302329882979393, 0.3920000493526459])
+_STATIC_UP: Final = np.array([0.4041403970338857, 0.22629790978217404, 0.8862616969685161])
+_STATIC_FOV_RAD: Final = np.radians(10.0)
+_GRIPPER_FOV_RAD: Final = np.radians(75.0)
+_TCP_BEYOND_HAND_M: Final = 0.14
+_MOUNT_POSITION_M: Final = np.array([-0.1, 0.0, 0.0])  # in the frame of the hand
+_MOUNT_EULER_RAD: Final = (1.3, 0.0, -1.57)
+_NEAREST_M: Final = 0.01
+
+
+def _rotations(euler_rad: Floats) -> Floats:
+    """Fixed-axis xyz angles (..., 3) -> matrices (..., 3, 3)."""
+    (cx, cy, cz), (sx, sy, sz) = (np.moveaxis(function(euler_rad), -1, 0) for function in (np.cos, np.sin))
+    rows = [
+        [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
+        [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
+        [-sy, cy * sx, cy * cx],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def _looking(forward: Floats, up: Floats) -> Floats:
+    """Return the camera's right, down and forward axes as the rows of a matrix."""
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, up)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(forward, right), forward])
+
+
+_STATIC_AXES: Final = _looking(_STATIC_TARGET_M - _STATIC_EYE_M, _STATIC_UP)
+# The mount looks along its own +y and its picture's upper side is -z.
+_MOUNT_FROM_CAMERA: Final = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+_MOUNT_AXES: Final = _MOUNT_FROM_CAMERA @ _rotations(np.array(_MOUNT_EULER_RAD)).T
+
+
+def project_static(points_m: Floats) -> Floats:
+    """World points (..., 3) -> (..., 2) in the static camera's picture."""
+    return _pinhole((points_m - _STATIC_EYE_M) @ _STATIC_AXES.T, _STATIC_FOV_RAD)
+
+
+def project_gripper(points_m: Floats, tcp_pose: Floats) -> Floats:
+    """World points (N, L, 3) -> (N, L, 2) in the picture of the camera on a hand whose tcp is at `tcp_pose` (N, 6).
+
+    The pose is xyz in m and fixed-axis euler xyz in rad; a point behind the camera is NaN.
+    """
+    hand = _rotations(tcp_pose[:, 3:6])
+    from_tcp = (points_m - tcp_pose[:, None, :3]) @ hand  # into the frame of the hand
+    from_tcp[..., 2] += _TCP_BEYOND_HAND_M
+    return _pinhole((from_tcp - _MOUNT_POSITION_M) @ _MOUNT_AXES.T, _GRIPPER_FOV_RAD)
+
+
+def _pinhole(seen_m: Floats, fov_rad: float) -> Floats:
+    depth = np.where(seen_m[..., 2:] > _NEAREST_M, seen_m[..., 2:], np.nan)
+    uv: Floats = 0.5 + 0.5 * seen_m[..., :2] / (depth * np.tan(0.5 * fov_rad))
+    return uv
