@@ -259,7 +259,7 @@ def _playtable_small() -> PolicyConfig:
             width=256,
             layers=2,
             heads=4,
-            vocab_size=1024,
+            vocab_size=2048,
             text_length=32,
             cross_attention_heads=4,
             cross_attention_head_size=64,

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rfedge.errors import ArtifactError, ContractError, explain
 from rfedge.instructions import plain_words
@@ -110,9 +110,16 @@ class InstructionTokenizer:
         return cls(backend, text_length)
 
     @classmethod
-    def from_corpus(cls, corpus: Iterable[str], *, vocab_size: int, text_length: int) -> InstructionTokenizer:
-        """Learn a byte-level BPE of at most `vocab_size` entries; any text can be encoded, known words are short."""
+    def from_corpus(
+        cls, corpus: Iterable[str], *, vocab_size: int, text_length: int, lowercase: bool = False
+    ) -> InstructionTokenizer:
+        """Learn a byte-level BPE of at most `vocab_size` entries; any text can be encoded, known words are short.
+
+        With `lowercase` capital letters are read as small ones.
+        """
         backend = tokenizers.Tokenizer(models.BPE())
+        if lowercase:
+            backend.normalizer = normalizers.Lowercase()
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -127,6 +134,11 @@ class InstructionTokenizer:
     @property
     def vocab_size(self) -> int:
         return int(self._backend.get_vocab_size())
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens around an instruction."""
+        return len(self._backend.encode(self.tokens.prompt(""), add_special_tokens=False).ids)
 
     def save(self, path: Path) -> None:
         self._backend.save(str(path))

@@ -29,6 +29,12 @@ def pretrain(
     light: Annotated[
         float, typer.Option(min=0, help="Deviation of random gains of the pictures' channels; another renderer's light.")
     ] = 0.0,
+    instructions: Annotated[
+        str,
+        typer.Option(
+            help="data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task)."
+        ),
+    ] = "data",
     validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.05,
     validate_every: Annotated[int, typer.Option(min=0, help="Steps between two measurements; 0 for the end only.")] = 500,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between two training states; 0 for the end only.")] = 250,
@@ -48,9 +54,11 @@ def pretrain(
 
     from rfedge.cli.progress import training_progress
     from rfedge.config import preset, preset_names
+    from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
     from rfedge.errors import ConfigError, explain
     from rfedge.model import load_checkpoint
     from rfedge.train.pretrain import PretrainConfig, pretrain_policy
+    from rfedge.train.wording import Grammar
 
     if steps is None and minutes is None:
         remedy = "Pass one of them."
@@ -69,6 +77,7 @@ def pretrain(
         pointing_weight=pointing_weight,
         light=light,
         mixed_precision=mixed_precision,
+        instructions=instructions,
         validation_fraction=validation_fraction,
         validate_every=validate_every,
         save_every=save_every,
@@ -78,7 +87,7 @@ def pretrain(
         cache=cache,
     )
     with training_progress("pretraining") as (on_stage, on_step):
-        result = pretrain_policy(plan, progress=on_stage, on_step=on_step)
+        result = pretrain_policy(plan, grammar=Grammar(sample_grammar, GRAMMAR_WORDS), progress=on_stage, on_step=on_step)
     measured = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
     print(
         f"{result.steps} steps in {result.seconds / 60:.1f} min over {result.num_frames} frames: "

@@ -62,6 +62,12 @@ def train(
             "full, or head (the policy head alone); default from the preset's recipe."
         ),
     ] = None,
+    instructions: Annotated[
+        str,
+        typer.Option(
+            help="data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task)."
+        ),
+    ] = "data",
     vision_tokens: Annotated[
         bool,
         typer.Option(
@@ -143,6 +149,7 @@ def train(
         learning_rate=learning_rate,
         head_rate=head_rate,
         trainable=trainable,
+        instructions=instructions,
         vision_tokens=vision_tokens,
         vl_pretraining=vl_pretraining,
         image_text=tuple(image_text or ()),
@@ -175,7 +182,9 @@ def _run(run: TrainConfig, *, dry_run: bool, shown: bool) -> TrainResult | None:
     """Train, with progress bars if `shown`; return nothing after a dry run."""
     from rfedge.cli.progress import stage_progress, training_progress
     from rfedge.data import CalvinDataset, FrameCache
+    from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
     from rfedge.train import train_policy
+    from rfedge.train.wording import Grammar
 
     dataset = CalvinDataset.open(run.data)  # here, so that a wrong folder is told before anything is built
     if dry_run and not shown:
@@ -186,12 +195,13 @@ def _run(run: TrainConfig, *, dry_run: bool, shown: bool) -> TrainResult | None:
             what += f" and {_check_pairs(run)}"
         print(f"ready: {run.policy.name} on {what} -> {run.output}; nothing was written")
         return None
+    grammar = Grammar(sample_grammar, GRAMMAR_WORDS)
     if not shown:
-        return train_policy(run)
+        return train_policy(run, grammar=grammar)
     with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
         FrameCache.open(dataset, folder=run.cache, on_frame=lambda done, total: progress("frame cache", done, total))
     with training_progress() as (on_stage, on_step):
-        return train_policy(run, progress=on_stage, on_step=on_step)
+        return train_policy(run, grammar=grammar, progress=on_stage, on_step=on_step)
 
 
 def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> None:

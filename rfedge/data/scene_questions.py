@@ -24,7 +24,17 @@ from rfedge.data.scenes import BLOCK_ORDER
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import DatasetError, explain
 
-__all__ = ["COLOURS", "NUMBERS", "QUESTION_WORDS", "STEP_M", "SceneFacts", "TextPiece", "ask_report", "ask_request"]
+__all__ = [
+    "COLOURS",
+    "NUMBERS",
+    "NUM_ANSWER_WORDS",
+    "QUESTION_WORDS",
+    "STEP_M",
+    "SceneFacts",
+    "TextPiece",
+    "ask_report",
+    "ask_request",
+]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -42,6 +52,8 @@ _GRADES: Final = 40  # of a joint, closed to open
 _HELD_M: Final = 0.035
 _HELD_WIDTHS_M: Final = (0.015, 0.07)
 _REPORT_ITEMS: Final = 6
+# Words that `ask_request` adds to an instruction.
+NUM_ANSWER_WORDS: Final = 8
 # Words of the questions and answers, for a tokenizer's vocabulary.
 QUESTION_WORDS: Final = (
     *NUMBERS, *COLOURS, "block", "turn", "reach", "gripper", "door", "drawer", "lamp", "led", "on", "off", "holds",

@@ -18,6 +18,7 @@ from rfedge.train.config import ShiftKind
 from rfedge.train.distributed import Processes
 from rfedge.train.prefetch import Prefetch
 from rfedge.train.vision_tokens import observe
+from rfedge.train.wording import Grammar, Wording
 
 __all__ = [
     "BatchLoader",
@@ -30,8 +31,9 @@ __all__ = [
 ]
 
 
-# Separates the stream of shifts from the sampler's, which is drawn from the same seed.
+# Separate the streams of shifts and of instructions from the sampler's, which is drawn from the same seed.
 _SHIFT_STREAM: Final = 1
+_WORDING_STREAM: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,14 @@ class SplitBatch(Generic[B]):
 
 
 class InstructionTable:
-    """Tokens of every segment's instruction, encoded once."""
+    """Tokens of every segment's instruction, encoded once.
 
-    def __init__(self, tokenizer: InstructionTokenizer, index: WindowIndex) -> None:
+    Attributes:
+        wording: says the instructions of training batches anew; None where they stay what they are.
+    """
+
+    def __init__(self, tokenizer: InstructionTokenizer, index: WindowIndex, grammar: Grammar | None = None) -> None:
+        self.wording = None if grammar is None else Wording(grammar, tokenizer)
         rows = {text: tokenizer.encode(text) for text in {segment.instruction for segment in index.segments}}
         self.token_ids = torch.from_numpy(np.stack([rows[segment.instruction][0] for segment in index.segments]))
         self.text_mask = torch.from_numpy(np.stack([rows[segment.instruction][1] for segment in index.segments]))
@@ -104,18 +111,20 @@ def batch_tensors(
     table: InstructionTable,
     chosen: list[int],
     shifts: ImageShifts | None = None,
+    text: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> TensorBatch:
-    """Load the windows `chosen` and shift their images."""
+    """Load the windows `chosen` and shift their images; `text`, token ids and mask, stands in for their instructions."""
     batch = index.load(cache, chosen)
     static, gripper = batch.image_static, batch.image_gripper
     if shifts is not None:
         static, gripper = shifts.apply(static, gripper)
     segments = torch.from_numpy(batch.segments)
+    token_ids, text_mask = (table.token_ids[segments], table.text_mask[segments]) if text is None else text
     return TensorBatch(
         image_static=torch.from_numpy(static),
         image_gripper=torch.from_numpy(gripper),
-        token_ids=table.token_ids[segments],
-        text_mask=table.text_mask[segments],
+        token_ids=token_ids,
+        text_mask=text_mask,
         robot_state=torch.from_numpy(batch.robot_state),
         actions=torch.from_numpy(batch.actions),
         frame_mask=torch.from_numpy(batch.frame_mask),
@@ -186,15 +195,26 @@ class BatchLoader(Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]):
 
     def _draw(self) -> Callable[[], tuple[SplitBatch[TensorBatch], SamplerState]]:
         index, cache, table = self._sources
-        rng = np.random.default_rng([self._sampler.seed, self._step, _SHIFT_STREAM])
+        rng, wording_rng = (
+            np.random.default_rng([self._sampler.seed, self._step, stream]) for stream in (_SHIFT_STREAM, _WORDING_STREAM)
+        )
         chosen = self._sampler.next_batch()
         state = self._sampler.state
         self._step += 1
 
         def load() -> tuple[SplitBatch[TensorBatch], SamplerState]:
             shifts = ImageShifts.draw(len(chosen), index.window, rng, self._shift)
+            segments = [index.segments[index.windows[number].segment] for number in chosen]
+            text = None if table.wording is None else table.wording.encode(segments, wording_rng)
             parts = [
-                batch_tensors(index, cache, table, chosen[part], None if shifts is None else shifts.part(part))
+                batch_tensors(
+                    index,
+                    cache,
+                    table,
+                    chosen[part],
+                    None if shifts is None else shifts.part(part),
+                    None if text is None else (text[0][part], text[1][part]),
+                )
                 for part in self._parts
             ]
             return SplitBatch(parts, int(index.cut(cache, chosen).action_mask.sum())), state

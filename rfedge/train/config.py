@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
 from rfedge.errors import ConfigError, explain
 
-__all__ = ["MixedPrecision", "Recipe", "TrainConfig", "change_policy", "recipe_for", "train_config"]
+__all__ = ["InstructionSource", "MixedPrecision", "Recipe", "TrainConfig", "change_policy", "recipe_for", "train_config"]
 
 LossKind = Literal["huber", "mse"]
 TrainableScheme = Literal["paper", "freeze-emb", "freeze-vision", "full", "head"]
@@ -24,6 +24,7 @@ ShiftKind = Literal["none", "window", "frame"]
 ParallelKind = Literal["ddp", "fsdp"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 OptimizerKind = Literal["adamw", "adamw-8bit"]
+InstructionSource = Literal["data", "grammar"]
 
 _PAPER_BATCH_SIZE: Final = 6
 
@@ -130,6 +131,7 @@ class TrainConfig(_Config):
         head_first_steps: the first steps, in which only the head learns, on features computed once, not augmented.
         head_first_batch_size: windows a step in these.
         augmentation: one random shift per window (keeps its motion), per frame (as the released code does), or none.
+        instructions: each window's own, or sampled anew at every step from a grammar of its task (`rfedge.train.wording`).
         vision_tokens: compute what the frozen vision tower sees in each frame once, and keep it on disk in fp16.
         vl_pretraining: false draws resampler and gated cross-attention of the initial checkpoint anew from `seed`.
         image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
@@ -168,6 +170,7 @@ class TrainConfig(_Config):
     head_first_steps: int = Field(ge=0)
     head_first_batch_size: int = Field(32, ge=1)
     augmentation: ShiftKind
+    instructions: InstructionSource = "data"
     vision_tokens: bool = False
     vl_pretraining: bool = True
     image_text: tuple[Path, ...] = ()

@@ -41,6 +41,7 @@ from rfedge.train.state import (
 )
 from rfedge.train.trainable import draw_vl_layers, freeze, optimizer_groups
 from rfedge.train.validation import measure_windows
+from rfedge.train.wording import Grammar
 
 __all__ = ["train_policy"]
 
@@ -50,6 +51,7 @@ B = TypeVar("B", TensorBatch, FeatureBatch)
 def train_policy(
     config: TrainConfig,
     *,
+    grammar: Grammar | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainResult:
@@ -61,6 +63,7 @@ def train_policy(
 
     Args:
         config: the run.
+        grammar: what its instructions are sampled from, with `instructions` "grammar" alone.
         progress: called as (stage, done, total) while pairs are checked, frame cache and feature table are built.
         on_step: called after every step.
 
@@ -72,12 +75,13 @@ def train_policy(
         BackendUnavailableError: the device is not on this machine, or another process of the run is gone.
     """
     with join(config.device) as processes, processes.loss_is_told():
-        return _train(config, processes, progress, on_step)
+        return _train(config, processes, grammar, progress, on_step)
 
 
 def _train(
     config: TrainConfig,
     processes: Processes,
+    grammar: Grammar | None,
     progress: Callable[[str, int, int], None] | None,
     on_step: Callable[[StepReport], None] | None,
 ) -> TrainResult:
@@ -89,7 +93,7 @@ def _train(
         policy = start.policy
         if not config.vl_pretraining:  # in vain where a run goes on: its state holds what became of them
             draw_vl_layers(policy, config.seed)
-        sources = open_training_data(config, start.tokenizer, progress, processes)
+        sources = open_training_data(config, start.tokenizer, progress, processes, grammar)
         decisive = {
             **config.decisive(),
             "frames": sources.cache.content_sha256,

@@ -27,7 +27,7 @@ from rfedge.data.scene_questions import QUESTION_WORDS, STEP_M, SceneFacts
 from rfedge.data.windows import WindowIndex, WindowSampler, split_segments
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
-from rfedge.tokenizer import InstructionTokenizer
+from rfedge.train.config import InstructionSource
 from rfedge.train.distributed import Processes
 from rfedge.train.metrics import open_metrics
 from rfedge.train.pointing import Pointing, PointingScore
@@ -45,7 +45,8 @@ from rfedge.train.state import (
     read_document,
     save_state,
 )
-from rfedge.train.vocabulary import TABLETOP_WORDS
+from rfedge.train.vocabulary import learn_tokenizer
+from rfedge.train.wording import Grammar, Wording, check_grammar
 
 __all__ = ["PretrainConfig", "PretrainResult", "pretrain_policy"]
 
@@ -65,6 +66,7 @@ class PretrainConfig(BaseModel):
         steps, minutes: when to stop, resumed parts included; the first one reached counts.
         batch_size: frames a step.
         mixed_precision: bf16 where the machine multiplies it faster; weights and moments stay fp32.
+        instructions: the demonstrations' own, or sampled anew at every step from a grammar of their tasks.
         language_weight: factor of the language loss; 0 leaves the texts, and the decoder, out.
         pointing_weight: factor of the pointing loss; 0 leaves it out.
         light: deviation of random gains and offsets of the pictures (`rfedge.train.scene_batches.see`).
@@ -84,6 +86,7 @@ class PretrainConfig(BaseModel):
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(32, ge=1)
+    instructions: InstructionSource = "data"
     learning_rate: float = Field(5e-4, gt=0)
     language_weight: float = Field(1.0, ge=0)
     pointing_weight: float = Field(1.0, ge=0)
@@ -137,6 +140,7 @@ class PretrainResult:
 def pretrain_policy(
     config: PretrainConfig,
     *,
+    grammar: Grammar | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> PretrainResult:
@@ -144,34 +148,31 @@ def pretrain_policy(
 
     Raises:
         DatasetError: the demonstrations are damaged, or do not say what their frames show.
-        ConfigError: a state of a run with other options is in `output`.
+        ConfigError: a state of a run with other options is in `output`, or `grammar` is missing or lacks a task.
         ArtifactError: that state is damaged.
     """
     dataset = CalvinDataset.open(config.data)
+    grammar = check_grammar(config.instructions, grammar, dataset.segments)
     on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
     cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
     parts = split_segments(dataset, config.validation_fraction, config.seed)
     training, held_out = (WindowIndex(dataset.segments, chosen, window=1) for chosen in parts)
     with torch_settings(config, torch.device("cpu")):
         if config.initial_checkpoint is None:
-            policy, history, decoder = build_policy(config.policy, config.seed), None, config.policy.decoder
-            tokenizer = InstructionTokenizer.from_corpus(
-                (*dataset.instructions, *TABLETOP_WORDS, *QUESTION_WORDS * 2),
-                vocab_size=decoder.vocab_size,
-                text_length=decoder.text_length,
-            )
+            policy, history = build_policy(config.policy, config.seed), None
+            tokenizer = learn_tokenizer(dataset.instructions, config.policy.decoder, grammar, QUESTION_WORDS * 2)
         else:
             initial = load_checkpoint(config.initial_checkpoint)
             policy, tokenizer, history = initial.policy, initial.tokenizer, initial.metadata
 
-        def questions(index: WindowIndex) -> SceneQuestions:
-            facts = SceneFacts.of(dataset, cache, index)
-            return SceneQuestions(index, cache, facts, tokenizer, has_texts=config.language_weight > 0)
+        def questions(index: WindowIndex, wording: Wording | None = None) -> SceneQuestions:
+            facts, has_texts = SceneFacts.of(dataset, cache, index), config.language_weight > 0
+            return SceneQuestions(index, cache, facts, tokenizer, wording=wording, has_texts=has_texts)
 
         run = _Run(
             config,
             policy,
-            questions(training),
+            questions(training, None if grammar is None else Wording(grammar, tokenizer)),
             questions(held_out) if parts[1] else None,
             number_ids(tokenizer),
             {**config.decisive(), "frames": cache.content_sha256},

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from rfedge.data.calvin import Segment
 from rfedge.data.frame_cache import FrameCache
-from rfedge.data.scene_questions import NUMBERS, SceneFacts, TextPiece, ask_report, ask_request
+from rfedge.data.scene_questions import NUM_ANSWER_WORDS, NUMBERS, SceneFacts, TextPiece, ask_report, ask_request
 from rfedge.data.windows import SamplerState, WindowIndex, WindowSampler
 from rfedge.errors import ConfigError, explain
 from rfedge.model import RoboFlamingo
 from rfedge.tokenizer import IMAGE, InstructionTokenizer
 from rfedge.train.image_text import NO_LABEL
 from rfedge.train.prefetch import Prefetch
+from rfedge.train.wording import Wording
 
 __all__ = ["SceneBatch", "SceneLoader", "SceneQuestions", "SceneScore", "Sight", "number_ids", "scene_score", "see"]
 
@@ -24,6 +27,7 @@ __all__ = ["SceneBatch", "SceneLoader", "SceneQuestions", "SceneScore", "Sight",
 
 # Separates the draws of what is asked from the order of frames, which comes from the same seed.
 _QUESTION_STREAM = 5
+_KEPT_TEXTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class SceneQuestions:
     Args:
         index, cache, facts: the frames.
         tokenizer: for the texts.
+        wording: says the instructions anew at every step; None for the demonstrations' own.
         has_texts: False leaves them out of the batches, whose `token_ids` and `labels` then have no tokens.
 
     Raises:
@@ -99,14 +104,16 @@ class SceneQuestions:
         facts: SceneFacts,
         tokenizer: InstructionTokenizer,
         *,
+        wording: Wording | None = None,
         has_texts: bool = True,
     ) -> None:
         self._index = index
         self._cache = cache
         self._facts = facts
         self._tokenizer = tokenizer
+        self._wording = wording
         self._has_texts = has_texts
-        self._ids: dict[str, list[int]] = {}
+        self._ids = lru_cache(_KEPT_TEXTS)(lambda words: [token_id for token_id, _ in tokenizer.spans(words)])
         self._start = [token_id for token_id, _ in tokenizer.spans(tokenizer.tokens.begin_of_text + IMAGE)]
         number_ids(tokenizer)
 
@@ -123,7 +130,7 @@ class SceneQuestions:
             if self._has_texts:
                 rows += [
                     self._encode(ask_report(self._facts, number, rng)),
-                    self._encode(ask_request(self._facts, number, segment.instruction)),
+                    self._encode(ask_request(self._facts, number, self._instruction(segment, rng))),
                 ]
         length = max((len(row) for row in rows), default=0)
         padded = np.array([row + [(self._tokenizer.pad_id, NO_LABEL)] * (length - len(row)) for row in rows], dtype=np.int64)
@@ -136,13 +143,16 @@ class SceneQuestions:
             *(torch.from_numpy(array) for array in self._facts.scene_labels(chosen)),
         )
 
+    def _instruction(self, segment: Segment, rng: np.random.Generator) -> str:
+        if self._wording is None:
+            return segment.instruction
+        room = self._tokenizer.text_length - len(self._start) - NUM_ANSWER_WORDS
+        return self._wording.sample(segment, rng, most_tokens=room)
+
     def _encode(self, pieces: Sequence[TextPiece]) -> list[tuple[int, int]]:
         row = [(token_id, NO_LABEL) for token_id in self._start]
         for piece in pieces:
-            ids = self._ids.get(piece.words)
-            if ids is None:
-                ids = self._ids[piece.words] = [token_id for token_id, _ in self._tokenizer.spans(piece.words)]
-            row += [(token_id, token_id if piece.is_said else NO_LABEL) for token_id in ids]
+            row += [(token_id, token_id if piece.is_said else NO_LABEL) for token_id in self._ids(piece.words)]
         return row[: self._tokenizer.text_length]
 
 

@@ -20,7 +20,8 @@ from rfedge.train.batches import InstructionTable, batch_tensors, window_feature
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
-from rfedge.train.vocabulary import TABLETOP_WORDS
+from rfedge.train.vocabulary import learn_tokenizer
+from rfedge.train.wording import Grammar, check_grammar
 
 __all__ = ["Start", "TrainingData", "open_training_data", "see_once", "standardise_features", "start_policy"]
 
@@ -122,14 +123,17 @@ def open_training_data(
     tokenizer: InstructionTokenizer | None,
     progress: Callable[[str, int, int], None] | None,
     processes: Processes | None = None,
+    grammar: Grammar | None = None,
 ) -> TrainingData:
     """Open the dataset and its frame cache; without a tokenizer, learn one from its instructions and general words.
 
     Raises:
         DatasetError: the demonstrations are missing or damaged.
         ContractError: an instruction has more tokens than the policy reads.
+        ConfigError: instructions are to be sampled, and `grammar` is missing or does not know a task.
     """
     dataset = CalvinDataset.open(config.data)
+    grammar = check_grammar(config.instructions, grammar, dataset.segments)
     on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
     with (processes or Processes()).alone():  # the first process builds the cache, the others find it
         cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
@@ -144,12 +148,10 @@ def open_training_data(
         for chosen in split_segments(dataset, config.validation_fraction, config.seed, share=config.data_share)
     )
     if tokenizer is None:
-        decoder = config.policy.decoder
-        tokenizer = InstructionTokenizer.from_corpus(
-            (*dataset.instructions, *TABLETOP_WORDS), vocab_size=decoder.vocab_size, text_length=decoder.text_length
-        )
+        tokenizer = learn_tokenizer(dataset.instructions, config.policy.decoder, grammar)
     scenes = tuple(sorted({frames.scene for frames in dataset.scenes}))
-    return TrainingData(dataset.folder, scenes, cache, training, held_out, tokenizer, InstructionTable(tokenizer, training))
+    table = InstructionTable(tokenizer, training, grammar)
+    return TrainingData(dataset.folder, scenes, cache, training, held_out, tokenizer, table)
 
 
 def see_once(

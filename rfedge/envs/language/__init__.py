@@ -1,8 +1,8 @@
 """How the 34 tasks are said: sentences to train with, and held-out ones to evaluate with.
 
-`PARAPHRASES` are for training. A policy is evaluated with CALVIN's own instruction of each task
-(`rfedge.envs.tasks.INSTRUCTIONS`) or, to see how much hangs on its wording, with `ENRICHED_INSTRUCTIONS`. No sentence
-stands in two of the three, and none means two tasks.
+`PARAPHRASES` are for training, and so are the thousands of sentences of `sample_grammar`. A policy is evaluated with
+CALVIN's own instruction of each task (`rfedge.envs.tasks.INSTRUCTIONS`) or, to see how much hangs on its wording, with
+`ENRICHED_INSTRUCTIONS`. No sentence of training is one of evaluation, and none means two tasks.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.language.enriched import ENRICHED_INSTRUCTIONS
+from rfedge.envs.language.grammar import GRAMMAR_WORDS, sample_grammar
 from rfedge.envs.language.paraphrases import PARAPHRASES
 from rfedge.envs.tasks import INSTRUCTIONS, check_task
 from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = [
     "ENRICHED_INSTRUCTIONS",
+    "GRAMMAR_WORDS",
     "LANGUAGES",
     "PARAPHRASES",
     "choose_instruction",
     "sample_enriched_instruction",
+    "sample_grammar",
     "sample_instruction",
 ]
 
