@@ -19,8 +19,7 @@ __all__ = ["SUBSTEPS", "build_mjcf"]
 
 SUBSTEPS: Final = 16  # physics steps per control step, so 480 Hz
 _PHYSICS_HZ: Final = CONTROL_HZ * SUBSTEPS
-_SUN: Final = (0.03, 0.2, -0.98)  # where its light goes
-_SHADOW_SIZE: Final = 512
+_SHADOW_SIZE: Final = 256
 
 
 def build_mjcf(layout: TableLayout) -> str:
@@ -40,7 +39,7 @@ def build_mjcf(layout: TableLayout) -> str:
         {"offsamples": "0", "shadowsize": repr(_SHADOW_SIZE), "numslices": "16", "numstacks": "4", "numquads": "1"},
     )
     ET.SubElement(visual, "map", {"znear": "0.01", "zfar": "10", "shadowclip": "0.8"})
-    ET.SubElement(visual, "headlight", {"ambient": "0.7 0.7 0.7", "diffuse": "0 0 0", "specular": "0 0 0"})
+    ET.SubElement(visual, "headlight", {"ambient": "0.68 0.68 0.68", "diffuse": "0 0 0", "specular": "0 0 0"})
     # The friction of wood and blocks is the product of CALVIN's 0.5 and 0.7, as its engine combines them.
     default = ET.SubElement(root, "default")
     ET.SubElement(default, "geom", {"friction": "0.35 0.001 0.0001"})
@@ -51,9 +50,10 @@ def build_mjcf(layout: TableLayout) -> str:
     add_table_assets(asset, layout)
     add_arm_meshes(asset)
     world = ET.SubElement(root, "worldbody")
-    for casts, diffuse in (("false", "0.155 0.155 0.155"), ("true", "0.147 0.147 0.147")):
-        sun = {"directional": "true", "dir": numbers(_SUN), "diffuse": diffuse, "ambient": "0 0 0", "specular": "0 0 0"}
-        ET.SubElement(world, "light", {"castshadow": casts, "pos": "0 -0.1 1.5", **sun})
+    for toward, diffuse, casts in (("-0.03 -0.4 0.9", 0.185, "false"), ("-0.03 -0.2 0.98", 0.155, "true")):
+        direction = " ".join(repr(-float(value)) for value in toward.split())
+        sun = {"directional": "true", "dir": direction, "diffuse": numbers([diffuse] * 3), "ambient": "0 0 0"}
+        ET.SubElement(world, "light", {"castshadow": casts, "pos": "0 -0.1 1.5", "specular": "0 0 0", **sun})
     _add_static_camera(world)
     floor = ET.SubElement(world, "body", {"name": "plane/base_link"})
     ET.SubElement(floor, "geom", {"type": "plane", "size": "6 6 0.1", **TABLE_CLASS})

@@ -40,7 +40,7 @@ def add_floor(asset: ET.Element, world: ET.Element) -> None:
     checker = {"type": "2d", "builtin": "checker", "width": "64", "height": "64"}
     ET.SubElement(asset, "texture", {"name": "floor", **checker, "rgb1": _FLOOR_RGB[0], "rgb2": _FLOOR_RGB[1]})
     ET.SubElement(asset, "material", {"name": "floor", "texture": "floor", "specular": "0"})
-    floor = Surface(tile_m=2.0)
+    floor = Surface(tile_m=1.0)  # a checker of two by two
     floor.box((-_FLOOR_M, -_FLOOR_M, -1.0), (_FLOOR_M, _FLOOR_M, 0.0), without="-x+x-y+y-z")
     floor.add_to(asset, "floor_drawn")
     ET.SubElement(
