@@ -6,13 +6,13 @@ is used again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
 
+from rfedge.cache import cache_folder
 from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = ["PROVIDERS", "DeviceInputs", "device_of", "engine_cache_folder", "parse_provider", "provider_options"]
@@ -77,9 +77,8 @@ def engine_cache_folder(graph_sha256: str, weights_sha256: Mapping[str, str]) ->
 
     It names its engines after the graph alone (onnxruntime issue 14269), so each set of weights has a folder.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parts = [graph_sha256, *(weights_sha256[name] for name in sorted(weights_sha256))]
-    return root / "rfedge" / "onnxruntime-tensorrt" / "-".join(part[:16] for part in parts)
+    return cache_folder("onnxruntime-tensorrt") / "-".join(part[:16] for part in parts)
 
 
 class DeviceInputs:

@@ -14,6 +14,7 @@ from rfedge.benchmarks.relabelling import PolicyChoice, PolicyDriver
 from rfedge.envs.demonstrations import Episode, RecordingOptions, record_episode
 from rfedge.envs.interface import Environment, make_environment
 from rfedge.envs.language import PARAPHRASES
+from rfedge.envs.looks import Looks
 from rfedge.errors import ConfigError, ContractError, explain
 
 if TYPE_CHECKING:
@@ -39,19 +40,21 @@ class Recorder:
         scene: "A" to "D".
         options: noise, chains and lengths.
         policy: what drives in the expert's place, or None.
+        looks: see `make_environment`.
     """
 
     environment: str
     scene: str
     options: RecordingOptions
     policy: PolicyChoice | None = None
+    looks: Looks | None = None
 
     def __call__(self, task: str, seed: int) -> Episode:
         return record_episode(
             task,
             scene=self.scene,
             seed=seed,
-            environment=_open_environment(self.environment, self.scene),
+            environment=_open_environment(self.environment, self.scene, self.looks),
             options=self.options,
             driver=None if self.policy is None else _open_driver(self.policy),
         )
@@ -67,11 +70,12 @@ class Recorder:
             ArtifactError, BackendUnavailableError, ConfigError: one of them cannot be opened, or the policy cannot take
                 an instruction.
         """
-        environment = _open_environment(self.environment, self.scene)
+        environment = _open_environment(self.environment, self.scene, self.looks)
         noise = self.options.noise
         settings: dict[str, Any] = {
             "environment": self.environment,
             "renderer": environment.renderer,
+            "looks": environment.looks,
             "chain_length": self.options.chain_length,
             "max_steps": self.options.max_steps,
             "action_noise": 0.0 if noise is None else noise.scale,
@@ -124,8 +128,8 @@ def _installed(libraries: Iterable[str]) -> dict[str, str]:
 
 
 @functools.cache  # one per process; a rollout does not depend on those before it
-def _open_environment(name: str, scene: str) -> Environment:
-    environment = make_environment(name, scene=scene)
+def _open_environment(name: str, scene: str, looks: Looks | None) -> Environment:
+    environment = make_environment(name, looks=looks, scene=scene)
     # Not atexit, which worker processes skip.
     Finalize(None, environment.close, exitpriority=0)
     return environment

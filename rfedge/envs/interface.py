@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.envs.looks import Looks
 from rfedge.errors import ConfigError, ContractError, did_you_mean, explain
 from rfedge.messages import ACTION_SIZE, Observation, check_action
 
@@ -106,6 +107,10 @@ class Environment(Protocol):
         """What draws the images, for instance "egl"; "none" for a world without cameras."""
 
     @property
+    def looks(self) -> str:
+        """What the images show, see `rfedge.envs.looks`; images of different looks are not to be compared or mixed up."""
+
+    @property
     def scene(self) -> str:
         """Name of the table layout, "A" to "D"."""
 
@@ -186,20 +191,29 @@ _ENVIRONMENTS: Final = {
 }
 
 
-def make_environment(name: str, **options: Any) -> Environment:
+def make_environment(name: str, *, looks: Looks | None = None, **options: Any) -> Environment:
     """Make the environment called `name`; `options` go to its class.
 
     >>> make_environment("playtabel")
     Traceback (most recent call last):
     rfedge.errors.ConfigError: environment: got 'playtabel', expected one of playtable, calvin (did you mean ...
 
+    Args:
+        name: "playtable" or "calvin".
+        looks: of a PlayTable; None takes its own.
+
     Raises:
-        ConfigError: no environment has that name.
+        ConfigError: no environment has that name, or looks are chosen for one that has no choice.
         BackendUnavailableError: its simulator or renderer is not on this machine.
     """
     if name not in _ENVIRONMENTS:
         raise ConfigError(
             explain("environment", got=repr(name), expected=did_you_mean(name, _ENVIRONMENTS), remedy="Choose a known name.")
         )
+    if looks is not None:
+        if name != "playtable":
+            remedy = "Leave out --looks: it has its own."
+            raise ConfigError(explain("looks", got=f"{looks!r} for {name}", expected="PlayTable", remedy=remedy))
+        options["looks"] = looks
     module_name, class_name = _ENVIRONMENTS[name]
     return cast(Environment, getattr(importlib.import_module(module_name), class_name)(**options))

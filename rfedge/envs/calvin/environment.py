@@ -14,6 +14,7 @@ import numpy as np
 
 from rfedge.envs.calvin import server
 from rfedge.envs.calvin.connection import SimulatorProcess
+from rfedge.envs.calvin.installation import PYTHON_VARIABLE
 from rfedge.envs.interface import (
     CONTROL_HZ,
     ROBOT_STATE_SIZE,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PYTHON_VARIABLE", "CalvinEnvironment", "parse_info"]
 
-PYTHON_VARIABLE: Final = "RFEDGE_CALVIN_PYTHON"
 _SCENES: Final = ("A", "B", "C", "D")
 _RENDERERS: Final = ("egl", "tiny")
 _MAX_SEED: Final = 2**32 - 1
@@ -108,6 +108,11 @@ class CalvinEnvironment:
     def renderer(self) -> str:
         """What draws the images and on which device, for instance "egl (llvmpipe)", or "tiny"; "none" without cameras."""
         return self._renderer
+
+    @property
+    def looks(self) -> str:
+        """Always "calvin"."""
+        return "calvin"
 
     @property
     def scene(self) -> str:

@@ -11,17 +11,19 @@ from rfedge.envs.interface import (
     BLOCKS,
     CONTROL_HZ,
     SCENE_STATE_SIZE,
+    TABLE,
     BlockState,
     Contact,
     Float64Array,
     SceneInfo,
     check_state,
 )
+from rfedge.envs.looks import Looks, check_looks
 from rfedge.envs.playtable.layout import BUTTON_TRIGGER_M, SWITCH_TRIGGER_M, find_layout
-from rfedge.envs.playtable.looks import paint_scene
+from rfedge.envs.playtable.model import load_model
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
-from rfedge.envs.playtable.scene import SUBSTEPS, build_mjcf
+from rfedge.envs.playtable.scene import SUBSTEPS
 from rfedge.envs.playtable.simulator import Cameras, load_mujoco
 from rfedge.envs.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
 from rfedge.errors import ConfigError, explain
@@ -46,7 +48,9 @@ class PlayTable:
     forgets everything that came before it.
     """
 
-    def __init__(self, scene: str = "D", *, seed: int = 0, render: bool = True, task: str = "") -> None:
+    def __init__(
+        self, scene: str = "D", *, seed: int = 0, render: bool = True, task: str = "", looks: Looks = "playtable"
+    ) -> None:
         """Build the scene.
 
         Args:
@@ -54,25 +58,31 @@ class PlayTable:
             seed: decides the block poses of every `reset()` without arguments.
             render: False leaves out the cameras; `observe`, `reset` and `step` then raise, `restore` and `advance` work.
             task: instruction that observations carry.
+            looks: what the cameras see; "calvin" takes the meshes and textures of an installed calvin_env, see
+                `rfedge.envs.calvin.installation.find_data`.
 
         Raises:
-            ConfigError: the scene is unknown.
-            BackendUnavailableError: MuJoCo or its renderer is missing.
+            ArtifactError: a file of calvin_env cannot be read.
+            ConfigError: the scene or the looks are unknown.
+            BackendUnavailableError: MuJoCo, its renderer or the calvin_env that the looks need is missing.
         """
         self._layout = find_layout(scene)
+        self._looks = check_looks(looks)
         self.task = task
         self._rng = np.random.default_rng(seed)
         self._mujoco = load_mujoco()
-        self._model: Any = self._mujoco.MjModel.from_xml_string(build_mjcf(self._layout))
-        paint_scene(self._model, self._layout)
+        self._model: Any = load_model(self._mujoco, self._layout, self._looks if render else "playtable")
         self._data: Any = self._mujoco.MjData(self._model)
         self._robot = RobotControl(self._model)
         self._cameras = Cameras(self._model) if render else None
         self._joint_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in _JOINTS}
         self._block_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in BLOCKS}
         self._block_dofs = {name: int(self._model.joint(name).dofadr[0]) for name in BLOCKS}
-        self._light_geoms = {name: int(self._model.geom(name).id) for name in ("lightbulb", "led")}
         self._owners = [self._owner(geom) for geom in range(self._model.ngeom)]
+        self._light_geoms = {
+            light: [geom for geom, owner in enumerate(self._owners) if owner == (TABLE, link)]
+            for light, link in (("lightbulb", "light_link"), ("led", "led_link"))
+        }
         self._step_s = float(self._model.opt.timestep)
         self._lights = {"lightbulb": False, "led": False}
         self._button_pressed = False
@@ -92,6 +102,11 @@ class PlayTable:
     def renderer(self) -> str:
         """The OpenGL back end, or "none"."""
         return self._cameras.backend if self._cameras else "none"
+
+    @property
+    def looks(self) -> Looks:
+        """What the cameras see."""
+        return self._looks
 
     @property
     def scene(self) -> str:

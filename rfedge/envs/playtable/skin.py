@@ -1,0 +1,200 @@
+"""Dresses PlayTable in the meshes and textures of an installed calvin_env; bodies, joints and collisions stay as they are.
+
+CALVIN's files are read where the user has them. Its picture is PyBullet's: texture x (a + (1 - a) I) with the intensity
+I = (0.5 + 0.5 n.L) (0.7 + 0.3 visible), L the direction towards the light. MuJoCo adds up max(0, n.L) per light, so
+two opposite lights, the lower one of negative strength, make the term that is linear in n.L, and a third casts the shadow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rfedge.envs.calvin.installation import Visual, read_visuals
+from rfedge.envs.calvin.meshes import TriangleMesh, read_mesh, simplify
+from rfedge.envs.interface import BLOCKS
+from rfedge.envs.playtable.layout import BASE_POSITION_M
+from rfedge.envs.rotations import matrix_to_quaternion, quaternion_to_matrix
+
+__all__ = ["skin_model"]
+
+_COLLISION_GROUP: Final = 3  # MuJoCo draws groups 0 to 2
+_TABLE_SCALE: Final = 0.8  # CALVIN's global_scaling of the table
+_BLOCK_RGBA: Final = {"block_red": (1, 0, 0, 1), "block_blue": (0, 0, 1, 1), "block_pink": (1, 0, 1, 1)}
+_BOX_SEGMENTS: Final = 6  # along an edge: MuJoCo lights vertices, PyBullet pixels
+_PEDESTAL_RADIUS_M: Final = 0.13
+# Franka's meshes have more triangles than the pictures have pixels, and drawing is bound by their number. A pixel is 4 mm
+# wide on the arm in the static camera, and 2 mm on the finger tips in the gripper camera.
+_MANY_TRIANGLES: Final = 600
+_ARM_CELL_M: Final = 0.006
+_FINGER_CELL_M: Final = 0.002
+
+# --- light ------------------------------------------------------------------------------------------------------------
+_TO_LIGHT: Final = np.array([-0.03, -0.20, 0.98])
+_AMBIENT: Final = 0.51
+_SHADOW: Final = 0.3  # part of the intensity that a shadow takes
+_SHADOW_MAP_PIXELS: Final = 512
+
+
+def skin_model(mujoco: Any, mjcf: str, scene: str, data: Path) -> Any:
+    """Return PlayTable's compiled model (`mjcf`), dressed from calvin_env's folder `data`.
+
+    Raises:
+        ArtifactError: a file of calvin_env is missing or unreadable.
+    """
+    skin = _Skin(mujoco, mjcf)
+    table = data / f"calvin_table_{scene}"
+    skin.add("table", read_visuals(table / "urdf" / f"calvin_table_{scene}.urdf", _TABLE_SCALE), (0.0, 0.0, 0.0))
+    skin.add("robot", read_visuals(data / "franka_panda" / "panda_longer_finger.urdf"), BASE_POSITION_M)
+    skin.add("plane", read_visuals(data / "plane" / "plane.urdf"), (0.0, 0.0, 0.0))
+    return skin.compile()
+
+
+class _Skin:
+    """A model that is being dressed."""
+
+    def __init__(self, mujoco: Any, mjcf: str) -> None:
+        self._mujoco = mujoco
+        self._spec = mujoco.MjSpec.from_string(mjcf)
+        plain = mujoco.MjModel.from_xml_string(mjcf)
+        self._rest = mujoco.MjData(plain)
+        mujoco.mj_kinematics(plain, self._rest)
+        self._bodies = {body.name: body for body in self._spec.bodies}
+        self._textures: dict[Path, str] = {}
+        self._meshes: dict[tuple[Path, tuple[float, ...]], list[tuple[str, str]]] = {}
+        for geom in list(self._spec.geoms):
+            if geom.contype or geom.conaffinity:
+                geom.group = _COLLISION_GROUP
+            else:
+                self._spec.delete(geom)
+        for block in BLOCKS:
+            body = self._bodies[f"{block}/base_link"]
+            (shape,) = body.geoms
+            mesh = self._add_mesh(block, _rounded_box(), shape.size)
+            self._add_geom(body, type=mujoco.mjtGeom.mjGEOM_MESH, meshname=mesh, rgba=_BLOCK_RGBA[block])
+        x_m, y_m, height_m = BASE_POSITION_M
+        size = (_PEDESTAL_RADIUS_M, 0.5 * height_m, 0)
+        cylinder = mujoco.mjtGeom.mjGEOM_CYLINDER
+        self._add_geom(self._spec.worldbody, type=cylinder, size=size, pos=(x_m, y_m, 0.5 * height_m), rgba=np.ones(4))
+        self._light()
+
+    def _light(self) -> None:
+        spec, to_light = self._spec, _TO_LIGHT / np.linalg.norm(_TO_LIGHT)
+        for light in list(spec.lights):
+            spec.delete(light)
+        head = spec.visual.headlight
+        head.ambient, head.diffuse, head.specular = np.zeros(3), np.zeros(3), np.zeros(3)
+        visible = 0.5 * (1.0 - _AMBIENT)
+        lit, unlit = _SHADOW * visible * 2.0, (1.0 - _SHADOW) * visible
+        head.ambient = np.full(3, _AMBIENT + unlit)
+        for direction, strength, casts in ((-to_light, unlit, False), (to_light, -unlit, False), (-to_light, lit, True)):
+            spec.worldbody.add_light(
+                type=self._mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+                dir=direction,
+                pos=-2.0 * direction,
+                diffuse=np.full(3, strength),
+                specular=np.zeros(3),
+                ambient=np.zeros(3),
+                castshadow=casts,
+            )
+        spec.visual.quality.shadowsize = _SHADOW_MAP_PIXELS
+
+    def _add_geom(self, body: Any, **shape: Any) -> None:
+        body.add_geom(contype=0, conaffinity=0, mass=0, group=0, **shape)
+
+    def add(self, owner: str, visuals: list[Visual], root_m: tuple[float, float, float]) -> None:
+        """Hang every visual of one URDF on the body that carries its link; the URDF's root stands at `root_m`."""
+        for visual in visuals:
+            name = next(name for link in visual.links if (name := _body_name(owner, link)) in self._bodies)
+            body = self._rest.body(name)
+            frame = quaternion_to_matrix(np.roll(body.xquat, -1))
+            place = {
+                "pos": frame.T @ (visual.position_m + root_m - body.xpos),
+                "quat": np.roll(matrix_to_quaternion(frame.T @ visual.rotation), 1),
+            }
+            if visual.mesh is None:
+                box = self._mujoco.mjtGeom.mjGEOM_BOX
+                self._add_geom(self._bodies[name], type=box, size=visual.scale, rgba=visual.rgba, **place)
+                continue
+            for mesh, material in self._load(visual.mesh, visual.scale):
+                shape = {"type": self._mujoco.mjtGeom.mjGEOM_MESH, "meshname": mesh, "material": material}
+                self._add_geom(self._bodies[name], rgba=visual.rgba, **shape, **place)
+
+    def _load(self, path: Path, scale: Any) -> list[tuple[str, str]]:
+        """Return (mesh, material) of every part of a file; "" for one without a texture."""
+        key = path.resolve(), tuple(scale)
+        if key not in self._meshes:
+            number = len(self._meshes)
+            self._meshes[key] = [
+                (self._add_mesh(f"skin{number}.{index}", part, scale), self._material(part.texture))
+                for index, part in enumerate(_read_simplified(path))
+            ]
+        return self._meshes[key]
+
+    def _add_mesh(self, name: str, part: TriangleMesh, scale: Any) -> str:
+        mesh = self._spec.add_mesh(
+            name=name,
+            inertia=self._mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL,
+            uservert=(part.positions * scale).ravel(),
+            usernormal=part.normals.ravel(),
+            userface=part.faces.ravel(),  # of normals and texture coordinates too: MuJoCo 4.0 reads no other indices
+        )
+        if part.texture is not None:
+            # MuJoCo counts v from the image's upper edge.
+            mesh.usertexcoord = (part.texture_coordinates * (1.0, -1.0) + (0.0, 1.0)).ravel()
+        return name
+
+    def _material(self, texture: Path | None) -> str:
+        if texture is None:
+            return ""
+        path = texture.resolve()
+        if path not in self._textures:
+            name = f"skin{len(self._textures)}"
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            height, width, channels = pixels.shape
+            kind = self._mujoco.mjtTexture.mjTEXTURE_2D
+            image_2d = self._spec.add_texture(name=name, type=kind, width=width, height=height, nchannel=channels)
+            image_2d.data = pixels.tobytes()
+            material = self._spec.add_material(name=name)
+            material.textures[self._mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
+            material.specular = 0.0
+            self._textures[path] = name
+        return self._textures[path]
+
+    def compile(self) -> Any:
+        """Return the model."""
+        return self._spec.compile()
+
+
+def _rounded_box() -> TriangleMesh:
+    """Return the cube of half side 1 whose normals run smoothly from corner to corner, as those of PyBullet's boxes do."""
+    line = np.linspace(-1.0, 1.0, _BOX_SEGMENTS + 1)
+    u, v = (grid.ravel() for grid in np.meshgrid(line, line, indexing="ij"))
+    first = np.arange(len(u)).reshape(len(line), len(line))[:-1, :-1].ravel()
+    right, up = first + len(line), first + 1
+    square = np.concatenate([np.stack([first, right, right + 1], 1), np.stack([first, right + 1, up], 1)])
+    sides: list[npt.NDArray[np.float64]] = []
+    faces: list[npt.NDArray[np.int64]] = []
+    for axis in range(3):
+        for sign in (-1.0, 1.0):
+            # (u, v, w) turns to (w, u, v) and on, so that the side's outer face keeps its sense.
+            sides.append(np.roll(np.stack([u, v, np.full_like(u, sign)], 1), axis, axis=1))
+            faces.append((square if sign > 0 else square[:, ::-1]) + len(u) * len(faces))
+    positions = np.concatenate(sides)
+    normals = positions / np.linalg.norm(positions, axis=1, keepdims=True)
+    return TriangleMesh(positions, normals, np.zeros((len(positions), 2)), np.concatenate(faces).astype(np.int32), None)
+
+
+def _read_simplified(path: Path) -> list[TriangleMesh]:
+    cell_m = _FINGER_CELL_M if path.suffix == ".STL" else _ARM_CELL_M
+    parts = (simplify(part, cell_m) if len(part.faces) > _MANY_TRIANGLES else part for part in read_mesh(path))
+    return [part for part in parts if len(part.faces)]
+
+
+def _body_name(owner: str, link: str) -> str:
+    return f"{owner}/{'base_link' if link == 'planeLink' else link}"
