@@ -35,6 +35,13 @@ def pretrain(
             help="data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task)."
         ),
     ] = "data",
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Learn a tokenizer of at most so many entries anew, and the word embedding with it: for a checkpoint whose "
+            "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
+        ),
+    ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the segments held out.")] = 0.05,
     validate_every: Annotated[int, typer.Option(min=0, help="Steps between two measurements; 0 for the end only.")] = 500,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between two training states; 0 for the end only.")] = 250,
@@ -57,6 +64,7 @@ def pretrain(
     from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
     from rfedge.errors import ConfigError, explain
     from rfedge.model import load_checkpoint
+    from rfedge.train.config import with_vocabulary
     from rfedge.train.pretrain import PretrainConfig, pretrain_policy
     from rfedge.train.wording import Grammar
 
@@ -65,7 +73,7 @@ def pretrain(
         raise ConfigError(explain("pretraining", got="no end", expected="--steps or --minutes", remedy=remedy))
     initial = Path(config) if config not in preset_names() and Path(config).is_dir() else None
     plan = PretrainConfig(
-        policy=preset(config) if initial is None else load_checkpoint(initial).config,
+        policy=with_vocabulary(preset(config) if initial is None else load_checkpoint(initial).config, vocab_size),
         initial_checkpoint=initial,
         data=data,
         output=output,
@@ -78,6 +86,7 @@ def pretrain(
         light=light,
         mixed_precision=mixed_precision,
         instructions=instructions,
+        vocab_size=vocab_size,
         validation_fraction=validation_fraction,
         validate_every=validate_every,
         save_every=save_every,

@@ -68,6 +68,13 @@ def train(
             help="data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task)."
         ),
     ] = "data",
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Learn a tokenizer of at most so many entries anew, and the word embedding with it: for a checkpoint whose "
+            "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
+        ),
+    ] = None,
     vision_tokens: Annotated[
         bool,
         typer.Option(
@@ -150,6 +157,7 @@ def train(
         head_rate=head_rate,
         trainable=trainable,
         instructions=instructions,
+        vocab_size=vocab_size,
         vision_tokens=vision_tokens,
         vl_pretraining=vl_pretraining,
         image_text=tuple(image_text or ()),

@@ -15,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
 from rfedge.errors import ConfigError, explain
 
-__all__ = ["InstructionSource", "MixedPrecision", "Recipe", "TrainConfig", "change_policy", "recipe_for", "train_config"]
+__all__ = [
+    "InstructionSource",
+    "MixedPrecision",
+    "Recipe",
+    "TrainConfig",
+    "change_policy",
+    "recipe_for",
+    "train_config",
+    "with_vocabulary",
+]
 
 LossKind = Literal["huber", "mse"]
 TrainableScheme = Literal["paper", "freeze-emb", "freeze-vision", "full", "head"]
@@ -132,6 +141,8 @@ class TrainConfig(_Config):
         head_first_batch_size: windows a step in these.
         augmentation: one random shift per window (keeps its motion), per frame (as the released code does), or none.
         instructions: each window's own, or sampled anew at every step from a grammar of its task (`rfedge.train.wording`).
+        vocab_size: learn a tokenizer of at most so many entries, and the word embedding with it, although the initial
+            checkpoint has its own; the policy's decoder must say the same. None keeps what there is.
         vision_tokens: compute what the frozen vision tower sees in each frame once, and keep it on disk in fp16.
         vl_pretraining: false draws resampler and gated cross-attention of the initial checkpoint anew from `seed`.
         image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
@@ -171,6 +182,7 @@ class TrainConfig(_Config):
     head_first_batch_size: int = Field(32, ge=1)
     augmentation: ShiftKind
     instructions: InstructionSource = "data"
+    vocab_size: int | None = Field(None, ge=512)
     vision_tokens: bool = False
     vl_pretraining: bool = True
     image_text: tuple[Path, ...] = ()
@@ -221,6 +233,13 @@ def change_policy(policy: PolicyConfig, **changes: object) -> PolicyConfig:
         raise _config_error("policy options", error) from None
 
 
+def with_vocabulary(policy: PolicyConfig, vocab_size: int | None) -> PolicyConfig:
+    """Return `policy` with a word embedding of so many rows, or `policy` itself without a number."""
+    if vocab_size is None:
+        return policy
+    return policy.model_copy(update={"decoder": policy.decoder.model_copy(update={"vocab_size": vocab_size})})
+
+
 def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[str, Any], **options: Any) -> TrainConfig:
     """Fill a TrainConfig from a preset's recipe; options that are None take the recipe's or the class's default.
 
@@ -244,7 +263,7 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
 
         loaded = load_checkpoint(initial)
         base, history = loaded.config, loaded.metadata
-    policy = change_policy(base, **policy_changes)
+    policy = with_vocabulary(change_policy(base, **policy_changes), options.get("vocab_size"))
     recipe = recipe_for(policy.name, history)
     given = {key: value for key, value in options.items() if value is not None}
     batch_size = given.get("batch_size", TrainConfig.model_fields["batch_size"].default)

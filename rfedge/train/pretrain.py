@@ -35,6 +35,7 @@ from rfedge.train.result import StepReport
 from rfedge.train.scene_batches import SceneBatch, SceneLoader, SceneQuestions, SceneScore, number_ids, scene_score, see
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.settings import torch_settings
+from rfedge.train.sources import WORD_WEIGHTS
 from rfedge.train.state import (
     CHECKPOINT_FOLDER,
     STATE_FOLDER,
@@ -70,6 +71,8 @@ class PretrainConfig(BaseModel):
         language_weight: factor of the language loss; 0 leaves the texts, and the decoder, out.
         pointing_weight: factor of the pointing loss; 0 leaves it out.
         light: deviation of random gains and offsets of the pictures (`rfedge.train.scene_batches.see`).
+        vocab_size: learn the tokenizer, and the word embedding, anew although the initial checkpoint has its own, as in
+            `TrainConfig`.
         learning_rate: the peak; a warm-up, then half a cosine down.
         validation_fraction: share of the segments held out.
         validation_frames: of them measured, evenly spread.
@@ -87,6 +90,7 @@ class PretrainConfig(BaseModel):
     minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(32, ge=1)
     instructions: InstructionSource = "data"
+    vocab_size: int | None = Field(None, ge=512)
     learning_rate: float = Field(5e-4, gt=0)
     language_weight: float = Field(1.0, ge=0)
     pointing_weight: float = Field(1.0, ge=0)
@@ -164,6 +168,11 @@ def pretrain_policy(
         else:
             initial = load_checkpoint(config.initial_checkpoint)
             policy, tokenizer, history = initial.policy, initial.tokenizer, initial.metadata
+            if config.vocab_size is not None:
+                policy = build_policy(config.policy, config.seed)
+                kept = {name: tensor for name, tensor in initial.policy.state_dict().items() if name not in WORD_WEIGHTS}
+                policy.load_state_dict(kept, strict=False)
+                tokenizer = learn_tokenizer(dataset.instructions, config.policy.decoder, grammar, QUESTION_WORDS * 2)
 
         def questions(index: WindowIndex, wording: Wording | None = None) -> SceneQuestions:
             facts, has_texts = SceneFacts.of(dataset, cache, index), config.language_weight > 0

@@ -23,9 +23,11 @@ from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from rfedge.train.vocabulary import learn_tokenizer
 from rfedge.train.wording import Grammar, check_grammar
 
-__all__ = ["Start", "TrainingData", "open_training_data", "see_once", "standardise_features", "start_policy"]
+__all__ = ["WORD_WEIGHTS", "Start", "TrainingData", "open_training_data", "see_once", "standardise_features", "start_policy"]
 
 _NUM_STATISTICS_WINDOWS: Final = 32
+# What a tokenizer decides the rows of.
+WORD_WEIGHTS: Final = ("embedding.weight", "output_projection.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Start:
 
     Attributes:
         policy: with its weights.
-        tokenizer: the initial checkpoint's; None without one.
+        tokenizer: the initial checkpoint's; None without one, or where one is to be learnt anew.
         drawn: parameters that were drawn from the seed, none of them when a checkpoint has all.
         history: what the initial checkpoint says of its training; None without one.
     """
@@ -67,7 +69,8 @@ def start_policy(config: TrainConfig) -> Start:
     """Return random weights drawn from the seed, or those of the initial checkpoint.
 
     A checkpoint may be trained on with another head, more actions a chunk, older frames or proprioception: the weights of
-    the head (or of its last layers alone) and of the new parts are then drawn from the seed, all others kept.
+    the head (or of its last layers alone) and of the new parts are then drawn from the seed, all others kept. So is the word
+    embedding for a tokenizer that is learnt anew.
 
     Raises:
         ArtifactError: the initial checkpoint is damaged.
@@ -93,10 +96,13 @@ def start_policy(config: TrainConfig) -> Start:
     kept = {
         name: tensor
         for name, tensor in loaded.policy.state_dict().items()
-        if shapes.get(name) == tensor.shape and (not name.startswith("head.") or keeps_head)
+        if shapes.get(name) == tensor.shape
+        and (not name.startswith("head.") or keeps_head)
+        and (config.vocab_size is None or name not in WORD_WEIGHTS)
     }
     policy.load_state_dict(kept, strict=False)
-    return Start(policy, loaded.tokenizer, names - kept.keys(), loaded.metadata)
+    tokenizer = loaded.tokenizer if config.vocab_size is None else None
+    return Start(policy, tokenizer, names - kept.keys(), loaded.metadata)
 
 
 @torch.no_grad()

@@ -52,7 +52,13 @@ _PREFIX: Final = "step-"
 _RNG: Final = "random_state.cpu"
 _CUDA_RNG: Final = "random_state.cuda"
 # Options that came after the first states were written, with what those were written under.
-_LATER_OPTIONS: Final = {"mixed_precision": "no", "optimizer": "adamw", "vision_tokens": False, "instructions": "data"}
+_LATER_OPTIONS: Final = {
+    "mixed_precision": "no",
+    "optimizer": "adamw",
+    "vision_tokens": False,
+    "instructions": "data",
+    "vocab_size": None,
+}
 
 
 @dataclass(slots=True)

@@ -17,8 +17,9 @@ from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
 from rfedge.errors import ConfigError
 from rfedge.model import load_checkpoint
 from rfedge.tokenizer import InstructionTokenizer
-from rfedge.train import StepReport, TrainConfig, train_policy
+from rfedge.train import StepReport, TrainConfig, train_config, train_policy
 from rfedge.train.batches import BatchLoader, InstructionTable
+from rfedge.train.config import with_vocabulary
 from rfedge.train.distributed import Processes
 from rfedge.train.pretrain import PretrainConfig, pretrain_policy
 from rfedge.train.wording import Grammar, Wording
@@ -137,3 +138,41 @@ def test_pretraining_reads_sampled_instructions(tmp_path: Path) -> None:
     assert results[1].last_loss == results[2].last_loss != results[0].last_loss
     tokenizer = load_checkpoint(results[1].checkpoint).tokenizer
     assert all(len(tokenizer.spans(word)) == 1 for word in GRAMMAR_WORDS)
+
+
+def test_a_checkpoint_may_learn_other_words(configure: Configure, tmp_path: Path, demonstrations: Path) -> None:
+    first = train_policy(configure(tmp_path / "first", steps=1)).checkpoint
+    before = load_checkpoint(first)
+    config = train_config(
+        str(first),
+        data=demonstrations,
+        output=tmp_path / "next",
+        policy_changes={},
+        steps=1,
+        learning_rate=1e-12,
+        vocab_size=2048,
+        instructions="grammar",
+    )
+    result = train_policy(config, grammar=GRAMMAR)
+    after = load_checkpoint(result.checkpoint)
+    assert result.drawn == ("embedding.weight",)
+    assert after.config.decoder.vocab_size == 2048
+    assert all(len(after.tokenizer.spans(word)) == 1 for word in GRAMMAR_WORDS)
+    assert len(before.tokenizer.spans("swivel")) > 1
+    old, new = before.policy.state_dict(), after.policy.state_dict()
+    assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old if not name.startswith("embedding"))
+
+    plan = PretrainConfig(
+        policy=with_vocabulary(before.config, 2048),
+        initial_checkpoint=first,
+        data=demonstrations,
+        output=tmp_path / "seen",
+        steps=1,
+        batch_size=2,
+        validation_frames=2,
+        instructions="grammar",
+        vocab_size=2048,
+    )
+    seen = load_checkpoint(pretrain_policy(plan, grammar=GRAMMAR).checkpoint)
+    assert seen.policy.embedding.weight.shape[0] == 2048
+    assert all(len(seen.tokenizer.spans(word)) == 1 for word in GRAMMAR_WORDS)
