@@ -105,6 +105,13 @@ def train(
     augmentation: Annotated[
         str | None, typer.Option(help="Random shift per window, per frame, or none; default from the recipe.")
     ] = None,
+    pointing_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="Factor of the loss of queries that point at things, with --trainable full; default 0."),
+    ] = None,
+    light: Annotated[
+        float | None, typer.Option(min=0, help="Deviation of random gains of the pictures that are pointed at; default 0.")
+    ] = None,
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the segments, and of the pairs' images, held out.")
     ] = 0.1,
@@ -168,6 +175,8 @@ def train(
         loss=loss,
         gripper_weight=gripper_weight,
         augmentation=augmentation,
+        pointing_weight=pointing_weight,
+        light=light,
         validation_fraction=validation_fraction,
         data_share=data_share,
         save_every=save_every,

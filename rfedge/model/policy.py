@@ -29,6 +29,7 @@ _GROUPS: Final = {
     "frame_embedding": "resampler",
     "proprioception": "head",
     "output_projection": "decoder",
+    "pointing": "vision",  # queries of the training alone, `rfedge.train.pointing`
 }
 
 

@@ -148,6 +148,9 @@ class TrainConfig(_Config):
         image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
         image_text_batch_size: pairs of each kind a step, over all processes and passes.
         caption_weight, vqa_weight: factors of the language loss of captions and of answers.
+        pointing_weight: factor of the loss of queries that point at things (`rfedge.train.scene_training`); 0 leaves it out.
+        pointing_batch_size: frames a step that they point at.
+        light: deviation of random gains and offsets of these frames' pictures (`rfedge.train.scene_batches.see`).
         validation_fraction: share of the segments, and of the images of pairs, held out.
         data_share: share of the other segments that is learnt from.
         validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
@@ -189,6 +192,9 @@ class TrainConfig(_Config):
     image_text_batch_size: int = Field(20, ge=1)
     caption_weight: float = Field(0.005, ge=0)
     vqa_weight: float = Field(0.5, ge=0)
+    pointing_weight: float = Field(0.0, ge=0)
+    pointing_batch_size: int = Field(32, ge=1)
+    light: float = Field(0.0, ge=0)
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     data_share: float = Field(1.0, gt=0, le=1)
     validation_windows: int = Field(64, ge=1)
@@ -316,6 +322,15 @@ def _check_paradigm(config: TrainConfig) -> None:
                 got=f"trainable {config.trainable}, augmentation {config.augmentation}",
                 expected="a frozen vision tower that sees every frame as it is",
                 remedy="Pass --trainable freeze-vision --augmentation none, or leave the option out.",
+            )
+        )
+    if config.pointing_weight and config.trainable != "full":
+        raise ConfigError(
+            explain(
+                "pointing-weight",
+                got=f"trainable {config.trainable}",
+                expected="trainable full: pointing teaches the vision tower",
+                remedy="Pass --trainable full, or leave the option out.",
             )
         )
     decoder = config.policy.decoder

@@ -25,6 +25,7 @@ from rfedge.train.losses import StepLosses
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.optimizer import Descent, make_optimizer
 from rfedge.train.result import StepReport, TrainResult, checkpoint_metadata, train_result
+from rfedge.train.scene_training import POINTING, SceneTraining
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.scope import Scope, full_weights, reach_all, shard
 from rfedge.train.settings import check_batches, open_device, torch_settings
@@ -99,6 +100,8 @@ def _train(
             "frames": sources.cache.content_sha256,
             "image-text files": None if pairs is None else pairs.content_sha256,
         }
+        if config.pointing_weight:
+            SceneTraining.attach(policy, config.seed)
         resumed = newest_state(config.output, resume=config.resume, processes=processes)
         state = Progress() if resumed is None else read_document(resumed, decisive)
         if resumed is not None:
@@ -133,6 +136,7 @@ def _train(
         weights = full_weights(policy, processes)
         if processes.is_first:
             metadata = checkpoint_metadata(config, sources, pairs, result, processes.world_size, start.history)
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(POINTING)}
             specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
             write_checkpoint(
                 result.checkpoint, config.policy, sources.tokenizer, metadata, specs, weights.__getitem__, overwrite=True
@@ -262,11 +266,16 @@ class _Run:
                 accumulate=config.accumulate,
             ) as loader,
             self.co_training or nullcontext() as co_training,
+            (
+                SceneTraining(config, sources, state.scene, state.step, self.processes)
+                if config.pointing_weight
+                else nullcontext()
+            ) as scene,
         ):
             while not self.is_over():
                 loaded, state.sampler = loader.next()
                 batch = SplitBatch([part.to(scope.device) for part in loaded.parts], loaded.num_actions)
-                self.step(scope, batch, partial(window_forward, self.policy), on_step, co_training)
+                self.step(scope, batch, partial(window_forward, self.policy), on_step, co_training, scene)
 
     def step(
         self,
@@ -275,6 +284,7 @@ class _Run:
         forward: Callable[[B], tuple[torch.Tensor, torch.Tensor]],
         on_step: Callable[[StepReport], None] | None,
         co_training: CoTraining | None = None,
+        scene: SceneTraining | None = None,
     ) -> None:
         """One optimizer step, its metrics, and whatever is due after it.
 
@@ -292,6 +302,8 @@ class _Run:
         if co_training is not None:
             pair_passes, state.image_text = co_training.next(self.policy)
             passes += [partial(losses.of_pairs, pairs) for pairs in pair_passes if pairs.weight > 0.0]
+        if scene is not None:
+            passes.append(partial(self.point, scene, losses))
         for number, compute in enumerate(passes, 1):  # one after the other, so that only one graph is held
             with scope.gradients(shared=number == len(passes)):
                 # Every process has its part of one mean, and the mean of these parts is taken where they meet.
@@ -326,6 +338,11 @@ class _Run:
             self.validate()
         if _is_due(config.save_every, state.step):
             self.save()
+
+    def point(self, scene: SceneTraining, losses: StepLosses) -> torch.Tensor:
+        """The pass of the frames that are pointed at."""
+        loss, self.state.scene = scene.loss(self.policy)
+        return losses.keep("pointing_loss", loss)
 
     def set_learning_rates(self) -> float:
         """Set every group's rate for the step to come; return the backbone's (its warm-up starts when it joins)."""

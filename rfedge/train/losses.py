@@ -137,6 +137,11 @@ class StepLosses:
         self._keep(pairs.name, loss)
         return pairs.weight * loss
 
+    def keep(self, name: str, loss: torch.Tensor) -> torch.Tensor:
+        """Return a pass's loss, which the metrics call `name`."""
+        self._keep(name, loss)
+        return loss
+
     def values(self) -> dict[str, float]:
         """Return the sums, asked for once a step has been taken: numbers make a GPU wait."""
         return {name: sum(float(value) for value in values) for name, values in self._values.items()}

@@ -115,7 +115,8 @@ class SceneQuestions:
         self._has_texts = has_texts
         self._ids = lru_cache(_KEPT_TEXTS)(lambda words: [token_id for token_id, _ in tokenizer.spans(words)])
         self._start = [token_id for token_id, _ in tokenizer.spans(tokenizer.tokens.begin_of_text + IMAGE)]
-        number_ids(tokenizer)
+        if has_texts:
+            number_ids(tokenizer)
 
     def __len__(self) -> int:
         return len(self._index)

@@ -35,6 +35,7 @@ class TrainingData:
     """The data of a run, cut and tokenized, the split folder it lies in and the scenes it shows; `held_out` may be empty."""
 
     folder: Path
+    dataset: CalvinDataset
     scenes: tuple[str, ...]
     cache: FrameCache
     training: WindowIndex
@@ -157,7 +158,7 @@ def open_training_data(
         tokenizer = learn_tokenizer(dataset.instructions, config.policy.decoder, grammar)
     scenes = tuple(sorted({frames.scene for frames in dataset.scenes}))
     table = InstructionTable(tokenizer, training, grammar)
-    return TrainingData(dataset.folder, scenes, cache, training, held_out, tokenizer, table)
+    return TrainingData(dataset.folder, dataset, scenes, cache, training, held_out, tokenizer, table)
 
 
 def see_once(

@@ -58,6 +58,9 @@ _LATER_OPTIONS: Final = {
     "vision_tokens": False,
     "instructions": "data",
     "vocab_size": None,
+    "pointing_weight": 0.0,
+    "pointing_batch_size": 32,
+    "light": 0.0,
 }
 
 
@@ -69,6 +72,7 @@ class Progress:
         step: optimizer steps done.
         sampler: state after the last batch that was trained on.
         image_text: the same of each kind of image-text pairs.
+        scene: the same of the frames that are pointed at.
         seconds: training time so far, over all parts of the run.
         first_losses, last_losses: losses of the first and the latest steps, oldest first.
         scaler: state of fp16's loss scale; empty in other precisions.
@@ -77,6 +81,7 @@ class Progress:
     step: int = 0
     sampler: SamplerState = field(default_factory=SamplerState)
     image_text: dict[str, SamplerState] = field(default_factory=dict)
+    scene: SamplerState = field(default_factory=SamplerState)
     seconds: float = 0.0
     first_losses: list[float] = field(default_factory=list)
     last_losses: list[float] = field(default_factory=list)
@@ -183,7 +188,8 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
         before = {**_LATER_OPTIONS, **document["decisive"]}
         stored = dict(document["progress"])
         image_text = {kind: SamplerState(**state) for kind, state in stored.get("image_text", {}).items()}
-        progress = Progress(**{**stored, "sampler": SamplerState(**stored["sampler"]), "image_text": image_text})
+        samplers = {"sampler": SamplerState(**stored["sampler"]), "scene": SamplerState(**stored.get("scene", {}))}
+        progress = Progress(**{**stored, **samplers, "image_text": image_text})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path / _DOCUMENT, error) from None
     for name, value in decisive.items():
