@@ -5,6 +5,7 @@ Speed and success come from the same calls here, because a latency without the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +59,9 @@ class RolloutPlan:
         realtime_priority: of the control loop's thread, see `rfedge.runtimes.scheduling`; None is ordinary.
         late: what happens on a missed step; there are none unless a rate is held.
         limits: what the actions are held to.
-        backbone_deadline_ms: the robot is stopped when an inference takes longer; None waits.
+        backbone_deadline_ms: the robot is stopped when an inference takes longer; None is the step's deadline.
+        step_deadline_ms: the same of a whole control step; None is two seconds beyond what an inference may take, where a
+            rate is held or the backbone has a deadline, and else no limit.
         video: where to write what the cameras saw, or None.
         record: where to write every step, or None; `record_frames` writes the frames beside it.
         rerun: where to write the same for the Rerun viewer, or None.
@@ -82,6 +85,7 @@ class RolloutPlan:
     late: LatePolicy = field(default_factory=LatePolicy)
     limits: SafetyLimits = field(default_factory=SafetyLimits)
     backbone_deadline_ms: float | None = None
+    step_deadline_ms: float | None = None
     video: Path | None = None
     record: Path | None = None
     record_frames: bool = False
@@ -118,6 +122,13 @@ class RolloutPlan:
             raise ConfigError(
                 explain("--record-frames", got="no record", expected="--record FILE", remedy="Pass it, or leave this out.")
             )
+
+    @property
+    def step_deadline_s(self) -> float | None:
+        """As `rfedge.runtimes.control.ControlLoop` takes it; a server's deadline counts twice, for a reset and a frame."""
+        if self.step_deadline_ms is None and self.server is not None:
+            return 2.0 * self.server.deadline_ms / 1000 + 2.0
+        return None if self.step_deadline_ms is None else self.step_deadline_ms / 1000
 
     @property
     def holds_rate(self) -> bool:
@@ -349,6 +360,7 @@ class _Run:
             else plan.backbone_deadline_ms / 1000,
             stop=self.stop,
             priority=plan.realtime_priority,
+            step_deadline_s=math.inf if self._record is not None else plan.step_deadline_s,
         )
 
         def record_step(step: StepReport) -> None:

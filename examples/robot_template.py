@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.messages import (
-    GRIPPER_CLOSE,
     GRIPPER_IMAGE_SHAPE,
+    GRIPPER_KEEP,
     GRIPPER_OPEN,
     POSE_SIZE,
     POSITION_SCALE_M,
@@ -25,6 +25,7 @@ from rfedge.runtimes import EdgePolicy, RateKeeper, RuntimeSettings, make_contro
 from rfedge.runtimes.adapters.images import fit_camera
 from rfedge.runtimes.control import ControlLoop, LoopSummary
 from rfedge.runtimes.lateness import LatePolicy
+from rfedge.runtimes.resting import claim_robot
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
 from rfedge.runtimes.stopping import StopRequest, stop_on_signals
 
@@ -35,7 +36,13 @@ LIMITS = SafetyLimits(
     max_step_rad=0.03,
     workspace=Workspace(low_m=(-0.3, -0.3, 0.35), high_m=(0.3, 0.1, 0.7)),
     adds_up=False,  # this arm takes every step from where it is
+    max_pose_jump_m=0.05,  # a tool that jumps further between two frames is a sensor that lies
+    min_gripper_steps=3,
 )
+# Without an action for so many steps the arm rests by itself, whatever has become of this process.
+HEARTBEAT_STEPS = 10
+# Names the arm to other processes of this machine: only one of them drives it.
+ARM_NAME = "my-arm"
 
 
 class ArmDriver(Protocol):
@@ -63,7 +70,14 @@ class ArmDriver(Protocol):
         """Begin to open or close, and return at once."""
 
     def halt(self) -> None:
-        """Stand still, gripper as it is. Called from any thread, and more than once."""
+        """Stand still, gripper as it is. Called from any thread, also while another method hangs, and more than once."""
+
+    def set_command_timeout(self, seconds: float) -> None:
+        """Let the arm's controller halt by itself when no command came for so long.
+
+        Most have it: "watchdog", "command timeout"; MoveIt Servo calls it incoming_command_timeout. For one that has not,
+        call `beat` of a `rfedge.runtimes.heartbeat.Heartbeat` in `MyArm.apply`: a process of its own then halts the arm.
+        """
 
 
 class MyArm:
@@ -71,7 +85,7 @@ class MyArm:
 
     def __init__(self, driver: ArmDriver) -> None:
         self._driver = driver
-        self._gripper = GRIPPER_OPEN
+        self._gripper = GRIPPER_KEEP  # unknown until it was commanded: it may hold something
 
     def observe(self) -> Observation:
         state = np.concatenate(
@@ -90,9 +104,9 @@ class MyArm:
         )
 
     def apply(self, action: npt.NDArray[np.float32]) -> None:
-        gripper = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
-        if gripper != self._gripper:
-            self._driver.move_gripper(opened=gripper > 0)
+        gripper = float(action[POSE_SIZE])  # GRIPPER_OPEN, GRIPPER_CLOSE, or GRIPPER_KEEP: no command
+        if gripper not in (GRIPPER_KEEP, self._gripper):
+            self._driver.move_gripper(opened=gripper == GRIPPER_OPEN)
             self._gripper = gripper
         pose = action.astype(np.float64)
         self._driver.move_tool_by(POSITION_SCALE_M * pose[:3], ROTATION_SCALE_RAD * pose[3:POSE_SIZE])
@@ -100,18 +114,26 @@ class MyArm:
     def stop(self) -> None:
         self._driver.halt()
 
+    def expect_actions(self, within_s: float) -> None:
+        self._driver.set_command_timeout(within_s)
+
 
 def run_arm(driver: ArmDriver, bundle: Path, instruction: str, *, max_steps: int, rate_hz: float = RATE_HZ) -> LoopSummary:
-    """Follow one instruction. Ctrl-C and SIGTERM end it; however it ends, the arm was halted."""
+    """Follow one instruction. Ctrl-C, SIGTERM, a lost terminal end it; however it ends, the arm was halted."""
     stop = StopRequest()
-    with EdgePolicy.load(bundle, settings=RuntimeSettings(threads=1)) as policy, stop_on_signals(stop):
+    with (
+        claim_robot(ARM_NAME),
+        EdgePolicy.load(bundle, settings=RuntimeSettings(threads=1)) as policy,
+        stop_on_signals(stop),
+    ):
         loop = ControlLoop(
             make_controller(policy, "closed-loop"),
             MyArm(driver),
             pace=RateKeeper(rate_hz),
             late=LatePolicy("hold", stop_after_misses=5),
             guard=SafetyGuard(LIMITS),
-            backbone_deadline_s=1.0,
+            backbone_deadline_s=1.0,  # and two seconds more for a whole step; `step_deadline_s` says otherwise
+            heartbeat_s=HEARTBEAT_STEPS / rate_hz,
             stop=stop,
         )
         return loop.run(instruction, max_steps=max_steps)

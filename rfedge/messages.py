@@ -25,11 +25,13 @@ __all__ = [
     "ACTION_SIZE",
     "GRIPPER_CLOSE",
     "GRIPPER_IMAGE_SHAPE",
+    "GRIPPER_KEEP",
     "GRIPPER_OPEN",
     "OBSERVATION_KEYS",
     "POSE_SIZE",
     "POSITION_SCALE_M",
     "ROTATION_SCALE_RAD",
+    "STATE_LIMIT",
     "STATE_SIZE",
     "STATIC_IMAGE_SHAPE",
     "FloatArray",
@@ -37,6 +39,7 @@ __all__ = [
     "PolicyState",
     "UInt8Array",
     "check_action",
+    "check_state",
 ]
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -46,12 +49,15 @@ STATIC_IMAGE_SHAPE: Final = (200, 200, 3)
 GRIPPER_IMAGE_SHAPE: Final = (84, 84, 3)
 # tcp xyz (m), tcp euler xyz (rad), gripper width (m), 7 arm joints (rad), last gripper action
 STATE_SIZE: Final = 15
+STATE_LIMIT: Final = 1e4  # metres and radians beyond this are a broken sensor; 1e308 would be Inf in the float32 of a graph
 POSE_SIZE: Final = 6
 ACTION_SIZE: Final = 7
 POSITION_SCALE_M: Final = 0.02  # metres per unit of dx, dy, dz
 ROTATION_SCALE_RAD: Final = 0.05  # radians per unit of droll, dpitch, dyaw
 GRIPPER_CLOSE: Final = -1.0
 GRIPPER_OPEN: Final = 1.0
+# No gripper command: sent while nobody knows what the gripper does. A policy never predicts it. In `state[-1]`: unknown.
+GRIPPER_KEEP: Final = 0.0
 
 # convention -> the names of static image, gripper image, state and instruction
 OBSERVATION_KEYS: Final = {
@@ -124,11 +130,11 @@ class Observation:
         return fields
 
     def check(self) -> None:
-        """Raise ContractError unless every field has its shape and dtype and the state is finite."""
+        """Raise ContractError unless every field has its shape and dtype and the state is finite and within its limit."""
         _check_image("observation.images.static", self.static, STATIC_IMAGE_SHAPE)
         _check_image("observation.images.gripper", self.gripper, GRIPPER_IMAGE_SHAPE)
         if self.state is not None:
-            _check_float("observation.state", self.state, (STATE_SIZE,))
+            check_state(self.state)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,6 +189,25 @@ def _check_float(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> 
     if not np.isfinite(array).all():
         raise ContractError(
             explain(name, got="NaN or Inf", expected="finite values", remedy="Check the sensor that fills it.")
+        )
+
+
+def check_state(state: object) -> None:
+    """Raise ContractError unless `state` is a float array (15,), finite and within `STATE_LIMIT`."""
+    name = "observation.state"
+    if not isinstance(state, np.ndarray):
+        raise ContractError(
+            explain(name, got=f"a {type(state).__name__}", expected="a float array", remedy="Make it a NumPy array.")
+        )
+    _check_float(name, state, (STATE_SIZE,))
+    if np.abs(state).max() > STATE_LIMIT:
+        raise ContractError(
+            explain(
+                name,
+                got=f"{float(np.abs(state).max()):.3g}",
+                expected=f"metres and radians up to {STATE_LIMIT:g}",
+                remedy="Check the sensor that fills it, and its units.",
+            )
         )
 
 

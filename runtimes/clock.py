@@ -16,7 +16,7 @@ __all__ = ["Clock", "MonotonicClock", "Pace", "RateKeeper"]
 
 
 class Clock(Protocol):
-    """Time that never jumps; tests pass one that never sleeps."""
+    """Seconds that pass; tests pass one that never sleeps. A wall clock serves too: a jump of it delays no step."""
 
     def now_s(self) -> float:
         """Return seconds since some fixed moment."""
@@ -57,7 +57,8 @@ class RateKeeper:
     """Waits for the deadlines `start + n / rate_hz`; the clock starts at the first `wait`.
 
     A step that is late by whole periods skips their deadlines instead of running the next steps in a burst: a robot
-    that catches up moves faster than it was told to.
+    that catches up moves faster than it was told to. With a clock that is set back the deadlines begin anew; one that is
+    set forward is a late step.
 
     Args:
         rate_hz: deadlines per second.
@@ -93,6 +94,11 @@ class RateKeeper:
             return 0.0
         self._ticks += 1
         deadline_s = self._start_s + self._ticks * self._interval_s
+        if deadline_s - now_s > 2.0 * self._interval_s:
+            # A deadline is one interval away, and rounding; more says that the clock was set back.
+            self._start_s, self._ticks = now_s, 0
+            self.wake_lag_s = 0.0
+            return 0.0
         if now_s <= deadline_s:
             self._clock.sleep_s(deadline_s - now_s)
             self.wake_lag_s = max(0.0, self._clock.now_s() - deadline_s)

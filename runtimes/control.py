@@ -1,7 +1,7 @@
 """The control loop: observes, asks the controller, guards its action, sends it, and always ends with a robot that rests.
 
-However a run ends (success, last step, too many misses, a hung backbone, a signal, an error), `Robot.stop` was called:
-zero motion, gripper as it was.
+However a run ends (success, last step, too many misses, a hung backbone or robot, a signal, an error), `Robot.stop` was
+called: zero motion, gripper as it was.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ContractError, PolicyUnavailableError
+from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, explain
 from rfedge.messages import ACTION_SIZE, Observation
 from rfedge.runtimes.clock import Clock, MonotonicClock, Pace
 from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.modes import Controller, ControlStep, Missing
-from rfedge.runtimes.robot import Robot
+from rfedge.runtimes.resting import Rest, driving
+from rfedge.runtimes.robot import HeartbeatRobot, Robot
 from rfedge.runtimes.safety import INTERVENTIONS, SafetyGuard, not_finite_message
 from rfedge.runtimes.scheduling import realtime_priority
 from rfedge.runtimes.stopping import StopRequest
@@ -28,10 +29,14 @@ from rfedge.runtimes.watchdog import Watchdog
 
 __all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "RolloutResult", "StepReport", "drive"]
 
-# success, max-steps, misses (too many in a row), backbone (an inference beyond its deadline), or the reason of a
-# `StopRequest`, such as SIGTERM.
+# success, max-steps, misses (too many in a row), backbone (an inference beyond its deadline), step (anything else in a
+# control step beyond its own), or the reason of a `StopRequest`, such as SIGTERM.
 Ending = str
-STOPPED: Final = ("misses", "backbone")
+STOPPED: Final = ("misses", "backbone", "step")
+# Of a step beyond the backbone's deadline, where nothing else is said: cameras, robot, recorder and judge.
+_STEP_SLACK_S: Final = 2.0
+# Where nothing else is said the first step has longer: the arm stands, and libraries load what they did not load before.
+_FIRST_STEP_S: Final = 30.0
 _MS_PER_S: Final = 1000.0
 
 
@@ -106,10 +111,15 @@ class ControlLoop:
         pace: says when a step begins; None runs as fast as it goes and never misses.
         late: what happens on a missed step.
         guard: limits.
-        backbone_deadline_s: longest an inference may take before the robot is stopped; None waits for ever.
+        backbone_deadline_s: longest an inference may take before the robot is stopped; None is the step's deadline.
         stop: ends the run from outside.
         clock: for ages and durations.
         priority: of the thread while it runs, see `rfedge.runtimes.scheduling`; None is ordinary.
+        step_deadline_s: longest a whole control step may take before the robot is stopped: instruction, reset, frame,
+            inference, action, `on_step` and `success`. None is `backbone_deadline_s` and two seconds, or two seconds where a
+            rate is held, or else, as fast as it goes, no limit; `math.inf` is no limit either. A first step, which finds the
+            arm at rest, has 30 seconds unless this says otherwise.
+        heartbeat_s: passed to the robot, which then rests by itself when no action comes for so long; None for none.
     """
 
     controller: Controller
@@ -121,6 +131,8 @@ class ControlLoop:
     stop: StopRequest = field(default_factory=StopRequest)
     clock: Clock = field(default_factory=MonotonicClock)
     priority: int | None = None
+    step_deadline_s: float | None = None
+    heartbeat_s: float | None = None
 
     def run(
         self,
@@ -142,27 +154,58 @@ class ControlLoop:
 
         Raises:
             ContractError: the policy refuses a frame, or its action is not finite; zero motion was sent then.
+            ConfigError: another loop drives this robot, or it has no heartbeat; it was not touched.
             BackendUnavailableError: this user may not have `priority`; nothing was sent but a stop.
         """
-        run = _Run(self, instruction if callable(instruction) else lambda: instruction, on_step, observe_every_step)
+        rest = Rest(self.robot)
+        watchdog = Watchdog({"backbone": self.backbone_deadline_s, "step": self._step_deadline_s()}, rest, self.clock)
+        run = _Run(
+            self, watchdog, instruction if callable(instruction) else lambda: instruction, on_step, observe_every_step
+        )
         self.guard.reset()
-        self.stop.is_heard = True
+        ended: Ending | None = None
         with contextlib.ExitStack() as stack:
-            stack.callback(self.robot.stop)  # last, and whatever happens
+            stack.enter_context(driving(self.robot))
+            self._start_heartbeat()
+            stack.enter_context(self.stop.heard_by(watchdog.expire))
+            stack.callback(rest)  # whatever happens from here on
             if self.pace is not None:
                 stack.enter_context(_collector_frozen())
-            if self.backbone_deadline_s is not None:
-                # Before the loop, or on one core it would wait for what it watches.
-                with realtime_priority(None if self.priority is None else self.priority + 1, inherited=True):
-                    run.watchdog = stack.enter_context(Watchdog(self.backbone_deadline_s, self.robot.stop, self.clock))
+            # Before the loop, or on one core it would wait for what it watches.
+            with realtime_priority(None if self.priority is None else self.priority + 1, inherited=True):
+                stack.enter_context(watchdog)
             stack.enter_context(realtime_priority(self.priority))
-            ended: Ending | None = None
             for index in range(max_steps):
-                ended = run.step(index) or ("success" if success is not None and success() else None)
+                lag_s = 0.0 if self.pace is None else self.pace.wait()
+                ended = self.stop.reason
+                if ended is None:
+                    at_least_s = _FIRST_STEP_S if index == 0 and self.step_deadline_s is None else 0.0
+                    with watchdog.watching("step", at_least_s=at_least_s):
+                        ended = run.step(index, lag_s) or ("success" if success is not None and success() else None)
+                    ended = watchdog.expired or ended
                 if ended is not None:
                     break
         ended = ended or "max-steps"
         return run.summary(ended, None if success is None else ended == "success")
+
+    def _step_deadline_s(self) -> float | None:
+        if self.step_deadline_s is not None or (self.pace is None and self.backbone_deadline_s is None):
+            return self.step_deadline_s
+        return (self.backbone_deadline_s or 0.0) + _STEP_SLACK_S
+
+    def _start_heartbeat(self) -> None:
+        if self.heartbeat_s is None:
+            return
+        if not isinstance(self.robot, HeartbeatRobot):
+            raise ConfigError(
+                explain(
+                    "heartbeat_s",
+                    got=f"a {type(self.robot).__name__} without expect_actions",
+                    expected="a robot that rests by itself",
+                    remedy="Leave it out, or see rfedge.runtimes.robot.HeartbeatRobot.",
+                )
+            )
+        self.robot.expect_actions(self.heartbeat_s)
 
 
 @contextlib.contextmanager
@@ -181,30 +224,29 @@ class _Run:
     def __init__(
         self,
         loop: ControlLoop,
+        watchdog: Watchdog,
         instruction: Callable[[], str],
         on_step: Callable[[StepReport], None] | None,
         observe_every_step: bool,  # noqa: FBT001 - private, passed once
     ) -> None:
-        self.watchdog: Watchdog | None = None
         self._loop = loop
+        self._watchdog = watchdog
         self._instruction = instruction
         self._followed: str | None = None
         self._on_step = on_step
         self._observe_every_step = observe_every_step
         self._frame_times_s: dict[int, float] = {}
-        self._last_sent: npt.NDArray[np.float32] | None = None
+        self._last_sent: npt.NDArray[np.float32] | None = None  # under the present instruction
+        self._num_repeats = 0  # in a row
         self._counts_before = dict(loop.guard.counts)
         self._num_steps = self._num_inferences = self._num_missed = 0
         self._num_missing: dict[Missing, int] = {"starting": 0, "starved": 0, "unavailable": 0}
         self._misses_in_a_row = 0
         self._max_lag_s = self._max_age_ms = 0.0
 
-    def step(self, index: int) -> Ending | None:
-        """Run one control step; return why the run ends with it."""
+    def step(self, index: int, lag_s: float) -> Ending | None:
+        """Run one control step, which began `lag_s` late; return why the run ends with it."""
         loop = self._loop
-        lag_s = 0.0 if loop.pace is None else loop.pace.wait()
-        if loop.stop.reason is not None:
-            return loop.stop.reason
         started_s = loop.clock.now_s()
         instruction: str | None = None
         observation: Observation | None = None
@@ -214,11 +256,13 @@ class _Run:
             control = self._ask(observation)
         except PolicyUnavailableError:
             control = ControlStep(action=loop.guard.hold(), inference=None, missing="unavailable")
-        if control is None or (self.watchdog is not None and self.watchdog.has_expired):
+        if control is None:
             return "backbone"
         overdue_s = 0.0 if loop.pace is None else loop.pace.overdue_s()
         is_missed = overdue_s > 0.0 or control.missing not in (None, "starting")
         action, interventions = self._choose(control, is_missed=is_missed)
+        if self._watchdog.expired is not None:
+            return self._watchdog.expired  # the robot was stopped: it gets nothing more
         loop.robot.apply(action)
         sent_s = loop.clock.now_s()
         loop.guard.sent(action)
@@ -250,6 +294,7 @@ class _Run:
         instruction = self._instruction()
         if instruction == self._followed:
             return None
+        self._last_sent = None  # also if the reset fails: it was an action of another instruction
         self._loop.controller.reset(instruction)
         self._followed = instruction
         return instruction
@@ -267,9 +312,7 @@ class _Run:
     def _ask(self, observation: Observation | None) -> ControlStep | None:
         """Return the controller's answer, or None when an inference is beyond its deadline."""
         loop = self._loop
-        if self.watchdog is None:
-            return loop.controller.control(observation)
-        with self.watchdog.watching():
+        with self._watchdog.watching("backbone"):
             control = loop.controller.control(observation)
         limit_s = loop.backbone_deadline_s
         return None if limit_s is not None and control.pending_s > limit_s else control
@@ -278,8 +321,15 @@ class _Run:
         """Return what is sent and what the guard did to it."""
         loop = self._loop
         wanted: npt.NDArray[np.float32] | None = control.action if control.missing is None else None
+        repeats = False
         if is_missed and loop.late.action != "send":
-            wanted = self._last_sent if loop.late.action == "repeat" else None
+            repeats = (
+                loop.late.action == "repeat"
+                and control.missing != "unavailable"
+                and self._num_repeats < loop.late.max_repeats
+            )
+            wanted = self._last_sent if repeats else None
+        self._num_repeats = self._num_repeats + 1 if is_missed else 0
         if wanted is None:
             return loop.guard.hold(), ()
         checked = loop.guard.check(wanted)

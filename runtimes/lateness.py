@@ -9,7 +9,8 @@ from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = ["LATE_ACTIONS", "LatePolicy"]
 
-# send: the late action still goes out. hold: zero motion with the gripper kept. repeat: the last action once more.
+# send: the late action still goes out. hold: zero motion with the gripper kept. repeat: the last action once more, while
+# the instruction is the same. A policy that has no answer at all ("unavailable") always holds.
 LATE_ACTIONS: Final = ("send", "hold", "repeat")
 
 
@@ -23,16 +24,18 @@ class LatePolicy:
     Attributes:
         action: one of `LATE_ACTIONS`. Where nothing is there to be sent, "send" holds.
         stop_after_misses: consecutive misses after which the run ends with zero motion; None never ends it.
+        max_repeats: consecutive steps that "repeat" repeats; then it holds.
     """
 
     action: str = "send"
     stop_after_misses: int | None = None
+    max_repeats: int = 5
 
     def __post_init__(self) -> None:
         """Refuse unknown names.
 
         Raises:
-            ConfigError: `action` is unknown or `stop_after_misses` is below 1.
+            ConfigError: `action` is unknown, or `stop_after_misses` or `max_repeats` is below 1.
         """
         if self.action not in LATE_ACTIONS:
             raise ConfigError(
@@ -51,4 +54,8 @@ class LatePolicy:
                     expected="1 or more",
                     remedy="Leave --stop-after-misses out to go on for ever.",
                 )
+            )
+        if self.max_repeats < 1:
+            raise ConfigError(
+                explain("max_repeats", got=self.max_repeats, expected="1 or more", remedy="Choose --late hold for none.")
             )

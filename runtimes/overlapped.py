@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from rfedge.errors import ConfigError, PolicyUnavailableError, explain
-from rfedge.messages import GRIPPER_OPEN, POSE_SIZE, Observation
+from rfedge.messages import GRIPPER_KEEP, GRIPPER_OPEN, POSE_SIZE, Observation
 from rfedge.runtimes.clock import Clock, MonotonicClock
 from rfedge.runtimes.modes import ControlStep, Missing, check_execute_steps, warn_of_time_base
 from rfedge.runtimes.policy_step import Policy, PolicyStep
@@ -86,7 +86,7 @@ class Overlapped:
         self._chunk_step = 0  # control step of the frame behind `_chunk`
         self._frame_step: int | None = None  # control step of the last frame that was handed over
         self._started_s = 0.0
-        self._gripper = GRIPPER_OPEN
+        self._gripper = GRIPPER_KEEP
 
     @property
     def needs_observation(self) -> bool:

@@ -17,12 +17,14 @@ from rfedge.errors import ConfigError, ContractError, explain
 from rfedge.messages import (
     ACTION_SIZE,
     GRIPPER_CLOSE,
+    GRIPPER_KEEP,
     GRIPPER_OPEN,
     POSE_SIZE,
     POSITION_SCALE_M,
     ROTATION_SCALE_RAD,
     FloatArray,
     Observation,
+    check_state,
 )
 
 __all__ = [
@@ -37,8 +39,8 @@ __all__ = [
 ]
 
 # not-finite: NaN or Inf, zero motion was sent. clamped: a component beyond [-1, 1] or a gripper other than -1 or 1.
-# translation-limit, rotation-limit: slowed down. workspace: the box cut the motion.
-INTERVENTIONS: Final = ("not-finite", "clamped", "translation-limit", "rotation-limit", "workspace")
+# translation-limit, rotation-limit: slowed down. workspace: the box cut the motion. gripper-limit: it changed too soon.
+INTERVENTIONS: Final = ("not-finite", "clamped", "translation-limit", "rotation-limit", "workspace", "gripper-limit")
 _POSITION_SIZE: Final = 3
 Float32Array = npt.NDArray[np.float32]
 
@@ -103,12 +105,17 @@ class SafetyLimits:
         adds_up: whether commands add up on a target pose, as in CALVIN and PlayTable. Then the target stays inside the
             box too: a blocked arm whose target has left it would spring out of it. False for a robot that takes every
             action from where it is.
+        max_pose_jump_m: longest distance between two reported poses beyond what was sent between them; more is a sensor that
+            cannot be trusted, and ends the run. It needs a robot that reports its state.
+        min_gripper_steps: control steps that the gripper stays opened or closed before it may change again.
     """
 
     max_step_m: float | None = None
     max_step_rad: float | None = None
     workspace: Workspace | None = None
     adds_up: bool = True
+    max_pose_jump_m: float | None = None
+    min_gripper_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse limits that allow nothing.
@@ -116,7 +123,8 @@ class SafetyLimits:
         Raises:
             ConfigError: a limit is not a positive number.
         """
-        for name, limit in (("max_step_m", self.max_step_m), ("max_step_rad", self.max_step_rad)):
+        for name in ("max_step_m", "max_step_rad", "max_pose_jump_m", "min_gripper_steps"):
+            limit = getattr(self, name)
             if limit is not None and not (math.isfinite(limit) and limit > 0):
                 raise ConfigError(
                     explain(name, got=limit, expected="a positive number", remedy="Leave it out for no limit.")
@@ -128,7 +136,7 @@ class CheckedAction:
     """What may be sent.
 
     Attributes:
-        action: float32 (7,), finite, within all limits, gripper -1 or 1.
+        action: float32 (7,), finite, within all limits, gripper -1 or 1; 0 in zero motion while the gripper is unknown.
         interventions: which of `INTERVENTIONS` changed it; empty when it is what the policy wanted.
     """
 
@@ -143,62 +151,66 @@ class SafetyGuard:
     Attributes:
         limits: what it holds to.
         counts: how often each of `INTERVENTIONS` happened, over its whole life.
-        gripper: the last command sent, or what the robot said it was before the first; opened if nobody knows.
+        gripper: the last command sent, or what the robot said it was before the first; 0 while nobody knows.
     """
 
     limits: SafetyLimits = field(default_factory=SafetyLimits)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INTERVENTIONS, 0))
-    gripper: float = GRIPPER_OPEN
-    _has_sent: bool = False
+    gripper: float = GRIPPER_KEEP
+    _has_commanded: bool = False  # the gripper
+    _gripper_steps: int | None = None  # since it changed
     _measured_m: npt.NDArray[np.float64] | None = None
     _target_m: npt.NDArray[np.float64] | None = None
+    _seen_m: npt.NDArray[np.float64] | None = None  # last reported
+    _path_m: float = 0.0  # sent since then
 
     def reset(self) -> None:
         """Forget where the robot was, for instance because a simulator set it elsewhere.
 
         The counts go on, and so does the gripper unless the next frame says otherwise: it may hold something.
         """
-        self._has_sent, self._measured_m, self._target_m = False, None, None
+        self._has_commanded, self._gripper_steps = False, None
+        self._measured_m = self._target_m = self._seen_m = None
+        self._path_m = 0.0
 
     def see(self, observation: Observation) -> None:
         """Take the robot's pose and, before the first action, its gripper from a frame.
 
         Raises:
-            ContractError: there is a workspace and the robot does not report its state, or it is not finite.
+            ContractError: the state is no finite float array (15,) within its limit, the tool has jumped, or there is none
+                and the limits need it.
         """
-        state = observation.state
+        state: object = observation.state
         if state is None:
-            if self.limits.workspace is not None:
-                raise ContractError(
-                    explain(
-                        "workspace",
-                        got="an observation without state",
-                        expected="the tool centre point in observation.state",
-                        remedy="Run without --workspace, or let the robot report its state.",
+            for name, limit in (("workspace", self.limits.workspace), ("max-pose-jump-m", self.limits.max_pose_jump_m)):
+                if limit is not None:
+                    raise ContractError(
+                        explain(
+                            name,
+                            got="an observation without state",
+                            expected="the tool centre point in observation.state",
+                            remedy=f"Run without --{name}, or let the robot report its state.",
+                        )
                     )
-                )
             return
-        if not np.isfinite(state).all():
-            raise ContractError(
-                explain(
-                    "observation.state",
-                    got="NaN or Inf",
-                    expected="finite values",
-                    remedy="Check the sensor that fills it.",
-                )
-            )
-        if not self._has_sent:
+        check_state(state)
+        assert isinstance(state, np.ndarray)
+        position_m = np.array(state[:_POSITION_SIZE], dtype=np.float64)
+        self._check_jump(position_m)
+        if not self._has_commanded and state[-1] != GRIPPER_KEEP:
             self.gripper = GRIPPER_OPEN if state[-1] > 0 else GRIPPER_CLOSE
-        self._measured_m = np.array(state[:_POSITION_SIZE], dtype=np.float64)
+        self._measured_m, self._seen_m, self._path_m = position_m, position_m.copy(), 0.0
         if self._target_m is None:
-            self._target_m = self._measured_m.copy()
+            self._target_m = position_m.copy()
 
     def hold(self) -> Float32Array:
-        """Return zero motion with the gripper kept, float32 (7,)."""
+        """Return zero motion with the gripper kept, float32 (7,); without a gripper command while nobody knows it."""
         return hold_action(self.gripper)
 
     def check(self, action: FloatArray) -> CheckedAction:
         """Return what may be sent for an action (7,); one with NaN or Inf becomes zero motion with the gripper kept.
+
+        A gripper of 0 is no command, and keeps it too.
 
         Raises:
             ContractError: it has another shape.
@@ -208,8 +220,11 @@ class SafetyGuard:
             return self._count(CheckedAction(self.hold(), ("not-finite",)))
         interventions = []
         safe = _clamped(action)
-        if not np.array_equal(safe, action.astype(np.float32)):
-            interventions.append("clamped")
+        if action[POSE_SIZE] == GRIPPER_KEEP:
+            safe[POSE_SIZE] = self.gripper
+        with np.errstate(over="ignore"):
+            if not np.array_equal(safe, action.astype(np.float32)):
+                interventions.append("clamped")
         limits = self.limits
         if limits.max_step_m is not None and _shorten(safe[:3], limits.max_step_m / POSITION_SCALE_M):
             interventions.append("translation-limit")
@@ -217,16 +232,44 @@ class SafetyGuard:
             interventions.append("rotation-limit")
         if limits.workspace is not None and self._keep_inside(safe[:3], limits.workspace):
             interventions.append("workspace")
+        if self._changes_too_soon(safe[POSE_SIZE]):
+            safe[POSE_SIZE] = self.gripper
+            interventions.append("gripper-limit")
         return self._count(CheckedAction(safe, tuple(interventions)))
 
     def sent(self, action: Float32Array) -> None:
         """Remember an action that the robot got: the gripper it holds and, until the next frame, where it went."""
-        self.gripper = float(action[POSE_SIZE])
-        self._has_sent = True
-        step_m = POSITION_SCALE_M * action[:_POSITION_SIZE].astype(np.float64)
+        gripper = float(action[POSE_SIZE])
+        if gripper != GRIPPER_KEEP:
+            if gripper != self.gripper:
+                self._gripper_steps = 0
+            self.gripper, self._has_commanded = gripper, True
+        if self._gripper_steps is not None:
+            self._gripper_steps += 1
         if self._measured_m is not None and self._target_m is not None:
+            step_m = POSITION_SCALE_M * action[:_POSITION_SIZE].astype(np.float64)
             self._measured_m += step_m
             self._target_m += step_m
+            self._path_m += float(np.linalg.norm(step_m))
+
+    def _changes_too_soon(self, gripper: float) -> bool:
+        limit, steps = self.limits.min_gripper_steps, self._gripper_steps
+        return limit is not None and steps is not None and steps < limit and gripper != self.gripper
+
+    def _check_jump(self, position_m: npt.NDArray[np.float64]) -> None:
+        limit_m = self.limits.max_pose_jump_m
+        if limit_m is None or self._seen_m is None:
+            return
+        moved_m = float(np.linalg.norm(position_m - self._seen_m))
+        if moved_m > limit_m + self._path_m:
+            raise ContractError(
+                explain(
+                    "observation.state",
+                    got=f"a tool that moved {moved_m:.3g} m between two frames",
+                    expected=f"up to {limit_m:g} m beyond the {self._path_m:.3g} m sent",
+                    remedy="Check the sensor, or raise --max-pose-jump-m.",
+                )
+            )
 
     def _keep_inside(self, translation: Float32Array, box: Workspace) -> bool:
         """Shorten float32 (3,) in place, axis by axis, and say whether that was needed."""
@@ -253,7 +296,7 @@ class SafetyGuard:
 
 
 def hold_action(gripper: float) -> Float32Array:
-    """Return zero motion, float32 (7,), with the gripper at -1 or 1."""
+    """Return zero motion, float32 (7,), with the gripper at -1 or 1, or 0 for no gripper command."""
     action = np.zeros(ACTION_SIZE, dtype=np.float32)
     action[POSE_SIZE] = gripper
     return action

@@ -1,18 +1,38 @@
-"""Ends a run from outside, between two control steps: a signal or another thread asks, the loop obeys."""
+"""Ends a run from outside: a signal or another thread asks, the loop obeys between two steps, or the robot is stopped first.
+
+Signals are read by a thread of their own, because a handler in Python waits for the main thread, which may wait for a hung
+policy. Nothing is raised into the loop: an exception could come in the middle of `Robot.stop`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["SIGNAL_STATUS", "StopRequest", "stop_on_signals"]
 
+# Those that end or freeze a process, and that a process may take: the terminal's keys, its loss, and kill's.
+_SIGNALS: Final = tuple(
+    name
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGALRM")
+    if hasattr(signal, name)
+)
 # What a shell reports for a process that a signal ended.
-SIGNAL_STATUS: Final = {"SIGINT": 130, "SIGTERM": 143}
+SIGNAL_STATUS: Final = {name: 128 + getattr(signal, name) for name in _SIGNALS}
+# A step under way has so long to end after the first signal; after a second one, or then, the robot is stopped beside it.
+_PATIENCE_S: Final = 5.0
+# And so long once the robot rests, until the process ends without it.
+_GRACE_S: Final = 2.0
+_NO_HANDLER: Final = (signal.SIG_DFL, signal.SIG_IGN, None)
 
 
 class StopRequest:
@@ -26,39 +46,150 @@ class StopRequest:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.is_heard = False
+        self._rest: Callable[[str], None] | None = None
+        self._ended = threading.Event()
+        self._ended.set()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a loop drives a robot now."""
+        return not self._ended.is_set()
 
     def ask(self, reason: str) -> None:
         """End the run before its next step."""
         self.reason = self.reason or reason
 
+    def insist(self, reason: str) -> None:
+        """End the run, and stop its robot now: the step under way may hang."""
+        self.ask(reason)
+        if (rest := self._rest) is not None:
+            rest(reason)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the loop under way to end, and say whether it has."""
+        return self._ended.wait(timeout_s)
+
+    @contextmanager
+    def heard_by(self, rest: Callable[[str], None]) -> Iterator[None]:
+        """Let a loop hear this request inside the block; `rest` stops its robot from any thread."""
+        self._ended.clear()
+        self._rest, self.is_heard = rest, True
+        try:
+            yield
+        finally:
+            self._rest = None
+            self._ended.set()
+
 
 @contextmanager
-def stop_on_signals(request: StopRequest) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM inside the block into a request; a second one acts as it did before.
+def stop_on_signals(request: StopRequest, *, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Turn signals inside the block into requests; while a loop runs none of them ends the process before `Robot.stop`.
 
-    So does the first while no loop has begun: what is still being loaded need not be waited for. Outside the main
-    thread, where Python allows no handlers, nothing is changed.
+    The first asks. The second, or the end of `patience_s`, stops the robot beside the step under way; if that step has not
+    ended two seconds later, the process ends without it. While no loop has begun, and from the second signal on when none
+    is running, a signal acts as it did before: what is being loaded or written need not be waited for.
+
+    An ignored signal stays ignored: a run under nohup survives its terminal. Outside the main thread, where Python allows no
+    handlers, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = ("SIGINT", "SIGTERM")
-    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    handlers = _Handlers(request)
+    with _signal_pipe() as pipe:
+        arguments = (request, pipe, handlers.taken, patience_s)
+        watcher = threading.Thread(target=_watch, args=arguments, name="rfedge-signals", daemon=True)
+        watcher.start()
+        handlers.install()
+        try:
+            yield
+        finally:
+            handlers.restore()
+            os.write(pipe[1], b"\0")  # no signal has this number
+            watcher.join()
 
-    def restore() -> None:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)
 
-    def ask(number: int, _: FrameType | None) -> None:
-        restore()
+class _Handlers:
+    """What runs in the main thread when it is free; while a loop runs the watching thread decides."""
+
+    def __init__(self, request: StopRequest) -> None:
+        self._request = request
+        self._num_seen = 0
+        self._before: dict[int, Any] = {}
+        for name in _SIGNALS:
+            number = getattr(signal, name)
+            handler = signal.getsignal(number)
+            # Of the others, one that has a handler already is somebody else's.
+            if handler == signal.SIG_DFL or (name in ("SIGINT", "SIGTERM") and handler != signal.SIG_IGN):
+                self._before[number] = handler
+
+    @property
+    def taken(self) -> Collection[int]:
+        return self._before.keys()
+
+    def install(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        request = self._request
+        self._num_seen += 1
         if request.is_heard:
             request.ask(signal.Signals(number).name)
-        else:
-            signal.raise_signal(number)
+            if request.is_running or self._num_seen == 1:
+                return
+        self._act_as_before(number, frame)
 
-    for name in names:
-        signal.signal(getattr(signal, name), ask)
+    def _act_as_before(self, number: int, frame: FrameType | None) -> None:
+        handler = self._before[number]
+        if handler not in _NO_HANDLER:
+            handler(number, frame)
+            return
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        signal.signal(number, self._handle)  # it was SIGTSTP, and the process goes on
+
+
+@contextmanager
+def _signal_pipe() -> Iterator[tuple[int, int]]:
+    """Yield a pipe that gets the number of every signal that has a handler in Python, whatever the main thread does."""
+    ends = os.pipe()
+    os.set_blocking(ends[1], False)
+    before = signal.set_wakeup_fd(ends[1], warn_on_full_buffer=False)
     try:
-        yield
+        yield ends
     finally:
-        restore()
+        signal.set_wakeup_fd(before)
+        for end in ends:
+            os.close(end)
+
+
+def _watch(request: StopRequest, pipe: tuple[int, int], taken: Collection[int], patience_s: float) -> None:
+    name: str | None = None
+    until_s = 0.0
+    while True:
+        waits = request.is_running and name is not None
+        timeout_s = max(0.0, until_s - time.monotonic()) if waits else None
+        readable, _, _ = select.select([pipe[0]], [], [], timeout_s)
+        received = os.read(pipe[0], 512) if readable else b""
+        if 0 in received:
+            return  # the block has ended
+        numbers = [number for number in received if number in taken]
+        if not request.is_running or (readable and not numbers):
+            continue  # the handlers decide
+        is_first = name is None
+        name = name or signal.Signals(numbers[0]).name
+        request.ask(name)
+        if is_first and len(numbers) == 1:
+            until_s = time.monotonic() + patience_s
+            continue
+        request.insist(name)
+        if not request.wait(_GRACE_S):
+            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+                sys.stderr.write(f"rfedge: {name}: the robot was stopped; the step under way did not end\n")
+                sys.stderr.flush()
+            os._exit(SIGNAL_STATUS[name])

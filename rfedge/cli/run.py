@@ -78,11 +78,19 @@ def run(
         str,
         typer.Option(help="What a missed step sends: send (its late action), hold (zero motion) or repeat (the last one)."),
     ] = "send",
+    max_repeats: Annotated[int, typer.Option(help="With --late repeat: hold after so many misses in a row.")] = 5,
     stop_after_misses: Annotated[
         int | None, typer.Option(help="Stop the robot and end with status 1 after this many misses in a row.")
     ] = None,
     backbone_deadline_ms: Annotated[
         float | None, typer.Option(help="Stop the robot and end with status 1 when an inference takes longer.")
+    ] = None,
+    step_deadline_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="The same for a whole control step, camera and robot included; default, where a rate is held or the "
+            "backbone has a deadline, two seconds more than an inference may take."
+        ),
     ] = None,
     max_step_m: Annotated[
         float | None, typer.Option(help="Longest translation of a control step in metres; longer ones are shortened.")
@@ -91,6 +99,13 @@ def run(
     workspace: Annotated[
         str | None,
         typer.Option(help="Box in the world frame the tool stays in: XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX in metres."),
+    ] = None,
+    max_pose_jump_m: Annotated[
+        float | None,
+        typer.Option(help="End the run when the reported tool jumps further than this beyond what was sent, in metres."),
+    ] = None,
+    min_gripper_steps: Annotated[
+        int | None, typer.Option(help="Control steps that the gripper stays opened or closed before it may change again.")
     ] = None,
     record: Annotated[Path | None, typer.Option(help="Write every step to this file, one JSON line each.")] = None,
     record_frames: Annotated[
@@ -155,9 +170,16 @@ def run(
         realtime=realtime,
         rate_hz=rate_hz,
         realtime_priority=realtime_priority,
-        late=LatePolicy(late, stop_after_misses),
-        limits=SafetyLimits(max_step_m, max_step_rad, None if workspace is None else Workspace.parse(workspace)),
+        late=LatePolicy(late, stop_after_misses, max_repeats),
+        limits=SafetyLimits(
+            max_step_m,
+            max_step_rad,
+            None if workspace is None else Workspace.parse(workspace),
+            max_pose_jump_m=max_pose_jump_m,
+            min_gripper_steps=min_gripper_steps,
+        ),
         backbone_deadline_ms=backbone_deadline_ms,
+        step_deadline_ms=step_deadline_ms,
         video=video,
         record=record,
         record_frames=record_frames,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rfedge.errors import ConfigError, ContractError, explain
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
+    GRIPPER_KEEP,
     POSE_SIZE,
     POSITION_SCALE_M,
     ROTATION_SCALE_RAD,
@@ -107,11 +108,13 @@ def observation_from_lerobot(fields: Mapping[str, Any], keys: LeRobotKeys) -> Ob
 
 
 def action_to_lerobot(action: npt.NDArray[np.float32], keys: LeRobotKeys) -> dict[str, float]:
-    """Return the dictionary for `send_action` of an action (7,)."""
+    """Return the dictionary for `send_action` of an action (7,); one without a gripper command has no key for it."""
     pose = action[:POSE_SIZE].astype(np.float64)
     pose[:3] *= POSITION_SCALE_M / keys.metres_per_unit
     pose[3:] *= ROTATION_SCALE_RAD / keys.radians_per_unit
     command = dict(zip(keys.pose, pose.tolist(), strict=True))
+    if action[POSE_SIZE] == GRIPPER_KEEP:
+        return command
     return command | {keys.gripper_command: keys.gripper_open if action[POSE_SIZE] > 0 else keys.gripper_closed}
 
 

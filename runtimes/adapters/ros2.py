@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from rfedge.errors import BackendUnavailableError, ContractError, explain
 from rfedge.messages import (
-    GRIPPER_CLOSE,
     GRIPPER_IMAGE_SHAPE,
+    GRIPPER_KEEP,
     GRIPPER_OPEN,
     POSE_SIZE,
     POSITION_SCALE_M,
@@ -106,7 +106,9 @@ def image_from_message(message: Any) -> UInt8Array:
 
 
 def state_from_pose(pose: Any, gripper: float) -> npt.NDArray[np.float64]:
-    """Return robot_obs, float64 (15,), of a geometry_msgs/Pose and the last gripper command; joints and width are 0.
+    """Return robot_obs, float64 (15,), of a geometry_msgs/Pose and the last gripper command, 0 before the first one.
+
+    Joints and width are 0.
 
     That is enough for a workspace. A policy with proprioception needs the others too: subclass `Ros2Robot`.
     """
@@ -152,7 +154,7 @@ class Ros2Robot:
         self._gripper_type: Any = messages["std_msgs"].Float64MultiArray
         self._lock = threading.Lock()
         self._latest: dict[str, tuple[float, Any]] = {}
-        self._gripper = GRIPPER_OPEN
+        self._gripper = GRIPPER_KEEP  # unknown until it was commanded: it may hold something
         self._has_moved = False
         contexts: Any = import_optional("rclpy.context", needed_for="ROS 2 robot", remedy=_REMEDY)
         self._context: Any = contexts.Context()  # its own: the default one would take over the signals
@@ -207,13 +209,15 @@ class Ros2Robot:
         )
 
     def apply(self, action: npt.NDArray[np.float32]) -> None:
-        """Publish the speed of one control step, and the gripper when it changes."""
-        gripper = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
-        if gripper != self._gripper or not self._has_moved:
+        """Publish the speed of one control step, and the gripper when it is commanded otherwise than before."""
+        gripper = float(action[POSE_SIZE])
+        if gripper not in (GRIPPER_KEEP, self._gripper):
             message = self._gripper_type()
-            message.data = [self._settings.gripper_open if gripper > 0 else self._settings.gripper_closed]
+            opens = gripper == GRIPPER_OPEN
+            message.data = [self._settings.gripper_open if opens else self._settings.gripper_closed]
             self._grippers.publish(message)
-        self._gripper, self._has_moved = gripper, True
+            self._gripper = gripper
+        self._has_moved = True
         self._publish(*twist_of_action(action, self._settings.rate_hz))
 
     def stop(self) -> None:

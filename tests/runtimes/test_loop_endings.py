@@ -86,22 +86,29 @@ def test_five_and_thirty_hertz_hold_their_grid() -> None:
 
 def test_a_watchdog_sees_a_call_that_is_still_running() -> None:
     clock, stops = FakeClock(), list[float]()
-    watchdog = Watchdog(0.5, lambda: stops.append(clock.time_s), clock)
+    watchdog = Watchdog({"backbone": 0.5, "step": 2.0, "nothing": None}, lambda: stops.append(clock.time_s), clock)
     assert watchdog.check() == 0.5
-    with watchdog.watching():
+    with watchdog.watching("step"), watchdog.watching("backbone"):
         clock.time_s += 0.4
         assert watchdog.check() == pytest.approx(0.1)
     clock.time_s += 9.0
     assert watchdog.check() == 0.5, "nothing is watched"
-    with watchdog.watching():
-        clock.time_s += 0.6
-        assert not watchdog.has_expired
-        watchdog.check()
-        assert watchdog.has_expired
-        watchdog.check()
-    assert stops == [pytest.approx(110.0)], "it stops the robot once"
+    with watchdog.watching("nothing"):
+        clock.time_s += 9.0
+        assert watchdog.check() == 0.5
+    with watchdog.watching("step"):
+        clock.time_s += 1.8
+        assert watchdog.check() == pytest.approx(0.2)
+        with watchdog.watching("backbone"):
+            clock.time_s += 0.6
+            assert watchdog.expired is None
+            watchdog.check()
+            assert watchdog.expired in ("backbone", "step")
+            watchdog.check()
+    watchdog.expire("too late to ask")
+    assert stops == [pytest.approx(120.8)], "it stops the robot once"
     with pytest.raises(ConfigError, match="backbone deadline: got 0, expected a positive number of seconds"):
-        Watchdog(0, list)
+        Watchdog({"backbone": 0}, list)
 
 
 class HungPolicy(CountingPolicy):

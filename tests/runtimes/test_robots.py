@@ -291,6 +291,9 @@ class Driver:
     def halt(self) -> None:
         self.num_halts += 1
 
+    def set_command_timeout(self, seconds: float) -> None:
+        self.timeout_s = seconds
+
 
 def test_the_template_drives_an_arm(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("robot_template", ROOT / "examples" / "robot_template.py")
@@ -308,3 +311,4 @@ def test_the_template_drives_an_arm(tmp_path: Path) -> None:
     assert (np.array(box.low_m) - 1e-8 <= driver.pose[:3]).all()
     assert (driver.pose[:3] <= np.array(box.high_m) + 1e-8).all()
     assert len(driver.grippers) <= summary.num_steps
+    assert driver.timeout_s == pytest.approx(0.01)

@@ -1,0 +1,112 @@
+"""Brings one robot to rest, from whichever thread notices first that it must, and lets one loop at a time drive it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from rfedge.errors import ConfigError, explain
+from rfedge.runtimes.robot import Robot
+
+__all__ = ["Rest", "claim_robot", "driving"]
+
+logger = logging.getLogger(__name__)
+_ATTEMPTS: Final = 3
+_driven: set[int] = set()
+_driven_lock: Final = threading.Lock()
+
+
+class Rest:
+    """Calls `Robot.stop`, one call at a time; a stop that fails or is interrupted is tried again.
+
+    Args:
+        robot: what is stopped.
+    """
+
+    def __init__(self, robot: Robot) -> None:
+        self._robot = robot
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        """Stop the robot.
+
+        Raises:
+            BaseException: what the last attempt raised, or what interrupted an earlier one once the robot rests.
+        """
+        interruption: BaseException | None = None
+        with self._lock:
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    self._robot.stop()
+                    break
+                except Exception as error:
+                    if attempt == _ATTEMPTS:
+                        raise
+                    logger.warning("attempt %d to stop the robot failed: %s", attempt, error)
+                except BaseException as error:  # Ctrl-C again
+                    interruption = error
+                    if attempt == _ATTEMPTS:
+                        raise
+        if interruption is not None:
+            raise interruption
+
+
+@contextmanager
+def driving(robot: Robot) -> Iterator[None]:
+    """Drive `robot` alone inside the block.
+
+    Raises:
+        ConfigError: another loop of this process drives it; the robot is not touched.
+    """
+    with _driven_lock:
+        if id(robot) in _driven:
+            raise _driven_already("robot")
+        _driven.add(id(robot))
+    try:
+        yield
+    finally:
+        with _driven_lock:
+            _driven.discard(id(robot))
+
+
+@contextmanager
+def claim_robot(name: str) -> Iterator[None]:
+    """Keep other processes of this machine from driving the arm called `name` inside the block.
+
+    The lock is a file in the folder for temporary files and ends with the process, however that ends.
+
+    Raises:
+        ConfigError: another process drives it, or the lock cannot be made.
+    """
+    path = Path(tempfile.gettempdir()) / f"rfedge-robot-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:100]}.lock"
+    try:
+        try:  # another user's file can be locked, but not opened for writing
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise ConfigError(
+            explain(f"lock {path}", got=error.strerror, expected="a file of ours", remedy="Remove it, or set TMPDIR.")
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise _driven_already(f"robot {name}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _driven_already(subject: str) -> ConfigError:
+    return ConfigError(
+        explain(subject, got="a second control loop", expected="one at a time", remedy="Wait until the first has ended.")
+    )

@@ -1,0 +1,74 @@
+"""Signals of six kinds, one to three of them at random moments, into loops that step, sleep or hang in C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rfedge.runtimes.stopping import SIGNAL_STATUS
+
+pytestmark = pytest.mark.attack
+ROOT = Path(__file__).parents[2]
+
+
+def _attack(num_loops: int, seed: int) -> list[dict[str, object]]:
+    command = [sys.executable, str(ROOT / "tests" / "attack" / "signalled.py"), str(num_loops), str(seed)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def _check(loops: list[dict[str, object]]) -> None:
+    assert [loop for loop in loops if not loop["stops"]] == []
+    for loop in loops:
+        kinds = loop["kinds"]
+        assert isinstance(kinds, list)
+        # Of several that come before Python looks, any is the first; one that comes after the run acts as ever.
+        numbers = [SIGNAL_STATUS[kind] - 128 for kind in kinds]
+        assert loop["status"] in [128 + number for number in numbers] + [-number for number in numbers[1:]], loop
+
+
+def test_every_signal_ends_in_stop() -> None:
+    loops = _attack(18, seed=0)
+    assert len(loops) == 18
+    _check(loops)
+
+
+@pytest.mark.slow
+def test_200_random_signals_of_6_kinds_end_in_stop() -> None:
+    loops = _attack(200, seed=1)
+    assert len(loops) == 200
+    assert {kind for loop in loops for kind in loop["kinds"]} >= {"SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP"}  # type: ignore[attr-defined]
+    _check(loops)
+
+
+NOHUP = """
+import os, signal
+from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+used = []
+signal.signal(signal.SIGUSR1, lambda *_: used.append(1))
+request = StopRequest()
+with stop_on_signals(request), request.heard_by(lambda reason: None):
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGUSR1)
+assert (request.reason, used) == (None, [1])
+assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+"""
+
+
+def test_what_is_ignored_or_used_already_is_left_alone() -> None:
+    result = subprocess.run([sys.executable, "-c", NOHUP], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_signal_has_its_status() -> None:
+    assert SIGNAL_STATUS["SIGHUP"] == 128 + signal.SIGHUP
+    assert (SIGNAL_STATUS["SIGINT"], SIGNAL_STATUS["SIGTERM"]) == (130, 143)
