@@ -265,7 +265,7 @@ def _playtable_small() -> PolicyConfig:
             cross_attention_head_size=64,
             gate_init=1.0,
         ),
-        head=LSTMHeadConfig(hidden_size=128, layers=1, mlp_sizes=(128,)),
+        head=LSTMHeadConfig(hidden_size=256, layers=1, mlp_sizes=(256,)),
     )
 
 
