@@ -7,6 +7,7 @@ two opposite lights, the lower one of negative strength, make the term that is l
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ _TABLE_SCALE: Final = 0.8  # CALVIN's global_scaling of the table
 _BLOCK_RGBA: Final = {"block_red": (1, 0, 0, 1), "block_blue": (0, 0, 1, 1), "block_pink": (1, 0, 1, 1)}
 _BOX_SEGMENTS: Final = 6  # along an edge: MuJoCo lights vertices, PyBullet pixels
 _PEDESTAL_RADIUS_M: Final = 0.13
+_PEDESTAL_BEHIND_M: Final = 0.05  # the arm's first axis
 # Franka's meshes have more triangles than the pictures have pixels, and drawing is bound by their number. A pixel is 4 mm
 # wide on the arm in the static camera, and 2 mm on the finger tips in the gripper camera.
 _MANY_TRIANGLES: Final = 600
@@ -37,7 +39,8 @@ _FINGER_CELL_M: Final = 0.002
 _TO_LIGHT: Final = np.array([-0.03, -0.20, 0.98])
 _AMBIENT: Final = 0.51
 _SHADOW: Final = 0.3  # part of the intensity that a shadow takes
-_SHADOW_MAP_PIXELS: Final = 512
+_SHADOW_MAP_PIXELS: Final = 512  # 3 mm each; PyBullet's are as coarse, and twice as many cost 7 ms more for both cameras
+_SHADOW_MAP_HALF_M: Final = 0.8
 
 
 def skin_model(mujoco: Any, mjcf: str, scene: str, data: Path) -> Any:
@@ -65,7 +68,7 @@ class _Skin:
         mujoco.mj_kinematics(plain, self._rest)
         self._bodies = {body.name: body for body in self._spec.bodies}
         self._textures: dict[Path, str] = {}
-        self._meshes: dict[tuple[Path, tuple[float, ...]], list[tuple[str, str]]] = {}
+        self._meshes: dict[tuple[Path | None, tuple[float, ...]], list[tuple[str, str]]] = {}
         for geom in list(self._spec.geoms):
             if geom.contype or geom.conaffinity:
                 geom.group = _COLLISION_GROUP
@@ -75,11 +78,11 @@ class _Skin:
             body = self._bodies[f"{block}/base_link"]
             (shape,) = body.geoms
             mesh = self._add_mesh(block, _rounded_box(), shape.size)
-            self._add_geom(body, type=mujoco.mjtGeom.mjGEOM_MESH, meshname=mesh, rgba=_BLOCK_RGBA[block])
+            self._add_mesh_geom(body, mesh, _BLOCK_RGBA[block])
         x_m, y_m, height_m = BASE_POSITION_M
-        size = (_PEDESTAL_RADIUS_M, 0.5 * height_m, 0)
-        cylinder = mujoco.mjtGeom.mjGEOM_CYLINDER
-        self._add_geom(self._spec.worldbody, type=cylinder, size=size, pos=(x_m, y_m, 0.5 * height_m), rgba=np.ones(4))
+        mesh = self._add_mesh("pedestal", _rounded_cylinder(), (_PEDESTAL_RADIUS_M, _PEDESTAL_RADIUS_M, 0.5 * height_m))
+        place = (x_m - _PEDESTAL_BEHIND_M, y_m, 0.5 * height_m)
+        self._add_mesh_geom(self._spec.worldbody, mesh, np.ones(4), pos=place)
         self._light()
 
     def _light(self) -> None:
@@ -102,9 +105,11 @@ class _Skin:
                 castshadow=casts,
             )
         spec.visual.quality.shadowsize = _SHADOW_MAP_PIXELS
+        spec.visual.map.shadowclip = _SHADOW_MAP_HALF_M
 
-    def _add_geom(self, body: Any, **shape: Any) -> None:
-        body.add_geom(contype=0, conaffinity=0, mass=0, group=0, **shape)
+    def _add_mesh_geom(self, body: Any, mesh: str, rgba: Any, **other: Any) -> None:
+        shape = {"type": self._mujoco.mjtGeom.mjGEOM_MESH, "meshname": mesh, "rgba": rgba}
+        body.add_geom(contype=0, conaffinity=0, mass=0, group=0, **shape, **other)
 
     def add(self, owner: str, visuals: list[Visual], root_m: tuple[float, float, float]) -> None:
         """Hang every visual of one URDF on the body that carries its link; the URDF's root stands at `root_m`."""
@@ -116,22 +121,18 @@ class _Skin:
                 "pos": frame.T @ (visual.position_m + root_m - body.xpos),
                 "quat": np.roll(matrix_to_quaternion(frame.T @ visual.rotation), 1),
             }
-            if visual.mesh is None:
-                box = self._mujoco.mjtGeom.mjGEOM_BOX
-                self._add_geom(self._bodies[name], type=box, size=visual.scale, rgba=visual.rgba, **place)
-                continue
             for mesh, material in self._load(visual.mesh, visual.scale):
-                shape = {"type": self._mujoco.mjtGeom.mjGEOM_MESH, "meshname": mesh, "material": material}
-                self._add_geom(self._bodies[name], rgba=visual.rgba, **shape, **place)
+                self._add_mesh_geom(self._bodies[name], mesh, visual.rgba, material=material, **place)
 
-    def _load(self, path: Path, scale: Any) -> list[tuple[str, str]]:
-        """Return (mesh, material) of every part of a file; "" for one without a texture."""
-        key = path.resolve(), tuple(scale)
+    def _load(self, path: Path | None, scale: Any) -> list[tuple[str, str]]:
+        """Return (mesh, material) of every part of a file, or of a box; "" for one without a texture."""
+        key = path and path.resolve(), tuple(scale)
         if key not in self._meshes:
             number = len(self._meshes)
+            parts = [_rounded_box()] if path is None else _read_simplified(path)
             self._meshes[key] = [
                 (self._add_mesh(f"skin{number}.{index}", part, scale), self._material(part.texture))
-                for index, part in enumerate(_read_simplified(path))
+                for index, part in enumerate(parts)
             ]
         return self._meshes[key]
 
@@ -188,6 +189,15 @@ def _rounded_box() -> TriangleMesh:
     positions = np.concatenate(sides)
     normals = positions / np.linalg.norm(positions, axis=1, keepdims=True)
     return TriangleMesh(positions, normals, np.zeros((len(positions), 2)), np.concatenate(faces).astype(np.int32), None)
+
+
+def _rounded_cylinder() -> TriangleMesh:
+    """Return the same of the cylinder of radius 1 and half height 1."""
+    box = _rounded_box()
+    positions = box.positions.copy()
+    positions[:, :2] *= np.sqrt(1.0 - 0.5 * positions[:, 1::-1] ** 2)  # a square to a disc
+    normals = positions / np.linalg.norm(positions, axis=1, keepdims=True)
+    return dataclasses.replace(box, positions=positions, normals=normals)
 
 
 def _read_simplified(path: Path) -> list[TriangleMesh]:
