@@ -59,6 +59,7 @@ class OpenedPolicy:
         name, precision: of the policy.
         settings: what its backend said of itself.
         forced_past: thresholds of the export that its bundle missed and was written in spite of.
+        cancel: ends a call that hangs, from another thread; None for a server, whose calls have a deadline.
     """
 
     policy: Policy
@@ -67,6 +68,7 @@ class OpenedPolicy:
     precision: str
     settings: dict[str, str]
     forced_past: tuple[str, ...]
+    cancel: Callable[[], None] | None = None
 
 
 class PolicyChoice(Protocol):
@@ -142,6 +144,7 @@ def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePol
         precision=policy.parts.precision,
         settings=policy.parts.backbone.effective_settings(),
         forced_past=policy.parts.forced_past,
+        cancel=policy.cancel,
     )
 
 

@@ -168,6 +168,7 @@ class RolloutReport(Record):
         per_call_ms: per stage, over all inferences of all episodes; empty when none ended.
         mean_per_control_step_ms: per stage, all its time over all control steps.
         resources: what all of it took, the simulator in this process included; None where it was not asked for.
+        record_error: why the record ends before the run does; None where it does not.
     """
 
     format: Literal["rfedge-rollouts"] = "rfedge-rollouts"
@@ -193,6 +194,7 @@ class RolloutReport(Record):
     per_call_ms: dict[str, Summary]
     mean_per_control_step_ms: dict[str, float]
     resources: ResourceRecord | None = None
+    record_error: str | None = None
 
     @property
     def was_stopped(self) -> bool:
@@ -246,7 +248,7 @@ def run_rollouts(
         stack.callback(controller.close)
         opened.policy.reset(goal.instruction)  # words that the policy does not know end here, not after a simulator's start
         environment = stack.enter_context(make_environment(plan.env, scene=plan.scene, seed=plan.seed))
-        run = _Run(plan, goal, controller, environment, stop or StopRequest(), record, on_step)
+        run = _Run(plan, goal, controller, environment, stop or StopRequest(), record, on_step, opened.cancel)
         stack.enter_context(run.files())
         results = run.episodes()
         num_actions = sum(len(result.actions) for result in results)
@@ -274,6 +276,7 @@ def run_rollouts(
                 stage: sum(samples) / num_actions for stage in STAGES if (samples := _gather(results, stage))
             },
             resources=None if sampler is None else ResourceRecord.of(sampler.summary(), num_actions),
+            record_error=run.record_error,
         )
 
 
@@ -289,8 +292,10 @@ class _Run:
         stop: StopRequest,
         record: RunRecord | None,
         on_step: Callable[[int, StepReport], None] | None,
+        cancel: Callable[[], None] | None,
     ) -> None:
         self.stop = stop
+        self._cancel = cancel
         self.rate_hz = (plan.rate_hz or float(environment.control_hz)) if plan.holds_rate and record is None else None
         self._plan = plan
         self._goal = goal
@@ -300,6 +305,11 @@ class _Run:
         self._on_step = on_step
         self._guard = SafetyGuard(plan.limits)
         self._files = RunFiles()
+
+    @property
+    def record_error(self) -> str | None:
+        recorder = self._files.recorder
+        return None if recorder is None else recorder.error
 
     @property
     def _sees_every_step(self) -> bool:
@@ -361,6 +371,7 @@ class _Run:
             stop=self.stop,
             priority=plan.realtime_priority,
             step_deadline_s=math.inf if self._record is not None else plan.step_deadline_s,
+            cancel=self._cancel,
         )
 
         def record_step(step: StepReport) -> None:

@@ -93,6 +93,11 @@ class StagedRunner(GraphRunner):
         """Those of the last stage, read back when it was loaded, and how the stages are kept; empty while inactive."""
         return dict(self._settings)
 
+    def cancel(self) -> None:
+        """End the call under way in another thread."""
+        for runner in self._stages:
+            runner.cancel()
+
     def _activate(self) -> None:
         try:
             for runner in self._stages:

@@ -172,6 +172,10 @@ class GraphRunner(ABC):
                 )
         return outputs
 
+    def cancel(self) -> None:
+        """End the call under way in another thread, where the backend can; it then raises PolicyUnavailableError."""
+        return
+
     def effective_settings(self) -> dict[str, str]:
         """Return what the backend really uses, read back from it, as text for reports."""
         return {}

@@ -120,6 +120,7 @@ class ControlLoop:
             rate is held, or else, as fast as it goes, no limit; `math.inf` is no limit either. A first step, which finds the
             arm at rest, has 30 seconds unless this says otherwise.
         heartbeat_s: passed to the robot, which then rests by itself when no action comes for so long; None for none.
+        cancel: called from another thread once the robot was stopped in a step that hangs, such as `EdgePolicy.cancel`.
     """
 
     controller: Controller
@@ -133,6 +134,7 @@ class ControlLoop:
     priority: int | None = None
     step_deadline_s: float | None = None
     heartbeat_s: float | None = None
+    cancel: Callable[[], None] | None = None
 
     def run(
         self,
@@ -158,7 +160,16 @@ class ControlLoop:
             BackendUnavailableError: this user may not have `priority`; nothing was sent but a stop.
         """
         rest = Rest(self.robot)
-        watchdog = Watchdog({"backbone": self.backbone_deadline_s, "step": self._step_deadline_s()}, rest, self.clock)
+
+        def on_expired() -> None:
+            try:
+                rest()
+            finally:
+                if self.cancel is not None:
+                    self.cancel()
+                self.stop.step_hangs()
+
+        watchdog = Watchdog({"backbone": self.backbone_deadline_s, "step": self._step_deadline_s()}, on_expired, self.clock)
         run = _Run(
             self, watchdog, instruction if callable(instruction) else lambda: instruction, on_step, observe_every_step
         )
@@ -186,6 +197,8 @@ class ControlLoop:
                 if ended is not None:
                     break
         ended = ended or "max-steps"
+        if ended == "backbone" and self.cancel is not None:
+            self.cancel()  # of a call beside the loop, which the watchdog does not watch
         return run.summary(ended, None if success is None else ended == "success")
 
     def _step_deadline_s(self) -> float | None:

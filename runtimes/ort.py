@@ -20,7 +20,7 @@ from rfedge.backbone_stages import block_kind, graph_of_block, summarise_blocks
 from rfedge.bundle import PrecisionRecord, load_bundle
 from rfedge.contract import GraphContract
 from rfedge.engines import graph_hashes
-from rfedge.errors import ArtifactError, BackendUnavailableError, explain
+from rfedge.errors import ArtifactError, BackendUnavailableError, PolicyUnavailableError, explain
 from rfedge.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.runtimes.backbone import open_backbone
 from rfedge.runtimes.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
@@ -77,6 +77,12 @@ class OrtRunner(GraphRunner):
         self._buffers: dict[str, Array] = {}
         self._strided: dict[str, Array] = {}  # where inputs that are not contiguous are copied to
         self._on_device: DeviceInputs | None = None
+        self._running: ort.RunOptions | None = None  # of the call under way
+
+    def cancel(self) -> None:
+        """End the call under way in another thread: onnxruntime looks between two nodes, also inside a loop."""
+        if (running := self._running) is not None:
+            running.terminate = True
 
     def effective_settings(self) -> dict[str, str]:
         """Providers and threads as the session reports them; empty while inactive."""
@@ -178,7 +184,22 @@ class OrtRunner(GraphRunner):
                 self._binding.bind_cpu_input(name, contiguous)
             else:
                 self._on_device.write(name, contiguous)
-        self._session.run_with_iobinding(self._binding)
+        options = self._running = ort.RunOptions()
+        try:
+            self._session.run_with_iobinding(self._binding, options)
+        except Exception as error:
+            if options.terminate:
+                raise PolicyUnavailableError(
+                    explain(
+                        self.stage,
+                        got="a call that was ended",
+                        expected="an answer within its deadline",
+                        remedy="Raise the deadline, or look at the graph with `rfedge inspect`.",
+                    )
+                ) from error
+            raise
+        finally:
+            self._running = None
         # Outputs are a few kilobytes (feature, actions, state); a copy keeps a caller's state safe from the next call.
         return {name: buffer.copy() for name, buffer in self._buffers.items()}
 

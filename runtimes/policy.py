@@ -99,6 +99,11 @@ class EdgePolicy:
         self.parts.head.deactivate()
         self.parts.backbone.deactivate()
 
+    def cancel(self) -> None:
+        """End the call under way in another thread, where the backend can; it raises PolicyUnavailableError there."""
+        self.parts.backbone.cancel()
+        self.parts.head.cancel()
+
     def initial_state(self) -> PolicyState:
         """Return the state of a policy that has seen nothing."""
         return self._head.initial_state()

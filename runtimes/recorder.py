@@ -11,9 +11,11 @@ Frames go beside the file on demand, one npz each.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import time
 import zlib
@@ -31,6 +33,7 @@ from rfedge.runtimes.run_record import EndLine, EpisodeLine, RunHeader
 
 __all__ = ["FRAMES_SUFFIX", "RunRecorder", "frame_checksum", "state_hash"]
 
+logger = logging.getLogger(__name__)
 FRAMES_SUFFIX: Final = ".frames"
 _HASH_BYTES: Final = 8
 _TEMPORARY: Final = ".partial.npz"
@@ -43,6 +46,10 @@ class RunRecorder:
         path: the file; it must not exist.
         header: the first line.
         with_frames: also write every frame that the loop took, into the folder `path` + ".frames".
+
+    Attributes:
+        error: why the rest of the run is not in the file, such as a full disk; None while it is. A robot under control is
+            not left to itself for the sake of a record.
 
     Raises:
         ConfigError: the file or the folder exists, or cannot be made.
@@ -59,9 +66,17 @@ class RunRecorder:
             raise ConfigError(
                 explain(f"--record {path}", got=error.strerror, expected="a free name", remedy="Choose another one.")
             ) from None
+        self._path = path
         self._started_s = time.monotonic()
         self._episode = 0
+        self.error: str | None = None
         self._write(header.model_dump(mode="json"))
+        if self.error is not None:
+            self.close()
+            path.unlink()
+            raise ConfigError(
+                explain(f"--record {path}", got=self.error, expected="room for the record", remedy="Choose another disk.")
+            )
 
     def __enter__(self) -> RunRecorder:
         """Return the recorder, which is open already."""
@@ -105,7 +120,7 @@ class RunRecorder:
                 "frame": None if observation is None else frame_checksum(observation),
             }
         )
-        if self._frames is not None and observation is not None:
+        if self._frames is not None and observation is not None and self.error is None:
             self._write_frame(self._frames, step.index, observation)
 
     def end_episode(self, summary: LoopSummary) -> None:
@@ -118,7 +133,18 @@ class RunRecorder:
         self._write(EndLine(episode=self._episode, ended="error", success=None, error=text).model_dump(mode="json"))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        if self.error is not None:
+            return  # a line after a cut one would be read as part of it
+        text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        try:
+            if self._file.write(text) != len(text):
+                self._fail("a line that was cut short")
+        except OSError as error:
+            self._fail(error.strerror or str(error))
+
+    def _fail(self, error: str) -> None:
+        self.error = error
+        logger.warning("record %s: %s; the run goes on without it", self._path, error)
 
     def _write_frame(self, folder: Path, index: int, observation: Observation) -> None:
         arrays: dict[str, Any] = {"rgb_static": observation.static, "rgb_gripper": observation.gripper}
@@ -126,8 +152,13 @@ class RunRecorder:
             arrays["robot_obs"] = observation.state
         name = f"episode_{self._episode:04d}_step_{index:06d}"
         temporary = folder / (name + _TEMPORARY)  # renamed, not synced: a disk must not hold up the loop
-        np.savez(temporary, **arrays)
-        temporary.replace(folder / f"{name}.npz")
+        try:
+            np.savez(temporary, **arrays)
+            temporary.replace(folder / f"{name}.npz")
+        except OSError as error:
+            self._fail(error.strerror or str(error))
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def state_hash(state: PolicyState) -> str:

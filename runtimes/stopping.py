@@ -30,8 +30,12 @@ _SIGNALS: Final = tuple(
 SIGNAL_STATUS: Final = {name: 128 + getattr(signal, name) for name in _SIGNALS}
 # A step under way has so long to end after the first signal; after a second one, or then, the robot is stopped beside it.
 _PATIENCE_S: Final = 5.0
-# And so long once the robot rests, until the process ends without it.
+# And so long once the robot rests, until the process ends without it; longer where nobody asked for the end.
 _GRACE_S: Final = 2.0
+_HUNG_GRACE_S: Final = 10.0
+_BLOCK_ENDED: Final = 0  # no signals have these numbers
+_STEP_HANGS: Final = 255
+_HUNG_STATUS: Final = 1
 _NO_HANDLER: Final = (signal.SIG_DFL, signal.SIG_IGN, None)
 
 
@@ -47,6 +51,7 @@ class StopRequest:
         self.reason: str | None = None
         self.is_heard = False
         self._rest: Callable[[str], None] | None = None
+        self._tell: Callable[[], None] | None = None
         self._ended = threading.Event()
         self._ended.set()
 
@@ -64,6 +69,20 @@ class StopRequest:
         self.ask(reason)
         if (rest := self._rest) is not None:
             rest(reason)
+
+    def step_hangs(self) -> None:
+        """Say that a loop's robot was stopped in the middle of a step: one that never returns keeps the process."""
+        if self._tell is not None:
+            self._tell()
+
+    @contextmanager
+    def told_by(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Call `tell` inside the block when a step hangs."""
+        self._tell = tell
+        try:
+            yield
+        finally:
+            self._tell = None
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the loop under way to end, and say whether it has."""
@@ -86,8 +105,9 @@ def stop_on_signals(request: StopRequest, *, patience_s: float = _PATIENCE_S) ->
     """Turn signals inside the block into requests; while a loop runs none of them ends the process before `Robot.stop`.
 
     The first asks. The second, or the end of `patience_s`, stops the robot beside the step under way; if that step has not
-    ended two seconds later, the process ends without it. While no loop has begun, and from the second signal on when none
-    is running, a signal acts as it did before: what is being loaded or written need not be waited for.
+    ended two seconds later, the process ends without it. So it does, with status 1, ten seconds after a watchdog stopped the
+    robot in a step that hangs. While no loop has begun, and from the second signal on when none is running, a signal acts as
+    it did before: what is being loaded or written need not be waited for.
 
     An ignored signal stays ignored: a run under nohup survives its terminal. Outside the main thread, where Python allows no
     handlers, nothing is changed.
@@ -102,10 +122,11 @@ def stop_on_signals(request: StopRequest, *, patience_s: float = _PATIENCE_S) ->
         watcher.start()
         handlers.install()
         try:
-            yield
+            with request.told_by(lambda: _write(pipe[1], _STEP_HANGS)):
+                yield
         finally:
             handlers.restore()
-            os.write(pipe[1], b"\0")  # no signal has this number
+            _write(pipe[1], _BLOCK_ENDED)
             watcher.join()
 
 
@@ -176,8 +197,10 @@ def _watch(request: StopRequest, pipe: tuple[int, int], taken: Collection[int], 
         timeout_s = max(0.0, until_s - time.monotonic()) if waits else None
         readable, _, _ = select.select([pipe[0]], [], [], timeout_s)
         received = os.read(pipe[0], 512) if readable else b""
-        if 0 in received:
-            return  # the block has ended
+        if _BLOCK_ENDED in received:
+            return
+        if _STEP_HANGS in received and not request.wait(_HUNG_GRACE_S):
+            _exit("a step beyond its deadline", _HUNG_STATUS)
         numbers = [number for number in received if number in taken]
         if not request.is_running or (readable and not numbers):
             continue  # the handlers decide
@@ -189,7 +212,16 @@ def _watch(request: StopRequest, pipe: tuple[int, int], taken: Collection[int], 
             continue
         request.insist(name)
         if not request.wait(_GRACE_S):
-            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-                sys.stderr.write(f"rfedge: {name}: the robot was stopped; the step under way did not end\n")
-                sys.stderr.flush()
-            os._exit(SIGNAL_STATUS[name])
+            _exit(name, SIGNAL_STATUS[name])
+
+
+def _write(pipe: int, number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(pipe, bytes([number]))
+
+
+def _exit(reason: str, status: int) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+        sys.stderr.write(f"rfedge: {reason}: the robot was stopped; the step under way did not end\n")
+        sys.stderr.flush()
+    os._exit(status)

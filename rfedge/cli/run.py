@@ -199,7 +199,7 @@ def run(
         typer.echo(report.model_dump_json())
     if report.stopped_by is not None:
         raise typer.Exit(SIGNAL_STATUS.get(report.stopped_by, 1))
-    if report.was_stopped:
+    if report.was_stopped or report.record_error is not None:
         raise typer.Exit(1)
 
 

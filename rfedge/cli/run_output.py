@@ -54,7 +54,8 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
         print_resources(console, {"run": report.resources}, when="beside the run, simulator included")
     for name, path in files.items():
         if path is not None:
-            console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+            cut = f", cut: {report.record_error}" if name == "record" and report.record_error is not None else ""
+            console.print(f"{name}: {path}{cut}", highlight=False, soft_wrap=True)
 
 
 def _details(episode: EpisodeRecord, *, holds_rate: bool) -> str:
@@ -66,7 +67,11 @@ def _details(episode: EpisodeRecord, *, holds_rate: bool) -> str:
         if count:
             parts.append(f"{count} {what}")
     parts += [f"{count} {name}" for name, count in episode.interventions.items()]
-    reasons = {"misses": "stopped after too many misses", "backbone": "stopped: backbone beyond its deadline"}
+    reasons = {
+        "misses": "stopped after too many misses",
+        "backbone": "stopped: backbone beyond its deadline",
+        "step": "stopped: control step beyond its deadline",
+    }
     parts += [reasons[episode.ended]] if episode.ended in reasons else []
     return "".join(f", {part}" for part in parts)
 

@@ -49,6 +49,35 @@ def test_200_random_signals_of_6_kinds_end_in_stop() -> None:
     _check(loops)
 
 
+HUNG = """
+import time
+from rfedge.runtimes import stopping
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.modes import ClosedLoop
+from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from tests.runtimes.loop_parts import CountingPolicy, Robot
+
+class Hung(Robot):
+    def observe(self):
+        if self.actions:
+            time.sleep(600)
+        return super().observe()
+    def stop(self):
+        print("stopped", flush=True)
+
+stopping._HUNG_GRACE_S = 0.2
+stop = StopRequest()
+with stop_on_signals(stop):
+    ControlLoop(ClosedLoop(CountingPolicy()), Hung(), step_deadline_s=0.1, stop=stop).run("go", max_steps=9)
+"""
+
+
+def test_a_step_that_never_returns_does_not_keep_the_process() -> None:
+    result = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert (result.returncode, result.stdout) == (1, "stopped\n")
+    assert result.stderr == "rfedge: a step beyond its deadline: the robot was stopped; the step under way did not end\n"
+
+
 NOHUP = """
 import os, signal
 from rfedge.runtimes.stopping import StopRequest, stop_on_signals

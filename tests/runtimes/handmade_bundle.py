@@ -83,8 +83,14 @@ def write_handmade_bundle(
     requested: str = "fp32",
     blocks: dict[str, str] | None = None,
     poison: str = "",
+    loops: int = 0,
 ) -> Oracle:
-    """Write a bundle and return its oracle; `poison` ("backbone" or "head") puts a NaN into that graph's weights."""
+    """Write a bundle and return its oracle.
+
+    Args:
+        poison: "backbone" or "head" puts a NaN into that graph's weights.
+        loops: how often a loop in the backbone does nothing to the feature.
+    """
     config = config or tiny_config()
     rng = np.random.default_rng(seed)
     width, hidden, chunk = config.feature_size, config.head.hidden_size, config.chunk_size
@@ -100,7 +106,7 @@ def write_handmade_bundle(
     embedding = _normal(rng, config.decoder.vocab_size, width)
     contract = policy_contract(config)
     with write_bundle(path) as writer:
-        onnx.save(_backbone(contract.backbone, weights), writer.add("backbone.onnx", "backbone"))
+        onnx.save(_backbone(contract.backbone, weights, loops), writer.add("backbone.onnx", "backbone"))
         onnx.save(_head(contract.head, weights, config), writer.add("head.onnx", "head"))
         save_file({"embedding": embedding}, writer.add("embedding.safetensors", "embedding"))
         tokenizer.save(writer.add("tokenizer.json", "tokenizer"))
@@ -139,7 +145,7 @@ def _model(contract: GraphContract, nodes: list[onnx.NodeProto], constants: dict
     return model
 
 
-def _backbone(contract: GraphContract, weights: dict[str, Array]) -> onnx.ModelProto:
+def _backbone(contract: GraphContract, weights: dict[str, Array], loops: int) -> onnx.ModelProto:
     node = helper.make_node
     nodes = []
     for camera in ("static", "gripper"):
@@ -158,16 +164,30 @@ def _backbone(contract: GraphContract, weights: dict[str, Array]) -> onnx.ModelP
         node("ReduceSum", ["mask_column", "token_axis"], ["num_tokens"], keepdims=0),
         node("Div", ["text_sum", "num_tokens"], ["text"]),
         node("Add", ["seen", "text"], ["sum"]),
-        node("Tanh", ["sum"], ["feature"]),
+        node("Tanh", ["sum"], ["looped" if loops else "feature"]),
     ]
+    if loops:
+        nodes.append(node("Loop", ["trips", "", "looped"], ["feature"], body=_empty_loop(contract)))
     constants = {
         "pixel_axes": np.array([1, 2], dtype=np.int64),
         "last_axis": np.array([2], dtype=np.int64),
         "token_axis": np.array([1], dtype=np.int64),
         "byte": np.array(255, dtype=np.float32),
         "weight": weights["pixels"],
-    }
+    } | ({"trips": np.array(loops, dtype=np.int64)} if loops else {})
     return _model(contract, nodes, constants)
+
+
+def _empty_loop(contract: GraphContract) -> onnx.GraphProto:
+    flag, number = (TensorProto.BOOL, []), (TensorProto.INT64, [])
+    feature = (TensorProto.FLOAT, list(contract.outputs[0].shape))
+    info = helper.make_tensor_value_info
+    return helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("goes_on", "x")],
+        "body",
+        [info("trip", *number), info("goes_on", *flag), info("x", *feature)],
+        [info("goes_on_out", *flag), info("x_out", *feature)],
+    )
 
 
 def _head(contract: GraphContract, weights: dict[str, Array], config: PolicyConfig) -> onnx.ModelProto:

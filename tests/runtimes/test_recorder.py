@@ -9,7 +9,7 @@ import pytest
 
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.messages import PolicyState
-from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.control import ControlLoop, StepReport
 from rfedge.runtimes.modes import OpenLoop
 from rfedge.runtimes.recorder import RunRecorder, state_hash
 from rfedge.runtimes.run_record import RecordedPace, RunHeader, read_run
@@ -141,3 +141,25 @@ def test_the_hash_covers_all_that_a_policy_remembers() -> None:
     hashes += [state_hash(state()), state_hash(state(num_steps=2)), state_hash(state(h=np.zeros((1, 1, 6), np.float32)))]
     assert len(set(hashes)) == 7
     assert state_hash(state()) == state_hash(state())
+
+
+@pytest.mark.attack
+def test_a_full_disk_ends_the_record_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    robot, path = Robot(np.arange(15.0)), tmp_path / "run.jsonl"
+    with RunRecorder(path, HEADER, with_frames=True) as recorder:
+        recorder.begin_episode(0, seed=3, instruction="go")
+
+        def fill(step: StepReport) -> None:
+            if step.index == 2:
+                recorder._file.close()
+                recorder._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - the recorder closes it
+            recorder.add(step)
+
+        summary = ControlLoop(OpenLoop(CountingPolicy(), 3), robot).run("go", max_steps=6, on_step=fill)
+        recorder.end_episode(summary)
+    assert (summary.ended, len(robot.actions), robot.num_stops) == ("max-steps", 6, 1)
+    assert recorder.error == "No space left on device"
+    assert caplog.messages[1:] == [f"record {path}: No space left on device; the run goes on without it"]
+    record = read_run(path)
+    assert [len(episode.steps) for episode in record.episodes] == [2]
+    assert len(list((tmp_path / "run.jsonl.frames").iterdir())) == 1
