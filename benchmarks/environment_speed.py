@@ -15,6 +15,8 @@ from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.statistics import Summary, summarise
 from rfedge.envs import Environment, make_environment
+from rfedge.envs.interface import CAMERAS
+from rfedge.envs.looks import Looks, Renderer
 from rfedge.errors import GateError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE
 
@@ -35,12 +37,16 @@ class EnvironmentSpeedPlan:
     Attributes:
         env: a name that `make_environment` knows.
         scene: "A" to "D".
-        steps: timed rounds, at least 1; each is one `advance`, one `observe` and one `step`.
+        steps: timed rounds, at least 1; each is one `advance`, one picture of each camera, one `observe` and one
+            `step`.
         seed: decides the actions and the block poses.
+        looks, renderer: see `make_environment`.
     """
 
     env: str = "playtable"
     scene: str = "D"
+    looks: Looks | None = None
+    renderer: Renderer | None = None
     steps: int = 200
     seed: int = 0
 
@@ -59,8 +65,10 @@ class EnvironmentSpeedReport(Measurement):
     Attributes:
         versions: of this process; `simulator_versions` are those of a simulator that runs in a process of its own.
         build_ms: making the environment, once.
-        per_call_ms: `advance` (physics of one control step), `observe` (both cameras), `step` (both together, timed by
-            itself) and `reset` (random blocks, then both cameras).
+        looks: what the pictures show; None in records that are older than the field.
+        per_call_ms: `advance` (physics of one control step), `static` and `gripper` (one camera each; not in older
+            records), `observe` (both cameras), `step` (physics and both cameras, timed by itself) and `reset` (random
+            blocks, then both cameras).
     """
 
     format: Literal["rfedge-environment-speed"] = "rfedge-environment-speed"
@@ -75,6 +83,7 @@ class EnvironmentSpeedReport(Measurement):
     seed: int
     build_ms: float
     per_call_ms: dict[str, Summary]
+    looks: str | None = None
 
 
 def run_environment_speed(
@@ -82,7 +91,7 @@ def run_environment_speed(
 ) -> EnvironmentSpeedReport:
     """Build the environment, time it and report.
 
-    The three calls of a round follow each other, so that a machine which slows down does so for all of them.
+    The calls of a round follow each other, so that a machine which slows down does so for all of them.
 
     Args:
         plan: what to measure.
@@ -93,7 +102,9 @@ def run_environment_speed(
         BackendUnavailableError: the simulator or its renderer is missing.
     """
     started_s = time.perf_counter()
-    with make_environment(plan.env, scene=plan.scene, seed=plan.seed) as environment:
+    with make_environment(
+        plan.env, looks=plan.looks, renderer=plan.renderer, scene=plan.scene, seed=plan.seed
+    ) as environment:
         build_ms = 1000.0 * (time.perf_counter() - started_s)
         return EnvironmentSpeedReport(
             **circumstances(),
@@ -101,6 +112,7 @@ def run_environment_speed(
             environment=plan.env,
             scene=environment.scene,
             renderer=environment.renderer,
+            looks=environment.looks,
             control_hz=environment.control_hz,
             steps=plan.steps,
             warmup=WARMUP_ROUNDS,
@@ -134,7 +146,7 @@ def _measure(
     rng = np.random.default_rng(plan.seed)
     rounds = WARMUP_ROUNDS + plan.steps
     poses = rng.uniform(-MAX_POSE, MAX_POSE, size=(rounds, 2, POSE_SIZE))
-    durations_ms: dict[str, list[float]] = {"advance": [], "observe": [], "step": [], "reset": []}
+    durations_ms: dict[str, list[float]] = {name: [] for name in ("advance", *CAMERAS, "observe", "step", "reset")}
 
     def timed(name: str, call: Callable[[], object]) -> None:
         started_s = time.perf_counter()
@@ -148,6 +160,8 @@ def _measure(
             actions[:, :POSE_SIZE] = poses[index]
             actions[:, POSE_SIZE] = GRIPPER_OPEN if 2 * index // GRIPPER_PERIOD % 2 == 0 else GRIPPER_CLOSE
             timed("advance", functools.partial(environment.advance, actions[0]))
+            for camera in CAMERAS:
+                timed(camera, functools.partial(environment.draw_camera, camera))
             timed("observe", environment.observe)
             timed("step", functools.partial(environment.step, actions[1]))
             if index < WARMUP_ROUNDS:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
+
 if TYPE_CHECKING:
     from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
 
@@ -16,6 +18,8 @@ __all__ = ["env"]
 def env(
     env: Annotated[str, typer.Option(help="Environment: playtable or calvin.")] = "playtable",
     scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
+    looks: Annotated[Looks | None, typer.Option(help=LOOKS_HELP)] = None,
+    renderer: Annotated[Renderer | None, typer.Option(help=RENDERER_HELP)] = None,
     steps: Annotated[int, typer.Option(help="Timed rounds.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of actions and block poses.")] = 0,
     assert_step_ms: Annotated[
@@ -24,12 +28,12 @@ def env(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Time an environment: physics alone, both cameras, a whole step and a reset."""
+    """Time an environment: physics alone, each camera and both, a whole step and a reset."""
     from rfedge.benchmarks import environment_speed as library
     from rfedge.cli.progress import round_progress
     from rfedge.cli.reports import write_report
 
-    plan = library.EnvironmentSpeedPlan(env=env, scene=scene, steps=steps, seed=seed)
+    plan = library.EnvironmentSpeedPlan(env=env, scene=scene, looks=looks, renderer=renderer, steps=steps, seed=seed)
     with round_progress() as on_round:
         report = library.run_environment_speed(plan, on_round=on_round)
     _print(report, as_json=as_json)
@@ -45,12 +49,14 @@ def _print(report: EnvironmentSpeedReport, *, as_json: bool) -> None:
 
     labels = {
         "advance": "advance: physics alone",
+        "static": "static camera",
+        "gripper": "gripper camera",
         "observe": "observe: both cameras",
-        "step": "step: both",
+        "step": "step: physics and cameras",
         "reset": "reset: random blocks, cameras",
     }
     print_table(
-        f"{report.environment} scene {report.scene}, renderer {report.renderer}: milliseconds per call",
+        f"{report.environment} scene {report.scene}, looks {report.looks}, renderer {report.renderer}: ms per call",
         ("call", "calls", "mean", "p50", "p90", "p99", "max"),
         [
             (labels[name], s.n, *(f"{number:.2f}" for number in (s.mean, s.p50, s.p90, s.p99, s.max)))

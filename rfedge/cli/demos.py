@@ -13,7 +13,7 @@ from rfedge.cli.bundle_names import bundle_folder
 from rfedge.cli.demos_convert import convert
 from rfedge.cli.demos_inspect import inspect
 from rfedge.cli.demos_merge import merge
-from rfedge.envs.looks import LOOKS_HELP, Looks
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.relabelling import PolicyChoice
@@ -41,6 +41,7 @@ def demos(
     env: Annotated[str, typer.Option(help="playtable or calvin.")] = "playtable",
     scene: Annotated[str, typer.Option(help="CALVIN scene.")] = "D",
     looks: Annotated[Looks | None, typer.Option(help=LOOKS_HELP)] = None,
+    renderer: Annotated[Renderer | None, typer.Option(help=RENDERER_HELP)] = None,
     chain_length: Annotated[
         int, typer.Option(min=1, help="Tasks that follow each other without a reset, drawn from --tasks.")
     ] = 1,
@@ -96,7 +97,7 @@ def demos(
         takeover_steps=takeover_steps,
         max_steps=max_steps,
     )
-    recorder = Recorder(env, scene, options, driven, looks)
+    recorder = Recorder(env, scene, options, driven, looks, renderer)
     request = CollectionRequest(
         chosen,
         episodes_per_task,

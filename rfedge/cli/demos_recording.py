@@ -14,7 +14,7 @@ from rfedge.benchmarks.relabelling import PolicyChoice, PolicyDriver
 from rfedge.envs.demonstrations import Episode, RecordingOptions, record_episode
 from rfedge.envs.interface import Environment, make_environment
 from rfedge.envs.language import PARAPHRASES
-from rfedge.envs.looks import Looks
+from rfedge.envs.looks import Looks, Renderer
 from rfedge.errors import ConfigError, ContractError, explain
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Recorder:
         scene: "A" to "D".
         options: noise, chains and lengths.
         policy: what drives in the expert's place, or None.
-        looks: see `make_environment`.
+        looks, renderer: see `make_environment`.
     """
 
     environment: str
@@ -48,13 +48,14 @@ class Recorder:
     options: RecordingOptions
     policy: PolicyChoice | None = None
     looks: Looks | None = None
+    renderer: Renderer | None = None
 
     def __call__(self, task: str, seed: int) -> Episode:
         return record_episode(
             task,
             scene=self.scene,
             seed=seed,
-            environment=_open_environment(self.environment, self.scene, self.looks),
+            environment=_open_environment(self.environment, self.scene, self.looks, self.renderer),
             options=self.options,
             driver=None if self.policy is None else _open_driver(self.policy),
         )
@@ -70,7 +71,7 @@ class Recorder:
             ArtifactError, BackendUnavailableError, ConfigError: one of them cannot be opened, or the policy cannot take
                 an instruction.
         """
-        environment = _open_environment(self.environment, self.scene, self.looks)
+        environment = _open_environment(self.environment, self.scene, self.looks, self.renderer)
         noise = self.options.noise
         settings: dict[str, Any] = {
             "environment": self.environment,
@@ -128,8 +129,8 @@ def _installed(libraries: Iterable[str]) -> dict[str, str]:
 
 
 @functools.cache  # one per process; a rollout does not depend on those before it
-def _open_environment(name: str, scene: str, looks: Looks | None) -> Environment:
-    environment = make_environment(name, looks=looks, scene=scene)
+def _open_environment(name: str, scene: str, looks: Looks | None, renderer: Renderer | None) -> Environment:
+    environment = make_environment(name, looks=looks, renderer=renderer, scene=scene)
     # Not atexit, which worker processes skip.
     Finalize(None, environment.close, exitpriority=0)
     return environment

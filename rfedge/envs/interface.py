@@ -11,23 +11,25 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, Literal, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.envs.looks import Looks
+from rfedge.envs.looks import Looks, Renderer
 from rfedge.errors import ConfigError, ContractError, did_you_mean, explain
-from rfedge.messages import ACTION_SIZE, Observation, check_action
+from rfedge.messages import ACTION_SIZE, Observation, UInt8Array, check_action
 
 __all__ = [
     "BLOCKS",
+    "CAMERAS",
     "CONTROL_HZ",
     "ROBOT",
     "ROBOT_STATE_SIZE",
     "SCENE_STATE_SIZE",
     "TABLE",
     "BlockState",
+    "Camera",
     "Contact",
     "Environment",
     "Float64Array",
@@ -38,8 +40,10 @@ __all__ = [
 ]
 
 Float64Array = npt.NDArray[np.float64]
+Camera = Literal["static", "gripper"]
 Contact = tuple[str, str]  # the touched (body, link), for instance ("table", "drawer_link")
 
+CAMERAS: Final[tuple[Camera, ...]] = get_args(Camera)
 CONTROL_HZ: Final = 30
 ROBOT_STATE_SIZE: Final = 15
 SCENE_STATE_SIZE: Final = 24
@@ -138,6 +142,9 @@ class Environment(Protocol):
     def observe(self) -> Observation:
         """Render both cameras at the present state."""
 
+    def draw_camera(self, camera: Camera) -> UInt8Array:
+        """Render one camera at the present state: uint8 (200, 200, 3) or (84, 84, 3), RGB."""
+
     def robot_state(self) -> Float64Array:
         """Return robot_obs, float64 (15,)."""
 
@@ -191,7 +198,9 @@ _ENVIRONMENTS: Final = {
 }
 
 
-def make_environment(name: str, *, looks: Looks | None = None, **options: Any) -> Environment:
+def make_environment(
+    name: str, *, looks: Looks | None = None, renderer: Renderer | None = None, **options: Any
+) -> Environment:
     """Make the environment called `name`; `options` go to its class.
 
     >>> make_environment("playtabel")
@@ -201,19 +210,22 @@ def make_environment(name: str, *, looks: Looks | None = None, **options: Any) -
     Args:
         name: "playtable" or "calvin".
         looks: of a PlayTable; None takes its own.
+        renderer: of CALVIN's simulator; None takes EGL.
 
     Raises:
-        ConfigError: no environment has that name, or looks are chosen for one that has no choice.
+        ConfigError: no environment has that name, or it has no such choice.
         BackendUnavailableError: its simulator or renderer is not on this machine.
     """
     if name not in _ENVIRONMENTS:
         raise ConfigError(
             explain("environment", got=repr(name), expected=did_you_mean(name, _ENVIRONMENTS), remedy="Choose a known name.")
         )
-    if looks is not None:
-        if name != "playtable":
-            remedy = "Leave out --looks: it has its own."
-            raise ConfigError(explain("looks", got=f"{looks!r} for {name}", expected="PlayTable", remedy=remedy))
-        options["looks"] = looks
+    for option, value, owner in (("looks", looks, "playtable"), ("renderer", renderer, "calvin")):
+        if value is None:
+            continue
+        if name != owner:
+            remedy = f"Leave out --{option}, or choose --env {owner}."
+            raise ConfigError(explain(option, got=f"{value!r} for {name}", expected=f"a choice for {owner}", remedy=remedy))
+        options[option] = value
     module_name, class_name = _ENVIRONMENTS[name]
     return cast(Environment, getattr(importlib.import_module(module_name), class_name)(**options))

@@ -1,4 +1,4 @@
-"""The names of what a world can look like; its physics does not depend on them."""
+"""The names of what draws a world and of what it looks like; its physics does not depend on them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from typing import Literal, cast, get_args
 
 from rfedge.errors import ConfigError, did_you_mean, explain
 
-__all__ = ["LOOKS_HELP", "Looks", "check_looks"]
+__all__ = ["LOOKS_HELP", "RENDERER_HELP", "Looks", "Renderer", "check_looks"]
 
 # "playtable": PlayTable's own shapes; "calvin": the meshes and textures of an installed calvin_env.
 Looks = Literal["playtable", "calvin"]
 
+# Of calvin_env: "egl", as CALVIN's data and results, on a GPU or in Mesa's software; "tiny", PyBullet's software renderer,
+# whose images differ visibly.
+Renderer = Literal["egl", "tiny"]
+
 LOOKS_HELP = "How PlayTable looks: playtable, or calvin, with the meshes and textures of an installed calvin_env."
+RENDERER_HELP = "What draws calvin: egl (default), as CALVIN's published results, or tiny, twice as fast without a GPU."
 
 
 def check_looks(looks: str) -> Looks:

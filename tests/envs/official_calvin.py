@@ -3,6 +3,9 @@
 Runs under the interpreter that has calvin_env and knows nothing of rfedge. The request holds `robot_obs` (n, 15),
 `scene_obs` (n, 24) and `actions` (n, k, 7); every start is reset to and stepped through in turn. The reply holds what the
 environment returned after each reset and step, and which tasks its own oracle sees done between each two of the n ends.
+
+With `tasks` (n,) every start but the first goes on where the one before ended, as in CALVIN's evaluation, and the reply
+also holds `done` (n, k): whether the task of a row is done after each of its steps.
 """
 
 from __future__ import annotations
@@ -27,14 +30,21 @@ def make_environment(scene: str, cameras: str):  # type: ignore[no-untyped-def]
 def main() -> None:
     request = np.load(sys.argv[1])
     environment, oracle = make_environment(str(request["scene"]), str(request["cameras"]))
-    # Both sides must have lived through the same: the adapter restores a random start when it is made.
-    environment.reset()
-    observations, infos = [], []
-    for robot_obs, scene_obs, actions in zip(request["robot_obs"], request["scene_obs"], request["actions"]):  # noqa: B905
-        observations.append(environment.reset(robot_obs, scene_obs))
+    tasks = request.get("tasks")
+    observations, infos, solved = [], [], []
+    for row, (robot_obs, scene_obs, actions) in enumerate(
+        zip(request["robot_obs"], request["scene_obs"], request["actions"])  # noqa: B905
+    ):
+        if row == 0 or tasks is None:
+            observations.append(environment.reset(robot_obs, scene_obs))
+        start = environment.get_info()
+        solved.append([])
         for action in actions:
-            observation, _, _, _ = environment.step(action)
+            observation, _, _, info = environment.step(action)
             observations.append(observation)
+            if tasks is not None:
+                task = str(tasks[row])
+                solved[-1].append(task in oracle.get_task_info_for_set(start, info, {task}))
         infos.append(environment.get_info())
     names = list(oracle.tasks)
     verdicts = np.zeros((len(infos), len(infos), len(names)), dtype=bool)
@@ -48,7 +58,7 @@ def main() -> None:
         if key in observations[0]["rgb_obs"]
     }
     states = {key: np.stack([observation[key] for observation in observations]) for key in ("robot_obs", "scene_obs")}
-    np.savez(sys.argv[2], tasks=names, verdicts=verdicts, **images, **states)
+    np.savez(sys.argv[2], tasks=names, verdicts=verdicts, done=solved, **images, **states)
 
 
 if __name__ == "__main__":

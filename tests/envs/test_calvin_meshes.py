@@ -130,5 +130,5 @@ def test_without_calvin_env_one_line_says_so(tmp_path: Path, monkeypatch: pytest
 def test_looks_are_known_and_only_playtable_has_a_choice() -> None:
     with pytest.raises(ConfigError, match=r"looks: got 'calvim', expected one of playtable, .* \(did you mean 'calvin'\?\)"):
         make_environment("playtable", looks="calvim")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="looks: got 'playtable' for calvin, expected PlayTable"):
+    with pytest.raises(ConfigError, match="looks: got 'playtable' for calvin, expected a choice for playtable"):
         make_environment("calvin", looks="playtable")

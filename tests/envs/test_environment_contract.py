@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rfedge.envs import BlockState, Environment, make_environment
-from rfedge.envs.interface import BLOCKS
+from rfedge.envs.interface import BLOCKS, CAMERAS
 from rfedge.errors import ConfigError, ContractError
 from tests.envs.calvin_install import calvin_python
 
@@ -79,6 +79,12 @@ def test_an_observation_has_two_pictures_a_state_and_the_task(environment: Envir
     assert observation.task == "open the drawer"
     assert environment.robot_state().dtype == np.float64
     assert environment.scene_state().dtype == np.float64
+
+
+def test_a_camera_can_be_drawn_alone(environment: Environment) -> None:
+    observation = environment.reset(NEUTRAL, SCENE)
+    for camera in CAMERAS:
+        np.testing.assert_array_equal(environment.draw_camera(camera), getattr(observation, camera))
 
 
 def test_restored_states_read_back(environment: Environment) -> None:

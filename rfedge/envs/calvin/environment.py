@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import numpy as np
 
@@ -16,18 +16,21 @@ from rfedge.envs.calvin import server
 from rfedge.envs.calvin.connection import SimulatorProcess
 from rfedge.envs.calvin.installation import PYTHON_VARIABLE
 from rfedge.envs.interface import (
+    CAMERAS,
     CONTROL_HZ,
     ROBOT_STATE_SIZE,
     SCENE_STATE_SIZE,
     BlockState,
+    Camera,
     Contact,
     Float64Array,
     SceneInfo,
     check_state,
     check_step,
 )
+from rfedge.envs.looks import Renderer
 from rfedge.errors import ConfigError, did_you_mean, explain
-from rfedge.messages import Observation
+from rfedge.messages import Observation, UInt8Array
 
 if TYPE_CHECKING:
     from rfedge.envs.calvin.server import Arrays, Header
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["PYTHON_VARIABLE", "CalvinEnvironment", "parse_info"]
 
 _SCENES: Final = ("A", "B", "C", "D")
-_RENDERERS: Final = ("egl", "tiny")
+_RENDERERS: Final = get_args(Renderer)
 _MAX_SEED: Final = 2**32 - 1
 _LIGHTS: Final = slice(4, 6)  # within scene_obs
 _DEVICE_LINE: Final = re.compile(r"^GL_RENDERER=(.+)$", re.MULTILINE)
@@ -46,8 +49,9 @@ class CalvinEnvironment:
 
     A fresh environment with the same scene, seed and calls gives bit-identical states. A state that is restored again
     in the same environment does not: PyBullet keeps contacts from before, and repeating the same actions has been seen to
-    end up to 3e-3 away. `restore` does what calvin_env's `reset` does, with its habits: a button restored as pressed
-    toggles its light in the first step, and a switch restored as up turns the bulb on in the first step.
+    end up to 3e-3 away. So nothing is restored before the first call: from there on, the same calls and actions give the
+    states of CALVIN's own evaluation. `restore` does what calvin_env's `reset` does, with its habits: a button restored as
+    pressed toggles its light in the first step, and a switch restored as up turns the bulb on in the first step.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class CalvinEnvironment:
         render: bool = True,
         task: str = "",
         python: str | os.PathLike[str] | None = None,
-        renderer: str = "egl",
+        renderer: Renderer = "egl",
         start_timeout_s: float = 120.0,
         call_timeout_s: float = 60.0,
     ) -> None:
@@ -71,8 +75,7 @@ class CalvinEnvironment:
             task: instruction that observations carry.
             python: an interpreter that has calvin_env; None takes the variable `RFEDGE_CALVIN_PYTHON`, or else the
                 running interpreter.
-            renderer: "egl", as CALVIN's data and results, on a GPU or in Mesa's software; or "tiny", PyBullet's own
-                software renderer, whose images differ visibly.
+            renderer: see `rfedge.envs.looks`.
             start_timeout_s, call_timeout_s: the longest that building and every later call may take.
 
         Raises:
@@ -92,12 +95,10 @@ class CalvinEnvironment:
         interpreter = os.fspath(python or os.environ.get(PYTHON_VARIABLE) or sys.executable)
         self._process = SimulatorProcess([interpreter, str(Path(server.__file__).resolve())])
         request = {"method": "open", "scene": scene, "seed": int(seed), "renderer": renderer if render else "none"}
-        facts, _ = self._process.request(request, timeout_s=start_timeout_s)
+        facts, self._states = self._process.request(request, timeout_s=start_timeout_s)
         self._block_order = cast("tuple[str, str, str]", tuple(facts["block_order"]))
         self._versions = {str(name): str(version) for name, version in facts["versions"].items()}
         self._renderer = _renderer_name(renderer, self._process.log()) if render else "none"
-        self._states: Arrays = {}
-        self.restore()
 
     @property
     def control_hz(self) -> int:
@@ -168,11 +169,22 @@ class CalvinEnvironment:
         Raises:
             ConfigError: the environment was made with render=False.
         """
+        images = self._images(*CAMERAS)
+        return Observation(static=images["static"], gripper=images["gripper"], state=self.robot_state(), task=self.task)
+
+    def draw_camera(self, camera: Camera) -> UInt8Array:
+        """Render one camera.
+
+        Raises:
+            ConfigError: the environment was made with render=False.
+        """
+        return self._images(camera)[camera]
+
+    def _images(self, *cameras: Camera) -> Arrays:
         if not self._has_cameras:
             remedy = "Make the environment with render=True, or use restore and advance."
             raise ConfigError(explain("observe", got="render=False", expected="cameras", remedy=remedy))
-        _, images = self._call("images")
-        return Observation(static=images["static"], gripper=images["gripper"], state=self.robot_state(), task=self.task)
+        return self._call("images", cameras=cameras)[1]
 
     def robot_state(self) -> Float64Array:
         """Return robot_obs (15,)."""
@@ -187,8 +199,8 @@ class CalvinEnvironment:
         reply, _ = self._call("info")
         return parse_info(reply["info"])
 
-    def _call(self, method: str, arrays: Arrays | None = None) -> tuple[Header, Arrays]:
-        return self._process.request({"method": method}, arrays, timeout_s=self._call_timeout_s)
+    def _call(self, method: str, arrays: Arrays | None = None, **fields: Any) -> tuple[Header, Arrays]:
+        return self._process.request({"method": method, **fields}, arrays, timeout_s=self._call_timeout_s)
 
     def close(self) -> None:
         """End the simulator's process; a second call does nothing."""

@@ -9,10 +9,12 @@ import numpy as np
 
 from rfedge.envs.interface import (
     BLOCKS,
+    CAMERAS,
     CONTROL_HZ,
     SCENE_STATE_SIZE,
     TABLE,
     BlockState,
+    Camera,
     Contact,
     Float64Array,
     SceneInfo,
@@ -27,7 +29,7 @@ from rfedge.envs.playtable.scene import SUBSTEPS
 from rfedge.envs.playtable.simulator import Cameras, load_mujoco
 from rfedge.envs.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
 from rfedge.errors import ConfigError, explain
-from rfedge.messages import STATE_SIZE, Observation
+from rfedge.messages import STATE_SIZE, Observation, UInt8Array
 
 __all__ = ["PlayTable"]
 
@@ -196,11 +198,19 @@ class PlayTable:
         Raises:
             ConfigError: the environment was made with render=False.
         """
+        static, gripper = (self.draw_camera(camera) for camera in CAMERAS)
+        return Observation(static=static, gripper=gripper, state=self.robot_state(), task=self.task)
+
+    def draw_camera(self, camera: Camera) -> UInt8Array:
+        """Render one camera.
+
+        Raises:
+            ConfigError: the environment was made with render=False.
+        """
         if self._cameras is None:
             remedy = "Make the environment with render=True, or use restore and advance."
             raise ConfigError(explain("observe", got="render=False", expected="cameras", remedy=remedy))
-        static, gripper = self._cameras.draw(self._data)
-        return Observation(static=static, gripper=gripper, state=self.robot_state(), task=self.task)
+        return self._cameras.draw(camera, self._data)
 
     def robot_state(self) -> Float64Array:
         """Return robot_obs (15,)."""

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, Final
 
+from rfedge.envs.interface import Camera
 from rfedge.errors import BackendUnavailableError, explain
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE, UInt8Array
 
@@ -75,13 +76,12 @@ class Cameras:
         """What draws: "egl", "osmesa" or "glfw"."""
         return os.environ.get("MUJOCO_GL") or "glfw"
 
-    def draw(self, data: Any) -> tuple[UInt8Array, UInt8Array]:
-        """Return the static (200, 200, 3) and the gripper (84, 84, 3) image of the present state."""
-        images = []
-        for name, renderer in self._renderers.items():
-            renderer.update_scene(data, camera=name)
-            images.append(renderer.render())
-        return images[0], images[1]
+    def draw(self, camera: Camera, data: Any) -> UInt8Array:
+        """Return the image of one camera, (200, 200, 3) or (84, 84, 3), of the present state."""
+        renderer = self._renderers[camera]
+        renderer.update_scene(data, camera=camera)
+        image: UInt8Array = renderer.render()
+        return image
 
     def close(self) -> None:
         """Free the OpenGL contexts."""
