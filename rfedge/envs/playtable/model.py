@@ -37,7 +37,7 @@ def load_model(mujoco: Any, layout: TableLayout, looks: Looks = "playtable") -> 
         paint_scene(model, layout)
         return model
     data = installation.find_data()
-    path = cache_folder("playtable") / f"{_key(mujoco, mjcf, layout.scene, data)}.mjb"
+    path = cache_folder("playtable") / f"{layout.scene}-{_key(mujoco, mjcf, layout.scene, data)}.mjb"
     if path.is_file():
         try:
             return mujoco.MjModel.from_binary_path(str(path))
@@ -47,6 +47,9 @@ def load_model(mujoco: Any, layout: TableLayout, looks: Looks = "playtable") -> 
     try:
         with atomic_file(path) as temporary:
             mujoco.mj_saveModel(model, str(temporary), None)
+        for stale in path.parent.glob(f"{layout.scene}-*.mjb"):
+            if stale != path:
+                stale.unlink(missing_ok=True)
     except OSError as error:  # a full or read-only disk costs time, not the environment
         logger.warning("the model of scene %s is not kept: %s", layout.scene, error)
     return model

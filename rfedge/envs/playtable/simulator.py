@@ -35,7 +35,7 @@ def load_mujoco() -> Any:
         return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
         remedy = "Install it with: pip install mujoco."
-        text = explain("mujoco", got=str(error), expected="MuJoCo 3 or later", remedy=remedy)
+        text = explain("mujoco", got=str(error), expected="MuJoCo 3.3.7 or later", remedy=remedy)
         raise BackendUnavailableError(text) from error
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         # A missing OpenGL library surfaces as any of these, depending on the back end.
