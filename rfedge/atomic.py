@@ -2,81 +2,183 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import fcntl
 import glob
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import psutil
 
-from rfedge.errors import ArtifactError, explain
+from rfedge.disk import disk_error
+from rfedge.errors import ArtifactError, RfedgeError, explain
 
 __all__ = ["TEMPORARY_SUFFIX", "atomic_directory", "atomic_file", "sync_tree"]
 
 # A leftover of a killed process carries this suffix, so that readers and users can tell it from a result.
 TEMPORARY_SUFFIX = ".partial"
+# Flags of renameat2(2), which Python does not know: fail if the target exists, or swap the two in one step.
+_NO_REPLACE: Final = 1
+_EXCHANGE: Final = 2
+_AT_CWD: Final = -100
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced to disk and renamed, on error removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=TEMPORARY_SUFFIX)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes it private to the user
-        _sync_file(temporary)
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yield a temporary path beside `path`; on success it is synced to disk and renamed, on error removed.
+
+    Raises:
+        ArtifactError: the disk is full or cannot be written.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = _temporary(path)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = temporary.stat().st_mode & 0o777  # what the user's umask left
+        try:
+            with _disk_errors(path):  # while what was written still fills the disk
+                yield temporary
+                temporary.chmod(mode)  # some libraries replace the file by a private one
+                _sync_file(temporary)
+            temporary.replace(path)
+            _sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(path: Path, *, overwrite: bool = False, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it is synced and renamed to `path`, on error removed.
 
+    Args:
+        path: where it appears.
+        overwrite: replace what is there.
+        shared: several processes may write the same content at once, as into a cache; else the second is refused.
+
     Raises:
-        ArtifactError: `path` exists and `overwrite` is false.
+        ArtifactError: `path` exists, now or at the end, and `overwrite` is false; another process writes it; or the disk
+            is full or cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise ArtifactError(
-            explain(
-                str(path), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
-            )
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=TEMPORARY_SUFFIX))
+    with _disk_errors(path):
+        if path.exists() and not overwrite:
+            raise _exists(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.nullcontext() if shared else _claimed(path):
+            _remove_leftovers(path)
+            temporary = _temporary(path)
+            temporary.mkdir()
+            mode = temporary.stat().st_mode & 0o7777
+            try:
+                with _disk_errors(path):
+                    yield temporary
+                    _share(temporary, mode)
+                    sync_tree(temporary)
+                _move(temporary, path, overwrite=overwrite)
+                _sync_directory(path.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
-        yield temporary
-        _share(temporary)
-        sync_tree(temporary)
-        if path.exists():
-            # Two renames instead of remove-then-rename: the old result survives until the new one has its name.
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=TEMPORARY_SUFFIX))
-            path.replace(retired / path.name)
-            temporary.replace(path)
-            shutil.rmtree(retired)
-        else:
-            temporary.replace(path)
-        _sync_directory(path.parent)
+        yield
+    except Exception as error:
+        translated = None if isinstance(error, RfedgeError) else disk_error(error, path)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from writing `path`; the lock is a file that ends with its process."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise ArtifactError(
+                explain(
+                    str(path),
+                    got="another process that writes it",
+                    expected="one at a time",
+                    remedy="Wait for it, or choose another --output.",
+                )
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                break
+        os.close(descriptor)  # its owner removed it between our two calls
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def _share(root: Path) -> None:
-    """Give files and folders the modes that others write with: mkdtemp, and safetensors, make theirs private to the user."""
+def _move(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Give the finished folder its name; what lay there, if it may be replaced, is in `temporary` then."""
+    if not overwrite:
+        if not _rename(temporary, path, _NO_REPLACE):
+            if path.exists():
+                raise _exists(path)
+            temporary.replace(path)
+        return
+    if not path.exists():
+        temporary.replace(path)
+    elif not _rename(temporary, path, _EXCHANGE):
+        # Two renames instead of remove-then-rename: the old result survives until the new one has its name.
+        retired = _temporary(path)
+        retired.mkdir()
+        path.replace(retired / path.name)
+        temporary.replace(path)
+        shutil.rmtree(retired)
+
+
+def _rename(source: Path, target: Path, flags: int) -> bool:
+    """Rename in one step; return false where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(target), flags) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        raise _exists(target)
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
+def _exists(path: Path) -> ArtifactError:
+    return ArtifactError(
+        explain(str(path), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output.")
+    )
+
+
+def _share(root: Path, mode: int) -> None:
+    """Give folders `mode` and files its part: what libraries make, safetensors for one, is private to the user."""
     for folder, _, names in os.walk(root):
-        Path(folder).chmod(0o755)
+        Path(folder).chmod(mode)
         for name in names:
-            (Path(folder) / name).chmod(0o644)
+            (Path(folder) / name).chmod(mode & 0o666)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def _prefix(path: Path) -> str:

@@ -13,22 +13,25 @@
       instructions.safetensors instead of both where the bundle knows a fixed list of sentences (`rfedge.instructions`)
       engines/                 TensorRT plans, made later and per device (`rfedge.engines`); no part of the manifest
 
-A bundle is written under a temporary name and renamed; every file's sha256 is checked before it is used.
+A bundle is written under a temporary name and renamed. Before it is used the manifest's own sha256 and that of every file it
+lists are checked, and a file that it does not list is refused: a changed byte anywhere ends in one line.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from rfedge.atomic import atomic_directory
 from rfedge.config import PolicyConfig
-from rfedge.contract import GraphName, PolicyContract
+from rfedge.contract import GraphName, PolicyContract, policy_contract
 from rfedge.errors import ArtifactError, explain
 from rfedge.gates import missed
 
@@ -36,6 +39,7 @@ __all__ = [
     "CPU_ROLES",
     "EMBEDDING_SCALE",
     "EMBEDDING_TENSOR",
+    "ENGINES_FOLDER",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "Artifact",
@@ -48,10 +52,16 @@ __all__ = [
     "hash_file",
     "load_bundle",
     "write_bundle",
+    "write_manifest",
 ]
 
 MANIFEST_NAME: Final = "manifest.json"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+ENGINES_FOLDER: Final = "engines"
+# The first field of manifest.json is the sha256 of the file itself, with zeros where it stands.
+_SEAL: Final = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",\n')
+_OPEN_SEAL: Final = b"0" * 64
+_LONGEST_MANIFEST_BYTES: Final = 1 << 26
 # embedding.safetensors: the token table, float or int8; int8 with one float32 scale a row.
 EMBEDDING_TENSOR: Final = "embedding"
 EMBEDDING_SCALE: Final = "scale"
@@ -86,10 +96,10 @@ class _Record(BaseModel):
 class Artifact(_Record):
     """One file of the bundle."""
 
-    path: str
+    path: str = Field(pattern=r"^[^/\x00][^\x00]*$", max_length=255)
     role: Role
-    sha256: str
-    size_bytes: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
 
 
 class PrecisionRecord(_Record):
@@ -145,6 +155,12 @@ class Manifest(_Record):
     training: dict[str, JsonValue] | None = None
     versions: dict[str, str]
     artifacts: tuple[Artifact, ...] = ()
+
+    @model_validator(mode="after")
+    def _contract_is_the_policy_s(self) -> Manifest:
+        if self.contract != policy_contract(self.policy, two_stages=bool(self.contract.backbone_stages)):
+            raise ValueError("contract: got another one than the policy's sizes make")
+        return self
 
     @property
     def scenes(self) -> tuple[str, ...]:
@@ -250,14 +266,27 @@ class BundleWriter:
         return self.root / name
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Hash every registered file, write manifest.json and return the manifest with its artifacts."""
+        """Hash every registered file, write manifest.json and return the manifest with its artifacts.
+
+        Raises:
+            ArtifactError: a file was written without being registered.
+        """
+        _refuse_others(self.root, set(self._roles))
         artifacts = tuple(
             Artifact(path=name, role=role, sha256=hash_file(self.root / name), size_bytes=(self.root / name).stat().st_size)
             for name, role in sorted(self._roles.items())
         )
         manifest = manifest.model_copy(update={"artifacts": artifacts})
-        (self.root / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+        write_manifest(self.root, manifest)
         return manifest
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write `root`/manifest.json with the sha256 of its own bytes."""
+    text = manifest.model_dump_json(indent=2).encode() + b"\n"
+    text = text.replace(b"{\n", b'{\n  "sha256": "' + _OPEN_SEAL + b'",\n', 1)
+    sealed = text.replace(_OPEN_SEAL, hashlib.sha256(text).hexdigest().encode(), 1)
+    (root / MANIFEST_NAME).write_bytes(sealed)
 
 
 def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
@@ -268,10 +297,19 @@ def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
         verify: hash every file and compare; costs about one second per gigabyte.
 
     Raises:
-        ArtifactError: no bundle is there, its manifest cannot be read, or a file is missing or altered.
+        ArtifactError: no bundle is there, its manifest cannot be read or was altered, or a file is missing, altered or not
+            listed.
     """
-    manifest_path = path / MANIFEST_NAME
-    if not manifest_path.is_file():
+    manifest = _read_manifest(path)
+    for artifact in manifest.artifacts:
+        _check_artifact(path, artifact, verify=verify)
+    _refuse_others(path, {artifact.path for artifact in manifest.artifacts})
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST_NAME
+    if not file.is_file():
         raise ArtifactError(
             explain(
                 f"bundle {path}",
@@ -281,29 +319,57 @@ def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
             )
         )
     try:
-        manifest = Manifest.model_validate_json(manifest_path.read_bytes())
+        with file.open("rb") as opened:
+            text = opened.read(_LONGEST_MANIFEST_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error), "a readable file") from None
+    seal = _SEAL.match(text)
+    if seal is None:
+        version = re.search(rb'"schema_version":\s*(\d{1,9})\b', text)
+        if version is not None and int(version[1]) != SCHEMA_VERSION:
+            raise _unreadable(path, f"schema version {int(version[1])}", f"schema version {SCHEMA_VERSION}")
+        raise _unreadable(path, "no sha256 of its own", "one in its first line")
+    rest = text[seal.end() :]
+    if hashlib.sha256(text[: seal.start(1)] + _OPEN_SEAL + text[seal.end(1) :]).hexdigest().encode() != seal[1]:
+        raise _unreadable(path, "bytes that do not make its sha256", "the bytes that were written")
+    try:
+        return Manifest.model_validate_json(b"{" + rest)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(
-            explain(
-                f"bundle {path}",
-                got=f"{MANIFEST_NAME} with {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}",
-                expected=f"schema version {SCHEMA_VERSION}",
-                remedy="Export the policy again with this version of rfedge.",
-            )
-        ) from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ArtifactError(
-            explain(
-                f"bundle {path}",
-                got=f"schema version {manifest.schema_version}",
-                expected=str(SCHEMA_VERSION),
-                remedy="Export the policy again with this version of rfedge.",
-            )
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        got = f"{where}: {first['msg']}" if where else first["msg"]
+        raise _unreadable(path, got, f"schema version {SCHEMA_VERSION}") from None
+
+
+def _unreadable(path: Path, got: str, expected: str) -> ArtifactError:
+    return ArtifactError(
+        explain(
+            f"bundle {path}",
+            got=f"{MANIFEST_NAME} with {got}",
+            expected=expected,
+            remedy="Copy the bundle again, or export the policy again with this version of rfedge.",
         )
-    for artifact in manifest.artifacts:
-        _check_artifact(path, artifact, verify=verify)
-    return Bundle(path, manifest)
+    )
+
+
+def _refuse_others(root: Path, listed: set[str]) -> None:
+    """Refuse what nobody vouches for: a graph might read its weights from there. `rfedge build` vouches for its engines."""
+    for folder, folders, names in os.walk(root):
+        relative = Path(folder).relative_to(root)
+        if relative == Path():
+            folders[:] = [name for name in folders if name != ENGINES_FOLDER]
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*names, *links):
+            path = (relative / name).as_posix()
+            if path not in listed and path != MANIFEST_NAME:
+                raise ArtifactError(
+                    explain(
+                        f"bundle {root}",
+                        got=f"file {path}, which its manifest does not list",
+                        expected=f"the {len(listed)} files that it lists, and {ENGINES_FOLDER}/",
+                        remedy="Move it elsewhere, or copy the bundle again.",
+                    )
+                )
 
 
 def _check_artifact(root: Path, artifact: Artifact, *, verify: bool) -> None:
@@ -332,7 +398,20 @@ def _check_artifact(root: Path, artifact: Artifact, *, verify: bool) -> None:
                 remedy="It was truncated or altered; copy or export the bundle again.",
             )
         )
-    if verify and (actual := hash_file(file)) != artifact.sha256:
+    if not verify:
+        return
+    try:
+        actual = hash_file(file)
+    except OSError as error:
+        raise ArtifactError(
+            explain(
+                f"bundle file {artifact.path}",
+                got=error.strerror or str(error),
+                expected="a readable file",
+                remedy="Check its permissions, or copy the bundle again.",
+            )
+        ) from None
+    if actual != artifact.sha256:
         raise ArtifactError(
             explain(
                 f"bundle file {artifact.path}",

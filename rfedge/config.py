@@ -188,7 +188,7 @@ class PolicyConfig(_Config):
     time_keeping: Literal["window", "carry"] = "window"
     chunk_size: int = Field(1, ge=1, le=64)
     frame_stride: int = Field(1, ge=1, le=64)
-    control_hz: float = 30.0
+    control_hz: float = Field(30.0, gt=0.0, le=1000.0)
 
     @property
     def feature_size(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rfedge.bundle import Bundle, hash_file
+from rfedge.bundle import ENGINES_FOLDER, Bundle, hash_file
 from rfedge.contract import GraphName
 from rfedge.errors import ArtifactError, ContractError, explain
 
@@ -40,7 +40,6 @@ __all__ = [
     "read_engine_folder",
 ]
 
-ENGINES_FOLDER: Final = "engines"
 RECORD_NAME: Final = "engine.json"
 AUDIT_NAME: Final = "audit.json"
 TIMING_CACHE_NAME: Final = "timing.cache"

@@ -1,7 +1,8 @@
 """A journal of JSON lines: what a long run has finished, so that a killed one goes on where it stopped.
 
 The first line holds the arguments that decide the run; each further line is one finished piece of it, on disk before the
-next one begins. A lock on the file keeps a second process out and ends with the process that holds it.
+next one begins. Every line ends with a checksum of itself, so that a changed byte is no other record. A lock on the file
+keeps a second process out and ends with the process that holds it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, Final
 
+from rfedge.disk import disk_error
 from rfedge.errors import ArtifactError, ConfigError, explain
 
-__all__ = ["Journal", "claim", "open_journal", "read_journal"]
+__all__ = ["Journal", "append_line", "claim", "open_journal", "parse_line", "read_journal", "write_line"]
 
 _ARGUMENTS: Final = "arguments"
+_CHECKED: Final = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
 class Journal:
@@ -28,9 +34,10 @@ class Journal:
         records: what was in it when it was opened, in the order of writing.
     """
 
-    def __init__(self, file: BinaryIO, records: tuple[dict[str, Any], ...]) -> None:
-        """Keep the open file and what was read from it."""
+    def __init__(self, file: FileIO, path: Path, records: tuple[dict[str, Any], ...]) -> None:
+        """Keep the open file, its name, and what was read from it."""
         self._file = file
+        self._path = path
         self.records = records
         self._has_grown = False
 
@@ -42,7 +49,7 @@ class Journal:
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is on disk."""
         self._has_grown = True
-        _append(self._file, record)
+        append_line(self._file, self._path, record)
 
 
 @contextlib.contextmanager
@@ -57,20 +64,20 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
 
     Raises:
         ConfigError: the folder holds something else or a run with other arguments, or another process has it open.
-        ArtifactError: a whole line cannot be read.
+        ArtifactError: a whole line is not as it was written, or the disk is full or cannot be written.
     """
     _refuse_other_content(path)
     is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with path.open("a+b", buffering=0) as file:  # a buffer would hold what found no room, and try again when it is closed
         claim(file, path.parent, "a run that is still going on")
         lines = _read_whole_lines(file, path)
         if len(lines) > 1:
             _compare(path, lines[0], arguments)
         else:
             file.truncate(0)
-            _append(file, {_ARGUMENTS: arguments})
-        journal = Journal(file, tuple(lines[1:]))
+            append_line(file, path, {_ARGUMENTS: arguments})
+        journal = Journal(file, path, tuple(lines[1:]))
         try:
             yield journal
         finally:
@@ -88,15 +95,15 @@ def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
         ArtifactError: the file cannot be read, or a whole line is no JSON object.
     """
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(
             explain(str(path), got=error.strerror or str(error), expected="a journal", remedy="Repeat the run.")
         ) from None
-    return tuple(_parse_whole_lines(lines, path)[0][1:])
+    return tuple(_parse_whole_lines(content, path)[0][1:])
 
 
-def claim(file: BinaryIO, folder: Path, owner: str) -> None:
+def claim(file: IO[bytes] | FileIO, folder: Path, owner: str) -> None:
     """Lock an open file until it is closed or its process ends.
 
     Raises:
@@ -115,10 +122,42 @@ def claim(file: BinaryIO, folder: Path, owner: str) -> None:
         ) from None
 
 
-def _append(file: BinaryIO, record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(record).encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+def write_line(record: Mapping[str, Any]) -> bytes:
+    """Return one line: a JSON object whose last field is the CRC-32 of what stands before it."""
+    text = json.dumps(record).encode()[:-1]
+    return text + f', "crc32": "{zlib.crc32(text):08x}"}}\n'.encode()
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Return the record in one line of `write_line`.
+
+    Raises:
+        ValueError: it is another line, or a byte of it has changed.
+    """
+    checked = _CHECKED.fullmatch(line)
+    if checked is None:
+        raise ValueError("no checksum, or text that is no record")
+    if f"{zlib.crc32(checked[1]):08x}".encode() != checked[2]:
+        raise ValueError("another checksum than its own")
+    return dict(json.loads(checked[1] + b"}"))
+
+
+def append_line(file: FileIO, path: Path, record: Mapping[str, Any], *, sync: bool = True) -> None:
+    """Write one line of `write_line` to the end of an unbuffered file, all of it or none.
+
+    Raises:
+        ArtifactError: the disk is full or cannot be written.
+    """
+    line, begin = write_line(record), file.seek(0, os.SEEK_END)
+    try:
+        while line:  # a part of it may find room, and the next call none
+            line = line[file.write(line) :]
+        if sync:
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.truncate(begin)
+        raise disk_error(error, path) or error from error
 
 
 def _refuse_other_content(path: Path) -> None:
@@ -134,37 +173,39 @@ def _refuse_other_content(path: Path) -> None:
         )
 
 
-def _read_whole_lines(file: BinaryIO, path: Path) -> list[dict[str, Any]]:
+def _read_whole_lines(file: FileIO, path: Path) -> list[dict[str, Any]]:
     file.seek(0)
-    lines, whole_bytes = _parse_whole_lines(file, path)
+    lines, whole_bytes = _parse_whole_lines(file.read(), path)
     file.truncate(whole_bytes)
     return lines
 
 
-def _parse_whole_lines(texts: Iterable[bytes], path: Path) -> tuple[list[dict[str, Any]], int]:
+def _parse_whole_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the objects, and how many bytes they take: what follows them is a line that was not written to its end."""
     lines: list[dict[str, Any]] = []
     whole_bytes = 0
-    for text in texts:
-        if not text.endswith(b"\n"):
-            break
+    for text in content.split(b"\n")[:-1]:
         try:
-            lines.append(dict(json.loads(text)))
-        except (ValueError, TypeError):
+            lines.append(parse_line(text + b"\n"))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(
                 explain(
                     f"line {len(lines) + 1} of {path}",
-                    got="unreadable text",
-                    expected="a JSON object",
-                    remedy="Repair or remove the file, or choose another --output.",
+                    got=error,
+                    expected="a record as it was written",
+                    remedy="Remove this line and those behind it, or choose another --output.",
                 )
             ) from None
-        whole_bytes += len(text)
+        whole_bytes += len(text) + 1
     return lines, whole_bytes
 
 
 def _compare(path: Path, header: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    before = header.get(_ARGUMENTS, {})
+    before = header.get(_ARGUMENTS)
+    if not isinstance(before, dict):
+        raise ArtifactError(
+            explain(f"line 1 of {path}", got="no arguments", expected="those of the run", remedy="Choose another --output.")
+        )
     now = json.loads(json.dumps(arguments))  # tuples are lists in the file
     for name in (*now, *(name for name in before if name not in now)):
         if before.get(name) != now.get(name):

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
-from rfedge.errors import ArtifactError, explain
 from rfedge.messages import PolicyState
 from rfedge.runtimes.base import GraphRunner
 from rfedge.timekeeping import advance, initial_state
@@ -24,22 +23,9 @@ class HeadRuntime:
     Args:
         runner: an active runner of the head graph.
         config: the policy; its `time_keeping`, `window` and head sizes are used.
-
-    Raises:
-        ArtifactError: the graph holds another number of LSTMs than the time-keeping needs, as bundles of version 0.1 did.
     """
 
     def __init__(self, runner: GraphRunner, config: PolicyConfig) -> None:
-        rows = [spec.shape[1] for spec in runner.contract.inputs if spec.name == "h"]
-        if rows and rows != [config.lstm_rows]:
-            raise ArtifactError(
-                explain(
-                    "head",
-                    got=f"a graph with {rows[0]} LSTM",
-                    expected=f"{config.lstm_rows} side by side, for {config.time_keeping} time-keeping",
-                    remedy="This bundle was exported by an earlier version; export it again.",
-                )
-            )
         self._runner = runner
         self._config = config
 

@@ -162,6 +162,18 @@ class OrtRunner(GraphRunner):
                 raise ArtifactError(
                     explain(f"graph {self._model_path.name} {kind}", got=names, expected=wanted, remedy="Export it again.")
                 )
+            by_name = {spec.name: spec for spec in specs}
+            for node in nodes:
+                wanted_shape = by_name[node.name].shape
+                if not _fits(node.shape, wanted_shape):
+                    raise ArtifactError(
+                        explain(
+                            f"graph {self._model_path.name}, {node.name}",
+                            got=f"shape {tuple(node.shape)}",
+                            expected=f"{wanted_shape}, as the manifest says",
+                            remedy="Export it again.",
+                        )
+                    )
 
     def _bind(self, session: ort.InferenceSession) -> None:
         binding = session.io_binding()
@@ -210,6 +222,13 @@ class OrtRunner(GraphRunner):
             place = self._strided[name] = np.empty(array.shape, array.dtype)
         np.copyto(place, array)
         return place
+
+
+def _fits(shape: Sequence[int | str | None], wanted: Sequence[int]) -> bool:
+    """Whether a graph's shape can be the contract's; axes that one of them leaves open fit."""
+    if len(shape) != len(wanted):
+        return False
+    return all(not isinstance(have, int) or want in (-1, have) for have, want in zip(shape, wanted, strict=True))
 
 
 def _first_line(error: Exception) -> str:

@@ -64,7 +64,9 @@ _ClickException: type[Any] = next(base for base in typer.BadParameter.__mro__ if
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's error ends in one line on stderr and exit status 2, a missed gate in one and 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that temporary files are removed
+    for name in ("SIGTERM", "SIGHUP"):  # unwind, so that temporary files are removed
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         status = app(args=arguments, standalone_mode=False)
     except RfedgeError as error:
@@ -88,7 +90,28 @@ def main(arguments: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("rfedge: stopped", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if (text := _machine_s_fault(error)) is None:
+            raise
+        if _speaks_for_all():
+            print(f"rfedge: {text}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _machine_s_fault(error: Exception) -> str | None:
+    """Return the one line about a disk, a path or a memory that will not do; None for a bug, which keeps its traceback."""
+    from rfedge.disk import disk_error
+    from rfedge.errors import explain
+
+    if isinstance(error, MemoryError) or any(text in str(error) for text in ("can't allocate memory", "out of memory")):
+        got = f"not enough ({' '.join(str(error).split())[:120]})"
+        return explain("memory", got=got, expected="room for these sizes", remedy="Choose smaller ones.")
+    translated = disk_error(error, None)
+    return None if translated is None else " ".join(str(translated).split())
 
 
 def _speaks_for_all() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any, Final
 
 from rfedge.atomic import atomic_file
 from rfedge.errors import ConfigError, explain
-from rfedge.journal import claim
+from rfedge.journal import append_line, claim, parse_line, write_line
 
 __all__ = ["JOURNAL", "EpisodeRecord", "SegmentRecord", "open_journal", "rewrite_journal"]
 
@@ -54,13 +53,13 @@ class EpisodeRecord:
     segments: tuple[SegmentRecord, ...]
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> EpisodeRecord:
-        """Read one line; raises ValueError, KeyError or TypeError when it is not one of this version."""
-        fields: dict[str, Any] = json.loads(text)
+    def from_line(cls, line: bytes) -> EpisodeRecord:
+        """Read one line; raises ValueError, KeyError or TypeError when it is not one of this version, or was changed."""
+        fields: dict[str, Any] = parse_line(line)
         return cls(**{**fields, "segments": tuple(SegmentRecord(**segment) for segment in fields["segments"])})
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
+    def to_line(self) -> bytes:
+        return write_line(asdict(self))
 
 
 @contextmanager
@@ -71,34 +70,31 @@ def open_journal(path: Path) -> Iterator[tuple[Callable[[EpisodeRecord], None], 
         ConfigError: another process has it open, or it was written by another version.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with path.open("a+b", buffering=0) as file:
         claim(file, path.parent, "a collection that is still running")
         file.seek(0)
         done: dict[tuple[str, int], EpisodeRecord] = {}
         whole = 0
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            entry = _read_line(path, line)
+        for text in file.read().split(b"\n")[:-1]:
+            entry = _read_line(path, text + b"\n")
             done[entry.task, entry.episode] = entry
-            whole += len(line)
+            whole += len(text) + 1
         file.truncate(whole)
 
         def append(entry: EpisodeRecord) -> None:
-            file.write(f"{entry.to_json()}\n".encode())
-            file.flush()
+            append_line(file, path, asdict(entry), sync=False)
 
         yield append, done
 
 
 def _read_line(path: Path, line: bytes) -> EpisodeRecord:
     try:
-        return EpisodeRecord.from_json(line)
-    except (ValueError, KeyError, TypeError):
+        return EpisodeRecord.from_line(line)
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             explain(
                 f"file {path}",
-                got="a line that this version did not write",
+                got="a line that this version did not write, or that was changed",
                 expected="one record a line",
                 remedy="Choose another --output, or collect again into an empty folder.",
             )
@@ -108,4 +104,4 @@ def _read_line(path: Path, line: bytes) -> EpisodeRecord:
 def rewrite_journal(path: Path, entries: Iterable[EpisodeRecord]) -> None:
     """Replace the journal of a finished collection: in the order of the jobs, which no worker's speed decides."""
     with atomic_file(path) as temporary:
-        temporary.write_text("".join(f"{entry.to_json()}\n" for entry in entries))
+        temporary.write_bytes(b"".join(entry.to_line() for entry in entries))

@@ -138,7 +138,7 @@ def _recorded(folder: Path, name: str) -> str | None:
 def _build(dataset: CalvinDataset, folder: Path, fingerprint: str, on_frame: Callable[[int, int], None] | None) -> None:
     numbers = dataset.frame_numbers()
     digest = hashlib.sha256("\n".join(str(segment) for segment in dataset.segments).encode())
-    with atomic_directory(folder, overwrite=True) as temporary:
+    with atomic_directory(folder, overwrite=True, shared=True) as temporary:
         arrays: dict[str, Array] = {
             key: np.lib.format.open_memmap(
                 temporary / f"{key}.npy", mode="w+", dtype=dtype, shape=(len(numbers), *FRAME_SHAPES[key])

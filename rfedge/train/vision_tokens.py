@@ -130,7 +130,7 @@ def _build(
     count = len(cache.numbers)
     seen = _Seen.beside(place, tower)
     digests = np.empty((count, _DIGEST_BYTES), dtype=np.uint8)
-    with atomic_directory(place, overwrite=True) as temporary:
+    with atomic_directory(place, overwrite=True, shared=True) as temporary:
         arrays = {
             key: np.lib.format.open_memmap(
                 temporary / file, mode="w+", dtype=np.float16, shape=(count, vision.num_patches, vision.width)

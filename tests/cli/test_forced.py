@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.bundle import MANIFEST_NAME, Manifest, ParityRecord, load_bundle
+from rfedge.bundle import Manifest, ParityRecord, load_bundle, write_manifest
 from rfedge.gates import missed
 from tests.runtimes.handmade_bundle import write_handmade_bundle
 
@@ -31,7 +31,7 @@ def forced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("forced") / "bundle"
     write_handmade_bundle(path)
     manifest: Manifest = load_bundle(path).manifest.model_copy(update={"parity": PARITY})
-    (path / MANIFEST_NAME).write_text(manifest.model_dump_json())
+    write_manifest(path, manifest)
     return path
 
 

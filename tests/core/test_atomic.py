@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rfedge.atomic import TEMPORARY_SUFFIX, atomic_directory, atomic_file
+from rfedge.disk import check_room
 from rfedge.errors import ArtifactError
 
 
@@ -92,3 +93,130 @@ def test_what_a_folder_holds_can_be_read_by_others(tmp_path: Path) -> None:
         private.touch(mode=0o600)
     assert stat.filemode((tmp_path / "bundle" / "engines").stat().st_mode) == "drwxr-xr-x"
     assert stat.filemode((tmp_path / "bundle" / "engines" / "weights").stat().st_mode) == "-rw-r--r--"
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_writer_of_one_folder_is_refused_at_its_start(tmp_path: Path, overwrite: bool) -> None:
+    target = tmp_path / "out"
+    with atomic_directory(target, overwrite=overwrite) as slow:
+        (slow / "who").write_text("slow")
+        with (
+            pytest.raises(ArtifactError, match=re.escape(f"{target}: got another process that writes it, expected one at")),
+            atomic_directory(target, overwrite=overwrite),
+        ):
+            pytest.fail("two writers")
+        with atomic_directory(tmp_path / "other"):
+            pass
+    assert (target / "who").read_text() == "slow"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+@pytest.mark.attack
+def test_what_came_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for content in ((), ("mine",)):
+        with pytest.raises(ArtifactError, match="got an existing path"), atomic_directory(target) as folder:
+            (folder / "ours").touch()
+            target.mkdir()
+            for name in content:
+                (target / name).touch()
+        assert [path.name for path in target.iterdir()] == list(content)
+        assert leftovers(tmp_path) == []
+        for path in target.iterdir():
+            path.unlink()
+        target.rmdir()
+
+
+@pytest.mark.attack
+def test_several_may_fill_a_cache_at_once(tmp_path: Path) -> None:
+    target = tmp_path / "cache"
+    with atomic_directory(target, overwrite=True, shared=True) as one:
+        (one / "a").touch()
+        with atomic_directory(target, overwrite=True, shared=True) as two:
+            (two / "a").touch()
+    assert [path.name for path in target.iterdir()] == ["a"]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("has_rename", [True, False])
+def test_replacing_leaves_no_moment_without_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_rename: bool
+) -> None:
+    if not has_rename:
+        monkeypatch.setattr("rfedge.atomic._rename", lambda *_: False)
+    target = tmp_path / "out"
+    for number in range(3):
+        with atomic_directory(target, overwrite=True) as folder:
+            (folder / str(number)).touch()
+        assert [path.name for path in target.iterdir()] == [str(number)]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(ArtifactError, match="got an existing path"), atomic_directory(target):
+        pass
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
+def test_modes_are_those_of_the_user(tmp_path: Path, umask: int, file_mode: int, folder_mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "f") as temporary:
+            temporary.unlink()
+            temporary.touch(mode=0o600)  # as safetensors does
+        with atomic_directory(tmp_path / "d") as folder:
+            (folder / "in").mkdir(mode=0o700)
+            (folder / "in" / "f").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("f", "d/in/f", "d", "d/in")]
+    assert modes == [file_mode, file_mode, folder_mode, folder_mode]
+
+
+@pytest.mark.attack
+def test_a_full_disk_is_one_line_and_what_was_there_stays(small_disk: Path) -> None:
+    file, folder = small_disk / "file", small_disk / "folder"
+    for _ in range(2):
+        with atomic_file(file) as temporary:
+            temporary.write_text("old")
+        with atomic_directory(folder, overwrite=True) as temporary:
+            (temporary / "old").touch()
+    words = (
+        "got a full disk, expected room for what is written. Free some room or choose another place; what was there before"
+    )
+    with pytest.raises(ArtifactError, match=re.escape(f"{file}: {words}")), atomic_file(file) as temporary:
+        temporary.write_bytes(bytes(2_000_000))
+    with pytest.raises(ArtifactError, match=words), atomic_directory(folder, overwrite=True) as temporary:
+        (temporary / "new").write_bytes(bytes(2_000_000))
+    assert (file.read_text(), [path.name for path in folder.iterdir()]) == ("old", ["old"])
+    assert sorted(path.name for path in small_disk.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a\0b", "a NUL character"),
+        ("x" * 5000, "file name too long"),
+        ("file/x", "file exists"),
+        ("file/x/y", "not a directory"),
+    ],
+)
+def test_a_path_that_is_none_is_one_line(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    for writer in (atomic_file, atomic_directory):
+        with pytest.raises(ArtifactError, match=words) as error, writer(tmp_path / name):
+            pass
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 600
+    with pytest.raises(ArtifactError):
+        check_room(tmp_path / name, 10**18, what="a large thing")
+
+
+@pytest.mark.attack
+def test_room_is_looked_for_before_the_work(small_disk: Path) -> None:
+    check_room(small_disk / "a" / "b", 500_000, what="little")
+    with pytest.raises(ArtifactError) as error:
+        check_room(small_disk / "a" / "b", 3_000_000, what="the checkpoint")
+    assert str(error.value) == (
+        f"{small_disk}/a/b: got 1 MB free, expected about 3 MB for the checkpoint. Free some room, or choose another place."
+    )

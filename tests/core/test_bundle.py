@@ -1,10 +1,9 @@
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from rfedge.bundle import MANIFEST_NAME, Manifest, ParityRecord, PrecisionRecord, load_bundle, write_bundle
+from rfedge.bundle import MANIFEST_NAME, Manifest, ParityRecord, PrecisionRecord, load_bundle, write_bundle, write_manifest
 from rfedge.config import preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError
@@ -62,9 +61,10 @@ def test_a_missing_file_is_an_error_that_names_it(bundle: Path) -> None:
 
 
 def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path) -> None:
-    document = json.loads((bundle / MANIFEST_NAME).read_text())
-    document["artifacts"][0]["path"] = "../outside"
-    (bundle / MANIFEST_NAME).write_text(json.dumps(document))
+    manifest = load_bundle(bundle).manifest
+    first, *others = manifest.artifacts
+    outside = first.model_copy(update={"path": "../outside"})
+    write_manifest(bundle, manifest.model_copy(update={"artifacts": (outside, *others)}))
     (bundle.parent / "outside").write_bytes(b"x" * 10)
     with pytest.raises(ArtifactError, match="expected a path inside the bundle"):
         load_bundle(bundle)
@@ -73,19 +73,62 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "not json", "manifest.json with text: Invalid JSON"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "got schema version 99, expected 1"),
+        (lambda text: "not json", "manifest.json with no sha256 of its own, expected one in its first line."),
+        (lambda text: text.replace('"schema_version": 2', '"schema_version": 3'), "bytes that do not make its sha256"),
         (
-            lambda text: text.replace('"rfedge-bundle"', '"other"'),
-            "manifest.json with format: Input should be 'rfedge-bundle'",
+            lambda text: "{\n" + text.split("\n", 2)[2].replace('"schema_version": 2', '"schema_version": 1'),
+            "manifest.json with schema version 1, expected schema version 2.",
         ),
+        (lambda text: text.replace('"frame_stride": 1', '"frame_stride": 2'), "bytes that do not make its sha256"),
+        (lambda text: text.replace("\n", " ", 2), "no sha256 of its own"),
+        (lambda text: text + " ", "bytes that do not make its sha256"),
     ],
 )
 def test_a_damaged_manifest_is_one_clear_line(bundle: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
     path = bundle / MANIFEST_NAME
     path.write_text(change(path.read_text()))
+    with pytest.raises(ArtifactError, match=re.escape(message)) as error:
+        load_bundle(bundle)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control_hz": 0.0}, "policy.control_hz: Input should be greater than 0"),
+        ({"control_hz": -1.0}, "policy.control_hz: Input should be greater than 0"),
+        ({"control_hz": 1e308}, "policy.control_hz: Input should be less than or equal to 1000"),
+        ({"chunk_size": 8}, "contract: got another one than the policy's sizes make"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(bundle: Path, changes: dict[str, float], message: str) -> None:
+    manifest = load_bundle(bundle).manifest
+    write_manifest(bundle, manifest.model_copy(update={"policy": manifest.policy.model_copy(update=changes)}))
     with pytest.raises(ArtifactError, match=re.escape(message)):
         load_bundle(bundle)
+
+
+def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path) -> None:
+    (bundle / "engines").mkdir()
+    (bundle / "engines" / "plan").touch()
+    load_bundle(bundle)
+    for name in ("head.onnx.data", "weights/more", ".hidden"):
+        (bundle / name).parent.mkdir(exist_ok=True)
+        (bundle / name).touch()
+        with pytest.raises(ArtifactError, match=f"got file {name}, which its manifest does not list, expected the 2 files"):
+            load_bundle(bundle)
+        (bundle / name).unlink()
+    (bundle / "linked").symlink_to(bundle.parent)
+    with pytest.raises(ArtifactError, match="got file linked, which its manifest does not list"):
+        load_bundle(bundle)
+
+
+def test_a_writer_lists_all_that_it_wrote(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="got file head.onnx.data"), write_bundle(tmp_path / "bundle") as writer:
+        writer.add("head.onnx", "head").touch()
+        (writer.root / "head.onnx.data").touch()
+        writer.finish(small_manifest())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_no_bundle_says_so(tmp_path: Path) -> None:

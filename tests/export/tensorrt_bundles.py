@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from rfedge.bundle import Manifest, ParityRecord, PrecisionRecord, hash_file, write_bundle
+from rfedge.bundle import Manifest, ParityRecord, PrecisionRecord, hash_file, write_bundle, write_manifest
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, TensorSpec, policy_contract
 from rfedge.engines import EngineTarget
@@ -60,10 +60,12 @@ def build_ahead(
 
 def vouch_for(bundle: Path, name: str) -> None:
     """Write the present size and sha256 of a file that a test changed into the manifest."""
-    manifest = json.loads((bundle / "manifest.json").read_bytes())
-    artifact = next(item for item in manifest["artifacts"] if item["path"] == name)
-    artifact |= {"sha256": hash_file(bundle / name), "size_bytes": (bundle / name).stat().st_size}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    document = json.loads((bundle / "manifest.json").read_bytes())
+    del document["sha256"]
+    manifest = Manifest.model_validate(document)
+    changed = {"sha256": hash_file(bundle / name), "size_bytes": (bundle / name).stat().st_size}
+    artifacts = (item.model_copy(update=changed) if item.path == name else item for item in manifest.artifacts)
+    write_manifest(bundle, manifest.model_copy(update={"artifacts": tuple(artifacts)}))
 
 
 def device(sm: int, version: str, module: str = "tensorrt-rtx") -> EngineTarget:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from rfedge.bundle import Bundle, Manifest, load_bundle
+from rfedge.bundle import Bundle, load_bundle, write_manifest
 from rfedge.config import PolicyConfig
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.data import CalvinDataset
@@ -325,11 +325,11 @@ def test_a_stage_that_cannot_be_loaded_is_refused_before_the_first_call(
     folder = shutil.copytree(bundles["fp32-two"].root, tmp_path / "bundle")
     (folder / "decoder.onnx").write_bytes((folder / "vision.onnx").read_bytes())
     settings = RuntimeSettings(verify=False, one_stage_at_a_time=one_at_a_time)
-    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    manifest = bundles["fp32-two"].manifest
     artifacts = tuple(
         item.model_copy(update={"size_bytes": (folder / item.path).stat().st_size}) for item in manifest.artifacts
     )
-    (folder / "manifest.json").write_text(manifest.model_copy(update={"artifacts": artifacts}).model_dump_json())
+    write_manifest(folder, manifest.model_copy(update={"artifacts": artifacts}))
     with pytest.raises(ArtifactError, match=r"graph decoder.onnx inputs: got \['image_gripper', 'image_static'\]"):
         EdgePolicy.load(folder, settings=settings)
 

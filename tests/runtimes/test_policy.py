@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rfedge.benchmarks.latency import sample_observations
+from rfedge.bundle import load_bundle, write_manifest
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ContractError
 from rfedge.messages import Observation, PolicyState, check_action
@@ -237,14 +238,14 @@ def test_torch_runs_the_same_contract(tmp_path: Path) -> None:
         EdgePolicy.load(tmp_path / "none", backend="torch")
 
 
-def test_a_head_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
-    config = tiny_config(time_keeping="carry")
-    write_handmade_bundle(tmp_path / "b", config)
-    manifest = tmp_path / "b" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"time_keeping": "carry"', '"time_keeping": "window"'))
-    with pytest.raises(ArtifactError) as error:
-        EdgePolicy.load(tmp_path / "b")
-    assert str(error.value) == (
-        "head: got a graph with 1 LSTM, expected 12 side by side, for window time-keeping. "
-        "This bundle was exported by an earlier version; export it again."
-    )
+def test_a_manifest_that_is_not_of_its_graphs_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    write_handmade_bundle(path, tiny_config(time_keeping="carry", chunk_size=4))
+    manifest = load_bundle(path).manifest
+    for config in (tiny_config(time_keeping="window", chunk_size=4), tiny_config(time_keeping="carry", chunk_size=8)):
+        write_manifest(path, manifest.model_copy(update={"policy": config}))
+        with pytest.raises(ArtifactError, match="contract: got another one than the policy's sizes make"):
+            EdgePolicy.load(path)
+        write_manifest(path, manifest.model_copy(update={"policy": config, "contract": policy_contract(config)}))
+        with pytest.raises(ArtifactError, match=r"graph head.onnx, \w+: got shape .*, expected .*, as the manifest says"):
+            EdgePolicy.load(path)
