@@ -11,26 +11,28 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.camera import DEFAULT_RESIZE
+from rfedge.conventions import Conventions
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     GRIPPER_KEEP,
     GRIPPER_OPEN,
     POSE_SIZE,
-    POSITION_SCALE_M,
-    ROTATION_SCALE_RAD,
     STATIC_IMAGE_SHAPE,
     Observation,
 )
 from rfedge.runtimes import EdgePolicy, RateKeeper, RuntimeSettings, make_controller
 from rfedge.runtimes.adapters.images import fit_camera
+from rfedge.runtimes.adapters.tool_step import tool_step
 from rfedge.runtimes.control import ControlLoop, LoopSummary
 from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.resting import claim_robot
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
 from rfedge.runtimes.stopping import StopRequest, stop_on_signals
 
-# The loop's rate, not the camera's. A step is at most 0.02 m whatever the rate is: at 5 Hz the tool moves at 0.1 m/s.
-RATE_HZ = 5.0
+# Share of the policy's own rate, for first runs: at a sixth of 30 Hz a step of 0.01 m is 0.05 m/s.
+SPEED = 1.0 / 6.0
+# Without max_step_m each axis may move 0.02 m in a step, which is 0.0346 m along the diagonal.
 LIMITS = SafetyLimits(
     max_step_m=0.01,
     max_step_rad=0.03,
@@ -64,7 +66,10 @@ class ArmDriver(Protocol):
         """Distance of the fingers."""
 
     def move_tool_by(self, translation_m: npt.NDArray[np.float64], rotation_rad: npt.NDArray[np.float64]) -> None:
-        """Begin to move the tool by this much in the world frame, and return at once."""
+        """Begin to move the tool by this much in the world frame, and return at once.
+
+        `rotation_rad` is a rotation vector: an axis times an angle, not steps of Euler angles.
+        """
 
     def move_gripper(self, *, opened: bool) -> None:
         """Begin to open or close, and return at once."""
@@ -83,9 +88,14 @@ class ArmDriver(Protocol):
 class MyArm:
     """`rfedge.runtimes.robot.Robot` for one arm."""
 
-    def __init__(self, driver: ArmDriver) -> None:
+    def __init__(self, driver: ArmDriver, conventions: Conventions) -> None:
         self._driver = driver
         self._gripper = GRIPPER_KEEP  # unknown until it was commanded: it may hold something
+        self._resize = conventions.resize or DEFAULT_RESIZE
+
+    @property
+    def conventions(self) -> Conventions:
+        return Conventions(resize=self._resize)
 
     def observe(self) -> Observation:
         state = np.concatenate(
@@ -96,10 +106,10 @@ class MyArm:
                 [self._gripper],
             ]
         )
-        # The square in the middle of each picture, resized and copied: see that the training data were cut alike.
+        # Brought to size as the pictures of the demonstrations were, and copied.
         return Observation(
-            static=fit_camera("static", self._driver.static_image(), STATIC_IMAGE_SHAPE),
-            gripper=fit_camera("wrist", self._driver.wrist_image(), GRIPPER_IMAGE_SHAPE),
+            static=fit_camera("static", self._driver.static_image(), STATIC_IMAGE_SHAPE, self._resize),
+            gripper=fit_camera("wrist", self._driver.wrist_image(), GRIPPER_IMAGE_SHAPE, self._resize),
             state=state,
         )
 
@@ -108,8 +118,8 @@ class MyArm:
         if gripper not in (GRIPPER_KEEP, self._gripper):
             self._driver.move_gripper(opened=gripper == GRIPPER_OPEN)
             self._gripper = gripper
-        pose = action.astype(np.float64)
-        self._driver.move_tool_by(POSITION_SCALE_M * pose[:3], ROTATION_SCALE_RAD * pose[3:POSE_SIZE])
+        # The rotation of an action is a step of Euler angles: which rotation that is depends on where the tool points now.
+        self._driver.move_tool_by(*tool_step(action, self._driver.tool_pose()[3:]))
 
     def stop(self) -> None:
         self._driver.halt()
@@ -118,7 +128,7 @@ class MyArm:
         self._driver.set_command_timeout(within_s)
 
 
-def run_arm(driver: ArmDriver, bundle: Path, instruction: str, *, max_steps: int, rate_hz: float = RATE_HZ) -> LoopSummary:
+def run_arm(driver: ArmDriver, bundle: Path, instruction: str, *, max_steps: int, speed: float = SPEED) -> LoopSummary:
     """Follow one instruction. Ctrl-C, SIGTERM, a lost terminal end it; however it ends, the arm was halted."""
     stop = StopRequest()
     with (
@@ -126,10 +136,12 @@ def run_arm(driver: ArmDriver, bundle: Path, instruction: str, *, max_steps: int
         EdgePolicy.load(bundle, settings=RuntimeSettings(threads=1)) as policy,
         stop_on_signals(stop),
     ):
+        rate_hz = speed * policy.config.control_hz
         loop = ControlLoop(
             make_controller(policy, "closed-loop"),
-            MyArm(driver),
+            MyArm(driver, policy.conventions),
             pace=RateKeeper(rate_hz),
+            speed=speed,
             late=LatePolicy("hold", stop_after_misses=5),
             guard=SafetyGuard(LIMITS),
             backbone_deadline_s=1.0,  # and two seconds more for a whole step; `step_deadline_s` says otherwise

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from rfedge.camera import DEFAULT_RESIZE, Resize
+from rfedge.conventions import Conventions
 from rfedge.decoder_config import DecoderConfig, Feature, GPTNeoXConfig, LlamaConfig, MPTConfig
 from rfedge.errors import ConfigError, did_you_mean, explain
 
@@ -172,7 +174,8 @@ class PolicyConfig(_Config):
             state. It says nothing to an MLP.
         chunk_size: actions predicted per inference.
         frame_stride: control steps between the frames the head was trained on.
-        control_hz: rate of one action.
+        control_hz: rate of one action, that of the demonstrations.
+        resize: how the pictures of the demonstrations' cameras were brought to the policy's size, see `rfedge.camera`.
     """
 
     name: str
@@ -189,6 +192,12 @@ class PolicyConfig(_Config):
     chunk_size: int = Field(1, ge=1, le=64)
     frame_stride: int = Field(1, ge=1, le=64)
     control_hz: float = Field(30.0, gt=0.0, le=1000.0)
+    resize: Resize = DEFAULT_RESIZE
+
+    @property
+    def conventions(self) -> Conventions:
+        """What data and robots must have like it."""
+        return Conventions(self.control_hz, self.resize)
 
     @property
     def feature_size(self) -> int:

@@ -75,6 +75,7 @@ class RateKeeper:
     def __init__(self, rate_hz: float, clock: Clock | None = None) -> None:
         if not (math.isfinite(rate_hz) and rate_hz > 0):
             raise ConfigError(explain("rate_hz", got=rate_hz, expected="a positive number", remedy="Give it in hertz."))
+        self.rate_hz = rate_hz
         self._interval_s = 1.0 / rate_hz
         self._clock = clock or MonotonicClock()
         self._start_s: float | None = None

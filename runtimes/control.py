@@ -15,9 +15,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.conventions import Conventions, conventions_of, refuse_disagreement
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, explain
 from rfedge.messages import ACTION_SIZE, Observation
-from rfedge.runtimes.clock import Clock, MonotonicClock, Pace
+from rfedge.runtimes.clock import Clock, MonotonicClock, Pace, RateKeeper
 from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.modes import Controller, ControlStep, Missing
 from rfedge.runtimes.resting import Rest, driving
@@ -121,6 +122,7 @@ class ControlLoop:
             arm at rest, has 30 seconds unless this says otherwise.
         heartbeat_s: passed to the robot, which then rests by itself when no action comes for so long; None for none.
         cancel: called from another thread once the robot was stopped in a step that hangs, such as `EdgePolicy.cancel`.
+        speed: share of the policy's own rate that `pace` holds, for slow first runs.
     """
 
     controller: Controller
@@ -135,6 +137,7 @@ class ControlLoop:
     step_deadline_s: float | None = None
     heartbeat_s: float | None = None
     cancel: Callable[[], None] | None = None
+    speed: float = 1.0
 
     def run(
         self,
@@ -158,7 +161,10 @@ class ControlLoop:
             ContractError: the policy refuses a frame, or its action is not finite; zero motion was sent then.
             ConfigError: another loop drives this robot, or it has no heartbeat; it was not touched.
             BackendUnavailableError: this user may not have `priority`; nothing was sent but a stop.
+            ConfigError: pace or robot have another rate, or the robot another camera geometry, than the policy; nothing was
+                sent.
         """
+        self._check_conventions()
         rest = Rest(self.robot)
 
         def on_expired() -> None:
@@ -219,6 +225,15 @@ class ControlLoop:
                 )
             )
         self.robot.expect_actions(self.heartbeat_s)
+
+    def _check_conventions(self) -> None:
+        own, robot = conventions_of(self.controller), conventions_of(self.robot)
+        loop_hz = None if own.control_hz is None else own.control_hz * self.speed
+        owner = "the policy" if self.speed == 1.0 else f"the policy at speed {self.speed:g}"
+        expected = Conventions(loop_hz, own.resize)
+        if isinstance(self.pace, RateKeeper):
+            refuse_disagreement("the loop", Conventions(self.pace.rate_hz), owner, expected)
+        refuse_disagreement("the robot", robot, owner, expected)
 
 
 @contextlib.contextmanager

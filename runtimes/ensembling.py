@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.conventions import Conventions, conventions_of
 from rfedge.errors import ConfigError, explain
 from rfedge.messages import GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation
 from rfedge.runtimes.policy_step import Policy, PolicyStep
@@ -59,6 +60,10 @@ class TemporalEnsemble:
     @property
     def chunk_size(self) -> int:
         return self._policy.chunk_size
+
+    @property
+    def conventions(self) -> Conventions:
+        return conventions_of(self._policy)
 
     @property
     def frame_stride(self) -> int:

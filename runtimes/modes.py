@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.conventions import Conventions, conventions_of
 from rfedge.errors import ConfigError, explain
 from rfedge.messages import Observation
 from rfedge.runtimes.policy_step import Policy, PolicyStep
@@ -93,6 +94,10 @@ class OpenLoop:
         self._pending: list[npt.NDArray[np.float32]] = []
 
     @property
+    def conventions(self) -> Conventions:
+        return conventions_of(self._policy)
+
+    @property
     def needs_observation(self) -> bool:
         return not self._pending
 
@@ -151,6 +156,10 @@ class ClosedLoop:
     def __init__(self, policy: Policy) -> None:
         warn_of_time_base(1, policy.frame_stride)
         self._policy = policy
+
+    @property
+    def conventions(self) -> Conventions:
+        return conventions_of(self._policy)
 
     @property
     def needs_observation(self) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Final
 
+from rfedge.conventions import Conventions, conventions_of
 from rfedge.errors import ConfigError, PolicyUnavailableError, explain
 from rfedge.messages import GRIPPER_KEEP, GRIPPER_OPEN, POSE_SIZE, Observation
 from rfedge.runtimes.clock import Clock, MonotonicClock
@@ -87,6 +88,10 @@ class Overlapped:
         self._frame_step: int | None = None  # control step of the last frame that was handed over
         self._started_s = 0.0
         self._gripper = GRIPPER_KEEP
+
+    @property
+    def conventions(self) -> Conventions:
+        return conventions_of(self._policy)
 
     @property
     def needs_observation(self) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
+from rfedge.conventions import Conventions
 from rfedge.errors import ContractError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation, PolicyState
 from rfedge.runtimes.base import PolicyParts, RuntimeSettings
@@ -77,6 +78,11 @@ class EdgePolicy:
     @property
     def config(self) -> PolicyConfig:
         return self.parts.config
+
+    @property
+    def conventions(self) -> Conventions:
+        """The control rate and camera geometry that it was trained with."""
+        return self.parts.config.conventions
 
     @property
     def chunk_size(self) -> int:

@@ -26,6 +26,7 @@ from rfedge.messages import (
     Observation,
     check_state,
 )
+from rfedge.rotations import rotation_vectors
 
 __all__ = [
     "INTERVENTIONS",
@@ -42,6 +43,7 @@ __all__ = [
 # translation-limit, rotation-limit: slowed down. workspace: the box cut the motion. gripper-limit: it changed too soon.
 INTERVENTIONS: Final = ("not-finite", "clamped", "translation-limit", "rotation-limit", "workspace", "gripper-limit")
 _POSITION_SIZE: Final = 3
+_ROUNDING: Final = 1e-6  # what float32 may add to an angle that is at its limit
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -99,8 +101,10 @@ class SafetyLimits:
     """What the guard holds to; every default is the action's own range.
 
     Attributes:
-        max_step_m: longest translation of one control step in metres; a longer one is shortened, its direction kept.
-        max_step_rad: the same for the rotation vector in radians.
+        max_step_m: longest translation of one control step in metres; a longer one is shortened, its direction kept. Without
+            it each axis may move 0.02 m, which is 0.0346 m along the diagonal.
+        max_step_rad: the same for the angle by which the tool turns, in radians. It depends on the measured orientation;
+            where the robot does not report it, the limit holds for every orientation.
         workspace: None for no box. It needs a robot that reports its state.
         adds_up: whether commands add up on a target pose, as in CALVIN and PlayTable. Then the target stays inside the
             box too: a blocked arm whose target has left it would spring out of it. False for a robot that takes every
@@ -163,6 +167,7 @@ class SafetyGuard:
     _target_m: npt.NDArray[np.float64] | None = None
     _seen_m: npt.NDArray[np.float64] | None = None  # last reported
     _path_m: float = 0.0  # sent since then
+    _euler_rad: npt.NDArray[np.float64] | None = None
 
     def reset(self) -> None:
         """Forget where the robot was, for instance because a simulator set it elsewhere.
@@ -170,7 +175,7 @@ class SafetyGuard:
         The counts go on, and so does the gripper unless the next frame says otherwise: it may hold something.
         """
         self._has_commanded, self._gripper_steps = False, None
-        self._measured_m = self._target_m = self._seen_m = None
+        self._measured_m = self._target_m = self._seen_m = self._euler_rad = None
         self._path_m = 0.0
 
     def see(self, observation: Observation) -> None:
@@ -200,6 +205,7 @@ class SafetyGuard:
         if not self._has_commanded and state[-1] != GRIPPER_KEEP:
             self.gripper = GRIPPER_OPEN if state[-1] > 0 else GRIPPER_CLOSE
         self._measured_m, self._seen_m, self._path_m = position_m, position_m.copy(), 0.0
+        self._euler_rad = np.array(state[_POSITION_SIZE:POSE_SIZE], dtype=np.float64)
         if self._target_m is None:
             self._target_m = position_m.copy()
 
@@ -228,7 +234,7 @@ class SafetyGuard:
         limits = self.limits
         if limits.max_step_m is not None and _shorten(safe[:3], limits.max_step_m / POSITION_SCALE_M):
             interventions.append("translation-limit")
-        if limits.max_step_rad is not None and _shorten(safe[3:POSE_SIZE], limits.max_step_rad / ROTATION_SCALE_RAD):
+        if limits.max_step_rad is not None and _slow_turn(safe[3:POSE_SIZE], self._euler_rad, limits.max_step_rad):
             interventions.append("rotation-limit")
         if limits.workspace is not None and self._keep_inside(safe[:3], limits.workspace):
             interventions.append("workspace")
@@ -251,6 +257,8 @@ class SafetyGuard:
             self._measured_m += step_m
             self._target_m += step_m
             self._path_m += float(np.linalg.norm(step_m))
+        if self._euler_rad is not None:
+            self._euler_rad += ROTATION_SCALE_RAD * action[_POSITION_SIZE:POSE_SIZE].astype(np.float64)
 
     def _changes_too_soon(self, gripper: float) -> bool:
         limit, steps = self.limits.min_gripper_steps, self._gripper_steps
@@ -339,3 +347,27 @@ def _shorten(vector: Float32Array, longest: float) -> bool:
         return False
     vector *= longest / length
     return True
+
+
+def _slow_turn(steps: Float32Array, euler_rad: npt.NDArray[np.float64] | None, limit_rad: float) -> bool:
+    """Scale steps of Euler angles, float32 (3,) in units, in place, until the tool turns by at most `limit_rad`."""
+    angle_rad = _turned_rad(steps, euler_rad)
+    allowed_rad = limit_rad * (1.0 + _ROUNDING)
+    if angle_rad <= allowed_rad:
+        return False
+    wanted = steps.copy()
+    share = 1.0
+    while angle_rad > allowed_rad:  # nearly in proportion: once or twice
+        share *= limit_rad / angle_rad
+        steps[:] = share * wanted
+        angle_rad = _turned_rad(steps, euler_rad)
+    return True
+
+
+def _turned_rad(steps: Float32Array, euler_rad: npt.NDArray[np.float64] | None) -> float:
+    """Return the angle of R(e + step) R(e)^T; its largest over all e where the orientation is not known."""
+    steps_rad = ROTATION_SCALE_RAD * steps.astype(np.float64)
+    if euler_rad is not None:
+        return float(np.linalg.norm(rotation_vectors(euler_rad, steps_rad)))
+    # Roll and yaw turn about one axis when the tool points along it; pitch is always square to yaw.
+    return math.hypot(abs(steps_rad[0]) + abs(steps_rad[2]), steps_rad[1])

@@ -23,6 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.uri import parse_uri
 
+from rfedge.conventions import Conventions
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, explain
 from rfedge.messages import Observation, check_action
 from rfedge.runtimes.policy_step import STAGES, PolicyStep
@@ -34,7 +35,7 @@ __all__ = ["RemotePolicy"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # What must be the same policy after a reconnection.
-IDENTITY: Final = ("policy", "precision", "manifest_sha256", "chunk_size", "frame_stride")
+IDENTITY: Final = ("policy", "precision", "manifest_sha256", "chunk_size", "frame_stride", "control_hz", "resize")
 # One frame may run at the server while one waits there; a third would be older than its turn.
 MAX_OUTSTANDING: Final = 2
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
@@ -103,6 +104,11 @@ class RemotePolicy:
     @property
     def chunk_size(self) -> int:
         return int(self._metadata["chunk_size"])
+
+    @property
+    def conventions(self) -> Conventions:
+        """The control rate and camera geometry of the served policy; nothing where an older server does not say."""
+        return Conventions(self._metadata.get("control_hz"), self._metadata.get("resize"))
 
     @property
     def frame_stride(self) -> int:

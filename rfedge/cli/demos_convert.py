@@ -33,6 +33,9 @@ def convert(
     ] = "relative",
     position_scale_m: Annotated[float | None, typer.Option(help="Metres per unit of relative actions.")] = None,
     rotation_scale_rad: Annotated[float | None, typer.Option(help="Radians per unit of relative actions.")] = None,
+    rotation: Annotated[
+        str | None, typer.Option(help="Of the source's actions: euler or axis-angle; default from the layout, else euler.")
+    ] = None,
     gripper_convention: Annotated[
         str | None, typer.Option(help="close-1-open1, open-1-close1, close0-open1 or open0-close1.")
     ] = None,
@@ -40,14 +43,22 @@ def convert(
     fps: Annotated[
         float | None, typer.Option(help="Frequency to write: the source's keeps the frames, another one resamples.")
     ] = None,
-    resize: Annotated[str, typer.Option(help="stretch images to the policy's size, or pad them with black.")] = "stretch",
+    resize: Annotated[
+        str, typer.Option(help="How images reach the policy's square: crop the middle, stretch, or pad with black.")
+    ] = "crop",
     flip: Annotated[str | None, typer.Option(help="none, vertical or both; default from the layout.")] = None,
     tcp_offset_m: Annotated[str, typer.Option(help="X,Y,Z added to tcp positions, to reach CALVIN's frame.")] = "0,0,0",
     instruction: Annotated[str | None, typer.Option(help="For all episodes, instead of the source's own.")] = None,
     allow_missing: Annotated[list[str] | None, typer.Option(help="gripper (black images) or joints (neutral).")] = None,
+    allow_mismatch: Annotated[
+        list[str] | None,
+        typer.Option(help="motion or gripper: convert although actions and measured state disagree about it."),
+    ] = None,
     split: Annotated[str, typer.Option(help="training or validation.")] = "training",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Map the first episode, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the whole source, map the first episode, write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
     """Convert demonstrations to the CALVIN format, images resized and actions in CALVIN's units."""
@@ -62,6 +73,7 @@ def convert(
         actions=actions,
         position_scale_m=position_scale_m,
         rotation_scale_rad=rotation_scale_rad,
+        rotation=rotation,
         gripper=gripper_convention,
         source_fps=source_fps,
         fps=fps,
@@ -70,6 +82,7 @@ def convert(
         tcp_offset_m=_offset(tcp_offset_m),
         instruction=instruction,
         allow_missing=tuple(allow_missing or ()),
+        allow_mismatch=tuple(allow_mismatch or ()),
         split=split,
         tasks={**tasks, **{sentence: task for task, sentence in INSTRUCTIONS.items()}},
     )
@@ -120,10 +133,16 @@ def _print(result: ConversionResult, *, to_stderr: bool) -> None:
         ("tasks", ", ".join(f"{task} {count}" for task, count in result.segments_per_task.items())),
         ("frequency", f"{result.source_hz:g} -> {result.frequency_hz:g} Hz"),
         ("steps cut to 0.02 m, 0.05 rad", f"{100.0 * result.clipped_share:.1f} %"),
+        (
+            "measured / commanded motion",
+            ", ".join(f"{name} {factor:.2f}" for name, factor in result.motion_factors.items()) or "not compared",
+        ),
         ("missing", ", ".join(result.missing) or "nothing"),
     ]
     title = "first episode only, nothing was written" if result.folder is None else str(result.folder)
     print_table(title, ("", "converted"), rows, to_stderr=to_stderr)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
     if result.clipped_share > 0.01:
         print(
             "note: steps that were cut no longer reach what the source asked for; --actions next-state follows the "

@@ -7,18 +7,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.camera import DEFAULT_RESIZE, check_resize, fit_image
 from rfedge.errors import ContractError, explain
 from rfedge.messages import UInt8Array
-from rfedge.runtimes.resize import fit_square
 
 __all__ = ["fit_camera"]
 
 
-def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int]) -> UInt8Array:
-    """Return a copy of uint8 (height, width, 3) as `shape`: the square in its middle, resized.
+def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int], resize: str = DEFAULT_RESIZE) -> UInt8Array:
+    """Return a copy of a camera's uint8 (height, width, 3) RGB as `shape`.
+
+    Args:
+        name: of the camera, for an error.
+        image: what its driver gave.
+        shape: what the policy reads.
+        resize: the policy's geometry, see `rfedge.camera`.
 
     Raises:
-        ContractError: it has another dtype or number of axes or colours.
+        ContractError: the image has another dtype or number of axes or colours.
+        ConfigError: no geometry is called `resize`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ContractError(
@@ -29,7 +36,5 @@ def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int]) 
                 remedy="Convert the picture to RGB bytes.",
             )
         )
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     # Copied first: a camera's driver may write into its buffer while an overlapped inference reads the picture.
-    return fit_square(image[top : top + side, left : left + side].copy(), shape[0])
+    return fit_image(image.copy(), shape, check_resize(resize))

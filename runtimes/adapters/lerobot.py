@@ -9,26 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.camera import DEFAULT_RESIZE, check_resize
+from rfedge.conventions import Conventions
+from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, did_you_mean, explain
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     GRIPPER_KEEP,
     POSE_SIZE,
-    POSITION_SCALE_M,
     ROTATION_SCALE_RAD,
     STATE_SIZE,
     STATIC_IMAGE_SHAPE,
+    FloatArray,
     Observation,
 )
+from rfedge.rotations import vectors_to_euler
 from rfedge.runtimes.adapters.images import fit_camera
+from rfedge.runtimes.adapters.stillness import Stillness
+from rfedge.runtimes.adapters.tool_step import tool_step
+from rfedge.runtimes.clock import Clock, MonotonicClock
 from rfedge.runtimes.optional_library import import_optional
 
 __all__ = ["LeRobotKeys", "LeRobotLike", "LeRobotRobot", "action_to_lerobot", "connect_lerobot", "observation_from_lerobot"]
+
+ROTATION_FORMS: Final = ("euler", "axis-angle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +46,47 @@ class LeRobotKeys:
     Attributes:
         static, gripper: cameras.
         state: the 15 numbers of `rfedge.messages`, in its order, or empty when the robot does not report them.
-        pose: translation x y z and rotation x y z of the tool per control step.
+        rotation: the tool's orientation as three numbers, where it is not in `state`: without either, actions that rotate
+            are refused.
+        rotation_form: of these numbers, "euler" (fixed-axis xyz, rad) or "axis-angle" (axis times rad).
+        pose: translation x y z (world frame) and rotation vector x y z (axis times angle, world frame) of the tool per
+            control step.
         gripper_command: the gripper.
         metres_per_unit, radians_per_unit: what 1.0 means to the robot.
         gripper_closed, gripper_open: its two commands.
+        resize: the policy's camera geometry, see `rfedge.camera`.
+        max_age_s: a camera that shows the same picture for longer is refused: two pictures of a real camera differ; None
+            for simulators, whose pictures may be equal.
     """
 
     static: str = "front"
     gripper: str = "wrist"
     state: tuple[str, ...] = ()
+    rotation: tuple[str, ...] = ()
+    rotation_form: str = "euler"
     pose: tuple[str, ...] = ("delta_x", "delta_y", "delta_z", "delta_rx", "delta_ry", "delta_rz")
     gripper_command: str = "gripper"
     metres_per_unit: float = 1.0
     radians_per_unit: float = 1.0
     gripper_closed: float = 0.0
     gripper_open: float = 1.0
+    resize: str = DEFAULT_RESIZE
+    max_age_s: float | None = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse lists of another length.
+        """Refuse lists of another length and unknown names.
 
         Raises:
-            ConfigError: not 6 names of the pose, or neither 0 nor 15 of the state.
+            ConfigError: not 6 names of the pose, neither 0 nor 15 of the state, neither 0 nor 3 of the rotation, or an
+                unknown form or geometry.
         """
-        for name, keys, sizes in (("pose", self.pose, (POSE_SIZE,)), ("state", self.state, (0, STATE_SIZE))):
+        check_resize(self.resize)
+        lists = (
+            ("pose", self.pose, (POSE_SIZE,)),
+            ("state", self.state, (0, STATE_SIZE)),
+            ("rotation", self.rotation, (0, 3)),
+        )
+        for name, keys, sizes in lists:
             if len(keys) not in sizes:
                 expected = " or ".join(str(size) for size in sizes)
                 raise ConfigError(
@@ -68,6 +94,15 @@ class LeRobotKeys:
                         f"LeRobotKeys.{name}", got=f"{len(keys)} names", expected=expected, remedy="See rfedge.messages."
                     )
                 )
+        if self.rotation_form not in ROTATION_FORMS:
+            raise ConfigError(
+                explain(
+                    "LeRobotKeys.rotation_form",
+                    got=repr(self.rotation_form),
+                    expected=did_you_mean(self.rotation_form, ROTATION_FORMS),
+                    remedy="Choose one of them.",
+                )
+            )
 
 
 class LeRobotLike(Protocol):
@@ -85,12 +120,12 @@ class LeRobotLike(Protocol):
 
 
 def observation_from_lerobot(fields: Mapping[str, Any], keys: LeRobotKeys) -> Observation:
-    """Return the frame in a dictionary of `get_observation`; pictures are cut to a square and resized.
+    """Return the frame in a dictionary of `get_observation`; pictures are brought to size as `keys.resize` says.
 
     Raises:
         ContractError: a key is missing, or a picture is not uint8 RGB.
     """
-    missing = [key for key in (keys.static, keys.gripper, *keys.state) if key not in fields]
+    missing = [key for key in (keys.static, keys.gripper, *keys.state, *keys.rotation) if key not in fields]
     if missing:
         raise ContractError(
             explain(
@@ -101,18 +136,28 @@ def observation_from_lerobot(fields: Mapping[str, Any], keys: LeRobotKeys) -> Ob
             )
         )
     return Observation(
-        static=fit_camera(keys.static, np.asarray(fields[keys.static]), STATIC_IMAGE_SHAPE),
-        gripper=fit_camera(keys.gripper, np.asarray(fields[keys.gripper]), GRIPPER_IMAGE_SHAPE),
+        static=fit_camera(keys.static, np.asarray(fields[keys.static]), STATIC_IMAGE_SHAPE, keys.resize),
+        gripper=fit_camera(keys.gripper, np.asarray(fields[keys.gripper]), GRIPPER_IMAGE_SHAPE, keys.resize),
         state=np.array([float(fields[key]) for key in keys.state]) if keys.state else None,
     )
 
 
-def action_to_lerobot(action: npt.NDArray[np.float32], keys: LeRobotKeys) -> dict[str, float]:
-    """Return the dictionary for `send_action` of an action (7,); one without a gripper command has no key for it."""
-    pose = action[:POSE_SIZE].astype(np.float64)
-    pose[:3] *= POSITION_SCALE_M / keys.metres_per_unit
-    pose[3:] *= ROTATION_SCALE_RAD / keys.radians_per_unit
-    command = dict(zip(keys.pose, pose.tolist(), strict=True))
+def action_to_lerobot(
+    action: npt.NDArray[np.float32], keys: LeRobotKeys, euler_rad: FloatArray | None = None
+) -> dict[str, float]:
+    """Return the dictionary for `send_action` of an action (7,); one without a gripper command has no key for it.
+
+    Args:
+        action: one control step.
+        keys: names and units.
+        euler_rad: (3,) measured fixed-axis xyz angles of the tool; None where nobody measures them.
+
+    Raises:
+        ContractError: the action rotates and nobody knows from where.
+    """
+    translation_m, rotation_rad = tool_step(action, euler_rad)
+    pose = (*(translation_m / keys.metres_per_unit).tolist(), *(rotation_rad / keys.radians_per_unit).tolist())
+    command = dict(zip(keys.pose, pose, strict=True))
     if action[POSE_SIZE] == GRIPPER_KEEP:
         return command
     return command | {keys.gripper_command: keys.gripper_open if action[POSE_SIZE] > 0 else keys.gripper_closed}
@@ -124,12 +169,13 @@ class LeRobotRobot:
     Args:
         robot: connected; whoever connected it disconnects it.
         keys: what it calls things.
+        clock: where ages come from.
 
     Raises:
         ConfigError: the robot does not take one of the commands.
     """
 
-    def __init__(self, robot: LeRobotLike, keys: LeRobotKeys | None = None) -> None:
+    def __init__(self, robot: LeRobotLike, keys: LeRobotKeys | None = None, *, clock: Clock | None = None) -> None:
         self._robot = robot
         self._keys = keys or LeRobotKeys()
         missing = [key for key in (*self._keys.pose, self._keys.gripper_command) if key not in robot.action_features]
@@ -143,19 +189,49 @@ class LeRobotRobot:
                 )
             )
         self._last: npt.NDArray[np.float32] | None = None
+        self._euler_rad: npt.NDArray[np.float64] | None = None
+        self._stillness = Stillness(clock or MonotonicClock())
+
+    @property
+    def conventions(self) -> Conventions:
+        """The camera geometry; deltas have no rate of their own."""
+        return Conventions(resize=self._keys.resize)
 
     def observe(self) -> Observation:
         """Read cameras and sensors.
 
         Raises:
             ContractError: see `observation_from_lerobot`.
+            BackendUnavailableError: a camera shows the same picture for longer than `max_age_s`.
         """
-        return observation_from_lerobot(self._robot.get_observation(), self._keys)
+        keys = self._keys
+        fields = self._robot.get_observation()
+        observation = observation_from_lerobot(fields, keys)
+        if keys.max_age_s is not None:
+            for name, image in ((keys.static, observation.static), (keys.gripper, observation.gripper)):
+                still_s = self._stillness.see(name, image)
+                if still_s > keys.max_age_s:
+                    raise BackendUnavailableError(
+                        explain(
+                            f"camera {name!r}",
+                            got=f"the same picture for {still_s:.1f} s",
+                            expected=f"a new one in {keys.max_age_s:g} s",
+                            remedy="It is frozen: check driver and cable (LeRobotKeys.max_age_s; None for a simulator).",
+                        )
+                    )
+        self._euler_rad = _orientation(fields, observation, keys)
+        return observation
 
     def apply(self, action: npt.NDArray[np.float32]) -> None:
-        """Send one control step."""
-        self._robot.send_action(action_to_lerobot(action, self._keys))
+        """Send one control step.
+
+        Raises:
+            ContractError: it rotates and the robot does not report its orientation.
+        """
+        self._robot.send_action(action_to_lerobot(action, self._keys, self._euler_rad))
         self._last = action
+        if self._euler_rad is not None:  # until the next frame says where it came to
+            self._euler_rad = self._euler_rad + ROTATION_SCALE_RAD * action[3:POSE_SIZE].astype(np.float64)
 
     def stop(self) -> None:
         """Send zero motion with the gripper as it was last sent; before the first action nothing moves."""
@@ -163,6 +239,13 @@ class LeRobotRobot:
             hold = np.zeros_like(self._last)
             hold[POSE_SIZE] = self._last[POSE_SIZE]
             self._robot.send_action(action_to_lerobot(hold, self._keys))
+
+
+def _orientation(fields: Mapping[str, Any], observation: Observation, keys: LeRobotKeys) -> npt.NDArray[np.float64] | None:
+    if keys.rotation:
+        numbers = np.array([float(fields[key]) for key in keys.rotation])
+        return vectors_to_euler(numbers) if keys.rotation_form == "axis-angle" else numbers
+    return None if observation.state is None else np.array(observation.state[3:POSE_SIZE], dtype=np.float64)
 
 
 def connect_lerobot(config: Any, keys: LeRobotKeys | None = None) -> LeRobotRobot:

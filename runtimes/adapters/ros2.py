@@ -1,11 +1,12 @@
 """An arm on ROS 2 as `rfedge.runtimes.robot.Robot`: two image topics in, MoveIt Servo's twist and a gripper command out.
 
     sensor_msgs/Image           both cameras
-    geometry_msgs/PoseStamped   pose of the tool in the world frame, optional; a workspace needs it
+    geometry_msgs/PoseStamped   pose of the tool in the world frame; a workspace and every action that rotates need it
     geometry_msgs/TwistStamped  speed of the tool for one control step, as MoveIt Servo takes it
     std_msgs/Float64MultiArray  gripper position, as ros2_control's position controllers take it
 
-What a message means is in functions that need no ROS; the class only subscribes and publishes.
+Topics in are subscribed to as sensor data (best effort), as most drivers publish them: a reliable subscriber would hear
+nothing. What a message means is in functions that need no ROS; the class only subscribes and publishes.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.camera import DEFAULT_RESIZE, check_resize
+from rfedge.conventions import Conventions, HasConventions, refuse_disagreement
 from rfedge.errors import BackendUnavailableError, ContractError, explain
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     GRIPPER_KEEP,
     GRIPPER_OPEN,
     POSE_SIZE,
-    POSITION_SCALE_M,
-    ROTATION_SCALE_RAD,
     STATE_SIZE,
     STATIC_IMAGE_SHAPE,
+    FloatArray,
     Observation,
     UInt8Array,
 )
+from rfedge.rotations import quaternions_to_euler
 from rfedge.runtimes.adapters.images import fit_camera
+from rfedge.runtimes.adapters.tool_step import tool_step
 from rfedge.runtimes.optional_library import import_optional
 
 __all__ = ["Ros2Robot", "Ros2Settings", "image_from_message", "state_from_pose", "twist_of_action"]
@@ -54,12 +58,15 @@ class Ros2Settings:
 
     Attributes:
         static_topic, gripper_topic: cameras.
-        pose_topic: None when nobody publishes the tool's pose.
+        pose_topic: None when nobody publishes the tool's pose; actions that rotate are refused then.
         twist_topic, gripper_command_topic: where commands go.
         frame: frame of the twist; the policy's actions are in the world frame.
-        rate_hz: control steps per second: a step of 0.02 m is a speed of 0.02 m times this.
+        rate_hz: control steps per second: a step of 0.02 m is a speed of 0.02 m times this. `for_policy` takes the policy's.
         gripper_closed, gripper_open: positions of the gripper's joint, in its own unit.
         max_age_s: a frame older than this is no frame.
+        uses_stamps: whether ages count from the messages' header stamps, by this machine's clock; False where they are of
+            another clock, such as a simulator's, and ages count from arrival.
+        resize: the policy's camera geometry, see `rfedge.camera`.
     """
 
     static_topic: str = "/static_camera/image_raw"
@@ -72,6 +79,29 @@ class Ros2Settings:
     gripper_closed: float = 0.0
     gripper_open: float = 0.04
     max_age_s: float = 0.5
+    uses_stamps: bool = True
+    resize: str = DEFAULT_RESIZE
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown geometry.
+
+        Raises:
+            ConfigError: `resize` is none.
+        """
+        check_resize(self.resize)
+
+    @classmethod
+    def for_policy(cls, policy: HasConventions, **settings: Any) -> Ros2Settings:
+        """Return `settings` with the rate and camera geometry of a policy.
+
+        Raises:
+            ConfigError: one of both is among `settings` and is another.
+        """
+        own = policy.conventions
+        given = Conventions(settings.get("rate_hz"), settings.get("resize"))
+        refuse_disagreement("Ros2Settings", given, "the policy", own)
+        filled = {"rate_hz": own.control_hz, "resize": own.resize}
+        return cls(**{name: value for name, value in filled.items() if value is not None} | settings)
 
 
 def image_from_message(message: Any) -> UInt8Array:
@@ -112,24 +142,29 @@ def state_from_pose(pose: Any, gripper: float) -> npt.NDArray[np.float64]:
 
     That is enough for a workspace. A policy with proprioception needs the others too: subclass `Ros2Robot`.
     """
-    x, y, z, w = pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w
+    turn = pose.orientation
     state = np.zeros(STATE_SIZE)
     state[:3] = pose.position.x, pose.position.y, pose.position.z
-    # Rotations about the fixed axes x, y and z, one after the other.
-    state[3] = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
-    state[4] = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
-    state[5] = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+    state[3:POSE_SIZE] = quaternions_to_euler(np.array([turn.x, turn.y, turn.z, turn.w]))
     state[-1] = gripper
     return state
 
 
 def twist_of_action(
-    action: npt.NDArray[np.float32], rate_hz: float
+    action: npt.NDArray[np.float32], rate_hz: float, euler_rad: FloatArray | None = None
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return the linear (m/s) and angular (rad/s) speed that makes an action (7,) in one control step."""
-    x, y, z = (float(value) * POSITION_SCALE_M * rate_hz for value in action[:3])
-    roll, pitch, yaw = (float(value) * ROTATION_SCALE_RAD * rate_hz for value in action[3:POSE_SIZE])
-    return (x, y, z), (roll, pitch, yaw)
+    """Return the linear (m/s) and angular (rad/s) speed, world frame, that makes an action (7,) in one control step.
+
+    Args:
+        action: one control step.
+        rate_hz: control steps per second.
+        euler_rad: (3,) measured fixed-axis xyz angles of the tool; None where nobody measures them.
+
+    Raises:
+        ContractError: the action rotates and nobody knows from where.
+    """
+    x, y, z, about_x, about_y, about_z = np.concatenate(tool_step(action, euler_rad)) * rate_hz
+    return (float(x), float(y), float(z)), (float(about_x), float(about_y), float(about_z))
 
 
 class Ros2Robot:
@@ -164,15 +199,21 @@ class Ros2Robot:
         topics[self._settings.gripper_topic] = messages["sensor_msgs"].Image
         if self._settings.pose_topic is not None:
             topics[self._settings.pose_topic] = messages["geometry_msgs"].PoseStamped
+        qos: Any = import_optional("rclpy.qos", needed_for="ROS 2 robot", remedy=_REMEDY)
         for topic, kind in topics.items():
-            # Depth 1: the newest frame alone is of interest.
-            self._node.create_subscription(kind, topic, self._receiver(topic), 1)
+            # Best effort hears both kinds of publisher.
+            self._node.create_subscription(kind, topic, self._receiver(topic), qos.qos_profile_sensor_data)
         self._twists: Any = self._node.create_publisher(self._twist_type, self._settings.twist_topic, 1)
         self._grippers: Any = self._node.create_publisher(self._gripper_type, self._settings.gripper_command_topic, 1)
         self._executor: Any = executors.SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._executor.spin, name="rfedge-ros2", daemon=True)
         self._thread.start()
+
+    @property
+    def conventions(self) -> Conventions:
+        """The rate that a twist's speed is for, and the camera geometry."""
+        return Conventions(self._settings.rate_hz, self._settings.resize)
 
     def __enter__(self) -> Ros2Robot:
         """Return the robot, which is connected already."""
@@ -203,13 +244,21 @@ class Ros2Robot:
         if settings.pose_topic is not None:
             state = state_from_pose(self._newest(settings.pose_topic).pose, self._gripper)
         return Observation(
-            static=fit_camera(settings.static_topic, images[0], STATIC_IMAGE_SHAPE),
-            gripper=fit_camera(settings.gripper_topic, images[1], GRIPPER_IMAGE_SHAPE),
+            static=fit_camera(settings.static_topic, images[0], STATIC_IMAGE_SHAPE, settings.resize),
+            gripper=fit_camera(settings.gripper_topic, images[1], GRIPPER_IMAGE_SHAPE, settings.resize),
             state=state,
         )
 
     def apply(self, action: npt.NDArray[np.float32]) -> None:
-        """Publish the speed of one control step, and the gripper when it is commanded otherwise than before."""
+        """Publish the speed of one control step, and the gripper when it is commanded otherwise than before.
+
+        Raises:
+            ContractError: it rotates and there is no `pose_topic`.
+            BackendUnavailableError: the pose is silent or old.
+        """
+        topic = self._settings.pose_topic
+        euler_rad = None if topic is None else state_from_pose(self._newest(topic).pose, self._gripper)[3:POSE_SIZE]
+        linear, angular = twist_of_action(action, self._settings.rate_hz, euler_rad)
         gripper = float(action[POSE_SIZE])
         if gripper not in (GRIPPER_KEEP, self._gripper):
             message = self._gripper_type()
@@ -218,7 +267,7 @@ class Ros2Robot:
             self._grippers.publish(message)
             self._gripper = gripper
         self._has_moved = True
-        self._publish(*twist_of_action(action, self._settings.rate_hz))
+        self._publish(linear, angular)
 
     def stop(self) -> None:
         """Publish zero speed; the gripper keeps its last command."""
@@ -234,26 +283,43 @@ class Ros2Robot:
 
     def _receiver(self, topic: str) -> Any:
         def receive(message: Any) -> None:
+            taken_s = time.monotonic() - self._stamp_age_s(message)
             with self._lock:
-                self._latest[topic] = (time.monotonic(), message)
+                self._latest[topic] = (taken_s, message)
 
         return receive
+
+    def _stamp_age_s(self, message: Any) -> float:
+        """Return how long ago a message was stamped; 0.0 for one without a stamp."""
+        stamp = message.header.stamp
+        stamped_ns = 1_000_000_000 * int(stamp.sec) + int(stamp.nanosec)
+        if not self._settings.uses_stamps or stamped_ns == 0:
+            return 0.0
+        return 1e-9 * (time.time_ns() - stamped_ns)
 
     def _newest(self, topic: str) -> Any:
         ends_s = time.monotonic() + self._settings.max_age_s
         while True:
             with self._lock:
-                received_s, message = self._latest.get(topic, (-math.inf, None))
+                taken_s, message = self._latest.get(topic, (-math.inf, None))
             now_s = time.monotonic()
-            if now_s - received_s <= self._settings.max_age_s:
+            # A stamp from the future is another clock's: nothing is known of the age of its frame.
+            if abs(now_s - taken_s) <= self._settings.max_age_s:
                 return message
             if self._has_moved or now_s > ends_s:  # only before the first action is there time to wait for a camera
                 raise BackendUnavailableError(
                     explain(
                         f"topic {topic}",
-                        got="no message" if message is None else f"none for {now_s - received_s:.1f} s",
+                        got=_said_of_age(message, now_s - taken_s),
                         expected=f"one in {self._settings.max_age_s:g} s",
-                        remedy="Check that it is published: ros2 topic hz.",
+                        remedy="Check that it is published (ros2 topic hz), that the camera is not frozen, and that both "
+                        "machines' clocks agree; Ros2Settings.uses_stamps=False counts from arrival.",
                     )
                 )
             time.sleep(0.01)
+
+
+def _said_of_age(message: Any, age_s: float) -> str:
+    if message is None:
+        return "no message"
+    return f"none newer than {age_s:.1f} s" if age_s > 0 else f"a stamp {-age_s:.1f} s ahead of this clock"

@@ -81,7 +81,7 @@ class PolicyServer:
         self._tls: Final = tls
         self._rules: Final = RequestRules(
             max_instruction_characters=settings.max_instruction_characters,
-            resize=settings.resize,
+            resize=policy.config.resize if settings.resize else None,
             uses_state=policy.config.proprioception,
         )
         self._metadata: Final = _metadata(policy, settings)

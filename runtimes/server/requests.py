@@ -18,16 +18,16 @@ from typing import Any, Final
 
 import numpy as np
 
+from rfedge.camera import Resize, fit_image
 from rfedge.errors import ContractError, explain
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, OBSERVATION_KEYS, STATE_SIZE, STATIC_IMAGE_SHAPE, Observation
-from rfedge.runtimes.resize import fit_square
 
 __all__ = ["Request", "RequestRules", "parse_request"]
 
 CONTROL_KEYS: Final = frozenset(("reset", "deadline_ms"))
 TASK_KEYS: Final = frozenset(keys[3] for keys in OBSERVATION_KEYS.values())
 # Images that are brought to size, and states that the policy does not read, may have other shapes up to these.
-MAX_IMAGE_SIZE: Final = 1024
+MAX_IMAGE_SIZE: Final = 2048
 MIN_IMAGE_SIZE: Final = 32
 MAX_STATE_SIZE: Final = 64
 
@@ -38,13 +38,13 @@ class RequestRules:
 
     Attributes:
         max_instruction_characters: of `prompt` and `task`.
-        resize: bring square images of other sizes to the policy's; else they are refused.
+        resize: the policy's camera geometry, by which images of other sizes are brought to its own; None refuses them.
         uses_state: the policy reads `observation.state`, which must then have its 15 numbers; else it is checked for
             being finite numbers and dropped, because robots of other policies send states of other lengths.
     """
 
     max_instruction_characters: int
-    resize: bool
+    resize: Resize | None
     uses_state: bool
 
 
@@ -63,6 +63,7 @@ class Request:
     instruction: str
     resets: bool
     deadline_ms: float | None
+    resize: Resize | None = None
 
     def observation(self) -> Observation:
         """Return the frame, its images brought to size.
@@ -71,10 +72,11 @@ class Request:
             ContractError: an image or state has another shape or dtype, or is missing.
         """
         fields = dict(self.fields)
-        for keys in OBSERVATION_KEYS.values():
-            for key, shape in zip(keys, (STATIC_IMAGE_SHAPE, GRIPPER_IMAGE_SHAPE), strict=False):
-                if key in fields:
-                    fields[key] = fit_square(fields[key], shape[0])
+        if self.resize is not None:
+            for keys in OBSERVATION_KEYS.values():
+                for key, shape in zip(keys, (STATIC_IMAGE_SHAPE, GRIPPER_IMAGE_SHAPE), strict=False):
+                    if key in fields:
+                        fields[key] = fit_image(fields[key], shape, self.resize)
         return Observation.from_dict(fields)
 
 
@@ -99,6 +101,7 @@ def parse_request(message: Mapping[str, Any], rules: RequestRules) -> Request:
         instruction=instruction,
         resets=resets,
         deadline_ms=_deadline_ms(message.get("deadline_ms")),
+        resize=rules.resize,
     )
 
 
@@ -142,15 +145,15 @@ def _check_image(name: str, image: object, shape: tuple[int, int, int], rules: R
         raise _refused(name, f"dtype {image.dtype}", "dtype uint8", "Send raw RGB bytes, not normalised ones.")
     if image.shape == shape:
         return
-    if not rules.resize:
+    if rules.resize is None:
         raise _refused(name, f"shape {image.shape}", f"shape {shape}", "Send that size, or start the server with --resize.")
-    size = image.shape[0]
-    if image.shape != (size, size, 3) or not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
+    sides = image.shape[:2]
+    if image.ndim != 3 or image.shape[2] != 3 or not all(MIN_IMAGE_SIZE <= side <= MAX_IMAGE_SIZE for side in sides):
         raise _refused(
             name,
             f"shape {image.shape}",
-            f"(n, n, 3) with n from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}",
-            "Crop or pad it to a square: stretching would show the policy another scene.",
+            f"(height, width, 3) with both from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}",
+            "Send a picture of such a size: the server brings it to the policy's as its demonstrations were.",
         )
 
 

@@ -27,7 +27,7 @@ class ServerSettings:
         handshake_timeout_s: a client gets so long from TCP connection to websocket.
         send_timeout_s: a client gets so long to read an answer.
         hung_after_s: /healthz says 503 when one policy call takes longer.
-        resize: bring square images of other sizes to the policy's; else they are refused.
+        resize: bring images of other sizes to the policy's by its own camera geometry; else they are refused.
     """
 
     host: str = "127.0.0.1"

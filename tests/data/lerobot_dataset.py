@@ -36,14 +36,17 @@ def _struct(key: str, frame: int) -> dict[str, object]:
     return {"bytes": stream.getvalue(), "path": f"frame-{frame:06d}.png"}
 
 
-def _write_video(path: Path, key: str, frames: list[int], fps: int) -> None:
+def write_video(path: Path, key: str, frames: list[int], fps: int = 30, *, first_pts: int = 0) -> None:
+    """A video of `picture(key, frame)` for each of `frames`, whose stream begins `first_pts` frames late."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width, _ = CAMERAS[key]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=fps, options={"g": "2", "qscale": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(key, frame), format="rgb24")))
+        for number, frame in enumerate(frames):
+            image = av.VideoFrame.from_ndarray(picture(key, frame), format="rgb24")
+            image.pts = first_pts + number
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
 
 
@@ -152,5 +155,5 @@ def write_lerobot(
                 writer.write_table(table)  # one row group an episode
         if videos:
             for key in CAMERAS:
-                _write_video(root / f"videos/{key}/chunk-000/file-{file:03d}.mp4", key, shown[file], fps)
+                write_video(root / f"videos/{key}/chunk-000/file-{file:03d}.mp4", key, shown[file], fps)
     return root

@@ -11,10 +11,16 @@ import pytest
 from rfedge.data import CalvinDataset, FrameCache
 from rfedge.data.conversion import ConversionOptions, convert_dataset, parse_fields, read_field_file
 from rfedge.data.conversion.convert import ConversionResult
-from rfedge.data.conversion.rotations import axis_angle_to_euler, quaternion_to_euler
 from rfedge.data.inspection import inspect_dataset
-from rfedge.envs.rotations import euler_to_matrix, euler_to_quaternion, rotation_about, rotation_vector
 from rfedge.errors import ArtifactError, ConfigError, DatasetError
+from rfedge.rotations import (
+    euler_to_matrix,
+    euler_to_quaternion,
+    quaternions_to_euler,
+    rotation_about,
+    rotation_vector,
+    vectors_to_euler,
+)
 from tests.synthetic_demonstrations import NEUTRAL_STATE
 
 NUM_FRAMES = 30
@@ -200,6 +206,7 @@ def test_the_record_says_what_was_done(tmp_path: Path) -> None:
     assert record["conventions"] == {
         "position_scale_m": 0.05,
         "rotation_scale_rad": 0.5,
+        "rotation": "axis-angle",
         "gripper": "open-1-close1",
         "flip": "vertical",
     }
@@ -375,9 +382,9 @@ def test_rotations_agree_with_the_simulators() -> None:
     rng = np.random.default_rng(0)
     euler = rng.uniform((-3.1, -1.5, -3.1), (3.1, 1.5, 3.1), (50, 3))
     quaternions = np.stack([euler_to_quaternion(row) for row in euler]) * rng.uniform(0.5, 2.0, (50, 1))
-    np.testing.assert_allclose(quaternion_to_euler(quaternions), euler, atol=1e-9)
+    np.testing.assert_allclose(quaternions_to_euler(quaternions), euler, atol=1e-9)
     axes = rng.normal(size=(50, 3))
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     angles = np.append(rng.uniform(0.0, 3.0, 49), 0.0)
-    for row, axis, angle in zip(axis_angle_to_euler(axes * angles[:, None]), axes, angles, strict=True):
+    for row, axis, angle in zip(vectors_to_euler(axes * angles[:, None]), axes, angles, strict=True):
         np.testing.assert_allclose(euler_to_matrix(row), rotation_about(axis, angle), atol=1e-9)

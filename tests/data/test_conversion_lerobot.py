@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
@@ -13,7 +14,7 @@ from rfedge.data.conversion.convert import ConversionResult
 from rfedge.data.conversion.video import VideoFrames
 from rfedge.data.inspection import inspect_dataset
 from rfedge.errors import ConfigError, DatasetError
-from tests.data.lerobot_dataset import CAMERAS, SENTENCES, STEP, brightness, picture, write_lerobot
+from tests.data.lerobot_dataset import CAMERAS, SENTENCES, STEP, brightness, picture, write_lerobot, write_video
 from tests.synthetic_demonstrations import NEUTRAL_STATE
 
 TOP, WRIST = CAMERAS
@@ -48,11 +49,11 @@ def test_every_frame_has_its_own_picture(tmp_path: Path, videos: bool) -> None:
 
 def test_a_video_goes_back_when_asked_to(tmp_path: Path) -> None:
     source = write_lerobot(tmp_path / "source", lengths=(20,), files=(0,))
-    video = VideoFrames(source / f"videos/{TOP}/chunk-000/file-000.mp4", 30.0)
+    video = VideoFrames(source / f"videos/{TOP}/chunk-000/file-000.mp4")
     for frame in (0, 7, 7, 3, 19, 0):
-        assert abs(brightness(video.at(frame / 30.0)) - brightness(picture(TOP, frame))) < STEP / 2
-    with pytest.raises(DatasetError, match=r"it ends before 0\.667 s"):
-        video.at(20 / 30.0)
+        assert abs(brightness(video.at(frame)) - brightness(picture(TOP, frame))) < STEP / 2
+    with pytest.raises(DatasetError, match=r"it ends after 20 frames, before frame 20"):
+        video.at(20)
     video.close()
 
 
@@ -158,3 +159,140 @@ def test_cameras_that_are_not_known(tmp_path: Path) -> None:
         convert(source, tmp_path / "out")
     with pytest.raises(DatasetError, match=r"no 'observation.depth.laptop' for static, expected one of observation.images"):
         convert(source, tmp_path / "out", fields=parse_fields(["static=observation.depth.laptop"]))
+
+
+def shown(root: Path) -> list[int]:
+    """Which picture each frame has."""
+    dataset = CalvinDataset.open(root)
+    count = dataset.episodes[-1][1] + 1
+    return [round((brightness(dataset.frame(number)["rgb_static"]) - 16) / STEP) for number in range(count)]
+
+
+def change_rows(source: Path, column: str, values: list, file: int = 0) -> None:
+    path = source / f"data/chunk-000/file-{file:03d}.parquet"
+    table = parquet.read_table(path)
+    index = table.column_names.index(column)
+    parquet.write_table(table.set_column(index, column, [values]), path)
+
+
+def change_episodes(source: Path, **columns: list) -> None:
+    path = source / "meta/episodes/chunk-000/file-000.parquet"
+    rows = parquet.read_table(path).to_pylist()
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name.replace("__", "/")] = value
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_pictures_follow_their_rows_whatever_the_stamps_say(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(12,), files=(0,))
+    stamps = np.arange(12) / 30.0
+    stamps[[3, 7]] += 0.018  # more than half a frame late
+    change_rows(source, "timestamp", stamps.tolist())
+    result = convert(source, tmp_path / "out")
+    assert shown(tmp_path / "out") == list(range(12))
+    assert result.notes[0].startswith("timestamps of 1 episodes are up to 18 ms off frame_index / fps; pictures were taken")
+    stamps[-1] += 0.06  # past the end of the video
+    change_rows(source, "timestamp", stamps.tolist())
+    convert(source, tmp_path / "again")
+    assert shown(tmp_path / "again") == list(range(12))
+
+
+def test_a_stream_that_starts_late_begins_with_frame_0(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(12,), files=(0,))
+    for key in CAMERAS:
+        write_video(source / f"videos/{key}/chunk-000/file-000.mp4", key, list(range(12)), first_pts=2)
+    convert(source, tmp_path / "out")
+    assert shown(tmp_path / "out") == list(range(12))
+
+
+def test_a_stale_file_index_is_looked_through(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(6, 6, 6), files=(0, 0, 1))
+    change_episodes(source, data__file_index=[0, 0, 0])
+    result = convert(source, tmp_path / "out")
+    assert shown(tmp_path / "out") == [0, 1, 2, 3, 4, 5] * 3
+    assert result.notes[0] == (
+        "data/file_index of episode 2 names file-000.parquet, its rows lie in file-001.parquet, as lerobot's converter from "
+        "v2.1 leaves it"
+    )
+
+
+def write_tasks(source: Path, **columns: list) -> None:
+    parquet.write_table(pa.table(columns), source / "meta/tasks.parquet")
+
+
+def test_the_sentence_is_the_column_task_or_the_index(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(5, 5), files=(0, 0))
+    numbers, scenes, sentences = [1, 0], ["kitchen", "kitchen"], ["lift the cup", "open the drawer"]
+    for place, columns in enumerate(
+        (
+            {"task_index": numbers, "category": scenes, "task": sentences},
+            {"category": scenes, "__index_level_0__": sentences, "task_index": numbers},
+            {"__index_level_0__": scenes, "task_index": numbers, "task": sentences},
+        )
+    ):
+        write_tasks(source, **columns)
+        convert(source, tmp_path / f"out{place}")
+        rows = [(part.start, part.end, part.instruction) for part in CalvinDataset.open(tmp_path / f"out{place}").segments]
+        assert rows == [(0, 4, "open the drawer"), (5, 9, "lift the cup")]
+    write_tasks(source, task_index=numbers, category=scenes)
+    with pytest.raises(DatasetError, match=r"got columns task_index, category, expected task_index and task"):
+        convert(source, tmp_path / "out")
+    convert(source, tmp_path / "out", instruction="go")
+    write_tasks(source, task_index=[0, 0], task=sentences)
+    with pytest.raises(DatasetError, match="got task 0 as 'lift the cup' and 'open the drawer', expected one sentence"):
+        convert(source, tmp_path / "out2")
+
+
+def test_sentences_in_the_rows_can_be_mapped(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(4,), files=(0,))
+    path = source / "data/chunk-000/file-000.parquet"
+    table = parquet.read_table(path).append_column("language", [["open it"] * 2 + ["close it"] * 2])
+    parquet.write_table(table, path)
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["language"] = {"dtype": "string", "shape": [1], "names": None}
+    (source / "meta/info.json").write_text(json.dumps(info))
+    convert(source, tmp_path / "out", fields=parse_fields(["instruction=language"]))
+    assert [part.instruction for part in CalvinDataset.open(tmp_path / "out").segments] == ["open it", "close it"]
+
+
+def drop_column(path: Path, *names: str) -> None:
+    parquet.write_table(parquet.read_table(path).drop_columns(list(names)), path)
+
+
+@pytest.mark.parametrize("trial", [True, False])
+def test_short_videos_and_missing_columns_are_found_before_a_picture_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trial: bool
+) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(12, 20), files=(0, 0))
+    for key in CAMERAS:
+        write_video(source / f"videos/{key}/chunk-000/file-000.mp4", key, [0] * 28)
+    drop_column(source / "data/chunk-000/file-000.parquet", "action", "task_index")
+    monkeypatch.setattr(VideoFrames, "at", None)
+    with pytest.raises(DatasetError) as error:
+        convert_dataset(source, "lerobot", tmp_path / "out", ConversionOptions(), trial=trial)
+    for key in CAMERAS:
+        path = source / f"videos/{key}/chunk-000/file-000.mp4"
+        assert f"video {path}: got 28 frames, expected 32, so that every row of episode 1 has its picture" in str(
+            error.value
+        )
+    assert "file-000.parquet: got no column action, task_index, expected" in str(error.value)
+    assert "got 3 faults" in str(error.value)
+
+
+def test_records_that_cannot_be(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", lengths=(12, 8), files=(0, 0))
+    name = f"videos__{TOP}__to_timestamp"
+    change_episodes(source, **{name: [12 / 30, 25 / 30]})
+    with pytest.raises(
+        DatasetError, match=rf"{TOP}/to_timestamp of episode 1: got 0\.833 s, expected at most 0\.667 s, where file-000\.mp4"
+    ):
+        convert(source, tmp_path / "out")
+    source = write_lerobot(tmp_path / "gaps", lengths=(5,), files=(0,))
+    change_rows(source, "frame_index", [0, 1, 3, 4, 5])
+    with pytest.raises(DatasetError, match=r"episode 0 in .*: got frame_index 3 in row 2, expected 0, 1, 2, \.\.\. without"):
+        convert(source, tmp_path / "out")
+    source = write_lerobot(tmp_path / "columns", lengths=(5,), files=(0,))
+    drop_column(source / "meta/episodes/chunk-000/file-000.parquet", "length", f"videos/{TOP}/from_timestamp")
+    with pytest.raises(DatasetError, match=rf"got no column length, videos/{TOP}/from_timestamp, expected"):
+        convert(source, tmp_path / "out")

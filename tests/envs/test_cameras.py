@@ -9,8 +9,8 @@ import pytest
 
 from rfedge.envs import Environment
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
-from rfedge.envs.rotations import euler_to_matrix
 from rfedge.errors import BackendUnavailableError
+from rfedge.rotations import euler_to_matrix
 
 # red in the cabinet on the left, blue and pink on the table's two spots, everything closed and off
 EVALUATION_SCENE = np.zeros(24)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rfedge.envs import TASKS, BlockState, SceneInfo, TaskOracle
-from rfedge.envs.rotations import euler_to_quaternion
 from rfedge.errors import ConfigError
+from rfedge.rotations import euler_to_quaternion
 
 ORACLE = TaskOracle()
 TABLE = ("table", "base_link")

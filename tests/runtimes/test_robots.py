@@ -13,8 +13,9 @@ import pytest
 from rfedge.data.calvin import CalvinDataset
 from rfedge.errors import BackendUnavailableError, ConfigError, ContractError
 from rfedge.messages import Observation
+from rfedge.rotations import euler_to_matrix, euler_to_quaternion, rotation_about, rotation_vector, rotation_vectors
 from rfedge.runtimes.adapters.images import fit_camera
-from rfedge.runtimes.adapters.lerobot import LeRobotKeys, LeRobotRobot, connect_lerobot
+from rfedge.runtimes.adapters.lerobot import LeRobotKeys, LeRobotRobot, action_to_lerobot, connect_lerobot
 from rfedge.runtimes.adapters.ros2 import Ros2Robot, Ros2Settings, image_from_message, state_from_pose, twist_of_action
 from rfedge.runtimes.control import ControlLoop
 from rfedge.runtimes.modes import OpenLoop
@@ -22,7 +23,7 @@ from rfedge.runtimes.recorded_episode import RecordedEpisodeRobot, RecordedFrame
 from rfedge.runtimes.rerun_log import RerunLog
 from rfedge.runtimes.robot import SimulatedRobot
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
-from tests.runtimes.loop_parts import FRAME, CountingPolicy
+from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock
 from tests.synthetic_demonstrations import write_demonstrations
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,10 +113,15 @@ def test_lerobot_speaks_in_its_own_names_and_units() -> None:
     robot.stop()
     assert arm.sent == []
     robot.apply(ACTION)
-    expected = {"delta_x": 1.0, "delta_y": -2.0, "delta_z": 0.0, "delta_rx": 0.01, "delta_ry": 0.0, "delta_rz": -0.02}
+    names = ("delta_x", "delta_y", "delta_z", "delta_rx", "delta_ry", "delta_rz")
+    turn = rotation_vectors(np.array([3.0, 4.0, 5.0]), 0.05 * ACTION[3:6].astype(float))
+    expected = dict(zip(names, (1.0, -2.0, 0.0, *turn), strict=True))
     assert arm.sent[0] == pytest.approx(expected | {"gripper": 2.0})
+    robot.apply(ACTION)  # the tool has turned since the frame
+    turn = rotation_vectors(np.array([3.01, 4.0, 4.98]), 0.05 * ACTION[3:6].astype(float))
+    assert arm.sent[1]["delta_ry"] == pytest.approx(turn[1])
     robot.stop()
-    assert arm.sent[1] == dict.fromkeys(expected, 0.0) | {"gripper": 2.0}
+    assert arm.sent[2] == dict.fromkeys(expected, 0.0) | {"gripper": 2.0}
     del arm.fields["wrist"]
     with pytest.raises(ContractError, match=r"LeRobot observation: got keys .*, expected also \['wrist'\]"):
         robot.observe()
@@ -147,17 +153,17 @@ def test_ros_images_are_read_in_every_encoding(encoding: str) -> None:
 
 
 def test_ros_poses_and_twists() -> None:
-    from rfedge.envs.rotations import euler_to_quaternion
-
     euler = np.array([0.3, -0.5, 2.0])
     x, y, z, w = euler_to_quaternion(euler)
     pose = SimpleNamespace(position=SimpleNamespace(x=0.1, y=0.2, z=0.3), orientation=SimpleNamespace(x=x, y=y, z=z, w=w))
     state = state_from_pose(pose, -1.0)
     np.testing.assert_allclose(state[:6], [0.1, 0.2, 0.3, *euler], atol=1e-9)
     assert (state.shape, state[-1]) == ((15,), -1.0)
-    linear, angular = twist_of_action(ACTION, 30.0)
+    linear, angular = twist_of_action(ACTION, 30.0, np.zeros(3))
     np.testing.assert_allclose(linear, [0.3, -0.6, 0.0], atol=1e-6)
-    np.testing.assert_allclose(angular, [0.3, 0.0, -0.6], atol=1e-6)
+    np.testing.assert_allclose(angular, [0.3, 0.0, -0.6], atol=0.01)
+    straight = np.array([0.5, 0, 0, 0, 0, 0, 1], dtype=np.float32)
+    assert twist_of_action(straight, 30.0) == (pytest.approx((0.3, 0, 0)), (0, 0, 0)), "no turn needs no orientation"
 
 
 class StandInRos:
@@ -165,6 +171,7 @@ class StandInRos:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.callbacks: dict[str, object] = {}
+        self.qualities: dict[str, object] = {}
         self.published: list[tuple[str, object]] = []
 
         def vector() -> SimpleNamespace:
@@ -176,7 +183,7 @@ class StandInRos:
 
         clock = SimpleNamespace(now=lambda: SimpleNamespace(to_msg=lambda: "now"))
         node = SimpleNamespace(
-            create_subscription=lambda kind, topic, receive, depth: self.callbacks.update({topic: receive}),
+            create_subscription=lambda kind, topic, receive, qos: self.subscribe(topic, receive, qos),
             create_publisher=lambda kind, topic, depth: SimpleNamespace(
                 publish=lambda message: self.published.append((topic, message))
             ),
@@ -191,6 +198,7 @@ class StandInRos:
                 "shutdown": lambda context: None,
             },
             "rclpy.context": {"Context": object},
+            "rclpy.qos": {"qos_profile_sensor_data": "best effort"},
             "rclpy.executors": {"SingleThreadedExecutor": lambda context: executor},
             "sensor_msgs.msg": {"Image": object},
             "geometry_msgs.msg": {"TwistStamped": twist, "PoseStamped": object},
@@ -201,15 +209,27 @@ class StandInRos:
             vars(module).update(members)
             monkeypatch.setitem(sys.modules, name, module)
 
-    def show(self, topic: str, value: int) -> None:
+    def subscribe(self, topic: str, receive: object, qos: object) -> None:
+        self.callbacks[topic], self.qualities[topic] = receive, qos
+
+    def hand_over(self, topic: str, stamped_s: float, **message: object) -> None:
+        stamp = SimpleNamespace(sec=int(stamped_s), nanosec=round(1e9 * (stamped_s % 1.0)))
+        self.callbacks[topic](SimpleNamespace(header=SimpleNamespace(stamp=stamp), **message))  # type: ignore[operator]
+
+    def show(self, topic: str, value: int, stamped_s: float = 0.0) -> None:
         image = np.full((84, 84, 3), value, np.uint8)
-        message = SimpleNamespace(encoding="rgb8", height=84, width=84, step=252, data=image.tobytes())
-        self.callbacks[topic](message)  # type: ignore[operator]
+        self.hand_over(topic, stamped_s, encoding="rgb8", height=84, width=84, step=252, data=image.tobytes())
+
+    def point(self, topic: str, euler_rad: np.ndarray) -> None:
+        x, y, z, w = euler_to_quaternion(euler_rad)
+        turn, place = SimpleNamespace(x=x, y=y, z=z, w=w), SimpleNamespace(x=0.0, y=0.0, z=0.5)
+        self.hand_over(topic, 0.0, pose=SimpleNamespace(position=place, orientation=turn))
 
 
 def test_a_ros_robot_subscribes_publishes_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    ros, settings = StandInRos(monkeypatch), Ros2Settings(max_age_s=0.01)
+    ros, settings = StandInRos(monkeypatch), Ros2Settings(max_age_s=0.01, pose_topic="/pose")
     with Ros2Robot(settings) as robot:
+        assert ros.qualities == dict.fromkeys((settings.static_topic, settings.gripper_topic, "/pose"), "best effort")
         with pytest.raises(
             BackendUnavailableError, match="topic /static_camera/image_raw: got no message, expected one in 0.01"
         ):
@@ -217,13 +237,15 @@ def test_a_ros_robot_subscribes_publishes_and_stops(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("rfedge.runtimes.adapters.ros2.time.monotonic", lambda: 5.0)
         ros.show(settings.static_topic, 50)
         ros.show(settings.gripper_topic, 60)
+        ros.point("/pose", np.array([0.1, -0.2, 0.3]))
         observation = robot.observe()
         observation.check()
-        assert (observation.static.max(), observation.gripper.max(), observation.state) == (50, 60, None)
+        assert (observation.static.max(), observation.gripper.max()) == (50, 60)
+        np.testing.assert_allclose(observation.state[3:6], [0.1, -0.2, 0.3], atol=1e-9)
         robot.apply(ACTION)
         robot.apply(ACTION)
         monkeypatch.setattr("rfedge.runtimes.adapters.ros2.time.monotonic", lambda: 6.0)
-        with pytest.raises(BackendUnavailableError, match=r"topic /static_camera/image_raw: got none for 1.0 s"):
+        with pytest.raises(BackendUnavailableError, match=r"topic /static_camera/image_raw: got none newer than 1.0 s"):
             robot.observe()
     topics = [topic for topic, _ in ros.published]
     assert topics == [settings.gripper_command_topic, *[settings.twist_topic] * 3], "the gripper is sent when it changes"
@@ -231,6 +253,93 @@ def test_a_ros_robot_subscribes_publishes_and_stops(monkeypatch: pytest.MonkeyPa
     moved, stopped = ros.published[1][1], ros.published[3][1]
     assert (moved.header.frame_id, moved.twist.linear.x) == ("world", pytest.approx(0.3))  # type: ignore[attr-defined]
     assert vars(stopped.twist.linear) == vars(stopped.twist.angular) == {"x": 0.0, "y": 0.0, "z": 0.0}  # type: ignore[attr-defined]
+
+
+def test_a_ros_robot_without_a_pose_does_not_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ros = StandInRos(monkeypatch)
+    with Ros2Robot() as robot:
+        with pytest.raises(ContractError, match="rotation of an action: got no measured orientation of the tool"):
+            robot.apply(ACTION)
+        assert ros.published == [], "not even the gripper moved"
+
+
+def test_ages_count_from_the_stamps_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    ros, settings = StandInRos(monkeypatch), Ros2Settings(max_age_s=0.05)
+    monkeypatch.setattr("rfedge.runtimes.adapters.ros2.time.time_ns", lambda: 1_000_000_000_000)
+    with Ros2Robot(settings) as robot:
+        for stamped_s, text in ((999.99, ""), (998.0, r"got none newer than [23]\.\d s"), (1002.0, r"[12]\.\d s ahead of")):
+            for topic in (settings.static_topic, settings.gripper_topic):
+                ros.show(topic, 50, stamped_s)
+            if not text:
+                robot.observe()
+                continue
+            with pytest.raises(BackendUnavailableError, match=f"{text}.*not frozen, and that both machines' clocks agree"):
+                robot.observe()
+    with Ros2Robot(Ros2Settings(uses_stamps=False)) as robot:
+        for topic in (settings.static_topic, settings.gripper_topic):
+            ros.show(topic, 50, 12.5)  # a simulator's clock
+        robot.observe()
+
+
+def test_a_lerobot_camera_that_repeats_its_picture_is_refused() -> None:
+    clock, arm = FakeClock(), LeArm()
+    robot = LeRobotRobot(arm, LeRobotKeys(max_age_s=0.5), clock=clock)
+    for number in range(5):
+        arm.fields = {**arm.fields, "front": np.full((480, 640, 3), number, np.uint8)}
+        if number < 2:
+            arm.fields["wrist"] = np.full((84, 84, 3), number, np.uint8)
+        clock.time_s += 0.2
+        if number < 4:
+            robot.observe()
+    with pytest.raises(BackendUnavailableError, match=r"camera 'wrist': got the same picture for 0\.6 s, expected a new"):
+        robot.observe()
+    simulated = LeRobotRobot(arm, LeRobotKeys(max_age_s=None), clock=clock)
+    for _ in range(5):
+        clock.time_s += 0.2
+        simulated.observe()
+
+
+# e = (3.09, -0.03, 1.5), as CALVIN starts an episode: the tool points down, turned by a quarter about z.
+NEUTRAL_EULER = np.array([3.09, -0.029, 1.5])
+AXES = {3: [0.071, 0.997, 0.029], 4: [-0.998, 0.071, 0.0], 5: [0.0, 0.0, 1.0]}
+
+
+@pytest.mark.parametrize("element", AXES)
+def test_a_step_of_euler_angles_leaves_as_a_rotation_vector(element: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    action = np.zeros(7, dtype=np.float32)
+    action[element], action[6] = 1.0, 1.0
+    _, angular = twist_of_action(action, 30.0, NEUTRAL_EULER)
+    np.testing.assert_allclose(np.array(angular) / 30.0 / 0.05, AXES[element], atol=0.03)
+    np.testing.assert_allclose(
+        euler_to_matrix(NEUTRAL_EULER + 0.05 * action[3:6]), turned(np.array(angular) / 30.0), atol=1e-9
+    )
+    sent = action_to_lerobot(action, LeRobotKeys(radians_per_unit=0.5), NEUTRAL_EULER)
+    np.testing.assert_allclose(0.5 * np.array(list(sent.values())[3:6]) / 0.05, AXES[element], atol=0.03)
+    ros = StandInRos(monkeypatch)
+    with Ros2Robot(Ros2Settings(pose_topic="/pose")) as robot:
+        ros.point("/pose", NEUTRAL_EULER)
+        robot.apply(action)
+    twist = ros.published[1][1].twist  # type: ignore[attr-defined]
+    np.testing.assert_allclose([twist.angular.x, twist.angular.y, twist.angular.z], angular, atol=1e-9)
+    with pytest.raises(ContractError, match="got no measured orientation of the tool"):
+        action_to_lerobot(action, LeRobotKeys())
+
+
+def turned(vector_rad: np.ndarray) -> np.ndarray:
+    angle = float(np.linalg.norm(vector_rad))
+    return rotation_about(vector_rad / angle, angle) @ euler_to_matrix(NEUTRAL_EULER)
+
+
+def test_a_lerobot_robot_may_report_its_orientation_alone() -> None:
+    arm = LeArm()
+    vector = rotation_vector(euler_to_matrix(NEUTRAL_EULER))
+    arm.fields |= dict(zip(("wx", "wy", "wz"), vector, strict=True))
+    robot = LeRobotRobot(arm, LeRobotKeys(rotation=("wx", "wy", "wz"), rotation_form="axis-angle"))
+    assert robot.observe().state is None
+    robot.apply(np.array([0, 0, 0, 1, 0, 0, 1], dtype=np.float32))
+    np.testing.assert_allclose(np.array(list(arm.sent[0].values())[3:6]) / 0.05, AXES[3], atol=0.03)
+    with pytest.raises(ConfigError, match=r"LeRobotKeys.rotation_form: got 'quat', expected one of euler, axis-angle"):
+        LeRobotKeys(rotation_form="quat")
 
 
 def test_missing_frameworks_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -303,7 +412,7 @@ def test_the_template_drives_an_arm(tmp_path: Path) -> None:
     spec.loader.exec_module(template)
     write_handmade_bundle(tmp_path / "b", tiny_config())
     driver = Driver()
-    summary = template.run_arm(driver, tmp_path / "b", "open the drawer", max_steps=40, rate_hz=1000.0)
+    summary = template.run_arm(driver, tmp_path / "b", "open the drawer", max_steps=40, speed=1000.0 / 30.0)
     assert (summary.ended, summary.num_steps, driver.num_halts) in {("max-steps", 40, 1), ("misses", summary.num_steps, 1)}
     assert len(driver.steps_m) == summary.num_steps
     assert max(np.linalg.norm(step) for step in driver.steps_m) <= 0.01 + 1e-8

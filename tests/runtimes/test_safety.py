@@ -5,6 +5,7 @@ import pytest
 
 from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import Observation
+from rfedge.rotations import euler_to_matrix, rotation_vector
 from rfedge.runtimes.control import ControlLoop, drive
 from rfedge.runtimes.modes import ClosedLoop
 from rfedge.runtimes.policy_step import PolicyStep
@@ -145,3 +146,37 @@ def test_limits_that_allow_nothing_are_refused() -> None:
         Workspace.parse("0,0,0,1,0,1")
     with pytest.raises(ConfigError, match="max_step_m: got 0.0, expected a positive number"):
         SafetyLimits(max_step_m=0.0)
+
+
+@pytest.mark.parametrize("pitch_rad", [-1.5, -0.5, 0.0, 0.7, 1.56])
+def test_the_limit_in_radians_holds_for_the_true_angle_at_any_pitch(pitch_rad: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        state = _state()
+        state[3:6] = rng.uniform(-3, 3), pitch_rad, rng.uniform(-3, 3)
+        action = np.append(rng.uniform(-1, 1, 6), 1.0).astype(np.float32)
+        for limit_rad in (0.004, 0.03):
+            guard = SafetyGuard(SafetyLimits(max_step_rad=limit_rad))
+            guard.see(_seen(state))
+            safe = guard.check(action).action.astype(np.float64)
+            angle_rad = np.linalg.norm(_turn(state[3:6], 0.05 * safe[3:6]))
+            assert angle_rad <= limit_rad * (1 + 2e-6)
+            if guard.counts["rotation-limit"]:
+                assert angle_rad == pytest.approx(limit_rad, rel=0.01), "no slower than it has to be"
+                np.testing.assert_allclose(np.cross(safe[3:6], action[3:6]), 0.0, atol=1e-6)
+            unseen = SafetyGuard(SafetyLimits(max_step_rad=limit_rad)).check(action).action.astype(np.float64)
+            assert np.linalg.norm(_turn(state[3:6], 0.05 * unseen[3:6])) <= limit_rad * (1 + 2e-6), "holds in any posture"
+
+
+def _turn(euler_rad: np.ndarray, step_rad: np.ndarray) -> np.ndarray:
+    return rotation_vector(euler_to_matrix(euler_rad + step_rad) @ euler_to_matrix(euler_rad).T)
+
+
+def test_between_frames_the_orientation_is_where_the_steps_led() -> None:
+    """Pitched up to 1.2 rad within one chunk, roll and yaw have come close to one axis."""
+    guard = SafetyGuard(SafetyLimits(max_step_rad=0.04))
+    guard.see(_seen(_state()))
+    for _ in range(24):
+        guard.sent(np.array([0, 0, 0, 0, 1, 0, 1], dtype=np.float32))
+    safe = guard.check(np.array([0, 0, 0, 1, 0, -1, 1], dtype=np.float32)).action.astype(np.float64)
+    assert np.linalg.norm(_turn(np.array([0, 1.2, 0]), 0.05 * safe[3:6])) == pytest.approx(0.04, rel=1e-3)

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -17,7 +18,8 @@ from rfedge.data.conversion.hdf5 import Hdf5Source
 from rfedge.data.conversion.lerobot import LeRobotSource
 from rfedge.data.conversion.mapping import MappedEpisode, map_episode
 from rfedge.data.conversion.options import ConversionOptions
-from rfedge.data.conversion.records import Layout, Source, SourceEpisode
+from rfedge.data.conversion.records import Layout, Source
+from rfedge.data.conversion.survey import Survey, raise_all, survey_source
 from rfedge.data.inspection import CONVERSION_RECORD
 from rfedge.data.statistics import StatisticsBuilder
 from rfedge.data.writer import write_episode, write_index
@@ -47,6 +49,8 @@ class ConversionResult:
         source_hz, frequency_hz: frames a second, read and written.
         clipped_share: share of frames whose step was longer than 0.02 m or 0.05 rad and was cut to that.
         missing: what the source does not have: "gripper" (black images), "joints" (neutral posture), "scene_obs" (zeros).
+        motion_factors: "translation", "rotation" -> measured motion per commanded motion; without what never moved.
+        notes: what was read or allowed differently from what the source says.
     """
 
     folder: Path | None
@@ -60,6 +64,8 @@ class ConversionResult:
     frequency_hz: float
     clipped_share: float
     missing: tuple[str, ...]
+    motion_factors: Mapping[str, float]
+    notes: tuple[str, ...]
 
 
 def convert_dataset(
@@ -80,14 +86,17 @@ def convert_dataset(
         source_format: "hdf5" or "lerobot".
         output: the new dataset's root; it appears when everything is written.
         options: see there.
-        trial: map the first episode only and write nothing.
+        trial: look through all numbers, map the first episode and write nothing.
         overwrite: replace what is at `output`.
         versions: names and versions to keep in the record.
         on_progress: called as (episodes done, episodes in all).
 
+    Everything that is wrong with the source is looked for before the first picture is decoded, and raised as one error.
+
     Raises:
         ConfigError: an option is unknown, or a decision is missing.
-        DatasetError: the source is damaged, of another version or of another robot.
+        DatasetError: the source is damaged, of another version or of another robot, or its actions are not in the stated
+            units.
         ArtifactError: `output` exists and `overwrite` is false.
         ModuleNotFoundError: a library of the `data` extra is not installed.
     """
@@ -95,32 +104,68 @@ def convert_dataset(
     if source_format not in _SOURCES:
         expected = did_you_mean(source_format, _SOURCES)
         raise ConfigError(explain("--from", got=repr(source_format), expected=expected, remedy="Choose one of them."))
-    opened = _SOURCES[source_format](source, options)
-    missing = _missing(opened, options)
-    source_hz, written_hz = _frequencies(opened, options)
-    mapped = _mapped(opened, options, source_hz, on_progress)
-    tasks = {_plain(sentence): task for sentence, task in options.tasks.items()}
-    totals = _Totals(opened, missing, source_hz, written_hz)
-    if trial:
-        totals.add(next(mapped), tasks)
-        return totals.result(None)
-    with atomic_directory(output, overwrite=overwrite) as temporary:
-        folder = temporary / options.split
-        for episode in mapped:
-            write_episode(folder, totals.num_frames, episode.frames)
-            totals.add(episode, tasks)
-        statistics = totals.statistics.result()
-        write_index(folder, totals.segments, statistics, scene=None, episodes=totals.episodes)
-        record = _record(source, source_format, options, opened.layout, totals.result(None), versions)
-        (temporary / CONVERSION_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    return totals.result(output / options.split)
+    with closing(_SOURCES[source_format](source, options)) as opened:
+        missing = _missing(opened)
+        source_hz, survey = _survey(opened, options, missing, source)
+        tasks = {_plain(sentence): task for sentence, task in options.tasks.items()}
+        totals = _Totals(opened, missing, source_hz, options.fps or source_hz, survey)
+        if trial:
+            totals.add(_map(opened, 0, options, source_hz), tasks)
+            return totals.result(None)
+        with atomic_directory(output, overwrite=overwrite) as temporary:
+            folder = temporary / options.split
+            for index in range(opened.num_episodes):
+                episode = _map(opened, index, options, source_hz)
+                write_episode(folder, totals.num_frames, episode.frames)
+                totals.add(episode, tasks)
+                if on_progress is not None:
+                    on_progress(index + 1, opened.num_episodes)
+            statistics = totals.statistics.result()
+            write_index(folder, totals.segments, statistics, scene=None, episodes=totals.episodes)
+            record = _record(source, source_format, options, opened.layout, totals.result(None), versions)
+            (temporary / CONVERSION_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        return totals.result(output / options.split)
+
+
+def _map(source: Source, index: int, options: ConversionOptions, source_hz: float) -> MappedEpisode:
+    return map_episode(source.read(index, images=True), source.layout, options, source_hz)
+
+
+def _survey(source: Source, options: ConversionOptions, missing: tuple[str, ...], path: Path) -> tuple[float, Survey]:
+    """Return the source's frequency and what its numbers say; raise everything that is wrong with it, at once."""
+    field_faults = source.field_faults()
+    faults = field_faults + source.file_faults()
+    if "gripper" in missing and "gripper" not in options.allow_missing:
+        faults.append(
+            DatasetError(
+                explain(
+                    f"source ({source.layout.name})",
+                    got="no wrist camera",
+                    expected="two cameras, static and gripper",
+                    remedy="Name it with --map gripper=KEY, or write black images with --allow-missing gripper.",
+                )
+            )
+        )
+    source_hz = options.source_fps or source.layout.frequency_hz
+    if (fault := _frequency_fault(source, options, source_hz)) is not None:
+        faults.append(fault)
+    survey = Survey((), (), {})
+    if not field_faults:
+        survey = survey_source(source, options, source_hz or CALVIN_HZ)
+        faults += survey.faults
+    raise_all(f"source {path}", faults)
+    assert source_hz is not None
+    return source_hz, survey
 
 
 class _Totals:
     """Numbers the frames and adds up what was written."""
 
-    def __init__(self, source: Source, missing: tuple[str, ...], source_hz: float, written_hz: float) -> None:
+    def __init__(
+        self, source: Source, missing: tuple[str, ...], source_hz: float, written_hz: float, survey: Survey
+    ) -> None:
         self._source = source
+        self._survey = survey
         self._missing = missing
         self._hz = (source_hz, written_hz)
         self.num_frames = 0
@@ -152,19 +197,12 @@ class _Totals:
             frequency_hz=self._hz[1],
             clipped_share=self._num_clipped / max(self.num_frames, 1),
             missing=self._missing,
+            motion_factors=self._survey.factors,
+            notes=(*self._source.notes(), *self._survey.notes),
         )
 
 
-def _missing(source: Source, options: ConversionOptions) -> tuple[str, ...]:
-    if "gripper" not in source.fields and "gripper" not in options.allow_missing:
-        raise DatasetError(
-            explain(
-                f"source ({source.layout.name})",
-                got="no wrist camera",
-                expected="two cameras, static and gripper",
-                remedy="Name it with --map gripper=KEY, or write black images with --allow-missing gripper.",
-            )
-        )
+def _missing(source: Source) -> tuple[str, ...]:
     absent = {
         "gripper": "gripper" not in source.fields,
         "joints": not {"state", "joints"} & source.fields.keys(),
@@ -173,37 +211,30 @@ def _missing(source: Source, options: ConversionOptions) -> tuple[str, ...]:
     return tuple(name for name, is_absent in absent.items() if is_absent)
 
 
-def _frequencies(source: Source, options: ConversionOptions) -> tuple[float, float]:
-    source_hz = options.source_fps or source.layout.frequency_hz
+def _frequency_fault(source: Source, options: ConversionOptions, source_hz: float | None) -> ConfigError | None:
+    subject, stated = f"source ({source.layout.name})", source.layout.frequency_hz
     if source_hz is None:
-        raise ConfigError(
+        remedy = "Give it with --source-fps."
+        return ConfigError(explain(subject, got="no frequency", expected="frames a second", remedy=remedy))
+    if options.source_fps is not None and stated is not None and abs(options.source_fps - stated) > 1e-6 * stated:
+        return ConfigError(
             explain(
-                f"source ({source.layout.name})",
-                got="no frequency",
-                expected="frames a second",
-                remedy="Give it with --source-fps.",
+                "--source-fps",
+                got=f"{options.source_fps:g} Hz",
+                expected=f"{stated:g} Hz, which the source says",
+                remedy="Leave it out, or correct the source.",
             )
         )
     if options.fps is None and source_hz != CALVIN_HZ:
-        raise ConfigError(
+        return ConfigError(
             explain(
-                f"source ({source.layout.name})",
+                subject,
                 got=f"{source_hz:g} Hz",
                 expected=f"{CALVIN_HZ:g} Hz, at which CALVIN's robot is controlled",
                 remedy=f"Pass --fps {CALVIN_HZ:g} to resample, or --fps {source_hz:g} to keep it and control at that.",
             )
         )
-    return source_hz, options.fps or source_hz
-
-
-def _mapped(
-    source: Source, options: ConversionOptions, source_hz: float, on_progress: Callable[[int, int], None] | None
-) -> Iterator[MappedEpisode]:
-    episode: SourceEpisode
-    for done, episode in enumerate(source.episodes(), start=1):
-        yield map_episode(episode, source.layout, options, source_hz)
-        if on_progress is not None:
-            on_progress(done, source.num_episodes)
+    return None
 
 
 def _segments(instructions: tuple[str, ...]) -> Iterator[tuple[int, int, str]]:
@@ -245,6 +276,7 @@ def _record(
         "conventions": {
             "position_scale_m": options.position_scale_m or layout.position_scale_m,
             "rotation_scale_rad": options.rotation_scale_rad or layout.rotation_scale_rad,
+            "rotation": options.rotation or layout.rotation,
             "gripper": options.gripper or layout.gripper,
             "flip": options.flip or layout.flip,
         },

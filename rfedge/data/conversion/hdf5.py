@@ -4,7 +4,8 @@
     data/demo_0/actions, data/demo_0/obs/agentview_rgb, ...       LIBERO
     data/demo_0/rgb_static, data/demo_0/robot_obs, ...            CALVIN's keys; the group `data` may be left out
 
-Both robosuite layouts: relative actions of 0.05 m and 0.5 rad a unit at 20 Hz, gripper -1 open and 1 close. Sources: the
+Both robosuite layouts: relative actions of 0.05 m and 0.5 rad a unit at 20 Hz, the rotation a rotation vector, gripper -1
+open and 1 close. Sources: the
 documentation of robomimic, the dataset scripts of LIBERO, robosuite's operational space controller.
 """
 
@@ -12,16 +13,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
-from rfedge.data.conversion.records import Layout, SourceEpisode, refuse_unknown_key, select_elements, unless_replaced
-from rfedge.errors import DatasetError, explain
+from rfedge.data.conversion.records import Layout, SourceEpisode, select_elements, unknown_key, unless_replaced
+from rfedge.errors import DatasetError, RfedgeError, explain
 
 __all__ = ["Hdf5Source"]
 
@@ -54,6 +56,7 @@ _LAYOUTS: Final[dict[str, Layout]] = {
         ),
         position_scale_m=0.05,
         rotation_scale_rad=0.5,
+        rotation="axis-angle",
         gripper="open-1-close1",
         flip="vertical",  # stored as OpenGL renders, from the bottom row
         frequency_hz=_ROBOSUITE_HZ,
@@ -71,6 +74,7 @@ _LAYOUTS: Final[dict[str, Layout]] = {
         ),
         position_scale_m=0.05,
         rotation_scale_rad=0.5,
+        rotation="axis-angle",
         gripper="open-1-close1",
         frequency_hz=_ROBOSUITE_HZ,
     ),
@@ -111,41 +115,60 @@ class Hdf5Source:
             self.fields,
             known.position_scale_m,
             known.rotation_scale_rad,
+            known.rotation,
             known.gripper,
             known.flip,
             frequency or known.frequency_hz,
         )
-        for name, source in self.fields.items():
-            if name != "instruction":
-                refuse_unknown_key(f"{first_name} of {first_file}", name, source, arrays)
-        if "static" not in self.fields:
-            raise DatasetError(
-                explain(
-                    f"{first_name} of {first_file}",
-                    got=f"arrays {', '.join(arrays)}",
-                    expected="keys of robomimic, LIBERO or CALVIN",
-                    remedy="Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY.",
-                )
-            )
+        self._arrays = arrays
+        self._open_file: tuple[Path, Any] | None = None
 
     @property
     def num_episodes(self) -> int:
         return len(self._demos)
 
-    def episodes(self) -> Iterator[SourceEpisode]:
-        """Yield the demonstrations in the order of their numbers.
+    def field_faults(self) -> list[RfedgeError]:
+        """List the fields that are not there, by the first demonstration."""
+        first_file, first_name = self._demos[0]
+        subject = f"{first_name} of {first_file}"
+        found: list[RfedgeError] = []
+        for name, source in self.fields.items():
+            text = None if name == "instruction" else unknown_key(subject, name, source, self._arrays)
+            if text is not None:
+                found.append(DatasetError(text))
+        if "static" not in self.fields:
+            found.append(
+                DatasetError(
+                    explain(
+                        subject,
+                        got=f"arrays {', '.join(self._arrays)}",
+                        expected="keys of robomimic, LIBERO or CALVIN",
+                        remedy="Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY.",
+                    )
+                )
+            )
+        return found
+
+    def file_faults(self) -> list[RfedgeError]:
+        """Nothing: every array is read with its demonstration."""
+        return []
+
+    def notes(self) -> list[str]:
+        return []
+
+    def read(self, index: int, *, images: bool) -> SourceEpisode:
+        """Read demonstration `index`, in the order of files and numbers.
 
         Raises:
-            DatasetError: one is damaged or lacks a field.
+            DatasetError: it is damaged or lacks a field.
         """
-        for path in self._files:
-            with _open(path) as file:
-                for name in (name for owner, name in self._demos if owner == path):
-                    yield self._read(path, file, name)
-
-    def _read(self, path: Path, file: Any, name: str) -> SourceEpisode:
+        path, name = self._demos[index]
+        if self._open_file is None or self._open_file[0] != path:
+            self.close()
+            self._open_file = (path, _open(path))
+        file = self._open_file[1]
         try:
-            return self._read_demo(f"{name.rpartition('/')[2]} of {path.name}", file, name)
+            return self._read_demo(f"{name.rpartition('/')[2]} of {path.name}", file, name, images=images)
         except (OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise DatasetError(
@@ -157,21 +180,23 @@ class Hdf5Source:
                 )
             ) from None
 
-    def _read_demo(self, subject: str, file: Any, name: str) -> SourceEpisode:
+    def close(self) -> None:
+        """Close the file that was read last; calling it again does nothing."""
+        if self._open_file is not None:
+            self._open_file[1].close()
+            self._open_file = None
+
+    def _read_demo(self, subject: str, file: Any, name: str, *, images: bool) -> SourceEpisode:
         demo = file[name]
-        values, images, lengths = {}, {}, {}
+        values, shown, lengths = {}, {}, {}
         for field, source in self.fields.items():
             if field == "instruction":
                 continue
             array = demo[source.key]
             lengths[source.key] = len(array)
             if field in IMAGE_FIELDS:
-                flip = self._options.flip or self.layout.flip
-                shape, resize = IMAGE_SHAPES[field], self._options.resize
-                images[field] = np.empty((len(array), *shape), dtype=np.uint8)
-                for step in range(len(array)):
-                    where = f"{source.key} of {subject}"
-                    images[field][step] = fit_image(where, array[step], shape, resize=resize, flip=flip)
+                # Without images one row still tells whether they are images.
+                shown[field] = self._images(field, f"{source.key} of {subject}", array if images else array[:1])
             else:
                 values[field] = select_elements(subject, source, array[()])
         if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
@@ -181,7 +206,15 @@ class Hdf5Source:
                 )
             )
         sentence = self._instruction(subject, file, demo)
-        return SourceEpisode(subject, images, values, (sentence,) * next(iter(lengths.values())))
+        return SourceEpisode(subject, shown if images else {}, values, (sentence,) * next(iter(lengths.values())))
+
+    def _images(self, field: str, where: str, array: Any) -> npt.NDArray[np.uint8]:
+        flip = self._options.flip or self.layout.flip
+        shape, resize = IMAGE_SHAPES[field], self._options.resize
+        images = np.empty((len(array), *shape), dtype=np.uint8)
+        for step in range(len(array)):
+            images[step] = fit_image(where, array[step], shape, resize=resize, flip=flip)
+        return images
 
     def _instruction(self, subject: str, file: Any, demo: Any) -> str:
         if self._options.instruction is not None:

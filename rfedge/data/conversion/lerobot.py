@@ -6,13 +6,13 @@
     data/chunk-000/file-000.parquet                 numbers, and images where they are not video; many episodes a file
     videos/KEY/chunk-000/file-000.mp4               one camera, many episodes a file
 
-Source: the LeRobotDataset v3.0 documentation and the files that lerobot 0.4 writes.
+Row i of an episode and its i-th picture belong together, whatever the stamps say. Source: the LeRobotDataset v3.0
+documentation and the files that lerobot 0.4 writes.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,36 +21,36 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
+from rfedge.data.conversion.lerobot_tables import RowTables, read_episodes, read_info, read_sentences
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
-from rfedge.data.conversion.records import Layout, SourceEpisode, refuse_unknown_key, select_elements, unless_replaced
-from rfedge.data.conversion.video import VideoFrames
+from rfedge.data.conversion.records import Layout, SourceEpisode, select_elements, unknown_key, unless_replaced
+from rfedge.data.conversion.video import VideoFrames, count_frames
 from rfedge.data.frames import Array
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError, RfedgeError, explain
 
 __all__ = ["LeRobotSource"]
 
-_INFO: Final = "meta/info.json"
-_VERSION: Final = "v3."
-_DATA_PATH: Final = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO_PATH: Final = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 # Last parts of camera names in use, the usual one first.
 _CAMERAS: Final = {
     "static": ("static", "rgb_static", "image", "agentview", "front", "top", "exterior", "exterior_1_left", "third_person"),
     "gripper": ("gripper", "rgb_gripper", "wrist", "wrist_image", "wrist_left", "hand", "eye_in_hand", "image2"),
 }
+# Of a frame: a stamp that is further off is worth a word.
+_STAMP_TOLERANCE: Final = 0.5
 
 
 class LeRobotSource:
     """A dataset root, open for reading; see `records.Source`.
 
     Raises:
-        DatasetError: it is no LeRobot dataset of version 3, or a file in it is missing or damaged.
+        DatasetError: it is no LeRobot dataset of version 3, or its record cannot be read.
     """
 
     def __init__(self, path: Path, options: ConversionOptions) -> None:
         self._root = path
         self._options = options
-        self._info = _read_info(path)
+        self._info = read_info(path)
         self._features: dict[str, Any] = self._info["features"]
         self._videos = {key for key, feature in self._features.items() if feature.get("dtype") == "video"}
         self._cameras = [
@@ -62,32 +62,101 @@ class LeRobotSource:
             **unless_replaced(self._detected(), options.fields),
             **options.fields,
         }
-        self._check_fields()
+        self._fps = float(self._info["fps"])
         self.layout = Layout(
             f"LeRobot {self._info['codebase_version']}, {self._info.get('robot_type') or 'unnamed robot'}",
             self.fields,
-            frequency_hz=float(self._info["fps"]),
+            frequency_hz=self._fps,
         )
-        self._episodes = _read_episodes(path)
-        self._sentences = _read_tasks(path)
+        self._episodes = read_episodes(path, sorted(self._shown_videos()))
+        self._sentences: dict[int, str] = {}
+        self._sentence_faults: list[RfedgeError] = []
+        if self._reads_tasks:
+            try:
+                self._sentences = read_sentences(path)
+            except DatasetError as error:
+                self._sentence_faults.append(error)
+        self._tables = RowTables(path, self._info.get("data_path"))
         self._open_videos: dict[str, VideoFrames] = {}
+        self._late: dict[int, float] = {}
 
     @property
     def num_episodes(self) -> int:
         return len(self._episodes)
 
-    def episodes(self) -> Iterator[SourceEpisode]:
-        """Yield the episodes in their order.
+    def field_faults(self) -> list[RfedgeError]:
+        """List the fields that meta/info.json does not know."""
+        found: list[RfedgeError] = []
+        for name, source in self.fields.items():
+            choices = self._cameras if name in IMAGE_FIELDS else [key for key in self._features if key not in self._cameras]
+            if (text := unknown_key(f"dataset {self._root}", name, source, choices)) is not None:
+                found.append(DatasetError(text))
+        if "static" not in self.fields:
+            found.append(
+                DatasetError(
+                    explain(
+                        f"dataset {self._root}",
+                        got=f"cameras {', '.join(self._cameras) or 'none'}",
+                        expected="one that is known to be the static one",
+                        remedy="Say which with --map static=KEY, and the wrist camera with --map gripper=KEY.",
+                    )
+                )
+            )
+        return found
+
+    def file_faults(self) -> list[RfedgeError]:
+        """List what is wrong with sentences and videos; of each video the end alone is decoded."""
+        return self._sentence_faults + self._video_faults()
+
+    def notes(self) -> list[str]:
+        """Say what was read differently from what the record says."""
+        notes = [
+            f"data/file_index of episode {number} names {named.name}, its rows lie in {found.name}, as lerobot's converter "
+            "from v2.1 leaves it"
+            for number, (named, found) in sorted(self._tables.moved.items())
+        ]
+        if self._late:
+            worst = max(self._late.values())
+            notes.append(
+                f"timestamps of {len(self._late)} episodes are up to {1000 * worst:.0f} ms off frame_index / fps; pictures "
+                "were taken by their number"
+            )
+        return notes
+
+    def read(self, index: int, *, images: bool) -> SourceEpisode:
+        """Read episode `index` in the order of the record, with or without its images.
 
         Raises:
-            DatasetError: one is damaged or shorter than its record says.
+            DatasetError: it is damaged or shorter than its record says.
         """
-        try:
-            for episode in self._episodes:
-                yield self._read(episode)
-        finally:
-            for video in self._open_videos.values():
-                video.close()
+        episode = self._episodes[index]
+        number = int(episode["episode_index"])
+        subject = f"episode {number}"
+        numbers = {source.key for name, source in self.fields.items() if name not in IMAGE_FIELDS}
+        if self._reads_tasks:
+            numbers.add("task_index")
+        has_stamps = "timestamp" in self._features
+        wanted = [*sorted(numbers), *(["timestamp"] if has_stamps else [])]
+        _, rows = self._tables.read(episode, wanted, whole_file=True)
+        if has_stamps:
+            self._check_stamps(number, rows)
+        values, shown = {}, {}
+        for field, source in self.fields.items():
+            if field not in IMAGE_FIELDS and field != "instruction":
+                values[field] = select_elements(subject, source, np.array(rows[source.key].to_pylist()))
+            elif field in IMAGE_FIELDS and images:
+                shown[field] = self._images(field, source.key, subject, episode)
+        return SourceEpisode(subject, shown, values, self._instructions(subject, rows))
+
+    def close(self) -> None:
+        """Release the videos; calling it again does nothing."""
+        for video in self._open_videos.values():
+            video.close()
+        self._open_videos = {}
+
+    @property
+    def _reads_tasks(self) -> bool:
+        return self._options.instruction is None and "instruction" not in self.fields
 
     def _detected(self) -> dict[str, FieldSource]:
         found = {}
@@ -101,69 +170,93 @@ class LeRobotSource:
                 found[field] = FieldSource(key)
         return found
 
-    def _check_fields(self) -> None:
-        for name, source in self.fields.items():
-            choices = self._cameras if name in IMAGE_FIELDS else [key for key in self._features if key not in self._cameras]
-            refuse_unknown_key(f"dataset {self._root}", name, source, choices)
-        if "static" not in self.fields:
-            raise DatasetError(
+    def _shown_videos(self) -> set[str]:
+        shown = {source.key for name, source in self.fields.items() if name in IMAGE_FIELDS}
+        return shown & self._videos & set(self._cameras)
+
+    def _video_faults(self) -> list[RfedgeError]:
+        """Compare every video's length with the rows that it has to show."""
+        found: list[RfedgeError] = []
+        for key in sorted(self._shown_videos()):
+            files: dict[Path, list[Mapping[str, Any]]] = {}
+            for episode in self._episodes:
+                files.setdefault(self._video_file(key, episode), []).append(episode)
+            for file, episodes in files.items():
+                try:
+                    length = count_frames(file)
+                except DatasetError as error:
+                    found.append(error)
+                    continue
+                found += self._lengths(key, file, length, episodes)
+        return found
+
+    def _lengths(self, key: str, file: Path, length: int, episodes: list[Mapping[str, Any]]) -> list[RfedgeError]:
+        short = [episode for episode in episodes if self._first_frame(key, episode) + int(episode["length"]) > length]
+        if short:
+            last = max(self._first_frame(key, episode) + int(episode["length"]) for episode in short)
+            names = ", ".join(str(episode["episode_index"]) for episode in short[:5])
+            return [
+                DatasetError(
+                    explain(
+                        f"video {file}",
+                        got=f"{length} frames",
+                        expected=f"{last}, so that every row of episode {names}{' ...' if len(short) > 5 else ''} has its "
+                        "picture",
+                        remedy="It is cut short, or the recording lost frames: copy the dataset again, or leave these out.",
+                    )
+                )
+            ]
+        name = f"videos/{key}/to_timestamp"
+        beyond = [episode for episode in episodes if float(episode.get(name) or 0.0) * self._fps > length + 1.0]
+        return [
+            DatasetError(
                 explain(
-                    f"dataset {self._root}",
-                    got=f"cameras {', '.join(self._cameras) or 'none'}",
-                    expected="one that is known to be the static one",
-                    remedy="Say which with --map static=KEY, and the wrist camera with --map gripper=KEY.",
+                    f"{name} of episode {episode['episode_index']}",
+                    got=f"{float(episode[name]):.3f} s",
+                    expected=f"at most {length / self._fps:.3f} s, where {file.name} ends",
+                    remedy="The record is of another video: write meta/episodes again, or copy the dataset again.",
                 )
             )
+            for episode in beyond
+        ]
 
-    def _read(self, episode: Mapping[str, Any]) -> SourceEpisode:
-        number = int(episode["episode_index"])
-        subject = f"episode {number}"
-        template = self._info.get("data_path") or _DATA_PATH
-        place = {"chunk_index": int(episode["data/chunk_index"]), "file_index": int(episode["data/file_index"])}
-        path = self._root / template.format(**place)
-        columns = {source.key for source in self.fields.values()} - self._videos
-        table = _read_table(path, [*sorted(columns), "timestamp", "frame_index", "task_index"], number)
-        rows = table.sort_by("frame_index")
-        if not rows.num_rows or rows.num_rows != int(episode["length"]):
-            raise DatasetError(
-                explain(
-                    f"{subject} in {path}",
-                    got=f"{rows.num_rows} frames",
-                    expected=f"{episode['length']}, as meta/episodes says",
-                    remedy="Copy the dataset again, all of it.",
-                )
-            )
-        values, images = {}, {}
-        for field, source in self.fields.items():
-            if field in IMAGE_FIELDS:
-                images[field] = self._images(field, source.key, subject, episode, rows)
-            elif field != "instruction":
-                values[field] = select_elements(subject, source, np.array(rows[source.key].to_pylist()))
-        return SourceEpisode(subject, images, values, self._instructions(subject, rows))
+    def _first_frame(self, key: str, episode: Mapping[str, Any]) -> int:
+        return round(float(episode[f"videos/{key}/from_timestamp"]) * self._fps)
 
-    def _images(self, field: str, key: str, subject: str, episode: Mapping[str, Any], rows: Any) -> npt.NDArray[np.uint8]:
+    def _video_file(self, key: str, episode: Mapping[str, Any]) -> Path:
+        template = self._info.get("video_path") or _VIDEO_PATH
+        chunk, file = (int(episode[f"videos/{key}/{part}_index"]) for part in ("chunk", "file"))
+        return self._root / template.format(video_key=key, chunk_index=chunk, file_index=file)
+
+    def _check_stamps(self, number: int, rows: Any) -> None:
+        stamps = np.array(rows["timestamp"].to_pylist(), dtype=np.float64)
+        off = np.abs(stamps - stamps[0] - np.arange(len(stamps)) / self._fps).max(initial=0.0)
+        if off * self._fps > _STAMP_TOLERANCE:
+            self._late[number] = float(off)
+
+    def _images(self, field: str, key: str, subject: str, episode: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         where = f"{key} of {subject}"
+        pictures: Iterator[Array]
         if key in self._videos:
-            pictures = self._video_pictures(key, episode, rows["timestamp"].to_pylist())
+            pictures = self._video_pictures(key, episode)
         else:
+            _, rows = self._tables.read(episode, [key], whole_file=False)
             pictures = (self._picture(where, item) for item in rows[key].to_pylist())
         shape, flip = IMAGE_SHAPES[field], self._options.flip or "none"
-        images = np.empty((rows.num_rows, *shape), dtype=np.uint8)
+        images = np.empty((int(episode["length"]), *shape), dtype=np.uint8)
         for step, picture in enumerate(pictures):
             images[step] = fit_image(where, picture, shape, resize=self._options.resize, flip=flip)
         return images
 
-    def _video_pictures(self, key: str, episode: Mapping[str, Any], timestamps: list[float]) -> Iterator[Array]:
-        template = self._info.get("video_path") or _VIDEO_PATH
-        chunk, file = (int(episode[f"videos/{key}/{part}_index"]) for part in ("chunk", "file"))
-        path = self._root / template.format(video_key=key, chunk_index=chunk, file_index=file)
+    def _video_pictures(self, key: str, episode: Mapping[str, Any]) -> Iterator[Array]:
+        path = self._video_file(key, episode)
         video = self._open_videos.get(key)
         if video is None or video.path != path:
             if video is not None:
                 video.close()
-            video = self._open_videos[key] = VideoFrames(path, float(self._info["fps"]))
-        begin = float(episode[f"videos/{key}/from_timestamp"])
-        return (video.at(begin + timestamp) for timestamp in timestamps)
+            video = self._open_videos[key] = VideoFrames(path)
+        first = self._first_frame(key, episode)
+        return (video.at(first + step) for step in range(int(episode["length"])))
 
     def _picture(self, where: str, item: Mapping[str, Any]) -> Array:
         from PIL import Image
@@ -180,7 +273,22 @@ class LeRobotSource:
     def _instructions(self, subject: str, rows: Any) -> tuple[str, ...]:
         if self._options.instruction is not None:
             return (self._options.instruction,) * int(rows.num_rows)
+        if "instruction" in self.fields:
+            key = self.fields["instruction"].key
+            given = rows[key].to_pylist()
+            if any(not isinstance(text, str) or not text.strip() for text in given):
+                raise DatasetError(
+                    explain(
+                        f"{key} of {subject}",
+                        got="no words",
+                        expected="a sentence in every row",
+                        remedy="Map another column.",
+                    )
+                )
+            return tuple(given)
         indices = rows["task_index"].to_pylist()
+        if self._sentence_faults:  # said once, for all episodes
+            return ("",) * len(indices)
         unknown = next((index for index in indices if not self._sentences.get(index, "").strip()), None)
         if unknown is not None:
             raise DatasetError(
@@ -197,89 +305,3 @@ class LeRobotSource:
 def _is_depth(feature: Mapping[str, Any]) -> bool:
     info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
     return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    if not (path / _INFO).is_file():
-        raise DatasetError(
-            explain(f"source {path}", got=f"no {_INFO}", expected="the root of a LeRobot dataset", remedy="Check the path.")
-        )
-    try:
-        info = dict(json.loads((path / _INFO).read_bytes()))
-        version, _, _ = str(info["codebase_version"]), float(info["fps"]), dict(info["features"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            explain(
-                f"file {path / _INFO}",
-                got=f"another structure ({error!r})",
-                expected="codebase_version, fps and features",
-                remedy="Copy it again.",
-            )
-        ) from None
-    if not version.startswith(_VERSION):
-        raise DatasetError(
-            explain(
-                f"dataset {path}",
-                got=f"LeRobot {version}",
-                expected="v3.0",
-                remedy="Convert it first with lerobot's own script: python -m "
-                "lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME.",
-            )
-        )
-    return info
-
-
-def _read_table(path: Path, columns: list[str], episode: int) -> Any:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        return parquet.read_table(path, columns=columns, filters=[("episode_index", "==", episode)])
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> DatasetError:
-    reason = " ".join(str(error).split()) if path.exists() else "no file"
-    return DatasetError(
-        explain(
-            f"file {path}",
-            got=f"an unreadable file ({reason})",
-            expected="a parquet file with the columns that meta/info.json names",
-            remedy="It is missing, truncated or damaged: copy the dataset again.",
-        )
-    )
-
-
-def _read_episodes(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    files = sorted((path / "meta" / "episodes").glob("*/*.parquet"))
-    if not files:
-        raise DatasetError(
-            explain(f"dataset {path}", got="no episodes", expected="meta/episodes/*/*.parquet", remedy="Copy it again.")
-        )
-    episodes: list[dict[str, Any]] = []
-    file = files[0]
-    try:
-        for file in files:
-            # Statistics of each episode make up most of these files and are not needed.
-            names = [name for name in parquet.read_schema(file).names if not name.startswith("stats/")]
-            episodes += parquet.read_table(file, columns=names).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(file, error) from None
-    return sorted(episodes, key=lambda episode: int(episode["episode_index"]))
-
-
-def _read_tasks(path: Path) -> dict[int, str]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    file = path / "meta" / "tasks.parquet"
-    try:
-        rows = parquet.read_table(file).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(file, error) from None
-    # The sentence is the index of a data frame, whose column has one name or another.
-    return {int(row["task_index"]): next((value for value in row.values() if isinstance(value, str)), "") for row in rows}

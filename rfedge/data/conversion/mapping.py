@@ -18,16 +18,46 @@ from rfedge.data.conversion.resampling import (
     resample_steps,
     resample_values,
 )
-from rfedge.data.conversion.rotations import axis_angle_to_euler, quaternion_to_euler
 from rfedge.data.frames import SCENE_SIZE, Array
 from rfedge.data.robot import NEUTRAL_JOINTS_RAD, NUM_JOINTS, refuse_another_robot
 from rfedge.errors import DatasetError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, STATE_SIZE
+from rfedge.rotations import euler_steps, quaternions_to_euler, vectors_to_euler
 
-__all__ = ["MappedEpisode", "map_episode"]
+__all__ = ["MappedEpisode", "Motion", "SourceState", "map_episode", "source_motion", "source_state"]
 
 # A unit, to let pass what float32 rounding adds to actions that were clipped.
 _UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceState:
+    """What the robot measured, at the source's frames.
+
+    Attributes:
+        pose: float64 (T, 6) tcp xyz in metres, in CALVIN's frame, and fixed-axis xyz angles in rad.
+        width_m: (T, 1) distance of the fingers.
+        joints_rad: (T, 7).
+    """
+
+    pose: Float64Array
+    width_m: Float64Array
+    joints_rad: Float64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Motion:
+    """What the actions ask for, at the source's frames.
+
+    Attributes:
+        steps: float64 (T, 6) commanded motion in m and rad of Euler angles, for relative actions; else None.
+        targets: (T, 6) commanded poses, in CALVIN's frame, for absolute actions; else None.
+        gripper: (T,) -1 (close) or 1 (open).
+    """
+
+    steps: Float64Array | None
+    targets: Float64Array | None
+    gripper: Float64Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,20 +76,24 @@ class MappedEpisode:
 
 
 def map_episode(episode: SourceEpisode, layout: Layout, options: ConversionOptions, old_hz: float) -> MappedEpisode:
-    """Map one episode.
+    """Map one episode; images that it does not have are black.
 
     Raises:
         DatasetError: it is of another robot, lacks a field, or its actions do not fit the stated convention.
     """
     times = frame_times(episode.num_frames, old_hz, options.fps or old_hz)
-    pose, width, joints = _state_parts(episode, options, times)
-    commands = _actions(episode)
-    gripper = _gripper(episode, commands[:, -1], options.gripper or layout.gripper)[times.held]
+    state = source_state(episode, options)
+    motion = source_motion(episode, layout, options, state)
+    gripper = motion.gripper[times.held]
     before = np.concatenate((gripper[:1], gripper[:-1]))
+    pose = np.concatenate(
+        (resample_values(times.starts, state.pose[:, :3]), resample_angles(times.starts, state.pose[:, 3:])), axis=1
+    )
+    width, joints = resample_values(times.starts, state.width_m), resample_values(times.starts, state.joints_rad)
     robot_obs = np.concatenate((pose, width, joints, before[:, None]), axis=1)
     for step, row in enumerate(robot_obs):
         refuse_another_robot(f"{episode.name}, step {step}", row)
-    rel_actions, actions, num_clipped = _both_actions(episode, layout, options, times, robot_obs, commands)
+    rel_actions, actions, num_clipped = _both_actions(motion, times, robot_obs)
     for array in (rel_actions, actions):
         array[:, POSE_SIZE] = gripper
     scene = episode.values.get("scene_obs")
@@ -73,8 +107,73 @@ def map_episode(episode: SourceEpisode, layout: Layout, options: ConversionOptio
     }
     for name, shape in IMAGE_SHAPES.items():
         images = episode.images.get(name)
-        frames[f"rgb_{name}"] = np.zeros((len(robot_obs), *shape), dtype=np.uint8) if images is None else images[times.held]
+        # A view of one pixel: where there is no camera nothing is held either.
+        black = np.broadcast_to(np.zeros((), dtype=np.uint8), (len(robot_obs), *shape))
+        frames[f"rgb_{name}"] = black if images is None else images[times.held]
     return MappedEpisode(frames, tuple(episode.instructions[index] for index in times.held), num_clipped)
+
+
+def source_state(episode: SourceEpisode, options: ConversionOptions) -> SourceState:
+    """Return pose, width and joints as measured, whatever their form in the source.
+
+    Raises:
+        DatasetError: a part is missing, of another size or not finite.
+    """
+    values = episode.values
+    if "state" in values:
+        if values["state"].shape[1] != STATE_SIZE:
+            raise DatasetError(
+                explain(
+                    f"state of {episode.name}",
+                    got=f"{values['state'].shape[1]} numbers",
+                    expected=f"CALVIN's {STATE_SIZE}: tcp xyz, tcp euler xyz, gripper width, 7 joints, gripper action",
+                    remedy="Name its parts, say --map tcp_pos=KEY[0:3], tcp_euler (or tcp_quat, tcp_axis_angle), "
+                    "gripper_width, joints.",
+                )
+            )
+        state = _finite(episode, "state")
+        position, euler, width, joints = state[:, :3], state[:, 3:6], state[:, 6:7], state[:, 7:14]
+    else:
+        position = _required(episode, "tcp_pos", 3)
+        euler = _euler(episode)
+        if "gripper_width" not in values:
+            raise _no_field(episode, "gripper_width")
+        # Two numbers are two fingers, the second often counted the other way.
+        width = np.abs(_finite(episode, "gripper_width")).sum(axis=1, keepdims=True)
+        if "joints" not in values and "joints" in options.allow_missing:
+            joints = np.tile(NEUTRAL_JOINTS_RAD, (episode.num_frames, 1))
+        else:
+            joints = _required(episode, "joints", NUM_JOINTS)
+    _refuse_degrees(episode, euler)
+    pose = np.concatenate((position + np.array(options.tcp_offset_m), euler), axis=1)
+    return SourceState(pose, width, joints)
+
+
+def source_motion(episode: SourceEpisode, layout: Layout, options: ConversionOptions, state: SourceState) -> Motion:
+    """Return what the actions ask for in metres and radians of Euler angles, whatever their form in the source.
+
+    Raises:
+        DatasetError: there are none, of another size, not finite, or not of the stated convention.
+    """
+    commands = _actions(episode)
+    gripper = _gripper(episode, commands[:, -1], options.gripper or layout.gripper)
+    rotation = options.rotation or layout.rotation
+    if options.actions == "relative":
+        _refuse_long_units(episode, options, commands)
+        scale = [options.position_scale_m or layout.position_scale_m] * 3
+        scale += [options.rotation_scale_rad or layout.rotation_scale_rad] * 3
+        steps = commands[:, :POSE_SIZE] * np.array(scale)
+        if rotation == "axis-angle":
+            # A rotation about the world's axes; CALVIN's step is the difference that it makes in the Euler angles.
+            steps[:, 3:] = euler_steps(state.pose[:, 3:], steps[:, 3:])
+        return Motion(steps, None, gripper)
+    if options.actions == "absolute":
+        targets = commands[:, :POSE_SIZE].copy()
+        targets[:, :3] += np.array(options.tcp_offset_m)
+        if rotation == "axis-angle":
+            targets[:, 3:] = vectors_to_euler(targets[:, 3:])
+        return Motion(None, targets, gripper)
+    return Motion(None, None, gripper)
 
 
 def _sized(episode: SourceEpisode, name: str, size: int) -> Float64Array:
@@ -88,41 +187,35 @@ def _sized(episode: SourceEpisode, name: str, size: int) -> Float64Array:
                 remedy=f"Map others with --map {name}=KEY[START:STOP]; the policy acts for a Panda, 7 joints.",
             )
         )
+    return _finite(episode, name)
+
+
+def _finite(episode: SourceEpisode, name: str) -> Float64Array:
+    values = episode.values[name]
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise DatasetError(
+            explain(
+                f"{name} of {episode.name}, step {bad[0]}",
+                got="NaN or Inf",
+                expected="finite values",
+                remedy="Drop this episode.",
+            )
+        )
     return values
 
 
-def _state_parts(
-    episode: SourceEpisode, options: ConversionOptions, times: FrameTimes
-) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Return tcp pose (N, 6), gripper width (N, 1) and joints (N, 7) at the new frames."""
-    values = episode.values
-    if "state" in values:
-        if values["state"].shape[1] != STATE_SIZE:
-            raise DatasetError(
-                explain(
-                    f"state of {episode.name}",
-                    got=f"{values['state'].shape[1]} numbers",
-                    expected=f"CALVIN's {STATE_SIZE}: tcp xyz, tcp euler xyz, gripper width, 7 joints, gripper action",
-                    remedy="Name its parts, say --map tcp_pos=KEY[0:3], tcp_euler (or tcp_quat, tcp_axis_angle), "
-                    "gripper_width, joints.",
-                )
+def _refuse_degrees(episode: SourceEpisode, euler: Float64Array) -> None:
+    largest = float(np.abs(euler).max())
+    if largest > 2.0 * np.pi + 1e-6:
+        raise DatasetError(
+            explain(
+                f"tcp angles of {episode.name}",
+                got=f"values up to {largest:.4g}",
+                expected="radians, within one turn",
+                remedy="Degrees? Convert them first, or map another array with --map tcp_euler=KEY.",
             )
-        state = values["state"]
-        position, euler, width, joints = state[:, :3], state[:, 3:6], state[:, 6:7], state[:, 7:14]
-    else:
-        position = _required(episode, "tcp_pos", 3)
-        euler = _euler(episode)
-        if "gripper_width" not in values:
-            raise _no_field(episode, "gripper_width")
-        # Two numbers are two fingers, the second often counted the other way.
-        width = np.abs(values["gripper_width"]).sum(axis=1, keepdims=True)
-        if "joints" not in values and "joints" in options.allow_missing:
-            joints = np.tile(NEUTRAL_JOINTS_RAD, (episode.num_frames, 1))
-        else:
-            joints = _required(episode, "joints", NUM_JOINTS)
-    position = position + np.array(options.tcp_offset_m)
-    pose = np.concatenate((resample_values(times.starts, position), resample_angles(times.starts, euler)), axis=1)
-    return pose, resample_values(times.starts, width), resample_values(times.starts, joints)
+        )
 
 
 def _required(episode: SourceEpisode, name: str, size: int) -> Float64Array:
@@ -145,7 +238,7 @@ def _euler(episode: SourceEpisode) -> Float64Array:
         raise _no_field(episode, "tcp_euler")
     rows = _sized(episode, name, 4 if "quat" in name else 3)
     if "quat" not in name:
-        return axis_angle_to_euler(rows) if name == "tcp_axis_angle" else rows
+        return vectors_to_euler(rows) if name == "tcp_axis_angle" else rows
     if (np.linalg.norm(rows, axis=1) < 1e-6).any():
         raise DatasetError(
             explain(
@@ -155,7 +248,7 @@ def _euler(episode: SourceEpisode) -> Float64Array:
                 remedy="Map another array.",
             )
         )
-    return quaternion_to_euler(rows if name == "tcp_quat" else np.roll(rows, -1, axis=1))
+    return quaternions_to_euler(rows if name == "tcp_quat" else np.roll(rows, -1, axis=1))
 
 
 def _actions(episode: SourceEpisode) -> Float64Array:
@@ -179,11 +272,7 @@ def _actions(episode: SourceEpisode) -> Float64Array:
                 "actions=KEY[START:STOP].",
             )
         )
-    if not np.isfinite(actions).all():
-        raise DatasetError(
-            explain(f"actions of {episode.name}", got="NaN or Inf", expected="finite values", remedy="Drop this episode.")
-        )
-    return actions
+    return _finite(episode, "actions")
 
 
 def _gripper(episode: SourceEpisode, commands: Float64Array, convention: str) -> Float64Array:
@@ -206,37 +295,31 @@ def _gripper(episode: SourceEpisode, commands: Float64Array, convention: str) ->
     return np.where(is_open, GRIPPER_OPEN, GRIPPER_CLOSE)
 
 
-def _both_actions(
-    episode: SourceEpisode,
-    layout: Layout,
-    options: ConversionOptions,
-    times: FrameTimes,
-    robot_obs: Float64Array,
-    commands: Float64Array,
-) -> tuple[Float64Array, Float64Array, int]:
-    """Return relative and absolute actions (N, 7), their grippers still to be filled in, and how many were clipped."""
-    if options.actions == "relative":
-        stated = options.position_scale_m is not None or options.rotation_scale_rad is not None
-        largest = float(np.abs(commands[:, :POSE_SIZE]).max())
-        if not stated and largest > 1.0 + _UNIT_TOLERANCE:
-            raise DatasetError(
-                explain(
-                    f"relative actions of {episode.name}",
-                    got=f"values up to {largest:.3g}",
-                    expected="[-1, 1]",
-                    remedy="Pass --actions absolute for poses, or units with --position-scale-m and --rotation-scale-rad.",
-                )
+def _refuse_long_units(episode: SourceEpisode, options: ConversionOptions, commands: Float64Array) -> None:
+    stated = options.position_scale_m is not None or options.rotation_scale_rad is not None
+    largest = float(np.abs(commands[:, :POSE_SIZE]).max())
+    if not stated and largest > 1.0 + _UNIT_TOLERANCE:
+        raise DatasetError(
+            explain(
+                f"relative actions of {episode.name}",
+                got=f"values up to {largest:.3g}",
+                expected="[-1, 1]",
+                remedy="Pass --actions absolute for poses, or units with --position-scale-m and --rotation-scale-rad.",
             )
-        scale = [options.position_scale_m or layout.position_scale_m] * 3
-        scale += [options.rotation_scale_rad or layout.rotation_scale_rad] * 3
-        units = resample_steps(times, commands[:, :POSE_SIZE] * np.array(scale)) / ACTION_SCALE
+        )
+
+
+def _both_actions(motion: Motion, times: FrameTimes, robot_obs: Float64Array) -> tuple[Float64Array, Float64Array, int]:
+    """Return relative and absolute actions (N, 7), their grippers still to be filled in, and how many were clipped."""
+    if motion.steps is not None:
+        units = resample_steps(times, motion.steps) / ACTION_SCALE
         rel_actions = np.concatenate((np.clip(units, -1.0, 1.0), np.ones((len(units), 1))), axis=1)
         return rel_actions, absolute_actions(robot_obs, rel_actions), _count_clipped(units)
-    if options.actions == "absolute":
+    if motion.targets is not None:
         # The pose that is asked for at a frame is due at the next one.
         due = times.ends - 1.0
-        targets = commands[:, :3] + np.array(options.tcp_offset_m)
-        poses = np.concatenate((resample_values(due, targets), resample_angles(due, commands[:, 3:POSE_SIZE])), axis=1)
+        targets = motion.targets
+        poses = np.concatenate((resample_values(due, targets[:, :3]), resample_angles(due, targets[:, 3:])), axis=1)
     else:
         poses = np.concatenate((robot_obs[1:, :POSE_SIZE], robot_obs[-1:, :POSE_SIZE]))
     actions = np.concatenate((poses, np.ones((len(poses), 1))), axis=1)

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rfedge.camera import DEFAULT_RESIZE, RESIZES
 from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = [
     "ACTION_KINDS",
     "CAN_BE_MISSING",
+    "CAN_DISAGREE",
     "FIELDS",
     "FLIPS",
     "GRIPPER_CONVENTIONS",
     "IMAGE_FIELDS",
     "RESIZES",
+    "ROTATIONS",
     "ConversionOptions",
     "FieldSource",
     "parse_fields",
@@ -31,9 +34,11 @@ VALUE_FIELDS: Final = ("state", "tcp_pos", *ROTATION_FIELDS, "gripper_width", "j
 FIELDS: Final = (*IMAGE_FIELDS, *VALUE_FIELDS, "instruction")
 
 ACTION_KINDS: Final = ("relative", "absolute", "next-state")
-RESIZES: Final = ("stretch", "pad")
 FLIPS: Final = ("none", "vertical", "both")
 CAN_BE_MISSING: Final = ("gripper", "joints")
+ROTATIONS: Final = ("euler", "axis-angle")
+# Disagreements of actions and measured state that can be overruled.
+CAN_DISAGREE: Final = ("motion", "gripper")
 # name -> (value of a closed gripper, value of an open one)
 GRIPPER_CONVENTIONS: Final[Mapping[str, tuple[float, float]]] = {
     "close-1-open1": (-1.0, 1.0),
@@ -66,16 +71,19 @@ class ConversionOptions:
         actions: "relative" for small steps of the tcp, "absolute" for tcp poses, "next-state" to take the pose that the
             next frame reports, whatever was sent; the gripper is always the last number of `actions`.
         position_scale_m, rotation_scale_rad: metres and radians per unit of the source's relative actions.
+        rotation: of the source's actions: "euler" for (steps of) fixed-axis xyz angles, "axis-angle" for rotation vectors in
+            the world frame, as robosuite's controllers take them.
         gripper: one of GRIPPER_CONVENTIONS.
         source_fps: frequency of the source in Hz, where it does not say.
         fps: frequency to write. The source's own leaves the frames as they are, another one resamples; None accepts
             only 30 Hz, which is CALVIN's.
-        resize: "stretch" fills the image whatever the aspect ratio; "pad" keeps the ratio and adds black bars.
+        resize: one of `rfedge.camera.RESIZES`; the policy's robot must show its pictures alike.
         flip: "vertical" for images stored upside down, "both" for images turned by 180 degrees.
         tcp_offset_m: added to every tcp position, to bring another world frame to CALVIN's.
         instruction: for all episodes, instead of the source's own.
         allow_missing: "gripper" writes black images where there is no wrist camera; "joints" writes CALVIN's neutral
             posture where there are no joint angles.
+        allow_mismatch: "motion" converts actions that do not say what the arm did, "gripper" the same for the fingers.
         split: "training" or "validation".
         tasks: sentence -> task, for instructions whose task is known; matched without regard to case and full stops.
     """
@@ -84,14 +92,16 @@ class ConversionOptions:
     actions: str = "relative"
     position_scale_m: float | None = None
     rotation_scale_rad: float | None = None
+    rotation: str | None = None
     gripper: str | None = None
     source_fps: float | None = None
     fps: float | None = None
-    resize: str = "stretch"
+    resize: str = DEFAULT_RESIZE
     flip: str | None = None
     tcp_offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
     instruction: str | None = None
     allow_missing: tuple[str, ...] = ()
+    allow_mismatch: tuple[str, ...] = ()
     split: str = "training"
     tasks: Mapping[str, str] = field(default_factory=dict)
 
@@ -99,11 +109,13 @@ class ConversionOptions:
         """Raise ConfigError when a name is unknown or a number is not positive."""
         names: tuple[tuple[str, str | None, Iterable[str]], ...] = (
             ("--actions", self.actions, ACTION_KINDS),
+            ("--rotation", self.rotation, ROTATIONS),
             ("--gripper-convention", self.gripper, GRIPPER_CONVENTIONS),
             ("--resize", self.resize, RESIZES),
             ("--flip", self.flip, FLIPS),
             ("--split", self.split, ("training", "validation")),
             *(("--allow-missing", name, CAN_BE_MISSING) for name in self.allow_missing),
+            *(("--allow-mismatch", name, CAN_DISAGREE) for name in self.allow_mismatch),
             *(("--map", name, FIELDS) for name in self.fields),
         )
         for option, name, choices in names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from rfedge.data.conversion.options import ROTATION_FIELDS, FieldSource
 from rfedge.data.frames import Array
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError, RfedgeError, explain
 
-__all__ = ["Layout", "Source", "SourceEpisode", "refuse_unknown_key", "select_elements", "unless_replaced"]
+__all__ = ["Layout", "Source", "SourceEpisode", "select_elements", "unknown_key", "unless_replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Layout:
         name: of the layout, as told to the user.
         fields: where its fields are.
         position_scale_m, rotation_scale_rad: metres and radians per unit of its relative actions.
+        rotation: of its actions, one of `options.ROTATIONS`.
         gripper: one of `options.GRIPPER_CONVENTIONS`.
         flip: one of `options.FLIPS`.
         frequency_hz: of its frames; None when the source does not say.
@@ -33,6 +34,7 @@ class Layout:
     fields: Mapping[str, FieldSource] = field(default_factory=dict)
     position_scale_m: float = 0.02
     rotation_scale_rad: float = 0.05
+    rotation: str = "euler"
     gripper: str = "close-1-open1"
     flip: str = "none"
     frequency_hz: float | None = None
@@ -68,7 +70,24 @@ class Source(Protocol):
     def fields(self) -> Mapping[str, FieldSource]: ...
     @property
     def num_episodes(self) -> int: ...
-    def episodes(self) -> Iterator[SourceEpisode]: ...
+    def field_faults(self) -> list[RfedgeError]:
+        """List the mapped fields that are not there: while there are any, no episode can be read."""
+
+    def file_faults(self) -> list[RfedgeError]:
+        """List what is wrong with its files as a whole, before an episode is read."""
+
+    def notes(self) -> list[str]:
+        """Say what was read differently from what its record says, once it was read."""
+
+    def read(self, index: int, *, images: bool) -> SourceEpisode:
+        """Read one episode.
+
+        Raises:
+            DatasetError: it is damaged or lacks a field.
+        """
+
+    def close(self) -> None:
+        """Release its files; calling it again does nothing."""
 
 
 def select_elements(subject: str, source: FieldSource, array: Array) -> npt.NDArray[np.float64]:
@@ -101,17 +120,16 @@ def select_elements(subject: str, source: FieldSource, array: Array) -> npt.NDAr
     return np.asarray(numbers[:, source.start : source.stop], dtype=np.float64)
 
 
-def refuse_unknown_key(subject: str, name: str, source: FieldSource, choices: Sequence[str]) -> None:
-    """Raise DatasetError unless `source` of the field `name` is one of the source's arrays."""
-    if source.key not in choices:
-        raise DatasetError(
-            explain(
-                subject,
-                got=f"no {source.key!r} for {name}",
-                expected=f"one of {', '.join(choices)}",
-                remedy=f"Correct --map {name}=KEY.",
-            )
-        )
+def unknown_key(subject: str, name: str, source: FieldSource, choices: Sequence[str]) -> str | None:
+    """Return the error text for a `source` of the field `name` that is none of the source's arrays, or None."""
+    if source.key in choices:
+        return None
+    return explain(
+        subject,
+        got=f"no {source.key!r} for {name}",
+        expected=f"one of {', '.join(choices)}",
+        remedy=f"Correct --map {name}=KEY.",
+    )
 
 
 def unless_replaced(found: Mapping[str, FieldSource], chosen: Mapping[str, FieldSource]) -> dict[str, FieldSource]:

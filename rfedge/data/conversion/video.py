@@ -1,4 +1,8 @@
-"""Frames of a video by time, decoded in order, so that reading one episode after the other never seeks."""
+"""Frames of a video by their number, decoded in order, so that reading one episode after the other never seeks.
+
+By number, not by time: a recording's stamps jitter and its stream may start late, and its rows and pictures were written one
+for one all the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 from rfedge.data.frames import Array
 from rfedge.errors import DatasetError, explain
 
-__all__ = ["VideoFrames"]
+__all__ = ["VideoFrames", "count_frames"]
 
 
 class VideoFrames:
@@ -17,59 +21,87 @@ class VideoFrames:
 
     Args:
         path: the file.
-        frequency_hz: of its frames; a frame belongs to a time that is less than half a frame away.
 
     Raises:
         DatasetError: the file is missing or damaged.
     """
 
-    def __init__(self, path: Path, frequency_hz: float) -> None:
-        import av
-
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._tolerance_s = 0.5 / frequency_hz
-        self._damage: type[Exception] = av.FFmpegError
-        try:
-            self._container: Any = av.open(str(path))
-            self._stream: Any = self._container.streams.video[0]
-        except (av.FFmpegError, IndexError) as error:
-            raise self._damaged(str(error)) from None
-        self._stream.thread_type = "AUTO"
-        self._frames: Iterator[Any] = self._container.decode(self._stream)
+        self._index = -1
         self._current: Any = None
+        self._open()
 
-    def at(self, time_s: float) -> Array:
-        """Return the uint8 (height, width, 3) RGB frame at `time_s`; cheap when times only grow.
+    def at(self, index: int) -> Array:
+        """Return frame `index` as uint8 (height, width, 3) RGB; cheap when indices only grow.
 
         Raises:
             DatasetError: there is none, or it cannot be decoded.
         """
+        import av
+
         try:
-            if self._current is not None and self._current.time > time_s + self._tolerance_s:
-                self._container.seek(max(int(time_s / self._stream.time_base), 0), stream=self._stream)
-                self._frames = self._container.decode(self._stream)
-                self._current = None
-            while self._current is None or self._current.time < time_s - self._tolerance_s:
+            if index < self._index:
+                self.close()
+                self._open()
+            while self._index < index:
                 self._current = next(self._frames, None)
                 if self._current is None:
-                    raise self._damaged(f"it ends before {time_s:.3f} s")
-            if self._current.time > time_s + self._tolerance_s:
-                raise self._damaged(f"it has no frame at {time_s:.3f} s")
+                    raise _damaged(self.path, f"it ends after {self._index + 1} frames, before frame {index}")
+                self._index += 1
             picture: Array = self._current.to_ndarray(format="rgb24")
-        except self._damage as error:
-            raise self._damaged(str(error)) from None
+        except av.FFmpegError as error:
+            raise _damaged(self.path, str(error)) from None
         return picture
 
     def close(self) -> None:
         """Release the file; calling it again does nothing."""
         self._container.close()
 
-    def _damaged(self, reason: str) -> DatasetError:
-        return DatasetError(
-            explain(
-                f"video {self.path}",
-                got=f"an unreadable file ({' '.join(reason.split())})" if self.path.exists() else "no file",
-                expected="all frames that meta/episodes names",
-                remedy="It is missing, truncated or damaged: copy the dataset again.",
-            )
+    def _open(self) -> None:
+        self._container, stream = _open_video(self.path)
+        stream.thread_type = "AUTO"
+        self._frames: Iterator[Any] = self._container.decode(stream)
+        self._current, self._index = None, -1
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames a video has, from its header where that tells, and decode its end to see that it is there.
+
+    Raises:
+        DatasetError: the file is missing, cut short or damaged.
+    """
+    import av
+
+    container, stream = _open_video(path)
+    try:
+        with container:
+            if not stream.frames or not stream.duration:
+                return sum(1 for packet in container.demux(stream) if packet.size)
+            container.seek((stream.start_time or 0) + stream.duration, stream=stream)
+            if next(container.decode(stream), None) is None:
+                raise _damaged(path, "its last frames are not there")
+            return int(stream.frames)
+    except av.FFmpegError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _open_video(path: Path) -> tuple[Any, Any]:
+    import av
+
+    try:
+        container: Any = av.open(str(path))
+        return container, container.streams.video[0]
+    except (av.FFmpegError, IndexError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> DatasetError:
+    return DatasetError(
+        explain(
+            f"video {path}",
+            got=f"an unreadable file ({' '.join(reason.split())})" if path.exists() else "no file",
+            expected="all frames that meta/episodes names",
+            remedy="It is missing, truncated or damaged: copy the dataset again.",
         )
+    )

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.interface import Float64Array
-from rfedge.envs.rotations import euler_to_matrix
 from rfedge.errors import ArtifactError, BackendUnavailableError, explain
+from rfedge.rotations import euler_to_matrix
 
 __all__ = ["FOLDER_VARIABLE", "PYTHON_VARIABLE", "Visual", "find_data", "read_visuals"]
 

@@ -27,9 +27,9 @@ from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
 from rfedge.envs.playtable.scene import SUBSTEPS
 from rfedge.envs.playtable.simulator import Cameras, load_mujoco
-from rfedge.envs.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
 from rfedge.errors import ConfigError, explain
 from rfedge.messages import STATE_SIZE, Observation, UInt8Array
+from rfedge.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
 
 __all__ = ["PlayTable"]
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rfedge.camera import Resize, fit_image
 from rfedge.errors import ContractError
-from rfedge.runtimes.resize import fit_square
 from rfedge.runtimes.server.requests import RequestRules, parse_request
 from tests.runtimes.server.running_server import frame, request
 
-RULES = RequestRules(max_instruction_characters=40, resize=False, uses_state=False)
-RESIZING = RequestRules(max_instruction_characters=40, resize=True, uses_state=False)
-STATEFUL = RequestRules(max_instruction_characters=40, resize=False, uses_state=True)
+RULES = RequestRules(max_instruction_characters=40, resize=None, uses_state=False)
+RESIZING = RequestRules(max_instruction_characters=40, resize="crop", uses_state=False)
+STATEFUL = RequestRules(max_instruction_characters=40, resize=None, uses_state=True)
 
 
 def image(*shape: int, dtype: str = "uint8") -> np.ndarray[Any, Any]:
@@ -80,7 +80,7 @@ def test_missing_cameras_are_named() -> None:
         parse_request({"observation/image": image(200, 200, 3), "prompt": "go"}, RULES)
 
 
-def test_openpis_224_pixels_are_resized_when_asked_and_oblong_ones_never() -> None:
+def test_pictures_of_other_sizes_are_brought_to_the_policys_when_asked() -> None:
     fields = request(frame(), "go") | {
         "observation/image": image(224, 224, 3),
         "observation/wrist_image": image(224, 224, 3),
@@ -88,9 +88,19 @@ def test_openpis_224_pixels_are_resized_when_asked_and_oblong_ones_never() -> No
     observation = parse_request(fields, RESIZING).observation()
     assert observation.static.shape == (200, 200, 3)
     assert observation.gripper.shape == (84, 84, 3)
-    for bad in (image(240, 320, 3), image(8, 8, 3), image(2048, 2048, 3), image(224, 224)):
-        with pytest.raises(ContractError, match=r"expected \(n, n, 3\) with n from 32 to 1024"):
+    for bad in (image(240, 320, 4), image(8, 240, 3), image(240, 4096, 3), image(224, 224)):
+        with pytest.raises(ContractError, match=r"expected \(height, width, 3\) with both from 32 to 2048"):
             parse_request(fields | {"observation/image": bad}, RESIZING)
+
+
+@pytest.mark.parametrize(("resize", "column"), [("crop", 33.3), ("stretch", 50.0), ("pad", 50.0)])
+def test_an_oblong_picture_is_cut_as_the_policys_demonstrations_were(resize: Resize, column: float) -> None:
+    scene = image(480, 640, 3) * 0
+    scene[:, 156:164] = 255  # a post at a quarter of the width
+    rules = RequestRules(max_instruction_characters=40, resize=resize, uses_state=False)
+    fields = request(frame(), "go") | {"observation/image": scene, "observation/wrist_image": image(84, 84, 3)}
+    seen = parse_request(fields, rules).observation().static[100, :, 0].astype(float)
+    assert (seen * np.arange(200)).sum() / seen.sum() == pytest.approx(column, abs=1.0)
 
 
 @pytest.mark.parametrize(("source", "target"), [(224, 200), (224, 84), (640, 200), (64, 84)])
@@ -101,7 +111,7 @@ def test_resizing_equals_the_filter_of_the_converter(source: int, target: int) -
         0, 128, (source, source, 3), dtype=np.uint8
     )
     expected = np.asarray(Image.fromarray(pixels).resize((target, target), Image.Resampling.BICUBIC)).astype(int)
-    difference = np.abs(fit_square(pixels, target).astype(int) - expected)
+    difference = np.abs(fit_image(pixels, (target, target, 3), "crop").astype(int) - expected)
     assert difference.max() <= 1
     assert difference.mean() < 0.02
-    assert fit_square(pixels, source) is pixels
+    assert fit_image(pixels, pixels.shape, "crop") is pixels

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rfedge.envs import rotations
+from rfedge import rotations
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -43,3 +43,23 @@ def test_wrap_angle() -> None:
     np.testing.assert_allclose(
         rotations.wrap_angle(np.array([math.pi, 3.5, -3.5, 0.1])), [-math.pi, 3.5 - math.tau, math.tau - 3.5, 0.1]
     )
+
+
+def test_a_step_of_euler_angles_is_another_rotation_in_every_posture() -> None:
+    euler = np.array([[0.0, 0.0, np.pi / 2], [3.09, -0.03, 1.5], [0.3, 1.4, -2.0]])
+    for row in euler:
+        for step in 0.05 * np.eye(3):
+            turn = rotations.rotation_vectors(row, step)
+            right = rotations.rotation_vector(rotations.euler_to_matrix(row + step) @ rotations.euler_to_matrix(row).T)
+            np.testing.assert_allclose(turn, right, atol=1e-12)
+            np.testing.assert_allclose(rotations.euler_steps(row, turn), step, atol=1e-9)
+    steps = np.random.default_rng(0).uniform(-0.05, 0.05, (3, 3))
+    rows = [rotations.rotation_vectors(row, step) for row, step in zip(euler, steps, strict=True)]
+    np.testing.assert_array_equal(rotations.rotation_vectors(euler, steps), rows)
+    np.testing.assert_array_equal(rotations.rotation_vectors(euler, 0.0 * steps), 0.0 * steps)
+
+
+def test_a_turn_about_the_worlds_x_axis_is_a_pitch_for_a_tool_turned_by_a_quarter() -> None:
+    """For R = Rz(90 degrees) and r = (0.025, 0, 0) rad, as robosuite commands it, the step is (0, -0.5, 0) units."""
+    step = rotations.euler_steps(np.array([0.0, 0.0, np.pi / 2]), np.array([0.025, 0.0, 0.0]))
+    np.testing.assert_allclose(step / 0.05, [0.0, -0.5, 0.0], atol=1e-12)

@@ -1,0 +1,165 @@
+"""Do the actions of demonstrations say what the arm did? Measured motion is regressed on commanded motion.
+
+A wrong unit, sign or axis does not crash: it makes a policy that moves 2.5 times too far. The arm's own poses know better.
+Motion is summed over about a third of a second, because an arm lags behind its commands, and compared at the lag that
+explains it best; translation and rotation have factors of their own, and so has every axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["AXES", "MotionFit", "MotionSums", "Tolerance", "named_axes"]
+
+Float64Array = npt.NDArray[np.float64]
+
+AXES: Final = ("x", "y", "z", "roll", "pitch", "yaw")
+_GROUPS: Final = {"translation": slice(0, 3), "rotation": slice(3, 6)}
+_WINDOW_S: Final = 1.0 / 3.0
+_LONGEST_LAG_S: Final = 0.2
+_FEWEST_WINDOWS: Final = 5
+# Root mean square per window below which a group stands still: 0.5 mm, 3 mrad.
+_STILL: Final = {"translation": 5e-4, "rotation": 3e-3}
+# Share of its group's motion below which an axis says nothing of its own.
+_OWN_SHARE: Final = 0.05
+_EXPLAINED: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Factors that pass: (lowest, highest) where commands explain nearly all of the motion, and where less of it.
+
+    A clear relation has little to do with an arm's lag: then a factor is a unit. Otherwise an arm that takes each command
+    from where it is, as a compliant controller does, may well come half as far.
+    """
+
+    clear: tuple[float, float] = (0.67, 1.5)
+    clear_from: float = 0.9
+    loose: tuple[float, float] = (0.33, 2.0)
+
+    def passes(self, factor: float, explained: float) -> bool:
+        low, high = self.clear if explained >= self.clear_from else self.loose
+        return explained < _EXPLAINED or low <= factor <= high
+
+
+@dataclass(frozen=True, slots=True)
+class MotionFit:
+    """Regression of one group, translation or rotation.
+
+    Attributes:
+        group: its name.
+        factor: measured motion per commanded motion, all axes together.
+        explained: share of the measured motion that `factor` times the commanded one explains, 0 to 1.
+        axis_factors, axis_explained: the same per axis; NaN where an axis hardly moved.
+        lag: frames by which the motion follows its commands.
+    """
+
+    group: str
+    factor: float
+    explained: float
+    axis_factors: tuple[float, float, float]
+    axis_explained: tuple[float, float, float]
+    lag: int
+
+    def wrong_axes(self, tolerance: Tolerance) -> tuple[int, ...]:
+        """Return the axes, 0 to 2, whose factor is not a step taken in its own direction and about its own length."""
+        pairs = zip(self.axis_factors, self.axis_explained, strict=True)
+        return tuple(axis for axis, (factor, share) in enumerate(pairs) if not tolerance.passes(factor, share))
+
+
+class MotionSums:
+    """Sums of products of commanded and measured motion over any number of episodes.
+
+    Args:
+        frequency_hz: of the frames.
+    """
+
+    def __init__(self, frequency_hz: float) -> None:
+        self._window = max(round(frequency_hz * _WINDOW_S), 1)
+        self._num_lags = max(round(frequency_hz * _LONGEST_LAG_S), 1) + 1
+        # One row a lag: sums of commanded^2, commanded * measured and measured^2, over the same windows.
+        self._sums = np.zeros((self._num_lags, 3, 6))
+        self._num_windows = np.zeros(self._num_lags, dtype=np.int64)
+        self._moved = np.zeros(6)
+        self._asked = np.zeros(6)
+
+    def add(self, commanded: Float64Array, measured: Float64Array, valid: npt.NDArray[np.bool_] | None = None) -> None:
+        """Add one run of consecutive frames.
+
+        Args:
+            commanded: (T, 6) motion that the action of each frame asks for, m and rad.
+            measured: (T, 6) motion from each frame to the next, in the same units.
+            valid: (T,) frames that count; the others leave out every window with them. None for all.
+        """
+        total = len(measured)
+        self._moved += np.abs(measured).sum(axis=0)
+        self._asked += np.abs(commanded).sum(axis=0)
+        window = min(self._window, max(total // 2, 1))
+        for lag in range(min(self._num_lags, total - window + 1)):
+            length = total - lag
+            asked = _windows(commanded[:length], window)
+            came = _windows(measured[lag:], window)
+            if valid is not None:
+                kept = _windows(valid[:length, None].astype(np.float64), window)[:, 0] > window - 0.5
+                asked, came = asked[kept], came[kept]
+            self._sums[lag] += np.stack(((asked * asked).sum(0), (asked * came).sum(0), (came * came).sum(0)))
+            self._num_windows[lag] += len(asked)
+
+    def moved(self) -> bool:
+        """Say whether the arm moved at all: 1 mm or 5 mrad, all frames together."""
+        return bool(self._moved[:3].sum() > 1e-3 or self._moved[3:].sum() > 5e-3)
+
+    def asked(self) -> bool:
+        """Say whether the commands asked it to."""
+        return bool(self._asked[:3].sum() > 1e-3 or self._asked[3:].sum() > 5e-3)
+
+    def fits(self) -> list[MotionFit]:
+        """Return the regression of every group that was both commanded and measured to move."""
+        return [fit for group in _GROUPS if (fit := self._fit(group)) is not None]
+
+    def _fit(self, group: str) -> MotionFit | None:
+        own = _GROUPS[group]
+        usable = self._num_windows >= _FEWEST_WINDOWS
+        if not usable.any():
+            return None
+        sums = self._sums[:, :, own]
+        commanded, product, measured = (sums[:, row].sum(axis=-1) for row in range(3))
+        explained = np.where(usable, _explained(commanded, product, measured), -1.0)
+        lag = int(explained.argmax())
+        still = _STILL[group] ** 2 * self._num_windows[lag]
+        if commanded[lag] < still or measured[lag] < still:
+            return None
+        xx, xy, yy = sums[lag]
+        has_share = (xx >= _OWN_SHARE * commanded[lag]) | (yy >= _OWN_SHARE * measured[lag])
+        counts = has_share & (yy >= 0.1 * still) & (xx > 0.0)
+        factors = np.where(counts, xy / np.maximum(xx, 1e-300), np.nan)
+        shares = np.where(counts, _explained(xx, xy, yy), 0.0)
+        return MotionFit(
+            group,
+            float(product[lag] / commanded[lag]),
+            float(explained[lag]),
+            (float(factors[0]), float(factors[1]), float(factors[2])),
+            (float(shares[0]), float(shares[1]), float(shares[2])),
+            lag,
+        )
+
+
+def _windows(rows: Float64Array, size: int) -> Float64Array:
+    """Return the sums of every `size` consecutive rows, (T - size + 1, n)."""
+    path = np.concatenate((np.zeros((1, rows.shape[1])), np.cumsum(rows, axis=0)))
+    return np.asarray(path[size:] - path[:-size])
+
+
+def _explained(xx: Float64Array, xy: Float64Array, yy: Float64Array) -> Float64Array:
+    return np.asarray(xy * xy / np.maximum(xx * yy, 1e-300))
+
+
+def named_axes(group: str, axes: Sequence[int]) -> str:
+    """Return the names of axes of a group, "x and z"."""
+    first = _GROUPS[group].start
+    return " and ".join(AXES[first + axis] for axis in axes)
