@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ SETTLE_FRAMES: Final = 3  # for which the task must stay done, so that the windo
 # the episodes of equal seeds still begin alike.
 _NOISE_STREAM: Final = 1
 _DRIVER_STREAM: Final = 2
+_LOOKS_STREAM: Final = 3
 _COLUMNS: Final = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_actions", "actions")
 
 
@@ -63,6 +64,13 @@ class Driver(Protocol):
 
     def act(self, observation: Observation | None) -> Float64Array:
         """Return the action (7,) to send, pose within [-1, 1] and gripper -1 or 1; called at every control step."""
+
+
+@runtime_checkable
+class _Redressable(Protocol):
+    """A world whose looks may differ between episodes."""
+
+    def redress(self, seed: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +198,8 @@ def record_episode(
     with contextlib.ExitStack() as stack:
         if environment is None:
             environment = stack.enter_context(make_environment("playtable", scene=scene))
+        if isinstance(environment, _Redressable):
+            environment.redress((TASKS.index(task), seed, _LOOKS_STREAM))
         prepare(task, environment, rng)
         rollout = _Rollout(environment, options, driver, rng, stream=(TASKS.index(task), seed))
         success = rollout.run_chain(task, instruction, expert)

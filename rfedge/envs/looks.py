@@ -8,14 +8,18 @@ from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = ["LOOKS_HELP", "RENDERER_HELP", "Looks", "Renderer", "check_looks"]
 
-# "playtable": PlayTable's own shapes; "calvin": the meshes and textures of an installed calvin_env.
-Looks = Literal["playtable", "calvin"]
+# "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, drawn anew for every episode; "calvin": the
+# meshes and textures of an installed calvin_env.
+Looks = Literal["playtable", "random", "calvin"]
 
 # Of calvin_env: "egl", as CALVIN's data and results, on a GPU or in Mesa's software; "tiny", PyBullet's software renderer,
 # whose images differ visibly.
 Renderer = Literal["egl", "tiny"]
 
-LOOKS_HELP = "How PlayTable looks: playtable, or calvin, with the meshes and textures of an installed calvin_env."
+LOOKS_HELP = (
+    "How PlayTable looks: playtable; random, drawn for every episode (wood, colours, light, cameras); or calvin, with the "
+    "meshes and textures of an installed calvin_env."
+)
 RENDERER_HELP = "What draws calvin: egl (default), as CALVIN's published results, or tiny, twice as fast without a GPU."
 
 

@@ -127,6 +127,6 @@ def test_a_renderer_that_cannot_start_says_what_to_install(playtable: Environmen
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("no EGL device")
 
-    monkeypatch.setattr(mujoco, "Renderer", refuse)
+    monkeypatch.setattr(mujoco, "GLContext", refuse)
     with pytest.raises(BackendUnavailableError, match="apt-get install libegl1 libgl1-mesa-dri"):
         Cameras(playtable._model)  # type: ignore[attr-defined]

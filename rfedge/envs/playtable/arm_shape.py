@@ -15,9 +15,6 @@ from rfedge.envs.playtable.surfaces import DRAWN, numbers
 
 __all__ = ["add_arm_meshes", "draw_base", "draw_camera", "draw_finger", "draw_hand", "draw_link"]
 
-_WHITE: Final = "1 1 1 1"
-_DARK: Final = "0.35 0.35 0.37 1"
-_VENT: Final = "0.7 0.7 0.72 1"
 _CORNERS: Final = 14
 
 # A ring: axis ("x", "y" or "z"), centre in the frame of the joint in metres, radius, or the two half axes of an ellipse.
@@ -34,44 +31,44 @@ def _dome(axis: str, start_m: tuple[float, float, float], end_m: tuple[float, fl
 
 
 _FOREARM: Final[tuple[Ring, ...]] = (("z", (0.0, 0.053, -0.165), (0.037, 0.041)), ("z", (0.0, 0.08, -0.134), (0.031, 0.021)))
-# link -> (colour, rings) of its parts
+# link -> (material, rings) of its parts
 _PARTS: Final[tuple[tuple[tuple[str, tuple[Ring, ...]], ...], ...]] = (
     (
-        (_WHITE, (("z", (0.0, 0.0, -0.192), 0.055), ("z", (0.0, 0.0, -0.13), 0.055))),
-        (_WHITE, (("z", (0.0, 0.0, -0.13), 0.055), *_dome("y", (0.0, -0.001, 0.0), (0.0, -0.129, 0.0)))),
+        ("shell", (("z", (0.0, 0.0, -0.192), 0.055), ("z", (0.0, 0.0, -0.13), 0.055))),
+        ("shell", (("z", (0.0, 0.0, -0.13), 0.055), *_dome("y", (0.0, -0.001, 0.0), (0.0, -0.129, 0.0)))),
     ),
     (
-        (_WHITE, (("y", (0.0, -0.194, 0.0), 0.055), ("y", (0.0, -0.13, 0.0), 0.055))),
-        (_WHITE, (("y", (0.0, -0.13, 0.0), 0.055), *_dome("z", (0.0, 0.0, 0.001), (0.0, 0.0, 0.129)))),
+        ("shell", (("y", (0.0, -0.194, 0.0), 0.055), ("y", (0.0, -0.13, 0.0), 0.055))),
+        ("shell", (("y", (0.0, -0.13, 0.0), 0.055), *_dome("z", (0.0, 0.0, 0.001), (0.0, 0.0, 0.129)))),
     ),
     (
-        (_WHITE, (("z", (0.0, 0.0, -0.121), 0.055), ("z", (0.0, 0.0, -0.07), 0.051), ("z", (0.0, 0.0, -0.03), 0.035))),
-        (_WHITE, (("z", (0.01, 0.0, -0.07), 0.049), *_dome("y", (0.0825, 0.001, 0.0), (0.0825, 0.1, 0.0)))),
-        (_DARK, (("y", (0.0825, 0.055, 0.0), 0.0553), ("y", (0.0825, 0.068, 0.0), 0.0553))),
+        ("shell", (("z", (0.0, 0.0, -0.121), 0.055), ("z", (0.0, 0.0, -0.07), 0.051), ("z", (0.0, 0.0, -0.03), 0.035))),
+        ("shell", (("z", (0.01, 0.0, -0.07), 0.049), *_dome("y", (0.0825, 0.001, 0.0), (0.0825, 0.1, 0.0)))),
+        ("ring", (("y", (0.0825, 0.055, 0.0), 0.0553), ("y", (0.0825, 0.068, 0.0), 0.0553))),
     ),
     (
         (
-            _WHITE,
+            "shell",
             (
                 ("y", (-0.0825, 0.124, 0.0), 0.055),
                 ("y", (-0.0825, 0.08, 0.0), 0.055),
                 *_dome("z", (0.0, 0.0, 0.001), (0.0, 0.0, 0.111)),
             ),
         ),
-        (_DARK, (("z", (0.0, 0.0, 0.06), 0.0553), ("z", (0.0, 0.0, 0.074), 0.0553))),
+        ("ring", (("z", (0.0, 0.0, 0.06), 0.0553), ("z", (0.0, 0.0, 0.074), 0.0553))),
     ),
     (
-        (_WHITE, (("z", (0.0, 0.0, -0.259), 0.055), ("z", (0.0, 0.0, -0.226), 0.053), *_FOREARM)),
-        (_WHITE, (*_FOREARM, ("z", (0.0, 0.09, -0.06), (0.033, 0.021)))),
+        ("shell", (("z", (0.0, 0.0, -0.259), 0.055), ("z", (0.0, 0.0, -0.226), 0.053), *_FOREARM)),
+        ("shell", (*_FOREARM, ("z", (0.0, 0.09, -0.06), (0.033, 0.021)))),
         (
-            _WHITE,
+            "shell",
             (("z", (0.0, 0.092, -0.06), (0.033, 0.021)), ("y", (0.0, 0.016, 0.0), 0.049), ("y", (0.0, 0.128, 0.0), 0.045)),
         ),
-        (_DARK, (("z", (0.0, 0.1, -0.16), (0.02, 0.004)), ("z", (0.0, 0.117, -0.05), (0.02, 0.004)))),
+        ("ring", (("z", (0.0, 0.1, -0.16), (0.02, 0.004)), ("z", (0.0, 0.117, -0.05), (0.02, 0.004)))),
     ),
     (
         (
-            _WHITE,
+            "shell",
             (
                 ("z", (0.0, 0.0, -0.015), 0.047),
                 ("z", (0.0, 0.0, 0.03), 0.047),
@@ -80,7 +77,7 @@ _PARTS: Final[tuple[tuple[tuple[str, tuple[Ring, ...]], ...], ...]] = (
             ),
         ),
         (
-            _WHITE,
+            "shell",
             (
                 ("y", (0.088, -0.051, 0.0), 0.044),
                 ("y", (0.088, 0.045, 0.0), 0.044),
@@ -89,7 +86,7 @@ _PARTS: Final[tuple[tuple[tuple[str, tuple[Ring, ...]], ...], ...]] = (
             ),
         ),
         (
-            _DARK,
+            "ring",
             (
                 ("z", (0.0, 0.0, 0.028), 0.046),
                 ("z", (0.0, 0.0, 0.053), 0.042),
@@ -97,13 +94,13 @@ _PARTS: Final[tuple[tuple[tuple[str, tuple[Ring, ...]], ...], ...]] = (
                 ("z", (0.032, 0.0, 0.05), 0.032),
             ),
         ),
-        (_WHITE, (("z", (0.004, 0.0, 0.03), 0.03), ("z", (0.004, 0.0, 0.0555), 0.028))),
-        (_VENT, (("y", (0.088, 0.07, 0.0), 0.03), ("y", (0.088, 0.081, 0.0), 0.026))),
+        ("shell", (("z", (0.004, 0.0, 0.03), 0.03), ("z", (0.004, 0.0, 0.0555), 0.028))),
+        ("vent", (("y", (0.088, 0.07, 0.0), 0.03), ("y", (0.088, 0.081, 0.0), 0.026))),
     ),
     (
-        (_WHITE, (("z", (0.0, 0.0, 0.052), 0.044), ("z", (0.0, 0.0, 0.097), 0.044), ("z", (0.0, 0.0, 0.107), 0.036))),
+        ("shell", (("z", (0.0, 0.0, 0.052), 0.044), ("z", (0.0, 0.0, 0.097), 0.044), ("z", (0.0, 0.0, 0.107), 0.036))),
         (
-            _WHITE,
+            "shell",
             (
                 ("z", (0.0, 0.0, 0.064), 0.044),
                 ("z", (0.0, 0.0, 0.097), 0.044),
@@ -162,14 +159,14 @@ def add_arm_meshes(asset: ET.Element) -> None:
             add(f"{name}finger_{index}", np.array(_tapered(low, high)) * (sign, sign, 1.0))
 
 
-def _mesh(parent: ET.Element, mesh: str, rgba: str = _WHITE) -> None:
-    ET.SubElement(parent, "geom", {"name": f"{mesh}_drawn", "type": "mesh", "mesh": mesh, "rgba": rgba, **DRAWN})
+def _mesh(parent: ET.Element, mesh: str, material: str = "shell") -> None:
+    ET.SubElement(parent, "geom", {"name": f"{mesh}_drawn", "type": "mesh", "mesh": mesh, "material": material, **DRAWN})
 
 
 def draw_base(world: ET.Element, link0: ET.Element) -> None:
     """Draw the pedestal and the foot of the arm."""
     x_m, y_m, z_m = dimensions.BASE_POSITION_M
-    look = {"rgba": _WHITE, **DRAWN}
+    look = {"material": "shell", **DRAWN}
     stand = {"pos": numbers((x_m, y_m, 0.5 * z_m)), "size": numbers((0.13, 0.5 * z_m))}
     ET.SubElement(world, "geom", {"name": "pedestal_drawn", "type": "cylinder", **stand, **look})
     foot = {"type": "capsule", "fromto": "-0.06 0 0.06 0 0 0.06", "size": "0.075"}
@@ -178,8 +175,8 @@ def draw_base(world: ET.Element, link0: ET.Element) -> None:
 
 def draw_link(body: ET.Element, index: int) -> None:
     """Draw the link that joint `index` turns."""
-    for part, (rgba, _) in enumerate(_PARTS[index]):
-        _mesh(body, f"link{index}_{part}", rgba)
+    for part, (material, _) in enumerate(_PARTS[index]):
+        _mesh(body, f"link{index}_{part}", material)
 
 
 def draw_hand(hand: ET.Element) -> None:
@@ -196,5 +193,5 @@ def draw_finger(finger: ET.Element, name: str) -> None:
 
 def draw_camera(mount: ET.Element) -> None:
     """Draw the camera's housing."""
-    housing = {"type": "box", "size": "0.04 0.0125 0.005", "rgba": _WHITE}
+    housing = {"type": "box", "size": "0.04 0.0125 0.005", "material": "shell"}
     ET.SubElement(mount, "geom", {"name": "camera_drawn", **housing, **DRAWN})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from rfedge.envs.interface import (
 )
 from rfedge.envs.looks import Looks, check_looks
 from rfedge.envs.playtable.layout import BUTTON_TRIGGER_M, SWITCH_TRIGGER_M, find_layout
+from rfedge.envs.playtable.looks import Wardrobe
 from rfedge.envs.playtable.model import load_model
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
@@ -61,7 +63,7 @@ class PlayTable:
             render: False leaves out the cameras; `observe`, `reset` and `step` then raise, `restore` and `advance` work.
             task: instruction that observations carry.
             looks: what the cameras see; "calvin" takes the meshes and textures of an installed calvin_env, see
-                `rfedge.envs.calvin.installation.find_data`.
+                `rfedge.envs.calvin.installation.find_data`; "random" begins as `seed` says and changes with `redress`.
 
         Raises:
             ArtifactError: a file of calvin_env cannot be read.
@@ -77,6 +79,8 @@ class PlayTable:
         self._data: Any = self._mujoco.MjData(self._model)
         self._robot = RobotControl(self._model)
         self._cameras = Cameras(self._model) if render else None
+        self._wardrobe = Wardrobe(self._mujoco, self._model, self._layout) if render and looks == "random" else None
+        self.redress((seed,))
         self._joint_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in _JOINTS}
         self._block_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in BLOCKS}
         self._block_dofs = {name: int(self._model.joint(name).dofadr[0]) for name in BLOCKS}
@@ -114,6 +118,13 @@ class PlayTable:
     def scene(self) -> str:
         """Name of the layout."""
         return self._layout.scene
+
+    def redress(self, seed: Sequence[int]) -> None:
+        """Draw other random looks, which `seed` decides; any other looks stay as they are. States do not change."""
+        if self._wardrobe is not None and self._cameras is not None:
+            self._wardrobe.change(np.random.default_rng(seed))
+            self._cameras.upload_textures()
+            self._mujoco.mj_camlight(self._model, self._data)
 
     @property
     def block_order(self) -> tuple[str, str, str]:

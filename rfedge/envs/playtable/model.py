@@ -13,7 +13,7 @@ from rfedge.envs.calvin import installation, meshes
 from rfedge.envs.looks import Looks
 from rfedge.envs.playtable import skin
 from rfedge.envs.playtable.layout import TableLayout
-from rfedge.envs.playtable.looks import paint_scene
+from rfedge.envs.playtable.looks import dress, plain_look
 from rfedge.envs.playtable.scene import build_mjcf
 
 __all__ = ["load_model"]
@@ -32,9 +32,9 @@ def load_model(mujoco: Any, layout: TableLayout, looks: Looks = "playtable") -> 
         BackendUnavailableError: looks are "calvin" and calvin_env is not installed.
     """
     mjcf = build_mjcf(layout)
-    if looks == "playtable":
+    if looks != "calvin":
         model = mujoco.MjModel.from_xml_string(mjcf)
-        paint_scene(model, layout)
+        dress(model, plain_look(layout))
         return model
     data = installation.find_data()
     path = cache_folder("playtable") / f"{layout.scene}-{_key(mujoco, mjcf, layout.scene, data)}.mjb"

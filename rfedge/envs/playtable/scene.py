@@ -11,6 +11,7 @@ from rfedge.envs.interface import CONTROL_HZ
 from rfedge.envs.playtable.arm import add_actuators, add_arm
 from rfedge.envs.playtable.arm_shape import add_arm_meshes
 from rfedge.envs.playtable.layout import STATIC_CAMERA, TableLayout
+from rfedge.envs.playtable.looks import MATERIALS
 from rfedge.envs.playtable.surfaces import numbers
 from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_table, add_table_meshes
 from rfedge.envs.playtable.table_shape import add_floor, add_table_assets, draw_table
@@ -39,7 +40,7 @@ def build_mjcf(layout: TableLayout) -> str:
         {"offsamples": "0", "shadowsize": repr(_SHADOW_SIZE), "numslices": "16", "numstacks": "4", "numquads": "1"},
     )
     ET.SubElement(visual, "map", {"znear": "0.01", "zfar": "10", "shadowclip": "0.8"})
-    ET.SubElement(visual, "headlight", {"ambient": "0.68 0.68 0.68", "diffuse": "0 0 0", "specular": "0 0 0"})
+    ET.SubElement(visual, "headlight", {"diffuse": "0 0 0", "specular": "0 0 0"})
     # The friction of wood and blocks is the product of CALVIN's 0.5 and 0.7, as its engine combines them.
     default = ET.SubElement(root, "default")
     ET.SubElement(default, "geom", {"friction": "0.35 0.001 0.0001"})
@@ -50,10 +51,12 @@ def build_mjcf(layout: TableLayout) -> str:
     add_table_assets(asset, layout)
     add_arm_meshes(asset)
     world = ET.SubElement(root, "worldbody")
-    for toward, diffuse, casts in (("-0.03 -0.4 0.9", 0.185, "false"), ("-0.03 -0.2 0.98", 0.155, "true")):
-        direction = " ".join(repr(-float(value)) for value in toward.split())
-        sun = {"directional": "true", "dir": direction, "diffuse": numbers([diffuse] * 3), "ambient": "0 0 0"}
-        ET.SubElement(world, "light", {"castshadow": casts, "pos": "0 -0.1 1.5", "specular": "0 0 0", **sun})
+    # Colours, light and cameras are `rfedge.envs.playtable.looks`'s to set; here is what there is to set.
+    for name in (*MATERIALS, "slot"):
+        ET.SubElement(asset, "material", {"name": name, "specular": "0"})
+    for name, casts in (("above", "false"), ("below", "false"), ("sun", "true")):
+        light = {"name": name, "directional": "true", "castshadow": casts, "pos": "0 -0.1 1.5"}
+        ET.SubElement(world, "light", {**light, "ambient": "0 0 0", "specular": "0 0 0"})
     _add_static_camera(world)
     floor = ET.SubElement(world, "body", {"name": "plane/base_link"})
     ET.SubElement(floor, "geom", {"type": "plane", "size": "6 6 0.1", **TABLE_CLASS})

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, Final
 
+import numpy as np
+
 from rfedge.envs.interface import Camera
 from rfedge.errors import BackendUnavailableError, explain
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE, UInt8Array
@@ -51,40 +53,63 @@ def _no_renderer(error: Exception) -> BackendUnavailableError:
 
 
 class Cameras:
-    """Draws the static and the gripper camera, with shadows and without reflections."""
+    """Draws the static and the gripper camera in one OpenGL context, with shadows and without reflections."""
 
     def __init__(self, model: Any) -> None:
-        """Open one OpenGL context a camera.
+        """Open the context.
 
         Raises:
             BackendUnavailableError: no context can be made.
         """
-        mujoco = load_mujoco()
-        self._renderers: dict[str, Any] = {}
+        self._mujoco = mujoco = load_mujoco()
+        self._model = model
+        self._context: Any = None
+        self._gl: Any = None
         try:
-            for name, (height, width, _) in (("static", STATIC_IMAGE_SHAPE), ("gripper", GRIPPER_IMAGE_SHAPE)):
-                renderer = mujoco.Renderer(model, height=height, width=width, max_geom=_MAX_GEOMS)
-                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = True
-                renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-                self._renderers[name] = renderer
+            self._gl = mujoco.GLContext(*STATIC_IMAGE_SHAPE[:2])
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         except Exception as error:  # every back end has its own exception type
             self.close()
             raise _no_renderer(error) from error
+        self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = True
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        self._options = mujoco.MjvOption()
+        self._views: dict[Camera, tuple[Any, Any, tuple[int, ...]]] = {}
+        shapes: dict[Camera, tuple[int, ...]] = {"static": STATIC_IMAGE_SHAPE, "gripper": GRIPPER_IMAGE_SHAPE}
+        for name, shape in shapes.items():
+            view = mujoco.MjvCamera()
+            view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(name).id
+            self._views[name] = view, mujoco.MjrRect(0, 0, shape[1], shape[0]), shape
 
     @property
     def backend(self) -> str:
         """What draws: "egl", "osmesa" or "glfw"."""
         return os.environ.get("MUJOCO_GL") or "glfw"
 
+    def upload_textures(self) -> None:
+        """Take over the model's textures, which were changed."""
+        self._gl.make_current()
+        for texture in range(self._model.ntex):
+            self._mujoco.mjr_uploadTexture(self._model, self._context, texture)
+
     def draw(self, camera: Camera, data: Any) -> UInt8Array:
         """Return the image of one camera, (200, 200, 3) or (84, 84, 3), of the present state."""
-        renderer = self._renderers[camera]
-        renderer.update_scene(data, camera=camera)
-        image: UInt8Array = renderer.render()
-        return image
+        view, area, shape = self._views[camera]
+        self._gl.make_current()
+        everything = self._mujoco.mjtCatBit.mjCAT_ALL
+        self._mujoco.mjv_updateScene(self._model, data, self._options, None, view, everything, self._scene)
+        self._mujoco.mjr_render(area, self._scene, self._context)
+        image = np.empty(shape, dtype=np.uint8)
+        self._mujoco.mjr_readPixels(image, None, area, self._context)
+        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        """Free the OpenGL contexts."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers = {}
+        """Free the OpenGL context."""
+        if self._context is not None:
+            self._context.free()
+        if self._gl is not None:
+            self._gl.free()
+        self._context = self._gl = None

@@ -16,16 +16,11 @@ from rfedge.envs.playtable.layout import SLOPE, TableLayout
 from rfedge.envs.playtable.surfaces import DRAWN, Surface, numbers
 from rfedge.envs.playtable.wood import TEXTURE_SIZE
 
-__all__ = ["BLOCK_RGBA", "add_floor", "add_table_assets", "draw_block", "draw_table"]
+__all__ = ["add_floor", "add_table_assets", "draw_block", "draw_table"]
 
-BLOCK_RGBA: Final = {"block_red": "1 0 0 1", "block_blue": "0 0 1 1", "block_pink": "1 0 1 1"}
-_HANDLE_RGBA: Final = "0.396 0.396 0.396 1"
-_SWITCH_RGBA: Final = "0.4 0.4 0.4 1"
-_BUTTON_RGBA: Final = "0 0 0 1"
-_FLOOR_RGB: Final = ("0.87 0.87 0.87", "1 1 1")
-_SLOT_SHADE: Final = 0.72  # the bottom of a slot is in shadow
 _CORNERS: Final = 12
 _FLOOR_M: Final = 6.0
+_FLOOR_PIXELS: Final = 64
 
 
 def _slope_surface() -> Surface:
@@ -37,23 +32,24 @@ def _slope_surface() -> Surface:
 
 def add_floor(asset: ET.Element, world: ET.Element) -> None:
     """Draw the checkered floor."""
-    checker = {"type": "2d", "builtin": "checker", "width": "64", "height": "64"}
-    ET.SubElement(asset, "texture", {"name": "floor", **checker, "rgb1": _FLOOR_RGB[0], "rgb2": _FLOOR_RGB[1]})
-    ET.SubElement(asset, "material", {"name": "floor", "texture": "floor", "specular": "0"})
-    floor = Surface(tile_m=1.0)  # a checker of two by two
-    floor.box((-_FLOOR_M, -_FLOOR_M, -1.0), (_FLOOR_M, _FLOOR_M, 0.0), without="-x+x-y+y-z")
-    floor.add_to(asset, "floor_drawn")
-    ET.SubElement(
-        world, "geom", {"name": "floor_drawn", "type": "mesh", "mesh": "floor_drawn", "material": "floor", **DRAWN}
-    )
+    _add_texture(asset, "floor", _FLOOR_PIXELS)
+    place = {"name": "floor_drawn", "type": "plane", "size": numbers((_FLOOR_M, _FLOOR_M, 1.0))}
+    ET.SubElement(world, "geom", {**place, "material": "floor", **DRAWN})
+
+
+def _add_texture(asset: ET.Element, name: str, size: int) -> None:
+    """Add a texture, to be painted after compiling, and the material that shows it."""
+    pixels = {"builtin": "flat", "width": str(size), "height": str(size)}
+    ET.SubElement(asset, "texture", {"name": name, "type": "2d", **pixels})
+    # Where the floor repeats it; meshes bring coordinates of their own.
+    repeat = {"texuniform": "true", "texrepeat": "2 2"}
+    ET.SubElement(asset, "material", {"name": name, "texture": name, "specular": "0", **repeat})
 
 
 def add_table_assets(asset: ET.Element, layout: TableLayout) -> None:
-    """Add textures, materials and meshes of the table."""
+    """Add textures and meshes of the table."""
     for name in ("wood", "panel"):
-        texture = {"type": "2d", "builtin": "flat", "width": str(TEXTURE_SIZE), "height": str(TEXTURE_SIZE)}
-        ET.SubElement(asset, "texture", {"name": name, **texture})
-        ET.SubElement(asset, "material", {"name": name, "texture": name, "specular": "0"})
+        _add_texture(asset, name, TEXTURE_SIZE)
     _base(layout).add_to(asset, "table_drawn")
     _drawer(layout).add_to(asset, "drawer_drawn")
     _door(layout).add_to(asset, "door_drawn")
@@ -112,7 +108,7 @@ def _door(layout: TableLayout) -> Surface:
 
 
 def _bar(
-    parent: ET.Element, lower: tuple[float, ...], upper: tuple[float, ...], rgba: str, *, on_slope: bool = False
+    parent: ET.Element, lower: tuple[float, ...], upper: tuple[float, ...], material: str, *, on_slope: bool = False
 ) -> None:
     """Draw a box between two corners, in world axes or in those of the cabinet's face."""
     centre = 0.5 * (np.array(lower) + np.array(upper))
@@ -120,7 +116,7 @@ def _bar(
     place = {"pos": numbers(centre)}
     if on_slope:
         place = {"pos": numbers((centre[0], *SLOPE.point(centre[1], centre[2]))), "euler": f"{SLOPE.tilt_rad!r} 0 0"}
-    ET.SubElement(parent, "geom", {"type": "box", "size": numbers(half), "rgba": rgba, **place, **DRAWN})
+    ET.SubElement(parent, "geom", {"type": "box", "size": numbers(half), "material": material, **place, **DRAWN})
 
 
 def draw_table(bodies: dict[str, ET.Element], layout: TableLayout) -> None:
@@ -140,32 +136,29 @@ def draw_table(bodies: dict[str, ET.Element], layout: TableLayout) -> None:
         "size": numbers((dimensions.BUTTON_RADIUS_M, 0.5 * (high - low))),
     }
     ET.SubElement(
-        bodies["button"], "geom", {"name": "button_drawn", "type": "cylinder", **disc, "rgba": _BUTTON_RGBA, **DRAWN}
+        bodies["button"], "geom", {"name": "button_drawn", "type": "cylinder", **disc, "material": "button", **DRAWN}
     )
 
 
 def _draw_handles(bodies: dict[str, ET.Element], layout: TableLayout) -> None:
     x_m = layout.drawer_x_m
-    _bar(bodies["drawer"], (x_m - 0.12, -0.26, 0.34), (x_m + 0.12, -0.24, 0.38), _HANDLE_RGBA)
+    _bar(bodies["drawer"], (x_m - 0.12, -0.26, 0.34), (x_m + 0.12, -0.24, 0.38), "handle")
     for low in (-0.12, 0.1):
-        _bar(bodies["drawer"], (x_m + low, -0.24, 0.34), (x_m + low + 0.02, -0.18, 0.38), _HANDLE_RGBA)
+        _bar(bodies["drawer"], (x_m + low, -0.24, 0.34), (x_m + low + 0.02, -0.18, 0.38), "handle")
     x_m = layout.slide_handle_x_m
-    _bar(bodies["slide"], (x_m - 0.02, 0.03, 0.06), (x_m + 0.02, 0.19, 0.08), _HANDLE_RGBA, on_slope=True)
+    _bar(bodies["slide"], (x_m - 0.02, 0.03, 0.06), (x_m + 0.02, 0.19, 0.08), "handle", on_slope=True)
     for low in (0.03, 0.17):
-        _bar(bodies["slide"], (x_m - 0.02, low, 0.02), (x_m + 0.02, low + 0.02, 0.06), _HANDLE_RGBA, on_slope=True)
+        _bar(bodies["slide"], (x_m - 0.02, low, 0.02), (x_m + 0.02, low + 0.02, 0.06), "handle", on_slope=True)
 
 
 def _draw_switch(bodies: dict[str, ET.Element], layout: TableLayout) -> None:
     x_m = layout.switch_x_m
-    _bar(bodies["switch"], (x_m - 0.06, 0.06, 0.036), (x_m + 0.06, 0.092, 0.056), _SWITCH_RGBA, on_slope=True)
-    shade = numbers((*(_SLOT_SHADE * value for value in layout.wood.rgb), 1.0))
+    _bar(bodies["switch"], (x_m - 0.06, 0.06, 0.036), (x_m + 0.06, 0.092, 0.056), "switch", on_slope=True)
     for low in (-0.06, 0.04):
-        _bar(bodies["switch"], (x_m + low, 0.06, 0.0), (x_m + low + 0.02, 0.092, 0.036), _SWITCH_RGBA, on_slope=True)
-        _bar(bodies["base"], (x_m + low, 0.06, -0.001), (x_m + low + 0.02, 0.18, 0.0005), shade, on_slope=True)
+        _bar(bodies["switch"], (x_m + low, 0.06, 0.0), (x_m + low + 0.02, 0.092, 0.036), "switch", on_slope=True)
+        _bar(bodies["base"], (x_m + low, 0.06, -0.001), (x_m + low + 0.02, 0.18, 0.0005), "slot", on_slope=True)
 
 
 def draw_block(body: ET.Element, name: str, size_m: tuple[float, float, float]) -> None:
     """Draw one block; `size_m` are its half sides."""
-    ET.SubElement(
-        body, "geom", {"name": f"{name}_drawn", "type": "box", "size": numbers(size_m), "rgba": BLOCK_RGBA[name], **DRAWN}
-    )
+    ET.SubElement(body, "geom", {"name": f"{name}_drawn", "type": "box", "size": numbers(size_m), "material": name, **DRAWN})
