@@ -15,8 +15,8 @@ import numpy as np
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.wood import Wood, paint_wood
-from rfedge.envs.rotations import euler_to_quaternion
 from rfedge.messages import UInt8Array
+from rfedge.rotations import euler_to_quaternion
 
 __all__ = ["MATERIALS", "Look", "Wardrobe", "dress", "plain_look", "random_look"]
 
