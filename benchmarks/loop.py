@@ -186,6 +186,7 @@ def _rate(bundle: Path, plan: LoopPlan, mode: str, backbone_ms: float, minutes: 
             guard=SafetyGuard(_LIMITS),
             backbone_deadline_s=_HUNG_S,
             priority=plan.realtime_priority,
+            speed=plan.rate_hz / policy.config.control_hz,  # nothing moves: any rate can be measured
         )
 
         def measure(step: StepReport) -> None:

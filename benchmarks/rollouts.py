@@ -22,6 +22,7 @@ from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.resources import ResourceRecord
 from rfedge.benchmarks.run_files import RunFiles, run_header
 from rfedge.benchmarks.statistics import Summary, summarise
+from rfedge.conventions import conventions_of
 from rfedge.envs import Environment, make_environment
 from rfedge.errors import ConfigError, explain
 from rfedge.runtimes.base import RuntimeSettings
@@ -55,7 +56,8 @@ class RolloutPlan:
         task, instruction: at least one of them; see `rfedge.benchmarks.episode.choose_goal`.
         seed: of the first episode; the next have seed + 1, seed + 2, ...
         realtime: hold the control rate; overlapped mode and a `rate_hz` mean it anyway.
-        rate_hz: control steps per second; None is the environment's own.
+        rate_hz: control steps per second; None is the policy's own times `speed`, and another one is refused.
+        speed: share of the policy's own rate, for slow or fast motion on the wall clock.
         realtime_priority: of the control loop's thread, see `rfedge.runtimes.scheduling`; None is ordinary.
         late: what happens on a missed step; there are none unless a rate is held.
         limits: what the actions are held to.
@@ -81,6 +83,7 @@ class RolloutPlan:
     seed: int = 0
     realtime: bool = False
     rate_hz: float | None = None
+    speed: float = 1.0
     realtime_priority: int | None = None
     late: LatePolicy = field(default_factory=LatePolicy)
     limits: SafetyLimits = field(default_factory=SafetyLimits)
@@ -133,7 +136,8 @@ class RolloutPlan:
     @property
     def holds_rate(self) -> bool:
         """Whether the run waits for deadlines."""
-        return self.realtime or self.rate_hz is not None or self.mode == "overlapped" or self.server is not None
+        asked = self.realtime or self.rate_hz is not None or self.speed != 1.0
+        return asked or self.mode == "overlapped" or self.server is not None
 
 
 class EpisodeRecord(Record):
@@ -296,7 +300,8 @@ class _Run:
     ) -> None:
         self.stop = stop
         self._cancel = cancel
-        self.rate_hz = (plan.rate_hz or float(environment.control_hz)) if plan.holds_rate and record is None else None
+        own_hz = conventions_of(controller).control_hz or float(environment.control_hz)
+        self.rate_hz = (plan.rate_hz or own_hz * plan.speed) if plan.holds_rate and record is None else None
         self._plan = plan
         self._goal = goal
         self._controller = controller
@@ -370,6 +375,7 @@ class _Run:
             else plan.backbone_deadline_ms / 1000,
             stop=self.stop,
             priority=plan.realtime_priority,
+            speed=plan.speed,
             step_deadline_s=math.inf if self._record is not None else plan.step_deadline_s,
             cancel=self._cancel,
         )

@@ -14,6 +14,7 @@ from rfedge.backbone_stages import StagePrecisions, parse_precisions
 from rfedge.bundle import Bundle, ParityRecord
 from rfedge.config import PolicyConfig, Precision
 from rfedge.contract import GraphContract
+from rfedge.conventions import refuse_disagreement
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError, explain
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
@@ -181,7 +182,9 @@ def open_frames(checkpoint: Checkpoint, data: Path | None) -> FrameInputs | None
     if data is None:
         return None
     table: npt.NDArray[np.float32] = checkpoint.policy.embedding.weight.detach().numpy()
-    return FrameInputs(checkpoint.config, CalvinDataset.open(data), checkpoint.tokenizer, table)
+    dataset = CalvinDataset.open(data)
+    refuse_disagreement(f"demonstrations {data}", dataset.conventions, "the checkpoint", checkpoint.config.conventions)
+    return FrameInputs(checkpoint.config, dataset, checkpoint.tokenizer, table)
 
 
 def short_name(dataset: CalvinDataset) -> str:

@@ -22,7 +22,7 @@ from rfedge.runtimes.clock import Clock, MonotonicClock, Pace, RateKeeper
 from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.modes import Controller, ControlStep, Missing
 from rfedge.runtimes.resting import Rest, driving
-from rfedge.runtimes.robot import HeartbeatRobot, Robot
+from rfedge.runtimes.robot import HeartbeatRobot, Robot, SimulatedRobot
 from rfedge.runtimes.safety import INTERVENTIONS, SafetyGuard, not_finite_message
 from rfedge.runtimes.scheduling import realtime_priority
 from rfedge.runtimes.stopping import StopRequest
@@ -233,6 +233,8 @@ class ControlLoop:
         expected = Conventions(loop_hz, own.resize)
         if isinstance(self.pace, RateKeeper):
             refuse_disagreement("the loop", Conventions(self.pace.rate_hz), owner, expected)
+        if isinstance(self.robot, SimulatedRobot):  # its time passes with actions, whatever the pace on the wall clock
+            owner, expected = "the policy", own
         refuse_disagreement("the robot", robot, owner, expected)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.conventions import Conventions
 from rfedge.data.calvin import CalvinDataset, Segment
 from rfedge.errors import ConfigError, explain
 from rfedge.messages import Observation
@@ -58,6 +59,7 @@ class RecordedEpisodeRobot:
 
     Args:
         frames: at least one.
+        resize: the camera geometry that they have, see `rfedge.camera`; None where the cameras were square.
 
     Attributes:
         sent: every action, float32 (7,), in order.
@@ -67,7 +69,8 @@ class RecordedEpisodeRobot:
         ConfigError: there is no frame.
     """
 
-    def __init__(self, frames: Sequence[Observation]) -> None:
+    def __init__(self, frames: Sequence[Observation], *, resize: str | None = None) -> None:
+        self._resize = resize
         if not frames:
             raise ConfigError(
                 explain("recorded episode", got="no frames", expected="at least one", remedy="Choose another segment.")
@@ -94,7 +97,12 @@ class RecordedEpisodeRobot:
                     remedy="`rfedge demos inspect` lists the segments.",
                 )
             )
-        return cls(RecordedFrames(dataset, dataset.segments[segment]))
+        return cls(RecordedFrames(dataset, dataset.segments[segment]), resize=dataset.conventions.resize)
+
+    @property
+    def conventions(self) -> Conventions:
+        """The camera geometry of the recording; it moves nothing at any rate."""
+        return Conventions(resize=self._resize)
 
     def observe(self) -> Observation:
         """Return the frame of this control step."""

@@ -8,6 +8,7 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.conventions import Conventions
 from rfedge.messages import GRIPPER_CLOSE, GRIPPER_KEEP, GRIPPER_OPEN, POSE_SIZE, Observation
 from rfedge.runtimes.safety import hold_action
 
@@ -59,6 +60,15 @@ class Plant(Protocol):
         """Run one control step of a relative action (7,)."""
 
 
+@runtime_checkable
+class TimedPlant(Protocol):
+    """A plant that says how long its control step is."""
+
+    @property
+    def control_hz(self) -> float:
+        """Control steps per second of its own time."""
+
+
 class SimulatedRobot:
     """A robot in a simulator, such as PlayTable or CALVIN, whose time passes with each action.
 
@@ -70,6 +80,11 @@ class SimulatedRobot:
         self._plant = plant
         self._lock = threading.Lock()  # a watchdog stops it from its own thread
         self._gripper: float | None = None
+
+    @property
+    def conventions(self) -> Conventions:
+        """The rate of the plant's own time; its cameras are square."""
+        return Conventions(float(self._plant.control_hz) if isinstance(self._plant, TimedPlant) else None)
 
     def observe(self) -> Observation:
         """Render both cameras."""

@@ -68,8 +68,11 @@ def run(
     video: Annotated[Path | None, typer.Option(help="Write what the cameras saw to this .gif or .mp4.")] = None,
     realtime: Annotated[bool, typer.Option("--realtime", help="Hold the control rate on the wall clock.")] = False,
     rate_hz: Annotated[
-        float | None, typer.Option(help="Hold this rate; default the environment's own, 30 Hz for both.")
+        float | None, typer.Option(help="Hold this rate, which must be the policy's own times --speed; the default is.")
     ] = None,
+    speed: Annotated[
+        float, typer.Option(min=1e-3, help="Share of the policy's own rate to hold, 0.2 for a first run in slow motion.")
+    ] = 1.0,
     realtime_priority: Annotated[
         int | None,
         typer.Option(help="With a rate: schedule the control loop before ordinary programs, 1 to 97; needs the right to."),
@@ -169,6 +172,7 @@ def run(
         seed=seed,
         realtime=realtime,
         rate_hz=rate_hz,
+        speed=speed,
         realtime_priority=realtime_priority,
         late=LatePolicy(late, stop_after_misses, max_repeats),
         limits=SafetyLimits(

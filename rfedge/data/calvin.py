@@ -25,6 +25,8 @@ from typing import Final
 
 import numpy as np
 
+from rfedge.conventions import Conventions
+from rfedge.data.dataset_records import CALVIN_HZ, COLLECTION_RECORD, read_conventions
 from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read_frame
 from rfedge.data.object_file import read_object_file
 from rfedge.data.scenes import SceneFrames, read_scenes
@@ -45,9 +47,9 @@ __all__ = [
 ]
 
 LANGUAGE_FILE: Final = "lang_annotations/auto_lang_ann.npy"
-COLLECTION_RECORD: Final = "collection.json"
 EPISODES_FILE: Final = "ep_start_end_ids.npy"
 SPLITS: Final = ("training", "validation")
+_CALVINS_OWN: Final = Conventions(control_hz=CALVIN_HZ)
 # Frames that opening looks for: all of a small dataset, the ends of segments spread over a large one.
 _NUM_PROBED: Final = 4096
 
@@ -75,12 +77,14 @@ class CalvinDataset:
         segments: the language segments, in the order of the annotation file; they may overlap and repeat.
         episodes: first and last frame of each episode, both inclusive; empty when the split does not say.
         scenes: frames of each scene; empty when the split does not say.
+        conventions: control rate and camera geometry of the recording.
     """
 
     folder: Path
     segments: tuple[Segment, ...]
     episodes: tuple[tuple[int, int], ...] = ()
     scenes: tuple[SceneFrames, ...] = ()
+    conventions: Conventions = _CALVINS_OWN
 
     @classmethod
     def open(cls, path: Path, *, split: str | None = None) -> CalvinDataset:
@@ -106,7 +110,7 @@ class CalvinDataset:
                 )
             )
         segments = read_segments(find_language_file(folder))
-        dataset = cls(folder, segments, read_episodes(folder), read_scenes(folder))
+        dataset = cls(folder, segments, read_episodes(folder), read_scenes(folder), read_conventions(folder))
         dataset._probe()
         return dataset
 

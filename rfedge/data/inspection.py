@@ -6,7 +6,6 @@ wrong. Index files are checked whole, frames by a seeded sample unless all are a
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections import deque
@@ -20,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.data.calvin import (
-    COLLECTION_RECORD,
     Segment,
     find_language_file,
     find_split,
@@ -28,6 +26,7 @@ from rfedge.data.calvin import (
     read_segments,
     refuse_interrupted_collection,
 )
+from rfedge.data.dataset_records import COLLECTION_RECORD, CONVERSION_RECORD, find_record, missing_parts
 from rfedge.data.frame_checks import CHECKED_VALUES, CheckedFrames, Finding, FrameChecks, check_frames
 from rfedge.data.frames import frame_number
 from rfedge.data.index_checks import (
@@ -42,9 +41,8 @@ from rfedge.data.scenes import SceneFrames, read_scenes
 from rfedge.data.statistics import RunningMoments
 from rfedge.errors import ConfigError, DatasetError, explain
 
-__all__ = ["CONVERSION_RECORD", "InspectionReport", "SceneCount", "Spread", "TaskCount", "inspect_dataset"]
+__all__ = ["InspectionReport", "SceneCount", "Spread", "TaskCount", "inspect_dataset"]
 
-CONVERSION_RECORD: Final = "conversion.json"
 _STATISTICS_FILE: Final = "statistics.yaml"
 _FRAMES_PER_CHUNK: Final = 32
 
@@ -156,7 +154,7 @@ def inspect_dataset(
     if language_file is not None:
         segments = _collected(findings, lambda: read_segments(language_file), ())
         name = f"{language_file.parent.name}/{language_file.name}"
-        converted = _records(folder, CONVERSION_RECORD) is not None
+        converted = find_record(folder, CONVERSION_RECORD) is not None
         findings += check_segments(segments, episodes, name, () if converted else task_names)
     language_folders = _language_folders(folder)
     if segments:  # an unreadable annotation file is already listed
@@ -261,27 +259,15 @@ def _language_folders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in folder.glob("lang_*/auto_lang_ann.npy")))
 
 
-def _records(folder: Path, name: str) -> Any:
-    for path in (folder / name, folder.parent / name):
-        if path.is_file():
-            try:
-                return json.loads(path.read_bytes())
-            except ValueError:
-                return {}
-    return None
-
-
 def _frame_checks(folder: Path, notes: list[str]) -> FrameChecks:
     """Leave out what a collection or conversion is known not to have, and say so."""
-    if _records(folder, COLLECTION_RECORD) is not None:
-        notes.append("rel_actions are the commands that were sent, actions the poses reached: they are not compared")
-        return FrameChecks(compare_actions=False)
-    conversion = _records(folder, CONVERSION_RECORD)
-    if not isinstance(conversion, dict):
-        return FrameChecks()
-    missing = conversion.get("missing") or ()
+    missing = missing_parts(folder)
     notes += [f"converted without {name}" for name in missing]
-    return FrameChecks(absent=("rgb_gripper",) if "gripper" in missing else ())
+    absent = ("rgb_gripper",) if "gripper" in missing else ()
+    if find_record(folder, COLLECTION_RECORD) is not None:
+        notes.append("rel_actions are the commands that were sent, actions the poses reached: they are not compared")
+        return FrameChecks(compare_actions=False, absent=absent)
+    return FrameChecks(absent=absent)
 
 
 def _index_notes(

@@ -19,7 +19,9 @@ from typing import Any, Final
 
 from rfedge.atomic import atomic_directory
 from rfedge.bundle import hash_file
-from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
+from rfedge.conventions import Conventions, refuse_disagreement
+from rfedge.data.calvin import CalvinDataset, Segment
+from rfedge.data.dataset_records import COLLECTION_RECORD, missing_parts
 from rfedge.data.frames import frame_name
 from rfedge.data.writer import write_index
 from rfedge.errors import ConfigError, DatasetError, explain
@@ -71,7 +73,7 @@ def merge_datasets(
         on_progress: called as (frames done, frames in all).
 
     Raises:
-        ConfigError: fewer than two sources, or one named twice.
+        ConfigError: fewer than two sources, one named twice, or two of another control rate or camera geometry.
         DatasetError: a source is missing, damaged, unfinished or of several scenes, or the numbers do not fit into
             seven digits.
         ArtifactError: `output` exists.
@@ -82,6 +84,7 @@ def merge_datasets(
             explain("datasets", got=named, expected="two or more, each once", remedy="Name all that belong in.")
         )
     datasets = [CalvinDataset.open(source) for source in sources]
+    conventions = _joint_conventions(datasets)
     scenes = [_scene(dataset) for dataset in datasets]
     order = sorted(range(len(sources)), key=lambda index: scenes.index(scenes[index]))
     plan = _plan([datasets[index] for index in order], [scenes[index] for index in order])
@@ -111,9 +114,18 @@ def merge_datasets(
         # A range for a part of the frames would be worse than none.
         known = ranges if all(row.scene is not None for _, row in plan) else None
         write_index(folder, segments, statistics, scene=known, episodes=episodes)
-        (temporary / COLLECTION_RECORD).write_text(json.dumps(_record(plan, segments), indent=2) + "\n")
+        (temporary / COLLECTION_RECORD).write_text(json.dumps(_record(plan, segments, conventions), indent=2) + "\n")
     merged = tuple(row for _, row in plan)
     return MergeResult(output / _SPLIT, merged, total, len(segments), num_linked)
+
+
+def _joint_conventions(datasets: Sequence[CalvinDataset]) -> Conventions:
+    joint, owner = datasets[0].conventions, datasets[0].folder
+    for dataset in datasets[1:]:
+        own = dataset.conventions
+        refuse_disagreement(f"dataset {dataset.folder}", own, f"dataset {owner}", joint)
+        joint = Conventions(joint.control_hz or own.control_hz, joint.resize or own.resize)
+    return joint
 
 
 def _scene(dataset: CalvinDataset) -> str | None:
@@ -170,11 +182,15 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-def _record(plan: Sequence[tuple[CalvinDataset, MergedSource]], segments: Sequence[Segment]) -> dict[str, Any]:
+def _record(
+    plan: Sequence[tuple[CalvinDataset, MergedSource]], segments: Sequence[Segment], conventions: Conventions
+) -> dict[str, Any]:
     counts = Counter(segment.task for segment in segments)
     return {
         "schema_version": _SCHEMA_VERSION,
         "complete": True,
+        "conventions": asdict(conventions),
+        "missing": sorted({name for dataset, _ in plan for name in missing_parts(dataset.folder)}),
         "tasks": {task: {"segments": count} for task, count in sorted(counts.items())},
         "sources": [{**asdict(row), **_provenance(dataset.folder)} for dataset, row in plan],
     }

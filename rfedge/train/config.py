@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
+from rfedge.data.dataset_records import recorded_conventions
 from rfedge.errors import ConfigError, explain
 
 __all__ = [
@@ -269,7 +270,10 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
 
         loaded = load_checkpoint(initial)
         base, history = loaded.config, loaded.metadata
-    policy = with_vocabulary(change_policy(base, **policy_changes), options.get("vocab_size"))
+    # Rate and camera geometry are those of the demonstrations, whatever the preset says.
+    recorded = recorded_conventions(data)
+    changes = {"control_hz": recorded.control_hz, "resize": recorded.resize, **policy_changes}
+    policy = with_vocabulary(change_policy(base, **changes), options.get("vocab_size"))
     recipe = recipe_for(policy.name, history)
     given = {key: value for key, value in options.items() if value is not None}
     batch_size = given.get("batch_size", TrainConfig.model_fields["batch_size"].default)

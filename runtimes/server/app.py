@@ -313,6 +313,8 @@ def _metadata(policy: EdgePolicy, settings: ServerSettings) -> dict[str, Any]:
         "backend_settings": dict(policy.parts.backbone.effective_settings()),
         "chunk_size": policy.chunk_size,
         "frame_stride": policy.frame_stride,
+        "control_hz": policy.config.control_hz,
+        "resize": policy.config.resize,
         "action_size": ACTION_SIZE,
         "image_shapes": {"static": list(STATIC_IMAGE_SHAPE), "gripper": list(GRIPPER_IMAGE_SHAPE)},
         "resizes_images": settings.resize,

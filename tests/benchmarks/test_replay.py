@@ -22,7 +22,7 @@ from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 class MovingWorld:
     """Stands for a simulator: what the cameras show follows from the actions alone."""
 
-    control_hz, renderer, scene = 200, "none", "D"
+    control_hz, renderer, scene = 30, "none", "D"
 
     def __enter__(self) -> MovingWorld:
         return self
@@ -69,7 +69,7 @@ def _plan(bundle: Path, record: Path, **changes: object) -> RolloutPlan:
         {"mode": "open-loop", "execute_steps": 2, "ensemble": 0.01, "limits": SafetyLimits(max_step_m=0.005)},
         {"mode": "overlapped", "late": LatePolicy("repeat")},
         {"mode": "overlapped", "execute_steps": 3, "late": LatePolicy("hold")},
-        {"realtime": True, "rate_hz": 400.0, "late": LatePolicy("hold")},
+        {"realtime": True, "speed": 400.0 / 30.0, "late": LatePolicy("hold")},
     ],
 )
 def test_a_replay_is_the_run_bit_for_bit(bundle: Path, tmp_path: Path, changes: dict[str, object]) -> None:

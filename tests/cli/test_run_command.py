@@ -122,7 +122,7 @@ def test_a_replay_that_differs_ends_with_status_1(bundle: Path, tmp_path: Path, 
 
 
 def test_a_robot_that_was_stopped_ends_with_status_1(bundle: Path) -> None:
-    stopped = _run(bundle, *ENDLESS, "--rate-hz", 100_000, "--late", "hold", "--stop-after-misses", 3, "--json")
+    stopped = _run(bundle, *ENDLESS, "--speed", 3000, "--late", "hold", "--stop-after-misses", 3, "--json")
     assert stopped.returncode == 1, stopped.stderr
     (episode,) = json.loads(stopped.stdout)["episodes"]
     assert (episode["ended"], episode["num_steps"], episode["num_missed"]) == ("misses", 3, 3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rfedge.bundle import hash_file
+from rfedge.conventions import Conventions
 from rfedge.data import CalvinDataset
 from rfedge.data.collection import CollectionRequest, collect
 from rfedge.data.merging import merge_datasets
@@ -122,3 +123,26 @@ def test_what_cannot_be_merged_is_refused(sources: list[Path], tmp_path: Path) -
     assert not (tmp_path / "all").exists()
     with pytest.raises(ArtifactError, match="an existing path"):
         merge_datasets(sources[1:], tmp_path / "mixed")
+
+
+def say(root: Path, *, control_hz: float, resize: str) -> None:
+    record = {"frequency_hz": control_hz, "options": {"resize": resize}, "missing": ["joints"]}
+    (root / "conversion.json").write_text(json.dumps(record))
+
+
+def test_rate_and_camera_geometry_are_handed_on_or_refused(sources: list[Path], tmp_path: Path) -> None:
+    assert CalvinDataset.open(sources[0]).conventions == Conventions(30.0, None)
+    for root in sources[:2]:
+        say(root, control_hz=10.0, resize="pad")
+    assert CalvinDataset.open(sources[0] / "training").conventions == Conventions(10.0, "pad")
+    merge_datasets(sources[:2], tmp_path / "alike")
+    assert CalvinDataset.open(tmp_path / "alike").conventions == Conventions(10.0, "pad")
+    with pytest.raises(ConfigError, match=r"control rate of dataset .*third.*: got 30 Hz, expected 10 Hz, that of dataset"):
+        merge_datasets(sources, tmp_path / "all")
+    say(sources[1], control_hz=10.0, resize="crop")
+    with pytest.raises(ConfigError, match=r"camera geometry of dataset .*chains.*: got crop, expected pad"):
+        merge_datasets(sources[:2], tmp_path / "all")
+    say(sources[1], control_hz=0.0, resize="crop")
+    with pytest.raises(DatasetError, match=r"record .*conversion.json: got 0.0 Hz, resize 'crop', expected a rate above 0"):
+        CalvinDataset.open(sources[1])
+    assert not (tmp_path / "all").exists()

@@ -286,3 +286,13 @@ def test_named_blocks_stay_in_float_and_unknown_ones_are_refused(
     with pytest.raises(ConfigError, match=r"keep_float: got 'vision.block.0', .* \(did you mean 'vision.blocks.0'\?\)"):
         export_checkpoint(checkpoints["window"], tmp_path / "other", wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_demonstrations_of_another_rate_are_refused(
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(demonstrations, data)
+    (data / "conversion.json").write_text(json.dumps({"frequency_hz": 10.0, "options": {"resize": "crop"}}))
+    with pytest.raises(ConfigError, match=r"control rate of demonstrations .*: got 10 Hz, expected 30 Hz, that of the"):
+        export_checkpoint(checkpoints["window"], tmp_path / "bundle", ExportOptions(precision="fp32", data=data))

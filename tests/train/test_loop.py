@@ -307,3 +307,18 @@ def test_cached_features_are_those_of_the_window(configure: Configure, tmp_path:
         assert_same_in_fp32(cached_logit[real], logit[real], policy_terms(policy.config))
         assert torch.equal(cached.actions, direct.actions)
         assert torch.equal(cached.action_mask, direct.action_mask)
+
+
+def test_rate_and_camera_geometry_come_from_the_data(demonstrations: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(demonstrations, data)
+    assert train_config("tiny", data=data, output=tmp_path / "run", policy_changes={}).policy.control_hz == 30.0
+    (data / "conversion.json").write_text(json.dumps({"frequency_hz": 10.0, "options": {"resize": "pad"}}))
+    config = train_config("tiny", data=data, output=tmp_path / "run", policy_changes={}, steps=1, head_first_steps=0)
+    assert (config.policy.control_hz, config.policy.resize) == (10.0, "pad")
+    train_policy(config)
+    checkpoint = load_checkpoint(tmp_path / "run/checkpoint")
+    assert (checkpoint.config.control_hz, checkpoint.config.resize) == (10.0, "pad")
+    # Trained on with data of another rate, the policy has that one.
+    again = train_config(str(tmp_path / "run/checkpoint"), data=demonstrations, output=tmp_path / "b", policy_changes={})
+    assert again.policy.control_hz == 30.0

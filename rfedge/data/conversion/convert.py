@@ -20,14 +20,13 @@ from rfedge.data.conversion.mapping import MappedEpisode, map_episode
 from rfedge.data.conversion.options import ConversionOptions
 from rfedge.data.conversion.records import Layout, Source
 from rfedge.data.conversion.survey import Survey, raise_all, survey_source
-from rfedge.data.inspection import CONVERSION_RECORD
+from rfedge.data.dataset_records import CALVIN_HZ, CONVERSION_RECORD
 from rfedge.data.statistics import StatisticsBuilder
 from rfedge.data.writer import write_episode, write_index
 from rfedge.errors import ConfigError, DatasetError, did_you_mean, explain
 
 __all__ = ["CALVIN_HZ", "SOURCE_FORMATS", "ConversionResult", "convert_dataset"]
 
-CALVIN_HZ: Final = 30.0
 _SOURCES: Final[Mapping[str, Callable[[Path, ConversionOptions], Source]]] = {"hdf5": Hdf5Source, "lerobot": LeRobotSource}
 SOURCE_FORMATS: Final = tuple(_SOURCES)
 # CALVIN's longest language segment.
