@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rfedge.benchmarks.chains import MAX_STEPS
 from rfedge.benchmarks.commands import run_rfedge
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.success_report import SuccessReport
 from rfedge.bundle import load_bundle
 from rfedge.errors import ArtifactError, ConfigError, explain
+from rfedge.limits import MAX_STEPS
 
 __all__ = ["VARIANTS", "AblationPlan", "AblationsReport", "TrainedVariant", "Variant", "choose", "measure_ablations"]
 

@@ -12,14 +12,15 @@ from rfedge.benchmarks.machine import Measurement
 from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.statistics import Mean, Proportion, mean_with_interval, proportion
 from rfedge.envs.chains import CHAIN_LENGTH
+from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS
+from rfedge.runtimes.rollout import RolloutRecord
 
 __all__ = [
     "CHAINS_SCHEMA_VERSION",
     "ChainConditions",
     "ChainRecord",
     "ChainReport",
-    "SubtaskRecord",
     "TaskScore",
     "average_length",
     "begun_subtasks",
@@ -32,24 +33,6 @@ __all__ = [
 CHAINS_SCHEMA_VERSION: Final = 1
 
 
-class SubtaskRecord(Record):
-    """One subtask that was begun.
-
-    Attributes:
-        num_steps: control steps run until it was solved or given up.
-        jerk_square_sum: squares of a[t+1] - 2 a[t] + a[t-1] added up over the steps and the six pose components of the
-            executed actions; None in records that are older than the field.
-        call_ms: total of every policy call; None for an agent that does not time itself.
-    """
-
-    task: str
-    instruction: str
-    success: bool
-    num_steps: int
-    jerk_square_sum: float | None = None
-    call_ms: tuple[float, ...] | None = None
-
-
 class ChainRecord(Record):
     """One chain; one line of `chains.jsonl`.
 
@@ -59,7 +42,7 @@ class ChainRecord(Record):
         tasks: all five.
         num_solved: 0 to 5, in a row from the first.
         subtasks: those that were begun: the solved ones and the one that ended the chain.
-        renderer: what drew the images; "none" when the agent did not look.
+        environment: what it was run in; renderer "none" when the agent did not look.
         duration_s: wall-clock time.
     """
 
@@ -67,8 +50,8 @@ class ChainRecord(Record):
     state: dict[str, int | str]
     tasks: tuple[str, ...]
     num_solved: int
-    subtasks: tuple[SubtaskRecord, ...]
-    renderer: str
+    subtasks: tuple[RolloutRecord, ...]
+    environment: EnvironmentIdentity
     duration_s: float
 
 
@@ -106,7 +89,7 @@ class ChainReport(Measurement):
     """The whole document.
 
     Attributes:
-        renderer: what drew the images; more than one name when the run went on elsewhere.
+        renderer: what drew the images.
         average_length: mean number of subtasks solved in a row.
         success_rates: "1" to "5" -> share of the chains with at least that many solved in a row.
         mean_solved_steps: control steps of a solved subtask; None when none was.
@@ -141,19 +124,20 @@ def success_rates(records: Sequence[ChainRecord]) -> dict[str, Proportion]:
     }
 
 
-def begun_subtasks(records: Iterable[ChainRecord]) -> list[SubtaskRecord]:
+def begun_subtasks(records: Iterable[ChainRecord]) -> list[RolloutRecord]:
     """Return every subtask that was begun, chain by chain."""
     return [subtask for record in records for subtask in record.subtasks]
 
 
-def task_scores(subtasks: Iterable[SubtaskRecord]) -> dict[str, TaskScore]:
+def task_scores(subtasks: Iterable[RolloutRecord]) -> dict[str, TaskScore]:
     """Return the score of every task that was begun, in the order of the task ids."""
     total: Counter[str] = Counter()
     solved_steps: dict[str, list[int]] = {}
     for subtask in subtasks:
-        total[subtask.task] += 1
+        task = subtask.task or ""  # every rollout of a measurement has one
+        total[task] += 1
         if subtask.success:
-            solved_steps.setdefault(subtask.task, []).append(subtask.num_steps)
+            solved_steps.setdefault(task, []).append(subtask.num_steps)
     return {
         task: TaskScore(
             success=proportion(len(solved_steps.get(task, ())), total[task]),
@@ -164,7 +148,7 @@ def task_scores(subtasks: Iterable[SubtaskRecord]) -> dict[str, TaskScore]:
     }
 
 
-def mean_solved_steps(subtasks: Iterable[SubtaskRecord]) -> float | None:
+def mean_solved_steps(subtasks: Iterable[RolloutRecord]) -> float | None:
     """Return the mean control steps of the solved subtasks; None when there is none."""
     steps = [subtask.num_steps for subtask in subtasks if subtask.success]
     return float(np.mean(steps)) if steps else None

@@ -25,11 +25,9 @@ import numpy as np
 from rfedge.atomic import atomic_file
 from rfedge.benchmarks.chain_agents import Agent, Subtask
 from rfedge.benchmarks.chain_report import (
-    CHAINS_SCHEMA_VERSION,
     ChainConditions,
     ChainRecord,
     ChainReport,
-    SubtaskRecord,
     average_length,
     begun_subtasks,
     calvin_results,
@@ -40,17 +38,27 @@ from rfedge.benchmarks.chain_report import (
 from rfedge.benchmarks.machine import circumstances
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.record import parse_lines
-from rfedge.benchmarks.rollout_session import RolloutSetup, Simulator, World, close_session, open_session
+from rfedge.benchmarks.rollout_session import (
+    RolloutSetup,
+    Simulator,
+    World,
+    close_session,
+    common_environment,
+    open_session,
+)
 from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.initial_conditions import initial_state
+from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import LANGUAGES, choose_instruction
 from rfedge.errors import ConfigError, did_you_mean, explain
 from rfedge.journal import open_journal, read_journal
+from rfedge.limits import MAX_STEPS
+from rfedge.runtimes.rollout import RolloutRecord
+from rfedge.runtimes.safety import SafetyLimits
 from rfedge.workers import JobRunner, run_jobs
 
 __all__ = [
     "CHAINS_FILE",
-    "MAX_STEPS",
     "REPORT_FILE",
     "RESULTS_FILE",
     "ChainPlan",
@@ -60,10 +68,10 @@ __all__ = [
     "run_chains",
 ]
 
-MAX_STEPS: Final = 360
 CHAINS_FILE: Final = "chains.jsonl"
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.json"
+_JOURNAL_VERSION: Final = 2
 _INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
 
 
@@ -83,6 +91,8 @@ class ChainPlan:
         left_out: sentences of the language that are never drawn.
         max_steps: control steps for each subtask.
         seed: see `Subtask.seed`.
+        limits: what the actions are held to.
+        environment: what the run is compared with was made in; this one must be too. None for none.
     """
 
     make_agent: Callable[[], Agent]
@@ -94,6 +104,8 @@ class ChainPlan:
     left_out: frozenset[str] = frozenset()
     max_steps: int = MAX_STEPS
     seed: int = 0
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    environment: EnvironmentIdentity | None = None
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot run.
@@ -107,6 +119,10 @@ class ChainPlan:
         check_least(1, {"max_steps": self.max_steps}, remedy="Give a larger number.")
         check_least(0, {"seed": self.seed}, remedy="Give a larger number.")
 
+    def setup(self, environment: EnvironmentIdentity | None) -> RolloutSetup:
+        """Return what a process needs, whose rollouts join those made in `environment`."""
+        return RolloutSetup(self.make_agent, self.world, self.max_steps, self.limits, environment)
+
     def words(self) -> dict[str, Any]:
         """Return what a journal says of the instructions beside the name of the language."""
         words: dict[str, Any] = {"instructions": self.instructions and dict(self.instructions)}
@@ -118,12 +134,9 @@ class ChainPlan:
         Raises:
             ConfigError: `instructions` lacks a task.
         """
-        return tuple(
-            self.subtask(task, [self.seed, index, position], chain=index, position=position)
-            for position, task in enumerate(chain.tasks)
-        )
+        return tuple(self.subtask(task, [self.seed, index, position]) for position, task in enumerate(chain.tasks))
 
-    def subtask(self, task: str, entropy: Sequence[int], *, chain: int, position: int) -> Subtask:
+    def subtask(self, task: str, entropy: Sequence[int]) -> Subtask:
         """Return what the agent is told when it is to do `task`; instruction and seed follow from `entropy`.
 
         Raises:
@@ -131,7 +144,7 @@ class ChainPlan:
         """
         instruction = self.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        return Subtask(chain=chain, position=position, task=task, instruction=instruction, seed=seed)
+        return Subtask(instruction=instruction, task=task, seed=seed)
 
     def instruction(self, task: str, rng: np.random.Generator) -> str:
         """Return what the agent is told when it is to do `task`, drawn from `rng` where the language has several.
@@ -175,8 +188,8 @@ def run_chains(
         on_chain: told (chains done, chains in all), at the beginning and after every chain.
 
     Raises:
-        ConfigError: there is nothing to run, an environment, task or agent is not possible, `output` holds another run or
-            something else, or another process runs there.
+        ConfigError: there is nothing to run, an environment, task or agent is not possible, `output` holds another run, one
+            begun in another environment or something else, or another process runs there.
         BackendUnavailableError: the simulator or its renderer is not on this machine.
         ArtifactError: `chains.jsonl` is damaged.
     """
@@ -193,7 +206,7 @@ def run_chains(
         chains_sha256=chains_sha256(chains),
     )
     arguments = {
-        "schema_version": CHAINS_SCHEMA_VERSION,
+        "schema_version": _JOURNAL_VERSION,
         **conditions.model_dump(exclude={"num_chains", "chains_sha256"}),  # a run may go on with more of them
         **plan.words(),
     }
@@ -203,6 +216,7 @@ def run_chains(
         journal = stack.enter_context(open_journal(folder / CHAINS_FILE, arguments))
         done = _parse(journal.records, folder / CHAINS_FILE)
         _check_same_chains(done, chains, folder)
+        environment = common_environment(plan.environment, done.values())
         num_resumed = len(done)
         if on_chain is not None:
             on_chain(len(done), len(jobs))
@@ -212,8 +226,9 @@ def run_chains(
                 # It says when and on what the chains were run; a new one would claim that it was here and now.
                 return before
         stack.callback(close_session)  # of a run in this process
-        call = functools.partial(_run_chain, RolloutSetup(plan.make_agent, plan.world, plan.max_steps))
+        call = functools.partial(_run_chain, plan.setup(environment))
         for _, record in runner(call, [job for job in jobs if job.index not in done], workers):
+            environment = record.environment.check_same(environment)  # workers may run on several machines
             journal.append(record.model_dump(mode="json"))
             done[record.index] = record
             if on_chain is not None:
@@ -222,7 +237,7 @@ def run_chains(
         report = ChainReport(
             **circumstances(),
             conditions=conditions,
-            renderer=", ".join(sorted({record.renderer for record in records})),
+            renderer=records[0].environment.renderer,
             average_length=average_length(records, seed=plan.seed),
             success_rates=success_rates(records),
             tasks=task_scores(begun_subtasks(records)),
@@ -284,7 +299,7 @@ def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:
     environment = session.environment
     begun_s = time.perf_counter()
     environment.restore(*initial_state(job.chain.state, environment.scene))
-    subtasks: list[SubtaskRecord] = []
+    subtasks: list[RolloutRecord] = []
     for subtask in job.subtasks:
         subtasks.append(session.roll_out(subtask))
         if not subtasks[-1].success:
@@ -295,6 +310,6 @@ def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:
         tasks=job.chain.tasks,
         num_solved=sum(subtask.success for subtask in subtasks),
         subtasks=tuple(subtasks),
-        renderer=environment.renderer,
+        environment=session.identity,
         duration_s=time.perf_counter() - begun_s,
     )

@@ -1,27 +1,17 @@
-"""One episode in a simulator: an instruction, a start from which it can be done, a judge, and the rollout between."""
+"""The start of a rollout in a simulator: an instruction, a state from which it can be done, and a judge."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
 
 from rfedge.envs import INSTRUCTIONS, Environment, TaskOracle
+from rfedge.envs.experts import prepare_start
 from rfedge.envs.language import PARAPHRASES
 from rfedge.envs.tasks import check_task
 from rfedge.errors import ConfigError, explain
-from rfedge.runtimes.control import ControlLoop, RolloutResult, StepReport, drive
+from rfedge.runtimes.rollout import Goal
 
-__all__ = ["Goal", "choose_goal", "run_episode"]
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What the policy is told and what it is judged by; without a task nobody judges."""
-
-    instruction: str
-    task: str | None
+__all__ = ["begin_episode", "choose_goal", "judge_of"]
 
 
 def choose_goal(task: str | None, instruction: str | None) -> Goal:
@@ -44,49 +34,23 @@ def choose_goal(task: str | None, instruction: str | None) -> Goal:
     return Goal(instruction=instruction, task=_task_of(instruction))
 
 
-def run_episode(
-    loop: ControlLoop,
-    environment: Environment,
-    goal: Goal,
-    *,
-    seed: int,
-    max_steps: int,
-    instruction: Callable[[], str] | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
-    observe_every_step: bool = False,
-) -> RolloutResult:
-    """Prepare the start, run the goal's instruction and judge it.
+def begin_episode(environment: Environment, goal: Goal, seed: int) -> Callable[[], bool] | None:
+    """Prepare the start number `seed` and return its judge; without a task a random state, and None.
 
     Args:
-        loop: the policy in its loop, which drives `environment`.
         environment: an open one; its present state does not matter.
-        goal: from `choose_goal`.
-        seed: decides the start.
-        max_steps: control steps before giving up.
-        instruction: what the policy is told, asked before every step; None is the goal's own.
-        on_step: told about each step.
-        observe_every_step: render every step for `on_step`.
+        goal: from `choose_goal`, or a task of a measurement.
+        seed: see `rfedge.envs.experts.prepare_start`.
     """
-    success: Callable[[], bool] | None = None
     if goal.task is None:
         environment.restore()
-    else:
-        from rfedge.envs.experts import prepare
-
-        prepare(goal.task, environment, np.random.default_rng(seed))
-        success = _judge(environment, goal.task)
-    return drive(
-        loop,
-        instruction or goal.instruction,
-        max_steps=max_steps,
-        success=success,
-        on_step=on_step,
-        observe_every_step=observe_every_step,
-        seed=seed,
-    )
+        return None
+    prepare_start(goal.task, environment, seed)
+    return judge_of(environment, goal.task)
 
 
-def _judge(environment: Environment, task: str) -> Callable[[], bool]:
+def judge_of(environment: Environment, task: str) -> Callable[[], bool]:
+    """Return what says whether `task` has been done since now."""
     oracle, start = TaskOracle(), environment.info()
     return lambda: oracle.solved(task, start, environment.info())
 

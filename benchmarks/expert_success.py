@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
+
+from rfedge.benchmarks.demonstrations import MAX_FRAMES
+from rfedge.benchmarks.episode import judge_of
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.statistics import Proportion, proportion
-from rfedge.envs import Environment, make_environment
-from rfedge.envs.demonstrations import MAX_FRAMES
-from rfedge.envs.experts import EXPERT_TASKS, ExpertScore, score_expert
+from rfedge.envs import INSTRUCTIONS, Environment, make_environment
+from rfedge.envs.experts import EXPERT_TASKS, prepare_start
 from rfedge.envs.tasks import check_task
 from rfedge.errors import GateError, explain
+from rfedge.limits import MAX_STEPS
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
 from rfedge.workers import run_jobs
 
-__all__ = ["ExpertSuccessPlan", "ExpertSuccessReport", "ExpertTaskScore", "assert_success", "run_expert_success"]
+__all__ = [
+    "ExpertSuccessPlan",
+    "ExpertSuccessReport",
+    "ExpertTaskScore",
+    "assert_success",
+    "roll_out_expert",
+    "run_expert_success",
+]
 
 EXPERT_SUCCESS_SCHEMA_VERSION: Final = 1
 # What the project asks of its experts: nearly always on most tasks, and on none rarely.
@@ -39,14 +52,14 @@ class ExpertSuccessPlan:
         episodes: starts per task, with seeds `seed`, `seed` + 1, ...
         anywhere: whether blocks start anywhere in CALVIN's area, or where one window of 64 frames is enough; see
             `rfedge.envs.experts.prepare`.
-        limit_steps: control steps per start; CALVIN's evaluation allows 360.
+        limit_steps: control steps per start.
     """
 
     env: str = "playtable"
     scene: str = "D"
     tasks: tuple[str, ...] = EXPERT_TASKS
     episodes: int = 50
-    limit_steps: int = 360
+    limit_steps: int = MAX_STEPS
     seed: int = 0
     anywhere: bool = False
 
@@ -113,11 +126,11 @@ def run_expert_success(
         BackendUnavailableError: the simulator is missing.
     """
     started_s = time.perf_counter()
-    scores: dict[str, ExpertScore] = {}
-    for task, score in run_jobs(functools.partial(_score, plan), plan.tasks, workers):
-        scores[task] = score
+    rollouts: dict[str, tuple[RolloutRecord, ...]] = {}
+    for task, found in run_jobs(functools.partial(_roll_out, plan), plan.tasks, workers):
+        rollouts[task] = found
         if on_task is not None:
-            on_task(len(scores), len(plan.tasks))
+            on_task(len(rollouts), len(plan.tasks))
     return ExpertSuccessReport(
         **circumstances(),
         environment=plan.env,
@@ -126,7 +139,7 @@ def run_expert_success(
         limit_steps=plan.limit_steps,
         seed=plan.seed,
         anywhere=plan.anywhere,
-        tasks={task: _summarise(scores[task], plan.seed) for task in plan.tasks},
+        tasks={task: _summarise(rollouts[task]) for task in plan.tasks},
         wall_seconds=time.perf_counter() - started_s,
     )
 
@@ -157,16 +170,33 @@ def _environment(env: str, scene: str) -> Environment:
     return make_environment(env, scene=scene, render=False)
 
 
-def _score(plan: ExpertSuccessPlan, task: str) -> ExpertScore:
-    seeds = range(plan.seed, plan.seed + plan.episodes)
+def roll_out_expert(
+    task: str, environment: Environment, seed: int, *, max_steps: int = MAX_STEPS, anywhere: bool = False
+) -> RolloutRecord:
+    """Run the expert of `task` from its start number `seed`; `anywhere` is explained in `rfedge.envs.experts.prepare`.
+
+    Raises:
+        ConfigError: the task is unknown or has no expert.
+    """
+    expert = prepare_start(task, environment, seed, anywhere=anywhere)
+    loop = ControlLoop(ExpertController(expert, environment), StandingSimulator(environment))
+    goal = Goal(INSTRUCTIONS[task], task)
+    return roll_out(loop, goal, max_steps=max_steps, success=judge_of(environment, task), seed=seed).record
+
+
+def _roll_out(plan: ExpertSuccessPlan, task: str) -> tuple[RolloutRecord, ...]:
     environment = _environment(plan.env, plan.scene)
-    return score_expert(task, environment, seeds, limit_steps=plan.limit_steps, anywhere=plan.anywhere)
+    return tuple(
+        roll_out_expert(task, environment, seed, max_steps=plan.limit_steps, anywhere=plan.anywhere)
+        for seed in range(plan.seed, plan.seed + plan.episodes)
+    )
 
 
-def _summarise(score: ExpertScore, first_seed: int) -> ExpertTaskScore:
+def _summarise(rollouts: Sequence[RolloutRecord]) -> ExpertTaskScore:
+    solved = [rollout.num_steps for rollout in rollouts if rollout.success]
     return ExpertTaskScore(
-        success=proportion(score.solved, len(score.steps)),
-        within_window=sum(step is not None and step <= MAX_FRAMES for step in score.steps),
-        median_steps=score.median_steps if score.solved else None,
-        failed_seeds=tuple(first_seed + index for index, step in enumerate(score.steps) if step is None),
+        success=proportion(len(solved), len(rollouts)),
+        within_window=sum(num_steps <= MAX_FRAMES for num_steps in solved),
+        median_steps=float(np.median(solved)) if solved else None,
+        failed_seeds=tuple(rollout.seed or 0 for rollout in rollouts if not rollout.success),
     )

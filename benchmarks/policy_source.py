@@ -1,23 +1,27 @@
-"""Where a run's policy comes from, a bundle here or a server elsewhere, and what a report says of it."""
+"""Where a run's policy comes from, a bundle here or a server elsewhere, its loop, and what a report says of it."""
 
 from __future__ import annotations
 
 import logging
 import math
 import ssl
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from rfedge.benchmarks.chain_agents import Agent
 from rfedge.errors import ConfigError, explain
 from rfedge.runtimes.base import RuntimeSettings
+from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, make_controller
+from rfedge.runtimes.modes import Controller
 from rfedge.runtimes.policy import EdgePolicy
 from rfedge.runtimes.policy_step import Policy
+from rfedge.runtimes.registry import DEFAULT_BACKEND
 from rfedge.runtimes.server_client import RemotePolicy
 
-__all__ = ["OpenedPolicy", "PolicyChoice", "ServerAddress", "check_source", "open_policy"]
+__all__ = ["OpenedPolicy", "PolicyChoice", "PolicyLoop", "ServerAddress", "check_source", "open_policy"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +73,50 @@ class OpenedPolicy:
     settings: dict[str, str]
     forced_past: tuple[str, ...]
     cancel: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoop:
+    """A bundle in a loop that does not depend on time; what measures or records demonstrations opens it in each worker.
+
+    Attributes:
+        bundle: folder written by `rfedge export`.
+        mode, execute_steps: see `rfedge.runtimes.controllers.choose_loop`.
+        ensemble: decay of a temporal ensemble, or None.
+        backend: of the bundle.
+        settings: one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every
+            machine.
+    """
+
+    bundle: Path
+    mode: str | None = None
+    execute_steps: int | None = None
+    ensemble: float | None = None
+    backend: str = DEFAULT_BACKEND
+    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
+
+    def open(self) -> tuple[EdgePolicy, Controller]:
+        """Load the bundle and put it into its loop; closing the policy frees both.
+
+        Raises:
+            ArtifactError: the bundle cannot be loaded.
+            ConfigError: mode, steps or ensemble do not fit the policy.
+            BackendUnavailableError: the backend's library is not on this machine.
+        """
+        policy = EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
+        try:
+            return policy, make_controller(
+                policy, self.mode, self.execute_steps, ensemble=self.ensemble, modes=SYNCHRONOUS_MODES
+            )
+        except BaseException:
+            policy.close()
+            raise
+
+    def __call__(self) -> Agent:
+        """Open it as what acts in tasks; it sees frames and the instruction, and neither states nor the task's name."""
+        with _without_warnings("rfedge.runtimes.modes"):  # of the time base: whoever asks for other steps is told once
+            _, controller = self.open()
+        return lambda subtask, environment: controller
 
 
 class PolicyChoice(Protocol):
@@ -180,3 +228,14 @@ def _client_tls(server: ServerAddress) -> ssl.SSLContext | None:
                 remedy="Check --server-certificate.",
             )
         ) from None
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    source = logging.getLogger(name)
+    level = source.level
+    source.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        source.setLevel(level)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
+from rfedge.benchmarks.chain_agents import Agent, Subtask
+from rfedge.benchmarks.episode import judge_of
+from rfedge.envs import Environment, make_environment
+from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.rollout import RolloutRecord, StandingSimulator, roll_out
+from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
 
-from rfedge.benchmarks.chain_agents import Agent, Subtask, TimedAgent
-from rfedge.benchmarks.chain_report import SubtaskRecord
-from rfedge.envs import Environment, TaskOracle, make_environment
-from rfedge.envs.interface import Float64Array
-from rfedge.messages import POSE_SIZE
-
-__all__ = ["RolloutSession", "RolloutSetup", "Simulator", "World", "close_session", "open_session"]
+__all__ = [
+    "RolloutSession",
+    "RolloutSetup",
+    "Simulator",
+    "World",
+    "close_session",
+    "common_environment",
+    "open_session",
+]
 
 
 class World(Protocol):
@@ -59,54 +67,84 @@ class Simulator:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSetup:
-    """What a process needs to run tasks; `max_steps` are control steps for each."""
+    """What a process needs to run tasks.
+
+    Attributes:
+        max_steps: control steps for each task.
+        limits: what the actions are held to.
+        environment: what earlier rollouts of the run were made in; None for the first.
+    """
 
     make_agent: Callable[[], Agent]
     world: World
     max_steps: int
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    environment: EnvironmentIdentity | None = None
 
 
 class RolloutSession:
-    """One environment and one agent, opened when they are first needed: a finished run needs neither."""
+    """One environment and one agent, opened when they are first needed: a finished run needs neither.
+
+    Attributes:
+        identity: of the environment, once it is open.
+    """
+
+    identity: EnvironmentIdentity
 
     def __init__(self, setup: RolloutSetup) -> None:
         self._setup = setup
-        self._oracle = TaskOracle()
 
     @functools.cached_property
     def environment(self) -> Environment:
-        """The environment, open."""
-        return self._setup.world.open()
+        """The environment, open.
+
+        Raises:
+            ConfigError: it is another than that of the run's earlier rollouts.
+        """
+        environment = self._setup.world.open()
+        try:
+            self.identity = EnvironmentIdentity.of(self._setup.world.name, environment).check_same(self._setup.environment)
+        except BaseException:
+            environment.close()
+            raise
+        return environment
 
     @functools.cached_property
     def _agent(self) -> Agent:
         return self._setup.make_agent()
 
-    def roll_out(self, subtask: Subtask) -> SubtaskRecord:
-        """Let the agent work on a task from the present state, until it is done or out of steps."""
-        environment, agent = self.environment, self._agent
-        agent.begin(subtask, environment)
-        start = environment.info()
-        actions: list[Float64Array] = []
-        solved = False
-        while not solved and len(actions) < self._setup.max_steps:
-            actions.append(agent.act(environment))
-            environment.advance(actions[-1])
-            solved = self._oracle.solved(subtask.task, start, environment.info())
-        jerks = np.diff(np.stack(actions)[:, :POSE_SIZE], n=2, axis=0)
-        return SubtaskRecord(
-            task=subtask.task,
-            instruction=subtask.instruction,
-            success=solved,
-            num_steps=len(actions),
-            jerk_square_sum=float(np.square(jerks).sum()),
-            call_ms=agent.call_ms if isinstance(agent, TimedAgent) else None,
+    def roll_out(self, subtask: Subtask, *, seed: int | None = None) -> RolloutRecord:
+        """Let the agent work on a task from the present state, start number `seed` if it is one, until it is done or out of
+        steps.
+        """
+        environment = self.environment
+        loop = ControlLoop(
+            self._agent(subtask, environment), StandingSimulator(environment), guard=SafetyGuard(self._setup.limits)
         )
+        judge = judge_of(environment, subtask.task)
+        return roll_out(loop, subtask, max_steps=self._setup.max_steps, success=judge, seed=seed).record
 
     def close(self) -> None:
         """Close the environment, if it was opened."""
         if "environment" in vars(self):
             self.environment.close()
+
+
+class _Made(Protocol):
+    @property
+    def environment(self) -> EnvironmentIdentity:
+        """What a record was made in."""
+
+
+def common_environment(before: EnvironmentIdentity | None, records: Iterable[_Made]) -> EnvironmentIdentity | None:
+    """Return what all records were made in, and `before` with them; None where there is nothing yet.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    for record in records:
+        before = record.environment.check_same(before)
+    return before
 
 
 _open: dict[RolloutSetup, RolloutSession] = {}

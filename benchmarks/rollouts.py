@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from rfedge.benchmarks.episode import Goal, choose_goal, run_episode
+from rfedge.benchmarks.episode import begin_episode, choose_goal
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.policy_source import ServerAddress, check_source, open_policy
 from rfedge.benchmarks.record import Record
@@ -25,24 +25,26 @@ from rfedge.benchmarks.statistics import Summary, summarise
 from rfedge.conventions import conventions_of
 from rfedge.envs import Environment, make_environment
 from rfedge.errors import ConfigError, explain
+from rfedge.limits import MAX_STEPS
 from rfedge.runtimes.base import RuntimeSettings
 from rfedge.runtimes.clock import Pace, RateKeeper
-from rfedge.runtimes.control import STOPPED, ControlLoop, RolloutResult, StepReport
-from rfedge.runtimes.controllers import make_controller, played_steps
+from rfedge.runtimes.control import STOPPED, ControlLoop, StepReport
+from rfedge.runtimes.controllers import choose_loop, make_controller
 from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.modes import Controller
 from rfedge.runtimes.policy import STAGES, EdgePolicy
 from rfedge.runtimes.registry import DEFAULT_BACKEND
 from rfedge.runtimes.robot import SimulatedRobot
+from rfedge.runtimes.rollout import Goal, Rollout, RolloutRecord, roll_out
 from rfedge.runtimes.run_record import RecordedPace, RunRecord, StepLine
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
 from rfedge.runtimes.sampling.sampler import Sampler
 from rfedge.runtimes.scheduling import check_priority
 from rfedge.runtimes.stopping import StopRequest
 
-__all__ = ["EpisodeRecord", "RolloutPlan", "RolloutReport", "run_rollouts"]
+__all__ = ["RolloutPlan", "RolloutReport", "run_rollouts"]
 
-ROLLOUT_SCHEMA_VERSION: Final = 2
+ROLLOUT_SCHEMA_VERSION: Final = 3
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class RolloutPlan:
 
     Attributes:
         bundle, server: where the policy is, one of the two; a run with a server always holds the rate.
-        execute_steps: see `rfedge.runtimes.controllers.played_steps`.
+        mode, execute_steps: see `rfedge.runtimes.controllers.choose_loop`.
         ensemble: decay of a temporal ensemble, or None.
         task, instruction: at least one of them; see `rfedge.benchmarks.episode.choose_goal`.
-        seed: of the first episode; the next have seed + 1, seed + 2, ...
+        seed: of the first episode's start, see `rfedge.envs.experts.prepare_start`; the next have seed + 1, seed + 2, ...
         realtime: hold the control rate; overlapped mode and a `rate_hz` mean it anyway.
         rate_hz: control steps per second; None is the policy's own times `speed`, and another one is refused.
         speed: share of the policy's own rate, for slow or fast motion on the wall clock.
@@ -71,7 +73,7 @@ class RolloutPlan:
     """
 
     bundle: Path | None = None
-    mode: str = "closed-loop"
+    mode: str | None = None
     execute_steps: int | None = None
     ensemble: float | None = None
     env: str = "playtable"
@@ -79,7 +81,7 @@ class RolloutPlan:
     task: str | None = None
     instruction: str | None = None
     episodes: int = 1
-    max_steps: int = 120
+    max_steps: int = MAX_STEPS
     seed: int = 0
     realtime: bool = False
     rate_hz: float | None = None
@@ -140,25 +142,6 @@ class RolloutPlan:
         return asked or self.mode == "overlapped" or self.server is not None
 
 
-class EpisodeRecord(Record):
-    """One episode; `success` is None when nobody could judge it, the rest as in `rfedge.runtimes.control.LoopSummary`."""
-
-    seed: int
-    success: bool | None
-    num_steps: int
-    num_inferences: int
-    num_late: int
-    num_skipped: int
-    max_lag_ms: float
-    ended: str
-    num_missed: int
-    num_starved: int
-    num_unavailable: int
-    num_starting: int
-    interventions: dict[str, int]
-    max_age_ms: float
-
-
 class RolloutReport(Record):
     """The whole run.
 
@@ -194,7 +177,7 @@ class RolloutReport(Record):
     stopped_by: str | None
     task: str | None
     instruction: str
-    episodes: tuple[EpisodeRecord, ...]
+    episodes: tuple[RolloutRecord, ...]
     per_call_ms: dict[str, Summary]
     mean_per_control_step_ms: dict[str, float]
     resources: ResourceRecord | None = None
@@ -242,10 +225,12 @@ def run_rollouts(
     with ExitStack() as stack:
         sampler = stack.enter_context(Sampler()) if plan.resources and record is None else None
         opened = open_policy(stack, plan, on_load)
+        mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
+        plan = replace(plan, mode=mode, execute_steps=execute_steps)
         controller = make_controller(
             opened.policy,
-            plan.mode,
-            plan.execute_steps,
+            mode,
+            execute_steps,
             ensemble=plan.ensemble,
             arrivals=None if record is None else record.arrivals(),
         )
@@ -254,16 +239,16 @@ def run_rollouts(
         environment = stack.enter_context(make_environment(plan.env, scene=plan.scene, seed=plan.seed))
         run = _Run(plan, goal, controller, environment, stop or StopRequest(), record, on_step, opened.cancel)
         stack.enter_context(run.files())
-        results = run.episodes()
-        num_actions = sum(len(result.actions) for result in results)
+        rollouts = run.episodes()
+        num_actions = sum(len(rollout.actions) for rollout in rollouts)
         return RolloutReport(
             bundle=opened.source,
             policy=opened.name,
             precision=opened.precision,
             forced_past=opened.forced_past,
             settings=opened.settings,
-            mode=plan.mode,
-            execute_steps=played_steps(opened.policy, plan.mode, plan.execute_steps),
+            mode=mode,
+            execute_steps=execute_steps,
             environment=plan.env,
             scene=plan.scene,
             renderer=environment.renderer,
@@ -274,10 +259,10 @@ def run_rollouts(
             stopped_by=run.stop.reason,
             task=goal.task,
             instruction=goal.instruction,
-            episodes=tuple(_record(result, plan.seed + index) for index, result in enumerate(results)),
-            per_call_ms={stage: summarise(np.array(samples)) for stage in STAGES if (samples := _gather(results, stage))},
+            episodes=tuple(rollout.record for rollout in rollouts),
+            per_call_ms={stage: summarise(np.array(samples)) for stage in STAGES if (samples := _gather(rollouts, stage))},
             mean_per_control_step_ms={
-                stage: sum(samples) / num_actions for stage in STAGES if (samples := _gather(results, stage))
+                stage: sum(samples) / num_actions for stage in STAGES if (samples := _gather(rollouts, stage))
             },
             resources=None if sampler is None else ResourceRecord.of(sampler.summary(), num_actions),
             record_error=run.record_error,
@@ -331,9 +316,7 @@ class _Run:
         header = None
         if plan.record is not None and plan.bundle is not None:
             asked = TypeAdapter(RolloutPlan).dump_python(plan, mode="json")
-            header = run_header(
-                plan.bundle, mode=plan.mode, plan=asked, environment=environment, name=plan.env, rate_hz=self.rate_hz
-            )
+            header = run_header(plan.bundle, plan=asked, environment=environment, name=plan.env, rate_hz=self.rate_hz)
         with RunFiles.open(
             film=plan.video,
             film_hz=self.rate_hz or environment.control_hz,
@@ -344,18 +327,18 @@ class _Run:
         ) as self._files:
             yield
 
-    def episodes(self) -> list[RolloutResult]:
+    def episodes(self) -> list[Rollout]:
         """Run them all, or until somebody asks to stop."""
         count = self._plan.episodes if self._record is None else len(self._record.episodes)
-        results: list[RolloutResult] = []
+        rollouts: list[Rollout] = []
         for episode in range(count):
-            results.append(self._episode(episode))
-            if self.stop.reason is not None or results[-1].summary.ended in STOPPED:
+            rollouts.append(self._episode(episode))
+            if self.stop.reason is not None or rollouts[-1].record.ended in STOPPED:
                 break
         self._files.write_film()
-        return results
+        return rollouts
 
-    def _episode(self, episode: int) -> RolloutResult:
+    def _episode(self, episode: int) -> Rollout:
         plan, goal = self._plan, self._goal
         seed, max_steps = plan.seed + episode, plan.max_steps
         pace: Pace | None = None if self.rate_hz is None else RateKeeper(self.rate_hz)
@@ -386,18 +369,18 @@ class _Run:
                 self._on_step(episode, step)
 
         with self._files.episode(episode, seed=seed, instruction=goal.instruction):
-            result = run_episode(
+            rollout = roll_out(
                 loop,
-                self._environment,
                 goal,
-                seed=seed,
                 max_steps=max_steps,
+                success=begin_episode(self._environment, goal, seed),
                 instruction=instruction,
                 on_step=record_step,
                 observe_every_step=self._sees_every_step,
+                seed=seed,
             )
-        self._files.end_episode(result.summary)
-        return result
+        self._files.end_episode(rollout.record)
+        return rollout
 
 
 def _told_instructions(steps: Sequence[StepLine], first: str) -> Callable[[], str]:
@@ -414,25 +397,5 @@ def _told_instructions(steps: Sequence[StepLine], first: str) -> Callable[[], st
     return tell
 
 
-def _gather(results: Iterable[RolloutResult], stage: str) -> list[float]:
-    return [duration_ms for result in results for duration_ms in result.timings_ms.get(stage, ())]
-
-
-def _record(result: RolloutResult, seed: int) -> EpisodeRecord:
-    summary = result.summary
-    return EpisodeRecord(
-        seed=seed,
-        success=summary.success,
-        num_steps=summary.num_steps,
-        num_inferences=summary.num_inferences,
-        num_late=result.num_late,
-        num_skipped=result.num_skipped,
-        max_lag_ms=summary.max_lag_s * 1000,
-        ended=summary.ended,
-        num_missed=summary.num_missed,
-        num_starved=summary.num_starved,
-        num_unavailable=summary.num_unavailable,
-        num_starting=summary.num_starting,
-        interventions=summary.interventions,
-        max_age_ms=summary.max_age_ms,
-    )
+def _gather(rollouts: Iterable[Rollout], stage: str) -> list[float]:
+    return [duration_ms for rollout in rollouts for duration_ms in rollout.timings_ms.get(stage, ())]

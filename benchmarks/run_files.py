@@ -94,14 +94,13 @@ class RunFiles:
 
 
 def run_header(
-    bundle: Path, *, mode: str, plan: dict[str, Any], environment: Environment, name: str, rate_hz: float | None
+    bundle: Path, *, plan: dict[str, Any], environment: Environment, name: str, rate_hz: float | None
 ) -> RunHeader:
     """Return the first line of a record.
 
     Args:
         bundle: folder of what runs.
-        mode: its loop.
-        plan: all that was asked for, as JSON values.
+        plan: all that was asked for, as JSON values, its loop's mode among them.
         environment: what is driven, opened under `name`.
         rate_hz: the rate that is held, or None.
     """
@@ -109,7 +108,7 @@ def run_header(
         recorded_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         bundle=str(bundle.resolve()),
         manifest_sha256=hash_file(bundle / MANIFEST_NAME),
-        mode=mode,
+        mode=plan["mode"],
         plan=plan,
         environment={
             "name": name,

@@ -10,54 +10,64 @@ from pathlib import Path
 from typing import Final
 
 from rfedge.benchmarks.chain_agents import Subtask
-from rfedge.benchmarks.chain_report import SubtaskRecord
 from rfedge.benchmarks.chains import ChainPlan
 from rfedge.benchmarks.plan import check_least
 from rfedge.benchmarks.record import Record, parse_lines
-from rfedge.benchmarks.rollout_session import RolloutSetup, close_session, open_session
+from rfedge.benchmarks.rollout_session import RolloutSetup, close_session, common_environment, open_session
 from rfedge.envs.experts import prepare_start
+from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError, explain
 from rfedge.journal import open_journal
+from rfedge.runtimes.rollout import RolloutRecord
 from rfedge.workers import JobRunner, run_jobs
 
-__all__ = ["TRIALS_FILE", "TrialRecord", "run_trials", "trial_subtasks"]
+__all__ = ["TRIALS_FILE", "Trial", "TrialRecord", "make_trials", "run_trials"]
 
 TRIALS_FILE: Final = "trials.jsonl"
-_TRIALS_SCHEMA_VERSION: Final = 1
+_TRIALS_SCHEMA_VERSION: Final = 2
 
 
 class TrialRecord(Record):
-    """One start of one task; one line of `trials.jsonl`.
+    """One start of one task, whose number is `rollout.seed`; one line of `trials.jsonl`.
 
     Attributes:
-        start: seed of the start, see `rfedge.envs.experts.prepare_start`.
         num_workers: processes that ran beside each other.
         duration_s: wall-clock time, the preparation left out.
     """
 
-    start: int
-    subtask: SubtaskRecord
-    renderer: str
+    rollout: RolloutRecord
+    environment: EnvironmentIdentity
     num_workers: int
     duration_s: float
 
+    @property
+    def key(self) -> tuple[str | None, int | None]:
+        """Task and start."""
+        return self.rollout.task, self.rollout.seed
+
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    start: int
+class Trial:
+    """A task and the number of the start it is done from, see `rfedge.envs.experts.prepare_start`."""
+
     subtask: Subtask
-    num_workers: int
+    start: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Task and start."""
+        return self.subtask.task, self.start
 
 
-def trial_subtasks(plan: ChainPlan, starts_per_task: int, tasks: Sequence[str] = TASKS) -> tuple[Subtask, ...]:
-    """Return what the agent is told, task by task; the `chain` of each is the seed of its start.
+def make_trials(plan: ChainPlan, starts_per_task: int, tasks: Sequence[str] = TASKS) -> tuple[Trial, ...]:
+    """Return what is run, task by task.
 
     Raises:
         ConfigError: a task is unknown, or the plan's own instructions lack it.
     """
     return tuple(
-        plan.subtask(check_task(task), [TASKS.index(task), start], chain=start, position=0)
+        Trial(plan.subtask(check_task(task), [TASKS.index(task), start]), start)
         for task in tasks
         for start in range(plan.seed, plan.seed + starts_per_task)
     )
@@ -89,13 +99,13 @@ def run_trials(
         Task by task, in the order of the starts.
 
     Raises:
-        ConfigError: there is nothing to run, a task, an environment or the agent is not possible, or `output` holds
-            another run or something else, or another process runs there.
+        ConfigError: there is nothing to run, a task, an environment or the agent is not possible, `output` holds another
+            run, one begun in another environment or something else, or another process runs there.
         BackendUnavailableError: the simulator or its renderer is not on this machine.
         ArtifactError: `trials.jsonl` is damaged.
     """
     check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")
-    jobs = [_Job(subtask.chain, subtask, workers) for subtask in trial_subtasks(plan, starts_per_task, tasks)]
+    trials = make_trials(plan, starts_per_task, tasks)
     arguments = {
         "schema_version": _TRIALS_SCHEMA_VERSION,
         "environment": plan.world.name,
@@ -109,32 +119,31 @@ def run_trials(
     }
     path = output / TRIALS_FILE
     with open_journal(path, arguments) as journal:
-        done = {
-            (record.subtask.task, record.start): record
-            for record in parse_lines(TrialRecord, journal.records, path, what="start")
-        }
-        _check_no_more(done, plan.seed + starts_per_task - 1, output)
+        done = {record.key: record for record in parse_lines(TrialRecord, journal.records, path, what="start")}
+        _check_no_more(done.values(), plan.seed + starts_per_task - 1, output)
         if on_trial is not None:
-            on_trial(len(done), len(jobs))
-        call = functools.partial(_run_trial, RolloutSetup(plan.make_agent, plan.world, plan.max_steps))
+            on_trial(len(done), len(trials))
+        environment = common_environment(plan.environment, done.values())
+        call = functools.partial(_run_trial, plan.setup(environment), workers)
         try:
-            for _, record in runner(call, [job for job in jobs if (job.subtask.task, job.start) not in done], workers):
+            for _, record in runner(call, [trial for trial in trials if trial.key not in done], workers):
+                environment = record.environment.check_same(environment)  # workers may run on several machines
                 journal.append(record.model_dump(mode="json"))
-                done[record.subtask.task, record.start] = record
+                done[record.key] = record
                 if on_trial is not None:
-                    on_trial(len(done), len(jobs))
+                    on_trial(len(done), len(trials))
         finally:
             close_session()  # of a run in this process
-    return tuple(done[job.subtask.task, job.start] for job in jobs)
+    return tuple(done[trial.key] for trial in trials)
 
 
-def _check_no_more(done: Iterable[tuple[str, int]], last: int, folder: Path) -> None:
+def _check_no_more(done: Iterable[TrialRecord], last: int, folder: Path) -> None:
     """Refuse a folder that holds starts beyond the last one asked for.
 
     Raises:
         ConfigError: it does.
     """
-    num_more = max((start for _, start in done), default=last) - last
+    num_more = max((record.rollout.seed or 0 for record in done), default=last) - last
     if num_more > 0:
         raise ConfigError(
             explain(
@@ -146,15 +155,14 @@ def _check_no_more(done: Iterable[tuple[str, int]], last: int, folder: Path) -> 
         )
 
 
-def _run_trial(setup: RolloutSetup, job: _Job) -> TrialRecord:
+def _run_trial(setup: RolloutSetup, num_workers: int, trial: Trial) -> TrialRecord:
     session = open_session(setup)
-    prepare_start(job.subtask.task, session.environment, job.start)
+    prepare_start(trial.subtask.task, session.environment, trial.start)
     begun_s = time.perf_counter()
-    subtask = session.roll_out(job.subtask)
+    rollout = session.roll_out(trial.subtask, seed=trial.start)
     return TrialRecord(
-        start=job.start,
-        subtask=subtask,
-        renderer=session.environment.renderer,
-        num_workers=job.num_workers,
+        rollout=rollout,
+        environment=session.identity,
+        num_workers=num_workers,
         duration_s=time.perf_counter() - begun_s,
     )

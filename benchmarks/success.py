@@ -22,16 +22,17 @@ from rfedge.benchmarks.chain_report import ChainRecord
 from rfedge.benchmarks.chains import read_chains, run_chains
 from rfedge.benchmarks.machine import circumstances
 from rfedge.benchmarks.plan import check_least
-from rfedge.benchmarks.single_tasks import TrialRecord, run_trials, trial_subtasks
+from rfedge.benchmarks.single_tasks import TrialRecord, make_trials, run_trials
 from rfedge.benchmarks.success_plan import ENRICHED, RowPlan, SuccessPlan, describe_policies, lay_out
 from rfedge.benchmarks.success_report import PolicyRecord, SuccessConditions, SuccessReport, SuccessRow
 from rfedge.benchmarks.success_rows import RowRecords, chain_result, jerk, kind_of, pair, single_task_result, timings
 from rfedge.bundle import load_bundle
 from rfedge.envs.chains import Chain, chains_sha256
-from rfedge.envs.interface import CONTROL_HZ
+from rfedge.envs.interface import CONTROL_HZ, EnvironmentIdentity
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS
 from rfedge.errors import ConfigError, ContractError, explain
 from rfedge.policies import bundle_name
+from rfedge.runtimes.modes import warn_of_time_base
 from rfedge.runtimes.text import InstructionEncoder, open_encoder
 from rfedge.workers import JobRunner, run_jobs
 
@@ -67,7 +68,8 @@ def run_success(
         on_progress: told (chains and starts done, chains and starts in all) over all rows together.
 
     Raises:
-        ConfigError: the plan has nothing to run or something that is not possible, or `output` holds another run.
+        ConfigError: the plan has nothing to run or something that is not possible, or `output` holds another run, or one
+            begun in another environment.
         ArtifactError: a bundle or a journal in `output` is damaged.
         ContractError: a bundle does not know an instruction.
         BackendUnavailableError: the simulator, its renderer or the backend is not on this machine.
@@ -78,6 +80,9 @@ def run_success(
     plan = dataclasses.replace(plan, left_out=plan.left_out | _unknown_sentences(plan))
     rows, not_possible = lay_out(plan, policies)
     _check_words(plan, rows, chains)
+    if not plan.skip_impossible:  # whoever wants all numbers of steps knows
+        for steps, stride in dict.fromkeys((row.execute_steps, row.policy.frame_stride) for row in rows):
+            warn_of_time_base(steps, stride)
     conditions = SuccessConditions(
         environment=plan.worlds[0].name,
         mode=plan.mode,
@@ -136,12 +141,13 @@ class _Work:
         self._workers = workers
         self._runner = runner
         self._on_progress = on_progress
+        self._environment: EnvironmentIdentity | None = None  # of all rows: those of others say nothing about each other
         self._num_done = 0
         self._num_jobs = num_rows * (len(chains) + plan.starts_per_task * len(plan.tasks))
 
     def run(self, row: RowPlan) -> RowRecords:
         """Run what is left of a row and return all of it."""
-        plan, chain_plan = self._plan, row.chain_plan(self._plan)
+        plan, chain_plan = self._plan, row.chain_plan(self._plan, self._environment)
         chains: tuple[ChainRecord, ...] = ()
         trials: tuple[TrialRecord, ...] = ()
         num_workers = 0
@@ -151,6 +157,7 @@ class _Work:
                 chain_plan, self._chains, path, workers=self._workers, runner=self._runner, on_chain=self._counter()
             )
             chains, num_workers = read_chains(path), report.num_workers
+            chain_plan = dataclasses.replace(chain_plan, environment=chains[0].environment)
         if plan.starts_per_task:
             trials = run_trials(
                 chain_plan,
@@ -161,7 +168,9 @@ class _Work:
                 runner=self._runner,
                 on_trial=self._counter(),
             )
-        return RowRecords(chains, trials, max([num_workers, *(trial.num_workers for trial in trials)]))
+        records = RowRecords(chains, trials, max([num_workers, *(trial.num_workers for trial in trials)]))
+        self._environment = records.environment
+        return records
 
     def _counter(self) -> Callable[[int, int], None]:
         """Return what counts the jobs of one run into those of all rows; its first call tells what was there before."""
@@ -204,7 +213,7 @@ def _check_words(plan: SuccessPlan, rows: Sequence[RowPlan], chains: Sequence[Ch
     for row in rows:
         chain_plan = row.chain_plan(plan)
         subtasks = [subtask for index, chain in enumerate(chains) for subtask in chain_plan.subtasks(index, chain)]
-        subtasks.extend(trial_subtasks(chain_plan, plan.starts_per_task, plan.tasks))
+        subtasks.extend(trial.subtask for trial in make_trials(chain_plan, plan.starts_per_task, plan.tasks))
         told.setdefault(row.policy.path, set()).update(subtask.instruction for subtask in subtasks)
     for path, instructions in told.items():
         encode = open_encoder(load_bundle(Path(path), verify=False))
@@ -233,7 +242,8 @@ def _summarise(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan)
         num_control_steps=records.num_control_steps,
         rollout_seconds=records.duration_s,
         num_workers=records.num_workers,
-        renderer=records.renderer,
+        renderer=records.environment.renderer,
+        interventions=records.interventions,
     )
 
 

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, get_args
 
 from rfedge.backbone_stages import summarise_blocks
-from rfedge.benchmarks.chain_agents import Agent, ControllerAgent
-from rfedge.benchmarks.chains import MAX_STEPS, ChainPlan, Simulator, World
+from rfedge.benchmarks.chains import ChainPlan, Simulator, World
 from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.policy_source import PolicyLoop
 from rfedge.benchmarks.success_report import Kind, NotPossible, PolicyRecord
 from rfedge.benchmarks.success_rows import kind_of
 from rfedge.bundle import MANIFEST_NAME, hash_file, load_bundle
+from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS
 from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.limits import MAX_STEPS
 from rfedge.policies import bundle_name
 from rfedge.runtimes.base import RuntimeSettings
-from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, make_controller
+from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.modes import check_execute_steps
-from rfedge.runtimes.policy import EdgePolicy
 from rfedge.runtimes.registry import DEFAULT_BACKEND
 
-__all__ = ["ENRICHED", "PolicyAgentFactory", "RowPlan", "SuccessPlan", "describe_policies", "lay_out"]
+__all__ = ["ENRICHED", "RowPlan", "SuccessPlan", "describe_policies", "lay_out"]
 
 ENRICHED: Final = "enriched"
 
@@ -40,9 +39,8 @@ class SuccessPlan:
         labels: what rows call each bundle; empty takes the precision, with the name of the folder or of the shipped policy
             where that is not unique.
         trained_on: what to say of the training data of each, see `PolicyRecord`; empty says what the bundles do.
-        execute_steps: control steps per policy call, each of them for every bundle.
-        mode: of `rfedge.runtimes.controllers`; None takes jump-step where the steps are the bundle's own stride above 1,
-            else closed-loop for 1 and open-loop for more.
+        execute_steps: control steps per policy call, each of them for every bundle; empty for what each was trained for.
+        mode: see `rfedge.runtimes.controllers.choose_loop`.
         ensembles: decays of a temporal ensemble, each of them for every row whose chunks overlap, see
             `rfedge.runtimes.ensembling`; None plays the newest chunk. Rows whose chunks do not overlap have no choice.
         worlds: one a scene.
@@ -63,7 +61,7 @@ class SuccessPlan:
     bundles: tuple[Path, ...]
     labels: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = ()
-    execute_steps: tuple[int, ...] = (1,)
+    execute_steps: tuple[int, ...] = ()
     mode: str | None = None
     ensembles: tuple[float | None, ...] = (None,)
     worlds: tuple[World, ...] = (Simulator(),)
@@ -82,12 +80,11 @@ class SuccessPlan:
         """Refuse a plan that cannot run.
 
         Raises:
-            ConfigError: there is no bundle or no number of steps, something is listed twice, the mode is unknown, or there
-                are not as many labels as bundles, or there is no such kind of row.
+            ConfigError: there is no bundle, a number of steps is below 1, something is listed twice, a mode or kind of row
+                is unknown, or there are not as many labels as bundles.
         """
-        check_least(1, {"bundles": len(self.bundles), "execute_steps": len(self.execute_steps)}, remedy="Name one.")
-        check_least(1, {"execute_steps": min(self.execute_steps)})
-        check_least(1, {"ensembles": len(self.ensembles)}, remedy="Name one.")
+        check_least(1, {"bundles": len(self.bundles), "ensembles": len(self.ensembles)}, remedy="Name one.")
+        check_least(1, {"execute_steps": min(self.execute_steps, default=1)})
         check_least(0, {"single_tasks": self.starts_per_task, "seed": self.seed})
         if self.mode is not None and self.mode not in SYNCHRONOUS_MODES:
             expected = did_you_mean(self.mode, SYNCHRONOUS_MODES)
@@ -121,32 +118,6 @@ class SuccessPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyAgentFactory:
-    """Loads a bundle and puts it into its loop: once in every worker."""
-
-    bundle: Path
-    mode: str
-    execute_steps: int
-    ensemble: float | None
-    backend: str
-    settings: RuntimeSettings
-
-    def __call__(self) -> Agent:
-        """Load it.
-
-        Raises:
-            ArtifactError: the bundle cannot be loaded.
-            ConfigError: mode, steps or ensemble do not fit the policy.
-            BackendUnavailableError: the backend's library is not on this machine.
-        """
-        policy = EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
-        with _without_warnings("rfedge.runtimes.modes"):  # that the time base is another one is the row's `kind`
-            return ControllerAgent(
-                make_controller(policy, self.mode, self.execute_steps, ensemble=self.ensemble, modes=SYNCHRONOUS_MODES)
-            )
-
-
-@dataclass(frozen=True, slots=True)
 class RowPlan:
     """What is run in one row; `reference` is the row it is paired with, or None."""
 
@@ -169,8 +140,8 @@ class RowPlan:
         """What its folder is called; unique in a plan."""
         return _as_folder_name(self.name)
 
-    def chain_plan(self, plan: SuccessPlan) -> ChainPlan:
-        """Return what runs it."""
+    def chain_plan(self, plan: SuccessPlan, environment: EnvironmentIdentity | None = None) -> ChainPlan:
+        """Return what runs it; it must be in `environment`, where other rows have been."""
         facts = {
             "manifest_sha256": self.policy.manifest_sha256,
             "mode": self.mode,
@@ -182,7 +153,7 @@ class RowPlan:
             facts["ensemble"] = f"{self.ensemble:g}"
         bundle = Path(self.policy.path).resolve()  # a worker elsewhere has another working folder
         return ChainPlan(
-            make_agent=PolicyAgentFactory(bundle, self.mode, self.execute_steps, self.ensemble, plan.backend, plan.settings),
+            make_agent=PolicyLoop(bundle, self.mode, self.execute_steps, self.ensemble, plan.backend, plan.settings),
             agent_name=self.policy.label,
             agent_facts=facts,
             world=self.world,
@@ -190,6 +161,7 @@ class RowPlan:
             left_out=plan.left_out if self.language == ENRICHED else frozenset(),
             max_steps=plan.max_steps,
             seed=plan.seed,
+            environment=environment,
         )
 
 
@@ -241,23 +213,26 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
     Raises:
         ConfigError: something cannot be run and the plan does not skip it, or nothing can.
     """
+    asked = [
+        (policy, steps)
+        for policy in policies
+        for steps in plan.execute_steps or (choose_loop(policy, plan.mode, modes=SYNCHRONOUS_MODES)[1],)
+    ]
     reasons = {
         (policy.label, steps): reason
-        for policy in policies
-        for steps in plan.execute_steps
+        for policy, steps in asked
         if (reason := _why_not(policy, plan.mode, steps)) is not None
     }
     possible = [
         (policy, steps)
-        for policy in policies
-        for steps in plan.execute_steps
+        for policy, steps in asked
         if (policy.label, steps) not in reasons and (not plan.kinds or kind_of(steps, policy.frame_stride) in plan.kinds)
     ]
     if reasons and not (possible and plan.skip_impossible):
         (label, steps), reason = next(iter(reasons.items()))
         raise ConfigError(f"{label} with {steps} steps per call: {reason}")
     if not possible:
-        kinds = dict.fromkeys(kind_of(steps, policy.frame_stride) for policy in policies for steps in plan.execute_steps)
+        kinds = dict.fromkeys(kind_of(steps, policy.frame_stride) for policy, steps in asked)
         raise ConfigError(
             explain("--kinds", got=", ".join(plan.kinds), expected=f"some of {', '.join(kinds)}", remedy="Leave it out.")
         )
@@ -266,7 +241,7 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
         for language in plan.languages:
             reference: RowPlan | None = None
             for policy, steps in possible:
-                mode = plan.mode or _natural_mode(steps, policy.frame_stride)
+                mode, _ = choose_loop(policy, plan.mode, steps, modes=SYNCHRONOUS_MODES)
                 for ensemble in plan.ensembles if steps < policy.chunk_size else (None,):
                     rows.append(RowPlan(policy, mode, steps, ensemble, world, language, reference))
                     reference = reference or rows[-1]
@@ -274,8 +249,7 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
         NotPossible(
             policy=policy.label, precision=policy.precision, execute_steps=steps, reason=reasons[policy.label, steps]
         )
-        for policy in policies
-        for steps in plan.execute_steps
+        for policy, steps in asked
         if (policy.label, steps) in reasons
     )
     return rows, not_possible
@@ -285,34 +259,11 @@ def _why_not(policy: PolicyRecord, mode: str | None, steps: int) -> str | None:
     """Return why a policy cannot be run so; None where it can."""
     try:
         check_execute_steps(steps, policy.chunk_size)
+        choose_loop(policy, mode, steps)
     except ConfigError as error:
         return str(error)
-    if mode == "closed-loop" and steps != 1:
-        return explain("execute_steps", got=steps, expected="1 in closed-loop mode", remedy="Leave out --mode.")
-    if mode == "jump-step" and (steps != policy.frame_stride or steps == 1):
-        trained = f"a policy that was trained on every {steps}-th frame"
-        return explain(
-            "mode jump-step", got=f"frame_stride {policy.frame_stride}", expected=trained, remedy="Leave out --mode."
-        )
     return None
-
-
-def _natural_mode(steps: int, frame_stride: int) -> str:
-    if steps == 1:
-        return "closed-loop"
-    return "jump-step" if steps == frame_stride else "open-loop"
 
 
 def _as_folder_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "row"
-
-
-@contextlib.contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

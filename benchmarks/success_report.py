@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from pydantic import Field
+
 from rfedge.benchmarks.chain_report import TaskScore
 from rfedge.benchmarks.machine import Measurement
 from rfedge.benchmarks.record import Record
@@ -105,12 +107,14 @@ class SingleTaskResult(Record):
         success: of all starts, Wilson's interval.
         mean_solved_steps: control steps of a solved start; None when none was.
         tasks: all of them, in the order of the task ids.
+        failed_starts: task -> numbers of the starts that were not solved, for `rfedge run --task --seed`.
     """
 
     starts_per_task: int
     success: Proportion
     mean_solved_steps: float | None
     tasks: dict[str, TaskScore]
+    failed_starts: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
 
 class Paired(Record):
@@ -153,7 +157,8 @@ class SuccessRow(Record):
         num_control_steps: of all chains and starts.
         rollout_seconds: wall-clock time of all chains and starts added up, and so over all workers.
         num_workers: of the call that finished the row.
-        renderer: what drew the images.
+        renderer: what drew the images; the same in all rows.
+        interventions: how often the loop's guard changed an action, by kind, over all steps.
     """
 
     name: str
@@ -175,6 +180,7 @@ class SuccessRow(Record):
     num_workers: int
     renderer: str
     ensemble: float | None = None
+    interventions: dict[str, int] = Field(default_factory=dict)
 
     @property
     def loop(self) -> str:

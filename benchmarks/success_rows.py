@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,6 @@ import numpy as np
 
 from rfedge.benchmarks.chain_report import (
     ChainRecord,
-    SubtaskRecord,
     average_length,
     begun_subtasks,
     mean_solved_steps,
@@ -19,8 +19,9 @@ from rfedge.benchmarks.chain_report import (
 from rfedge.benchmarks.single_tasks import TrialRecord
 from rfedge.benchmarks.statistics import Mean, Ratio, Summary, mean_with_interval, proportion, ratio_of_sums, summarise
 from rfedge.benchmarks.success_report import ChainResult, Kind, Paired, SingleTaskResult
-from rfedge.envs.interface import Float64Array
+from rfedge.envs.interface import EnvironmentIdentity, Float64Array
 from rfedge.messages import POSE_SIZE
+from rfedge.runtimes.rollout import RolloutRecord
 
 __all__ = ["RowRecords", "chain_result", "jerk", "kind_of", "pair", "single_task_result", "timings"]
 
@@ -40,9 +41,9 @@ class RowRecords:
     num_workers: int
 
     @property
-    def subtasks(self) -> tuple[SubtaskRecord, ...]:
+    def subtasks(self) -> tuple[RolloutRecord, ...]:
         """All tasks that were begun."""
-        return (*begun_subtasks(self.chains), *(trial.subtask for trial in self.trials))
+        return (*begun_subtasks(self.chains), *(trial.rollout for trial in self.trials))
 
     @property
     def num_control_steps(self) -> int:
@@ -55,9 +56,17 @@ class RowRecords:
         return sum(chain.duration_s for chain in self.chains) + sum(trial.duration_s for trial in self.trials)
 
     @property
-    def renderer(self) -> str:
-        """What drew the images; more than one name when the run went on elsewhere."""
-        return ", ".join(sorted({*(chain.renderer for chain in self.chains), *(trial.renderer for trial in self.trials)}))
+    def environment(self) -> EnvironmentIdentity:
+        """What all of it was run in."""
+        return self.chains[0].environment if self.chains else self.trials[0].environment
+
+    @property
+    def interventions(self) -> dict[str, int]:
+        """How often the guard changed an action, by the kinds of `rfedge.runtimes.safety.INTERVENTIONS`."""
+        total: Counter[str] = Counter()
+        for subtask in self.subtasks:
+            total.update(subtask.interventions)
+        return dict(total)
 
 
 def kind_of(execute_steps: int, frame_stride: int) -> Kind:
@@ -92,12 +101,17 @@ def single_task_result(records: RowRecords, starts_per_task: int) -> SingleTaskR
     trials = records.trials
     if not trials:
         return None
-    subtasks = [trial.subtask for trial in trials]
+    subtasks = [trial.rollout for trial in trials]
     return SingleTaskResult(
         starts_per_task=starts_per_task,
-        success=proportion(sum(subtask.success for subtask in subtasks), len(subtasks)),
+        success=proportion(sum(subtask.success is True for subtask in subtasks), len(subtasks)),
         mean_solved_steps=mean_solved_steps(subtasks),
         tasks=task_scores(subtasks),
+        failed_starts={
+            task: failed
+            for task in dict.fromkeys(subtask.task or "" for subtask in subtasks)
+            if (failed := tuple(one.seed or 0 for one in subtasks if one.task == task and not one.success))
+        },
     )
 
 
@@ -114,17 +128,16 @@ def pair(name: str, reference: RowRecords, records: RowRecords, *, seed: int) ->
     )
 
 
-def jerk(subtasks: Iterable[SubtaskRecord]) -> float | None:
+def jerk(subtasks: Iterable[RolloutRecord]) -> float | None:
     """Return the root mean square second difference of the actions, see `SuccessRow.jerk`; None without one."""
     square_sum, count = 0.0, 0
     for subtask in subtasks:
-        if subtask.jerk_square_sum is not None:
-            square_sum += subtask.jerk_square_sum
-            count += POSE_SIZE * max(0, subtask.num_steps - 2)
+        square_sum += subtask.jerk_square_sum
+        count += POSE_SIZE * max(0, subtask.num_steps - 2)
     return float(np.sqrt(square_sum / count)) if count else None
 
 
-def timings(subtasks: Iterable[SubtaskRecord]) -> Summary | None:
+def timings(subtasks: Iterable[RolloutRecord]) -> Summary | None:
     """Summarise the policy calls; None when no agent timed itself."""
     call_ms = [duration_ms for subtask in subtasks for duration_ms in subtask.call_ms or ()]
     return summarise(np.array(call_ms)) if call_ms else None
@@ -141,4 +154,4 @@ def _solved(chains: Sequence[ChainRecord]) -> Float64Array:
 
 
 def _successes(trials: Sequence[TrialRecord]) -> Float64Array:
-    return np.array([trial.subtask.success for trial in trials], dtype=np.float64)
+    return np.array([trial.rollout.success is True for trial in trials], dtype=np.float64)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from rfedge.runtimes.base import GraphRunner, RuntimeSettings
     from rfedge.runtimes.clock import RateKeeper
-    from rfedge.runtimes.control import RolloutResult, drive
     from rfedge.runtimes.controllers import make_controller
     from rfedge.runtimes.modes import ClosedLoop, Controller, OpenLoop
     from rfedge.runtimes.policy import EdgePolicy
     from rfedge.runtimes.policy_step import STAGES, Policy, PolicyStep
+    from rfedge.runtimes.rollout import Rollout, roll_out
 
 __all__ = [
     "STAGES",
@@ -29,10 +29,10 @@ __all__ = [
     "Policy",
     "PolicyStep",
     "RateKeeper",
-    "RolloutResult",
+    "Rollout",
     "RuntimeSettings",
-    "drive",
     "make_controller",
+    "roll_out",
 ]
 
 # name -> the module below this package that it is imported from when it is first used
@@ -46,10 +46,10 @@ _MODULES: Final = {
     "Policy": "policy_step",
     "PolicyStep": "policy_step",
     "RateKeeper": "clock",
-    "RolloutResult": "control",
+    "Rollout": "rollout",
     "RuntimeSettings": "base",
-    "drive": "control",
     "make_controller": "controllers",
+    "roll_out": "rollout",
 }
 
 

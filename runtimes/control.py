@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rfedge.conventions import Conventions, conventions_of, refuse_disagreement
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, explain
-from rfedge.messages import ACTION_SIZE, Observation
+from rfedge.messages import Observation
 from rfedge.runtimes.clock import Clock, MonotonicClock, Pace, RateKeeper
 from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.modes import Controller, ControlStep, Missing
@@ -28,7 +28,7 @@ from rfedge.runtimes.scheduling import realtime_priority
 from rfedge.runtimes.stopping import StopRequest
 from rfedge.runtimes.watchdog import Watchdog
 
-__all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "RolloutResult", "StepReport", "drive"]
+__all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "StepReport"]
 
 # success, max-steps, misses (too many in a row), backbone (an inference beyond its deadline), step (anything else in a
 # control step beyond its own), or the reason of a `StopRequest`, such as SIGTERM.
@@ -50,7 +50,7 @@ class StepReport:
         observation: the frame before the action; None when nobody needed one.
         control: what the controller answered.
         lag_s: how late the step began, in seconds; 0.0 without a pace.
-        sent: float32 (7,), what the robot got.
+        sent: (7,), what the robot got: float32, or float64 where the controller computes so.
         interventions: which of `rfedge.runtimes.safety.INTERVENTIONS` changed the action.
         overdue_s: how long after the next step's deadline the action was ready; 0.0 in time.
         is_missed: overdue, or there was no action to send and the run was not just starting.
@@ -400,67 +400,3 @@ class _Run:
             max_lag_s=self._max_lag_s,
             max_age_ms=self._max_age_ms,
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RolloutResult:
-    """One run with everything it did.
-
-    Attributes:
-        summary: its counts.
-        timings_ms: per stage, one value per inference.
-        actions: float32 (step, 7), as the robot got them.
-        num_late, num_skipped: steps that began late and deadlines left out, with a pace.
-        seed: the seed of the episode, if it had one.
-    """
-
-    summary: LoopSummary
-    timings_ms: dict[str, list[float]]
-    actions: npt.NDArray[np.float32]
-    num_late: int = 0
-    num_skipped: int = 0
-    seed: int | None = None
-
-    @property
-    def success(self) -> bool | None:
-        """Whether it succeeded; None when nobody judged."""
-        return self.summary.success
-
-
-def drive(
-    loop: ControlLoop,
-    instruction: str | Callable[[], str],
-    *,
-    max_steps: int,
-    success: Callable[[], bool] | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
-    observe_every_step: bool = False,
-    seed: int | None = None,
-) -> RolloutResult:
-    """Run a loop, as `ControlLoop.run`, and gather every action and timing; `seed` is copied into the result.
-
-    Raises:
-        ContractError: as `ControlLoop.run`.
-    """
-    actions: list[npt.NDArray[np.float32]] = []
-    timings_ms: dict[str, list[float]] = {}
-
-    def gather(step: StepReport) -> None:
-        actions.append(step.sent)
-        if step.control.inference is not None:
-            for stage, duration_ms in step.control.inference.timings_ms.items():
-                timings_ms.setdefault(stage, []).append(duration_ms)
-        if on_step is not None:
-            on_step(step)
-
-    summary = loop.run(
-        instruction, max_steps=max_steps, success=success, on_step=gather, observe_every_step=observe_every_step
-    )
-    return RolloutResult(
-        summary=summary,
-        timings_ms=timings_ms,
-        actions=np.array(actions, dtype=np.float32).reshape(-1, ACTION_SIZE),
-        num_late=0 if loop.pace is None else loop.pace.num_late,
-        num_skipped=0 if loop.pace is None else loop.pace.num_skipped,
-        seed=seed,
-    )

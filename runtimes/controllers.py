@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from rfedge.errors import ConfigError, did_you_mean, explain
 from rfedge.runtimes.clock import Clock
 from rfedge.runtimes.ensembling import TemporalEnsemble
-from rfedge.runtimes.modes import ClosedLoop, Controller, JumpStep, OpenLoop
+from rfedge.runtimes.modes import ClosedLoop, Controller, JumpStep, OpenLoop, check_jumps
 from rfedge.runtimes.overlapped import Arrivals, Overlapped
 from rfedge.runtimes.policy_step import Policy
 
-__all__ = ["MODES", "SYNCHRONOUS_MODES", "make_controller", "played_steps"]
+__all__ = ["MODES", "SYNCHRONOUS_MODES", "Trained", "choose_loop", "make_controller"]
 
 # In these the actions depend on the frames alone; in `overlapped` also on how fast the machine is.
 SYNCHRONOUS_MODES: Final = ("closed-loop", "open-loop", "jump-step")
 MODES: Final = (*SYNCHRONOUS_MODES, "overlapped")
 
 
+class Trained(Protocol):
+    """What a policy's training decides about its loop; a policy and the record of one both say it."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions per call."""
+
+    @property
+    def frame_stride(self) -> int:
+        """Control steps between the frames the policy was trained on."""
+
+
 def make_controller(
     policy: Policy,
-    mode: str,
+    mode: str | None = None,
     execute_steps: int | None = None,
     *,
     ensemble: float | None = None,
@@ -32,9 +44,7 @@ def make_controller(
 
     Args:
         policy: what predicts the actions.
-        mode: one of `modes`.
-        execute_steps: actions played per inference, see `played_steps`; in overlapped mode the least number of control
-            steps between two frames.
+        mode, execute_steps: see `choose_loop`.
         ensemble: decay of the weights of a temporal ensemble; None for none.
         modes: what the caller can use: `SYNCHRONOUS_MODES` where a run must not depend on time.
         clock: where an overlapped loop's time comes from.
@@ -43,10 +53,7 @@ def make_controller(
     Raises:
         ConfigError: the mode is unknown, or `execute_steps` or the ensemble does not fit the mode or the policy.
     """
-    if mode not in modes:
-        raise ConfigError(
-            explain("mode", got=repr(mode), expected=did_you_mean(mode, modes), remedy="Choose one of these names.")
-        )
+    mode, steps = choose_loop(policy, mode, execute_steps, modes=modes)
     if mode == "overlapped":
         if ensemble is not None:
             raise ConfigError(
@@ -57,34 +64,47 @@ def make_controller(
                     remedy="Leave out --ensemble or choose another --mode.",
                 )
             )
-        return Overlapped(policy, execute_steps, clock=clock, arrivals=arrivals)
-    steps = played_steps(policy, mode, execute_steps)
+        return Overlapped(policy, steps, clock=clock, arrivals=arrivals)
     asked = policy if ensemble is None else TemporalEnsemble(policy, steps, decay=ensemble)
     if mode == "open-loop":
         return OpenLoop(asked, steps)
     return JumpStep(asked) if mode == "jump-step" else ClosedLoop(asked)
 
 
-def played_steps(policy: Policy, mode: str, execute_steps: int | None) -> int:
-    """Return the control steps per inference.
+def choose_loop(
+    policy: Trained, mode: str | None = None, execute_steps: int | None = None, *, modes: tuple[str, ...] = MODES
+) -> tuple[str, int]:
+    """Return the mode and the control steps per inference; what is not asked for is what the policy was trained for.
 
-    Unless `execute_steps` says otherwise: 1 in closed loop, the whole chunk in open loop, the policy's stride in
-    jump-step and overlapped mode.
+    Args:
+        policy: whose stride decides: closed loop for 1, jump-step for more.
+        mode: one of `modes`. Where only the steps are given: closed-loop for 1, jump-step for the policy's stride, else
+            open-loop.
+        execute_steps: actions played per inference; in overlapped mode the least number of control steps between two
+            frames. Where only the mode is given: 1 in closed loop, the whole chunk in open loop, else the policy's stride.
+        modes: what the caller can use.
 
     Raises:
-        ConfigError: the mode allows one number only and it is another.
+        ConfigError: the mode is unknown, or none of the policy's, or allows one number only and it is another.
     """
-    fixed = {"closed-loop": 1, "jump-step": policy.frame_stride}
-    if mode not in fixed:
-        default = policy.frame_stride if mode == "overlapped" else policy.chunk_size
-        return default if execute_steps is None else execute_steps
-    if execute_steps not in (None, fixed[mode]):
+    stride = policy.frame_stride
+    if mode is None:
+        steps = stride if execute_steps is None else execute_steps
+        return "closed-loop" if steps == 1 else "jump-step" if steps == stride else "open-loop", steps
+    if mode not in modes:
+        raise ConfigError(
+            explain("mode", got=repr(mode), expected=did_you_mean(mode, modes), remedy="Choose one of these names.")
+        )
+    if mode == "jump-step":
+        check_jumps(stride)
+    default = {"closed-loop": 1, "open-loop": policy.chunk_size}.get(mode, stride)
+    if mode in ("closed-loop", "jump-step") and execute_steps not in (None, default):
         raise ConfigError(
             explain(
                 "execute_steps",
                 got=execute_steps,
-                expected=f"{fixed[mode]} in {mode} mode",
-                remedy="Pass --mode open-loop.",
+                expected=f"{default} in {mode} mode",
+                remedy="Leave out --mode, or pass --mode open-loop.",
             )
         )
-    return fixed[mode]
+    return mode, default if execute_steps is None else execute_steps

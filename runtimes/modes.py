@@ -30,6 +30,7 @@ __all__ = [
     "JumpStep",
     "OpenLoop",
     "check_execute_steps",
+    "check_jumps",
     "warn_of_time_base",
 ]
 
@@ -134,15 +135,7 @@ class JumpStep(OpenLoop):
     """
 
     def __init__(self, policy: Policy) -> None:
-        if policy.frame_stride == 1:
-            raise ConfigError(
-                explain(
-                    "mode jump-step",
-                    got="a policy with frame_stride 1",
-                    expected="one that was trained on every k-th frame",
-                    remedy="Train with a frame stride, or pass --mode open-loop.",
-                )
-            )
+        check_jumps(policy.frame_stride)
         super().__init__(policy, policy.frame_stride)
 
 
@@ -191,6 +184,19 @@ def check_execute_steps(execute_steps: int, chunk_size: int) -> None:
                 got=execute_steps,
                 expected=f"1 to {chunk_size} (chunk_size)",
                 remedy="Choose --execute-steps in that range, or a policy trained with a longer chunk.",
+            )
+        )
+
+
+def check_jumps(frame_stride: int) -> None:
+    """Raise ConfigError where jump-step is no mode of the policy."""
+    if frame_stride == 1:
+        raise ConfigError(
+            explain(
+                "mode jump-step",
+                got="a policy with frame_stride 1",
+                expected="one that was trained on every k-th frame",
+                remedy="Train with a frame stride, or pass --mode open-loop.",
             )
         )
 

@@ -16,7 +16,7 @@ from rfedge.runtimes.modes import Missing
 
 __all__ = ["EndLine", "EpisodeLine", "RecordedEpisode", "RecordedPace", "RunHeader", "RunRecord", "StepLine", "read_run"]
 
-RUN_SCHEMA_VERSION: Final = 1
+RUN_SCHEMA_VERSION: Final = 2  # 1 prepared other starts from the same seeds
 Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
 
 
@@ -36,7 +36,7 @@ class RunHeader(_Line):
 
     kind: Literal["header"] = "header"
     format: Literal["rfedge-run"] = "rfedge-run"
-    schema_version: Literal[1] = RUN_SCHEMA_VERSION
+    schema_version: Literal[2] = RUN_SCHEMA_VERSION
     recorded_at: str
     bundle: str
     manifest_sha256: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -140,7 +140,8 @@ class CheckedAction:
     """What may be sent.
 
     Attributes:
-        action: float32 (7,), finite, within all limits, gripper -1 or 1; 0 in zero motion while the gripper is unknown.
+        action: (7,), finite, within all limits, gripper -1 or 1; 0 in zero motion while the gripper is unknown. It is
+            float32, or float64 where it came so: a simulator gets an expert's action as the expert computed it.
         interventions: which of `INTERVENTIONS` changed it; empty when it is what the policy wanted.
     """
 
@@ -228,9 +229,8 @@ class SafetyGuard:
         safe = _clamped(action)
         if action[POSE_SIZE] == GRIPPER_KEEP:
             safe[POSE_SIZE] = self.gripper
-        with np.errstate(over="ignore"):
-            if not np.array_equal(safe, action.astype(np.float32)):
-                interventions.append("clamped")
+        if not np.array_equal(safe, action):
+            interventions.append("clamped")
         limits = self.limits
         if limits.max_step_m is not None and _shorten(safe[:3], limits.max_step_m / POSITION_SCALE_M):
             interventions.append("translation-limit")
@@ -335,7 +335,7 @@ def _check_shape(action: FloatArray) -> None:
 
 
 def _clamped(action: FloatArray) -> Float32Array:
-    safe = np.clip(action, -1.0, 1.0).astype(np.float32)
+    safe = cast("Float32Array", np.clip(action, -1.0, 1.0))
     safe[POSE_SIZE] = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
     return safe
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from rfedge.atomic import atomic_file
+from rfedge.benchmarks.demonstrations import Episode, record_episode
 from rfedge.envs import Environment, make_environment
-from rfedge.envs.demonstrations import Episode, record_episode
 from rfedge.envs.experts import EXPERT_TASKS
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable.layout import SWITCH_MAX_M, find_layout

@@ -38,8 +38,7 @@ def main() -> int:
     reports = {
         task: run(
             task,
-            *("run", JUMP_STEP, "--mode", "jump-step", "--task", task, "--episodes", options.episodes),
-            *("--max-steps", 240, "--video", root / f"{task}.gif"),
+            *("run", JUMP_STEP, "--task", task, "--episodes", options.episodes, "--video", root / f"{task}.gif"),
         )
         for task in TASKS
     }

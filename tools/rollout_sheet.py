@@ -50,7 +50,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for task in TASKS:
             path = Path(folder) / f"{task}.gif"
-            flags = ("--mode", "jump-step", "--task", task, "--seed", 0, "--max-steps", MAX_STEPS, "--video", path)
+            flags = ("--task", task, "--seed", 0, "--max-steps", MAX_STEPS, "--video", path)
             report = run(task, "run", options.bundle, *flags)
             episode = report["episodes"][0]
             taken_s = episode["num_steps"] / report["control_hz"]

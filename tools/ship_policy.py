@@ -39,7 +39,7 @@ A RoboFlamingo-style policy for the PlayTable simulator, trained from nothing wi
 comes with rfedge:
 
 ```
-rfedge run {name} --mode {mode} --task open_drawer --video drawer.gif
+rfedge run {name}{ensemble} --task open_drawer --video drawer.gif
 ```
 
 {facts}
@@ -77,7 +77,7 @@ def render_card(name: str, bundle: Bundle) -> str:
     machine = sweep["success"]["machine"]
     return _CARD.format(
         name=name,
-        mode=_mode(bundle, ours),
+        ensemble=_ensemble(ours),
         facts=_facts(bundle),
         stages="\n".join(f"1. {stage}" for stage in _stages(bundle.manifest.training)),
         table="\n".join([_TABLE_HEAD, *lines]),
@@ -86,12 +86,10 @@ def render_card(name: str, bundle: Bundle) -> str:
     )
 
 
-def _mode(bundle: Bundle, rows: list[dict[str, Any]]) -> str:
-    """Return the loop to run it in, with the first ensemble that was measured."""
-    if bundle.policy.frame_stride > 1:
-        return "jump-step"
+def _ensemble(rows: list[dict[str, Any]]) -> str:
+    """Return the flag of the first ensemble that was measured, or nothing."""
     decays = [row["ensemble"] for row in rows if row["ensemble"] is not None]
-    return f"closed-loop --ensemble {decays[0]:g}" if decays else "closed-loop"
+    return f" --ensemble {decays[0]:g}" if decays else ""
 
 
 def _facts(bundle: Bundle) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.limits import MAX_STEPS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ def chains(
     env: Annotated[str, typer.Option(help="Environment: playtable or calvin.")] = "playtable",
     scene: Annotated[str, typer.Option(help="CALVIN scene; the benchmark is scene D.")] = "D",
     language: Annotated[str, typer.Option(help="Instructions that are recorded: evaluation or enriched.")] = "evaluation",
-    max_steps: Annotated[int, typer.Option(min=1, help="Control steps for each task.")] = 360,
+    max_steps: Annotated[int, typer.Option(min=1, help="Control steps for each task.")] = MAX_STEPS,
     seed: Annotated[int, typer.Option(min=0, help="Decides what the experts draw.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
     output: Annotated[
@@ -33,13 +35,13 @@ def chains(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
     """Show CALVIN's chains of five tasks, or with --expert run the scripted experts in them."""
-    from rfedge.benchmarks.chain_agents import ExpertAgent
+    from rfedge.benchmarks.chain_agents import expert_agent
     from rfedge.benchmarks.chains import ChainPlan, Simulator, run_chains
     from rfedge.cli.progress import stage_progress
     from rfedge.envs.chains import make_chains
 
     plan = ChainPlan(
-        make_agent=ExpertAgent,
+        make_agent=expert_agent,
         agent_name="expert",
         world=Simulator(env, scene, render=False),
         language=language,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.limits import MAX_STEPS
+
 if TYPE_CHECKING:
     from rfedge.benchmarks.expert_success import ExpertSuccessReport
 
@@ -18,7 +20,7 @@ def experts(
     scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
     tasks: Annotated[str, typer.Option(help="`all`, or names with commas between.")] = "all",
     episodes: Annotated[int, typer.Option(min=1, help="Random starts per task.")] = 50,
-    max_steps: Annotated[int, typer.Option(min=1, help="Control steps per start.")] = 360,
+    max_steps: Annotated[int, typer.Option(min=1, help="Control steps per start.")] = MAX_STEPS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first start.")] = 0,
     anywhere: Annotated[
         bool, typer.Option("--anywhere", help="Blocks start anywhere in CALVIN's area, not just where one window is enough.")

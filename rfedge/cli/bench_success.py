@@ -31,6 +31,7 @@ from rfedge.cli.success_options import (
     TrainedOn,
     Workers,
 )
+from rfedge.limits import MAX_STEPS
 
 __all__ = ["success"]
 
@@ -39,7 +40,10 @@ def success(
     bundles: Bundles,
     labels: Labels = None,
     trained_on: TrainedOn = None,
-    execute_steps: Annotated[str, typer.Option(help="Control steps per policy call, with commas between.")] = "1",
+    execute_steps: Annotated[
+        str | None,
+        typer.Option(help="Control steps per policy call, with commas between; default: as each policy was trained."),
+    ] = None,
     mode: Mode = None,
     ensemble: Ensembles = "none",
     kinds: Kinds = None,
@@ -49,7 +53,7 @@ def success(
     enriched: Enriched = False,
     env: Env = "playtable",
     scenes: Scenes = None,
-    max_steps: MaxSteps = 360,
+    max_steps: MaxSteps = MAX_STEPS,
     seed: Seed = 0,
     workers: Workers = 1,
     ray: Ray = None,

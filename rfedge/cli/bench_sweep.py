@@ -31,6 +31,7 @@ from rfedge.cli.success_options import (
     TrainedOn,
     Workers,
 )
+from rfedge.limits import MAX_STEPS
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.sweep_report import SweepReport
@@ -53,7 +54,7 @@ def sweep(
     enriched: Enriched = False,
     env: Env = "playtable",
     scenes: Scenes = None,
-    max_steps: MaxSteps = 360,
+    max_steps: MaxSteps = MAX_STEPS,
     seed: Seed = 0,
     workers: Workers = 1,
     ray: Ray = None,

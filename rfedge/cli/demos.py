@@ -16,9 +16,9 @@ from rfedge.cli.demos_merge import merge
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 
 if TYPE_CHECKING:
-    from rfedge.benchmarks.relabelling import PolicyChoice
+    from rfedge.benchmarks.demonstrations import RecordingOptions
+    from rfedge.benchmarks.policy_source import PolicyLoop
     from rfedge.data.collection import CollectionResult
-    from rfedge.envs.demonstrations import RecordingOptions
 
 __all__ = ["demos_app"]
 
@@ -56,8 +56,12 @@ def demos(
             help="Bundle that drives while the experts label what they would have done, or until they take over.",
         ),
     ] = None,
-    mode: Annotated[str | None, typer.Option(help="Loop of the policy: closed-loop (default) or open-loop.")] = None,
-    execute_steps: Annotated[int | None, typer.Option(help="Actions the policy plays per inference.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Loop of the policy: closed-loop, open-loop or jump-step; default: as it was trained.")
+    ] = None,
+    execute_steps: Annotated[
+        int | None, typer.Option(help="Actions the policy plays per inference; default: as it was trained.")
+    ] = None,
     expert_share: Annotated[
         float | None, typer.Option(help="Part of the tasks that the expert drives in spite of --policy; default 0.")
     ] = None,
@@ -69,7 +73,8 @@ def demos(
         ),
     ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(help="Control steps per task with --policy; more than 64 become several segments.")
+        int | None,
+        typer.Option(help="Control steps per task with --policy, default 360; more than 64 become several segments."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all options and the renderer; write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON document.")] = False,
@@ -83,12 +88,15 @@ def demos(
         raise ConfigError(
             explain("--output", got="nothing", expected="a dataset folder to write", remedy="Add --output DIR.")
         )
+    from rfedge.benchmarks.demonstrations import MAX_FRAMES
     from rfedge.cli.demos_recording import Recorder
     from rfedge.cli.progress import stage_progress
     from rfedge.data.collection import CollectionRequest, collect
+    from rfedge.limits import MAX_STEPS
 
     chosen = _tasks(tasks)
-    options = _options(chosen, chain_length, action_noise, noise_share, max_steps, expert_share, takeover_steps)
+    limit = MAX_FRAMES if policy is None else MAX_STEPS if max_steps is None else max_steps
+    options = _options(chosen, chain_length, action_noise, noise_share, limit, expert_share, takeover_steps)
     driven = _policy(
         policy,
         mode=mode,
@@ -151,12 +159,12 @@ def _options(
     chain_length: int,
     action_noise: float,
     noise_share: float | None,
-    max_steps: int | None,
+    max_steps: int,
     expert_share: float | None,
     takeover_steps: int | None,
 ) -> RecordingOptions:
+    from rfedge.benchmarks.demonstrations import RecordingOptions
     from rfedge.envs.action_noise import ActionNoise
-    from rfedge.envs.demonstrations import MAX_FRAMES, RecordingOptions
 
     noise = None
     if action_noise:
@@ -167,7 +175,7 @@ def _options(
         noise=noise,
         chain_length=chain_length,
         chain_tasks=tasks,
-        max_steps=MAX_FRAMES if max_steps is None else max_steps,
+        max_steps=max_steps,
         expert_share=expert_share or 0.0,
         takeover_steps=takeover_steps,
     )
@@ -175,16 +183,16 @@ def _options(
     return options
 
 
-def _policy(bundle: Path | None, *, mode: str | None, execute_steps: int | None, **others: object) -> PolicyChoice | None:
+def _policy(bundle: Path | None, *, mode: str | None, execute_steps: int | None, **others: object) -> PolicyLoop | None:
     """Return the policy that drives; raises ConfigError for an option that means nothing without one."""
     if bundle is None:
         for name, value in {"mode": mode, "execute_steps": execute_steps, **others}.items():
             if value is not None:
                 _refuse_alone(f"--{name.replace('_', '-')}", "--policy")
         return None
-    from rfedge.benchmarks.relabelling import PolicyChoice
+    from rfedge.benchmarks.policy_source import PolicyLoop
 
-    return PolicyChoice(bundle, mode or "closed-loop", execute_steps)
+    return PolicyLoop(bundle, mode, execute_steps)
 
 
 def _refuse_alone(option: str, needed: str) -> None:

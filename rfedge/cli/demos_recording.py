@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from rfedge.benchmarks.relabelling import PolicyChoice, PolicyDriver
-from rfedge.envs.demonstrations import Episode, RecordingOptions, record_episode
+from rfedge.benchmarks.demonstrations import Episode, RecordingOptions, record_episode
+from rfedge.benchmarks.policy_source import PolicyLoop
+from rfedge.bundle import MANIFEST_NAME, hash_file
 from rfedge.envs.interface import Environment, make_environment
 from rfedge.envs.language import PARAPHRASES
 from rfedge.envs.looks import Looks, Renderer
 from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.runtimes.controllers import choose_loop
+from rfedge.runtimes.modes import Controller
+from rfedge.runtimes.policy import EdgePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,7 +50,7 @@ class Recorder:
     environment: str
     scene: str
     options: RecordingOptions
-    policy: PolicyChoice | None = None
+    policy: PolicyLoop | None = None
     looks: Looks | None = None
     renderer: Renderer | None = None
 
@@ -57,7 +61,7 @@ class Recorder:
             seed=seed,
             environment=_open_environment(self.environment, self.scene, self.looks, self.renderer),
             options=self.options,
-            driver=None if self.policy is None else _open_driver(self.policy),
+            driver=None if self.policy is None else _open_driver(self.policy)[1],
         )
 
     def describe(self, tasks: Iterable[str], *, keep_open: bool) -> tuple[dict[str, Any], dict[str, str]]:
@@ -85,16 +89,21 @@ class Recorder:
         }
         libraries = ["numpy", *_LIBRARIES.get(self.environment, ())]
         if self.policy is not None:
-            driver = _open_driver(self.policy)
+            policy, driver = _open_driver(self.policy)
             _check_instructions(driver, tasks)
+            mode, execute_steps = choose_loop(policy, self.policy.mode, self.policy.execute_steps)
             settings["policy"] = {
-                **driver.describe(),
+                "name": policy.config.name,
+                "precision": policy.parts.precision,
+                "manifest_sha256": hash_file(self.policy.bundle / MANIFEST_NAME),
+                "mode": mode,
+                "execute_steps": execute_steps,
                 "expert_share": self.options.expert_share,
                 "takeover_steps": self.options.takeover_steps,
             }
             libraries.append("onnxruntime")
             if not keep_open:
-                driver.close()
+                policy.close()
                 _open_driver.cache_clear()
         versions = {"python": platform.python_version(), **_installed(libraries)}
         if isinstance(environment, _Versioned):
@@ -105,7 +114,7 @@ class Recorder:
         return settings, versions
 
 
-def _check_instructions(driver: PolicyDriver, tasks: Iterable[str]) -> None:
+def _check_instructions(driver: Controller, tasks: Iterable[str]) -> None:
     """Let the policy take every instruction of `tasks`, so that a collection does not end half-way at a long one."""
     task = instruction = ""
     try:
@@ -137,5 +146,5 @@ def _open_environment(name: str, scene: str, looks: Looks | None, renderer: Rend
 
 
 @functools.cache
-def _open_driver(policy: PolicyChoice) -> PolicyDriver:
-    return PolicyDriver(policy)
+def _open_driver(policy: PolicyLoop) -> tuple[EdgePolicy, Controller]:
+    return policy.open()

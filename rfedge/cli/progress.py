@@ -34,12 +34,13 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # Some stages go on once a minute, so that what is left follows from the last ten.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600.0) as progress:
         tasks = {}
 
         def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
+            if stage not in tasks:  # what is done already says nothing about the speed
+                tasks[stage] = progress.add_task(stage, total=total, completed=done)
             progress.update(tasks[stage], completed=done, total=total)
 
         yield update

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
+from rfedge.limits import MAX_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,12 +31,15 @@ def run(
             help="Folder written by `rfedge export`, or a shipped policy's name; without one, the one for the mode.",
         ),
     ] = None,
-    mode: Annotated[str, typer.Option(help="closed-loop, open-loop, jump-step or overlapped.")] = "closed-loop",
+    mode: Annotated[
+        str | None,
+        typer.Option(help="closed-loop, open-loop, jump-step or overlapped; default: as the policy was trained."),
+    ] = None,
     execute_steps: Annotated[
         int | None,
         typer.Option(
-            help="Actions played per inference; default 1 in closed loop, the whole chunk in open loop, the policy's stride "
-            "in jump-step. Overlapped: least number of steps between two frames, default the policy's stride."
+            help="Actions played per inference; default: as the policy was trained, the whole chunk with --mode open-loop. "
+            "Overlapped: least number of steps between two frames."
         ),
     ] = None,
     ensemble: Annotated[
@@ -51,8 +55,10 @@ def run(
         str | None, typer.Option(help="Words for the policy; judged if they describe a known task.")
     ] = None,
     episodes: Annotated[int, typer.Option(help="Episodes, with seeds SEED, SEED + 1, ...")] = 1,
-    max_steps: Annotated[int, typer.Option(help="Control steps per episode.")] = 120,
-    seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 0,
+    max_steps: Annotated[int, typer.Option(help="Control steps per episode.")] = MAX_STEPS,
+    seed: Annotated[
+        int, typer.Option(help="Number of the first episode's start: those of `bench success --single-tasks`.")
+    ] = 0,
     threads: Annotated[int, typer.Option(help="Threads of the policy; 0 is all physical cores.")] = 0,
     backend: Annotated[
         str, typer.Option(help="onnxruntime, or where it is installed openvino, or tensorrt after `rfedge build`.")

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rfedge.benchmarks.replay import ReplayReport
-    from rfedge.benchmarks.rollouts import EpisodeRecord, RolloutReport
+    from rfedge.benchmarks.rollouts import RolloutReport
+    from rfedge.runtimes.rollout import RolloutRecord
 
 __all__ = ["print_replay", "print_run"]
 
@@ -58,10 +59,10 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
             console.print(f"{name}: {path}{cut}", highlight=False, soft_wrap=True)
 
 
-def _details(episode: EpisodeRecord, *, holds_rate: bool) -> str:
+def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
     parts = []
     if holds_rate:
-        parts.append(f"{episode.num_late} late (up to {episode.max_lag_ms:.1f} ms), {episode.num_missed} missed")
+        parts.append(f"{episode.num_late} late (up to {1000 * episode.max_lag_s:.1f} ms), {episode.num_missed} missed")
         parts.append(f"frames up to {episode.max_age_ms:.0f} ms old")
     for count, what in ((episode.num_starved, "starved"), (episode.num_unavailable, "without an answer")):
         if count:

@@ -57,7 +57,9 @@ TrainedOn = Annotated[
     list[str] | None,
     typer.Option(help="What a bundle was trained on, such as A,B,C, where it does not say; once for each, in order."),
 ]
-Mode = Annotated[str | None, typer.Option(help="closed-loop, open-loop or jump-step; what fits steps and training without.")]
+Mode = Annotated[
+    str | None, typer.Option(help="closed-loop, open-loop or jump-step; default: what fits the steps and the training.")
+]
 Kinds = Annotated[
     str | None,
     typer.Option(
@@ -80,7 +82,10 @@ Enriched = Annotated[bool, typer.Option("--enriched", help="Add rows with held-o
 Env = Annotated[str, typer.Option(help="Environment: playtable or calvin.")]
 Scenes = Annotated[list[str] | None, typer.Option("--scene", help="CALVIN scene, repeatable; the benchmark is scene D.")]
 MaxSteps = Annotated[int, typer.Option(min=1, help="Control steps for each task.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of starts, instructions and intervals.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, help="Of instructions and intervals, and number of the first start, see `rfedge run --seed`."),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
 Ray = Annotated[
     str | None,
@@ -104,7 +109,7 @@ def make_plan(
     labels: Sequence[str] | None,
     trained_on: Sequence[str] | None,
     *,
-    execute_steps: str,
+    execute_steps: str | None,
     ensemble: str,
     mode: str | None,
     kinds: str | None,
@@ -137,7 +142,7 @@ def make_plan(
         bundles=tuple(bundles),
         labels=tuple(labels or ()),
         trained_on=tuple(trained_on or ()),
-        execute_steps=_parse_steps(execute_steps),
+        execute_steps=() if execute_steps is None else _parse_steps(execute_steps),
         ensembles=_parse_decays(ensemble),
         mode=mode,
         kinds=tuple(cast("Kind", kind.strip()) for kind in (kinds or "").split(",") if kind.strip()),

@@ -33,6 +33,10 @@ def print_success(report: SuccessReport, *, to_stderr: bool) -> None:
     columns = ("row", "kind", "mode", "mean steps", "jerk", "call p50 ms", "p90", "p99", "control steps")
     print_table("motion and time", columns, [_motion(row) for row in rows], to_stderr=to_stderr)
     _print_tasks(report, to_stderr=to_stderr)
+    for row in rows:
+        if row.interventions:
+            changed = ", ".join(f"{count} {name}" for name, count in row.interventions.items())
+            print(f"{row.name}: actions changed by the guard: {changed}", file=sys.stderr if to_stderr else sys.stdout)
     for item in report.not_possible:
         print(f"not possible: {item.policy} with {item.execute_steps} steps per call: {item.reason}", file=sys.stderr)
     if conditions.left_out_instructions:

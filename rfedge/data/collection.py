@@ -52,7 +52,7 @@ _SCHEMA_VERSION: Final = 1
 
 
 class RecordedSegment(Protocol):
-    """Consecutive frames under one instruction; `rfedge.envs.demonstrations.EpisodeSegment` is one."""
+    """Consecutive frames under one instruction; `rfedge.benchmarks.demonstrations.EpisodeSegment` is one."""
 
     @property
     def task(self) -> str: ...
@@ -65,7 +65,7 @@ class RecordedSegment(Protocol):
 
 
 class RecordedEpisode(Protocol):
-    """What `record` returns; `rfedge.envs.demonstrations.Episode` is one."""
+    """What `record` returns; `rfedge.benchmarks.demonstrations.Episode` is one."""
 
     @property
     def instruction(self) -> str: ...

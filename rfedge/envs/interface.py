@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, cast, get_args, runtime_checkable
 
@@ -32,6 +32,7 @@ __all__ = [
     "Camera",
     "Contact",
     "Environment",
+    "EnvironmentIdentity",
     "Float64Array",
     "SceneInfo",
     "check_state",
@@ -162,6 +163,42 @@ class Environment(Protocol):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentIdentity:
+    """What two rollouts must have in common to count together: a policy's success follows what it sees.
+
+    Attributes:
+        name: of `make_environment`, or what a world of one's own is called.
+        renderer: what draws the images, or "none".
+        looks: what the images show.
+    """
+
+    name: str
+    renderer: str
+    looks: str
+
+    @classmethod
+    def of(cls, name: str, environment: Environment) -> EnvironmentIdentity:
+        """Describe an open environment."""
+        return cls(name, environment.renderer, environment.looks)
+
+    def check_same(self, before: EnvironmentIdentity | None) -> EnvironmentIdentity:
+        """Return this one unless the rollouts `before` were run in another.
+
+        Raises:
+            ConfigError: they were; the text has both.
+        """
+        if before not in (None, self):
+            expected = f"{before}, in which this run was begun"
+            remedy = "Go on where it was begun, or choose another --output."
+            raise ConfigError(explain("environment", got=str(self), expected=expected, remedy=remedy))
+        return self
+
+    def __str__(self) -> str:
+        """Return all of it in one line."""
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
 
 
 def check_state(name: str, state: Float64Array, size: int) -> Float64Array:

@@ -41,6 +41,6 @@ def bundle_name(folder: Path) -> str:
     return installed.get(folder.resolve(), str(folder))
 
 
-def default_bundle(mode: str) -> Path:
-    """Return the bundle that runs where none is named: the one that was trained for `mode`."""
+def default_bundle(mode: str | None) -> Path:
+    """Return the bundle that runs where none is named: the one that was trained for `mode`, or without one closed loop."""
     return find_bundle(Path(JUMP_STEP if mode == "jump-step" else CLOSED_LOOP))

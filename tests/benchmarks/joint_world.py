@@ -14,6 +14,7 @@ from rfedge.benchmarks.chains import ChainPlan
 from rfedge.envs.chains import Chain, initial_states
 from rfedge.envs.interface import BLOCKS, BlockState, Float64Array, SceneInfo
 from rfedge.messages import Observation
+from rfedge.runtimes.rollout import ExpertController
 
 # component of the action -> what it moves, in metres or by being above 0
 DRAWER, SLIDE, BULB, LED = range(4)
@@ -45,7 +46,7 @@ def joint_chains(count: int) -> tuple[Chain, ...]:
 class JointWorld:
     """Moves what the action says by 0.02 m a step."""
 
-    control_hz, renderer, scene, block_order = 30, "none", "D", BLOCKS
+    control_hz, renderer, looks, scene, block_order = 30, "none", "joints", "D", BLOCKS
 
     def __init__(self) -> None:
         self.robot_obs = np.zeros(15)
@@ -104,6 +105,15 @@ class JointSimulator:
         return JointWorld()
 
 
+class DrawnElsewhere(JointSimulator):
+    """Opens the same world on a machine that draws otherwise."""
+
+    def open(self) -> JointWorld:
+        world = JointWorld()
+        world.renderer = "osmesa"
+        return world
+
+
 @dataclass(frozen=True)
 class LuckyAgentFactory:
     """Makes agents; `slow_s` is how long each takes over an action."""
@@ -115,19 +125,27 @@ class LuckyAgentFactory:
 
 
 class LuckyAgent:
-    """Waits for some steps, then does the task; one task in six it never does. Its seed decides both."""
+    """Gives each task its lucky expert."""
 
     def __init__(self, slow_s: float = 0.0) -> None:
         self._slow_s = slow_s
         self.heard: list[Subtask] = []
 
-    def begin(self, subtask: Subtask, environment: JointWorld) -> None:
+    def __call__(self, subtask: Subtask, environment: JointWorld) -> ExpertController:
+        self.heard.append(subtask)
+        return ExpertController(LuckyExpert(subtask, self._slow_s), environment)
+
+
+class LuckyExpert:
+    """Waits for some steps, then does the task; one task in six it never does. Its seed decides both."""
+
+    def __init__(self, subtask: Subtask, slow_s: float) -> None:
         rng = np.random.default_rng(subtask.seed)
         self._wait = int(rng.integers(12)) if rng.random() > 1 / 6 else 10_000
         self._move = MOVES[subtask.task]
-        self.heard.append(subtask)
+        self._slow_s = slow_s
 
-    def act(self, environment: JointWorld) -> Float64Array:
+    def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
         time.sleep(self._slow_s)
         action = np.zeros(7)
         action[6] = 1.0

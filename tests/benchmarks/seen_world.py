@@ -23,6 +23,19 @@ class SeenWorld(JointWorld):
 
 
 @dataclass(frozen=True)
+class SeenElsewhere:
+    """Opens it on a machine that draws otherwise."""
+
+    name: str = "seen joints"
+    scene: str = "D"
+
+    def open(self) -> SeenWorld:
+        world = SeenWorld()
+        world.renderer = "osmesa"
+        return world
+
+
+@dataclass(frozen=True)
 class SeenSimulator:
     """Opens it."""
 

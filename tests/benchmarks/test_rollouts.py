@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from rfedge.benchmarks import rollouts
-from rfedge.benchmarks.episode import Goal, choose_goal
+from rfedge.benchmarks.episode import choose_goal
 from rfedge.benchmarks.rollouts import RolloutPlan, RolloutReport, run_rollouts
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
+from rfedge.runtimes.rollout import Goal
 from rfedge.runtimes.video import VideoRecorder
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
@@ -171,4 +172,4 @@ def test_late_steps_are_counted(world: BlankWorld, bundle: Path, monkeypatch: py
     )
     plan = RolloutPlan(bundle=bundle, instruction="push the button", max_steps=3, realtime=True, settings=SETTINGS)
     (episode,) = run_rollouts(plan).episodes
-    assert (episode.num_late, episode.num_skipped, episode.max_lag_ms) == (3, 1, 10.0)
+    assert (episode.num_late, episode.num_skipped, episode.max_lag_s) == (3, 1, 0.01)

@@ -29,6 +29,7 @@ from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, G
 from rfedge.ray_workers import RayWorkers
 from rfedge.runtimes.text import open_encoder
 from tests.benchmarks.joint_world import JointWorld, joint_chains, lucky_plan
+from tests.benchmarks.seen_world import SeenElsewhere
 from tests.benchmarks.success_plans import plan_of, write_policy
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,7 +101,7 @@ def test_rows_add_up(whole: tuple[Path, SuccessReport]) -> None:
         assert row.call_ms is not None
         assert row.call_ms.n == row.num_inferences
         assert 0 < row.call_ms.p50 <= row.call_ms.p99
-        squares = sum(subtask.jerk_square_sum or 0.0 for subtask in begun)
+        squares = sum(subtask.jerk_square_sum for subtask in begun)
         count = sum(6 * (subtask.num_steps - 2) for subtask in begun if subtask.num_steps > 2)
         assert row.jerk == pytest.approx((squares / count) ** 0.5)
     lengths = {row.chains.average_length.value for row in report.rows if row.chains is not None}
@@ -165,6 +166,19 @@ def test_a_stopped_measurement_goes_on_and_ends_the_same(
     assert (folder / "success.json").read_bytes() == before
     longer = run_success(plan_of(bundles, execute_steps=(1, 2, 4)), CHAINS, folder)
     assert [row for row in results(longer) if row["execute_steps"] != 4] == results(whole[1]), "a row more costs that row"
+
+
+def test_rows_of_another_renderer_are_refused(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_success(plan_of(bundles[:1], execute_steps=(1,)), CHAINS[:2], folder)
+    before = (folder / "success.json").read_bytes()
+    elsewhere = plan_of(bundles[:1], execute_steps=(1, 2), worlds=(SeenElsewhere(),))
+    with pytest.raises(
+        ConfigError, match="environment: got name seen joints, renderer osmesa, looks joints, expected"
+    ):
+        run_success(elsewhere, CHAINS[:2], folder)
+    assert (folder / "success.json").read_bytes() == before
+    assert [path.name for path in (folder / "chains").iterdir()] == ["fp32-k1-D-evaluation"]
 
 
 def test_another_measurement_in_the_folder_is_refused(
@@ -254,6 +268,7 @@ def test_single_tasks_of_policies_on_the_table(bundles: tuple[Path, Path], tmp_p
         assert list(row.single_tasks.tasks) == ["open_drawer", "close_drawer", "turn_on_led"]
         assert {score.success.n for score in row.single_tasks.tasks.values()} == {2}
         assert row.single_tasks.success.n == 6
+        assert row.single_tasks.failed_starts == dict.fromkeys(tasks, (0, 1))
         assert row.num_inferences == sum(-(-steps // 4) for steps in _steps(tmp_path / "run", row))
     paired = report.rows[1].paired
     assert paired is not None
@@ -279,7 +294,7 @@ class SeeingTable:
 
 def _steps(folder: Path, row: SuccessRow) -> list[int]:
     lines = (folder / "single-tasks" / row.name.replace(" ", "-") / "trials.jsonl").read_text().splitlines()[1:]
-    return [json.loads(line)["subtask"]["num_steps"] for line in lines]
+    return [json.loads(line)["rollout"]["num_steps"] for line in lines]
 
 
 def test_the_command(tmp_path: Path, bundles: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

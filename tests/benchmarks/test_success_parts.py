@@ -10,17 +10,16 @@ import numpy as np
 import psutil
 import pytest
 
-from rfedge.benchmarks.chain_agents import ExpertAgent, Subtask
+from rfedge.benchmarks.chain_agents import expert_agent
 from rfedge.benchmarks.chains import ChainPlan, Simulator
-from rfedge.benchmarks.rollout_session import RolloutSession, RolloutSetup, close_session, open_session
+from rfedge.benchmarks.rollout_session import RolloutSetup, close_session, open_session
 from rfedge.benchmarks.single_tasks import TrialRecord, run_trials
 from rfedge.benchmarks.statistics import ratio_of_sums
 from rfedge.envs.experts import prepare_start
-from rfedge.envs.interface import Float64Array
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
 from rfedge.ray_workers import RayWorkers
 from rfedge.workers import run_jobs
-from tests.benchmarks.joint_world import JointSimulator, JointWorld
+from tests.benchmarks.joint_world import JointSimulator, LuckyAgent
 
 
 def test_the_ratio_of_sums_keeps_pairs_together() -> None:
@@ -40,32 +39,8 @@ def test_the_ratio_of_sums_keeps_pairs_together() -> None:
     assert np.isfinite([rare.low, rare.high]).all(), "draws without a success of the reference are left out"
 
 
-class Swinging:
-    """Moves as a list says."""
-
-    actions = np.random.default_rng(3).uniform(-1, 1, size=(9, 6))
-
-    def begin(self, subtask: Subtask, environment: JointWorld) -> None:
-        self._step = 0
-
-    def act(self, environment: JointWorld) -> Float64Array:
-        self._step += 1
-        return np.array([*self.actions[self._step - 1], 1.0 if self._step % 2 else -1.0])
-
-
-def test_jerk_is_the_second_difference_of_the_pose_alone() -> None:
-    session = RolloutSession(RolloutSetup(Swinging, JointSimulator(), 9))  # type: ignore[arg-type]
-    session.environment.restore(np.zeros(15), np.zeros(24))
-    record = session.roll_out(Subtask(0, 0, "close_drawer", "close it", 0))
-    a = Swinging.actions
-    assert record.num_steps == 9
-    expected = sum(((a[t + 1] - 2 * a[t] + a[t - 1]) ** 2).sum() for t in range(1, 8))
-    assert record.jerk_square_sum == pytest.approx(expected)
-    assert record.call_ms is None
-
-
 def test_a_process_keeps_one_session_and_closes_it() -> None:
-    first, second = (RolloutSetup(Swinging, JointSimulator(), steps) for steps in (8, 9))  # type: ignore[arg-type]
+    first, second = (RolloutSetup(LuckyAgent, JointSimulator(), steps) for steps in (8, 9))  # type: ignore[arg-type]
     session = open_session(first)
     world = session.environment
     assert open_session(first) is session
@@ -77,12 +52,12 @@ def test_a_process_keeps_one_session_and_closes_it() -> None:
 
 
 def test_single_tasks_begin_where_the_experts_begin(tmp_path: Path) -> None:
-    plan = ChainPlan(ExpertAgent, "expert", world=Simulator(render=False), max_steps=200)
+    plan = ChainPlan(expert_agent, "expert", world=Simulator(render=False), max_steps=200)
     tasks = ("turn_on_led", "open_drawer")
     told: list[tuple[int, int]] = []
     found = run_trials(plan, 2, tmp_path / "a", tasks=tasks, on_trial=lambda *counts: told.append(counts))
-    assert [(trial.subtask.task, trial.start) for trial in found] == [(task, start) for task in tasks for start in (0, 1)]
-    assert all(trial.subtask.success for trial in found), "experts do these from their own starts"
+    assert [trial.key for trial in found] == [(task, start) for task in tasks for start in (0, 1)]
+    assert all(trial.rollout.success for trial in found), "experts do these from their own starts"
     assert told == [(done, 4) for done in range(5)]
     with Simulator(render=False).open() as environment:
         states = []
@@ -97,7 +72,7 @@ def test_single_tasks_begin_where_the_experts_begin(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="starts per task of the run in .*: got 1 fewer than are there, expected as many"):
         run_trials(plan, 1, tmp_path / "a", tasks=tasks)
     grown = run_trials(plan, 3, tmp_path / "a", tasks=tasks)
-    assert [trial.start for trial in grown] == [0, 1, 2, 0, 1, 2]
+    assert [trial.rollout.seed for trial in grown] == [0, 1, 2, 0, 1, 2]
     assert (*grown[:2], *grown[3:5]) == found
     journal = tmp_path / "a" / "trials.jsonl"
     journal.write_text(journal.read_text() + '{"start": 1}\n')

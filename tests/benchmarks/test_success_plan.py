@@ -47,6 +47,25 @@ def test_how_steps_and_training_make_a_mode(bundles: tuple[Path, Path], tmp_path
     ]
 
 
+def test_without_steps_each_policy_runs_as_it_was_trained(
+    bundles: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jumping = write_policy(tmp_path / "jumping", frame_stride=2)
+    plan = plan_of((bundles[0], jumping), labels=("every", "second"), execute_steps=())
+    rows = run_success(plan, CHAINS[:1]).rows
+    assert [(row.policy, row.execute_steps, row.mode) for row in rows] == [
+        ("every", 1, "closed-loop"),
+        ("second", 2, "jump-step"),
+    ]
+    assert not caplog.messages
+    run_success(replace(plan, execute_steps=(1,)), CHAINS[:1])
+    assert [message[:70] for message in caplog.messages] == [
+        "execute_steps is 1 but the policy was trained on frames 2 control step"
+    ], "who asks for another time base is told, once"
+    whole = run_success(replace(plan, mode="open-loop"), CHAINS[:1]).rows
+    assert [row.execute_steps for row in whole] == [4, 4]
+
+
 def test_kinds_of_rows_are_chosen(bundles: tuple[Path, Path], tmp_path: Path) -> None:
     jumping = write_policy(tmp_path / "jumping", frame_stride=2)
     plan = plan_of((bundles[0], jumping), labels=("every", "second"), execute_steps=(1, 2))
@@ -88,7 +107,7 @@ def test_what_is_not_possible_is_said(bundles: tuple[Path, Path]) -> None:
         run_success(plan_of(bundles, execute_steps=(1, 8)), CHAINS[:1])
     with pytest.raises(ConfigError, match="expected 1 in closed-loop mode"):
         run_success(plan_of(bundles, mode="closed-loop"), CHAINS[:1])
-    with pytest.raises(ConfigError, match="mode jump-step: got frame_stride 1"):
+    with pytest.raises(ConfigError, match="mode jump-step: got a policy with frame_stride 1"):
         run_success(plan_of(bundles, mode="jump-step"), CHAINS[:1])
     report = run_success(plan_of(bundles, execute_steps=(4, 8), skip_impossible=True), CHAINS[:1])
     assert [row.execute_steps for row in report.rows] == [4, 4]

@@ -16,7 +16,7 @@ from rfedge.benchmarks.serving_process import ServingProcess
 from rfedge.cli.app import main
 from rfedge.errors import BackendUnavailableError
 from rfedge.runtimes.server_client import RemotePolicy
-from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
+from tests.runtimes.handmade_bundle import INSTRUCTIONS, tiny_config, write_handmade_bundle
 from tests.runtimes.server.running_server import ask, client, frame, get, request
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -106,8 +106,10 @@ main(sys.argv[1:])
 """
 
 
-def test_run_drives_a_simulator_with_a_server_and_without_an_inference_library(bundle: Path) -> None:
+def test_run_drives_a_simulator_with_a_server_and_without_an_inference_library(tmp_path: Path) -> None:
     pytest.importorskip("mujoco", reason="mujoco is not installed")
+    bundle = tmp_path / "b"
+    write_handmade_bundle(bundle, tiny_config(chunk_size=4, frame_stride=2))
     environment = os.environ | {"RFEDGE_SERVER_TOKEN": TOKEN, "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
     with ServingProcess(bundle, token=TOKEN) as server:
         command = [sys.executable, "-c", _RUN, "run", "--server", server.url, "--instruction", INSTRUCTIONS[0]]
@@ -122,6 +124,7 @@ def test_run_drives_a_simulator_with_a_server_and_without_an_inference_library(b
     document = json.loads(result.stdout)
     assert (document["bundle"], document["policy"], document["precision"]) == (server.url, "tiny", "fp32")
     assert document["rate_hz"] == 30
+    assert (document["mode"], document["execute_steps"]) == ("jump-step", 2), "the server says how its policy was trained"
     (episode,) = document["episodes"]
-    assert (episode["num_steps"], episode["num_inferences"], episode["num_unavailable"]) == (3, 3, 0)
+    assert (episode["num_steps"], episode["num_inferences"], episode["num_unavailable"]) == (3, 2, 0)
     assert set(document["per_call_ms"]) == {"preprocess", "backbone", "head", "postprocess", "total"}

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from rfedge.benchmarks.expert_success import roll_out_expert
 from rfedge.envs import TASKS, Environment, TaskOracle
-from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare, score_expert
+from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare
 from rfedge.envs.experts.grip import choose_grip
 from rfedge.envs.experts.situation import Situation
 from rfedge.envs.playtable.layout import find_layout
@@ -20,15 +21,16 @@ ORACLE = TaskOracle()
 
 @pytest.mark.parametrize("task", EXPERT_TASKS)
 def test_expert_does_its_task_in_scene_d(physics: Environment, task: str) -> None:
-    assert score_expert(task, physics, seeds=[1], limit_steps=64).solved == 1
+    assert roll_out_expert(task, physics, 1, max_steps=64).success
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", EXPERT_TASKS)
 def test_expert_success_rate(physics: Environment, task: str) -> None:
-    score = score_expert(task, physics, seeds=range(20))
-    assert score.success_rate >= 0.95, f"steps: {score.steps}"
-    assert score.median_steps <= 64
+    rollouts = [roll_out_expert(task, physics, seed, max_steps=120) for seed in range(20)]
+    steps = [rollout.num_steps for rollout in rollouts if rollout.success]
+    assert len(steps) >= 19, f"steps: {steps}"
+    assert np.median(steps) <= 64
 
 
 def test_preparation_does_not_solve_the_task(physics: Environment) -> None:

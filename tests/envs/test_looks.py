@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from rfedge.envs.demonstrations import record_episode
 
 from rfedge.envs import make_environment
-from rfedge.envs.demonstrations import record_episode
 from rfedge.envs.playtable.environment import PlayTable
 from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.playtable.looks import MATERIALS, plain_look, random_look

@@ -7,19 +7,18 @@ import pytest
 
 from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import Observation
-from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper, drive, make_controller
-from rfedge.runtimes.control import ControlLoop, StepReport
-from rfedge.runtimes.controllers import SYNCHRONOUS_MODES
+from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper, make_controller
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.safety import guard_action
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 
 def _played(mode: str, execute_steps: int | None, policy: CountingPolicy, num_steps: int = 8) -> tuple[list[int], int, int]:
     robot = Robot()
-    result = drive(ControlLoop(make_controller(policy, mode, execute_steps), robot), "go", max_steps=num_steps)
-    assert result.summary.num_steps == num_steps == len(robot.actions)
-    assert result.timings_ms == {"total": [1.0] * result.summary.num_inferences}
-    return [round(float(action[0]) * 100) for action in robot.actions], result.summary.num_inferences, robot.num_frames
+    summary = ControlLoop(make_controller(policy, mode, execute_steps), robot).run("go", max_steps=num_steps)
+    assert summary.num_steps == num_steps == len(robot.actions)
+    return [round(float(action[0]) * 100) for action in robot.actions], summary.num_inferences, robot.num_frames
 
 
 @pytest.mark.parametrize(
@@ -57,6 +56,26 @@ def test_execute_steps_must_fit_the_chunk(execute_steps: int) -> None:
         f"execute_steps: got {execute_steps}, expected 1 to 4 (chunk_size). "
         "Choose --execute-steps in that range, or a policy trained with a longer chunk."
     )
+
+
+@pytest.mark.parametrize(
+    ("frame_stride", "mode", "execute_steps", "chosen"),
+    [
+        (1, None, None, ("closed-loop", 1)),
+        (3, None, None, ("jump-step", 3)),
+        (3, None, 1, ("closed-loop", 1)),
+        (3, None, 2, ("open-loop", 2)),
+        (1, None, 3, ("open-loop", 3)),
+        (1, "open-loop", None, ("open-loop", 4)),
+        (3, "jump-step", None, ("jump-step", 3)),
+        (3, "overlapped", None, ("overlapped", 3)),
+        (3, "overlapped", 1, ("overlapped", 1)),
+    ],
+)
+def test_a_policy_runs_as_it_was_trained_unless_asked(
+    frame_stride: int, mode: str | None, execute_steps: int | None, chosen: tuple[str, int]
+) -> None:
+    assert choose_loop(CountingPolicy(frame_stride=frame_stride), mode, execute_steps) == chosen
 
 
 def test_modes_are_spelled_out() -> None:
@@ -97,41 +116,6 @@ def test_another_time_base_is_one_plain_warning(
         assert text in caplog.messages[0]
 
 
-def test_drive_stops_at_success_and_reports() -> None:
-    robot, steps = Robot(), list[StepReport]()
-    result = drive(
-        ControlLoop(OpenLoop(CountingPolicy(), 4), robot),
-        "go",
-        max_steps=50,
-        success=lambda: len(robot.actions) == 6,
-        on_step=steps.append,
-        observe_every_step=True,
-        seed=7,
-    )
-    summary = result.summary
-    assert (summary.ended, result.success, summary.num_steps, summary.num_inferences, result.seed) == (
-        "success",
-        True,
-        6,
-        2,
-        7,
-    )
-    assert result.actions.shape == (6, 7)
-    assert result.actions.dtype == np.float32
-    assert [step.index for step in steps] == list(range(6))
-    assert robot.num_frames == 6
-    assert robot.actions[0].dtype == np.float32
-    assert [step.control.age_steps for step in steps] == [0, 1, 2, 3, 0, 1]
-    assert robot.num_stops == 1
-
-
-def test_success_is_false_when_time_is_up_and_none_without_a_judge() -> None:
-    judged = drive(ControlLoop(ClosedLoop(CountingPolicy()), Robot()), "go", max_steps=3, success=lambda: False)
-    assert judged.success is False
-    result = drive(ControlLoop(ClosedLoop(CountingPolicy()), Robot()), "go", max_steps=3)
-    assert (result.success, result.summary.ended) == (None, "max-steps")
-
-
 def test_actions_are_guarded_before_they_reach_the_robot() -> None:
     np.testing.assert_array_equal(
         guard_action(np.array([2, -3, 0.5, 0, 0, 0, 0.2])), np.array([1, -1, 0.5, 0, 0, 0, 1], dtype=np.float32)
@@ -145,7 +129,7 @@ def test_actions_are_guarded_before_they_reach_the_robot() -> None:
 
     robot = Robot()
     with pytest.raises(ContractError) as error:
-        drive(ControlLoop(ClosedLoop(Broken()), robot), "go", max_steps=3)
+        ControlLoop(ClosedLoop(Broken()), robot).run("go", max_steps=3)
     assert str(error.value) == ("action: got NaN or Inf, expected finite values. The robot was not moved; check the policy.")
     np.testing.assert_array_equal(robot.actions, [[0, 0, 0, 0, 0, 0, 0]], "nobody knows what the gripper does")
     assert robot.num_stops == 1
@@ -178,18 +162,3 @@ def test_a_late_step_is_told_and_its_grid_kept() -> None:
     assert clock.time_s == pytest.approx(100.6)
     with pytest.raises(ConfigError, match="rate_hz: got 0.0, expected a positive number"):
         RateKeeper(0.0)
-
-
-def test_lag_reaches_the_result() -> None:
-    clock = FakeClock()
-
-    class SlowRobot(Robot):
-        def apply(self, action: np.ndarray) -> None:
-            super().apply(action)
-            clock.time_s += 0.15 if len(self.actions) == 2 else 0.05
-
-    keeper = RateKeeper(10.0, clock)
-    result = drive(ControlLoop(ClosedLoop(CountingPolicy()), SlowRobot(), pace=keeper, clock=clock), "go", max_steps=5)
-    assert (result.num_late, result.num_skipped) == (1, 0)
-    assert result.summary.max_lag_s == pytest.approx(0.05)
-    assert result.summary.num_missed == 0, "the actions were ready; the robot was slow to take one"

@@ -8,7 +8,7 @@ import pytest
 from rfedge.errors import ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import PolicyStep, make_controller
-from rfedge.runtimes.control import ControlLoop, drive
+from rfedge.runtimes.control import ControlLoop
 from rfedge.runtimes.ensembling import TemporalEnsemble
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, Robot
 
@@ -34,7 +34,7 @@ def test_what_is_played_is_the_weighted_mean_of_all_that_was_predicted(chunk_siz
     policy, robot, decay = RandomPolicy(chunk_size), Robot(), 0.3
     mode = "closed-loop" if execute_steps == 1 else "open-loop"
     controller = make_controller(policy, mode, execute_steps, ensemble=decay)
-    drive(ControlLoop(controller, robot), "go", max_steps=13)
+    ControlLoop(controller, robot).run("go", max_steps=13)
     for step, played in enumerate(robot.actions):
         asked = range(0, step + 1, execute_steps)
         known = [policy.chunks[n][step - at] for n, at in enumerate(asked) if step - at < chunk_size]
@@ -83,7 +83,7 @@ def test_chunks_that_do_not_overlap_are_refused() -> None:
 def test_jump_step_is_the_policys_own_stride(caplog: pytest.LogCaptureFixture) -> None:
     robot = Robot()
     with caplog.at_level(logging.WARNING):
-        drive(ControlLoop(make_controller(CountingPolicy(4, frame_stride=3), "jump-step"), robot), "go", max_steps=7)
+        ControlLoop(make_controller(CountingPolicy(4, frame_stride=3), "jump-step"), robot).run("go", max_steps=7)
     assert not caplog.messages
     assert [round(float(action[0]) * 100) for action in robot.actions] == [0, 1, 2, 10, 11, 12, 20]
     with pytest.raises(ConfigError) as error:

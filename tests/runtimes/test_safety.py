@@ -6,7 +6,7 @@ import pytest
 from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import Observation
 from rfedge.rotations import euler_to_matrix, rotation_vector
-from rfedge.runtimes.control import ControlLoop, drive
+from rfedge.runtimes.control import ControlLoop
 from rfedge.runtimes.modes import ClosedLoop
 from rfedge.runtimes.policy_step import PolicyStep
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
@@ -73,7 +73,7 @@ def test_not_finite_is_zero_motion_with_the_gripper_as_it_was(poison: float) -> 
 def test_not_finite_ends_the_run_after_zero_motion() -> None:
     robot = Robot(_state(gripper=-1.0))
     with pytest.raises(ContractError, match="action: got NaN or Inf"):
-        drive(ControlLoop(ClosedLoop(OneAction(*[np.nan] * 7)), robot), "go", max_steps=3)
+        ControlLoop(ClosedLoop(OneAction(*[np.nan] * 7)), robot).run("go", max_steps=3)
     np.testing.assert_array_equal(robot.actions, [[0, 0, 0, 0, 0, 0, -1]])
     assert robot.num_stops == 1
 
@@ -94,7 +94,7 @@ class Arm(Robot):
 def test_the_tool_stays_in_its_workspace() -> None:
     arm = Arm()
     loop = ControlLoop(ClosedLoop(OneAction(1, 0, -0.75, 0, 0, 0, 1)), arm, guard=SafetyGuard(SafetyLimits(workspace=BOX)))
-    summary = drive(loop, "go", max_steps=12).summary
+    summary = loop.run("go", max_steps=12)
     np.testing.assert_allclose(arm.state[:3], [0.1, 0.0, 0.3], atol=1e-6)
     # x reaches its bound after 5 steps, z after 6 and two thirds.
     assert summary.interventions == {"workspace": 7}
@@ -105,7 +105,7 @@ def test_the_target_of_a_blocked_arm_stays_inside_too() -> None:
     for adds_up, moved_steps in ((True, 5), (False, 12)):
         arm = Arm(is_blocked=True)
         guard = SafetyGuard(SafetyLimits(workspace=BOX, adds_up=adds_up))
-        drive(ControlLoop(ClosedLoop(OneAction(1, 0, 0, 0, 0, 0, 1)), arm, guard=guard), "go", max_steps=12)
+        ControlLoop(ClosedLoop(OneAction(1, 0, 0, 0, 0, 0, 1)), arm, guard=guard).run("go", max_steps=12)
         assert sum(action[0] > 1e-4 for action in arm.actions) == moved_steps
 
 
@@ -130,7 +130,7 @@ def test_a_workspace_needs_a_robot_that_tells_where_it_is() -> None:
     robot = Robot()
     loop = ControlLoop(ClosedLoop(CountingPolicy()), robot, guard=SafetyGuard(SafetyLimits(workspace=BOX)))
     with pytest.raises(ContractError) as error:
-        drive(loop, "go", max_steps=1)
+        loop.run("go", max_steps=1)
     assert str(error.value) == (
         "workspace: got an observation without state, expected the tool centre point in observation.state. "
         "Run without --workspace, or let the robot report its state."

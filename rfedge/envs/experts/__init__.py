@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rfedge.envs.experts.engine import Expert
-from rfedge.envs.experts.preparation import prepare
-from rfedge.envs.experts.score import ExpertScore, prepare_start, score_expert
+from rfedge.envs.experts.preparation import prepare, prepare_start
 from rfedge.envs.experts.scripts import EXPERT_TASKS, make_expert
 
-__all__ = ["EXPERT_TASKS", "Expert", "ExpertScore", "make_expert", "prepare", "prepare_start", "score_expert"]
+__all__ = ["EXPERT_TASKS", "Expert", "make_expert", "prepare", "prepare_start"]

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.scripts import make_expert
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
 from rfedge.envs.oracle import TaskOracle
@@ -15,9 +16,9 @@ from rfedge.envs.playtable.kinematics import inverse, tcp_pose
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout, find_layout
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
-from rfedge.envs.tasks import COLOURS, check_task
+from rfedge.envs.tasks import COLOURS, TASKS, check_task
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_start"]
 
 # Half-widths of the random start pose around the neutral one.
 _START_JITTER_M: Final = np.array([0.04, 0.03, 0.03])
@@ -63,6 +64,20 @@ _LIFT_STEPS: Final = 120
 _STACK_SHIFT_M: Final = 0.005  # by which the upper block may stand off the centre of the lower one
 _STACK_TURN_RAD: Final = 0.1
 _DRAWER_HALF_X_M: Final = 0.15  # how far from the drawer's centre a block can be pushed into it
+
+
+def prepare_start(task: str, environment: Environment, seed: int, *, anywhere: bool = False) -> Expert:
+    """Restore `environment` to the start number `seed` of `task`, and return the expert that is measured from there.
+
+    Whatever is measured or shown begins so: a policy that failed from a start is seen to fail from it again.
+
+    Raises:
+        ConfigError: the task is unknown or has no expert.
+    """
+    rng = np.random.default_rng([TASKS.index(check_task(task)), seed])
+    expert = make_expert(task, environment.scene, rng)
+    prepare(task, environment, rng, anywhere=anywhere)
+    return expert
 
 
 def prepare(task: str, environment: Environment, rng: np.random.Generator, *, anywhere: bool = False) -> None:

@@ -14,11 +14,12 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.conventions import Conventions, conventions_of
 from rfedge.envs.action_noise import ActionNoise, NoiseBursts
 from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
 from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
@@ -27,13 +28,16 @@ from rfedge.envs.language import sample_instruction
 from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError, explain
-from rfedge.messages import ACTION_SIZE, POSE_SIZE, Observation
+from rfedge.messages import POSE_SIZE, Observation
+from rfedge.runtimes.control import ControlLoop, StepReport
+from rfedge.runtimes.modes import Controller, ControlStep
+from rfedge.runtimes.rollout import Goal, StandingSimulator, roll_out
+from rfedge.runtimes.safety import guard_action
 
 __all__ = [
     "MAX_FRAMES",
     "MIN_FRAMES",
     "SETTLE_FRAMES",
-    "Driver",
     "Episode",
     "EpisodeSegment",
     "RecordingOptions",
@@ -50,20 +54,6 @@ _NOISE_STREAM: Final = 1
 _DRIVER_STREAM: Final = 2
 _LOOKS_STREAM: Final = 3
 _COLUMNS: Final = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_actions", "actions")
-
-
-class Driver(Protocol):
-    """Acts in the expert's place; see `rfedge.benchmarks.relabelling`."""
-
-    def reset(self, instruction: str) -> None:
-        """Forget everything and follow `instruction` from now on."""
-
-    @property
-    def needs_observation(self) -> bool:
-        """Whether the next `act` looks at what it is given."""
-
-    def act(self, observation: Observation | None) -> Float64Array:
-        """Return the action (7,) to send, pose within [-1, 1] and gripper -1 or 1; called at every control step."""
 
 
 @runtime_checkable
@@ -168,7 +158,7 @@ def record_episode(
     seed: int,
     environment: Environment | None = None,
     options: RecordingOptions | None = None,
-    driver: Driver | None = None,
+    driver: Controller | None = None,
 ) -> Episode:
     """Record `task`, and whatever follows it, once from a random start.
 
@@ -179,7 +169,8 @@ def record_episode(
         environment: one of the same scene to use again; building one costs more than an episode's first frames. In a
             PlayTable the result does not depend on what was done with it before. None makes a PlayTable.
         options: None for one task, done by its expert and without noise.
-        driver: acts in the expert's place, who then only labels, or takes over; None for the expert.
+        driver: a policy in its loop that acts in the expert's place, who then only labels, or takes over; None for the
+            expert.
 
     Raises:
         ConfigError: the task has no expert, the environment shows another scene, or an option is out of range.
@@ -191,7 +182,8 @@ def record_episode(
     if environment is not None and environment.scene != scene:
         remedy = "Pass an environment of that scene, or none."
         raise ConfigError(explain("environment", got=f"scene {environment.scene}", expected=f"scene {scene}", remedy=remedy))
-    # One stream a task, so that equal seeds do not give all tasks the same scene.
+    # One stream a task, so that equal seeds do not give all tasks the same scene. The instruction is drawn before the start,
+    # so that these are not the starts of `prepare_start`: nobody learns from those that are measured.
     rng = np.random.default_rng([TASKS.index(task), seed])
     expert = make_expert(task, scene, rng)
     instruction = sample_instruction(task, rng)
@@ -231,7 +223,7 @@ class _Rollout:
         self,
         environment: Environment,
         options: RecordingOptions,
-        driver: Driver | None,
+        driver: Controller | None,
         rng: np.random.Generator,
         *,
         stream: tuple[int, int],
@@ -239,6 +231,7 @@ class _Rollout:
         self.columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
         self.segments: list[EpisodeSegment] = []
         self._environment = environment
+        self._robot = StandingSimulator(environment)
         self._options = options
         self._driver = driver
         self._rng = rng
@@ -287,50 +280,98 @@ class _Rollout:
 
     def _run_task(self, task: str, instruction: str, expert: Expert, *, must_let_go: bool) -> bool:
         """Record until `task` has stayed done for some frames, or to the last step; return whether it is done then."""
-        environment = self._environment
+        environment, goal = self._environment, Goal(instruction, task)
         driver = self._driver
         if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
             driver = None
         start = environment.info()
-        if driver is not None:
-            driver.reset(instruction)
-            if self._options.takeover_steps is not None:
-                expert.begin(environment.scene_state())
-                num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
-                if self._drive(driver, num_driven, _Judge(self._oracle, task, start, must_let_go=must_let_go)):
-                    return True
-                driver = None
         judge = _Judge(self._oracle, task, start, must_let_go=must_let_go)
-        is_over = False
-        for step in range(self._options.max_steps):
-            if is_over and step >= MIN_FRAMES:
-                break
-            seen = environment.observe()
-            robot_obs, scene_obs = environment.robot_state(), environment.scene_state()
-            label = expert.act(robot_obs, scene_obs)
-            sent = label if driver is None else driver.act(seen)
-            if self._noise is not None:
-                sent = self._noise.disturb(sent)
-            if sent is not label:
-                expert.observe_executed(sent)
-            environment.advance(sent)
-            absolute = np.empty(ACTION_SIZE)
-            absolute[:POSE_SIZE] = environment.robot_state()[:POSE_SIZE]
-            absolute[POSE_SIZE] = sent[POSE_SIZE]
-            row: tuple[npt.NDArray[Any], ...] = (seen.static, seen.gripper, robot_obs, scene_obs, label, absolute)
+        if driver is not None and self._options.takeover_steps is not None:
+            expert.begin(environment.scene_state())
+            num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
+            # Not recorded, so drawn only where the driver looks: drawing takes most of a step.
+            driven = roll_out(
+                ControlLoop(driver, self._robot),
+                goal,
+                max_steps=num_driven,
+                success=lambda: judge.is_over(environment.info()),
+            )
+            if driven.record.success:
+                return True
+            driver = None
+            judge = _Judge(self._oracle, task, start, must_let_go=must_let_go)
+        labelled = _Labelled(environment, expert, driver, self._noise)
+        num_steps = 0
+
+        def record(step: StepReport) -> None:
+            nonlocal num_steps
+            num_steps = step.index + 1
+            assert step.observation is not None
+            absolute = np.append(environment.robot_state()[:POSE_SIZE], step.sent[POSE_SIZE])
+            seen = (step.observation.static, step.observation.gripper)
+            row: tuple[npt.NDArray[Any], ...] = (*seen, *labelled.row, absolute)
             for column, value in zip(self.columns.values(), row, strict=True):
                 column.append(value)
-            is_over = judge.is_over(environment.info())
+
+        roll_out(
+            ControlLoop(labelled, self._robot),
+            goal,
+            max_steps=self._options.max_steps,
+            success=lambda: judge.is_over(environment.info()) and num_steps >= MIN_FRAMES,
+            on_step=record,
+            observe_every_step=True,
+        )
         return judge.sees_it_done
 
-    def _drive(self, driver: Driver, num_steps: int, judge: _Judge) -> bool:
-        """Let the driver act for some steps, which are not recorded; return whether it has done the task by itself."""
-        for _ in range(num_steps):
-            seen = self._environment.observe() if driver.needs_observation else None  # drawing takes most of a step
-            self._environment.advance(driver.act(seen))
-            if judge.is_over(self._environment.info()):
-                return True
-        return False
+
+class _Labelled:
+    """An expert that says at every step what it would do, and acts unless a driver does; noise is added to what is sent.
+
+    Attributes:
+        row: robot_obs (15,), scene_obs (24,) and the expert's action (7,) of the last step.
+    """
+
+    def __init__(
+        self, environment: Environment, expert: Expert, driver: Controller | None, noise: NoiseBursts | None
+    ) -> None:
+        self.row: tuple[Float64Array, Float64Array, Float64Array]
+        self._environment = environment
+        self._expert = expert
+        self._driver = driver
+        self._noise = noise
+
+    @property
+    def conventions(self) -> Conventions:
+        """Those of the driver."""
+        return conventions_of(self._driver)
+
+    @property
+    def needs_observation(self) -> bool:
+        return self._driver is not None and self._driver.needs_observation
+
+    def reset(self, instruction: str) -> None:
+        """Tell the driver."""
+        if self._driver is not None:
+            self._driver.reset(instruction)
+
+    def control(self, observation: Observation | None) -> ControlStep:
+        """Return what is sent."""
+        robot_obs, scene_obs = self._environment.robot_state(), self._environment.scene_state()
+        label = sent = self._expert.act(robot_obs, scene_obs)
+        self.row = (robot_obs, scene_obs, label)
+        step = None
+        if self._driver is not None:
+            step = self._driver.control(observation if self._driver.needs_observation else None)
+            sent = guard_action(step.action).astype(np.float64)
+        if self._noise is not None:
+            sent = self._noise.disturb(sent)
+        if sent is not label:
+            self._expert.observe_executed(sent)
+        # In double precision, as the expert computes: a simulator gets what comes.
+        return ControlStep(cast("npt.NDArray[np.float32]", sent), None if step is None else step.inference)
+
+    def close(self) -> None:
+        """Do nothing: nothing runs beside the loop."""
 
 
 class _Judge:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from rfedge.benchmarks.demonstrations import MAX_FRAMES, RecordingOptions, record_episode, record_episodes
 from rfedge.envs import INSTRUCTIONS, Environment, make_environment
 from rfedge.envs.action_noise import BURST_STEPS, ActionNoise, NoiseBursts
-from rfedge.envs.demonstrations import MAX_FRAMES, RecordingOptions, record_episode, record_episodes
 from rfedge.envs.experts import make_expert
 from rfedge.envs.language import PARAPHRASES
 from rfedge.errors import ConfigError
 from rfedge.messages import Observation, check_action
+from rfedge.runtimes.modes import ControlStep
 
 
 def test_frames_have_the_contracted_shapes_and_meaning(playtable: Environment) -> None:
@@ -188,7 +190,9 @@ def test_a_failed_task_ends_the_chain_and_is_left_out(physics: Environment, monk
         def observe_executed(self, action: np.ndarray) -> None: ...
 
     experts = {"open_drawer": make_expert, "turn_on_led": lambda task, scene, rng: Idler()}
-    monkeypatch.setattr("rfedge.envs.demonstrations.make_expert", lambda task, scene, rng: experts[task](task, scene, rng))
+    monkeypatch.setattr(
+        "rfedge.benchmarks.demonstrations.make_expert", lambda task, scene, rng: experts[task](task, scene, rng)
+    )
     options = RecordingOptions(chain_length=3, chain_tasks=("open_drawer", "turn_on_led"))
     found = None
     for seed in range(8):  # a start with the LED off
@@ -220,17 +224,22 @@ class Sleeper:
     def reset(self, instruction: str) -> None:
         self.instructions.append(instruction)
 
-    def act(self, observation: Observation) -> np.ndarray:
+    def control(self, observation: Observation | None) -> ControlStep:
+        assert observation is not None
         self.num_seen += 1
-        return np.array([0.0] * 6 + [-1.0])
+        return self.send([0.0] * 6 + [-1.0])
+
+    @staticmethod
+    def send(action: Sequence[float] | np.ndarray) -> ControlStep:
+        return ControlStep(np.array(action), None)
 
 
 class Drifter(Sleeper):
     """A policy that leads the arm away, upwards."""
 
-    def act(self, observation: Observation) -> np.ndarray:
+    def control(self, observation: Observation | None) -> ControlStep:
         self.num_seen += 1
-        return np.array([0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 1.0])
+        return self.send([0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 1.0])
 
 
 def test_the_driver_acts_and_the_expert_labels(physics: Environment) -> None:
@@ -249,14 +258,12 @@ def test_the_driver_acts_and_the_expert_labels(physics: Environment) -> None:
 
 
 def test_labels_are_the_experts_own_actions_when_the_driver_does_the_same(physics: Environment) -> None:
-    class Replay:
-        needs_observation = True
-
+    class Replay(Sleeper):
         def reset(self, instruction: str) -> None:
             self.actions = iter(alone.frames["rel_actions"])
 
-        def act(self, observation: Observation) -> np.ndarray:
-            return next(self.actions).copy()
+        def control(self, observation: Observation | None) -> ControlStep:
+            return self.send(next(self.actions))
 
     alone = record_episode("turn_on_led", seed=5, environment=Blind(physics))
     driven = record_episode("turn_on_led", seed=5, environment=Blind(physics), driver=Replay())
@@ -309,9 +316,9 @@ def test_the_expert_takes_over_and_its_part_alone_is_recorded(physics: Environme
 
 def test_a_task_that_the_driver_has_done_leaves_no_frames(physics: Environment) -> None:
     class Replay(Drifter):
-        def act(self, observation: Observation) -> np.ndarray:
+        def control(self, observation: Observation | None) -> ControlStep:
             self.num_seen += 1
-            return alone.frames["rel_actions"][min(self.num_seen, len(alone.frames["rel_actions"])) - 1].copy()
+            return self.send(alone.frames["rel_actions"][min(self.num_seen, len(alone.frames["rel_actions"])) - 1])
 
     alone = record_episode("turn_on_led", seed=5, environment=Blind(physics))
     options = RecordingOptions(takeover_steps=100_000)

@@ -1,0 +1,12 @@
+"""One rollout: an instruction, carried out by a policy or an expert in the control loop, and what came of it.
+
+What drives a robot and what measures success are this same rollout; simulated time needs no pace.
+"""
+
+from __future__ import annotations
+
+from rfedge.runtimes.rollout.record import Goal, Rollout, RolloutRecord
+from rfedge.runtimes.rollout.rollout import roll_out
+from rfedge.runtimes.rollout.simulated import ExpertController, StandingSimulator
+
+__all__ = ["ExpertController", "Goal", "Rollout", "RolloutRecord", "StandingSimulator", "roll_out"]
