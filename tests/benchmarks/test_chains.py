@@ -27,7 +27,7 @@ from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS
 from rfedge.envs.tasks import INSTRUCTIONS
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.journal import read_journal
+from rfedge.journal import read_journal, write_line
 from rfedge.limits import MAX_STEPS
 from tests.benchmarks.joint_world import DrawnElsewhere, JointSimulator, JointWorld, LuckyAgent, joint_chains, lucky_plan
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
@@ -236,8 +236,8 @@ def test_a_run_goes_on_with_more_chains_as_if_it_had_been_asked_for_them(tmp_pat
 def test_a_line_that_is_no_chain_is_named(tmp_path: Path) -> None:
     run_chains(lucky_plan(), joint_chains(2), tmp_path / "run")
     journal = tmp_path / "run" / "chains.jsonl"
-    lines = journal.read_text().splitlines()
-    journal.write_text(f'{lines[0]}\n{{"index": 0}}\n')
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + write_line({"index": 0}))
     with pytest.raises(ArtifactError, match=r"chains.jsonl: got a record that is no chain"):
         run_chains(lucky_plan(), joint_chains(2), tmp_path / "run")
 

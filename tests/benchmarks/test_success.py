@@ -173,9 +173,7 @@ def test_rows_of_another_renderer_are_refused(bundles: tuple[Path, Path], tmp_pa
     run_success(plan_of(bundles[:1], execute_steps=(1,)), CHAINS[:2], folder)
     before = (folder / "success.json").read_bytes()
     elsewhere = plan_of(bundles[:1], execute_steps=(1, 2), worlds=(SeenElsewhere(),))
-    with pytest.raises(
-        ConfigError, match="environment: got name seen joints, renderer osmesa, looks joints, expected"
-    ):
+    with pytest.raises(ConfigError, match="environment: got name seen joints, renderer osmesa, looks joints, expected"):
         run_success(elsewhere, CHAINS[:2], folder)
     assert (folder / "success.json").read_bytes() == before
     assert [path.name for path in (folder / "chains").iterdir()] == ["fp32-k1-D-evaluation"]

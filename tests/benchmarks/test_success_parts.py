@@ -17,6 +17,7 @@ from rfedge.benchmarks.single_tasks import TrialRecord, run_trials
 from rfedge.benchmarks.statistics import ratio_of_sums
 from rfedge.envs.experts import prepare_start
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
+from rfedge.journal import write_line
 from rfedge.ray_workers import RayWorkers
 from rfedge.workers import run_jobs
 from tests.benchmarks.joint_world import JointSimulator, LuckyAgent
@@ -75,7 +76,7 @@ def test_single_tasks_begin_where_the_experts_begin(tmp_path: Path) -> None:
     assert [trial.rollout.seed for trial in grown] == [0, 1, 2, 0, 1, 2]
     assert (*grown[:2], *grown[3:5]) == found
     journal = tmp_path / "a" / "trials.jsonl"
-    journal.write_text(journal.read_text() + '{"start": 1}\n')
+    journal.write_bytes(journal.read_bytes() + write_line({"start": 1}))
     with pytest.raises(ArtifactError, match="a record that is no start"):
         run_trials(plan, 3, tmp_path / "a", tasks=tasks)
     assert isinstance(found[0], TrialRecord)
