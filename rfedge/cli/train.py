@@ -109,6 +109,10 @@ def train(
         float | None,
         typer.Option(min=0, help="Factor of the loss of queries that point at things, with --trainable full; default 0."),
     ] = None,
+    task_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="Factor of the loss of a probe that reads the task off the feature; default 0."),
+    ] = None,
     light: Annotated[
         float | None, typer.Option(min=0, help="Deviation of random gains of the pictures that are pointed at; default 0.")
     ] = None,
@@ -176,6 +180,7 @@ def train(
         gripper_weight=gripper_weight,
         augmentation=augmentation,
         pointing_weight=pointing_weight,
+        task_weight=task_weight,
         light=light,
         validation_fraction=validation_fraction,
         data_share=data_share,

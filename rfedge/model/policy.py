@@ -29,7 +29,9 @@ _GROUPS: Final = {
     "frame_embedding": "resampler",
     "proprioception": "head",
     "output_projection": "decoder",
-    "pointing": "vision",  # queries of the training alone, `rfedge.train.pointing`
+    # Parts of the training alone, `rfedge.train.pointing` and `rfedge.train.task_probe`.
+    "pointing": "vision",
+    "task_probe": "head",
 }
 
 

@@ -17,6 +17,7 @@ from rfedge.train.augmentation import ImageShifts
 from rfedge.train.config import ShiftKind
 from rfedge.train.distributed import Processes
 from rfedge.train.prefetch import Prefetch
+from rfedge.train.task_probe import task_loss
 from rfedge.train.vision_tokens import observe
 from rfedge.train.wording import Grammar, Wording
 
@@ -45,6 +46,7 @@ class TensorBatch:
             (`rfedge.train.vision_tokens`).
         token_ids: int64 (B, T).
         text_mask: bool (B, T).
+        tasks: int64 (B,), as `InstructionTable.tasks` counts them.
     """
 
     image_static: torch.Tensor
@@ -55,6 +57,7 @@ class TensorBatch:
     actions: torch.Tensor
     frame_mask: torch.Tensor
     action_mask: torch.Tensor
+    tasks: torch.Tensor
 
     @property
     def num_frames(self) -> int:
@@ -96,6 +99,7 @@ class InstructionTable:
 
     Attributes:
         wording: says the instructions of training batches anew; None where they stay what they are.
+        tasks: ids of all tasks, sorted.
     """
 
     def __init__(self, tokenizer: InstructionTokenizer, index: WindowIndex, grammar: Grammar | None = None) -> None:
@@ -103,6 +107,8 @@ class InstructionTable:
         rows = {text: tokenizer.encode(text) for text in {segment.instruction for segment in index.segments}}
         self.token_ids = torch.from_numpy(np.stack([rows[segment.instruction][0] for segment in index.segments]))
         self.text_mask = torch.from_numpy(np.stack([rows[segment.instruction][1] for segment in index.segments]))
+        self.tasks = tuple(sorted({segment.task for segment in index.segments}))
+        self.task_ids = torch.tensor([self.tasks.index(segment.task) for segment in index.segments])
 
 
 def batch_tensors(
@@ -129,20 +135,23 @@ def batch_tensors(
         actions=torch.from_numpy(batch.actions),
         frame_mask=torch.from_numpy(batch.frame_mask),
         action_mask=torch.from_numpy(batch.action_mask),
+        tasks=table.task_ids[segments],
     )
 
 
-def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, ...]:
     """Same as `policy.forward_window`, without running the backbone on what only fills a window or a text.
 
     Returns:
         pose (B, W, K, 6) and gripper logit (B, W, K); where `frame_mask` is false they mean nothing. Filling comes last
-        in a window, so it cannot reach a real step through the LSTM.
+        in a window, so it cannot reach a real step through the LSTM. With a task probe also its loss.
     """
     num_windows, num_frames = batch.frame_mask.shape
     features, real = window_features(policy, batch)
     filled = features.new_zeros(num_windows * num_frames, features.shape[-1]).index_copy(0, real, features)
-    return policy.head.unroll(filled.unflatten(0, (num_windows, num_frames)))
+    acted = policy.head.unroll(filled.unflatten(0, (num_windows, num_frames)))
+    probed = task_loss(policy, features, batch.tasks[real // num_frames])
+    return acted if probed is None else (*acted, probed)
 
 
 def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, torch.Tensor]:

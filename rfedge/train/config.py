@@ -151,6 +151,8 @@ class TrainConfig(_Config):
         caption_weight, vqa_weight: factors of the language loss of captions and of answers.
         pointing_weight: factor of the loss of queries that point at things (`rfedge.train.scene_training`); 0 leaves it out.
         pointing_batch_size: frames a step that they point at.
+        task_weight: factor of the loss of a probe that reads the task off the feature (`rfedge.train.task_probe`); 0 leaves
+            it out.
         light: deviation of random gains and offsets of these frames' pictures (`rfedge.train.scene_batches.see`).
         validation_fraction: share of the segments, and of the images of pairs, held out.
         data_share: share of the other segments that is learnt from.
@@ -195,6 +197,7 @@ class TrainConfig(_Config):
     vqa_weight: float = Field(0.5, ge=0)
     pointing_weight: float = Field(0.0, ge=0)
     pointing_batch_size: int = Field(32, ge=1)
+    task_weight: float = Field(0.0, ge=0)
     light: float = Field(0.0, ge=0)
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     data_share: float = Field(1.0, gt=0, le=1)

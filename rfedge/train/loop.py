@@ -40,6 +40,7 @@ from rfedge.train.state import (
     read_document,
     save_state,
 )
+from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
 from rfedge.train.trainable import draw_vl_layers, freeze, optimizer_groups
 from rfedge.train.validation import measure_windows
 from rfedge.train.wording import Grammar
@@ -102,6 +103,8 @@ def _train(
         }
         if config.pointing_weight:
             SceneTraining.attach(policy, config.seed)
+        if config.task_weight:
+            attach_task_probe(policy, len(sources.table.tasks), config.seed)
         resumed = newest_state(config.output, resume=config.resume, processes=processes)
         state = Progress() if resumed is None else read_document(resumed, decisive)
         if resumed is not None:
@@ -136,7 +139,7 @@ def _train(
         weights = full_weights(policy, processes)
         if processes.is_first:
             metadata = checkpoint_metadata(config, sources, pairs, result, processes.world_size, start.history)
-            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(POINTING)}
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith((POINTING, TASK_PROBE))}
             specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
             write_checkpoint(
                 result.checkpoint, config.policy, sources.tokenizer, metadata, specs, weights.__getitem__, overwrite=True
@@ -281,7 +284,7 @@ class _Run:
         self,
         scope: Scope,
         batch: SplitBatch[B],
-        forward: Callable[[B], tuple[torch.Tensor, torch.Tensor]],
+        forward: Callable[[B], tuple[torch.Tensor, ...]],
         on_step: Callable[[StepReport], None] | None,
         co_training: CoTraining | None = None,
         scene: SceneTraining | None = None,

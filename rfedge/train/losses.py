@@ -121,15 +121,22 @@ class StepLosses:
         config: TrainConfig,
         part: B,
         num_actions: int,
-        forward: Callable[[B], tuple[torch.Tensor, torch.Tensor]],
+        forward: Callable[[B], tuple[torch.Tensor, ...]],
     ) -> torch.Tensor:
-        """Return the loss of some windows, as their part in the mean over all `num_actions` of the batch."""
-        losses = batch_loss(config, part, *forward(part), num_actions)
+        """Return the loss of some windows, as their part in the mean over all `num_actions` of the batch.
+
+        `forward` returns pose and gripper logit, and where there is a task probe its loss.
+        """
+        pose, gripper_logit, *probed = forward(part)
+        losses = batch_loss(config, part, pose, gripper_logit, num_actions)
         self._keep("loss", losses.total)
         self._keep("pose_loss", losses.pose)
         self._keep("gripper_loss", losses.gripper)
         self._keep("gripper_accuracy", losses.gripper_accuracy)
-        return losses.total
+        if not probed:
+            return losses.total
+        share = part.action_mask.sum() / num_actions
+        return losses.total + config.task_weight * share * self.keep("task_loss", probed[0])
 
     def of_pairs(self, pairs: PairPass) -> torch.Tensor:
         """Return the weighted loss of some image-text pairs."""

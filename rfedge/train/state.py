@@ -61,6 +61,7 @@ _LATER_OPTIONS: Final = {
     "pointing_weight": 0.0,
     "pointing_batch_size": 32,
     "light": 0.0,
+    "task_weight": 0.0,
 }
 
 

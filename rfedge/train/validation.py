@@ -33,7 +33,7 @@ def measure_windows(
     num_actions = 0
     for numbers, counts in processes.shares(chosen, config.batch_size):
         batch = batch_tensors(index, sources.cache, sources.table, list(numbers)).to(scope.device)
-        pose, gripper_logit = scope.run(partial(window_forward, policy, batch))
+        pose, gripper_logit, *_ = scope.run(partial(window_forward, policy, batch))
         if not counts:
             continue
         parts = batch_loss(config, batch, pose, gripper_logit)

@@ -1,4 +1,4 @@
-"""Pointing beside imitation: it learns, goes on where a run was stopped, and leaves no trace in a checkpoint."""
+"""Pointing and a task probe beside imitation: they learn, go on where a run was stopped, and leave no trace in a checkpoint."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(demonstrations: Path, output: Path, **options: object) -> TrainConfig:
-    pointing = {"pointing_weight": 1.0, "pointing_batch_size": 4, "light": 0.1, "trainable": "full"}
+    pointing = {"pointing_weight": 1.0, "pointing_batch_size": 4, "light": 0.1, "trainable": "full", "task_weight": 0.05}
     values = {**pointing, "steps": 6, "batch_size": 2, "learning_rate": 1e-3, "head_first_steps": 0, "save_every": 2}
     return train_config("tiny", data=demonstrations, output=output, policy_changes=_CHANGES, **{**values, **options})
 
@@ -38,13 +38,14 @@ def test_a_stopped_run_ends_as_a_straight_one(demonstrations: Path, tmp_path: Pa
 
 def test_it_reaches_the_tower_and_stays_out_of_the_checkpoint(demonstrations: Path, tmp_path: Path) -> None:
     train_policy(_config(demonstrations, tmp_path / "run"))
-    train_policy(_config(demonstrations, tmp_path / "without", pointing_weight=0.0))
+    train_policy(_config(demonstrations, tmp_path / "without", pointing_weight=0.0, task_weight=0.0))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["pointing_loss"] > 0 for line in lines if "loss" in line)
+    assert all(line["pointing_loss"] > 0 and line["task_loss"] > 0 for line in lines if "loss" in line)
     queries = load_file(tmp_path / "run" / "state" / "step-0000006" / "parameters.safetensors")
-    assert any(name.startswith("pointing.") for name in queries)
+    extra = {name for name in queries if name.startswith(("pointing.", "task_probe."))}
+    assert {name.split(".")[0] for name in extra} == {"pointing", "task_probe"}
     tensors, without = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("run", "without"))
-    assert tensors.keys() == without.keys() == queries.keys() - {name for name in queries if name.startswith("pointing.")}
+    assert tensors.keys() == without.keys() == queries.keys() - extra
     assert not torch.equal(tensors["backbone.vision.conv1.weight"], without["backbone.vision.conv1.weight"])
 
 
