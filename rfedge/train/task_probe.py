@@ -1,7 +1,7 @@
 """A linear probe that reads the task off a policy's feature, for the training alone.
 
-Its cross-entropy asks the decoder to understand an instruction from the first step on, however it is worded; the actions alone
-say so only where two tasks move differently. Measured: docs/adr/0016-instruction-grammar.md.
+Its cross-entropy asks the decoder to understand an instruction from the first step on, however it is worded; the actions
+alone say so only where two tasks move differently. Measured: docs/adr/0016-instructions-from-a-grammar.md.
 """
 
 from __future__ import annotations

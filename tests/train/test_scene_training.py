@@ -1,4 +1,4 @@
-"""Pointing and a task probe beside imitation: they learn, go on where a run was stopped, and leave no trace in a checkpoint."""
+"""Pointing and a task probe beside imitation: they learn, resume, and leave no trace in a checkpoint."""
 
 import json
 from pathlib import Path
