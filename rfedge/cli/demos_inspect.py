@@ -79,6 +79,10 @@ def _print_tables(report: InspectionReport) -> None:
         ("episodes", report.num_episodes),
         ("language segments", f"{report.num_segments} of {len(report.tasks)} tasks"),
         ("instructions", report.num_instructions),
+        (
+            "measured / commanded motion",
+            ", ".join(f"{name} {factor:.2f}" for name, factor in report.motion_factors.items()) or "not compared",
+        ),
         ("language folders", ", ".join(report.language_folders) or "none"),
         *((f"scene {row.scene}", f"{row.frames} frames, {row.first} to {row.last}") for row in report.scenes),
     ]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from rfedge.conventions import Conventions
 from rfedge.data.dataset_records import CALVIN_HZ, COLLECTION_RECORD, read_conventions
 from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read_frame
 from rfedge.data.object_file import read_object_file
-from rfedge.data.scenes import SceneFrames, read_scenes
+from rfedge.data.scenes import SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import DatasetStatistics, StatisticsBuilder
 from rfedge.errors import DatasetError, explain
 
@@ -37,15 +38,18 @@ __all__ = [
     "COLLECTION_RECORD",
     "EPISODES_FILE",
     "LANGUAGE_FILE",
+    "Annotations",
     "CalvinDataset",
     "Segment",
     "find_language_file",
     "find_split",
+    "read_annotations",
     "read_episodes",
     "read_segments",
     "refuse_interrupted_collection",
 ]
 
+logger = logging.getLogger(__name__)
 LANGUAGE_FILE: Final = "lang_annotations/auto_lang_ann.npy"
 EPISODES_FILE: Final = "ep_start_end_ids.npy"
 SPLITS: Final = ("training", "validation")
@@ -111,6 +115,8 @@ class CalvinDataset:
             )
         segments = read_segments(find_language_file(folder))
         dataset = cls(folder, segments, read_episodes(folder), read_scenes(folder), read_conventions(folder))
+        if (configured := contradicted_by(folder, dataset.scenes)) is not None:
+            logger.warning("%s: scene_info.npy does not name scene %s, the recorded configuration does", folder, configured)
         dataset._probe()
         return dataset
 
@@ -296,18 +302,31 @@ def _has_frames(folder: Path) -> bool:
         return any(frame_number(entry.name) is not None for entry in entries)
 
 
-def read_segments(path: Path) -> tuple[Segment, ...]:
-    """Return the segments of an annotation file, in its order.
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What an annotation file holds.
+
+    Attributes:
+        segments: those with an instruction, in the order of the file.
+        blank: (place in the file, segment) of those without one, which nothing can be learned from.
+    """
+
+    segments: tuple[Segment, ...]
+    blank: tuple[tuple[int, Segment], ...]
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Return the segments of an annotation file.
 
     Raises:
-        DatasetError: the file is missing, damaged or empty, or a segment has no frames or no instruction.
+        DatasetError: the file is missing, damaged or empty, no segment has an instruction, or one has no frames.
     """
     content = read_object_file(path)
     try:
         language, bounds = content["language"], content["info"]["indx"]
         instructions, tasks = language["ann"], language["task"]
         rows = list(zip(bounds, tasks, instructions, strict=True))
-        segments = tuple(Segment(int(start), int(end), str(task), str(text)) for (start, end), task, text in rows)
+        listed = [Segment(int(start), int(end), str(task), _words(text)) for (start, end), task, text in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
             explain(
@@ -317,23 +336,42 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
                 remedy="Use CALVIN's auto_lang_ann.npy.",
             )
         ) from None
+    for segment in listed:
+        if not 0 <= segment.start <= segment.end:
+            raise DatasetError(
+                explain(f"file {path}", got=str(segment), expected="0 <= start <= end", remedy="Copy it again.")
+            )
+    segments = tuple(segment for segment in listed if segment.instruction)
     if not segments:
         raise DatasetError(
             explain(
                 f"file {path}",
-                got="no segments",
+                got=f"{len(listed)} segments, none with an instruction" if listed else "no segments",
                 expected="at least one",
                 remedy="Collect demonstrations with `rfedge demos`.",
             )
         )
-    for segment in segments:
-        if not 0 <= segment.start <= segment.end or not segment.instruction.strip():
-            raise DatasetError(
-                explain(
-                    f"file {path}",
-                    got=str(segment),
-                    expected="0 <= start <= end and an instruction",
-                    remedy="Copy it again.",
-                )
-            )
-    return segments
+    blank = tuple((place, segment) for place, segment in enumerate(listed) if not segment.instruction)
+    return Annotations(segments, blank)
+
+
+def _words(text: object) -> str:
+    """Return an annotation as it is read; "" for one without words, and for what is no text."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    return text if isinstance(text, str) and text.strip() else ""
+
+
+def read_segments(path: Path) -> tuple[Segment, ...]:
+    """Return the segments of an annotation file that have an instruction; the others are named in a warning.
+
+    Raises:
+        DatasetError: as `read_annotations`.
+    """
+    annotations = read_annotations(path)
+    for place, segment in annotations.blank:
+        logger.warning(
+            "%s: segment %d (%s, frames %d to %d) has no instruction and is left out",
+            path, place, segment.task, segment.start, segment.end,
+        )  # fmt: skip
+    return annotations.segments

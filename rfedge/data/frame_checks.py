@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from rfedge.data.frames import FRAME_KEYS, FRAME_SHAPES, Array, array_problem, f
 from rfedge.data.robot import state_problem
 from rfedge.errors import DatasetError
 
-__all__ = ["CHECKED_VALUES", "CheckedFrames", "Finding", "FrameChecks", "check_frames"]
+__all__ = ["CHECKED_VALUES", "PICTURES", "CheckedFrames", "Finding", "FrameChecks", "check_frames"]
 
 # Arrays whose spread a report shows.
 CHECKED_VALUES: Final = ("robot_obs", "scene_obs", "rel_actions")
+PICTURES: Final = ("rgb_static", "rgb_gripper")
 # Of a unit of 0.02 m or 0.05 rad: far above what float32 loses, far below what a wrong scale or frame shift makes.
 _ACTION_TOLERANCE: Final = 0.01
 _BLACK: Final = 2
@@ -56,6 +58,8 @@ class CheckedFrames:
     Attributes:
         numbers: int64 (N,) frames whose numeric arrays are all usable.
         values: per key of CHECKED_VALUES float64 (N, size).
+        sound: bool (N,) whether nothing at all was found in a frame.
+        pictures: uint64 (N, 2), equal for equal pictures, per key of PICTURES.
         findings: damage, in the order of the frames.
         size_bytes: of all these files.
         num_files: how many files that are.
@@ -63,6 +67,8 @@ class CheckedFrames:
 
     numbers: npt.NDArray[np.int64]
     values: dict[str, Array]
+    sound: npt.NDArray[np.bool_]
+    pictures: npt.NDArray[np.uint64]
     findings: tuple[Finding, ...]
     size_bytes: int
     num_files: int
@@ -72,6 +78,8 @@ def check_frames(folder: Path, numbers: Sequence[int], checks: FrameChecks) -> C
     """Read and check the frames `numbers` below `folder`; damage is collected, never raised."""
     usable: list[int] = []
     rows: dict[str, list[Array]] = {key: [] for key in CHECKED_VALUES}
+    pictures: list[list[int]] = []
+    sound: list[bool] = []
     findings: list[Finding] = []
     size_bytes = 0
     for number in numbers:
@@ -88,13 +96,23 @@ def check_frames(folder: Path, numbers: Sequence[int], checks: FrameChecks) -> C
         findings += problems
         if all(array_problem(key, frame[key]) is None for key in CHECKED_VALUES):
             usable.append(number)
+            sound.append(not problems)
+            pictures.append([zlib.crc32(np.ascontiguousarray(frame[key]).tobytes()) for key in PICTURES])
             for key, values in rows.items():
                 values.append(frame[key])
     stacked = {
         key: np.stack(values).astype(np.float64) if values else np.empty((0, *FRAME_SHAPES[key]))
         for key, values in rows.items()
     }
-    return CheckedFrames(np.array(usable, dtype=np.int64), stacked, tuple(findings), size_bytes, len(numbers))
+    return CheckedFrames(
+        numbers=np.array(usable, dtype=np.int64),
+        values=stacked,
+        sound=np.array(sound, dtype=np.bool_),
+        pictures=np.array(pictures, dtype=np.uint64).reshape(-1, len(PICTURES)),
+        findings=tuple(findings),
+        size_bytes=size_bytes,
+        num_files=len(numbers),
+    )
 
 
 def _unreadable(path: Path, error: DatasetError | OSError) -> Finding:
@@ -112,7 +130,7 @@ def _content_findings(name: str, frame: dict[str, Array], checks: FrameChecks) -
     findings = []
     if checks.check_robot and (problem := state_problem(frame["robot_obs"])) is not None:
         findings.append(Finding(name, f"{problem.subject}: {problem.got} (another robot?)", problem.expected))
-    for key in ("rgb_static", "rgb_gripper"):
+    for key in PICTURES:
         low, high = int(frame[key].min()), int(frame[key].max())
         if key in checks.absent:
             continue

@@ -63,10 +63,8 @@ def check_episodes(folder: Path, episodes: Sequence[tuple[int, int]]) -> list[Fi
     return findings
 
 
-def check_segments(
-    segments: Sequence[Segment], episodes: Sequence[tuple[int, int]], file: str, tasks: Sequence[str]
-) -> list[Finding]:
-    """List segments that are too long, lie outside of every episode or name a task that is not one of `tasks`."""
+def check_segments(segments: Sequence[Segment], episodes: Sequence[tuple[int, int]], file: str) -> list[Finding]:
+    """List segments that are too long or lie outside of every episode."""
     findings = []
     ordered = np.array(sorted(episodes), dtype=np.int64).reshape(-1, 2)
     for number, segment in enumerate(segments):
@@ -77,8 +75,6 @@ def check_segments(
             place = int(np.searchsorted(ordered[:, 0], segment.start, side="right")) - 1
             if place < 0 or segment.end > ordered[place, 1]:
                 findings.append(Finding(file, f"{subject}: outside of every episode", "all of it inside one episode"))
-        if tasks and segment.task not in tasks:
-            findings.append(Finding(file, f"{subject}: task {segment.task!r}", f"one of CALVIN's {len(tasks)} tasks"))
     return findings
 
 

@@ -19,14 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.data.calvin import (
+    Annotations,
     Segment,
     find_language_file,
     find_split,
+    read_annotations,
     read_episodes,
-    read_segments,
     refuse_interrupted_collection,
 )
-from rfedge.data.dataset_records import COLLECTION_RECORD, CONVERSION_RECORD, find_record, missing_parts
+from rfedge.data.dataset_records import (
+    CALVIN_HZ,
+    COLLECTION_RECORD,
+    CONVERSION_RECORD,
+    find_record,
+    missing_parts,
+    read_conventions,
+)
 from rfedge.data.frame_checks import CHECKED_VALUES, CheckedFrames, Finding, FrameChecks, check_frames
 from rfedge.data.frames import frame_number
 from rfedge.data.index_checks import (
@@ -37,7 +45,9 @@ from rfedge.data.index_checks import (
     check_segments,
     parse_statistics,
 )
-from rfedge.data.scenes import SceneFrames, read_scenes
+from rfedge.data.motion import Tolerance
+from rfedge.data.run_checks import LENIENT, RunChecks, RunRules, in_blocks
+from rfedge.data.scenes import SCENE_INFO_FILE, SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import RunningMoments
 from rfedge.errors import ConfigError, DatasetError, explain
 
@@ -90,6 +100,7 @@ class InspectionReport:
         num_instructions: different sentences.
         spreads: "robot_obs", "scene_obs" and "rel_actions" over the checked frames; with several scenes also
             "scene_obs of A" and so on, because the order of the blocks in scene_obs differs between scenes.
+        motion_factors: "translation", "rotation" -> measured motion per commanded motion, over the checked runs of frames.
         against_statistics: per value of statistics.yaml the largest difference; of a mean in standard deviations, of a
             deviation as a factor, of an action bound in its own units; empty without that file.
         language_folders: all that hold annotations.
@@ -108,6 +119,7 @@ class InspectionReport:
     tasks: tuple[TaskCount, ...]
     scenes: tuple[SceneCount, ...]
     spreads: Mapping[str, Spread]
+    motion_factors: Mapping[str, float]
     against_statistics: Mapping[str, float]
     language_folders: tuple[str, ...]
     notes: tuple[str, ...]
@@ -132,7 +144,7 @@ def inspect_dataset(
         num_frames: size of the sample of frames that are read; None for all.
         seed: draws the sample.
         workers: processes that read frames; the report does not depend on it.
-        task_names: names that a task may have; empty accepts every name.
+        task_names: tasks that a simulator judges; others are named in a note.
         on_progress: called as (frames checked, frames to check).
 
     Raises:
@@ -152,27 +164,42 @@ def inspect_dataset(
     language_file = _collected(findings, lambda: find_language_file(folder), None)
     segments: tuple[Segment, ...] = ()
     if language_file is not None:
-        segments = _collected(findings, lambda: read_segments(language_file), ())
         name = f"{language_file.parent.name}/{language_file.name}"
-        converted = find_record(folder, CONVERSION_RECORD) is not None
-        findings += check_segments(segments, episodes, name, () if converted else task_names)
+        annotations = _collected(findings, lambda: read_annotations(language_file), Annotations((), ()))
+        segments = annotations.segments
+        findings += [
+            Finding(name, f"segment {place} ({part.task}, frames {part.start} to {part.end}): no instruction", "words")
+            for place, part in annotations.blank
+        ]
+        findings += check_segments(segments, episodes, name)
+        others = sorted({segment.task for segment in segments} - {*task_names}) if task_names else []
+        if others:
+            shown = ", ".join(others[:8]) + (" ..." if len(others) > 8 else "")
+            notes.append(f"{len(others)} tasks are none of CALVIN's {len(task_names)}, no simulator judges them: {shown}")
     language_folders = _language_folders(folder)
     if segments:  # an unreadable annotation file is already listed
         for other in language_folders:
-            findings += check_embeddings(folder / other / "auto_lang_ann.npy", len(segments))
+            findings += check_embeddings(folder / other / "auto_lang_ann.npy", len(segments) + len(annotations.blank))
     findings += check_episodes(folder, episodes) if not any("ep_start_end" in item.file for item in findings) else []
     findings += check_missing_frames(existing, episodes, segments) + check_scenes(existing, scenes)
+    if (configured := contradicted_by(folder, scenes)) is not None:
+        named = ", ".join(scene.scene for scene in scenes)
+        findings.append(Finding(SCENE_INFO_FILE, f"scenes {named}", f"scene {configured}, which .hydra names"))
     notes += _index_notes(existing, episodes, segments, scenes)
     checks = _frame_checks(folder, notes)
     chosen = existing
     if num_frames is not None and num_frames < len(existing):
-        chosen = np.sort(np.random.default_rng(seed).choice(existing, num_frames, replace=False))
+        chosen = in_blocks(existing, num_frames, _FRAMES_PER_CHUNK, np.random.default_rng(seed))
     totals = _Totals(scenes)
+    runs = RunChecks(_run_rules(folder, checks), (first for first, _ in episodes))
     for checked in _check_all(folder, [int(number) for number in chosen], checks, workers):
         totals.add(checked)
+        runs.add(checked)
         findings += checked.findings
         if on_progress is not None:
             on_progress(totals.num_files, len(chosen))
+    run_findings, run_notes, motion_factors = runs.result()
+    findings, notes = findings + run_findings, notes + run_notes
     spreads = totals.spreads()
     against, problems = _against_statistics(folder, spreads, notes)
     return InspectionReport(
@@ -187,6 +214,7 @@ def inspect_dataset(
         tasks=_task_counts(segments),
         scenes=_scene_counts(existing, scenes),
         spreads=spreads,
+        motion_factors=motion_factors,
         against_statistics=against,
         language_folders=language_folders,
         notes=tuple(notes),
@@ -257,6 +285,21 @@ def _list_frames(folder: Path) -> npt.NDArray[np.int64]:
 
 def _language_folders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in folder.glob("lang_*/auto_lang_ann.npy")))
+
+
+def _run_rules(folder: Path, checks: FrameChecks) -> RunRules:
+    """Hold a conversion to what it was refused for; CALVIN's own rel_actions say less about the arm's motion."""
+    conversion = find_record(folder, CONVERSION_RECORD) or {}
+    options = conversion.get("options")
+    options = options if isinstance(options, dict) else {}
+    says_motion = options.get("actions") in ("relative", "next-state")
+    allowed = options.get("allow_mismatch")
+    return RunRules(
+        frequency_hz=read_conventions(folder).control_hz or CALVIN_HZ,
+        tolerance=Tolerance() if says_motion else LENIENT,
+        allowed=tuple(allowed) if isinstance(allowed, list) else (),
+        absent=checks.absent,
+    )
 
 
 def _frame_checks(folder: Path, notes: list[str]) -> FrameChecks:

@@ -19,7 +19,7 @@ from typing import Final
 from rfedge.data.object_file import read_object_file
 from rfedge.errors import DatasetError, explain
 
-__all__ = ["BLOCK_ORDER", "SCENE_INFO_FILE", "SceneFrames", "read_scenes"]
+__all__ = ["BLOCK_ORDER", "SCENE_INFO_FILE", "SceneFrames", "contradicted_by", "read_scenes"]
 
 SCENE_INFO_FILE: Final = "scene_info.npy"
 _PREFIX: Final = "calvin_scene_"
@@ -78,6 +78,15 @@ def read_scenes(folder: Path) -> tuple[SceneFrames, ...]:
                 explain(f"file {path}", got=str(scene), expected="first frame <= last frame", remedy="Copy it again.")
             )
     return tuple(sorted(scenes, key=lambda scene: scene.first))
+
+
+def contradicted_by(folder: Path, scenes: tuple[SceneFrames, ...]) -> str | None:
+    """Return the scene that the recorded configuration of a split of one scene names, if it is another one, else None.
+
+    The configuration of a split of several scenes is that of one recording among them, or of the evaluation.
+    """
+    configured, named = _configured_scene(folder), {scene.scene for scene in scenes}
+    return configured if configured is not None and len(named) == 1 and configured not in named else None
 
 
 def _configured_scene(folder: Path) -> str | None:
