@@ -62,6 +62,7 @@ class RolloutPlan:
         speed: share of the policy's own rate, for slow or fast motion on the wall clock.
         realtime_priority: of the control loop's thread, see `rfedge.runtimes.scheduling`; None is ordinary.
         late: what happens on a missed step; there are none unless a rate is held.
+        stop_after_frozen: the run ends when a camera has repeated its picture in so many frames in a row; None goes on.
         limits: what the actions are held to.
         backbone_deadline_ms: the robot is stopped when an inference takes longer; None is the step's deadline.
         step_deadline_ms: the same of a whole control step; None is two seconds beyond what an inference may take, where a
@@ -88,6 +89,7 @@ class RolloutPlan:
     speed: float = 1.0
     realtime_priority: int | None = None
     late: LatePolicy = field(default_factory=LatePolicy)
+    stop_after_frozen: int | None = None
     limits: SafetyLimits = field(default_factory=SafetyLimits)
     backbone_deadline_ms: float | None = None
     step_deadline_ms: float | None = None
@@ -185,7 +187,7 @@ class RolloutReport(Record):
 
     @property
     def was_stopped(self) -> bool:
-        """Whether the loop stopped the robot: too many misses in a row, or a hung backbone."""
+        """Whether the loop stopped the robot: too many misses in a row, a frozen camera, or a hung step."""
         return any(episode.ended in STOPPED for episode in self.episodes)
 
     @property
@@ -359,6 +361,7 @@ class _Run:
             stop=self.stop,
             priority=plan.realtime_priority,
             speed=plan.speed,
+            stop_after_frozen=plan.stop_after_frozen,
             step_deadline_s=math.inf if self._record is not None else plan.step_deadline_s,
             cancel=self._cancel,
         )

@@ -25,15 +25,16 @@ from rfedge.runtimes.resting import Rest, driving
 from rfedge.runtimes.robot import HeartbeatRobot, Robot, SimulatedRobot
 from rfedge.runtimes.safety import INTERVENTIONS, SafetyGuard, not_finite_message
 from rfedge.runtimes.scheduling import realtime_priority
+from rfedge.runtimes.stillness import FrozenFrames
 from rfedge.runtimes.stopping import StopRequest
 from rfedge.runtimes.watchdog import Watchdog
 
 __all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "StepReport"]
 
-# success, max-steps, misses (too many in a row), backbone (an inference beyond its deadline), step (anything else in a
-# control step beyond its own), or the reason of a `StopRequest`, such as SIGTERM.
+# success, max-steps, misses (too many in a row), frozen (a camera that repeats its picture), backbone (an inference beyond
+# its deadline), step (anything else in a control step beyond its own), or the reason of a `StopRequest`, such as SIGTERM.
 Ending = str
-STOPPED: Final = ("misses", "backbone", "step")
+STOPPED: Final = ("misses", "frozen", "backbone", "step")
 # Of a step beyond the backbone's deadline, where nothing else is said: cameras, robot, recorder and judge.
 _STEP_SLACK_S: Final = 2.0
 # Where nothing else is said the first step has longer: the arm stands, and libraries load what they did not load before.
@@ -87,6 +88,8 @@ class LoopSummary:
         interventions: how often each kind happened; kinds that did not are left out.
         max_lag_s: the latest beginning of a step.
         max_age_ms: the oldest frame behind an action.
+        frozen: camera -> frames with the very picture of the frame before; cameras without one are left out. Two pictures
+            of a real camera are never equal; those of a simulator are while nothing moves.
     """
 
     ended: Ending
@@ -100,6 +103,7 @@ class LoopSummary:
     interventions: dict[str, int]
     max_lag_s: float
     max_age_ms: float
+    frozen: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +126,7 @@ class ControlLoop:
             arm at rest, has 30 seconds unless this says otherwise.
         heartbeat_s: passed to the robot, which then rests by itself when no action comes for so long; None for none.
         cancel: called from another thread once the robot was stopped in a step that hangs, such as `EdgePolicy.cancel`.
+        stop_after_frozen: ends the run when a camera has shown one picture in so many more frames in a row; None never does.
         speed: share of the policy's own rate that `pace` holds, for slow first runs.
     """
 
@@ -137,7 +142,24 @@ class ControlLoop:
     step_deadline_s: float | None = None
     heartbeat_s: float | None = None
     cancel: Callable[[], None] | None = None
+    stop_after_frozen: int | None = None
     speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that no frame is within.
+
+        Raises:
+            ConfigError: `stop_after_frozen` is below 1.
+        """
+        if self.stop_after_frozen is not None and self.stop_after_frozen < 1:
+            raise ConfigError(
+                explain(
+                    "stop_after_frozen",
+                    got=self.stop_after_frozen,
+                    expected="1 or more",
+                    remedy="Leave --stop-after-frozen out to go on for ever.",
+                )
+            )
 
     def run(
         self,
@@ -273,6 +295,7 @@ class _Run:
         self._num_missing: dict[Missing, int] = {"starting": 0, "starved": 0, "unavailable": 0}
         self._misses_in_a_row = 0
         self._max_lag_s = self._max_age_ms = 0.0
+        self._frozen = FrozenFrames()
 
     def step(self, index: int, lag_s: float) -> Ending | None:
         """Run one control step, which began `lag_s` late; return why the run ends with it."""
@@ -283,6 +306,8 @@ class _Run:
         try:
             instruction = self._follow()
             observation = self._observe(index, started_s)
+            if loop.stop_after_frozen is not None and self._frozen.longest >= loop.stop_after_frozen:
+                return "frozen"
             control = self._ask(observation)
         except PolicyUnavailableError:
             control = ControlStep(action=loop.guard.hold(), inference=None, missing="unavailable")
@@ -335,6 +360,7 @@ class _Run:
             return None
         observation = self._loop.robot.observe()
         self._loop.guard.see(observation)
+        self._frozen.see(observation)
         if needs:
             self._frame_times_s[index] = started_s
         return observation
@@ -399,4 +425,5 @@ class _Run:
             interventions={name: count for name, count in happened.items() if count},
             max_lag_s=self._max_lag_s,
             max_age_ms=self._max_age_ms,
+            frozen=self._frozen.counts,
         )

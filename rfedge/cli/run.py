@@ -91,6 +91,9 @@ def run(
     stop_after_misses: Annotated[
         int | None, typer.Option(help="Stop the robot and end with status 1 after this many misses in a row.")
     ] = None,
+    stop_after_frozen: Annotated[
+        int | None, typer.Option(help="The same after so many frames in a row in which a camera repeats its picture.")
+    ] = None,
     backbone_deadline_ms: Annotated[
         float | None, typer.Option(help="Stop the robot and end with status 1 when an inference takes longer.")
     ] = None,
@@ -188,6 +191,7 @@ def run(
             max_pose_jump_m=max_pose_jump_m,
             min_gripper_steps=min_gripper_steps,
         ),
+        stop_after_frozen=stop_after_frozen,
         backbone_deadline_ms=backbone_deadline_ms,
         step_deadline_ms=step_deadline_ms,
         video=video,

@@ -68,8 +68,10 @@ def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
         if count:
             parts.append(f"{count} {what}")
     parts += [f"{count} {name}" for name, count in episode.interventions.items()]
+    parts += [f"{count} equal frames of {camera}" for camera, count in episode.frozen.items()]
     reasons = {
         "misses": "stopped after too many misses",
+        "frozen": "stopped: a camera repeats its picture",
         "backbone": "stopped: backbone beyond its deadline",
         "step": "stopped: control step beyond its deadline",
     }

@@ -29,10 +29,10 @@ from rfedge.messages import (
 )
 from rfedge.rotations import vectors_to_euler
 from rfedge.runtimes.adapters.images import fit_camera
-from rfedge.runtimes.adapters.stillness import Stillness
 from rfedge.runtimes.adapters.tool_step import tool_step
 from rfedge.runtimes.clock import Clock, MonotonicClock
 from rfedge.runtimes.optional_library import import_optional
+from rfedge.runtimes.stillness import Stillness
 
 __all__ = ["LeRobotKeys", "LeRobotLike", "LeRobotRobot", "action_to_lerobot", "connect_lerobot", "observation_from_lerobot"]
 

@@ -13,7 +13,7 @@ import pytest
 from rfedge.errors import ConfigError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
-from rfedge.runtimes.control import ControlLoop, StepReport
+from rfedge.runtimes.control import STOPPED, ControlLoop, StepReport
 from rfedge.runtimes.lateness import LatePolicy
 from rfedge.runtimes.stopping import StopRequest
 from rfedge.runtimes.watchdog import Watchdog
@@ -264,3 +264,29 @@ def test_the_robot_is_stopped_whatever_happens(error: type[BaseException]) -> No
     with pytest.raises(error):
         ControlLoop(ClosedLoop(CountingPolicy()), robot).run("go", max_steps=3, on_step=fail)
     assert (len(robot.actions), robot.num_stops) == (1, 1)
+
+
+class Camera(Robot):
+    """Shows pictures 0, 1, 2, ... until it freezes; the wrist camera always repeats one in three."""
+
+    def __init__(self, freezes_at: int) -> None:
+        super().__init__()
+        self.freezes_at = freezes_at
+
+    def observe(self) -> Observation:
+        self.num_frames += 1
+        static = np.full((200, 200, 3), min(self.num_frames, self.freezes_at), np.uint8)
+        return Observation(static=static, gripper=np.full((84, 84, 3), 2 * self.num_frames // 3, np.uint8))
+
+
+def test_equal_frames_are_counted_and_may_end_the_run() -> None:
+    robot = Camera(freezes_at=10)
+    summary = ControlLoop(OpenLoop(CountingPolicy(), 1), robot).run("go", max_steps=30)
+    assert (summary.ended, summary.frozen) == ("max-steps", {"static": 20, "gripper": 9})
+    robot = Camera(freezes_at=10)
+    summary = ControlLoop(OpenLoop(CountingPolicy(), 1), robot, stop_after_frozen=5).run("go", max_steps=30)
+    assert (summary.ended, summary.num_steps, len(robot.actions), robot.num_stops) == ("frozen", 14, 14, 1)
+    assert "frozen" in STOPPED
+    assert ControlLoop(OpenLoop(CountingPolicy(), 1), Camera(100)).run("go", max_steps=2).frozen == {}
+    with pytest.raises(ConfigError, match="stop_after_frozen: got 0, expected 1 or more"):
+        ControlLoop(OpenLoop(CountingPolicy(), 1), robot, stop_after_frozen=0)
