@@ -89,7 +89,7 @@ class ChainReport(Measurement):
     """The whole document.
 
     Attributes:
-        renderer: what drew the images.
+        renderer, looks: what drew the images and what they showed; looks None in records that are older than the field.
         average_length: mean number of subtasks solved in a row.
         success_rates: "1" to "5" -> share of the chains with at least that many solved in a row.
         mean_solved_steps: control steps of a solved subtask; None when none was.
@@ -109,6 +109,7 @@ class ChainReport(Measurement):
     wall_seconds: float
     num_workers: int
     num_resumed: int
+    looks: str | None = None
 
 
 def average_length(records: Sequence[ChainRecord], *, seed: int) -> Mean:

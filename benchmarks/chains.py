@@ -50,6 +50,7 @@ from rfedge.envs.chains import Chain, chains_sha256
 from rfedge.envs.initial_conditions import initial_state
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import LANGUAGES, choose_instruction
+from rfedge.envs.looks import redress
 from rfedge.errors import ConfigError, did_you_mean, explain
 from rfedge.journal import open_journal, read_journal
 from rfedge.limits import MAX_STEPS
@@ -238,6 +239,7 @@ def run_chains(
             **circumstances(),
             conditions=conditions,
             renderer=records[0].environment.renderer,
+            looks=records[0].environment.looks,
             average_length=average_length(records, seed=plan.seed),
             success_rates=success_rates(records),
             tasks=task_scores(begun_subtasks(records)),
@@ -298,6 +300,7 @@ def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:
     session = open_session(setup)
     environment = session.environment
     begun_s = time.perf_counter()
+    redress(environment, (job.index,))
     environment.restore(*initial_state(job.chain.state, environment.scene))
     subtasks: list[RolloutRecord] = []
     for subtask in job.subtasks:

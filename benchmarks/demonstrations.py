@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
 from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
 from rfedge.envs.interface import Environment, Float64Array, SceneInfo, make_environment
 from rfedge.envs.language import sample_instruction
+from rfedge.envs.looks import redress
 from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError, explain
@@ -54,13 +55,6 @@ _NOISE_STREAM: Final = 1
 _DRIVER_STREAM: Final = 2
 _LOOKS_STREAM: Final = 3
 _COLUMNS: Final = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_actions", "actions")
-
-
-@runtime_checkable
-class _Redressable(Protocol):
-    """A world whose looks may differ between episodes."""
-
-    def redress(self, seed: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +184,7 @@ def record_episode(
     with contextlib.ExitStack() as stack:
         if environment is None:
             environment = stack.enter_context(make_environment("playtable", scene=scene))
-        if isinstance(environment, _Redressable):
-            environment.redress((TASKS.index(task), seed, _LOOKS_STREAM))
+        redress(environment, (TASKS.index(task), seed, _LOOKS_STREAM))
         prepare(task, environment, rng)
         rollout = _Rollout(environment, options, driver, rng, stream=(TASKS.index(task), seed))
         success = rollout.run_chain(task, instruction, expert)

@@ -11,6 +11,7 @@ from rfedge.benchmarks.chain_agents import Agent, Subtask
 from rfedge.benchmarks.episode import judge_of
 from rfedge.envs import Environment, make_environment
 from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.envs.looks import Looks, Renderer
 from rfedge.runtimes.control import ControlLoop
 from rfedge.runtimes.rollout import RolloutRecord, StandingSimulator, roll_out
 from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
@@ -49,20 +50,23 @@ class Simulator:
         name: for `rfedge.envs.make_environment`.
         scene: "A" to "D"; CALVIN's benchmark is scene D.
         render: False leaves out the cameras, for an agent that reads states.
+        looks, renderer: see `make_environment`.
     """
 
     name: str = "playtable"
     scene: str = "D"
     render: bool = True
+    looks: Looks | None = None
+    renderer: Renderer | None = None
 
     def open(self) -> Environment:
         """Make it.
 
         Raises:
-            ConfigError: name or scene is unknown.
+            ConfigError: name or scene is unknown, or looks or renderer are no choice there.
             BackendUnavailableError: its simulator or renderer is not on this machine.
         """
-        return make_environment(self.name, scene=self.scene, render=self.render)
+        return make_environment(self.name, looks=self.looks, renderer=self.renderer, scene=self.scene, render=self.render)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from rfedge.benchmarks.run_files import RunFiles, run_header
 from rfedge.benchmarks.statistics import Summary, summarise
 from rfedge.conventions import conventions_of
 from rfedge.envs import Environment, make_environment
+from rfedge.envs.looks import Looks, Renderer
 from rfedge.errors import ConfigError, explain
 from rfedge.limits import MAX_STEPS
 from rfedge.runtimes.base import RuntimeSettings
@@ -55,6 +56,7 @@ class RolloutPlan:
         bundle, server: where the policy is, one of the two; a run with a server always holds the rate.
         mode, execute_steps: see `rfedge.runtimes.controllers.choose_loop`.
         ensemble: decay of a temporal ensemble, or None.
+        looks, renderer: see `make_environment`.
         task, instruction: at least one of them; see `rfedge.benchmarks.episode.choose_goal`.
         seed: of the first episode's start, see `rfedge.envs.experts.prepare_start`; the next have seed + 1, seed + 2, ...
         realtime: hold the control rate; overlapped mode and a `rate_hz` mean it anyway.
@@ -79,6 +81,8 @@ class RolloutPlan:
     ensemble: float | None = None
     env: str = "playtable"
     scene: str = "D"
+    looks: Looks | None = None
+    renderer: Renderer | None = None
     task: str | None = None
     instruction: str | None = None
     episodes: int = 1
@@ -158,6 +162,7 @@ class RolloutReport(Record):
         mean_per_control_step_ms: per stage, all its time over all control steps.
         resources: what all of it took, the simulator in this process included; None where it was not asked for.
         record_error: why the record ends before the run does; None where it does not.
+        looks: what the images showed; None in records that are older than the field.
     """
 
     format: Literal["rfedge-rollouts"] = "rfedge-rollouts"
@@ -184,6 +189,7 @@ class RolloutReport(Record):
     mean_per_control_step_ms: dict[str, float]
     resources: ResourceRecord | None = None
     record_error: str | None = None
+    looks: str | None = None
 
     @property
     def was_stopped(self) -> bool:
@@ -238,7 +244,9 @@ def run_rollouts(
         )
         stack.callback(controller.close)
         opened.policy.reset(goal.instruction)  # words that the policy does not know end here, not after a simulator's start
-        environment = stack.enter_context(make_environment(plan.env, scene=plan.scene, seed=plan.seed))
+        environment = stack.enter_context(
+            make_environment(plan.env, looks=plan.looks, renderer=plan.renderer, scene=plan.scene, seed=plan.seed)
+        )
         run = _Run(plan, goal, controller, environment, stop or StopRequest(), record, on_step, opened.cancel)
         stack.enter_context(run.files())
         rollouts = run.episodes()
@@ -254,6 +262,7 @@ def run_rollouts(
             environment=plan.env,
             scene=plan.scene,
             renderer=environment.renderer,
+            looks=environment.looks,
             control_hz=environment.control_hz,
             realtime=plan.realtime,
             rate_hz=run.rate_hz,

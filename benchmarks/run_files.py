@@ -114,6 +114,7 @@ def run_header(
             "name": name,
             "scene": environment.scene,
             "renderer": environment.renderer,
+            "looks": environment.looks,
             "control_hz": environment.control_hz,
             "rate_hz": rate_hz,
         },

@@ -243,6 +243,7 @@ def _summarise(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan)
         rollout_seconds=records.duration_s,
         num_workers=records.num_workers,
         renderer=records.environment.renderer,
+        looks=records.environment.looks,
         interventions=records.interventions,
     )
 

@@ -13,6 +13,7 @@ from rfedge.benchmarks.chain_report import TaskScore
 from rfedge.benchmarks.machine import Measurement
 from rfedge.benchmarks.record import Record
 from rfedge.benchmarks.statistics import Mean, Proportion, Ratio, Summary
+from rfedge.envs.looks import world_name
 from rfedge.errors import GateError, explain
 
 __all__ = [
@@ -157,7 +158,8 @@ class SuccessRow(Record):
         num_control_steps: of all chains and starts.
         rollout_seconds: wall-clock time of all chains and starts added up, and so over all workers.
         num_workers: of the call that finished the row.
-        renderer: what drew the images; the same in all rows.
+        renderer, looks: what drew the images and what they showed; the same in all rows. No looks in records that are older
+            than the field.
         interventions: how often the loop's guard changed an action, by kind, over all steps.
     """
 
@@ -181,6 +183,7 @@ class SuccessRow(Record):
     renderer: str
     ensemble: float | None = None
     interventions: dict[str, int] = Field(default_factory=dict)
+    looks: str | None = None
 
     @property
     def loop(self) -> str:
@@ -241,6 +244,11 @@ class SuccessReport(Measurement):
     rows: tuple[SuccessRow, ...]
     not_possible: tuple[NotPossible, ...]
     wall_seconds: float
+
+    @property
+    def world(self) -> str:
+        """What tables call the world of all rows."""
+        return world_name(self.conditions.environment, self.rows[0].looks, self.rows[0].renderer)
 
     def policy_of(self, row: SuccessRow) -> PolicyRecord:
         """Return the record of the bundle that a row ran."""

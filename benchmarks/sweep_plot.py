@@ -82,7 +82,7 @@ def draw_sweep(report: SweepReport, path: Path) -> None:
         [f"{conditions.num_chains} chains"] * bool(conditions.num_chains)
         + [f"{conditions.starts_per_task} starts a task"] * bool(conditions.starts_per_task)
     )
-    figure.suptitle(f"{conditions.environment}, {what}, 95 % intervals; {report.latency.machine.cpu}", fontsize=11)
+    figure.suptitle(f"{report.success.world}, {what}, 95 % intervals; {report.latency.machine.cpu}", fontsize=11)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix(".") or "png")
 

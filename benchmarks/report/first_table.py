@@ -73,7 +73,7 @@ def _amounts(collection: Collection) -> str:
         if tasks:
             pieces.append(f"{count(conditions.starts_per_task, 'start')} of each of {count(tasks, 'task')}")
         scenes = ", ".join(dict.fromkeys(row.scene for row in rows))
-        texts[f"{' and '.join(pieces)} ({conditions.environment}, scene {scenes})"] = None
+        texts[f"{' and '.join(pieces)} ({part.report.world}, scene {scenes})"] = None
     return "; ".join(texts)
 
 

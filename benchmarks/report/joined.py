@@ -77,7 +77,8 @@ class JoinedRow:
 
     Attributes:
         label: of the bundle.
-        success: None where there is only speed; `record`, its name, `environment` and `policy` belong to it.
+        success: None where there is only speed; `record`, its name, `environment` (as `SuccessReport.world`)
+            and `policy` belong to it.
         speed: None where there is only success.
         execute_steps: of the success, else of the speed; None where neither has one.
         speed_note: what must be said beside the speed.
@@ -137,7 +138,7 @@ def join(collection: Collection) -> list[JoinedRow]:
                     bundle=bundle,
                     execute_steps=row.execute_steps,
                     record=part.name,
-                    environment=part.report.conditions.environment,
+                    environment=part.report.world,
                     policy=policy,
                     success=row,
                     speed=speed,

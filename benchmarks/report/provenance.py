@@ -153,9 +153,10 @@ def _renderer(record: BaseModel) -> str | Cell:
     if isinstance(record, SweepReport):
         return _renderer(record.success)
     if isinstance(record, SuccessReport):
-        return ", ".join(dict.fromkeys(row.renderer for row in record.rows)) or missing("no row ran")
+        names = dict.fromkeys(f"{row.renderer}{f', looks {row.looks}' if row.looks else ''}" for row in record.rows)
+        return ", ".join(names) or missing("no row ran")
     if isinstance(record, ChainReport | EnvironmentSpeedReport | RolloutReport):
-        return record.renderer
+        return record.renderer if record.looks is None else f"{record.renderer}, looks {record.looks}"
     return missing("nothing was drawn")
 
 

@@ -17,6 +17,7 @@ from rfedge.benchmarks.report.words import count, length, milliseconds, plain, s
 from rfedge.benchmarks.rollouts import RolloutReport
 from rfedge.benchmarks.statistics import Proportion, proportion
 from rfedge.benchmarks.success_report import SuccessRow, ensemble_suffix
+from rfedge.envs.looks import world_name
 from rfedge.envs.tasks import TASKS
 
 __all__ = ["drawings", "expert_section", "pareto_front", "success_sections"]
@@ -190,7 +191,7 @@ def _step_point(row: JoinedRow) -> Point:
 def _tables(part: SuccessPart) -> list[Part]:
     report, conditions = part.report, part.report.conditions
     tables: list[Part] = []
-    world = f"{conditions.environment}, at most {conditions.max_steps} steps a task, seed {conditions.seed}"
+    world = f"{report.world}, at most {conditions.max_steps} steps a task, seed {conditions.seed}"
     with_chains = [row for row in report.rows if row.chains is not None]
     if with_chains:
         columns = ["way", "run as", "1", "2", "3", "4", "5", "average length", "steps of a solved task", "jerk"]
@@ -335,7 +336,7 @@ def _chain_table(reports: Sequence[tuple[str, ChainReport]]) -> Table:
         conditions = report.conditions
         rates = [Cell(share(rate), heat=rate.value) for rate in report.success_rates.values()]
         who = conditions.agent.get("name", "unknown")
-        world = f"{conditions.environment} {conditions.scene}"
+        world = f"{world_name(conditions.environment, report.looks, report.renderer)} {conditions.scene}"
         rows.append([name, who, world, str(conditions.num_chains), *rates, length(report.average_length)])
     columns = ["record", "who", "world", "chains", "1", "2", "3", "4", "5", "average length"]
     caption = "Chains of five tasks: share with at least so many solved in a row, 95 % intervals."

@@ -10,6 +10,7 @@ from rfedge.benchmarks.report.document import Cell, Section, Table, titled
 from rfedge.benchmarks.report.first_table import Machines
 from rfedge.benchmarks.report.words import bytes_mb, count, duration, milliseconds, percentiles
 from rfedge.benchmarks.server import ServerReport
+from rfedge.envs.looks import world_name
 
 __all__ = ["system_sections"]
 
@@ -23,7 +24,7 @@ def system_sections(collection: Collection, machines: Machines) -> list[Section]
     if environments:
         rows: list[list[str | Cell]] = [
             [
-                f"{report.environment} {report.scene}",
+                f"{world_name(report.environment, report.looks, report.renderer)} {report.scene}",
                 report.renderer,
                 machines.mark(report.machine),
                 call,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 from rfedge.limits import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def run(
     ] = None,
     env: Annotated[str, typer.Option(help="playtable, or calvin where calvin_env is installed.")] = "playtable",
     scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
+    looks: Annotated[Looks | None, typer.Option(help=LOOKS_HELP)] = None,
+    renderer: Annotated[Renderer | None, typer.Option(help=RENDERER_HELP)] = None,
     task: Annotated[str | None, typer.Option(help="Task to do and to judge, for instance open_drawer.")] = None,
     instruction: Annotated[
         str | None, typer.Option(help="Words for the policy; judged if they describe a known task.")
@@ -174,6 +177,8 @@ def run(
         ensemble=ensemble,
         env=env,
         scene=scene,
+        looks=looks,
+        renderer=renderer,
         task=task,
         instruction=instruction,
         episodes=episodes,

@@ -23,7 +23,7 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
 
     console.print(
         f"{report.policy} {report.precision}, {report.mode}, {report.execute_steps} of each chunk; "
-        f"{report.environment} scene {report.scene}, renderer {report.renderer}",
+        f"{report.environment} scene {report.scene}, looks {report.looks}, renderer {report.renderer}",
         highlight=False,
         soft_wrap=True,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.success_plan import SuccessPlan
@@ -80,6 +81,8 @@ Ensembles = Annotated[
 ]
 Enriched = Annotated[bool, typer.Option("--enriched", help="Add rows with held-out instructions.")]
 Env = Annotated[str, typer.Option(help="Environment: playtable or calvin.")]
+LooksChoice = Annotated[Looks | None, typer.Option("--looks", help=LOOKS_HELP)]
+RendererChoice = Annotated[Renderer | None, typer.Option("--renderer", help=RENDERER_HELP)]
 Scenes = Annotated[list[str] | None, typer.Option("--scene", help="CALVIN scene, repeatable; the benchmark is scene D.")]
 MaxSteps = Annotated[int, typer.Option(min=1, help="Control steps for each task.")]
 Seed = Annotated[
@@ -116,6 +119,8 @@ def make_plan(
     enriched: bool,
     env: str,
     scenes: Sequence[str] | None,
+    looks: Looks | None,
+    renderer: Renderer | None,
     single_tasks: int,
     tasks: str,
     max_steps: int,
@@ -146,7 +151,7 @@ def make_plan(
         ensembles=_parse_decays(ensemble),
         mode=mode,
         kinds=tuple(cast("Kind", kind.strip()) for kind in (kinds or "").split(",") if kind.strip()),
-        worlds=tuple(Simulator(env, scene) for scene in scenes or ("D",)),
+        worlds=tuple(Simulator(env, scene, looks=looks, renderer=renderer) for scene in scenes or ("D",)),
         languages=("evaluation", "enriched") if enriched else ("evaluation",),
         starts_per_task=single_tasks,
         tasks=names,

@@ -20,7 +20,7 @@ def print_success(report: SuccessReport, *, to_stderr: bool) -> None:
 
     conditions, rows = report.conditions, report.rows
     if conditions.num_chains:
-        title = f"{conditions.num_chains} chains in {conditions.environment}: share with so many tasks solved in a row"
+        title = f"{conditions.num_chains} chains in {report.world}: share with so many tasks solved in a row"
         columns = ("policy, steps per call, scene", *"12345", "95 % of 1", "95 % of 5", "average length")
         print_table(title, columns, [_rates(row) for row in rows], to_stderr=to_stderr)
     if conditions.starts_per_task:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from collections.abc import Sequence
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 from rfedge.errors import ConfigError, did_you_mean, explain
 
-__all__ = ["LOOKS_HELP", "RENDERER_HELP", "Looks", "Renderer", "check_looks"]
+__all__ = ["LOOKS_HELP", "RENDERER_HELP", "Looks", "Renderer", "check_looks", "redress", "world_name"]
 
 # "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, drawn anew for every episode; "calvin": the
 # meshes and textures of an installed calvin_env.
@@ -21,6 +22,34 @@ LOOKS_HELP = (
     "meshes and textures of an installed calvin_env."
 )
 RENDERER_HELP = "What draws calvin: egl (default), as CALVIN's published results, or tiny, twice as fast without a GPU."
+
+
+@runtime_checkable
+class _Redressable(Protocol):
+    """A world whose looks may differ between episodes."""
+
+    def redress(self, seed: Sequence[int]) -> None: ...
+
+
+def redress(environment: object, seed: Sequence[int]) -> None:
+    """Draw the looks of an episode where they are random; `seed` decides them."""
+    if isinstance(environment, _Redressable):
+        environment.redress(seed)
+
+
+def world_name(environment: str, looks: str | None, renderer: str) -> str:
+    """Return what tables call a world: environment, and looks and renderer where they are not its usual ones.
+
+    >>> world_name("playtable", "calvin", "egl"), world_name("calvin", "calvin", "egl (llvmpipe)")
+    ('playtable looking calvin', 'calvin')
+
+    Args:
+        environment: of `make_environment`.
+        looks: None in records that are older than the choice.
+        renderer: as records name it.
+    """
+    looking = "" if looks in (None, environment) else f" looking {looks}"
+    return f"{environment}{looking}{' (tiny)' if renderer == 'tiny' else ''}"
 
 
 def check_looks(looks: str) -> Looks:

@@ -22,7 +22,7 @@ from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 class MovingWorld:
     """Stands for a simulator: what the cameras show follows from the actions alone."""
 
-    control_hz, renderer, scene = 30, "none", "D"
+    control_hz, renderer, looks, scene = 30, "none", "shades", "D"
 
     def __enter__(self) -> MovingWorld:
         return self

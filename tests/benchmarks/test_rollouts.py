@@ -23,7 +23,7 @@ SETTINGS = RuntimeSettings(threads=1)
 class BlankWorld:
     """Stands for a simulator: grey frames, nothing moves."""
 
-    control_hz, renderer, scene = 30, "none", "D"
+    control_hz, renderer, looks, scene = 30, "none", "blank", "D"
 
     def __init__(self) -> None:
         self.num_restores = 0

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from rfedge.envs.demonstrations import record_episode
 
+from rfedge.benchmarks.demonstrations import record_episode
+from rfedge.benchmarks.rollout_session import Simulator
 from rfedge.envs import make_environment
+from rfedge.envs.experts import prepare_start
+from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.envs.looks import world_name
 from rfedge.envs.playtable.environment import PlayTable
 from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.playtable.looks import MATERIALS, plain_look, random_look
@@ -129,3 +133,26 @@ def test_an_episodes_looks_depend_on_task_and_seed_alone(table: PlayTable) -> No
 def test_unknown_looks_are_refused() -> None:
     with pytest.raises(ConfigError, match="one of playtable, random, calvin"):
         make_environment("playtable", looks="randm")  # type: ignore[arg-type]
+
+
+def test_a_start_that_is_measured_has_looks_of_its_own(table: PlayTable) -> None:
+    seen = []
+    for seed in (0, 1, 0):
+        prepare_start("open_drawer", table, seed)
+        seen.append(table.reset(NEUTRAL_ROBOT_OBS, SCENE).static)
+    assert np.abs(seen[0].astype(int) - seen[1]).mean() > 5.0
+    np.testing.assert_array_equal(seen[0], seen[2])
+
+
+def test_a_measurement_opens_the_looks_it_names_and_says_so() -> None:
+    with Simulator(looks="random", render=False).open() as environment:
+        assert EnvironmentIdentity.of("playtable", environment) == EnvironmentIdentity("playtable", "none", "random")
+    with pytest.raises(ConfigError, match="renderer: got 'tiny' for playtable"):
+        Simulator(renderer="tiny").open()
+
+
+def test_tables_name_looks_and_renderer_only_where_they_are_not_the_usual_ones() -> None:
+    assert world_name("playtable", "playtable", "egl") == world_name("playtable", None, "egl") == "playtable"
+    assert world_name("playtable", "calvin", "egl") == "playtable looking calvin"
+    assert world_name("calvin", "calvin", "egl (llvmpipe)") == "calvin"
+    assert world_name("calvin", "calvin", "tiny") == "calvin (tiny)"

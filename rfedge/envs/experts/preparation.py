@@ -10,6 +10,7 @@ import numpy as np
 from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.scripts import make_expert
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
+from rfedge.envs.looks import redress
 from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.kinematics import inverse, tcp_pose
@@ -76,6 +77,7 @@ def prepare_start(task: str, environment: Environment, seed: int, *, anywhere: b
     """
     rng = np.random.default_rng([TASKS.index(check_task(task)), seed])
     expert = make_expert(task, environment.scene, rng)
+    redress(environment, (TASKS.index(task), seed))
     prepare(task, environment, rng, anywhere=anywhere)
     return expert
 
