@@ -13,6 +13,7 @@ from rfedge.cli.bundle_names import bundle_folder
 from rfedge.cli.demos_convert import convert
 from rfedge.cli.demos_inspect import inspect
 from rfedge.cli.demos_merge import merge
+from rfedge.cli.demos_snapshots import snapshots
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ demos_app = typer.Typer(name="demos", help="Collect, inspect and convert demonst
 demos_app.command()(merge)
 demos_app.command()(inspect)
 demos_app.command()(convert)
+demos_app.command()(snapshots)
 
 
 @demos_app.callback()
