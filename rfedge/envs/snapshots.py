@@ -62,7 +62,7 @@ def record_snapshots(environment: Environment, rng: np.random.Generator, num_fra
     for _ in range(num_frames):
         observation = environment.reset(*sample_state(layout, rng))
         robot_obs = environment.robot_state()
-        row = {
+        row: dict[str, npt.NDArray[Any]] = {
             "rgb_static": observation.static,
             "rgb_gripper": observation.gripper,
             "robot_obs": robot_obs,

@@ -1,4 +1,4 @@
-"""Pictures of random states: what they show is what they are labelled with, and a collection of them can be pre-trained on."""
+"""Pictures of random states: what they show is what they are labelled with."""
 
 from pathlib import Path
 
