@@ -62,7 +62,7 @@ class LatencyPlan:
     Attributes:
         bundles: at least one bundle folder.
         checkpoint: the PyTorch original, or None.
-        execute_steps: control steps one call is spread over.
+        execute_steps: control steps one call is spread over; None for what the first bundle was trained for.
         warmup: untimed rounds; raised to the policies' window if smaller.
         settle_ms: untimed pause before every call, for the threads of the previous one to go to sleep.
         iterations: timed rounds, at least 1.
@@ -75,7 +75,7 @@ class LatencyPlan:
     bundles: tuple[Path, ...]
     checkpoint: Path | None = None
     instruction: str = "pull the handle to open the drawer"
-    execute_steps: int = 1
+    execute_steps: int | None = None
     warmup: int = 20
     iterations: int = 200
     settle_ms: float = 20.0
@@ -128,8 +128,9 @@ def run_latency(
         # Around the loading, too: the threads of a session are begun with it.
         stack.enter_context(realtime_priority(plan.realtime_priority, inherited=True))
         variants = _load(plan, stack)
+        execute_steps = variants[0].policy.frame_stride if plan.execute_steps is None else plan.execute_steps
         for variant in variants:
-            check_execute_steps(plan.execute_steps, variant.policy.chunk_size)
+            check_execute_steps(execute_steps, variant.policy.chunk_size)
         warmup = max(plan.warmup, *(variant.policy.config.window for variant in variants))
         if observations is None:
             observations = sample_observations(variants[0].policy.parts.contract, NUM_OBSERVATIONS, seed=plan.seed)
@@ -143,13 +144,13 @@ def run_latency(
             settle_ms=plan.settle_ms,
             on_round=on_round,
         )
-        idle, resources = _sample(variants, observations, plan)
+        idle, resources = _sample(variants, observations, plan, execute_steps)
         return LatencyReport(
             **circumstances(),
             conditions=LatencyConditions(
                 instruction=plan.instruction,
                 inputs=inputs,
-                execute_steps=plan.execute_steps,
+                execute_steps=execute_steps,
                 warmup=warmup,
                 iterations=plan.iterations,
                 settle_ms=plan.settle_ms,
@@ -161,7 +162,7 @@ def run_latency(
             ),
             peak_rss_bytes=peak_rss_bytes(),
             variants=tuple(
-                _describe(variant, samples[variant.name], plan.execute_steps, resources.get(variant.name))
+                _describe(variant, samples[variant.name], execute_steps, resources.get(variant.name))
                 for variant in variants
             ),
             comparisons=_compare(variants, samples, plan.seed),
@@ -299,7 +300,7 @@ def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Varia
 
 
 def _sample(
-    variants: list[_Variant], observations: Sequence[Observation], plan: LatencyPlan
+    variants: list[_Variant], observations: Sequence[Observation], plan: LatencyPlan, execute_steps: int
 ) -> tuple[ResourceRecord | None, dict[str, ResourceRecord]]:
     """Sample every variant but the one that is there twice."""
     if not plan.resource_seconds:
@@ -310,7 +311,7 @@ def _sample(
         observations,
         plan.instruction,
         seconds=plan.resource_seconds,
-        execute_steps=plan.execute_steps,
+        execute_steps=execute_steps,
         idle=idle,
     )
     return idle, resources

@@ -62,6 +62,7 @@ class SweepPlan:
         return LatencyPlan(
             bundles=self.success.bundles,
             instruction=_INSTRUCTION,
+            execute_steps=1,  # each row divides by its own
             warmup=self.warmup,
             iterations=self.iterations,
             settle_ms=self.settle_ms,

@@ -138,7 +138,7 @@ def run_arm(driver: ArmDriver, bundle: Path, instruction: str, *, max_steps: int
     ):
         rate_hz = speed * policy.config.control_hz
         loop = ControlLoop(
-            make_controller(policy, "closed-loop"),
+            make_controller(policy),  # as it was trained: closed loop or jump-step
             MyArm(driver, policy.conventions),
             pace=RateKeeper(rate_hz),
             speed=speed,

@@ -26,7 +26,9 @@ def latency(
         ),
     ],
     checkpoint: Annotated[Path | None, typer.Option(help="Compare with this checkpoint in PyTorch.")] = None,
-    execute_steps: Annotated[int, typer.Option(help="Control steps that one policy call serves.")] = 1,
+    execute_steps: Annotated[
+        int | None, typer.Option(help="Control steps that one policy call serves; default: as the first one was trained.")
+    ] = None,
     warmup: Annotated[int, typer.Option(help="Untimed calls per variant.")] = 20,
     iterations: Annotated[int, typer.Option(help="Timed calls per variant.")] = 200,
     settle_ms: Annotated[float, typer.Option(help="Untimed pause before each call, for other threads to sleep.")] = 20.0,
