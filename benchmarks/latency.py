@@ -162,8 +162,7 @@ def run_latency(
             ),
             peak_rss_bytes=peak_rss_bytes(),
             variants=tuple(
-                _describe(variant, samples[variant.name], execute_steps, resources.get(variant.name))
-                for variant in variants
+                _describe(variant, samples[variant.name], execute_steps, resources.get(variant.name)) for variant in variants
             ),
             comparisons=_compare(variants, samples, plan.seed),
             noise_floor=_noise_floor(variants, samples, plan.seed),

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, model_validator
 
 from rfedge.benchmarks.episode import begin_episode, choose_goal
 from rfedge.benchmarks.plan import check_least
@@ -190,6 +190,19 @@ class RolloutReport(Record):
     resources: ResourceRecord | None = None
     record_error: str | None = None
     looks: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_2(cls, document: Any) -> Any:
+        """Read episodes that did not say what they were told, and lags in milliseconds."""
+        if not isinstance(document, dict) or document.get("schema_version") != 2:
+            return document
+        goal = {name: document.get(name) for name in ("task", "instruction")}
+        episodes = [
+            {"max_lag_s": episode["max_lag_ms"] / 1000, **goal, **{k: v for k, v in episode.items() if k != "max_lag_ms"}}
+            for episode in document["episodes"]
+        ]
+        return {**document, "episodes": episodes}
 
     @property
     def was_stopped(self) -> bool:
