@@ -12,6 +12,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "playtable.md"
 DATE = "202611"
 SCENES = ("D", "A", "B", "C")
+CAMERAS = ("static", "gripper")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -81,7 +82,20 @@ def cost() -> str:
     return f"{table(columns, rows)}\n\nMeasured on {machine['cpu']}, {machine['usable_cores']} cores, without a GPU."
 
 
-SECTIONS = {"experts": experts, "chains": chains, "cost": cost}
+def looks() -> str:
+    """Return by how much the pictures differ from the real simulator's."""
+    rows: list[tuple[object, ...]] = []
+    for scene in SCENES:
+        report = load(f"looks_calvin-{scene.lower()}")
+        levels = [
+            f"{report['differences'][name][camera]['mean']:.1f}" for name in ("playtable", "calvin") for camera in CAMERAS
+        ]
+        rows.append((scene, len(report["tasks"]), *levels))
+    columns = tuple(f"`{name}`, {camera}" for name in ("playtable", "calvin") for camera in CAMERAS)
+    return table(("scene", "states", *columns), rows)
+
+
+SECTIONS = {"looks": looks, "experts": experts, "chains": chains, "cost": cost}
 
 
 def fill(text: str) -> str:

@@ -34,6 +34,7 @@ _CLASSES: Final = {
     "rfedge-import-memory": ("rfedge.benchmarks.import_memory", "ImportMemoryReport"),
     "rfedge-int8-ranges": ("rfedge.benchmarks.int8_ranges_report", "Int8RangesReport"),
     "rfedge-latency": ("rfedge.benchmarks.schema", "LatencyReport"),
+    "rfedge-looks": ("rfedge.benchmarks.looks", "LooksReport"),
     "rfedge-loop": ("rfedge.benchmarks.loop_report", "LoopReport"),
     MIXED_FORMAT: ("rfedge.export.mixed.record", "SearchRecord"),
     "rfedge-peers": ("rfedge.benchmarks.peers", "PeersReport"),

@@ -8,6 +8,7 @@ from rfedge.cli.bench_chains import chains
 from rfedge.cli.bench_env import env
 from rfedge.cli.bench_experts import experts
 from rfedge.cli.bench_latency import latency
+from rfedge.cli.bench_looks import looks
 from rfedge.cli.bench_loop import loop
 from rfedge.cli.bench_peers import peers
 from rfedge.cli.bench_report import report
@@ -25,5 +26,5 @@ def bench() -> None:
     """Measure latency and success."""  # without a callback typer would drop the name of a single command
 
 
-for _command in (latency, chains, env, experts, loop, peers, server, success, sweep, report):
+for _command in (latency, chains, env, experts, looks, loop, peers, server, success, sweep, report):
     bench_app.command()(_command)

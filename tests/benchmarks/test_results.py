@@ -12,6 +12,7 @@ from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.head_speed import HeadSpeedReport
 from rfedge.benchmarks.int8_ranges_report import Int8RangesReport
+from rfedge.benchmarks.looks import LooksReport
 from rfedge.benchmarks.loop_report import LoopReport
 from rfedge.benchmarks.machine import Measurement, circumstances
 from rfedge.benchmarks.peers import PeersReport
@@ -31,6 +32,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-head-speed": HeadSpeedReport,
     "rfedge-int8-ranges": Int8RangesReport,
     "rfedge-latency": LatencyReport,
+    "rfedge-looks": LooksReport,
     "rfedge-loop": LoopReport,
     "rfedge-peers": PeersReport,
     "rfedge-precisions": PrecisionsReport,

@@ -32,8 +32,9 @@ TABLE_HALF_Y_M: Final = 0.18
 TABLE_TOP_M: Final = 0.44
 TABLE_SLAB_M: Final = 0.04  # thickness of the tabletop
 CABINET_TOP_M: Final = 0.648
-OPENING_MARGIN_M: Final = 0.03  # by which the cabinet's opening is wider than its floor, on each side
-REAR_WALL_Y_M: Final = 0.17  # front of the cabinet's rear wall
+OPENING_MARGIN_M: Final = 0.03  # by which a hand may reach beyond the cabinet's floor, on each side
+REAR_WALL_Y_M: Final = 0.16  # front of the cabinet's rear wall
+BEAM_YZ_M: Final = (0.1345, 0.628)  # front and lower side of the beam over its rear; the front follows the tilted face
 PLANK_TOP_M: Final = 0.441  # a block resting in the cabinet has its centre at 0.461
 BLOCK_WIDTH_M: Final = 0.04
 BLOCK_LENGTHS_M: Final = {"small": 0.04, "middle": 0.056, "big": 0.08}
@@ -139,7 +140,7 @@ class TableLayout:
 
     @property
     def opening_x_m(self) -> Range:
-        """Extent of the cabinet's opening: all that the door passes in front of."""
+        """Extent that hands may use of the cabinet: a little more than its floor, over whose ends they reach."""
         return self.cabinet_x_m[0] - OPENING_MARGIN_M, self.cabinet_x_m[1] + OPENING_MARGIN_M
 
     @property

@@ -66,8 +66,8 @@ def add_table_meshes(asset: ET.Element, layout: TableLayout) -> None:
     top_y, top_z = SLOPE.point(SLOPE.length_m, 0.0)
     outline = ((SLOPE.foot_y_m, SLOPE.foot_z_m), (top_y, top_z), (back, top_z), (back, SLOPE.foot_z_m))
     for side, (low, high) in (
-        ("left", (-half_x, layout.opening_x_m[0])),
-        ("right", (layout.opening_x_m[1], half_x)),
+        ("left", (-half_x, layout.cabinet_x_m[0])),
+        ("right", (layout.cabinet_x_m[1], half_x)),
     ):
         corners = [coordinate for x in (low, high) for y, z in outline for coordinate in (x, y, z)]
         ET.SubElement(asset, "mesh", {"name": f"wedge_{side}", "vertex": numbers(corners)})
@@ -99,11 +99,13 @@ def _add_base(world: ET.Element, layout: TableLayout) -> ET.Element:
     box(base, (-half_x, -half_y, 0.27), (half_x, half_y, 0.285), **solid)
     for x_m in (-half_x + 0.03, half_x - 0.03):
         box(base, (x_m - 0.025, -half_y + 0.01, 0.0), (x_m + 0.025, half_y - 0.01, 0.27), **solid)
-    # Above it: the wedges, and a rear wall. The cabinet has no roof: the hand reaches in from above.
+    # Above it: the wedges, a rear wall, and a beam that covers the rear of the cabinet: the hand reaches in before it.
     for side in ("left", "right"):
         ET.SubElement(base, "geom", {"type": "mesh", "mesh": f"wedge_{side}", **solid})
-    low, high = layout.opening_x_m
+    low, high = layout.cabinet_x_m
     box(base, (low, dimensions.REAR_WALL_Y_M, top), (high, half_y, dimensions.CABINET_TOP_M), **solid)
+    beam = dimensions.BEAM_YZ_M
+    box(base, (low, *beam), (high, half_y, dimensions.CABINET_TOP_M), **solid)
     x_m, y_m = layout.button_xy_m
     rim = {"pos": numbers((x_m, y_m, 0.5 * (top + dimensions.BUTTON_FOOT_M)))}
     rim |= {"size": numbers((dimensions.BUTTON_RIM_M, 0.5 * (dimensions.BUTTON_FOOT_M - top)))}
