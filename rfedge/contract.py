@@ -132,6 +132,7 @@ class ActionSemantics(_Spec):
     frame: str = "world"
     position_scale_m: float = POSITION_SCALE_M
     rotation_scale_rad: float = ROTATION_SCALE_RAD
+    rotation: str = "steps of fixed-axis xyz Euler angles"
     gripper: str = "-1 close, 1 open"
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "POSITION_SCALE_M",
     "ROTATION_SCALE_RAD",
     "STATE_LIMIT",
+    "STATE_NAMES",
     "STATE_SIZE",
     "STATIC_IMAGE_SHAPE",
     "FloatArray",
@@ -47,8 +48,14 @@ UInt8Array = npt.NDArray[np.uint8]
 
 STATIC_IMAGE_SHAPE: Final = (200, 200, 3)
 GRIPPER_IMAGE_SHAPE: Final = (84, 84, 3)
-# tcp xyz (m), tcp euler xyz (rad), gripper width (m), 7 arm joints (rad), last gripper action
-STATE_SIZE: Final = 15
+STATE_NAMES: Final = (
+    *("tcp x (m)", "tcp y (m)", "tcp z (m)"),
+    *("tcp euler x (rad)", "tcp euler y (rad)", "tcp euler z (rad)"),  # about fixed axes, x first
+    "gripper width (m)",
+    *(f"joint {number} (rad)" for number in range(1, 8)),
+    "last gripper action (-1 close, 1 open)",
+)
+STATE_SIZE: Final = len(STATE_NAMES)
 STATE_LIMIT: Final = 1e4  # metres and radians beyond this are a broken sensor; 1e308 would be Inf in the float32 of a graph
 POSE_SIZE: Final = 6
 ACTION_SIZE: Final = 7

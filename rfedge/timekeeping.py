@@ -34,6 +34,7 @@ __all__ = [
     "history_inputs",
     "initial_state",
     "observe",
+    "remembered_calls",
 ]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -54,6 +55,13 @@ def initial_state(config: PolicyConfig) -> PolicyState:
         media=np.zeros((0, config.latents_per_frame, config.vision.width), np.float32),
         num_steps=0,
     )
+
+
+def remembered_calls(config: PolicyConfig) -> int | None:
+    """Return how many calls before the present one an action can depend on; None for all of them since the reset."""
+    if config.head.kind == "lstm" and config.time_keeping == "carry":
+        return None
+    return (0 if config.head.kind == "mlp" else config.window - 1) + config.media_frames - 1
 
 
 def acting_row(state: PolicyState) -> int:

@@ -24,7 +24,7 @@ from rfedge.runtimes.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.head import HeadRuntime
 from rfedge.runtimes.policy_step import STAGES, Policy, PolicyStep
 from rfedge.runtimes.registry import DEFAULT_BACKEND, open_parts
-from rfedge.timekeeping import observe
+from rfedge.timekeeping import observe, remembered_calls
 
 __all__ = ["STAGES", "EdgePolicy", "Inference", "Policy", "PolicyStep"]
 
@@ -109,6 +109,11 @@ class EdgePolicy:
         """End the call under way in another thread, where the backend can; it raises PolicyUnavailableError there."""
         self.parts.backbone.cancel()
         self.parts.head.cancel()
+
+    @property
+    def remembers_calls(self) -> int | None:
+        """How many calls before the present one an action can depend on; None for all of them since the reset."""
+        return remembered_calls(self.config)
 
     def initial_state(self) -> PolicyState:
         """Return the state of a policy that has seen nothing."""

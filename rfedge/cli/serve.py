@@ -28,13 +28,15 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")] = False,
     resize: Annotated[
-        bool, typer.Option("--resize", help="Bring square images of other sizes to 200 and 84; else they are refused.")
+        bool, typer.Option("--resize", help="Bring images of other sizes to the policy's, by its own geometry.")
     ] = False,
     deadline_ms: Annotated[float, typer.Option(help="A request that waits longer gets an error, not an old action.")] = 1000,
     max_connections: Annotated[int, typer.Option(help="Websockets open at a time.")] = 128,
-    max_message_bytes: Annotated[int, typer.Option(help="Size of one message from a client.")] = 1 << 20,
+    max_message_bytes: Annotated[int, typer.Option(help="Size of one message from a client.")] = 1 << 21,
     max_instruction_characters: Annotated[int, typer.Option(help="Length of an instruction.")] = 512,
-    idle_timeout_s: Annotated[float, typer.Option(help="Disconnect a client that asks nothing for so long.")] = 300,
+    idle_timeout_s: Annotated[
+        float | None, typer.Option(help="Disconnect a client that asks nothing for so long; by default none that lives.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the policy; 0 is all physical cores.")] = 0,
     backend: Annotated[str, typer.Option(help="onnxruntime, or openvino where it is installed.")] = "onnxruntime",
     as_json: Annotated[

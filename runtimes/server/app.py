@@ -2,8 +2,7 @@
 
 On connecting a client gets a map of metadata. Then each message is answered by one: a frame by `actions` and
 `server_timing`, a failed request by a text frame "kind: sentence" (openpi's client raises it), see `wire.ERROR_KINDS`.
-A request that does not fit leaves connection and state as they were; a message that cannot be decoded ends the
-connection.
+A request that does not fit leaves connection and state as they were; bytes that are no message end the connection.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 import rfedge
 from rfedge.bundle import MANIFEST_NAME, hash_file
 from rfedge.errors import ConfigError, ContractError, explain
-from rfedge.messages import ACTION_SIZE, GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
+from rfedge.messages import ACTION_SIZE, GRIPPER_IMAGE_SHAPE, STATE_NAMES, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.policy import EdgePolicy
 from rfedge.runtimes.server.door import SPARE_SOCKETS, Door, connection_class
 from rfedge.runtimes.server.inbox import Inbox, Mail
@@ -31,7 +30,7 @@ from rfedge.runtimes.server.metrics import ServerMetrics
 from rfedge.runtimes.server.requests import Request, RequestRules, parse_request
 from rfedge.runtimes.server.session import Session
 from rfedge.runtimes.server.settings import ServerSettings
-from rfedge.runtimes.server.wire import MAX_LIST_ITEMS, error_line, pack, unpack
+from rfedge.runtimes.server.wire import MAX_LIST_ITEMS, MalformedError, error_line, pack, unpack
 from rfedge.runtimes.server.worker import PolicyWorker
 
 __all__ = ["PROTOCOL_VERSION", "PolicyServer"]
@@ -39,6 +38,7 @@ __all__ = ["PROTOCOL_VERSION", "PolicyServer"]
 logger = logging.getLogger(__name__)
 PROTOCOL_VERSION: Final = 1
 _MS_PER_S: Final = 1e3
+_PING_S: Final = 20.0
 # Frames that wait inside websockets; more wait in the socket.
 _MAX_QUEUED_FRAMES: Final = 2
 
@@ -121,6 +121,8 @@ class PolicyServer:
                 max_queue=_MAX_QUEUED_FRAMES,
                 open_timeout=settings.handshake_timeout_s,
                 close_timeout=settings.send_timeout_s,
+                ping_interval=_PING_S,  # an idle client that answers stays, one that is gone leaves
+                ping_timeout=_PING_S,
                 server_header=None,
                 ssl=self._tls,
                 logger=quiet,
@@ -248,22 +250,20 @@ class PolicyServer:
             self.metrics.waiting.dec()
         timing_ms = answer["server_timing"]
         timing_ms["queue_ms"] = (began_s - mail.arrived_s) * _MS_PER_S
-        self.metrics.count_request("reset" if request.resets else "ok")
-        if not request.resets:
+        is_frame = "actions" in answer
+        self.metrics.count_request("ok" if is_frame else "reset")
+        if is_frame:
             self.metrics.observe_ms({name.removesuffix("_ms"): duration_ms for name, duration_ms in timing_ms.items()})
         return answer
 
     def _read(self, mail: Mail) -> Request:
         if isinstance(mail.data, str):
             text = explain("message", got="a text frame", expected="a binary one", remedy="Pack it with msgpack.")
-            raise _RequestFailed("malformed", text, close_code=1007)
+            raise _RequestFailed("refused", text)
         try:
-            fields = unpack(mail.data)
-        except ContractError as error:
-            # Whatever follows in this stream was packed by the same hand.
+            return parse_request(unpack(mail.data), self._rules)
+        except MalformedError as error:
             raise _RequestFailed("malformed", str(error), close_code=1007) from None
-        try:
-            return parse_request(fields, self._rules)
         except ContractError as error:
             raise _RequestFailed("refused", str(error)) from None
 
@@ -315,6 +315,9 @@ def _metadata(policy: EdgePolicy, settings: ServerSettings) -> dict[str, Any]:
         "frame_stride": policy.frame_stride,
         "control_hz": policy.config.control_hz,
         "resize": policy.config.resize,
+        "remembers_calls": policy.remembers_calls,
+        "action": policy.parts.contract.action.model_dump(mode="json"),
+        "state": list(STATE_NAMES),
         "action_size": ACTION_SIZE,
         "image_shapes": {"static": list(STATIC_IMAGE_SHAPE), "gripper": list(GRIPPER_IMAGE_SHAPE)},
         "resizes_images": settings.resize,

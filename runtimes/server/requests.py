@@ -3,7 +3,7 @@
     observation/image, observation/wrist_image, observation/state, prompt            openpi
     observation.images.static, observation.images.gripper, observation.state, task   rfedge
     rgb_static, rgb_gripper, robot_obs, task                                         CALVIN
-    reset        true: begin `prompt` (or `task`), or the present instruction, anew; no images
+    reset        true: begin `prompt` (or `task`), or the present instruction, anew; with the first frame or without images
     deadline_ms  number: how long this request may wait for its turn; the server's own limit if that is shorter
 
 Answers come in the order of the requests, so nothing else tells them apart.
@@ -53,9 +53,9 @@ class Request:
     """One request that fits.
 
     Attributes:
-        fields: images, state and names under one convention; empty for a reset.
+        fields: images, state and names under one convention; empty for a reset alone.
         instruction: in plain words, or "" for the instruction that holds already.
-        resets: this is a reset.
+        resets: the instruction begins anew before the frame, where there is one.
         deadline_ms: None when the client sent none.
     """
 
@@ -91,11 +91,7 @@ def parse_request(message: Mapping[str, Any], rules: RequestRules) -> Request:
         raise _refused("reset", f"a {type(resets).__name__}", "true or false", "Send reset: true, or leave it out.")
     fields = {key: value for key, value in message.items() if key not in CONTROL_KEYS}
     instruction = _instruction(fields, rules)
-    if resets:
-        _check_known(fields, TASK_KEYS)
-        fields = {}
-    else:
-        fields = _check_frame(fields, rules)
+    fields = {} if resets and not fields.keys() - TASK_KEYS else _check_frame(fields, rules)
     return Request(
         fields=fields,
         instruction=instruction,
@@ -126,8 +122,10 @@ def _check_frame(fields: dict[str, Any], rules: RequestRules) -> dict[str, Any]:
     kept = {static_key: fields[static_key], gripper_key: fields[gripper_key]}
     if state is None:
         return kept
+    if isinstance(state, list) and all(type(number) in (int, float) for number in state):
+        state = np.array(state, dtype=np.float64)
     _check_state(state_key, state, rules)
-    return kept | {state_key: state} if rules.uses_state else kept
+    return kept | {state_key: state.astype(np.float64)} if rules.uses_state else kept
 
 
 def _check_known(fields: Mapping[str, Any], known: frozenset[str]) -> None:
@@ -158,7 +156,7 @@ def _check_image(name: str, image: object, shape: tuple[int, int, int], rules: R
 
 
 def _check_state(name: str, state: object, rules: RequestRules) -> None:
-    if not isinstance(state, np.ndarray) or not np.issubdtype(state.dtype, np.floating) or state.ndim != 1:
+    if not isinstance(state, np.ndarray) or state.dtype.kind not in "iuf" or state.ndim != 1:
         got = f"{state.dtype} {state.shape}" if isinstance(state, np.ndarray) else f"a {type(state).__name__}"
         raise _refused(name, got, f"a float array ({STATE_SIZE},)", "See rfedge.messages for its numbers.")
     if rules.uses_state and len(state) != STATE_SIZE:

@@ -30,8 +30,9 @@ class Session:
         """Run the request and return the fields of its answer; the session changes only if it succeeds.
 
         Returns:
-            For a frame `actions`, float32 (chunk, 7), and `server_timing`, milliseconds: `infer_ms` is the whole call, the
-            other keys are its stages. For a reset `reset`: true.
+            For a frame `actions`, float32 (chunk, 7), `remembered_calls`, how many earlier calls they depend on, and
+            `server_timing`, milliseconds: `infer_ms` is the whole call, the other keys are its stages. For a reset alone
+            `reset`: true.
 
         Raises:
             ContractError: the request does not fit the policy, or there is no instruction.
@@ -41,12 +42,18 @@ class Session:
             raise ContractError(
                 explain("instruction", got="none", expected="plain words", remedy="Send prompt with the first frame.")
             )
-        if request.resets:
+        if request.resets and not request.fields:
             self._policy.parts.encoder(instruction)  # embedded here, so that the first frame is no slower than the others
             self._instruction, self._state = instruction, self._policy.initial_state()
             return {"reset": True, "server_timing": {}}
-        state = self._state if instruction == self._instruction else self._policy.initial_state()
+        goes_on = instruction == self._instruction and not request.resets
+        state = self._state if goes_on else self._policy.initial_state()
         inference = self._policy.infer(request.observation(), instruction, state)
         self._instruction, self._state = instruction, inference.state
         timing_ms = {f"{stage}_ms": duration_ms for stage, duration_ms in inference.timings_ms.items() if stage != "total"}
-        return {"actions": inference.actions, "server_timing": {"infer_ms": inference.timings_ms["total"]} | timing_ms}
+        longest = self._policy.remembers_calls
+        return {
+            "actions": inference.actions,
+            "remembered_calls": state.num_steps if longest is None else min(state.num_steps, longest),
+            "server_timing": {"infer_ms": inference.timings_ms["total"]} | timing_ms,
+        }

@@ -23,7 +23,7 @@ class ServerSettings:
         max_connections: open websockets; further ones are refused with 503.
         max_message_bytes: of one message from a client.
         max_instruction_characters: of `prompt`.
-        idle_timeout_s: a client that asks nothing for so long is disconnected.
+        idle_timeout_s: a client that asks nothing for so long is disconnected; None keeps one that answers pings.
         handshake_timeout_s: a client gets so long from TCP connection to websocket.
         send_timeout_s: a client gets so long to read an answer.
         hung_after_s: /healthz says 503 when one policy call takes longer.
@@ -34,9 +34,9 @@ class ServerSettings:
     port: int = DEFAULT_PORT
     deadline_ms: float = 1000.0
     max_connections: int = 128
-    max_message_bytes: int = 1 << 20
+    max_message_bytes: int = 1 << 21  # two pictures of 480 x 640
     max_instruction_characters: int = 512
-    idle_timeout_s: float = 300.0
+    idle_timeout_s: float | None = None
     handshake_timeout_s: float = 5.0
     send_timeout_s: float = 5.0
     hung_after_s: float = 60.0
@@ -57,7 +57,7 @@ class ServerSettings:
                 )
         for name in ("deadline_ms", "idle_timeout_s", "handshake_timeout_s", "send_timeout_s", "hung_after_s"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(
                     explain(name, got=value, expected="a positive number", remedy=f"Raise --{name.replace('_', '-')}.")
                 )

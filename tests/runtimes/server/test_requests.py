@@ -38,7 +38,10 @@ def test_a_state_is_kept_for_a_policy_that_reads_it_and_dropped_for_others() -> 
     assert parse_request(fields | {"observation/state": np.ones(15)}, STATEFUL).observation().state is not None
     with pytest.raises(ContractError, match=r"observation/state: got shape \(8,\), expected shape \(15,\)"):
         parse_request(fields | {"observation/state": np.zeros(8)}, STATEFUL)
-    for bad in (np.full(15, np.nan), np.zeros((15, 1)), np.zeros(15, np.uint8), np.zeros(65), [0.0] * 15):
+    for number in ([0.5] * 15, np.full(15, 0.5, np.float16), np.full(15, 2), np.full(15, 2, np.uint8)):
+        state = parse_request(fields | {"observation/state": number}, STATEFUL).observation().state
+        np.testing.assert_array_equal(state, np.full(15, number[0], np.float64))
+    for bad in (np.full(15, np.nan), np.zeros((15, 1)), np.zeros(15, bool), np.zeros(65), [0.0] * 14 + ["a"], [True] * 15):
         with pytest.raises(ContractError, match="observation/state: got"):
             parse_request(fields | {"observation/state": bad}, RULES)
 
@@ -62,7 +65,6 @@ def test_a_state_is_kept_for_a_policy_that_reads_it_and_dropped_for_others() -> 
         ({"deadline_ms": float("nan")}, "deadline_ms: got nan"),
         ({"deadline_ms": True}, "deadline_ms: got True"),
         ({"reset": 1}, "reset: got a int"),
-        ({"reset": True}, "key 'observation/image'"),
     ],
 )
 def test_one_wrong_field_is_named(changes: dict[str, Any], words: str) -> None:
@@ -115,3 +117,12 @@ def test_resizing_equals_the_filter_of_the_converter(source: int, target: int) -
     assert difference.max() <= 1
     assert difference.mean() < 0.02
     assert fit_image(pixels, pixels.shape, "crop") is pixels
+
+
+def test_a_reset_may_come_with_its_first_frame() -> None:
+    parsed = parse_request(request(frame(1), "go") | {"reset": True}, RULES)
+    assert parsed.resets
+    np.testing.assert_array_equal(parsed.observation().static, frame(1).static)
+    assert not parse_request({"reset": True, "prompt": "go"}, RULES).fields
+    with pytest.raises(ContractError, match="expected observation/wrist_image beside observation/image"):
+        parse_request({"reset": True, "observation/image": image(200, 200, 3)}, RULES)

@@ -7,14 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from rfedge.errors import ConfigError
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.server.settings import ServerSettings
-from rfedge.runtimes.server.wire import pack
+from rfedge.runtimes.server.wire import pack, unpack
 from tests.runtimes.handmade_bundle import INSTRUCTIONS
 from tests.runtimes.server.running_server import (
     GatedPolicy,
@@ -59,6 +61,67 @@ def test_a_frame_is_answered_as_openpi_answers(policy: GatedPolicy, bundle: Path
     assert set(first["server_timing"]) == stages
     assert set(second["server_timing"]) == stages | {"prev_total_ms"}
     assert all(duration_ms >= 0 for duration_ms in second["server_timing"].values())
+
+
+def test_an_answer_says_how_many_calls_it_remembers_and_a_reset_may_come_with_a_frame(
+    policy: GatedPolicy, bundle: Path
+) -> None:
+    words = INSTRUCTIONS[0]
+    first = request(frame(0), words) | {"reset": True}
+    with running(policy) as (_, url), client(url) as connection:
+        answers = [ask(connection, request(frame(0), words)) for _ in range(14)]
+        again = ask(connection, first)
+        assert ask(connection, request(frame(0), words))["remembered_calls"] == 1  # type: ignore[index]
+        assert metric(url, 'rfedge_requests_total{outcome="ok"}') == 16
+        assert ask(connection, {"reset": True})["reset"] is True  # type: ignore[index]
+    remembered = [answer["remembered_calls"] for answer in answers]  # type: ignore[index]
+    assert remembered == [*range(12), 11, 11], "this policy acts from a window of 12 frames"
+    assert again["remembered_calls"] == 0  # type: ignore[index]
+    np.testing.assert_array_equal(again["actions"], answers[0]["actions"])  # type: ignore[index]
+    assert not np.array_equal(answers[1]["actions"], answers[0]["actions"])  # type: ignore[index]
+
+
+def test_a_client_is_told_units_rate_state_and_camera_geometry(policy: GatedPolicy) -> None:
+    with running(policy) as (_, url), connect(url, compression=None) as connection:
+        said = unpack(connection.recv(timeout=5))  # type: ignore[arg-type]
+    assert (said["control_hz"], said["resize"], said["remembers_calls"]) == (30.0, "crop", 11)
+    assert said["image_shapes"] == {"static": [200, 200, 3], "gripper": [84, 84, 3]}
+    assert said["action"] == {
+        "order": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
+        "frame": "world",
+        "position_scale_m": 0.02,
+        "rotation_scale_rad": 0.05,
+        "rotation": "steps of fixed-axis xyz Euler angles",
+        "gripper": "-1 close, 1 open",
+    }
+    assert len(said["state"]) == 15
+    assert said["state"][:2] + said["state"][-1:] == ["tcp x (m)", "tcp y (m)", "last gripper action (-1 close, 1 open)"]
+
+
+def test_ordinary_refusals_and_silence_keep_a_connection(policy: GatedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = request(frame(0), "open the drawer")
+    array = {b"__ndarray__": True, b"data": bytes(24), b"dtype": "<c8", b"shape": [3]}
+    large = np.zeros((480, 640, 3), np.uint8)
+    pair = {"observation/image": large, "observation/wrist_image": large}
+    refused = [
+        "{}",
+        msgpack.packb({"observation/image": array}),
+        msgpack.packb({"observation/image": [[0] * 200]}),
+        msgpack.packb({"prompt": b"open"}),
+        pack(good | {"observation/image": np.zeros((200, 200, 3), np.float32)}),
+        pack(good | pair),
+    ]
+    monkeypatch.setattr("rfedge.runtimes.server.app._PING_S", 0.05)
+    with running(policy) as (_, url), client(url) as connection:
+        for message in refused:
+            connection.send(message)
+            answer = receive(connection)
+            assert isinstance(answer, str)
+            assert answer.startswith("refused: "), answer
+        time.sleep(0.4)  # some pings, which this client answers
+        assert isinstance(ask(connection, good), dict)
+    with running(policy, resize=True) as (_, url), client(url) as connection:
+        assert isinstance(ask(connection, good | pair), dict), "a pair of 480 x 640 fits the default limit"
 
 
 def test_states_of_clients_never_mix(policy: GatedPolicy, bundle: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfedge.errors import ContractError
-from rfedge.runtimes.server.wire import ALLOWED_DTYPES, error_line, pack, parse_error_line, unpack
+from rfedge.runtimes.server.wire import ALLOWED_DTYPES, MalformedError, error_line, pack, parse_error_line, unpack
 
 
 def array(**changes: Any) -> dict[bytes, Any]:
@@ -108,7 +108,12 @@ def test_arrays_that_lie_are_refused(changes: dict[str, Any], words: str) -> Non
         msgpack.packb({1: 2}),
         msgpack.packb({b"a": 2}),
         msgpack.packb({"a": b"bytes"}),
-        msgpack.packb({"a": {b"__npgeneric__": True, b"data": 1, b"dtype": "<f4"}}),
+        msgpack.packb({"a": {b"__npgeneric__": True, b"data": [1], b"dtype": "<f4"}}),
+        msgpack.packb({"a": {b"nd": True, b"type": "<f4", b"kind": b"O", b"shape": [1], b"data": bytes(4)}}),
+        msgpack.packb({"a": {b"nd": 2, b"type": "<f4", b"kind": b"", b"shape": [1], b"data": bytes(4)}}),
+        msgpack.packb({"a": {b"nd": True, b"type": "|O", b"kind": b"", b"shape": [1], b"data": bytes(8)}}),
+        msgpack.packb({"a": {b"nd": False, b"type": "<f4", b"data": bytes(9)}}),
+        msgpack.packb({"a": {b"complex": True, b"data": "1j"}}),
         msgpack.packb({"a": msgpack.ExtType(5, b"x")}),
         msgpack.packb({"a": msgpack.Timestamp(1, 2)}),
         msgpack.packb({"a": [[[[1]]]]}),
@@ -180,3 +185,50 @@ def test_error_lines() -> None:
     assert error_line("late", "request:\n got  4 ms") == "late: request: got 4 ms"
     assert parse_error_line("late: request: got 4 ms") == ("late", "request: got 4 ms")
     assert parse_error_line("Traceback: of another server") == ("internal", "Traceback: of another server")
+
+
+def openpi(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+    return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+
+
+def as_text(value: Any) -> Any:
+    return {key.decode(): item for key, item in openpi(value).items()}
+
+
+def pypi(value: Any) -> Any:
+    """What msgpack-numpy 0.4.8 makes of arrays and scalars."""
+    if isinstance(value, np.ndarray):
+        return {b"nd": True, b"type": value.dtype.str, b"kind": b"", b"shape": value.shape, b"data": value.tobytes()}
+    return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
+
+
+@pytest.mark.parametrize("dialect", [openpi, as_text, pypi])
+@pytest.mark.parametrize("dtype", ["|u1", "<f4", "<f8", "<f2", "<i8", "<i4", ">f4", ">i2", "|b1"])
+def test_every_dialect_and_plain_dtype_is_read(dialect: Any, dtype: str) -> None:
+    array = (np.random.default_rng(0).random((5, 4, 3)) * 255).astype(dtype)
+    scalar = array.dtype.newbyteorder("=").type(array[0, 0, 0])
+    back = unpack(msgpack.packb({"image": array, "n": scalar, "plain": 1}, default=dialect))
+    np.testing.assert_array_equal(back["image"], array)
+    assert back["image"].dtype == array.dtype.newbyteorder("=")
+    assert not back["image"].flags.writeable
+    assert (back["n"], back["plain"]) == (scalar.item(), 1)
+    assert not isinstance(back["n"], np.generic)
+
+
+def test_what_is_not_read_is_named_and_ends_nothing() -> None:
+    nested = np.zeros((200, 200, 3), np.uint8).tolist()
+    for value, words in (
+        (array(dtype="<c8"), "message: got x: an array of dtype '<c8', expected one of uint8, float32, float64"),
+        (b"bytes", "message: got x: a value of type bytes"),
+        (nested, "message: got a list of 200 items, expected at most 64: images and states as arrays"),
+        ({b"nd": True, b"type": "<f4", b"kind": b"O", b"shape": [1], b"data": b""}, "message: got x: an array with keys"),
+    ):
+        with pytest.raises(ContractError) as error:
+            unpack(msgpack.packb({"x": value}))
+        assert words in str(error.value)
+        assert not isinstance(error.value, MalformedError)
+    for data in (b"", b"\xc1", msgpack.packb({"x": array(shape=[2, 2, 4])}), b"\x81\xa1a\xdd\xff\xff\xff\xff"):
+        with pytest.raises(MalformedError):
+            unpack(data)
