@@ -22,6 +22,7 @@ from rfedge.bundle import (
 )
 from rfedge.config import PolicyConfig
 from rfedge.contract import PolicyContract, policy_contract
+from rfedge.disk import check_room
 from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean, explain
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
 from rfedge.export.graphs import GraphSettings, write_graphs
@@ -39,6 +40,7 @@ __all__ = ["STAGES", "ExportOptions", "StageProgress", "check_export", "export_c
 
 _VERSIONED = ("rfedge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _WORK = ".work"
+_FLOAT_BYTES = 4  # every export traces the policy in float32 first
 STAGES = ("one", "two")
 _HEAD_PRECISIONS = ("fp32", "int8")
 _CALIBRATED = ("int8", "mixed")
@@ -143,6 +145,8 @@ def check_export(
             )
         check_can_draw()
     checkpoint = load_checkpoint(checkpoint_dir)
+    num_weights = sum(parameter.numel() for parameter in checkpoint.policy.parameters())
+    check_room(output, _FLOAT_BYTES * num_weights, what="the float graphs and the bundle")
     frames = open_frames(checkpoint, options.data)
     _sentences(checkpoint, frames, options)
     return precisions, checkpoint, frames

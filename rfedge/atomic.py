@@ -20,7 +20,7 @@ import psutil
 from rfedge.disk import disk_error
 from rfedge.errors import ArtifactError, RfedgeError, explain
 
-__all__ = ["TEMPORARY_SUFFIX", "atomic_directory", "atomic_file", "sync_tree"]
+__all__ = ["TEMPORARY_SUFFIX", "atomic_directory", "atomic_file", "claimed", "sync_tree"]
 
 # A leftover of a killed process carries this suffix, so that readers and users can tell it from a result.
 TEMPORARY_SUFFIX = ".partial"
@@ -71,7 +71,7 @@ def atomic_directory(path: Path, *, overwrite: bool = False, shared: bool = Fals
         if path.exists() and not overwrite:
             raise _exists(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.nullcontext() if shared else _claimed(path):
+        with contextlib.nullcontext() if shared else claimed(path):
             _remove_leftovers(path)
             temporary = _temporary(path)
             temporary.mkdir()
@@ -99,8 +99,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[None]:
-    """Keep other processes from writing `path`; the lock is a file that ends with its process."""
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from writing `path` inside the block; the lock, a file beside it, ends with its process.
+
+    Raises:
+        ArtifactError: another process writes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)

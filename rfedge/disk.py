@@ -42,7 +42,8 @@ _MB: Final = 1e6
 
 def free_bytes(path: Path) -> int:
     """Return the free room where `path` lies or will lie."""
-    return shutil.disk_usage(_existing(path)).free
+    status = os.statvfs(_existing(path))
+    return status.f_bavail * status.f_frsize
 
 
 def check_room(path: Path, needed_bytes: int, *, what: str) -> None:
@@ -90,7 +91,8 @@ def disk_error(error: BaseException, path: Path | None) -> ArtifactError | None:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _FULL:
             return _full(_named(seen, path))
-        if isinstance(seen, OSError) and seen.errno in _REFUSED and (seen.filename or path) is not None:
+        refused = (*_REFUSED, errno.ENOENT) if path is not None else _REFUSED  # else what is missing may be a bug of ours
+        if isinstance(seen, OSError) and seen.errno in refused and (seen.filename or path) is not None:
             return _refused(_named(seen, path), seen.strerror or str(seen))
         if any(text in str(seen) for text in _FULL_TEXTS):
             return _full(str(path or "output"))

@@ -76,7 +76,11 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
             _compare(path, lines[0], arguments)
         else:
             file.truncate(0)
-            append_line(file, path, {_ARGUMENTS: arguments})
+            try:
+                append_line(file, path, {_ARGUMENTS: arguments})
+            except ArtifactError:
+                path.unlink()
+                raise
         journal = Journal(file, path, tuple(lines[1:]))
         try:
             yield journal

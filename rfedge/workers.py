@@ -12,12 +12,14 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connection
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from rfedge.errors import BackendUnavailableError, explain
+from rfedge.errors import BackendUnavailableError, ConfigError, explain
 
 __all__ = ["JobRunner", "run_jobs"]
 
+_MOST_WORKERS: Final = 64
+_MOST_PER_CORE: Final = 4
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -39,7 +41,11 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
 
     Raises:
         BackendUnavailableError: a worker process died.
+        ConfigError: more workers than any machine of this size could hold.
     """
+    most = max(_MOST_WORKERS, _MOST_PER_CORE * (os.cpu_count() or 1))
+    if workers > most:
+        raise ConfigError(explain("workers", got=workers, expected=f"1 to {most}", remedy="Lower --workers."))
     if workers == 1:
         for job in jobs:
             yield job, call(job)

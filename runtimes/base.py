@@ -36,6 +36,7 @@ Array = npt.NDArray[Any]
 Stage = GraphName
 OPTIMIZATION_LEVELS: Final = ("disabled", "basic", "extended", "all")
 SPINNING: Final = ("always", "within-call", "never")
+_MOST_THREADS: Final = 1024
 TORCH_DTYPES: Final = ("float32", "bfloat16")
 TORCH_WEIGHTS: Final = ("as-is", "nf4", "llm-int8")
 
@@ -91,9 +92,14 @@ class RuntimeSettings:
                         name, got=repr(value), expected=did_you_mean(value, choices), remedy="Choose one of these names."
                     )
                 )
-        if self.threads < 0:
+        if not 0 <= self.threads <= _MOST_THREADS:
             raise ConfigError(
-                explain("threads", got=self.threads, expected="0 (backend's choice) or more", remedy="Raise --threads.")
+                explain(
+                    "threads",
+                    got=self.threads,
+                    expected=f"0 (backend's choice) to {_MOST_THREADS}",
+                    remedy="Choose --threads in that range.",
+                )
             )
         if not self.providers:
             raise ConfigError(

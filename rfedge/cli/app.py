@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = app(args=arguments, standalone_mode=False)
     except RfedgeError as error:
         if _speaks_for_all():
-            print(f"rfedge: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"rfedge: {_one_line(error)}", file=sys.stderr)
         sys.exit(1 if isinstance(error, GateError) else 2)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
@@ -97,9 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
         if (text := _machine_s_fault(error)) is None:
             raise
         if _speaks_for_all():
-            print(f"rfedge: {text}", file=sys.stderr)
+            print(f"rfedge: {_one_line(text)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(text: object) -> str:
+    """Return the text on one line, with words that nobody reads cut, such as a path of 5,000 characters."""
+    return " ".join(word if len(word) <= 300 else f"{word[:100]}...{word[-100:]}" for word in str(text).split())
 
 
 def _machine_s_fault(error: Exception) -> str | None:
@@ -108,10 +113,10 @@ def _machine_s_fault(error: Exception) -> str | None:
     from rfedge.errors import explain
 
     if isinstance(error, MemoryError) or any(text in str(error) for text in ("can't allocate memory", "out of memory")):
-        got = f"not enough ({' '.join(str(error).split())[:120]})"
+        got = f"not enough ({_one_line(error)[:120]})"
         return explain("memory", got=got, expected="room for these sizes", remedy="Choose smaller ones.")
     translated = disk_error(error, None)
-    return None if translated is None else " ".join(str(translated).split())
+    return None if translated is None else str(translated)
 
 
 def _speaks_for_all() -> bool:

@@ -38,6 +38,7 @@ def chains(
     from rfedge.benchmarks.chain_agents import expert_agent
     from rfedge.benchmarks.chains import ChainPlan, Simulator, run_chains
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.envs.chains import make_chains
 
     plan = ChainPlan(
@@ -48,7 +49,8 @@ def chains(
         max_steps=max_steps,
         seed=seed,
     )
-    with stage_progress() as progress:
+    kept = f"finished chains are in {output}, the same command goes on" if output else "nothing was kept without --output"
+    with kept_when_stopped(kept), stage_progress() as progress:
         drawn = make_chains(num, on_progress=lambda done, total: progress("drawing chains", done, total))
         if expert:
             report = run_chains(

@@ -47,6 +47,7 @@ def build(
     from importlib.util import find_spec
 
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.errors import BackendUnavailableError, explain
 
     if find_spec("onnx") is None:  # not by the export extra, which would bring PyTorch to a robot
@@ -76,7 +77,7 @@ def build(
 
         _print_plan(plan_build(load_bundle(bundle), open_target(options), options), as_json=json)
         return
-    with stage_progress() as progress:
+    with kept_when_stopped(f"engines that were finished are in {bundle}"), stage_progress() as progress:
         results = build_bundle(bundle, options, progress=progress)
     _print_results(results, as_json=json)
     if strict and any(result.audit.missed or result.audit.weights_grew for result in results):

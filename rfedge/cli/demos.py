@@ -93,6 +93,7 @@ def demos(
     from rfedge.benchmarks.demonstrations import MAX_FRAMES
     from rfedge.cli.demos_recording import Recorder
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.data.collection import CollectionRequest, collect
     from rfedge.limits import MAX_STEPS
 
@@ -123,7 +124,8 @@ def demos(
     if dry_run:
         print(f"ready: {episodes_per_task} episodes each of {', '.join(chosen)} -> {output}; nothing was written")
         return 0
-    with stage_progress() as progress:
+    kept = f"the episodes that were recorded are in {output}, the same command goes on"
+    with kept_when_stopped(kept), stage_progress() as progress:
         result = collect(
             recorder,
             request,

@@ -63,6 +63,7 @@ def convert(
 ) -> None:
     """Convert demonstrations to the CALVIN format, images resized and actions in CALVIN's units."""
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.data.conversion import ConversionOptions, convert_dataset, parse_fields, read_field_file
     from rfedge.envs.language import PARAPHRASES
     from rfedge.envs.tasks import INSTRUCTIONS
@@ -86,7 +87,7 @@ def convert(
         split=split,
         tasks={**tasks, **{sentence: task for task, sentence in INSTRUCTIONS.items()}},
     )
-    with stage_progress() as progress:
+    with kept_when_stopped(f"nothing was written to {output}"), stage_progress() as progress:
         result = convert_dataset(
             source,
             source_format,

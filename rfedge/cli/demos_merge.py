@@ -19,10 +19,11 @@ def merge(
 ) -> None:
     """Merge datasets into one that `rfedge train --data` takes; frames are linked where possible."""
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.cli.tables import print_table
     from rfedge.data.merging import merge_datasets
 
-    with stage_progress() as progress:
+    with kept_when_stopped(f"nothing was written to {output}"), stage_progress() as progress:
         result = merge_datasets(datasets, output, on_progress=lambda done, total: progress("frames", done, total))
     rows: list[tuple[object, ...]] = [
         (row.folder, row.scene or "", row.num_segments, row.num_frames, row.shift) for row in result.sources

@@ -71,6 +71,7 @@ def export(
     import sys
 
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.cli.tables import print_manifest
     from rfedge.export.int8.options import Int8Options, parse_smooth_quant
     from rfedge.export.int8.ranges import check_range_method
@@ -101,7 +102,10 @@ def export(
         check_export(checkpoint, output, options)
         print(f"ready: {checkpoint} -> {output} in {precision}; nothing was written")
         return
-    with stage_progress() as progress:
+    kept = f"nothing was written to {output}" + (
+        f"; what was measured is in {output}.search, the same command goes on" if precision == "mixed" else ""
+    )
+    with kept_when_stopped(kept), stage_progress() as progress:
         bundle = export_checkpoint(checkpoint, output, options, progress=progress)
     if bundle.manifest.precision.requested == "mixed":
         _print_evidence(bundle.root / "mixed.json", options.chart, to_stderr=json)

@@ -90,6 +90,7 @@ def import_weights(
     import sys
 
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.model.original.import_plan import ImportOptions, plan_import
     from rfedge.model.original.import_sizes import Settings
     from rfedge.model.original.importing import check_output, import_document, write_import
@@ -125,7 +126,7 @@ def import_weights(
         print(f"warning: {'; '.join(plan.warnings)}", file=sys.stderr)
     check_output(plan, output, overwrite=overwrite)
     if not dry_run:
-        with stage_progress() as progress:
+        with kept_when_stopped(f"nothing was written to {output}"), stage_progress() as progress:
             document["origin"] = write_import(plan, output, overwrite=overwrite, progress=progress)
         document["written"] = True
     _print(plan, output, dry_run=dry_run, to_stderr=as_json)

@@ -60,12 +60,14 @@ def pretrain(
     import sys
 
     from rfedge.cli.progress import training_progress
+    from rfedge.cli.train import end_stopped
     from rfedge.config import preset, preset_names
     from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
     from rfedge.errors import ConfigError, explain
     from rfedge.model import load_checkpoint
     from rfedge.train.config import with_vocabulary
     from rfedge.train.pretrain import PretrainConfig, pretrain_policy
+    from rfedge.train.stopping import TrainingStop, stop_training_on_signals
     from rfedge.train.wording import Grammar
 
     if steps is None and minutes is None:
@@ -95,8 +97,10 @@ def pretrain(
         num_threads=num_threads,
         cache=cache,
     )
-    with training_progress("pretraining") as (on_stage, on_step):
-        result = pretrain_policy(plan, grammar=Grammar(sample_grammar, GRAMMAR_WORDS), progress=on_stage, on_step=on_step)
+    stop = TrainingStop()
+    with training_progress("pretraining") as (on_stage, on_step), stop_training_on_signals(stop):
+        grammar = Grammar(sample_grammar, GRAMMAR_WORDS)
+        result = pretrain_policy(plan, grammar=grammar, progress=on_stage, on_step=on_step, stop=stop)
     measured = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
     print(
         f"{result.steps} steps in {result.seconds / 60:.1f} min over {result.num_frames} frames: "
@@ -107,3 +111,5 @@ def pretrain(
     )
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
+    if result.stopped:
+        end_stopped(stop, result.steps, output, shown=True)

@@ -37,6 +37,12 @@ def serve(
     idle_timeout_s: Annotated[
         float | None, typer.Option(help="Disconnect a client that asks nothing for so long; by default none that lives.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name by which clients may ask for a server that listens on loopback, such as a proxy's; repeatable."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the policy; 0 is all physical cores.")] = 0,
     backend: Annotated[str, typer.Option(help="onnxruntime, or openvino where it is installed.")] = "onnxruntime",
     as_json: Annotated[
@@ -62,6 +68,7 @@ def serve(
         max_instruction_characters=max_instruction_characters,
         idle_timeout_s=idle_timeout_s,
         resize=resize,
+        allowed_hosts=tuple(name.lower() for name in allow_host or ()),
     )
     token = security.read_token(token_file)
     security.check_exposure(host, token, insecure=insecure)
@@ -102,12 +109,12 @@ def _serve(server: PolicyServer, *, as_json: bool) -> None:
         loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
-            for each in (signal.SIGTERM, signal.SIGINT):
+            for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(each)  # a second signal ends the process at once
             console.print(f"{number.name}: answering what is under way", highlight=False)
             server.stop()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, stop, number)
         await server.run(announce)
 

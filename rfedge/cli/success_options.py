@@ -170,9 +170,15 @@ def measure(plan: SuccessPlan, *, num: int, output: Path | None, workers: int, r
     """
     from rfedge.benchmarks.success import run_success
     from rfedge.cli.progress import stage_progress
+    from rfedge.cli.stopped import kept_when_stopped
     from rfedge.envs.chains import make_chains
 
-    with _open_workers(ray, workers) as (runner, executor), stage_progress() as progress:
+    kept = f"what was finished is in {output}, the same command goes on" if output else "nothing was kept without --output"
+    with (
+        kept_when_stopped(kept),
+        _open_workers(ray, workers) as (runner, executor),
+        stage_progress() as progress,
+    ):
         chains = make_chains(num, on_progress=lambda done, total: progress("drawing chains", done, total)) if num else ()
         return run_success(
             plan,

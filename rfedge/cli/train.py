@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from rfedge.train import TrainConfig, TrainResult
+    from rfedge.train.stopping import TrainingStop
 
-__all__ = ["train"]
+__all__ = ["end_stopped", "train"]
 
 # Images of each kind and part that a dry run decodes; the lines are all checked.
 _NUM_CHECKED_IMAGES = 16
@@ -143,6 +145,7 @@ def train(
     _require_torch()
     from rfedge.train import train_config
     from rfedge.train.distributed import join
+    from rfedge.train.stopping import TrainingStop, stop_training_on_signals
 
     run = train_config(
         config,
@@ -195,12 +198,28 @@ def train(
         optimizer=optimizer,
     )
     with join(device) as processes:
-        result = _run(run, dry_run=dry_run, shown=processes.is_first)
+        stop = TrainingStop()
+        with stop_training_on_signals(stop):
+            result = _run(run, stop, dry_run=dry_run, shown=processes.is_first)
     if result is not None and processes.is_first:
         _print_result(run, result, as_json=as_json)
+    if result is not None and result.stopped:
+        end_stopped(stop, result.steps, run.output, shown=processes.is_first)
 
 
-def _run(run: TrainConfig, *, dry_run: bool, shown: bool) -> TrainResult | None:
+def end_stopped(stop: TrainingStop, steps: int, output: Path, *, shown: bool) -> NoReturn:
+    """Say what a run that was stopped has kept, and exit with the status of its signal."""
+    reason = stop.reason or "another process"
+    if shown:
+        text = (
+            f"rfedge: stopped by {reason} after step {steps}; state and checkpoint are in {output}, the same command goes on"
+        )
+        print(text, file=sys.stderr)
+    number = getattr(signal, reason, None)
+    raise typer.Exit(1 if number is None else 128 + number)
+
+
+def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) -> TrainResult | None:
     """Train, with progress bars if `shown`; return nothing after a dry run."""
     from rfedge.cli.progress import stage_progress, training_progress
     from rfedge.data import CalvinDataset, FrameCache
@@ -219,11 +238,11 @@ def _run(run: TrainConfig, *, dry_run: bool, shown: bool) -> TrainResult | None:
         return None
     grammar = Grammar(sample_grammar, GRAMMAR_WORDS)
     if not shown:
-        return train_policy(run, grammar=grammar)
+        return train_policy(run, grammar=grammar, stop=stop)
     with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
         FrameCache.open(dataset, folder=run.cache, on_frame=lambda done, total: progress("frame cache", done, total))
     with training_progress() as (on_stage, on_step):
-        return train_policy(run, grammar=grammar, progress=on_stage, on_step=on_step)
+        return train_policy(run, grammar=grammar, progress=on_stage, on_step=on_step, stop=stop)
 
 
 def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> None:

@@ -23,6 +23,7 @@ from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
 from rfedge.data.collection_journal import JOURNAL, EpisodeRecord, SegmentRecord, open_journal, rewrite_journal
 from rfedge.data.frames import Array, frame_name
 from rfedge.data.writer import write_episode, write_index
+from rfedge.disk import check_room
 from rfedge.errors import ConfigError, DatasetError, explain
 from rfedge.workers import run_jobs
 
@@ -48,6 +49,7 @@ LABELS: Final = {
     "actions": "the absolute tcp pose of the next frame and the gripper action that was sent: what happened",
 }
 _SPLIT: Final = "training"
+_ROLLOUT_BYTES: Final = 400_000  # of PlayTable: 40 frames of 10 kB
 _SCHEMA_VERSION: Final = 1
 
 
@@ -221,6 +223,7 @@ def collect(
         _claim(output, document, started=bool(done))
         num_resumed = len(done)
         open_jobs = [job for job in jobs if job not in done]
+        check_room(output, len(open_jobs) * _ROLLOUT_BYTES, what=f"{len(open_jobs)} episodes")
         call = functools.partial(_record_until_kept, record=record, request=request)
         for job, attempts in run_jobs(call, open_jobs, workers):
             done[job] = _store(folder, request, first_frames[job], job, attempts)

@@ -13,6 +13,7 @@ CALVIN's own files hold float64 where its README says float32, and depth and tac
 
 from __future__ import annotations
 
+import ast
 import math
 import struct
 import zipfile
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -150,8 +151,9 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
         NotImplementedError,
         RuntimeError,
         TypeError,
+        KeyError,
         SyntaxError,
-        RecursionError,
+        MemoryError,
         struct.error,
     ) as error:
         raise DatasetError(
@@ -168,9 +170,7 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
 def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Array:
     """Read one array as `np.load` does, but refuse one that claims or unfolds to more than any camera's picture."""
     with archive.open(f"{key}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(member)
+        shape, is_fortran, dtype = _read_header(member)
         size_bytes = math.prod(shape) * dtype.itemsize
         if size_bytes > _LONGEST_ARRAY_BYTES:
             raise DatasetError(
@@ -181,13 +181,23 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Array:
                     remedy="It is no frame of a camera: copy or collect it again.",
                 )
             )
-        if dtype.hasobject or size_bytes < 0:
-            raise ValueError(f"an array of dtype {dtype} and shape {shape}")
         data = member.read(size_bytes + 1)  # to its end, where the archive's checksum is compared
         if len(data) != size_bytes:
             raise ValueError(f"{key} with another size than its header says")
     array: Array = np.frombuffer(bytearray(data), dtype)
     return array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an npy file of version 1.0, whose length is at most 64 kB; numpy's own parser takes more."""
+    head = member.read(10)
+    if head[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError("an array in another format than npy 1.0")
+    header = ast.literal_eval(member.read(int.from_bytes(head[8:], "little")).decode("latin1"))
+    shape, is_fortran, dtype = tuple(header["shape"]), header["fortran_order"], np.dtype(str(header["descr"]))
+    if dtype.hasobject or type(is_fortran) is not bool or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"an array of dtype {dtype} and shape {shape}")
+    return shape, is_fortran, dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from rfedge.data.calvin import CalvinDataset, Segment
 from rfedge.data.dataset_records import COLLECTION_RECORD, missing_parts
 from rfedge.data.frames import frame_name
 from rfedge.data.writer import write_index
+from rfedge.disk import check_room
 from rfedge.errors import ConfigError, DatasetError, explain
 
 __all__ = ["MergeResult", "MergedSource", "merge_datasets"]
@@ -89,6 +90,7 @@ def merge_datasets(
     order = sorted(range(len(sources)), key=lambda index: scenes.index(scenes[index]))
     plan = _plan([datasets[index] for index in order], [scenes[index] for index in order])
     total = sum(row.num_frames for _, row in plan)
+    check_room(output, _copied_bytes(datasets, output), what="the frames of another file system")
     num_linked = done = 0
     with atomic_directory(output) as temporary:
         folder = temporary / _SPLIT
@@ -126,6 +128,17 @@ def _joint_conventions(datasets: Sequence[CalvinDataset]) -> Conventions:
         refuse_disagreement(f"dataset {dataset.folder}", own, f"dataset {owner}", joint)
         joint = Conventions(joint.control_hz or own.control_hz, joint.resize or own.resize)
     return joint
+
+
+def _copied_bytes(datasets: Sequence[CalvinDataset], output: Path) -> int:
+    """Return the size of what cannot be linked, from one frame of each dataset."""
+    folder = next(parent for parent in output.absolute().parents if parent.is_dir())
+    size_bytes = 0
+    for dataset in datasets:
+        numbers = dataset.frame_numbers()
+        status = dataset.frame_path(numbers[0]).stat()
+        size_bytes += len(numbers) * status.st_size if status.st_dev != folder.stat().st_dev else 0
+    return size_bytes
 
 
 def _scene(dataset: CalvinDataset) -> str | None:

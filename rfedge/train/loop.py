@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from rfedge.train.image_text import CoTraining
 from rfedge.train.losses import StepLosses
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.optimizer import Descent, make_optimizer
+from rfedge.train.output import check_training_room, claimed_by_first, raise_together
 from rfedge.train.result import StepReport, TrainResult, checkpoint_metadata, train_result
 from rfedge.train.scene_training import POINTING, SceneTraining
 from rfedge.train.schedule import learning_rate_factor
@@ -40,6 +42,7 @@ from rfedge.train.state import (
     read_document,
     save_state,
 )
+from rfedge.train.stopping import TrainingStop
 from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
 from rfedge.train.trainable import draw_vl_layers, freeze, optimizer_groups
 from rfedge.train.validation import measure_windows
@@ -56,6 +59,7 @@ def train_policy(
     grammar: Grammar | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    stop: TrainingStop | None = None,
 ) -> TrainResult:
     """Train until the first of steps, epochs and minutes is reached, and write `output/checkpoint`.
 
@@ -68,16 +72,18 @@ def train_policy(
         grammar: what its instructions are sampled from, with `instructions` "grammar" alone.
         progress: called as (stage, done, total) while pairs are checked, frame cache and feature table are built.
         on_step: called after every step.
+        stop: ends the run after the step under way, in every process of it, with state and checkpoint written.
 
     Raises:
         DatasetError: the demonstrations or the image-text pairs are missing or damaged, or none are left to train on.
         ConfigError: a state of a run with other options is in `output`, or a batch has fewer windows than there are
             processes and passes.
-        ArtifactError: that state or the initial checkpoint is damaged.
+        ArtifactError: that state or the initial checkpoint is damaged, another run writes to `output`, or the disk has no
+            room for what the run will write.
         BackendUnavailableError: the device is not on this machine, or another process of the run is gone.
     """
-    with join(config.device) as processes, processes.loss_is_told():
-        return _train(config, processes, grammar, progress, on_step)
+    with join(config.device) as processes, processes.loss_is_told(), claimed_by_first(config.output, processes):
+        return _train(config, processes, grammar, progress, on_step, stop or TrainingStop())
 
 
 def _train(
@@ -86,6 +92,7 @@ def _train(
     grammar: Grammar | None,
     progress: Callable[[str, int, int], None] | None,
     on_step: Callable[[StepReport], None] | None,
+    stop: TrainingStop,
 ) -> TrainResult:
     device = open_device(config.device)
     check_batches(config, processes)
@@ -120,6 +127,7 @@ def _train(
         trained = freeze(policy, config.trainable)
         groups = optimizer_groups(trained, weight_decay=config.weight_decay, head_rate=config.head_rate)
         optimizer = make_optimizer(config, groups)
+        raise_together(processes, partial(check_training_room, config, policy, trained, goes_on=resumed is not None))
         if resumed is not None:
             load_moments(resumed, policy, optimizer, trained)
         co_training = (
@@ -134,8 +142,10 @@ def _train(
             run = _Run(
                 config, sources, policy, optimizer, trained, decisive, state, write, scope, processes, progress, co_training
             )
+            run.stop = stop
             validation = run.train(on_step)
         result = train_result(config, sources, state, validation, start.drawn, config.output / CHECKPOINT_FOLDER)
+        result = replace(result, stopped=run.is_stopped)
         weights = full_weights(policy, processes)
         if processes.is_first:
             metadata = checkpoint_metadata(config, sources, pairs, result, processes.world_size, start.history)
@@ -185,6 +195,8 @@ class _Run:
         self.saved = state.step
         self.progress = progress
         self.co_training = co_training
+        self.stop = TrainingStop()
+        self.is_stopped = False  # in every process after the same step
 
     def share(self) -> float:
         """Part of the run that was done at the end of the last step: of its steps or of its time, whichever is further."""
@@ -197,15 +209,16 @@ class _Run:
 
     def is_over(self) -> bool:
         """Whether the run is done; on a busy machine its minutes may pass before the first step, which is taken anyway."""
-        return self.state.step > 0 and self.share() >= 1.0
+        return self.is_stopped or (self.state.step > 0 and self.share() >= 1.0)
 
     def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
         """Run the steps that are left; return the last validation."""
+        self.stop.is_heard = True
         if self.state.step < self.config.head_first_steps and not self.is_over():
             self.train_head(on_step)
         if not self.is_over():
             self.train_all(on_step)
-        validation = self.validate()
+        validation = {} if self.is_stopped else self.validate()
         self.state.seconds = self.processes.sum({"seconds": self.my_seconds()})["seconds"]
         if self.saved != self.state.step:
             self.save()
@@ -318,7 +331,15 @@ class _Run:
                         scope.run(partial(losses.of_pairs, pairs))
         norm = self.descent.step()
         state.scaler = self.descent.scaler_state
-        values = self.processes.sum({**losses.values(), "num_frames": batch.num_frames, "seconds": self.my_seconds()})
+        values = self.processes.sum(
+            {
+                **losses.values(),
+                "num_frames": batch.num_frames,
+                "seconds": self.my_seconds(),
+                "stop": float(self.stop.reason is not None),
+            }
+        )
+        self.is_stopped = values.pop("stop") > 0.0
         num_frames = values.pop("num_frames")
         state.seconds = values.pop("seconds")
         taken_s = time.perf_counter() - before

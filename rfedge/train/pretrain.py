@@ -20,11 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from rfedge.atomic import claimed
 from rfedge.config import PolicyConfig
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.scene_questions import QUESTION_WORDS, STEP_M, SceneFacts
 from rfedge.data.windows import WindowIndex, WindowSampler, split_segments
+from rfedge.disk import check_room
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.train.config import InstructionSource
@@ -46,6 +48,7 @@ from rfedge.train.state import (
     read_document,
     save_state,
 )
+from rfedge.train.stopping import TrainingStop
 from rfedge.train.vocabulary import learn_tokenizer
 from rfedge.train.wording import Grammar, Wording, check_grammar
 
@@ -128,6 +131,7 @@ class PretrainResult:
         first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps.
         num_frames: frames to train on.
         validation: metrics of the held-out frames at the end; empty without any.
+        stopped: as in `TrainResult`.
     """
 
     checkpoint: Path
@@ -139,6 +143,7 @@ class PretrainResult:
     last_loss: float
     num_averaged: int
     validation: dict[str, float]
+    stopped: bool = False
 
 
 def pretrain_policy(
@@ -147,14 +152,28 @@ def pretrain_policy(
     grammar: Grammar | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    stop: TrainingStop | None = None,
 ) -> PretrainResult:
     """Train until the first of steps and minutes is reached, and write `output/checkpoint`; goes on where it was stopped.
+
+    With `stop` it ends after the step under way, with state and checkpoint written.
 
     Raises:
         DatasetError: the demonstrations are damaged, or do not say what their frames show.
         ConfigError: a state of a run with other options is in `output`, or `grammar` is missing or lacks a task.
-        ArtifactError: that state is damaged.
+        ArtifactError: that state is damaged, another run writes to `output`, or the disk has no room.
     """
+    with claimed(config.output):
+        return _pretrain(config, grammar, progress, on_step, stop or TrainingStop())
+
+
+def _pretrain(
+    config: PretrainConfig,
+    grammar: Grammar | None,
+    progress: Callable[[str, int, int], None] | None,
+    on_step: Callable[[StepReport], None] | None,
+    stop: TrainingStop,
+) -> PretrainResult:
     dataset = CalvinDataset.open(config.data)
     grammar = check_grammar(config.instructions, grammar, dataset.segments)
     on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
@@ -186,6 +205,10 @@ def pretrain_policy(
             number_ids(tokenizer),
             {**config.decisive(), "frames": cache.content_sha256},
         )
+        weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())
+        num_states = 1 if run.state.step else config.keep_states + 1
+        check_room(config.output, weights_bytes * (1 + 3 * num_states), what="checkpoint and training states")
+        run.stop = stop
         validation = run.train(on_step)
         state = run.state
         first_loss, last_loss = state.mean_losses()
@@ -199,6 +222,7 @@ def pretrain_policy(
             last_loss=last_loss,
             num_averaged=state.num_averaged,
             validation=validation,
+            stopped=stop.reason is not None,
         )
         metadata = {
             HEAD_IS_UNTRAINED: history is None or bool(history.get(HEAD_IS_UNTRAINED)),
@@ -251,6 +275,7 @@ class _Run:
             load_moments(newest, self.learner, self.optimizer, self.trained)
         self.saved = self.state.step
         self.started = time.perf_counter() - self.state.seconds
+        self.stop = TrainingStop()
 
     def share(self) -> float:
         """Part of the run that is done: of its steps or of its time, whichever is further."""
@@ -266,7 +291,8 @@ class _Run:
             open_metrics(config.output, resumed_step=state.step) as write,
             SceneLoader(self.training, sampler, step=state.step) as loader,
         ):
-            while state.step == 0 or self.share() < 1.0:
+            self.stop.is_heard = True
+            while (state.step == 0 or self.share() < 1.0) and self.stop.reason is None:
                 batch, state.sampler = loader.next()
                 values = self.step(batch)
                 state.add_loss(values["loss"])
@@ -279,8 +305,9 @@ class _Run:
                 if on_step is not None:
                     share = min(1.0, self.share())
                     on_step(StepReport(state.step, share, values["loss"], values["learning_rate"], state.seconds))
-            measured = self.measure()
-            write(state.step, measured)
+            measured = self.measure() if self.stop.reason is None else {}
+            if measured:
+                write(state.step, measured)
         if self.saved != state.step:
             self.save()
         return measured

@@ -42,6 +42,7 @@ class TrainResult:
             None when there were none.
         drawn: parts of the policy that started from the seed, such as "head.pose"; empty when a checkpoint had them all.
         steps, epochs, seconds: over all parts of the run; seconds of training and measuring, without the frame cache.
+        stopped: the run was asked to stop before its end; state and checkpoint are of the last step.
     """
 
     first_loss: float
@@ -56,6 +57,7 @@ class TrainResult:
     steps: int
     epochs: float
     seconds: float
+    stopped: bool = False
 
 
 def train_result(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 import time
 from collections.abc import Callable
@@ -21,15 +20,16 @@ from websockets.exceptions import ConnectionClosed
 
 import rfedge
 from rfedge.bundle import MANIFEST_NAME, hash_file
-from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_IMAGE_SHAPE, STATE_NAMES, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.policy import EdgePolicy
-from rfedge.runtimes.server.door import SPARE_SOCKETS, Door, connection_class
+from rfedge.runtimes.server.door import Door
 from rfedge.runtimes.server.inbox import Inbox, Mail
 from rfedge.runtimes.server.metrics import ServerMetrics
 from rfedge.runtimes.server.requests import Request, RequestRules, parse_request
 from rfedge.runtimes.server.session import Session
 from rfedge.runtimes.server.settings import ServerSettings
+from rfedge.runtimes.server.sockets import SocketGate, connection_class, open_listeners
 from rfedge.runtimes.server.wire import MAX_LIST_ITEMS, MalformedError, error_line, pack, unpack
 from rfedge.runtimes.server.worker import PolicyWorker
 
@@ -86,7 +86,8 @@ class PolicyServer:
         )
         self._metadata: Final = _metadata(policy, settings)
         self._worker: Final = PolicyWorker()
-        self._door: Final = Door(settings, self.metrics, self._worker, token)
+        self._gate: Final = SocketGate(self.metrics)
+        self._door: Final = Door(settings, self.metrics, self._worker, token, self._gate)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Future[None] | None = None
 
@@ -110,42 +111,58 @@ class PolicyServer:
         quiet = logging.getLogger(f"{__name__}.handshakes")
         quiet.disabled = True  # a traceback for each garbled handshake; ours are counted
         try:
-            server = await serve(
-                self._handle,
-                settings.host,
-                settings.port,
-                process_request=self._door,
-                create_connection=connection_class(settings.max_connections + SPARE_SOCKETS),
-                compression=None,  # a small message could unfold to a large one
-                max_size=settings.max_message_bytes,
-                max_queue=_MAX_QUEUED_FRAMES,
-                open_timeout=settings.handshake_timeout_s,
-                close_timeout=settings.send_timeout_s,
-                ping_interval=_PING_S,  # an idle client that answers stays, one that is gone leaves
-                ping_timeout=_PING_S,
-                server_header=None,
-                ssl=self._tls,
-                logger=quiet,
-            )
+            listeners = open_listeners(settings.host, settings.port, self._gate)
         except OSError as error:
             self._worker.close()
             raise ConfigError(
                 explain(
                     f"address {settings.host}:{settings.port}",
-                    got=os.strerror(error.errno) if error.errno else str(error),
+                    got=error.strerror or str(error),
                     expected="a free one of this machine",
                     remedy="Choose another --host or --port.",
                 )
             ) from None
+        watch = asyncio.create_task(self._watch_policy())
         try:
-            on_ready(self._url(server.sockets[0].getsockname()))
+            servers = [
+                await serve(
+                    self._handle,
+                    sock=listener,
+                    process_request=self._door,
+                    create_connection=connection_class(self._gate, self.metrics),
+                    compression=None,  # a small message could unfold to a large one
+                    max_size=settings.max_message_bytes,
+                    max_queue=_MAX_QUEUED_FRAMES,
+                    open_timeout=settings.handshake_timeout_s,
+                    close_timeout=settings.send_timeout_s,
+                    ping_interval=_PING_S,  # an idle client that answers stays, one that is gone leaves
+                    ping_timeout=_PING_S,
+                    server_header=None,
+                    ssl=self._tls,
+                    logger=quiet,
+                )
+                for listener in listeners
+            ]
+            on_ready(self._url(listeners[0].getsockname()))
             await self._stopped
             logger.info("stopping")
-            # Not the connections: each handler answers what is under way and then says 1001 itself.
-            server.close(close_connections=False)
-            await server.wait_closed()
+            for server in servers:
+                # Not the connections: each handler answers what is under way and then says 1001 itself.
+                server.close(close_connections=False)
+            for server in servers:
+                await server.wait_closed()
         finally:
+            watch.cancel()
+            self._policy.cancel()  # of a call that hangs; others have ended
             self._worker.close()
+
+    async def _watch_policy(self) -> None:
+        """End calls that hang, where the backend can: their client gets an error, the others their turn."""
+        while True:
+            await asyncio.sleep(min(self.settings.hung_after_s / 4, 1.0))
+            if self._worker.busy_s() > self.settings.hung_after_s:
+                logger.error("a policy call takes longer than %g s and is ended", self.settings.hung_after_s)
+                self._policy.cancel()
 
     def stop(self) -> None:
         """End `run`; a second call does nothing, and any thread may call."""
@@ -165,11 +182,6 @@ class PolicyServer:
         return self._stopped is not None and self._stopped.done()
 
     async def _handle(self, connection: ServerConnection) -> None:
-        if self._door.num_inside >= self.settings.max_connections:
-            # Several passed the door before the first of them was counted.
-            await connection.close(1013, "too many clients")
-            return
-        self._door.num_inside += 1
         self.metrics.connections.inc()
         inbox = Inbox(connection)
         try:
@@ -184,7 +196,6 @@ class PolicyServer:
             await connection.close(1011, "internal error, see the server's log")
         finally:
             await inbox.close()
-            self._door.num_inside -= 1
             self.metrics.connections.dec()
 
     async def _converse(self, connection: ServerConnection, inbox: Inbox) -> None:
@@ -243,6 +254,8 @@ class PolicyServer:
             raise _RequestFailed("refused", str(error)) from None
         except (_RequestFailed, ConnectionClosed):
             raise
+        except PolicyUnavailableError as error:
+            raise _RequestFailed("internal", str(error)) from None
         except Exception:
             logger.exception("the policy failed")
             raise _RequestFailed("internal", "the policy failed, see the server's log", close_code=1011) from None

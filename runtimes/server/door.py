@@ -1,25 +1,20 @@
-"""Who gets in: paths, token, origin and the number of connections, decided before a websocket exists."""
+"""Who gets in: host, origin, paths, token and the number of connections, decided before a websocket exists."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from rfedge.runtimes.server.metrics import CONTENT_TYPE, ServerMetrics
-from rfedge.runtimes.server.security import is_authorised
+from rfedge.runtimes.server.security import is_authorised, is_loopback
 from rfedge.runtimes.server.settings import ServerSettings
+from rfedge.runtimes.server.sockets import SocketGate
 from rfedge.runtimes.server.worker import PolicyWorker
 
-__all__ = ["SPARE_SOCKETS", "Door", "connection_class"]
-
-logger = logging.getLogger(__name__)
-# Sockets beyond `max_connections`, for handshakes under way and for /healthz and /metrics.
-SPARE_SOCKETS: Final = 32
+__all__ = ["Door"]
 
 
 class Door:
@@ -29,22 +24,39 @@ class Door:
         settings, metrics: of the server.
         worker: asked for its health.
         token: what a client must carry, or None.
+        gate: counts the clients.
     """
 
-    def __init__(self, settings: ServerSettings, metrics: ServerMetrics, worker: PolicyWorker, token: str | None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: ServerMetrics,
+        worker: PolicyWorker,
+        token: str | None,
+        gate: SocketGate,
+    ) -> None:
         self._settings: Final = settings
         self._metrics: Final = metrics
         self._worker: Final = worker
         self._token: Final = token
-        self.num_inside = 0
+        self._gate: Final = gate
+        self._checks_host: Final = is_loopback(settings.host)
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """Decide about one request, as `process_request` of a websockets server."""
         response = self._decide(connection, request)
-        self._metrics.count_handshake(HTTPStatus.SWITCHING_PROTOCOLS if response is None else response.status_code)
+        if response is None:
+            self._gate.enter(connection.remote_address)
         return response
 
     def _decide(self, connection: ServerConnection, request: Request) -> Response | None:
+        # Robots send no Origin, browsers always do: a page must not reach a server on its visitor's machine.
+        if request.headers.get_all("Origin"):
+            return connection.respond(HTTPStatus.FORBIDDEN, "not for web pages\n")
+        # A name that a page's owner points at this machine makes a page of the same origin, which sends none.
+        hosts = request.headers.get_all("Host")
+        if self._checks_host and not all(self._is_ours(host) for host in hosts):
+            return connection.respond(HTTPStatus.FORBIDDEN, "ask for 127.0.0.1 or localhost; --allow-host names others\n")
         if request.path == "/healthz":  # open to all: a supervisor has no token
             if self._worker.busy_s() > self._settings.hung_after_s:
                 return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "the policy hangs\n")
@@ -62,33 +74,15 @@ class Door:
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = CONTENT_TYPE
             return response
-        # Robots send no Origin, browsers always do: a page must not reach a server on its visitor's machine.
-        if request.headers.get_all("Origin"):
-            return connection.respond(HTTPStatus.FORBIDDEN, "not for web pages\n")
-        if self.num_inside >= self._settings.max_connections:
+        if self._gate.num_clients >= self._settings.max_connections:
             return connection.respond(
                 HTTPStatus.SERVICE_UNAVAILABLE, f"{self._settings.max_connections} clients are connected already\n"
             )
         return None
 
-
-def connection_class(max_sockets: int) -> type[ServerConnection]:
-    """Return a connection type of which at most `max_sockets` live at once; the sockets of others are closed at once.
-
-    `Door` counts websockets; whoever opens sockets and says nothing never comes to it.
-    """
-    open_sockets: set[Any] = set()
-
-    class CountedConnection(ServerConnection):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            open_sockets.add(self)
-            if len(open_sockets) > max_sockets:
-                logger.warning("more than %d open sockets: closing the newest", max_sockets)
-                self.transport.abort()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            open_sockets.discard(self)
-            super().connection_lost(exc)
-
-    return CountedConnection
+    def _is_ours(self, host: str) -> bool:
+        name, _, port = host.rpartition(":")
+        if not port.isdecimal():  # no port, or the end of an IPv6 address
+            name = host
+        name = name.strip("[]").lower()
+        return is_loopback(name) or name in self._settings.allowed_hosts

@@ -41,6 +41,18 @@ class ServerMetrics:
         self._handshakes: Final = Counter(
             "rfedge_handshakes", "Requests to connect by HTTP status.", ["status"], registry=self._registry
         )
+        self._closes: Final = Counter(
+            "rfedge_closes",
+            "Websockets that ended with a closing frame of ours, by its code.",
+            ["code"],
+            registry=self._registry,
+        )
+        self._closed_sockets: Final = Counter(
+            "rfedge_closed_sockets",
+            "Sockets cut off: waiting (too long, others wanted the place), address (too many of one), unread, fragments.",
+            ["reason"],
+            registry=self._registry,
+        )
         self.connections: Final = Gauge("rfedge_connections", "Open websocket connections.", registry=self._registry)
         self.waiting: Final = Gauge(
             "rfedge_waiting_requests", "Requests that wait for the policy or run.", registry=self._registry
@@ -52,8 +64,16 @@ class ServerMetrics:
         """Count one request under `outcome`: "ok", "reset" or one of `wire.ERROR_KINDS`."""
         self._requests.labels(outcome).inc()
 
+    def count_close(self, code: int) -> None:
+        """Count one websocket that this side closed with `code`, such as 1009 for a message beyond the limit."""
+        self._closes.labels(str(code)).inc()
+
+    def count_closed_socket(self, reason: str) -> None:
+        """Count one socket that was cut off: "waiting", "address", "unread" or "fragments"."""
+        self._closed_sockets.labels(reason).inc()
+
     def count_handshake(self, status: int) -> None:
-        """Count one HTTP request; 101 became a connection."""
+        """Count one HTTP request by its answer; 101 became a connection."""
         self._handshakes.labels(str(status)).inc()
 
     def observe_ms(self, stages_ms: Mapping[str, float]) -> None:

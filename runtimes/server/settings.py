@@ -28,6 +28,7 @@ class ServerSettings:
         send_timeout_s: a client gets so long to read an answer.
         hung_after_s: /healthz says 503 when one policy call takes longer.
         resize: bring images of other sizes to the policy's by its own camera geometry; else they are refused.
+        allowed_hosts: names besides loopback ones that a request may ask for, where a loopback address is listened on.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +42,7 @@ class ServerSettings:
     send_timeout_s: float = 5.0
     hung_after_s: float = 60.0
     resize: bool = False
+    allowed_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that allow nothing.

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.attack
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "endless"
-    write_handmade_bundle(path, tiny_config(chunk_size=4), loops=2**62)
+    write_handmade_bundle(path, tiny_config(chunk_size=4, control_hz=100.0), loops=2**62)
     return path
 
 

@@ -23,6 +23,7 @@ from rfedge.data.conversion.survey import Survey, raise_all, survey_source
 from rfedge.data.dataset_records import CALVIN_HZ, CONVERSION_RECORD
 from rfedge.data.statistics import StatisticsBuilder
 from rfedge.data.writer import write_episode, write_index
+from rfedge.disk import check_room
 from rfedge.errors import ConfigError, DatasetError, did_you_mean, explain
 
 __all__ = ["CALVIN_HZ", "SOURCE_FORMATS", "ConversionResult", "convert_dataset"]
@@ -32,6 +33,7 @@ SOURCE_FORMATS: Final = tuple(_SOURCES)
 # CALVIN's longest language segment.
 _SEGMENT_FRAMES: Final = 64
 _SCHEMA_VERSION: Final = 1
+_EPISODE_BYTES: Final = 100_000  # ten frames of 10 kB: fewer than an episode has
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def convert_dataset(
         if trial:
             totals.add(_map(opened, 0, options, source_hz), tasks)
             return totals.result(None)
+        check_room(output, opened.num_episodes * _EPISODE_BYTES, what=f"{opened.num_episodes} episodes")
         with atomic_directory(output, overwrite=overwrite) as temporary:
             folder = temporary / options.split
             for index in range(opened.num_episodes):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from rfedge.disk import check_room
 from rfedge.errors import ArtifactError, explain
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.original.draws import part_of
@@ -39,10 +38,7 @@ def check_output(plan: ImportPlan, output: Path, *, overwrite: bool) -> None:
                 str(output), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
             )
         )
-    folder = next(parent for parent in output.absolute().parents if parent.is_dir())
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < plan.size_bytes:
-        raise _disk_full(output, f"{free_bytes / 1e9:.1f} GB free", plan.size_bytes)
+    check_room(output, plan.size_bytes, what="the checkpoint")
 
 
 def write_import(
@@ -96,10 +92,6 @@ def write_import(
             max_shard_bytes=max_shard_bytes,
             on_bytes=on_bytes,
         )
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise _disk_full(output, "no room left", plan.size_bytes) from None
     finally:
         plan.weights.release()
     return origin
@@ -122,17 +114,6 @@ def import_document(plan: ImportPlan) -> dict[str, Any]:
         "warnings": plan.warnings,
         "epoch": plan.epoch,
     }
-
-
-def _disk_full(output: Path, got: str, size_bytes: int) -> ArtifactError:
-    return ArtifactError(
-        explain(
-            f"disk of {output}",
-            got=got,
-            expected=f"{size_bytes / 1e9:.1f} GB for the checkpoint",
-            remedy="Free some, choose another --output, or --dtype bf16.",
-        )
-    )
 
 
 def _origin(plan: ImportPlan, progress: StageProgress) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,25 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from rfedge.benchmarks.malformed import KINDS, Target, enter, masked_frame, send_malformed
 from rfedge.errors import ConfigError
-from rfedge.runtimes.server.door import SPARE_SOCKETS
+from rfedge.runtimes import EdgePolicy
+from rfedge.runtimes.server.metrics import ServerMetrics
 from rfedge.runtimes.server.security import check_exposure, is_authorised, is_loopback, read_token, tls_context
+from rfedge.runtimes.server.sockets import MAX_WAITING_PER_ADDRESS, SocketGate
 from rfedge.runtimes.server.wire import pack
 from rfedge.runtimes.server_client import RemotePolicy
-from tests.runtimes.server.running_server import GatedPolicy, ask, client, frame, get, raw_socket, request, running
+from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
+from tests.runtimes.server.running_server import (
+    GatedPolicy,
+    ask,
+    client,
+    frame,
+    get,
+    metric,
+    raw_socket,
+    receive,
+    request,
+    running,
+)
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
@@ -123,19 +139,18 @@ def test_too_many_connections_are_refused_with_503_and_health_still_answers(poli
 
 
 def test_silent_sockets_are_bounded_in_number_and_time(policy: GatedPolicy) -> None:
-    """Slow lorises: they connect, say nothing or a byte at a time, and may not keep others out for long."""
-    with running(policy, max_connections=2, handshake_timeout_s=0.3) as (_, url):
-        silent = [raw_socket(url) for _ in range(2 + SPARE_SOCKETS)]
-        silent[0].sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
-        with raw_socket(url) as one_more:
-            assert _ends(one_more)  # at once: there is no place left
-        started_s = time.monotonic()
+    """Slow lorises: they connect, say nothing or a byte at a time, and keep nobody out: the oldest goes for a new one."""
+    with running(policy, max_connections=2, handshake_timeout_s=3.0) as (_, url), ExitStack() as stack:
+        silent = [stack.enter_context(raw_socket(url)) for _ in range(MAX_WAITING_PER_ADDRESS)]
+        silent[-1].sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        _wait_until(lambda: metric(url, "rfedge_connections") == 0.0)  # all of them were accepted before this one
+        assert _ends(silent[0]), "the place of the oldest went to the request for the metrics"
+        with client(url) as connection, client(url) as second:
+            for each in (connection, second):
+                assert isinstance(ask(each, request(frame(0), "open the drawer")), dict)
+            assert metric(url, 'rfedge_closed_sockets_total{reason="address"}') >= 2
         for each in silent:
-            assert _ends(each)
-            each.close()
-        assert time.monotonic() - started_s < 3
-        with client(url) as connection:
-            assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
+            assert _ends(each)  # the handshake's time is over
 
 
 def test_idle_clients_and_clients_that_do_not_read_are_let_go(policy: GatedPolicy) -> None:
@@ -275,7 +290,155 @@ def _ends(opened: socket.socket) -> bool:
 
 
 def _wait_until_empty(url: str) -> None:
+    _wait_until(lambda: "rfedge_connections 0.0" in get(url, "/metrics", AUTHORISED)[1])
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + 10
-    while "rfedge_connections 0.0" not in get(url, "/metrics", AUTHORISED)[1]:
+    while not is_so():
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
+
+
+@pytest.mark.attack
+def test_pings_whose_pongs_nobody_reads_take_no_memory(policy: GatedPolicy) -> None:
+    process = psutil.Process()
+    with running(policy) as (_, url), raw_socket(url) as deaf:
+        enter(deaf, Target(url, None, MAX_BYTES))
+        pings = masked_frame(bytes(120), opcode=9) * 500
+        before_bytes = process.memory_info().rss
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            for _ in range(2000):  # 120 MB, if it took them
+                deaf.sendall(pings)
+        assert process.memory_info().rss - before_bytes < 16 << 20
+        good_client_without_token(url)
+        assert metric(url, 'rfedge_closed_sockets_total{reason="unread"}') == 1.0
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("payload", [b"", b"x"])
+def test_a_message_in_endless_pieces_is_cut_off(policy: GatedPolicy, payload: bytes) -> None:
+    process = psutil.Process()
+    with running(policy) as (_, url), raw_socket(url) as endless:
+        enter(endless, Target(url, None, MAX_BYTES))
+        pieces = masked_frame(payload, opcode=0, first=0) * 5000
+        before_bytes = process.memory_info().rss
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            endless.sendall(masked_frame(b"x", first=0))
+            for _ in range(1000):
+                endless.sendall(pieces)
+        assert process.memory_info().rss - before_bytes < 16 << 20
+        good_client_without_token(url)
+
+
+@pytest.mark.attack
+def test_pages_of_other_names_are_refused_everywhere(policy: GatedPolicy) -> None:
+    with running(policy, allowed_hosts=("robot.local",)) as (_, url):
+        for path in ("/", "/healthz", "/metrics"):
+            for headers in (
+                {"Origin": "http://evil.example"},
+                {"Origin": "null"},
+                {"Host": "evil.example"},
+                {"Host": "evil.example:8000"},
+                {"Host": "127.0.0.1.evil.example"},
+                {"Host": "[::1].evil"},
+                {"Host": ""},
+            ):
+                assert get(url, path, headers)[0] == 403, (path, headers)
+        for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST:1", "robot.local:8000"):
+            assert get(url, "/healthz", {"Host": host}) == (200, "OK\n")
+
+
+@pytest.mark.attack
+def test_refusals_are_counted(policy: GatedPolicy) -> None:
+    def status(data: bytes) -> None:
+        with raw_socket(url) as opened:
+            opened.sendall(data)
+            _ends(opened)
+
+    head = b"Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    with running(policy, max_message_bytes=100_000) as (_, url):
+        status(b"GET / HTTP/1.1\r\n" + head + b"Sec-WebSocket-Key: no\r\n\r\n")
+        status(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
+        status(b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n")
+        status(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 500 + b"\r\n")
+        status(b"GET / HTTP/1.0\r\n" + head + b"\r\n")
+        with client(url) as connection, pytest.raises(ConnectionClosed):
+            ask(connection, request(frame(0), "open the drawer"))
+        with client(url) as connection, pytest.raises(ConnectionClosed):
+            connection.send(b"\xc1")
+            connection.recv(timeout=5)
+            connection.recv(timeout=5)
+        _wait_until(lambda: metric(url, 'rfedge_closes_total{code="1007"}') == 1.0)
+        page = get(url, "/metrics")[1]
+        for line in ('rfedge_closes_total{code="1009"} 1.0', 'rfedge_requests_total{outcome="malformed"} 1.0'):
+            assert line in page
+        for code in (400, 405, 414, 431, 505):
+            assert f'rfedge_handshakes_total{{status="{code}"}} 1.0' in page, page
+
+
+@pytest.mark.attack
+def test_half_tls_handshakes_wait_like_all_others(policy: GatedPolicy, certificate: tuple[Path, Path]) -> None:
+    num_files = psutil.Process().num_fds()
+    with running(policy, tls=tls_context(*certificate), handshake_timeout_s=5.0) as (_, url):
+        half = []
+        for _ in range(3 * MAX_WAITING_PER_ADDRESS):
+            half.append(raw_socket(url))
+            half[-1].sendall(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
+        trust = ssl.create_default_context(cafile=certificate[0])
+        with client(url, ssl=trust) as connection:
+            assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
+            # Ours and theirs lie in one process: two files for each pair.
+            assert psutil.Process().num_fds() - num_files < len(half) + MAX_WAITING_PER_ADDRESS + 60
+        for each in half:
+            each.close()
+
+
+@pytest.mark.attack
+def test_closing_the_oldest_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    clock = [0.0]
+    metrics = ServerMetrics(policy="p", precision="fp32")
+    gate = SocketGate(metrics, now_s=lambda: clock[0])
+    pairs = [socket.socketpair() for _ in range(MAX_WAITING_PER_ADDRESS + 40)]
+    try:
+        with caplog.at_level(logging.WARNING):
+            for number, (ours, _) in enumerate(pairs):
+                gate.add(ours, ("10.0.0.1", number))
+                clock[0] += 3.0
+        assert gate.num_waiting == MAX_WAITING_PER_ADDRESS
+        assert [text.split(" ")[0] for text in caplog.messages] == ["1", "20"]
+        assert pairs[0][1].recv(1) == b"", "the oldest was told"
+        gate.enter(("10.0.0.1", len(pairs) - 1))
+        assert (gate.num_clients, gate.num_waiting) == (1, MAX_WAITING_PER_ADDRESS - 1)
+        for number in range(len(pairs)):
+            gate.leave(("10.0.0.1", number))
+        assert (gate.num_clients, gate.num_waiting) == (0, 0)
+        for number, (ours, _) in enumerate(pairs[:100]):
+            gate.add(ours, (f"10.0.{number}.1", 1))
+        assert gate.num_waiting == 100, "other addresses have places of their own"
+    finally:
+        for pair in pairs:
+            for each in pair:
+                each.close()
+
+
+@pytest.mark.attack
+def test_a_call_that_hangs_ends_and_the_others_get_their_turn(tmp_path: Path) -> None:
+    config = tiny_config(chunk_size=4)
+    write_handmade_bundle(tmp_path / "endless", config, loops=2**62)
+    with (
+        EdgePolicy.load(tmp_path / "endless") as policy,
+        running(policy, hung_after_s=0.4, deadline_ms=200.0) as (_, url),
+        client(url) as one,
+        client(url) as two,
+    ):
+        one.send(pack(request(frame(0), "open the drawer")))
+        time.sleep(0.1)
+        assert str(ask(two, request(frame(0), "open the drawer"))).startswith("late: ")
+        assert str(receive(one)).startswith("internal: backbone: got a call that was ended")
+        assert isinstance(ask(two, {"reset": True, "prompt": "push the button"}), dict), "the thread is free again"
+
+
+def good_client_without_token(url: str) -> None:
+    with client(url) as connection:
+        assert isinstance(ask(connection, request(frame(0), "open the drawer")), dict)
