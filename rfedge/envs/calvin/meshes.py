@@ -35,6 +35,12 @@ class TriangleMesh:
     faces: npt.NDArray[np.int32]
     texture: Path | None
 
+    @property
+    def area(self) -> float:
+        """Sum of the triangles' areas."""
+        first, second, third = (self.positions[self.faces[:, corner]] for corner in range(3))
+        return float(0.5 * np.linalg.norm(np.cross(second - first, third - first), axis=1).sum())
+
 
 def read_mesh(path: Path) -> list[TriangleMesh]:
     """Read an .obj, one mesh per material (`usemtl`), or a binary .stl, one mesh with flat normals.

@@ -32,6 +32,8 @@ _PEDESTAL_BEHIND_M: Final = 0.05  # the arm's first axis
 # Franka's meshes have more triangles than the pictures have pixels, and drawing is bound by their number. A pixel is 4 mm
 # wide on the arm in the static camera, and 2 mm on the finger tips in the gripper camera.
 _MANY_TRIANGLES: Final = 600
+_SHELL_AREA_M2: Final = 0.05  # of a part that is a link's smooth shell
+_SHELL_CELL_M: Final = 0.010  # pinholes appear from 12 mm on
 _ARM_CELL_M: Final = 0.006
 _FINGER_CELL_M: Final = 0.002
 
@@ -201,9 +203,13 @@ def _rounded_cylinder() -> TriangleMesh:
 
 
 def _read_simplified(path: Path) -> list[TriangleMesh]:
-    cell_m = _FINGER_CELL_M if path.suffix == ".STL" else _ARM_CELL_M
-    parts = (simplify(part, cell_m) if len(part.faces) > _MANY_TRIANGLES else part for part in read_mesh(path))
-    return [part for part in parts if len(part.faces)]
+    def cell_m(part: TriangleMesh) -> float:
+        if path.suffix == ".STL":
+            return _FINGER_CELL_M
+        return _SHELL_CELL_M if part.area > _SHELL_AREA_M2 else _ARM_CELL_M
+
+    parts = read_mesh(path)
+    return [simplify(part, cell_m(part)) if len(part.faces) > _MANY_TRIANGLES else part for part in parts]
 
 
 def _body_name(owner: str, link: str) -> str:
