@@ -1,7 +1,7 @@
 """The token table as a bundle stores it: what an instruction's words become, looked up once per instruction.
 
-fp32 keeps it whole; every other precision stores fp16; and in the 8-bit precisions a table of a full-size language model,
-206 MB in fp16, is stored in int8 with one scale a row, which rounds less than the first product does.
+fp32 keeps it whole; other precisions store fp16. int8 with one scale per row, which rounds less than the first MatMul does,
+is for int4-weight and, in the 8-bit precisions, for the table of a full-size language model, 206 MB in fp16.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["StoredTable", "stored_table"]
 Float32 = npt.NDArray[np.float32]
 
 _LARGE_BYTES: Final = 100_000_000  # in fp16
-_EIGHT_BITS: Final = ("int8", "mixed", "int8-weight", "int4-weight")
+_EIGHT_BITS: Final = ("int8", "mixed", "int8-weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ def stored_table(decoder: DecoderConfig, precision: Precision) -> StoredTable:
     """Return how the table of `decoder` is stored in a bundle of this precision."""
     if precision == "fp32":
         return StoredTable("float32")
+    if precision == "int4-weight":
+        return StoredTable("int8")
     is_large = 2 * decoder.vocab_size * decoder.width > _LARGE_BYTES
     return StoredTable("int8" if is_large and precision in _EIGHT_BITS else "float16")
 

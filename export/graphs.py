@@ -25,6 +25,7 @@ from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.split_stages import split_stages
 from rfedge.export.passes.standard import apply_passes, head_passes
 from rfedge.export.stage_graph import (
+    CALIBRATED,
     GraphSettings,
     WrittenGraph,
     file_roles,
@@ -109,7 +110,7 @@ def write_graphs(
     written: dict[GraphName, WrittenGraph] = {}
     for name, source in sources.items():
         inputs: list[Inputs] = []
-        if precisions[name] in ("int8", "mixed"):
+        if settings.calibration and precisions[name] in CALIBRATED:
             for frame in _calibration(name, contract, settings, source, written):
                 inputs.append(frame)
                 progress("read frames", len(inputs), len(settings.calibration))

@@ -33,6 +33,7 @@ from rfedge.export.mixed.search import MixedSearch
 from rfedge.export.parity import StageProgress
 from rfedge.export.proof import measure_parity, open_frames, proof_inputs, short_name, verify_parity
 from rfedge.export.quantize import Int8Options
+from rfedge.export.stage_graph import CALIBRATED, describe_calibration
 from rfedge.export.thresholds import missed, mixed_thresholds
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
@@ -43,7 +44,7 @@ _WORK = ".work"
 _FLOAT_BYTES = 4  # every export traces the policy in float32 first
 STAGES = ("one", "two")
 _HEAD_PRECISIONS = ("fp32", "int8")
-_CALIBRATED = ("int8", "mixed")
+_NEEDS_FRAMES = ("int8", "mixed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +54,18 @@ class ExportOptions:
     Attributes:
         precision: one of `rfedge.config.PRECISIONS`; with two stages also one for each: "vision=fp16,decoder=int8".
         stages: graphs of the backbone, "one", or "two": `vision` and `decoder`.
-        data: CALVIN-format demonstrations; needed for int8, used for the proof when given.
+        data: CALVIN-format demonstrations; needed for int8, used for the proof when given, and to round int8-weight and
+            int4-weight by.
         keep_float: beginnings of the names of blocks or modules that stay in fp32 when the rest does not, `*` for anything;
             None leaves it to the precision: for int8 the few products that cost most accuracy and least time
-            (`QUERY_ATTENTION`), for others none.
+            (`QUERY_ATTENTION`), for int4-weight none, with 8 bits for those products, for others none.
         int8: how ranges are chosen and weights rounded.
         budget: how far a mixed plan may move the action; for mixed only.
         chart: picture file for the evidence of a mixed plan; None for no picture.
         instructions: file of the only sentences that the bundle shall know, or "data" for those of the demonstrations, see
             `rfedge.export.instructions`; None for any words.
         head_precision: "fp32", or "int8" for a second head with int8 weights, for CPUs.
-        num_calibration_frames: frames that set the int8 ranges.
+        num_calibration_frames: frames that set the int8 ranges and round the weights.
         num_parity_steps: steps of the proof rollout, over all its episodes.
         seed: draws calibration frames, proof episodes and, without `data`, proof inputs.
         overwrite: replace an existing bundle.
@@ -129,7 +131,7 @@ def check_export(
                 remedy="Such as --precision mixed --budget action_error=0.01.",
             )
         )
-    if options.data is None and any(kind in _CALIBRATED for kind in kinds):
+    if options.data is None and any(kind in _NEEDS_FRAMES for kind in kinds):
         raise ConfigError(
             explain(
                 f"precision {precision}",
@@ -180,11 +182,11 @@ def export_checkpoint(
         del checkpoint  # full-size weights are dropped before something else of their size is loaded
         chosen: list[EpisodeFrame] = []
         calibration = None
-        if frames is not None and any(kind in _CALIBRATED for kind in precisions.graphs.values()):
+        if frames is not None and any(kind in CALIBRATED for kind in precisions.graphs.values()):
             chosen = choose_calibration_frames(frames.dataset, num_frames=options.num_calibration_frames, rng=rng)
             calibration = CalibrationRecord(
                 dataset=short_name(frames.dataset),
-                method=options.int8.describe(),
+                method=describe_calibration(precisions.graphs.values(), options.int8),
                 frames=tuple(chosen),
                 sha256=hash_frames(frames, chosen),
             )

@@ -6,7 +6,7 @@ proof on this machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +24,7 @@ from rfedge.export.forms.cpu_int8 import lower_int8
 from rfedge.export.forms.half import make_bf16, make_fp16
 from rfedge.export.forms.half_storage import store_weights_half
 from rfedge.export.forms.runs_here import write_stand_in
-from rfedge.export.forms.weight_only import make_int4_weight, make_int8_weight
+from rfedge.export.forms.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.mixed.search import MixedSearch, search_plan
 from rfedge.export.parity import StageProgress
@@ -32,14 +32,21 @@ from rfedge.export.passes.graph_files import graph_files, read_graph, write_grap
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.quantize import Int8Options, quantizable_products, quantize_int8
 
-__all__ = ["GraphSettings", "WrittenGraph", "file_roles", "graph_to_prove", "remove_graph", "share_keep_float", "write_form"]
+__all__ = [
+    "CALIBRATED",
+    "GraphSettings",
+    "WrittenGraph",
+    "file_roles",
+    "graph_to_prove",
+    "remove_graph",
+    "share_keep_float",
+    "write_form",
+]
 
-_FORMS: Final = {
-    "fp16": make_fp16,
-    "bf16": make_bf16,
-    "int8-weight": make_int8_weight,
-    "int4-weight": make_int4_weight,
-}
+# What calibration frames make better; int8 and mixed cannot do without.
+CALIBRATED: Final = ("int8", "mixed", "int8-weight", "int4-weight")
+_HALF: Final = {"fp16": make_fp16, "bf16": make_bf16}
+_WEIGHT_ONLY: Final = {"int8-weight": make_int8_weight, "int4-weight": make_int4_weight}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class GraphSettings:
         precisions: of each graph of the backbone; the head computes in fp32 and is stored in fp16 unless all are fp32.
         keep_float: beginnings of the names of blocks that stay in fp32; None for the precision's own choice.
         int8: how an int8 graph is made.
-        frames, calibration: demonstrations, and which of their frames set the int8 ranges.
+        frames, calibration: demonstrations, and which of their frames set the int8 ranges and round the weights.
         mixed: what a mixed plan is searched by.
         head_is_int8: write the head with int8 weights too, for CPUs (`rfedge.export.forms.dynamic_head`).
     """
@@ -118,15 +125,35 @@ def write_form(
         return WrittenGraph(file_roles(graph_files(target), name), blocks, target)
     if precision in ("int8", "mixed"):
         return _write_int8(name, source, target, settings, inputs, head, keep_float=keep_float, progress=progress)
-    report = _FORMS[precision](
-        source,
-        target,
-        keep_float=keep_float or (),
-        on_weight=lambda done, total: progress(_label(name, precision), done, total),
-    )
+
+    def on_weight(done: int, total: int) -> None:
+        progress(_label(name, precision), done, total)
+
+    if precision in _WEIGHT_ONLY:
+        report = _WEIGHT_ONLY[precision](
+            source,
+            target,
+            keep_float=keep_float,
+            frames=inputs,
+            on_weight=on_weight,
+            on_frame=lambda done, total: progress(_label(name, "calibrate"), done, total),
+        )
+    else:
+        report = _HALF[precision](source, target, keep_float=keep_float or (), on_weight=on_weight)
     remove_graph(source)
     files = file_roles(report.files, name)
     return WrittenGraph(files, report.blocks, *graph_to_prove(name, target, precision, work=work))
+
+
+def describe_calibration(precisions: Iterable[Precision], int8: Int8Options) -> str:
+    """Return what calibration frames are used for, in one line for the record."""
+    methods = {
+        "int8": int8.describe(),
+        "mixed": int8.describe(),
+        "int8-weight": "GPTQ, one scale per output, corrected bias",
+        "int4-weight": f"GPTQ in blocks of {BLOCK_SIZE}, symmetric, corrected bias",
+    }
+    return "; ".join(dict.fromkeys(methods[precision] for precision in precisions if precision in methods))
 
 
 def graph_to_prove(name: GraphName, graph: Path, precision: Precision, *, work: Path) -> tuple[Path, str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from rfedge.errors import ConfigError, ExportError, did_you_mean, explain
-from rfedge.export.passes.graph_queries import block_of, is_weight_product
+from rfedge.export.passes.graph_queries import block_of, is_weight_product, tensor_shape
 
 __all__ = ["FormReport", "Products", "choose_products"]
 
@@ -22,6 +23,7 @@ _ALWAYS_FLOAT = {
 # Measured in fp16 on playtable-small: with the patch convolution in fp16 the feature's error more than doubles, and it is
 # 0.2 % of the work. Its weights hold the camera's 1/255, and its sums lose the bytes' mean to the bias again.
 _CONVOLUTION = "the patch convolution reads bytes, whose mean its bias takes off again"
+_CAMERA_CHANNELS = 3
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
 
@@ -59,19 +61,31 @@ class Products:
         self.converted.remove(node)
         self.kept[node] = reason
 
+    def kernels_of_features(self) -> list[ir.Node]:
+        """Return the kept convolutions that read features: not a camera's three channels."""
+        return [
+            node
+            for node, reason in self.kept.items()
+            if reason == _CONVOLUTION and _weight_shape(node)[1] > _CAMERA_CHANNELS
+        ]
+
     def names(self) -> tuple[str, ...]:
         return tuple(str(node.name) for node in self.converted)
 
     def reasons(self) -> dict[str, str]:
         return {str(node.name): reason for node, reason in self.kept.items()}
 
-    def blocks(self, form: str) -> dict[str, str]:
-        """Return block -> precision, counted over its products."""
+    def blocks(self, form: str, others: Mapping[ir.Node, str] = MappingProxyType({})) -> dict[str, str]:
+        """Return block -> precision, counted over its products; `others` are converted, but not to `form`."""
         blocks = dict.fromkeys(map(block_of, self.kept), "fp32")
-        converted, kept = Counter(map(block_of, self.converted)), Counter(map(block_of, self.kept))
-        for block, count in converted.items():
-            total = count + kept[block]
-            blocks[block] = form if count == total else f"{form} ({count} of {total} products)"
+        total = Counter(map(block_of, [*self.converted, *self.kept]))
+        counts: dict[str, Counter[str]] = {}
+        for node in self.converted:
+            counts.setdefault(block_of(node), Counter())[others.get(node, form)] += 1
+        for block, count in counts.items():
+            whole = [name for name, number in count.items() if number == total[block]]
+            parts = [f"{name} ({count[name]} of {total[block]} products)" for name in (form, *count) if name in count]
+            blocks[block] = whole[0] if whole else ", ".join(dict.fromkeys(parts))
         return blocks
 
 
@@ -123,6 +137,13 @@ def _require_fp32(graph: ir.Graph) -> None:
         raise ExportError(
             explain("graph for another form", got=found, expected="a graph in fp32", remedy="Start from the fp32 export.")
         )
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...]:
+    weight = node.inputs[1]
+    assert weight is not None, f"{node.name} has a weight"
+    assert weight.const_value is not None, f"{weight.name} is a constant"
+    return tensor_shape(weight.const_value)
 
 
 def _is_convolution(node: ir.Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -14,7 +14,7 @@ from rfedge.block_names import SCOPES_KEY, UNNAMED
 from rfedge.errors import ConfigError, did_you_mean, explain
 from rfedge.export.passes.graph_queries import block_of, is_constant, is_weight_product, tensor_shape
 
-__all__ = ["QUERY_ATTENTION", "Product", "quantizable_products"]
+__all__ = ["QUERY_ATTENTION", "Product", "as_product", "quantizable_products"]
 
 # Everything that the cameras say passes through these few products one after the other, and no residual path leads
 # around them: a tenth of the multiplications of playtable-small and four fifths of its int8 error (docs/adr/0008).
@@ -63,6 +63,10 @@ class Product:
         assert self.weight.const_value is not None
         return tensor_shape(self.weight.const_value)[1 if self.is_transposed else 0]
 
+    def begins_with_any(self, patterns: Iterable[str]) -> bool:
+        """Whether the module's name begins with one of `patterns`, in which `*` stands for anything."""
+        return any(fnmatchcase(self.module, pattern + "*") for pattern in patterns)
+
 
 def quantizable_products(graph: ir.Graph, keep_float: Sequence[str] | None = None) -> list[Product]:
     """Return the products to quantize, in the order of the graph.
@@ -80,7 +84,7 @@ def quantizable_products(graph: ir.Graph, keep_float: Sequence[str] | None = Non
     """
     products = _all_products(graph)
     for pattern in keep_float or ():
-        if not any(_begins(product, pattern) for product in products):
+        if not any(product.begins_with_any([pattern]) for product in products):
             raise ConfigError(
                 explain(
                     "keep_float",
@@ -90,11 +94,7 @@ def quantizable_products(graph: ir.Graph, keep_float: Sequence[str] | None = Non
                 )
             )
     patterns = (*_ALWAYS_FLOAT, *(QUERY_ATTENTION if keep_float is None else keep_float))
-    return [product for product in products if not any(_begins(product, pattern) for pattern in patterns)]
-
-
-def _begins(product: Product, pattern: str) -> bool:
-    return fnmatchcase(product.module, pattern + "*")
+    return [product for product in products if not product.begins_with_any(patterns)]
 
 
 def _all_products(graph: ir.Graph) -> list[Product]:
@@ -105,9 +105,13 @@ def _all_products(graph: ir.Graph) -> list[Product]:
             continue
         varying.update(node.outputs)
         if is_weight_product(node) and is_constant(node.inputs[1]) and not node.attributes.get_int("transA", 0):
-            transposed = bool(node.attributes.get_int("transB", 0))
-            found.append(Product(node, block_of(node), _module_of(node), transposed))
+            found.append(as_product(node))
     return found
+
+
+def as_product(node: ir.Node) -> Product:
+    """Return a MatMul or Gemm of a constant matrix with what is known of it."""
+    return Product(node, block_of(node), _module_of(node), bool(node.attributes.get_int("transB", 0)))
 
 
 def _module_of(node: ir.Node) -> str:

@@ -1,4 +1,4 @@
-"""Float matrices to int8, one scale per output: to the nearest, or so that rounding errors make up for each other.
+"""Float matrices to integers: to the nearest, or so that rounding errors make up for each other.
 
 `compensated` rounds one input channel after the other and moves what it lost onto the channels still to come, weighted
 by how the inputs vary together. Source: GPTQ (Frantar et al. 2022), there with the Hessian of the inputs; here with
@@ -9,19 +9,46 @@ Cholesky factor (Chen et al. 2025), which halves the work.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rfedge.export.int8.ranges import LEVELS, step_of
 
-__all__ = ["DOUBLE_UP_TO", "Rounded", "round_compensated", "round_nearest", "weight_steps"]
+__all__ = ["DOUBLE_UP_TO", "Grid", "Rounded", "round_compensated", "round_compensated_to", "round_nearest", "weight_steps"]
 
 Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating[Any]]
 Int8 = npt.NDArray[np.int8]
 Rounded = tuple[Int8, Float32]  # (inputs, outputs), (outputs,)
+
+
+class Grid(NamedTuple):
+    """The numbers that weights (inputs, outputs) may take: (level - zero_point) * scale.
+
+    Attributes:
+        scale: float32 (inputs, outputs), or (1, outputs) for one scale per output; none is 0.
+        zero_point: float32, shaped as `scale`.
+        low, high: least and greatest level.
+    """
+
+    scale: Float32
+    zero_point: Float32
+    low: int
+    high: int
+
+    def reordered(self, order: npt.NDArray[np.intp]) -> Grid:
+        """Return the grid of the weights whose inputs are taken in this order."""
+        if len(self.scale) == 1:
+            return self
+        return self._replace(scale=self.scale[order], zero_point=self.zero_point[order])
+
+    def row(self, index: int) -> tuple[Float32, Float32]:
+        """Return scale and zero point of one input, (outputs,) each."""
+        index = index if len(self.scale) > 1 else 0
+        return self.scale[index], self.zero_point[index]
+
 
 _STRIPE: Final = 128  # channels rounded between two products with those that were rounded before
 _PANEL: Final = 256  # columns factored between two products with those before them
@@ -55,17 +82,34 @@ def round_compensated(
         double_up_to: most inputs that are computed in double precision.
     """
     steps = weight_steps(weight)
+    grid = Grid(steps[None], np.zeros_like(steps)[None], -LEVELS, LEVELS)
+    noise = input_step**2 / 12 + _DAMPING * float(covariance.diagonal().astype(np.float64).mean())
+    return round_compensated_to(grid, weight, covariance, noise=noise, double_up_to=double_up_to).astype(np.int8), steps
+
+
+def round_compensated_to(
+    grid: Grid, weight: Float32, covariance: Float32, *, noise: float, double_up_to: int = DOUBLE_UP_TO
+) -> npt.NDArray[np.int16]:
+    """Return the levels (inputs, outputs) of `grid` that change the output over the calibration frames least.
+
+    Args:
+        grid: what may be stored.
+        weight: float32 (inputs, outputs).
+        covariance: (inputs, inputs) of what the weight multiplies.
+        noise: variance that every input has besides; it keeps the covariance of few frames invertible.
+        double_up_to: most inputs that are computed in double precision.
+    """
     variances = covariance.diagonal().astype(np.float64)
-    added = input_step**2 / 12 + _DAMPING * variances.mean() + np.finfo(np.float32).tiny
+    added = noise + float(np.finfo(np.float32).tiny)
     # The loudest last, because the last is rounded first: many are left to make up for it.
     order = np.argsort(-variances, kind="stable")[::-1]
     try:
         factor = _factor(covariance, order, added, np.dtype(np.float64 if len(order) <= double_up_to else np.float32))
     except np.linalg.LinAlgError:  # too near to singular for single precision
         factor = _factor(covariance, order, added, np.dtype(np.float64))
-    result = np.empty(weight.shape, np.int8)
-    result[order] = _round_last_first(weight[order].astype(factor.dtype), factor, steps)
-    return result, steps
+    result = np.empty(weight.shape, np.int16)
+    result[order] = _round_last_first(weight[order].astype(factor.dtype), factor, grid.reordered(order))
+    return result
 
 
 def _factor(covariance: Float32, order: npt.NDArray[np.intp], added: float, dtype: np.dtype[np.floating[Any]]) -> Floats:
@@ -88,7 +132,7 @@ def _factor(covariance: Float32, order: npt.NDArray[np.intp], added: float, dtyp
     return factor
 
 
-def _round_last_first(lost: Floats, factor: Floats, steps: Float32) -> Int8:
+def _round_last_first(lost: Floats, factor: Floats, grid: Grid) -> npt.NDArray[np.int16]:
     """Round every row, the last first, each to where it makes up best for what those behind it lost.
 
     The error of the output is the length of factor.T @ lost, whose row i depends on rows i and later alone.
@@ -96,9 +140,9 @@ def _round_last_first(lost: Floats, factor: Floats, steps: Float32) -> Int8:
     Args:
         lost: the weight, which is replaced by what rounding lost.
         factor: lower triangular.
-        steps: scales of the columns.
+        grid: of the same rows.
     """
-    rounded = np.empty(lost.shape, np.int8)
+    rounded = np.empty(lost.shape, np.int16)
     diagonal = factor.diagonal()[:, None].copy()
     for stop in range(len(lost), 0, -_STRIPE):
         start = max(stop - _STRIPE, 0)
@@ -107,7 +151,8 @@ def _round_last_first(lost: Floats, factor: Floats, steps: Float32) -> Int8:
         target = own + factor[stop:, start:stop].T @ lost[stop:] / diagonal[start:stop]
         for index in range(len(own) - 1, -1, -1):
             target[index] += near[index, index + 1 :] @ own[index + 1 :]
-            levels = np.clip(np.rint(target[index] / steps), -LEVELS, LEVELS)
+            scale, zero_point = grid.row(start + index)
+            levels = np.clip(np.rint(target[index] / scale + zero_point), grid.low, grid.high)
             rounded[start + index] = levels
-            own[index] -= levels * steps
+            own[index] -= (levels - zero_point) * scale
     return rounded

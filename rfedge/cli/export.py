@@ -27,12 +27,15 @@ def export(
             "can be built and loaded one at a time."
         ),
     ] = "one",
-    data: Annotated[Path | None, typer.Option(help="Demonstrations: calibration of int8 and mixed, and the proof.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Demonstrations: calibration and proof; int8 and mixed need them.")
+    ] = None,
     keep_float: Annotated[
         str,
         typer.Option(
-            help="Blocks that stay fp32 in an int8 export: beginnings of their names, separated by commas; "
-            '"default" is the attention of queries to the cameras, "none" quantizes everything.'
+            help="Blocks that stay fp32: beginnings of their names, separated by commas; "
+            '"default" keeps the attention of queries to the cameras in fp32 for int8, in 8 bits for int4-weight; '
+            '"none" quantizes everything.'
         ),
     ] = "default",
     ranges: Annotated[str, typer.Option(help="Ranges of int8 activations: min-max, percentile or mse.")] = "min-max",
@@ -57,7 +60,7 @@ def export(
     head_precision: Annotated[
         str, typer.Option(help="int8 adds a head with int8 weights for CPUs, where reading them is what a head costs.")
     ] = "fp32",
-    calibration_frames: Annotated[int, typer.Option(min=1, help="Frames that set the int8 ranges.")] = 128,
+    calibration_frames: Annotated[int, typer.Option(min=1, help="Frames that set int8 ranges and round weights.")] = 128,
     parity_steps: Annotated[int, typer.Option(min=1, help="Steps of the proof rollout with carried state.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws calibration and proof frames.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,

@@ -50,10 +50,15 @@ def run(model: ir.Model | Path, inputs: Mapping[str, Array]) -> list[Array]:
     return results
 
 
-def open_session(model: ir.Model | Path, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    model: ir.Model | Path, optimized: Path | None = None, *, plain: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open a graph in ONNX Runtime: with all its optimizers, whose result goes to `optimized`, or plain, with none."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()

@@ -29,7 +29,8 @@ def test_a_robot_reads_what_the_proof_read(dtype: str, worst: float, tmp_path: P
         ("M-3B", "fp16", "float16"),
         ("M-3B", "int8", "int8"),
         ("playtable-small", "int8", "float16"),
+        ("playtable-small", "int4-weight", "int8"),
     ],
 )
-def test_only_full_size_tables_are_stored_in_8_bits(name: str, precision: str, dtype: str) -> None:
+def test_only_full_size_tables_and_int4_are_stored_in_8_bits(name: str, precision: str, dtype: str) -> None:
     assert stored_table(preset(name).decoder, precision).dtype == dtype  # type: ignore[arg-type]

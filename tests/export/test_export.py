@@ -176,6 +176,34 @@ def test_calibration_is_recorded_and_repeatable(
     assert other.manifest.calibration.sha256 != record.sha256
 
 
+def test_demonstrations_round_the_weights_of_int4(
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With them errors make up for each other; without them weights are rounded to the nearest."""
+    monkeypatch.setitem(THRESHOLDS, "int4-weight", {})  # which random weights rounded to the nearest miss
+    made = {
+        name: export_checkpoint(
+            checkpoints["window"],
+            tmp_path / name,
+            ExportOptions(precision="int4-weight", data=data, num_calibration_frames=24, num_parity_steps=NUM_STEPS),
+        )
+        for name, data in (("calibrated", demonstrations), ("nearest", None))
+    }
+    record = made["calibrated"].manifest.calibration
+    assert record is not None
+    assert record.method == "GPTQ in blocks of 32, symmetric, corrected bias"
+    assert made["nearest"].manifest.calibration is None
+    verified = [
+        verify_parity(bundle, checkpoints["window"], data=demonstrations, num_steps=NUM_STEPS, seed=3)
+        for bundle in made.values()
+    ]
+    rms = [bundle.manifest.parity.metrics["feature_relative_rms"] for bundle in verified]
+    assert rms[0] < 0.6 * rms[1]
+    blocks = made["calibrated"].manifest.precision.blocks
+    assert blocks["vision.blocks.0"] == "int4-weight"
+    assert blocks["resampler.layers.0"].endswith("int8-weight (2 of 4 products)")
+
+
 def test_verify_measures_parity_again_and_refuses_another_checkpoint(
     bundles: dict[str, Bundle], checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
 ) -> None:

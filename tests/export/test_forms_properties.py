@@ -133,15 +133,15 @@ FORMS: dict[str, tuple[Make, Format]] = {
         Format(weights="8-bit symmetric blocks"),
     ),
     "int4-weight": (
-        lambda source, target, _: make_int4_weight(source, target, accuracy_level=1),
+        lambda source, target, _: make_int4_weight(source, target, kernel="matmul-nbits", accuracy_level=1),
         Format(weights="4-bit blocks"),
     ),
     "int4-weight rounding activations": (
-        lambda source, target, _: make_int4_weight(source, target, accuracy_level=4),
+        lambda source, target, _: make_int4_weight(source, target, kernel="matmul-nbits", accuracy_level=4),
         Format(weights="4-bit blocks", rounds_rows=True),
     ),
     "int4-weight in standard ONNX": (
-        lambda source, target, _: make_int4_weight(source, target, kernel="dequantize"),
+        lambda source, target, _: make_int4_weight(source, target),
         Format(weights="4-bit symmetric blocks", rounds_rows=True),
     ),
     "int8": (

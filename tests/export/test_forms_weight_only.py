@@ -34,9 +34,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TracedPolicy:
 VARIANTS = {
     "int8 dequantize": (make_int8_weight, {}, 0.35, 0.03, 0.03),
     "int8 matmul-nbits": (make_int8_weight, {"kernel": "matmul-nbits"}, 0.35, 0.02, 0.03),
-    "int4 dequantize": (make_int4_weight, {"kernel": "dequantize"}, 0.25, 0.25, 0.25),
-    "int4 symmetric": (make_int4_weight, {"symmetric": True}, 0.25, 0.25, 0.25),
-    "int4 asymmetric": (make_int4_weight, {}, 0.25, 0.25, 0.25),
+    "int4 dequantize": (make_int4_weight, {"keep_float": ()}, 0.25, 0.25, 0.25),
+    "int4 symmetric": (make_int4_weight, {"keep_float": (), "kernel": "matmul-nbits", "symmetric": True}, 0.25, 0.25, 0.25),
+    "int4 asymmetric": (make_int4_weight, {"keep_float": (), "kernel": "matmul-nbits"}, 0.25, 0.25, 0.25),
 }
 
 
@@ -67,7 +67,7 @@ def test_tiny_runs_smaller_and_close(variant: str, tiny: TracedPolicy, tmp_path:
 @pytest.mark.parametrize(("make", "bits"), [(make_int8_weight, 8), (make_int4_weight, 4)])
 def test_onnx_runtime_keeps_the_standard_form_packed(make: Any, bits: int, tiny: TracedPolicy, tmp_path: Path) -> None:
     """It makes MatMulNBits of DequantizeLinear and MatMul; without that the weight would be fp32 in memory."""
-    report = make(tiny.backbone, tmp_path / "form.onnx", kernel="dequantize")
+    report = make(tiny.backbone, tmp_path / "form.onnx", keep_float=())
     form = read_graph(tmp_path / "form.onnx")
     assert {item.domain for item in form.graph} == {""}
     assert form.graph.opset_imports[""] == (21 if bits == 4 else 20)
@@ -86,7 +86,8 @@ def test_products_can_compute_in_half_precision(
     """The form for a GPU; its error is that of the rounded weights, whatever computes with them."""
     make(tiny.backbone, tmp_path / "fp32.onnx", kernel="dequantize")
     report = make(tiny.backbone, tmp_path / "half.onnx", kernel="dequantize", compute=compute)
-    assert report.bytes_after < 1.02 * (tmp_path / "fp32.onnx").stat().st_size
+    # beside half precision, what stays in fp32 is not stored in less
+    assert report.bytes_after < 1.2 * (tmp_path / "fp32.onnx").stat().st_size
     onnx.checker.check_model(onnx.load(tmp_path / "half.onnx"), full_check=True)
     form = read_graph(tmp_path / "half.onnx")
     unpacked = [item for item in form.graph if item.op_type == "DequantizeLinear"]
@@ -110,9 +111,13 @@ def test_blocks_can_be_kept_in_fp32(tiny: TracedPolicy, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "words"),
     [
-        (make_int4_weight, {"accuracy_level": 5}, "accuracy_level: got 5, expected 0 to 4"),
+        (make_int4_weight, {"kernel": "matmul-nbits", "accuracy_level": 5}, "accuracy_level: got 5, expected 0 to 4"),
         (make_int8_weight, {"accuracy_level": 4}, "accuracy_level: got 4, expected none, because only MatMulNBits has"),
-        (make_int4_weight, {"compute": "fp16"}, "compute: got 'fp16', expected 'fp32' with matmul-nbits. Choose"),
+        (
+            make_int4_weight,
+            {"kernel": "matmul-nbits", "compute": "fp16"},
+            "compute: got 'fp16', expected 'fp32' with matmul-nbits. Choose",
+        ),
     ],
 )
 def test_settings_that_no_kernel_has_are_refused(make: Any, options: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -152,8 +157,79 @@ def test_a_product_of_any_size_is_that_of_the_rounded_weight(variant: str, rows:
         blocks = quantize_blocks(weight, bits=int(variant[3]), block_size=BLOCK_SIZE, symmetric=symmetric)
         rounded = dequantize_blocks(blocks, rows)
     # ONNX Runtime also rounds x to int8 in the kernels that it makes of the standard form
-    tolerance = 1e-3 if level else 0.02 * np.abs(x).max() * np.abs(weight).sum(axis=0).max()
+    # scales are in fp16
+    tolerance = (1e-3 if level else 0.02) * np.abs(x).max() * np.abs(weight).sum(axis=0).max()
     np.testing.assert_allclose(run(tmp_path / "form.onnx", {"x": x})[0], x @ rounded, atol=tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_frames_say_which_errors_make_up_for_each_other(variant: str, tmp_path: Path) -> None:
+    """Inputs that vary together around a mean of their own: less than half of the error is left, and none at the mean."""
+    make, options, *_ = VARIANTS[variant]
+    rng = np.random.default_rng(0)
+    weight, mixing, mean = draw(rng, 96, 40), draw(rng, 8, 96), 3 * draw(rng, 96)
+    write_graph(graph_of([node("MatMul", ["x", "w"], ["y"])], {"w": weight}, {"x": (64, 96)}, ["y"]), tmp_path / "fp32.onnx")
+    frames = [{"x": mean + draw(rng, 64, 8) @ mixing + 0.05 * draw(rng, 64, 96)} for _ in range(4)]
+    unseen = mean + draw(rng, 64, 8) @ mixing + 0.05 * draw(rng, 64, 96)
+    errors = {}
+    for name, seen in {"nearest": (), "calibrated": frames}.items():
+        make(tmp_path / "fp32.onnx", tmp_path / "form.onnx", frames=seen, **options)
+        errors[name] = _in_fp32(tmp_path / "form.onnx", unseen) - unseen @ weight
+    assert np.abs(errors["calibrated"]).mean() < 0.5 * np.abs(errors["nearest"]).mean()
+    assert np.abs(errors["calibrated"].mean(axis=0)).max() < 0.1 * np.abs(errors["nearest"].mean(axis=0)).max()
+    assert {path.name for path in tmp_path.iterdir()} == {"fp32.onnx", "form.onnx"}
+
+
+def _in_fp32(form: Path, x: np.ndarray) -> np.ndarray:
+    """Run one MatMul with its rounded weight in numpy: ONNX Runtime's kernels would round x as well."""
+    graph = read_graph(form).graph
+    for item in graph:
+        if item.op_type == "MatMulNBits":
+            item.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+    result: np.ndarray = open_session(ir.Model(graph, ir_version=10), plain=True).run(None, {"x": x})[0]
+    return result
+
+
+def test_a_weight_that_two_inputs_read_is_rounded_for_both(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mixing, weight = draw(rng, 4, 64), draw(rng, 64, 24)
+    nodes = [node("MatMul", ["x", "w"], ["y"]), node("MatMul", ["z", "w"], ["v"])]
+    write_graph(graph_of(nodes, {"w": weight}, {"x": (64, 64), "z": (64, 64)}, ["y", "v"]), tmp_path / "fp32.onnx")
+    inputs = {name: mean + draw(rng, 64, 4) @ mixing for name, mean in (("x", 2.0), ("z", np.float32(-5)))}
+    inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
+    make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "nearest.onnx")
+    make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx", frames=[inputs])
+    exact, nearest, rounded = (run(tmp_path / f"{name}.onnx", inputs) for name in ("fp32", "nearest", "form"))
+    for index in range(2):
+        assert relative_rms(rounded[index], exact[index]) < 0.5 * relative_rms(nearest[index], exact[index])
+
+
+def test_attention_to_the_cameras_has_eight_bits_unless_names_replace_it(tiny: TracedPolicy, tmp_path: Path) -> None:
+    report = make_int4_weight(tiny.backbone, tmp_path / "form.onnx")
+    assert report.blocks["vision.blocks.0"] == "int4-weight"
+    assert report.blocks["resampler.layers.0"] == "int4-weight (2 of 4 products), int8-weight (2 of 4 products)"
+    everything = make_int4_weight(tiny.backbone, tmp_path / "all.onnx", keep_float=())
+    assert everything.blocks["resampler.layers.0"] == "int4-weight"
+    assert everything.bytes_after < report.bytes_after
+    reference, mixed, coarse = (
+        run(path, tiny.inputs)[0] for path in (tiny.backbone, tmp_path / "form.onnx", tmp_path / "all.onnx")
+    )
+    assert relative_rms(mixed, reference) < relative_rms(coarse, reference)
+
+
+def test_kernels_over_features_have_eight_bits_and_those_over_a_camera_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [node("Conv", ["x", "first"], ["y"]), node("Conv", ["y", "second"], ["z"])]
+    constants = {"first": draw(rng, 16, 3, 3, 3), "second": draw(rng, 8, 16, 3, 3)}
+    write_graph(graph_of(nodes, constants, {"x": (1, 3, 9, 9)}, ["z"]), tmp_path / "fp32.onnx")
+    report = make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx")
+    assert list(report.kept) == ["node_y"]
+    assert report.blocks == {"unnamed": "int8-weight (1 of 2 products)"}
+    form = read_graph(tmp_path / "form.onnx").graph
+    assert form.initializers["second/int8"].dtype == ir.DataType.INT8
+    x = {"x": draw(rng, 1, 3, 9, 9)}
+    assert 0 < relative_rms(run(tmp_path / "form.onnx", x)[0], run(tmp_path / "fp32.onnx", x)[0]) < 0.01
+    assert not make_int8_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx").converted
 
 
 def test_a_transposed_gemm_keeps_one_scale_per_output(tmp_path: Path) -> None:
@@ -238,7 +314,7 @@ def test_a_weight_of_nothing_or_of_tiny_numbers_is_zero() -> None:
 
 
 def test_int4_is_stored_in_half_bytes(tiny: TracedPolicy, tmp_path: Path) -> None:
-    make_int4_weight(tiny.backbone, tmp_path / "form.onnx", kernel="dequantize")
+    make_int4_weight(tiny.backbone, tmp_path / "form.onnx", keep_float=())
     weights = [
         value for value in read_graph(tmp_path / "form.onnx").graph.initializers.values() if value.dtype == ir.DataType.INT4
     ]

@@ -1,0 +1,86 @@
+"""What calibration frames say of weights: how the inputs that each of them multiplies vary together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
+from rfedge.export.int8.products import Product
+
+__all__ = ["Frame", "WeightInputs", "observe_weights"]
+
+Frame = Mapping[str, npt.NDArray[Any]]
+Float32 = npt.NDArray[np.float32]
+
+
+class WeightInputs(NamedTuple):
+    """The inputs of one weight over the calibration frames.
+
+    Attributes:
+        covariance: float32 (inputs, inputs), each tensor about its own mean.
+        means: by tensor, float32 (inputs,).
+    """
+
+    covariance: Float32
+    means: dict[str, Float32]
+
+
+def observe_weights(
+    source: Path,
+    products: Sequence[Product],
+    frames: Sequence[Frame],
+    *,
+    on_frame: Callable[[int, int], None] = lambda *_: None,
+) -> Iterator[tuple[ir.Value, WeightInputs]]:
+    """Yield every weight with its inputs, in passes over the frames that hold at most 1 GiB of covariances each.
+
+    Args:
+        source: the fp32 graph.
+        products: of the weights; several may share one.
+        frames: inputs of the graph by name.
+        on_frame: called with (frames done, frames in all passes).
+    """
+    channels = {str(product.source.name): product.num_channels for product in products}
+    waiting: dict[ir.Value, list[str]] = {}
+    for product in products:
+        waiting.setdefault(product.weight, []).append(str(product.source.name))
+    groups = group_by_memory(channels)
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        on_frame(done, (1 + len(groups)) * len(frames))
+
+    statistics = {tensor: ChannelStatistics(num_channels) for tensor, num_channels in channels.items()}
+    observe(source, statistics, frames, on_frame=count)
+    held: dict[str, RoundedInput] = {}
+    for group in groups:
+        seen = {tensor: _observer(statistics[tensor].mean) for tensor in group}
+        observe(source, seen, frames, on_frame=count)
+        held |= seen
+        for weight in [weight for weight, tensors in waiting.items() if held.keys() >= set(tensors)]:
+            inputs = {tensor: held[tensor] for tensor in waiting.pop(weight)}
+            yield (
+                weight,
+                WeightInputs(_covariance(list(inputs.values())), {name: item.mean for name, item in inputs.items()}),
+            )
+        needed = {tensor for tensors in waiting.values() for tensor in tensors}
+        held = {tensor: item for tensor, item in held.items() if tensor in needed}
+
+
+def _observer(mean: Float32) -> RoundedInput:
+    return RoundedInput(np.zeros_like(mean), np.ones_like(mean), mean, with_histogram=False, with_covariance=True)
+
+
+def _covariance(inputs: Sequence[RoundedInput]) -> Float32:
+    if len(inputs) == 1:
+        return inputs[0].covariance
+    covariance: Float32 = np.average([item.covariance for item in inputs], axis=0, weights=[item.count for item in inputs])
+    return covariance.astype(np.float32)
