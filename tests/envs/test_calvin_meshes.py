@@ -73,6 +73,7 @@ def test_simplifying_keeps_shape_and_sharp_edges(tmp_path: Path) -> None:
     (fine,) = read_mesh(tmp_path / "plate.obj")
     coarse = simplify(fine, 0.2)
     assert len(fine.faces) == 801
+    assert fine.area == pytest.approx(1.5)
     assert len(coarse.faces) < 100
     assert np.abs(coarse.positions.min(axis=0) - fine.positions.min(axis=0)).max() < 0.1
     assert {tuple(normal) for normal in np.abs(coarse.normals)} == {(0, 0, 1), (0, 1, 0)}  # the two planes do not blend
