@@ -14,6 +14,7 @@ import torch
 
 from rfedge.data.image_text import ImageTextData, open_image_text
 from rfedge.data.windows import SamplerState, WindowSampler
+from rfedge.errors import GateError, explain
 from rfedge.model import RoboFlamingo
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.weight_shards import TensorSpec
@@ -340,6 +341,7 @@ class _Run:
             }
         )
         self.is_stopped = values.pop("stop") > 0.0
+        self.refuse_nonfinite(values["loss"], norm)
         num_frames = values.pop("num_frames")
         state.seconds = values.pop("seconds")
         taken_s = time.perf_counter() - before
@@ -362,6 +364,26 @@ class _Run:
             self.validate()
         if _is_due(config.save_every, state.step):
             self.save()
+
+    def refuse_nonfinite(self, loss: float, norm: float) -> None:
+        """Raise GateError, with the last good weights saved, when a loss or gradient is not finite.
+
+        In fp16 a gradient may overflow while the scale is searched for; the loss is not scaled.
+        """
+        is_searching = self.config.mixed_precision == "fp16"
+        if math.isfinite(loss) and (is_searching or math.isfinite(norm)):
+            return
+        if self.saved != self.state.step:
+            self.save()
+        raise GateError(
+            explain(
+                f"step {self.state.step + 1}",
+                got=f"loss {loss:g}, gradient norm {norm:g}",
+                expected="finite numbers",
+                remedy=f"The weights after step {self.state.step} are in {self.config.output / STATE_FOLDER}. Check the "
+                "data with `rfedge demos inspect`, or lower --learning-rate.",
+            )
+        )
 
     def point(self, scene: SceneTraining, losses: StepLosses) -> torch.Tensor:
         """The pass of the frames that are pointed at."""

@@ -75,10 +75,13 @@ class Descent:
     def step(self) -> float:
         """Clip the norm of all gradients, take a step, and return the norm before.
 
-        In fp16 a step whose gradients overflowed is left out, the norm is then not finite, and the scale is halved.
+        A step whose gradients are not finite is left out, so that the weights stay those of the last good one; in fp16 it is
+        part of the search for a scale, which is halved.
         """
         self._scaler.unscale_(self.optimizer)
         norm = full_tensor(clip_grad_norm_(self.parameters, self._clip))
+        if not self._scaler.is_enabled() and not math.isfinite(float(norm)):
+            return float(norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return float(norm)

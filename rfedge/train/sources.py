@@ -12,7 +12,7 @@ import torch
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex, split_segments
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError, DatasetError, explain
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.tokenizer import InstructionTokenizer
@@ -119,6 +119,15 @@ def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: Tr
         batch = batch_tensors(sources.training, sources.cache, sources.table, [number]).to(device)
         features.append(window_features(policy, batch)[0])
     stacked = torch.cat(features)
+    if len(stacked) < 2 or not bool(stacked.var(dim=0).mean() > 0.0):
+        raise DatasetError(
+            explain(
+                f"demonstrations {config.data}",
+                got=f"{len(stacked)} frames to learn from" if len(stacked) < 2 else "frames that all look alike",
+                expected="two or more that differ",
+                remedy="An episode of one frame shows no motion: record longer ones, or more of them.",
+            )
+        )
     # One deviation for all numbers of a feature: one that hardly changes now would be blown up, and with it every step
     # that the backbone takes later.
     deviation = stacked.var(dim=0).mean().sqrt()

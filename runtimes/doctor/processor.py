@@ -86,7 +86,11 @@ def int8_support(features: tuple[str, ...]) -> Int8Support:
         if instruction in features:
             return Int8Support("fast", instruction, f"{instruction}: int8 products run several times as fast as fp32")
     if "AVX2" in features:
-        return Int8Support("slow", "AVX2", "AVX2 without VNNI: int8 takes three instructions for one and gains little")
+        return Int8Support(
+            "slow",
+            "AVX2",
+            "AVX2 without VNNI: int8 gains little, and its fast kernels saturate: exact ones are used where it can",
+        )
     if "NEON" in features:
         return Int8Support("slow", "NEON", "NEON without dotprod (before Armv8.2): int8 gains little")
     return Int8Support("slow", "none", "no int8 instructions: int8 saves memory, not time")

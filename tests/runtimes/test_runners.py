@@ -230,3 +230,44 @@ def test_unknown_and_missing_backends_explain_themselves(tmp_path: Path, monkeyp
     assert str(missing.value) == (
         "backend 'torch': got no module 'not_a_library', expected an installed library. Install it: pip install it."
     )
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_cpu_whose_int8_kernels_saturate_gets_exact_ones_or_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_shared: bool
+) -> None:
+    """onnxruntime's rewrite to exact kernels gives up where two nodes share a weight: then it is said, and still runs."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (16, 4), dtype=np.int8)
+    scalars = {"sa": np.float32(1), "sw": np.ones(4, np.float32), "za": np.uint8(128), "zw": np.int8(0)}
+    nodes = [
+        helper.make_node("MatMulIntegerToFloat", [name, "w", "sa", "sw", "za", "zw"], [out], domain="com.microsoft")
+        for name, out in (("a", "y"), ("b", "z"))[: 1 + is_shared]
+    ]
+    names, outs = ["a", "b"][: 1 + is_shared], ["y", "z"][: 1 + is_shared]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, [1, 16]) for name in names],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in outs],
+        [numpy_helper.from_array(weight, "w"), *(numpy_helper.from_array(np.asarray(v), k) for k, v in scalars.items())],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    path = tmp_path / "g.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+    spec = GraphContract(
+        inputs=tuple(TensorSpec(name=n, dtype="uint8", shape=(1, 16), axes=("batch", "x")) for n in names),
+        outputs=tuple(TensorSpec(name=n, dtype="float32", shape=(1, 4), axes=("batch", "y")) for n in outs),
+    )
+    monkeypatch.setattr("rfedge.runtimes.ort.saturates", lambda: True)
+    given = {name: np.full((1, 16), 255, np.uint8) for name in names}
+    with OrtRunner("backbone", path, spec) as runner:
+        said = runner.effective_settings()["int8_kernels"]
+        results = runner.infer(given)
+    assert said == ("may saturate" if is_shared else "exact")
+    assert ("no exact int8 kernels" in caplog.text) == is_shared
+    for result in results.values():
+        np.testing.assert_array_equal(result, 127.0 * weight.sum(axis=0, dtype=np.int64)[None])
+    monkeypatch.setattr("rfedge.runtimes.ort.saturates", lambda: False)
+    with OrtRunner("backbone", path, spec) as runner:
+        assert runner.effective_settings()["int8_kernels"] == "exact"

@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 
 from rfedge.config import preset
 from rfedge.data import CalvinDataset, FrameCache, WindowIndex
-from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, DatasetError
+from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, DatasetError, GateError
 from rfedge.model import build_policy, load_checkpoint
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, TrainConfig, train_config, train_policy
 from rfedge.train.batches import InstructionTable, batch_tensors, window_forward
 from rfedge.train.features import FeatureTable
 from rfedge.train.losses import policy_loss
+from rfedge.train.optimizer import Descent
 from rfedge.train.sources import open_training_data, start_policy
+from tests.synthetic_demonstrations import write_demonstrations
 from tests.tolerances import assert_same_in_fp32, policy_terms
 
 Configure = Callable[..., TrainConfig]
@@ -322,3 +324,35 @@ def test_rate_and_camera_geometry_come_from_the_data(demonstrations: Path, tmp_p
     # Trained on with data of another rate, the policy has that one.
     again = train_config(str(tmp_path / "run/checkpoint"), data=demonstrations, output=tmp_path / "b", policy_changes={})
     assert again.policy.control_hz == 30.0
+
+
+def test_training_never_ends_well_with_nan(configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    train_policy(configure(tmp_path / "whole", save_every=3))
+    config = configure(tmp_path / "run", save_every=0)
+    real, calls = Descent.step, list[int]()
+
+    def poisoned(descent: Descent) -> float:
+        calls.append(1)
+        if len(calls) == 4:
+            for parameter in descent.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("nan"))
+        return real(descent)
+
+    monkeypatch.setattr(Descent, "step", poisoned)
+    with pytest.raises(GateError, match=r"step 4: got loss [\d.]+, gradient norm nan, expected finite.*after step 3 are"):
+        train_policy(config)
+    assert not (tmp_path / "run/checkpoint").exists()
+    (state,) = sorted((tmp_path / "run/state").iterdir())
+    kept = load_file(state / "parameters.safetensors")
+    for name, tensor in load_file(tmp_path / "whole/state/step-0000003/parameters.safetensors").items():
+        assert torch.equal(kept[name], tensor), "the weights of the last good step"
+    assert train_policy(config).steps == 6, "it goes on from there"
+
+
+def test_demonstrations_of_one_frame_say_what_is_missing(tmp_path: Path) -> None:
+    data = write_demonstrations(tmp_path / "data", episodes_per_task=1, num_frames=1)
+    config = train_config("tiny", data=data, output=tmp_path / "run", policy_changes={}, steps=2, validation_fraction=0.5)
+    with pytest.raises(DatasetError, match=r"got 1 frames to learn from, expected two or more that differ"):
+        train_policy(config)
+    assert not (tmp_path / "run/checkpoint").exists()
