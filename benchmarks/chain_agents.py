@@ -17,7 +17,7 @@ __all__ = ["Agent", "Subtask", "act_as_expert", "expert_agent"]
 
 @dataclass(frozen=True, slots=True)
 class Subtask(Goal):
-    """One task, as its agent is told; a policy may look at the instruction only.
+    """One task and its instruction; a policy may look at the instruction only.
 
     Attributes:
         seed: for whatever the agent draws; it follows from the run's seed and the place of the task alone.

@@ -176,8 +176,8 @@ def record_episode(
     if environment is not None and environment.scene != scene:
         remedy = "Pass an environment of that scene, or none."
         raise ConfigError(explain("environment", got=f"scene {environment.scene}", expected=f"scene {scene}", remedy=remedy))
-    # One stream a task, so that equal seeds do not give all tasks the same scene. The instruction is drawn before the start,
-    # so that these are not the starts of `prepare_start`: nobody learns from those that are measured.
+    # One stream a task, so that equal seeds do not give all tasks the same scene. The instruction is sampled before the
+    # start, so that these are not the starts of `prepare_start`: nobody learns from those that are measured.
     rng = np.random.default_rng([TASKS.index(task), seed])
     expert = make_expert(task, scene, rng)
     instruction = sample_instruction(task, rng)
@@ -282,7 +282,7 @@ class _Rollout:
         if driver is not None and self._options.takeover_steps is not None:
             expert.begin(environment.scene_state())
             num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
-            # Not recorded, so drawn only where the driver looks: drawing takes most of a step.
+            # Not recorded, so rendered only where the driver looks: rendering takes most of a step.
             driven = roll_out(
                 ControlLoop(driver, self._robot),
                 goal,

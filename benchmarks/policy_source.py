@@ -114,7 +114,7 @@ class PolicyLoop:
 
     def __call__(self) -> Agent:
         """Open it as what acts in tasks; it sees frames and the instruction, and neither states nor the task's name."""
-        with _without_warnings("rfedge.runtimes.modes"):  # of the time base: whoever asks for other steps is told once
+        with _without_warnings("rfedge.runtimes.modes"):  # of the time base: `run_success` gives one for all workers
             _, controller = self.open()
         return lambda subtask, environment: controller
 

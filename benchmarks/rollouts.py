@@ -194,7 +194,7 @@ class RolloutReport(Record):
     @model_validator(mode="before")
     @classmethod
     def _read_version_2(cls, document: Any) -> Any:
-        """Read episodes that did not say what they were told, and lags in milliseconds."""
+        """Read episodes without task and instruction, and with lags in milliseconds."""
         if not isinstance(document, dict) or document.get("schema_version") != 2:
             return document
         goal = {name: document.get(name) for name in ("task", "instruction")}

@@ -1,4 +1,4 @@
-"""One rollout: an instruction, carried out by a policy or an expert in the control loop, and what came of it.
+"""One rollout: an instruction, carried out by a policy or an expert in the control loop, and its record.
 
 What drives a robot and what measures success are this same rollout; simulated time needs no pace.
 """

@@ -17,7 +17,7 @@ __all__ = ["Goal", "Rollout", "RolloutRecord", "jerk_square_sum"]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the policy is told and what it is judged by; without a task nobody judges."""
+    """The instruction of the policy, and the task by which success is decided; None where nobody can decide."""
 
     instruction: str
     task: str | None = None

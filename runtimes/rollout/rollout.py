@@ -30,11 +30,11 @@ def roll_out(
 
     Args:
         loop: a policy or an expert, and the robot at its start.
-        goal: what it is told.
+        goal: instruction and task.
         max_steps: control steps before giving up.
         success: asked after each step; None when nobody can judge.
         instruction: asked before every step instead of the goal's own.
-        on_step: told about each step after its action was sent.
+        on_step: called with each step after its action was sent.
         observe_every_step: take a frame on every step for `on_step`, needed or not.
         seed: of the start, for the record.
 

@@ -47,7 +47,7 @@ class ExpertController:
     """A scripted expert in a policy's place; it reads states and renders nothing.
 
     Args:
-        expert: of the task that the loop is told; a new one for every rollout.
+        expert: of the rollout's task; a new one for every rollout.
         states: of the simulator that the loop drives.
     """
 

@@ -61,7 +61,7 @@ def test_without_steps_each_policy_runs_as_it_was_trained(
     run_success(replace(plan, execute_steps=(1,)), CHAINS[:1])
     assert [message[:70] for message in caplog.messages] == [
         "execute_steps is 1 but the policy was trained on frames 2 control step"
-    ], "who asks for another time base is told, once"
+    ], "another time base is one warning"
     whole = run_success(replace(plan, mode="open-loop"), CHAINS[:1]).rows
     assert [row.execute_steps for row in whole] == [4, 4]
 
