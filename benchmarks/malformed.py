@@ -295,6 +295,61 @@ def _bad_frame(opened: socket.socket, target: Target, rng: np.random.Generator) 
     return _exchange(opened, frames[int(rng.integers(len(frames)))])
 
 
+def _request(change: Callable[[bytes, np.random.Generator], bytes]) -> Attack:
+    """An attack by one HTTP request, made of a good one."""
+
+    def attack(opened: socket.socket, target: Target, rng: np.random.Generator) -> bytes:
+        return _exchange(opened, change(_request_head(target, "/", target.token), rng))
+
+    return attack
+
+
+def _frames(make: Callable[[np.random.Generator], bytes]) -> Attack:
+    """An attack by frames of any kind inside a proper connection."""
+
+    def attack(opened: socket.socket, target: Target, rng: np.random.Generator) -> bytes:
+        enter(opened, target)
+        return _exchange(opened, make(rng))
+
+    return attack
+
+
+def _foreign_host(head: bytes, rng: np.random.Generator) -> bytes:
+    hosts = (b"evil.example", b"127.0.0.1.evil.example:80", b"", b"\xff", rng.bytes(4).hex().encode() + b".example")
+    line = next(line for line in head.split(b"\r\n") if line.startswith(b"Host: "))
+    return head.replace(line, b"Host: " + hosts[int(rng.integers(len(hosts)))])
+
+
+def _bad_key(head: bytes, rng: np.random.Generator) -> bytes:
+    line = next(line for line in head.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key: "))
+    return head.replace(line, b"Sec-WebSocket-Key: " + rng.bytes(int(rng.integers(0, 20))).hex().encode())
+
+
+def _silent(opened: socket.socket, target: Target, rng: np.random.Generator) -> bytes:
+    """Connect and leave: with a word or none, with a farewell or a reset."""
+    if rng.random() < 0.5:
+        opened.sendall(b"G")
+    if rng.random() < 0.5:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return b""
+
+
+def _not_finite(rng: np.random.Generator) -> bytes:
+    values = (np.nan, np.inf, -np.inf, 1e308)
+    state = np.full(15, values[int(rng.integers(len(values)))]).tobytes()
+    return _pack(_good(rng) | {"observation/state": {b"__ndarray__": True, b"data": state, b"dtype": "<f8", b"shape": [15]}})
+
+
+def _odd_numbers(rng: np.random.Generator) -> bytes:
+    values: list[Any] = [np.inf, np.nan, 0, -1e308, 2**63, "soon", [], {}]
+    return _pack(_good(rng) | {"deadline_ms": values[int(rng.integers(len(values)))]})
+
+
+def _odd_words(rng: np.random.Generator) -> bytes:
+    words = ["\0" * 9, " " * 100, "a" * 513, "\u202e" * 600, "\n" * 5]
+    return _pack(_good(rng) | {"prompt": words[int(rng.integers(len(words)))]})
+
+
 KINDS: Final[dict[str, Attack]] = {
     "no-handshake": _no_handshake,
     "wrong-token": _wrong_token,
@@ -310,4 +365,20 @@ KINDS: Final[dict[str, Attack]] = {
     "wrong-fields": _message(_wrong_fields),
     "nested": _message(_nested),
     "huge-lengths": _message(_huge_lengths),
+    "silent": _silent,
+    "foreign-host": _request(_foreign_host),
+    "bad-key": _request(_bad_key),
+    "wrong-method": _request(lambda head, rng: head.replace(b"GET", (b"POST", b"HEAD", b"PRI")[int(rng.integers(3))], 1)),
+    "old-http": _request(lambda head, rng: head.replace(b"HTTP/1.1", b"HTTP/1.0", 1)),
+    "many-headers": _request(lambda head, rng: head[:-2] + b"X: y\r\n" * int(rng.integers(200, 2000)) + b"\r\n"),
+    "long-path": _request(lambda head, rng: head.replace(b" / ", b" /" + b"a" * int(rng.integers(9000, 30_000)) + b" ", 1)),
+    "two-tokens": _request(lambda head, rng: head[:-2] + b"Authorization: Bearer x\r\nAuthorization: y\r\n\r\n"),
+    "pings": _frames(lambda rng: masked_frame(bytes(125), opcode=_PING) * int(rng.integers(1, 400))),
+    "pongs": _frames(lambda rng: masked_frame(bytes(125), opcode=10) * 50 + masked_frame(b"")),
+    "pieces": _frames(lambda rng: masked_frame(b"", first=0) + masked_frame(b"", opcode=0, first=0) * 400),
+    "odd-closing": _frames(lambda rng: masked_frame(struct.pack(">H", int(rng.integers(0, 1000))), opcode=8)),
+    "empty": _frames(lambda rng: masked_frame(b"")),
+    "not-finite": _message(_not_finite),
+    "odd-numbers": _message(_odd_numbers),
+    "odd-words": _message(_odd_words),
 }

@@ -164,6 +164,21 @@ def connection_class(gate: SocketGate, metrics: ServerMetrics) -> type[ServerCon
                 metrics.count_close(int(sent.code))
             super().connection_lost(exc)
 
+        def send_data(self) -> None:
+            # In one write: a client that leaves behind its pings would make asyncio log every pong.
+            parts = self.protocol.data_to_send()
+            if self.transport.is_closing():
+                return
+            if joined := b"".join(parts):
+                self.transport.write(joined)
+            if b"" not in parts:  # which stands for the end of what is sent
+                return
+            if self.transport.can_write_eof():
+                with contextlib.suppress(OSError, RuntimeError):
+                    self.transport.write_eof()
+            else:
+                self.transport.close()
+
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
