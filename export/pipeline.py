@@ -66,6 +66,7 @@ class ExportOptions:
             `rfedge.export.instructions`; None for any words.
         head_precision: "fp32", or "int8" for a second head with int8 weights, for CPUs.
         num_calibration_frames: frames that set the int8 ranges and round the weights.
+        data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
         num_parity_steps: steps of the proof rollout, over all its episodes.
         seed: draws calibration frames, proof episodes and, without `data`, proof inputs.
         overwrite: replace an existing bundle.
@@ -81,6 +82,7 @@ class ExportOptions:
     chart: Path | None = None
     instructions: str | None = None
     head_precision: str = "fp32"
+    data_description: str | None = None
     num_calibration_frames: int = 128
     num_parity_steps: int = 64
     seed: int = 0
@@ -89,9 +91,9 @@ class ExportOptions:
 
 
 def check_export(
-    checkpoint_dir: Path, output: Path, options: ExportOptions
+    checkpoint_dir: Path, output: Path, options: ExportOptions, *, data_follows: bool = False
 ) -> tuple[StagePrecisions, Checkpoint, FrameInputs | None]:
-    """Open and check everything an export needs, and write nothing.
+    """Open and check everything an export needs, and write nothing; `data_follows` says that `data` is not there yet.
 
     Raises:
         ConfigError, ArtifactError, DatasetError: as `export_checkpoint`.
@@ -131,7 +133,7 @@ def check_export(
                 remedy="Such as --precision mixed --budget action_error=0.01.",
             )
         )
-    if options.data is None and any(kind in _NEEDS_FRAMES for kind in kinds):
+    if options.data is None and not data_follows and any(kind in _NEEDS_FRAMES for kind in kinds):
         raise ConfigError(
             explain(
                 f"precision {precision}",
@@ -150,7 +152,8 @@ def check_export(
     num_weights = sum(parameter.numel() for parameter in checkpoint.policy.parameters())
     check_room(output, _FLOAT_BYTES * num_weights, what="the float graphs and the bundle")
     frames = open_frames(checkpoint, options.data)
-    _sentences(checkpoint, frames, options)
+    if not data_follows:
+        _sentences(checkpoint, frames, options)
     return precisions, checkpoint, frames
 
 
@@ -232,7 +235,8 @@ def export_checkpoint(
                 precision=PrecisionRecord(requested=precisions.requested, blocks=graphs.blocks),
                 calibration=calibration,
                 parity=parity,
-                source={"checkpoint_sha256": checkpoint_sha256(checkpoint_dir), "name": config.name},
+                source={"checkpoint_sha256": checkpoint_sha256(checkpoint_dir), "name": config.name}
+                | ({} if options.data_description is None else {"demonstrations": options.data_description}),
                 training=training,
                 versions={name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
             )

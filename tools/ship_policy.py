@@ -1,7 +1,11 @@
-"""Put a bundle into the package with its model card, every number of which comes from its manifest and committed records.
+"""Put a policy into the package: its checkpoint in 16 bits, the int8 bundle of that, and a model card.
 
-python tools/ship_policy.py playtable-jump-step BUNDLE    copies the bundle and writes the card
-python tools/ship_policy.py playtable-jump-step           writes the card again
+python tools/ship_policy.py playtable-jump-step CHECKPOINT    writes all three
+python tools/ship_policy.py playtable-jump-step               writes the card again
+
+The 16-bit format is the one, of fp16 and bf16, that moves the policy less. The bundle is exported from the shipped
+checkpoint, so that the two belong together; without --data on demonstrations of scripted experts, as anyone's export is.
+Every number of the card comes from the manifest or from committed records of this checkpoint.
 """
 
 from __future__ import annotations
@@ -10,28 +14,44 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from rfedge.atomic import atomic_directory, atomic_file
 from rfedge.benchmarks.success_report import ensemble_suffix
 from rfedge.bundle import Bundle, load_bundle
-from rfedge.errors import explain
-from rfedge.policies import CLOSED_LOOP, JUMP_STEP, find_bundle
+from rfedge.cli.expert_demonstrations import Demonstrations, expert_demonstrations
+from rfedge.cli.progress import stage_progress
+from rfedge.contract import policy_contract
+from rfedge.errors import ArtifactError, RfedgeError, explain
+from rfedge.export.parity import Episodes, compare_traces, torch_rollout
+from rfedge.export.pipeline import ExportOptions, StageProgress, export_checkpoint
+from rfedge.export.proof import open_frames, proof_inputs
+from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint, save_checkpoint
+from rfedge.policies import FOLDER, SHIPPED
 
 ROOT = Path(__file__).parent.parent
 CARD = "MODEL_CARD.md"
 RESULTS = ROOT / "benchmarks" / "results"
-RECORD = RESULTS / "sweep_playtable-d_cpu_202611.json"
-SUCCESS_RECORDS = (
-    RESULTS / "success_playtable-d_cpu_202611.json",  # more chains
-    RESULTS / "success_playtable-d_enriched_cpu_202611.json",  # other words
-    RESULTS / "success_calvin-d_cpu_202611.json",  # another simulator
+MAX_BYTES = {"checkpoint": 25_000_000, "bundle": 15_000_000}
+PARITY_STEPS = 256
+_STORAGE_METRICS = ("feature_relative_rms", "action_max_error", "action_mean_error")
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_COLUMNS = (
+    "precision",
+    "mode",
+    "steps per call",
+    "scene",
+    "words",
+    "average length of 5",
+    "single tasks",
+    "call p50 / p99 ms",
 )
-LABELS = {CLOSED_LOOP: "closed-loop-int8", JUMP_STEP: "jump-step-int8"}  # in the records
-MAX_BYTES = 15_000_000
-_COLUMNS = ("mode", "steps a call", "scene", "words", "average length of 5", "single tasks", "call p50 / p99 ms")
 _TABLE_HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
 _CARD = """# {name}
 
@@ -39,7 +59,7 @@ A RoboFlamingo-style policy for the PlayTable simulator, trained from nothing wi
 comes with rfedge:
 
 ```
-rfedge run {name}{ensemble} --task open_drawer --video drawer.gif
+rfedge run {name}{ensemble} --task open_drawer --video drawer.gif{export}
 ```
 
 {facts}
@@ -50,9 +70,7 @@ rfedge run {name}{ensemble} --task open_drawer --video drawer.gif
 
 ## Measured
 
-{table}
-
-On {machine}. Intervals are of 95 %. Every figure, and the table of all tasks: {links}.
+{measured}
 
 ## What it is not for
 
@@ -61,28 +79,40 @@ connect it to a robot. Other sentences, tables and cameras are beyond what was m
 """
 
 
-def render_card(name: str, bundle: Bundle) -> str:
-    """Return the model card of a shipped policy, with its rows of every record."""
-    label = LABELS[name]
-    sweep = json.loads(RECORD.read_text())
-    reports = {RECORD: sweep["success"]} | {path: json.loads(path.read_text()) for path in SUCCESS_RECORDS}
-    latencies = {joined["row"]: joined["per_call_ms"] for joined in sweep["rows"]}
-    ours, lines, links = [], {}, {}  # what two records tell alike is there once
-    for path, report in reports.items():
-        for row in (row for row in report["rows"] if row["policy"] == label):
+def render_card(name: str, bundle: Bundle, storage: dict[str, Any] | None = None) -> str:
+    """Return the model card of a shipped policy, with the rows of its checkpoint in every committed record.
+
+    Args:
+        name: of the policy.
+        bundle: its own.
+        storage: what its checkpoint's metadata says of the 16 bits; None where it has no checkpoint.
+    """
+    ours, lines, links, machines = [], {}, {}, {}  # what two records say alike is there once
+    for path in (*sorted(RESULTS.glob("sweep_*.json")), *sorted(RESULTS.glob("success_*.json"))):
+        document = json.loads(path.read_text())
+        report = document.get("success", document)
+        latencies = {joined["row"]: joined["per_call_ms"] for joined in document.get("rows", ()) if "row" in joined}
+        labels = {
+            policy["label"]
+            for policy in report["policies"]
+            if policy["provenance"].get("checkpoint_sha256") == bundle.manifest.source["checkpoint_sha256"]
+        }
+        for row in (row for row in report["rows"] if row["policy"] in labels):
             ours.append(row)
-            call_ms = latencies[row["name"]] if path == RECORD else None
-            lines[_table_line(report["conditions"]["environment"], row, call_ms)] = None
+            lines[_table_line(report["conditions"]["environment"], row, latencies.get(row["name"]))] = None
             links[f"[{path.name}](../../../{path.relative_to(ROOT)})"] = None
-    machine = sweep["success"]["machine"]
+            machines[f"{report['machine']['cpu']}, {report['machine']['usable_cores']} cores"] = None
+    measured = "Nothing yet."
+    if lines:
+        table, where = "\n".join([_TABLE_HEAD, *lines]), f"On {'; '.join(machines)}. Intervals are of 95 %."
+        measured = f"{table}\n\n{where} Every figure, and the table of all tasks: {', '.join(links)}."
     return _CARD.format(
         name=name,
         ensemble=_ensemble(ours),
-        facts=_facts(bundle),
+        export=f"\nrfedge export {name} --precision int4-weight --output bundle" if storage else "",
+        facts=_facts(bundle, storage),
         stages="\n".join(f"1. {stage}" for stage in _stages(bundle.manifest.training)),
-        table="\n".join([_TABLE_HEAD, *lines]),
-        machine=f"{machine['cpu']}, {machine['usable_cores']} cores",
-        links=", ".join(links),
+        measured=measured,
     )
 
 
@@ -92,7 +122,7 @@ def _ensemble(rows: list[dict[str, Any]]) -> str:
     return f" --ensemble {decays[0]:g}" if decays else ""
 
 
-def _facts(bundle: Bundle) -> str:
+def _facts(bundle: Bundle, storage: dict[str, Any] | None) -> str:
     policy, manifest = bundle.policy, bundle.manifest
     cameras = f"static 200 x 200 and gripper 84 x 84{', arm pose and gripper command' if policy.proprioception else ''}"
     parity = manifest.parity
@@ -104,6 +134,7 @@ def _facts(bundle: Bundle) -> str:
         "size": f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.precision.requested}",
         "against PyTorch": f"feature cosine {parity.metrics['min_feature_cosine']:.5f}, action error "
         f"{parity.metrics['action_max_error']:.2g} at worst in {parity.num_steps} steps",
+        **({} if storage is None else {"checkpoint": _storage_fact(storage)}),
         "made with": f"rfedge {manifest.versions.get('rfedge', '')}, PyTorch {manifest.versions.get('torch', '')}",
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in facts.items())
@@ -136,6 +167,7 @@ def _stages(training: dict[str, Any] | None) -> Iterator[str]:
 def _table_line(environment: str, row: dict[str, Any], call_ms: dict[str, Any] | None) -> str:
     chains, tasks = row["chains"], row["single_tasks"]
     cells = (
+        row["precision"],
         row["kind"] + ensemble_suffix(row["ensemble"]),
         str(row["execute_steps"]),
         f"{environment} {row['scene']}",
@@ -151,20 +183,116 @@ def _interval(value: dict[str, Any], what: str) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]{what}"
 
 
+def _storage_fact(storage: dict[str, Any]) -> str:
+    return (
+        f"{storage['size_bytes'] / 1e6:.1f} MB in {storage['dtype']}, action error {storage['action_max_error']:.2g} "
+        f"at worst in {storage['num_steps']} steps"
+    )
+
+
+def store_checkpoint(source: Path, target: Path, data: Path) -> dict[str, Any]:
+    """Write the checkpoint at `source` to `target` in 16 bits and return what its metadata says of them.
+
+    Raises:
+        ArtifactError: it is larger than a shipped checkpoint may be.
+    """
+    checkpoint = load_checkpoint(source)
+    frames = open_frames(checkpoint, data)
+    contract, rng = policy_contract(checkpoint.config).backbone, np.random.default_rng(0)
+    episodes, described = proof_inputs(checkpoint.config, contract, frames, [], num_steps=PARITY_STEPS, seed=0, rng=rng)
+    moved = {name: _moved(checkpoint, source, dtype, episodes) for name, dtype in _DTYPES.items()}
+    name = min(moved, key=lambda name: moved[name]["feature_relative_rms"])
+    size_bytes = sum(
+        tensor.numel() * (2 if tensor.is_floating_point() else tensor.element_size())
+        for tensor in checkpoint.policy.state_dict().values()
+    )
+    if size_bytes > MAX_BYTES["checkpoint"]:
+        raise _too_large("checkpoint", size_bytes)
+    storage: dict[str, Any] = {
+        "dtype": name,
+        "size_bytes": size_bytes,
+        "num_steps": sum(map(len, episodes)),
+        "inputs": described,
+        "of_checkpoint_sha256": checkpoint_sha256(source),
+        **{metric: moved[name][metric] for metric in _STORAGE_METRICS},
+    }
+    metadata = {**checkpoint.metadata, "storage": storage}
+    save_checkpoint(target, checkpoint.policy, checkpoint.tokenizer, metadata, dtype=_DTYPES[name], overwrite=True)
+    return storage
+
+
+def _moved(checkpoint: Checkpoint, source: Path, dtype: torch.dtype, episodes: Episodes) -> dict[str, float]:
+    """Return how far the policy moves when its weights are rounded; infinitely where one of them is beyond the format."""
+    rounded = load_checkpoint(source).policy
+    weights = {
+        name: tensor.to(dtype).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in rounded.state_dict().items()
+    }
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        return dict.fromkeys(_STORAGE_METRICS, float("inf"))
+    rounded.load_state_dict(weights, assign=True)
+    return compare_traces(torch_rollout(checkpoint.policy, episodes), torch_rollout(rounded, episodes))
+
+
+def _too_large(what: str, size_bytes: int) -> ArtifactError:
+    most = MAX_BYTES[what]
+    return ArtifactError(explain(what, got=f"{size_bytes} bytes", expected=f"at most {most}", remedy="Train a smaller one."))
+
+
+def ship(name: str, source: Path, demonstrations: Demonstrations, *, progress: StageProgress) -> None:
+    """Write checkpoint and bundle of a policy into the package.
+
+    Raises:
+        ArtifactError: one of them is too large.
+        GateError: the bundle misses a threshold.
+    """
+    options = ExportOptions(
+        precision="int8",
+        data=demonstrations.folder,
+        data_description=demonstrations.description,
+        num_parity_steps=PARITY_STEPS,
+    )
+    # Neither is replaced before both are there.
+    with tempfile.TemporaryDirectory(dir=FOLDER, prefix=f".{name}-") as folder:
+        made = Path(folder)
+        progress("16 bits", 0, 1)
+        store_checkpoint(source, made / "checkpoint", demonstrations.folder)
+        progress("16 bits", 1, 1)
+        bundle = export_checkpoint(made / "checkpoint", made / "bundle", options, progress=progress)
+        if bundle.size_bytes > MAX_BYTES["bundle"]:
+            raise _too_large("bundle", bundle.size_bytes)
+        for part in ("checkpoint", "bundle"):
+            with atomic_directory(FOLDER / name / part, overwrite=True) as target:
+                shutil.copytree(made / part, target, dirs_exist_ok=True)
+
+
+def write_card(name: str) -> None:
+    """Write the card of what the package holds."""
+    folder = FOLDER / name
+    with atomic_file(folder / CARD) as temporary:
+        temporary.write_text(render_card(name, load_bundle(folder / "bundle"), stored(name)))
+
+
+def stored(name: str) -> dict[str, Any] | None:
+    """Return what the metadata of a shipped checkpoint says of its storage; None where there is no checkpoint."""
+    path = FOLDER / name / "checkpoint" / "config.json"
+    return dict(json.loads(path.read_text())["metadata"]["storage"]) if path.exists() else None
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=LABELS)
-    parser.add_argument("bundle", type=Path, nargs="?", default=None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=SHIPPED)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=None)
+    parser.add_argument("--data", type=Path, help="demonstrations for calibration and proof; scripted experts' without")
     options = parser.parse_args()
-    shipped = find_bundle(Path(options.name))
-    bundle = load_bundle(options.bundle or shipped)
-    if bundle.size_bytes > MAX_BYTES:
-        sys.exit(explain("bundle", got=f"{bundle.size_bytes} bytes", expected=f"at most {MAX_BYTES}", remedy="Use int8."))
-    if options.bundle is not None:
-        with atomic_directory(shipped, overwrite=True) as folder:
-            shutil.copytree(options.bundle, folder, ignore=shutil.ignore_patterns("engines"), dirs_exist_ok=True)
-    with atomic_file(shipped.with_name(CARD)) as temporary:
-        temporary.write_text(render_card(options.name, bundle))
+    try:
+        if options.checkpoint is not None:
+            with stage_progress() as progress:
+                given = None if options.data is None else Demonstrations(options.data, f"--data {options.data.name}")
+                ship(options.name, options.checkpoint, given or expert_demonstrations(progress), progress=progress)
+        write_card(options.name)
+    except RfedgeError as error:
+        sys.exit(f"ship_policy: {error}")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rfedge.cli.bundle_names import bundle_folder
+from rfedge.cli.bundle_names import bundle_folder, checkpoint_folder
 from rfedge.cli.resource_tables import print_resources
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ def latency(
             callback=bundle_folder, help="Bundle folders or shipped policies; the first is also the noise floor."
         ),
     ],
-    checkpoint: Annotated[Path | None, typer.Option(help="Compare with this checkpoint in PyTorch.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(callback=checkpoint_folder, help="Compare with this checkpoint or shipped policy in PyTorch."),
+    ] = None,
     execute_steps: Annotated[
         int | None, typer.Option(help="Control steps that one policy call serves; default: as the first one was trained.")
     ] = None,

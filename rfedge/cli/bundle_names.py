@@ -1,13 +1,20 @@
-"""How commands take a bundle: a folder, or the name of a policy that comes with rfedge."""
+"""How commands take a bundle or a checkpoint: a folder, or the name of a policy that comes with rfedge."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["bundle_folder"]
+__all__ = ["bundle_folder", "checkpoint_folder"]
 
 V = TypeVar("V", Path, list[Path], None)
+
+
+def checkpoint_folder(value: Path | None) -> Path | None:
+    """Return `value`, or the checkpoint of the shipped policy that it names."""
+    from rfedge.policies import find_checkpoint
+
+    return None if value is None else find_checkpoint(value)
 
 
 def bundle_folder(value: V) -> V:

@@ -11,7 +11,9 @@ __all__ = ["export"]
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder written by `rfedge train` or `rfedge import`.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint folder written by `rfedge train` or `rfedge import`, or a shipped policy.")
+    ],
     output: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     precision: Annotated[
         str,
@@ -28,7 +30,11 @@ def export(
         ),
     ] = "one",
     data: Annotated[
-        Path | None, typer.Option(help="Demonstrations: calibration and proof; int8 and mixed need them.")
+        Path | None,
+        typer.Option(
+            help="Demonstrations: calibration and proof; int8 and mixed need them. For a shipped policy scripted experts "
+            "collect some, once, if none are named."
+        ),
     ] = None,
     keep_float: Annotated[
         str,
@@ -72,7 +78,9 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle that runs without PyTorch, and prove that it still acts the same."""
     import sys
+    from dataclasses import replace
 
+    from rfedge.cli.expert_demonstrations import expert_demonstrations
     from rfedge.cli.progress import stage_progress
     from rfedge.cli.stopped import kept_when_stopped
     from rfedge.cli.tables import print_manifest
@@ -81,6 +89,7 @@ def export(
     from rfedge.export.mixed.budget import parse_budget
     from rfedge.export.mixed.chart import can_draw, default_chart
     from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint
+    from rfedge.policies import find_checkpoint, is_shipped
 
     named = tuple(name.strip() for name in keep_float.split(",") if name.strip())
     options = ExportOptions(
@@ -101,15 +110,21 @@ def export(
     )
     if precision == "mixed" and chart is None and not can_draw():
         print("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", file=sys.stderr)
+    folder = find_checkpoint(checkpoint)
+    collects = data is None and is_shipped(checkpoint)
+    if dry_run or collects:  # what is wrong is said before demonstrations are collected
+        check_export(folder, output, options, data_follows=collects)
     if dry_run:
-        check_export(checkpoint, output, options)
         print(f"ready: {checkpoint} -> {output} in {precision}; nothing was written")
         return
     kept = f"nothing was written to {output}" + (
         f"; what was measured is in {output}.search, the same command goes on" if precision == "mixed" else ""
     )
     with kept_when_stopped(kept), stage_progress() as progress:
-        bundle = export_checkpoint(checkpoint, output, options, progress=progress)
+        if collects:
+            demonstrations = expert_demonstrations(progress)
+            options = replace(options, data=demonstrations.folder, data_description=demonstrations.description)
+        bundle = export_checkpoint(folder, output, options, progress=progress)
     if bundle.manifest.precision.requested == "mixed":
         _print_evidence(bundle.root / "mixed.json", options.chart, to_stderr=json)
     print_manifest(bundle, as_json=json)

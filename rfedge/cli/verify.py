@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rfedge.cli.bundle_names import bundle_folder
+from rfedge.cli.bundle_names import bundle_folder, checkpoint_folder
 from rfedge.cli.groups import CommandWithSubcommands
 from rfedge.cli.verify_parity import parity
 
@@ -26,7 +26,10 @@ verify_app.command()(parity)
 @verify_app.callback()
 def verify(
     bundle: Annotated[Path, typer.Argument(callback=bundle_folder, help="Bundle folder, or a shipped policy's name.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Measure parity with this checkpoint again.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(callback=checkpoint_folder, help="Measure parity with this checkpoint or shipped policy again."),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Demonstrations for the parity rollout; random frames without.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the parity rollout.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws the rollout's episodes or frames.")] = 1,

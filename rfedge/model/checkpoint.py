@@ -56,6 +56,7 @@ def save_checkpoint(
     tokenizer: InstructionTokenizer,
     metadata: dict[str, Any],
     *,
+    dtype: torch.dtype | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -63,7 +64,8 @@ def save_checkpoint(
 
     Args:
         directory: where to; must not exist unless `overwrite`.
-        policy: the model; all parameters are stored in their own dtype.
+        policy: the model.
+        dtype: what floating-point parameters are stored in; None stores all in their own.
         tokenizer: written beside it, so that a checkpoint needs nothing else.
         metadata: JSON values about the training; kept in config.json, never in file names.
         overwrite: replace an existing checkpoint.
@@ -72,7 +74,10 @@ def save_checkpoint(
     Raises:
         ArtifactError: `directory` exists and `overwrite` is false.
     """
-    tensors = policy.state_dict()
+    tensors = {
+        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        for name, tensor in policy.state_dict().items()
+    }
     specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     write_checkpoint(
         directory,

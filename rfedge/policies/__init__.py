@@ -1,6 +1,7 @@
-"""The policies that come with rfedge: int8 bundles that do PlayTable's tasks, each with a model card beside it.
+"""The policies that come with rfedge and do PlayTable's tasks: checkpoint, int8 bundle and model card.
 
-rfedge/policies/<name>/bundle/          what `rfedge export` wrote
+rfedge/policies/<name>/checkpoint/      what was trained, stored in 16 bits: any precision can be exported of it
+                       bundle/          what `rfedge export --precision int8` made of it
                        MODEL_CARD.md    what it is, how it was trained, what was measured, what it is not for
 """
 
@@ -9,11 +10,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CLOSED_LOOP", "JUMP_STEP", "SHIPPED", "bundle_name", "default_bundle", "find_bundle"]
+from rfedge.errors import ArtifactError, explain
+
+__all__ = [
+    "CLOSED_LOOP",
+    "FOLDER",
+    "JUMP_STEP",
+    "SHIPPED",
+    "bundle_name",
+    "default_bundle",
+    "find_bundle",
+    "find_checkpoint",
+    "is_shipped",
+]
 
 CLOSED_LOOP: Final = "playtable-closed-loop"
 JUMP_STEP: Final = "playtable-jump-step"
 SHIPPED: Final = (CLOSED_LOOP, JUMP_STEP)
+FOLDER = Path(__file__).parent
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether `path` is the name of a shipped policy, and nothing of that name lies here.
+
+    >>> is_shipped(Path("playtable-jump-step")), is_shipped(Path("out/bundle"))
+    (True, False)
+    """
+    return str(path) in SHIPPED and not path.exists()
 
 
 def find_bundle(path: Path) -> Path:
@@ -24,9 +47,23 @@ def find_bundle(path: Path) -> Path:
     >>> find_bundle(Path("out/bundle")).as_posix()
     'out/bundle'
     """
-    if str(path) in SHIPPED and not path.exists():
-        return Path(__file__).parent / str(path) / "bundle"
-    return path
+    return FOLDER / path / "bundle" if is_shipped(path) else path
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint folder that `path` names, as `find_bundle` does.
+
+    Raises:
+        ArtifactError: the shipped policy has none.
+    """
+    if not is_shipped(path):
+        return path
+    folder = FOLDER / path / "checkpoint"
+    if not folder.is_dir():
+        raise ArtifactError(
+            explain(f"policy {path}", got="no checkpoint", expected=f"one in {folder}", remedy="Name a checkpoint folder.")
+        )
+    return folder
 
 
 def bundle_name(folder: Path) -> str:
@@ -37,7 +74,7 @@ def bundle_name(folder: Path) -> str:
     >>> bundle_name(Path("out/bundle"))
     'out/bundle'
     """
-    installed = {Path(__file__).resolve().parent / name / "bundle": name for name in SHIPPED}
+    installed = {(FOLDER / name / "bundle").resolve(): name for name in SHIPPED}
     return installed.get(folder.resolve(), str(folder))
 
 
