@@ -1,10 +1,11 @@
-"""Make the shipped policies from nothing, stage by stage: demonstrations, seeing, acting, takeovers, acting again, int8.
+"""Make the shipped policies from nothing, stage by stage: demonstrations, seeing, acting, int8.
 
     MUJOCO_GL=egl python tools/make_policies.py --output FOLDER
 
 A stage that is done is not done again, and each one goes on where it was stopped. `stages/stages.jsonl` gets a line for each
-of them: command, when it began, how long it took. `--factor 0.1` does a tenth of everything, to try it out. What came of the
-stages, as they were run for the shipped policies: docs/results/playtable_policies.md.
+of them: command, when it began, how long it took. `--factor 0.1` does a tenth of everything, to try it out. Results of the
+stages, as they were run for the shipped policies: docs/results/playtable_policies.md. One stage renders CALVIN's looks and
+needs an installed calvin_env.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from typing import Final
 from rfedge.benchmarks.commands import run_rfedge
 from rfedge.journal import open_journal
 
-RECIPE_VERSION: Final = 1
+RECIPE_VERSION: Final = 2
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "results" / "playtable_policies.md"
 BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
-_M2, _M4, _M5 = (f"--data {name} --cache caches/{name}" for name in ("m2", "m4", "m5"))
-_ACT: Final = "--vision-tokens --mixed-precision bf16 --batch-size 16 --validation-fraction 0.05"
+_M1, _M2 = (f"--data {name} --cache caches/{name}" for name in ("m1", "m2"))
+_PUSHED: Final = "--action-noise 0.3 --workers 2"
+_SEE: Final = "--language-weight 0 --light 0.15 --mixed-precision bf16"
+_ACT: Final = "--vision-tokens --mixed-precision bf16 --batch-size 16 --validation-fraction 0.05 --instructions grammar"
+_JUMP: Final = "--frame-stride 4 --chunk-size 8 --time-keeping carry --proprioception --vocab-size 2048"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,78 +56,35 @@ class Stage:
 
 
 STAGES: Final = (
-    Stage("chains of tasks", 5, "demos --output c1 --tasks all --episodes-per-task 5 --chain-length 5 --seed 1 --workers 2"),
+    Stage("single tasks with pushes", 8, f"demos --output s1 --tasks all --episodes-per-task 30 --seed 11 {_PUSHED}"),
     Stage(
-        "chains with pushes",
-        5,
-        "demos --output c2 --tasks all --episodes-per-task 5 --chain-length 5 --seed 2 --workers 2 --action-noise 0.3",
+        "chains with pushes", 7, f"demos --output c1 --tasks all --episodes-per-task 5 --chain-length 5 --seed 2 {_PUSHED}"
+    ),
+    Stage("all in one", 1, "demos merge s1 c1 --output m1"),
+    Stage(
+        "seeing, by pointing",
+        23,
+        f"pretrain --config playtable-small {_M1} --output eyes1 --minutes 23 --learning-rate 7e-4 {_SEE}",
     ),
     Stage(
-        "chains with pushes",
-        7,
-        "demos --output c3 --tasks all --episodes-per-task 8 --chain-length 5 --seed 3 --workers 2 --action-noise 0.3",
+        "single tasks in CALVIN's looks",
+        17,
+        f"demos --output s2 --tasks all --episodes-per-task 16 --seed 12 --looks calvin {_PUSHED}",
     ),
+    Stage("all in one", 1, "demos merge s1 c1 s2 --output m2"),
     Stage(
-        "single tasks with pushes",
-        5,
-        "demos --output s1 --tasks all --episodes-per-task 30 --seed 11 --workers 2 --action-noise 0.3",
+        "seeing both looks",
+        20,
+        f"pretrain --config eyes1/checkpoint {_M2} --output eyes2 --minutes 20 --learning-rate 6e-4 {_SEE}",
     ),
-    Stage(
-        "single tasks with pushes",
-        4,
-        "demos --output s2 --tasks all --episodes-per-task 30 --seed 12 --workers 2 --action-noise 0.3",
-    ),
-    Stage("all in one", 2, "demos merge c1 c2 s1 c3 s2 --output m2"),
-    Stage(
-        "seeing, by words",
-        55,
-        f"pretrain --config playtable-small {_M2} --output pt2 --minutes 55 --mixed-precision bf16 --learning-rate 7e-4 "
-        "--pointing-weight 0",
-    ),
-    Stage(
-        "seeing, by words and pointing",
-        30,
-        f"pretrain --config pt2/checkpoint {_M2} --output pt3 --minutes 30 --mixed-precision bf16 --learning-rate 7e-4",
-    ),
-    Stage(
-        "acting, jump-step",
-        26,
-        f"train --config pt3/checkpoint {_M2} --output js --frame-stride 4 --chunk-size 4 --proprioception {_ACT} "
-        "--minutes 13",
-    ),
-    Stage("compiling it", 1, "export js/checkpoint --precision int8 --data m2 --output js-int8 --parity-steps 128"),
-    Stage(
-        "the expert takes over from it",
-        7,
-        "demos --output g3 --tasks all --episodes-per-task 6 --chain-length 5 --seed 31 --workers 2 --policy js-int8 "
-        "--mode open-loop --execute-steps 4 --takeover-steps 100 --max-steps 128",
-    ),
-    Stage("all in one", 2, "demos merge m2 g3 --output m4"),
-    Stage(
-        "acting, jump-step",
-        40,
-        f"train --config js/checkpoint {_M4} --output js2 --frame-stride 4 --chunk-size 4 {_ACT} --seed 2 --minutes 31",
-    ),
+    Stage("acting, jump-step", 46, f"train --config eyes2/checkpoint {_M2} --output js --minutes 44 {_JUMP} {_ACT}"),
     Stage(
         "acting, closed loop",
-        18,
-        f"train --config js2/checkpoint {_M4} --output cl2 --frame-stride 1 --chunk-size 4 {_ACT} --seed 3 --minutes 18",
+        10,
+        f"train --config js/checkpoint {_M2} --output cl --frame-stride 1 --chunk-size 8 --minutes 10 --seed 3 {_ACT}",
     ),
-    Stage("compiling", 1, "export js2/checkpoint --precision int8 --data m4 --output jump-step-int8 --parity-steps 128"),
-    Stage("compiling it", 1, "export cl2/checkpoint --precision int8 --data m4 --output cl2-int8 --parity-steps 128"),
-    Stage(
-        "the expert takes over from it",
-        8,
-        "demos --output g5 --tasks all --episodes-per-task 4 --chain-length 5 --seed 43 --workers 2 --policy cl2-int8 "
-        "--mode closed-loop --execute-steps 1 --takeover-steps 100 --max-steps 128",
-    ),
-    Stage("all in one", 2, "demos merge m2 g3 g5 --output m5"),
-    Stage(
-        "acting, closed loop",
-        43,
-        f"train --config cl2/checkpoint {_M5} --output cl3 --frame-stride 1 --chunk-size 4 {_ACT} --seed 4 --minutes 36",
-    ),
-    Stage("compiling", 1, "export cl3/checkpoint --precision int8 --data m5 --output closed-loop-int8 --parity-steps 128"),
+    Stage("compiling", 2, "export js/checkpoint --precision int8 --data m2 --output jump-step-int8 --parity-steps 128"),
+    Stage("compiling", 2, "export cl/checkpoint --precision int8 --data m2 --output closed-loop-int8 --parity-steps 128"),
 )
 
 

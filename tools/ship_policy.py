@@ -149,16 +149,17 @@ def _stages(training: dict[str, Any] | None) -> Iterator[str]:
         measured, minutes = seen["validation"], seen["seconds"] / 60
         yield (
             f"`rfedge pretrain`: {seen['num_frames']} frames; {seen['steps']} steps of {seen['batch_size']}, {minutes:.0f} "
-            f"minutes, seed {seen['seed']}, highest rate {seen['learning_rate']:g}. Half of the places that it says of "
-            f"held-out frames are within {measured['validation_median_mm']:.0f} mm; the mean error is "
-            f"{measured['validation_location_mm']:.0f} mm."
+            f"minutes, seed {seen['seed']}, peak learning rate {seen['learning_rate']:g}. Median errors, held-out frames: "
+            f"{measured['validation_block_median_mm']:.0f} mm of a block's place by the static camera, "
+            f"{measured['validation_reach_median_mm']:.0f} mm of the way from the gripper to a near block by the gripper's, "
+            f"{measured['validation_turn_median_rad']:.2f} rad of its turn."
         )
     if (taught := training.get("training")) is not None:
         data, result = training["dataset"], training["result"]
         yield (
             f"`rfedge train`: {data['num_segments']} demonstrations of {len(data['tasks'])} tasks in scene "
             f"{', '.join(data['scenes'])}, {data['num_frames']} frames; {result['steps']} steps of {taught['batch_size']} "
-            f"windows, {result['seconds'] / 60:.0f} minutes, seed {taught['seed']}, highest rate "
+            f"windows, {result['seconds'] / 60:.0f} minutes, seed {taught['seed']}, peak learning rate "
             f"{taught['learning_rate']:g}, trainable {taught['trainable']}. Loss {result['first_loss']:.4f} to "
             f"{result['last_loss']:.4f}, held out {result['validation_loss']:.4f}."
         )

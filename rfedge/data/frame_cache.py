@@ -71,22 +71,13 @@ class FrameCache:
             on_frame: called as (frames done, frames in all) while building.
 
         Raises:
-            DatasetError: a frame is damaged, or the cache cannot be written.
+            DatasetError: a frame is damaged.
+            ArtifactError: the cache cannot be written.
         """
         folder = folder or dataset.folder / CACHE_FOLDER
         fingerprint = dataset_fingerprint(dataset)
         if _recorded(folder, "fingerprint") != fingerprint:
-            try:
-                _build(dataset, folder, fingerprint, on_frame)
-            except OSError as error:
-                raise DatasetError(
-                    explain(
-                        f"frame cache {folder}",
-                        got=str(error),
-                        expected="a folder that can be written and has room",
-                        remedy="Free some disk space, or name another folder with --cache.",
-                    )
-                ) from None
+            _build(dataset, folder, fingerprint, on_frame)
         return cls(
             numbers=np.load(folder / "numbers.npy"),
             rgb_static=np.load(folder / "rgb_static.npy", mmap_mode="r"),

@@ -21,7 +21,6 @@ import torch
 
 from rfedge.atomic import atomic_directory
 from rfedge.data.frame_cache import FrameCache
-from rfedge.errors import DatasetError, explain
 from rfedge.model import RoboFlamingo
 from rfedge.train.config import MixedPrecision
 from rfedge.train.scope import Scope
@@ -69,22 +68,12 @@ def with_vision_tokens(
         on_frame: called as (frames done, frames in all) while they are computed.
 
     Raises:
-        DatasetError: the folder cannot be written.
+        ArtifactError: the folder cannot be written.
     """
     tower = _tower_digest(policy, mixed_precision)
     place = folder / hashlib.sha256(f"{tower} {cache.content_sha256}\n".encode()).hexdigest()[:16]
     if not (place / _RECORD).is_file():
-        try:
-            _build(cache, policy, place, tower, Scope(device, mixed_precision), on_frame)
-        except OSError as error:
-            raise DatasetError(
-                explain(
-                    f"vision tokens {place}",
-                    got=str(error),
-                    expected="a folder that can be written and has room",
-                    remedy="Free some disk space, name another folder with --cache, or leave --vision-tokens out.",
-                )
-            ) from None
+        _build(cache, policy, place, tower, Scope(device, mixed_precision), on_frame)
     tokens = {key: np.load(place / file, mmap_mode="r") for key, file in _FILES.items()}
     return dataclasses.replace(cache, **tokens)
 

@@ -10,7 +10,7 @@ import pytest
 from rfedge.data import CalvinDataset, FrameCache, Segment, WindowIndex, WindowSampler
 from rfedge.data.frames import read_frame, write_frame
 from rfedge.data.windows import SamplerState, Window, label_chunks, split_segments
-from rfedge.errors import ConfigError, DatasetError
+from rfedge.errors import ArtifactError, ConfigError, DatasetError
 
 
 def test_every_frame_starts_a_window() -> None:
@@ -170,7 +170,7 @@ def test_an_interrupted_build_leaves_nothing(dataset: CalvinDataset) -> None:
 
 def test_a_cache_that_cannot_be_written_says_where_to_put_it(dataset: CalvinDataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match=r"frame cache .*name another folder with --cache"):
+    with pytest.raises(ArtifactError, match="file: got file exists, expected a path that this user may use"):
         FrameCache.open(dataset, folder=tmp_path / "file" / "cache")
 
 
