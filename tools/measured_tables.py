@@ -16,6 +16,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 RECORDS = (
     RESULTS / "success_playtable-d_cpu_202611.json",
     RESULTS / "success_playtable-d-closed-loop_cpu_202611.json",
+    RESULTS / "success_playtable-d-calvin-looks_cpu_202611.json",
+    RESULTS / "success_calvin-d_cpu_202611.json",
 )
 ABLATIONS = RESULTS / "ablations_playtable-d_cpu_202611.json"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results" / "playtable_policies.md"
@@ -25,8 +27,8 @@ _COLUMNS = (
     "loop",
     "execute_steps",
     "simulator",
+    "chains",
     "average length of 5",
-    "relative to fp32",
     "single tasks",
     "call p50 / p99 ms",
     "MB",
@@ -65,15 +67,15 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
     for row, policy, simulator in _rows(records):
         if row["language"] != "evaluation":
             continue
-        chains, tasks, paired, call = row["chains"], row["single_tasks"], row["paired"], row["call_ms"]
+        chains, tasks, call = row["chains"], row["single_tasks"], row["call_ms"]
         cells = (
             _policy(policy),
             row["precision"],
             loop_name(row["kind"], row["ensemble"]),
             str(row["execute_steps"]),
             simulator,
-            interval(chains["average_length"]) if chains else "-",
-            "-" if paired is None else f"{paired['average_length_share']['value']:.0%}",
+            str(chains["num_chains"]),
+            interval(chains["average_length"]),
             f"{tasks['success']['value']:.0%}" if tasks else "-",
             f"{call['p50']:.1f} / {call['p99']:.1f}",
             f"{policy['size_bytes'] / 1e6:.1f}",
