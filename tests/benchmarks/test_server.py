@@ -37,6 +37,7 @@ def report(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServerRepo
     return ServerReport.model_validate_json(output.read_text())
 
 
+@pytest.mark.slow  # counts within seconds, which a loaded machine misses
 def test_every_scene_is_measured(report: ServerReport) -> None:
     assert report.streaming.num_connected == 12
     assert report.streaming.num_mixed == report.streaming.num_late == 0

@@ -137,7 +137,7 @@ def test_a_full_disk_and_one_that_cannot_be_written(bundle: Path, fails: Fails, 
 
     monkeypatch.setattr(pipeline, "atomic_directory", full)
     rebuild = ("--aot", "sm86", "--stage", "backbone", "--overwrite")
-    assert "got No space left on device" in fails(*rebuild)
+    assert "got a full disk, expected room" in fails(*rebuild)
 
     @contextmanager
     def locked(path: Path, *, overwrite: bool) -> Iterator[Path]:

@@ -175,7 +175,7 @@ def test_a_full_disk_is_one_line_and_the_bundle_stays_usable(
             yield folder
 
     monkeypatch.setattr(pipeline, "atomic_directory", full)
-    with pytest.raises(ArtifactError, match=r"got No space left on device \(\d+ MiB free\), expected room .*unharmed"):
+    with pytest.raises(ArtifactError, match="got a full disk, expected room"):
         build_ahead(bundle, overwrite=True)
     assert find_engine(load_bundle(bundle), "backbone", device(86, rtx.version))[1] == record
     assert list((bundle / "engines").glob(".*.partial")) == []
@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_line_and_the_bundle_stays_usable(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
         patch.setattr(pipeline, "build_engine", None)  # it is not even started
-        with pytest.raises(ArtifactError, match=r"got No space left on device \(0 MiB free\)"):
+        with pytest.raises(ArtifactError, match="got a full disk"):
             build_ahead(bundle, overwrite=True)
 
     @contextmanager

