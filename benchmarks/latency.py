@@ -32,6 +32,7 @@ import psutil
 from rfedge.benchmarks.garbage import collector_at_rest
 from rfedge.benchmarks.machine import circumstances, peak_rss_bytes
 from rfedge.benchmarks.plan import check_least
+from rfedge.benchmarks.policy_source import TORCH, TorchPolicy
 from rfedge.benchmarks.resources import ResourceRecord, measure_idle, measure_resources
 from rfedge.benchmarks.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
 from rfedge.benchmarks.statistics import Ratio, ratio_of_medians, summarise
@@ -62,6 +63,7 @@ class LatencyPlan:
     Attributes:
         bundles: at least one bundle folder.
         checkpoint: the PyTorch original, or None.
+        torch: checkpoints in PyTorch in other precisions.
         execute_steps: control steps one call is spread over; None for what the first bundle was trained for.
         warmup: untimed rounds; raised to the policies' window if smaller.
         settle_ms: untimed pause before every call, for the threads of the previous one to go to sleep.
@@ -74,6 +76,7 @@ class LatencyPlan:
 
     bundles: tuple[Path, ...]
     checkpoint: Path | None = None
+    torch: tuple[TorchPolicy, ...] = ()
     instruction: str = "pull the handle to open the drawer"
     execute_steps: int | None = None
     warmup: int = 20
@@ -272,14 +275,20 @@ def assert_faster(report: LatencyReport) -> None:
 
 
 def _load(plan: LatencyPlan, stack: ExitStack) -> list[_Variant]:
-    specs: list[tuple[Role, Path, str]] = [("bundle", path, plan.backend) for path in plan.bundles]
+    settings = plan.settings
+    specs: list[tuple[Role, Path, str, RuntimeSettings]] = [
+        ("bundle", path, plan.backend, settings) for path in plan.bundles
+    ]
     if plan.checkpoint is not None:
-        specs.append(("torch", plan.checkpoint, "torch"))
-    specs.append(("noise-floor", plan.bundles[0], plan.backend))
+        specs.append(("torch", plan.checkpoint, TORCH, settings))
+    specs += [("torch", item.checkpoint, TORCH, item.settings(settings)) for item in plan.torch]
+    specs.append(("noise-floor", plan.bundles[0], plan.backend, settings))
+    for item in plan.torch:  # the libraries are loaded before memory is measured
+        item.open(settings).close()
     variants: list[_Variant] = []
-    for role, path, backend in specs:
+    for role, path, backend, chosen in specs:
         before_bytes = psutil.Process().memory_info().rss
-        policy = stack.enter_context(EdgePolicy.load(path, backend=backend, settings=plan.settings))
+        policy = stack.enter_context(EdgePolicy.load(path, backend=backend, settings=chosen))
         grown_bytes = psutil.Process().memory_info().rss - before_bytes
         taken = {variant.name for variant in variants}
         variants.append(_Variant(_name(role, policy, taken, variants), role, policy, grown_bytes))

@@ -7,9 +7,9 @@ import math
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from rfedge.benchmarks.chain_agents import Agent
 from rfedge.errors import ConfigError, explain
@@ -21,9 +21,10 @@ from rfedge.runtimes.policy_step import Policy
 from rfedge.runtimes.registry import DEFAULT_BACKEND
 from rfedge.runtimes.server_client import RemotePolicy
 
-__all__ = ["OpenedPolicy", "PolicyChoice", "PolicyLoop", "ServerAddress", "check_source", "open_policy"]
+__all__ = ["OpenedPolicy", "PolicyChoice", "PolicyLoop", "ServerAddress", "TorchPolicy", "check_source", "open_policy"]
 
 logger = logging.getLogger(__name__)
+TORCH: Final = "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,38 @@ class ServerAddress:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class TorchPolicy:
+    """A checkpoint in PyTorch, in a precision that no bundle has here.
+
+    Attributes:
+        checkpoint: folder.
+        dtype, weights: `torch_dtype` and `torch_weights` of `RuntimeSettings`.
+    """
+
+    checkpoint: Path
+    dtype: str = "float32"
+    weights: str = "as-is"
+
+    @property
+    def precision(self) -> str:
+        """What reports call it."""
+        return self.weights if self.weights != "as-is" else {"float32": "fp32", "bfloat16": "bf16"}[self.dtype]
+
+    def settings(self, common: RuntimeSettings) -> RuntimeSettings:
+        """Return what it is loaded with, where all policies have `common`."""
+        return replace(common, torch_dtype=self.dtype, torch_weights=self.weights)
+
+    def open(self, common: RuntimeSettings) -> EdgePolicy:
+        """Load it.
+
+        Raises:
+            ArtifactError: the checkpoint cannot be loaded.
+            BackendUnavailableError: PyTorch or bitsandbytes is not on this machine.
+        """
+        return EdgePolicy.load(self.checkpoint, backend=TORCH, settings=self.settings(common))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedPolicy:
     """A policy and its labels in a report.
@@ -80,7 +113,7 @@ class PolicyLoop:
     """A bundle in a loop that does not depend on time; what measures or records demonstrations opens it in each worker.
 
     Attributes:
-        bundle: folder written by `rfedge export`.
+        bundle: folder written by `rfedge export`, or with backend torch a checkpoint.
         mode, execute_steps: see `rfedge.runtimes.controllers.choose_loop`.
         ensemble: decay of a temporal ensemble, or None.
         backend: of the bundle.

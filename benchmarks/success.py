@@ -188,11 +188,20 @@ class _Work:
 def _unknown_sentences(plan: SuccessPlan) -> frozenset[str]:
     """Return the held-out sentences that one of the bundles does not know; none where no row is told any."""
     unknown: set[str] = set()
-    for path in plan.bundles if ENRICHED in plan.languages else ():
-        encode = open_encoder(load_bundle(path, verify=False))
+    for encode in _encoders(plan).values() if ENRICHED in plan.languages else ():
         sentences = itertools.chain.from_iterable(ENRICHED_INSTRUCTIONS.values())
         unknown.update(sentence for sentence in sentences if not _knows(encode, sentence))
     return frozenset(unknown)
+
+
+def _encoders(plan: SuccessPlan) -> dict[str, InstructionEncoder]:
+    """Return what turns instructions into tokens, by the path of each policy."""
+    found = {str(path): open_encoder(load_bundle(path, verify=False)) for path in plan.bundles}
+    for torch in plan.torch:  # all of one checkpoint say the same
+        if str(torch.checkpoint) not in found:
+            with torch.open(plan.settings) as policy:
+                found[str(torch.checkpoint)] = policy.parts.encoder
+    return found
 
 
 def _knows(encode: InstructionEncoder, sentence: str) -> bool:
@@ -215,10 +224,10 @@ def _check_words(plan: SuccessPlan, rows: Sequence[RowPlan], chains: Sequence[Ch
         subtasks = [subtask for index, chain in enumerate(chains) for subtask in chain_plan.subtasks(index, chain)]
         subtasks.extend(trial.subtask for trial in make_trials(chain_plan, plan.starts_per_task, plan.tasks))
         told.setdefault(row.policy.path, set()).update(subtask.instruction for subtask in subtasks)
+    encoders = _encoders(plan)
     for path, instructions in told.items():
-        encode = open_encoder(load_bundle(Path(path), verify=False))
         for instruction in instructions:
-            encode(instruction)
+            encoders[path](instruction)
 
 
 def _summarise(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan) -> SuccessRow:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 from rfedge.backbone_stages import summarise_blocks
 from rfedge.benchmarks.chains import ChainPlan, Simulator, World
 from rfedge.benchmarks.plan import check_least
-from rfedge.benchmarks.policy_source import PolicyLoop
+from rfedge.benchmarks.policy_source import TORCH, PolicyLoop, TorchPolicy
 from rfedge.benchmarks.success_report import Kind, NotPossible, PolicyRecord
 from rfedge.benchmarks.success_rows import kind_of
 from rfedge.bundle import MANIFEST_NAME, hash_file, load_bundle
@@ -36,7 +36,9 @@ class SuccessPlan:
 
     Attributes:
         bundles: folders; the first is what the others are compared with.
-        labels: what rows call each bundle; empty takes the precision, with the name of the folder or of the shipped policy
+        torch: checkpoints in PyTorch, after the bundles.
+        pairing: what a row is compared with: the `first` row, or of its own checkpoint the first row in the `same-loop`.
+        labels: what rows call each policy; empty takes the precision, with the name of the folder or of the shipped policy
             where that is not unique.
         trained_on: what to say of the training data of each, see `PolicyRecord`; empty says what the bundles do.
         execute_steps: control steps per policy call, each of them for every bundle; empty for what each was trained for.
@@ -59,6 +61,8 @@ class SuccessPlan:
     """
 
     bundles: tuple[Path, ...]
+    torch: tuple[TorchPolicy, ...] = ()
+    pairing: Literal["first", "same-loop"] = "first"
     labels: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = ()
     execute_steps: tuple[int, ...] = ()
@@ -89,12 +93,13 @@ class SuccessPlan:
         if self.mode is not None and self.mode not in SYNCHRONOUS_MODES:
             expected = did_you_mean(self.mode, SYNCHRONOUS_MODES)
             raise ConfigError(explain("mode", got=repr(self.mode), expected=expected, remedy="Choose one of these names."))
+        num_policies = len(self.bundles) + len(self.torch)
         for name, values in (("label", self.labels), ("trained-on", self.trained_on)):
-            if values and len(values) != len(self.bundles):
+            if values and len(values) != num_policies:
                 raise ConfigError(
                     explain(
                         f"--{name}",
-                        got=f"{len(values)} for {len(self.bundles)} bundles",
+                        got=f"{len(values)} for {num_policies} bundles",
                         expected="one for each bundle or none",
                         remedy=f"Repeat --{name} in the order of the bundles.",
                     )
@@ -119,7 +124,7 @@ class SuccessPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """What is run in one row; `reference` is the row it is paired with, or None."""
+    """What is run in one row; `torch` is set for a checkpoint, `reference` is the row it is paired with, or None."""
 
     policy: PolicyRecord
     mode: str
@@ -127,6 +132,7 @@ class RowPlan:
     ensemble: float | None
     world: World
     language: str
+    torch: TorchPolicy | None = None
     reference: RowPlan | None = None
 
     @property
@@ -146,14 +152,18 @@ class RowPlan:
             "manifest_sha256": self.policy.manifest_sha256,
             "mode": self.mode,
             "execute_steps": str(self.execute_steps),
-            "backend": plan.backend,
+            "backend": self.policy.backend or plan.backend,
             "threads": str(plan.settings.threads),
         }
+        settings = plan.settings
+        if self.torch is not None:
+            facts |= {"torch_dtype": self.torch.dtype, "torch_weights": self.torch.weights}
+            settings = self.torch.settings(settings)
         if self.ensemble is not None:
             facts["ensemble"] = f"{self.ensemble:g}"
         bundle = Path(self.policy.path).resolve()  # a worker elsewhere has another working folder
         return ChainPlan(
-            make_agent=PolicyLoop(bundle, self.mode, self.execute_steps, self.ensemble, plan.backend, plan.settings),
+            make_agent=PolicyLoop(bundle, self.mode, self.execute_steps, self.ensemble, facts["backend"], settings),
             agent_name=self.policy.label,
             agent_facts=facts,
             world=self.world,
@@ -166,19 +176,20 @@ class RowPlan:
 
 
 def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
-    """Read what each bundle is; every file's hash is checked.
+    """Read what each policy is; every file's hash is checked.
 
     Raises:
-        ArtifactError: a bundle is missing, incomplete or altered.
+        ArtifactError: a bundle or checkpoint is missing, incomplete or altered.
+        BackendUnavailableError: a checkpoint needs a library that is not on this machine.
         ConfigError: two labels would share a folder.
     """
-    bundles = [load_bundle(path) for path in plan.bundles]
-    precisions = [
-        summarise_blocks(bundle.manifest.precision.requested, bundle.manifest.precision.blocks) for bundle in bundles
-    ]
+    found = [_describe_bundle(path) for path in plan.bundles] + [_describe_checkpoint(item, plan) for item in plan.torch]
+    precisions = [policy.precision for policy in found]
     labels = list(plan.labels) or [
-        precision if precisions.count(precision) == 1 else f"{precision}-{Path(bundle_name(path)).resolve().name}"
-        for precision, path in zip(precisions, plan.bundles, strict=True)
+        policy.precision
+        if precisions.count(policy.precision) == 1
+        else f"{policy.precision}-{Path(bundle_name(Path(policy.path))).resolve().name}"
+        for policy in found
     ]
     folders = [_as_folder_name(label) for label in labels]
     for label, folder in zip(labels, folders, strict=True):
@@ -189,22 +200,52 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
                 )
             )
     return tuple(
-        PolicyRecord(
-            label=label,
-            path=str(bundle.root),
-            policy=bundle.policy.name,
-            precision=precision,
-            block_precisions=bundle.manifest.precision.blocks,
-            manifest_sha256=hash_file(bundle.root / MANIFEST_NAME),
-            size_bytes=bundle.size_bytes,
-            chunk_size=bundle.policy.chunk_size,
-            frame_stride=bundle.policy.frame_stride,
-            provenance=bundle.manifest.source,
-            trained_on=plan.trained_on[index] if plan.trained_on else ",".join(bundle.manifest.scenes) or None,
-            forced_past=bundle.manifest.parity.forced_past,
+        policy.model_copy(
+            update={"label": label, "trained_on": plan.trained_on[index] if plan.trained_on else policy.trained_on}
         )
-        for index, (label, bundle, precision) in enumerate(zip(labels, bundles, precisions, strict=True))
+        for index, (label, policy) in enumerate(zip(labels, found, strict=True))
     )
+
+
+def _describe_bundle(path: Path) -> PolicyRecord:
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    return PolicyRecord(
+        label="",
+        path=str(bundle.root),
+        policy=bundle.policy.name,
+        precision=summarise_blocks(manifest.precision.requested, manifest.precision.blocks),
+        block_precisions=manifest.precision.blocks,
+        manifest_sha256=hash_file(bundle.root / MANIFEST_NAME),
+        size_bytes=bundle.size_bytes,
+        chunk_size=bundle.policy.chunk_size,
+        frame_stride=bundle.policy.frame_stride,
+        provenance=manifest.source,
+        trained_on=",".join(manifest.scenes) or None,
+        forced_past=manifest.parity.forced_past,
+    )
+
+
+def _describe_checkpoint(torch: TorchPolicy, plan: SuccessPlan) -> PolicyRecord:
+    with torch.open(plan.settings) as policy:
+        from rfedge.model import checkpoint_sha256  # PyTorch, which is here by now
+
+        parts, sha256 = policy.parts, checkpoint_sha256(torch.checkpoint)
+        return PolicyRecord(
+            label="",
+            path=str(torch.checkpoint),
+            policy=parts.config.name,
+            precision=parts.precision,
+            block_precisions=dict(parts.block_precisions),
+            manifest_sha256=sha256,
+            size_bytes=parts.size_bytes,
+            chunk_size=parts.config.chunk_size,
+            frame_stride=parts.config.frame_stride,
+            provenance={"checkpoint_sha256": sha256, "name": parts.config.name},
+            trained_on=None,
+            forced_past=(),
+            backend=TORCH,
+        )
 
 
 def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[RowPlan], tuple[NotPossible, ...]]:
@@ -236,15 +277,21 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
         raise ConfigError(
             explain("--kinds", got=", ".join(plan.kinds), expected=f"some of {', '.join(kinds)}", remedy="Leave it out.")
         )
+    torch = dict(zip([policy.label for policy in policies], [*[None] * len(plan.bundles), *plan.torch], strict=True))
     rows = []
     for world in plan.worlds:
         for language in plan.languages:
-            reference: RowPlan | None = None
+            references: dict[tuple[object, ...], RowPlan] = {}
             for policy, steps in possible:
                 mode, _ = choose_loop(policy, plan.mode, steps, modes=SYNCHRONOUS_MODES)
                 for ensemble in plan.ensembles if steps < policy.chunk_size else (None,):
-                    rows.append(RowPlan(policy, mode, steps, ensemble, world, language, reference))
-                    reference = reference or rows[-1]
+                    same_loop = (policy.provenance.get("checkpoint_sha256"), mode, steps, ensemble)
+                    paired = () if plan.pairing == "first" else same_loop
+                    row = RowPlan(
+                        policy, mode, steps, ensemble, world, language, torch[policy.label], references.get(paired)
+                    )
+                    references.setdefault(paired, row)
+                    rows.append(row)
     not_possible = tuple(
         NotPossible(
             policy=policy.label, precision=policy.precision, execute_steps=steps, reason=reasons[policy.label, steps]

@@ -5,9 +5,9 @@ The sweep's document, see `rfedge.benchmarks.sweep_report`, holds the same rows.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rfedge.benchmarks.chain_report import TaskScore
 from rfedge.benchmarks.machine import Measurement
@@ -50,19 +50,20 @@ def ensemble_suffix(ensemble: float | None) -> str:
 
 
 class PolicyRecord(Record):
-    """One bundle of the measurement.
+    """One bundle of the measurement, or one checkpoint in PyTorch.
 
     Attributes:
         label: what rows and tables call it; unique in the document.
         path: its folder, or the name of a shipped policy.
         policy, precision: its names.
         block_precisions: precision per block.
-        manifest_sha256: of manifest.json, which holds the hashes of all other files.
-        size_bytes: of its files.
+        manifest_sha256: of manifest.json, which holds the hashes of all other files; of a checkpoint its weights'.
+        size_bytes: of its files; of a checkpoint whose precision is made while it is loaded, its weights in memory.
         provenance: what the manifest says of the checkpoint it was made from.
         trained_on: the scenes of the training data, for instance "A,B,C", as the caller or else the manifest says; None
             when neither does.
         forced_past: thresholds of the export that it missed and was written in spite of.
+        backend: what ran it where that is not the conditions' backend: torch, for a checkpoint.
     """
 
     label: str
@@ -77,6 +78,12 @@ class PolicyRecord(Record):
     provenance: dict[str, str]
     trained_on: str | None
     forced_past: tuple[str, ...]
+    backend: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = write(self)
+        return {name: value for name, value in document.items() if name != "backend" or value is not None}
 
 
 class ChainResult(Record):
@@ -122,7 +129,7 @@ class Paired(Record):
     """A row against its reference, chain by chain and start by start.
 
     Attributes:
-        reference: name of the row: the first bundle with the first number of steps, same scene and language.
+        reference: name of the row, of the same scene and language: see `SuccessPlan.pairing`.
         average_length_difference: mean over chains of (row - reference), bootstrap over chains; None without chains.
         average_length_share: average length over the reference's, bootstrap over chains; None without chains or where the
             reference solved nothing.

@@ -23,6 +23,7 @@ from rfedge.benchmarks.success_plan import SuccessPlan
 from rfedge.benchmarks.success_report import SuccessReport, SuccessRow
 from rfedge.benchmarks.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import INSTRUCTIONS
+from rfedge.policies import bundle_name
 from rfedge.runtimes.base import RuntimeSettings
 
 __all__ = ["LATENCY_FILE", "PLOT_FILE", "SWEEP_FILE", "SweepPlan", "finish_sweep", "join"]
@@ -61,6 +62,7 @@ class SweepPlan:
         """The plan of the timing."""
         return LatencyPlan(
             bundles=self.success.bundles,
+            torch=self.success.torch,
             instruction=_INSTRUCTION,
             execute_steps=1,  # each row divides by its own
             warmup=self.warmup,
@@ -105,9 +107,12 @@ def finish_sweep(
 
 def join(success: SuccessReport, latency: LatencyReport) -> tuple[SweepRow, ...]:
     """Return what the latency adds to every row; both reports are of the same bundles in the same order."""
-    timed = [variant for variant in latency.variants if variant.role == "bundle"]
-    variants = {policy.label: variant for policy, variant in zip(success.policies, timed, strict=True)}
+    variants = {policy.label: variant for policy, variant in zip(success.policies, _timed(latency), strict=True)}
     return tuple(_join(row, variants, success.conditions.control_hz) for row in success.rows)
+
+
+def _timed(latency: LatencyReport) -> list[VariantResult]:
+    return [variant for variant in latency.variants if variant.role != "noise-floor"]
 
 
 def _join(row: SuccessRow, variants: Mapping[str, VariantResult], control_hz: float) -> SweepRow:
@@ -132,8 +137,10 @@ def _stored_latency(path: Path, plan: LatencyPlan) -> LatencyReport | None:
     with suppress(OSError, ValidationError):
         stored = LatencyReport.model_validate_json(path.read_bytes())
         conditions = stored.conditions
-        sources = [variant.source for variant in stored.variants if variant.role == "bundle"]
-        if sources == [str(path) for path in plan.bundles] and (
+        timed = [(item.source, item.role == "torch" and item.precision) for item in _timed(stored)]
+        asked: list[tuple[str, str | bool]] = [(bundle_name(path), False) for path in plan.bundles]
+        asked += [(bundle_name(item.checkpoint), item.precision) for item in plan.torch]
+        if timed == asked and (
             conditions.iterations,
             conditions.threads,
             conditions.settle_ms,

@@ -220,7 +220,8 @@ class PolicyParts:
         precision: what the backbone really computes in, for instance "int8"; never only what was asked for.
         block_precisions: precision per block.
         forced_past: thresholds that the bundle missed when it was exported with --force, each with its number.
-        size_bytes: files that have to be on the robot.
+        size_bytes: files that have to be on the robot; of a checkpoint whose precision is made while it is loaded, its
+            weights in memory.
     """
 
     source: Path

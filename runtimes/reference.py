@@ -15,7 +15,7 @@ import torch
 
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.model import load_checkpoint
-from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in
+from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in, stored_bytes
 from rfedge.runtimes.backbone import refuse_one_stage_at_a_time
 from rfedge.runtimes.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.text import InstructionEncoder
@@ -119,7 +119,10 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
         head=TorchRunner("head", contract.head, policy.head, check_inputs=settings.check_inputs, dtype=dtype),
         encoder=InstructionEncoder(checkpoint.tokenizer, embed),
         precision=precision,
-        size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        # A precision that is made while loading is in no file.
+        size_bytes=stored_bytes(policy)
+        if precision != "fp32"
+        else sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         block_precisions=blocks,
     )
 

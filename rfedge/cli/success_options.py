@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from rfedge.cli.bundle_names import bundle_folder
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 
 if TYPE_CHECKING:
+    from rfedge.benchmarks.policy_source import TorchPolicy
     from rfedge.benchmarks.success_plan import SuccessPlan
     from rfedge.benchmarks.success_report import Kind, SuccessReport
     from rfedge.workers import JobRunner
@@ -112,6 +113,8 @@ def make_plan(
     labels: Sequence[str] | None,
     trained_on: Sequence[str] | None,
     *,
+    torch: Sequence[TorchPolicy] = (),
+    pairing: Literal["first", "same-loop"] = "first",
     execute_steps: str | None,
     ensemble: str,
     mode: str | None,
@@ -145,6 +148,8 @@ def make_plan(
         check_task(name)
     return SuccessPlan(
         bundles=tuple(bundles),
+        torch=tuple(torch),
+        pairing=pairing,
         labels=tuple(labels or ()),
         trained_on=tuple(trained_on or ()),
         execute_steps=() if execute_steps is None else _parse_steps(execute_steps),

@@ -16,7 +16,7 @@ from torch import nn
 
 from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean, explain
 
-__all__ = ["WEIGHT_FORMATS", "import_bitsandbytes", "keep_weights_in"]
+__all__ = ["WEIGHT_FORMATS", "import_bitsandbytes", "keep_weights_in", "stored_bytes"]
 
 WEIGHT_FORMATS: Final = ("nf4", "llm-int8")
 # Activations beyond it are outliers that int8 would spoil; the paper's value.
@@ -65,6 +65,17 @@ def _quantized(library: Any, layer: nn.Linear, weights: str, compute_dtype: torc
         made.bias = layer.bias
     moved: nn.Module = made.to(data.device)  # the move is what quantizes
     return moved.eval()
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Return what parameters and buffers take in memory, the scales of quantized weights included."""
+    tensors = [*module.parameters(), *module.buffers()]
+    for layer in module.modules():
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)  # of nf4
+        tensors += [state.absmax, state.code] if state is not None else []
+        scales = getattr(getattr(layer, "weight", None), "SCB", None)  # of llm-int8
+        tensors += [scales] if isinstance(scales, torch.Tensor) else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def import_bitsandbytes() -> Any:

@@ -67,14 +67,14 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def bundle_name(folder: Path) -> str:
-    """Return what records call a bundle: its folder, or the name of a shipped policy wherever that is installed.
+    """Return what records call a bundle or checkpoint: its folder, or the name of the shipped policy that it is of.
 
     >>> bundle_name(find_bundle(Path("playtable-jump-step")))
     'playtable-jump-step'
     >>> bundle_name(Path("out/bundle"))
     'out/bundle'
     """
-    installed = {(FOLDER / name / "bundle").resolve(): name for name in SHIPPED}
+    installed = {(FOLDER / name / part).resolve(): name for name in SHIPPED for part in ("bundle", "checkpoint")}
     return installed.get(folder.resolve(), str(folder))
 
 

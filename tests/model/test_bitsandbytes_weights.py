@@ -15,7 +15,7 @@ from rfedge.config import preset
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.messages import Observation
 from rfedge.model import build_policy, save_checkpoint
-from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in
+from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in, stored_bytes
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.base import TORCH_WEIGHTS
 from rfedge.runtimes.reference import try_bitsandbytes
@@ -78,6 +78,8 @@ def test_weights_take_what_the_format_says() -> None:
     assert layers[0].weight.numel() == 128 * 256 // 2
     assert layers[0].weight.element_size() == 1
     assert layers[0].bias is not None
+    packed = stored_bytes(layers)
+    assert (128 * 256 + 256 * 64) / 2 < packed < 0.2 * 4 * (128 * 256 + 256 * 64), "half a byte each, scales and biases"
     assert layers[2][0].bias is None
     try_bitsandbytes()
 
