@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.cameras import project_gripper, project_static
 from rfedge.data.frame_cache import FrameCache
+from rfedge.data.furniture import FURNITURE, furniture_m
 from rfedge.data.scenes import BLOCK_ORDER
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import DatasetError, explain
@@ -76,6 +77,7 @@ class SceneFacts:
     Attributes:
         blocks_m: float64 (N, 3, 3), centre by colour in the order of `COLOURS`.
         turns_rad: float64 (N, 3), about the vertical.
+        furniture_m: float64 (N, 4, 3), see `rfedge.data.furniture`.
         joints_m: float64 (N, 2), door and drawer.
         lights: bool (N, 2), lamp and led.
         tool_m: float64 (N, 3).
@@ -86,6 +88,7 @@ class SceneFacts:
 
     blocks_m: FloatArray
     turns_rad: FloatArray
+    furniture_m: FloatArray
     joints_m: FloatArray
     lights: npt.NDArray[np.bool_]
     tool_m: FloatArray
@@ -102,10 +105,15 @@ class SceneFacts:
         """
         rows = np.array([cache.row(index.segments[at.segment].start) + at.offset for at in index.windows], dtype=np.int64)
         scene, robot = cache.scene_obs[rows].astype(np.float64), cache.robot_obs[rows].astype(np.float64)
-        blocks = scene[:, 6:24].reshape(-1, 3, 6)[np.arange(len(rows))[:, None], _block_places(dataset, cache, rows)]
+        places, furniture = np.zeros((len(rows), len(COLOURS)), dtype=np.int64), np.zeros((len(rows), len(FURNITURE), 3))
+        for name, inside in _scene_rows(dataset, cache, rows):
+            places[inside] = [BLOCK_ORDER[name].index(colour) for colour in COLOURS]
+            furniture[inside] = furniture_m(name, scene[inside])
+        blocks = scene[:, 6:24].reshape(-1, 3, 6)[np.arange(len(rows))[:, None], places]
         return cls(
             blocks_m=blocks[..., :3],
             turns_rad=blocks[..., 5],
+            furniture_m=furniture,
             joints_m=scene[:, :2],
             lights=scene[:, 4:6] > 0.5,
             tool_m=robot[:, :3],
@@ -117,17 +125,18 @@ class SceneFacts:
         )
 
     def scene_labels(self, frames: Sequence[int]) -> tuple[npt.NDArray[np.float32], ...]:
-        """Return what queries point at in these n frames, blocks in the order of `COLOURS`, all float32.
+        """Return what queries point at in these n frames: blocks, in the order of `COLOURS`, then furniture; all float32.
 
         Returns:
-            places (n, 4, 3) in m of the blocks and the tool; turns (n, 3, 2) in rad of the blocks in the world and
-            relative to the tool; (u, v) of the places in the static picture (n, 4, 2) and of the blocks in the gripper's
-            (n, 3, 2), see `rfedge.data.cameras`.
+            places (n, 8, 3) in m of these and the tool; turns (n, 3, 2) in rad of the blocks in the world and relative to
+            the tool; (u, v) of the places in the static picture (n, 8, 2) and, without the tool, in the gripper's
+            (n, 7, 2), see `rfedge.data.cameras`.
         """
-        tool_m, tool_rad, blocks_m = self.tool_m[frames], self.tool_euler_rad[frames], self.blocks_m[frames]
-        places_m = np.concatenate([blocks_m, tool_m[:, None]], axis=1)
+        tool_m, tool_rad = self.tool_m[frames], self.tool_euler_rad[frames]
+        things_m = np.concatenate([self.blocks_m[frames], self.furniture_m[frames]], axis=1)
+        places_m = np.concatenate([things_m, tool_m[:, None]], axis=1)
         turns_rad = np.stack([self.turns_rad[frames], self.turns_rad[frames] - tool_rad[:, 2:]], axis=-1)
-        in_gripper = project_gripper(blocks_m, np.concatenate([tool_m, tool_rad], axis=1))
+        in_gripper = project_gripper(things_m, np.concatenate([tool_m, tool_rad], axis=1))
         return tuple(array.astype(np.float32) for array in (places_m, turns_rad, project_static(places_m), in_gripper))
 
 
@@ -186,23 +195,26 @@ def _way(difference_m: FloatArray) -> str:
     return " ".join(_number(value) for value in (difference_m + _OFFSET_M) / STEP_M)
 
 
-def _block_places(dataset: CalvinDataset, cache: FrameCache, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return int64 (N, 3): at which of the three places of `scene_obs` the red, blue and pink block stand."""
-    places = np.full((len(rows), len(COLOURS)), -1, dtype=np.int64)
+def _scene_rows(
+    dataset: CalvinDataset, cache: FrameCache, rows: npt.NDArray[np.int64]
+) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+    """Return each scene with bool (N,), its frames: which block is which, and where furniture is, differs between scenes."""
     numbers = cache.numbers[rows]
-    for scene in dataset.scenes:
-        inside = (numbers >= scene.first) & (numbers <= (numbers.max() if scene.last is None else scene.last))
-        places[inside] = [BLOCK_ORDER[scene.scene].index(colour) for colour in COLOURS]
-    if (places < 0).any():
+    found = [
+        (scene.scene, (numbers >= scene.first) & (numbers <= (numbers.max() if scene.last is None else scene.last)))
+        for scene in dataset.scenes
+    ]
+    unknown = ~np.any([inside for _, inside in found], axis=0) if found else np.ones(len(rows), dtype=bool)
+    if unknown.any():
         raise DatasetError(
             explain(
                 f"dataset {dataset.folder}",
-                got=f"{int((places[:, 0] < 0).sum())} frames of an unknown scene",
+                got=f"{int(unknown.sum())} frames of an unknown scene",
                 expected="scene_info.npy or a recorded configuration that names it",
                 remedy="Which block is which differs between scenes; copy that file too.",
             )
         )
-    return places
+    return found
 
 
 def _goals(cache: FrameCache, index: WindowIndex, segment: int) -> FloatArray:

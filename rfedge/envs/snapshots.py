@@ -8,6 +8,7 @@ actions of these frames mean nothing and no policy may be trained on them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,7 +83,7 @@ def sample_state(layout: TableLayout, rng: np.random.Generator) -> tuple[Float64
     scene = sample_scene(
         layout,
         rng,
-        surfaces={block: str(rng.choice(places)) for block in layout.block_order},
+        surfaces=_sample_surfaces(layout, places, rng),
         slide_m=_sample_joint(layout.slide_max_m, rng),
         drawer_m=drawer_m,
         switch_m=_sample_joint(SWITCH_MAX_M, rng),
@@ -107,6 +108,14 @@ def sample_state(layout: TableLayout, rng: np.random.Generator) -> tuple[Float64
     is_open = rng.random() < 0.8
     width_m = _OPEN_M if is_open else float(rng.uniform(0.0, _OPEN_M))
     return _robot_obs(joints, width_m, GRIPPER_OPEN if is_open else GRIPPER_CLOSE), scene
+
+
+def _sample_surfaces(layout: TableLayout, places: Sequence[str], rng: np.random.Generator) -> dict[str, str]:
+    """Return block -> place; a shelf has not always room for three."""
+    while True:
+        surfaces = {block: str(rng.choice(places)) for block in layout.block_order}
+        if len(set(surfaces.values())) > 1 or set(surfaces.values()) == {"table"}:
+            return surfaces
 
 
 def _sample_joint(most_m: float, rng: np.random.Generator) -> float:

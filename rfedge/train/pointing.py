@@ -18,18 +18,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rfedge.data.furniture import FURNITURE
 from rfedge.model import RoboFlamingo
 from rfedge.train.scene_batches import SceneBatch, Sight
 
 __all__ = ["Pointing", "PointingScore", "patch_shares"]
 
-# N = frames, T = tokens, P = patches, V = width, B = blocks, L = things in a place
+# N = frames, T = tokens, P = patches, V = width, B = blocks, F = furniture, L = things in a place
 
 _NUM_BLOCKS: Final = 3
+_NUM_THINGS: Final = _NUM_BLOCKS + len(FURNITURE)
 # Of a loss of 1: errors are counted in 5 cm, and from the middle of the workspace.
 _UNIT_M: Final = 0.05
 _MIDDLE_M: Final = (0.0, -0.08, 0.48)
-# A block within reach of the gripper's camera.
+# A thing within reach of the gripper's camera.
 _NEAR_M: Final = 0.15
 _PATCH_WEIGHT: Final = 0.3  # a nat of the patch beside 5 cm of the place
 _PLACE, _TURN = 3, 2  # numbers read of a thing: its place, and cosine and sine of twice its turn
@@ -56,15 +58,15 @@ class PointingScore:
 class Pointing(nn.Module):
     """The queries: of each camera's patches, and of the latents that the text reads.
 
-    The static camera's say where blocks and tool are, the gripper camera's the way from the tool to each block that is near,
-    the latents' both.
+    The static camera's say where blocks, furniture and tool are, the gripper camera's the way from the tool to each block
+    and piece of furniture that is near, the latents' both.
     """
 
     def __init__(self, vision_width: int) -> None:
         super().__init__()
-        self.static = _Queries(vision_width, _NUM_BLOCKS + 1)
-        self.gripper = _Queries(vision_width, _NUM_BLOCKS)
-        self.latents = _Queries(vision_width, 2 * _NUM_BLOCKS + 1)
+        self.static = _Queries(vision_width, _NUM_THINGS + 1)
+        self.gripper = _Queries(vision_width, _NUM_THINGS)
+        self.latents = _Queries(vision_width, 2 * _NUM_THINGS + 1)
 
     @classmethod
     def of(cls, policy: RoboFlamingo, seed: int) -> Pointing:
@@ -77,28 +79,30 @@ class Pointing(nn.Module):
         places = (batch.places_m - batch.places_m.new_tensor(_MIDDLE_M)) / _UNIT_M
         ways = (batch.places_m[:, :-1] - batch.places_m[:, -1:]) / _UNIT_M
         near = ways.norm(dim=-1) < _NEAR_M / _UNIT_M
+        near_block = near[:, :_NUM_BLOCKS]
         in_world, to_tool = batch.turns_rad.unbind(dim=-1)
         static, static_turn, static_look = self.static(sight.static)
         gripper, gripper_turn, gripper_look = self.gripper(sight.gripper)
         both, both_turn, _ = self.latents(sight.latents)
+        reach, reach_turn = both[:, _NUM_THINGS + 1 :], both_turn[:, _NUM_THINGS + 1 :]
         loss = (
-            _smooth_l1(static, places)
+            _place_loss(static, places)
             + _smooth_l1(gripper[near], ways[near])
-            + _smooth_l1(both[:, : _NUM_BLOCKS + 1], places)
-            + _smooth_l1(both[:, -_NUM_BLOCKS:][near], ways[near])
+            + _place_loss(both[:, : _NUM_THINGS + 1], places)
+            + _smooth_l1(reach[near], ways[near])
             + _turn_loss(static_turn[:, :_NUM_BLOCKS], in_world)
             + _turn_loss(both_turn[:, :_NUM_BLOCKS], in_world)
-            + _turn_loss(gripper_turn[near], to_tool[near])
-            + _turn_loss(both_turn[:, -_NUM_BLOCKS:][near], to_tool[near])
+            + _turn_loss(gripper_turn[:, :_NUM_BLOCKS][near_block], to_tool[near_block])
+            + _turn_loss(reach_turn[:, :_NUM_BLOCKS][near_block], to_tool[near_block])
             + _PATCH_WEIGHT * (_patch_loss(static_look, batch.uv_static) + _patch_loss(gripper_look, batch.uv_gripper))
         )
         with torch.no_grad():
-            found = torch.atan2(gripper_turn[near][:, 1], gripper_turn[near][:, 0])
+            found = torch.atan2(*reversed(gripper_turn[:, :_NUM_BLOCKS][near_block].unbind(dim=-1)))
             return PointingScore(
                 loss,
                 _UNIT_M * (static - places)[:, :_NUM_BLOCKS].norm(dim=-1),
-                _UNIT_M * (gripper - ways)[near].norm(dim=-1),
-                (torch.remainder(found - 2 * to_tool[near] + math.pi, 2 * math.pi) - math.pi).abs() / 2,
+                _UNIT_M * (gripper - ways)[:, :_NUM_BLOCKS][near_block].norm(dim=-1),
+                (torch.remainder(found - 2 * to_tool[near_block] + math.pi, 2 * math.pi) - math.pi).abs() / 2,
             )
 
 
@@ -140,9 +144,14 @@ def patch_shares(uv: torch.Tensor, num_patches: int) -> torch.Tensor:
 
 
 def _patch_loss(looks: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the attention of queries over patches, over all things in view."""
+    """Mean cross-entropy of the attention of queries over patches, of all things in view; it counts as in `_place_loss`."""
     shares = patch_shares(uv, looks.shape[-1])
-    return -(shares * looks).sum() / shares.sum().clamp(min=1.0)
+    return -(shares * looks).sum() / shares.sum().clamp(min=1.0) * (looks.shape[1] / (_NUM_BLOCKS + 1))
+
+
+def _place_loss(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Mean of blocks and tool, to which furniture adds: it is soon found, and must not make their part smaller."""
+    return _smooth_l1(found, right) * (found.shape[1] / (_NUM_BLOCKS + 1))
 
 
 def _turn_loss(found: torch.Tensor, right_rad: torch.Tensor) -> torch.Tensor:

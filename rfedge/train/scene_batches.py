@@ -39,10 +39,10 @@ class SceneBatch:
         image_gripper: uint8 (N, 84, 84, 3).
         token_ids: int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i.
         labels: int64 (2 N, T), ids that are to be said, NO_LABEL on all others.
-        places_m: float32 (N, 4, 3), of the red, blue and pink block and of the tool.
+        places_m: float32 (N, 8, 3), of the red, blue and pink block, the furniture (`rfedge.data.furniture`) and the tool.
         turns_rad: float32 (N, 3, 2), of the blocks about the vertical, in the world and relative to the tool.
-        uv_static: float32 (N, 4, 2), where `places_m` appear in the static picture (`rfedge.data.cameras`).
-        uv_gripper: float32 (N, 3, 2), where the blocks appear in the gripper's picture; NaN behind it.
+        uv_static: float32 (N, 8, 2), where `places_m` appear in the static picture (`rfedge.data.cameras`).
+        uv_gripper: float32 (N, 7, 2), where all but the tool appear in the gripper's picture; NaN behind it.
     """
 
     image_static: torch.Tensor

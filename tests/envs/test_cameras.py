@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rfedge.data.furniture import furniture_m
 from rfedge.envs import Environment
+from rfedge.envs.experts.furniture import button_top, drawer_handle, slide_handle, switch_tip
+from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
+from rfedge.envs.snapshots import sample_state
 from rfedge.errors import BackendUnavailableError
 from rfedge.rotations import euler_to_matrix
 
@@ -130,3 +134,14 @@ def test_a_renderer_that_cannot_start_says_what_to_install(playtable: Environmen
     monkeypatch.setattr(mujoco, "GLContext", refuse)
     with pytest.raises(BackendUnavailableError, match="apt-get install libegl1 libgl1-mesa-dri"):
         Cameras(playtable._model)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("scene", ["A", "B", "C", "D"])
+def test_furniture_is_where_the_experts_reach_for_it(scene: str) -> None:
+    layout, rng = find_layout(scene), np.random.default_rng(0)
+    states = np.stack([sample_state(layout, rng)[1] for _ in range(20)])
+    reached = [
+        [finder(layout)(state).position_m for finder in (slide_handle, drawer_handle, switch_tip, button_top)]
+        for state in states
+    ]
+    np.testing.assert_allclose(furniture_m(scene, states), reached, atol=1e-9)

@@ -33,6 +33,7 @@ def _facts(**changes: object) -> SceneFacts:
     values: dict[str, np.ndarray] = {
         "blocks_m": np.array([[[0.102, -0.098, 0.462], [0.002, 0.002, 0.462], [-0.198, -0.048, 0.462]]]),
         "turns_rad": np.array([[0.0, np.pi / 2 + 0.01, -0.01]]),
+        "furniture_m": np.zeros((1, 4, 3)),
         "joints_m": np.array([[0.28, 0.0]]),
         "lights": np.array([[True, False]]),
         "tool_euler_rad": np.array([[np.pi, 0.0, 0.5]]),
@@ -245,7 +246,7 @@ def test_the_backbone_learns_and_the_head_stays(dataset: CalvinDataset, tmp_path
 def test_queries_that_point_nowhere_are_off_by_the_way_from_the_middle() -> None:
     """And the gripper's camera answers for what is near alone."""
     middle = torch.tensor([0.0, -0.08, 0.48])
-    places = torch.stack([middle + 0.3, middle, middle + torch.tensor([0.0, 0.03, 0.04]), middle])[None]
+    places = torch.stack([middle + 0.3, middle, middle + torch.tensor([0.0, 0.03, 0.04]), *4 * [middle], middle])[None]
     pointing = Pointing(16)
     for queries in (pointing.static, pointing.gripper, pointing.latents):
         torch.nn.init.zeros_(queries.place.weight)
@@ -269,7 +270,7 @@ def test_queries_learn_where_to_look() -> None:
         tokens[..., 0] = -3.0
         tokens[torch.arange(32), marked, 0] = 3.0
         place = 0.05 * tokens[torch.arange(32), marked, 1:4]
-        score = pointing(Sight(tokens, tokens, tokens), _batch_of(place[:, None].repeat(1, 4, 1)))
+        score = pointing(Sight(tokens, tokens, tokens), _batch_of(place[:, None].repeat(1, 8, 1)))
         optimizer.zero_grad()
         score.loss.backward()
         optimizer.step()
@@ -279,9 +280,9 @@ def test_queries_learn_where_to_look() -> None:
 
 def _batch_of(places_m: torch.Tensor) -> SceneBatch:
     nothing, count = torch.empty(0), len(places_m)
-    nowhere = torch.full((count, 4, 2), torch.nan)
+    nowhere = torch.full((count, 8, 2), torch.nan)
     return SceneBatch(
-        nothing, nothing, nothing, nothing, places_m, torch.zeros(count, 3, 2), nowhere, nowhere[:, :3].clone()
+        nothing, nothing, nothing, nothing, places_m, torch.zeros(count, 3, 2), nowhere, nowhere[:, :7].clone()
     )
 
 
@@ -298,10 +299,10 @@ def test_the_attention_of_queries_is_pulled_to_the_patch_of_a_thing() -> None:
     """Whatever it reads there: the right patch has the lower loss."""
     pointing, tokens = Pointing(16), torch.zeros(1, 16, 16)
     tokens[0, 5, 0] = 8.0
-    batch = _batch_of(torch.zeros(1, 4, 3))
+    batch = _batch_of(torch.zeros(1, 8, 3))
     losses = {}
     for name, uv in (("right", (0.375, 0.375)), ("wrong", (0.875, 0.875))):
-        there = dataclasses.replace(batch, uv_static=torch.tensor(uv).expand(1, 4, 2))
+        there = dataclasses.replace(batch, uv_static=torch.tensor(uv).expand(1, 8, 2))
         for parameter in pointing.static.look.parameters():
             torch.nn.init.zeros_(parameter)
         pointing.static.look.weight.data[:, 0] = 2.0

@@ -12,6 +12,7 @@ from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import SLOPE, TableLayout
 
 __all__ = [
+    "button_top",
     "close_drawer",
     "door_waypoints",
     "drawer_handle",
@@ -19,6 +20,8 @@ __all__ = [
     "move_slider",
     "open_drawer",
     "press_button",
+    "slide_handle",
+    "switch_tip",
     "turn_off_lightbulb",
     "turn_on_lightbulb",
 ]
@@ -32,17 +35,20 @@ def drawer_handle(layout: TableLayout) -> AnchorFinder:
     return lambda scene: Anchor(np.array([layout.drawer_x_m, y_m - scene[DRAWER], z_m]))
 
 
-def _slide_handle(layout: TableLayout) -> AnchorFinder:
+def slide_handle(layout: TableLayout) -> AnchorFinder:
+    """Return where the sliding door's handle is, which moves with the door."""
     return lambda scene: Anchor(np.array([layout.slide_handle_x_m - scene[SLIDE], *dimensions.SLIDE_HANDLE_YZ_M]))
 
 
-def _switch_tip(layout: TableLayout) -> AnchorFinder:
+def switch_tip(layout: TableLayout) -> AnchorFinder:
+    """Return where the end of the switch's lever is, which runs up the cabinet's face."""
     y_m, z_m = dimensions.SWITCH_TIP_YZ_M
     cos, sin = math.cos(SLOPE.tilt_rad), math.sin(SLOPE.tilt_rad)
     return lambda scene: Anchor(np.array([layout.switch_x_m, y_m + cos * scene[_SWITCH], z_m + sin * scene[_SWITCH]]))
 
 
-def _button(layout: TableLayout) -> AnchorFinder:
+def button_top(layout: TableLayout) -> AnchorFinder:
+    """Return where a finger meets the button."""
     return lambda scene: Anchor(np.array([*layout.button_xy_m, dimensions.BUTTON_TOP_M]))
 
 
@@ -86,7 +92,7 @@ def close_drawer(layout: TableLayout) -> Script:
 
 def door_waypoints(layout: TableLayout, *, to_left: bool, travel_m: float = 0.24) -> tuple[Waypoint, ...]:
     """Return the way that drags the sliding door: open fingers on both sides of its handle, whichever the direction."""
-    handle, sign = _slide_handle(layout), 1.0 if to_left else -1.0
+    handle, sign = slide_handle(layout), 1.0 if to_left else -1.0
     return (
         Waypoint(handle, (0.0, -0.05, 0.10), closed=False, tolerance_m=0.03, jitter=1.0),
         Waypoint(handle, (0.0, -0.012, 0.01), closed=False, tolerance_m=0.012),
@@ -111,7 +117,7 @@ def turn_on_lightbulb(layout: TableLayout) -> Script:
 
     The gripper is tilted: straight down the arm does not reach that far.
     """
-    tip = _switch_tip(layout)
+    tip = switch_tip(layout)
     waypoints = (
         Waypoint(tip, (0.0, -0.06, -0.01), closed=True, tolerance_m=0.025, jitter=1.0, tilt_rad=0.5),
         Waypoint(tip, (0.0, -0.012, -0.02), closed=True, tolerance_m=0.012, tilt_rad=0.5),
@@ -127,7 +133,7 @@ def turn_on_lightbulb(layout: TableLayout) -> Script:
 
 def turn_off_lightbulb(layout: TableLayout) -> Script:
     """Come down on top of the lever with tilted fingers and press it back along its slot."""
-    tip = _switch_tip(layout)
+    tip = switch_tip(layout)
     waypoints = (
         Waypoint(tip, (0.0, -0.05, 0.10), closed=True, tolerance_m=0.03, jitter=1.0, tilt_rad=0.5),
         Waypoint(tip, (0.0, 0.02, 0.05), closed=True, tolerance_m=0.02, tilt_rad=0.5),
@@ -143,7 +149,7 @@ def turn_off_lightbulb(layout: TableLayout) -> Script:
 
 def press_button(layout: TableLayout) -> Script:
     """Press the button down and let go of it."""
-    button = _button(layout)
+    button = button_top(layout)
     waypoints = (
         Waypoint(button, (0.0, 0.0, 0.07), closed=True, tolerance_m=0.025, jitter=1.0),
         Waypoint(button, (0.0, 0.0, -0.002), closed=True, tolerance_m=0.008),
