@@ -202,7 +202,7 @@ def _pretrain(
             policy,
             questions(training, None if grammar is None else Wording(grammar, tokenizer)),
             questions(held_out) if parts[1] else None,
-            number_ids(tokenizer),
+            number_ids(tokenizer) if config.language_weight else torch.empty(0, dtype=torch.int64),
             {**config.decisive(), "frames": cache.content_sha256},
         )
         weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())

@@ -16,7 +16,7 @@ from rfedge.data.merging import merge_datasets
 from rfedge.data.scene_questions import COLOURS, NUMBERS, QUESTION_WORDS, SceneFacts, ask_report, ask_request
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import ConfigError, DatasetError
-from rfedge.model import build_policy, load_checkpoint
+from rfedge.model import build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, train_config, train_policy
@@ -319,6 +319,13 @@ def test_a_tower_learns_to_point_without_texts(dataset: CalvinDataset, tmp_path:
     after = load_checkpoint(result.checkpoint).policy.state_dict()
     assert torch.equal(after["backbone.decoder.ln_f.weight"], before["backbone.decoder.ln_f.weight"])
     assert not torch.equal(after["backbone.vision.conv1.weight"], before["backbone.vision.conv1.weight"])
+
+
+def test_a_tower_learns_from_a_checkpoint_whose_tokenizer_has_no_numbers(dataset: CalvinDataset, tmp_path: Path) -> None:
+    few = InstructionTokenizer.from_corpus(dataset.instructions, vocab_size=300, text_length=16)
+    save_checkpoint(tmp_path / "initial", build_policy(preset("tiny"), seed=0), few, {})
+    config = _config(dataset, tmp_path / "run", language_weight=0.0, initial_checkpoint=tmp_path / "initial")
+    assert pretrain_policy(config).steps > 0
 
 
 def test_pretraining_goes_on_from_a_checkpoint(dataset: CalvinDataset, tmp_path: Path) -> None:
