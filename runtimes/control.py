@@ -190,12 +190,12 @@ class ControlLoop:
         rest = Rest(self.robot)
 
         def on_expired() -> None:
-            try:
-                rest()
-            finally:
-                if self.cancel is not None:
-                    self.cancel()
-                self.stop.step_hangs()
+            with self.stop.step_hangs():
+                try:
+                    rest()
+                finally:
+                    if self.cancel is not None:
+                        self.cancel()
 
         watchdog = Watchdog({"backbone": self.backbone_deadline_s, "step": self._step_deadline_s()}, on_expired, self.clock)
         run = _Run(

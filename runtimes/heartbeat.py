@@ -26,6 +26,7 @@ __all__ = ["Heartbeat", "watch"]
 _BEAT: Final = b"+"
 _FAREWELL: Final = b"-"
 _CLOSING_S: Final = 5.0
+_ATTEMPTS: Final = 3
 # Ctrl-C and a lost terminal reach every process of the group; this one outlives the loop's.
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 
@@ -117,10 +118,24 @@ def watch(stop: Callable[[], None], within_s: float, *, pipe: int) -> None:
         if beats.endswith(_FAREWELL):
             return
         if not beats:
-            stop()
+            _stop(stop)
             if readable:
                 return
         timeout_s = within_s if beats else None
+
+
+def _stop(stop: Callable[[], None]) -> None:
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(Exception):
+            return stop()
+        _silence(2)  # it may have been a warning to a terminal that is gone
+    stop()
+
+
+def _silence(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _main(connect: str, within_s: str) -> None:
@@ -129,6 +144,7 @@ def _main(connect: str, within_s: str) -> None:
     module, _, function = connect.partition(":")
     stop = getattr(importlib.import_module(module), function)()
     print("ready", flush=True)  # noqa: T201 - to the loop's process
+    _silence(1)  # nobody reads more, and with that process gone a `stop` that prints would fail
     watch(stop, float(within_s), pipe=sys.stdin.fileno())
 
 

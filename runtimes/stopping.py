@@ -20,12 +20,18 @@ from typing import Any, Final
 
 __all__ = ["SIGNAL_STATUS", "StopRequest", "stop_on_signals"]
 
-# Those that end or freeze a process, and that a process may take: the terminal's keys, its loss, and kill's.
+# Those that end or freeze a process, and that a process may take: the terminal's keys and its loss, kill's, a power
+# supply's, those of a limit on time. Of the rest, SIGKILL and SIGSTOP cannot be taken, and after a fault nothing is safe.
 _SIGNALS: Final = tuple(
     name
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGALRM")
+    for name in (
+        *("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2", "SIGABRT"),
+        *("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT", "SIGRTMIN", "SIGRTMAX"),
+    )
     if hasattr(signal, name)
 )
+# Taken whoever ignores or uses them: a shell without job control lets what it starts with & ignore Ctrl-C.
+_ALWAYS: Final = ("SIGINT", "SIGTERM", "SIGQUIT")
 # What a shell reports for a process that a signal ended.
 SIGNAL_STATUS: Final = {name: 128 + getattr(signal, name) for name in _SIGNALS}
 # A step under way has so long to end after the first signal; after a second one, or then, the robot is stopped beside it.
@@ -33,8 +39,12 @@ _PATIENCE_S: Final = 5.0
 # And so long once the robot rests, until the process ends without it; longer where nobody asked for the end.
 _GRACE_S: Final = 2.0
 _HUNG_GRACE_S: Final = 10.0
+# And so long for `Robot.stop` itself.
+_STOP_S: Final = 10.0
 _BLOCK_ENDED: Final = 0  # no signals have these numbers
 _STEP_HANGS: Final = 255
+_STOP_HANGS: Final = 254
+_HANDLED: Final = 253
 _HUNG_STATUS: Final = 1
 _NO_HANDLER: Final = (signal.SIG_DFL, signal.SIG_IGN, None)
 
@@ -51,7 +61,7 @@ class StopRequest:
         self.reason: str | None = None
         self.is_heard = False
         self._rest: Callable[[str], None] | None = None
-        self._tell: Callable[[], None] | None = None
+        self._tell: Callable[[int], object] | None = None
         self._ended = threading.Event()
         self._ended.set()
 
@@ -70,14 +80,25 @@ class StopRequest:
         if (rest := self._rest) is not None:
             rest(reason)
 
-    def step_hangs(self) -> None:
-        """Say that a loop's robot was stopped in the middle of a step: one that never returns keeps the process."""
-        if self._tell is not None:
-            self._tell()
+    @contextmanager
+    def step_hangs(self) -> Iterator[None]:
+        """Stop a loop's robot in the block, in the middle of a step: a step or stop that never returns keeps the process."""
+        timer = threading.Timer(_STOP_S, self._say, (_STOP_HANGS,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._say(_STEP_HANGS)
+
+    def _say(self, what: int) -> None:
+        if (tell := self._tell) is not None:
+            tell(what)
 
     @contextmanager
-    def told_by(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Call `tell` inside the block when a step hangs."""
+    def told_by(self, tell: Callable[[int], object]) -> Iterator[None]:
+        """Call `tell` inside the block when a step or a stop hangs."""
         self._tell = tell
         try:
             yield
@@ -106,42 +127,47 @@ def stop_on_signals(request: StopRequest, *, patience_s: float = _PATIENCE_S) ->
 
     The first asks. The second, or the end of `patience_s`, stops the robot beside the step under way; if that step has not
     ended two seconds later, the process ends without it. So it does, with status 1, ten seconds after a watchdog stopped the
-    robot in a step that hangs. While no loop has begun, and from the second signal on when none is running, a signal acts as
-    it did before: what is being loaded or written need not be waited for.
+    robot in a step that hangs. A `Robot.stop` that hangs has ten seconds too. While no loop has begun, and from the second
+    signal on when none is running, a signal acts as it did before: what is being loaded or written need not be waited for.
+    If it is lost there, as in a callback that swallows every exception, no loop begins; if no handler gets a turn, because a
+    library hangs, the process ends after `patience_s`.
 
-    An ignored signal stays ignored: a run under nohup survives its terminal. Outside the main thread, where Python allows no
-    handlers, nothing is changed.
+    An ignored SIGHUP stays ignored: a run under nohup survives its terminal. Ctrl-C, SIGTERM and SIGQUIT are taken all the
+    same: a shell's & makes a script's commands ignore them. Outside the main thread, where Python allows no handlers,
+    nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = _Handlers(request)
     with _signal_pipe() as pipe:
+        handlers = _Handlers(request, lambda: _write(pipe[1], _HANDLED))
         arguments = (request, pipe, handlers.taken, patience_s)
         watcher = threading.Thread(target=_watch, args=arguments, name="rfedge-signals", daemon=True)
         watcher.start()
         handlers.install()
         try:
-            with request.told_by(lambda: _write(pipe[1], _STEP_HANGS)):
+            with request.told_by(lambda what: _write(pipe[1], what)):
                 yield
         finally:
             handlers.restore()
-            _write(pipe[1], _BLOCK_ENDED)
+            while not _write(pipe[1], _BLOCK_ENDED):  # full of signals that the watcher has yet to read
+                time.sleep(0.01)
             watcher.join()
 
 
 class _Handlers:
     """What runs in the main thread when it is free; while a loop runs the watching thread decides."""
 
-    def __init__(self, request: StopRequest) -> None:
+    def __init__(self, request: StopRequest, tell: Callable[[], object]) -> None:
         self._request = request
+        self._tell = tell
         self._num_seen = 0
         self._before: dict[int, Any] = {}
         for name in _SIGNALS:
             number = getattr(signal, name)
             handler = signal.getsignal(number)
             # Of the others, one that has a handler already is somebody else's.
-            if handler == signal.SIG_DFL or (name in ("SIGINT", "SIGTERM") and handler != signal.SIG_IGN):
+            if handler == signal.SIG_DFL or name in _ALWAYS:
                 self._before[number] = handler
 
     @property
@@ -157,6 +183,7 @@ class _Handlers:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._tell()
         request = self._request
         self._num_seen += 1
         if request.is_heard:
@@ -167,8 +194,14 @@ class _Handlers:
 
     def _act_as_before(self, number: int, frame: FrameType | None) -> None:
         handler = self._before[number]
+        if number == signal.SIGINT and handler in _NO_HANDLER:
+            handler = signal.default_int_handler
         if handler not in _NO_HANDLER:
-            handler(number, frame)
+            try:
+                handler(number, frame)
+            except BaseException:
+                self._request.ask(signal.Signals(number).name)  # in case somebody swallows it
+                raise
             return
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
@@ -190,38 +223,63 @@ def _signal_pipe() -> Iterator[tuple[int, int]]:
 
 
 def _watch(request: StopRequest, pipe: tuple[int, int], taken: Collection[int], patience_s: float) -> None:
-    name: str | None = None
-    until_s = 0.0
+    name: str | None = None  # of the first signal that is not over
+    num_signals, is_handled, until_s = 0, True, 0.0
     while True:
-        waits = request.is_running and name is not None
+        waits = name is not None and (request.is_running or not is_handled)
         timeout_s = max(0.0, until_s - time.monotonic()) if waits else None
         readable, _, _ = select.select([pipe[0]], [], [], timeout_s)
-        received = os.read(pipe[0], 512) if readable else b""
-        if _BLOCK_ENDED in received:
-            return
-        if _STEP_HANGS in received and not request.wait(_HUNG_GRACE_S):
-            _exit("a step beyond its deadline", _HUNG_STATUS)
-        numbers = [number for number in received if number in taken]
-        if not request.is_running or (readable and not numbers):
-            continue  # the handlers decide
-        is_first = name is None
-        name = name or signal.Signals(numbers[0]).name
-        request.ask(name)
-        if is_first and len(numbers) == 1:
+        num_before, was_handled = num_signals, is_handled
+        for number in os.read(pipe[0], 512) if readable else b"":
+            if number == _BLOCK_ENDED:
+                return
+            if number in taken:
+                name = name or signal.Signals(number).name
+                num_signals, is_handled = num_signals + 1, False
+            elif number == _HANDLED:
+                is_handled = True
+            elif number == _STOP_HANGS:
+                _exit("a step beyond its deadline", _HUNG_STATUS, _STOP_ALSO)
+            elif number == _STEP_HANGS and not request.wait(_HUNG_GRACE_S):
+                _exit("a step beyond its deadline", _HUNG_STATUS, _STOPPED)
+        if name is None or (is_handled and not request.is_running):
+            name, num_signals = None, 0
+            continue  # the handlers have decided
+        if num_before == 0 or (was_handled and not request.is_running):
             until_s = time.monotonic() + patience_s
+        if not request.is_running:
+            if time.monotonic() >= until_s:
+                _exit(name, SIGNAL_STATUS[name], _NO_LOOP)
             continue
-        request.insist(name)
+        request.ask(name)
+        if (readable and num_signals == num_before) or (num_signals == 1 and time.monotonic() < until_s):
+            continue
+        rest = threading.Thread(target=request.insist, args=(name,), name="rfedge-rest", daemon=True)
+        rest.start()
+        rest.join(_STOP_S)
         if not request.wait(_GRACE_S):
-            _exit(name, SIGNAL_STATUS[name])
+            _exit(name, SIGNAL_STATUS[name], _STOP_ALSO if rest.is_alive() else _STOPPED)
+        until_s = time.monotonic() + patience_s
 
 
-def _write(pipe: int, number: int) -> None:
-    with contextlib.suppress(OSError):
+def _write(pipe: int, number: int) -> bool:
+    """Write, and say whether there was room."""
+    try:
         os.write(pipe, bytes([number]))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
-def _exit(reason: str, status: int) -> None:
+_STOPPED: Final = "the robot was stopped; the step under way did not end"
+_STOP_ALSO: Final = "Robot.stop was called and did not return"
+_NO_LOOP: Final = "no loop has begun; what was under way did not end"
+
+
+def _exit(reason: str, status: int, what: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-        sys.stderr.write(f"rfedge: {reason}: the robot was stopped; the step under way did not end\n")
+        sys.stderr.write(f"rfedge: {reason}: {what}\n")
         sys.stderr.flush()
     os._exit(status)

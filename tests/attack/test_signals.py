@@ -98,6 +98,108 @@ def test_what_is_ignored_or_used_already_is_left_alone() -> None:
     assert result.returncode == 0, result.stderr
 
 
+# What a shell without job control does to the commands that it starts with &.
+IGNORED = """
+import os, signal, sys, time
+number = getattr(signal, sys.argv[1])
+signal.signal(number, signal.SIG_IGN)
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.modes import ClosedLoop
+from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from tests.runtimes.loop_parts import CountingPolicy, Robot
+
+robot, request = Robot(), StopRequest()
+with stop_on_signals(request):
+    loop = ControlLoop(ClosedLoop(CountingPolicy()), robot, stop=request)
+    summary = loop.run("go", max_steps=9, on_step=lambda step: os.kill(os.getpid(), number))
+assert (summary.ended, summary.num_steps, robot.num_stops) == (sys.argv[1], 1, 1)
+assert signal.getsignal(number) == signal.SIG_IGN
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGQUIT"])
+def test_a_run_in_the_background_of_a_script_ends_with_ctrl_c(name: str) -> None:
+    result = subprocess.run([sys.executable, "-c", IGNORED, name], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+SWALLOWED = """
+import os, signal, sys
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.modes import ClosedLoop
+from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from tests.runtimes.loop_parts import CountingPolicy, Robot
+
+class Library:
+    def __del__(self):  # Python prints what is raised here, and goes on
+        os.kill(os.getpid(), signal.SIGINT)
+
+robot, request = Robot(), StopRequest()
+with stop_on_signals(request):
+    Library()
+    summary = ControlLoop(ClosedLoop(CountingPolicy()), robot, stop=request).run("go", max_steps=9)
+assert (summary.ended, len(robot.actions), robot.num_stops) == ("SIGINT", 0, 1)
+"""
+
+
+def test_no_loop_begins_after_an_interrupt_that_was_swallowed() -> None:
+    result = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert "KeyboardInterrupt" in result.stderr
+
+
+HANGS = """
+import ctypes, os, signal, sys, threading, time
+from rfedge.runtimes import stopping
+from rfedge.runtimes.control import ControlLoop
+from rfedge.runtimes.modes import ClosedLoop
+from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from tests.runtimes.loop_parts import CountingPolicy, Robot
+
+mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+where, number = sys.argv[1], getattr(signal, sys.argv[2]) if len(sys.argv) > 2 else None
+
+def hang():
+    print("hangs", flush=True)
+    if number is not None:
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+class Hung(Robot):
+    def observe(self):
+        if where == "step":
+            time.sleep(600)
+        return super().observe()
+    def stop(self):
+        hang()
+
+stopping._STOP_S = stopping._GRACE_S = 0.2
+request = StopRequest()
+with stop_on_signals(request, patience_s=0.3):
+    if where == "load":
+        hang()
+    deadline_s = 0.1 if where == "step" else None
+    ControlLoop(ClosedLoop(CountingPolicy()), Hung(), step_deadline_s=deadline_s, stop=request).run("go", max_steps=3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (("load", "SIGINT"), 130, "SIGINT: no loop has begun; what was under way did not end"),
+        (("load", "SIGTERM"), 143, "SIGTERM: no loop has begun; what was under way did not end"),
+        (("stop", "SIGINT"), 130, "SIGINT: Robot.stop was called and did not return"),
+        (("stop", "SIGHUP"), 129, "SIGHUP: Robot.stop was called and did not return"),
+        (("step",), 1, "a step beyond its deadline: Robot.stop was called and did not return"),
+    ],
+)
+def test_a_library_or_a_stop_that_hangs_does_not_keep_the_process(words: tuple[str, ...], status: int, text: str) -> None:
+    command = [sys.executable, "-c", HANGS, *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=100)
+    assert (result.returncode, result.stdout, result.stderr) == (status, "hangs\n", f"rfedge: {text}\n")
+
+
 def test_every_signal_has_its_status() -> None:
     assert SIGNAL_STATUS["SIGHUP"] == 128 + signal.SIGHUP
     assert (SIGNAL_STATUS["SIGINT"], SIGNAL_STATUS["SIGTERM"]) == (130, 143)

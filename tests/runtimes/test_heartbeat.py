@@ -17,19 +17,26 @@ from rfedge.runtimes.heartbeat import Heartbeat, watch
 ROOT = Path(__file__).parents[2]
 # The arm of these tests: a file that gets one line per stop.
 ARM = """
-import os
+import os, sys
 def connect():
     def stop():
         with open(os.environ["ARM_LOG"], "a") as log:
             log.write("stop\\n")
     return stop
+def talkative():
+    stop = connect()
+    def say_and_stop():
+        print("stopping", flush=True)
+        print("stopping", file=sys.stderr, flush=True)
+        stop()
+    return say_and_stop
 def broken():
     raise OSError("no arm")
 """
 LOOP = """
 import sys, time
 from rfedge.runtimes.heartbeat import Heartbeat
-heartbeat = Heartbeat("hostile_arm:connect", 30.0)
+heartbeat = Heartbeat(f"hostile_arm:{sys.argv[1]}", 30.0)
 heartbeat.beat()
 print("moving", flush=True)
 time.sleep(60)
@@ -66,10 +73,14 @@ def test_silence_stops_the_robot_once_and_a_farewell_does_not(log: Path) -> None
     assert _num_stops(log, 2) == 2
 
 
-def test_a_killed_loop_leaves_a_robot_that_rests(log: Path) -> None:
+@pytest.mark.parametrize("arm", ["connect", "talkative"])
+def test_a_killed_loop_leaves_a_robot_that_rests(arm: str, log: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{log.parent}"}
-    with subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, env=environment) as loop:
+    command, pipe = [sys.executable, "-c", LOOP, arm], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment) as loop:
         assert loop.stdout is not None
+        assert loop.stderr is not None
+        loop.stderr.close()  # as a terminal that is gone
         assert loop.stdout.readline() == b"moving\n"
         loop.send_signal(signal.SIGKILL)
         assert _num_stops(log, 1) == 1
