@@ -127,7 +127,8 @@ def watch(stop: Callable[[], None], within_s: float, *, pipe: int) -> None:
 def _stop(stop: Callable[[], None]) -> None:
     for _ in range(_ATTEMPTS - 1):
         with contextlib.suppress(Exception):
-            return stop()
+            stop()
+            return
         _silence(2)  # it may have been a warning to a terminal that is gone
     stop()
 
