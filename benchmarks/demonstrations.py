@@ -67,6 +67,7 @@ class RecordingOptions:
         chain_tasks: those that may follow; the first is the one asked for.
         max_steps: control steps for each task; more than 64 are cut into several segments.
         expert_share: probability that a task is driven by its expert although there is a driver.
+        at_spots: begin with the blocks where CALVIN's chains have them, see `rfedge.envs.experts.prepare`.
         takeover_steps: a driver acts for so many steps of a task at most, drawn anew for each, then the expert takes over,
             and its part alone is recorded; None lets the driver finish and records all of it.
     """
@@ -76,6 +77,7 @@ class RecordingOptions:
     chain_tasks: tuple[str, ...] = EXPERT_TASKS
     max_steps: int = MAX_FRAMES
     expert_share: float = 0.0
+    at_spots: bool = False
     takeover_steps: int | None = None
 
     @property
@@ -185,7 +187,7 @@ def record_episode(
         if environment is None:
             environment = stack.enter_context(make_environment("playtable", scene=scene))
         redress(environment, (TASKS.index(task), seed, _LOOKS_STREAM))
-        prepare(task, environment, rng)
+        prepare(task, environment, rng, at_spots=options.at_spots)
         rollout = _Rollout(environment, options, driver, rng, stream=(TASKS.index(task), seed))
         success = rollout.run_chain(task, instruction, expert)
         frames = {name: np.stack(column) for name, column in rollout.columns.items() if column}

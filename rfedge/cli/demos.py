@@ -47,6 +47,9 @@ def demos(
     chain_length: Annotated[
         int, typer.Option(min=1, help="Tasks that follow each other without a reset, drawn from --tasks.")
     ] = 1,
+    at_spots: Annotated[
+        bool, typer.Option("--at-spots", help="Begin with the blocks near where CALVIN's chains have them.")
+    ] = False,
     action_noise: Annotated[
         float, typer.Option(help="Push the arm off its path: noise on executed actions, 0 to 1; labels stay clean.")
     ] = 0.0,
@@ -99,7 +102,9 @@ def demos(
 
     chosen = _tasks(tasks)
     limit = MAX_FRAMES if policy is None else MAX_STEPS if max_steps is None else max_steps
-    options = _options(chosen, chain_length, action_noise, noise_share, limit, expert_share, takeover_steps)
+    options = _options(
+        chosen, chain_length, action_noise, noise_share, limit, expert_share, takeover_steps, at_spots=at_spots
+    )
     driven = _policy(
         policy,
         mode=mode,
@@ -166,6 +171,8 @@ def _options(
     max_steps: int,
     expert_share: float | None,
     takeover_steps: int | None,
+    *,
+    at_spots: bool,
 ) -> RecordingOptions:
     from rfedge.benchmarks.demonstrations import RecordingOptions
     from rfedge.envs.action_noise import ActionNoise
@@ -181,6 +188,7 @@ def _options(
         chain_tasks=tasks,
         max_steps=max_steps,
         expert_share=expert_share or 0.0,
+        at_spots=at_spots,
         takeover_steps=takeover_steps,
     )
     options.check()

@@ -87,6 +87,8 @@ class Recorder:
             "noise_share": 0.0 if noise is None else noise.share,
             "policy": None,
         }
+        if self.options.at_spots:
+            settings["at_spots"] = True
         libraries = ["numpy", *_LIBRARIES.get(self.environment, ())]
         if self.policy is not None:
             policy, driver = _open_driver(self.policy)

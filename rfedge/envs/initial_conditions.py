@@ -6,7 +6,6 @@ each block gets and how it is turned. All lengths are metres in world coordinate
 
 from __future__ import annotations
 
-import math
 from dataclasses import astuple
 from typing import Final
 
@@ -14,12 +13,12 @@ import numpy as np
 
 from rfedge.envs.chains import SymbolicState
 from rfedge.envs.interface import SCENE_STATE_SIZE, Float64Array
-from rfedge.envs.playtable.layout import DRAWER_MAX_M, LAYOUTS, SWITCH_MAX_M, TableLayout, find_layout
+from rfedge.envs.playtable.layout import CHAIN_YAW_RAD, DRAWER_MAX_M, LAYOUTS, SWITCH_MAX_M, TableLayout, find_layout
 from rfedge.envs.tasks import COLOURS
 from rfedge.errors import ConfigError, explain
 from rfedge.messages import GRIPPER_OPEN
 
-__all__ = ["condition_seed", "initial_state"]
+__all__ = ["block_spots", "condition_seed", "initial_state"]
 
 _FNV_PRIME: Final = 0x01000193
 _TCP_AND_WIDTH: Final = (0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963)
@@ -30,7 +29,6 @@ _SHELF_SPOTS_M: Final = {
     "slider_left": (-0.240851662, 0.0924044687, 0.460990009),
     "slider_right": (0.070341633, 0.0924044687, 0.460990009),
 }
-_YAW_RAD: Final = (3.0 * math.pi / 8.0, 5.0 * math.pi / 8.0)
 
 
 def condition_seed(state: SymbolicState) -> int:
@@ -73,8 +71,17 @@ def initial_state(state: SymbolicState, scene: str = "D") -> tuple[Float64Array,
         position_m[0] += _shift_m(place, layout)
         first = 6 + 6 * layout.block_order.index(f"block_{colour}")
         scene_obs[first : first + 3] = position_m
-        scene_obs[first + 5] = rng.uniform(*_YAW_RAD)
+        scene_obs[first + 5] = rng.uniform(*CHAIN_YAW_RAD)
     return np.array([*_TCP_AND_WIDTH, *_JOINTS_RAD, GRIPPER_OPEN]), scene_obs
+
+
+def block_spots(layout: TableLayout) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Return surface -> (x, y) in m of the places at which blocks stand when a chain begins."""
+    spots_m = {"table": _TABLE_SPOTS_M} | {shelf: (spot_m,) for shelf, spot_m in _SHELF_SPOTS_M.items()}
+    return {
+        surface: tuple((x_m + _shift_m(surface, layout), y_m) for x_m, y_m, _ in places_m)
+        for surface, places_m in spots_m.items()
+    }
 
 
 def _shelf_spot(place: str) -> tuple[float, float, float]:

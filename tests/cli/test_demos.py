@@ -64,7 +64,7 @@ def test_the_record_names_everything_that_decides_an_episode(plain: Path) -> Non
 
 def test_noise_and_chains(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("--output", tmp_path / "d", *LIGHTS, "--episodes-per-task", 1, "--action-noise", 0.3, "--noise-share", 0.4)
-    assert _call(*command, "--chain-length", 2, "--json") == 0
+    assert _call(*command, "--chain-length", 2, "--at-spots", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert [(row["episodes"], row["segments"], row["solved"]) for row in document["tasks"]] == [(1, 2, 2), (1, 2, 2)]
     dataset = CalvinDataset.open(tmp_path / "d")
@@ -75,9 +75,11 @@ def test_noise_and_chains(plain: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ]
     assert dataset.segments[2].start == 128
     assert dataset.segments[1].start == dataset.segments[0].end + 1
-    first, other = dataset.frame(0), CalvinDataset.open(plain).frame(0)  # the same start, seen by the same camera
-    np.testing.assert_array_equal(first["rgb_static"], other["rgb_static"])
+    first, other = dataset.frame(0), CalvinDataset.open(plain).frame(0)  # the same start but for the blocks
+    np.testing.assert_array_equal(first["robot_obs"], other["robot_obs"])
+    assert np.abs(first["scene_obs"][6:] - other["scene_obs"][6:]).max() > 0.02
     assert _record(tmp_path / "d")["arguments"]["action_noise"] == 0.3  # type: ignore[index]
+    assert _record(tmp_path / "d")["arguments"]["at_spots"]  # type: ignore[index]
     with pytest.raises(
         ConfigError, match=r"chain length of the collection in .*got 1, expected 2, with which it was started"
     ):

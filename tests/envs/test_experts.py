@@ -12,7 +12,9 @@ from rfedge.envs import TASKS, Environment, TaskOracle
 from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare
 from rfedge.envs.experts.grip import choose_grip
 from rfedge.envs.experts.situation import Situation
+from rfedge.envs.initial_conditions import block_spots
 from rfedge.envs.playtable.layout import find_layout
+from rfedge.envs.playtable.placement import block_slice
 from rfedge.errors import ConfigError
 from rfedge.messages import check_action
 
@@ -52,6 +54,21 @@ def test_starts_anywhere_leave_the_easy_part_of_the_table(physics: Environment) 
 
     assert max(rows_m(anywhere=False)) < -0.07, "in front of the cabinet"
     assert -0.07 < max(rows_m(anywhere=True)) < -0.03, "up to the edge of CALVIN's area"
+
+
+@pytest.mark.parametrize("task", [task for task in EXPERT_TASKS if task != "stack_block"])
+def test_starts_at_spots_are_near_those_of_calvins_chains(physics: Environment, task: str) -> None:
+    layout = find_layout("D")
+    spots_m = np.concatenate([list(places) for places in block_spots(layout).values()])
+    prepare(task, physics, np.random.default_rng(3), at_spots=True)
+    scene, tool_m = physics.scene_state(), physics.robot_state()[:3]
+    apart_m = []
+    for block in layout.block_order:
+        place_m = scene[block_slice(layout, block)][:3]
+        if np.linalg.norm(place_m - tool_m) > 0.05 and place_m[1] > -0.2:  # neither held nor in the drawer
+            apart_m.append(np.abs(spots_m - place_m[:2]).max(axis=1).min())
+    assert apart_m
+    assert max(apart_m) < 0.025, "15 mm, and what a block on another is shifted"
 
 
 def test_episodes_differ_between_seeds_and_repeat_for_one(physics: Environment) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.scripts import make_expert
+from rfedge.envs.initial_conditions import block_spots
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
 from rfedge.envs.looks import redress
 from rfedge.envs.oracle import TaskOracle
@@ -82,11 +83,14 @@ def prepare_start(task: str, environment: Environment, seed: int, *, anywhere: b
     return expert
 
 
-def prepare(task: str, environment: Environment, rng: np.random.Generator, *, anywhere: bool = False) -> None:
+def prepare(
+    task: str, environment: Environment, rng: np.random.Generator, *, anywhere: bool = False, at_spots: bool = False
+) -> None:
     """Restore `environment` to a random state from which `task` can be done, with the arm near its neutral pose.
 
     A block that is to be handled starts where hand and arm get at it easily, so that the episode fits into one window of
-    64 frames; with `anywhere` it starts anywhere in the area from which CALVIN draws.
+    64 frames; with `anywhere` it starts anywhere in the area from which CALVIN draws, and with `at_spots` blocks stand
+    within 15 mm of where CALVIN's chains begin, turned as they are.
 
     Everything random comes from `rng`, so the same generator state gives the same start in every environment.
 
@@ -96,19 +100,30 @@ def prepare(task: str, environment: Environment, rng: np.random.Generator, *, an
     check_task(task)
     layout = find_layout(environment.scene)
     if task not in _GRASPED:
-        environment.restore(_random_start(rng), _random_scene(task, layout, rng, anywhere=anywhere))
+        scene_obs = _random_scene(task, layout, rng, anywhere=anywhere, at_spots=at_spots)
+        environment.restore(_random_start(rng), scene_obs)
         return
-    while not _lift_first(task, environment, layout, rng, anywhere=anywhere):
+    while not _lift_first(task, environment, layout, rng, anywhere=anywhere, at_spots=at_spots):
         pass  # the expert misses a few in a hundred
 
 
 def _lift_first(
-    task: str, environment: Environment, layout: TableLayout, rng: np.random.Generator, *, anywhere: bool
+    task: str,
+    environment: Environment,
+    layout: TableLayout,
+    rng: np.random.Generator,
+    *,
+    anywhere: bool,
+    at_spots: bool,
 ) -> bool:
     """Let the lifting expert take a random block up; tell whether it did."""
     colour, place = str(rng.choice(COLOURS)), str(rng.choice(_GRASPED[task]))
     lift = f"lift_{colour}_block_{place}"
-    scene_obs = _random_scene(lift, layout, rng, _REQUIRED.get(task, {}), spread=task == "stack_block", anywhere=anywhere)
+    spread = task == "stack_block"  # three blocks on the table, which has two spots
+    required = _REQUIRED.get(task, {})
+    scene_obs = _random_scene(
+        lift, layout, rng, required, spread=spread, anywhere=anywhere, at_spots=at_spots and not spread
+    )
     environment.restore(_random_start(rng), scene_obs)
     expert, oracle, start = make_expert(lift, layout.scene, rng), TaskOracle(), environment.info()
     for _ in range(_LIFT_STEPS):
@@ -137,11 +152,12 @@ def _random_scene(
     *,
     spread: bool = False,
     anywhere: bool = False,
+    at_spots: bool = False,
 ) -> Float64Array:
     """Draw scene_obs (24,) for a task; `spread` leaves no block but the handled one off the table."""
     required = _REQUIRED.get(task, {}) if required is None else required
     if task in ("unstack_block", "push_into_drawer"):
-        return _random_free_scene(task, layout, rng, required, anywhere=anywhere)
+        return _random_free_scene(task, layout, rng, required, anywhere=anywhere, at_spots=at_spots)
     handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
     # Door and surfaces are drawn again with the blocks: in some scenes one side of the cabinet is out of reach.
     while True:
@@ -150,20 +166,27 @@ def _random_scene(
         if spread:
             surfaces |= {block: "table" for block in BLOCKS if block != handled}
         gap_m = _PLAIN_GAP_M if handled is None else _GRASP_GAP_M
-        scene_obs = _draw_scene(layout, rng, state, surfaces, gap_m)
+        scene_obs = _draw_scene(layout, rng, state, surfaces, gap_m, block_spots(layout) if at_spots else None)
         if handled is None or anywhere or _is_workable(task, layout, scene_obs, handled):
             return scene_obs
 
 
 def _random_free_scene(
-    task: str, layout: TableLayout, rng: np.random.Generator, required: dict[str, bool], *, anywhere: bool
+    task: str,
+    layout: TableLayout,
+    rng: np.random.Generator,
+    required: dict[str, bool],
+    *,
+    anywhere: bool,
+    at_spots: bool,
 ) -> Float64Array:
     """Draw a scene in which any block may be the one that is handled."""
     while True:
         blocks = [str(block) for block in rng.permutation(BLOCKS)]
         state = _random_state(rng, required)
         surfaces = {blocks[0]: "table", blocks[1]: "slider_left", blocks[2]: str(rng.choice(("table", "slider_right")))}
-        scene_obs = _draw_scene(layout, rng, state, surfaces, _GRASP_GAP_M)
+        spots = block_spots(layout) if at_spots else None
+        scene_obs = _draw_scene(layout, rng, state, surfaces, _GRASP_GAP_M, spots)
         lower = scene_obs[block_slice(layout, blocks[0])]
         if not anywhere and not _is_workable("lift_block_table", layout, scene_obs, blocks[0]):
             continue
@@ -185,7 +208,12 @@ def _random_state(rng: np.random.Generator, required: dict[str, bool]) -> dict[s
 
 
 def _draw_scene(
-    layout: TableLayout, rng: np.random.Generator, state: dict[str, bool], surfaces: dict[str, str], gap_m: float
+    layout: TableLayout,
+    rng: np.random.Generator,
+    state: dict[str, bool],
+    surfaces: dict[str, str],
+    gap_m: float,
+    spots: dict[str, tuple[tuple[float, float], ...]] | None = None,
 ) -> Float64Array:
     """Draw the blocks' poses on their surfaces; a drawer that a block lies in is open whatever `state` says."""
     drawer_open = state["drawer_open"] or "drawer" in surfaces.values()
@@ -199,6 +227,7 @@ def _draw_scene(
         bulb_on=state["bulb_on"],
         led_on=state["led_on"],
         gap_m=gap_m,
+        spots=spots,
     )
 
 

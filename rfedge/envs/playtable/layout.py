@@ -37,6 +37,7 @@ REAR_WALL_Y_M: Final = 0.16  # front of the cabinet's rear wall
 BEAM_YZ_M: Final = (0.1345, 0.628)  # front and lower side of the beam over its rear; the front follows the tilted face
 PLANK_TOP_M: Final = 0.441  # a block resting in the cabinet has its centre at 0.461
 BLOCK_WIDTH_M: Final = 0.04
+CHAIN_YAW_RAD: Final = (3.0 * math.pi / 8.0, 5.0 * math.pi / 8.0)  # of blocks where a chain begins
 BLOCK_LENGTHS_M: Final = {"small": 0.04, "middle": 0.056, "big": 0.08}
 
 DRAWER_MAX_M: Final = 0.22

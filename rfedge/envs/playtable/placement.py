@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = ["SURFACES", "block_slice", "sample_scene"]
 
 SURFACES: Final = ("table", "slider_left", "slider_right")
 _MAX_TRIES: Final = 1000
+_SPOT_M: Final = 0.015  # from a spot along x and y, at most
 _GAP_M: Final = 0.004  # smallest distance between two blocks
 # In the cabinet a block must stand clear of the rear wall and of the tilted door, whatever its yaw.
 # Positions in the drawer that an upright gripper reaches when it is open, measured from the drawer's centre in x and from
@@ -77,6 +78,7 @@ def sample_scene(
     bulb_on: bool = False,
     led_on: bool = False,
     gap_m: float = _GAP_M,
+    spots: Mapping[str, Sequence[tuple[float, float]]] | None = None,
 ) -> Float64Array:
     """Return scene_obs (24,) with random block poses.
 
@@ -87,6 +89,8 @@ def sample_scene(
         slide_m, drawer_m, switch_m: joint positions of the sliding door, the drawer and the switch.
         bulb_on, led_on: the lights.
         gap_m: smallest distance between two blocks.
+        spots: surface -> (x, y) in m of places near which blocks stand as CALVIN's chains have them; a surface that is not
+            named, and None, has blocks anywhere on it.
 
     Raises:
         ConfigError: the blocks do not fit where they were asked to be.
@@ -99,6 +103,9 @@ def sample_scene(
         for block in BLOCKS:
             surface = (surfaces or {}).get(block) or str(rng.choice(SURFACES))
             pose = _draw_pose(layout, surface, drawer_m, rng)
+            if spots and surface in spots:
+                pose[:2] = rng.choice(spots[surface]) + rng.uniform(-_SPOT_M, _SPOT_M, size=2)
+                pose[5] = rng.uniform(*dimensions.CHAIN_YAW_RAD)
             corners = _corners(pose, layout.block_lengths_m[block])
             on_shelf = surface.startswith("slider")
             if on_shelf and (corners[:, 1].min() < _SHELF_Y_M[0] or corners[:, 1].max() > _SHELF_Y_M[1]):
