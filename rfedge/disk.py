@@ -7,14 +7,15 @@ all. `disk_error` finds it in all of them.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rfedge.errors import ArtifactError, explain
 
-__all__ = ["check_room", "disk_error", "free_bytes"]
+__all__ = ["check_room", "disk_error", "free_bytes", "read_file", "read_json"]
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 # Paths, permissions and disks of the user; what is not here is a bug of ours.
@@ -38,6 +39,7 @@ _FULL_TEXTS: Final = ("No space left on device", "os error 28", "errno = 28", "D
 _FAILED_WRITE_TEXTS: Final = ("file write failed", "requested and", "unexpected pos", "Can't write data", "enforce fail at")
 _NO_ROOM_BYTES: Final = 1 << 16
 _MB: Final = 1e6
+_MAX_FILE_BYTES: Final = 1 << 28  # of records, settings and the like
 
 
 def free_bytes(path: Path) -> int:
@@ -77,6 +79,37 @@ def check_room(path: Path, needed_bytes: int, *, what: str) -> None:
                 remedy="Free some room, or choose another place.",
             )
         )
+
+
+def read_file(path: Path, limit_bytes: int | None = None) -> bytes:
+    """Return what is in a file that others may have made; it may be a device without end.
+
+    Raises:
+        OSError: it cannot be read, or holds more.
+    """
+    limit_bytes = limit_bytes or _MAX_FILE_BYTES
+    parts, size = [], 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            size += len(part)
+            if size > limit_bytes:
+                raise OSError(errno.EFBIG, f"more than {limit_bytes} bytes", str(path))
+            parts.append(part)
+    return b"".join(parts)
+
+
+def read_json(path: Path) -> Any:
+    """Return what is in a JSON file that others may have made.
+
+    Raises:
+        OSError: it cannot be read, or is too large.
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    content = read_file(path)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("lists nested too deeply") from None
 
 
 def disk_error(error: BaseException, path: Path | None) -> ArtifactError | None:

@@ -18,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any, Final
 
-from rfedge.disk import disk_error
+from rfedge.disk import disk_error, read_file
 from rfedge.errors import ArtifactError, ConfigError, explain
 
 __all__ = ["Journal", "append_line", "claim", "open_journal", "parse_line", "read_journal", "write_line"]
@@ -99,7 +99,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
         ArtifactError: the file cannot be read, or a whole line is no JSON object.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise ArtifactError(
             explain(str(path), got=error.strerror or str(error), expected="a journal", remedy="Repeat the run.")

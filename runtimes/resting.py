@@ -20,6 +20,7 @@ __all__ = ["Rest", "claim_robot", "driving"]
 
 logger = logging.getLogger(__name__)
 _ATTEMPTS: Final = 3
+_LOCK_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # the folder is everybody's: a pipe would be waited for
 _driven: set[int] = set()
 _driven_lock: Final = threading.Lock()
 
@@ -89,9 +90,9 @@ def claim_robot(name: str) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"rfedge-robot-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:100]}.lock"
     try:
         try:  # another user's file can be locked, but not opened for writing
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(path, _LOCK_FLAGS)
         except FileNotFoundError:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(path, _LOCK_FLAGS | os.O_CREAT, 0o644)
     except OSError as error:
         raise ConfigError(
             explain(f"lock {path}", got=error.strerror, expected="a file of ours", remedy="Remove it, or set TMPDIR.")

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from rfedge.disk import read_file
 from rfedge.errors import ArtifactError, explain
 from rfedge.runtimes.modes import Missing
 
 __all__ = ["EndLine", "EpisodeLine", "RecordedEpisode", "RecordedPace", "RunHeader", "RunRecord", "StepLine", "read_run"]
 
+_MAX_RECORD_BYTES: Final = 1 << 30  # a million steps and more
 RUN_SCHEMA_VERSION: Final = 2  # 1 prepared other starts from the same seeds
 Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
 
@@ -139,7 +141,7 @@ def read_run(path: Path) -> RunRecord:
         ArtifactError: the file is missing, no record, of another version or damaged; the text names the line.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, _MAX_RECORD_BYTES)
     except OSError as error:
         raise ArtifactError(
             explain(f"record {path}", got=error.strerror, expected="a file", remedy="Write one with `rfedge run --record`.")

@@ -19,6 +19,7 @@ from rfedge.benchmarks.report.provenance import missing_facts, missing_section, 
 from rfedge.benchmarks.report.speed_part import speed_sections
 from rfedge.benchmarks.report.success_part import drawings, expert_section, success_sections
 from rfedge.benchmarks.report.system_part import system_sections
+from rfedge.disk import read_file
 from rfedge.errors import ArtifactError, ConfigError, explain
 
 Progress = Callable[[str, int, int], None]
@@ -148,7 +149,7 @@ def _picture_files(paths: Sequence[Path]) -> list[Path]:
 
 def _picture(path: Path) -> Picture:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise ArtifactError(
             explain(str(path), got=error.strerror, expected="a GIF, PNG or JPEG file", remedy="Check the name.")

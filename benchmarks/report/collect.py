@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from rfedge.benchmarks.chain_report import ChainReport
 from rfedge.benchmarks.success_report import SuccessReport
 from rfedge.benchmarks.sweep_report import SweepReport
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, explain
 
 __all__ = ["MIXED_FORMAT", "Collection", "Found", "LeftOut", "collect"]
@@ -179,7 +180,7 @@ def _shown(name: Path) -> str:
 
 def _parse(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        return read_json(file)
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -85,7 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit(2)
     except _ClickException as error:
         if _speaks_for_all():
-            error.show()
+            if "embedded null" in (text := error.format_message()):  # by some versions of typer, others let it through
+                print(f"rfedge: {_one_line(text)}. Leave the NUL character out.", file=sys.stderr)
+            else:
+                error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         print("rfedge: stopped", file=sys.stderr)

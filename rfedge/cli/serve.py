@@ -107,14 +107,18 @@ def _serve(server: PolicyServer, *, as_json: bool) -> None:
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it outlives its terminal
+            numbers.append(signal.SIGHUP)
 
         def stop(number: signal.Signals) -> None:
-            for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.remove_signal_handler(each)  # a second signal ends the process at once
+            for each in numbers:
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once, whatever hangs
             console.print(f"{number.name}: answering what is under way", highlight=False)
             server.stop()
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in numbers:
             loop.add_signal_handler(number, stop, number)
         await server.run(announce)
 

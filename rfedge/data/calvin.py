@@ -16,7 +16,6 @@ ABCD has 2.4 million files in one folder. So opening neither lists the folder no
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 from collections.abc import Iterable
@@ -32,6 +31,7 @@ from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read
 from rfedge.data.object_file import read_object_file
 from rfedge.data.scenes import SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import DatasetStatistics, StatisticsBuilder
+from rfedge.disk import read_json
 from rfedge.errors import DatasetError, explain
 
 __all__ = [
@@ -280,7 +280,7 @@ def refuse_interrupted_collection(path: Path, folder: Path) -> None:
         if not record.is_file():
             continue
         try:
-            complete = bool(json.loads(record.read_bytes())["complete"])
+            complete = bool(read_json(record)["complete"])
         except (ValueError, KeyError, TypeError):
             raise DatasetError(
                 explain(f"file {record}", got="unreadable text", expected="a collection record", remedy="Collect again.")

@@ -23,7 +23,7 @@ from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
 from rfedge.data.collection_journal import JOURNAL, EpisodeRecord, SegmentRecord, open_journal, rewrite_journal
 from rfedge.data.frames import Array, frame_name
 from rfedge.data.writer import write_episode, write_index
-from rfedge.disk import check_room
+from rfedge.disk import check_room, read_json
 from rfedge.errors import ConfigError, DatasetError, explain
 from rfedge.workers import run_jobs
 
@@ -256,7 +256,7 @@ def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
             temporary.write_text(json.dumps(document, indent=2) + "\n")
         return
     try:
-        before = dict(json.loads(path.read_bytes())["arguments"])
+        before = dict(read_json(path)["arguments"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             explain(f"file {path}", got="unreadable text", expected="a collection record", remedy="Choose another --output.")

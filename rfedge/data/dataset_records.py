@@ -6,12 +6,12 @@ conversion.json   `rfedge demos convert`
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from rfedge.camera import RESIZES
 from rfedge.conventions import Conventions
+from rfedge.disk import read_json
 from rfedge.errors import DatasetError, explain
 
 __all__ = [
@@ -34,7 +34,7 @@ def find_record(folder: Path, name: str) -> dict[str, Any] | None:
     for path in (folder / name, folder.parent / name):
         if path.is_file():
             try:
-                content = json.loads(path.read_bytes())
+                content = read_json(path)
             except ValueError:
                 return {}
             return content if isinstance(content, dict) else {}

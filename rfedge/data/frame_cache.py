@@ -21,6 +21,7 @@ from rfedge.atomic import atomic_directory
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frames import FRAME_SHAPES, Array, frame_name
 from rfedge.data.robot import refuse_another_robot
+from rfedge.disk import read_json
 from rfedge.errors import DatasetError, explain
 
 __all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
@@ -121,7 +122,7 @@ def dataset_fingerprint(dataset: CalvinDataset) -> str:
 
 def _recorded(folder: Path, name: str) -> str | None:
     try:
-        return str(json.loads((folder / _RECORD).read_bytes())[name])
+        return str(read_json(folder / _RECORD)[name])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

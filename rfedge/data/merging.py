@@ -24,7 +24,7 @@ from rfedge.data.calvin import CalvinDataset, Segment
 from rfedge.data.dataset_records import COLLECTION_RECORD, missing_parts
 from rfedge.data.frames import frame_name
 from rfedge.data.writer import write_index
-from rfedge.disk import check_room
+from rfedge.disk import check_room, read_json
 from rfedge.errors import ConfigError, DatasetError, explain
 
 __all__ = ["MergeResult", "MergedSource", "merge_datasets"]
@@ -214,5 +214,5 @@ def _provenance(folder: Path) -> dict[str, Any]:
     record = folder.parent / COLLECTION_RECORD
     if not record.is_file():
         return {}
-    content = json.loads(record.read_bytes())
+    content = read_json(record)
     return {"record_sha256": hash_file(record), **{name: content[name] for name in _KEPT_FIELDS if name in content}}

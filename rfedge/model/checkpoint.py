@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rfedge.atomic import atomic_directory
 from rfedge.bundle import hash_file
 from rfedge.config import PolicyConfig
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, explain
 from rfedge.model.meta import parameters_on_meta
 from rfedge.model.policy import RoboFlamingo
@@ -161,7 +162,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
                 )
             )
     try:
-        document = json.loads((directory / CONFIG_NAME).read_bytes())
+        document = read_json(directory / CONFIG_NAME)
         config = PolicyConfig.model_validate(document["policy"])
         metadata = dict(document["metadata"])
     except (ValidationError, KeyError, TypeError, ValueError) as error:

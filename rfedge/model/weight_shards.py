@@ -15,6 +15,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, explain
 
 __all__ = ["INDEX_NAME", "MAX_SHARD_BYTES", "WEIGHTS_NAME", "TensorSpec", "read_weights", "weight_paths", "write_weights"]
@@ -178,7 +179,7 @@ def _names_by_file(folder: Path) -> dict[str, set[str] | None]:
 def _read_index(folder: Path) -> dict[str, str]:
     path = folder / INDEX_NAME
     try:
-        weight_map: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+        weight_map: dict[str, str] = read_json(path)["weight_map"]
         # A name with a folder in it could reach outside of the checkpoint.
         files = set(weight_map.values())
         valid = bool(files) and all(Path(name).name == name for name in files)

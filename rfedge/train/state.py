@@ -23,6 +23,7 @@ from torch import nn
 
 from rfedge.atomic import atomic_directory
 from rfedge.data.windows import SamplerState
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, ConfigError, explain
 from rfedge.train.distributed import Processes
 from rfedge.train.scope import full_tensor, full_weights, like_parameter
@@ -185,7 +186,7 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
         ArtifactError: the state is damaged.
     """
     try:
-        document = json.loads((path / _DOCUMENT).read_bytes())
+        document = read_json(path / _DOCUMENT)
         before = {**_LATER_OPTIONS, **document["decisive"]}
         stored = dict(document["progress"])
         image_text = {kind: SamplerState(**state) for kind, state in stored.get("image_text", {}).items()}

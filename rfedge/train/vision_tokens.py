@@ -21,6 +21,7 @@ import torch
 
 from rfedge.atomic import atomic_directory
 from rfedge.data.frame_cache import FrameCache
+from rfedge.disk import read_json
 from rfedge.model import RoboFlamingo
 from rfedge.train.config import MixedPrecision
 from rfedge.train.scope import Scope
@@ -98,7 +99,7 @@ class _Seen:
         rows: dict[bytes, tuple[int, int]] = {}
         arrays: list[dict[str, npt.NDArray[np.float16]]] = []
         for record in sorted(place.parent.glob(f"*/{_RECORD}")):
-            if json.loads(record.read_bytes()).get("tower") == tower:
+            if read_json(record).get("tower") == tower:
                 digests = np.load(record.parent / _DIGESTS)
                 rows |= {bytes(digest): (len(arrays), row) for row, digest in enumerate(digests)}
                 arrays.append({key: np.load(record.parent / file, mmap_mode="r") for key, file in _FILES.items()})

@@ -117,7 +117,7 @@ def test_a_byte_of_a_frame_is_refused_or_harmless(tmp_path: Path) -> None:
     assert num_refused > 0.5 * len(whole) / 3, "the others are dates and the like"
 
 
-@pytest.mark.parametrize("path", ["x" * 5000, "d/" * 2500, "/dev/null/x", "/proc/x/y"])
+@pytest.mark.parametrize("path", ["x" * 5000, "d/" * 2500, "/dev/null/x", "/proc/x/y", "a\0b"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -165,6 +165,46 @@ def test_sizes_of_a_billion_are_one_line(
         main([str(tmp_path / "b") if word == "BUNDLE" else word for word in words])
     assert end.value.code == 2
     assert text in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "content", ["/dev/zero", "[" * 200_000, '{"a":' * 200_000, "null", "NaN", "\ud800"], ids=str.__len__
+)
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["run", "--replay", "FILE"], "run.jsonl"),
+        (["bench", "report", "FILE", "--output", "out"], "a.json"),
+        (["demos", "convert", "FOLDER", "--from", "lerobot", "--output", "out"], "meta/info.json"),
+        (["demos", "convert", "FOLDER", "--from", "hdf5", "--map-file", "FILE", "--output", "out"], "mapping.yaml"),
+        (["export", "FOLDER", "--output", "out"], "config.json"),
+        (["inspect", "FOLDER"], "manifest.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_document_without_end_or_bottom_is_one_line(
+    words: list[str],
+    name: str,
+    content: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("rfedge.runtimes.run_record._MAX_RECORD_BYTES", 1 << 22)
+    monkeypatch.setattr("rfedge.disk._MAX_FILE_BYTES", 1 << 22)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "in" / name
+    file.parent.mkdir(parents=True)
+    for other in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / "in" / other).touch()
+    if content.startswith("/dev"):
+        file.symlink_to(content)
+    else:
+        file.write_text(content, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(SystemExit) as end:
+        main([{"FILE": str(file), "FOLDER": str(tmp_path / "in")}.get(word, word) for word in words])
+    assert end.value.code == 2
+    assert len(one_line(capsys)) < 2000
 
 
 def test_numbers_that_no_machine_has_are_refused() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,6 +290,17 @@ def test_one_loop_drives_a_robot() -> None:
     ):
         pass
     with claim_robot("arm/1"), claim_robot("arm/2"):
+        pass
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    os.mkfifo(tmp_path / "rfedge-robot-arm.lock")
+    with claim_robot("arm"), pytest.raises(ConfigError, match="robot arm: got a second control loop"), claim_robot("arm"):
+        pass
+    (tmp_path / "rfedge-robot-arm.lock").unlink()
+    (tmp_path / "rfedge-robot-arm.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"lock .*: got .*, expected a file of ours"), claim_robot("arm"):
         pass
 
 

@@ -80,6 +80,20 @@ def test_a_served_bundle_over_its_whole_life(bundle: Path) -> None:
         assert TOKEN not in said
 
 
+def test_under_nohup_it_outlives_its_terminal(bundle: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = ServingProcess(bundle)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with server:
+        os.kill(server.pid, signal.SIGHUP)
+        with client(server.url) as connection:
+            assert isinstance(ask(connection, request(frame(), INSTRUCTIONS[0])), dict)
+        os.kill(server.pid, signal.SIGINT)
+        assert server.process.wait(60) == 0
+
+
 def test_an_occupied_port_is_said_by_the_process(bundle: Path) -> None:
     with ServingProcess(bundle) as server, pytest.raises(BackendUnavailableError, match="Address already in use"):
         ServingProcess(bundle, port=server.port)

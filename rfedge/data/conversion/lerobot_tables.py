@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from rfedge.disk import read_json
 from rfedge.errors import DatasetError, explain
 
 __all__ = ["INFO", "RowTables", "read_episodes", "read_info", "read_sentences"]
@@ -31,7 +32,7 @@ def read_info(path: Path) -> dict[str, Any]:
             explain(f"source {path}", got=f"no {INFO}", expected="the root of a LeRobot dataset", remedy="Check the path.")
         )
     try:
-        info = dict(json.loads((path / INFO).read_bytes()))
+        info = dict(read_json(path / INFO))
         version, _, _ = str(info["codebase_version"]), float(info["fps"]), dict(info["features"])
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(

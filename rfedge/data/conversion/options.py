@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rfedge.camera import DEFAULT_RESIZE, RESIZES
+from rfedge.disk import read_file
 from rfedge.errors import ConfigError, did_you_mean, explain
 
 __all__ = [
@@ -168,9 +169,9 @@ def read_field_file(path: Path) -> dict[str, FieldSource]:
         ModuleNotFoundError: a YAML file, and PyYAML is not installed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode("utf-8")
         content = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             explain(f"file {path}", got=reason, expected="a YAML or JSON mapping", remedy="Correct it.")
@@ -189,5 +190,5 @@ def _load_yaml(text: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from None

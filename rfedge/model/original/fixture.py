@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from rfedge.config import LSTMHeadConfig, PolicyConfig, ResamplerConfig, VisionConfig
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, explain
 from rfedge.model.original.language_models import decoder_config
 from rfedge.model.original.weights import OriginalWeights
@@ -51,7 +51,7 @@ def open_fixture(root: Path) -> ParityFixture:
         ArtifactError: a file is missing or damaged, or the model is one that nothing here reproduces.
     """
     try:
-        document = json.loads((root / "config.json").read_bytes())
+        document = read_json(root / "config.json")
         with np.load(root / "io.npz", allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         weights = _weights(root, document)
@@ -83,7 +83,7 @@ def _weights(root: Path, document: dict[str, Any]) -> OriginalWeights:
 def _policy(document: dict[str, Any], weights: OriginalWeights, arrays: dict[str, npt.NDArray[Any]]) -> PolicyConfig:
     # The sizes of resampler and cross-attention are with the OpenFlamingo files when the RoboFlamingo's are silent.
     base_path = weights.language_model.parent / "config.json"
-    base = json.loads(base_path.read_bytes()) if base_path.is_file() else {}
+    base = read_json(base_path) if base_path.is_file() else {}
     merged = {**base, **document}
     vision = merged["clip"]["vision_cfg"]
     resampler = merged.get("perceiver", {})

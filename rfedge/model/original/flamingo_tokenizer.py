@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
 
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, explain
 from rfedge.tokenizer import END_OF_CHUNK, IMAGE, PAD, InstructionTokenizer, PromptTokens
 
@@ -64,7 +64,7 @@ _ENDS: Final = ("<|endoftext|>", "</s>")
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise _unfit(path, str(error), "JSON") from None
     return {key: value for key, value in document.items() if value is not None} if isinstance(document, dict) else {}

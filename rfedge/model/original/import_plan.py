@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 import torch
 
 from rfedge.config import DecoderConfig, PolicyConfig, preset
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, ConfigError, explain
 from rfedge.model.original.draws import Draws, part_of
 from rfedge.model.original.file_names import disagreements
@@ -253,7 +253,7 @@ def _activation(source: Source) -> str | None:
         if not source.has(name):
             continue
         try:
-            document = json.loads(source.fetch([name])[0].read_bytes())
+            document = read_json(source.fetch([name])[0])
             vision = document["vision_config"] if name == "config.json" else document["model_cfg"]
             other = (
                 vision.get("hidden_act", "quick_gelu") != "quick_gelu"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, explain
 from rfedge.model.original.names import model_names
 from rfedge.model.original.sources import Source
@@ -56,7 +56,7 @@ def weight_files(source: Source, kind: str, wanted: AbstractSet[str]) -> list[Pa
 def _holders(source: Source, index: str, kind: str, wanted: AbstractSet[str]) -> list[str]:
     (path,) = source.fetch([index])
     try:
-        weight_map: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+        weight_map: dict[str, str] = read_json(path)["weight_map"]
         named = model_names(weight_map, kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from rfedge.config import DecoderConfig
+from rfedge.disk import read_json
 from rfedge.errors import ArtifactError, explain
 
 __all__ = ["decoder_config"]
@@ -28,7 +28,7 @@ def decoder_config(folder: Path, **shared: Any) -> DecoderConfig:
     """
     path = folder / "config.json"
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path)
         model_type = document["model_type"]
         if model_type not in _READERS:
             raise _unfit(path, "model_type", model_type, ", ".join(_READERS))
