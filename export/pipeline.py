@@ -226,7 +226,8 @@ def export_checkpoint(
             progress=progress,
         )
         shutil.rmtree(work)
-        parity = _judge(parity, precisions.requested, force=options.force)
+        num_actions = parity.num_steps * config.chunk_size
+        parity = _judge(parity, precisions.requested, num_actions, force=options.force)
         progress("package", 0, 1)
         writer.finish(
             Manifest(
@@ -270,7 +271,7 @@ def _mixed_search(
     return MixedSearch(budget, episodes, folder, options.keep_float or ())
 
 
-def _judge(parity: ParityRecord, precision: str, *, force: bool) -> ParityRecord:
+def _judge(parity: ParityRecord, precision: str, num_actions: int, *, force: bool) -> ParityRecord:
     if parity.passed:
         return parity
     if force:
@@ -278,7 +279,7 @@ def _judge(parity: ParityRecord, precision: str, *, force: bool) -> ParityRecord
     raise GateError(
         explain(
             f"parity of the {precision} export",
-            got="; ".join(missed(parity.metrics, parity.thresholds)),
+            got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_actions)),
             expected="every threshold met",
             remedy="Train longer, calibrate on more frames, or export fp32; nothing was written. --force writes it anyway.",
         )

@@ -169,7 +169,7 @@ def verify_parity(
         raise GateError(
             explain(
                 f"parity of {bundle.root}",
-                got="; ".join(missed(parity.metrics, parity.thresholds)),
+                got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_steps * bundle.policy.chunk_size)),
                 expected="every threshold met",
                 remedy="Do not deploy it; export it again.",
             )

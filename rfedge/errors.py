@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
 __all__ = [
     "ArtifactError",
@@ -61,6 +62,10 @@ class PolicyUnavailableError(RfedgeError):
     """The policy gave no action in time: its server is gone, busy or slow. A loop holds or stops; the next call may act."""
 
 
+_SHORTEST_PART: Final = 3  # letters from which a part of a name means that name
+_MOST_HINTS: Final = 10
+
+
 def explain(subject: str, *, got: object, expected: object, remedy: str) -> str:
     """Build the one error sentence that every `RfedgeError` uses.
 
@@ -71,12 +76,16 @@ def explain(subject: str, *, got: object, expected: object, remedy: str) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return the choices as text, led by the nearest one when there is one.
+    """Return the choices as text, with those that hold `name`, or else the nearest one, when there is one.
 
     >>> did_you_mean("int9", ["fp32", "int8"])
     "one of fp32, int8 (did you mean 'int8'?)"
+    >>> did_you_mean("int4", ["int8", "int4-weight"])
+    "one of int8, int4-weight (did you mean 'int4-weight'?)"
     """
     choices = list(choices)
     listed = f"one of {', '.join(choices)}"
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"{listed} (did you mean {near[0]!r}?)" if near else listed
+    near = [choice for choice in choices if len(name) >= _SHORTEST_PART and name in choice]
+    if not 0 < len(near) <= _MOST_HINTS:
+        near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"{listed} (did you mean {' or '.join(map(repr, near))}?)" if near else listed

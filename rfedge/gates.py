@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 __all__ = ["allowed", "is_met", "missed"]
@@ -21,10 +22,19 @@ def allowed(name: str, limit: float) -> str:
     return f"{'>=' if name.startswith('min_') else '<='} {limit:g}"
 
 
-def missed(metrics: Mapping[str, float], thresholds: Mapping[str, float]) -> list[str]:
-    """Return one "name measured (allowed <= limit)" for every gate that is not met."""
+def missed(metrics: Mapping[str, float], thresholds: Mapping[str, float], *, num_actions: int | None = None) -> list[str]:
+    """Return one "name measured (allowed <= limit)" for every gate that is not met.
+
+    Of `num_actions` actions a missed rate says how many: "gripper_flip_rate 0.0078125, 1 of 128 (allowed <= 0.005)".
+    """
     return [
-        f"{name} {metrics[name]:.6g} (allowed {allowed(name, limit)})"
+        f"{name} {metrics[name]:.6g}{_counted(name, metrics[name], num_actions)} (allowed {allowed(name, limit)})"
         for name, limit in thresholds.items()
         if not is_met(name, metrics[name], limit)
     ]
+
+
+def _counted(name: str, value: float, num_actions: int | None) -> str:
+    if num_actions is None or not name.endswith("_rate") or not math.isfinite(value):
+        return ""
+    return f", {round(value * num_actions)} of {num_actions}"

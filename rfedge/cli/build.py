@@ -44,6 +44,7 @@ def build(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Build the bundle's TensorRT engines, and read back from them what every layer really computes in."""
+    import sys
     from importlib.util import find_spec
 
     from rfedge.cli.progress import stage_progress
@@ -80,6 +81,11 @@ def build(
     with kept_when_stopped(f"engines that were finished are in {bundle}"), stage_progress() as progress:
         results = build_bundle(bundle, options, progress=progress)
     _print_results(results, as_json=json)
+    if aot:
+        print(
+            "not for Jetson: TensorRT for RTX does not run there; on the board itself run `rfedge build BUNDLE`",
+            file=sys.stderr if json else sys.stdout,
+        )
     if strict and any(result.audit.missed or result.audit.weights_grew for result in results):
         raise typer.Exit(1)
 

@@ -94,6 +94,9 @@ def _print_tables(report: InspectionReport) -> None:
         [(row.task, row.segments, row.frames, row.shortest, f"{row.median:g}", row.longest) for row in report.tasks],
     )
     for name, spread in report.spreads.items():
+        if name.startswith("scene_obs") and not any((*spread.minimum, *spread.maximum)):
+            print(f"{name}: zero throughout, the data has no scene")
+            continue
         numbers = zip(_elements(name, report), spread.mean, spread.deviation, spread.minimum, spread.maximum, strict=True)
         print_table(
             f"{name} of the checked frames",

@@ -126,11 +126,11 @@ def export(
             options = replace(options, data=demonstrations.folder, data_description=demonstrations.description)
         bundle = export_checkpoint(folder, output, options, progress=progress)
     if bundle.manifest.precision.requested == "mixed":
-        _print_evidence(bundle.root / "mixed.json", options.chart, to_stderr=json)
+        _print_evidence(bundle.root / "mixed.json", options.chart, f"{output}.search", to_stderr=json)
     print_manifest(bundle, as_json=json)
 
 
-def _print_evidence(path: Path, chart: Path | None, *, to_stderr: bool) -> None:
+def _print_evidence(path: Path, chart: Path | None, search: str, *, to_stderr: bool) -> None:
     import sys
 
     from rfedge.cli.tables import print_table
@@ -161,5 +161,9 @@ def _print_evidence(path: Path, chart: Path | None, *, to_stderr: bool) -> None:
         f"{ratios['mixed/uniform']:.2f} of int8 in every block, {ratios['mixed/fp32']:.2f} of fp32; "
         f"{record.num_measured} errors measured, {record.num_reused} found from before"
         + (f"; chart in {chart}" if chart is not None else ""),
+        file=sys.stderr if to_stderr else sys.stdout,
+    )
+    print(
+        f"{search} holds what was measured: the same export with another --budget goes on from it; it may be deleted",
         file=sys.stderr if to_stderr else sys.stdout,
     )

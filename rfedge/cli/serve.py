@@ -44,7 +44,10 @@ def serve(
         ),
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the policy; 0 is all physical cores.")] = 0,
-    backend: Annotated[str, typer.Option(help="onnxruntime, or openvino where it is installed.")] = "onnxruntime",
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, or where it is installed openvino, or tensorrt after `rfedge build`.")
+    ] = "onnxruntime",
+    provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda, tensorrt or openvino.")] = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document on stdout once clients can connect, the rest on stderr.")
     ] = False,
@@ -55,6 +58,7 @@ def serve(
     from rich.console import Console
 
     from rfedge.runtimes import EdgePolicy, RuntimeSettings
+    from rfedge.runtimes.ort_providers import parse_provider
     from rfedge.runtimes.server import security
     from rfedge.runtimes.server.app import PolicyServer
     from rfedge.runtimes.server.settings import ServerSettings
@@ -70,6 +74,7 @@ def serve(
         resize=resize,
         allowed_hosts=tuple(name.lower() for name in allow_host or ()),
     )
+    runtime = RuntimeSettings(threads=threads, providers=parse_provider(provider))
     token = security.read_token(token_file)
     security.check_exposure(host, token, insecure=insecure)
     tls = security.tls_context(certificate, key)
@@ -78,7 +83,7 @@ def serve(
     if token is not None and tls is None and not security.is_loopback(host):
         console.print("warning: the token crosses the network in the clear; give --certificate and --key", highlight=False)
     with console.status(f"loading {bundle}"):
-        policy = EdgePolicy.load(bundle, backend=backend, settings=RuntimeSettings(threads=threads))
+        policy = EdgePolicy.load(bundle, backend=backend, settings=runtime)
     if missed := policy.parts.forced_past:
         text = f"warning: {bundle} was exported with --force; its proof missed {'; '.join(missed)}"
         console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -6,6 +6,9 @@
     reset        true: begin `prompt` (or `task`), or the present instruction, anew; with the first frame or without images
     deadline_ms  number: how long this request may wait for its turn; the server's own limit if that is shorter
 
+Further sensors (`observation/...`, `observation....`, `depth_...`, `rgb_...`, `scene_obs`) are left unread; any other key is
+refused, because a misspelt `prompt` or `reset` would be lost without a word.
+
 Answers come in the order of the requests, so nothing else tells them apart.
 """
 
@@ -26,6 +29,8 @@ __all__ = ["Request", "RequestRules", "parse_request"]
 
 CONTROL_KEYS: Final = frozenset(("reset", "deadline_ms"))
 TASK_KEYS: Final = frozenset(keys[3] for keys in OBSERVATION_KEYS.values())
+CAMERA_AND_STATE_KEYS: Final = frozenset(key for keys in OBSERVATION_KEYS.values() for key in keys)
+SENSOR_PREFIXES: Final = ("observation/", "observation.", "depth_", "rgb_", "scene_obs")
 # Images that are brought to size, and states that the policy does not read, may have other shapes up to these.
 MAX_IMAGE_SIZE: Final = 2048
 MIN_IMAGE_SIZE: Final = 32
@@ -129,7 +134,8 @@ def _check_frame(fields: dict[str, Any], rules: RequestRules) -> dict[str, Any]:
 
 
 def _check_known(fields: Mapping[str, Any], known: frozenset[str]) -> None:
-    unknown = sorted(fields.keys() - known)
+    unread = {key for key in fields.keys() - CAMERA_AND_STATE_KEYS if key.startswith(SENSOR_PREFIXES)}
+    unknown = sorted(fields.keys() - known - unread)
     if unknown:
         raise _refused(
             "observation", f"key {unknown[0][:60]!r}", f"{', '.join(sorted(known | CONTROL_KEYS))}", "Leave the others out."

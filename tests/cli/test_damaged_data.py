@@ -165,4 +165,12 @@ def test_a_sound_dataset(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "no damage found; 50 of 70 frames and all index files checked" in " ".join(result.stdout.split())
     assert "note: 1 segments repeat" in result.stdout
+    assert "scene_obs" in result.stdout
+    for path in (tmp_path / "validation").glob("episode_*.npz"):
+        with np.load(path) as frame:
+            arrays = dict(frame) | {"scene_obs": np.zeros(24)}
+        np.savez(path, **arrays)
+    sceneless = rfedge("demos", "inspect", tmp_path, "--split", "validation", "--frames", 5).stdout
+    assert "scene_obs: zero throughout, the data has no scene" in sceneless
+    assert "slider" not in sceneless
     assert "expected `all` or a number" in one_line(rfedge("demos", "inspect", tmp_path, "--frames", "many"))

@@ -86,9 +86,9 @@ def test_mistakes_are_answered(bundle: Path, tmp_path: Path) -> None:
         ((), "got neither BUNDLE nor --config"),
         ((bundle, "--config", "M-3B"), "got both BUNDLE and --config"),
         ((tmp_path / "nowhere",), "got no folder"),
-        (("--config", "M-3"), "did you mean 'M-3B'?"),
+        (("--config", "M-3"), "did you mean 'M-3B' or 'M-3B-IFT'"),
         (("--config", "M-3B", "--precision", "int9"), "did you mean 'int8'?"),
-        ((bundle, "--device", "orin-nano"), "did you mean 'orin-nano-8gb'?"),
+        ((bundle, "--device", "orin-nano"), "did you mean 'orin-nano-8gb' or 'orin-nano-8gb-super'?"),
     ):
         result = CliRunner().invoke(app, ["inspect", *(str(argument) for argument in arguments)])
         assert isinstance(result.exception, RfedgeError)

@@ -66,4 +66,9 @@ def test_a_forced_bundle_says_so_when_it_is_inspected(forced: Path, tmp_path: Pa
 def test_only_missed_gates_are_named() -> None:
     assert PARITY.forced_past == ("action_max_error 0.31 (allowed <= 0.05)", "min_feature_cosine 0.9 (allowed >= 0.999)")
     assert PARITY.model_copy(update={"forced": False}).forced_past == ()
+    rate = {"gripper_flip_rate": 1 / 128, "a": 2.0}
+    assert missed(rate, {"gripper_flip_rate": 0.005, "a": 1.0}, num_actions=128) == [
+        "gripper_flip_rate 0.0078125, 1 of 128 (allowed <= 0.005)",
+        "a 2 (allowed <= 1)",
+    ]
     assert missed({"a": math.nan, "min_b": 1.0}, {"a": 1.0, "min_b": 1.0}) == ["a nan (allowed <= 1)"]

@@ -48,6 +48,7 @@ def test_mistakes_end_in_one_line(
     assert refusal(capsys, "serve", bundle, "--host", "203.0.113.9", "--insecure").startswith(
         "address 203.0.113.9:8000: got"
     )
+    assert refusal(capsys, "serve", bundle, "--provider", "cude").startswith("--provider: got 'cude', expected one of cpu")
     assert refusal(capsys, "serve", bundle, "--port", -1).startswith("port: got -1, expected 0 to 65535")
     assert refusal(capsys, "serve", bundle, "--deadline-ms", 0).startswith("deadline_ms: got 0")
     assert refusal(capsys, "serve", bundle, "--certificate", "x.pem").startswith("TLS: got no --key")

@@ -222,6 +222,7 @@ def test_the_command_reports_as_a_table_and_as_one_json_document(bundle: Path) -
     table = CliRunner().invoke(app, arguments, env={"COLUMNS": "140"})
     assert "up to date" in table.stdout
     assert "1 fp32" in table.stdout
+    assert table.stdout.splitlines()[-1].startswith("not for Jetson: ")
 
 
 def test_mistakes_of_the_command_are_one_line(bundle: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_state_is_kept_for_a_policy_that_reads_it_and_dropped_for_others() -> 
         ({"observation/image": image(3, 200, 200)}, "shape (3, 200, 200)"),
         ({"observation/image": "pixels"}, "a str"),
         ({"observation/wrist_image": None}, "a NoneType"),
-        ({"observation/image_2": image(200, 200, 3)}, "key 'observation/image_2'"),
+        ({"promt": "go"}, "key 'promt'"),
         ({"rgb_gripper": image(84, 84, 3)}, "key 'rgb_gripper'"),
         ({"__class__": "os.system"}, "key '__class__'"),
         ({"prompt": "x" * 41}, "instruction: got 41 characters, expected at most 40"),
@@ -71,6 +71,14 @@ def test_one_wrong_field_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ContractError) as error:
         parse_request(request(frame(), "go") | changes, RULES)
     assert words in str(error.value)
+
+
+def test_sensors_that_the_policy_does_not_read_are_left_out() -> None:
+    further = {"observation/image_2": image(200, 200, 3), "observation/joint_position": np.zeros(7), "depth_static": None}
+    assert parse_request(request(frame(), "go") | further, RULES).fields.keys() == {
+        "observation/image",
+        "observation/wrist_image",
+    }
 
 
 def test_missing_cameras_are_named() -> None:
