@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -43,7 +44,10 @@ class Rest:
             BaseException: what the last attempt raised, or what interrupted an earlier one once the robot rests.
         """
         interruption: BaseException | None = None
-        with self._lock:
+        failures: list[Exception] = []
+        with contextlib.ExitStack() as stack:
+            stack.callback(_warn, failures)  # at the end: a terminal may hold up who writes to it
+            stack.enter_context(self._lock)
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
                     self._robot.stop()
@@ -51,13 +55,18 @@ class Rest:
                 except Exception as error:
                     if attempt == _ATTEMPTS:
                         raise
-                    logger.warning("attempt %d to stop the robot failed: %s", attempt, error)
+                    failures.append(error)
                 except BaseException as error:  # Ctrl-C again
                     interruption = error
                     if attempt == _ATTEMPTS:
                         raise
         if interruption is not None:
             raise interruption
+
+
+def _warn(failures: list[Exception]) -> None:
+    for attempt, error in enumerate(failures, start=1):
+        logger.warning("attempt %d to stop the robot failed: %s", attempt, error)
 
 
 @contextmanager

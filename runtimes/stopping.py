@@ -25,11 +25,13 @@ __all__ = ["SIGNAL_STATUS", "StopRequest", "stop_on_signals"]
 _SIGNALS: Final = tuple(
     name
     for name in (
-        *("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2", "SIGABRT"),
+        *("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGABRT"),
         *("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGSTKFLT", "SIGRTMIN", "SIGRTMAX"),
     )
     if hasattr(signal, name)
 )
+# Ignored: in the background a terminal freezes who writes to it or reads from it.
+_FREEZING: Final = tuple(name for name in ("SIGTTIN", "SIGTTOU") if hasattr(signal, name))
 # Taken whoever ignores or uses them: a shell without job control lets what it starts with & ignore Ctrl-C.
 _ALWAYS: Final = ("SIGINT", "SIGTERM", "SIGQUIT")
 # What a shell reports for a process that a signal ended.
@@ -41,6 +43,8 @@ _GRACE_S: Final = 2.0
 _HUNG_GRACE_S: Final = 10.0
 # And so long for `Robot.stop` itself.
 _STOP_S: Final = 10.0
+# And so long for the last words, to a terminal that Ctrl-S stopped or a pipe that nobody reads.
+_WORDS_S: Final = 1.0
 _BLOCK_ENDED: Final = 0  # no signals have these numbers
 _STEP_HANGS: Final = 255
 _STOP_HANGS: Final = 254
@@ -163,6 +167,7 @@ class _Handlers:
         self._tell = tell
         self._num_seen = 0
         self._before: dict[int, Any] = {}
+        self._ignored: list[int] = []
         for name in _SIGNALS:
             number = getattr(signal, name)
             handler = signal.getsignal(number)
@@ -175,10 +180,15 @@ class _Handlers:
         return self._before.keys()
 
     def install(self) -> None:
+        self._ignored = [number for name in _FREEZING if signal.getsignal(number := getattr(signal, name)) == signal.SIG_DFL]
+        for number in self._ignored:
+            signal.signal(number, signal.SIG_IGN)
         for number in self._before:
             signal.signal(number, self._handle)
 
     def restore(self) -> None:
+        for number in self._ignored:
+            signal.signal(number, signal.SIG_DFL)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -279,7 +289,13 @@ _NO_LOOP: Final = "no loop has begun; what was under way did not end"
 
 
 def _exit(reason: str, status: int, what: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-        sys.stderr.write(f"rfedge: {reason}: {what}\n")
-        sys.stderr.flush()
+    speaker = threading.Thread(target=_say, args=(f"rfedge: {reason}: {what}\n",), daemon=True)
+    speaker.start()
+    speaker.join(_WORDS_S)
     os._exit(status)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+        sys.stderr.write(text)
+        sys.stderr.flush()
