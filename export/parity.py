@@ -20,7 +20,7 @@ import torch
 from rfedge.backbone_stages import call_in_order
 from rfedge.config import PolicyConfig
 from rfedge.contract import TensorSpec, policy_contract
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS
+from rfedge.int8_kernels import DISABLED_OPTIMIZERS, open_exact
 from rfedge.messages import FloatArray
 from rfedge.model import RoboFlamingo
 from rfedge.timekeeping import Arrays, BackboneCall, HeadCall, acting_row, advance, initial_state, observe
@@ -99,11 +99,18 @@ def torch_rollout(policy: RoboFlamingo, episodes: Episodes, *, on_step: Callable
 
 def graph_call(path: Path) -> Callable[[Arrays], Arrays]:
     """Open a graph in ONNX Runtime on the CPU: inputs by name -> outputs by name."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
-    )
+
+    def make_options() -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        return options
+
+    def open_session(options: Any) -> Any:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+        )
+
+    session, _ = open_exact(make_options, open_session, path)
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 

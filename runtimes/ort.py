@@ -8,8 +8,6 @@ own fallback is off, because a policy that silently runs on another device is sl
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,17 +21,15 @@ from rfedge.bundle import PrecisionRecord, load_bundle
 from rfedge.contract import GraphContract
 from rfedge.engines import graph_hashes
 from rfedge.errors import ArtifactError, BackendUnavailableError, PolicyUnavailableError, explain
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS
+from rfedge.int8_kernels import DISABLED_OPTIMIZERS, open_exact
 from rfedge.runtimes.backbone import open_backbone
 from rfedge.runtimes.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
-from rfedge.runtimes.doctor.processor import probe_processor
 from rfedge.runtimes.ort_providers import DeviceInputs, device_of, engine_cache_folder, provider_options
 from rfedge.runtimes.text import open_encoder
 
 __all__ = ["OrtRunner", "effective_precision", "open_bundle"]
 
 Array = npt.NDArray[Any]
-logger = logging.getLogger(__name__)
 
 _LEVELS: Final = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -41,9 +37,6 @@ _LEVELS: Final = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-# Without VNNI the uint8 x int8 kernels of x86 add pairs of products in 16 bits, which saturate: a MatMul of ordinary numbers
-# is then off by a tenth. This asks for kernels that are exact there.
-EXACT_INT8: Final = "session.x64quantprecision"
 _SMALL_HEAD_BYTES: Final = 1 << 23
 _ERRORS_ONLY: Final = 3  # onnxruntime's log level; its warnings on graph rewrites are no news to a user
 
@@ -143,33 +136,21 @@ class OrtRunner(GraphRunner):
         self._check_names(session)
         self._bind(session)
 
-    def _open(self, options: list[dict[str, str]]) -> ort.InferenceSession:
-        """Open the session, where integer kernels saturate with exact ones if onnxruntime can rewrite the graph for them."""
-        if saturates():
-            try:
-                return self._new_session(options, exact_int8=True)
-            except Exception as error:  # its rewrite gives up where two nodes share a weight
-                logger.warning(
-                    "%s: this CPU has no VNNI, and onnxruntime has no exact int8 kernels for this graph (%s): actions may "
-                    "be further off than the bundle's proof says; run an fp32 bundle here",
-                    self._model_path.name,
-                    _first_line(error)[-80:],
-                )
-        return self._new_session(options, exact_int8=False)
-
-    def _new_session(self, options: list[dict[str, str]], *, exact_int8: bool) -> ort.InferenceSession:
-        chosen = self._session_options()
-        if exact_int8:
-            chosen.add_session_config_entry(EXACT_INT8, "1")
-        self._int8_kernels = "exact" if exact_int8 or not saturates() else "may saturate"
-        return ort.InferenceSession(
+    def _open(self, provider_options: list[dict[str, str]]) -> ort.InferenceSession:
+        session, is_exact = open_exact(
+            self._session_options,
+            lambda options: ort.InferenceSession(
+                self._model_path,
+                options,
+                providers=list(self._settings.providers),
+                provider_options=provider_options,
+                disabled_optimizers=list(self._disabled_optimizers) or None,
+                enable_fallback=0,
+            ),
             self._model_path,
-            chosen,
-            providers=list(self._settings.providers),
-            provider_options=options,
-            disabled_optimizers=list(self._disabled_optimizers) or None,
-            enable_fallback=0,
         )
+        self._int8_kernels = "exact" if is_exact else "may saturate"
+        return session
 
     def _session_options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -259,13 +240,6 @@ def _fits(shape: Sequence[int | str | None], wanted: Sequence[int]) -> bool:
     if len(shape) != len(wanted):
         return False
     return all(not isinstance(have, int) or want in (-1, have) for have, want in zip(shape, wanted, strict=True))
-
-
-@functools.cache
-def saturates() -> bool:
-    """Say whether this CPU is an x86 without VNNI, whose fast integer kernels saturate."""
-    processor = probe_processor()
-    return processor.int8.speed == "slow" and processor.int8.instructions == "AVX2"
 
 
 def _first_line(error: Exception) -> str:

@@ -56,22 +56,30 @@ class LowerInt8(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         quantized: dict[tuple[str, float], ir.Value] = {}
-        constants: dict[str, ir.Value] = {}
+        uint8_zero: ir.Value | None = None
         self.num_lowered = 0
         for node in list(graph):
             product = _product(node)
             if product is None:
                 continue
-            if not constants:
+            if uint8_zero is None:
                 graph.opset_imports[_DOMAIN] = model.opset_imports[_DOMAIN] = 1
-                constants = {
-                    "source": add_constant(graph, "uint8_zero_point", np.array(_UINT8_ZERO, np.uint8)),
-                    "weight": add_constant(graph, "int8_zero_point", np.array(0, np.int8)),
-                }
-            source = _quantize(graph, product, quantized, constants["source"])
+                uint8_zero = add_constant(graph, "uint8_zero_point", np.array(_UINT8_ZERO, np.uint8))
+            # One per kernel: where uint8 x int8 saturates, onnxruntime rewrites weight and zero point of each kernel to
+            # uint8, and fails when it meets one of them a second time (`rfedge.int8_kernels`).
+            int8_zero = add_constant(graph, "int8_zero_point", np.array(0, np.int8))
+            source = _quantize(graph, product, quantized, uint8_zero)
             kernel = ir.node(
                 KERNEL,
-                [source, product.weight, product.source_scale, product.weight_scale, *constants.values(), product.bias],
+                [
+                    source,
+                    product.weight,
+                    product.source_scale,
+                    product.weight_scale,
+                    uint8_zero,
+                    int8_zero,
+                    product.bias,
+                ],
                 domain=_DOMAIN,
                 name=str(node.name),
                 num_outputs=1,

@@ -20,6 +20,7 @@ import onnxruntime
 
 from rfedge.export.mixed.blocks import block_of_values
 from rfedge.export.precision_audit import write_optimised
+from rfedge.int8_kernels import EXACT_INT8, int8_saturates
 
 __all__ = ["call_times_ms", "profile_blocks", "saved_ms"]
 
@@ -90,6 +91,8 @@ def _options() -> Any:
     options.log_severity_level = 3
     # Threads of a session that wait by spinning would take the processor from the next session's call.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if int8_saturates():  # as a bundle's session does there: exact kernels are the slower ones
+        options.add_session_config_entry(EXACT_INT8, "1")
     return options
 
 

@@ -6,6 +6,7 @@ import typer
 
 from rfedge.cli.bench_chains import chains
 from rfedge.cli.bench_env import env
+from rfedge.cli.bench_episodes import episodes
 from rfedge.cli.bench_experts import experts
 from rfedge.cli.bench_latency import latency
 from rfedge.cli.bench_looks import looks
@@ -26,5 +27,5 @@ def bench() -> None:
     """Measure latency and success."""  # without a callback typer would drop the name of a single command
 
 
-for _command in (latency, chains, env, experts, looks, loop, peers, server, success, sweep, report):
+for _command in (latency, chains, env, episodes, experts, looks, loop, peers, server, success, sweep, report):
     bench_app.command()(_command)

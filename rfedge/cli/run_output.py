@@ -28,7 +28,9 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
         soft_wrap=True,
     )
     if report.task is None:
-        console.print(f"instruction {report.instruction!r} names no known task: nobody judges success", highlight=False)
+        console.print(
+            f"instruction {report.instruction!r} is none of the simulator's tasks: success is not judged", highlight=False
+        )
     else:
         console.print(f"task {report.task}: {report.instruction!r}", highlight=False, soft_wrap=True)
     outcome = {True: "success", False: "failure", None: "not judged"}

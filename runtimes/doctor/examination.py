@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rfedge.config import PRECISIONS
+from rfedge.int8_kernels import EXACT_INT8
 from rfedge.runtimes.doctor.gpu import Gpu, probe_gpu
 from rfedge.runtimes.doctor.jetson import Jetson, probe_jetson
 from rfedge.runtimes.doctor.memory import Memory, probe_memory
@@ -151,6 +152,10 @@ def _onnxruntime_lines(subject: str, runtime: OnnxRuntime) -> Iterator[Line]:
         else:
             verdict: Verdict = "problem" if name == "CPUExecutionProvider" else "note"
             yield Line(f"  {name}", verdict, f"listed, but not usable: {why_not}")
+    if runtime.int8_saturates:
+        yield Line(
+            "  int8 kernels", "note", f"uint8 x int8 saturates on this CPU: rfedge asks for exact ones ({EXACT_INT8}=1)"
+        )
 
 
 def _processor_lines(subject: str, processor: Processor) -> Iterator[Line]:

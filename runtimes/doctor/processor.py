@@ -89,7 +89,7 @@ def int8_support(features: tuple[str, ...]) -> Int8Support:
         return Int8Support(
             "slow",
             "AVX2",
-            "AVX2 without VNNI: int8 gains little, and its fast kernels saturate: exact ones are used where it can",
+            "AVX2 without VNNI: int8 gains little, its fast kernels saturate and exact ones run instead",
         )
     if "NEON" in features:
         return Int8Support("slow", "NEON", "NEON without dotprod (before Armv8.2): int8 gains little")

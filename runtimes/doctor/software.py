@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
 
+from rfedge.int8_kernels import int8_saturates
 from rfedge.runtimes.doctor.probing import Absent, Probed, command_output, probe
 
 __all__ = [
@@ -57,10 +58,12 @@ class OnnxRuntime:
 
     Attributes:
         providers: name -> None when a session on it ran, else why none did.
+        int8_saturates: its fast uint8 x int8 kernels saturate on this CPU.
     """
 
     version: str
     providers: dict[str, str | None]
+    int8_saturates: bool = False
 
     def runs(self, provider: str) -> bool:
         """Whether a session on this provider ran here."""
@@ -104,7 +107,8 @@ def probe_onnxruntime() -> OnnxRuntime:
         # A broken CUDA or TensorRT library may end the process, so all but the CPU's are tried in one of their own.
         trial = probe(lambda name=name: try_provider(name) if name == "CPUExecutionProvider" else _try_apart(name))  # type: ignore[misc]
         providers[name] = trial.value if trial.value is not None else (trial.reason or None)
-    return OnnxRuntime(onnxruntime.__version__, providers)
+    works = providers.get("CPUExecutionProvider", "absent") is None
+    return OnnxRuntime(onnxruntime.__version__, providers, works and int8_saturates())
 
 
 def try_provider(name: str) -> None:

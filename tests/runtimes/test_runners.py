@@ -259,7 +259,7 @@ def test_a_cpu_whose_int8_kernels_saturate_gets_exact_ones_or_says_so(
         inputs=tuple(TensorSpec(name=n, dtype="uint8", shape=(1, 16), axes=("batch", "x")) for n in names),
         outputs=tuple(TensorSpec(name=n, dtype="float32", shape=(1, 4), axes=("batch", "y")) for n in outs),
     )
-    monkeypatch.setattr("rfedge.runtimes.ort.saturates", lambda: True)
+    monkeypatch.setattr("rfedge.int8_kernels.int8_saturates", lambda: True)
     given = {name: np.full((1, 16), 255, np.uint8) for name in names}
     with OrtRunner("backbone", path, spec) as runner:
         said = runner.effective_settings()["int8_kernels"]
@@ -268,6 +268,6 @@ def test_a_cpu_whose_int8_kernels_saturate_gets_exact_ones_or_says_so(
     assert ("no exact int8 kernels" in caplog.text) == is_shared
     for result in results.values():
         np.testing.assert_array_equal(result, 127.0 * weight.sum(axis=0, dtype=np.int64)[None])
-    monkeypatch.setattr("rfedge.runtimes.ort.saturates", lambda: False)
+    monkeypatch.setattr("rfedge.int8_kernels.int8_saturates", lambda: False)
     with OrtRunner("backbone", path, spec) as runner:
         assert runner.effective_settings()["int8_kernels"] == "exact"
