@@ -11,8 +11,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.camera import DEFAULT_RESIZE
-from rfedge.conventions import Conventions
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     GRIPPER_KEEP,
@@ -21,14 +19,16 @@ from rfedge.messages import (
     STATIC_IMAGE_SHAPE,
     Observation,
 )
+from rfedge.robot.camera import DEFAULT_RESIZE
+from rfedge.robot.conventions import Conventions
 from rfedge.runtimes import EdgePolicy, RateKeeper, RuntimeSettings, make_controller
 from rfedge.runtimes.adapters.images import fit_camera
 from rfedge.runtimes.adapters.tool_step import tool_step
-from rfedge.runtimes.control import ControlLoop, LoopSummary
-from rfedge.runtimes.lateness import LatePolicy
-from rfedge.runtimes.resting import claim_robot
-from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.loop import ControlLoop, LoopSummary
+from rfedge.runtimes.control.resting import claim_robot
+from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits, Workspace
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 
 # Share of the policy's own rate, for first runs: at a sixth of 30 Hz a step of 0.01 m is 0.05 m/s.
 SPEED = 1.0 / 6.0
@@ -81,12 +81,12 @@ class ArmDriver(Protocol):
         """Let the arm's controller halt by itself when no command came for so long.
 
         Most have it: "watchdog", "command timeout"; MoveIt Servo calls it incoming_command_timeout. For one that has not,
-        call `beat` of a `rfedge.runtimes.heartbeat.Heartbeat` in `MyArm.apply`: a process of its own then halts the arm.
+        call `beat` of a `rfedge.runtimes.control.heartbeat.Heartbeat` in `MyArm.apply`: a process of its own then halts the arm.
         """
 
 
 class MyArm:
-    """`rfedge.runtimes.robot.Robot` for one arm."""
+    """`rfedge.runtimes.control.robot.Robot` for one arm."""
 
     def __init__(self, driver: ArmDriver, conventions: Conventions) -> None:
         self._driver = driver

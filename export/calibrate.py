@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
 from rfedge.data import CalvinDataset, Segment
-from rfedge.errors import DatasetError, explain
-from rfedge.timekeeping import BackboneCall, history_inputs, initial_state, observe
-from rfedge.tokenizer import InstructionTokenizer
+from rfedge.errors import DatasetError
+from rfedge.language.tokenizer import InstructionTokenizer
+from rfedge.recurrence import BackboneCall, history_inputs, initial_state, observe
 
 __all__ = ["FrameInputs", "choose_calibration_frames", "choose_proof_episodes", "gripper_changes", "hash_frames"]
 
@@ -47,9 +47,7 @@ def choose_calibration_frames(dataset: CalvinDataset, *, num_frames: int, rng: n
     """
     if not dataset.segments:
         raise DatasetError(
-            explain(
-                "calibration", got="no labelled episode", expected="at least one", remedy="Collect some with `rfedge demos`."
-            )
+            "calibration", got="no labelled episode", expected="at least one", remedy="Collect some with `rfedge demos`."
         )
     dealer = _Dealer(dataset, rng)
     available = sum(segment.num_frames for segment in dataset.segments)
@@ -150,12 +148,10 @@ def _refuse_synthetic(dataset: CalvinDataset, chosen: Sequence[EpisodeFrame]) ->
     else:
         return
     raise DatasetError(
-        explain(
-            f"calibration on {dataset.folder}",
-            got=got,
-            expected="pictures of a camera (synthetic calibration is refused)",
-            remedy="Collect demonstrations with `rfedge demos`, or give others with --data.",
-        )
+        f"calibration on {dataset.folder}",
+        got=got,
+        expected="pictures of a camera (synthetic calibration is refused)",
+        remedy="Collect demonstrations with `rfedge demos`, or give others with --data.",
     )
 
 

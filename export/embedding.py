@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from rfedge.bundle import EMBEDDING_SCALE, EMBEDDING_TENSOR
+from rfedge.bundle.artifact import EMBEDDING_SCALE, EMBEDDING_TENSOR
 from rfedge.config import DecoderConfig, Precision
 
 __all__ = ["StoredTable", "stored_table"]

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from rfedge.bundle import Role
+from rfedge.bundle.artifact import Role
 from rfedge.contract import MEDIA, BackboneStage, GraphContract, GraphName, PolicyContract
 from rfedge.export.calibrate import Inputs
-from rfedge.export.forms.dynamic_head import quantize_head
-from rfedge.export.forms.half_storage import store_half
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.parity import StageProgress, graph_call
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.split_stages import split_stages
 from rfedge.export.passes.standard import apply_passes, head_passes
+from rfedge.export.precisions.dynamic_head import quantize_head
+from rfedge.export.precisions.half_storage import store_half
 from rfedge.export.stage_graph import (
     CALIBRATED,
     GraphSettings,
@@ -35,7 +35,7 @@ from rfedge.export.stage_graph import (
 )
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import load_checkpoint
-from rfedge.timekeeping import BackboneCall
+from rfedge.recurrence import BackboneCall
 
 __all__ = ["GraphSettings", "WrittenGraphs", "write_graphs"]
 

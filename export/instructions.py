@@ -14,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.bundle import BundleWriter
+from rfedge.bundle.artifact import BundleWriter
 from rfedge.config import Precision
 from rfedge.data import CalvinDataset
-from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.errors import ConfigError, ContractError
 from rfedge.export.embedding import stored_table
-from rfedge.instructions import MAX_SENTENCE_CHARACTERS, MAX_SENTENCES, write_instruction_table
+from rfedge.language.instructions import MAX_SENTENCE_CHARACTERS, MAX_SENTENCES, write_instruction_table
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import Checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 
 __all__ = ["FROM_DATA", "choose_sentences", "write_language"]
 
@@ -106,4 +106,4 @@ def _words(text: Any, index: int) -> str:
 
 
 def _refused(got: str, expected: str, remedy: str) -> ConfigError:
-    return ConfigError(explain("--instructions", got=got, expected=expected, remedy=remedy))
+    return ConfigError("--instructions", got=got, expected=expected, remedy=remedy)

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from rfedge.backbone_stages import call_in_order
+from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact
+from rfedge.bundle.stages import call_in_order
 from rfedge.config import PolicyConfig
 from rfedge.contract import TensorSpec, policy_contract
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS, open_exact
 from rfedge.messages import FloatArray
 from rfedge.model import RoboFlamingo
-from rfedge.timekeeping import Arrays, BackboneCall, HeadCall, acting_row, advance, initial_state, observe
+from rfedge.recurrence import Arrays, BackboneCall, HeadCall, acting_row, advance, initial_state, observe
 
 __all__ = [
     "RolloutTrace",

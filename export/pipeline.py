@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rfedge.backbone_stages import StagePrecisions, parse_precisions
-from rfedge.bundle import (
+from rfedge.bundle.artifact import (
     Bundle,
     CalibrationRecord,
     Manifest,
@@ -20,10 +19,10 @@ from rfedge.bundle import (
     load_bundle,
     write_bundle,
 )
+from rfedge.bundle.stages import StagePrecisions, parse_precisions
 from rfedge.config import PolicyConfig
 from rfedge.contract import PolicyContract, policy_contract
-from rfedge.disk import check_room
-from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean, explain
+from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
 from rfedge.export.graphs import GraphSettings, write_graphs
 from rfedge.export.instructions import choose_sentences, write_language
@@ -35,6 +34,7 @@ from rfedge.export.proof import measure_parity, open_frames, proof_inputs, short
 from rfedge.export.quantize import Int8Options
 from rfedge.export.stage_graph import CALIBRATED, describe_calibration
 from rfedge.export.thresholds import missed, mixed_thresholds
+from rfedge.io.disk import check_room
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
 __all__ = ["STAGES", "ExportOptions", "StageProgress", "check_export", "export_checkpoint", "verify_parity"]
@@ -100,52 +100,42 @@ def check_export(
     """
     if options.stages not in STAGES:
         raise ConfigError(
-            explain(
-                "--stages",
-                got=repr(options.stages),
-                expected=did_you_mean(options.stages, STAGES),
-                remedy="two cuts the backbone into vision and decoder.",
-            )
+            "--stages",
+            got=repr(options.stages),
+            expected=did_you_mean(options.stages, STAGES),
+            remedy="two cuts the backbone into vision and decoder.",
         )
     if options.head_precision not in _HEAD_PRECISIONS:
         raise ConfigError(
-            explain(
-                "--head-precision",
-                got=repr(options.head_precision),
-                expected=did_you_mean(options.head_precision, _HEAD_PRECISIONS),
-                remedy="int8 adds a head with int8 weights for CPUs.",
-            )
+            "--head-precision",
+            got=repr(options.head_precision),
+            expected=did_you_mean(options.head_precision, _HEAD_PRECISIONS),
+            remedy="int8 adds a head with int8 weights for CPUs.",
         )
     precisions = parse_precisions(options.precision, two_stages=options.stages == "two")
     precision, kinds = precisions.requested, precisions.graphs.values()
     if output.exists() and not options.overwrite:
         raise ArtifactError(
-            explain(
-                str(output), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
-            )
+            str(output), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
         )
     if (precision == "mixed") != (options.budget is not None):
         raise ConfigError(
-            explain(
-                f"precision {precision}",
-                got="no --budget" if options.budget is None else "a --budget",
-                expected="a --budget for mixed, and for mixed only",
-                remedy="Such as --precision mixed --budget action_error=0.01.",
-            )
+            f"precision {precision}",
+            got="no --budget" if options.budget is None else "a --budget",
+            expected="a --budget for mixed, and for mixed only",
+            remedy="Such as --precision mixed --budget action_error=0.01.",
         )
     if options.data is None and not data_follows and any(kind in _NEEDS_FRAMES for kind in kinds):
         raise ConfigError(
-            explain(
-                f"precision {precision}",
-                got="no demonstrations",
-                expected="--data with CALVIN-format frames to calibrate on (synthetic calibration is refused)",
-                remedy="Pass --data DIR, or export fp32.",
-            )
+            f"precision {precision}",
+            got="no demonstrations",
+            expected="--data with CALVIN-format frames to calibrate on (synthetic calibration is refused)",
+            remedy="Pass --data DIR, or export fp32.",
         )
     if options.chart is not None:
         if precision != "mixed":
             raise ConfigError(
-                explain("--chart", got=f"precision {precision}", expected="mixed", remedy="Only mixed has evidence to draw.")
+                "--chart", got=f"precision {precision}", expected="mixed", remedy="Only mixed has evidence to draw."
             )
         check_can_draw()
     checkpoint = load_checkpoint(checkpoint_dir)
@@ -277,10 +267,8 @@ def _judge(parity: ParityRecord, precision: str, num_actions: int, *, force: boo
     if force:
         return parity.model_copy(update={"forced": True})
     raise GateError(
-        explain(
-            f"parity of the {precision} export",
-            got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_actions)),
-            expected="every threshold met",
-            remedy="Train longer, calibrate on more frames, or export fp32; nothing was written. --force writes it anyway.",
-        )
+        f"parity of the {precision} export",
+        got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_actions)),
+        expected="every threshold met",
+        remedy="Train longer, calibrate on more frames, or export fp32; nothing was written. --force writes it anyway.",
     )

@@ -13,9 +13,9 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from rfedge.block_names import SCOPES_KEY, block_of_scopes
-from rfedge.errors import ExportError, explain
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
+from rfedge.bundle.block_names import SCOPES_KEY, block_of_scopes
+from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
+from rfedge.errors import ExportError
 
 __all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_products", "write_optimised"]
 
@@ -111,11 +111,9 @@ def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
     found = sum(kernels[name] for name in INTEGER_KERNELS)
     if found < num_expected:
         raise ExportError(
-            explain(
-                f"graph {path.name}",
-                got=f"{found} products on integer kernels",
-                expected=f"{num_expected}",
-                remedy="ONNX Runtime would run the rest in fp32; use the pinned onnxruntime version.",
-            )
+            f"graph {path.name}",
+            got=f"{found} products on integer kernels",
+            expected=f"{num_expected}",
+            remedy="ONNX Runtime would run the rest in fp32; use the pinned onnxruntime version.",
         )
     return kernels

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.backbone_stages import StagePrecisions, parse_precisions
-from rfedge.bundle import Bundle, ParityRecord
+from rfedge.bundle.artifact import Bundle, ParityRecord
+from rfedge.bundle.stages import StagePrecisions, parse_precisions
 from rfedge.config import PolicyConfig, Precision
 from rfedge.contract import GraphContract
-from rfedge.conventions import refuse_disagreement
 from rfedge.data import CalvinDataset
-from rfedge.errors import ArtifactError, GateError, explain
+from rfedge.errors import ArtifactError, GateError
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
 from rfedge.export.embedding import StoredTable, stored_table
 from rfedge.export.parity import Episodes, StageProgress, compare_traces, onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
 from rfedge.export.thresholds import THRESHOLDS, judged_by, missed
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
+from rfedge.robot.conventions import refuse_disagreement
 
 __all__ = ["measure_parity", "open_frames", "proof_inputs", "short_name", "verify_parity"]
 
@@ -126,12 +126,10 @@ def verify_parity(
     actual = checkpoint_sha256(checkpoint_dir)
     if actual != expected:
         raise ArtifactError(
-            explain(
-                f"checkpoint {checkpoint_dir}",
-                got=f"weights with sha256 {actual[:12]}",
-                expected=f"{expected[:12]}, which {bundle.root} was made from",
-                remedy="Give the checkpoint of this bundle.",
-            )
+            f"checkpoint {checkpoint_dir}",
+            got=f"weights with sha256 {actual[:12]}",
+            expected=f"{expected[:12]}, which {bundle.root} was made from",
+            remedy="Give the checkpoint of this bundle.",
         )
     precisions = parse_precisions(bundle.manifest.precision.requested, two_stages=bool(bundle.contract.backbone_stages))
     checkpoint = load_checkpoint(checkpoint_dir)
@@ -167,12 +165,10 @@ def verify_parity(
         )
     if not parity.passed:
         raise GateError(
-            explain(
-                f"parity of {bundle.root}",
-                got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_steps * bundle.policy.chunk_size)),
-                expected="every threshold met",
-                remedy="Do not deploy it; export it again.",
-            )
+            f"parity of {bundle.root}",
+            got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_steps * bundle.policy.chunk_size)),
+            expected="every threshold met",
+            remedy="Do not deploy it; export it again.",
         )
     return Bundle(bundle.root, bundle.manifest.model_copy(update={"parity": parity}))
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
 from rfedge.export.int8.balance import Balance, balance_input, find_gain
 from rfedge.export.int8.insert import apply_balance, insert_bias, insert_rounded, read_weight, rewrite_float_reader
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
@@ -72,7 +72,7 @@ def quantize_int8(
     options = options or Int8Options()
     frames = list(inputs)
     if not frames:
-        raise DatasetError(explain("calibration", got="no frame", expected="at least one", remedy="Give more episodes."))
+        raise DatasetError("calibration", got="no frame", expected="at least one", remedy="Give more episodes.")
     model = read_graph(source)
     products = quantizable_products(model.graph, keep_float)
     work = _Work(source, model.graph, products, frames, options, progress, store)

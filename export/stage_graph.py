@@ -14,22 +14,22 @@ from typing import Final
 
 import onnx
 
-from rfedge.backbone_stages import StagePrecisions
-from rfedge.bundle import CPU_ROLES, Role
+from rfedge.bundle.artifact import CPU_ROLES, Role
+from rfedge.bundle.stages import StagePrecisions
 from rfedge.config import Precision
 from rfedge.contract import GraphName
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, Inputs
-from rfedge.export.forms.cpu_int8 import lower_int8
-from rfedge.export.forms.half import make_bf16, make_fp16
-from rfedge.export.forms.half_storage import store_weights_half
-from rfedge.export.forms.runs_here import write_stand_in
-from rfedge.export.forms.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.mixed.search import MixedSearch, search_plan
 from rfedge.export.parity import StageProgress
 from rfedge.export.passes.graph_files import graph_files, read_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
+from rfedge.export.precisions.cpu_int8 import lower_int8
+from rfedge.export.precisions.half import make_bf16, make_fp16
+from rfedge.export.precisions.half_storage import store_weights_half
+from rfedge.export.precisions.runs_here import write_stand_in
+from rfedge.export.precisions.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
 from rfedge.export.quantize import Int8Options, quantizable_products, quantize_int8
 
 __all__ = [
@@ -59,7 +59,7 @@ class GraphSettings:
         int8: how an int8 graph is made.
         frames, calibration: demonstrations, and which of their frames set the int8 ranges and round the weights.
         mixed: what a mixed plan is searched by.
-        head_is_int8: write the head with int8 weights too, for CPUs (`rfedge.export.forms.dynamic_head`).
+        head_is_int8: write the head with int8 weights too, for CPUs (`rfedge.export.precisions.dynamic_head`).
     """
 
     precisions: StagePrecisions
@@ -249,12 +249,10 @@ def share_keep_float(
         ]
         if not holders:
             raise ConfigError(
-                explain(
-                    "keep_float",
-                    got=repr(pattern),
-                    expected=did_you_mean(pattern, blocks),
-                    remedy="Name a block or the beginning of several.",
-                )
+                "keep_float",
+                got=repr(pattern),
+                expected=did_you_mean(pattern, blocks),
+                remedy="Name a block or the beginning of several.",
             )
         for name in holders:
             shared[name].append(pattern)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from rfedge.bundle.gates import missed
 from rfedge.config import Precision
-from rfedge.gates import missed
 
 __all__ = ["FROM_STRICTEST", "STORAGE_ERROR", "THRESHOLDS", "judged_by", "missed", "mixed_thresholds"]
 
-# A `min_` metric is a least value, every other one a greatest, see `rfedge.gates`.
+# A `min_` metric is a least value, every other one a greatest, see `rfedge.bundle.gates`.
 THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {
     "fp32": {
         "min_feature_cosine": 0.999999,

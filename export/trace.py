@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from rfedge.block_names import SCOPES_KEY
+from rfedge.bundle.block_names import SCOPES_KEY
 from rfedge.contract import MEDIA, GraphContract
-from rfedge.errors import ExportError, explain
+from rfedge.errors import ExportError
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, graph_files
 from rfedge.model import RoboFlamingo
 
@@ -102,15 +102,13 @@ def trace_graph(
             )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(
-            explain(
-                f"module {type(module).__name__}",
-                got=str(error).strip().splitlines()[0],
-                expected="a graph the dynamo exporter can translate",
-                remedy="Report it with the policy's config.json.",
-            )
+            f"module {type(module).__name__}",
+            got=str(error).strip().splitlines()[0],
+            expected="a graph the dynamo exporter can translate",
+            remedy="Report it with the policy's config.json.",
         ) from error
     if program is None:
-        raise ExportError(explain(f"module {type(module).__name__}", got="no program", expected="one", remedy="Report it."))
+        raise ExportError(f"module {type(module).__name__}", got="no program", expected="one", remedy="Report it.")
     _forget_sources(program.model)
     external = size_bytes > INLINE_LIMIT_BYTES
     program.save(str(path), external_data=external)

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from rfedge.camera import DEFAULT_RESIZE, Resize
-from rfedge.conventions import Conventions
 from rfedge.decoder_config import DecoderConfig, Feature, GPTNeoXConfig, LlamaConfig, MPTConfig
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
+from rfedge.robot.camera import DEFAULT_RESIZE, Resize
+from rfedge.robot.conventions import Conventions
 
 __all__ = [
     "PRECISIONS",
@@ -147,7 +147,7 @@ def head_of_kind(kind: str, like: HeadConfig) -> HeadConfig:
     """
     known = ("lstm", "gpt", "mlp") if isinstance(like, LSTMHeadConfig) else (like.kind,)
     if kind not in known:
-        raise ConfigError(explain("head", got=repr(kind), expected=did_you_mean(kind, known), remedy="Choose one of these."))
+        raise ConfigError("head", got=repr(kind), expected=did_you_mean(kind, known), remedy="Choose one of these.")
     if kind == like.kind or not isinstance(like, LSTMHeadConfig):
         return like
     if kind == "mlp":
@@ -175,7 +175,7 @@ class PolicyConfig(_Config):
         chunk_size: actions predicted per inference.
         frame_stride: control steps between the frames the head was trained on.
         control_hz: rate of one action, that of the demonstrations.
-        resize: how the pictures of the demonstrations' cameras were brought to the policy's size, see `rfedge.camera`.
+        resize: how the pictures of the demonstrations' cameras were brought to the policy's size, see `rfedge.robot.camera`.
     """
 
     name: str
@@ -206,7 +206,7 @@ class PolicyConfig(_Config):
 
     @property
     def lstm_rows(self) -> int:
-        """LSTMs that run side by side (`rfedge.timekeeping`): one that carries, or one begun at each frame of the window."""
+        """LSTMs that run side by side (`rfedge.recurrence`): one that carries, or one begun at each frame of the window."""
         return self.window if self.head.kind == "lstm" and self.time_keeping == "window" else 1
 
     @property
@@ -363,7 +363,7 @@ def preset(name: str) -> PolicyConfig:
     """
     if name not in _PRESETS:
         raise ConfigError(
-            explain("preset", got=repr(name), expected=did_you_mean(name, _PRESETS), remedy="Choose one of these names.")
+            "preset", got=repr(name), expected=did_you_mean(name, _PRESETS), remedy="Choose one of these names."
         )
     return _PRESETS[name]()
 
@@ -378,5 +378,5 @@ def check_precision(name: str) -> Precision:
         if precision == name:
             return precision
     raise ConfigError(
-        explain("precision", got=repr(name), expected=did_you_mean(name, PRECISIONS), remedy="Choose one of these names.")
+        "precision", got=repr(name), expected=did_you_mean(name, PRECISIONS), remedy="Choose one of these names."
     )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from rfedge.config import LSTMHeadConfig, PolicyConfig
-from rfedge.errors import ContractError, explain
+from rfedge.errors import ContractError
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     POSE_SIZE,
@@ -74,27 +74,21 @@ class TensorSpec(_Spec):
         )
         if not fits:
             raise ContractError(
-                explain(
-                    f"tensor {self.name!r}",
-                    got=f"shape {array.shape}",
-                    expected=f"shape {self.shape} ({', '.join(self.axes)})",
-                    remedy="Give it the shape named in the bundle's manifest.",
-                )
+                f"tensor {self.name!r}",
+                got=f"shape {array.shape}",
+                expected=f"shape {self.shape} ({', '.join(self.axes)})",
+                remedy="Give it the shape named in the bundle's manifest.",
             )
         if array.dtype != np.dtype(self.dtype):
             raise ContractError(
-                explain(
-                    f"tensor {self.name!r}",
-                    got=f"dtype {array.dtype}",
-                    expected=f"dtype {self.dtype}",
-                    remedy="Cast it before the call.",
-                )
+                f"tensor {self.name!r}",
+                got=f"dtype {array.dtype}",
+                expected=f"dtype {self.dtype}",
+                remedy="Cast it before the call.",
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ContractError(
-                explain(
-                    f"tensor {self.name!r}", got="NaN or Inf", expected="finite values", remedy="Drop this step's input."
-                )
+                f"tensor {self.name!r}", got="NaN or Inf", expected="finite values", remedy="Drop this step's input."
             )
 
     def sample(self, rng: np.random.Generator, *, dynamic_size: int | None = None) -> Array:

@@ -27,7 +27,24 @@ __all__ = [
 
 
 class RfedgeError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and mend; its text is `explain` of its parts.
+
+    Args:
+        subject: the thing that is wrong; alone, it is the whole text.
+        got: found there.
+        expected: wanted there.
+        remedy: a sentence that says what to do.
+
+    >>> ConfigError("execute_steps", got=9, expected="1 to 4 (chunk_size)", remedy="Lower --execute-steps.").got
+    '9'
+    """
+
+    def __init__(self, subject: str, *, got: object = None, expected: object = None, remedy: str = "") -> None:
+        has_parts = (got, expected, remedy) != (None, None, "")
+        super().__init__(explain(subject, got=got, expected=expected, remedy=remedy) if has_parts else subject)
+        self.subject, self.remedy = subject, remedy
+        self.got = "" if got is None else str(got)
+        self.expected = "" if expected is None else str(expected)
 
 
 class ContractError(RfedgeError):

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ContractError, explain
+from rfedge.errors import ContractError
 
 __all__ = [
     "ACTION_SIZE",
@@ -103,21 +103,17 @@ class Observation:
                 break
         else:
             raise ContractError(
-                explain(
-                    "observation",
-                    got=f"keys {sorted(fields)}",
-                    expected=f"one of {[keys[0] for keys in OBSERVATION_KEYS.values()]}",
-                    remedy="Rename the camera keys to one of these conventions.",
-                )
+                "observation",
+                got=f"keys {sorted(fields)}",
+                expected=f"one of {[keys[0] for keys in OBSERVATION_KEYS.values()]}",
+                remedy="Rename the camera keys to one of these conventions.",
             )
         if gripper_key not in fields:
             raise ContractError(
-                explain(
-                    "observation",
-                    got=f"keys {sorted(fields)}",
-                    expected=f"{gripper_key!r} beside {static_key!r}",
-                    remedy="Send both cameras.",
-                )
+                "observation",
+                got=f"keys {sorted(fields)}",
+                expected=f"{gripper_key!r} beside {static_key!r}",
+                remedy="Send both cameras.",
             )
         observation = cls(
             static=np.asarray(fields[static_key]),
@@ -168,53 +164,41 @@ def _check_image(name: str, image: npt.NDArray[Any], shape: tuple[int, ...]) -> 
     # Float images are checked for NaN first: that is the message which helps most.
     if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
         raise ContractError(
-            explain(
-                name, got="NaN or Inf pixels", expected="uint8 pixels 0 to 255", remedy="Drop this frame; check the camera."
-            )
+            name, got="NaN or Inf pixels", expected="uint8 pixels 0 to 255", remedy="Drop this frame; check the camera."
         )
     if image.shape != shape:
         raise ContractError(
-            explain(name, got=f"shape {image.shape}", expected=f"shape {shape}", remedy="Resize or crop the camera image.")
+            name, got=f"shape {image.shape}", expected=f"shape {shape}", remedy="Resize or crop the camera image."
         )
     if image.dtype != np.uint8:
         raise ContractError(
-            explain(
-                name, got=f"dtype {image.dtype}", expected="dtype uint8", remedy="Send raw RGB bytes, not normalised ones."
-            )
+            name, got=f"dtype {image.dtype}", expected="dtype uint8", remedy="Send raw RGB bytes, not normalised ones."
         )
 
 
 def _check_float(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ContractError(
-            explain(name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy="See rfedge.messages for the axes.")
+            name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy="See rfedge.messages for the axes."
         )
     if not np.issubdtype(array.dtype, np.floating):
-        raise ContractError(
-            explain(name, got=f"dtype {array.dtype}", expected="a float dtype", remedy="Cast it to float32.")
-        )
+        raise ContractError(name, got=f"dtype {array.dtype}", expected="a float dtype", remedy="Cast it to float32.")
     if not np.isfinite(array).all():
-        raise ContractError(
-            explain(name, got="NaN or Inf", expected="finite values", remedy="Check the sensor that fills it.")
-        )
+        raise ContractError(name, got="NaN or Inf", expected="finite values", remedy="Check the sensor that fills it.")
 
 
 def check_state(state: object) -> None:
     """Raise ContractError unless `state` is a float array (15,), finite and within `STATE_LIMIT`."""
     name = "observation.state"
     if not isinstance(state, np.ndarray):
-        raise ContractError(
-            explain(name, got=f"a {type(state).__name__}", expected="a float array", remedy="Make it a NumPy array.")
-        )
+        raise ContractError(name, got=f"a {type(state).__name__}", expected="a float array", remedy="Make it a NumPy array.")
     _check_float(name, state, (STATE_SIZE,))
     if np.abs(state).max() > STATE_LIMIT:
         raise ContractError(
-            explain(
-                name,
-                got=f"{float(np.abs(state).max()):.3g}",
-                expected=f"metres and radians up to {STATE_LIMIT:g}",
-                remedy="Check the sensor that fills it, and its units.",
-            )
+            name,
+            got=f"{float(np.abs(state).max()):.3g}",
+            expected=f"metres and radians up to {STATE_LIMIT:g}",
+            remedy="Check the sensor that fills it, and its units.",
         )
 
 
@@ -222,22 +206,18 @@ def check_action(action: FloatArray) -> None:
     """Raise ContractError unless `action` is finite float (k, 7), pose in [-1, 1] and gripper exactly -1 or 1."""
     if action.ndim != 2 or action.shape[1] != ACTION_SIZE:
         raise ContractError(
-            explain("action", got=f"shape {action.shape}", expected=f"(k, {ACTION_SIZE})", remedy="Stack k control steps.")
+            "action", got=f"shape {action.shape}", expected=f"(k, {ACTION_SIZE})", remedy="Stack k control steps."
         )
     _check_float("action", action, action.shape)
     if np.abs(action[:, :POSE_SIZE]).max(initial=0.0) > 1.0:
         raise ContractError(
-            explain(
-                "action",
-                got=f"pose up to {np.abs(action[:, :POSE_SIZE]).max():.3f}",
-                expected="[-1, 1]",
-                remedy="Clip the pose.",
-            )
+            "action",
+            got=f"pose up to {np.abs(action[:, :POSE_SIZE]).max():.3f}",
+            expected="[-1, 1]",
+            remedy="Clip the pose.",
         )
     gripper = action[:, POSE_SIZE]
     if not np.isin(gripper, (GRIPPER_CLOSE, GRIPPER_OPEN)).all():
         raise ContractError(
-            explain(
-                "action", got=f"gripper {gripper.tolist()}", expected="-1 (close) or 1 (open)", remedy="Threshold it at 0."
-            )
+            "action", got=f"gripper {gripper.tolist()}", expected="-1 (close) or 1 (open)", remedy="Threshold it at 0."
         )

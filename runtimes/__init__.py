@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rfedge.runtimes.base import GraphRunner, RuntimeSettings
-    from rfedge.runtimes.clock import RateKeeper
-    from rfedge.runtimes.controllers import make_controller
-    from rfedge.runtimes.modes import ClosedLoop, Controller, OpenLoop
-    from rfedge.runtimes.policy import EdgePolicy
-    from rfedge.runtimes.policy_step import STAGES, Policy, PolicyStep
+    from rfedge.runtimes.backends.base import GraphRunner, RuntimeSettings
+    from rfedge.runtimes.control.clock import RateKeeper
+    from rfedge.runtimes.control.controllers import make_controller
+    from rfedge.runtimes.control.modes import ClosedLoop, Controller, OpenLoop
+    from rfedge.runtimes.policy.edge_policy import EdgePolicy
+    from rfedge.runtimes.policy.step import STAGES, Policy, PolicyStep
     from rfedge.runtimes.rollout import Rollout, roll_out
 
 __all__ = [
@@ -37,18 +37,18 @@ __all__ = [
 
 # name -> the module below this package that it is imported from when it is first used
 _MODULES: Final = {
-    "STAGES": "policy_step",
-    "ClosedLoop": "modes",
-    "Controller": "modes",
-    "EdgePolicy": "policy",
-    "GraphRunner": "base",
-    "OpenLoop": "modes",
-    "Policy": "policy_step",
-    "PolicyStep": "policy_step",
-    "RateKeeper": "clock",
+    "STAGES": "policy.step",
+    "ClosedLoop": "control.modes",
+    "Controller": "control.modes",
+    "EdgePolicy": "policy.edge_policy",
+    "GraphRunner": "backends.base",
+    "OpenLoop": "control.modes",
+    "Policy": "policy.step",
+    "PolicyStep": "policy.step",
+    "RateKeeper": "control.clock",
     "Rollout": "rollout",
-    "RuntimeSettings": "base",
-    "make_controller": "controllers",
+    "RuntimeSettings": "backends.base",
+    "make_controller": "control.controllers",
     "roll_out": "rollout",
 }
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from rfedge.data.calvin import Segment
+from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.statistics import StatisticsBuilder
-from rfedge.data.writer import write_episode, write_index
 
 # CALVIN's robot_obs at the start of an episode, with the gripper half open.
 NEUTRAL_STATE = np.array(

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.latency import LatencyPlan, run_latency
-from rfedge.benchmarks.success import run_success
-from rfedge.benchmarks.success_plan import SuccessPlan
-from rfedge.bundle import hash_file, load_bundle
+from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
+from rfedge.benchmarks.success.plan import SuccessPlan
+from rfedge.benchmarks.success.run import run_success
+from rfedge.bundle.artifact import hash_file, load_bundle
 from rfedge.messages import Observation
 from rfedge.policies import CLOSED_LOOP, JUMP_STEP, SHIPPED, default_bundle, find_bundle
 from rfedge.runtimes import EdgePolicy

@@ -24,6 +24,6 @@ def test_the_page_shows_the_committed_result(tables: ModuleType, name: str) -> N
 
 
 def test_every_form_has_a_name_for_readers(tables: ModuleType) -> None:
-    from rfedge.benchmarks.precisions import FORMS
+    from rfedge.benchmarks.latency.precisions import FORMS
 
     assert set(tables.TITLES) <= {form.name for form in FORMS}

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from rfedge.atomic import atomic_file
-from rfedge.benchmarks.demonstrations import Episode, record_episode
+from rfedge.benchmarks.success.demonstrations import Episode, record_episode
 from rfedge.envs import Environment, make_environment
 from rfedge.envs.experts import EXPERT_TASKS
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable.layout import SWITCH_MAX_M, find_layout
 from rfedge.envs.playtable.placement import block_slice, sample_scene
+from rfedge.io.atomic import atomic_file
 
 # one task of each family
 FAMILIES: Final = (

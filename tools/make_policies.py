@@ -21,8 +21,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from rfedge.benchmarks.commands import run_rfedge
-from rfedge.journal import open_journal
+from rfedge.benchmarks.latency.commands import run_rfedge
+from rfedge.io.journal import open_journal
 
 RECIPE_VERSION: Final = 2
 ROOT: Final = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rfedge.benchmarks.success_report import loop_name
+from rfedge.benchmarks.success.report import loop_name
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -103,7 +103,7 @@ def rates_table(records: dict[Path, dict[str, Any]]) -> str:
 
 
 def ablations_table(record: dict[str, Any]) -> str:
-    """Return the Markdown table of the report of `python -m rfedge.benchmarks.ablations`."""
+    """Return the Markdown table of the report of `python -m rfedge.benchmarks.studies.ablations`."""
     lines = _head(("variant", "what is changed", "training steps", "held-out loss", "single tasks", "of the first row"))
     for variant, row in zip(record["variants"], record["success"]["rows"], strict=True):
         paired = row["paired"]

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rfedge.benchmarks.commands import run_rfedge
+from rfedge.benchmarks.latency.commands import run_rfedge
 
 TASKS = (
     "open_drawer",
@@ -33,7 +33,7 @@ PRECISIONS = ("fp32", "int8")
 def may_be_realtime() -> bool:
     """Whether this user may run before ordinary programs; where not, the latencies are those of a shared machine."""
     from rfedge.errors import BackendUnavailableError
-    from rfedge.runtimes.scheduling import realtime_priority
+    from rfedge.runtimes.control.scheduling import realtime_priority
 
     try:
         with realtime_priority(50):

@@ -1,6 +1,6 @@
 """Write the measured tables of docs/precisions.md and docs/how-to/build_engines.md; a test checks that they agree.
 
-The result comes from `python -m rfedge.benchmarks.precisions`.
+The result comes from `python -m rfedge.benchmarks.latency.precisions`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def precisions(report: dict[str, Any], link: str) -> str:
     untimed = "".join(f" {title(row)}: {row['not_timed']}." for row in report["rows"] if row["not_timed"])
     return (
         f"{table(columns, rows)}\n\n"
-        f"Measured by `python -m rfedge.benchmarks.precisions` with {report['policy']} on {machine['cpu']}, "
+        f"Measured by `python -m rfedge.benchmarks.latency.precisions` with {report['policy']} on {machine['cpu']}, "
         f"{machine['usable_cores']} cores ({', '.join(machine['cpu_flags'])}), {report['threads']} threads: "
         f"{report['iterations']} calls of each form in turn, ratios of medians with their 95 % interval; fp32 over itself: "
         f"{ratio(floor)}. Errors against PyTorch over {report['parity_steps']} steps of demonstrations with carried state "
@@ -113,7 +113,7 @@ def engines(report: dict[str, Any], link: str) -> str:
     made_by = "" if some is None else f" {some['builder']} for SM{some['sm']}, ahead of time,"
     return (
         f"{table(columns, rows)}\n\n"
-        f"Built by `python -m rfedge.benchmarks.precisions`:{made_by} {report['policy']}, each in a process of its own on "
+        f"Built by `python -m rfedge.benchmarks.latency.precisions`:{made_by} {report['policy']}, each in a process of its own on "
         f"{report['machine']['usable_cores']} cores of {report['machine']['cpu']}, no GPU.{failed} Every figure: "
         f"[{Path(link).name}]({link})."
     )
@@ -137,7 +137,7 @@ def fill(name: str, text: str, report: dict[str, Any]) -> str:
 def main() -> int:
     """Write both pages."""
     if not RESULT.exists():
-        print(f"no {RESULT.relative_to(ROOT)}: run python -m rfedge.benchmarks.precisions first", file=sys.stderr)
+        print(f"no {RESULT.relative_to(ROOT)}: run python -m rfedge.benchmarks.latency.precisions first", file=sys.stderr)
         return 1
     report = json.loads(RESULT.read_text())
     for name, (page, _) in PAGES.items():

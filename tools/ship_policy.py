@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rfedge.atomic import atomic_directory, atomic_file
-from rfedge.benchmarks.success_report import ensemble_suffix
-from rfedge.bundle import Bundle, load_bundle
-from rfedge.cli.expert_demonstrations import Demonstrations, expert_demonstrations
-from rfedge.cli.progress import stage_progress
+from rfedge.benchmarks.success.report import ensemble_suffix
+from rfedge.bundle.artifact import Bundle, load_bundle
+from rfedge.cli.demos.expert_demonstrations import Demonstrations, expert_demonstrations
+from rfedge.cli.show.progress import stage_progress
 from rfedge.contract import policy_contract
-from rfedge.errors import ArtifactError, RfedgeError, explain
+from rfedge.errors import ArtifactError, RfedgeError
 from rfedge.export.parity import Episodes, compare_traces, torch_rollout
 from rfedge.export.pipeline import ExportOptions, StageProgress, export_checkpoint
 from rfedge.export.proof import open_frames, proof_inputs
+from rfedge.io.atomic import atomic_directory, atomic_file
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint, save_checkpoint
 from rfedge.policies import FOLDER, SHIPPED
 
@@ -237,7 +237,7 @@ def _moved(checkpoint: Checkpoint, source: Path, dtype: torch.dtype, episodes: E
 
 def _too_large(what: str, size_bytes: int) -> ArtifactError:
     most = MAX_BYTES[what]
-    return ArtifactError(explain(what, got=f"{size_bytes} bytes", expected=f"at most {most}", remedy="Train a smaller one."))
+    return ArtifactError(what, got=f"{size_bytes} bytes", expected=f"at most {most}", remedy="Train a smaller one.")
 
 
 def ship(name: str, source: Path, demonstrations: Demonstrations, *, progress: StageProgress) -> None:

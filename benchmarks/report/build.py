@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rfedge.atomic import atomic_file
-from rfedge.benchmarks.quoted import quoted_baselines
+from rfedge.benchmarks.records.quoted import quoted_baselines
 from rfedge.benchmarks.report.collect import Collection, collect
 from rfedge.benchmarks.report.document import Part, Picture, Section, Text
 from rfedge.benchmarks.report.first_table import Machines, bundle_tables, first_tables, sentence
@@ -19,8 +18,9 @@ from rfedge.benchmarks.report.provenance import missing_facts, missing_section, 
 from rfedge.benchmarks.report.speed_part import speed_sections
 from rfedge.benchmarks.report.success_part import drawings, expert_section, success_sections
 from rfedge.benchmarks.report.system_part import system_sections
-from rfedge.disk import read_file
-from rfedge.errors import ArtifactError, ConfigError, explain
+from rfedge.errors import ArtifactError, ConfigError
+from rfedge.io.atomic import atomic_file
+from rfedge.io.disk import read_file
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,7 +76,7 @@ class Report:
         """
         for path in (output, markdown):
             if path is not None and path.is_dir():
-                raise ConfigError(explain(str(path), got="a folder", expected="a file", remedy="Add a file name."))
+                raise ConfigError(str(path), got="a folder", expected="a file", remedy="Add a file name.")
         for path, text in ((output, self.html), (markdown, self.markdown)):
             if path is not None:
                 with atomic_file(path) as temporary:
@@ -142,7 +142,7 @@ def _picture_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(path.rglob("*.gif")) if path.is_dir() else [path]
         if not inside:
-            raise ArtifactError(explain(str(path), got="no GIF in it", expected="GIF files", remedy="Name files instead."))
+            raise ArtifactError(str(path), got="no GIF in it", expected="GIF files", remedy="Name files instead.")
         files += inside
     return files
 
@@ -152,11 +152,11 @@ def _picture(path: Path) -> Picture:
         content = read_file(path)
     except OSError as error:
         raise ArtifactError(
-            explain(str(path), got=error.strerror, expected="a GIF, PNG or JPEG file", remedy="Check the name.")
+            str(path), got=error.strerror, expected="a GIF, PNG or JPEG file", remedy="Check the name."
         ) from error
     media_type = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
     if media_type is None:
         raise ArtifactError(
-            explain(str(path), got="another kind of file", expected="a GIF, PNG or JPEG file", remedy="Name a picture.")
+            str(path), got="another kind of file", expected="a GIF, PNG or JPEG file", remedy="Name a picture."
         )
     return Picture(media_type, base64.b64encode(content).decode("ascii"), path.stem)

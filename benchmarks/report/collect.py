@@ -11,11 +11,11 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rfedge.benchmarks.chain_report import ChainReport
-from rfedge.benchmarks.success_report import SuccessReport
-from rfedge.benchmarks.sweep_report import SweepReport
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, explain
+from rfedge.benchmarks.success.chain_report import ChainReport
+from rfedge.benchmarks.success.report import SuccessReport
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.errors import ArtifactError
+from rfedge.io.disk import read_json
 
 __all__ = ["MIXED_FORMAT", "Collection", "Found", "LeftOut", "collect"]
 
@@ -26,25 +26,25 @@ MIXED_FORMAT: Final = "rfedge-mixed"
 _MIXED_KEYS: Final = {"budget_metric", "blocks", "time_ratios", "uniform_metrics"}
 # format of a document -> where its class is. They are imported when one is met: some need optional libraries.
 _CLASSES: Final = {
-    "rfedge-ablations": ("rfedge.benchmarks.ablations", "AblationsReport"),
-    "rfedge-bundle": ("rfedge.bundle", "Manifest"),
-    "rfedge-chains": ("rfedge.benchmarks.chain_report", "ChainReport"),
-    "rfedge-environment-speed": ("rfedge.benchmarks.environment_speed", "EnvironmentSpeedReport"),
-    "rfedge-expert-success": ("rfedge.benchmarks.expert_success", "ExpertSuccessReport"),
-    "rfedge-head-speed": ("rfedge.benchmarks.head_speed", "HeadSpeedReport"),
-    "rfedge-import-memory": ("rfedge.benchmarks.import_memory", "ImportMemoryReport"),
-    "rfedge-int8-ranges": ("rfedge.benchmarks.int8_ranges_report", "Int8RangesReport"),
-    "rfedge-latency": ("rfedge.benchmarks.schema", "LatencyReport"),
-    "rfedge-looks": ("rfedge.benchmarks.looks", "LooksReport"),
-    "rfedge-loop": ("rfedge.benchmarks.loop_report", "LoopReport"),
+    "rfedge-ablations": ("rfedge.benchmarks.studies.ablations", "AblationsReport"),
+    "rfedge-bundle": ("rfedge.bundle.artifact", "Manifest"),
+    "rfedge-chains": ("rfedge.benchmarks.success.chain_report", "ChainReport"),
+    "rfedge-environment-speed": ("rfedge.benchmarks.latency.environment_speed", "EnvironmentSpeedReport"),
+    "rfedge-expert-success": ("rfedge.benchmarks.success.expert_success", "ExpertSuccessReport"),
+    "rfedge-head-speed": ("rfedge.benchmarks.studies.head_speed", "HeadSpeedReport"),
+    "rfedge-import-memory": ("rfedge.benchmarks.studies.import_memory", "ImportMemoryReport"),
+    "rfedge-int8-ranges": ("rfedge.benchmarks.studies.int8_ranges_report", "Int8RangesReport"),
+    "rfedge-latency": ("rfedge.benchmarks.records.schema", "LatencyReport"),
+    "rfedge-looks": ("rfedge.benchmarks.success.looks", "LooksReport"),
+    "rfedge-loop": ("rfedge.benchmarks.latency.loop_report", "LoopReport"),
     MIXED_FORMAT: ("rfedge.export.mixed.record", "SearchRecord"),
-    "rfedge-peers": ("rfedge.benchmarks.peers", "PeersReport"),
-    "rfedge-precisions": ("rfedge.benchmarks.precision_records", "PrecisionsReport"),
-    "rfedge-real-size": ("rfedge.benchmarks.real_size", "RealSizeReport"),
-    "rfedge-rollouts": ("rfedge.benchmarks.rollouts", "RolloutReport"),
-    "rfedge-server": ("rfedge.benchmarks.server", "ServerReport"),
-    "rfedge-success": ("rfedge.benchmarks.success_report", "SuccessReport"),
-    "rfedge-sweep": ("rfedge.benchmarks.sweep_report", "SweepReport"),
+    "rfedge-peers": ("rfedge.benchmarks.latency.peers", "PeersReport"),
+    "rfedge-precisions": ("rfedge.benchmarks.success.precision_records", "PrecisionsReport"),
+    "rfedge-real-size": ("rfedge.benchmarks.studies.real_size", "RealSizeReport"),
+    "rfedge-rollouts": ("rfedge.runtimes.rollout.rollouts", "RolloutReport"),
+    "rfedge-server": ("rfedge.benchmarks.latency.server", "ServerReport"),
+    "rfedge-success": ("rfedge.benchmarks.success.report", "SuccessReport"),
+    "rfedge-sweep": ("rfedge.benchmarks.success.sweep_report", "SweepReport"),
 }
 _DEEPEST: Final = 3  # a document that only holds records, such as that of `make pipeline`
 
@@ -106,7 +106,7 @@ def collect(paths: Sequence[Path], *, on_file: Callable[[int, int], None] = lamb
         if path == file and not any(isinstance(part, Found) for part in parts):
             reasons = "; ".join(part.reason for part in parts if isinstance(part, LeftOut))
             remedy = "Name files that the bench commands wrote."
-            raise ArtifactError(explain(str(path), got=reasons, expected="a record of rfedge bench", remedy=remedy))
+            raise ArtifactError(str(path), got=reasons, expected="a record of rfedge bench", remedy=remedy)
         for part in parts:
             if isinstance(part, LeftOut):
                 left_out.append(part)
@@ -120,12 +120,10 @@ def collect(paths: Sequence[Path], *, on_file: Callable[[int, int], None] = lamb
         on_file(number, len(files))
     if not found:
         raise ArtifactError(
-            explain(
-                ", ".join(map(str, paths)) or "records",
-                got="no record",
-                expected="JSON files of rfedge bench",
-                remedy="Run rfedge bench success, sweep or latency first, with --output.",
-            )
+            ", ".join(map(str, paths)) or "records",
+            got="no record",
+            expected="JSON files of rfedge bench",
+            remedy="Run rfedge bench success, sweep or latency first, with --output.",
         )
     return _without_parts(found, left_out)
 
@@ -162,9 +160,7 @@ def _holds(success: SuccessReport, report: ChainReport) -> bool:
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
     if not path.exists():
-        raise ArtifactError(
-            explain(str(path), got="no such file or folder", expected="records as JSON", remedy="Check the name.")
-        )
+        raise ArtifactError(str(path), got="no such file or folder", expected="records as JSON", remedy="Check the name.")
     if path.is_file():
         yield _shown(Path(path.name)), path
         return

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from rfedge.benchmarks.machine import Machine
 from rfedge.benchmarks.report.collect import Collection
 from rfedge.benchmarks.report.document import Cell, Table, missing
 from rfedge.benchmarks.report.joined import JoinedRow, success_parts
 from rfedge.benchmarks.report.words import bytes_mb, count, length, milliseconds, percentiles, share
-from rfedge.benchmarks.resources import PowerRecord
 from rfedge.envs.chains import CHAIN_LENGTH
+from rfedge.records.machine import Machine
+from rfedge.runtimes.rollout.resources import PowerRecord
 
 __all__ = ["Machines", "bundle_tables", "first_tables", "sentence"]
 

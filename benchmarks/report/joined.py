@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rfedge.benchmarks.machine import Machine
-from rfedge.benchmarks.precision_records import PrecisionRow, PrecisionsReport
+from rfedge.benchmarks.records.schema import LatencyReport, VariantResult
 from rfedge.benchmarks.report.collect import Collection
-from rfedge.benchmarks.resources import ResourceRecord
-from rfedge.benchmarks.schema import LatencyReport, VariantResult
-from rfedge.benchmarks.statistics import Mean, Proportion, Summary
-from rfedge.benchmarks.success_report import PolicyRecord, SuccessReport, SuccessRow
-from rfedge.benchmarks.sweep_report import SweepReport
+from rfedge.benchmarks.success.precision_records import PrecisionRow, PrecisionsReport
+from rfedge.benchmarks.success.report import PolicyRecord, SuccessReport, SuccessRow
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.records.machine import Machine
+from rfedge.records.statistics import Mean, Proportion, Summary
+from rfedge.runtimes.rollout.resources import ResourceRecord
 
 __all__ = ["BundleName", "JoinedRow", "Speed", "SuccessPart", "join", "success_parts"]
 

@@ -7,18 +7,18 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from rfedge.benchmarks.chain_report import ChainReport
-from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
-from rfedge.benchmarks.machine import Machine, Measurement
-from rfedge.benchmarks.quoted import QuotedBaselines
+from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
+from rfedge.benchmarks.records.quoted import QuotedBaselines
 from rfedge.benchmarks.report.collect import Collection
 from rfedge.benchmarks.report.document import Cell, Part, Section, Table, Text, missing
 from rfedge.benchmarks.report.first_table import Machines
 from rfedge.benchmarks.report.joined import JoinedRow
 from rfedge.benchmarks.report.words import commit, plain
-from rfedge.benchmarks.rollouts import RolloutReport
-from rfedge.benchmarks.success_report import SuccessReport
-from rfedge.benchmarks.sweep_report import SweepReport
+from rfedge.benchmarks.success.chain_report import ChainReport
+from rfedge.benchmarks.success.report import SuccessReport
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.records.machine import Machine, Measurement
+from rfedge.runtimes.rollout.rollouts import RolloutReport
 
 __all__ = ["missing_facts", "missing_section", "quoted_section", "records_section"]
 
@@ -27,10 +27,10 @@ _WANTED: Final = (
     (("rfedge-success", "rfedge-sweep"), "success of a policy: rfedge bench success"),
     (("rfedge-sweep",), "success over the horizon, joined with latency: rfedge bench sweep"),
     (("rfedge-latency", "rfedge-sweep"), "latency beside PyTorch and a noise floor: rfedge bench latency"),
-    (("rfedge-ablations",), "what each part of the policy is worth: python -m rfedge.benchmarks.ablations"),
-    (("rfedge-precisions",), "size, error and time of every precision: python -m rfedge.benchmarks.precisions"),
+    (("rfedge-ablations",), "what each part of the policy is worth: python -m rfedge.benchmarks.studies.ablations"),
+    (("rfedge-precisions",), "size, error and time of every precision: python -m rfedge.benchmarks.latency.precisions"),
     (("rfedge-mixed",), "what int8 does block by block: name a mixed bundle's folder"),
-    (("rfedge-head-speed",), "the head beside the memory's limit: python -m rfedge.benchmarks.head_speed"),
+    (("rfedge-head-speed",), "the head beside the memory's limit: python -m rfedge.benchmarks.studies.head_speed"),
     (("rfedge-loop",), "deadlines and memory of the control loop: rfedge bench loop"),
     (("rfedge-server",), "the server under load: rfedge bench server"),
     (("rfedge-peers",), "other runtimes on the same policy: rfedge bench peers"),

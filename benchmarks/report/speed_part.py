@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, cast
 
-from rfedge.benchmarks.head_speed import HeadSpeedReport
-from rfedge.benchmarks.peers import PeersReport
-from rfedge.benchmarks.precision_records import PrecisionsReport
+from rfedge.benchmarks.latency.peers import PeersReport
+from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.benchmarks.report.chart import Bar, Range, draw_bars, draw_ranges, key
 from rfedge.benchmarks.report.collect import MIXED_FORMAT, Collection
 from rfedge.benchmarks.report.document import Cell, Figure, Part, Section, Table, missing, titled
 from rfedge.benchmarks.report.first_table import Machines
 from rfedge.benchmarks.report.words import bytes_mb, count, milliseconds, percentiles, ratio
-from rfedge.benchmarks.schema import LatencyReport
-from rfedge.benchmarks.statistics import Ratio, Summary
-from rfedge.benchmarks.sweep_report import SweepReport
-from rfedge.bundle import Manifest
+from rfedge.benchmarks.studies.head_speed import HeadSpeedReport
+from rfedge.benchmarks.success.precision_records import PrecisionsReport
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.bundle.artifact import Manifest
+from rfedge.records.statistics import Ratio, Summary
 
 if TYPE_CHECKING:
     from rfedge.export.mixed.record import SearchRecord

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rfedge.benchmarks.ablations import AblationsReport
-from rfedge.benchmarks.chain_report import ChainReport, TaskScore
-from rfedge.benchmarks.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.report.chart import Axis, Point, Series, draw_points, key
 from rfedge.benchmarks.report.collect import Collection
 from rfedge.benchmarks.report.document import Cell, Figure, Part, Section, Table, missing, titled
 from rfedge.benchmarks.report.first_table import Machines
 from rfedge.benchmarks.report.joined import JoinedRow, SuccessPart, success_parts
 from rfedge.benchmarks.report.words import count, length, milliseconds, plain, share
-from rfedge.benchmarks.rollouts import RolloutReport
-from rfedge.benchmarks.statistics import Proportion, proportion
-from rfedge.benchmarks.success_report import SuccessRow, ensemble_suffix
+from rfedge.benchmarks.studies.ablations import AblationsReport
+from rfedge.benchmarks.success.chain_report import ChainReport, TaskScore
+from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
+from rfedge.benchmarks.success.report import SuccessRow, ensemble_suffix
 from rfedge.envs.looks import world_name
 from rfedge.envs.tasks import TASKS
+from rfedge.records.statistics import Proportion, proportion
+from rfedge.runtimes.rollout.rollouts import RolloutReport
 
 __all__ = ["drawings", "expert_section", "pareto_front", "success_sections"]
 

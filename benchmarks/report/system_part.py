@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
-from rfedge.benchmarks.import_memory import ImportMemoryReport
-from rfedge.benchmarks.loop_report import LoopReport
+from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
+from rfedge.benchmarks.latency.loop_report import LoopReport
+from rfedge.benchmarks.latency.server import ServerReport
 from rfedge.benchmarks.report.collect import Collection
 from rfedge.benchmarks.report.document import Cell, Section, Table, titled
 from rfedge.benchmarks.report.first_table import Machines
 from rfedge.benchmarks.report.words import bytes_mb, count, duration, milliseconds, percentiles
-from rfedge.benchmarks.server import ServerReport
+from rfedge.benchmarks.studies.import_memory import ImportMemoryReport
 from rfedge.envs.looks import world_name
 
 __all__ = ["system_sections"]

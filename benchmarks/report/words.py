@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rfedge.benchmarks.report.document import Cell, missing
-from rfedge.benchmarks.statistics import Mean, Proportion, Ratio, Summary
+from rfedge.records.statistics import Mean, Proportion, Ratio, Summary
 
 __all__ = ["bytes_mb", "commit", "count", "duration", "length", "milliseconds", "percentiles", "plain", "ratio", "share"]
 

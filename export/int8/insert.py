@@ -3,7 +3,7 @@
 ONNX Runtime fuses `x -> Q -> DQ -> MatMul` into an integer kernel only while the Q has this one reader. Where a tensor
 feeds several products (the latents feed the keys and values of every cross-attention layer) a shared pair would leave
 those products silently in fp32; where it also feeds a float operator, that would needlessly read rounded numbers. The
-session must keep equal pairs apart, so CommonSubexpressionElimination is off (`rfedge.int8_kernels`).
+session must keep equal pairs apart, so CommonSubexpressionElimination is off (`rfedge.bundle.int8_kernels`).
 """
 
 from __future__ import annotations

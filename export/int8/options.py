@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.int8.ranges import RangeMethod, check_range_method
 
 __all__ = ["PLAIN", "Int8Options", "SmoothQuant", "parse_smooth_quant"]
@@ -47,10 +47,10 @@ class Int8Options:
         check_range_method(self.ranges)
         if not 50 <= self.percentile <= 100:
             raise ConfigError(
-                explain("percentile", got=str(self.percentile), expected="50 to 100", remedy="99.9 to 99.999 are usual.")
+                "percentile", got=str(self.percentile), expected="50 to 100", remedy="99.9 to 99.999 are usual."
             )
         if isinstance(self.smooth_quant, float | int) and not 0 <= self.smooth_quant <= 1:
-            raise ConfigError(explain("smooth_quant", got=str(self.smooth_quant), expected="0 to 1", remedy="0.5 is usual."))
+            raise ConfigError("smooth_quant", got=str(self.smooth_quant), expected="0 to 1", remedy="0.5 is usual.")
 
     def describe(self) -> str:
         """One line for the record of a calibration."""
@@ -86,4 +86,4 @@ def parse_smooth_quant(text: str) -> SmoothQuant:
         return float(text)
     except ValueError:
         expected = f"a number from 0 to 1 or {did_you_mean(text, _WORDS)}"
-        raise ConfigError(explain("smooth_quant", got=repr(text), expected=expected, remedy="0.5 is usual.")) from None
+        raise ConfigError("smooth_quant", got=repr(text), expected=expected, remedy="0.5 is usual.") from None

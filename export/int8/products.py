@@ -10,8 +10,8 @@ from typing import Final
 
 import onnx_ir as ir
 
-from rfedge.block_names import SCOPES_KEY, UNNAMED
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.bundle.block_names import SCOPES_KEY, UNNAMED
+from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.passes.graph_queries import block_of, is_constant, is_weight_product, tensor_shape
 
 __all__ = ["QUERY_ATTENTION", "Product", "as_product", "quantizable_products"]
@@ -86,12 +86,10 @@ def quantizable_products(graph: ir.Graph, keep_float: Sequence[str] | None = Non
     for pattern in keep_float or ():
         if not any(product.begins_with_any([pattern]) for product in products):
             raise ConfigError(
-                explain(
-                    "keep_float",
-                    got=repr(pattern),
-                    expected=did_you_mean(pattern, dict.fromkeys(product.block for product in products)),
-                    remedy="Name a block or the beginning of several.",
-                )
+                "keep_float",
+                got=repr(pattern),
+                expected=did_you_mean(pattern, dict.fromkeys(product.block for product in products)),
+                remedy="Name a block or the beginning of several.",
             )
     patterns = (*_ALWAYS_FLOAT, *(QUERY_ATTENTION if keep_float is None else keep_float))
     return [product for product in products if not product.begins_with_any(patterns)]

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.int8.histogram import MagnitudeHistogram
 
 __all__ = ["LEVELS", "RANGE_METHODS", "RangeMethod", "check_range_method", "choose_magnitude", "step_of"]
@@ -27,9 +27,7 @@ def check_range_method(name: str) -> RangeMethod:
     for method in RANGE_METHODS:
         if name == method:
             return method
-    raise ConfigError(
-        explain("ranges", got=repr(name), expected=did_you_mean(name, RANGE_METHODS), remedy="Choose one of these.")
-    )
+    raise ConfigError("ranges", got=repr(name), expected=did_you_mean(name, RANGE_METHODS), remedy="Choose one of these.")
 
 
 def choose_magnitude(histogram: MagnitudeHistogram, method: RangeMethod, *, percentile: float = 99.99) -> np.float32:

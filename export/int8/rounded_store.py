@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.atomic import atomic_file
 from rfedge.export.int8.rounding import Rounded
+from rfedge.io.atomic import atomic_file
 
 __all__ = ["RoundedGroup", "RoundedProduct", "RoundedStore"]
 

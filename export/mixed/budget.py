@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 
 __all__ = ["Budget", "parse_budget"]
 
@@ -51,4 +51,4 @@ def parse_budget(text: str) -> Budget:
 
 
 def _refusal(text: str, expected: str) -> ConfigError:
-    return ConfigError(explain("--budget", got=repr(text), expected=expected, remedy="Such as action_error=0.01."))
+    return ConfigError("--budget", got=repr(text), expected=expected, remedy="Such as action_error=0.01.")

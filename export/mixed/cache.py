@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from rfedge.bundle import hash_file
+from rfedge.bundle.artifact import hash_file
 from rfedge.export.passes.graph_files import graph_files
 
 __all__ = ["MeasurementCache", "search_key"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rfedge.atomic import atomic_file
-from rfedge.errors import BackendUnavailableError, explain
+from rfedge.errors import BackendUnavailableError
 from rfedge.export.mixed.record import SearchRecord
+from rfedge.io.atomic import atomic_file
 
 __all__ = ["can_draw", "check_can_draw", "default_chart", "draw_sensitivity"]
 
@@ -30,7 +30,7 @@ def check_can_draw() -> None:
     """
     if not can_draw():
         raise BackendUnavailableError(
-            explain("--chart", got="no matplotlib", expected="the 'plots' extra", remedy="pip install 'rfedge[plots]'.")
+            "--chart", got="no matplotlib", expected="the 'plots' extra", remedy="pip install 'rfedge[plots]'."
         )
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
-from rfedge.export.forms.cpu_int8 import lower_int8
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.rounded_store import RoundedStore
 from rfedge.export.mixed.blocks import kept_float
 from rfedge.export.mixed.cache import MeasurementCache
 from rfedge.export.parity import Episodes, RolloutTrace, compare_traces, onnx_rollout
+from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.quantize import quantize_int8
 
 __all__ = ["ErrorMeter", "write_cpu_form"]

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from rfedge.bundle.int8_kernels import EXACT_INT8, int8_saturates
 from rfedge.export.mixed.blocks import block_of_values
 from rfedge.export.precision_audit import write_optimised
-from rfedge.int8_kernels import EXACT_INT8, int8_saturates
 
 __all__ = ["call_times_ms", "profile_blocks", "saved_ms"]
 

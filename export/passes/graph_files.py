@@ -13,10 +13,10 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from rfedge.atomic import atomic_file
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
 from rfedge.export.passes.graph_pass import weight_bytes
 from rfedge.export.passes.graph_queries import tensor_shape
+from rfedge.io.atomic import atomic_file
 
 __all__ = [
     "INLINE_LIMIT_BYTES",
@@ -56,7 +56,7 @@ def read_graph(path: Path) -> ir.Model:
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    return ArtifactError(explain(f"graph {path}", got=text, expected="an ONNX file", remedy="Export it again."))
+    return ArtifactError(f"graph {path}", got=text, expected="an ONNX file", remedy="Export it again.")
 
 
 def write_graph(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rfedge.block_names import SCOPES_KEY, block_of_scopes
+from rfedge.bundle.block_names import SCOPES_KEY, block_of_scopes
 
 __all__ = [
     "add_computed",

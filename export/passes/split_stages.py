@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from rfedge.contract import MEDIA, BackboneStage, GraphContract
-from rfedge.errors import ExportError, explain
+from rfedge.errors import ExportError
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
 
@@ -77,10 +77,8 @@ def _read_from_caller(media: ir.Value) -> ir.Value:
 
 def _not_here(stage: BackboneStage, got: str, expected: str) -> ExportError:
     return ExportError(
-        explain(
-            f"{stage} stage",
-            got=got,
-            expected=expected,
-            remedy="Export it in one graph (--stages one) and report it with the policy's config.json.",
-        )
+        f"{stage} stage",
+        got=got,
+        expected=expected,
+        remedy="Export it in one graph (--stages one) and report it with the policy's config.json.",
     )

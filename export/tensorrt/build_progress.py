@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rfedge.export.tensorrt.build_log import BuildLog
-from rfedge.tensorrt_binding import TensorRt
+from rfedge.nvidia.tensorrt import TensorRt
 
 __all__ = ["PERMILLE", "PhaseFraction", "attach_progress"]
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import onnx
 
+from rfedge.bundle.engines import EngineTarget
 from rfedge.contract import GraphContract
-from rfedge.engines import EngineTarget
-from rfedge.errors import ConfigError, ExportError, explain
+from rfedge.errors import ConfigError, ExportError
 from rfedge.export.tensorrt.build_log import BuildLog, attach_log
 from rfedge.export.tensorrt.build_progress import PERMILLE, attach_progress
 from rfedge.export.tensorrt.engine_layers import EngineLayer, layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, constant_bytes, name_failure, parse_network
 from rfedge.export.tensorrt.prepare import PREPARATION
 from rfedge.export.tensorrt.profiles import Profile
-from rfedge.tensorrt_binding import TensorRt
+from rfedge.nvidia.tensorrt import TensorRt
 
 __all__ = ["BuilderSettings", "BuiltEngine", "build_engine"]
 
@@ -137,12 +137,10 @@ def build_engine(
         raise log.interrupt
     if plan is None:
         raise ExportError(
-            explain(
-                f"engine of {path.name} for SM{target.sm}",
-                got=name_failure(log.errors, names),
-                expected=f"an engine from {module.name} {module.version}",
-                remedy=_remedy(log.errors),
-            )
+            f"engine of {path.name} for SM{target.sm}",
+            got=name_failure(log.errors, names),
+            expected=f"an engine from {module.name} {module.version}",
+            remedy=_remedy(log.errors),
         )
     progress(PERMILLE, PERMILLE)
     cache = bytes(config.get_timing_cache().serialize()) if module.keeps_timing_cache else None
@@ -171,13 +169,11 @@ def _configure(module: TensorRt, config: Any, target: EngineTarget, settings: Bu
     )
     for name, pool, mib in pools:
         if mib < 0:
-            raise ConfigError(explain(name, got=f"{mib} MiB", expected="0 or more", remedy="0 sets no limit."))
+            raise ConfigError(name, got=f"{mib} MiB", expected="0 or more", remedy="0 sets no limit.")
         if mib:
             config.set_memory_pool_limit(pool, mib * _MIB)
     if not 0 <= settings.optimization_level <= 5:
-        raise ConfigError(
-            explain("optimization level", got=settings.optimization_level, expected="0 to 5", remedy="3 is usual.")
-        )
+        raise ConfigError("optimization level", got=settings.optimization_level, expected="0 to 5", remedy="3 is usual.")
     config.builder_optimization_level = settings.optimization_level
     if settings.tf32:
         config.set_flag(trt.BuilderFlag.TF32)

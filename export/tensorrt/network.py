@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import onnx
 
-from rfedge.block_names import SCOPES_KEY
-from rfedge.errors import ExportError, explain
+from rfedge.bundle.block_names import SCOPES_KEY
+from rfedge.errors import ExportError
 from rfedge.export.tensorrt.build_log import BuildLog
-from rfedge.tensorrt_binding import TensorRt
+from rfedge.nvidia.tensorrt import TensorRt
 
 __all__ = ["ModuleNames", "constant_bytes", "name_failure", "parse_network"]
 
@@ -86,12 +86,10 @@ def parse_network(
         raise log.interrupt
     reasons = [_parser_reason(parser.get_error(index), names) for index in range(parser.num_errors)]
     raise ExportError(
-        explain(
-            f"graph {path.name}",
-            got=reasons[0] if reasons else "a refusal without a reason",
-            expected=f"operators that {module.name} {module.version} can parse",
-            remedy=f"{len(reasons) - 1} more nodes are refused too." if len(reasons) > 1 else "Report it with the bundle.",
-        )
+        f"graph {path.name}",
+        got=reasons[0] if reasons else "a refusal without a reason",
+        expected=f"operators that {module.name} {module.version} can parse",
+        remedy=f"{len(reasons) - 1} more nodes are refused too." if len(reasons) > 1 else "Report it with the bundle.",
     )
 
 

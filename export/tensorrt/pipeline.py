@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from rfedge.atomic import atomic_directory
-from rfedge.bundle import Bundle, hash_file, load_bundle
-from rfedge.contract import GraphContract
-from rfedge.engines import (
+from rfedge.bundle.artifact import Bundle, hash_file, load_bundle
+from rfedge.bundle.engines import (
     AUDIT_NAME,
     ENGINES_FOLDER,
     RECORD_NAME,
@@ -35,13 +33,15 @@ from rfedge.engines import (
     graph_hashes,
     read_engine_folder,
 )
-from rfedge.errors import ArtifactError, ConfigError, did_you_mean, explain
+from rfedge.contract import GraphContract
+from rfedge.errors import ArtifactError, ConfigError, did_you_mean
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
 from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_engine
 from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import load_graph, prepare_graph
 from rfedge.export.tensorrt.profiles import Profile, check_text_lengths, plan_profiles, text_lengths_of
-from rfedge.tensorrt_binding import TensorRt, load_tensorrt
+from rfedge.io.atomic import atomic_directory
+from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt
 
 __all__ = ["BuildOptions", "PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
 
@@ -110,12 +110,10 @@ def open_target(options: BuildOptions) -> TensorRt:
     """
     if options.ahead_of_time and options.target == "tensorrt":
         raise ConfigError(
-            explain(
-                "--aot",
-                got="--target tensorrt",
-                expected="--target tensorrt-rtx, which can build without the device",
-                remedy="Leave --target out, or build on the device itself without --aot.",
-            )
+            "--aot",
+            got="--target tensorrt",
+            expected="--target tensorrt-rtx, which can build without the device",
+            remedy="Leave --target out, or build on the device itself without --aot.",
         )
     return load_tensorrt(options.target)
 
@@ -132,12 +130,10 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
     stages = list(bundle.contract.graphs)
     if options.stage not in (*stages, _ALL):
         raise ConfigError(
-            explain(
-                "--stage",
-                got=repr(options.stage),
-                expected=did_you_mean(options.stage, (*stages, _ALL)),
-                remedy="Choose one of what this bundle has.",
-            )
+            "--stage",
+            got=repr(options.stage),
+            expected=did_you_mean(options.stage, (*stages, _ALL)),
+            remedy="Choose one of what this bundle has.",
         )
     text_lengths = check_text_lengths(options.text_lengths, bundle)
     targets = [module.ahead_of_time_target(sm) for sm in options.ahead_of_time] or [module.device_target()]
@@ -313,12 +309,10 @@ def _only_build(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ArtifactError(
-                explain(
-                    f"engines of {root.parent}",
-                    got="another build that is running",
-                    expected="one at a time",
-                    remedy="Wait for it; builds share the device's memory.",
-                )
+                f"engines of {root.parent}",
+                got="another build that is running",
+                expected="one at a time",
+                remedy="Wait for it; builds share the device's memory.",
             ) from None
         yield
 
@@ -342,14 +336,12 @@ def _writing(root: Path) -> Iterator[None]:
             raise
         full = error.errno in _FULL
         raise ArtifactError(
-            explain(
-                f"engines of {root.parent}",
-                got=f"{os.strerror(error.errno)} ({_free_mib(root)} MiB free)" if full else os.strerror(error.errno),
-                expected="room for the engine" if full else "a folder that can be written",
-                remedy="Free some space and build again; the bundle and its finished engines are unharmed."
-                if full
-                else "Copy the bundle to a place of your own, or change its permissions.",
-            )
+            f"engines of {root.parent}",
+            got=f"{os.strerror(error.errno)} ({_free_mib(root)} MiB free)" if full else os.strerror(error.errno),
+            expected="room for the engine" if full else "a folder that can be written",
+            remedy="Free some space and build again; the bundle and its finished engines are unharmed."
+            if full
+            else "Copy the bundle to a place of your own, or change its permissions.",
         ) from error
 
 

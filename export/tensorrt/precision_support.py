@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from rfedge.engines import EngineTarget
-from rfedge.errors import ExportError, explain
+from rfedge.bundle.engines import EngineTarget
+from rfedge.errors import ExportError
 from rfedge.export.precision_audit import block_of_node
 
 __all__ = ["check_precisions", "graph_formats"]
@@ -67,16 +67,14 @@ def check_precisions(model: onnx.ModelProto, target: EngineTarget, folder: Path 
     for element_type, user in graph_formats(model).items():
         if element_type in _NEVER:
             raise ExportError(
-                explain(f"graph for {where}", got=f"{_NEVER[element_type]} in {user}", expected="fp32, fp16, bf16 or int8",
-                        remedy="Export the bundle in one of these.")
-            )  # fmt: skip
+                f"graph for {where}", got=f"{_NEVER[element_type]} in {user}", expected="fp32, fp16, bf16 or int8",
+                        remedy="Export the bundle in one of these.")  # fmt: skip
         if element_type in _FORMATS:
             name, first, remedy = _FORMATS[element_type]
             if target.sm < first:
                 raise ExportError(
-                    explain(f"graph for {where}", got=f"{name} in {user}", expected=f"SM{first} or newer for {name}",
-                            remedy=remedy)
-                )  # fmt: skip
+                    f"graph for {where}", got=f"{name} in {user}", expected=f"SM{first} or newer for {name}",
+                            remedy=remedy)  # fmt: skip
     _check_domains(model.graph.node, where)
     _check_symmetric(model, where, folder)
 
@@ -86,12 +84,10 @@ def _check_domains(nodes: Iterable[onnx.NodeProto], where: str) -> None:
         if node.domain not in ("", "ai.onnx"):
             reason = "int4 weights in ONNX Runtime's own form" if "NBits" in node.op_type else "an operator of ONNX Runtime"
             raise ExportError(
-                explain(
-                    f"graph for {where}",
-                    got=f"{node.domain}.{node.op_type} at node {node.name} ({block_of_node(node)}), {reason}",
-                    expected="standard ONNX operators",
-                    remedy="Run this bundle with onnxruntime, or export int8 for TensorRT.",
-                )
+                f"graph for {where}",
+                got=f"{node.domain}.{node.op_type} at node {node.name} ({block_of_node(node)}), {reason}",
+                expected="standard ONNX operators",
+                remedy="Run this bundle with onnxruntime, or export int8 for TensorRT.",
             )
 
 
@@ -105,10 +101,8 @@ def _check_symmetric(model: onnx.ModelProto, where: str, folder: Path | None) ->
         unsigned = zero_point.data_type == TensorProto.UINT8
         if unsigned or np.any(numpy_helper.to_array(zero_point, base_dir=str(folder or "")).astype(np.float32)):
             raise ExportError(
-                explain(
-                    f"graph for {where}",
-                    got=f"{'uint8' if unsigned else 'a zero-point'} at node {node.name} ({block_of_node(node)})",
-                    expected="symmetric int8 with zero-point 0",
-                    remedy="Export the bundle with `rfedge export --precision int8`.",
-                )
+                f"graph for {where}",
+                got=f"{'uint8' if unsigned else 'a zero-point'} at node {node.name} ({block_of_node(node)})",
+                expected="symmetric int8 with zero-point 0",
+                remedy="Export the bundle with `rfedge export --precision int8`.",
             )

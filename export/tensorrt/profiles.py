@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
-from rfedge.bundle import Bundle
+from rfedge.bundle.artifact import Bundle
 from rfedge.contract import GraphContract
-from rfedge.errors import ConfigError, explain
-from rfedge.instructions import InstructionTable
+from rfedge.errors import ConfigError
+from rfedge.language.instructions import InstructionTable
 
 __all__ = ["Profile", "check_text_lengths", "parse_text_lengths", "plan_profiles", "text_lengths_of"]
 
@@ -76,6 +76,4 @@ def text_lengths_of(contract: GraphContract, profiles: Sequence[Profile]) -> tup
 
 
 def _refused(got: str, expected: str) -> ConfigError:
-    return ConfigError(
-        explain("--text-lengths", got=got, expected=expected, remedy="Name each length once, shortest first.")
-    )
+    return ConfigError("--text-lengths", got=got, expected=expected, remedy="Name each length once, shortest first.")

@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
-from rfedge.cli.bench import bench_app
+from rfedge.cli.bench.app import bench_app
 from rfedge.cli.build import build
-from rfedge.cli.demos import demos_app
+from rfedge.cli.demos.app import demos_app
 from rfedge.cli.doctor import doctor
 from rfedge.cli.export import export
 from rfedge.cli.import_ import import_weights
@@ -112,8 +112,8 @@ def _one_line(text: object) -> str:
 
 def _machine_s_fault(error: Exception) -> str | None:
     """Return the one line about a disk, a path or a memory that will not do; None for a bug, which keeps its traceback."""
-    from rfedge.disk import disk_error
     from rfedge.errors import explain
+    from rfedge.io.disk import disk_error
 
     if isinstance(error, MemoryError) or any(text in str(error) for text in ("can't allocate memory", "out of memory")):
         got = f"not enough ({_one_line(error)[:120]})"

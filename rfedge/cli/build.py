@@ -47,18 +47,18 @@ def build(
     import sys
     from importlib.util import find_spec
 
-    from rfedge.cli.progress import stage_progress
-    from rfedge.cli.stopped import kept_when_stopped
-    from rfedge.errors import BackendUnavailableError, explain
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.errors import BackendUnavailableError
 
     if find_spec("onnx") is None:  # not by the export extra, which would bring PyTorch to a robot
         raise BackendUnavailableError(
-            explain("rfedge build", got="no onnx", expected="the onnx package", remedy="Install it: pip install onnx.")
+            "rfedge build", got="no onnx", expected="the onnx package", remedy="Install it: pip install onnx."
         )
     from rfedge.export.tensorrt.builder import BuilderSettings
     from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle, open_target, plan_build
     from rfedge.export.tensorrt.profiles import parse_text_lengths
-    from rfedge.tensorrt_binding import parse_compute_capabilities
+    from rfedge.nvidia.tensorrt import parse_compute_capabilities
 
     options = BuildOptions(
         target=target or ("tensorrt-rtx" if aot else "tensorrt"),
@@ -74,7 +74,7 @@ def build(
         overwrite=overwrite,
     )
     if dry_run:
-        from rfedge.bundle import load_bundle
+        from rfedge.bundle.artifact import load_bundle
 
         _print_plan(plan_build(load_bundle(bundle), open_target(options), options), as_json=json)
         return
@@ -93,7 +93,7 @@ def build(
 def _print_plan(planned: list[PlannedEngine], *, as_json: bool) -> None:
     from json import dumps
 
-    from rfedge.cli.tables import print_table
+    from rfedge.cli.show.tables import print_table
 
     rows = [(item.stage, item.folder.name, item.reason or "up to date") for item in planned]
     print_table("engines; nothing was written", ("stage", "target", "to build, because"), rows, to_stderr=as_json)
@@ -105,7 +105,7 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
     import sys
     from json import dumps
 
-    from rfedge.cli.tables import print_table
+    from rfedge.cli.show.tables import print_table
 
     rows = [
         (
@@ -141,7 +141,7 @@ def _print_reasons(label: str, result: StageResult, *, as_json: bool) -> None:
     """One row for each reason why products, or layers of an int8 engine, are not int8."""
     from collections import Counter
 
-    from rfedge.cli.tables import print_table
+    from rfedge.cli.show.tables import print_table
 
     if "int8" not in result.record.precisions:
         return

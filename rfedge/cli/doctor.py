@@ -19,7 +19,7 @@ def doctor(
     from rich.markup import escape
     from rich.table import Table
 
-    from rfedge.cli.progress import stage_progress
+    from rfedge.cli.show.progress import stage_progress
     from rfedge.runtimes.doctor.examination import examine
 
     with stage_progress() as progress:

@@ -80,10 +80,10 @@ def export(
     import sys
     from dataclasses import replace
 
-    from rfedge.cli.expert_demonstrations import expert_demonstrations
-    from rfedge.cli.progress import stage_progress
-    from rfedge.cli.stopped import kept_when_stopped
-    from rfedge.cli.tables import print_manifest
+    from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.tables import print_manifest
     from rfedge.export.int8.options import Int8Options, parse_smooth_quant
     from rfedge.export.int8.ranges import check_range_method
     from rfedge.export.mixed.budget import parse_budget
@@ -133,7 +133,7 @@ def export(
 def _print_evidence(path: Path, chart: Path | None, search: str, *, to_stderr: bool) -> None:
     import sys
 
-    from rfedge.cli.tables import print_table
+    from rfedge.cli.show.tables import print_table
     from rfedge.export.mixed.record import SearchRecord
 
     record = SearchRecord.model_validate_json(path.read_bytes())

@@ -89,8 +89,8 @@ def import_weights(
     import json
     import sys
 
-    from rfedge.cli.progress import stage_progress
-    from rfedge.cli.stopped import kept_when_stopped
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.model.original.import_plan import ImportOptions, plan_import
     from rfedge.model.original.import_sizes import Settings
     from rfedge.model.original.importing import check_output, import_document, write_import
@@ -137,7 +137,7 @@ def import_weights(
 def _print(plan: ImportPlan, output: Path, *, dry_run: bool, to_stderr: bool) -> None:
     import sys
 
-    from rfedge.cli.tables import print_table
+    from rfedge.cli.show.tables import print_table
 
     out = sys.stderr if to_stderr else sys.stdout
     rows = [(name, count) for name, count in plan.weights.taken.items()]

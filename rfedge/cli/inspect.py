@@ -10,8 +10,8 @@ import typer
 from rfedge.cli.bundle_names import bundle_folder
 
 if TYPE_CHECKING:
-    from rfedge.runtimes.inspection.devices import Device
-    from rfedge.runtimes.inspection.report import Inspection
+    from rfedge.runtimes.roofline.devices import Device
+    from rfedge.runtimes.roofline.report import Inspection
 
 __all__ = ["inspect"]
 
@@ -36,20 +36,18 @@ def inspect(
     """Count parameters, operations and bytes, and predict the latency of each device from its roofline."""
     import json
 
-    from rfedge.bundle import load_bundle
-    from rfedge.cli.progress import stage_progress
+    from rfedge.bundle.artifact import load_bundle
+    from rfedge.cli.show.progress import stage_progress
     from rfedge.config import preset
-    from rfedge.errors import ConfigError, explain
-    from rfedge.runtimes.inspection.report import inspect_bundle, inspect_config
+    from rfedge.errors import ConfigError
+    from rfedge.runtimes.roofline.report import inspect_bundle, inspect_config
 
     if (bundle is None) == (config is None):
         raise ConfigError(
-            explain(
-                "inspect",
-                got="neither BUNDLE nor --config" if bundle is None else "both BUNDLE and --config",
-                expected="one of them",
-                remedy="Name a bundle folder, or a preset with --config.",
-            )
+            "inspect",
+            got="neither BUNDLE nor --config" if bundle is None else "both BUNDLE and --config",
+            expected="one of them",
+            remedy="Name a bundle folder, or a preset with --config.",
         )
     devices = tuple(device or ())
     with stage_progress() as progress:
@@ -62,7 +60,7 @@ def inspect(
             inspection = inspect_config(chosen, precision, devices=devices, threads=threads or None, progress=progress)
     _print(inspection, with_blocks=blocks, to_stderr=as_json)
     if plot is not None:
-        from rfedge.runtimes.inspection.plot import plot_roofline
+        from rfedge.runtimes.roofline.plot import plot_roofline
 
         plot_roofline(inspection, plot)
     if as_json:
@@ -72,8 +70,8 @@ def inspect(
 def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> None:
     import sys
 
-    from rfedge.cli.tables import print_table
-    from rfedge.runtimes.inspection.work import STAGES
+    from rfedge.cli.show.tables import print_table
+    from rfedge.runtimes.roofline.work import STAGES
 
     work = inspection.work
     sums = {stage: work.stage(stage) for stage in STAGES} | {"in all": work.total()}
@@ -131,7 +129,7 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
 
 
 def _notes(inspection: Inspection) -> list[str]:
-    from rfedge.runtimes.inspection.roofline import LAUNCH_US
+    from rfedge.runtimes.roofline.roofline import LAUNCH_US
 
     efficiencies = dict.fromkeys(
         (item.device.efficiency.compute, item.device.efficiency.memory, "CPU" if item.device.name == "this-cpu" else "GPU")

@@ -59,20 +59,20 @@ def pretrain(
     import json
     import sys
 
-    from rfedge.cli.progress import training_progress
+    from rfedge.cli.show.progress import training_progress
     from rfedge.cli.train import end_stopped
     from rfedge.config import preset, preset_names
     from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
-    from rfedge.errors import ConfigError, explain
+    from rfedge.errors import ConfigError
     from rfedge.model import load_checkpoint
+    from rfedge.train.batches.wording import Grammar
     from rfedge.train.config import with_vocabulary
-    from rfedge.train.pretrain import PretrainConfig, pretrain_policy
+    from rfedge.train.pretraining.pretrain import PretrainConfig, pretrain_policy
     from rfedge.train.stopping import TrainingStop, stop_training_on_signals
-    from rfedge.train.wording import Grammar
 
     if steps is None and minutes is None:
         remedy = "Pass one of them."
-        raise ConfigError(explain("pretraining", got="no end", expected="--steps or --minutes", remedy=remedy))
+        raise ConfigError("pretraining", got="no end", expected="--steps or --minutes", remedy=remedy)
     initial = Path(config) if config not in preset_names() and Path(config).is_dir() else None
     plan = PretrainConfig(
         policy=with_vocabulary(preset(config) if initial is None else load_checkpoint(initial).config, vocab_size),

@@ -10,15 +10,15 @@ import typer
 
 from rfedge.cli.bundle_names import bundle_folder
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
-from rfedge.limits import MAX_STEPS
+from rfedge.runtimes.control.limits import MAX_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rfedge.benchmarks.replay import ReplayReport
-    from rfedge.benchmarks.rollouts import RolloutPlan, RolloutReport
-    from rfedge.runtimes.control import StepReport
-    from rfedge.runtimes.policy import EdgePolicy
+    from rfedge.runtimes.control.loop import StepReport
+    from rfedge.runtimes.policy.edge_policy import EdgePolicy
+    from rfedge.runtimes.rollout.replay import ReplayReport
+    from rfedge.runtimes.rollout.rollouts import RolloutPlan, RolloutReport
 
 __all__ = ["run"]
 
@@ -154,16 +154,16 @@ def run(
     """Run a bundle in a simulator: closed loop, open loop, or with the next inference beside the loop."""
     from rich.console import Console
 
-    from rfedge.benchmarks.policy_source import ServerAddress
-    from rfedge.benchmarks.rollouts import RolloutPlan
-    from rfedge.cli.run_output import print_run
+    from rfedge.cli.show.run_output import print_run
     from rfedge.policies import default_bundle
     from rfedge.runtimes import RuntimeSettings
-    from rfedge.runtimes.lateness import LatePolicy
-    from rfedge.runtimes.ort_providers import parse_provider
-    from rfedge.runtimes.safety import SafetyLimits, Workspace
+    from rfedge.runtimes.backends.ort_providers import parse_provider
+    from rfedge.runtimes.control.lateness import LatePolicy
+    from rfedge.runtimes.control.safety import SafetyLimits, Workspace
+    from rfedge.runtimes.control.stopping import SIGNAL_STATUS
+    from rfedge.runtimes.rollout.policy_source import ServerAddress
+    from rfedge.runtimes.rollout.rollouts import RolloutPlan
     from rfedge.runtimes.server.security import read_token
-    from rfedge.runtimes.stopping import SIGNAL_STATUS
 
     if replay is not None:
         _replay(context, replay, bundle, as_json=as_json)
@@ -225,18 +225,18 @@ def run(
 def _replay(context: typer.Context, path: Path, bundle: Path | None, *, as_json: bool) -> None:
     from rich.console import Console
 
-    from rfedge.benchmarks.replay import replay_run
-    from rfedge.cli.run_output import print_replay
-    from rfedge.errors import ConfigError, explain
-    from rfedge.runtimes.run_record import read_run
-    from rfedge.runtimes.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
+    from rfedge.cli.show.run_output import print_replay
+    from rfedge.errors import ConfigError
+    from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
+    from rfedge.runtimes.rollout.replay import replay_run
+    from rfedge.runtimes.rollout.run_record import read_run
 
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in ("bundle", "replay", "as_json") and source is not None and source.name == "COMMANDLINE":
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(
-                explain("--replay", got=flag, expected="nothing but BUNDLE and --json", remedy="The record says the rest.")
+                "--replay", got=flag, expected="nothing but BUNDLE and --json", remedy="The record says the rest."
             )
     total = sum(len(episode.steps) for episode in read_run(path).episodes)
     stop = StopRequest()
@@ -252,8 +252,8 @@ def _replay(context: typer.Context, path: Path, bundle: Path | None, *, as_json:
 
 
 def _run_with_progress(plan: RolloutPlan) -> RolloutReport:
-    from rfedge.benchmarks.rollouts import run_rollouts
-    from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+    from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
+    from rfedge.runtimes.rollout.rollouts import run_rollouts
 
     stop = StopRequest()
     with _progress(plan.episodes * plan.max_steps) as (advance, warn), stop_on_signals(stop):

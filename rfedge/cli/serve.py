@@ -58,7 +58,7 @@ def serve(
     from rich.console import Console
 
     from rfedge.runtimes import EdgePolicy, RuntimeSettings
-    from rfedge.runtimes.ort_providers import parse_provider
+    from rfedge.runtimes.backends.ort_providers import parse_provider
     from rfedge.runtimes.server import security
     from rfedge.runtimes.server.app import PolicyServer
     from rfedge.runtimes.server.settings import ServerSettings

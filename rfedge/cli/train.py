@@ -221,11 +221,11 @@ def end_stopped(stop: TrainingStop, steps: int, output: Path, *, shown: bool) ->
 
 def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) -> TrainResult | None:
     """Train, with progress bars if `shown`; return nothing after a dry run."""
-    from rfedge.cli.progress import stage_progress, training_progress
+    from rfedge.cli.show.progress import stage_progress, training_progress
     from rfedge.data import CalvinDataset, FrameCache
     from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
     from rfedge.train import train_policy
-    from rfedge.train.wording import Grammar
+    from rfedge.train.batches.wording import Grammar
 
     dataset = CalvinDataset.open(run.data)  # here, so that a wrong folder is told before anything is built
     if dry_run and not shown:
@@ -271,7 +271,7 @@ def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> No
 
 def _check_pairs(run: TrainConfig) -> str:
     """Check every line of the image-text files and some images, and say what there is."""
-    from rfedge.cli.progress import stage_progress
+    from rfedge.cli.show.progress import stage_progress
     from rfedge.data.image_text import load_image, open_image_text
 
     with stage_progress() as progress:
@@ -296,9 +296,9 @@ def _check_pairs(run: TrainConfig) -> str:
 def _require_torch() -> None:
     import importlib.util
 
-    from rfedge.errors import BackendUnavailableError, explain
+    from rfedge.errors import BackendUnavailableError
 
     if importlib.util.find_spec("torch") is None:
         raise BackendUnavailableError(
-            explain("training", got="no PyTorch", expected="torch", remedy="Install it: pip install 'rfedge[train]'.")
+            "training", got="no PyTorch", expected="torch", remedy="Install it: pip install 'rfedge[train]'."
         )

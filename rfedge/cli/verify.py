@@ -36,12 +36,12 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check every file's sha256 and, given the checkpoint, the parity; fail when something is not as it was."""
-    from rfedge.bundle import load_bundle
-    from rfedge.cli.tables import print_manifest
+    from rfedge.bundle.artifact import load_bundle
+    from rfedge.cli.show.tables import print_manifest
 
     opened = load_bundle(bundle)
     if checkpoint is not None:
-        from rfedge.cli.progress import stage_progress
+        from rfedge.cli.show.progress import stage_progress
         from rfedge.export.pipeline import verify_parity
 
         with stage_progress() as progress:

@@ -20,8 +20,8 @@ def parity(
     import math
     import sys
 
-    from rfedge.cli.progress import stage_progress
-    from rfedge.cli.tables import print_table
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.tables import print_table
     from rfedge.model.original import run_parity
 
     with stage_progress() as progress:

@@ -5,7 +5,7 @@ frames and one language file are needed:
 
     episode_{number:07d}.npz             one per frame; numbers have gaps between episodes
     ep_start_end_ids.npy, ep_lens.npy    bounds of the episodes
-    scene_info.npy                       scenes, see `rfedge.data.scenes`; not in validation splits
+    scene_info.npy                       scenes, see `rfedge.data.scene.scenes`; not in validation splits
     lang_annotations/auto_lang_ann.npy   segments, tasks, instructions, sentence embeddings
     lang_<model>/auto_lang_ann.npy       the same segments, embedded by other sentence models
     statistics.yaml, .hydra/             written for CALVIN's own loader and simulator
@@ -25,14 +25,14 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.conventions import Conventions
-from rfedge.data.dataset_records import CALVIN_HZ, COLLECTION_RECORD, read_conventions
+from rfedge.data.collection.dataset_records import CALVIN_HZ, COLLECTION_RECORD, read_conventions
 from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read_frame
 from rfedge.data.object_file import read_object_file
-from rfedge.data.scenes import SceneFrames, contradicted_by, read_scenes
+from rfedge.data.scene.scenes import SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import DatasetStatistics, StatisticsBuilder
-from rfedge.disk import read_json
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
+from rfedge.io.disk import read_json
+from rfedge.robot.conventions import Conventions
 
 __all__ = [
     "COLLECTION_RECORD",
@@ -106,12 +106,10 @@ class CalvinDataset:
         refuse_interrupted_collection(path, folder)
         if not _has_frames(folder):
             raise DatasetError(
-                explain(
-                    f"dataset {folder}",
-                    got="no frame files",
-                    expected=f"files named {frame_name(0)}",
-                    remedy="Give the folder that holds the frames, or make one with `rfedge demos --output`.",
-                )
+                f"dataset {folder}",
+                got="no frame files",
+                expected=f"files named {frame_name(0)}",
+                remedy="Give the folder that holds the frames, or make one with `rfedge demos --output`.",
             )
         segments = read_segments(find_language_file(folder))
         dataset = cls(folder, segments, read_episodes(folder), read_scenes(folder), read_conventions(folder))
@@ -124,12 +122,10 @@ class CalvinDataset:
         for segment, number in self._probed_frames():
             if not self.frame_path(number).is_file():
                 raise DatasetError(
-                    explain(
-                        f"dataset {self.folder}",
-                        got=f"no {frame_name(number)}",
-                        expected=f"frames {segment.start} to {segment.end} of {segment.task!r}",
-                        remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
-                    )
+                    f"dataset {self.folder}",
+                    got=f"no {frame_name(number)}",
+                    expected=f"frames {segment.start} to {segment.end} of {segment.task!r}",
+                    remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
                 )
 
     def _probed_frames(self) -> Iterable[tuple[Segment, int]]:
@@ -187,27 +183,23 @@ def find_split(path: Path, split: str | None = None) -> Path:
     """
     if not path.is_dir():
         raise DatasetError(
-            explain(
-                f"dataset {path}",
-                got="a file" if path.exists() else "no folder",
-                expected="a CALVIN dataset" if not path.exists() else "the folder of a CALVIN dataset",
-                remedy="Make one with `rfedge demos --output`, or convert one with `rfedge demos convert`.",
-            )
+            f"dataset {path}",
+            got="a file" if path.exists() else "no folder",
+            expected="a CALVIN dataset" if not path.exists() else "the folder of a CALVIN dataset",
+            remedy="Make one with `rfedge demos --output`, or convert one with `rfedge demos convert`.",
         )
     if split is not None and split not in SPLITS:
-        raise DatasetError(explain("split", got=repr(split), expected=" or ".join(SPLITS), remedy="Choose one of them."))
+        raise DatasetError("split", got=repr(split), expected=" or ".join(SPLITS), remedy="Choose one of them.")
     if split is None and not (path / SPLITS[0]).is_dir():
         # A root that was unpacked one level too deep, or only its validation part, is a frequent slip: name the way out.
         inner = [] if _has_frames(path) else [entry for entry in sorted(path.iterdir()) if _is_root_or_split(entry)]
         if not inner:
             return path
         raise DatasetError(
-            explain(
-                f"dataset {path}",
-                got=f"a folder that holds {inner[0].name}/",
-                expected="a training split",
-                remedy=f"Give {inner[0]}.",
-            )
+            f"dataset {path}",
+            got=f"a folder that holds {inner[0].name}/",
+            expected="a training split",
+            remedy=f"Give {inner[0]}.",
         )
     folder = path / (split or SPLITS[0])
     if folder.is_dir():
@@ -215,7 +207,7 @@ def find_split(path: Path, split: str | None = None) -> Path:
     if path.name == split:
         return path
     raise DatasetError(
-        explain(f"dataset {path}", got=f"no {split}/ folder", expected=f"a root with {split}/", remedy="Give the root.")
+        f"dataset {path}", got=f"no {split}/ folder", expected=f"a root with {split}/", remedy="Give the root."
     )
 
 
@@ -235,12 +227,10 @@ def find_language_file(folder: Path) -> Path:
     for other in sorted(folder.glob(f"lang_*/{path.name}")):
         return other
     raise DatasetError(
-        explain(
-            f"dataset {folder}",
-            got="no language annotations",
-            expected=LANGUAGE_FILE,
-            remedy="Use a split with language, or copy the file again.",
-        )
+        f"dataset {folder}",
+        got="no language annotations",
+        expected=LANGUAGE_FILE,
+        remedy="Use a split with language, or copy the file again.",
     )
 
 
@@ -258,18 +248,14 @@ def read_episodes(folder: Path) -> tuple[tuple[int, int], ...]:
             bounds = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DatasetError(
-            explain(
-                f"file {path}", got=f"an unreadable file ({error})", expected="an integer array", remedy="Copy it again."
-            )
+            f"file {path}", got=f"an unreadable file ({error})", expected="an integer array", remedy="Copy it again."
         ) from None
     if bounds.ndim != 2 or bounds.shape[1] != 2 or bounds.dtype.kind not in "iu" or (bounds[:, 0] > bounds[:, 1]).any():
         raise DatasetError(
-            explain(
-                f"file {path}",
-                got=f"{bounds.dtype} {bounds.shape}",
-                expected="integers (N, 2), first <= last frame of each episode",
-                remedy="Copy it again.",
-            )
+            f"file {path}",
+            got=f"{bounds.dtype} {bounds.shape}",
+            expected="integers (N, 2), first <= last frame of each episode",
+            remedy="Copy it again.",
         )
     return tuple((int(first), int(last)) for first, last in bounds)
 
@@ -283,16 +269,14 @@ def refuse_interrupted_collection(path: Path, folder: Path) -> None:
             complete = bool(read_json(record)["complete"])
         except (ValueError, KeyError, TypeError):
             raise DatasetError(
-                explain(f"file {record}", got="unreadable text", expected="a collection record", remedy="Collect again.")
+                f"file {record}", got="unreadable text", expected="a collection record", remedy="Collect again."
             ) from None
         if not complete:
             raise DatasetError(
-                explain(
-                    f"dataset {path}",
-                    got="an interrupted collection",
-                    expected="a finished one",
-                    remedy="Run the same `rfedge demos` command again: it goes on where it stopped.",
-                )
+                f"dataset {path}",
+                got="an interrupted collection",
+                expected="a finished one",
+                remedy="Run the same `rfedge demos` command again: it goes on where it stopped.",
             )
 
 
@@ -329,27 +313,21 @@ def read_annotations(path: Path) -> Annotations:
         listed = [Segment(int(start), int(end), str(task), _words(text)) for (start, end), task, text in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(
-            explain(
-                f"file {path}",
-                got=f"another structure ({error!r})",
-                expected="language.ann, language.task and info.indx of one length",
-                remedy="Use CALVIN's auto_lang_ann.npy.",
-            )
+            f"file {path}",
+            got=f"another structure ({error!r})",
+            expected="language.ann, language.task and info.indx of one length",
+            remedy="Use CALVIN's auto_lang_ann.npy.",
         ) from None
     for segment in listed:
         if not 0 <= segment.start <= segment.end:
-            raise DatasetError(
-                explain(f"file {path}", got=str(segment), expected="0 <= start <= end", remedy="Copy it again.")
-            )
+            raise DatasetError(f"file {path}", got=str(segment), expected="0 <= start <= end", remedy="Copy it again.")
     segments = tuple(segment for segment in listed if segment.instruction)
     if not segments:
         raise DatasetError(
-            explain(
-                f"file {path}",
-                got=f"{len(listed)} segments, none with an instruction" if listed else "no segments",
-                expected="at least one",
-                remedy="Collect demonstrations with `rfedge demos`.",
-            )
+            f"file {path}",
+            got=f"{len(listed)} segments, none with an instruction" if listed else "no segments",
+            expected="at least one",
+            remedy="Collect demonstrations with `rfedge demos`.",
         )
     blank = tuple((place, segment) for place, segment in enumerate(listed) if not segment.instruction)
     return Annotations(segments, blank)

@@ -17,12 +17,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.atomic import atomic_directory
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frames import FRAME_SHAPES, Array, frame_name
 from rfedge.data.robot import refuse_another_robot
-from rfedge.disk import read_json
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
+from rfedge.io.atomic import atomic_directory
+from rfedge.io.disk import read_json
 
 __all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
 
@@ -109,12 +109,10 @@ def dataset_fingerprint(dataset: CalvinDataset) -> str:
             status = path.stat()
         except FileNotFoundError:
             raise DatasetError(
-                explain(
-                    f"frame {path}",
-                    got="no file",
-                    expected="an npz file",
-                    remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
-                )
+                f"frame {path}",
+                got="no file",
+                expected="an npz file",
+                remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
             ) from None
         digest.update(f"{number} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

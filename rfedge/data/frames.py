@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
 from rfedge.messages import (
     ACTION_SIZE,
     GRIPPER_CLOSE,
@@ -128,17 +128,15 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
             for key in keys:
                 if key not in stored:
                     raise DatasetError(
-                        explain(
-                            f"frame {path.name}",
-                            got=f"keys {sorted(stored)}",
-                            expected=f"{key!r}",
-                            remedy="Use frames in the CALVIN format.",
-                        )
+                        f"frame {path.name}",
+                        got=f"keys {sorted(stored)}",
+                        expected=f"{key!r}",
+                        remedy="Use frames in the CALVIN format.",
                     )
                 frame[key] = _read_array(path, archive, key)
     except FileNotFoundError:
         raise DatasetError(
-            explain(f"frame {path}", got="no file", expected="an npz file", remedy="Copy the dataset again, all of it.")
+            f"frame {path}", got="no file", expected="an npz file", remedy="Copy the dataset again, all of it."
         ) from None
     # A cut file fails in zipfile, zlib or numpy's header parser, depending on where the cut is; a changed one also by its
     # method of compression or its password, or because a name is no text.
@@ -157,12 +155,10 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
         struct.error,
     ) as error:
         raise DatasetError(
-            explain(
-                f"frame {path}",
-                got=f"an unreadable file ({error})",
-                expected="a complete npz file",
-                remedy="It is truncated or damaged: copy or collect it again.",
-            )
+            f"frame {path}",
+            got=f"an unreadable file ({error})",
+            expected="a complete npz file",
+            remedy="It is truncated or damaged: copy or collect it again.",
         ) from None
     return frame
 
@@ -174,12 +170,10 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Array:
         size_bytes = math.prod(shape) * dtype.itemsize
         if size_bytes > _LONGEST_ARRAY_BYTES:
             raise DatasetError(
-                explain(
-                    f"{key} of frame {path}",
-                    got=f"an array of {size_bytes / 1e6:.0f} MB",
-                    expected=f"at most {_LONGEST_ARRAY_BYTES / 1e6:.0f} MB",
-                    remedy="It is no frame of a camera: copy or collect it again.",
-                )
+                f"{key} of frame {path}",
+                got=f"an array of {size_bytes / 1e6:.0f} MB",
+                expected=f"at most {_LONGEST_ARRAY_BYTES / 1e6:.0f} MB",
+                remedy="It is no frame of a camera: copy or collect it again.",
             )
         data = member.read(size_bytes + 1)  # to its end, where the archive's checksum is compared
         if len(data) != size_bytes:
@@ -215,7 +209,7 @@ def check_frame_array(subject: str, key: str, array: Array) -> None:
     problem = array_problem(key, array)
     if problem is not None:
         raise DatasetError(
-            explain(f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy)
+            f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy
         )
 
 

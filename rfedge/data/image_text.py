@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import DatasetError, explain
-from rfedge.tokenizer import END_OF_CHUNK, END_OF_TEXT, IMAGE, PAD
+from rfedge.errors import DatasetError
+from rfedge.language.tokenizer import END_OF_CHUNK, END_OF_TEXT, IMAGE, PAD
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -292,23 +292,19 @@ def _split(
                 part[kind] = ImageTextSet(files, chosen)
         if kind in held_out and kind not in training:
             raise DatasetError(
-                explain(
-                    f"image-text pairs of kind {kind}",
-                    got=f"{len(held_out[kind])}, whose images are all held out",
-                    expected="some to train on",
-                    remedy="Add pairs, or pass --validation-fraction 0.",
-                )
+                f"image-text pairs of kind {kind}",
+                got=f"{len(held_out[kind])}, whose images are all held out",
+                expected="some to train on",
+                remedy="Add pairs, or pass --validation-fraction 0.",
             )
     return ImageTextData(training, held_out, content_sha256)
 
 
 def _bad_file(path: Path, *, got: str) -> DatasetError:
-    return DatasetError(
-        explain(f"image-text file {path}", got=got, expected=f"lines of {_FORMS}", remedy="Check --image-text.")
-    )
+    return DatasetError(f"image-text file {path}", got=got, expected=f"lines of {_FORMS}", remedy="Check --image-text.")
 
 
 def _bad_line(path: Path, offset: int, *, got: str, expected: str, remedy: str) -> DatasetError:
     with path.open("rb") as file:  # only here, so that no line numbers need to be kept
         line = 1 + sum(file.read(min(1 << 20, offset - start)).count(b"\n") for start in range(0, offset, 1 << 20))
-    return DatasetError(explain(f"image-text file {path}, line {line}", got=got, expected=expected, remedy=remedy))
+    return DatasetError(f"image-text file {path}, line {line}", got=got, expected=expected, remedy=remedy)

@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.atomic import atomic_directory
-from rfedge.bundle import hash_file
-from rfedge.conventions import Conventions, refuse_disagreement
+from rfedge.bundle.artifact import hash_file
 from rfedge.data.calvin import CalvinDataset, Segment
-from rfedge.data.dataset_records import COLLECTION_RECORD, missing_parts
+from rfedge.data.collection.dataset_records import COLLECTION_RECORD, missing_parts
+from rfedge.data.collection.writer import write_index
 from rfedge.data.frames import frame_name
-from rfedge.data.writer import write_index
-from rfedge.disk import check_room, read_json
-from rfedge.errors import ConfigError, DatasetError, explain
+from rfedge.errors import ConfigError, DatasetError
+from rfedge.io.atomic import atomic_directory
+from rfedge.io.disk import check_room, read_json
+from rfedge.robot.conventions import Conventions, refuse_disagreement
 
 __all__ = ["MergeResult", "MergedSource", "merge_datasets"]
 
@@ -81,9 +81,7 @@ def merge_datasets(
     """
     if len({source.resolve() for source in sources}) != len(sources) or len(sources) < 2:
         named = ", ".join(str(source) for source in sources) or "nothing"
-        raise ConfigError(
-            explain("datasets", got=named, expected="two or more, each once", remedy="Name all that belong in.")
-        )
+        raise ConfigError("datasets", got=named, expected="two or more, each once", remedy="Name all that belong in.")
     datasets = [CalvinDataset.open(source) for source in sources]
     conventions = _joint_conventions(datasets)
     scenes = [_scene(dataset) for dataset in datasets]
@@ -145,12 +143,10 @@ def _scene(dataset: CalvinDataset) -> str | None:
     found = {dataset.scene_of(segment.start) for segment in dataset.segments}
     if len(found) > 1:
         raise DatasetError(
-            explain(
-                f"dataset {dataset.folder}",
-                got=f"scenes {', '.join(sorted(str(scene) for scene in found))}",
-                expected="one scene a dataset",
-                remedy="Merge datasets of single scenes.",
-            )
+            f"dataset {dataset.folder}",
+            got=f"scenes {', '.join(sorted(str(scene) for scene in found))}",
+            expected="one scene a dataset",
+            remedy="Merge datasets of single scenes.",
         )
     return found.pop()
 
@@ -164,12 +160,10 @@ def _plan(datasets: Sequence[CalvinDataset], scenes: Sequence[str | None]) -> li
         plan.append((dataset, MergedSource(str(dataset.folder), scene, shift, len(numbers), len(dataset.segments))))
     if next_number - 1 > _MAX_NUMBER:
         raise DatasetError(
-            explain(
-                "frame numbers",
-                got=f"up to {next_number - 1}",
-                expected=f"at most {_MAX_NUMBER}",
-                remedy="Merge fewer datasets.",
-            )
+            "frame numbers",
+            got=f"up to {next_number - 1}",
+            expected=f"at most {_MAX_NUMBER}",
+            remedy="Merge fewer datasets.",
         )
     return plan
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
 
 __all__ = ["read_object_file", "write_object_file"]
 
@@ -48,7 +48,7 @@ def read_object_file(path: Path) -> dict[str, Any]:
     """
     subject = f"file {path}"
     if not path.is_file():
-        raise DatasetError(explain(subject, got="no file", expected="a numpy file", remedy="Copy the dataset again."))
+        raise DatasetError(subject, got="no file", expected="a numpy file", remedy="Copy the dataset again.")
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -57,22 +57,20 @@ def read_object_file(path: Path) -> dict[str, Any]:
             content = _Restricted(file).load() if dtype.hasobject else None
     except _ForbiddenNameError as error:
         raise DatasetError(
-            explain(
-                subject,
-                got=f"the class {error}",
-                expected="numpy arrays, lists, dicts, text and numbers",
-                remedy="Do not open this file with anything else: it may run code. Get the dataset from its authors.",
-            )
+            subject,
+            got=f"the class {error}",
+            expected="numpy arrays, lists, dicts, text and numbers",
+            remedy="Do not open this file with anything else: it may run code. Get the dataset from its authors.",
         ) from None
     # A damaged pickle can raise nearly anything; all of these come from parsing, none from code of ours.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise DatasetError(
-            explain(subject, got=f"an unreadable file ({error})", expected="a pickled dict", remedy="Copy it again.")
+            subject, got=f"an unreadable file ({error})", expected="a pickled dict", remedy="Copy it again."
         ) from None
     value = content.item() if isinstance(content, np.ndarray) and content.shape == shape == () else None
     if not isinstance(value, dict):
         raise DatasetError(
-            explain(subject, got=f"an array of shape {shape}", expected="one pickled dict", remedy="Use CALVIN's own file.")
+            subject, got=f"an array of shape {shape}", expected="one pickled dict", remedy="Use CALVIN's own file."
         )
     return value
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.data.frames import Array, ArrayProblem
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
 from rfedge.messages import STATE_SIZE
 
 __all__ = ["NEUTRAL_JOINTS_RAD", "NUM_JOINTS", "refuse_another_robot", "state_problem"]
@@ -57,5 +57,5 @@ def refuse_another_robot(subject: str, robot_obs: Array) -> None:
     problem = state_problem(robot_obs)
     if problem is not None:
         raise DatasetError(
-            explain(f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy)
+            f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy
         )

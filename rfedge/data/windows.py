@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from rfedge.data.calvin import CalvinDataset, Segment
 from rfedge.data.frame_cache import FrameCache
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 from rfedge.messages import ACTION_SIZE, POSE_SIZE
 
 __all__ = [
@@ -131,7 +131,7 @@ class WindowIndex:
     ) -> None:
         for name, value in (("window", window), ("frame_stride", frame_stride), ("chunk_size", chunk_size)):
             if value < 1:
-                raise ConfigError(explain(name, got=value, expected="at least 1", remedy="Give a positive whole number."))
+                raise ConfigError(name, got=value, expected="at least 1", remedy="Give a positive whole number.")
         self.segments = tuple(segments)
         self.window = window
         self.frame_stride = frame_stride
@@ -205,12 +205,10 @@ class WindowSampler:
     def __init__(self, num_windows: int, batch_size: int, seed: int, state: SamplerState | None = None) -> None:
         if num_windows < 1 or batch_size < 1:
             raise ConfigError(
-                explain(
-                    "windows and batch size",
-                    got=f"{num_windows} and {batch_size}",
-                    expected="at least 1 of each",
-                    remedy="Collect more demonstrations or raise --batch-size.",
-                )
+                "windows and batch size",
+                got=f"{num_windows} and {batch_size}",
+                expected="at least 1 of each",
+                remedy="Collect more demonstrations or raise --batch-size.",
             )
         self.num_windows = num_windows
         self.batch_size = batch_size
@@ -252,9 +250,9 @@ def split_segments(dataset: CalvinDataset, fraction: float, seed: int, *, share:
         ConfigError: `fraction` or `share` is out of range.
     """
     if not 0.0 < share <= 1.0:
-        raise ConfigError(explain("share of the data", got=share, expected="0 < share <= 1", remedy="Try 0.1."))
+        raise ConfigError("share of the data", got=share, expected="0 < share <= 1", remedy="Try 0.1.")
     if not 0.0 <= fraction < 1.0:
-        raise ConfigError(explain("validation fraction", got=fraction, expected="0 <= fraction < 1", remedy="Try 0.1."))
+        raise ConfigError("validation fraction", got=fraction, expected="0 <= fraction < 1", remedy="Try 0.1.")
     total = len(dataset.segments)
     held_out = 0 if fraction == 0.0 else min(max(round(fraction * total), 1), total - 1)
     order = np.random.default_rng(seed).permutation(total)

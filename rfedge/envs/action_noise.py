@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.interface import Float64Array
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 from rfedge.messages import POSE_SIZE
 
 __all__ = ["BURST_STEPS", "ActionNoise", "NoiseBursts"]
@@ -39,13 +39,9 @@ class ActionNoise:
     def check(self) -> None:
         """Raise ConfigError unless 0 < scale <= 1 and 0 < share < 1."""
         if not 0.0 < self.scale <= 1.0:
-            raise ConfigError(
-                explain("action noise", got=self.scale, expected="0 < noise <= 1", remedy="Try --action-noise 0.5.")
-            )
+            raise ConfigError("action noise", got=self.scale, expected="0 < noise <= 1", remedy="Try --action-noise 0.5.")
         if not 0.0 < self.share < 1.0:
-            raise ConfigError(
-                explain("noise share", got=self.share, expected="0 < share < 1", remedy="Try --noise-share 0.3.")
-            )
+            raise ConfigError("noise share", got=self.share, expected="0 < share < 1", remedy="Try --noise-share 0.3.")
 
 
 class NoiseBursts:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 
 __all__ = [
     "CHAIN_LENGTH",
@@ -146,7 +146,7 @@ def make_chains(
     total = max(num, NUM_OFFICIAL) if of is None else of
     if not 1 <= num <= total:
         expected = "at least 1" if of is None else f"1 to {of}"
-        raise ConfigError(explain("number of chains", got=num, expected=expected, remedy="Ask for another number."))
+        raise ConfigError("number of chains", got=num, expected=expected, remedy="Ask for another number.")
     counts = [len(part) for part in np.array_split(np.arange(total), len(initial_states()))]
     slots = [(index, place) for index, count in enumerate(counts) for place in range(count)]
     np.random.RandomState(_SHUFFLE_SEED).shuffle(slots)

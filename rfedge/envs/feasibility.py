@@ -17,7 +17,7 @@ from rfedge.envs.interface import BLOCKS, ROBOT, TABLE, Float64Array, SceneInfo
 from rfedge.envs.oracle import LIFT_FROM
 from rfedge.envs.playtable.layout import BASE_POSITION_M, DRAWER_MAX_M, TABLE_TOP_M, TableLayout, find_layout
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
-from rfedge.rotations import matrix_to_euler, quaternion_to_matrix
+from rfedge.robot.rotations import matrix_to_euler, quaternion_to_matrix
 
 __all__ = ["feasible_tasks", "gripped_blocks"]
 

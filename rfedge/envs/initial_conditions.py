@@ -15,7 +15,7 @@ from rfedge.envs.chains import SymbolicState
 from rfedge.envs.interface import SCENE_STATE_SIZE, Float64Array
 from rfedge.envs.playtable.layout import CHAIN_YAW_RAD, DRAWER_MAX_M, LAYOUTS, SWITCH_MAX_M, TableLayout, find_layout
 from rfedge.envs.tasks import COLOURS
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 from rfedge.messages import GRIPPER_OPEN
 
 __all__ = ["block_spots", "condition_seed", "initial_state"]
@@ -88,9 +88,7 @@ def _shelf_spot(place: str) -> tuple[float, float, float]:
     if place not in _SHELF_SPOTS_M:
         expected = ", ".join(("table", *_SHELF_SPOTS_M))
         raise ConfigError(
-            explain(
-                "place of a block", got=repr(place), expected=f"one of {expected}", remedy="Start from an initial state."
-            )
+            "place of a block", got=repr(place), expected=f"one of {expected}", remedy="Start from an initial state."
         )
     return _SHELF_SPOTS_M[place]
 

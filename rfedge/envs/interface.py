@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.envs.looks import Looks, Renderer
-from rfedge.errors import ConfigError, ContractError, did_you_mean, explain
+from rfedge.errors import ConfigError, ContractError, did_you_mean
 from rfedge.messages import ACTION_SIZE, Observation, UInt8Array, check_action
 
 __all__ = [
@@ -193,7 +193,7 @@ class EnvironmentIdentity:
         if before not in (None, self):
             expected = f"{before}, in which this run was begun"
             remedy = "Go on where it was begun, or choose another --output."
-            raise ConfigError(explain("environment", got=str(self), expected=expected, remedy=remedy))
+            raise ConfigError("environment", got=str(self), expected=expected, remedy=remedy)
         return self
 
     def __str__(self) -> str:
@@ -210,7 +210,7 @@ def check_state(name: str, state: Float64Array, size: int) -> Float64Array:
     state = np.array(state, dtype=np.float64)
     if state.shape != (size,) or not np.isfinite(state).all():
         got = f"shape {state.shape}" if state.shape != (size,) else "NaN or Inf"
-        raise ContractError(explain(name, got=got, expected=f"finite ({size},)", remedy="Pass a state as it was observed."))
+        raise ContractError(name, got=got, expected=f"finite ({size},)", remedy="Pass a state as it was observed.")
     return state
 
 
@@ -223,7 +223,7 @@ def check_step(action: Float64Array) -> Float64Array:
     action = np.asarray(action)
     if action.shape != (ACTION_SIZE,):
         remedy = "Send one control step at a time."
-        raise ContractError(explain("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy=remedy))
+        raise ContractError("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy=remedy)
     check_action(action[np.newaxis])
     return action.astype(np.float64)
 
@@ -255,14 +255,14 @@ def make_environment(
     """
     if name not in _ENVIRONMENTS:
         raise ConfigError(
-            explain("environment", got=repr(name), expected=did_you_mean(name, _ENVIRONMENTS), remedy="Choose a known name.")
+            "environment", got=repr(name), expected=did_you_mean(name, _ENVIRONMENTS), remedy="Choose a known name."
         )
     for option, value, owner in (("looks", looks, "playtable"), ("renderer", renderer, "calvin")):
         if value is None:
             continue
         if name != owner:
             remedy = f"Leave out --{option}, or choose --env {owner}."
-            raise ConfigError(explain(option, got=f"{value!r} for {name}", expected=f"a choice for {owner}", remedy=remedy))
+            raise ConfigError(option, got=f"{value!r} for {name}", expected=f"a choice for {owner}", remedy=remedy)
         options[option] = value
     module_name, class_name = _ENVIRONMENTS[name]
     return cast(Environment, getattr(importlib.import_module(module_name), class_name)(**options))

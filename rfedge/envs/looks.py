@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 
 __all__ = ["LOOKS_HELP", "RENDERER_HELP", "Looks", "Renderer", "check_looks", "redress", "world_name"]
 
@@ -59,7 +59,5 @@ def check_looks(looks: str) -> Looks:
         ConfigError: there are no such looks.
     """
     if looks not in (known := get_args(Looks)):
-        raise ConfigError(
-            explain("looks", got=repr(looks), expected=did_you_mean(looks, known), remedy="Choose one of these.")
-        )
+        raise ConfigError("looks", got=repr(looks), expected=did_you_mean(looks, known), remedy="Choose one of these.")
     return cast(Looks, looks)

@@ -13,7 +13,7 @@ import numpy as np
 
 from rfedge.envs.interface import BLOCKS, ROBOT, TABLE, BlockState, Contact, SceneInfo
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
-from rfedge.rotations import matrix_to_euler, quaternion_to_matrix
+from rfedge.robot.rotations import matrix_to_euler, quaternion_to_matrix
 
 __all__ = ["TaskOracle"]
 

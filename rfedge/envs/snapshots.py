@@ -34,7 +34,7 @@ _DOWN_RAD: Final = (math.pi, 0.0, 0.5 * math.pi)  # the hand as the neutral pose
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshots:
-    """Frames of one collection slot, a segment of their own; see `rfedge.data.collection.RecordedEpisode`."""
+    """Frames of one collection slot, a segment of their own; see `rfedge.data.collection.collect.RecordedEpisode`."""
 
     frames: dict[str, npt.NDArray[Any]]
     task: str = SNAPSHOT_TASK

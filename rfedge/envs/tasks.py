@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 
 __all__ = ["COLOURS", "INSTRUCTIONS", "TASKS", "check_task"]
 
@@ -56,5 +56,5 @@ def check_task(task: str) -> str:
         ConfigError: it is not; the text proposes the nearest name.
     """
     if task not in INSTRUCTIONS:
-        raise ConfigError(explain("task", got=repr(task), expected=did_you_mean(task, TASKS), remedy="Choose one of them."))
+        raise ConfigError("task", got=repr(task), expected=did_you_mean(task, TASKS), remedy="Choose one of them.")
     return task

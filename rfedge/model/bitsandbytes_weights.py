@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean, explain
+from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 
 __all__ = ["WEIGHT_FORMATS", "import_bitsandbytes", "keep_weights_in", "stored_bytes"]
 
@@ -36,9 +36,7 @@ def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype)
         BackendUnavailableError: bitsandbytes is not installed, or has no kernels for this machine.
     """
     if weights not in WEIGHT_FORMATS:
-        raise ConfigError(
-            explain("weights", got=repr(weights), expected=did_you_mean(weights, WEIGHT_FORMATS), remedy="Choose one.")
-        )
+        raise ConfigError("weights", got=repr(weights), expected=did_you_mean(weights, WEIGHT_FORMATS), remedy="Choose one.")
     library = import_bitsandbytes()
     layers = [
         (parent, name, child)
@@ -90,10 +88,8 @@ def import_bitsandbytes() -> Any:
         return importlib.import_module("bitsandbytes")
     except Exception as error:  # a missing module, or a native library of it that does not load
         raise BackendUnavailableError(
-            explain(
-                "bitsandbytes",
-                got=(str(error).splitlines() or [type(error).__name__])[0],
-                expected="an installed library",
-                remedy="Install it: pip install 'rfedge[bnb]'.",
-            )
+            "bitsandbytes",
+            got=(str(error).splitlines() or [type(error).__name__])[0],
+            expected="an installed library",
+            remedy="Install it: pip install 'rfedge[bnb]'.",
         ) from None

@@ -12,11 +12,12 @@ from typing import Any, Final
 import torch
 from pydantic import ValidationError
 
-from rfedge.atomic import atomic_directory
-from rfedge.bundle import hash_file
+from rfedge.bundle.artifact import hash_file
 from rfedge.config import PolicyConfig
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
+from rfedge.io.atomic import atomic_directory
+from rfedge.io.disk import read_json
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model.meta import parameters_on_meta
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.weight_shards import (
@@ -28,7 +29,6 @@ from rfedge.model.weight_shards import (
     weight_paths,
     write_weights,
 )
-from rfedge.tokenizer import InstructionTokenizer
 
 __all__ = ["HEAD_IS_UNTRAINED", "Checkpoint", "checkpoint_sha256", "load_checkpoint", "save_checkpoint", "write_checkpoint"]
 
@@ -154,12 +154,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     for name in (CONFIG_NAME, WEIGHTS_NAME, TOKENIZER_NAME):
         if not (directory / name).is_file() and not (name == WEIGHTS_NAME and (directory / INDEX_NAME).is_file()):
             raise ArtifactError(
-                explain(
-                    f"checkpoint {directory}",
-                    got="no folder" if not directory.is_dir() else f"no {name}",
-                    expected=f"{CONFIG_NAME}, {WEIGHTS_NAME} and {TOKENIZER_NAME}",
-                    remedy="Give the checkpoint folder that `rfedge train` or `rfedge import` wrote.",
-                )
+                f"checkpoint {directory}",
+                got="no folder" if not directory.is_dir() else f"no {name}",
+                expected=f"{CONFIG_NAME}, {WEIGHTS_NAME} and {TOKENIZER_NAME}",
+                remedy="Give the checkpoint folder that `rfedge train` or `rfedge import` wrote.",
             )
     try:
         document = read_json(directory / CONFIG_NAME)
@@ -167,9 +165,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         metadata = dict(document["metadata"])
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            explain(
-                f"checkpoint file {CONFIG_NAME}", got=str(error), expected="a policy configuration", remedy="Copy it again."
-            )
+            f"checkpoint file {CONFIG_NAME}", got=str(error), expected="a policy configuration", remedy="Copy it again."
         ) from None
     with torch.random.fork_rng(devices=[]), parameters_on_meta():
         policy = RoboFlamingo(config)
@@ -186,10 +182,8 @@ def _check_weights(policy: RoboFlamingo, weights: dict[str, torch.Tensor]) -> No
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ArtifactError(
-                explain(
-                    f"checkpoint tensor {name!r}",
-                    got=found.get(name, "nothing"),
-                    expected=expected.get(name, "no such tensor"),
-                    remedy=f"{CONFIG_NAME} and {WEIGHTS_NAME} are not of the same policy.",
-                )
+                f"checkpoint tensor {name!r}",
+                got=found.get(name, "nothing"),
+                expected=expected.get(name, "no such tensor"),
+                remedy=f"{CONFIG_NAME} and {WEIGHTS_NAME} are not of the same policy.",
             )

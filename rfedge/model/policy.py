@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rfedge.config import MPTConfig, PolicyConfig
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, POSE_SIZE, STATIC_IMAGE_SHAPE
 from rfedge.model.decoder import FusionDecoder, hidden_latents
 from rfedge.model.head import build_head
@@ -29,7 +29,7 @@ _GROUPS: Final = {
     "frame_embedding": "resampler",
     "proprioception": "head",
     "output_projection": "decoder",
-    # Parts of the training alone, `rfedge.train.pointing` and `rfedge.train.task_probe`.
+    # Parts of the training alone, `rfedge.train.pretraining.pointing` and `rfedge.train.task_probe`.
     "pointing": "vision",
     "task_probe": "head",
 }
@@ -194,12 +194,10 @@ class RoboFlamingo(nn.Module):
             return F.linear(hidden_NTD, self.embedding.weight)
         if self.output_projection is None:
             raise ConfigError(
-                explain(
-                    "decoder.output_projection",
-                    got="a policy without it",
-                    expected=f"the output projection of {self.config.decoder.kind}",
-                    remedy="Import the original weights again with --keep-output-projection.",
-                )
+                "decoder.output_projection",
+                got="a policy without it",
+                expected=f"the output projection of {self.config.decoder.kind}",
+                remedy="Import the original weights again with --keep-output-projection.",
             )
         return self.output_projection(hidden_NTD)  # type: ignore[no-any-return]
 

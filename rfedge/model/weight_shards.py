@@ -15,8 +15,8 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
+from rfedge.io.disk import read_json
 
 __all__ = ["INDEX_NAME", "MAX_SHARD_BYTES", "WEIGHTS_NAME", "TensorSpec", "read_weights", "weight_paths", "write_weights"]
 
@@ -194,4 +194,4 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _damaged(name: str, got: str, expected: str) -> ArtifactError:
-    return ArtifactError(explain(f"checkpoint file {name}", got=got, expected=expected, remedy=_REMEDY))
+    return ArtifactError(f"checkpoint file {name}", got=got, expected=expected, remedy=_REMEDY)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
 
 __all__ = [
     "CLOSED_LOOP",
@@ -61,7 +61,7 @@ def find_checkpoint(path: Path) -> Path:
     folder = FOLDER / path / "checkpoint"
     if not folder.is_dir():
         raise ArtifactError(
-            explain(f"policy {path}", got="no checkpoint", expected=f"one in {folder}", remedy="Name a checkpoint folder.")
+            f"policy {path}", got="no checkpoint", expected=f"one in {folder}", remedy="Name a checkpoint folder."
         )
     return folder
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
-from rfedge.data.dataset_records import recorded_conventions
-from rfedge.errors import ConfigError, explain
+from rfedge.data.collection.dataset_records import recorded_conventions
+from rfedge.errors import ConfigError
 
 __all__ = [
     "InstructionSource",
@@ -141,7 +141,7 @@ class TrainConfig(_Config):
         head_first_steps: the first steps, in which only the head learns, on features computed once, not augmented.
         head_first_batch_size: windows a step in these.
         augmentation: one random shift per window (keeps its motion), per frame (as the released code does), or none.
-        instructions: each window's own, or sampled anew at every step from a grammar of its task (`rfedge.train.wording`).
+        instructions: each window's own, or sampled anew at every step from a grammar of its task (`rfedge.train.batches.wording`).
         vocab_size: learn a tokenizer of at most so many entries, and the word embedding with it, although the initial
             checkpoint has its own; the policy's decoder must say the same. None keeps what there is.
         vision_tokens: compute what the frozen vision tower sees in each frame once, and keep it on disk in fp16.
@@ -149,11 +149,11 @@ class TrainConfig(_Config):
         image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
         image_text_batch_size: pairs of each kind a step, over all processes and passes.
         caption_weight, vqa_weight: factors of the language loss of captions and of answers.
-        pointing_weight: factor of the loss of queries that point at things (`rfedge.train.scene_training`); 0 leaves it out.
+        pointing_weight: factor of the loss of queries that point at things (`rfedge.train.pretraining.scene_training`); 0 leaves it out.
         pointing_batch_size: frames a step that they point at.
         task_weight: factor of the loss of a probe that reads the task off the feature (`rfedge.train.task_probe`); 0 leaves
             it out.
-        light: deviation of random gains and offsets of these frames' pictures (`rfedge.train.scene_batches.see`).
+        light: deviation of random gains and offsets of these frames' pictures (`rfedge.train.pretraining.scene_batches.see`).
         validation_fraction: share of the segments, and of the images of pairs, held out.
         data_share: share of the other segments that is learnt from.
         validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
@@ -306,49 +306,39 @@ def _check_paradigm(config: TrainConfig) -> None:
     """Raise ConfigError where an option would do nothing, or could not be done."""
     if not config.vl_pretraining and config.initial_checkpoint is None:
         raise ConfigError(
-            explain(
-                "no-vl-pretraining",
-                got=f"preset {config.policy.name}, all of it random",
-                expected="a checkpoint with pre-trained resampler and cross-attention",
-                remedy="Give it as --config, or leave the option out.",
-            )
+            "no-vl-pretraining",
+            got=f"preset {config.policy.name}, all of it random",
+            expected="a checkpoint with pre-trained resampler and cross-attention",
+            remedy="Give it as --config, or leave the option out.",
         )
     if config.image_text and config.trainable == "head":
         raise ConfigError(
-            explain(
-                "image-text",
-                got="trainable head, which image-text pairs teach nothing",
-                expected="trainable paper, freeze-emb, freeze-vision or full",
-                remedy="Choose one, or leave the pairs out.",
-            )
+            "image-text",
+            got="trainable head, which image-text pairs teach nothing",
+            expected="trainable paper, freeze-emb, freeze-vision or full",
+            remedy="Choose one, or leave the pairs out.",
         )
     if config.vision_tokens and (config.trainable == "full" or config.augmentation != "none"):
         raise ConfigError(
-            explain(
-                "vision-tokens",
-                got=f"trainable {config.trainable}, augmentation {config.augmentation}",
-                expected="a frozen vision tower that sees every frame as it is",
-                remedy="Pass --trainable freeze-vision --augmentation none, or leave the option out.",
-            )
+            "vision-tokens",
+            got=f"trainable {config.trainable}, augmentation {config.augmentation}",
+            expected="a frozen vision tower that sees every frame as it is",
+            remedy="Pass --trainable freeze-vision --augmentation none, or leave the option out.",
         )
     if config.pointing_weight and config.trainable != "full":
         raise ConfigError(
-            explain(
-                "pointing-weight",
-                got=f"trainable {config.trainable}",
-                expected="trainable full: pointing teaches the vision tower",
-                remedy="Pass --trainable full, or leave the option out.",
-            )
+            "pointing-weight",
+            got=f"trainable {config.trainable}",
+            expected="trainable full: pointing teaches the vision tower",
+            remedy="Pass --trainable full, or leave the option out.",
         )
     decoder = config.policy.decoder
     if config.image_text and not isinstance(decoder, MPTConfig) and not decoder.output_projection:
         raise ConfigError(
-            explain(
-                "image-text",
-                got=f"a {decoder.kind} decoder without its output projection",
-                expected="a checkpoint that holds it, or an MPT decoder, whose output is its embedding",
-                remedy="Import the original weights again with --keep-output-projection.",
-            )
+            "image-text",
+            got=f"a {decoder.kind} decoder without its output projection",
+            expected="a checkpoint that holds it, or an MPT decoder, whose output is its embedding",
+            remedy="Import the original weights again with --keep-output-projection.",
         )
 
 
@@ -356,21 +346,17 @@ def _check_scale(config: TrainConfig) -> None:
     """Raise ConfigError where two options of scale do not go together."""
     if config.mixed_precision == "fp16" and config.device == "cpu":
         raise ConfigError(
-            explain(
-                "mixed-precision",
-                got="fp16 on the CPU",
-                expected="bf16 or no there",
-                remedy="fp16 is for GPUs: CPUs have no fast products in it. Pass --mixed-precision bf16, or --device cuda.",
-            )
+            "mixed-precision",
+            got="fp16 on the CPU",
+            expected="bf16 or no there",
+            remedy="fp16 is for GPUs: CPUs have no fast products in it. Pass --mixed-precision bf16, or --device cuda.",
         )
     if config.optimizer == "adamw-8bit" and config.parallel == "fsdp":
         raise ConfigError(
-            explain(
-                "optimizer",
-                got="adamw-8bit with parallel fsdp",
-                expected="adamw-8bit with ddp, or adamw with fsdp",
-                remedy="8-bit moments share a scale in blocks that FSDP2 would cut. Choose one of the two.",
-            )
+            "optimizer",
+            got="adamw-8bit with parallel fsdp",
+            expected="adamw-8bit with ddp, or adamw with fsdp",
+            remedy="8-bit moments share a scale in blocks that FSDP2 would cut. Choose one of the two.",
         )
 
 
@@ -380,10 +366,8 @@ def _config_error(subject: str, error: ValidationError) -> ConfigError:
     # A validator's own sentence already says what was expected; pydantic's built-in ones follow the same order.
     expected = first["msg"].removeprefix("Value error, ")
     return ConfigError(
-        explain(
-            name,
-            got=repr(first["input"]) if first["loc"] else "options that contradict each other",
-            expected=expected[0].lower() + expected[1:],
-            remedy="See `rfedge train --help`.",
-        )
+        name,
+        got=repr(first["input"]) if first["loc"] else "options that contradict each other",
+        expected=expected[0].lower() + expected[1:],
+        remedy="See `rfedge train --help`.",
     )

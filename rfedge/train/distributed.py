@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rfedge.errors import BackendUnavailableError, ConfigError, RfedgeError, explain
+from rfedge.errors import BackendUnavailableError, ConfigError, RfedgeError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -163,12 +163,10 @@ class Processes:
             if self.world_size == 1 or not is_lost:
                 raise
             raise BackendUnavailableError(
-                explain(
-                    "another process of this run",
-                    got="no connection to it any more",
-                    expected=f"all {self.world_size} processes",
-                    remedy="Repeat the command, with as many processes as you like: the run goes on from its newest state.",
-                )
+                "another process of this run",
+                got="no connection to it any more",
+                expected=f"all {self.world_size} processes",
+                remedy="Repeat the command, with as many processes as you like: the run goes on from its newest state.",
             ) from None
 
 
@@ -192,32 +190,26 @@ def join(device: str) -> Iterator[Processes]:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            explain(
-                f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
-                got=f"no {', '.join(missing)}",
-                expected="the environment that torchrun makes",
-                remedy="Start with `torchrun --standalone --nproc-per-node N -m rfedge train ...`, or unset WORLD_SIZE.",
-            )
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
+            got=f"no {', '.join(missing)}",
+            expected="the environment that torchrun makes",
+            remedy="Start with `torchrun --standalone --nproc-per-node N -m rfedge train ...`, or unset WORLD_SIZE.",
         )
     local_rank = _number("LOCAL_RANK", 0)
     if device.startswith("cuda"):
         if device != "cuda":
             raise ConfigError(
-                explain(
-                    "device",
-                    got=repr(device),
-                    expected="cuda, of which every process takes the GPU of its local rank",
-                    remedy="Leave the number out; CUDA_VISIBLE_DEVICES chooses GPUs.",
-                )
+                "device",
+                got=repr(device),
+                expected="cuda, of which every process takes the GPU of its local rank",
+                remedy="Leave the number out; CUDA_VISIBLE_DEVICES chooses GPUs.",
             )
         if local_rank >= torch.cuda.device_count():
             raise BackendUnavailableError(
-                explain(
-                    "device",
-                    got=f"{torch.cuda.device_count()} CUDA GPUs that PyTorch can use",
-                    expected=f"one for each process, {local_rank + 1} or more",
-                    remedy="Start fewer processes, or pass --device cpu.",
-                )
+                "device",
+                got=f"{torch.cuda.device_count()} CUDA GPUs that PyTorch can use",
+                expected=f"one for each process, {local_rank + 1} or more",
+                remedy="Start fewer processes, or pass --device cpu.",
             )
         torch.cuda.set_device(local_rank)
     # Numbers and texts go through gloo either way: they are on the CPU, and need no GPU to wait for.
@@ -296,8 +288,6 @@ def _number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
         raise ConfigError(
-            explain(
-                name, got=repr(text), expected="a number, as torchrun sets it", remedy="Unset it, or start with torchrun."
-            )
+            name, got=repr(text), expected="a number, as torchrun sets it", remedy="Unset it, or start with torchrun."
         )
     return int(text)

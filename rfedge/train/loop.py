@@ -14,21 +14,22 @@ import torch
 
 from rfedge.data.image_text import ImageTextData, open_image_text
 from rfedge.data.windows import SamplerState, WindowSampler
-from rfedge.errors import GateError, explain
+from rfedge.errors import GateError
 from rfedge.model import RoboFlamingo
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.weight_shards import TensorSpec
-from rfedge.train.batches import BatchLoader, SplitBatch, TensorBatch, batch_tensors, window_forward
+from rfedge.train.batches.features import FeatureBatch, FeatureTable
+from rfedge.train.batches.image_text import CoTraining
+from rfedge.train.batches.loader import BatchLoader, SplitBatch, TensorBatch, batch_tensors, window_forward
+from rfedge.train.batches.wording import Grammar
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes, join
-from rfedge.train.features import FeatureBatch, FeatureTable
-from rfedge.train.image_text import CoTraining
 from rfedge.train.losses import StepLosses
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.optimizer import Descent, make_optimizer
 from rfedge.train.output import check_training_room, claimed_by_first, raise_together
+from rfedge.train.pretraining.scene_training import POINTING, SceneTraining
 from rfedge.train.result import StepReport, TrainResult, checkpoint_metadata, train_result
-from rfedge.train.scene_training import POINTING, SceneTraining
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.scope import Scope, full_weights, reach_all, shard
 from rfedge.train.settings import check_batches, open_device, torch_settings
@@ -47,7 +48,6 @@ from rfedge.train.stopping import TrainingStop
 from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
 from rfedge.train.trainable import draw_vl_layers, freeze, optimizer_groups
 from rfedge.train.validation import measure_windows
-from rfedge.train.wording import Grammar
 
 __all__ = ["train_policy"]
 
@@ -376,13 +376,11 @@ class _Run:
         if self.saved != self.state.step:
             self.save()
         raise GateError(
-            explain(
-                f"step {self.state.step + 1}",
-                got=f"loss {loss:g}, gradient norm {norm:g}",
-                expected="finite numbers",
-                remedy=f"The weights after step {self.state.step} are in {self.config.output / STATE_FOLDER}. Check the "
-                "data with `rfedge demos inspect`, or lower --learning-rate.",
-            )
+            f"step {self.state.step + 1}",
+            got=f"loss {loss:g}, gradient norm {norm:g}",
+            expected="finite numbers",
+            remedy=f"The weights after step {self.state.step} are in {self.config.output / STATE_FOLDER}. Check the "
+            "data with `rfedge demos inspect`, or lower --learning-rate.",
         )
 
     def point(self, scene: SceneTraining, losses: StepLosses) -> torch.Tensor:

@@ -16,7 +16,7 @@ from rfedge.messages import POSE_SIZE
 from rfedge.train.config import LossKind, TrainConfig
 
 if TYPE_CHECKING:
-    from rfedge.train.image_text import PairPass
+    from rfedge.train.batches.image_text import PairPass
 
 __all__ = ["LabelledBatch", "LossParts", "StepLosses", "batch_loss", "policy_loss"]
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from rfedge.atomic import atomic_file
-from rfedge.errors import BackendUnavailableError, explain
+from rfedge.errors import BackendUnavailableError
+from rfedge.io.atomic import atomic_file
 
 __all__ = ["METRICS_NAME", "MetricsWriter", "open_metrics"]
 
@@ -36,12 +36,7 @@ def open_metrics(output: Path, *, resumed_step: int) -> Iterator[MetricsWriter]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise BackendUnavailableError(
-            explain(
-                "tensorboard",
-                got="no such package",
-                expected="tensorboard",
-                remedy="Install it: pip install 'rfedge[train]'.",
-            )
+            "tensorboard", got="no such package", expected="tensorboard", remedy="Install it: pip install 'rfedge[train]'."
         ) from None
     path = output / METRICS_NAME
     _keep_rows(path, resumed_step)

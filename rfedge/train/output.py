@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rfedge.atomic import claimed
-from rfedge.disk import check_room
 from rfedge.errors import ArtifactError
+from rfedge.io.atomic import claimed
+from rfedge.io.disk import check_room
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 

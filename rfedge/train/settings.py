@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rfedge.errors import BackendUnavailableError, ConfigError, explain
+from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.train.config import MixedPrecision, TrainConfig
 from rfedge.train.distributed import Processes
 
@@ -26,12 +26,10 @@ def open_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(
-            explain("device", got=repr(name), expected="cpu, cuda or cuda:N", remedy="Choose one of these.")
-        ) from None
+        raise ConfigError("device", got=repr(name), expected="cpu, cuda or cuda:N", remedy="Choose one of these.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailableError(
-            explain("device", got=repr(name), expected="a CUDA GPU that PyTorch can use", remedy="Pass --device cpu.")
+            "device", got=repr(name), expected="a CUDA GPU that PyTorch can use", remedy="Pass --device cpu."
         )
     return device
 
@@ -67,7 +65,7 @@ def plain_attention(*, when: bool) -> Iterator[None]:
     """Let attention be three products where `when`.
 
     PyTorch's fused one for CPUs goes back in bf16 an order of magnitude slower than the products it saves, at the few dozen
-    tokens of these policies; a pre-training step takes a fifth less without it (`rfedge.benchmarks.attention_speed`).
+    tokens of these policies; a pre-training step takes a fifth less without it (`rfedge.benchmarks.studies.attention_speed`).
     """
     if not when:
         yield
@@ -92,10 +90,8 @@ def check_batches(config: TrainConfig, processes: Processes) -> None:
     for name, (size, smallest) in sizes.items():
         if size < smallest:
             raise ConfigError(
-                explain(
-                    name,
-                    got=size,
-                    expected=f"at least {smallest}, as many as there are processes times passes",
-                    remedy="It counts over all of them: raise it, or start fewer processes, or lower --accumulate.",
-                )
+                name,
+                got=size,
+                expected=f"at least {smallest}, as many as there are processes times passes",
+                remedy="It counts over all of them: raise it, or start fewer processes, or lower --accumulate.",
             )

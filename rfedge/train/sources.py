@@ -12,16 +12,16 @@ import torch
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex, split_segments
-from rfedge.errors import ConfigError, DatasetError, explain
+from rfedge.errors import ConfigError, DatasetError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
-from rfedge.tokenizer import InstructionTokenizer
-from rfedge.train.batches import InstructionTable, batch_tensors, window_features
+from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_features
+from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
+from rfedge.train.batches.vocabulary import learn_tokenizer
+from rfedge.train.batches.wording import Grammar, check_grammar
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
-from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
-from rfedge.train.vocabulary import learn_tokenizer
-from rfedge.train.wording import Grammar, check_grammar
 
 __all__ = ["WORD_WEIGHTS", "Start", "TrainingData", "open_training_data", "see_once", "standardise_features", "start_policy"]
 
@@ -85,12 +85,10 @@ def start_policy(config: TrainConfig) -> Start:
     before = loaded.config
     if before.head == config.policy.head and before.head.kind == "gpt" and config.policy.window != before.window:
         raise ConfigError(
-            explain(
-                "window",
-                got=config.policy.window,
-                expected=f"{before.window}, that of {config.initial_checkpoint}",
-                remedy="A GPT head has learnt one position for each frame of its window; leave --window out.",
-            )
+            "window",
+            got=config.policy.window,
+            expected=f"{before.window}, that of {config.initial_checkpoint}",
+            remedy="A GPT head has learnt one position for each frame of its window; leave --window out.",
         )
     shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
     keeps_head = before.head.kind == config.policy.head.kind and not loaded.metadata.get(HEAD_IS_UNTRAINED)
@@ -121,12 +119,10 @@ def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: Tr
     stacked = torch.cat(features)
     if len(stacked) < 2 or not bool(stacked.var(dim=0).mean() > 0.0):
         raise DatasetError(
-            explain(
-                f"demonstrations {config.data}",
-                got=f"{len(stacked)} frames to learn from" if len(stacked) < 2 else "frames that all look alike",
-                expected="two or more that differ",
-                remedy="An episode of one frame shows no motion: record longer ones, or more of them.",
-            )
+            f"demonstrations {config.data}",
+            got=f"{len(stacked)} frames to learn from" if len(stacked) < 2 else "frames that all look alike",
+            expected="two or more that differ",
+            remedy="An episode of one frame shows no motion: record longer ones, or more of them.",
         )
     # One deviation for all numbers of a feature: one that hardly changes now would be blown up, and with it every step
     # that the backbone takes later.

@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rfedge.atomic import atomic_directory
 from rfedge.data.windows import SamplerState
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, ConfigError, explain
+from rfedge.errors import ArtifactError, ConfigError
+from rfedge.io.atomic import atomic_directory
+from rfedge.io.disk import read_json
 from rfedge.train.distributed import Processes
 from rfedge.train.scope import full_tensor, full_weights, like_parameter
 
@@ -197,12 +197,10 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
     for name, value in decisive.items():
         if before.get(name) != value:
             raise ConfigError(
-                explain(
-                    f"{name} of the run in {path.parent.parent}",
-                    got=value,
-                    expected=f"{before.get(name)}, with which it was started",
-                    remedy="Repeat the options to go on, pass --no-resume to start over, or choose another --output.",
-                )
+                f"{name} of the run in {path.parent.parent}",
+                got=value,
+                expected=f"{before.get(name)}, with which it was started",
+                remedy="Repeat the options to go on, pass --no-resume to start over, or choose another --output.",
             )
     return progress
 
@@ -260,10 +258,8 @@ def _device(policy: nn.Module) -> torch.device:
 
 def _damaged(path: Path, error: Exception) -> ArtifactError:
     return ArtifactError(
-        explain(
-            f"training state {path}",
-            got=f"{type(error).__name__} ({error})",
-            expected="files written by `rfedge train`",
-            remedy="Remove this state's folder to go on from the one before, or pass --no-resume.",
-        )
+        f"training state {path}",
+        got=f"{type(error).__name__} ({error})",
+        expected="files written by `rfedge train`",
+        remedy="Remove this state's folder to go on from the one before, or pass --no-resume.",
     )

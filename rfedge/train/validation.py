@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from rfedge.model import RoboFlamingo
-from rfedge.train.batches import batch_tensors, window_forward
+from rfedge.train.batches.loader import batch_tensors, window_forward
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 from rfedge.train.losses import batch_loss

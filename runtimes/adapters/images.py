@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.camera import DEFAULT_RESIZE, check_resize, fit_image
-from rfedge.errors import ContractError, explain
+from rfedge.errors import ContractError
 from rfedge.messages import UInt8Array
+from rfedge.robot.camera import DEFAULT_RESIZE, check_resize, fit_image
 
 __all__ = ["fit_camera"]
 
@@ -21,7 +21,7 @@ def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int], 
         name: of the camera, for an error.
         image: what its driver gave.
         shape: what the policy reads.
-        resize: the policy's geometry, see `rfedge.camera`.
+        resize: the policy's geometry, see `rfedge.robot.camera`.
 
     Raises:
         ContractError: the image has another dtype or number of axes or colours.
@@ -29,12 +29,10 @@ def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int], 
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ContractError(
-            explain(
-                f"camera {name!r}",
-                got=f"{image.dtype} {image.shape}",
-                expected="uint8 (height, width, 3) RGB",
-                remedy="Convert the picture to RGB bytes.",
-            )
+            f"camera {name!r}",
+            got=f"{image.dtype} {image.shape}",
+            expected="uint8 (height, width, 3) RGB",
+            remedy="Convert the picture to RGB bytes.",
         )
     # Copied first: a camera's driver may write into its buffer while an overlapped inference reads the picture.
     return fit_image(image.copy(), shape, check_resize(resize))

@@ -1,4 +1,4 @@
-"""A LeRobot robot as `rfedge.runtimes.robot.Robot`.
+"""A LeRobot robot as `rfedge.runtimes.control.robot.Robot`.
 
 LeRobot's robots speak in dictionaries, `get_observation()` and `send_action(...)`, whose keys differ from robot to robot:
 `LeRobotKeys` names them. The robot must accept Cartesian deltas of its tool, itself or through a wrapper with the same two
@@ -14,9 +14,7 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.camera import DEFAULT_RESIZE, check_resize
-from rfedge.conventions import Conventions
-from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, did_you_mean, explain
+from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, did_you_mean
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     GRIPPER_KEEP,
@@ -27,12 +25,14 @@ from rfedge.messages import (
     FloatArray,
     Observation,
 )
-from rfedge.rotations import vectors_to_euler
+from rfedge.robot.camera import DEFAULT_RESIZE, check_resize
+from rfedge.robot.conventions import Conventions
+from rfedge.robot.rotations import vectors_to_euler
 from rfedge.runtimes.adapters.images import fit_camera
 from rfedge.runtimes.adapters.tool_step import tool_step
-from rfedge.runtimes.clock import Clock, MonotonicClock
-from rfedge.runtimes.optional_library import import_optional
-from rfedge.runtimes.stillness import Stillness
+from rfedge.runtimes.backends.optional_library import import_optional
+from rfedge.runtimes.control.clock import Clock, MonotonicClock
+from rfedge.runtimes.control.stillness import Stillness
 
 __all__ = ["LeRobotKeys", "LeRobotLike", "LeRobotRobot", "action_to_lerobot", "connect_lerobot", "observation_from_lerobot"]
 
@@ -54,7 +54,7 @@ class LeRobotKeys:
         gripper_command: the gripper.
         metres_per_unit, radians_per_unit: what 1.0 means to the robot.
         gripper_closed, gripper_open: its two commands.
-        resize: the policy's camera geometry, see `rfedge.camera`.
+        resize: the policy's camera geometry, see `rfedge.robot.camera`.
         max_age_s: a camera that shows the same picture for longer is refused: two pictures of a real camera differ; None
             for simulators, whose pictures may be equal.
     """
@@ -90,18 +90,14 @@ class LeRobotKeys:
             if len(keys) not in sizes:
                 expected = " or ".join(str(size) for size in sizes)
                 raise ConfigError(
-                    explain(
-                        f"LeRobotKeys.{name}", got=f"{len(keys)} names", expected=expected, remedy="See rfedge.messages."
-                    )
+                    f"LeRobotKeys.{name}", got=f"{len(keys)} names", expected=expected, remedy="See rfedge.messages."
                 )
         if self.rotation_form not in ROTATION_FORMS:
             raise ConfigError(
-                explain(
-                    "LeRobotKeys.rotation_form",
-                    got=repr(self.rotation_form),
-                    expected=did_you_mean(self.rotation_form, ROTATION_FORMS),
-                    remedy="Choose one of them.",
-                )
+                "LeRobotKeys.rotation_form",
+                got=repr(self.rotation_form),
+                expected=did_you_mean(self.rotation_form, ROTATION_FORMS),
+                remedy="Choose one of them.",
             )
 
 
@@ -128,12 +124,10 @@ def observation_from_lerobot(fields: Mapping[str, Any], keys: LeRobotKeys) -> Ob
     missing = [key for key in (keys.static, keys.gripper, *keys.state, *keys.rotation) if key not in fields]
     if missing:
         raise ContractError(
-            explain(
-                "LeRobot observation",
-                got=f"keys {sorted(fields)}",
-                expected=f"also {missing}",
-                remedy="Name this robot's cameras and sensors in LeRobotKeys.",
-            )
+            "LeRobot observation",
+            got=f"keys {sorted(fields)}",
+            expected=f"also {missing}",
+            remedy="Name this robot's cameras and sensors in LeRobotKeys.",
         )
     return Observation(
         static=fit_camera(keys.static, np.asarray(fields[keys.static]), STATIC_IMAGE_SHAPE, keys.resize),
@@ -181,12 +175,10 @@ class LeRobotRobot:
         missing = [key for key in (*self._keys.pose, self._keys.gripper_command) if key not in robot.action_features]
         if missing:
             raise ConfigError(
-                explain(
-                    "LeRobot action",
-                    got=f"a robot that takes {sorted(robot.action_features)}",
-                    expected=f"also {missing}",
-                    remedy="Name its commands in LeRobotKeys; a robot driven by joints needs a wrapper that takes deltas.",
-                )
+                "LeRobot action",
+                got=f"a robot that takes {sorted(robot.action_features)}",
+                expected=f"also {missing}",
+                remedy="Name its commands in LeRobotKeys; a robot driven by joints needs a wrapper that takes deltas.",
             )
         self._last: npt.NDArray[np.float32] | None = None
         self._euler_rad: npt.NDArray[np.float64] | None = None
@@ -212,12 +204,10 @@ class LeRobotRobot:
                 still_s = self._stillness.see(name, image)
                 if still_s > keys.max_age_s:
                     raise BackendUnavailableError(
-                        explain(
-                            f"camera {name!r}",
-                            got=f"the same picture for {still_s:.1f} s",
-                            expected=f"a new one in {keys.max_age_s:g} s",
-                            remedy="It is frozen: check driver and cable (LeRobotKeys.max_age_s; None for a simulator).",
-                        )
+                        f"camera {name!r}",
+                        got=f"the same picture for {still_s:.1f} s",
+                        expected=f"a new one in {keys.max_age_s:g} s",
+                        remedy="It is frozen: check driver and cable (LeRobotKeys.max_age_s; None for a simulator).",
                     )
         self._euler_rad = _orientation(fields, observation, keys)
         return observation

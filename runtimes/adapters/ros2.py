@@ -1,4 +1,4 @@
-"""An arm on ROS 2 as `rfedge.runtimes.robot.Robot`: two image topics in, MoveIt Servo's twist and a gripper command out.
+"""An arm on ROS 2 as `rfedge.runtimes.control.robot.Robot`: two image topics in, MoveIt Servo's twist and a gripper command out.
 
     sensor_msgs/Image           both cameras
     geometry_msgs/PoseStamped   pose of the tool in the world frame; a workspace and every action that rotates need it
@@ -20,9 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.camera import DEFAULT_RESIZE, check_resize
-from rfedge.conventions import Conventions, HasConventions, refuse_disagreement
-from rfedge.errors import BackendUnavailableError, ContractError, explain
+from rfedge.errors import BackendUnavailableError, ContractError
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     GRIPPER_KEEP,
@@ -34,10 +32,12 @@ from rfedge.messages import (
     Observation,
     UInt8Array,
 )
-from rfedge.rotations import quaternions_to_euler
+from rfedge.robot.camera import DEFAULT_RESIZE, check_resize
+from rfedge.robot.conventions import Conventions, HasConventions, refuse_disagreement
+from rfedge.robot.rotations import quaternions_to_euler
 from rfedge.runtimes.adapters.images import fit_camera
 from rfedge.runtimes.adapters.tool_step import tool_step
-from rfedge.runtimes.optional_library import import_optional
+from rfedge.runtimes.backends.optional_library import import_optional
 
 __all__ = ["Ros2Robot", "Ros2Settings", "image_from_message", "state_from_pose", "twist_of_action"]
 
@@ -66,7 +66,7 @@ class Ros2Settings:
         max_age_s: a frame older than this is no frame.
         uses_stamps: whether ages count from the messages' header stamps, by this machine's clock; False where they are of
             another clock, such as a simulator's, and ages count from arrival.
-        resize: the policy's camera geometry, see `rfedge.camera`.
+        resize: the policy's camera geometry, see `rfedge.robot.camera`.
     """
 
     static_topic: str = "/static_camera/image_raw"
@@ -112,24 +112,20 @@ def image_from_message(message: Any) -> UInt8Array:
     """
     if message.encoding not in _ENCODINGS:
         raise ContractError(
-            explain(
-                "image message",
-                got=f"encoding {message.encoding!r}",
-                expected=f"one of {', '.join(_ENCODINGS)}",
-                remedy="Republish it, for instance with image_proc.",
-            )
+            "image message",
+            got=f"encoding {message.encoding!r}",
+            expected=f"one of {', '.join(_ENCODINGS)}",
+            remedy="Republish it, for instance with image_proc.",
         )
     channels, order = _ENCODINGS[message.encoding]
     pixels = np.frombuffer(message.data, dtype=np.uint8)
     row_bytes = message.width * channels
     if message.step < row_bytes or pixels.size < message.step * message.height:
         raise ContractError(
-            explain(
-                "image message",
-                got=f"{pixels.size} bytes in rows of {message.step}",
-                expected=f"{message.height} rows of {row_bytes} or more",
-                remedy="Check the camera driver.",
-            )
+            "image message",
+            got=f"{pixels.size} bytes in rows of {message.step}",
+            expected=f"{message.height} rows of {row_bytes} or more",
+            remedy="Check the camera driver.",
         )
     rows = pixels[: message.step * message.height].reshape(message.height, message.step)[:, :row_bytes]
     return np.ascontiguousarray(rows.reshape(message.height, message.width, channels)[:, :, order])
@@ -308,13 +304,11 @@ class Ros2Robot:
                 return message
             if self._has_moved or now_s > ends_s:  # only before the first action is there time to wait for a camera
                 raise BackendUnavailableError(
-                    explain(
-                        f"topic {topic}",
-                        got=_said_of_age(message, now_s - taken_s),
-                        expected=f"one in {self._settings.max_age_s:g} s",
-                        remedy="Check that it is published (ros2 topic hz), that the camera is not frozen, and that both "
-                        "machines' clocks agree; Ros2Settings.uses_stamps=False counts from arrival.",
-                    )
+                    f"topic {topic}",
+                    got=_said_of_age(message, now_s - taken_s),
+                    expected=f"one in {self._settings.max_age_s:g} s",
+                    remedy="Check that it is published (ros2 topic hz), that the camera is not frozen, and that both "
+                    "machines' clocks agree; Ros2Settings.uses_stamps=False counts from arrival.",
                 )
             time.sleep(0.01)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ContractError, explain
+from rfedge.errors import ContractError
 from rfedge.messages import POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD, FloatArray
-from rfedge.rotations import rotation_vectors
+from rfedge.robot.rotations import rotation_vectors
 
 __all__ = ["tool_step"]
 
@@ -33,11 +33,9 @@ def tool_step(action: FloatArray, euler_rad: FloatArray | None) -> tuple[Float64
         return translation_m, rotation_vectors(np.asarray(euler_rad, dtype=np.float64), steps_rad)
     if steps_rad.any():
         raise ContractError(
-            explain(
-                "rotation of an action",
-                got="no measured orientation of the tool",
-                expected="its fixed-axis xyz angles: a step of Euler angles is another rotation in every posture",
-                remedy="Let the robot report its pose (ROS 2: pose_topic, LeRobot: LeRobotKeys.state or .rotation).",
-            )
+            "rotation of an action",
+            got="no measured orientation of the tool",
+            expected="its fixed-axis xyz angles: a step of Euler angles is another rotation in every posture",
+            remedy="Let the robot report its pose (ROS 2: pose_topic, LeRobot: LeRobotKeys.state or .rotation).",
         )
     return translation_m, np.zeros(3)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rfedge.bundle.int8_kernels import EXACT_INT8
 from rfedge.config import PRECISIONS
-from rfedge.int8_kernels import EXACT_INT8
-from rfedge.runtimes.doctor.gpu import Gpu, probe_gpu
-from rfedge.runtimes.doctor.jetson import Jetson, probe_jetson
-from rfedge.runtimes.doctor.memory import Memory, probe_memory
+from rfedge.machine.gpu import Gpu, probe_gpu
+from rfedge.machine.jetson import Jetson, probe_jetson
+from rfedge.machine.memory import Memory, probe_memory
+from rfedge.machine.probing import Probed, probe
+from rfedge.machine.processor import Processor, probe_processor
+from rfedge.runtimes.backends.registry import backend_names
 from rfedge.runtimes.doctor.precisions import Machine, PrecisionVerdict, judge_precisions
-from rfedge.runtimes.doctor.probing import Probed, probe
-from rfedge.runtimes.doctor.processor import Processor, probe_processor
 from rfedge.runtimes.doctor.software import (
     RTX_MODULE,
     Extra,
@@ -27,7 +28,6 @@ from rfedge.runtimes.doctor.software import (
     probe_python,
     probe_tensorrt,
 )
-from rfedge.runtimes.registry import backend_names
 
 __all__ = ["Examination", "Line", "Verdict", "examine"]
 

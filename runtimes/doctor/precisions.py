@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from rfedge.runtimes.doctor.gpu import Gpu
-from rfedge.runtimes.doctor.jetson import Jetson
-from rfedge.runtimes.doctor.probing import Probed
-from rfedge.runtimes.doctor.processor import Processor
+from rfedge.machine.gpu import Gpu
+from rfedge.machine.jetson import Jetson
+from rfedge.machine.probing import Probed
+from rfedge.machine.processor import Processor
 from rfedge.runtimes.doctor.software import OnnxRuntime, TensorRt
 
 __all__ = ["PRECISION_NAMES", "Machine", "PrecisionVerdict", "judge_precisions"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
 
-from rfedge.int8_kernels import int8_saturates
-from rfedge.runtimes.doctor.probing import Absent, Probed, command_output, probe
+from rfedge.bundle.int8_kernels import int8_saturates
+from rfedge.machine.probing import Absent, Probed, command_output, probe
 
 __all__ = [
     "RTX_MODULE",
@@ -120,7 +120,7 @@ def try_provider(name: str) -> None:
     import numpy as np
     import onnxruntime
 
-    from rfedge.runtimes.product_model import product_model
+    from rfedge.runtimes.backends.product_model import product_model
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its own words on a provider that does not load go to stderr; ours say enough
@@ -139,7 +139,7 @@ def try_provider(name: str) -> None:
 def _try_apart(name: str) -> None:
     code = (
         "from rfedge.runtimes.doctor.software import try_provider\n"
-        "from rfedge.runtimes.doctor.probing import Absent\n"
+        "from rfedge.machine.probing import Absent\n"
         "try:\n"
         f"    try_provider({name!r})\n"
         "except Absent as absent:\n"
@@ -231,7 +231,7 @@ def probe_bitsandbytes() -> str:
     missing = [name for name in ("torch", "bitsandbytes") if not _has_module(name)]
     if missing:
         raise Absent(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")
-    code = "from rfedge.runtimes.reference import try_bitsandbytes\ntry_bitsandbytes()"
+    code = "from rfedge.runtimes.backends.reference import try_bitsandbytes\ntry_bitsandbytes()"
     command_output([sys.executable, "-c", code], timeout_s=120.0)
     return metadata.version("bitsandbytes")
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict
 
 from rfedge.messages import POSE_SIZE, FloatArray
-from rfedge.runtimes.control import LoopSummary
+from rfedge.runtimes.control.loop import LoopSummary
 
 __all__ = ["Goal", "Rollout", "RolloutRecord", "jerk_square_sum"]
 
@@ -54,7 +54,7 @@ class Rollout:
     Attributes:
         record: what reports keep of it.
         actions: float (step, 7), as the robot got them.
-        timings_ms: per stage of `rfedge.runtimes.policy_step.STAGES`, one value per policy call.
+        timings_ms: per stage of `rfedge.runtimes.policy.step.STAGES`, one value per policy call.
     """
 
     record: RolloutRecord

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rfedge.limits import MAX_STEPS
 from rfedge.messages import ACTION_SIZE, FloatArray
-from rfedge.runtimes.control import ControlLoop, StepReport
+from rfedge.runtimes.control.limits import MAX_STEPS
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
 from rfedge.runtimes.rollout.record import Goal, Rollout, RolloutRecord, jerk_square_sum
 
 __all__ = ["roll_out"]

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.messages import Observation
-from rfedge.runtimes.modes import ControlStep
-from rfedge.runtimes.robot import SimulatedRobot
+from rfedge.runtimes.control.modes import ControlStep
+from rfedge.runtimes.control.robot import SimulatedRobot
 
 __all__ = ["ExpertController", "StandingSimulator"]
 

@@ -19,10 +19,10 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 import rfedge
-from rfedge.bundle import MANIFEST_NAME, hash_file
+from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_IMAGE_SHAPE, STATE_NAMES, STATIC_IMAGE_SHAPE
-from rfedge.runtimes.policy import EdgePolicy
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.server.door import Door
 from rfedge.runtimes.server.inbox import Inbox, Mail
 from rfedge.runtimes.server.metrics import ServerMetrics
@@ -115,12 +115,10 @@ class PolicyServer:
         except OSError as error:
             self._worker.close()
             raise ConfigError(
-                explain(
-                    f"address {settings.host}:{settings.port}",
-                    got=error.strerror or str(error),
-                    expected="a free one of this machine",
-                    remedy="Choose another --host or --port.",
-                )
+                f"address {settings.host}:{settings.port}",
+                got=error.strerror or str(error),
+                expected="a free one of this machine",
+                remedy="Choose another --host or --port.",
             ) from None
         watch = asyncio.create_task(self._watch_policy())
         try:

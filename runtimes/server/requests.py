@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from rfedge.camera import Resize, fit_image
-from rfedge.errors import ContractError, explain
+from rfedge.errors import ContractError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, OBSERVATION_KEYS, STATE_SIZE, STATIC_IMAGE_SHAPE, Observation
+from rfedge.robot.camera import Resize, fit_image
 
 __all__ = ["Request", "RequestRules", "parse_request"]
 
@@ -209,4 +209,4 @@ def _names(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _refused(subject: str, got: str, expected: str, remedy: str) -> ContractError:
-    return ContractError(explain(subject, got=got, expected=expected, remedy=remedy))
+    return ContractError(subject, got=got, expected=expected, remedy=remedy)

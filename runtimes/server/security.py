@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 
 __all__ = ["TOKEN_VARIABLE", "check_exposure", "is_authorised", "is_loopback", "read_token", "tls_context"]
 
@@ -39,26 +39,22 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
                 text = opened.read(MAX_TOKEN_CHARACTERS + 2).decode("ascii", errors="replace")
         except OSError as error:
             raise ConfigError(
-                explain(source, got=error.strerror or str(error), expected="a readable file", remedy="Check the path.")
+                source, got=error.strerror or str(error), expected="a readable file", remedy="Check the path."
             ) from None
     token = text.strip()
     if not MIN_TOKEN_CHARACTERS <= len(token) <= MAX_TOKEN_CHARACTERS:
         raise ConfigError(
-            explain(
-                source,
-                got=f"a token of {len(token)} characters",
-                expected=f"{MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS}",
-                remedy="Make one: openssl rand -hex 32.",
-            )
+            source,
+            got=f"a token of {len(token)} characters",
+            expected=f"{MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS}",
+            remedy="Make one: openssl rand -hex 32.",
         )
     if not all("!" <= character <= "~" for character in token):
         raise ConfigError(
-            explain(
-                source,
-                got="spaces, control or non-ASCII characters",
-                expected="printable ASCII",
-                remedy="Make one: openssl rand -hex 32.",
-            )
+            source,
+            got="spaces, control or non-ASCII characters",
+            expected="printable ASCII",
+            remedy="Make one: openssl rand -hex 32.",
         )
     return token
 
@@ -94,12 +90,10 @@ def check_exposure(host: str, token: str | None, *, insecure: bool) -> None:
     """
     if not is_loopback(host) and token is None and not insecure:
         raise ConfigError(
-            explain(
-                "host",
-                got=f"{host} without a token",
-                expected="a loopback address, or a token",
-                remedy=f"Pass --token-file or set {TOKEN_VARIABLE}; or --insecure, and anyone in reach can use the policy.",
-            )
+            "host",
+            got=f"{host} without a token",
+            expected="a loopback address, or a token",
+            remedy=f"Pass --token-file or set {TOKEN_VARIABLE}; or --insecure, and anyone in reach can use the policy.",
         )
 
 
@@ -113,7 +107,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
         return None
     if certificate is None or key is None:
         missing = "--certificate" if certificate is None else "--key"
-        raise ConfigError(explain("TLS", got=f"no {missing}", expected="both files", remedy="Give certificate and key."))
+        raise ConfigError("TLS", got=f"no {missing}", expected="both files", remedy="Give certificate and key.")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -121,11 +115,9 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            explain(
-                f"TLS files {certificate} and {key}",
-                got=str(error),
-                expected="a PEM certificate and its key without a passphrase",
-                remedy="Check the paths.",
-            )
+            f"TLS files {certificate} and {key}",
+            got=str(error),
+            expected="a PEM certificate and its key without a passphrase",
+            remedy="Check the paths.",
         ) from None
     return context

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from rfedge.errors import ContractError, explain
-from rfedge.runtimes.policy import EdgePolicy
+from rfedge.errors import ContractError
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.server.requests import Request
 
 __all__ = ["Session"]
@@ -40,7 +40,7 @@ class Session:
         instruction = request.instruction or self._instruction
         if not instruction.strip():
             raise ContractError(
-                explain("instruction", got="none", expected="plain words", remedy="Send prompt with the first frame.")
+                "instruction", got="none", expected="plain words", remedy="Send prompt with the first frame."
             )
         if request.resets and not request.fields:
             self._policy.parts.encoder(instruction)  # embedded here, so that the first frame is no slower than the others

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 
 __all__ = ["DEFAULT_PORT", "ServerSettings"]
 
@@ -51,15 +51,13 @@ class ServerSettings:
             ConfigError: the port is none, or a limit is not positive.
         """
         if not 0 <= self.port <= 65535:
-            raise ConfigError(explain("port", got=self.port, expected="0 to 65535", remedy="Choose --port in that range."))
+            raise ConfigError("port", got=self.port, expected="0 to 65535", remedy="Choose --port in that range.")
         for name in ("max_connections", "max_message_bytes", "max_instruction_characters"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    explain(name, got=getattr(self, name), expected="1 or more", remedy=f"Raise --{name.replace('_', '-')}.")
+                    name, got=getattr(self, name), expected="1 or more", remedy=f"Raise --{name.replace('_', '-')}."
                 )
         for name in ("deadline_ms", "idle_timeout_s", "handshake_timeout_s", "send_timeout_s", "hung_after_s"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(
-                    explain(name, got=value, expected="a positive number", remedy=f"Raise --{name.replace('_', '-')}.")
-                )
+                raise ConfigError(name, got=value, expected="a positive number", remedy=f"Raise --{name.replace('_', '-')}.")

@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ContractError, explain
+from rfedge.errors import ContractError
 
 __all__ = [
     "ALLOWED_DTYPES",
@@ -127,9 +127,7 @@ def parse_error_line(line: str) -> tuple[str, str]:
 def _pack_array(value: object) -> dict[bytes, Any]:
     if isinstance(value, np.ndarray):
         if value.dtype.str not in ALLOWED_DTYPES:
-            raise ContractError(
-                explain("array", got=f"dtype {value.dtype}", expected=f"one of {_dtype_names()}", remedy="Cast it.")
-            )
+            raise ContractError("array", got=f"dtype {value.dtype}", expected=f"one of {_dtype_names()}", remedy="Cast it.")
         return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": list(value.shape)}
     raise TypeError(f"cannot pack a {type(value).__name__}")
 
@@ -212,8 +210,8 @@ def _dtype_names() -> str:
 
 
 def _refused(got: str, expected: str) -> ContractError:
-    return ContractError(explain("message", got=got, expected=expected, remedy=_REMEDY))
+    return ContractError("message", got=got, expected=expected, remedy=_REMEDY)
 
 
 def _malformed(got: str, expected: str) -> MalformedError:
-    return MalformedError(explain("message", got=got, expected=expected, remedy=_REMEDY))
+    return MalformedError("message", got=got, expected=expected, remedy=_REMEDY)

@@ -18,10 +18,10 @@ import time
 
 import numpy as np
 
-from rfedge.runtimes import stopping
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
+from rfedge.runtimes.control import stopping
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
 from tests.runtimes.loop_parts import FRAME, CountingPolicy
 
 KINDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.bundle import load_bundle
+from rfedge.bundle.artifact import load_bundle
 from rfedge.errors import ArtifactError
 from rfedge.runtimes import EdgePolicy
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle

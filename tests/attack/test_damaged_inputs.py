@@ -16,8 +16,8 @@ import pytest
 from rfedge.cli.app import main
 from rfedge.data.frames import FRAME_KEYS, read_frame, write_frame
 from rfedge.errors import ConfigError, DatasetError
+from rfedge.jobs.processes import run_jobs
 from rfedge.runtimes import RuntimeSettings
-from rfedge.workers import run_jobs
 from tests.cli.import_command import one_line
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.synthetic_demonstrations import write_demonstrations
@@ -190,8 +190,8 @@ def test_a_document_without_end_or_bottom_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("rfedge.runtimes.run_record._MAX_RECORD_BYTES", 1 << 22)
-    monkeypatch.setattr("rfedge.disk._MAX_FILE_BYTES", 1 << 22)
+    monkeypatch.setattr("rfedge.runtimes.rollout.run_record._MAX_RECORD_BYTES", 1 << 22)
+    monkeypatch.setattr("rfedge.io.disk._MAX_FILE_BYTES", 1 << 22)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "in" / name
     file.parent.mkdir(parents=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rfedge.runtimes import EdgePolicy, RateKeeper, RuntimeSettings, make_controller
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.stopping import StopRequest
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.stopping import StopRequest
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.loop_parts import FRAME, Robot
 

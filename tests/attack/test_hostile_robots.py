@@ -15,12 +15,12 @@ import pytest
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
-from rfedge.runtimes.control import ControlLoop, LoopSummary, StepReport
-from rfedge.runtimes.lateness import LatePolicy
-from rfedge.runtimes.resting import claim_robot
-from rfedge.runtimes.robot import SimulatedRobot
-from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
-from rfedge.runtimes.stopping import StopRequest
+from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.loop import ControlLoop, LoopSummary, StepReport
+from rfedge.runtimes.control.resting import claim_robot
+from rfedge.runtimes.control.robot import SimulatedRobot
+from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
+from rfedge.runtimes.control.stopping import StopRequest
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 pytestmark = pytest.mark.attack
@@ -252,7 +252,7 @@ def test_a_simulator_holds_the_gripper_that_it_reports(reported: float | None, c
 
 
 def test_a_hung_simulator_does_not_hang_its_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfedge.runtimes.robot._STOP_WAIT_S", 0.01)
+    monkeypatch.setattr("rfedge.runtimes.control.robot._STOP_WAIT_S", 0.01)
     released, begun = threading.Event(), threading.Event()
 
     class Hung(Plant):
@@ -320,7 +320,7 @@ def test_a_clock_that_jumps_delays_no_step(jump_s: float) -> None:
 
 
 def test_a_watchdog_expires_although_the_clock_was_set_back() -> None:
-    from rfedge.runtimes.watchdog import Watchdog
+    from rfedge.runtimes.control.watchdog import Watchdog
 
     clock, stops = FakeClock(), list[float]()
     watchdog = Watchdog({"step": 2.0}, lambda: stops.append(clock.time_s), clock)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rfedge.runtimes import EdgePolicy, RuntimeSettings, make_controller
-from rfedge.runtimes.control import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.loop_parts import Robot
 from tests.runtimes.server.running_server import ask, client, frame, request

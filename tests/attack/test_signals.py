@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.runtimes.stopping import SIGNAL_STATUS
+from rfedge.runtimes.control.stopping import SIGNAL_STATUS
 
 pytestmark = pytest.mark.attack
 ROOT = Path(__file__).parents[2]
@@ -52,9 +52,9 @@ def test_200_random_signals_of_6_kinds_end_in_stop() -> None:
 HUNG = """
 import time
 from rfedge.runtimes import stopping
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 class Hung(Robot):
@@ -80,7 +80,7 @@ def test_a_step_that_never_returns_does_not_keep_the_process() -> None:
 
 NOHUP = """
 import os, signal
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 used = []
 signal.signal(signal.SIGUSR1, lambda *_: used.append(1))
@@ -103,9 +103,9 @@ IGNORED = """
 import os, signal, sys, time
 number = getattr(signal, sys.argv[1])
 signal.signal(number, signal.SIG_IGN)
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 robot, request = Robot(), StopRequest()
@@ -125,9 +125,9 @@ def test_a_run_in_the_background_of_a_script_ends_with_ctrl_c(name: str) -> None
 
 SWALLOWED = """
 import os, signal, sys
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 class Library:
@@ -151,9 +151,9 @@ def test_no_loop_begins_after_an_interrupt_that_was_swallowed() -> None:
 HANGS = """
 import ctypes, os, signal, sys, threading, time
 from rfedge.runtimes import stopping
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 if "deaf" in sys.argv:  # a terminal that Ctrl-S stopped, a pipe that nobody reads
@@ -216,9 +216,9 @@ def test_a_library_or_a_stop_that_hangs_does_not_keep_the_process(
 
 FROZEN = """
 import os, signal, sys
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 robot, request = Robot(), StopRequest()

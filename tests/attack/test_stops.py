@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.bundle import load_bundle
+from rfedge.bundle.artifact import load_bundle
 from rfedge.config import preset
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.synthetic_demonstrations import write_demonstrations

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfedge.benchmarks.chain_agents import Subtask
-from rfedge.benchmarks.chains import ChainPlan
+from rfedge.benchmarks.success.chains import ChainPlan
 from rfedge.envs.chains import Chain, initial_states
 from rfedge.envs.interface import BLOCKS, BlockState, Float64Array, SceneInfo
 from rfedge.messages import Observation
 from rfedge.runtimes.rollout import ExpertController
+from rfedge.runtimes.rollout.chain_agents import Subtask
 
 # component of the action -> what it moves, in metres or by being above 0
 DRAWER, SLIDE, BULB, LED = range(4)

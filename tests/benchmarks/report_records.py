@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rfedge.benchmarks.chain_report import TaskScore
-from rfedge.benchmarks.machine import Machine
-from rfedge.benchmarks.resources import PowerRecord, ResourceRecord
-from rfedge.benchmarks.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
-from rfedge.benchmarks.statistics import Mean, Proportion, Ratio, Summary, proportion, summarise
-from rfedge.benchmarks.success_report import (
+from rfedge.benchmarks.records.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
+from rfedge.benchmarks.success.chain_report import TaskScore
+from rfedge.benchmarks.success.report import (
     ChainResult,
     Kind,
     NotPossible,
@@ -23,8 +20,11 @@ from rfedge.benchmarks.success_report import (
     SuccessReport,
     SuccessRow,
 )
-from rfedge.benchmarks.sweep_report import SweepReport, SweepRow
+from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import TASKS
+from rfedge.records.machine import Machine
+from rfedge.records.statistics import Mean, Proportion, Ratio, Summary, proportion, summarise
+from rfedge.runtimes.rollout.resources import PowerRecord, ResourceRecord
 
 LAPTOP = Machine(
     cpu="Test CPU <&>",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rfedge.benchmarks.success_plan import SuccessPlan
+from rfedge.benchmarks.success.plan import SuccessPlan
 from rfedge.config import preset
 from tests.benchmarks.seen_world import SeenSimulator
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.benchmarks.ablations import VARIANTS, AblationPlan, AblationsReport, choose, main, measure_ablations
 from rfedge.benchmarks.report.build import ReportPlan, build_report
+from rfedge.benchmarks.studies.ablations import VARIANTS, AblationPlan, AblationsReport, choose, main, measure_ablations
 from rfedge.cli.app import app
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.model import load_checkpoint

@@ -16,19 +16,19 @@ import numpy as np
 import psutil
 import pytest
 
-from rfedge.benchmarks.chain_agents import Subtask, expert_agent
-from rfedge.benchmarks.chain_report import ChainRecord, ChainReport
-from rfedge.benchmarks.chains import ChainPlan, Simulator, run_chains
-from rfedge.benchmarks.policy_source import PolicyLoop
-from rfedge.benchmarks.rollout_session import RolloutSession, RolloutSetup
-from rfedge.benchmarks.statistics import mean_with_interval, proportion
+from rfedge.benchmarks.success.chain_report import ChainRecord, ChainReport
+from rfedge.benchmarks.success.chains import ChainPlan, Simulator, run_chains
 from rfedge.envs.chains import Chain, initial_states
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS
 from rfedge.envs.tasks import INSTRUCTIONS
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.journal import read_journal, write_line
-from rfedge.limits import MAX_STEPS
+from rfedge.io.journal import read_journal, write_line
+from rfedge.records.statistics import mean_with_interval, proportion
+from rfedge.runtimes.control.limits import MAX_STEPS
+from rfedge.runtimes.rollout.chain_agents import Subtask, expert_agent
+from rfedge.runtimes.rollout.policy_source import PolicyLoop
+from rfedge.runtimes.rollout.rollout_session import RolloutSession, RolloutSetup
 from tests.benchmarks.joint_world import DrawnElsewhere, JointSimulator, JointWorld, LuckyAgent, joint_chains, lucky_plan
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
@@ -151,7 +151,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(whole: tuple[Path, ChainReport]
 
 SCRIPT = """
 import pathlib, sys
-from rfedge.benchmarks.chains import run_chains
+from rfedge.benchmarks.success.chains import run_chains
 from tests.benchmarks.joint_world import joint_chains, lucky_plan
 if __name__ == "__main__":
     run_chains(lucky_plan(), joint_chains(40), pathlib.Path(sys.argv[1]), workers=2)

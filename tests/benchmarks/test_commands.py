@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from rfedge.benchmarks.schema import LatencyReport
-from rfedge.cli.bench import bench_app
+from rfedge.benchmarks.records.schema import LatencyReport
+from rfedge.cli.bench.app import bench_app
 from rfedge.cli.run import run
 from rfedge.errors import BackendUnavailableError, GateError, RfedgeError
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
@@ -94,7 +94,7 @@ def test_a_failed_gate_comes_after_its_numbers(
     def fail(report: LatencyReport) -> None:
         raise GateError("too slow")
 
-    monkeypatch.setattr("rfedge.benchmarks.latency.assert_faster", fail)
+    monkeypatch.setattr("rfedge.benchmarks.latency.run.assert_faster", fail)
     options = ["--iterations", 2, "--warmup", 0, "--settle-ms", 0, "--threads", 1]
     with pytest.raises(GateError, match="too slow"):
         _call("bench", "latency", bundle, *options, "--assert-faster", "--output", tmp_path / "r.json")

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.demonstrations import MAX_FRAMES, RecordingOptions, record_episode, record_episodes
+from rfedge.benchmarks.success.demonstrations import MAX_FRAMES, RecordingOptions, record_episode, record_episodes
 from rfedge.envs import INSTRUCTIONS, Environment, make_environment
 from rfedge.envs.action_noise import BURST_STEPS, ActionNoise, NoiseBursts
 from rfedge.envs.experts import make_expert
 from rfedge.envs.language import PARAPHRASES
 from rfedge.errors import ConfigError
 from rfedge.messages import Observation, check_action
-from rfedge.runtimes.modes import ControlStep
+from rfedge.runtimes.control.modes import ControlStep
 
 
 def test_frames_have_the_contracted_shapes_and_meaning(playtable: Environment) -> None:
@@ -191,7 +191,7 @@ def test_a_failed_task_ends_the_chain_and_is_left_out(physics: Environment, monk
 
     experts = {"open_drawer": make_expert, "turn_on_led": lambda task, scene, rng: Idler()}
     monkeypatch.setattr(
-        "rfedge.benchmarks.demonstrations.make_expert", lambda task, scene, rng: experts[task](task, scene, rng)
+        "rfedge.benchmarks.success.demonstrations.make_expert", lambda task, scene, rng: experts[task](task, scene, rng)
     )
     options = RecordingOptions(chain_length=3, chain_tasks=("open_drawer", "turn_on_led"))
     found = None

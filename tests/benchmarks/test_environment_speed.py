@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from rfedge.benchmarks.environment_speed import (
+from rfedge.benchmarks.latency.environment_speed import (
     NUM_RESETS,
     WARMUP_ROUNDS,
     EnvironmentSpeedPlan,
@@ -16,10 +16,10 @@ from rfedge.benchmarks.environment_speed import (
     assert_step_ms,
     run_environment_speed,
 )
-from rfedge.benchmarks.statistics import Summary
-from rfedge.cli.bench import bench_app
+from rfedge.cli.bench.app import bench_app
 from rfedge.envs.calvin.environment import PYTHON_VARIABLE
 from rfedge.errors import BackendUnavailableError, ConfigError, GateError
+from rfedge.records.statistics import Summary
 from tests.envs.calvin_install import calvin_python
 
 app = typer.Typer()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.benchmarks.episodes import EpisodesPlan, EpisodesReport, run_episodes
+from rfedge.benchmarks.success.episodes import EpisodesPlan, EpisodesReport, run_episodes
 from rfedge.cli.app import app
 from rfedge.data import CalvinDataset
-from rfedge.data.dataset_records import CALVIN_HZ
+from rfedge.data.collection.dataset_records import CALVIN_HZ
 from rfedge.data.windows import split_segments
 from rfedge.errors import ConfigError
 from rfedge.messages import Observation

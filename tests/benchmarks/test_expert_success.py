@@ -5,17 +5,17 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.benchmarks.expert_success import (
+from rfedge.benchmarks.success.expert_success import (
     ExpertSuccessPlan,
     ExpertSuccessReport,
     ExpertTaskScore,
     assert_success,
     run_expert_success,
 )
-from rfedge.benchmarks.statistics import proportion
 from rfedge.cli.app import app
 from rfedge.envs.experts import EXPERT_TASKS
 from rfedge.errors import ConfigError, GateError
+from rfedge.records.statistics import proportion
 
 TASKS = ("turn_on_led", "open_drawer")
 

@@ -1,9 +1,9 @@
 import pytest
 
-from rfedge.benchmarks.head_speed import HeadSpeedReport, assert_near_the_limit, measure_head
-from rfedge.benchmarks.statistics import Ratio
+from rfedge.benchmarks.studies.head_speed import HeadSpeedReport, assert_near_the_limit, measure_head
 from rfedge.config import preset
 from rfedge.errors import GateError
+from rfedge.records.statistics import Ratio
 
 
 @pytest.fixture(scope="module")

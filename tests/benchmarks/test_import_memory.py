@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rfedge.benchmarks.import_memory import Cost, ImportMemoryReport, assert_peak, write_stand_ins
-from rfedge.benchmarks.machine import circumstances
+from rfedge.benchmarks.studies.import_memory import Cost, ImportMemoryReport, assert_peak, write_stand_ins
 from rfedge.cli.app import main
 from rfedge.config import LSTMHeadConfig, MPTConfig, PolicyConfig, ResamplerConfig, VisionConfig
 from rfedge.errors import GateError
 from rfedge.model import load_checkpoint
+from rfedge.records.machine import circumstances
 
 CONFIG = PolicyConfig(
     name="imported",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.latency import (
+from rfedge.benchmarks.latency.run import (
     LatencyPlan,
     assert_faster,
     dataset_observations,
@@ -15,12 +15,12 @@ from rfedge.benchmarks.latency import (
     run_latency,
     sample_observations,
 )
-from rfedge.benchmarks.machine import describe_machine, peak_rss_bytes
-from rfedge.benchmarks.schema import Comparison, LatencyReport, VariantResult
-from rfedge.benchmarks.statistics import Ratio, ratio_of_medians, summarise
+from rfedge.benchmarks.records.schema import Comparison, LatencyReport, VariantResult
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
 from rfedge.messages import Observation
+from rfedge.records.machine import describe_machine, peak_rss_bytes
+from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.runtimes import STAGES, PolicyStep, RuntimeSettings
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
@@ -176,8 +176,8 @@ def test_gate_holds_the_order_against_the_noise_floor(report: LatencyReport) -> 
 
 def test_torch_joins_the_comparison(bundles: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    from rfedge.language.tokenizer import InstructionTokenizer
     from rfedge.model import build_policy, save_checkpoint
-    from rfedge.tokenizer import InstructionTokenizer
 
     tokenizer = InstructionTokenizer.load(bundles / "a" / "tokenizer.json", 16)
     save_checkpoint(tmp_path / "c", build_policy(tiny_config(chunk_size=2), seed=0), tokenizer, {})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import typer
 
-from rfedge.benchmarks.looks import (
+from rfedge.benchmarks.success.looks import (
     GAP,
     TILE,
     LooksPlan,
@@ -20,11 +20,11 @@ from rfedge.benchmarks.looks import (
     draw_sheet,
     run_looks,
 )
-from rfedge.benchmarks.machine import circumstances
-from rfedge.cli.bench import bench_app
+from rfedge.cli.bench.app import bench_app
 from rfedge.envs.calvin.environment import PYTHON_VARIABLE
 from rfedge.errors import BackendUnavailableError, ConfigError, GateError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATE_SIZE, STATIC_IMAGE_SHAPE, Observation
+from rfedge.records.machine import circumstances
 from tests.envs.calvin_install import calvin_python
 
 app = typer.Typer()

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.loop import LoopPlan, run_loop
-from rfedge.benchmarks.loop_policy import TimedBackbone, timed_policy
-from rfedge.benchmarks.loop_report import LoopReport, assert_memory, assert_misses, assert_overhead_ms
+from rfedge.benchmarks.latency.loop import LoopPlan, run_loop
+from rfedge.benchmarks.latency.loop_policy import TimedBackbone, timed_policy
+from rfedge.benchmarks.latency.loop_report import LoopReport, assert_memory, assert_misses, assert_overhead_ms
 from rfedge.cli.app import main
 from rfedge.errors import ConfigError, GateError
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
@@ -76,7 +76,7 @@ def test_the_backbone_takes_its_time_in_front_of_the_real_head(folder: Path, wor
         first, second = policy.parts.backbone.infer(inputs), policy.parts.backbone.infer(inputs)
         np.testing.assert_array_equal(first["feature"], second["feature"])
         policy.reset("open the drawer")
-        from rfedge.benchmarks.latency import sample_observations
+        from rfedge.benchmarks.latency.run import sample_observations
 
         step = policy.act(sample_observations(policy.parts.contract, 1, seed=0)[0])
         assert 10.0 <= step.timings_ms["backbone"] < step.timings_ms["total"]

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from rfedge.benchmarks.machine import circumstances
-from rfedge.benchmarks.optimum_quantize import QUANTIZED, missing_memory, missing_package, quantize_with_optimum
-from rfedge.benchmarks.peer_artifacts import prepare_peers
-from rfedge.benchmarks.peers import (
+from rfedge.benchmarks.latency.optimum_quantize import QUANTIZED, missing_memory, missing_package, quantize_with_optimum
+from rfedge.benchmarks.latency.peer_artifacts import prepare_peers
+from rfedge.benchmarks.latency.peers import (
     AGAIN,
     OPTIMUM,
     OURS,
@@ -21,9 +20,10 @@ from rfedge.benchmarks.peers import (
     assert_peers,
     run_peers,
 )
-from rfedge.benchmarks.statistics import Ratio
 from rfedge.errors import ConfigError, GateError
 from rfedge.export.passes.graph_files import write_graph
+from rfedge.records.machine import circumstances
+from rfedge.records.statistics import Ratio
 from tests.export.float_graphs import draw, graph_of, relative_rms, run
 from tests.synthetic_demonstrations import write_demonstrations
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.benchmarks.policy_source import TorchPolicy
-from rfedge.benchmarks.precision_bundles import (
+from rfedge.benchmarks.success.precision_bundles import (
     TABLE_PRECISIONS,
     CheckpointPolicies,
     PrecisionRequest,
@@ -17,15 +16,16 @@ from rfedge.benchmarks.precision_bundles import (
     parse_table_precisions,
     prepare_policies,
 )
-from rfedge.benchmarks.success import run_success
-from rfedge.benchmarks.sweep_report import SweepReport
-from rfedge.bundle import load_bundle
+from rfedge.benchmarks.success.run import run_success
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.bundle.artifact import load_bundle
 from rfedge.cli.app import app
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.pipeline import ExportOptions, export_checkpoint
 from rfedge.model import checkpoint_sha256
+from rfedge.runtimes.rollout.policy_source import TorchPolicy
 from tests.benchmarks.joint_world import joint_chains
 from tests.benchmarks.success_plans import plan_of
 from tests.export.conftest import write_checkpoint

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.benchmarks.precision_records import PrecisionsReport
-from rfedge.benchmarks.precisions import FORMS, PrecisionsPlan, measure_precisions, prepare_precisions
+from rfedge.benchmarks.latency.precisions import FORMS, PrecisionsPlan, measure_precisions, prepare_precisions
+from rfedge.benchmarks.success.precision_records import PrecisionsReport
 from rfedge.config import PRECISIONS, preset
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.runtimes.base import RuntimeSettings
+from rfedge.runtimes.backends.base import RuntimeSettings
 from tests.export.conftest import write_checkpoint
 from tests.export.tensorrt_bundles import load_rtx
 from tests.synthetic_demonstrations import write_demonstrations

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rfedge.benchmarks import rollouts
-from rfedge.benchmarks.replay import replay_run
-from rfedge.benchmarks.rollouts import RolloutPlan, RolloutReport, _told_instructions, run_rollouts
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
-from rfedge.runtimes.lateness import LatePolicy
-from rfedge.runtimes.run_record import read_run
-from rfedge.runtimes.safety import SafetyLimits
+from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.safety import SafetyLimits
+from rfedge.runtimes.rollout import rollouts
+from rfedge.runtimes.rollout.replay import replay_run
+from rfedge.runtimes.rollout.rollouts import RolloutPlan, RolloutReport, _told_instructions, run_rollouts
+from rfedge.runtimes.rollout.run_record import read_run
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import pytest
 import typer
 
-from rfedge.benchmarks.chain_report import ChainConditions, ChainReport
-from rfedge.benchmarks.quoted import quoted_baselines
+from rfedge.benchmarks.records.quoted import quoted_baselines
 from rfedge.benchmarks.report.build import Report, ReportPlan, build_report
-from rfedge.benchmarks.sweep_report import SweepReport
-from rfedge.cli.bench import bench_app
+from rfedge.benchmarks.success.chain_report import ChainConditions, ChainReport
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.cli.bench.app import bench_app
 from rfedge.errors import ArtifactError, ConfigError
 from tests.benchmarks.report_page import Page
 from tests.benchmarks.report_records import (
@@ -154,7 +154,7 @@ def test_every_number_in_a_cell_with_a_point_is_one_of_the_records(page: Page, r
 
 
 def test_what_is_missing_is_said(report: Report, page: Page) -> None:
-    assert "python -m rfedge.benchmarks.precisions" in "".join(report.missing)
+    assert "python -m rfedge.benchmarks.latency.precisions" in "".join(report.missing)
     assert "rfedge bench server" in "".join(report.missing)
     assert all(escape(words) in report.html for words in report.missing)
     assert {(one.name.split("/")[-1], one.reason) for one in report.collection.left_out} == {

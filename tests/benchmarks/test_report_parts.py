@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rfedge.benchmarks.quoted import quoted_baselines
+from rfedge.benchmarks.records.quoted import quoted_baselines
 from rfedge.benchmarks.report.chart import Axis, Bar, Point, Range, Series, draw_bars, draw_points, draw_ranges
 from rfedge.benchmarks.report.document import Cell, Table
 from rfedge.benchmarks.report.success_part import pareto_front

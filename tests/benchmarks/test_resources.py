@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.benchmarks import resources
-from rfedge.benchmarks.latency import LatencyPlan, run_latency
-from rfedge.benchmarks.resources import ResourceRecord
-from rfedge.benchmarks.schema import LatencyReport
+from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
+from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.cli.app import main
 from rfedge.errors import ConfigError
-from rfedge.runtimes.base import RuntimeSettings
-from rfedge.runtimes.sampling.energy import Reading
-from rfedge.runtimes.sampling.sampler import MemoryUse, PowerUse, ResourceUse, Sampler
+from rfedge.machine.power.energy import Reading
+from rfedge.machine.power.sampler import MemoryUse, PowerUse, ResourceUse, Sampler
+from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.runtimes.rollout import resources
+from rfedge.runtimes.rollout.resources import ResourceRecord
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 SETTINGS = RuntimeSettings(threads=1)

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from rfedge.benchmarks.ablations import AblationsReport
-from rfedge.benchmarks.chain_report import ChainReport
-from rfedge.benchmarks.environment_speed import EnvironmentSpeedReport
-from rfedge.benchmarks.expert_success import ExpertSuccessReport
-from rfedge.benchmarks.head_speed import HeadSpeedReport
-from rfedge.benchmarks.int8_ranges_report import Int8RangesReport
-from rfedge.benchmarks.looks import LooksReport
-from rfedge.benchmarks.loop_report import LoopReport
-from rfedge.benchmarks.machine import Measurement, circumstances
-from rfedge.benchmarks.peers import PeersReport
-from rfedge.benchmarks.precision_records import PrecisionsReport
-from rfedge.benchmarks.schema import LatencyReport
-from rfedge.benchmarks.server import ServerReport
-from rfedge.benchmarks.success_report import SuccessReport
-from rfedge.benchmarks.sweep_report import SweepReport
+from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
+from rfedge.benchmarks.latency.loop_report import LoopReport
+from rfedge.benchmarks.latency.peers import PeersReport
+from rfedge.benchmarks.latency.server import ServerReport
+from rfedge.benchmarks.records.schema import LatencyReport
+from rfedge.benchmarks.studies.ablations import AblationsReport
+from rfedge.benchmarks.studies.head_speed import HeadSpeedReport
+from rfedge.benchmarks.studies.int8_ranges_report import Int8RangesReport
+from rfedge.benchmarks.success.chain_report import ChainReport
+from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
+from rfedge.benchmarks.success.looks import LooksReport
+from rfedge.benchmarks.success.precision_records import PrecisionsReport
+from rfedge.benchmarks.success.report import SuccessReport
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.records.machine import Measurement, circumstances
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rfedge.benchmarks import rollouts
-from rfedge.benchmarks.episode import choose_goal
-from rfedge.benchmarks.rollouts import RolloutPlan, RolloutReport, run_rollouts
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
-from rfedge.runtimes.rollout import Goal
-from rfedge.runtimes.video import VideoRecorder
+from rfedge.runtimes.rollout import Goal, rollouts
+from rfedge.runtimes.rollout.episode import choose_goal
+from rfedge.runtimes.rollout.rollouts import RolloutPlan, RolloutReport, run_rollouts
+from rfedge.runtimes.rollout.video import VideoRecorder
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 SETTINGS = RuntimeSettings(threads=1)
@@ -167,7 +166,7 @@ def test_plan_refuses_nothing_to_do(bundle: Path) -> None:
 
 def test_late_steps_are_counted(world: BlankWorld, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "rfedge.benchmarks.rollouts.RateKeeper",
+        "rfedge.runtimes.rollout.rollouts.RateKeeper",
         lambda rate_hz: SimpleNamespace(wait=lambda: 0.01, overdue_s=lambda: 0.0, num_late=3, num_skipped=1),
     )
     plan = RolloutPlan(bundle=bundle, instruction="push the button", max_steps=3, realtime=True, settings=SETTINGS)

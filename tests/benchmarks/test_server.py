@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from rfedge.benchmarks import server as library
-from rfedge.benchmarks.policy_source import ServerAddress
-from rfedge.benchmarks.rollouts import RolloutPlan
-from rfedge.benchmarks.server import ServerPlan, ServerReport, assert_p99_ms, assert_sound
-from rfedge.cli.bench_server import server
+from rfedge.benchmarks.latency import server as library
+from rfedge.benchmarks.latency.server import ServerPlan, ServerReport, assert_p99_ms, assert_sound
+from rfedge.cli.bench.server import server
 from rfedge.errors import ConfigError, ContractError, GateError
+from rfedge.runtimes.rollout.policy_source import ServerAddress
+from rfedge.runtimes.rollout.rollouts import RolloutPlan
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
 
 app = typer.Typer()

@@ -18,16 +18,16 @@ import psutil
 import pytest
 import typer
 
-from rfedge.benchmarks.chains import Simulator, read_chains, run_chains
-from rfedge.benchmarks.success import run_success
-from rfedge.benchmarks.success_report import SuccessReport, SuccessRow, assert_average_length, assert_share
-from rfedge.bundle import load_bundle
-from rfedge.cli.bench import bench_app
+from rfedge.benchmarks.success.chains import Simulator, read_chains, run_chains
+from rfedge.benchmarks.success.report import SuccessReport, SuccessRow, assert_average_length, assert_share
+from rfedge.benchmarks.success.run import run_success
+from rfedge.bundle.artifact import load_bundle
+from rfedge.cli.bench.app import bench_app
 from rfedge.config import preset
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS, choose_instruction
 from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, GateError
-from rfedge.ray_workers import RayWorkers
-from rfedge.runtimes.text import open_encoder
+from rfedge.jobs.ray import RayWorkers
+from rfedge.runtimes.policy.text import open_encoder
 from tests.benchmarks.joint_world import JointWorld, joint_chains, lucky_plan
 from tests.benchmarks.seen_world import SeenElsewhere
 from tests.benchmarks.success_plans import plan_of, write_policy
@@ -329,7 +329,7 @@ def test_the_command_prints_tables_and_one_document(
 
 SCRIPT = """
 import pathlib, sys
-from rfedge.benchmarks.success import run_success
+from rfedge.benchmarks.success.run import run_success
 from tests.benchmarks.success_plans import plan_of
 from tests.benchmarks.test_success import CHAINS
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ import numpy as np
 import psutil
 import pytest
 
-from rfedge.benchmarks.chain_agents import expert_agent
-from rfedge.benchmarks.chains import ChainPlan, Simulator
-from rfedge.benchmarks.rollout_session import RolloutSetup, close_session, open_session
-from rfedge.benchmarks.single_tasks import TrialRecord, run_trials
-from rfedge.benchmarks.statistics import ratio_of_sums
+from rfedge.benchmarks.success.chains import ChainPlan, Simulator
+from rfedge.benchmarks.success.single_tasks import TrialRecord, run_trials
 from rfedge.envs.experts import prepare_start
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
-from rfedge.journal import write_line
-from rfedge.ray_workers import RayWorkers
-from rfedge.workers import run_jobs
+from rfedge.io.journal import write_line
+from rfedge.jobs.processes import run_jobs
+from rfedge.jobs.ray import RayWorkers
+from rfedge.records.statistics import ratio_of_sums
+from rfedge.runtimes.rollout.chain_agents import expert_agent
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, close_session, open_session
 from tests.benchmarks.joint_world import JointSimulator, LuckyAgent
 
 

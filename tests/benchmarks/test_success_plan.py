@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.benchmarks.chains import Simulator
-from rfedge.benchmarks.success import run_success
+from rfedge.benchmarks.success.chains import Simulator
+from rfedge.benchmarks.success.run import run_success
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError, ContractError
 from tests.benchmarks.joint_world import joint_chains

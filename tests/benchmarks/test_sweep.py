@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from rfedge.benchmarks.success import run_success
-from rfedge.benchmarks.sweep import SweepPlan, finish_sweep
-from rfedge.benchmarks.sweep_plot import check_can_draw, draw_sweep
-from rfedge.benchmarks.sweep_report import SweepReport
-from rfedge.cli.bench import bench_app
+from rfedge.benchmarks.success.run import run_success
+from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
+from rfedge.benchmarks.success.sweep_plot import check_can_draw, draw_sweep
+from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.cli.bench.app import bench_app
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.runtimes import RuntimeSettings
 from tests.benchmarks.joint_world import joint_chains
@@ -82,7 +82,7 @@ def test_success_meets_the_latency_of_its_own_bundle(swept: tuple[Path, SweepRep
 
 
 def test_a_slow_policy_makes_the_robot_wait(swept: tuple[Path, SweepReport]) -> None:
-    from rfedge.benchmarks.sweep import join
+    from rfedge.benchmarks.success.sweep import join
 
     _, report = swept
     slow = [

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from rfedge.cli.app import app
 from rfedge.config import preset
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, save_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from tests.synthetic_demonstrations import TASKS, write_demonstrations
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from rfedge.benchmarks.chain_report import ChainReport
-from rfedge.cli.bench import bench_app
+from rfedge.benchmarks.success.chain_report import ChainReport
+from rfedge.cli.bench.app import bench_app
 from rfedge.errors import ConfigError
 
 app = typer.Typer()

@@ -14,15 +14,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from rfedge.bundle import load_bundle
+from rfedge.bundle.artifact import load_bundle
+from rfedge.bundle.engines import engine_folders, find_engine
 from rfedge.cli.app import main
-from rfedge.engines import engine_folders, find_engine
 from rfedge.errors import ArtifactError
 from rfedge.export.tensorrt import builder, pipeline
 from rfedge.messages import Observation
-from rfedge.runtimes.base import RuntimeSettings
-from rfedge.runtimes.policy import EdgePolicy
-from rfedge.tensorrt_binding import TensorRt
+from rfedge.nvidia.tensorrt import TensorRt
+from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from tests.export.tensorrt_bundles import build_ahead, device, load_rtx, vouch_for
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import typer
 
-from rfedge.bundle import hash_file
-from rfedge.cli.demos import demos_app
+from rfedge.bundle.artifact import hash_file
+from rfedge.cli.demos.app import demos_app
 from rfedge.config import preset
 from rfedge.data import CalvinDataset
 from rfedge.errors import ConfigError

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.bundle import Manifest, ParityRecord, load_bundle, write_manifest
-from rfedge.gates import missed
+from rfedge.bundle.artifact import Manifest, ParityRecord, load_bundle, write_manifest
+from rfedge.bundle.gates import missed
 from tests.runtimes.handmade_bundle import write_handmade_bundle
 
 WARNING = "its proof missed action_max_error 0.31 (allowed <= 0.05); min_feature_cosine 0.9 (allowed >= 0.999)"

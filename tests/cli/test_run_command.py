@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.benchmarks import rollouts
 from rfedge.cli.app import main
-from rfedge.runtimes.run_record import read_run
-from rfedge.runtimes.sampling.sampler import Sampler
+from rfedge.machine.power.sampler import Sampler
+from rfedge.runtimes.rollout import rollouts
+from rfedge.runtimes.rollout.run_record import read_run
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="mujoco is not installed")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from rfedge.benchmarks.serving_process import ServingProcess
+from rfedge.benchmarks.latency.serving_process import ServingProcess
 from rfedge.cli.app import main
 from rfedge.errors import BackendUnavailableError
-from rfedge.runtimes.server_client import RemotePolicy
+from rfedge.runtimes.server.client import RemotePolicy
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, tiny_config, write_handmade_bundle
 from tests.runtimes.server.running_server import ask, client, frame, get, request
 

@@ -12,10 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from rfedge import policies
-from rfedge.bundle import load_bundle
-from rfedge.cli import expert_demonstrations as collecting
+from rfedge.bundle.artifact import load_bundle
 from rfedge.cli.app import app
-from rfedge.cli.expert_demonstrations import Demonstrations, expert_demonstrations
+from rfedge.cli.demos import expert_demonstrations as collecting
+from rfedge.cli.demos.expert_demonstrations import Demonstrations, expert_demonstrations
 from rfedge.config import preset
 from rfedge.errors import ArtifactError
 from rfedge.export.thresholds import THRESHOLDS

@@ -13,11 +13,11 @@ from rfedge.data import CalvinDataset
 from rfedge.data.conversion import ConversionOptions, convert_dataset
 from rfedge.export.pipeline import ExportOptions, export_checkpoint
 from rfedge.messages import Observation
-from rfedge.rotations import euler_to_matrix, matrix_to_euler, rotation_about, rotation_vector
+from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_about, rotation_vector
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.adapters.lerobot import LeRobotKeys, action_to_lerobot
-from rfedge.runtimes.registry import open_parts
-from rfedge.runtimes.server_client import RemotePolicy
+from rfedge.runtimes.backends.registry import open_parts
+from rfedge.runtimes.server.client import RemotePolicy
 from rfedge.train import train_config, train_policy
 from tests.runtimes.server.running_server import GatedPolicy, ask, client, running
 from tests.synthetic_demonstrations import NEUTRAL_STATE

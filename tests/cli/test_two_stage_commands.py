@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from rfedge.cli.app import app
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, save_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from tests.export.tensorrt_bundles import load_rtx
 from tests.synthetic_demonstrations import TASKS
 

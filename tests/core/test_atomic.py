@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.atomic import TEMPORARY_SUFFIX, atomic_directory, atomic_file
-from rfedge.disk import check_room
 from rfedge.errors import ArtifactError
+from rfedge.io.atomic import TEMPORARY_SUFFIX, atomic_directory, atomic_file
+from rfedge.io.disk import check_room
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -66,7 +66,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     code = (
-        "import sys, time; from pathlib import Path; from rfedge.atomic import atomic_directory\n"
+        "import sys, time; from pathlib import Path; from rfedge.io.atomic import atomic_directory\n"
         f"with atomic_directory(Path({str(target)!r})) as t:\n"
         "    (t / 'half').write_text('x'); print('writing', flush=True); time.sleep(60)\n"
     )
@@ -144,7 +144,7 @@ def test_replacing_leaves_no_moment_without_a_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_rename: bool
 ) -> None:
     if not has_rename:
-        monkeypatch.setattr("rfedge.atomic._rename", lambda *_: False)
+        monkeypatch.setattr("rfedge.io.atomic._rename", lambda *_: False)
     target = tmp_path / "out"
     for number in range(3):
         with atomic_directory(target, overwrite=True) as folder:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rfedge.backbone_stages import parse_precisions, summarise_blocks
+from rfedge.bundle.stages import parse_precisions, summarise_blocks
 from rfedge.config import preset
 from rfedge.contract import PolicyContract, policy_contract
 from tests.model.family import CHANGES, member

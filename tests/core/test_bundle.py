@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.bundle import MANIFEST_NAME, Manifest, ParityRecord, PrecisionRecord, load_bundle, write_bundle, write_manifest
+from rfedge.bundle.artifact import (
+    MANIFEST_NAME,
+    Manifest,
+    ParityRecord,
+    PrecisionRecord,
+    load_bundle,
+    write_bundle,
+    write_manifest,
+)
 from rfedge.config import preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rfedge.camera import RESIZES, Resize, check_resize, fit_image, resize_window
 from rfedge.data.conversion.images import fit_image as fit_recorded_image
 from rfedge.errors import ConfigError
+from rfedge.robot.camera import RESIZES, Resize, check_resize, fit_image, resize_window
 from rfedge.runtimes.adapters.images import fit_camera
 
 SHAPE = (200, 200, 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.journal import open_journal, read_journal, write_line
+from rfedge.io.journal import open_journal, read_journal, write_line
 
 ARGUMENTS = {"seed": 1, "tasks": ("a", "b"), "agent": {"name": "x"}}
 

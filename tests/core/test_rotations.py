@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rfedge import rotations
+from rfedge.robot import rotations
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -3,7 +3,7 @@ import pytest
 
 from rfedge.config import preset
 from rfedge.contract import policy_contract
-from rfedge.timekeeping import Arrays, acting_row, advance, initial_state
+from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 
 CONFIG = preset("tiny").model_copy(update={"window": 3})
 

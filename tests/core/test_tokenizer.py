@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rfedge.errors import ArtifactError, ContractError
-from rfedge.tokenizer import InstructionTokenizer
+from rfedge.language.tokenizer import InstructionTokenizer
 
 CORPUS = ["open the drawer", "close the drawer", "push the sliding door to the left side"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rfedge.data import CalvinDataset
-from rfedge.data.collection import FRAMES_PER_SLOT, CollectionRequest, attempt_seed, collect
+from rfedge.data.collection.collect import FRAMES_PER_SLOT, CollectionRequest, attempt_seed, collect
 from rfedge.data.frames import frame_name
 from rfedge.errors import BackendUnavailableError, ConfigError, DatasetError
 from tests.data.recording import SyntheticEpisode, episode_frames, record, record_failure

@@ -10,7 +10,7 @@ import pytest
 from rfedge.data.conversion import ConversionOptions, convert_dataset
 from rfedge.data.conversion.convert import ConversionResult
 from rfedge.errors import DatasetError
-from rfedge.rotations import (
+from rfedge.robot.rotations import (
     euler_steps,
     euler_to_matrix,
     matrix_to_euler,

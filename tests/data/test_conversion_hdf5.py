@@ -11,9 +11,9 @@ import pytest
 from rfedge.data import CalvinDataset, FrameCache
 from rfedge.data.conversion import ConversionOptions, convert_dataset, parse_fields, read_field_file
 from rfedge.data.conversion.convert import ConversionResult
-from rfedge.data.inspection import inspect_dataset
+from rfedge.data.inspection.report import inspect_dataset
 from rfedge.errors import ArtifactError, ConfigError, DatasetError
-from rfedge.rotations import (
+from rfedge.robot.rotations import (
     euler_to_matrix,
     euler_to_quaternion,
     quaternions_to_euler,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rfedge.data.frames import frame_name
-from rfedge.data.inspection import InspectionReport, inspect_dataset
+from rfedge.data.inspection.report import InspectionReport, inspect_dataset
 from rfedge.envs.tasks import TASKS
 from rfedge.errors import ConfigError, DatasetError
 from tests.data.released_split import SEGMENTS, release_frame, save_object, write_split

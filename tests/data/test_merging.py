@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfedge.bundle import hash_file
-from rfedge.conventions import Conventions
+from rfedge.bundle.artifact import hash_file
 from rfedge.data import CalvinDataset
-from rfedge.data.collection import CollectionRequest, collect
+from rfedge.data.collection.collect import CollectionRequest, collect
 from rfedge.data.merging import merge_datasets
 from rfedge.data.statistics import StatisticsBuilder
 from rfedge.errors import ArtifactError, ConfigError, DatasetError
+from rfedge.robot.conventions import Conventions
 from tests.data.recording import SyntheticEpisode, episode_frames, record
 
 

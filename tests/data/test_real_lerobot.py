@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfedge.camera import fit_image
 from rfedge.data import CalvinDataset
 from rfedge.data.conversion import ConversionOptions, convert_dataset
-from rfedge.data.inspection import inspect_dataset
+from rfedge.data.inspection.report import inspect_dataset
+from rfedge.robot.camera import fit_image
 from rfedge.train import train_config, train_policy
 
 PYTHON = os.environ.get("RFEDGE_LEROBOT_PYTHON")

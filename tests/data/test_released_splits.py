@@ -8,8 +8,8 @@ import pytest
 
 from rfedge.data import CalvinDataset, FrameCache
 from rfedge.data.frames import FRAME_KEYS, FRAME_SHAPES, frame_name
-from rfedge.data.inspection import inspect_dataset
-from rfedge.data.scenes import BLOCK_ORDER, SceneFrames, read_scenes
+from rfedge.data.inspection.report import inspect_dataset
+from rfedge.data.scene.scenes import BLOCK_ORDER, SceneFrames, read_scenes
 from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.tasks import TASKS
 from rfedge.errors import DatasetError

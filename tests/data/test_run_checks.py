@@ -10,9 +10,9 @@ import pytest
 from rfedge.data import CalvinDataset
 from rfedge.data.actions import absolute_actions
 from rfedge.data.calvin import Segment
-from rfedge.data.inspection import InspectionReport, inspect_dataset
+from rfedge.data.collection.writer import write_episode, write_index
+from rfedge.data.inspection.report import InspectionReport, inspect_dataset
 from rfedge.data.statistics import StatisticsBuilder
-from rfedge.data.writer import write_episode, write_index
 from rfedge.errors import DatasetError
 from tests.data.released_split import save_object
 from tests.synthetic_demonstrations import NEUTRAL_STATE

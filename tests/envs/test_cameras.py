@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rfedge.data.furniture import furniture_m
+from rfedge.data.scene.furniture import furniture_m
 from rfedge.envs import Environment
 from rfedge.envs.experts.furniture import button_top, drawer_handle, slide_handle, switch_tip
 from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
 from rfedge.envs.snapshots import sample_state
 from rfedge.errors import BackendUnavailableError
-from rfedge.rotations import euler_to_matrix
+from rfedge.robot.rotations import euler_to_matrix
 
 # red in the cabinet on the left, blue and pink on the table's two spots, everything closed and off
 EVALUATION_SCENE = np.zeros(24)

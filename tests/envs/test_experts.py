@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.expert_success import roll_out_expert
+from rfedge.benchmarks.success.expert_success import roll_out_expert
 from rfedge.envs import TASKS, Environment, TaskOracle
 from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare
 from rfedge.envs.experts.grip import choose_grip

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from rfedge.config import preset
-from rfedge.data.scene_questions import QUESTION_WORDS
+from rfedge.data.scene.questions import QUESTION_WORDS
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS, GRAMMAR_WORDS, sample_grammar
 from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, TASKS
 from rfedge.errors import ConfigError
-from rfedge.train.scene_batches import number_ids
-from rfedge.train.vocabulary import learn_tokenizer
-from rfedge.train.wording import Grammar
+from rfedge.train.batches.vocabulary import learn_tokenizer
+from rfedge.train.batches.wording import Grammar
+from rfedge.train.pretraining.scene_batches import number_ids
 
 NUM_SENTENCES = 400
 

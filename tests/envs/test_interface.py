@@ -22,7 +22,7 @@ def test_unknown_scene_is_refused() -> None:
 
 
 def test_importing_envs_and_demonstrations_imports_no_simulator() -> None:
-    code = "import sys, rfedge.benchmarks.demonstrations, rfedge.envs.experts; assert 'mujoco' not in sys.modules"
+    code = "import sys, rfedge.benchmarks.success.demonstrations, rfedge.envs.experts; assert 'mujoco' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

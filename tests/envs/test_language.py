@@ -17,7 +17,7 @@ from rfedge.envs.language import (
 )
 from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, TASKS
 from rfedge.errors import ConfigError
-from rfedge.tokenizer import InstructionTokenizer
+from rfedge.language.tokenizer import InstructionTokenizer
 
 TABLES = {"training": PARAPHRASES, "enriched": ENRICHED_INSTRUCTIONS}
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.demonstrations import record_episode
-from rfedge.benchmarks.rollout_session import Simulator
+from rfedge.benchmarks.success.demonstrations import record_episode
 from rfedge.envs import make_environment
 from rfedge.envs.experts import prepare_start
 from rfedge.envs.interface import EnvironmentIdentity
@@ -19,6 +18,7 @@ from rfedge.envs.playtable.looks import MATERIALS, plain_look, random_look
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
 from rfedge.envs.playtable.wood import Wood, paint_wood
 from rfedge.errors import ConfigError
+from rfedge.runtimes.rollout.rollout_session import Simulator
 
 SCENE = np.zeros(24)
 SCENE[6:9], SCENE[12:15], SCENE[18:21] = (0.05, -0.12, 0.46), (0.2, -0.12, 0.46), (0.32, -0.12, 0.46)

@@ -11,7 +11,7 @@ import pytest
 
 from rfedge.envs import TASKS, BlockState, SceneInfo, TaskOracle
 from rfedge.errors import ConfigError
-from rfedge.rotations import euler_to_quaternion
+from rfedge.robot.rotations import euler_to_quaternion
 
 ORACLE = TaskOracle()
 TABLE = ("table", "base_link")

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from rfedge.cli.app import app
 from rfedge.data.calvin import CalvinDataset
-from rfedge.data.cameras import project_static
+from rfedge.data.scene.cameras import project_static
 from rfedge.envs.playtable.environment import PlayTable
 from rfedge.envs.playtable.kinematics import tcp_pose
 from rfedge.envs.playtable.layout import find_layout

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rfedge.config import PolicyConfig, preset
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, save_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from tests.synthetic_demonstrations import TASKS, write_demonstrations
 
 

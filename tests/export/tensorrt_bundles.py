@@ -14,17 +14,17 @@ from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from rfedge.bundle import Manifest, ParityRecord, PrecisionRecord, hash_file, write_bundle, write_manifest
+from rfedge.bundle.artifact import Manifest, ParityRecord, PrecisionRecord, hash_file, write_bundle, write_manifest
+from rfedge.bundle.engines import EngineTarget
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, TensorSpec, policy_contract
-from rfedge.engines import EngineTarget
 from rfedge.errors import BackendUnavailableError
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.tensorrt.builder import BuilderSettings
 from rfedge.export.tensorrt.pipeline import BuildOptions, StageResult, build_bundle
 from rfedge.export.trace import trace_backbone
 from rfedge.model import build_policy
-from rfedge.tensorrt_binding import TensorRt, load_tensorrt
+from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt
 from tests.runtimes.handmade_bundle import write_handmade_bundle
 
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -10,8 +10,8 @@ import pytest
 
 from rfedge.data import CalvinDataset
 from rfedge.data.calvin import Segment
+from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.statistics import StatisticsBuilder
-from rfedge.data.writer import write_episode, write_index
 from rfedge.errors import DatasetError
 from rfedge.export.calibrate import choose_calibration_frames, gripper_changes
 from tests.synthetic_demonstrations import NEUTRAL_STATE

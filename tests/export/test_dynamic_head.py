@@ -10,16 +10,16 @@ import pytest
 from rfedge.config import head_of_kind, preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError
-from rfedge.export.forms.dynamic_head import quantize_head
 from rfedge.export.passes.standard import apply_passes, head_passes
 from rfedge.export.pipeline import ExportOptions, export_checkpoint, verify_parity
+from rfedge.export.precisions.dynamic_head import quantize_head
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.export.trace import trace_head
 from rfedge.messages import Observation
 from rfedge.model.meta import random_policy
 from rfedge.runtimes import EdgePolicy
-from rfedge.runtimes.head import HeadRuntime
-from rfedge.runtimes.ort import OrtRunner
+from rfedge.runtimes.backends.ort import OrtRunner
+from rfedge.runtimes.policy.head import HeadRuntime
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from rfedge.config import preset
 from rfedge.export.embedding import StoredTable, stored_table
-from rfedge.runtimes.text import EmbeddingTable
+from rfedge.runtimes.policy.text import EmbeddingTable
 
 
 @pytest.mark.parametrize(("dtype", "worst"), [("float32", 0.0), ("float16", 5e-4), ("int8", 5e-3)])

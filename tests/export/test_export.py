@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 
-from rfedge.bundle import Bundle, load_bundle
+from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
 from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint, verify_parity
@@ -23,8 +23,8 @@ from rfedge.export.precision_audit import effective_precisions, require_integer_
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.messages import Observation
 from rfedge.model import load_checkpoint
+from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 from rfedge.runtimes import EdgePolicy
-from rfedge.timekeeping import Arrays, acting_row, advance, initial_state
 from tests.export.conftest import write_checkpoint
 from tests.tolerances import assert_same_in_fp32, fp32_tolerance, head_terms, policy_terms
 

@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.config import preset
 from rfedge.contract import policy_contract
-from rfedge.export.forms.cpu_int8 import KERNEL, LowerInt8, lower_int8
+from rfedge.export.precisions.cpu_int8 import KERNEL, LowerInt8, lower_int8
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.model import build_policy
 from tests.export.float_graphs import draw, op_types
 from tests.tolerances import assert_same_in_fp32

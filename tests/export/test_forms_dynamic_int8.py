@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from rfedge.errors import ArtifactError, ExportError
-from rfedge.export.forms.dynamic_int8 import make_dynamic_int8
 from rfedge.export.passes.graph_files import read_graph, write_graph
+from rfedge.export.precisions.dynamic_int8 import make_dynamic_int8
 from tests.export.float_graphs import TracedPolicy, draw, graph_of, op_types, open_session, passed_policy, run
 
 node = helper.make_node

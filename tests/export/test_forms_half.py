@@ -12,12 +12,12 @@ from onnx import TensorProto, helper
 
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, ExportError
-from rfedge.export.forms.form_report import FormReport
-from rfedge.export.forms.half import make_bf16, make_fp16
-from rfedge.export.forms.runs_here import require_runs_here, runs_here, write_stand_in
 from rfedge.export.parity import compare_traces, onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_queries import block_of
+from rfedge.export.precisions.form_report import FormReport
+from rfedge.export.precisions.half import make_bf16, make_fp16
+from rfedge.export.precisions.runs_here import require_runs_here, runs_here, write_stand_in
 from tests.export.float_graphs import LLAMA, TracedPolicy, draw, graph_of, passed_policy, relative_rms, run, traced_policy
 
 node = helper.make_node
@@ -247,8 +247,8 @@ def test_no_more_than_a_few_weights_are_in_memory_at_once(tmp_path: Path) -> Non
     seen: list[tuple[int, int]] = []
     tracemalloc.start()
     model = read_graph(tmp_path / "fp32.onnx")
-    from rfedge.export.forms.form_report import choose_products
-    from rfedge.export.forms.half import to_half
+    from rfedge.export.precisions.form_report import choose_products
+    from rfedge.export.precisions.half import to_half
 
     to_half(model, choose_products(model.graph, []), ir.DataType.FLOAT16)
     files = write_graph(

@@ -10,9 +10,9 @@ from onnx import helper
 
 from rfedge.contract import GraphContract, TensorSpec
 from rfedge.errors import BackendUnavailableError
-from rfedge.export.forms.half import make_bf16, make_fp16
-from rfedge.export.forms.weight_only import make_int4_weight, make_int8_weight
 from rfedge.export.passes.graph_files import write_graph
+from rfedge.export.precisions.half import make_bf16, make_fp16
+from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
 from tests.export.float_graphs import draw, graph_of
 
 pytestmark = pytest.mark.trt
@@ -37,7 +37,7 @@ def test_an_engine_for_sm89(
     from rfedge.export.tensorrt.builder import BuilderSettings, build_engine
     from rfedge.export.tensorrt.precision_support import check_precisions
     from rfedge.export.tensorrt.prepare import prepare_graph
-    from rfedge.tensorrt_binding import load_tensorrt
+    from rfedge.nvidia.tensorrt import load_tensorrt
 
     try:
         module = load_tensorrt("tensorrt-rtx")

@@ -16,10 +16,10 @@ from onnxruntime.capi import _pybind_state as packer
 
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, ExportError
-from rfedge.export.forms.block_quantization import dequantize_blocks, pack_blocks, quantize_blocks, quantize_columns
-from rfedge.export.forms.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
 from rfedge.export.parity import compare_traces, onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
+from rfedge.export.precisions.block_quantization import dequantize_blocks, pack_blocks, quantize_blocks, quantize_columns
+from rfedge.export.precisions.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
 from tests.export.float_graphs import TracedPolicy, draw, graph_of, op_types, open_session, passed_policy, relative_rms, run
 
 node = helper.make_node

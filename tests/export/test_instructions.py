@@ -15,18 +15,18 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from rfedge.bundle import Bundle, BundleWriter, load_bundle, write_bundle
+from rfedge.bundle.artifact import Bundle, BundleWriter, load_bundle, write_bundle
 from rfedge.cli.app import app, main
 from rfedge.config import DecoderConfig, Precision
 from rfedge.errors import ArtifactError, ConfigError, ContractError
 from rfedge.export import embedding
 from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.pipeline import ExportOptions, export_checkpoint
-from rfedge.instructions import MAX_SENTENCES, InstructionTable, write_instruction_table
+from rfedge.language.instructions import MAX_SENTENCES, InstructionTable, write_instruction_table
 from rfedge.messages import Observation
 from rfedge.model import Checkpoint, load_checkpoint
-from rfedge.runtimes.policy import EdgePolicy
-from rfedge.runtimes.text import EmbeddedInstruction, EmbeddingTable, InstructionEncoder, pad_instruction
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
+from rfedge.runtimes.policy.text import EmbeddedInstruction, EmbeddingTable, InstructionEncoder, pad_instruction
 from tests.synthetic_demonstrations import TASKS
 from tests.tolerances import assert_same_in_fp32, backbone_terms
 

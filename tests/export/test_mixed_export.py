@@ -7,15 +7,15 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from rfedge.bundle import Bundle, load_bundle
+from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.cli.app import app
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint, verify_parity
 from rfedge.export.thresholds import STORAGE_ERROR, THRESHOLDS, mixed_thresholds
-from rfedge.runtimes.base import RuntimeSettings
-from rfedge.runtimes.ort import effective_precision, open_bundle
+from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.runtimes.backends.ort import effective_precision, open_bundle
 
 
 def options(limit: float, data: Path, **changes: object) -> ExportOptions:

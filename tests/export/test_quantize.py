@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.config import preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, DatasetError
@@ -30,7 +31,6 @@ from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.model import build_policy
 from tests.tolerances import assert_same_in_fp32, backbone_terms, fp32_tolerance
 

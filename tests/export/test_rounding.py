@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.rounding_speed import draw_product, main, output_error
+from rfedge.benchmarks.studies.rounding_speed import draw_product, main, output_error
 from rfedge.export.int8.rounding import round_compensated, round_nearest, weight_steps
 
 

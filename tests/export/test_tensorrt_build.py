@@ -20,14 +20,14 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.bundle import load_bundle
+from rfedge.bundle.artifact import load_bundle
+from rfedge.bundle.engines import engine_folders, find_engine
 from rfedge.cli.app import app
-from rfedge.engines import engine_folders, find_engine
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
 from rfedge.export.tensorrt import pipeline
 from rfedge.messages import Observation
-from rfedge.runtimes.policy import EdgePolicy
-from rfedge.tensorrt_binding import TensorRt
+from rfedge.nvidia.tensorrt import TensorRt
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from tests.export.tensorrt_bundles import build_ahead, device, load_rtx, vouch_for
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
 

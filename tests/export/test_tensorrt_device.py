@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.bundle import load_bundle
-from rfedge.engines import TIMING_CACHE_NAME, find_engine
+from rfedge.bundle.artifact import load_bundle
+from rfedge.bundle.engines import TIMING_CACHE_NAME, find_engine
 from rfedge.errors import BackendUnavailableError
 from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle
-from rfedge.tensorrt_binding import TARGETS, TensorRt, load_tensorrt
+from rfedge.nvidia.tensorrt import TARGETS, TensorRt, load_tensorrt
 from tests.export.tensorrt_bundles import PRECISIONS, write_tiny_bundles
 
 pytestmark = [pytest.mark.trt, pytest.mark.gpu]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from rfedge.bundle import hash_file, load_bundle
+from rfedge.bundle.artifact import hash_file, load_bundle
+from rfedge.bundle.engines import find_engine
 from rfedge.config import VisionConfig
-from rfedge.engines import find_engine
 from rfedge.errors import ConfigError, ExportError
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
@@ -22,7 +22,7 @@ from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_e
 from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import cast_bytes_first, load_graph, prepare_graph
 from rfedge.model.vision import VisionBlock
-from rfedge.tensorrt_binding import TensorRt
+from rfedge.nvidia.tensorrt import TensorRt
 from tests.export.tensorrt_bundles import (
     PRECISIONS,
     build_ahead,

@@ -12,8 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rfedge.cuda_device import read_cuda_device
-from rfedge.engines import EngineKey, EngineTarget
+from rfedge.bundle.engines import EngineKey, EngineTarget
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.export.tensorrt.audit import audit_engine
 from rfedge.export.tensorrt.build_log import BuildLog
@@ -22,7 +21,8 @@ from rfedge.export.tensorrt.engine_layers import layers_from_inspector, layers_f
 from rfedge.export.tensorrt.network import ModuleNames, name_failure
 from rfedge.export.tensorrt.prepare import cast_bytes_first
 from rfedge.export.tensorrt.split_packed import split_packed_products
-from rfedge.tensorrt_binding import TensorRt, load_tensorrt, parse_compute_capabilities
+from rfedge.nvidia.device import read_cuda_device
+from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt, parse_compute_capabilities
 from tests.export.tensorrt_bundles import small_graph
 
 WIDTH = 64

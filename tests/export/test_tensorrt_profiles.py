@@ -11,17 +11,17 @@ import pytest
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
-from rfedge.bundle import Bundle, load_bundle, write_bundle
+from rfedge.bundle.artifact import Bundle, load_bundle, write_bundle
+from rfedge.bundle.engines import EngineKey, EngineRecord, EngineTarget
 from rfedge.cli.app import app, main
 from rfedge.config import head_of_kind
 from rfedge.contract import policy_contract
-from rfedge.engines import EngineKey, EngineRecord, EngineTarget
 from rfedge.errors import ConfigError, ContractError
 from rfedge.export.tensorrt.audit import audit_engine
 from rfedge.export.tensorrt.builder import BuilderSettings
 from rfedge.export.tensorrt.engine_layers import EngineLayer, Operand
 from rfedge.export.tensorrt.profiles import check_text_lengths, parse_text_lengths, plan_profiles, text_lengths_of
-from rfedge.instructions import write_instruction_table
+from rfedge.language.instructions import write_instruction_table
 from tests.export.tensorrt_bundles import load_rtx, small_graph
 from tests.runtimes.handmade_bundle import write_handmade_bundle
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from rfedge.bundle import Bundle, load_bundle, write_manifest
+from rfedge.bundle.artifact import Bundle, load_bundle, write_manifest
+from rfedge.bundle.engines import find_engine
 from rfedge.config import PolicyConfig
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.data import CalvinDataset
-from rfedge.engines import find_engine
 from rfedge.errors import ArtifactError, ConfigError, ExportError
 from rfedge.export import graphs, stage_graph
 from rfedge.export.parity import backbone_call, graph_call
@@ -34,7 +34,7 @@ from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.messages import Observation
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
-from rfedge.runtimes.inspection.graph_work import bundle_work
+from rfedge.runtimes.roofline.graph_work import bundle_work
 from tests.export.conftest import write_checkpoint
 from tests.export.tensorrt_bundles import build_ahead, device, load_rtx
 from tests.model.family import member

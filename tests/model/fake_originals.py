@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from rfedge.benchmarks.original_layouts import (
+from rfedge.benchmarks.studies.original_layouts import (
     Shapes,
     clip_shapes,
     language_model_config,

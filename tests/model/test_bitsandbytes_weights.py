@@ -13,13 +13,13 @@ from torch import nn
 
 from rfedge.config import preset
 from rfedge.errors import BackendUnavailableError, ConfigError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.messages import Observation
 from rfedge.model import build_policy, save_checkpoint
 from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in, stored_bytes
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
-from rfedge.runtimes.base import TORCH_WEIGHTS
-from rfedge.runtimes.reference import try_bitsandbytes
-from rfedge.tokenizer import InstructionTokenizer
+from rfedge.runtimes.backends.base import TORCH_WEIGHTS
+from rfedge.runtimes.backends.reference import try_bitsandbytes
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_weights_take_what_the_format_says() -> None:
 
 
 def test_the_doctor_says_what_is_possible_here() -> None:
-    from rfedge.runtimes.doctor.probing import probe
+    from rfedge.machine.probing import probe
     from rfedge.runtimes.doctor.software import probe_bitsandbytes
 
     found = probe(probe_bitsandbytes)

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from rfedge.config import GPTHeadConfig, GPTNeoXConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import checkpoint_sha256, write_checkpoint
 from rfedge.model.weight_shards import TensorSpec, read_weights, write_weights
-from rfedge.tokenizer import InstructionTokenizer
 from tests.tolerances import assert_same_in_fp32, policy_terms
 
 
@@ -262,7 +262,7 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> No
 
     write_checkpoint(tmp_path / "checkpoint", config, tokenizer, {}, specs, ones, max_shard_bytes=100_000_000)
     code = (
-        "import sys, torch, pathlib; from rfedge.model import load_checkpoint; import rfedge.benchmarks.machine as machine\n"
+        "import sys, torch, pathlib; from rfedge.model import load_checkpoint; import rfedge.records.machine as machine\n"
         "torch.ones(2048, 2048).sum(); before = machine.peak_rss_bytes()\n"
         "policy = load_checkpoint(pathlib.Path(sys.argv[1])).policy\n"
         "total = sum(float(p.detach().sum()) for p in policy.parameters()); assert total != 0\n"

@@ -11,7 +11,7 @@ from rfedge.config import GPTHeadConfig, MLPHeadConfig, PolicyConfig, head_of_ki
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError
 from rfedge.model import RoboFlamingo, build_policy
-from rfedge.timekeeping import Arrays, advance, initial_state, observe
+from rfedge.recurrence import Arrays, advance, initial_state, observe
 from tests.model.family import CHANGES, member
 from tests.tolerances import assert_same_in_fp32, backbone_terms, head_terms, policy_terms
 

@@ -10,9 +10,15 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 
-from rfedge.benchmarks.original_layouts import clip_shapes, language_model_shapes, openflamingo_shapes, roboflamingo_shapes
+from rfedge.benchmarks.studies.original_layouts import (
+    clip_shapes,
+    language_model_shapes,
+    openflamingo_shapes,
+    roboflamingo_shapes,
+)
 from rfedge.config import LSTMHeadConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, BackendUnavailableError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo
 from rfedge.model.original.draws import Draws, part_of
 from rfedge.model.original.file_names import disagreements
@@ -22,7 +28,6 @@ from rfedge.model.original.names import OUTPUT_PROJECTION
 from rfedge.model.original.plan import PlannedFile, plan_weights
 from rfedge.model.original.sources import open_source
 from rfedge.model.original.tensor_files import TensorFile, open_tensor_file
-from rfedge.tokenizer import InstructionTokenizer
 from tests.model import fake_originals
 from tests.model.original_models import FIXTURES
 

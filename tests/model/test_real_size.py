@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rfedge.benchmarks.real_size import RealSizeReport, measure_real_size
+from rfedge.benchmarks.studies.real_size import RealSizeReport, measure_real_size
 
 
 def test_the_measurement_itself_on_tiny() -> None:
@@ -19,7 +19,17 @@ def test_the_measurement_itself_on_tiny() -> None:
 @pytest.mark.parametrize(("dtype", "bytes_each"), [("bf16", 2), ("fp32", 4)])
 def test_the_3b_policy_takes_a_step(dtype: str, bytes_each: int) -> None:
     """In a process of its own, for its peak of memory: the weights and little beside them."""
-    command = [sys.executable, "-m", "rfedge.benchmarks.real_size", "--preset", "M-3B", "--dtype", dtype, "--num-steps", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "rfedge.benchmarks.studies.real_size",
+        "--preset",
+        "M-3B",
+        "--dtype",
+        dtype,
+        "--num-steps",
+        "2",
+    ]
     report = RealSizeReport.model_validate_json(subprocess.run(command, check=True, capture_output=True, timeout=800).stdout)
     assert report.num_parameters == 2_599_523_639
     assert report.weight_bytes == bytes_each * report.num_parameters

@@ -16,10 +16,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from rfedge.bundle import Manifest, ParityRecord, PrecisionRecord, write_bundle
+from rfedge.bundle.artifact import Manifest, ParityRecord, PrecisionRecord, write_bundle
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, TensorSpec, policy_contract
-from rfedge.tokenizer import InstructionTokenizer
+from rfedge.language.tokenizer import InstructionTokenizer
 from tests.tolerances import head_terms
 
 Array = npt.NDArray[Any]

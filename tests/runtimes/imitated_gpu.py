@@ -22,9 +22,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from rfedge.bundle import Bundle, hash_file
-from rfedge.cuda_device import CudaDevice
-from rfedge.engines import (
+from rfedge.bundle.artifact import Bundle, hash_file
+from rfedge.bundle.engines import (
     ENGINES_FOLDER,
     RECORD_NAME,
     EngineFolder,
@@ -34,7 +33,8 @@ from rfedge.engines import (
     EngineTarget,
     graph_hashes,
 )
-from rfedge.tensorrt_binding import TensorRt
+from rfedge.nvidia.device import CudaDevice
+from rfedge.nvidia.tensorrt import TensorRt
 
 ORIN = CudaDevice(name="Orin", sm=87, cuda="12.6", driver="540.4.0", memory_bytes=8 << 30)
 VERSION = "10.3.0"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rfedge.int8_kernels import int8_saturates
+from rfedge.bundle.int8_kernels import int8_saturates
 from rfedge.messages import Observation
 from rfedge.runtimes import EdgePolicy
 

@@ -8,9 +8,9 @@ import pytest
 from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper, make_controller
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.controllers import SYNCHRONOUS_MODES, choose_loop
-from rfedge.runtimes.safety import guard_action
+from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.safety import guard_action
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 

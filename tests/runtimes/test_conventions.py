@@ -7,17 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rfedge.conventions import Conventions, conventions_of, refuse_disagreement
 from rfedge.errors import ConfigError
+from rfedge.robot.conventions import Conventions, conventions_of, refuse_disagreement
 from rfedge.runtimes import RateKeeper
 from rfedge.runtimes.adapters.lerobot import LeRobotKeys, LeRobotRobot
 from rfedge.runtimes.adapters.ros2 import Ros2Settings
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.ensembling import TemporalEnsemble
-from rfedge.runtimes.modes import ClosedLoop, JumpStep, OpenLoop
-from rfedge.runtimes.overlapped import Overlapped
-from rfedge.runtimes.recorded_episode import RecordedEpisodeRobot
-from rfedge.runtimes.robot import SimulatedRobot
+from rfedge.runtimes.control.ensembling import TemporalEnsemble
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop, JumpStep, OpenLoop
+from rfedge.runtimes.control.overlapped import Overlapped
+from rfedge.runtimes.control.robot import SimulatedRobot
+from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 

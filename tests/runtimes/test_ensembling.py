@@ -8,8 +8,8 @@ import pytest
 from rfedge.errors import ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import PolicyStep, make_controller
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.ensembling import TemporalEnsemble
+from rfedge.runtimes.control.ensembling import TemporalEnsemble
+from rfedge.runtimes.control.loop import ControlLoop
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, Robot
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rfedge.errors import BackendUnavailableError, ConfigError
-from rfedge.runtimes.heartbeat import Heartbeat, watch
+from rfedge.runtimes.control.heartbeat import Heartbeat, watch
 
 ROOT = Path(__file__).parents[2]
 # The arm of these tests: a file that gets one line per stop.
@@ -35,7 +35,7 @@ def broken():
 """
 LOOP = """
 import sys, time
-from rfedge.runtimes.heartbeat import Heartbeat
+from rfedge.runtimes.control.heartbeat import Heartbeat
 heartbeat = Heartbeat(f"hostile_arm:{sys.argv[1]}", 30.0)
 heartbeat.beat()
 print("moving", flush=True)

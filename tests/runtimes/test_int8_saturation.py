@@ -14,12 +14,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rfedge.bundle import load_bundle
+from rfedge.bundle.artifact import load_bundle
+from rfedge.bundle.int8_kernels import _PROBE, int8_saturates
 from rfedge.config import preset
 from rfedge.envs import make_environment
 from rfedge.export.parity import graph_call
 from rfedge.export.pipeline import ExportOptions, export_checkpoint
-from rfedge.int8_kernels import _PROBE, int8_saturates
 from rfedge.policies import find_bundle
 from rfedge.runtimes.doctor.software import probe_onnxruntime
 from tests.export.conftest import demonstrations, write_checkpoint  # noqa: F401
@@ -65,7 +65,7 @@ def test_weights_that_are_only_dequantized_are_left_alone(tmp_path: Path, monkey
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     row = rng.normal(size=(1, 8)).astype(np.float32)
     expected = graph_call(path)({"x": row})["y"]
-    monkeypatch.setattr("rfedge.int8_kernels.int8_saturates", lambda: True)
+    monkeypatch.setattr("rfedge.bundle.int8_kernels.int8_saturates", lambda: True)
     np.testing.assert_array_equal(graph_call(path)({"x": row})["y"], expected)
 
 

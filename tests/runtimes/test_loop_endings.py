@@ -13,10 +13,10 @@ import pytest
 from rfedge.errors import ConfigError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
-from rfedge.runtimes.control import STOPPED, ControlLoop, StepReport
-from rfedge.runtimes.lateness import LatePolicy
-from rfedge.runtimes.stopping import StopRequest
-from rfedge.runtimes.watchdog import Watchdog
+from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.loop import STOPPED, ControlLoop, StepReport
+from rfedge.runtimes.control.stopping import StopRequest
+from rfedge.runtimes.control.watchdog import Watchdog
 from tests.runtimes.loop_parts import CountingPolicy, FakeClock, Robot
 
 
@@ -225,9 +225,9 @@ def test_a_request_ends_the_run_between_two_steps() -> None:
 # In a process of its own: libraries that other tests load change what a signal does to a process.
 SIGNALS = """
 import os, signal, sys
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.stopping import StopRequest, stop_on_signals
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 number, seen = getattr(signal, sys.argv[1]), []

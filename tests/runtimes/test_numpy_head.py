@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 from rfedge.config import PolicyConfig, head_of_kind, preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, BackendUnavailableError
-from rfedge.export.forms.half_storage import store_half
+from rfedge.export.precisions.half_storage import store_half
 from rfedge.export.trace import trace_head
 from rfedge.model.meta import random_policy
-from rfedge.runtimes.graph_values import read_valued_graph
-from rfedge.runtimes.head import HeadRuntime
-from rfedge.runtimes.numpy_head import NumpyHead
-from rfedge.runtimes.ort import OrtRunner
+from rfedge.runtimes.backends.graph_values import read_valued_graph
+from rfedge.runtimes.backends.numpy_head import NumpyHead
+from rfedge.runtimes.backends.ort import OrtRunner
+from rfedge.runtimes.policy.head import HeadRuntime
 from tests.tolerances import assert_same_in_fp32, head_terms
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.messages import Observation
-from rfedge.runtimes import EdgePolicy, RuntimeSettings, registry
+from rfedge.runtimes import EdgePolicy, RuntimeSettings
+from rfedge.runtimes.backends import registry
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, write_handmade_bundle
 from tests.tolerances import assert_same_in_fp32
 

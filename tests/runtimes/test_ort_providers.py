@@ -9,13 +9,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from rfedge.bundle import load_bundle
-from rfedge.engines import graph_hashes
+from rfedge.bundle.artifact import load_bundle
+from rfedge.bundle.engines import graph_hashes
 from rfedge.errors import ConfigError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE, Observation
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
-from rfedge.runtimes.ort import OrtRunner
-from rfedge.runtimes.ort_providers import (
+from rfedge.runtimes.backends.ort import OrtRunner
+from rfedge.runtimes.backends.ort_providers import (
     DeviceInputs,
     device_of,
     engine_cache_folder,

@@ -12,9 +12,9 @@ import pytest
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import PolicyStep, RateKeeper, make_controller
-from rfedge.runtimes.control import ControlLoop, StepReport
-from rfedge.runtimes.lateness import LatePolicy
-from rfedge.runtimes.overlapped import Overlapped
+from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.overlapped import Overlapped
 from tests.runtimes.loop_parts import CountingPolicy, FakeClock, Robot
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.latency import sample_observations
-from rfedge.bundle import load_bundle, write_manifest
+from rfedge.benchmarks.latency.run import sample_observations
+from rfedge.bundle.artifact import load_bundle, write_manifest
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ContractError
 from rfedge.messages import Observation, PolicyState, check_action
+from rfedge.recurrence import acting_row
 from rfedge.runtimes import STAGES, EdgePolicy, RuntimeSettings
-from rfedge.timekeeping import acting_row
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
 from tests.tolerances import assert_same_in_fp32
 
@@ -218,8 +218,8 @@ def test_steps_allocate_no_image_and_do_not_grow(tmp_path: Path) -> None:
 
 def test_torch_runs_the_same_contract(tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    from rfedge.language.tokenizer import InstructionTokenizer
     from rfedge.model import build_policy, save_checkpoint
-    from rfedge.tokenizer import InstructionTokenizer
 
     config = tiny_config(chunk_size=2)
     tokenizer = InstructionTokenizer.from_corpus(INSTRUCTIONS, vocab_size=400, text_length=16)

@@ -9,11 +9,11 @@ import pytest
 
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.messages import PolicyState
-from rfedge.runtimes.control import ControlLoop, StepReport
-from rfedge.runtimes.modes import OpenLoop
-from rfedge.runtimes.recorder import RunRecorder, state_hash
-from rfedge.runtimes.run_record import RecordedPace, RunHeader, read_run
-from rfedge.runtimes.safety import SafetyGuard, SafetyLimits
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.modes import OpenLoop
+from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
+from rfedge.runtimes.rollout.recorder import RunRecorder, state_hash
+from rfedge.runtimes.rollout.run_record import RecordedPace, RunHeader, read_run
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 HEADER = RunHeader(

@@ -13,15 +13,15 @@ import pytest
 from rfedge.data.calvin import CalvinDataset
 from rfedge.errors import BackendUnavailableError, ConfigError, ContractError
 from rfedge.messages import Observation
-from rfedge.rotations import euler_to_matrix, euler_to_quaternion, rotation_about, rotation_vector, rotation_vectors
+from rfedge.robot.rotations import euler_to_matrix, euler_to_quaternion, rotation_about, rotation_vector, rotation_vectors
 from rfedge.runtimes.adapters.images import fit_camera
 from rfedge.runtimes.adapters.lerobot import LeRobotKeys, LeRobotRobot, action_to_lerobot, connect_lerobot
 from rfedge.runtimes.adapters.ros2 import Ros2Robot, Ros2Settings, image_from_message, state_from_pose, twist_of_action
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import OpenLoop
-from rfedge.runtimes.recorded_episode import RecordedEpisodeRobot, RecordedFrames
-from rfedge.runtimes.rerun_log import RerunLog
-from rfedge.runtimes.robot import SimulatedRobot
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import OpenLoop
+from rfedge.runtimes.control.robot import SimulatedRobot
+from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot, RecordedFrames
+from rfedge.runtimes.rollout.rerun_log import RerunLog
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock
 from tests.synthetic_demonstrations import write_demonstrations

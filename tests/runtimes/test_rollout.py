@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, RateKeeper
-from rfedge.runtimes.control import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 

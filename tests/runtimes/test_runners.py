@@ -10,13 +10,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rfedge.bundle import PrecisionRecord
+from rfedge.bundle.artifact import PrecisionRecord
+from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.contract import GraphContract, TensorSpec
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, ContractError
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS
-from rfedge.runtimes import RuntimeSettings, registry
-from rfedge.runtimes.ort import OrtRunner, effective_precision, open_bundle
-from rfedge.runtimes.registry import open_parts
+from rfedge.runtimes import RuntimeSettings
+from rfedge.runtimes.backends import registry
+from rfedge.runtimes.backends.ort import OrtRunner, effective_precision, open_bundle
+from rfedge.runtimes.backends.registry import open_parts
 from tests.runtimes.handmade_bundle import Oracle, write_handmade_bundle
 from tests.tolerances import assert_same_in_fp32
 
@@ -259,7 +260,7 @@ def test_a_cpu_whose_int8_kernels_saturate_gets_exact_ones_or_says_so(
         inputs=tuple(TensorSpec(name=n, dtype="uint8", shape=(1, 16), axes=("batch", "x")) for n in names),
         outputs=tuple(TensorSpec(name=n, dtype="float32", shape=(1, 4), axes=("batch", "y")) for n in outs),
     )
-    monkeypatch.setattr("rfedge.int8_kernels.int8_saturates", lambda: True)
+    monkeypatch.setattr("rfedge.bundle.int8_kernels.int8_saturates", lambda: True)
     given = {name: np.full((1, 16), 255, np.uint8) for name in names}
     with OrtRunner("backbone", path, spec) as runner:
         said = runner.effective_settings()["int8_kernels"]
@@ -268,6 +269,6 @@ def test_a_cpu_whose_int8_kernels_saturate_gets_exact_ones_or_says_so(
     assert ("no exact int8 kernels" in caplog.text) == is_shared
     for result in results.values():
         np.testing.assert_array_equal(result, 127.0 * weight.sum(axis=0, dtype=np.int64)[None])
-    monkeypatch.setattr("rfedge.int8_kernels.int8_saturates", lambda: False)
+    monkeypatch.setattr("rfedge.bundle.int8_kernels.int8_saturates", lambda: False)
     with OrtRunner("backbone", path, spec) as runner:
         assert runner.effective_settings()["int8_kernels"] == "exact"

@@ -5,11 +5,11 @@ import pytest
 
 from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import Observation
-from rfedge.rotations import euler_to_matrix, rotation_vector
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.modes import ClosedLoop
-from rfedge.runtimes.policy_step import PolicyStep
-from rfedge.runtimes.safety import SafetyGuard, SafetyLimits, Workspace
+from rfedge.robot.rotations import euler_to_matrix, rotation_vector
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ClosedLoop
+from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits, Workspace
+from rfedge.runtimes.policy.step import PolicyStep
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, Robot
 
 BOX = Workspace((-0.1, -0.2, 0.3), (0.1, 0.2, 0.5))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rfedge.errors import BackendUnavailableError, ConfigError
-from rfedge.runtimes.control import ControlLoop
-from rfedge.runtimes.controllers import make_controller
-from rfedge.runtimes.scheduling import check_priority, realtime_priority
+from rfedge.runtimes.control.controllers import make_controller
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="an operating system without sched(7)")

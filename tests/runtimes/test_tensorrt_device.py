@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rfedge.bundle import load_bundle
+from rfedge.bundle.artifact import load_bundle
 from rfedge.config import preset
-from rfedge.cuda_device import read_cuda_device
 from rfedge.errors import BackendUnavailableError
 from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle
+from rfedge.machine.power.nvml import NvmlSource
 from rfedge.messages import Observation
+from rfedge.nvidia.device import read_cuda_device
+from rfedge.nvidia.tensorrt import TARGETS, TensorRt, load_tensorrt
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
-from rfedge.runtimes.sampling.nvml import NvmlSource
-from rfedge.runtimes.tensorrt.cuda_driver import CudaDriver
-from rfedge.runtimes.tensorrt.runner import TensorRtRunner
-from rfedge.tensorrt_binding import TARGETS, TensorRt, load_tensorrt
+from rfedge.runtimes.backends.tensorrt.cuda_driver import CudaDriver
+from rfedge.runtimes.backends.tensorrt.runner import TensorRtRunner
 from tests.export.tensorrt_bundles import write_tiny_bundles
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
 
@@ -140,7 +140,7 @@ def test_its_backbone_is_faster_than_pytorch_eager_and_captured(module: TensorRt
             return captured.cpu()
 
         results["PyTorch CUDA graph"] = median_ms(replay)
-    from rfedge.runtimes.registry import open_parts
+    from rfedge.runtimes.backends.registry import open_parts
 
     runner = open_parts("tensorrt", path, RuntimeSettings(check_inputs=False)).backbone
     with runner:

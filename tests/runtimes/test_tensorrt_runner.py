@@ -12,17 +12,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from rfedge.bundle import load_bundle, write_bundle
+from rfedge.bundle.artifact import load_bundle, write_bundle
 from rfedge.cli.app import main
 from rfedge.contract import GraphContract, TensorSpec, policy_contract
-from rfedge.cuda_device import CudaDevice, read_cuda_device
 from rfedge.errors import ArtifactError, BackendUnavailableError, ContractError
 from rfedge.messages import Observation
+from rfedge.nvidia.device import CudaDevice, read_cuda_device
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
-from rfedge.runtimes.registry import open_parts
-from rfedge.runtimes.tensorrt.buffers import plan_buffers, text_inputs
-from rfedge.runtimes.tensorrt.opening import open_bundle, open_engines
-from rfedge.runtimes.tensorrt.runner import TensorRtRunner
+from rfedge.runtimes.backends.registry import open_parts
+from rfedge.runtimes.backends.tensorrt.buffers import plan_buffers, text_inputs
+from rfedge.runtimes.backends.tensorrt.opening import open_bundle, open_engines
+from rfedge.runtimes.backends.tensorrt.runner import TensorRtRunner
 from tests.export.tensorrt_bundles import build_ahead, load_rtx
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, _model, tiny_config, write_handmade_bundle
 from tests.runtimes.imitated_gpu import ORIN, ImitatedDriver, imitated_module, write_engine
@@ -236,7 +236,7 @@ def test_a_plan_of_other_tensors_is_refused(bundle: tuple[Path, Oracle], driver:
 def test_without_a_gpu_the_reason_is_one_line(
     bundle: tuple[Path, Oracle], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rfedge.cuda_device._LIBRARY", "libcuda-of-nobody.so")
+    monkeypatch.setattr("rfedge.nvidia.device._LIBRARY", "libcuda-of-nobody.so")
     with pytest.raises(BackendUnavailableError) as error:
         open_parts("tensorrt", bundle[0], SETTINGS)
     assert str(error.value) == (

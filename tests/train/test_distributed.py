@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from rfedge.config import PolicyConfig, preset
 from rfedge.errors import BackendUnavailableError, ConfigError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, save_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import TrainConfig, train_config, train_policy
 from rfedge.train.distributed import Processes, is_first_to_tell, join
 from rfedge.train.scope import reach_all

@@ -11,11 +11,11 @@ from rfedge.data import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import ConfigError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, load_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import TrainConfig, train_policy
-from rfedge.train.batches import InstructionTable, batch_tensors, window_features, window_forward
-from rfedge.train.features import FeatureTable
+from rfedge.train.batches.features import FeatureTable
+from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_features, window_forward
 from rfedge.train.sources import start_policy
 from tests.model.family import CHANGES, member
 from tests.tolerances import assert_same_in_fp32, backbone_terms, policy_terms

@@ -14,10 +14,10 @@ from torch.nn import functional
 from rfedge.config import GPTNeoXConfig, LlamaConfig, PolicyConfig, preset
 from rfedge.data.image_text import ImageTextExample, open_image_text
 from rfedge.errors import ConfigError, DatasetError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, TrainConfig, train_config, train_policy
-from rfedge.train.image_text import NO_LABEL, CoTraining, ImageTextBatch, image_text_batch, language_loss
+from rfedge.train.batches.image_text import NO_LABEL, CoTraining, ImageTextBatch, image_text_batch, language_loss
 from tests.synthetic_demonstrations import TASKS
 from tests.synthetic_image_text import QUESTIONS, WORDS, write_image_text
 from tests.tolerances import backbone_terms, fp32_tolerance

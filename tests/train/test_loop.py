@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from rfedge.config import preset
 from rfedge.data import CalvinDataset, FrameCache, WindowIndex
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, DatasetError, GateError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, load_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, TrainConfig, train_config, train_policy
-from rfedge.train.batches import InstructionTable, batch_tensors, window_forward
-from rfedge.train.features import FeatureTable
+from rfedge.train.batches.features import FeatureTable
+from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_forward
 from rfedge.train.losses import policy_loss
 from rfedge.train.optimizer import Descent
 from rfedge.train.sources import open_training_data, start_policy

@@ -13,19 +13,19 @@ from rfedge.config import preset
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.merging import merge_datasets
-from rfedge.data.scene_questions import COLOURS, NUMBERS, QUESTION_WORDS, SceneFacts, ask_report, ask_request
+from rfedge.data.scene.questions import COLOURS, NUMBERS, QUESTION_WORDS, SceneFacts, ask_report, ask_request
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import ConfigError, DatasetError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
-from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, train_config, train_policy
-from rfedge.train.image_text import NO_LABEL
-from rfedge.train.pointing import Pointing, patch_shares
-from rfedge.train.pretrain import PretrainConfig, pretrain_policy
-from rfedge.train.scene_batches import SceneBatch, SceneQuestions, Sight, number_ids, scene_score, see
+from rfedge.train.batches.image_text import NO_LABEL
+from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
+from rfedge.train.pretraining.pointing import Pointing, patch_shares
+from rfedge.train.pretraining.pretrain import PretrainConfig, pretrain_policy
+from rfedge.train.pretraining.scene_batches import SceneBatch, SceneQuestions, Sight, number_ids, scene_score, see
 from rfedge.train.sources import start_policy
-from rfedge.train.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from tests.synthetic_demonstrations import write_demonstrations
 
 

@@ -15,14 +15,14 @@ from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex, WindowSampler
 from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
 from rfedge.errors import ConfigError
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import load_checkpoint
-from rfedge.tokenizer import InstructionTokenizer
 from rfedge.train import StepReport, TrainConfig, train_config, train_policy
-from rfedge.train.batches import BatchLoader, InstructionTable
+from rfedge.train.batches.loader import BatchLoader, InstructionTable
+from rfedge.train.batches.wording import Grammar, Wording
 from rfedge.train.config import with_vocabulary
 from rfedge.train.distributed import Processes
-from rfedge.train.pretrain import PretrainConfig, pretrain_policy
-from rfedge.train.wording import Grammar, Wording
+from rfedge.train.pretraining.pretrain import PretrainConfig, pretrain_policy
 from tests.synthetic_demonstrations import write_demonstrations
 
 GRAMMAR = Grammar(sample_grammar, GRAMMAR_WORDS)

@@ -12,19 +12,19 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.atomic import atomic_directory
 from rfedge.data.calvin import Segment
+from rfedge.data.collection.dataset_records import CALVIN_HZ, CONVERSION_RECORD
+from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.conversion.hdf5 import Hdf5Source
 from rfedge.data.conversion.lerobot import LeRobotSource
 from rfedge.data.conversion.mapping import MappedEpisode, map_episode
 from rfedge.data.conversion.options import ConversionOptions
 from rfedge.data.conversion.records import Layout, Source
 from rfedge.data.conversion.survey import Survey, raise_all, survey_source
-from rfedge.data.dataset_records import CALVIN_HZ, CONVERSION_RECORD
 from rfedge.data.statistics import StatisticsBuilder
-from rfedge.data.writer import write_episode, write_index
-from rfedge.disk import check_room
-from rfedge.errors import ConfigError, DatasetError, did_you_mean, explain
+from rfedge.errors import ConfigError, DatasetError, did_you_mean
+from rfedge.io.atomic import atomic_directory
+from rfedge.io.disk import check_room
 
 __all__ = ["CALVIN_HZ", "SOURCE_FORMATS", "ConversionResult", "convert_dataset"]
 
@@ -104,7 +104,7 @@ def convert_dataset(
     options.check()
     if source_format not in _SOURCES:
         expected = did_you_mean(source_format, _SOURCES)
-        raise ConfigError(explain("--from", got=repr(source_format), expected=expected, remedy="Choose one of them."))
+        raise ConfigError("--from", got=repr(source_format), expected=expected, remedy="Choose one of them.")
     with closing(_SOURCES[source_format](source, options)) as opened:
         missing = _missing(opened)
         source_hz, survey = _survey(opened, options, missing, source)
@@ -140,12 +140,10 @@ def _survey(source: Source, options: ConversionOptions, missing: tuple[str, ...]
     if "gripper" in missing and "gripper" not in options.allow_missing:
         faults.append(
             DatasetError(
-                explain(
-                    f"source ({source.layout.name})",
-                    got="no wrist camera",
-                    expected="two cameras, static and gripper",
-                    remedy="Name it with --map gripper=KEY, or write black images with --allow-missing gripper.",
-                )
+                f"source ({source.layout.name})",
+                got="no wrist camera",
+                expected="two cameras, static and gripper",
+                remedy="Name it with --map gripper=KEY, or write black images with --allow-missing gripper.",
             )
         )
     source_hz = options.source_fps or source.layout.frequency_hz
@@ -217,24 +215,20 @@ def _frequency_fault(source: Source, options: ConversionOptions, source_hz: floa
     subject, stated = f"source ({source.layout.name})", source.layout.frequency_hz
     if source_hz is None:
         remedy = "Give it with --source-fps."
-        return ConfigError(explain(subject, got="no frequency", expected="frames a second", remedy=remedy))
+        return ConfigError(subject, got="no frequency", expected="frames a second", remedy=remedy)
     if options.source_fps is not None and stated is not None and abs(options.source_fps - stated) > 1e-6 * stated:
         return ConfigError(
-            explain(
-                "--source-fps",
-                got=f"{options.source_fps:g} Hz",
-                expected=f"{stated:g} Hz, which the source says",
-                remedy="Leave it out, or correct the source.",
-            )
+            "--source-fps",
+            got=f"{options.source_fps:g} Hz",
+            expected=f"{stated:g} Hz, which the source says",
+            remedy="Leave it out, or correct the source.",
         )
     if options.fps is None and source_hz != CALVIN_HZ:
         return ConfigError(
-            explain(
-                subject,
-                got=f"{source_hz:g} Hz",
-                expected=f"{CALVIN_HZ:g} Hz, at which CALVIN's robot is controlled",
-                remedy=f"Pass --fps {CALVIN_HZ:g} to resample, or --fps {source_hz:g} to keep it and control at that.",
-            )
+            subject,
+            got=f"{source_hz:g} Hz",
+            expected=f"{CALVIN_HZ:g} Hz, at which CALVIN's robot is controlled",
+            remedy=f"Pass --fps {CALVIN_HZ:g} to resample, or --fps {source_hz:g} to keep it and control at that.",
         )
     return None
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
 from rfedge.data.conversion.records import Layout, SourceEpisode, select_elements, unknown_key, unless_replaced
-from rfedge.errors import DatasetError, RfedgeError, explain
+from rfedge.errors import DatasetError, RfedgeError
 
 __all__ = ["Hdf5Source"]
 
@@ -94,12 +94,7 @@ class Hdf5Source:
         self._demos = [(file, name) for file in self._files for name in _demo_names(file)]
         if not self._demos:
             raise DatasetError(
-                explain(
-                    f"source {path}",
-                    got="no demonstrations",
-                    expected="groups demo_0, demo_1, ...",
-                    remedy="Check the file.",
-                )
+                f"source {path}", got="no demonstrations", expected="groups demo_0, demo_1, ...", remedy="Check the file."
             )
         first_file, first_name = self._demos[0]
         with _open(first_file) as file:
@@ -139,12 +134,10 @@ class Hdf5Source:
         if "static" not in self.fields:
             found.append(
                 DatasetError(
-                    explain(
-                        subject,
-                        got=f"arrays {', '.join(self._arrays)}",
-                        expected="keys of robomimic, LIBERO or CALVIN",
-                        remedy="Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY.",
-                    )
+                    subject,
+                    got=f"arrays {', '.join(self._arrays)}",
+                    expected="keys of robomimic, LIBERO or CALVIN",
+                    remedy="Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY.",
                 )
             )
         return found
@@ -172,12 +165,10 @@ class Hdf5Source:
         except (OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise DatasetError(
-                explain(
-                    f"{name} of {path}",
-                    got=f"an unreadable array ({reason})",
-                    expected="a complete file",
-                    remedy="It is truncated or damaged: copy it again.",
-                )
+                f"{name} of {path}",
+                got=f"an unreadable array ({reason})",
+                expected="a complete file",
+                remedy="It is truncated or damaged: copy it again.",
             ) from None
 
     def close(self) -> None:
@@ -201,9 +192,7 @@ class Hdf5Source:
                 values[field] = select_elements(subject, source, array[()])
         if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
             raise DatasetError(
-                explain(
-                    subject, got=f"lengths {lengths}", expected="one length of at least 1", remedy="Check the recording."
-                )
+                subject, got=f"lengths {lengths}", expected="one length of at least 1", remedy="Check the recording."
             )
         sentence = self._instruction(subject, file, demo)
         return SourceEpisode(subject, shown if images else {}, values, (sentence,) * next(iter(lengths.values())))
@@ -231,12 +220,10 @@ class Hdf5Source:
             if sentence:  # LIBERO: a sentence or its words, with quotation marks left from its task files
                 return (sentence if isinstance(sentence, str) else " ".join(sentence)).strip('" ')
         raise DatasetError(
-            explain(
-                subject,
-                got="no instruction",
-                expected=f"an attribute {', '.join(names)}",
-                remedy="Give one for all with --instruction, or name the attribute with --map instruction=KEY.",
-            )
+            subject,
+            got="no instruction",
+            expected=f"an attribute {', '.join(names)}",
+            remedy="Give one for all with --instruction, or name the attribute with --map instruction=KEY.",
         )
 
 
@@ -246,7 +233,7 @@ def _find_files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else []
     if not files:
         got = "no HDF5 file in it" if path.is_dir() else "no file"
-        raise DatasetError(explain(f"source {path}", got=got, expected="*.hdf5 or *.h5", remedy="Check the path."))
+        raise DatasetError(f"source {path}", got=got, expected="*.hdf5 or *.h5", remedy="Check the path.")
     return files
 
 
@@ -258,12 +245,7 @@ def _open(path: Path) -> Any:
     except OSError as error:
         reason = " ".join(str(error).split())
         raise DatasetError(
-            explain(
-                f"file {path}",
-                got=f"an unreadable file ({reason})",
-                expected="an HDF5 file",
-                remedy="Check or copy it again.",
-            )
+            f"file {path}", got=f"an unreadable file ({reason})", expected="an HDF5 file", remedy="Check or copy it again."
         ) from None
 
 

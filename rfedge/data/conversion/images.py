@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.camera import check_resize, resize_window
 from rfedge.data.frames import Array
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
+from rfedge.robot.camera import check_resize, resize_window
 
 __all__ = ["IMAGE_SHAPES", "fit_image"]
 
@@ -22,7 +22,7 @@ def fit_image(subject: str, image: Array, shape: tuple[int, int, int], *, resize
         subject: names the image in an error.
         image: uint8 (H, W, 3) or (3, H, W).
         shape: what the policy reads.
-        resize: one of `rfedge.camera.RESIZES`.
+        resize: one of `rfedge.robot.camera.RESIZES`.
         flip: "none", "vertical" or "both".
 
     Raises:
@@ -34,19 +34,17 @@ def fit_image(subject: str, image: Array, shape: tuple[int, int, int], *, resize
         image = image.transpose(1, 2, 0)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise DatasetError(
-            explain(
-                subject,
-                got=f"{image.dtype} {image.shape}",
-                expected="uint8 (height, width, 3)",
-                remedy="Map a camera of RGB bytes with --map.",
-            )
+            subject,
+            got=f"{image.dtype} {image.shape}",
+            expected="uint8 (height, width, 3)",
+            remedy="Map a camera of RGB bytes with --map.",
         )
     if flip != "none":
         image = image[::-1] if flip == "vertical" else image[::-1, ::-1]
     if image.shape == shape:
         return np.ascontiguousarray(image)
     window = resize_window((image.shape[0], image.shape[1]), (shape[0], shape[1]), check_resize(resize))
-    # Pillow itself, some times as fast as `rfedge.camera.fit_image`, whose filter is this one.
+    # Pillow itself, some times as fast as `rfedge.robot.camera.fit_image`, whose filter is this one.
     size = (window.out_width, window.out_height)
     seen = np.ascontiguousarray(window.cut(image))
     return window.place(np.asarray(Image.fromarray(seen).resize(size, Image.Resampling.BICUBIC)), shape)

@@ -26,7 +26,7 @@ from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, Fiel
 from rfedge.data.conversion.records import Layout, SourceEpisode, select_elements, unknown_key, unless_replaced
 from rfedge.data.conversion.video import VideoFrames, count_frames
 from rfedge.data.frames import Array
-from rfedge.errors import DatasetError, RfedgeError, explain
+from rfedge.errors import DatasetError, RfedgeError
 
 __all__ = ["LeRobotSource"]
 
@@ -94,12 +94,10 @@ class LeRobotSource:
         if "static" not in self.fields:
             found.append(
                 DatasetError(
-                    explain(
-                        f"dataset {self._root}",
-                        got=f"cameras {', '.join(self._cameras) or 'none'}",
-                        expected="one that is known to be the static one",
-                        remedy="Say which with --map static=KEY, and the wrist camera with --map gripper=KEY.",
-                    )
+                    f"dataset {self._root}",
+                    got=f"cameras {', '.join(self._cameras) or 'none'}",
+                    expected="one that is known to be the static one",
+                    remedy="Say which with --map static=KEY, and the wrist camera with --map gripper=KEY.",
                 )
             )
         return found
@@ -197,25 +195,21 @@ class LeRobotSource:
             names = ", ".join(str(episode["episode_index"]) for episode in short[:5])
             return [
                 DatasetError(
-                    explain(
-                        f"video {file}",
-                        got=f"{length} frames",
-                        expected=f"{last}, so that every row of episode {names}{' ...' if len(short) > 5 else ''} has its "
-                        "picture",
-                        remedy="It is cut short, or the recording lost frames: copy the dataset again, or leave these out.",
-                    )
+                    f"video {file}",
+                    got=f"{length} frames",
+                    expected=f"{last}, so that every row of episode {names}{' ...' if len(short) > 5 else ''} has its "
+                    "picture",
+                    remedy="It is cut short, or the recording lost frames: copy the dataset again, or leave these out.",
                 )
             ]
         name = f"videos/{key}/to_timestamp"
         beyond = [episode for episode in episodes if float(episode.get(name) or 0.0) * self._fps > length + 1.0]
         return [
             DatasetError(
-                explain(
-                    f"{name} of episode {episode['episode_index']}",
-                    got=f"{float(episode[name]):.3f} s",
-                    expected=f"at most {length / self._fps:.3f} s, where {file.name} ends",
-                    remedy="The record is of another video: write meta/episodes again, or copy the dataset again.",
-                )
+                f"{name} of episode {episode['episode_index']}",
+                got=f"{float(episode[name]):.3f} s",
+                expected=f"at most {length / self._fps:.3f} s, where {file.name} ends",
+                remedy="The record is of another video: write meta/episodes again, or copy the dataset again.",
             )
             for episode in beyond
         ]
@@ -267,7 +261,7 @@ class LeRobotSource:
                 return np.asarray(picture.convert("RGB"))
         except (OSError, TypeError, KeyError) as error:
             raise DatasetError(
-                explain(where, got=f"an unreadable image ({error})", expected="PNG or JPEG bytes", remedy="Copy it again.")
+                where, got=f"an unreadable image ({error})", expected="PNG or JPEG bytes", remedy="Copy it again."
             ) from None
 
     def _instructions(self, subject: str, rows: Any) -> tuple[str, ...]:
@@ -278,12 +272,7 @@ class LeRobotSource:
             given = rows[key].to_pylist()
             if any(not isinstance(text, str) or not text.strip() for text in given):
                 raise DatasetError(
-                    explain(
-                        f"{key} of {subject}",
-                        got="no words",
-                        expected="a sentence in every row",
-                        remedy="Map another column.",
-                    )
+                    f"{key} of {subject}", got="no words", expected="a sentence in every row", remedy="Map another column."
                 )
             return tuple(given)
         indices = rows["task_index"].to_pylist()
@@ -292,12 +281,10 @@ class LeRobotSource:
         unknown = next((index for index in indices if not self._sentences.get(index, "").strip()), None)
         if unknown is not None:
             raise DatasetError(
-                explain(
-                    subject,
-                    got=f"task {unknown}, without a sentence",
-                    expected=f"one of the {len(self._sentences)} in meta/tasks.parquet",
-                    remedy="Give one for all episodes with --instruction.",
-                )
+                subject,
+                got=f"task {unknown}, without a sentence",
+                expected=f"one of the {len(self._sentences)} in meta/tasks.parquet",
+                remedy="Give one for all episodes with --instruction.",
             )
         return tuple(self._sentences[index] for index in indices)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.disk import read_json
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
+from rfedge.io.disk import read_json
 
 __all__ = ["INFO", "RowTables", "read_episodes", "read_info", "read_sentences"]
 
@@ -29,29 +29,25 @@ def read_info(path: Path) -> dict[str, Any]:
     """
     if not (path / INFO).is_file():
         raise DatasetError(
-            explain(f"source {path}", got=f"no {INFO}", expected="the root of a LeRobot dataset", remedy="Check the path.")
+            f"source {path}", got=f"no {INFO}", expected="the root of a LeRobot dataset", remedy="Check the path."
         )
     try:
         info = dict(read_json(path / INFO))
         version, _, _ = str(info["codebase_version"]), float(info["fps"]), dict(info["features"])
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            explain(
-                f"file {path / INFO}",
-                got=f"another structure ({error!r})",
-                expected="codebase_version, fps and features",
-                remedy="Copy it again.",
-            )
+            f"file {path / INFO}",
+            got=f"another structure ({error!r})",
+            expected="codebase_version, fps and features",
+            remedy="Copy it again.",
         ) from None
     if not version.startswith(_VERSION):
         raise DatasetError(
-            explain(
-                f"dataset {path}",
-                got=f"LeRobot {version}",
-                expected="v3.0",
-                remedy="Convert it first with lerobot's own script: python -m "
-                "lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME.",
-            )
+            f"dataset {path}",
+            got=f"LeRobot {version}",
+            expected="v3.0",
+            remedy="Convert it first with lerobot's own script: python -m "
+            "lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME.",
         )
     return info
 
@@ -72,7 +68,7 @@ def read_episodes(path: Path, videos: Iterable[str]) -> list[dict[str, Any]]:
     files = sorted((path / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         raise DatasetError(
-            explain(f"dataset {path}", got="no episodes", expected="meta/episodes/*/*.parquet", remedy="Copy it again.")
+            f"dataset {path}", got="no episodes", expected="meta/episodes/*/*.parquet", remedy="Copy it again."
         )
     wanted = [*_EPISODE_COLUMNS]
     wanted += [f"videos/{key}/{part}" for key in videos for part in ("chunk_index", "file_index", "from_timestamp")]
@@ -110,23 +106,19 @@ def read_sentences(path: Path) -> dict[int, str]:
     named = [name for name in ("task", *index, "__index_level_0__") if name in texts]
     if "task_index" not in table.column_names or not named:
         raise DatasetError(
-            explain(
-                f"file {file}",
-                got=f"columns {', '.join(table.column_names)}",
-                expected="task_index and task (a column, or the index of the data frame)",
-                remedy="Name the sentences' column task, or give one for all episodes with --instruction.",
-            )
+            f"file {file}",
+            got=f"columns {', '.join(table.column_names)}",
+            expected="task_index and task (a column, or the index of the data frame)",
+            remedy="Name the sentences' column task, or give one for all episodes with --instruction.",
         )
     sentences: dict[int, str] = {}
     for number, text in zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True):
         if sentences.setdefault(int(number), text or "") != (text or ""):
             raise DatasetError(
-                explain(
-                    f"file {file}",
-                    got=f"task {number} as {sentences[int(number)]!r} and {text!r}",
-                    expected="one sentence for each task_index",
-                    remedy="Correct the file, or give one sentence for all episodes with --instruction.",
-                )
+                f"file {file}",
+                got=f"task {number} as {sentences[int(number)]!r} and {text!r}",
+                expected="one sentence for each task_index",
+                remedy="Correct the file, or give one sentence for all episodes with --instruction.",
             )
     return sentences
 
@@ -172,24 +164,20 @@ class RowTables:
         subject = f"episode {number} in {file}"
         if not rows.num_rows or rows.num_rows != int(episode["length"]):
             raise DatasetError(
-                explain(
-                    subject,
-                    got=f"{rows.num_rows} frames",
-                    expected=f"{episode['length']}, as meta/episodes says",
-                    remedy="Copy the dataset again, all of it.",
-                )
+                subject,
+                got=f"{rows.num_rows} frames",
+                expected=f"{episode['length']}, as meta/episodes says",
+                remedy="Copy the dataset again, all of it.",
             )
         rows = rows.sort_by("frame_index")
         frames = rows["frame_index"].to_pylist()
         gap = next((step for step, frame in enumerate(frames) if frame != step), None)
         if gap is not None:
             raise DatasetError(
-                explain(
-                    subject,
-                    got=f"frame_index {frames[gap]} in row {gap}",
-                    expected="0, 1, 2, ... without gaps",
-                    remedy="Rows and pictures belong together by it: write the dataset again.",
-                )
+                subject,
+                got=f"frame_index {frames[gap]} in row {gap}",
+                expected="0, 1, 2, ... without gaps",
+                remedy="Rows and pictures belong together by it: write the dataset again.",
             )
         return file, rows
 
@@ -258,22 +246,18 @@ def _refuse_missing(file: Path, wanted: Iterable[str], names: Sequence[str]) -> 
     missing = [name for name in wanted if name not in names]
     if missing:
         raise DatasetError(
-            explain(
-                f"file {file}",
-                got=f"no column {', '.join(missing)}",
-                expected="the columns that meta/info.json and the format name",
-                remedy="Write the dataset again with lerobot, or map other columns with --map.",
-            )
+            f"file {file}",
+            got=f"no column {', '.join(missing)}",
+            expected="the columns that meta/info.json and the format name",
+            remedy="Write the dataset again with lerobot, or map other columns with --map.",
         )
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:
     reason = " ".join(str(error).split()) if path.exists() else "no file"
     return DatasetError(
-        explain(
-            f"file {path}",
-            got=f"an unreadable file ({reason})",
-            expected="a parquet file with the columns that meta/info.json names",
-            remedy="It is missing, truncated or damaged: copy the dataset again.",
-        )
+        f"file {path}",
+        got=f"an unreadable file ({reason})",
+        expected="a parquet file with the columns that meta/info.json names",
+        remedy="It is missing, truncated or damaged: copy the dataset again.",
     )

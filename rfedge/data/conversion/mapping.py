@@ -20,9 +20,9 @@ from rfedge.data.conversion.resampling import (
 )
 from rfedge.data.frames import SCENE_SIZE, Array
 from rfedge.data.robot import NEUTRAL_JOINTS_RAD, NUM_JOINTS, refuse_another_robot
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, STATE_SIZE
-from rfedge.rotations import euler_steps, quaternions_to_euler, vectors_to_euler
+from rfedge.robot.rotations import euler_steps, quaternions_to_euler, vectors_to_euler
 
 __all__ = ["MappedEpisode", "Motion", "SourceState", "map_episode", "source_motion", "source_state"]
 
@@ -123,13 +123,11 @@ def source_state(episode: SourceEpisode, options: ConversionOptions) -> SourceSt
     if "state" in values:
         if values["state"].shape[1] != STATE_SIZE:
             raise DatasetError(
-                explain(
-                    f"state of {episode.name}",
-                    got=f"{values['state'].shape[1]} numbers",
-                    expected=f"CALVIN's {STATE_SIZE}: tcp xyz, tcp euler xyz, gripper width, 7 joints, gripper action",
-                    remedy="Name its parts, say --map tcp_pos=KEY[0:3], tcp_euler (or tcp_quat, tcp_axis_angle), "
-                    "gripper_width, joints.",
-                )
+                f"state of {episode.name}",
+                got=f"{values['state'].shape[1]} numbers",
+                expected=f"CALVIN's {STATE_SIZE}: tcp xyz, tcp euler xyz, gripper width, 7 joints, gripper action",
+                remedy="Name its parts, say --map tcp_pos=KEY[0:3], tcp_euler (or tcp_quat, tcp_axis_angle), "
+                "gripper_width, joints.",
             )
         state = _finite(episode, "state")
         position, euler, width, joints = state[:, :3], state[:, 3:6], state[:, 6:7], state[:, 7:14]
@@ -180,12 +178,10 @@ def _sized(episode: SourceEpisode, name: str, size: int) -> Float64Array:
     values = episode.values[name]
     if values.shape[1] != size:
         raise DatasetError(
-            explain(
-                f"{name} of {episode.name}",
-                got=f"{values.shape[1]} numbers",
-                expected=str(size),
-                remedy=f"Map others with --map {name}=KEY[START:STOP]; the policy acts for a Panda, 7 joints.",
-            )
+            f"{name} of {episode.name}",
+            got=f"{values.shape[1]} numbers",
+            expected=str(size),
+            remedy=f"Map others with --map {name}=KEY[START:STOP]; the policy acts for a Panda, 7 joints.",
         )
     return _finite(episode, name)
 
@@ -195,12 +191,10 @@ def _finite(episode: SourceEpisode, name: str) -> Float64Array:
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         raise DatasetError(
-            explain(
-                f"{name} of {episode.name}, step {bad[0]}",
-                got="NaN or Inf",
-                expected="finite values",
-                remedy="Drop this episode.",
-            )
+            f"{name} of {episode.name}, step {bad[0]}",
+            got="NaN or Inf",
+            expected="finite values",
+            remedy="Drop this episode.",
         )
     return values
 
@@ -209,12 +203,10 @@ def _refuse_degrees(episode: SourceEpisode, euler: Float64Array) -> None:
     largest = float(np.abs(euler).max())
     if largest > 2.0 * np.pi + 1e-6:
         raise DatasetError(
-            explain(
-                f"tcp angles of {episode.name}",
-                got=f"values up to {largest:.4g}",
-                expected="radians, within one turn",
-                remedy="Degrees? Convert them first, or map another array with --map tcp_euler=KEY.",
-            )
+            f"tcp angles of {episode.name}",
+            got=f"values up to {largest:.4g}",
+            expected="radians, within one turn",
+            remedy="Degrees? Convert them first, or map another array with --map tcp_euler=KEY.",
         )
 
 
@@ -227,9 +219,7 @@ def _required(episode: SourceEpisode, name: str, size: int) -> Float64Array:
 def _no_field(episode: SourceEpisode, name: str) -> DatasetError:
     remedy = f"Say where it is with --map {name}=KEY"
     remedy += ", or pass --allow-missing joints." if name == "joints" else "."
-    return DatasetError(
-        explain(f"state of {episode.name}", got=f"no {name}", expected="CALVIN's state or its parts", remedy=remedy)
-    )
+    return DatasetError(f"state of {episode.name}", got=f"no {name}", expected="CALVIN's state or its parts", remedy=remedy)
 
 
 def _euler(episode: SourceEpisode) -> Float64Array:
@@ -241,12 +231,7 @@ def _euler(episode: SourceEpisode) -> Float64Array:
         return vectors_to_euler(rows) if name == "tcp_axis_angle" else rows
     if (np.linalg.norm(rows, axis=1) < 1e-6).any():
         raise DatasetError(
-            explain(
-                f"{name} of {episode.name}",
-                got="a quaternion of length 0",
-                expected="rotations",
-                remedy="Map another array.",
-            )
+            f"{name} of {episode.name}", got="a quaternion of length 0", expected="rotations", remedy="Map another array."
         )
     return quaternions_to_euler(rows if name == "tcp_quat" else np.roll(rows, -1, axis=1))
 
@@ -254,23 +239,19 @@ def _euler(episode: SourceEpisode) -> Float64Array:
 def _actions(episode: SourceEpisode) -> Float64Array:
     if "actions" not in episode.values:
         raise DatasetError(
-            explain(
-                episode.name,
-                got="no actions",
-                expected=f"{ACTION_SIZE} numbers a frame",
-                remedy="Say where with --map actions=KEY.",
-            )
+            episode.name,
+            got="no actions",
+            expected=f"{ACTION_SIZE} numbers a frame",
+            remedy="Say where with --map actions=KEY.",
         )
     actions = episode.values["actions"]
     if actions.shape[1] != ACTION_SIZE:
         raise DatasetError(
-            explain(
-                f"actions of {episode.name}",
-                got=f"{actions.shape[1]} numbers",
-                expected=f"{ACTION_SIZE}: xyz, euler xyz and gripper of a tool centre point",
-                remedy="Actions in joint angles or of two arms cannot be converted; choose elements with --map "
-                "actions=KEY[START:STOP].",
-            )
+            f"actions of {episode.name}",
+            got=f"{actions.shape[1]} numbers",
+            expected=f"{ACTION_SIZE}: xyz, euler xyz and gripper of a tool centre point",
+            remedy="Actions in joint angles or of two arms cannot be converted; choose elements with --map "
+            "actions=KEY[START:STOP].",
         )
     return _finite(episode, "actions")
 
@@ -284,12 +265,10 @@ def _gripper(episode: SourceEpisode, commands: Float64Array, convention: str) ->
     only_zero_one = low < 0.0 and bool(np.isin(commands, (0.0, 1.0)).all()) and smallest == 0.0
     if smallest < low - _UNIT_TOLERANCE or largest > high + _UNIT_TOLERANCE or only_zero_one:
         raise DatasetError(
-            explain(
-                f"gripper action of {episode.name}",
-                got=f"values from {smallest:g} to {largest:g}",
-                expected=f"{closed:g} (close) to {opened:g} (open), convention {convention}",
-                remedy=f"Name another one with --gripper-convention: {', '.join(GRIPPER_CONVENTIONS)}.",
-            )
+            f"gripper action of {episode.name}",
+            got=f"values from {smallest:g} to {largest:g}",
+            expected=f"{closed:g} (close) to {opened:g} (open), convention {convention}",
+            remedy=f"Name another one with --gripper-convention: {', '.join(GRIPPER_CONVENTIONS)}.",
         )
     is_open = (commands - 0.5 * (low + high)) * (opened - closed) > 0.0
     return np.where(is_open, GRIPPER_OPEN, GRIPPER_CLOSE)
@@ -300,12 +279,10 @@ def _refuse_long_units(episode: SourceEpisode, options: ConversionOptions, comma
     largest = float(np.abs(commands[:, :POSE_SIZE]).max())
     if not stated and largest > 1.0 + _UNIT_TOLERANCE:
         raise DatasetError(
-            explain(
-                f"relative actions of {episode.name}",
-                got=f"values up to {largest:.3g}",
-                expected="[-1, 1]",
-                remedy="Pass --actions absolute for poses, or units with --position-scale-m and --rotation-scale-rad.",
-            )
+            f"relative actions of {episode.name}",
+            got=f"values up to {largest:.3g}",
+            expected="[-1, 1]",
+            remedy="Pass --actions absolute for poses, or units with --position-scale-m and --rotation-scale-rad.",
         )
 
 

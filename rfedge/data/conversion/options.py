@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.camera import DEFAULT_RESIZE, RESIZES
-from rfedge.disk import read_file
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
+from rfedge.io.disk import read_file
+from rfedge.robot.camera import DEFAULT_RESIZE, RESIZES
 
 __all__ = [
     "ACTION_KINDS",
@@ -78,7 +78,7 @@ class ConversionOptions:
         source_fps: frequency of the source in Hz, where it does not say.
         fps: frequency to write. The source's own leaves the frames as they are, another one resamples; None accepts
             only 30 Hz, which is CALVIN's.
-        resize: one of `rfedge.camera.RESIZES`; the policy's robot must show its pictures alike.
+        resize: one of `rfedge.robot.camera.RESIZES`; the policy's robot must show its pictures alike.
         flip: "vertical" for images stored upside down, "both" for images turned by 180 degrees.
         tcp_offset_m: added to every tcp position, to bring another world frame to CALVIN's.
         instruction: for all episodes, instead of the source's own.
@@ -121,9 +121,7 @@ class ConversionOptions:
         )
         for option, name, choices in names:
             if name is not None and name not in choices:
-                raise ConfigError(
-                    explain(option, got=repr(name), expected=did_you_mean(name, choices), remedy="Choose one of them.")
-                )
+                raise ConfigError(option, got=repr(name), expected=did_you_mean(name, choices), remedy="Choose one of them.")
         numbers = (
             ("--position-scale-m", self.position_scale_m),
             ("--rotation-scale-rad", self.rotation_scale_rad),
@@ -132,7 +130,7 @@ class ConversionOptions:
         )
         for option, value in numbers:
             if value is not None and not 0.0 < value < float("inf"):
-                raise ConfigError(explain(option, got=value, expected="a positive number", remedy="Correct it."))
+                raise ConfigError(option, got=value, expected="a positive number", remedy="Correct it.")
 
 
 def parse_fields(texts: Iterable[str]) -> dict[str, FieldSource]:
@@ -147,13 +145,11 @@ def parse_fields(texts: Iterable[str]) -> dict[str, FieldSource]:
         match = _FIELD.fullmatch(source.strip())
         if not equals or match is None:
             raise ConfigError(
-                explain(
-                    "--map", got=repr(text), expected="FIELD=KEY or FIELD=KEY[START:STOP]", remedy="Write, say, static=KEY."
-                )
+                "--map", got=repr(text), expected="FIELD=KEY or FIELD=KEY[START:STOP]", remedy="Write, say, static=KEY."
             )
         if name.strip() not in FIELDS:
             raise ConfigError(
-                explain("--map", got=repr(name), expected=did_you_mean(name, FIELDS), remedy="Choose one of these fields.")
+                "--map", got=repr(name), expected=did_you_mean(name, FIELDS), remedy="Choose one of these fields."
             )
         start = None if match["start"] is None else int(match["start"])
         stop = None if start is None else int(match["stop"] or start + 1)
@@ -173,14 +169,10 @@ def read_field_file(path: Path) -> dict[str, FieldSource]:
         content = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(
-            explain(f"file {path}", got=reason, expected="a YAML or JSON mapping", remedy="Correct it.")
-        ) from None
+        raise ConfigError(f"file {path}", got=reason, expected="a YAML or JSON mapping", remedy="Correct it.") from None
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise ConfigError(
-            explain(
-                f"file {path}", got="something else", expected="one mapping FIELD: KEY", remedy="Write, say, static: KEY."
-            )
+            f"file {path}", got="something else", expected="one mapping FIELD: KEY", remedy="Write, say, static: KEY."
         )
     return parse_fields(f"{name}={source}" for name, source in content.items())
 

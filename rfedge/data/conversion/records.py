@@ -101,21 +101,17 @@ def select_elements(subject: str, source: FieldSource, array: Array) -> npt.NDAr
         numbers = numbers[:, None]
     if numbers.ndim != 2 or numbers.dtype.kind not in "fiub":
         raise DatasetError(
-            explain(
-                f"{source.key} of {subject}",
-                got=f"{numbers.dtype} {numbers.shape}",
-                expected="numbers (T, n)",
-                remedy="Map another array with --map.",
-            )
+            f"{source.key} of {subject}",
+            got=f"{numbers.dtype} {numbers.shape}",
+            expected="numbers (T, n)",
+            remedy="Map another array with --map.",
         )
     if source.stop is not None and source.stop > numbers.shape[1]:
         raise DatasetError(
-            explain(
-                f"{source} of {subject}",
-                got=f"{numbers.shape[1]} elements",
-                expected=f"at least {source.stop}",
-                remedy="Correct the range in --map.",
-            )
+            f"{source} of {subject}",
+            got=f"{numbers.shape[1]} elements",
+            expected=f"at least {source.stop}",
+            remedy="Correct the range in --map.",
         )
     return np.asarray(numbers[:, source.start : source.stop], dtype=np.float64)
 

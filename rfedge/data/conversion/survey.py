@@ -16,10 +16,10 @@ from rfedge.data.actions import Float64Array, wrap_angles
 from rfedge.data.conversion.mapping import Motion, SourceState, map_episode, source_motion, source_state
 from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATIONS, ConversionOptions
 from rfedge.data.conversion.records import Layout, Source, SourceEpisode
-from rfedge.data.grip import GripFit, GripSums
-from rfedge.data.motion import MotionFit, MotionSums, Tolerance, named_axes
+from rfedge.data.inspection.grip import GripFit, GripSums
+from rfedge.data.inspection.motion import MotionFit, MotionSums, Tolerance, named_axes
 from rfedge.errors import ConfigError, DatasetError, RfedgeError, explain
-from rfedge.rotations import rotation_vectors
+from rfedge.robot.rotations import rotation_vectors
 
 __all__ = ["Survey", "raise_all", "survey_source"]
 

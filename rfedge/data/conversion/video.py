@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rfedge.data.frames import Array
-from rfedge.errors import DatasetError, explain
+from rfedge.errors import DatasetError
 
 __all__ = ["VideoFrames", "count_frames"]
 
@@ -98,10 +98,8 @@ def _open_video(path: Path) -> tuple[Any, Any]:
 
 def _damaged(path: Path, reason: str) -> DatasetError:
     return DatasetError(
-        explain(
-            f"video {path}",
-            got=f"an unreadable file ({' '.join(reason.split())})" if path.exists() else "no file",
-            expected="all frames that meta/episodes names",
-            remedy="It is missing, truncated or damaged: copy the dataset again.",
-        )
+        f"video {path}",
+        got=f"an unreadable file ({' '.join(reason.split())})" if path.exists() else "no file",
+        expected="all frames that meta/episodes names",
+        remedy="It is missing, truncated or damaged: copy the dataset again.",
     )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Final
 
 from rfedge.envs.calvin.server import PREFIX, ProtocolError, decode, encode, message_lengths
-from rfedge.errors import BackendUnavailableError, explain
+from rfedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from rfedge.envs.calvin.server import Arrays, Header
@@ -52,7 +52,7 @@ class SimulatorProcess:
             expected = "an interpreter that has calvin_env"
             remedy = f"Pass python= or set RFEDGE_CALVIN_PYTHON. {_REMEDY}"
             got = f"{command[0]!r} ({error.strerror or error})"
-            raise BackendUnavailableError(explain(_SUBJECT, got=got, expected=expected, remedy=remedy)) from error
+            raise BackendUnavailableError(_SUBJECT, got=got, expected=expected, remedy=remedy) from error
         self._finalizer = weakref.finalize(self, _stop, self._process, self._log, os.getpid())
 
     @property
@@ -104,7 +104,7 @@ class SimulatorProcess:
 
     @staticmethod
     def _failure(got: str, expected: str, remedy: str = _REMEDY) -> BackendUnavailableError:
-        return BackendUnavailableError(explain(_SUBJECT, got=got, expected=expected, remedy=remedy))
+        return BackendUnavailableError(_SUBJECT, got=got, expected=expected, remedy=remedy)
 
     def log(self, *, last_bytes: int | None = None) -> str:
         """Return what the process has printed so far."""

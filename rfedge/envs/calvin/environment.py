@@ -29,7 +29,7 @@ from rfedge.envs.interface import (
     check_step,
 )
 from rfedge.envs.looks import Renderer
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 from rfedge.messages import Observation, UInt8Array
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class CalvinEnvironment:
         for name, value, known in (("scene", scene, _SCENES), ("renderer", renderer, _RENDERERS)):
             if value not in known:
                 remedy = f"Choose a known {name}."
-                raise ConfigError(explain(name, got=repr(value), expected=did_you_mean(value, known), remedy=remedy))
+                raise ConfigError(name, got=repr(value), expected=did_you_mean(value, known), remedy=remedy)
         if not 0 <= seed <= _MAX_SEED:
-            raise ConfigError(explain("seed", got=seed, expected=f"0 to {_MAX_SEED}", remedy="Choose another seed."))
+            raise ConfigError("seed", got=seed, expected=f"0 to {_MAX_SEED}", remedy="Choose another seed.")
         self.task = task
         self._scene = scene
         self._call_timeout_s = call_timeout_s
@@ -183,7 +183,7 @@ class CalvinEnvironment:
     def _images(self, *cameras: Camera) -> Arrays:
         if not self._has_cameras:
             remedy = "Make the environment with render=True, or use restore and advance."
-            raise ConfigError(explain("observe", got="render=False", expected="cameras", remedy=remedy))
+            raise ConfigError("observe", got="render=False", expected="cameras", remedy=remedy)
         return self._call("images", cameras=cameras)[1]
 
     def robot_state(self) -> Float64Array:

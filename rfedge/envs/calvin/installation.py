@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.interface import Float64Array
-from rfedge.errors import ArtifactError, BackendUnavailableError, explain
-from rfedge.rotations import euler_to_matrix
+from rfedge.errors import ArtifactError, BackendUnavailableError
+from rfedge.robot.rotations import euler_to_matrix
 
 __all__ = ["FOLDER_VARIABLE", "PYTHON_VARIABLE", "Visual", "find_data", "read_visuals"]
 
@@ -58,7 +58,7 @@ def _missing(got: str) -> BackendUnavailableError:
         f"Set {FOLDER_VARIABLE} to a clone of github.com/mees/calvin_env, or {PYTHON_VARIABLE} to an interpreter that has "
         "it; see docs/how-to/install_calvin.md."
     )
-    return BackendUnavailableError(explain("calvin_env", got=got, expected="its meshes for --looks calvin", remedy=remedy))
+    return BackendUnavailableError("calvin_env", got=got, expected="its meshes for --looks calvin", remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +99,7 @@ def read_visuals(urdf: Path, scale: float = 1.0) -> list[Visual]:
         ]
     except (OSError, ET.ParseError, KeyError, ValueError) as error:
         remedy = "Install calvin_env again."
-        raise ArtifactError(explain(str(urdf), got=str(error), expected="a URDF", remedy=remedy)) from error
+        raise ArtifactError(str(urdf), got=str(error), expected="a URDF", remedy=remedy) from error
 
 
 def _visual(

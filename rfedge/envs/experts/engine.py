@@ -14,7 +14,7 @@ from rfedge.envs.experts.situation import Situation
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSITION_SCALE_M, ROTATION_SCALE_RAD
-from rfedge.rotations import euler_to_matrix, matrix_to_euler, rotation_about, wrap_angle
+from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_about, wrap_angle
 
 __all__ = ["Expert", "Variation", "WaypointExpert"]
 

@@ -14,7 +14,7 @@ from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.placement import block_slice
-from rfedge.rotations import euler_to_matrix, wrap_angle
+from rfedge.robot.rotations import euler_to_matrix, wrap_angle
 
 __all__ = ["choose_grip", "face_yaw_rad"]
 

@@ -16,7 +16,7 @@ from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.envs.playtable.placement import block_slice
-from rfedge.rotations import wrap_angle
+from rfedge.robot.rotations import wrap_angle
 
 __all__ = ["LEAN_RAD", "grasp", "is_held", "lift", "lift_waypoints", "push", "push_into_drawer", "rotate"]
 

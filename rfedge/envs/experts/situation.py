@@ -12,7 +12,7 @@ from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.envs.playtable.placement import block_slice
-from rfedge.rotations import euler_to_matrix
+from rfedge.robot.rotations import euler_to_matrix
 
 __all__ = ["DRAWER", "SLIDE", "Situation"]
 

@@ -16,7 +16,7 @@ from rfedge.envs.language.enriched import ENRICHED_INSTRUCTIONS
 from rfedge.envs.language.grammar import GRAMMAR_WORDS, sample_grammar
 from rfedge.envs.language.paraphrases import PARAPHRASES
 from rfedge.envs.tasks import INSTRUCTIONS, check_task
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 
 __all__ = [
     "ENRICHED_INSTRUCTIONS",
@@ -50,12 +50,10 @@ def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: C
     sentences = tuple(sentence for sentence in ENRICHED_INSTRUCTIONS[check_task(task)] if sentence not in left_out)
     if not sentences:
         raise ConfigError(
-            explain(
-                f"held-out instructions of {task!r}",
-                got="none that the policy knows",
-                expected="at least one",
-                remedy="Leave the held-out instructions out.",
-            )
+            f"held-out instructions of {task!r}",
+            got="none that the policy knows",
+            expected="at least one",
+            remedy="Leave the held-out instructions out.",
         )
     return _draw(sentences, rng)
 
@@ -74,7 +72,7 @@ def choose_instruction(task: str, language: str, rng: np.random.Generator, left_
     """
     if language not in LANGUAGES:
         expected = did_you_mean(language, LANGUAGES)
-        raise ConfigError(explain("language", got=repr(language), expected=expected, remedy="Choose one of them."))
+        raise ConfigError("language", got=repr(language), expected=expected, remedy="Choose one of them.")
     return INSTRUCTIONS[check_task(task)] if language == "evaluation" else sample_enriched_instruction(task, rng, left_out)
 
 

@@ -29,9 +29,9 @@ from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
 from rfedge.envs.playtable.scene import SUBSTEPS
 from rfedge.envs.playtable.simulator import Cameras, load_mujoco
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 from rfedge.messages import STATE_SIZE, Observation, UInt8Array
-from rfedge.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
+from rfedge.robot.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
 
 __all__ = ["PlayTable"]
 
@@ -220,7 +220,7 @@ class PlayTable:
         """
         if self._cameras is None:
             remedy = "Make the environment with render=True, or use restore and advance."
-            raise ConfigError(explain("observe", got="render=False", expected="cameras", remedy=remedy))
+            raise ConfigError("observe", got="render=False", expected="cameras", remedy=remedy)
         return self._cameras.draw(camera, self._data)
 
     def robot_state(self) -> Float64Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import BASE_POSITION_M
-from rfedge.rotations import euler_to_matrix, matrix_to_euler, rotation_vector
+from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_vector
 
 __all__ = ["HAND_EULER_RAD", "JOINT_FRAMES", "LOWER_RAD", "NEUTRAL_RAD", "UPPER_RAD", "forward", "inverse", "tcp_pose"]
 

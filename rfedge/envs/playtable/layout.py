@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rfedge.envs.playtable.wood import Wood
-from rfedge.errors import ConfigError, did_you_mean, explain
+from rfedge.errors import ConfigError, did_you_mean
 
 __all__ = [
     "BLOCK_LENGTHS_M",
@@ -266,6 +266,6 @@ def find_layout(scene: str) -> TableLayout:
     """
     if scene not in LAYOUTS:
         raise ConfigError(
-            explain("scene", got=repr(scene), expected=did_you_mean(scene, LAYOUTS), remedy="Choose one of the four tables.")
+            "scene", got=repr(scene), expected=did_you_mean(scene, LAYOUTS), remedy="Choose one of the four tables."
         )
     return LAYOUTS[scene]

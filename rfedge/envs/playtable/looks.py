@@ -16,7 +16,7 @@ from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.wood import Wood, paint_wood
 from rfedge.messages import UInt8Array
-from rfedge.rotations import euler_to_quaternion
+from rfedge.robot.rotations import euler_to_quaternion
 
 __all__ = ["MATERIALS", "Look", "Wardrobe", "dress", "plain_look", "random_look"]
 

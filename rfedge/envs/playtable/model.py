@@ -7,14 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.atomic import atomic_file
-from rfedge.cache import cache_folder
 from rfedge.envs.calvin import installation, meshes
 from rfedge.envs.looks import Looks
 from rfedge.envs.playtable import skin
 from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.looks import dress, plain_look
 from rfedge.envs.playtable.scene import build_mjcf
+from rfedge.io.atomic import atomic_file
+from rfedge.io.cache import cache_folder
 
 __all__ = ["load_model"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from rfedge.envs.interface import BLOCKS, SCENE_STATE_SIZE, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import TableLayout
-from rfedge.errors import ConfigError, explain
+from rfedge.errors import ConfigError
 
 __all__ = ["SURFACES", "block_slice", "sample_scene"]
 
@@ -117,4 +117,4 @@ def sample_scene(
         if len(outlines) == len(BLOCKS):
             return scene
     remedy = "Spread the blocks over more surfaces."
-    raise ConfigError(explain("blocks", got=dict(surfaces or {}), expected="places with room", remedy=remedy))
+    raise ConfigError("blocks", got=dict(surfaces or {}), expected="places with room", remedy=remedy)

@@ -48,7 +48,7 @@ def _no_renderer(error: Exception) -> BackendUnavailableError:
     chosen = os.environ.get("MUJOCO_GL", "the platform default")
     problem = " ".join(str(error).split()) or type(error).__name__
     return BackendUnavailableError(
-        explain("renderer", got=f"{problem} (MUJOCO_GL is {chosen})", expected="an OpenGL context", remedy=_GL_REMEDY)
+        "renderer", got=f"{problem} (MUJOCO_GL is {chosen})", expected="an OpenGL context", remedy=_GL_REMEDY
     )
 
 

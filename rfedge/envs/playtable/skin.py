@@ -19,7 +19,7 @@ from rfedge.envs.calvin.installation import Visual, read_visuals
 from rfedge.envs.calvin.meshes import TriangleMesh, read_mesh, simplify
 from rfedge.envs.interface import BLOCKS
 from rfedge.envs.playtable.layout import BASE_POSITION_M
-from rfedge.rotations import matrix_to_quaternion, quaternion_to_matrix
+from rfedge.robot.rotations import matrix_to_quaternion, quaternion_to_matrix
 
 __all__ = ["skin_model"]
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from rfedge.config import LSTMHeadConfig, PolicyConfig, ResamplerConfig, VisionConfig
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
+from rfedge.io.disk import read_json
 from rfedge.model.original.language_models import decoder_config
 from rfedge.model.original.weights import OriginalWeights
 
@@ -58,7 +58,7 @@ def open_fixture(root: Path) -> ParityFixture:
         config = _policy(document, weights, arrays)
     except (OSError, ValidationError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(
-            explain(f"fixture {root}", got=repr(error), expected="config.json, io.npz and weights", remedy="Copy it again.")
+            f"fixture {root}", got=repr(error), expected="config.json, io.npz and weights", remedy="Copy it again."
         ) from error
     return ParityFixture(root, document, config, weights, arrays)
 
@@ -104,9 +104,7 @@ def _policy(document: dict[str, Any], weights: OriginalWeights, arrays: dict[str
     window = document.get("history_len") or document.get("window_size") or 1
     for field, expected in (("decoder_type", "lstm"), ("use_gripper", True), ("use_state", False), ("last_action", False)):
         if document.get(field, expected) != expected:
-            raise ArtifactError(
-                explain(f"fixture: {field}", got=document[field], expected=expected, remedy="No policy here has it.")
-            )
+            raise ArtifactError(f"fixture: {field}", got=document[field], expected=expected, remedy="No policy here has it.")
     return PolicyConfig(
         name=document.get("name", "original"),
         vision=VisionConfig(

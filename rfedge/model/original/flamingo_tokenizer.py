@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import tokenizers
 
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, explain
-from rfedge.tokenizer import END_OF_CHUNK, IMAGE, PAD, InstructionTokenizer, PromptTokens
+from rfedge.errors import ArtifactError
+from rfedge.io.disk import read_json
+from rfedge.language.tokenizer import END_OF_CHUNK, IMAGE, PAD, InstructionTokenizer, PromptTokens
 
 __all__ = ["TOKENIZER_FILES", "flamingo_tokenizer"]
 
@@ -93,7 +93,5 @@ def _begin(backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> str:
 
 def _unfit(subject: object, got: str, expected: str) -> ArtifactError:
     return ArtifactError(
-        explain(
-            f"tokenizer {subject}", got=got, expected=expected, remedy="Give the folder of the language model's tokenizer."
-        )
+        f"tokenizer {subject}", got=got, expected=expected, remedy="Give the folder of the language model's tokenizer."
     )

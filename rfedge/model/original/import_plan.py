@@ -12,8 +12,9 @@ from typing import Final, Literal, NamedTuple
 import torch
 
 from rfedge.config import DecoderConfig, PolicyConfig, preset
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, ConfigError, explain
+from rfedge.errors import ArtifactError, ConfigError
+from rfedge.io.disk import read_json
+from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model.original.draws import Draws, part_of
 from rfedge.model.original.file_names import disagreements
 from rfedge.model.original.flamingo_tokenizer import TOKENIZER_FILES, flamingo_tokenizer
@@ -25,7 +26,6 @@ from rfedge.model.original.sources import Source, open_source
 from rfedge.model.original.tensor_files import open_tensor_file
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.weight_shards import TensorSpec
-from rfedge.tokenizer import InstructionTokenizer
 
 __all__ = ["DTYPES", "ImportOptions", "ImportPlan", "SourceFile", "plan_import"]
 
@@ -136,22 +136,18 @@ class ImportPlan:
             listed = [f"{name} {got} not {expected}" for _, name, got, expected in self.weights.mismatched]
             files = sorted({mismatch.file for mismatch in self.weights.mismatched})
             raise ArtifactError(
-                explain(
-                    f"weights {', '.join(files)}",
-                    got=f"{len(listed)} tensors of another shape: {_first(listed)}",
-                    expected=f"those of {self.config.name}",
-                    remedy="The file is of another model.",
-                )
+                f"weights {', '.join(files)}",
+                got=f"{len(listed)} tensors of another shape: {_first(listed)}",
+                expected=f"those of {self.config.name}",
+                remedy="The file is of another model.",
             )
         if self.missing:
             remedies = dict.fromkeys(_remedy(name, self.config, self.options) for name in self.missing)
             raise ArtifactError(
-                explain(
-                    "import",
-                    got=f"{len(self.missing)} tensors in no file: {_first(self.missing)}",
-                    expected=f"all {len(self.weights.shapes)} of {self.config.name}",
-                    remedy=" ".join(remedies),
-                )
+                "import",
+                got=f"{len(self.missing)} tensors in no file: {_first(self.missing)}",
+                expected=f"all {len(self.weights.shapes)} of {self.config.name}",
+                remedy=" ".join(remedies),
             )
 
     def reader(self) -> Callable[[str], torch.Tensor]:
@@ -172,12 +168,10 @@ class ImportPlan:
             if not math.isfinite(float(tensor.sum(dtype=torch.float32))):  # one that is not makes the sum so
                 files = sorted({piece.file.path.name for piece in self.weights.pieces[name]})
                 raise ArtifactError(
-                    explain(
-                        f"weights {', '.join(files)}: {name}",
-                        got=f"a value that is no number in {self.options.dtype}",
-                        expected="numbers",
-                        remedy="Copy the file again; if it is whole, use --dtype bf16 or fp32.",
-                    )
+                    f"weights {', '.join(files)}: {name}",
+                    got=f"a value that is no number in {self.options.dtype}",
+                    expected="numbers",
+                    remedy="Copy the file again; if it is whole, use --dtype bf16 or fp32.",
                 )
             return tensor
 
@@ -275,12 +269,10 @@ def _decoder(source: Source | None, base: PolicyConfig | None, read: list[Source
     if source is None or (base is not None and not source.has("config.json")):
         if base is None:
             raise ConfigError(
-                explain(
-                    "import",
-                    got="neither --lm nor --config",
-                    expected="one of them: no tensor tells the kind and the heads of a language model",
-                    remedy="Pass --lm FOLDER, or --config with the name of a preset such as M-3B.",
-                )
+                "import",
+                got="neither --lm nor --config",
+                expected="one of them: no tensor tells the kind and the heads of a language model",
+                remedy="Pass --lm FOLDER, or --config with the name of a preset such as M-3B.",
             )
         return base.decoder
     (path,) = source.fetch([source.choose(["config.json"], what="language model")])
@@ -288,12 +280,10 @@ def _decoder(source: Source | None, base: PolicyConfig | None, read: list[Source
     decoder = decoder_config(path.parent, vocab_size=1, text_length=1)
     if base is not None and decoder.kind != base.decoder.kind:
         raise ConfigError(
-            explain(
-                f"--config {base.name}",
-                got=f"a language model of kind {decoder.kind}",
-                expected=base.decoder.kind,
-                remedy="Give the language model of this preset, or leave --config out.",
-            )
+            f"--config {base.name}",
+            got=f"a language model of kind {decoder.kind}",
+            expected=base.decoder.kind,
+            remedy="Give the language model of this preset, or leave --config out.",
         )
     return decoder
 
@@ -304,12 +294,10 @@ def _tokenizer(
     source = language_model if options.tokenizer is None else open_source(options.tokenizer, what="tokenizer")
     if source is None:
         raise ConfigError(
-            explain(
-                "import",
-                got="no tokenizer",
-                expected="--tokenizer, or --lm whose folder has one",
-                remedy="Pass --tokenizer FOLDER; EleutherAI/gpt-neox-20b is that of MPT and RedPajama.",
-            )
+            "import",
+            got="no tokenizer",
+            expected="--tokenizer, or --lm whose folder has one",
+            remedy="Pass --tokenizer FOLDER; EleutherAI/gpt-neox-20b is that of MPT and RedPajama.",
         )
     names = [name for name in TOKENIZER_FILES if source.has(name)]
     paths = source.fetch(names or [source.choose(["tokenizer.json"], what="tokenizer")])

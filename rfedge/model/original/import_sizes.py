@@ -18,7 +18,7 @@ from rfedge.config import (
     preset,
     preset_names,
 )
-from rfedge.errors import ArtifactError, ConfigError, explain
+from rfedge.errors import ArtifactError, ConfigError
 from rfedge.model.original.plan import PlannedFile
 from rfedge.model.original.sizes import (
     CrossAttention,
@@ -106,13 +106,11 @@ def find_sizes(files: Mapping[str, PlannedFile], decoder: DecoderConfig, vision_
             crosses[role] = found
     if len(set(crosses.values())) > 1:
         raise ArtifactError(
-            explain(
-                f"OpenFlamingo file {names['openflamingo']}",
-                got=describe_family(crosses["openflamingo"].width, crosses["openflamingo"].every),
-                expected=f"{describe_family(crosses['roboflamingo'].width, crosses['roboflamingo'].every)} "
-                f"of {names['roboflamingo']}",
-                remedy="Give files of the same model.",
-            )
+            f"OpenFlamingo file {names['openflamingo']}",
+            got=describe_family(crosses["openflamingo"].width, crosses["openflamingo"].every),
+            expected=f"{describe_family(crosses['roboflamingo'].width, crosses['roboflamingo'].every)} "
+            f"of {names['roboflamingo']}",
+            remedy="Give files of the same model.",
         )
     order = [role for role in ("roboflamingo", "openflamingo") if role in files]
     resamplers = [resampler_of(shapes[role]) for role in order]
@@ -138,18 +136,14 @@ def policy_config(
     """
     if found.vocabulary is not None and found.vocabulary[1] != vocab_size:
         raise ArtifactError(
-            explain(
-                "tokenizer",
-                got=f"{vocab_size} tokens with those of OpenFlamingo",
-                expected=f"{found.vocabulary[1]}, the rows of the embedding in {found.vocabulary[0]}",
-                remedy="Give the tokenizer of this model with --tokenizer.",
-            )
+            "tokenizer",
+            got=f"{vocab_size} tokens with those of OpenFlamingo",
+            expected=f"{found.vocabulary[1]}, the rows of the embedding in {found.vocabulary[0]}",
+            remedy="Give the tokenizer of this model with --tokenizer.",
         )
     if found.vision is None:
         raise ArtifactError(
-            explain(
-                "CLIP", got="no file", expected="one", remedy="Pass --clip openai/clip-vit-large-patch14 or a file of it."
-            )
+            "CLIP", got="no file", expected="one", remedy="Pass --clip openai/clip-vit-large-patch14 or a file of it."
         )
     like = base or preset(_RELEASED[decoder.kind])
     cross = found.cross_attention
@@ -165,12 +159,10 @@ def policy_config(
     if settings.keep_output_projection:
         if decoder.kind in ("mosaic_gpt", "mpt"):
             raise ConfigError(
-                explain(
-                    "--keep-output-projection",
-                    got=f"a language model of kind {decoder.kind}",
-                    expected="gpt_neox or llama",
-                    remedy="Leave it out: MPT's logits are products with its embedding, which is always kept.",
-                )
+                "--keep-output-projection",
+                got=f"a language model of kind {decoder.kind}",
+                expected="gpt_neox or llama",
+                remedy="Leave it out: MPT's logits are products with its embedding, which is always kept.",
             )
         updates["output_projection"] = True
     chunk_size = _chunk_size(found, base, settings)
@@ -191,7 +183,7 @@ def policy_config(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
-            explain("import settings", got=first["msg"], expected="settings that fit each other", remedy="Change them.")
+            "import settings", got=first["msg"], expected="settings that fit each other", remedy="Change them."
         ) from None
     if base is None:
         same = [name for name in preset_names() if _difference(config, preset(name)) is None]
@@ -199,12 +191,10 @@ def policy_config(
     if (difference := _difference(config, base)) is not None:
         field, got, expected = difference
         raise ConfigError(
-            explain(
-                f"--config {base.name}: {field}",
-                got=f"{got} in the files",
-                expected=f"{expected}, as the preset has it",
-                remedy="Give the files of this model, or leave --config out.",
-            )
+            f"--config {base.name}: {field}",
+            got=f"{got} in the files",
+            expected=f"{expected}, as the preset has it",
+            remedy="Give the files of this model, or leave --config out.",
         )
     return config
 
@@ -214,12 +204,10 @@ def _chunk_size(found: FoundSizes, base: PolicyConfig | None, settings: Settings
         return settings.chunk_size or (base.chunk_size if base else 1)
     if settings.chunk_size not in (None, found.head.chunk_size):
         raise ConfigError(
-            explain(
-                "--chunk-size",
-                got=settings.chunk_size,
-                expected=f"{found.head.chunk_size}, the actions that the file's head returns",
-                remedy="Leave it out.",
-            )
+            "--chunk-size",
+            got=settings.chunk_size,
+            expected=f"{found.head.chunk_size}, the actions that the file's head returns",
+            remedy="Leave it out.",
         )
     return found.head.chunk_size
 
@@ -231,22 +219,18 @@ def _fusion(found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None
     ratio = found.head.feature_size / decoder.width
     if ratio not in (1.0, 2.0):
         raise ArtifactError(
-            explain(
-                "RoboFlamingo file",
-                got=f"an LSTM over {found.head.feature_size} numbers",
-                expected=f"{decoder.width} or twice as many, the width of the language model",
-                remedy="The file is of another model.",
-            )
+            "RoboFlamingo file",
+            got=f"an LSTM over {found.head.feature_size} numbers",
+            expected=f"{decoder.width} or twice as many, the width of the language model",
+            remedy="The file is of another model.",
         )
     inferred = "two_way" if ratio == 2.0 else (wanted or "post")
     if (inferred == "two_way") != (ratio == 2.0) or (settings.fusion or inferred) != inferred:
         raise ConfigError(
-            explain(
-                "--fusion",
-                got=wanted,
-                expected="two_way" if ratio == 2.0 else "post or pre",
-                remedy=f"The file's LSTM reads {found.head.feature_size} numbers.",
-            )
+            "--fusion",
+            got=wanted,
+            expected="two_way" if ratio == 2.0 else "post or pre",
+            remedy=f"The file's LSTM reads {found.head.feature_size} numbers.",
         )
     return inferred
 
@@ -269,30 +253,26 @@ def _check_path(planned: PlannedFile, kind: str) -> None:
     for pattern, kinds in _PATHS.items():
         if kind not in kinds and any(re.search(pattern, key) for key in planned.file.shapes):
             raise ArtifactError(
-                explain(
-                    f"weights {planned.file.path.name}",
-                    got=f"blocks of {' or '.join(kinds)}",
-                    expected=f"{kind}, as the language model",
-                    remedy="Give files of the same model.",
-                )
+                f"weights {planned.file.path.name}",
+                got=f"blocks of {' or '.join(kinds)}",
+                expected=f"{kind}, as the language model",
+                remedy="Give files of the same model.",
             )
 
 
 def _check_width(file: str, what: str, found: CrossAttention, decoder: DecoderConfig) -> None:
     if found.width != decoder.width:
         raise ArtifactError(
-            explain(
-                f"{what} file {file}",
-                got=describe_family(found.width, found.every),
-                expected=f"width {decoder.width}, that of the language model",
-                remedy="Give files of the same model.",
-            )
+            f"{what} file {file}",
+            got=describe_family(found.width, found.every),
+            expected=f"width {decoder.width}, that of the language model",
+            remedy="Give files of the same model.",
         )
 
 
 def _wrong_role(file: str, what: str, got: str, expected: str) -> ArtifactError:
     return ArtifactError(
-        explain(f"{what} file {file}", got=got, expected=expected, remedy="The file is something else; check the options.")
+        f"{what} file {file}", got=got, expected=expected, remedy="The file is something else; check the options."
     )
 
 

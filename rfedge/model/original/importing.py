@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import torch
 
-from rfedge.disk import check_room
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
+from rfedge.io.disk import check_room
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.original.draws import part_of
 from rfedge.model.original.import_plan import ImportPlan
@@ -34,9 +34,7 @@ def check_output(plan: ImportPlan, output: Path, *, overwrite: bool) -> None:
     """
     if output.exists() and not overwrite:
         raise ArtifactError(
-            explain(
-                str(output), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
-            )
+            str(output), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
         )
     check_room(output, plan.size_bytes, what="the checkpoint")
 

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
+from rfedge.io.disk import read_json
 from rfedge.model.original.names import model_names
 from rfedge.model.original.sources import Source
 
@@ -60,8 +60,6 @@ def _holders(source: Source, index: str, kind: str, wanted: AbstractSet[str]) ->
         named = model_names(weight_map, kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            explain(
-                f"language model {path}", got=repr(error), expected="a map from tensors to files", remedy="Copy it again."
-            )
+            f"language model {path}", got=repr(error), expected="a map from tensors to files", remedy="Copy it again."
         ) from None
     return sorted({weight_map[key] for key, name in named.items() if name in wanted})

@@ -8,8 +8,8 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from rfedge.config import DecoderConfig
-from rfedge.disk import read_json
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
+from rfedge.io.disk import read_json
 
 __all__ = ["decoder_config"]
 
@@ -36,13 +36,13 @@ def decoder_config(folder: Path, **shared: Any) -> DecoderConfig:
         return _ADAPTER.validate_python({"kind": model_type, **fields, **shared})
     except (OSError, ValidationError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            explain(f"language model {path}", got=repr(error), expected="its config.json", remedy="Copy the folder again.")
+            f"language model {path}", got=repr(error), expected="its config.json", remedy="Copy the folder again."
         ) from error
 
 
 def _unfit(path: Path, field: str, got: object, expected: object) -> ArtifactError:
     return ArtifactError(
-        explain(f"language model {path}: {field}", got=got, expected=expected, remedy="No decoder here reproduces it.")
+        f"language model {path}: {field}", got=got, expected=expected, remedy="No decoder here reproduces it."
     )
 
 

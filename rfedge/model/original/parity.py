@@ -22,7 +22,7 @@ from rfedge.model.original.names import model_names
 from rfedge.model.original.weights import load_original
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.vision import FramePreprocess
-from rfedge.timekeeping import Arrays, acting_row, advance, initial_state
+from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 
 __all__ = ["run_parity"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from rfedge.config import LSTMHeadConfig, ResamplerConfig, VisionConfig, preset, preset_names
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
 from rfedge.messages import POSE_SIZE
 from rfedge.model.original.names import split_third
 from rfedge.model.original.plan import PlannedFile, names_of
@@ -185,4 +185,4 @@ def _ordinal(number: int) -> str:
 
 
 def _unfit(file: str, got: str, expected: str) -> ArtifactError:
-    return ArtifactError(explain(f"weights {file}", got=got, expected=expected, remedy="The file is of another model."))
+    return ArtifactError(f"weights {file}", got=got, expected=expected, remedy="The file is of another model.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rfedge.errors import ArtifactError, BackendUnavailableError, explain
+from rfedge.errors import ArtifactError, BackendUnavailableError
 
 __all__ = ["Source", "open_source"]
 
@@ -56,20 +56,16 @@ class Source:
             if found:
                 named = f"{self.given.split('@')[0]}/FILE" if self.repository else "the file itself"
                 raise ArtifactError(
-                    explain(
-                        f"{what} {self.given}",
-                        got=f"{len(found)} files ({_some(found)})",
-                        expected="one",
-                        remedy=f"Give {named}.",
-                    )
+                    f"{what} {self.given}",
+                    got=f"{len(found)} files ({_some(found)})",
+                    expected="one",
+                    remedy=f"Give {named}.",
                 )
         raise ArtifactError(
-            explain(
-                f"{what} {self.given}",
-                got=_some(self.names) or "nothing",
-                expected=" or ".join(patterns),
-                remedy="Give the file, its folder or the repository that holds it.",
-            )
+            f"{what} {self.given}",
+            got=_some(self.names) or "nothing",
+            expected=" or ".join(patterns),
+            remedy="Give the file, its folder or the repository that holds it.",
         )
 
     def fetch(self, names: Iterable[str]) -> list[Path]:
@@ -85,9 +81,7 @@ class Source:
         for name in names:
             if not self._here(name):
                 raise ArtifactError(
-                    explain(
-                        f"{self.given}", got=f"no {name}", expected="a whole repository or folder", remedy="Fetch it again."
-                    )
+                    f"{self.given}", got=f"no {name}", expected="a whole repository or folder", remedy="Fetch it again."
                 )
         return [(self.folder or Path()) / name for name in names]
 
@@ -113,29 +107,23 @@ def open_source(given: str, *, what: str) -> Source:
         folder = _snapshot(path, _DEFAULT_REVISION) or path
         if (path / "snapshots").is_dir() and folder == path:
             raise ArtifactError(
-                explain(
-                    f"{what} {given}", got="a cache folder without a snapshot", expected="one", remedy="Download it again."
-                )
+                f"{what} {given}", got="a cache folder without a snapshot", expected="one", remedy="Download it again."
             )
         return Source(given, _file_names(folder), folder)
     match = _REPOSITORY.fullmatch(given)
     if match is None or given.startswith((".", "~")) or (match["file"] is None and match["id"].endswith(_FILE_SUFFIXES)):
         raise ArtifactError(
-            explain(
-                f"{what} {given}",
-                got="no such file",
-                expected="a file, a folder or a Hugging Face id (organisation/name)",
-                remedy="Check the path.",
-            )
+            f"{what} {given}",
+            got="no such file",
+            expected="a file, a folder or a Hugging Face id (organisation/name)",
+            remedy="Check the path.",
         )
     revision = match["revision"] or _DEFAULT_REVISION
     names, cached = _look_up(match["id"], revision)
     if match["file"] is not None:
         if match["file"] not in names:
             raise ArtifactError(
-                explain(
-                    f"{what} {given}", got=_some(names), expected=match["file"], remedy="Choose a file of this repository."
-                )
+                f"{what} {given}", got=_some(names), expected=match["file"], remedy="Choose a file of this repository."
             )
         names = (match["file"],)
     return Source(given, names, cached, match["id"], revision)
@@ -169,12 +157,10 @@ def _look_up(repository: str, revision: str) -> tuple[tuple[str, ...], Path | No
         from huggingface_hub import constants
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
-            explain(
-                repository,
-                got=f"no {error.name}",
-                expected="the library that reads Hugging Face ids",
-                remedy="Install it: pip install huggingface_hub; or give a file or folder.",
-            )
+            repository,
+            got=f"no {error.name}",
+            expected="the library that reads Hugging Face ids",
+            remedy="Install it: pip install huggingface_hub; or give a file or folder.",
         ) from None
     cache = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
     cached = _snapshot(cache, revision)
@@ -202,29 +188,22 @@ def _unreachable(repository: str, revision: str, error: Exception) -> ArtifactEr
     subject = f"Hugging Face repository {repository}"
     if isinstance(error, errors.RevisionNotFoundError):
         return ArtifactError(
-            explain(subject, got=f"no revision {revision!r}", expected="a branch, tag or commit of it", remedy="Check it.")
+            subject, got=f"no revision {revision!r}", expected="a branch, tag or commit of it", remedy="Check it."
         )
     if isinstance(error, errors.GatedRepoError):
         return BackendUnavailableError(
-            explain(
-                subject,
-                got="no access",
-                expected="its licence accepted",
-                remedy="Accept it there, then run `hf auth login`.",
-            )
+            subject, got="no access", expected="its licence accepted", remedy="Accept it there, then run `hf auth login`."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return ArtifactError(
-            explain(subject, got="no such repository, nor a file of this name", expected="one", remedy="Check the name.")
+            subject, got="no such repository, nor a file of this name", expected="one", remedy="Check the name."
         )
     if isinstance(error, errors.HFValidationError):
-        return ArtifactError(explain(subject, got=str(error), expected="organisation/name", remedy="Check the name."))
+        return ArtifactError(subject, got=str(error), expected="organisation/name", remedy="Check the name.")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return BackendUnavailableError(
-        explain(
-            subject,
-            got=f"no connection ({type(error).__name__}: {reason}) and no copy of these files in the cache",
-            expected="one of the two",
-            remedy="Go online, or give a file or folder.",
-        )
+        subject,
+        got=f"no connection ({type(error).__name__}: {reason}) and no copy of these files in the cache",
+        expected="one of the two",
+        remedy="Go online, or give a file or folder.",
     )

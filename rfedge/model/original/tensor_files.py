@@ -18,7 +18,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
 
 __all__ = ["TensorFile", "open_tensor_file", "read_tensors"]
 
@@ -131,4 +131,4 @@ def _tensors(path: Path, document: Any) -> tuple[dict[str, torch.Tensor], int | 
 
 
 def _unreadable(path: Path, got: str, remedy: str) -> ArtifactError:
-    return ArtifactError(explain(f"weights {path}", got=got, expected="a file of tensors", remedy=remedy))
+    return ArtifactError(f"weights {path}", got=got, expected="a file of tensors", remedy=remedy)

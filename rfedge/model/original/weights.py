@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
 from rfedge.model.original.names import OUTPUT_PROJECTION
 from rfedge.model.original.plan import PlannedFile, Role, plan_weights
 from rfedge.model.original.tensor_files import open_tensor_file, read_tensors
@@ -67,12 +67,10 @@ def load_original(
     parts = sorted(files.language_model.glob("*.safetensors")) or sorted(files.language_model.glob("pytorch_model*.bin"))
     if not parts:
         raise ArtifactError(
-            explain(
-                f"language model {files.language_model}",
-                got="no weights",
-                expected="*.safetensors or pytorch_model*.bin",
-                remedy="Copy the folder again.",
-            )
+            f"language model {files.language_model}",
+            got="no weights",
+            expected="*.safetensors or pytorch_model*.bin",
+            remedy="Copy the folder again.",
         )
     chain: list[tuple[Role, Path | None]] = [
         *(("language model", part) for part in parts),
@@ -87,12 +85,10 @@ def load_original(
     plan = plan_weights(planned, shapes, policy.config.decoder.kind)
     for mismatch in plan.mismatched:
         raise ArtifactError(
-            explain(
-                f"weights {mismatch.file}: {mismatch.name}",
-                got=mismatch.got,
-                expected=mismatch.expected,
-                remedy="The file is of another model.",
-            )
+            f"weights {mismatch.file}: {mismatch.name}",
+            got=mismatch.got,
+            expected=mismatch.expected,
+            remedy="The file is of another model.",
         )
     assumed = [
         f"{name}: {rows} new rows are zero unless a later file holds them"

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from rfedge.config import PRECISIONS
-from rfedge.runtimes.doctor.examination import Examination, examine
-from rfedge.runtimes.doctor.gpu import Gpu, parse_smi
-from rfedge.runtimes.doctor.jetson import (
+from rfedge.machine.gpu import Gpu, parse_smi
+from rfedge.machine.jetson import (
     Clock,
     Jetson,
     PowerMode,
@@ -21,10 +20,11 @@ from rfedge.runtimes.doctor.jetson import (
     parse_tegra_release,
     probe_jetson,
 )
-from rfedge.runtimes.doctor.memory import Memory, Swap, memory_limit, parse_meminfo, parse_swaps, probe_memory
+from rfedge.machine.memory import Memory, Swap, memory_limit, parse_meminfo, parse_swaps, probe_memory
+from rfedge.machine.probing import Absent, Probed, command_output, probe
+from rfedge.machine.processor import Processor, cpu_quota, int8_support, parse_cpuinfo, probe_processor
+from rfedge.runtimes.doctor.examination import Examination, examine
 from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, Machine, PrecisionVerdict, judge_precisions
-from rfedge.runtimes.doctor.probing import Absent, Probed, command_output, probe
-from rfedge.runtimes.doctor.processor import Processor, cpu_quota, int8_support, parse_cpuinfo, probe_processor
 from rfedge.runtimes.doctor.software import (
     OnnxRuntime,
     Python,

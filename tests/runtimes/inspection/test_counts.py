@@ -7,16 +7,16 @@ import onnx
 import pytest
 import torch
 
-from rfedge.bundle import Bundle
+from rfedge.bundle.artifact import Bundle
 from rfedge.config import GPTNeoXConfig, LlamaConfig, MPTConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.precision_audit import effective_precisions
 from rfedge.model import build_policy
-from rfedge.runtimes.graph_file import read_graph
-from rfedge.runtimes.inspection.analytic_work import ANALYTIC_PRECISIONS, analytic_work
-from rfedge.runtimes.inspection.graph_work import GraphCount, bundle_work, head_steps
-from rfedge.runtimes.inspection.report import inspect_bundle
-from rfedge.runtimes.inspection.work import STAGES, PolicyWork, label_of
+from rfedge.runtimes.backends.graph_file import read_graph
+from rfedge.runtimes.roofline.analytic_work import ANALYTIC_PRECISIONS, analytic_work
+from rfedge.runtimes.roofline.graph_work import GraphCount, bundle_work, head_steps
+from rfedge.runtimes.roofline.report import inspect_bundle
+from rfedge.runtimes.roofline.work import STAGES, PolicyWork, label_of
 from tests.runtimes.inspection.traced_policies import changed_tiny, quantized_bundle, traced_bundle
 
 SMALL_DECODER = {"width": 64, "layers": 4, "heads": 2, "vocab_size": 1024, "text_length": 16}

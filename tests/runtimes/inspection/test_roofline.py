@@ -9,17 +9,17 @@ import onnx
 import onnxruntime
 import pytest
 
+from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.config import preset
 from rfedge.errors import BackendUnavailableError, ConfigError
-from rfedge.int8_kernels import DISABLED_OPTIMIZERS
-from rfedge.runtimes.doctor.gpu import Gpu
-from rfedge.runtimes.inspection.analytic_work import analytic_work
-from rfedge.runtimes.inspection.devices import DEVICES, Device, Efficiency, device, device_of_board
-from rfedge.runtimes.inspection.report import Inspection, inspect_config
-from rfedge.runtimes.inspection.roofline import predict
-from rfedge.runtimes.inspection.this_machine import device_of_gpu, measure_cpu, this_gpu
-from rfedge.runtimes.inspection.work import Arithmetic, PolicyWork, Product
-from rfedge.runtimes.product_model import product_model
+from rfedge.machine.gpu import Gpu
+from rfedge.runtimes.backends.product_model import product_model
+from rfedge.runtimes.roofline.analytic_work import analytic_work
+from rfedge.runtimes.roofline.devices import DEVICES, Device, Efficiency, device, device_of_board
+from rfedge.runtimes.roofline.report import Inspection, inspect_config
+from rfedge.runtimes.roofline.roofline import predict
+from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, this_gpu
+from rfedge.runtimes.roofline.work import Arithmetic, PolicyWork, Product
 from tests.tolerances import assert_same_in_fp32
 
 
@@ -132,12 +132,12 @@ def test_a_gpu_that_does_not_tell_its_clocks_is_no_device() -> None:
 
 
 def test_no_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rfedge.runtimes.doctor.probing import Absent
+    from rfedge.machine.probing import Absent
 
     def none() -> Gpu:
         raise Absent("no NVIDIA GPU (nobody knows one)")
 
-    monkeypatch.setattr("rfedge.runtimes.inspection.this_machine.probe_gpu", none)
+    monkeypatch.setattr("rfedge.runtimes.roofline.this_machine.probe_gpu", none)
     with pytest.raises(BackendUnavailableError, match=r"this-gpu: got no NVIDIA GPU .*, expected an NVIDIA GPU"):
         this_gpu()
 
@@ -184,7 +184,7 @@ def test_the_timed_int8_product_runs_on_an_integer_kernel(tmp_path: Path) -> Non
 
 
 def test_the_roofline_is_drawn_or_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rfedge.runtimes.inspection.plot import plot_roofline
+    from rfedge.runtimes.roofline.plot import plot_roofline
 
     inspection: Inspection = inspect_config(preset("M-3B"), "int8", devices=tuple(DEVICES))
     path = tmp_path / "roofline.png"

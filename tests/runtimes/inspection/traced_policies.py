@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rfedge.bundle import Artifact, Bundle, Manifest, ParityRecord, PrecisionRecord
+from rfedge.bundle.artifact import Artifact, Bundle, Manifest, ParityRecord, PrecisionRecord
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.export.int8.options import PLAIN

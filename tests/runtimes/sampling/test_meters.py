@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rfedge.runtimes.doctor.probing import Absent
-from rfedge.runtimes.sampling.board_power import board_power_w, choose_rails
-from rfedge.runtimes.sampling.energy import EnergyMeter, Reading, WrappingCounter
-from rfedge.runtimes.sampling.jtop import JtopSource
-from rfedge.runtimes.sampling.nvml import NvmlSource
-from rfedge.runtimes.sampling.rapl import RaplSource
-from rfedge.runtimes.sampling.sources import find_power_sources
-from rfedge.runtimes.sampling.tegrastats import TegrastatsSource, parse_tegrastats
-from rfedge.runtimes.sampling.temperatures import KernelThermometers
+from rfedge.machine.power.board_power import board_power_w, choose_rails
+from rfedge.machine.power.energy import EnergyMeter, Reading, WrappingCounter
+from rfedge.machine.power.jtop import JtopSource
+from rfedge.machine.power.nvml import NvmlSource
+from rfedge.machine.power.rapl import RaplSource
+from rfedge.machine.power.sources import find_power_sources
+from rfedge.machine.power.tegrastats import TegrastatsSource, parse_tegrastats
+from rfedge.machine.power.temperatures import KernelThermometers
+from rfedge.machine.probing import Absent
 
 # Lines that boards printed.
 ORIN_NANO_JETPACK_6 = (

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from rfedge.errors import ConfigError
-from rfedge.runtimes.doctor.probing import Absent
-from rfedge.runtimes.sampling.energy import Reading
-from rfedge.runtimes.sampling.sampler import Sampler
+from rfedge.machine.power.energy import Reading
+from rfedge.machine.power.sampler import Sampler
+from rfedge.machine.probing import Absent
 
 
 class ConstantPower:

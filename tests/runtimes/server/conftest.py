@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rfedge.runtimes import RuntimeSettings
-from rfedge.runtimes.registry import open_parts
+from rfedge.runtimes.backends.registry import open_parts
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.server.running_server import GatedPolicy
 

@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from rfedge.messages import Observation, PolicyState
 from rfedge.runtimes import EdgePolicy
-from rfedge.runtimes.policy import Inference
+from rfedge.runtimes.policy.edge_policy import Inference
 from rfedge.runtimes.server.app import PolicyServer
 from rfedge.runtimes.server.settings import ServerSettings
 from rfedge.runtimes.server.wire import pack, unpack

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from rfedge.policies import SHIPPED, find_bundle
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
-from rfedge.runtimes.registry import open_parts
+from rfedge.runtimes.backends.registry import open_parts
 from rfedge.runtimes.server.wire import unpack
 from tests.runtimes.server.running_server import GatedPolicy, frame, running
 from tests.synthetic_demonstrations import NEUTRAL_STATE

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfedge.camera import Resize, fit_image
 from rfedge.errors import ContractError
+from rfedge.robot.camera import Resize, fit_image
 from rfedge.runtimes.server.requests import RequestRules, parse_request
 from tests.runtimes.server.running_server import frame, request
 

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from websockets.asyncio.server import serve
 
-from rfedge.benchmarks.serving_process import ServingProcess
+from rfedge.benchmarks.latency.serving_process import ServingProcess
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import STAGES, ClosedLoop, EdgePolicy, RuntimeSettings
-from rfedge.runtimes.control import ControlLoop, StepReport
-from rfedge.runtimes.lateness import LatePolicy
+from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.server.client import RemotePolicy
 from rfedge.runtimes.server.wire import pack
-from rfedge.runtimes.server_client import RemotePolicy
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, tiny_config, write_handmade_bundle
 from tests.runtimes.server.running_server import GatedPolicy, frame, running
 
@@ -78,7 +78,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Refuse())
 import numpy as np
 from rfedge.messages import Observation
-from rfedge.runtimes.server_client import RemotePolicy
+from rfedge.runtimes.server.client import RemotePolicy
 with RemotePolicy(sys.argv[1]) as policy:
     policy.reset("push the button")
     print(policy.act(Observation(np.zeros((200, 200, 3), np.uint8), np.zeros((84, 84, 3), np.uint8))).actions.shape)

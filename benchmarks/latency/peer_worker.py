@@ -1,0 +1,109 @@
+"""One variant of a full-size policy, timed in a process of its own: full-size variants do not fit into memory together.
+
+    python -m rfedge.benchmarks.latency.peer_worker '{"row": ..., ...}'
+
+Prints one JSON document. A call is a whole policy call (camera resize, backbone, head in its steady state).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from rfedge.contract import policy_contract
+from rfedge.messages import Observation, PolicyState
+from rfedge.records.machine import peak_rss_bytes
+from rfedge.records.record import Record
+from rfedge.recurrence import initial_state
+from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
+from rfedge.runtimes.backends.registry import open_parts
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
+
+__all__ = ["WorkerJob", "WorkerResult", "run_job"]
+
+
+class WorkerJob(Record):
+    """What one process measures.
+
+    Attributes:
+        path: bundle, or checkpoint for `backend` "torch".
+        graph: run this backbone graph instead of the bundle's.
+        torch_dtype: "float32" or "bfloat16".
+        num_calls: timed calls, after one that is not timed.
+    """
+
+    path: Path
+    backend: str
+    graph: Path | None = None
+    torch_dtype: str = "float32"
+    instruction: str
+    num_calls: int
+    threads: int
+    seed: int
+
+
+class WorkerResult(Record):
+    """Milliseconds of every timed call, and what loading cost."""
+
+    call_ms: tuple[float, ...]
+    backbone_ms: tuple[float, ...]
+    head_ms: tuple[float, ...]
+    num_tokens: int
+    load_s: float
+    peak_bytes: int | None
+
+
+def run_job(job: WorkerJob) -> WorkerResult:
+    """Load the variant and time it."""
+    settings = RuntimeSettings(threads=job.threads, verify=False, torch_dtype=job.torch_dtype)
+    started = time.perf_counter()
+    parts = open_parts(job.backend, job.path, settings)
+    if job.graph is not None:
+        parts = _with_graph(parts, job.graph, settings)
+    rng = np.random.default_rng(job.seed)
+    observation = Observation(
+        rng.integers(0, 256, (200, 200, 3), np.uint8), rng.integers(0, 256, (84, 84, 3), np.uint8), np.zeros(15, np.float32)
+    )
+    with EdgePolicy(parts) as policy:
+        state = _steady_state(policy)
+        num_tokens = int(parts.encoder(job.instruction).mask.sum())
+        policy.infer(observation, job.instruction, state)
+        load_s = time.perf_counter() - started
+        timings = [policy.infer(observation, job.instruction, state).timings_ms for _ in range(job.num_calls)]
+    return WorkerResult(
+        call_ms=tuple(timing["total"] for timing in timings),
+        backbone_ms=tuple(timing["backbone"] for timing in timings),
+        head_ms=tuple(timing["head"] for timing in timings),
+        num_tokens=num_tokens,
+        load_s=load_s,
+        peak_bytes=peak_rss_bytes(),
+    )
+
+
+def _steady_state(policy: EdgePolicy) -> PolicyState:
+    """Return a state in which the window is full, so that every call reads it as it would for the rest of a task."""
+    config = policy.config
+    fresh = initial_state(config)
+    past = (config.media_frames - 1, *fresh.media.shape[1:])
+    features = config.window if config.head.kind == "gpt" else 0
+    return dataclasses.replace(
+        fresh,
+        history=np.zeros((features, config.feature_size), np.float32),
+        media=np.zeros(past, np.float32),
+        num_steps=config.window,
+    )
+
+
+def _with_graph(parts: PolicyParts, graph: Path, settings: RuntimeSettings) -> PolicyParts:
+    from rfedge.runtimes.backends.ort import OrtRunner
+
+    contract = policy_contract(parts.config).backbone
+    return dataclasses.replace(parts, backbone=OrtRunner("backbone", graph, contract, settings))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(run_job(WorkerJob.model_validate_json(sys.argv[1])).model_dump_json() + "\n")

@@ -1,0 +1,365 @@
+"""Times variants of one policy against each other, fairly.
+
+All variants are loaded first and then called in turn, in a new random order each round, in one process: when the
+machine slows down, it slows down for all of them. The first bundle is loaded twice; the ratio of these two equal
+things is the noise floor below which a difference means nothing.
+
+On spinning: each onnxruntime session has its own worker threads, and with onnxruntime's default (`always`) they
+busy-wait for a while after a call has ended, on the cores the next variant is being timed on. Median total in ms of
+playtable-small fp32, two onnxruntime sessions and PyTorch, 2 threads on 2 cores, one run each on a machine that was not
+quite idle: `always` 40 and 98 (PyTorch), `within-call` 14 and 24, `never` 21 and 29. So `within-call` is the default
+here and in the runtimes.
+
+On settling: PyTorch's OpenMP workers also busy-wait after a call, and cannot be told to stop. In the `within-call` run
+above onnxruntime's calls fell into two groups, near 14 and near 20 ms, and the noise floor was 0.77; most likely the
+slow group followed a PyTorch call. So each call first waits `settle_ms`, outside the timing, until every pool sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from rfedge.benchmarks.latency.garbage import collector_at_rest
+from rfedge.benchmarks.records.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
+from rfedge.contract import PolicyContract
+from rfedge.errors import ConfigError, GateError
+from rfedge.messages import STATE_SIZE, Observation
+from rfedge.policies import bundle_name
+from rfedge.records.machine import circumstances, peak_rss_bytes
+from rfedge.records.plan import check_least
+from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
+from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
+from rfedge.runtimes.control.modes import check_execute_steps
+from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
+from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
+from rfedge.runtimes.rollout.policy_source import TORCH, TorchPolicy
+from rfedge.runtimes.rollout.resources import ResourceRecord, measure_idle, measure_resources
+
+__all__ = ["LatencyPlan", "assert_faster", "dataset_observations", "measure_latency", "run_latency", "sample_observations"]
+
+Samples = dict[str, npt.NDArray[np.float64]]  # stage -> (round,) milliseconds
+Role = Literal["bundle", "torch", "noise-floor"]
+NOISE_FLOOR_SUFFIX: Final = " (again)"
+NUM_OBSERVATIONS: Final = 16
+# Thread pools other than onnxruntime's obey these; a report without them cannot be repeated.
+_POOL_VARIABLES: Final = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class LatencyPlan:
+    """What to measure.
+
+    Attributes:
+        bundles: at least one bundle folder.
+        checkpoint: the PyTorch original, or None.
+        torch: checkpoints in PyTorch in other precisions.
+        execute_steps: control steps one call is spread over; None for what the first bundle was trained for.
+        warmup: untimed rounds; raised to the policies' window if smaller.
+        settle_ms: untimed pause before every call, for the threads of the previous one to go to sleep.
+        iterations: timed rounds, at least 1.
+        settings: the same threads go to onnxruntime and PyTorch.
+        backend: what runs the bundles.
+        realtime_priority: of all threads that take part, see `rfedge.runtimes.control.scheduling`; None is ordinary.
+        resource_seconds: then call each variant in a row for so long and sample memory, power and temperature; 0 does not.
+    """
+
+    bundles: tuple[Path, ...]
+    checkpoint: Path | None = None
+    torch: tuple[TorchPolicy, ...] = ()
+    instruction: str = "pull the handle to open the drawer"
+    execute_steps: int | None = None
+    warmup: int = 20
+    iterations: int = 200
+    settle_ms: float = 20.0
+    seed: int = 0
+    settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+    backend: str = DEFAULT_BACKEND
+    realtime_priority: int | None = None
+    resource_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that measures nothing.
+
+        Raises:
+            ConfigError: no bundle, no iteration, or a negative warm-up, pause or time.
+        """
+        check_priority(self.realtime_priority)
+        check_least(1, {"bundles": len(self.bundles), "iterations": self.iterations})
+        check_least(0, {"warmup": self.warmup, "settle_ms": self.settle_ms, "resource_seconds": self.resource_seconds})
+
+
+@dataclass(frozen=True)
+class _Variant:
+    name: str
+    role: Role
+    policy: EdgePolicy
+    load_rss_bytes: int
+
+
+def run_latency(
+    plan: LatencyPlan,
+    *,
+    observations: Sequence[Observation] | None = None,
+    inputs: str = "seeded noise",
+    on_round: Callable[[int, int], None] | None = None,
+) -> LatencyReport:
+    """Load every variant, time them and report.
+
+    Args:
+        plan: what to measure.
+        observations: frames all variants see in the same order; None draws them from `plan.seed`.
+        inputs: what the observations are, for the report.
+        on_round: told (rounds done, rounds in all), warm-up included.
+
+    Raises:
+        ArtifactError: a bundle or the checkpoint cannot be loaded.
+        ConfigError: `execute_steps` exceeds a policy's chunk size.
+        BackendUnavailableError: a checkpoint was given and torch is missing, or this user may not have the priority.
+    """
+    with ExitStack() as stack:
+        # Around the loading, too: the threads of a session are begun with it.
+        stack.enter_context(realtime_priority(plan.realtime_priority, inherited=True))
+        variants = _load(plan, stack)
+        execute_steps = variants[0].policy.frame_stride if plan.execute_steps is None else plan.execute_steps
+        for variant in variants:
+            check_execute_steps(execute_steps, variant.policy.chunk_size)
+        warmup = max(plan.warmup, *(variant.policy.config.window for variant in variants))
+        if observations is None:
+            observations = sample_observations(variants[0].policy.parts.contract, NUM_OBSERVATIONS, seed=plan.seed)
+        samples = measure_latency(
+            {variant.name: variant.policy for variant in variants},
+            observations,
+            plan.instruction,
+            warmup=warmup,
+            iterations=plan.iterations,
+            seed=plan.seed,
+            settle_ms=plan.settle_ms,
+            on_round=on_round,
+        )
+        idle, resources = _sample(variants, observations, plan, execute_steps)
+        return LatencyReport(
+            **circumstances(),
+            conditions=LatencyConditions(
+                instruction=plan.instruction,
+                inputs=inputs,
+                execute_steps=execute_steps,
+                warmup=warmup,
+                iterations=plan.iterations,
+                settle_ms=plan.settle_ms,
+                threads=plan.settings.threads,
+                spinning=plan.settings.spinning,
+                realtime_priority=plan.realtime_priority,
+                seed=plan.seed,
+                environment={name: os.environ[name] for name in _POOL_VARIABLES if name in os.environ},
+            ),
+            peak_rss_bytes=peak_rss_bytes(),
+            variants=tuple(
+                _describe(variant, samples[variant.name], execute_steps, resources.get(variant.name)) for variant in variants
+            ),
+            comparisons=_compare(variants, samples, plan.seed),
+            noise_floor=_noise_floor(variants, samples, plan.seed),
+            idle=idle,
+        )
+
+
+def sample_observations(contract: PolicyContract, count: int, *, seed: int) -> list[Observation]:
+    """Draw `count` frames of noise that satisfy the contract, the arm at rest; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    static, gripper = contract.backbone.input("image_static"), contract.backbone.input("image_gripper")
+    at_rest = np.zeros(STATE_SIZE, np.float32)  # for policies that read it
+    return [Observation(static.sample(rng)[0], gripper.sample(rng)[0], at_rest) for _ in range(count)]
+
+
+def dataset_observations(path: Path, count: int = NUM_OBSERVATIONS) -> list[Observation]:
+    """Return `count` frames spread evenly over a CALVIN dataset.
+
+    Raises:
+        DatasetError: the dataset is missing or damaged.
+    """
+    from rfedge.data.calvin import CalvinDataset
+
+    dataset = CalvinDataset.open(path)
+    numbers = dataset.frame_numbers()
+    chosen = np.linspace(0, len(numbers) - 1, num=min(count, len(numbers))).round().astype(int)
+    return [Observation.from_dict(dataset.frame(numbers[index])) for index in chosen]
+
+
+def measure_latency(
+    policies: dict[str, EdgePolicy],
+    observations: Sequence[Observation],
+    instruction: str,
+    *,
+    warmup: int,
+    iterations: int,
+    seed: int,
+    settle_ms: float = 0.0,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Samples]:
+    """Call every policy once a round, in shuffled order, and return milliseconds per policy and stage.
+
+    Every policy is reset once and then sees `observations` in a cycle. The garbage collector rests meanwhile.
+    """
+    order = list(policies)
+    rng = np.random.default_rng(seed)
+    samples = {name: {stage: np.empty(iterations) for stage in STAGES} for name in order}
+    for policy in policies.values():
+        policy.reset(instruction)
+    with collector_at_rest():
+        for index in range(-warmup, iterations):
+            observation = observations[index % len(observations)]
+            rng.shuffle(order)
+            for name in order:
+                if settle_ms:
+                    time.sleep(settle_ms / 1000)
+                timings_ms = policies[name].act(observation).timings_ms
+                if index >= 0:
+                    for stage in STAGES:
+                        samples[name][stage][index] = timings_ms[stage]
+            if on_round is not None:
+                on_round(index + warmup + 1, warmup + iterations)
+    return samples
+
+
+def assert_faster(report: LatencyReport) -> None:
+    """Check int8 < fp32 < torch by median total, each beyond the noise floor.
+
+    A speed-up counts when its interval lies above 1 and its value above the floor: the farthest from 1 that the
+    interval of two equal variants reached.
+
+    Raises:
+        ConfigError: the report lacks one of the three.
+        GateError: a step of the order does not hold; the text has the measured ratio and the floor.
+    """
+    by_kind: dict[str, list[str]] = {"int8": [], "fp32": [], "torch": []}
+    for variant in report.variants:
+        kind = "torch" if variant.role == "torch" else variant.precision
+        if variant.role != "noise-floor" and kind in by_kind:
+            by_kind[kind].append(variant.name)
+    missing = [kind for kind, names in by_kind.items() if not names]
+    if missing:
+        raise ConfigError(
+            "--assert-faster",
+            got=f"no {missing[0]} variant",
+            expected="an int8 bundle, an fp32 bundle and --checkpoint",
+            remedy="Name all three.",
+        )
+    floor = max(report.noise_floor.high, 1.0 / report.noise_floor.low)
+    for faster_kind, slower_kind in (("fp32", "torch"), ("int8", "fp32")):
+        for faster in by_kind[faster_kind]:
+            for slower in by_kind[slower_kind]:
+                ratio = next(
+                    c.speedup for c in report.comparisons if (c.variant, c.baseline, c.stage) == (faster, slower, "total")
+                )
+                if ratio.low <= 1.0 or ratio.value <= floor:
+                    raise GateError(
+                        f"speed of {faster!r} over {slower!r}",
+                        got=f"x{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+                        expected=f"above x{max(floor, 1.0):.3f} (noise floor)",
+                        remedy="Compare the stages in the table, or measure more iterations on a quiet machine.",
+                    )
+
+
+def _load(plan: LatencyPlan, stack: ExitStack) -> list[_Variant]:
+    settings = plan.settings
+    specs: list[tuple[Role, Path, str, RuntimeSettings]] = [
+        ("bundle", path, plan.backend, settings) for path in plan.bundles
+    ]
+    if plan.checkpoint is not None:
+        specs.append(("torch", plan.checkpoint, TORCH, settings))
+    specs += [("torch", item.checkpoint, TORCH, item.settings(settings)) for item in plan.torch]
+    specs.append(("noise-floor", plan.bundles[0], plan.backend, settings))
+    for item in plan.torch:  # the libraries are loaded before memory is measured
+        item.open(settings).close()
+    variants: list[_Variant] = []
+    for role, path, backend, chosen in specs:
+        before_bytes = psutil.Process().memory_info().rss
+        policy = stack.enter_context(EdgePolicy.load(path, backend=backend, settings=chosen))
+        grown_bytes = psutil.Process().memory_info().rss - before_bytes
+        taken = {variant.name for variant in variants}
+        variants.append(_Variant(_name(role, policy, taken, variants), role, policy, grown_bytes))
+    return variants
+
+
+def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Variant]) -> str:
+    if role == "noise-floor":
+        return variants[0].name + NOISE_FLOOR_SUFFIX
+    name = f"torch {policy.parts.precision}" if role == "torch" else policy.parts.precision
+    if name in taken:  # two bundles of one precision: tell them apart by folder or shipped name, then by number
+        name = f"{name} ({Path(bundle_name(policy.parts.source)).resolve().name})"
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name} #{number}", number + 1
+    return unique
+
+
+def _sample(
+    variants: list[_Variant], observations: Sequence[Observation], plan: LatencyPlan, execute_steps: int
+) -> tuple[ResourceRecord | None, dict[str, ResourceRecord]]:
+    """Sample every variant but the one that is there twice."""
+    if not plan.resource_seconds:
+        return None, {}
+    idle = measure_idle(plan.resource_seconds)
+    resources = measure_resources(
+        {variant.name: variant.policy for variant in variants if variant.role != "noise-floor"},
+        observations,
+        plan.instruction,
+        seconds=plan.resource_seconds,
+        execute_steps=execute_steps,
+        idle=idle,
+    )
+    return idle, resources
+
+
+def _describe(variant: _Variant, samples: Samples, execute_steps: int, resources: ResourceRecord | None) -> VariantResult:
+    parts = variant.policy.parts
+    per_call_ms = {stage: summarise(samples[stage]) for stage in STAGES}
+    return VariantResult(
+        name=variant.name,
+        role=variant.role,
+        source=bundle_name(parts.source),
+        policy=parts.config.name,
+        precision=parts.precision,
+        block_precisions=dict(parts.block_precisions),
+        settings=parts.backbone.effective_settings(),
+        size_bytes=parts.size_bytes,
+        load_rss_bytes=variant.load_rss_bytes,
+        per_call_ms=per_call_ms,
+        per_control_step_ms={stage: summary.divided(execute_steps) for stage, summary in per_call_ms.items()},
+        resources=resources,
+    )
+
+
+def _compare(variants: list[_Variant], samples: dict[str, Samples], seed: int) -> tuple[Comparison, ...]:
+    """Every variant against PyTorch and against each fp32 bundle, for the stages that cost something."""
+
+    def comparison(variant: str, baseline: str, stage: str) -> Comparison:
+        ratio = ratio_of_medians(samples[baseline][stage], samples[variant][stage], seed=seed)
+        return Comparison(variant=variant, baseline=baseline, stage=stage, speedup=ratio)
+
+    baselines = [
+        v.name for v in variants if v.role == "torch" or (v.role == "bundle" and v.policy.parts.precision == "fp32")
+    ]
+    compared = [v.name for v in variants if v.role == "bundle"]
+    return tuple(
+        comparison(name, baseline, stage)
+        for baseline in baselines
+        for name in compared
+        if name != baseline
+        for stage in ("total", "backbone", "head")
+    )
+
+
+def _noise_floor(variants: list[_Variant], samples: dict[str, Samples], seed: int) -> Ratio:
+    again = variants[0].name + NOISE_FLOOR_SUFFIX
+    return ratio_of_medians(samples[variants[0].name]["total"], samples[again]["total"], seed=seed)

@@ -1,0 +1,97 @@
+"""A `rfedge serve` in a process of its own, as a robot meets it, started and ended by whoever measures or tests it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from rfedge.errors import BackendUnavailableError
+from rfedge.runtimes.server.security import TOKEN_VARIABLE
+
+__all__ = ["ServingProcess"]
+
+_COMMAND: Final = "import sys; from rfedge.cli.app import main; main(sys.argv[1:])"
+
+
+class ServingProcess:
+    """Use it as a context manager: it has started when clients can connect, and is killed at the end if it still runs.
+
+    Args:
+        bundle: what to serve.
+        flags: further flags of `rfedge serve`.
+        token: given in the environment, or None.
+        port: 0 lets the system choose.
+
+    Raises:
+        BackendUnavailableError: the server did not start; the text holds its last words.
+    """
+
+    def __init__(self, bundle: Path, *flags: str, token: str | None = None, port: int = 0) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+        if token is not None:
+            environment[TOKEN_VARIABLE] = token
+        self._errors: Final = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
+        self.process: Final = subprocess.Popen(
+            [sys.executable, "-c", _COMMAND, "serve", str(bundle), "--port", str(port), "--json", *flags],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            words = self.errors().strip()
+            self.close()
+            raise BackendUnavailableError(
+                "rfedge serve", got=words, expected="a server", remedy="Run it by hand with the same flags."
+            )
+        self.greeting: Final[dict[str, Any]] = json.loads(line)
+
+    @property
+    def url(self) -> str:
+        """Address for clients."""
+        return str(self.greeting["url"])
+
+    @property
+    def port(self) -> int:
+        """TCP port it listens on."""
+        return int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def errors(self) -> str:
+        """Return what it has written on stderr so far."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def terminate(self, timeout_s: float = 20.0) -> int:
+        """Send SIGTERM, wait, and return the exit status."""
+        self.process.terminate()
+        return self.process.wait(timeout_s)
+
+    def close(self) -> None:
+        """Kill it if it still runs; a second call does nothing."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._errors.close()
+
+    def __enter__(self) -> ServingProcess:
+        """Return the server, which runs already."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Kill it."""
+        self.close()

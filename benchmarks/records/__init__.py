@@ -1,0 +1,1 @@
+"""Schemas of committed records, and figures quoted from others."""

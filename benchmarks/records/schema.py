@@ -1,0 +1,103 @@
+"""The record of a latency measurement: dated, with machine, versions and commit, so that later reports can join it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from rfedge.records.machine import Measurement
+from rfedge.records.record import Record
+from rfedge.records.statistics import Ratio, Summary
+from rfedge.runtimes.rollout.resources import ResourceRecord
+
+__all__ = ["LATENCY_SCHEMA_VERSION", "Comparison", "LatencyConditions", "LatencyReport", "VariantResult"]
+
+LATENCY_SCHEMA_VERSION: Final = 1
+
+
+class LatencyConditions(Record):
+    """Everything that was chosen.
+
+    `warmup` counts the untimed rounds, at least one window, so that the head is timed at its steady cost;
+    `realtime_priority` is that of all threads, None for ordinary scheduling.
+    """
+
+    instruction: str
+    inputs: str
+    execute_steps: int
+    warmup: int
+    iterations: int
+    settle_ms: float
+    threads: int
+    spinning: str
+    realtime_priority: int | None = None
+    seed: int
+    order: Literal["interleaved, shuffled per round"] = "interleaved, shuffled per round"
+    environment: dict[str, str]
+
+
+class VariantResult(Record):
+    """One way to run the policy.
+
+    Attributes:
+        role: a bundle, the PyTorch original, or the first bundle once more (the noise floor).
+        settings: what the backbone's backend reported about itself.
+        per_call_ms: per stage.
+        per_control_step_ms: the same divided by execute_steps.
+        load_rss_bytes: growth of the process while this variant was loaded; pages shared with an earlier variant
+            are not counted twice.
+        resources: while it was called in a row, see `rfedge.runtimes.rollout.resources`; absent where that was not asked for.
+    """
+
+    name: str
+    role: Literal["bundle", "torch", "noise-floor"]
+    source: str
+    policy: str
+    precision: str
+    block_precisions: dict[str, str]
+    settings: dict[str, str]
+    size_bytes: int
+    load_rss_bytes: int
+    per_call_ms: dict[str, Summary]
+    per_control_step_ms: dict[str, Summary]
+    resources: ResourceRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(write(self), "resources")
+
+
+class Comparison(Record):
+    """`baseline` over `variant` by median of `stage`: above 1, `variant` is faster."""
+
+    variant: str
+    baseline: str
+    stage: str
+    speedup: Ratio
+
+
+class LatencyReport(Measurement):
+    """The whole document.
+
+    Attributes:
+        idle: the machine before the variants were called in a row; absent where that was not asked for.
+    """
+
+    format: Literal["rfedge-latency"] = "rfedge-latency"
+    schema_version: int = LATENCY_SCHEMA_VERSION
+    conditions: LatencyConditions
+    peak_rss_bytes: int | None
+    variants: tuple[VariantResult, ...]
+    comparisons: tuple[Comparison, ...]
+    noise_floor: Ratio
+    idle: ResourceRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(write(self), "idle")
+
+
+def _without_none(document: dict[str, Any], field: str) -> dict[str, Any]:
+    """Leave out a field that older documents have not, so that they are written as they were."""
+    return {name: value for name, value in document.items() if name != field or value is not None}

@@ -1,0 +1,1 @@
+"""Success: chains, single tasks, sweeps, experts."""

@@ -1,0 +1,314 @@
+"""CALVIN's long-horizon protocol: chains of five tasks without a reset between them, 360 control steps for each.
+
+A chain begins in its start state. Its tasks follow each other; the task oracle judges after every step, and the first
+task that is not done in time ends the chain. Source: CALVIN, Mees et al., RA-L 2022, and its evaluation script.
+
+Every chain is a piece of work of its own, with seeds that follow from the run's seed, the chain's index and the subtask's
+position. So in an environment whose restored state forgets the past, as PlayTable's does, neither the number of processes
+nor a restart shows in the result.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from rfedge.benchmarks.success.chain_report import (
+    ChainConditions,
+    ChainRecord,
+    ChainReport,
+    average_length,
+    begun_subtasks,
+    calvin_results,
+    mean_solved_steps,
+    success_rates,
+    task_scores,
+)
+from rfedge.envs.chains import Chain, chains_sha256
+from rfedge.envs.initial_conditions import initial_state
+from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.envs.language import LANGUAGES, choose_instruction
+from rfedge.envs.looks import redress
+from rfedge.errors import ConfigError, did_you_mean
+from rfedge.io.atomic import atomic_file
+from rfedge.io.journal import open_journal, read_journal
+from rfedge.jobs.processes import JobRunner, run_jobs
+from rfedge.records.machine import circumstances
+from rfedge.records.plan import check_least
+from rfedge.records.record import parse_lines
+from rfedge.runtimes.control.limits import MAX_STEPS
+from rfedge.runtimes.control.safety import SafetyLimits
+from rfedge.runtimes.rollout import RolloutRecord
+from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
+from rfedge.runtimes.rollout.rollout_session import (
+    RolloutSetup,
+    Simulator,
+    World,
+    close_session,
+    common_environment,
+    open_session,
+)
+
+__all__ = [
+    "CHAINS_FILE",
+    "REPORT_FILE",
+    "RESULTS_FILE",
+    "ChainPlan",
+    "Simulator",
+    "World",
+    "read_chains",
+    "run_chains",
+]
+
+CHAINS_FILE: Final = "chains.jsonl"
+RESULTS_FILE: Final = "results.json"
+REPORT_FILE: Final = "report.json"
+_JOURNAL_VERSION: Final = 2
+_INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """What to run.
+
+    Attributes:
+        make_agent: called once in every process that runs chains. Hashable; for more than one worker also picklable, so a
+            class, a top-level function or a frozen dataclass with `__call__`.
+        agent_name: what reports call the agent.
+        agent_facts: what else decides how it acts, for instance a bundle's hash; a run is only gone on with by the same.
+        world: where.
+        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones drawn for every
+            subtask; what an own table is called in reports when `instructions` is given.
+        instructions: task -> instruction, instead of a known language.
+        left_out: sentences of the language that are never drawn.
+        max_steps: control steps for each subtask.
+        seed: see `Subtask.seed`.
+        limits: what the actions are held to.
+        environment: what the run is compared with was made in; this one must be too. None for none.
+    """
+
+    make_agent: Callable[[], Agent]
+    agent_name: str
+    agent_facts: Mapping[str, str] = field(default_factory=dict)
+    world: World = field(default_factory=Simulator)
+    language: str = "evaluation"
+    instructions: Mapping[str, str] | None = None
+    left_out: frozenset[str] = frozenset()
+    max_steps: int = MAX_STEPS
+    seed: int = 0
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    environment: EnvironmentIdentity | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that cannot run.
+
+        Raises:
+            ConfigError: the language is unknown, no step is allowed or the seed is negative.
+        """
+        if self.instructions is None and self.language not in LANGUAGES:
+            expected = did_you_mean(self.language, LANGUAGES)
+            raise ConfigError("language", got=repr(self.language), expected=expected, remedy="Choose one of them.")
+        check_least(1, {"max_steps": self.max_steps}, remedy="Give a larger number.")
+        check_least(0, {"seed": self.seed}, remedy="Give a larger number.")
+
+    def setup(self, environment: EnvironmentIdentity | None) -> RolloutSetup:
+        """Return what a process needs, whose rollouts join those made in `environment`."""
+        return RolloutSetup(self.make_agent, self.world, self.max_steps, self.limits, environment)
+
+    def words(self) -> dict[str, Any]:
+        """Return what a journal says of the instructions beside the name of the language."""
+        words: dict[str, Any] = {"instructions": self.instructions and dict(self.instructions)}
+        return words | ({"left_out_instructions": sorted(self.left_out)} if self.left_out else {})
+
+    def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
+        """Return what the agent is told in the chain at `index`.
+
+        Raises:
+            ConfigError: `instructions` lacks a task.
+        """
+        return tuple(self.subtask(task, [self.seed, index, position]) for position, task in enumerate(chain.tasks))
+
+    def subtask(self, task: str, entropy: Sequence[int]) -> Subtask:
+        """Return what the agent is told when it is to do `task`; instruction and seed follow from `entropy`.
+
+        Raises:
+            ConfigError: `instructions` lacks the task.
+        """
+        instruction = self.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return Subtask(instruction=instruction, task=task, seed=seed)
+
+    def instruction(self, task: str, rng: np.random.Generator) -> str:
+        """Return what the agent is told when it is to do `task`, drawn from `rng` where the language has several.
+
+        Raises:
+            ConfigError: `instructions` lacks the task.
+        """
+        if self.instructions is None:
+            return choose_instruction(task, self.language, rng, self.left_out)
+        if task in self.instructions:
+            return self.instructions[task]
+        expected = did_you_mean(task, self.instructions)
+        raise ConfigError("instruction", got=f"none for {task!r}", expected=expected, remedy="Add the task.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    index: int
+    chain: Chain
+    subtasks: tuple[Subtask, ...]
+
+
+def run_chains(
+    plan: ChainPlan,
+    chains: Sequence[Chain],
+    output: Path | None = None,
+    *,
+    workers: int = 1,
+    runner: JobRunner = run_jobs,
+    on_chain: Callable[[int, int], None] | None = None,
+) -> ChainReport:
+    """Run every chain, or those that an earlier call did not finish, and report.
+
+    Args:
+        plan: what to run.
+        chains: at least one; see `rfedge.envs.chains.make_chains`.
+        output: folder for `chains.jsonl`, one line a chain in the order in which they end, `results.json` in CALVIN's
+            form and `report.json`; a run of the first chains of the set goes on there. None keeps nothing.
+        workers: processes; the result does not depend on it.
+        runner: where they run.
+        on_chain: told (chains done, chains in all), at the beginning and after every chain.
+
+    Raises:
+        ConfigError: there is nothing to run, an environment, task or agent is not possible, `output` holds another run, one
+            begun in another environment or something else, or another process runs there.
+        BackendUnavailableError: the simulator or its renderer is not on this machine.
+        ArtifactError: `chains.jsonl` is damaged.
+    """
+    check_least(1, {"number of chains": len(chains), "workers": workers}, remedy="Give a positive whole number.")
+    jobs = [_Job(index, chain, plan.subtasks(index, chain)) for index, chain in enumerate(chains)]
+    conditions = ChainConditions(
+        environment=plan.world.name,
+        scene=plan.world.scene,
+        agent={"name": plan.agent_name, **plan.agent_facts},
+        language=plan.language,
+        max_steps=plan.max_steps,
+        seed=plan.seed,
+        num_chains=len(chains),
+        chains_sha256=chains_sha256(chains),
+    )
+    arguments = {
+        "schema_version": _JOURNAL_VERSION,
+        **conditions.model_dump(exclude={"num_chains", "chains_sha256"}),  # a run may go on with more of them
+        **plan.words(),
+    }
+    begun_s = time.perf_counter()
+    with ExitStack() as stack:
+        folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        journal = stack.enter_context(open_journal(folder / CHAINS_FILE, arguments))
+        done = _parse(journal.records, folder / CHAINS_FILE)
+        _check_same_chains(done, chains, folder)
+        environment = common_environment(plan.environment, done.values())
+        num_resumed = len(done)
+        if on_chain is not None:
+            on_chain(len(done), len(jobs))
+        if num_resumed == len(jobs) and (folder / REPORT_FILE).is_file():
+            before = ChainReport.model_validate_json((folder / REPORT_FILE).read_bytes())
+            if before.conditions.num_chains == len(jobs):
+                # It says when and on what the chains were run; a new one would claim that it was here and now.
+                return before
+        stack.callback(close_session)  # of a run in this process
+        call = functools.partial(_run_chain, plan.setup(environment))
+        for _, record in runner(call, [job for job in jobs if job.index not in done], workers):
+            environment = record.environment.check_same(environment)  # workers may run on several machines
+            journal.append(record.model_dump(mode="json"))
+            done[record.index] = record
+            if on_chain is not None:
+                on_chain(len(done), len(jobs))
+        records = [done[index] for index in range(len(jobs))]
+        report = ChainReport(
+            **circumstances(),
+            conditions=conditions,
+            renderer=records[0].environment.renderer,
+            looks=records[0].environment.looks,
+            average_length=average_length(records, seed=plan.seed),
+            success_rates=success_rates(records),
+            tasks=task_scores(begun_subtasks(records)),
+            mean_solved_steps=mean_solved_steps(begun_subtasks(records)),
+            chain_seconds=sum(record.duration_s for record in records),
+            wall_seconds=time.perf_counter() - begun_s,
+            num_workers=workers,
+            num_resumed=num_resumed,
+        )
+        with atomic_file(folder / RESULTS_FILE) as temporary:
+            temporary.write_text(json.dumps(calvin_results(records, plan.agent_name), indent=2) + "\n")
+        report.write(folder / REPORT_FILE)
+        return report
+
+
+def read_chains(folder: Path) -> tuple[ChainRecord, ...]:
+    """Return the chains of a run in the order of their set.
+
+    Raises:
+        ArtifactError: `chains.jsonl` is missing or damaged.
+    """
+    done = _parse(read_journal(folder / CHAINS_FILE), folder / CHAINS_FILE)
+    return tuple(done[index] for index in sorted(done))
+
+
+def _check_same_chains(done: Mapping[int, ChainRecord], chains: Sequence[Chain], folder: Path) -> None:
+    """Refuse a folder that holds more chains than asked for, or other ones.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if done and max(done) >= len(chains):
+        raise ConfigError(
+            f"number of chains of the run in {folder}",
+            got=len(chains),
+            expected=f"at least {max(done) + 1}, which are there",
+            remedy="Ask for as many or more to go on, or choose another --output.",
+        )
+    for index, record in done.items():
+        if (record.state, record.tasks) != (asdict(chains[index].state), tuple(chains[index].tasks)):
+            raise ConfigError(
+                f"chain {index} of the run in {folder}",
+                got=", ".join(chains[index].tasks),
+                expected=f"{', '.join(record.tasks)} from the same state, with which it was run",
+                remedy="Repeat the arguments to go on, or choose another --output.",
+            )
+
+
+def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRecord]:
+    return {record.index: record for record in parse_lines(ChainRecord, lines, path, what="chain")}
+
+
+def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:
+    session = open_session(setup)
+    environment = session.environment
+    begun_s = time.perf_counter()
+    redress(environment, (job.index,))
+    environment.restore(*initial_state(job.chain.state, environment.scene))
+    subtasks: list[RolloutRecord] = []
+    for subtask in job.subtasks:
+        subtasks.append(session.roll_out(subtask))
+        if not subtasks[-1].success:
+            break
+    return ChainRecord(
+        index=job.index,
+        state=asdict(job.chain.state),
+        tasks=job.chain.tasks,
+        num_solved=sum(subtask.success for subtask in subtasks),
+        subtasks=tuple(subtasks),
+        environment=session.identity,
+        duration_s=time.perf_counter() - begun_s,
+    )

@@ -1,0 +1,393 @@
+"""Records demonstrations: scripted experts at work, or a policy at work while an expert says what it should have done.
+
+Whatever drives, `rel_actions` of a frame is the expert's own answer to the state of that frame: what a policy is to
+learn. It is also the action that was sent, unless noise was added to it (`ActionNoise`, after DART) or a driver acted in
+its place (after DAgger). `actions` tells what happened: the tcp pose of the next frame and the gripper action sent.
+
+A rollout is a chain of one or more tasks that follow each other without a reset, each a segment of at most 64 frames.
+Sources: CALVIN's annotated windows (64 frames) and long-horizon protocol; Ross et al., DAgger, AISTATS 2011.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.envs.action_noise import ActionNoise, NoiseBursts
+from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
+from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
+from rfedge.envs.interface import Environment, Float64Array, SceneInfo, make_environment
+from rfedge.envs.language import sample_instruction
+from rfedge.envs.looks import redress
+from rfedge.envs.oracle import TaskOracle
+from rfedge.envs.tasks import TASKS, check_task
+from rfedge.errors import ConfigError
+from rfedge.messages import POSE_SIZE, Observation
+from rfedge.robot.conventions import Conventions, conventions_of
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.modes import Controller, ControlStep
+from rfedge.runtimes.control.safety import guard_action
+from rfedge.runtimes.rollout import Goal, StandingSimulator, roll_out
+
+__all__ = [
+    "MAX_FRAMES",
+    "MIN_FRAMES",
+    "SETTLE_FRAMES",
+    "Episode",
+    "EpisodeSegment",
+    "RecordingOptions",
+    "record_episode",
+    "record_episodes",
+]
+
+MAX_FRAMES: Final = 64  # the longest window that CALVIN annotates with language
+MIN_FRAMES: Final = 16  # the shortest window that CALVIN's loader draws
+SETTLE_FRAMES: Final = 3  # for which the task must stay done, so that the window shows its end
+# Streams of randomness beside the one that decides starts and experts: without noise or driver they are not there, and
+# the episodes of equal seeds still begin alike.
+_NOISE_STREAM: Final = 1
+_DRIVER_STREAM: Final = 2
+_LOOKS_STREAM: Final = 3
+_COLUMNS: Final = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_actions", "actions")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingOptions:
+    """What differs from one task done by its expert.
+
+    Attributes:
+        noise: added to every action that is sent, never to what is recorded as the label; None for none.
+        chain_length: tasks that follow each other without a reset.
+        chain_tasks: those that may follow; the first is the one asked for.
+        max_steps: control steps for each task; more than 64 are cut into several segments.
+        expert_share: probability that a task is driven by its expert although there is a driver.
+        at_spots: begin with the blocks where CALVIN's chains have them, see `rfedge.envs.experts.prepare`.
+        takeover_steps: a driver acts for so many steps of a task at most, drawn anew for each, then the expert takes over,
+            and its part alone is recorded; None lets the driver finish and records all of it.
+    """
+
+    noise: ActionNoise | None = None
+    chain_length: int = 1
+    chain_tasks: tuple[str, ...] = EXPERT_TASKS
+    max_steps: int = MAX_FRAMES
+    expert_share: float = 0.0
+    at_spots: bool = False
+    takeover_steps: int | None = None
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames of one rollout."""
+        return self.chain_length * self.max_steps
+
+    def check(self) -> None:
+        """Raise ConfigError when a number is out of range or a task that may follow is unknown."""
+        if self.noise is not None:
+            self.noise.check()
+        if self.chain_length < 1:
+            remedy = "Give a positive whole number."
+            raise ConfigError("chain length", got=self.chain_length, expected="at least 1", remedy=remedy)
+        if self.max_steps < MIN_FRAMES:
+            remedy = "Shorter windows are not in CALVIN's format."
+            raise ConfigError("max steps", got=self.max_steps, expected=f"at least {MIN_FRAMES}", remedy=remedy)
+        if not 0.0 <= self.expert_share <= 1.0:
+            remedy = "Give the part of the tasks that the expert drives."
+            raise ConfigError("expert share", got=self.expert_share, expected="0 to 1", remedy=remedy)
+        if self.takeover_steps is not None and self.takeover_steps < 1:
+            remedy = "Give the most control steps that the policy drives a task."
+            raise ConfigError("takeover steps", got=self.takeover_steps, expected="at least 1", remedy=remedy)
+        for task in self.chain_tasks:
+            check_task(task)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSegment:
+    """Consecutive frames of an episode under one instruction.
+
+    Attributes:
+        task: one of `rfedge.envs.tasks.TASKS`.
+        instruction: a training paraphrase of it, never the evaluation instruction.
+        num_frames: 64 at most.
+        solved: whether the task oracle sees the task done after the last of these frames.
+    """
+
+    task: str
+    instruction: str
+    num_frames: int
+    solved: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One rollout, stacked over its T frames.
+
+    Attributes:
+        task: the first task.
+        instruction: of the first segment.
+        seed: with task, scene, options and driver, everything that decides the episode.
+        success: whether the oracle saw every task done that is in `segments`.
+        frames: `rgb_static` uint8 (T, 200, 200, 3), `rgb_gripper` uint8 (T, 84, 84, 3), `robot_obs` float64 (T, 15),
+            `scene_obs` float64 (T, 24), `rel_actions` float64 (T, 7): the expert's action for this frame,
+            `actions` float64 (T, 7): the absolute tcp pose (xyz, euler xyz) of the next frame and the gripper action sent.
+        segments: the tasks in order; their frames lie end to end and are all frames there are. A task that the expert
+            failed at is left out with its frames unless it is the first; one that a driver failed at is kept. With
+            `RecordingOptions.takeover_steps` there may be none at all, then without success and without frames.
+    """
+
+    task: str
+    instruction: str
+    seed: int
+    success: bool
+    frames: dict[str, npt.NDArray[Any]]
+    segments: tuple[EpisodeSegment, ...]
+
+
+def record_episode(
+    task: str,
+    *,
+    scene: str = "D",
+    seed: int,
+    environment: Environment | None = None,
+    options: RecordingOptions | None = None,
+    driver: Controller | None = None,
+) -> Episode:
+    """Record `task`, and whatever follows it, once from a random start.
+
+    Args:
+        task: a task that has an expert, see `rfedge.envs.experts.EXPERT_TASKS`.
+        scene: "A" to "D".
+        seed: with task, scene, options and driver decides everything, images included.
+        environment: one of the same scene to use again; building one costs more than an episode's first frames. In a
+            PlayTable the result does not depend on what was done with it before. None makes a PlayTable.
+        options: None for one task, done by its expert and without noise.
+        driver: a policy in its loop that acts in the expert's place, who then only labels, or takes over; None for the
+            expert.
+
+    Raises:
+        ConfigError: the task has no expert, the environment shows another scene, or an option is out of range.
+        BackendUnavailableError: no simulator or renderer.
+    """
+    check_task(task)
+    options = options or RecordingOptions()
+    options.check()
+    if environment is not None and environment.scene != scene:
+        remedy = "Pass an environment of that scene, or none."
+        raise ConfigError("environment", got=f"scene {environment.scene}", expected=f"scene {scene}", remedy=remedy)
+    # One stream a task, so that equal seeds do not give all tasks the same scene. The instruction is sampled before the
+    # start, so that these are not the starts of `prepare_start`: nobody learns from those that are measured.
+    rng = np.random.default_rng([TASKS.index(task), seed])
+    expert = make_expert(task, scene, rng)
+    instruction = sample_instruction(task, rng)
+    with contextlib.ExitStack() as stack:
+        if environment is None:
+            environment = stack.enter_context(make_environment("playtable", scene=scene))
+        redress(environment, (TASKS.index(task), seed, _LOOKS_STREAM))
+        prepare(task, environment, rng, at_spots=options.at_spots)
+        rollout = _Rollout(environment, options, driver, rng, stream=(TASKS.index(task), seed))
+        success = rollout.run_chain(task, instruction, expert)
+        frames = {name: np.stack(column) for name, column in rollout.columns.items() if column}
+        return Episode(task, instruction, seed, success, frames, tuple(rollout.segments))
+
+
+def record_episodes(
+    tasks: Iterable[str], seeds: Iterable[int], *, scene: str = "D", environment: Environment | None = None
+) -> Iterator[Episode]:
+    """Yield one episode for every seed and task, seeds outermost, all in one environment; failed ones are included.
+
+    Raises:
+        ConfigError, BackendUnavailableError: see `record_episode`.
+    """
+    tasks = tuple(tasks)
+    with contextlib.ExitStack() as stack:
+        if environment is None:
+            environment = stack.enter_context(make_environment("playtable", scene=scene))
+        for seed in seeds:
+            for task in tasks:
+                yield record_episode(task, scene=scene, seed=seed, environment=environment)
+
+
+class _Rollout:
+    """One rollout under way, from a prepared start on."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        options: RecordingOptions,
+        driver: Controller | None,
+        rng: np.random.Generator,
+        *,
+        stream: tuple[int, int],
+    ) -> None:
+        self.columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
+        self.segments: list[EpisodeSegment] = []
+        self._environment = environment
+        self._robot = StandingSimulator(environment)
+        self._options = options
+        self._driver = driver
+        self._rng = rng
+        self._oracle = TaskOracle()
+        self._noise = None
+        if options.noise is not None:
+            self._noise = NoiseBursts(options.noise, np.random.default_rng([*stream, _NOISE_STREAM]))
+        self._shares = np.random.default_rng([*stream, _DRIVER_STREAM])
+
+    def run_chain(self, task: str, instruction: str, expert: Expert) -> bool:
+        """Run up to `chain_length` tasks; return whether all that were recorded were done."""
+        for links_left in reversed(range(self._options.chain_length)):
+            first = len(self.columns["actions"])
+            solved = self._run_task(task, instruction, expert, must_let_go=links_left > 0 and not task.startswith("lift_"))
+            takes_over = self._options.takeover_steps is not None
+            if not solved and (takes_over or (self._driver is None and self.segments)):
+                for column in self.columns.values():
+                    del column[first:]
+                break
+            if num_frames := len(self.columns["actions"]) - first:  # none where the driver was done before the takeover
+                self._add_segments(task, instruction, num_frames, solved=solved)
+            if not solved:
+                return False
+            if not links_left:
+                break
+            candidates = feasible_tasks(
+                self._environment.info(),
+                self._environment.scene,
+                (candidate for candidate in self._options.chain_tasks if candidate != task),
+                with_sequel=links_left > 1,
+            )
+            if not candidates:
+                break
+            task = candidates[int(self._rng.integers(len(candidates)))]
+            expert = make_expert(task, self._environment.scene, self._rng)
+            instruction = sample_instruction(task, self._rng)
+        return bool(self.segments)
+
+    def _add_segments(self, task: str, instruction: str, num_frames: int, *, solved: bool) -> None:
+        # Of equal length, because CALVIN's loader cannot use a short rest.
+        num_windows = -(-num_frames // MAX_FRAMES)
+        bounds = [num_frames * window // num_windows for window in range(num_windows + 1)]
+        for window, (start, end) in enumerate(itertools.pairwise(bounds)):
+            is_last = window == num_windows - 1
+            self.segments.append(EpisodeSegment(task, instruction, end - start, solved=solved and is_last))
+
+    def _run_task(self, task: str, instruction: str, expert: Expert, *, must_let_go: bool) -> bool:
+        """Record until `task` has stayed done for some frames, or to the last step; return whether it is done then."""
+        environment, goal = self._environment, Goal(instruction, task)
+        driver = self._driver
+        if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
+            driver = None
+        start = environment.info()
+        judge = _Judge(self._oracle, task, start, must_let_go=must_let_go)
+        if driver is not None and self._options.takeover_steps is not None:
+            expert.begin(environment.scene_state())
+            num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
+            # Not recorded, so rendered only where the driver looks: rendering takes most of a step.
+            driven = roll_out(
+                ControlLoop(driver, self._robot),
+                goal,
+                max_steps=num_driven,
+                success=lambda: judge.is_over(environment.info()),
+            )
+            if driven.record.success:
+                return True
+            driver = None
+            judge = _Judge(self._oracle, task, start, must_let_go=must_let_go)
+        labelled = _Labelled(environment, expert, driver, self._noise)
+        num_steps = 0
+
+        def record(step: StepReport) -> None:
+            nonlocal num_steps
+            num_steps = step.index + 1
+            assert step.observation is not None
+            absolute = np.append(environment.robot_state()[:POSE_SIZE], step.sent[POSE_SIZE])
+            seen = (step.observation.static, step.observation.gripper)
+            row: tuple[npt.NDArray[Any], ...] = (*seen, *labelled.row, absolute)
+            for column, value in zip(self.columns.values(), row, strict=True):
+                column.append(value)
+
+        roll_out(
+            ControlLoop(labelled, self._robot),
+            goal,
+            max_steps=self._options.max_steps,
+            success=lambda: judge.is_over(environment.info()) and num_steps >= MIN_FRAMES,
+            on_step=record,
+            observe_every_step=True,
+        )
+        return judge.sees_it_done
+
+
+class _Labelled:
+    """An expert that says at every step what it would do, and acts unless a driver does; noise is added to what is sent.
+
+    Attributes:
+        row: robot_obs (15,), scene_obs (24,) and the expert's action (7,) of the last step.
+    """
+
+    def __init__(
+        self, environment: Environment, expert: Expert, driver: Controller | None, noise: NoiseBursts | None
+    ) -> None:
+        self.row: tuple[Float64Array, Float64Array, Float64Array]
+        self._environment = environment
+        self._expert = expert
+        self._driver = driver
+        self._noise = noise
+
+    @property
+    def conventions(self) -> Conventions:
+        """Those of the driver."""
+        return conventions_of(self._driver)
+
+    @property
+    def needs_observation(self) -> bool:
+        return self._driver is not None and self._driver.needs_observation
+
+    def reset(self, instruction: str) -> None:
+        """Tell the driver."""
+        if self._driver is not None:
+            self._driver.reset(instruction)
+
+    def control(self, observation: Observation | None) -> ControlStep:
+        """Return what is sent."""
+        robot_obs, scene_obs = self._environment.robot_state(), self._environment.scene_state()
+        label = sent = self._expert.act(robot_obs, scene_obs)
+        self.row = (robot_obs, scene_obs, label)
+        step = None
+        if self._driver is not None:
+            step = self._driver.control(observation if self._driver.needs_observation else None)
+            sent = guard_action(step.action).astype(np.float64)
+        if self._noise is not None:
+            sent = self._noise.disturb(sent)
+        if sent is not label:
+            self._expert.observe_executed(sent)
+        # In double precision, as the expert computes: a simulator gets what comes.
+        return ControlStep(cast("npt.NDArray[np.float32]", sent), None if step is None else step.inference)
+
+    def close(self) -> None:
+        """Do nothing: nothing runs beside the loop."""
+
+
+class _Judge:
+    """Says when a task has stayed done for some frames in a row: a block that is dropped again, or only touched in passing,
+    teaches the wrong thing.
+    """
+
+    def __init__(self, oracle: TaskOracle, task: str, start: SceneInfo, *, must_let_go: bool) -> None:
+        self._oracle = oracle
+        self._task = task
+        self._start = start
+        self._must_let_go = must_let_go
+        self._num_frames = 0
+
+    @property
+    def sees_it_done(self) -> bool:
+        """Whether the task was done in the last frame."""
+        return self._num_frames > 0
+
+    def is_over(self, info: SceneInfo) -> bool:
+        """Look at the next frame; return whether the task is over."""
+        self._num_frames = self._num_frames + 1 if self._oracle.solved(self._task, self._start, info) else 0
+        # The next task of a chain must not drag along a block that this one still grips.
+        return self._num_frames > SETTLE_FRAMES and not (self._must_let_go and gripped_blocks(info))

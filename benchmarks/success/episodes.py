@@ -1,0 +1,252 @@
+"""Open-loop scores on recorded episodes: the score of a policy for which there is no simulator.
+
+The recorded frames are given to the policy at its own stride, whatever it answers, and its actions are compared with the
+recorded ones step by step, so that policies and precisions see the same frames. A low error is necessary for success and
+not enough: where the policy's own mistakes lead shows in closed loop alone (`rfedge bench success`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
+from rfedge.contract import ActionSemantics
+from rfedge.data import CalvinDataset, Segment
+from rfedge.data.calvin import find_split
+from rfedge.data.windows import split_segments
+from rfedge.errors import DatasetError
+from rfedge.messages import POSE_SIZE, Observation
+from rfedge.policies import bundle_name
+from rfedge.records.machine import Machine, describe_machine
+from rfedge.records.record import Record
+from rfedge.records.statistics import Mean, mean_with_interval
+from rfedge.robot.conventions import refuse_disagreement
+from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
+from rfedge.runtimes.control.controllers import choose_loop
+from rfedge.runtimes.control.modes import Controller
+from rfedge.runtimes.rollout.policy_source import PolicyLoop
+
+__all__ = ["ActionScore", "EpisodeRow", "EpisodesPlan", "EpisodesReport", "Traces", "run_episodes"]
+
+# (step, 7) each, one per episode
+Episodes = Sequence[npt.NDArray[np.floating]]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodesPlan:
+    """The policies and the episodes.
+
+    Attributes:
+        bundles: folders written by `rfedge export`.
+        data: a data set in CALVIN's format, its root or one split.
+        split: of a root; None is validation where there is one, else training.
+        validation_fraction, seed: as given to `rfedge train`, which held the same episodes of the training split out; 0
+            takes every episode. All of a validation split are used.
+        num_episodes: of them at most, evenly spaced.
+        mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
+        backend, settings: of the bundles.
+    """
+
+    bundles: tuple[Path, ...]
+    data: Path
+    split: str | None = None
+    validation_fraction: float = 0.1
+    seed: int = 0
+    num_episodes: int = 50
+    mode: str | None = None
+    execute_steps: int | None = None
+    backend: str = DEFAULT_BACKEND
+    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
+
+
+class ActionScore(Record):
+    """Predicted against recorded actions: means over the steps of an episode, then over episodes, with their interval.
+
+    Attributes:
+        action_error: mean absolute error of the six pose numbers in normalised units (1.0 is the policy's scale).
+        axis_errors: the same of dx dy dz droll dpitch dyaw.
+        position_error_mm, rotation_error_deg: length of the difference per control step.
+        gripper_agreement: share of the steps whose gripper command is the recorded one.
+        num_gripper_changes: of the predicted command, in all episodes.
+    """
+
+    action_error: Mean
+    axis_errors: tuple[float, ...]
+    position_error_mm: Mean
+    rotation_error_deg: Mean
+    gripper_agreement: Mean
+    num_gripper_changes: int
+
+
+class EpisodeRow(Record):
+    """One policy over all episodes; `settings` is what its backbone's backend reports."""
+
+    policy: str
+    precision: str
+    bundle: str
+    manifest_sha256: str
+    execute_steps: int
+    settings: dict[str, str]
+    score: ActionScore
+
+
+class EpisodesReport(Record):
+    """All policies on the same episodes.
+
+    Attributes:
+        data: folder of the split.
+        episodes: (first frame, task, instruction) of each.
+        num_gripper_changes: of the recorded command.
+        mean_action: score of a constant, the mean of all recorded actions: a policy that is no better has learnt nothing.
+    """
+
+    format: Literal["rfedge-episodes"] = "rfedge-episodes"
+    schema_version: int = 1
+    machine: Machine
+    data: str
+    episodes: tuple[tuple[int, str, str], ...]
+    num_steps: int
+    num_gripper_changes: int
+    mean_action: ActionScore
+    rows: tuple[EpisodeRow, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traces:
+    """Actions of every episode: recorded, and predicted by each row of the report."""
+
+    recorded: Episodes
+    predicted: Sequence[Episodes]
+
+
+def run_episodes(
+    plan: EpisodesPlan, *, on_step: Callable[[str, int, int], None] = lambda *_: None
+) -> tuple[EpisodesReport, Traces]:
+    """Step every bundle through the same held-out episodes.
+
+    Args:
+        plan: bundles and data.
+        on_step: called with (bundle, control steps done, control steps in all).
+
+    Raises:
+        ArtifactError: a bundle cannot be loaded.
+        ConfigError: rate or camera geometry of data and policy differ, or mode or steps do not fit a policy.
+        DatasetError: the data cannot be read or hold no episode.
+    """
+    dataset, segments = _held_out(plan)
+    recorded = [
+        np.stack(
+            [dataset.frame(number, ("rel_actions",))["rel_actions"] for number in range(segment.start, segment.end + 1)]
+        )
+        for segment in segments
+    ]
+    num_steps = sum(map(len, recorded))
+    rows: list[EpisodeRow] = []
+    predicted: list[Episodes] = []
+    for bundle in plan.bundles:
+        name, done = bundle_name(bundle), 0
+        policy, controller = PolicyLoop(
+            bundle, plan.mode, plan.execute_steps, backend=plan.backend, settings=plan.settings
+        ).open()
+        with policy:
+            refuse_disagreement(str(plan.data), dataset.conventions, f"policy {name}", policy.conventions)
+            answers = []
+            for segment in segments:
+                answers.append(_predict(controller, dataset, segment))
+                done += segment.num_frames
+                on_step(name, done, num_steps)
+            predicted.append(answers)
+            action = policy.parts.contract.action
+            rows.append(
+                EpisodeRow(
+                    policy=policy.config.name,
+                    precision=policy.parts.precision,
+                    bundle=name,
+                    manifest_sha256=hash_file(bundle / MANIFEST_NAME),
+                    execute_steps=choose_loop(policy, plan.mode, plan.execute_steps)[1],
+                    settings=policy.parts.backbone.effective_settings(),
+                    score=_score(recorded, answers, action),
+                )
+            )
+    report = EpisodesReport(
+        machine=describe_machine(),
+        data=str(dataset.folder),
+        episodes=tuple((segment.start, segment.task, segment.instruction) for segment in segments),
+        num_steps=num_steps,
+        num_gripper_changes=_gripper_changes(recorded),
+        mean_action=_score(recorded, _constant(recorded), ActionSemantics()),
+        rows=tuple(rows),
+    )
+    return report, Traces(recorded, predicted)
+
+
+def _held_out(plan: EpisodesPlan) -> tuple[CalvinDataset, list[Segment]]:
+    split = plan.split
+    if split is None and (plan.data / "validation").is_dir():
+        split = "validation"
+    folder = find_split(plan.data, split)
+    dataset = CalvinDataset.open(folder)
+    if not dataset.segments:
+        raise DatasetError(
+            f"dataset {folder}", got="no labelled episode", expected="at least one", remedy="Give another split."
+        )
+    chosen = list(range(len(dataset.segments)))
+    if folder.name != "validation" and plan.validation_fraction > 0:
+        chosen = split_segments(dataset, plan.validation_fraction, plan.seed)[1] or chosen
+    picks = np.linspace(0, len(chosen) - 1, min(plan.num_episodes, len(chosen))).round().astype(int)
+    return dataset, [dataset.segments[chosen[pick]] for pick in picks]
+
+
+def _predict(controller: Controller, dataset: CalvinDataset, segment: Segment) -> npt.NDArray[np.float32]:
+    """Return the policy's action for every control step of an episode, float32 (step, 7)."""
+    controller.reset(segment.instruction)
+    actions = []
+    for number in _frames_of(segment):
+        observation = None
+        if controller.needs_observation:
+            frame = dataset.frame(number, ("rgb_static", "rgb_gripper", "robot_obs"))
+            observation = Observation(frame["rgb_static"], frame["rgb_gripper"], frame["robot_obs"], segment.instruction)
+        actions.append(controller.control(observation).action)
+    return np.stack(actions)
+
+
+def _frames_of(segment: Segment) -> range:
+    return range(segment.start, segment.end + 1)
+
+
+def _constant(recorded: Episodes) -> Episodes:
+    """Return the mean pose and the more frequent gripper command, for every step."""
+    actions = np.concatenate(recorded)
+    constant = np.append(actions[:, :POSE_SIZE].mean(axis=0), 1.0 if actions[:, POSE_SIZE].mean() >= 0 else -1.0)
+    return [np.broadcast_to(constant, episode.shape) for episode in recorded]
+
+
+def _score(recorded: Episodes, predicted: Episodes, action: ActionSemantics) -> ActionScore:
+    differences = [ours[:, :POSE_SIZE] - theirs[:, :POSE_SIZE] for ours, theirs in zip(predicted, recorded, strict=True)]
+    opens = [(ours[:, POSE_SIZE] > 0, theirs[:, POSE_SIZE] > 0) for ours, theirs in zip(predicted, recorded, strict=True)]
+
+    def mean(values: list[float]) -> Mean:
+        return mean_with_interval(np.array(values), seed=0)
+
+    def length(axes: slice, scale: float) -> Mean:
+        return mean([float(scale * np.linalg.norm(difference[:, axes], axis=1).mean()) for difference in differences])
+
+    return ActionScore(
+        action_error=mean([float(np.abs(difference).mean()) for difference in differences]),
+        axis_errors=tuple(float(error) for error in np.abs(np.concatenate(differences)).mean(axis=0)),
+        position_error_mm=length(slice(0, 3), 1000 * action.position_scale_m),
+        rotation_error_deg=length(slice(3, 6), float(np.rad2deg(action.rotation_scale_rad))),
+        gripper_agreement=mean([float((ours == theirs).mean()) for ours, theirs in opens]),
+        num_gripper_changes=_gripper_changes(predicted),
+    )
+
+
+def _gripper_changes(episodes: Episodes) -> int:
+    return sum(int(np.count_nonzero(np.diff(episode[:, POSE_SIZE] > 0))) for episode in episodes)

@@ -1,0 +1,200 @@
+"""Measures the scripted experts: how often and how fast each does its task from random starts."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from rfedge.benchmarks.success.demonstrations import MAX_FRAMES
+from rfedge.envs import INSTRUCTIONS, Environment, make_environment
+from rfedge.envs.experts import EXPERT_TASKS, prepare_start
+from rfedge.envs.tasks import check_task
+from rfedge.errors import GateError
+from rfedge.jobs.processes import run_jobs
+from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.plan import check_least
+from rfedge.records.record import Record
+from rfedge.records.statistics import Proportion, proportion
+from rfedge.runtimes.control.limits import MAX_STEPS
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
+from rfedge.runtimes.rollout.episode import judge_of
+
+__all__ = [
+    "ExpertSuccessPlan",
+    "ExpertSuccessReport",
+    "ExpertTaskScore",
+    "assert_success",
+    "roll_out_expert",
+    "run_expert_success",
+]
+
+EXPERT_SUCCESS_SCHEMA_VERSION: Final = 1
+# What the project asks of its experts: nearly always on most tasks, and on none rarely.
+MOST_TASKS: Final = 30
+MOST_RATE: Final = 0.95
+LEAST_RATE: Final = 0.80
+
+
+@dataclass(frozen=True)
+class ExpertSuccessPlan:
+    """What to run.
+
+    Attributes:
+        env: a name that `make_environment` knows.
+        scene: "A" to "D".
+        tasks: names; empty is all of them.
+        episodes: starts per task, with seeds `seed`, `seed` + 1, ...
+        anywhere: whether blocks start anywhere in CALVIN's area, or where one window of 64 frames is enough; see
+            `rfedge.envs.experts.prepare`.
+        limit_steps: control steps per start.
+    """
+
+    env: str = "playtable"
+    scene: str = "D"
+    tasks: tuple[str, ...] = EXPERT_TASKS
+    episodes: int = 50
+    limit_steps: int = MAX_STEPS
+    seed: int = 0
+    anywhere: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that runs nothing.
+
+        Raises:
+            ConfigError: no episode, no step, no task or an unknown one.
+        """
+        numbers = {"episodes": self.episodes, "limit_steps": self.limit_steps, "tasks": len(self.tasks)}
+        check_least(1, numbers, remedy="Ask for more.")
+        for task in self.tasks:
+            check_task(task)
+
+
+class ExpertTaskScore(Record):
+    """One task.
+
+    Attributes:
+        success: share of the starts that were solved, with Wilson's 95 % interval.
+        within_window: how many were solved within 64 control steps, the longest window that CALVIN annotates.
+        median_steps: control steps of the successes; None without one.
+        failed_seeds: seeds of the starts that were not solved.
+    """
+
+    success: Proportion
+    within_window: int
+    median_steps: float | None
+    failed_seeds: tuple[int, ...]
+
+
+class ExpertSuccessReport(Measurement):
+    """The whole document."""
+
+    format: Literal["rfedge-expert-success"] = "rfedge-expert-success"
+    schema_version: int = EXPERT_SUCCESS_SCHEMA_VERSION
+    environment: str
+    scene: str
+    episodes: int
+    limit_steps: int
+    seed: int
+    anywhere: bool
+    tasks: dict[str, ExpertTaskScore]
+    wall_seconds: float
+
+    @property
+    def num_nearly_always(self) -> int:
+        """Tasks that were solved in at least 95 % of the starts."""
+        return sum(score.success.value >= MOST_RATE for score in self.tasks.values())
+
+
+def run_expert_success(
+    plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Callable[[int, int], None] | None = None
+) -> ExpertSuccessReport:
+    """Run every task's expert from its starts, without rendering.
+
+    Args:
+        plan: what to run.
+        workers: processes; the result does not depend on it.
+        on_task: told (tasks done, tasks in all).
+
+    Raises:
+        ConfigError: environment or scene is unknown.
+        BackendUnavailableError: the simulator is missing.
+    """
+    started_s = time.perf_counter()
+    rollouts: dict[str, tuple[RolloutRecord, ...]] = {}
+    for task, found in run_jobs(functools.partial(_roll_out, plan), plan.tasks, workers):
+        rollouts[task] = found
+        if on_task is not None:
+            on_task(len(rollouts), len(plan.tasks))
+    return ExpertSuccessReport(
+        **circumstances(),
+        environment=plan.env,
+        scene=plan.scene,
+        episodes=plan.episodes,
+        limit_steps=plan.limit_steps,
+        seed=plan.seed,
+        anywhere=plan.anywhere,
+        tasks={task: _summarise(rollouts[task]) for task in plan.tasks},
+        wall_seconds=time.perf_counter() - started_s,
+    )
+
+
+def assert_success(report: ExpertSuccessReport) -> None:
+    """Check that at least 30 tasks are solved in 95 % of their starts, and every one in 80 %.
+
+    Fewer than 30 measured tasks must all reach 95 %.
+
+    Raises:
+        GateError: one of the two does not hold; the text has the numbers.
+    """
+    rates = {task: score.success.value for task, score in report.tasks.items()}
+    worst = min(rates, key=lambda task: rates[task])
+    if report.num_nearly_always < min(MOST_TASKS, len(rates)) or rates[worst] < LEAST_RATE:
+        raise GateError(
+            f"experts in scene {report.scene}",
+            got=f"{report.num_nearly_always} of {len(rates)} tasks at {MOST_RATE:.0%}, {worst} at {rates[worst]:.0%}",
+            expected=f"{min(MOST_TASKS, len(rates))} at {MOST_RATE:.0%} and every one at {LEAST_RATE:.0%}",
+            remedy="Run the seeds that failed one by one.",
+        )
+
+
+@functools.cache  # one per process: building a scene costs more than many episodes' physics
+def _environment(env: str, scene: str) -> Environment:
+    return make_environment(env, scene=scene, render=False)
+
+
+def roll_out_expert(
+    task: str, environment: Environment, seed: int, *, max_steps: int = MAX_STEPS, anywhere: bool = False
+) -> RolloutRecord:
+    """Run the expert of `task` from its start number `seed`; `anywhere` is explained in `rfedge.envs.experts.prepare`.
+
+    Raises:
+        ConfigError: the task is unknown or has no expert.
+    """
+    expert = prepare_start(task, environment, seed, anywhere=anywhere)
+    loop = ControlLoop(ExpertController(expert, environment), StandingSimulator(environment))
+    goal = Goal(INSTRUCTIONS[task], task)
+    return roll_out(loop, goal, max_steps=max_steps, success=judge_of(environment, task), seed=seed).record
+
+
+def _roll_out(plan: ExpertSuccessPlan, task: str) -> tuple[RolloutRecord, ...]:
+    environment = _environment(plan.env, plan.scene)
+    return tuple(
+        roll_out_expert(task, environment, seed, max_steps=plan.limit_steps, anywhere=plan.anywhere)
+        for seed in range(plan.seed, plan.seed + plan.episodes)
+    )
+
+
+def _summarise(rollouts: Sequence[RolloutRecord]) -> ExpertTaskScore:
+    solved = [rollout.num_steps for rollout in rollouts if rollout.success]
+    return ExpertTaskScore(
+        success=proportion(len(solved), len(rollouts)),
+        within_window=sum(num_steps <= MAX_FRAMES for num_steps in solved),
+        median_steps=float(np.median(solved)) if solved else None,
+        failed_seeds=tuple(rollout.seed or 0 for rollout in rollouts if not rollout.success),
+    )

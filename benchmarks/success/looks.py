@@ -1,0 +1,212 @@
+"""Compares what PlayTable shows with what CALVIN's own simulator shows, pixel by pixel in equal states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from rfedge.envs import make_environment
+from rfedge.envs.experts import EXPERT_TASKS, prepare_start
+from rfedge.envs.interface import CAMERAS, Camera, Float64Array
+from rfedge.envs.looks import Looks, Renderer, check_looks, redress
+from rfedge.errors import BackendUnavailableError, GateError
+from rfedge.io.atomic import atomic_file
+from rfedge.messages import Observation, UInt8Array
+from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.plan import check_least
+from rfedge.records.record import Record
+
+__all__ = ["LooksPlan", "LooksReport", "PictureDifference", "Sight", "assert_levels", "draw_sheet", "run_looks"]
+
+LOOKS_SCHEMA_VERSION: Final = 1
+# A state is a moment of an expert's work: most tasks are done within so many control steps.
+MAX_MOMENT: Final = 50
+SHEET_ROWS: Final = 6
+TILE: Final = 240  # pixels a side
+GAP: Final = 4
+
+
+@dataclass(frozen=True)
+class LooksPlan:
+    """What to compare.
+
+    Attributes:
+        looks: of PlayTable.
+        scene: "A" to "D".
+        states: moments of experts at work in the real simulator, each of another task while there are any.
+        seed: decides tasks, starts and moments.
+        renderer: of the real simulator.
+    """
+
+    looks: tuple[Looks, ...] = ("playtable",)
+    scene: str = "D"
+    states: int = 20
+    seed: int = 0
+    renderer: Renderer = "egl"
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that compares nothing.
+
+        Raises:
+            ConfigError: no state, no looks or unknown ones.
+        """
+        check_least(1, {"states": self.states, "looks": len(self.looks)})
+        for looks in self.looks:
+            check_looks(looks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sight:
+    """One state and its pictures: of the real simulator, and of PlayTable by looks."""
+
+    task: str
+    robot_obs: Float64Array
+    scene_obs: Float64Array
+    real: Observation
+    playtable: dict[Looks, Observation]
+
+
+class PictureDifference(Record):
+    """Mean absolute difference over pixels and colours, in grey levels of 256.
+
+    Attributes:
+        mean: over all states.
+        states: of each.
+    """
+
+    mean: float
+    states: tuple[float, ...]
+
+
+class LooksReport(Measurement):
+    """The whole document.
+
+    Attributes:
+        simulator_versions: of the real simulator.
+        real_renderer, renderer: what drew the real pictures, and PlayTable's.
+        tasks: whose expert was at work in each state.
+        differences: by looks, then by camera.
+    """
+
+    format: Literal["rfedge-looks"] = "rfedge-looks"
+    schema_version: int = LOOKS_SCHEMA_VERSION
+    simulator_versions: dict[str, str]
+    scene: str
+    real_renderer: str
+    renderer: str
+    seed: int
+    tasks: tuple[str, ...]
+    differences: dict[str, dict[str, PictureDifference]]
+
+
+def run_looks(plan: LooksPlan, *, on_state: Callable[[int, int], None] | None = None) -> tuple[LooksReport, list[Sight]]:
+    """Draw every state in the real simulator and in PlayTable, and compare.
+
+    Args:
+        plan: what to compare.
+        on_state: called with (pictures taken, pictures in all), a state in one look being one.
+
+    Raises:
+        ConfigError: the scene is unknown.
+        BackendUnavailableError: calvin_env, MuJoCo or a renderer is missing.
+    """
+    done, total = 0, plan.states * (1 + len(plan.looks))
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if on_state is not None:
+            on_state(done, total)
+
+    sights: list[Sight] = []
+    rng = np.random.default_rng(plan.seed)
+    order = [str(task) for task in rng.permutation(EXPERT_TASKS)]
+    with make_environment("calvin", scene=plan.scene, renderer=plan.renderer) as real:
+        for index in range(plan.states):
+            task = order[index % len(order)]
+            expert = prepare_start(task, real, int(rng.integers(2**31)))
+            for _ in range(int(rng.integers(MAX_MOMENT))):
+                real.advance(expert.act(real.robot_state(), real.scene_state()))
+            sights.append(Sight(task, real.robot_state(), real.scene_state(), real.observe(), {}))
+            count()
+        real_renderer, simulator_versions = real.renderer, dict(getattr(real, "versions", {}))
+    renderer = ""
+    for looks in plan.looks:
+        with make_environment("playtable", scene=plan.scene, looks=looks, seed=plan.seed) as ours:
+            renderer = ours.renderer
+            for index, sight in enumerate(sights):
+                redress(ours, (plan.seed, index))
+                sight.playtable[looks] = ours.reset(sight.robot_obs, sight.scene_obs)
+                count()
+    report = LooksReport(
+        **circumstances(),
+        simulator_versions=simulator_versions,
+        scene=plan.scene,
+        real_renderer=real_renderer,
+        renderer=renderer,
+        seed=plan.seed,
+        tasks=tuple(sight.task for sight in sights),
+        differences={looks: {camera: _difference(sights, looks, camera) for camera in CAMERAS} for looks in plan.looks},
+    )
+    return report, sights
+
+
+def _picture(seen: Observation, camera: Camera) -> UInt8Array:
+    picture: UInt8Array = getattr(seen, camera)
+    return picture
+
+
+def _difference(sights: Sequence[Sight], looks: Looks, camera: Camera) -> PictureDifference:
+    levels = [
+        float(np.abs(_picture(sight.playtable[looks], camera).astype(np.int16) - _picture(sight.real, camera)).mean())
+        for sight in sights
+    ]
+    return PictureDifference(mean=float(np.mean(levels)), states=tuple(levels))
+
+
+def assert_levels(report: LooksReport, limit: float) -> None:
+    """Check that both cameras differ by at most `limit` grey levels in every look.
+
+    Raises:
+        GateError: one does not; the text has the numbers.
+    """
+    for looks, cameras in report.differences.items():
+        worst = max(cameras, key=lambda camera: cameras[camera].mean)
+        if cameras[worst].mean > limit:
+            raise GateError(
+                f"{worst} camera in the looks {looks!r}",
+                got=f"{cameras[worst].mean:.1f} grey levels from {report.real_renderer}",
+                expected=f"at most {limit:g}",
+                remedy="Look at the pictures that --output writes.",
+            )
+
+
+def draw_sheet(sights: Sequence[Sight], path: Path) -> None:
+    """Write a PNG with a row for each of some states: for either camera the real picture, and beside it each of PlayTable's.
+
+    Raises:
+        BackendUnavailableError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        remedy = "Install it with: pip install pillow."
+        raise BackendUnavailableError("pillow", got=str(error), expected="Pillow", remedy=remedy) from error
+
+    def tile(picture: UInt8Array) -> Any:
+        return Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
+
+    shown = [sights[index] for index in np.unique(np.linspace(0, len(sights) - 1, SHEET_ROWS).round().astype(int))]
+    columns = len(CAMERAS) * (1 + len(shown[0].playtable))
+    step = TILE + GAP
+    sheet = Image.new("RGB", (columns * step - GAP, len(shown) * step - GAP), "white")
+    for row, sight in enumerate(shown):
+        pictures = [_picture(seen, camera) for camera in CAMERAS for seen in (sight.real, *sight.playtable.values())]
+        for column, picture in enumerate(pictures):
+            sheet.paste(tile(picture), (column * step, row * step))
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)

@@ -1,0 +1,310 @@
+"""What a measurement of success runs: which bundle, in which loop, how many steps per call, where and in which words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from rfedge.benchmarks.success.chains import ChainPlan, Simulator, World
+from rfedge.benchmarks.success.report import Kind, NotPossible, PolicyRecord
+from rfedge.benchmarks.success.rows import kind_of
+from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
+from rfedge.bundle.stages import summarise_blocks
+from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.envs.tasks import TASKS
+from rfedge.errors import ConfigError, did_you_mean
+from rfedge.policies import bundle_name
+from rfedge.records.plan import check_least
+from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
+from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
+from rfedge.runtimes.control.limits import MAX_STEPS
+from rfedge.runtimes.control.modes import check_execute_steps
+from rfedge.runtimes.rollout.policy_source import TORCH, PolicyLoop, TorchPolicy
+
+__all__ = ["ENRICHED", "RowPlan", "SuccessPlan", "describe_policies", "lay_out"]
+
+ENRICHED: Final = "enriched"
+
+
+@dataclass(frozen=True)
+class SuccessPlan:
+    """What to run.
+
+    Attributes:
+        bundles: folders; the first is what the others are compared with.
+        torch: checkpoints in PyTorch, after the bundles.
+        pairing: what a row is compared with: the `first` row, or of its own checkpoint the first row in the `same-loop`.
+        labels: what rows call each policy; empty takes the precision, with the name of the folder or of the shipped policy
+            where that is not unique.
+        trained_on: what to say of the training data of each, see `PolicyRecord`; empty says what the bundles do.
+        execute_steps: control steps per policy call, each of them for every bundle; empty for what each was trained for.
+        mode: see `rfedge.runtimes.control.controllers.choose_loop`.
+        ensembles: decays of a temporal ensemble, each of them for every row whose chunks overlap, see
+            `rfedge.runtimes.control.ensembling`; None plays the newest chunk. Rows whose chunks do not overlap have no choice.
+        worlds: one a scene.
+        languages: see `rfedge.benchmarks.success.chains.ChainPlan`.
+        left_out: held-out sentences that are never drawn; `rfedge.benchmarks.success.run.run_success` adds those that one of the
+            bundles does not know, so that all of them hear the same.
+        starts_per_task: prepared starts of every task; 0 leaves the single tasks out.
+        tasks: which tasks are started from.
+        max_steps: control steps for each task.
+        seed: of the agents' instructions, the starts and the intervals.
+        backend: of every bundle.
+        settings: of every bundle in every worker; one thread, so that workers do not fight for the cores, and so that the
+            order of sums is the same on every machine.
+        kinds: of rows, see `rfedge.benchmarks.success.report.Kind`; empty for all of them.
+        skip_impossible: list combinations that cannot be run instead of refusing the plan.
+    """
+
+    bundles: tuple[Path, ...]
+    torch: tuple[TorchPolicy, ...] = ()
+    pairing: Literal["first", "same-loop"] = "first"
+    labels: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
+    execute_steps: tuple[int, ...] = ()
+    mode: str | None = None
+    ensembles: tuple[float | None, ...] = (None,)
+    worlds: tuple[World, ...] = (Simulator(),)
+    languages: tuple[str, ...] = ("evaluation",)
+    left_out: frozenset[str] = frozenset()
+    starts_per_task: int = 0
+    tasks: tuple[str, ...] = TASKS
+    max_steps: int = MAX_STEPS
+    seed: int = 0
+    backend: str = DEFAULT_BACKEND
+    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
+    kinds: tuple[Kind, ...] = ()
+    skip_impossible: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that cannot run.
+
+        Raises:
+            ConfigError: there is no bundle, a number of steps is below 1, something is listed twice, a mode or kind of row
+                is unknown, or there are not as many labels as bundles.
+        """
+        check_least(1, {"bundles": len(self.bundles), "ensembles": len(self.ensembles)}, remedy="Name one.")
+        check_least(1, {"execute_steps": min(self.execute_steps, default=1)})
+        check_least(0, {"single_tasks": self.starts_per_task, "seed": self.seed})
+        if self.mode is not None and self.mode not in SYNCHRONOUS_MODES:
+            expected = did_you_mean(self.mode, SYNCHRONOUS_MODES)
+            raise ConfigError("mode", got=repr(self.mode), expected=expected, remedy="Choose one of these names.")
+        num_policies = len(self.bundles) + len(self.torch)
+        for name, values in (("label", self.labels), ("trained-on", self.trained_on)):
+            if values and len(values) != num_policies:
+                raise ConfigError(
+                    f"--{name}",
+                    got=f"{len(values)} for {num_policies} bundles",
+                    expected="one for each bundle or none",
+                    remedy=f"Repeat --{name} in the order of the bundles.",
+                )
+        for kind in self.kinds:
+            if kind not in (known := get_args(Kind)):
+                expected = did_you_mean(kind, known)
+                raise ConfigError("--kinds", got=repr(kind), expected=expected, remedy="Name some of these.")
+        scenes = [world.scene for world in self.worlds]
+        for name, listed in (
+            ("execute-steps", self.execute_steps),
+            ("label", self.labels),
+            ("scene", scenes),
+            ("ensemble", self.ensembles),
+        ):
+            twice = [value for value in listed if list(listed).count(value) > 1]
+            if twice:
+                raise ConfigError(f"--{name}", got=f"{twice[0]} twice", expected="each once", remedy="Leave it out.")
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """What is run in one row; `torch` is set for a checkpoint, `reference` is the row it is paired with, or None."""
+
+    policy: PolicyRecord
+    mode: str
+    execute_steps: int
+    ensemble: float | None
+    world: World
+    language: str
+    torch: TorchPolicy | None = None
+    reference: RowPlan | None = None
+
+    @property
+    def name(self) -> str:
+        """What reports call it; unique in a plan."""
+        ensemble = "" if self.ensemble is None else f" ensemble {self.ensemble:g}"
+        return f"{self.policy.label} k{self.execute_steps}{ensemble} {self.world.scene} {self.language}"
+
+    @property
+    def folder_name(self) -> str:
+        """What its folder is called; unique in a plan."""
+        return _as_folder_name(self.name)
+
+    def chain_plan(self, plan: SuccessPlan, environment: EnvironmentIdentity | None = None) -> ChainPlan:
+        """Return what runs it; it must be in `environment`, where other rows have been."""
+        facts = {
+            "manifest_sha256": self.policy.manifest_sha256,
+            "mode": self.mode,
+            "execute_steps": str(self.execute_steps),
+            "backend": self.policy.backend or plan.backend,
+            "threads": str(plan.settings.threads),
+        }
+        settings = plan.settings
+        if self.torch is not None:
+            facts |= {"torch_dtype": self.torch.dtype, "torch_weights": self.torch.weights}
+            settings = self.torch.settings(settings)
+        if self.ensemble is not None:
+            facts["ensemble"] = f"{self.ensemble:g}"
+        bundle = Path(self.policy.path).resolve()  # a worker elsewhere has another working folder
+        return ChainPlan(
+            make_agent=PolicyLoop(bundle, self.mode, self.execute_steps, self.ensemble, facts["backend"], settings),
+            agent_name=self.policy.label,
+            agent_facts=facts,
+            world=self.world,
+            language=self.language,
+            left_out=plan.left_out if self.language == ENRICHED else frozenset(),
+            max_steps=plan.max_steps,
+            seed=plan.seed,
+            environment=environment,
+        )
+
+
+def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
+    """Read what each policy is; every file's hash is checked.
+
+    Raises:
+        ArtifactError: a bundle or checkpoint is missing, incomplete or altered.
+        BackendUnavailableError: a checkpoint needs a library that is not on this machine.
+        ConfigError: two labels would share a folder.
+    """
+    found = [_describe_bundle(path) for path in plan.bundles] + [_describe_checkpoint(item, plan) for item in plan.torch]
+    precisions = [policy.precision for policy in found]
+    labels = list(plan.labels) or [
+        policy.precision
+        if precisions.count(policy.precision) == 1
+        else f"{policy.precision}-{Path(bundle_name(Path(policy.path))).resolve().name}"
+        for policy in found
+    ]
+    folders = [_as_folder_name(label) for label in labels]
+    for label, folder in zip(labels, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigError(
+                "label", got=f"{label!r} twice", expected="one for each bundle", remedy="Tell them apart by --label."
+            )
+    return tuple(
+        policy.model_copy(
+            update={"label": label, "trained_on": plan.trained_on[index] if plan.trained_on else policy.trained_on}
+        )
+        for index, (label, policy) in enumerate(zip(labels, found, strict=True))
+    )
+
+
+def _describe_bundle(path: Path) -> PolicyRecord:
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    return PolicyRecord(
+        label="",
+        path=str(bundle.root),
+        policy=bundle.policy.name,
+        precision=summarise_blocks(manifest.precision.requested, manifest.precision.blocks),
+        block_precisions=manifest.precision.blocks,
+        manifest_sha256=hash_file(bundle.root / MANIFEST_NAME),
+        size_bytes=bundle.size_bytes,
+        chunk_size=bundle.policy.chunk_size,
+        frame_stride=bundle.policy.frame_stride,
+        provenance=manifest.source,
+        trained_on=",".join(manifest.scenes) or None,
+        forced_past=manifest.parity.forced_past,
+    )
+
+
+def _describe_checkpoint(torch: TorchPolicy, plan: SuccessPlan) -> PolicyRecord:
+    with torch.open(plan.settings) as policy:
+        from rfedge.model import checkpoint_sha256  # PyTorch, which is here by now
+
+        parts, sha256 = policy.parts, checkpoint_sha256(torch.checkpoint)
+        return PolicyRecord(
+            label="",
+            path=str(torch.checkpoint),
+            policy=parts.config.name,
+            precision=parts.precision,
+            block_precisions=dict(parts.block_precisions),
+            manifest_sha256=sha256,
+            size_bytes=parts.size_bytes,
+            chunk_size=parts.config.chunk_size,
+            frame_stride=parts.config.frame_stride,
+            provenance={"checkpoint_sha256": sha256, "name": parts.config.name},
+            trained_on=None,
+            forced_past=(),
+            backend=TORCH,
+        )
+
+
+def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[RowPlan], tuple[NotPossible, ...]]:
+    """Return the rows, each with its reference, and what cannot be run.
+
+    Raises:
+        ConfigError: something cannot be run and the plan does not skip it, or nothing can.
+    """
+    asked = [
+        (policy, steps)
+        for policy in policies
+        for steps in plan.execute_steps or (choose_loop(policy, plan.mode, modes=SYNCHRONOUS_MODES)[1],)
+    ]
+    reasons = {
+        (policy.label, steps): reason
+        for policy, steps in asked
+        if (reason := _why_not(policy, plan.mode, steps)) is not None
+    }
+    possible = [
+        (policy, steps)
+        for policy, steps in asked
+        if (policy.label, steps) not in reasons and (not plan.kinds or kind_of(steps, policy.frame_stride) in plan.kinds)
+    ]
+    if reasons and not (possible and plan.skip_impossible):
+        (label, steps), reason = next(iter(reasons.items()))
+        raise ConfigError(f"{label} with {steps} steps per call: {reason}")
+    if not possible:
+        kinds = dict.fromkeys(kind_of(steps, policy.frame_stride) for policy, steps in asked)
+        raise ConfigError(
+            "--kinds", got=", ".join(plan.kinds), expected=f"some of {', '.join(kinds)}", remedy="Leave it out."
+        )
+    torch = dict(zip([policy.label for policy in policies], [*[None] * len(plan.bundles), *plan.torch], strict=True))
+    rows = []
+    for world in plan.worlds:
+        for language in plan.languages:
+            references: dict[tuple[object, ...], RowPlan] = {}
+            for policy, steps in possible:
+                mode, _ = choose_loop(policy, plan.mode, steps, modes=SYNCHRONOUS_MODES)
+                for ensemble in plan.ensembles if steps < policy.chunk_size else (None,):
+                    same_loop = (policy.provenance.get("checkpoint_sha256"), mode, steps, ensemble)
+                    paired = () if plan.pairing == "first" else same_loop
+                    row = RowPlan(
+                        policy, mode, steps, ensemble, world, language, torch[policy.label], references.get(paired)
+                    )
+                    references.setdefault(paired, row)
+                    rows.append(row)
+    not_possible = tuple(
+        NotPossible(
+            policy=policy.label, precision=policy.precision, execute_steps=steps, reason=reasons[policy.label, steps]
+        )
+        for policy, steps in asked
+        if (policy.label, steps) in reasons
+    )
+    return rows, not_possible
+
+
+def _why_not(policy: PolicyRecord, mode: str | None, steps: int) -> str | None:
+    """Return why a policy cannot be run so; None where it can."""
+    try:
+        check_execute_steps(steps, policy.chunk_size)
+        choose_loop(policy, mode, steps)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _as_folder_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "row"

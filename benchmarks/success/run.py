@@ -1,0 +1,289 @@
+"""Proves that compiled policies still work: several bundles, each played in several ways, on the same chains and starts.
+
+Every row (bundle, steps per call, scene, language) is a run of its own with its own folder, so a killed measurement goes on
+where it stopped, and rows can be paired chain by chain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from rfedge.benchmarks.success.chain_report import ChainRecord
+from rfedge.benchmarks.success.chains import read_chains, run_chains
+from rfedge.benchmarks.success.plan import ENRICHED, RowPlan, SuccessPlan, describe_policies, lay_out
+from rfedge.benchmarks.success.report import PolicyRecord, SuccessConditions, SuccessReport, SuccessRow
+from rfedge.benchmarks.success.rows import RowRecords, chain_result, jerk, kind_of, pair, single_task_result, timings
+from rfedge.benchmarks.success.single_tasks import TrialRecord, make_trials, run_trials
+from rfedge.bundle.artifact import load_bundle
+from rfedge.envs.chains import Chain, chains_sha256
+from rfedge.envs.interface import CONTROL_HZ, EnvironmentIdentity
+from rfedge.envs.language import ENRICHED_INSTRUCTIONS
+from rfedge.errors import ConfigError, ContractError
+from rfedge.jobs.processes import JobRunner, run_jobs
+from rfedge.policies import bundle_name
+from rfedge.records.machine import circumstances
+from rfedge.records.plan import check_least
+from rfedge.runtimes.control.modes import warn_of_time_base
+from rfedge.runtimes.policy.text import InstructionEncoder, open_encoder
+
+__all__ = ["SUCCESS_FILE", "SWEEP_FILES", "run_success"]
+
+SUCCESS_FILE: Final = "success.json"
+_CHAINS_FOLDER: Final = "chains"
+_TRIALS_FOLDER: Final = "single-tasks"
+# what `rfedge.benchmarks.success.sweep` adds to the folder
+SWEEP_FILES: Final = ("latency.json", "sweep.json", "sweep.png")
+_WHEN: Final = {"measured_at", "commit", "machine", "versions", "wall_seconds"}
+
+
+def run_success(
+    plan: SuccessPlan,
+    chains: Sequence[Chain],
+    output: Path | None = None,
+    *,
+    workers: int = 1,
+    runner: JobRunner = run_jobs,
+    executor: str = "processes",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SuccessReport:
+    """Run every row, or what an earlier call left of it, and report.
+
+    Args:
+        plan: what to run.
+        chains: the same for every row; empty for single tasks alone.
+        output: folder for one folder a row and `success.json`. None keeps nothing.
+        workers: processes; no result but the times depends on it.
+        runner: where they run, and `executor` what the report calls it.
+        executor: see `runner`.
+        on_progress: told (chains and starts done, chains and starts in all) over all rows together.
+
+    Raises:
+        ConfigError: the plan has nothing to run or something that is not possible, or `output` holds another run, or one
+            begun in another environment.
+        ArtifactError: a bundle or a journal in `output` is damaged.
+        ContractError: a bundle does not know an instruction.
+        BackendUnavailableError: the simulator, its renderer or the backend is not on this machine.
+    """
+    check_least(1, {"chains and single tasks": len(chains) + plan.starts_per_task}, remedy="Raise --num or --single-tasks.")
+    begun_s = time.perf_counter()
+    policies = describe_policies(plan)
+    plan = dataclasses.replace(plan, left_out=plan.left_out | _unknown_sentences(plan))
+    rows, not_possible = lay_out(plan, policies)
+    _check_words(plan, rows, chains)
+    if not plan.skip_impossible:  # whoever wants all numbers of steps knows
+        for steps, stride in dict.fromkeys((row.execute_steps, row.policy.frame_stride) for row in rows):
+            warn_of_time_base(steps, stride)
+    conditions = SuccessConditions(
+        environment=plan.worlds[0].name,
+        mode=plan.mode,
+        num_chains=len(chains),
+        chains_sha256=chains_sha256(chains) if chains else None,
+        starts_per_task=plan.starts_per_task,
+        max_steps=plan.max_steps,
+        seed=plan.seed,
+        control_hz=CONTROL_HZ,
+        backend=plan.backend,
+        threads=plan.settings.threads,
+        executor=executor,
+        left_out_instructions=tuple(sorted(plan.left_out)),
+    )
+    with ExitStack() as stack:
+        folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _refuse_other_content(folder)
+        stack.callback(_remove_empty, folder)
+        work = _Work(plan, chains, folder, workers, runner, len(rows), on_progress)
+        found = {row.name: work.run(row) for row in rows}
+        report = SuccessReport(
+            **circumstances(),
+            conditions=conditions,
+            policies=tuple(_as_named(policy) for policy in policies),
+            rows=tuple(_summarise(row, found, plan) for row in rows),
+            not_possible=not_possible,
+            wall_seconds=time.perf_counter() - begun_s,
+        )
+        if not work.num_finished:
+            report = _stored(folder, report)
+        report.write(folder / SUCCESS_FILE)
+        return report
+
+
+class _Work:
+    """Runs the rows one after the other in `folder`.
+
+    Attributes:
+        num_finished: chains and starts that were not there before.
+    """
+
+    def __init__(
+        self,
+        plan: SuccessPlan,
+        chains: Sequence[Chain],
+        folder: Path,
+        workers: int,
+        runner: JobRunner,
+        num_rows: int,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.num_finished = 0
+        self._plan = plan
+        self._chains = chains
+        self._folder = folder
+        self._workers = workers
+        self._runner = runner
+        self._on_progress = on_progress
+        self._environment: EnvironmentIdentity | None = None  # of all rows: those of others say nothing about each other
+        self._num_done = 0
+        self._num_jobs = num_rows * (len(chains) + plan.starts_per_task * len(plan.tasks))
+
+    def run(self, row: RowPlan) -> RowRecords:
+        """Run what is left of a row and return all of it."""
+        plan, chain_plan = self._plan, row.chain_plan(self._plan, self._environment)
+        chains: tuple[ChainRecord, ...] = ()
+        trials: tuple[TrialRecord, ...] = ()
+        num_workers = 0
+        if self._chains:
+            path = self._folder / _CHAINS_FOLDER / row.folder_name
+            report = run_chains(
+                chain_plan, self._chains, path, workers=self._workers, runner=self._runner, on_chain=self._counter()
+            )
+            chains, num_workers = read_chains(path), report.num_workers
+            chain_plan = dataclasses.replace(chain_plan, environment=chains[0].environment)
+        if plan.starts_per_task:
+            trials = run_trials(
+                chain_plan,
+                plan.starts_per_task,
+                self._folder / _TRIALS_FOLDER / row.folder_name,
+                tasks=plan.tasks,
+                workers=self._workers,
+                runner=self._runner,
+                on_trial=self._counter(),
+            )
+        records = RowRecords(chains, trials, max([num_workers, *(trial.num_workers for trial in trials)]))
+        self._environment = records.environment
+        return records
+
+    def _counter(self) -> Callable[[int, int], None]:
+        """Return what counts the jobs of one run into those of all rows; its first call tells what was there before."""
+        before, calls = self._num_done, itertools.count()
+
+        def told(done: int, _total: int) -> None:
+            self.num_finished += next(calls) > 0
+            self._num_done = before + done
+            if self._on_progress is not None:
+                self._on_progress(self._num_done, self._num_jobs)
+
+        return told
+
+
+def _unknown_sentences(plan: SuccessPlan) -> frozenset[str]:
+    """Return the held-out sentences that one of the bundles does not know; none where no row is told any."""
+    unknown: set[str] = set()
+    for encode in _encoders(plan).values() if ENRICHED in plan.languages else ():
+        sentences = itertools.chain.from_iterable(ENRICHED_INSTRUCTIONS.values())
+        unknown.update(sentence for sentence in sentences if not _knows(encode, sentence))
+    return frozenset(unknown)
+
+
+def _encoders(plan: SuccessPlan) -> dict[str, InstructionEncoder]:
+    """Return what turns instructions into tokens, by the path of each policy."""
+    found = {str(path): open_encoder(load_bundle(path, verify=False)) for path in plan.bundles}
+    for torch in plan.torch:  # all of one checkpoint say the same
+        if str(torch.checkpoint) not in found:
+            with torch.open(plan.settings) as policy:
+                found[str(torch.checkpoint)] = policy.parts.encoder
+    return found
+
+
+def _knows(encode: InstructionEncoder, sentence: str) -> bool:
+    try:
+        encode(sentence)
+    except ContractError:
+        return False
+    return True
+
+
+def _check_words(plan: SuccessPlan, rows: Sequence[RowPlan], chains: Sequence[Chain]) -> None:
+    """Refuse instructions that a policy does not know now, not after hours.
+
+    Raises:
+        ContractError: there is one.
+    """
+    told: dict[str, set[str]] = {}  # bundle -> instructions
+    for row in rows:
+        chain_plan = row.chain_plan(plan)
+        subtasks = [subtask for index, chain in enumerate(chains) for subtask in chain_plan.subtasks(index, chain)]
+        subtasks.extend(trial.subtask for trial in make_trials(chain_plan, plan.starts_per_task, plan.tasks))
+        told.setdefault(row.policy.path, set()).update(subtask.instruction for subtask in subtasks)
+    encoders = _encoders(plan)
+    for path, instructions in told.items():
+        for instruction in instructions:
+            encoders[path](instruction)
+
+
+def _summarise(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan) -> SuccessRow:
+    records, call_ms = found[row.name], timings(found[row.name].subtasks)
+    return SuccessRow(
+        name=row.name,
+        policy=row.policy.label,
+        precision=row.policy.precision,
+        mode=row.mode,
+        kind=kind_of(row.execute_steps, row.policy.frame_stride),
+        execute_steps=row.execute_steps,
+        ensemble=row.ensemble,
+        scene=row.world.scene,
+        language=row.language,
+        chains=chain_result(records, seed=plan.seed),
+        single_tasks=single_task_result(records, plan.starts_per_task),
+        paired=row.reference and pair(row.reference.name, found[row.reference.name], records, seed=plan.seed),
+        jerk=jerk(records.subtasks),
+        call_ms=call_ms,
+        num_inferences=0 if call_ms is None else call_ms.n,
+        num_control_steps=records.num_control_steps,
+        rollout_seconds=records.duration_s,
+        num_workers=records.num_workers,
+        renderer=records.environment.renderer,
+        looks=records.environment.looks,
+        interventions=records.interventions,
+    )
+
+
+def _refuse_other_content(folder: Path) -> None:
+    known = {_CHAINS_FOLDER, _TRIALS_FOLDER, SUCCESS_FILE, *SWEEP_FILES}
+    if folder.exists() and (not folder.is_dir() or any(path.name not in known for path in folder.iterdir())):
+        raise ConfigError(
+            f"output {folder}",
+            got="something that is no measurement of success",
+            expected="an empty or new folder",
+            remedy="Choose another --output.",
+        )
+
+
+def _remove_empty(folder: Path) -> None:
+    """Leave nothing of a measurement that could not begin."""
+    for path in (folder / _CHAINS_FOLDER, folder / _TRIALS_FOLDER, folder):
+        with contextlib.suppress(OSError):  # it has content, or never was
+            path.rmdir()
+
+
+def _as_named(policy: PolicyRecord) -> PolicyRecord:
+    """Return the record without the place where a shipped policy is installed."""
+    return policy.model_copy(update={"path": bundle_name(Path(policy.path))})
+
+
+def _stored(folder: Path, report: SuccessReport) -> SuccessReport:
+    """Return the report that is in `folder` where it is of the same rows: it says when and on what they were measured."""
+    with contextlib.suppress(OSError, ValidationError):
+        stored = SuccessReport.model_validate_json((folder / SUCCESS_FILE).read_bytes())
+        if stored.model_dump(exclude=_WHEN) == report.model_dump(exclude=_WHEN):
+            return stored
+    return report

@@ -1,0 +1,166 @@
+"""Every task for itself, from prepared starts: the same starts for every agent, those from which experts are measured."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rfedge.benchmarks.success.chains import ChainPlan
+from rfedge.envs.experts import prepare_start
+from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.envs.tasks import TASKS, check_task
+from rfedge.errors import ConfigError
+from rfedge.io.journal import open_journal
+from rfedge.jobs.processes import JobRunner, run_jobs
+from rfedge.records.plan import check_least
+from rfedge.records.record import Record, parse_lines
+from rfedge.runtimes.rollout import RolloutRecord
+from rfedge.runtimes.rollout.chain_agents import Subtask
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, close_session, common_environment, open_session
+
+__all__ = ["TRIALS_FILE", "Trial", "TrialRecord", "make_trials", "run_trials"]
+
+TRIALS_FILE: Final = "trials.jsonl"
+_TRIALS_SCHEMA_VERSION: Final = 2
+
+
+class TrialRecord(Record):
+    """One start of one task, whose number is `rollout.seed`; one line of `trials.jsonl`.
+
+    Attributes:
+        num_workers: processes that ran beside each other.
+        duration_s: wall-clock time, the preparation left out.
+    """
+
+    rollout: RolloutRecord
+    environment: EnvironmentIdentity
+    num_workers: int
+    duration_s: float
+
+    @property
+    def key(self) -> tuple[str | None, int | None]:
+        """Task and start."""
+        return self.rollout.task, self.rollout.seed
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A task and the number of the start it is done from, see `rfedge.envs.experts.prepare_start`."""
+
+    subtask: Subtask
+    start: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Task and start."""
+        return self.subtask.task, self.start
+
+
+def make_trials(plan: ChainPlan, starts_per_task: int, tasks: Sequence[str] = TASKS) -> tuple[Trial, ...]:
+    """Return what is run, task by task.
+
+    Raises:
+        ConfigError: a task is unknown, or the plan's own instructions lack it.
+    """
+    return tuple(
+        Trial(plan.subtask(check_task(task), [TASKS.index(task), start]), start)
+        for task in tasks
+        for start in range(plan.seed, plan.seed + starts_per_task)
+    )
+
+
+def run_trials(
+    plan: ChainPlan,
+    starts_per_task: int,
+    output: Path,
+    *,
+    tasks: Sequence[str] = TASKS,
+    workers: int = 1,
+    runner: JobRunner = run_jobs,
+    on_trial: Callable[[int, int], None] | None = None,
+) -> tuple[TrialRecord, ...]:
+    """Run every start of every task, or those that an earlier call did not finish.
+
+    Args:
+        plan: agent, world, language, steps and seed; the starts are `plan.seed`, `plan.seed` + 1, ...
+        starts_per_task: at least 1.
+        output: folder for `trials.jsonl`, one line a start in the order in which they end; a run of fewer starts goes on
+            there.
+        tasks: names.
+        workers: processes; the result does not depend on it.
+        runner: where they run.
+        on_trial: told (starts done, starts in all), at the beginning and after every start.
+
+    Returns:
+        Task by task, in the order of the starts.
+
+    Raises:
+        ConfigError: there is nothing to run, a task, an environment or the agent is not possible, `output` holds another
+            run, one begun in another environment or something else, or another process runs there.
+        BackendUnavailableError: the simulator or its renderer is not on this machine.
+        ArtifactError: `trials.jsonl` is damaged.
+    """
+    check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")
+    trials = make_trials(plan, starts_per_task, tasks)
+    arguments = {
+        "schema_version": _TRIALS_SCHEMA_VERSION,
+        "environment": plan.world.name,
+        "scene": plan.world.scene,
+        "agent": {"name": plan.agent_name, **plan.agent_facts},
+        "language": plan.language,
+        **plan.words(),
+        "max_steps": plan.max_steps,
+        "seed": plan.seed,
+        "tasks": list(tasks),
+    }
+    path = output / TRIALS_FILE
+    with open_journal(path, arguments) as journal:
+        done = {record.key: record for record in parse_lines(TrialRecord, journal.records, path, what="start")}
+        _check_no_more(done.values(), plan.seed + starts_per_task - 1, output)
+        if on_trial is not None:
+            on_trial(len(done), len(trials))
+        environment = common_environment(plan.environment, done.values())
+        call = functools.partial(_run_trial, plan.setup(environment), workers)
+        try:
+            for _, record in runner(call, [trial for trial in trials if trial.key not in done], workers):
+                environment = record.environment.check_same(environment)  # workers may run on several machines
+                journal.append(record.model_dump(mode="json"))
+                done[record.key] = record
+                if on_trial is not None:
+                    on_trial(len(done), len(trials))
+        finally:
+            close_session()  # of a run in this process
+    return tuple(done[trial.key] for trial in trials)
+
+
+def _check_no_more(done: Iterable[TrialRecord], last: int, folder: Path) -> None:
+    """Refuse a folder that holds starts beyond the last one asked for.
+
+    Raises:
+        ConfigError: it does.
+    """
+    num_more = max((record.rollout.seed or 0 for record in done), default=last) - last
+    if num_more > 0:
+        raise ConfigError(
+            f"starts per task of the run in {folder}",
+            got=f"{num_more} fewer than are there",
+            expected="as many or more",
+            remedy="Ask for more to go on, or choose another --output.",
+        )
+
+
+def _run_trial(setup: RolloutSetup, num_workers: int, trial: Trial) -> TrialRecord:
+    session = open_session(setup)
+    prepare_start(trial.subtask.task, session.environment, trial.start)
+    begun_s = time.perf_counter()
+    rollout = session.roll_out(trial.subtask, seed=trial.start)
+    return TrialRecord(
+        rollout=rollout,
+        environment=session.identity,
+        num_workers=num_workers,
+        duration_s=time.perf_counter() - begun_s,
+    )

@@ -1,0 +1,150 @@
+"""Sweeps the number of steps per policy call over bundles and joins success with latency: the paper's Fig. 3c in numbers.
+
+Success is measured first, in as many processes as there are workers. Latency is measured after it in this process alone, all
+bundles in turn, because a call beside other workers says little about a robot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
+from rfedge.benchmarks.records.schema import LatencyReport, VariantResult
+from rfedge.benchmarks.success.plan import SuccessPlan
+from rfedge.benchmarks.success.report import SuccessReport, SuccessRow
+from rfedge.benchmarks.success.run import SWEEP_FILES
+from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
+from rfedge.envs.tasks import INSTRUCTIONS
+from rfedge.policies import bundle_name
+from rfedge.records.machine import circumstances
+from rfedge.runtimes.backends.base import RuntimeSettings
+
+__all__ = ["LATENCY_FILE", "PLOT_FILE", "SWEEP_FILE", "SweepPlan", "finish_sweep", "join"]
+
+LATENCY_FILE, SWEEP_FILE, PLOT_FILE = SWEEP_FILES
+_INSTRUCTION: Final = INSTRUCTIONS["open_drawer"]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What to run.
+
+    Attributes:
+        success: rows; combinations that are not possible are listed and left out.
+        iterations, warmup, settle_ms: see `rfedge.benchmarks.latency.run.LatencyPlan`.
+        latency_settings: how bundles are loaded to be timed: alone, so with all cores.
+    """
+
+    success: SuccessPlan
+    iterations: int = 200
+    warmup: int = 20
+    settle_ms: float = 20.0
+    latency_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse a timing that cannot run now, not after the rollouts.
+
+        Raises:
+            ConfigError: no iteration, or a negative warm-up or pause.
+        """
+        object.__setattr__(self, "success", dataclasses.replace(self.success, skip_impossible=True))
+        _ = self.latency
+
+    @property
+    def latency(self) -> LatencyPlan:
+        """The plan of the timing."""
+        return LatencyPlan(
+            bundles=self.success.bundles,
+            torch=self.success.torch,
+            instruction=_INSTRUCTION,
+            execute_steps=1,  # each row divides by its own
+            warmup=self.warmup,
+            iterations=self.iterations,
+            settle_ms=self.settle_ms,
+            seed=self.success.seed,
+            settings=self.latency_settings,
+            backend=self.success.backend,
+        )
+
+
+def finish_sweep(
+    plan: SweepPlan,
+    success: SuccessReport,
+    output: Path | None = None,
+    *,
+    on_round: Callable[[int, int], None] | None = None,
+) -> SweepReport:
+    """Time the bundles, unless an earlier call did, and join the times with their success.
+
+    Args:
+        plan: of the timing.
+        success: what `rfedge.benchmarks.success.run.run_success` returned for `plan.success`.
+        output: folder of the rollouts, for `latency.json` and `sweep.json` too. None keeps nothing.
+        on_round: told (rounds done, rounds in all).
+
+    Raises:
+        ArtifactError: a bundle is damaged.
+        BackendUnavailableError: the backend is not on this machine.
+    """
+    timing = plan.latency
+    latency = None if output is None else _stored_latency(output / LATENCY_FILE, timing)
+    if latency is None:
+        latency = run_latency(timing, on_round=on_round)
+        if output is not None:
+            latency.write(output / LATENCY_FILE)
+    report = SweepReport(**circumstances(), success=success, latency=latency, rows=join(success, latency))
+    if output is not None:
+        report.write(output / SWEEP_FILE)
+    return report
+
+
+def join(success: SuccessReport, latency: LatencyReport) -> tuple[SweepRow, ...]:
+    """Return what the latency adds to every row; both reports are of the same bundles in the same order."""
+    variants = {policy.label: variant for policy, variant in zip(success.policies, _timed(latency), strict=True)}
+    return tuple(_join(row, variants, success.conditions.control_hz) for row in success.rows)
+
+
+def _timed(latency: LatencyReport) -> list[VariantResult]:
+    return [variant for variant in latency.variants if variant.role != "noise-floor"]
+
+
+def _join(row: SuccessRow, variants: Mapping[str, VariantResult], control_hz: float) -> SweepRow:
+    variant = variants[row.policy]
+    per_call_ms, steps = variant.per_call_ms["total"], row.mean_solved_steps
+    # Of every `execute_steps` control steps one waits for a call.
+    step_s = 1 / control_hz
+    waiting_s = max(per_call_ms.p50 / 1000, step_s) - step_s
+    return SweepRow(
+        row=row.name,
+        variant=variant.name,
+        per_call_ms=per_call_ms,
+        per_control_step_ms=per_call_ms.divided(row.execute_steps),
+        completion_s=None if steps is None else steps * step_s,
+        synchronous_completion_s=None if steps is None else steps * (step_s + waiting_s / row.execute_steps),
+        jerk=row.jerk,
+    )
+
+
+def _stored_latency(path: Path, plan: LatencyPlan) -> LatencyReport | None:
+    """Return the timing that an earlier call wrote, if it is of the same plan."""
+    with suppress(OSError, ValidationError):
+        stored = LatencyReport.model_validate_json(path.read_bytes())
+        conditions = stored.conditions
+        timed = [(item.source, item.role == "torch" and item.precision) for item in _timed(stored)]
+        asked: list[tuple[str, str | bool]] = [(bundle_name(path), False) for path in plan.bundles]
+        asked += [(bundle_name(item.checkpoint), item.precision) for item in plan.torch]
+        if timed == asked and (
+            conditions.iterations,
+            conditions.threads,
+            conditions.settle_ms,
+            conditions.seed,
+        ) == (plan.iterations, plan.settings.threads, plan.settle_ms, plan.seed):
+            return stored
+    return None

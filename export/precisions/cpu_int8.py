@@ -1,0 +1,190 @@
+"""The int8 form for CPUs: the products of a Q/DQ graph as integer kernels that are named, not hoped for.
+
+A Q/DQ graph is what TensorRT fuses. ONNX Runtime finds integer kernels in it only when every product has a pair of its
+own, some of its optimizers are off and nothing stands in between; here each product is written as the kernel itself:
+
+    QuantizeLinear (uint8, zero point 128) -> MatMulIntegerToFloat (com.microsoft), the bias inside
+
+The arithmetic is that of the Q/DQ graph: x / s rounded and cut to [-128, 127], then shifted by 128, because the kernels
+for uint8 times int8 are the fastest that AVX512-VNNI has (docs/adr/0008). Products that read one tensor with one scale
+share its QuantizeLinear. Weights stay as they are, in the same file if they are large.
+
+Source: onnxruntime's contrib operators, MatMulIntegerToFloat.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from rfedge.export.passes.drop_dead import DropDead
+from rfedge.export.passes.graph_queries import add_constant, constant_array, is_constant, only_reader, parent
+
+__all__ = ["KERNEL", "LowerInt8", "lower_int8"]
+
+KERNEL: Final = "MatMulIntegerToFloat"
+_DOMAIN: Final = "com.microsoft"
+_UINT8_ZERO: Final = 128
+
+
+class _Product(NamedTuple):
+    """A quantized product: what it reads, the scales, and the bias that is added to it."""
+
+    node: ir.Node
+    source: ir.Value
+    source_scale: ir.Value
+    weight: ir.Value
+    weight_scale: ir.Value
+    bias: ir.Value | None
+    last: ir.Node
+
+
+class LowerInt8(ir.passes.InPlacePass):
+    """Q/DQ products with int8 activations (zero point 0) and int8 weights (one scale a column) -> integer kernels.
+
+    Ensures: no product reads two DequantizeLinear nodes of this kind.
+    """
+
+    name = "lower-int8"
+
+    def __init__(self) -> None:
+        self.num_lowered = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        quantized: dict[tuple[str, float], ir.Value] = {}
+        uint8_zero: ir.Value | None = None
+        self.num_lowered = 0
+        for node in list(graph):
+            product = _product(node)
+            if product is None:
+                continue
+            if uint8_zero is None:
+                graph.opset_imports[_DOMAIN] = model.opset_imports[_DOMAIN] = 1
+                uint8_zero = add_constant(graph, "uint8_zero_point", np.array(_UINT8_ZERO, np.uint8))
+            # One per kernel: where uint8 x int8 saturates, onnxruntime rewrites weight and zero point of each kernel to
+            # uint8, and fails when it meets one of them a second time (`rfedge.bundle.int8_kernels`).
+            int8_zero = add_constant(graph, "int8_zero_point", np.array(0, np.int8))
+            source = _quantize(graph, product, quantized, uint8_zero)
+            kernel = ir.node(
+                KERNEL,
+                [
+                    source,
+                    product.weight,
+                    product.source_scale,
+                    product.weight_scale,
+                    uint8_zero,
+                    int8_zero,
+                    product.bias,
+                ],
+                domain=_DOMAIN,
+                name=str(node.name),
+                num_outputs=1,
+            )
+            _replace(graph, product, kernel)
+            self.num_lowered += 1
+        DropDead().rewrite(model)
+        return ir.passes.PassResult(model, modified=self.num_lowered > 0)
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if _product(node) is not None:
+                raise ir.passes.PostconditionError(f"pass {self.name}: product {node.name} is left")
+
+
+def lower_int8(source: Path, target: Path) -> int:
+    """Write the CPU form of the Q/DQ graph at `source` to `target`, in the same folder; return the number of kernels.
+
+    Weights that `source` keeps in a file beside it stay there: both graphs read the same file.
+    """
+    model = ir.load(source)
+    lower = LowerInt8()
+    lower(model)
+    ir.save(model, target)
+    return lower.num_lowered
+
+
+def _product(node: ir.Node) -> _Product | None:
+    if node.op_type != "MatMul" or node.domain:
+        return None
+    read, weight = parent(node, 0, "DequantizeLinear"), parent(node, 1, "DequantizeLinear")
+    if read is None or weight is None or not is_constant(weight.inputs[0]):
+        return None
+    quantize = parent(read, 0, "QuantizeLinear")
+    if quantize is None or not _is_int8(quantize, read) or not _is_per_column(weight):
+        return None
+    source, scale = quantize.inputs[0], quantize.inputs[1]
+    matrix, matrix_scale = weight.inputs[0], weight.inputs[1]
+    assert source is not None, f"{quantize.name} reads nothing"
+    assert scale is not None, f"{quantize.name} has no scale"
+    assert matrix is not None, f"{weight.name} reads nothing"
+    assert matrix_scale is not None, f"{weight.name} has no scale"
+    bias, last = _bias_after(node)
+    return _Product(node, source, scale, matrix, matrix_scale, bias, last)
+
+
+def _is_int8(quantize: ir.Node, dequantize: ir.Node) -> bool:
+    """Whether a pair is symmetric int8 with one scale."""
+    for node in (quantize, dequantize):
+        zero = constant_array(node.inputs[2], largest=1) if len(node.inputs) > 2 else None
+        if zero is None or zero.dtype != np.int8 or zero.size != 1 or zero.reshape(()) != 0:
+            return False
+    scale = constant_array(quantize.inputs[1], largest=1)
+    return scale is not None and scale.size == 1
+
+
+def _is_per_column(dequantize: ir.Node) -> bool:
+    """Whether an int8 matrix has one scale a column, or one in all, and zero points of 0."""
+    weight, scale = dequantize.inputs[0], dequantize.inputs[1]
+    tensor = None if weight is None else weight.const_value
+    if tensor is None or tensor.dtype != ir.DataType.INT8 or len(tensor.shape) != 2 or not is_constant(scale):
+        return False
+    if scale is None or scale.const_value is None:
+        return False
+    if scale.const_value.size > 1 and dequantize.attributes.get_int("axis", 1) not in (1, -1):
+        return False
+    zeros = constant_array(dequantize.inputs[2]) if len(dequantize.inputs) > 2 and dequantize.inputs[2] is not None else None
+    return zeros is None or not zeros.any()
+
+
+def _bias_after(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
+    """Return the constant vector that is added to the product, with the node that adds it."""
+    reader = only_reader(node.outputs[0])
+    if reader is None or reader.op_type != "Add" or reader.domain:
+        return None, node
+    other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
+    if other is None or not is_constant(other) or other.const_value is None or len(other.const_value.shape) != 1:
+        return None, node
+    return other, reader
+
+
+def _quantize(
+    graph: ir.Graph, product: _Product, quantized: dict[tuple[str, float], ir.Value], zero_point: ir.Value
+) -> ir.Value:
+    scale = constant_array(product.source_scale, largest=1)
+    assert scale is not None, f"{product.source_scale.name} is a constant of one number"
+    key = (str(product.source.name), float(scale.reshape(())))
+    if key not in quantized:
+        node = ir.node("QuantizeLinear", [product.source, product.source_scale, zero_point])
+        producer = product.source.producer()
+        node.metadata_props.update((producer or product.node).metadata_props)
+        node.outputs[0].name = f"{product.source.name}.uint8.{len(quantized)}"
+        node.outputs[0].shape = product.source.shape
+        node.outputs[0].dtype = ir.DataType.UINT8
+        graph.insert_before(product.node, node)
+        quantized[key] = node.outputs[0]
+    return quantized[key]
+
+
+def _replace(graph: ir.Graph, product: _Product, kernel: ir.Node) -> None:
+    """Put the kernel where the product and the addition of its bias stand."""
+    old = product.last.outputs[0]
+    new = kernel.outputs[0]
+    new.name, new.type, new.shape = old.name, ir.TensorType(ir.DataType.FLOAT), old.shape
+    kernel.metadata_props.update(product.node.metadata_props)
+    graph.insert_after(product.last, kernel)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(list(dict.fromkeys([product.last, product.node])), safe=True)

@@ -1,0 +1,172 @@
+"""Put rounded weights into a graph: as standard ONNX (DequantizeLinear), or as ONNX Runtime's MatMulNBits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rfedge.export.int8.insert import insert_bias
+from rfedge.export.int8.products import Product
+from rfedge.export.passes.graph_files import WeightProgress
+from rfedge.export.passes.graph_queries import add_computed, replace_node, tensor_shape
+from rfedge.export.precisions.block_quantization import quantize_columns
+from rfedge.export.precisions.weight_calibration import Frame, observe_weights
+from rfedge.export.precisions.weight_parts import WeightParts, finite_weight, weight_shape
+from rfedge.export.precisions.weight_rounding import BLOCK_SIZE, WeightRounding
+
+__all__ = ["RoundedWeights", "dequantize_kernel"]
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+
+
+class RoundedWeights:
+    """The rounded weights of one graph; each is there once, however many products read it."""
+
+    def __init__(self, graph: ir.Graph, rounding_of: Callable[[Product], WeightRounding], accuracy_level: int) -> None:
+        """Keep the graph, how each weight is rounded, and the accuracy level of MatMulNBits."""
+        self._graph, self._rounding_of, self._accuracy_level = graph, rounding_of, accuracy_level
+        self._stored: dict[ir.Value, Path] = {}
+        self._constants: dict[ir.Value, list[ir.Value]] = {}
+        self._unpacked: dict[ir.Value, ir.Value] = {}
+
+    def round_by_frames(
+        self, source: Path, products: Sequence[Product], frames: Sequence[Frame], folder: Path, on_frame: WeightProgress
+    ) -> None:
+        """Round what the products multiply by how their inputs vary; the numbers wait in `folder` until they are written.
+
+        What the rounded weights get wrong for the mean input goes into the bias after each product.
+        """
+        readers: dict[ir.Value, list[Product]] = {}
+        for product in products:
+            readers.setdefault(product.weight, []).append(product)
+        names = {product.name: str(product.source.name) for product in products}  # in `source`; a bias renames tensors
+        for weight, inputs in observe_weights(source, products, frames, on_frame=on_frame):
+            first = readers[weight][0]
+            read = _read(first)()
+            parts, rounded = self._rounding_of(first).round(read, inputs.covariance)
+            self._stored[weight] = folder / f"{len(self._stored)}.npz"
+            np.savez(self._stored[weight], **parts)  # type: ignore[arg-type]
+            lost = read.astype(np.float64) - rounded
+            for product in readers[weight]:
+                insert_bias(self._graph, product.node, (inputs.means[names[product.name]] @ lost).astype(np.float32))
+
+    def insert(self, product: Product) -> ir.Node:
+        """Let the product read its rounded weight; return the node that multiplies."""
+        weight = product.weight
+        rounding = self._rounding_of(product)
+        if not rounding.packed:
+            if weight not in self._unpacked:
+                self._unpacked[weight] = self._dequantize(product)
+            product.node.replace_input_with(1, self._unpacked[weight])
+            node = product.node
+        else:
+            if weight not in self._constants:
+                self._constants[weight] = self._pack(product)
+            node = _matmul_nbits(product, self._constants[weight], rounding.bits, self._accuracy_level)
+        if not weight.uses() and not weight.is_graph_output():
+            del self._graph.initializers[str(weight.name)]
+        return node
+
+    def _parts(self, product: Product) -> WeightParts:
+        rounding = self._rounding_of(product)
+        read, stored = _read(product), self._stored.get(product.weight)
+        if stored is None:
+            return WeightParts(lambda: rounding.round(read(), None)[0])
+        return WeightParts(lambda: _load(stored))
+
+    def _dequantize(self, product: Product) -> ir.Value:
+        """Put DequantizeLinear before the product; return its output."""
+        rounding, node, weight = self._rounding_of(product), product.node, product.weight
+        parts, name = self._parts(product), str(weight.name)
+        rows, columns = weight_shape(weight)
+        # A Gemm may hold its weight transposed, one row per output.
+        transposed = product.is_transposed
+        take = parts.part("numbers")
+        if rounding.by_column:
+            dtype, attributes = ir.DataType.INT8, {"axis": 0 if transposed else 1}
+            shape: tuple[int, ...] = (rows if transposed else columns,)
+        else:
+            dtype, attributes = ir.DataType.INT4, {"axis": 0, "block_size": BLOCK_SIZE}
+            shape = (rows // BLOCK_SIZE, columns)
+        numbers = add_computed(
+            self._graph,
+            f"{name}/int{rounding.bits}",
+            (lambda: take().T) if transposed else take,
+            dtype,
+            (rows, columns),
+        )
+        scales = add_computed(self._graph, f"{name}/scale", parts.part("scales"), ir.DataType.FLOAT, shape)
+        return _insert_dequantize(self._graph, node, weight, [numbers, scales], attributes)
+
+    def _pack(self, product: Product) -> list[ir.Value]:
+        """Return the constants that MatMulNBits reads for one weight."""
+        rounding, parts, name = self._rounding_of(product), self._parts(product), str(product.weight.name)
+        (rows, columns), byte = weight_shape(product.weight), ir.DataType.UINT8
+        blocks = -(-rows // BLOCK_SIZE)
+        shapes = {"B": (columns, blocks, BLOCK_SIZE * rounding.bits // 8), "zero_points": (columns, -(-blocks // 2))}
+        constants = [
+            add_computed(self._graph, f"{name}/int{rounding.bits}", parts.part("B"), byte, shapes["B"]),
+            add_computed(self._graph, f"{name}/scale", parts.part("scales"), ir.DataType.FLOAT, (columns, blocks)),
+        ]
+        if not rounding.symmetric:
+            zero_points = parts.part("zero_points")
+            constants.append(add_computed(self._graph, f"{name}/zero_point", zero_points, byte, shapes["zero_points"]))
+        return constants
+
+
+def dequantize_kernel(graph: ir.Graph, node: ir.Node) -> None:
+    """Let a convolution read its kernel (outputs, channels, rows, columns) from int8."""
+    weight = node.inputs[1]
+    assert weight is not None, f"{node.name} has a kernel"
+    assert weight.const_value is not None, f"{weight.name} is a constant"
+    shape, read = tensor_shape(weight.const_value), finite_weight(weight)
+
+    def rounded() -> dict[str, Array]:
+        numbers, scales = quantize_columns(read().reshape(shape[0], -1).T)
+        return {"numbers": numbers.T.reshape(shape), "scales": scales}
+
+    parts = WeightParts(rounded)
+    numbers = add_computed(graph, f"{weight.name}/int8", parts.part("numbers"), ir.DataType.INT8, shape)
+    scales = add_computed(graph, f"{weight.name}/scale", parts.part("scales"), ir.DataType.FLOAT, shape[:1])
+    node.replace_input_with(1, _insert_dequantize(graph, node, weight, [numbers, scales], {"axis": 0}))
+    if not weight.uses() and not weight.is_graph_output():
+        del graph.initializers[str(weight.name)]
+
+
+def _insert_dequantize(
+    graph: ir.Graph, node: ir.Node, weight: ir.Value, constants: Sequence[ir.Value], attributes: Mapping[str, int]
+) -> ir.Value:
+    """Put DequantizeLinear before the node that reads `weight`; return its output."""
+    new = ir.node("DequantizeLinear", constants, attributes=attributes, name=f"{node.name}/dequantize")
+    new.metadata_props.update(node.metadata_props)
+    output = new.outputs[0]
+    output.name, output.type, output.shape = f"{weight.name}/dequantized", ir.TensorType(ir.DataType.FLOAT), weight.shape
+    graph.insert_before(node, new)
+    return output
+
+
+def _read(product: Product) -> Callable[[], Float32]:
+    read, transposed = finite_weight(product.weight), product.is_transposed
+    return lambda: read().T if transposed else read()
+
+
+def _load(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _matmul_nbits(product: Product, constants: Sequence[ir.Value], bits: int, accuracy_level: int) -> ir.Node:
+    rows, columns = weight_shape(product.weight)
+    attributes = {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK_SIZE}
+    if accuracy_level:
+        attributes["accuracy_level"] = accuracy_level
+    node = product.node
+    new = ir.node("MatMulNBits", [node.inputs[0], *constants], attributes=attributes, domain="com.microsoft", name=node.name)
+    replace_node(node, new)
+    return new

@@ -1,0 +1,73 @@
+"""One weight as small integers: on one scale per output, or on one per block of inputs, to the nearest or by GPTQ."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.export.int8.products import Product
+from rfedge.export.int8.rounding import round_compensated
+from rfedge.export.precisions.block_quantization import (
+    compensate_blocks,
+    dequantize_blocks,
+    pack_blocks,
+    quantize_blocks,
+    quantize_columns,
+)
+
+__all__ = ["BLOCK_SIZE", "WeightRounding"]
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+BLOCK_SIZE: Final = 32
+
+
+_HALF: Final = np.finfo(np.float16)
+
+
+class WeightRounding(NamedTuple):
+    """How one weight is rounded: to 8 bits on one scale per column, or in blocks, and in whose layout it is stored."""
+
+    bits: int
+    symmetric: bool
+    packed: bool
+
+    @property
+    def by_column(self) -> bool:
+        return self.bits == 8 and not self.packed
+
+    def reason_to_keep(self, product: Product) -> str | None:
+        """Return why no kernel takes the weight; None where one does."""
+        if product.node.op_type == "Gemm" and not self.by_column:
+            return "a Gemm, for which there is no kernel with packed weights"
+        if not self.by_column and not self.packed and product.num_channels % BLOCK_SIZE:
+            return f"{product.num_channels} inputs, which blocks of {BLOCK_SIZE} do not divide"
+        return None
+
+    def round(self, weight: Float32, covariance: Float32 | None) -> tuple[dict[str, Array], Float32]:
+        """Round (inputs, outputs) to the nearest, or with a covariance of its inputs by GPTQ.
+
+        Returns:
+            The constants that the form stores, and the weight that they stand for.
+        """
+        if self.by_column:
+            numbers, scales = quantize_columns(weight) if covariance is None else round_compensated(weight, covariance, 0.0)
+            return {"numbers": numbers, "scales": scales}, numbers * scales
+        blocks = quantize_blocks(weight, bits=self.bits, block_size=BLOCK_SIZE, symmetric=self.symmetric)
+        blocks = blocks._replace(scales=_as_stored(blocks.scales))
+        if covariance is not None:
+            blocks = compensate_blocks(blocks, weight, covariance, bits=self.bits)
+        if self.packed:
+            parts = pack_blocks(blocks, bits=self.bits, symmetric=self.symmetric)
+        else:  # with a middle of 8, signed numbers from -8 to 7
+            parts = {"numbers": (blocks.numbers.astype(np.int8) - 8).reshape(weight.shape), "scales": blocks.scales}
+        return parts, dequantize_blocks(blocks, len(weight))
+
+
+def _as_stored(scales: Float32) -> Float32:
+    """Return scales rounded to fp16, in which they are stored; those beyond its normal numbers stay as they are."""
+    magnitudes = np.abs(scales)
+    is_normal = (magnitudes >= _HALF.tiny) & (magnitudes <= _HALF.max)
+    return np.where(is_normal, np.where(is_normal, scales, 0).astype(np.float16).astype(np.float32), scales)

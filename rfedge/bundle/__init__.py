@@ -1,0 +1,1 @@
+"""A bundle: manifest, graphs and engines of one policy in one precision."""

@@ -1,0 +1,404 @@
+"""The bundle: one folder that holds everything a robot needs to run a policy, with a manifest that vouches for it.
+
+    bundle/
+      manifest.json            this file's `Manifest`
+      backbone.onnx            frames + embedded instruction -> feature
+      backbone-cpu.onnx        in int8: the same with integer kernels for CPUs, on the same weights
+      vision.onnx              instead of the backbone, where it is exported in two stages: frames -> latents
+      decoder.onnx             and latents + embedded instruction -> feature, each with its -cpu variant in int8
+      head.onnx                features + state -> actions + state
+      head-cpu.onnx            when asked for: the same with int8 weights, for CPUs
+      embedding.safetensors    token embedding table, looked up once per instruction
+      tokenizer.json           instruction -> token ids
+      instructions.safetensors instead of both where the bundle knows a fixed list of sentences (`rfedge.language.instructions`)
+      engines/                 TensorRT plans, made later and per device (`rfedge.bundle.engines`); no part of the manifest
+
+A bundle is written under a temporary name and renamed. Before it is used the manifest's own sha256 and that of every file it
+lists are checked, and a file that it does not list is refused: a changed byte anywhere ends in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from rfedge.bundle.gates import missed
+from rfedge.config import PolicyConfig
+from rfedge.contract import GraphName, PolicyContract, policy_contract
+from rfedge.errors import ArtifactError
+from rfedge.io.atomic import atomic_directory
+
+__all__ = [
+    "CPU_ROLES",
+    "EMBEDDING_SCALE",
+    "EMBEDDING_TENSOR",
+    "ENGINES_FOLDER",
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Bundle",
+    "CalibrationRecord",
+    "Manifest",
+    "ParityRecord",
+    "PrecisionRecord",
+    "Role",
+    "hash_file",
+    "load_bundle",
+    "write_bundle",
+    "write_manifest",
+]
+
+MANIFEST_NAME: Final = "manifest.json"
+SCHEMA_VERSION: Final = 2
+ENGINES_FOLDER: Final = "engines"
+# The first field of manifest.json is the sha256 of the file itself, with zeros where it stands.
+_SEAL: Final = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",\n')
+_OPEN_SEAL: Final = b"0" * 64
+_LONGEST_MANIFEST_BYTES: Final = 1 << 26
+# embedding.safetensors: the token table, float or int8; int8 with one float32 scale a row.
+EMBEDDING_TENSOR: Final = "embedding"
+EMBEDDING_SCALE: Final = "scale"
+Role = Literal[
+    "backbone",
+    "backbone-cpu",
+    "vision",
+    "vision-cpu",
+    "decoder",
+    "decoder-cpu",
+    "head",
+    "head-cpu",
+    "weights",
+    "embedding",
+    "tokenizer",
+    "instructions",
+    "record",
+]
+# graph -> the same with integer kernels for CPUs, where there is one
+CPU_ROLES: Final[dict[GraphName, Role]] = {
+    "backbone": "backbone-cpu",
+    "vision": "vision-cpu",
+    "decoder": "decoder-cpu",
+    "head": "head-cpu",
+}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Artifact(_Record):
+    """One file of the bundle."""
+
+    path: str = Field(pattern=r"^[^/\x00][^\x00]*$", max_length=255)
+    role: Role
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class PrecisionRecord(_Record):
+    """What was asked for and what each block really computes in, read back from the finished graph."""
+
+    requested: str
+    blocks: dict[str, str]
+
+
+class CalibrationRecord(_Record):
+    """Where activation ranges came from: every (episode, frame) used, so that a calibration can be repeated."""
+
+    dataset: str
+    method: str
+    frames: tuple[tuple[int, int], ...]
+    sha256: str
+
+
+class ParityRecord(_Record):
+    """Measured differences of the exported graphs from PyTorch, with the thresholds they were held to.
+
+    `forced` says that the bundle was written although it missed one.
+    """
+
+    num_steps: int
+    inputs: str
+    metrics: dict[str, float]
+    thresholds: dict[str, float]
+    passed: bool
+    forced: bool = False
+
+    @property
+    def forced_past(self) -> tuple[str, ...]:
+        """Every threshold that a forced bundle missed, with the measured number; empty for any other bundle."""
+        return tuple(missed(self.metrics, self.thresholds)) if self.forced else ()
+
+
+class Manifest(_Record):
+    """manifest.json.
+
+    `training` is what the checkpoint says of how it came to be, as JSON values; `initial` in it is the same of the
+    checkpoint that it started from.
+    """
+
+    format: Literal["rfedge-bundle"] = "rfedge-bundle"
+    schema_version: int = SCHEMA_VERSION
+    policy: PolicyConfig
+    contract: PolicyContract
+    precision: PrecisionRecord
+    calibration: CalibrationRecord | None = None
+    parity: ParityRecord
+    source: dict[str, str]
+    training: dict[str, JsonValue] | None = None
+    versions: dict[str, str]
+    artifacts: tuple[Artifact, ...] = ()
+
+    @model_validator(mode="after")
+    def _contract_is_the_policy_s(self) -> Manifest:
+        if self.contract != policy_contract(self.policy, two_stages=bool(self.contract.backbone_stages)):
+            raise ValueError("contract: got another one than the policy's sizes make")
+        return self
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """Scenes of the demonstrations that the policy was trained on; empty where nothing is said of them."""
+        dataset = (self.training or {}).get("dataset")
+        scenes = dataset.get("scenes") if isinstance(dataset, dict) else None
+        return tuple(str(scene) for scene in scenes) if isinstance(scenes, list) else ()
+
+
+class Bundle:
+    """An opened, verified bundle."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @property
+    def policy(self) -> PolicyConfig:
+        return self.manifest.policy
+
+    @property
+    def contract(self) -> PolicyContract:
+        return self.manifest.contract
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(artifact.size_bytes for artifact in self.manifest.artifacts)
+
+    def backbone_graphs(self, *, for_cpu: bool) -> dict[GraphName, Path]:
+        """Return the graphs that make up the backbone, in call order: "backbone" alone, or "vision" and "decoder".
+
+        Args:
+            for_cpu: those with integer kernels for CPUs, where there are any.
+
+        Raises:
+            ArtifactError: the bundle lacks one.
+        """
+        return {name: self.graph(name, for_cpu=for_cpu) for name in self.contract.graphs if name != "head"}
+
+    def graph(self, name: GraphName, *, for_cpu: bool) -> Path:
+        """Return one graph, as `backbone_graphs` does; raises ArtifactError where the bundle lacks it."""
+        return self.path(CPU_ROLES[name] if for_cpu and self.has(CPU_ROLES[name]) else name)
+
+    def has(self, role: Role) -> bool:
+        """Say whether some file plays `role`."""
+        return any(artifact.role == role for artifact in self.manifest.artifacts)
+
+    def path(self, role: Role) -> Path:
+        """Return the file that plays `role`.
+
+        Raises:
+            ArtifactError: the bundle has no such file.
+        """
+        for artifact in self.manifest.artifacts:
+            if artifact.role == role:
+                return self.root / artifact.path
+        raise ArtifactError(
+            f"bundle {self.root}", got=f"no {role} artifact", expected="one", remedy="Export the bundle again."
+        )
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10 has no file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def write_bundle(path: Path, *, overwrite: bool = False) -> Iterator[BundleWriter]:
+    """Open a bundle for writing; it appears at `path` only when the block ends without an error.
+
+    Raises:
+        ArtifactError: `path` exists and `overwrite` is false, or the block ended without a manifest.
+    """
+    with atomic_directory(path, overwrite=overwrite) as temporary:
+        writer = BundleWriter(temporary)
+        yield writer
+        if not (temporary / MANIFEST_NAME).is_file():
+            raise ArtifactError(
+                f"bundle {path}", got="no manifest", expected="one call of finish()", remedy="This is a bug of ours."
+            )
+
+
+class BundleWriter:
+    """Collects a bundle's files in `root` and hashes them at the end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._roles: dict[str, Role] = {}
+
+    def add(self, name: str, role: Role) -> Path:
+        """Register the file `name` and return the path to write it to."""
+        self._roles[name] = role
+        return self.root / name
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Hash every registered file, write manifest.json and return the manifest with its artifacts.
+
+        Raises:
+            ArtifactError: a file was written without being registered.
+        """
+        _refuse_others(self.root, set(self._roles))
+        artifacts = tuple(
+            Artifact(path=name, role=role, sha256=hash_file(self.root / name), size_bytes=(self.root / name).stat().st_size)
+            for name, role in sorted(self._roles.items())
+        )
+        manifest = manifest.model_copy(update={"artifacts": artifacts})
+        write_manifest(self.root, manifest)
+        return manifest
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write `root`/manifest.json with the sha256 of its own bytes."""
+    text = manifest.model_dump_json(indent=2).encode() + b"\n"
+    text = text.replace(b"{\n", b'{\n  "sha256": "' + _OPEN_SEAL + b'",\n', 1)
+    sealed = text.replace(_OPEN_SEAL, hashlib.sha256(text).hexdigest().encode(), 1)
+    (root / MANIFEST_NAME).write_bytes(sealed)
+
+
+def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """Open the bundle at `path`.
+
+    Args:
+        path: the bundle folder.
+        verify: hash every file and compare; costs about one second per gigabyte.
+
+    Raises:
+        ArtifactError: no bundle is there, its manifest cannot be read or was altered, or a file is missing, altered or not
+            listed.
+    """
+    manifest = _read_manifest(path)
+    for artifact in manifest.artifacts:
+        _check_artifact(path, artifact, verify=verify)
+    _refuse_others(path, {artifact.path for artifact in manifest.artifacts})
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST_NAME
+    if not file.is_file():
+        raise ArtifactError(
+            f"bundle {path}",
+            got="no folder" if not path.is_dir() else f"no {MANIFEST_NAME}",
+            expected="a folder written by `rfedge export`",
+            remedy="Check the path or export the policy again.",
+        )
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_LONGEST_MANIFEST_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error), "a readable file") from None
+    seal = _SEAL.match(text)
+    if seal is None:
+        version = re.search(rb'"schema_version":\s*(\d{1,9})\b', text)
+        if version is not None and int(version[1]) != SCHEMA_VERSION:
+            raise _unreadable(path, f"schema version {int(version[1])}", f"schema version {SCHEMA_VERSION}")
+        raise _unreadable(path, "no sha256 of its own", "one in its first line")
+    rest = text[seal.end() :]
+    if hashlib.sha256(text[: seal.start(1)] + _OPEN_SEAL + text[seal.end(1) :]).hexdigest().encode() != seal[1]:
+        raise _unreadable(path, "bytes that do not make its sha256", "the bytes that were written")
+    try:
+        return Manifest.model_validate_json(b"{" + rest)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        got = f"{where}: {first['msg']}" if where else first["msg"]
+        raise _unreadable(path, got, f"schema version {SCHEMA_VERSION}") from None
+
+
+def _unreadable(path: Path, got: str, expected: str) -> ArtifactError:
+    return ArtifactError(
+        f"bundle {path}",
+        got=f"{MANIFEST_NAME} with {got}",
+        expected=expected,
+        remedy="Copy the bundle again, or export the policy again with this version of rfedge.",
+    )
+
+
+def _refuse_others(root: Path, listed: set[str]) -> None:
+    """Refuse what nobody vouches for: a graph might read its weights from there. `rfedge build` vouches for its engines."""
+    for folder, folders, names in os.walk(root):
+        relative = Path(folder).relative_to(root)
+        if relative == Path():
+            folders[:] = [name for name in folders if name != ENGINES_FOLDER]
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*names, *links):
+            path = (relative / name).as_posix()
+            if path not in listed and path != MANIFEST_NAME:
+                raise ArtifactError(
+                    f"bundle {root}",
+                    got=f"file {path}, which its manifest does not list",
+                    expected=f"the {len(listed)} files that it lists, and {ENGINES_FOLDER}/",
+                    remedy="Move it elsewhere, or copy the bundle again.",
+                )
+
+
+def _check_artifact(root: Path, artifact: Artifact, *, verify: bool) -> None:
+    file = (root / artifact.path).resolve()
+    if not file.is_relative_to(root.resolve()):
+        raise ArtifactError(
+            f"bundle {root}",
+            got=f"artifact path {artifact.path!r}",
+            expected="a path inside the bundle",
+            remedy="Do not use this bundle.",
+        )
+    if not file.is_file():
+        raise ArtifactError(
+            f"bundle {root}", got=f"no file {artifact.path}", expected=f"its {artifact.role}", remedy="Copy it again."
+        )
+    if file.stat().st_size != artifact.size_bytes:
+        raise ArtifactError(
+            f"bundle file {artifact.path}",
+            got=f"{file.stat().st_size} bytes",
+            expected=f"{artifact.size_bytes} bytes",
+            remedy="It was truncated or altered; copy or export the bundle again.",
+        )
+    if not verify:
+        return
+    try:
+        actual = hash_file(file)
+    except OSError as error:
+        raise ArtifactError(
+            f"bundle file {artifact.path}",
+            got=error.strerror or str(error),
+            expected="a readable file",
+            remedy="Check its permissions, or copy the bundle again.",
+        ) from None
+    if actual != artifact.sha256:
+        raise ArtifactError(
+            f"bundle file {artifact.path}",
+            got=f"sha256 {actual[:12]}",
+            expected=artifact.sha256[:12],
+            remedy="It was altered after export; copy or export the bundle again.",
+        )

@@ -1,0 +1,88 @@
+"""`rfedge bench episodes`: how near a policy's actions are to the recorded ones, without a simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rfedge.cli.bench.success_options import AsJson, Backend, Bundles, Mode, Provider, Threads
+
+if TYPE_CHECKING:
+    from rfedge.benchmarks.success.episodes import EpisodesReport
+    from rfedge.records.statistics import Mean
+
+__all__ = ["episodes"]
+
+
+def episodes(
+    bundles: Bundles,
+    data: Annotated[Path, typer.Option(help="Demonstrations in CALVIN's format.")],
+    split: Annotated[
+        str | None, typer.Option(help="training or validation; default: validation where there is one.")
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share that `rfedge train` held out of the training split; 0 measures all of it.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of that training, which decides what was held out.")] = 0,
+    num_episodes: Annotated[int, typer.Option("--num", min=1, help="Episodes at most, evenly spaced.")] = 50,
+    mode: Mode = None,
+    execute_steps: Annotated[int | None, typer.Option(min=1, help="Actions played per policy call.")] = None,
+    threads: Threads = 1,
+    backend: Backend = "onnxruntime",
+    provider: Provider = "cpu",
+    plot: Annotated[Path | None, typer.Option(help="Draw predicted and recorded actions to this file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare each bundle's actions with those of held-out episodes, frame by frame: action error and gripper agreement."""
+    from rfedge.benchmarks.success.episodes import EpisodesPlan, run_episodes
+    from rfedge.benchmarks.success.episodes_plot import draw_episodes
+    from rfedge.benchmarks.success.sweep_plot import check_can_draw
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.reports import write_report
+    from rfedge.runtimes.backends.base import RuntimeSettings
+    from rfedge.runtimes.backends.ort_providers import parse_provider
+
+    if plot is not None:
+        check_can_draw()
+    plan = EpisodesPlan(
+        tuple(bundles),
+        data,
+        split=split,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        num_episodes=num_episodes,
+        mode=mode,
+        execute_steps=execute_steps,
+        backend=backend,
+        settings=RuntimeSettings(threads=threads, providers=parse_provider(provider)),
+    )
+    with stage_progress() as progress:
+        report, traces = run_episodes(plan, on_step=progress)
+    _print(report, to_stderr=as_json)
+    if plot is not None:
+        draw_episodes(report, traces, plot)
+    write_report(report, output, as_json=as_json)
+
+
+def _print(report: EpisodesReport, *, to_stderr: bool) -> None:
+    from rfedge.cli.show.tables import print_table
+
+    def cell(mean: Mean, decimals: int) -> str:
+        return f"{mean.value:.{decimals}f} [{mean.low:.{decimals}f}, {mean.high:.{decimals}f}]"
+
+    scores = [report.mean_action, *(row.score for row in report.rows)]
+    print_table(
+        f"{len(report.episodes)} episodes, {report.num_steps} steps of {report.data}; 95 % intervals over episodes",
+        ("", "mean action", *(f"{row.policy} {row.precision}, {row.execute_steps} of a chunk" for row in report.rows)),
+        [
+            ("action error (1.0 is the scale)", *(cell(score.action_error, 3) for score in scores)),
+            ("position error, mm per step", *(cell(score.position_error_mm, 2) for score in scores)),
+            ("rotation error, degrees per step", *(cell(score.rotation_error_deg, 2) for score in scores)),
+            ("gripper agreement", *(cell(score.gripper_agreement, 3) for score in scores)),
+            (f"gripper changes ({report.num_gripper_changes} recorded)", *(score.num_gripper_changes for score in scores)),
+        ],
+        to_stderr=to_stderr,
+    )

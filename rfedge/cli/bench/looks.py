@@ -1,0 +1,67 @@
+"""`rfedge bench looks`: how far PlayTable's pictures are from those of CALVIN's own simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rfedge.envs.looks import RENDERER_HELP, Renderer
+
+if TYPE_CHECKING:
+    from rfedge.benchmarks.success.looks import LooksReport
+
+__all__ = ["looks"]
+
+
+def looks(
+    looks: Annotated[
+        str, typer.Option(help="Looks of PlayTable, with commas between: playtable, random, calvin.")
+    ] = "playtable",
+    scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
+    states: Annotated[int, typer.Option(help="Moments of experts at work in the real simulator.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of tasks, starts and moments.")] = 0,
+    renderer: Annotated[Renderer, typer.Option(help=RENDERER_HELP)] = "egl",
+    assert_levels: Annotated[
+        float | None, typer.Option(help="Fail unless both cameras differ by at most so many grey levels.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for looks.png, the pictures side by side, and looks.json.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+) -> None:
+    """Compare PlayTable's pictures with those of an installed calvin_env, in equal states."""
+    from typing import cast
+
+    from rfedge.benchmarks.success import looks as library
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.reports import write_report
+    from rfedge.envs.looks import Looks
+
+    names = tuple(cast(Looks, name.strip()) for name in looks.split(",") if name.strip())
+    plan = library.LooksPlan(names, scene=scene, states=states, seed=seed, renderer=renderer)
+    with stage_progress() as progress:
+        report, sights = library.run_looks(plan, on_state=lambda done, total: progress("pictures", done, total))
+    _print(report, as_json=as_json)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        library.draw_sheet(sights, output / "looks.png")
+    write_report(report, None if output is None else output / "looks.json", as_json=as_json)
+    if assert_levels is not None:
+        library.assert_levels(report, assert_levels)  # last, so that the numbers behind a failed gate are on the screen
+
+
+def _print(report: LooksReport, *, as_json: bool) -> None:
+    from rfedge.cli.show.tables import print_table
+
+    rows = [
+        (looks, camera, f"{difference.mean:.1f}", f"{min(difference.states):.1f}", f"{max(difference.states):.1f}")
+        for looks, cameras in report.differences.items()
+        for camera, difference in cameras.items()
+    ]
+    title = (
+        f"grey levels between PlayTable ({report.renderer}) and calvin_env ({report.real_renderer}), scene {report.scene}"
+    )
+    columns = ("looks", "camera", f"mean of {len(report.tasks)} states", "least", "most")
+    print_table(title, columns, rows, to_stderr=as_json)

@@ -1,0 +1,136 @@
+"""`rfedge bench success --precisions`: a checkpoint in every precision, success, latency, size and memory in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rfedge.benchmarks.success.plan import SuccessPlan
+    from rfedge.benchmarks.success.sweep_report import SweepReport
+    from rfedge.runtimes.rollout.policy_source import TorchPolicy
+
+__all__ = ["PreparedTable", "measure_table", "prepare_table"]
+
+_SUFFIX = ".bundles"
+
+
+class PreparedTable(NamedTuple):
+    """The policies of a table, bundles first, and what its rows call them."""
+
+    bundles: tuple[Path, ...]
+    torch: tuple[TorchPolicy, ...]
+    labels: tuple[str, ...]
+
+
+def prepare_table(
+    checkpoints: Sequence[Path], precisions: str, *, output: Path | None, data: Path | None, mixed_budget: str
+) -> PreparedTable:
+    """Export what is missing beside `output`, behind progress bars.
+
+    Raises:
+        ConfigError: no output, an unknown precision, or a checkpoint without demonstrations to export it with.
+        ArtifactError: a checkpoint or a bundle of an earlier call is damaged, or of another checkpoint.
+        BackendUnavailableError: the simulator, PyTorch or bitsandbytes is not on this machine.
+    """
+    from rfedge.benchmarks.success.precision_bundles import (
+        PrecisionRequest,
+        labels_of,
+        parse_table_precisions,
+        prepare_policies,
+    )
+    from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.errors import ConfigError
+    from rfedge.export.mixed.budget import parse_budget
+    from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, import_bitsandbytes
+    from rfedge.policies import find_bundle, find_checkpoint, is_shipped
+
+    if output is None:
+        raise ConfigError(
+            "--precisions", got="no --output", expected="a folder", remedy="Pass --output; bundles go beside it."
+        )
+    names, budget = parse_table_precisions(precisions), parse_budget(mixed_budget)
+    if any(name in WEIGHT_FORMATS for name in names):
+        import_bitsandbytes()  # what is missing is said before hours of rollouts
+    for path in checkpoints:
+        if data is None and not is_shipped(path):
+            raise ConfigError(
+                f"checkpoint {path}", got="no --data", expected="demonstrations to export with", remedy="Pass --data DIR."
+            )
+    found = []
+    folder = output.with_name(output.name + _SUFFIX)
+    kept = f"finished bundles are in {folder}, the same command goes on"
+    with kept_when_stopped(kept), stage_progress() as progress:
+
+        def demonstrations() -> tuple[Path, str | None]:
+            if data is not None:
+                return data, None
+            collected = expert_demonstrations(progress)
+            return collected.folder, collected.description
+
+        for path in checkpoints:
+            request = PrecisionRequest(names, budget, demonstrations)
+            shipped = find_bundle(path) if is_shipped(path) else None
+            place = folder / _name(path) if len(checkpoints) > 1 else folder
+            found.append(prepare_policies(find_checkpoint(path), place, request, shipped=shipped, progress=progress))
+    return PreparedTable(
+        tuple(bundle for policies in found for bundle in policies.bundles.values()),
+        tuple(item for policies in found for item in policies.torch),
+        labels_of([_name(path) for path in checkpoints], found),
+    )
+
+
+def _name(checkpoint: Path) -> str:
+    """Return what tells checkpoints apart: training runs all call theirs `checkpoint`."""
+    return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
+
+
+def measure_table(
+    plan: SuccessPlan, *, iterations: int, num: int, output: Path | None, workers: int, ray: str | None, to_stderr: bool
+) -> SweepReport:
+    """Run every row, then time all policies alone, and print one row for each with all of it."""
+    import dataclasses
+
+    from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
+    from rfedge.cli.bench.success_options import measure
+    from rfedge.cli.bench.success_tables import print_success
+    from rfedge.cli.show.progress import round_progress
+
+    sweep = SweepPlan(plan, iterations=iterations, latency_settings=dataclasses.replace(plan.settings, threads=0))
+    success = measure(sweep.success, num=num, output=output, workers=workers, ray=ray)
+    with round_progress() as on_round:  # with nothing beside it
+        report = finish_sweep(sweep, success, output, on_round=on_round)
+    print_success(success, to_stderr=to_stderr)
+    _print(report, to_stderr=to_stderr)
+    return report
+
+
+def _print(report: SweepReport, *, to_stderr: bool) -> None:
+    from rfedge.cli.show.tables import print_table
+
+    variants = {variant.name: variant for variant in report.latency.variants}
+    cells = []
+    for row, joined in zip(report.success.rows, report.rows, strict=True):
+        policy, variant = report.success.policy_of(row), variants[joined.variant]
+        success = row.chains.average_length if row.chains else row.single_tasks.success if row.single_tasks else None
+        paired = row.paired
+        share = None if paired is None else paired.average_length_share if row.chains else paired.single_task_share
+        cells.append(
+            (
+                row.policy,
+                row.loop,
+                str(row.execute_steps),
+                "-" if success is None else f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
+                "-" if share is None else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]",
+                f"{joined.per_call_ms.p50:.1f} / {joined.per_call_ms.p99:.1f}",
+                f"{policy.size_bytes / 1e6:.1f}",
+                f"{variant.load_rss_bytes / 1e6:.0f}",
+                policy.backend or report.success.conditions.backend,
+            )
+        )
+    measure = "average length" if report.success.conditions.num_chains else "success"
+    columns = ("policy", "loop", "k", measure, "of fp32", "call p50 / p99 ms", "MB", "loaded MB", "backend")
+    print_table(f"every precision in {report.success.world}", columns, cells, to_stderr=to_stderr)

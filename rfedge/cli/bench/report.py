@@ -1,0 +1,53 @@
+"""`rfedge bench report`: the records of other benchmarks joined into one page and one Markdown file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["report"]
+
+
+def report(
+    sources: Annotated[list[Path], typer.Argument(help="JSON records, and folders in which they lie at any depth.")],
+    output: Annotated[Path, typer.Option(help="The page: one HTML file that loads nothing.")] = Path("report.html"),
+    markdown: Annotated[Path | None, typer.Option(help="Write one Markdown table for each bundle here.")] = None,
+    gif: Annotated[list[Path] | None, typer.Option(help="GIF, PNG or JPEG to show, or a folder of GIFs; repeat it.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "rfedge: measured",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+) -> None:
+    """Join records of success, sweep, latency and the rest into one page, with what is missing named."""
+    import json
+    import sys
+
+    from rfedge.benchmarks.report.build import ReportPlan, build_report
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.tables import print_table
+
+    plan = ReportPlan(tuple(sources), tuple(gif or ()), title)
+    with stage_progress() as progress:
+        built = build_report(plan, progress=progress)
+    built.write(output, markdown)
+    collection = built.collection
+    print_table("records", ("record", "format"), [(one.name, one.form) for one in collection.found], to_stderr=as_json)
+    if collection.left_out:
+        left_out = [(one.name, one.reason) for one in collection.left_out]
+        print_table("left out", ("file", "why"), left_out, to_stderr=as_json)
+    told = sys.stderr if as_json else sys.stdout
+    print(built.sentence, file=told)
+    written = [str(path) for path in (output, markdown) if path is not None]
+    print(f"{', '.join(written)}: {len(built.html.encode()) / 1e6:.2f} MB page, {len(built.rows)} rows", file=told)
+    if as_json:
+        document = {
+            "output": str(output),
+            "markdown": None if markdown is None else str(markdown),
+            "sentence": built.sentence,
+            "records": [{"name": one.name, "format": one.form} for one in collection.found],
+            "left_out": [{"name": one.name, "reason": one.reason} for one in collection.left_out],
+            "num_rows": len(built.rows),
+            "num_pictures": built.num_pictures,
+            "missing": list(built.missing),
+        }
+        print(json.dumps(document))

@@ -1,0 +1,34 @@
+"""`rfedge demos merge`: several datasets -> one, to train on all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["merge"]
+
+
+def merge(
+    datasets: Annotated[list[Path], typer.Argument(help="Two or more datasets in the CALVIN format.")],
+    output: Annotated[Path, typer.Option(help="New folder for the merged dataset.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+) -> None:
+    """Merge datasets into one that `rfedge train --data` takes; frames are linked where possible."""
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.tables import print_table
+    from rfedge.data.merging import merge_datasets
+
+    with kept_when_stopped(f"nothing was written to {output}"), stage_progress() as progress:
+        result = merge_datasets(datasets, output, on_progress=lambda done, total: progress("frames", done, total))
+    rows: list[tuple[object, ...]] = [
+        (row.folder, row.scene or "", row.num_segments, row.num_frames, row.shift) for row in result.sources
+    ]
+    rows.append(("all", "", result.num_segments, result.num_frames, ""))
+    print_table(str(result.folder), ("dataset", "scene", "segments", "frames", "shift"), rows, to_stderr=as_json)
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(result), "folder": str(result.folder)}))

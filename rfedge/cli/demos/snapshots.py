@@ -1,0 +1,67 @@
+"""`rfedge demos snapshots`: pictures of random states in the CALVIN format, for `rfedge pretrain` alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rfedge.envs.looks import LOOKS_HELP, Looks
+
+if TYPE_CHECKING:
+    from rfedge.envs.playtable.environment import PlayTable
+    from rfedge.envs.snapshots import Snapshots
+
+__all__ = ["snapshots"]
+
+_FRAMES_PER_SLOT = 16
+
+
+def snapshots(
+    output: Annotated[Path, typer.Option(help="Dataset folder to write; repeat the command to go on after a stop.")],
+    num: Annotated[int, typer.Option(min=1, help="Pictures of each camera, rounded up to a multiple of 16.")] = 1600,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every state.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
+    scene: Annotated[str, typer.Option(help="CALVIN scene.")] = "D",
+    looks: Annotated[Looks, typer.Option(help=LOOKS_HELP)] = "playtable",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON document.")] = False,
+) -> None:
+    """Take pictures of random states of the table, each seen once, to pre-train vision on."""
+    from rfedge.cli.show.progress import stage_progress
+    from rfedge.data.collection.collect import CollectionRequest, collect
+    from rfedge.envs.snapshots import SNAPSHOT_TASK
+
+    recording = {"environment": "playtable", "looks": looks, "snapshots": True}
+    request = CollectionRequest((SNAPSHOT_TASK,), -(-num // _FRAMES_PER_SLOT), seed=seed, scene=scene, recording=recording)
+    _open(scene, looks).close()  # before anything is written
+    _open.cache_clear()
+    with stage_progress() as progress:
+        result = collect(
+            functools.partial(_record, scene=scene, looks=looks),
+            request,
+            output,
+            workers=workers,
+            on_progress=lambda done, total, _: progress("snapshots", _FRAMES_PER_SLOT * done, _FRAMES_PER_SLOT * total),
+        )
+    frames = sum(row.frames for row in result.tasks)
+    print(json.dumps({"folder": str(result.folder), "frames": frames}) if as_json else f"{result.folder}: {frames} frames")
+
+
+def _record(task: str, seed: int, *, scene: str, looks: Looks) -> Snapshots:
+    import numpy as np
+
+    from rfedge.envs.snapshots import record_snapshots
+
+    environment = _open(scene, looks)
+    environment.redress((seed,))
+    return record_snapshots(environment, np.random.default_rng(seed), _FRAMES_PER_SLOT)
+
+
+@functools.cache  # one per process
+def _open(scene: str, looks: Looks) -> PlayTable:
+    from rfedge.envs.playtable.environment import PlayTable
+
+    return PlayTable(scene, looks=looks)

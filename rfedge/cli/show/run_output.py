@@ -1,0 +1,104 @@
+"""What `rfedge run` prints for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rfedge.cli.bench.resource_tables import print_resources
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rfedge.runtimes.rollout import RolloutRecord
+    from rfedge.runtimes.rollout.replay import ReplayReport
+    from rfedge.runtimes.rollout.rollouts import RolloutReport
+
+__all__ = ["print_replay", "print_run"]
+
+
+def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path | None]) -> None:
+    """Print what was run, how each episode ended and the times; `files` names what was written."""
+    from rich.table import Table
+
+    console.print(
+        f"{report.policy} {report.precision}, {report.mode}, {report.execute_steps} of each chunk; "
+        f"{report.environment} scene {report.scene}, looks {report.looks}, renderer {report.renderer}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if report.task is None:
+        console.print(
+            f"instruction {report.instruction!r} is none of the simulator's tasks: success is not judged", highlight=False
+        )
+    else:
+        console.print(f"task {report.task}: {report.instruction!r}", highlight=False, soft_wrap=True)
+    outcome = {True: "success", False: "failure", None: "not judged"}
+    for episode in report.episodes:
+        console.print(
+            f"seed {episode.seed}: {outcome[episode.success]}, {episode.num_steps} steps, "
+            f"{episode.num_inferences} inferences{_details(episode, holds_rate=report.rate_hz is not None)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if report.stopped_by is not None:
+        console.print(f"stopped by {report.stopped_by}: zero motion, gripper held", highlight=False)
+    if report.num_successes is not None:
+        console.print(f"{report.num_successes} of {len(report.episodes)} episodes succeeded", highlight=False)
+    table = Table(title="milliseconds per policy call")
+    table.add_column("stage")
+    for name in ("p50", "p90", "p99", "max", "mean per control step"):
+        table.add_column(name, justify="right")
+    for stage, summary in report.per_call_ms.items():
+        numbers = (summary.p50, summary.p90, summary.p99, summary.max, report.mean_per_control_step_ms[stage])
+        table.add_row(stage, *(f"{number:.3f}" for number in numbers))
+    console.print(table)
+    if report.resources is not None:
+        print_resources(console, {"run": report.resources}, when="beside the run, simulator included")
+    for name, path in files.items():
+        if path is not None:
+            cut = f", cut: {report.record_error}" if name == "record" and report.record_error is not None else ""
+            console.print(f"{name}: {path}{cut}", highlight=False, soft_wrap=True)
+
+
+def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
+    parts = []
+    if holds_rate:
+        parts.append(f"{episode.num_late} late (up to {1000 * episode.max_lag_s:.1f} ms), {episode.num_missed} missed")
+        parts.append(f"frames up to {episode.max_age_ms:.0f} ms old")
+    for count, what in ((episode.num_starved, "starved"), (episode.num_unavailable, "without an answer")):
+        if count:
+            parts.append(f"{count} {what}")
+    parts += [f"{count} {name}" for name, count in episode.interventions.items()]
+    parts += [f"{count} equal frames of {camera}" for camera, count in episode.frozen.items()]
+    reasons = {
+        "misses": "stopped after too many misses",
+        "frozen": "stopped: a camera repeats its picture",
+        "backbone": "stopped: backbone beyond its deadline",
+        "step": "stopped: control step beyond its deadline",
+    }
+    parts += [reasons[episode.ended]] if episode.ended in reasons else []
+    return "".join(f", {part}" for part in parts)
+
+
+def print_replay(console: Console, report: ReplayReport) -> None:
+    """Print whether every action came out as recorded, or the first one that did not."""
+    if report.is_cut:
+        note = f"note: the last line of {report.record} is not finished; it was left out"
+        console.print(note, highlight=False, soft_wrap=True)
+    if report.difference is None and not report.num_steps:
+        console.print(f"{report.record} holds no step: nothing to compare", highlight=False, soft_wrap=True)
+        return
+    if report.difference is None:
+        text = f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, bit for bit"
+        console.print(text, highlight=False, soft_wrap=True)
+        return
+    for difference in filter(None, (report.cause, report.difference)):
+        console.print(
+            f"episode {difference.episode}, step {difference.step}: {difference.what} differs\n"
+            f"  recorded {difference.recorded}\n  replayed {difference.replayed}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for name, versions in report.changed_versions.items():
+        console.print(f"{name}: {versions}", highlight=False)

@@ -1,0 +1,71 @@
+"""Tables that commands print."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rfedge.bundle.artifact import Bundle, ParityRecord
+from rfedge.bundle.gates import allowed, is_met
+
+__all__ = ["parity_table", "print_manifest", "print_table"]
+
+_WIDTH_OF_A_PIPE: Final = 125
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
+    """Print one table; the first column is left-aligned, all others right-aligned.
+
+    With `--json` stdout belongs to the JSON document, so tables go to stderr.
+    """
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # text, in which [brackets] are no markup
+    console = Console(stderr=to_stderr)
+    if not console.is_terminal:  # a file or a pipe has no width, and a number cut short is no number
+        console.width = max(console.width, _WIDTH_OF_A_PIPE)
+    console.print(table)
+
+
+def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
+    """Return rows (metric, measured, allowed, verdict)."""
+    rows = []
+    for name, value in parity.metrics.items():
+        limit = parity.thresholds.get(name)
+        if limit is None:
+            rows.append((name, f"{value:.3g}", "", ""))
+            continue
+        rows.append((name, f"{value:.6g}", allowed(name, limit), "ok" if is_met(name, value, limit) else "MISSED"))
+    return rows
+
+
+def print_manifest(bundle: Bundle, *, as_json: bool) -> None:
+    """Print what a bundle is as two tables and a line; with `as_json` on stderr, and the manifest on stdout."""
+    manifest = bundle.manifest
+    parity = manifest.parity
+    print_table(
+        f"parity with PyTorch over {parity.num_steps} steps, {manifest.policy.time_keeping} time-keeping ({parity.inputs})",
+        ("metric", "measured", "allowed", ""),
+        parity_table(parity),
+        to_stderr=as_json,
+    )
+    print_table(
+        "effective precision per block", ("block", "precision"), manifest.precision.blocks.items(), to_stderr=as_json
+    )
+    precisions = Counter(manifest.precision.blocks.values())
+    print(
+        f"{bundle.root}: {manifest.policy.name} in {manifest.precision.requested} "
+        f"({', '.join(f'{count} blocks {name}' for name, count in precisions.items())}), "
+        f"{bundle.size_bytes / 1e6:.1f} MB, parity {'passed' if parity.passed else 'MISSED'}",
+        file=sys.stderr if as_json else sys.stdout,
+    )
+    if as_json:
+        print(manifest.model_dump_json())

@@ -1,0 +1,1 @@
+"""Collecting demonstrations into a CALVIN dataset."""

@@ -1,0 +1,370 @@
+"""Collects a CALVIN dataset from anything that can record a rollout: resumable, and the same for any number of workers.
+
+Every (task, episode) pair owns a row of frame numbers, 64 unless a rollout may be longer, and a row of seeds that follow
+from the arguments alone, so neither the order of work nor a restart shows in the result; the price is gaps between
+rollouts, which the format allows. A rollout counts once its line is in the journal, so a kill loses at most those under
+way.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
+from rfedge.data.collection.journal import JOURNAL, EpisodeRecord, SegmentRecord, open_journal, rewrite_journal
+from rfedge.data.collection.writer import write_episode, write_index
+from rfedge.data.frames import Array, frame_name
+from rfedge.errors import ConfigError, DatasetError
+from rfedge.io.atomic import atomic_file
+from rfedge.io.disk import check_room, read_json
+from rfedge.jobs.processes import run_jobs
+
+__all__ = [
+    "FRAMES_PER_SLOT",
+    "LABELS",
+    "CollectionRequest",
+    "CollectionResult",
+    "EpisodeRecord",
+    "RecordedEpisode",
+    "RecordedSegment",
+    "SegmentRecord",
+    "TaskSummary",
+    "attempt_seed",
+    "collect",
+]
+
+# CALVIN's language segments have at most 64 frames; a longer one would run into its neighbour's numbers.
+FRAMES_PER_SLOT: Final = 64
+# What the two kinds of action in a frame mean, kept in collection.json.
+LABELS: Final = {
+    "rel_actions": "the expert's action for the state of this frame: what a policy learns, not always what was sent",
+    "actions": "the absolute tcp pose of the next frame and the gripper action that was sent: what happened",
+}
+_SPLIT: Final = "training"
+_ROLLOUT_BYTES: Final = 400_000  # of PlayTable: 40 frames of 10 kB
+_SCHEMA_VERSION: Final = 1
+
+
+class RecordedSegment(Protocol):
+    """Consecutive frames under one instruction; `rfedge.benchmarks.success.demonstrations.EpisodeSegment` is one."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def solved(self) -> bool: ...
+
+
+class RecordedEpisode(Protocol):
+    """What `record` returns; `rfedge.benchmarks.success.demonstrations.Episode` is one."""
+
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def success(self) -> bool: ...
+    @property
+    def frames(self) -> Mapping[str, Array]: ...
+    @property
+    def segments(self) -> Sequence[RecordedSegment]: ...
+
+
+Record = Callable[[str, int], RecordedEpisode]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRequest:
+    """Everything that decides a collection.
+
+    Attributes:
+        tasks: names, in the order of their frame numbers.
+        episodes_per_task: rollouts wanted of each, successful ones unless `keep_failures`.
+        seed: every rollout's seed is drawn from it.
+        scene: letter of the CALVIN scene.
+        max_attempts: seeds tried for one rollout before it is given up.
+        frames_per_episode: frame numbers that a rollout owns.
+        keep_failures: keep a rollout whatever came of it, as relabelling does.
+        recording: what else decides the rollouts, by name and as JSON values: it is kept in collection.json beside the
+            other arguments, and a collection only goes on with the same.
+    """
+
+    tasks: tuple[str, ...]
+    episodes_per_task: int
+    seed: int = 0
+    scene: str = "D"
+    max_attempts: int = 10
+    frames_per_episode: int = FRAMES_PER_SLOT
+    keep_failures: bool = False
+    recording: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All of it as one JSON document; what follows from the rest comes last."""
+        fields = asdict(self)
+        recording = fields.pop("recording")
+        derived = {name: fields.pop(name) for name in ("frames_per_episode", "keep_failures")}
+        document: dict[str, Any] = json.loads(json.dumps({**fields, **recording, **derived}))
+        return document
+
+    def check(self) -> None:
+        """Raise ConfigError when there is nothing to do or a task is named twice."""
+        for name, value in (
+            ("episodes per task", self.episodes_per_task),
+            ("max attempts", self.max_attempts),
+            ("frames per episode", self.frames_per_episode),
+        ):
+            if value < 1:
+                raise ConfigError(name, got=value, expected="at least 1", remedy="Give a positive whole number.")
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ConfigError(
+                "tasks", got=list(self.tasks), expected="at least one, each once", remedy="Name each task once."
+            )
+        if self.seed < 0:
+            raise ConfigError("seed", got=self.seed, expected="0 or more", remedy="Give a whole number from 0 on.")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """Totals of one task.
+
+    Attributes:
+        episodes: rollouts that begin with it.
+        frames: of those rollouts.
+        retries: recordings thrown away for them.
+        missing: rollouts given up after every attempt failed.
+        segments: language segments of it, in whichever rollout.
+        solved: those of them that end with the task done.
+    """
+
+    task: str
+    episodes: int
+    frames: int
+    retries: int
+    missing: int
+    segments: int
+    solved: int
+
+    @property
+    def mean_frames(self) -> float:
+        return self.frames / self.episodes if self.episodes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionResult:
+    """What now lies in `folder`; `num_resumed` episodes were there before."""
+
+    folder: Path
+    tasks: tuple[TaskSummary, ...]
+    num_resumed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempts:
+    episode: RecordedEpisode | None
+    seed: int
+    num_failed: int
+
+
+def attempt_seed(seed: int, task: str, episode: int, attempt: int) -> int:
+    """Seed of one recording; it depends on these four alone, so more tasks or episodes leave the others as they were."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), episode, attempt]).generate_state(1)[0] >> 1)
+
+
+def collect(
+    record: Record,
+    request: CollectionRequest,
+    output: Path,
+    *,
+    workers: int = 1,
+    versions: Mapping[str, str] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> CollectionResult:
+    """Record every rollout of `request` that is not there yet, then write the index files.
+
+    Args:
+        record: called as (task, seed); with `workers` above 1 it must be a top-level function or a partial of one.
+        request: what to collect.
+        output: the dataset's root; frames go into `training/`.
+        workers: processes that record; the result does not depend on it.
+        versions: names and versions to keep in collection.json.
+        on_progress: called as (rollouts done, rollouts in all, task).
+
+    Raises:
+        ConfigError: `output` holds another collection or something else, another process collects into it, or an
+            argument is out of range.
+        DatasetError: no rollout at all succeeded, one has too many frames or arrays that are not in the format, or a
+            worker died.
+    """
+    request.check()
+    if workers < 1:
+        raise ConfigError("workers", got=workers, expected="at least 1", remedy="Give a positive whole number.")
+    document = {
+        "schema_version": _SCHEMA_VERSION,
+        "complete": False,
+        "arguments": request.arguments,
+        "labels": LABELS,
+        "versions": dict(versions or {}),
+    }
+    _refuse_other_content(output)
+    jobs = [(task, episode) for task in request.tasks for episode in range(request.episodes_per_task)]
+    first_frames = {job: slot * request.frames_per_episode for slot, job in enumerate(jobs)}
+    folder = output / _SPLIT
+    with open_journal(output / JOURNAL) as (journal, done):
+        _claim(output, document, started=bool(done))
+        num_resumed = len(done)
+        open_jobs = [job for job in jobs if job not in done]
+        check_room(output, len(open_jobs) * _ROLLOUT_BYTES, what=f"{len(open_jobs)} episodes")
+        call = functools.partial(_record_until_kept, record=record, request=request)
+        for job, attempts in run_jobs(call, open_jobs, workers):
+            done[job] = _store(folder, request, first_frames[job], job, attempts)
+            journal(done[job])
+            if on_progress is not None:
+                on_progress(len(done), len(jobs), job[0])
+        entries = [done[job] for job in jobs]
+        _finish(output, folder, request, document, entries)
+        rewrite_journal(output / JOURNAL, entries)
+    return CollectionResult(folder, _summaries(request, entries), num_resumed)
+
+
+def _refuse_other_content(output: Path) -> None:
+    if output.exists() and not (output / JOURNAL).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(
+            f"output {output}",
+            got="something other than a collection",
+            expected="an empty or new folder",
+            remedy="Choose another --output.",
+        )
+
+
+def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
+    """Record the arguments, or, once an episode is there, make sure that it was recorded with the same ones."""
+    path = output / COLLECTION_RECORD
+    if not started:
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(document, indent=2) + "\n")
+        return
+    try:
+        before = dict(read_json(path)["arguments"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"file {path}", got="unreadable text", expected="a collection record", remedy="Choose another --output."
+        ) from None
+    for name, value in document["arguments"].items():
+        if name not in before or before[name] != value:
+            raise ConfigError(
+                f"{name.replace('_', ' ')} of the collection in {output}",
+                got=value,
+                expected=f"{before.get(name, 'none recorded')}, with which it was started",
+                remedy="Repeat the arguments to go on, or choose another --output.",
+            )
+
+
+def _record_until_kept(job: tuple[str, int], *, record: Record, request: CollectionRequest) -> _Attempts:
+    task, episode = job
+    for attempt in range(request.max_attempts):
+        drawn = attempt_seed(request.seed, task, episode, attempt)
+        recorded = record(task, drawn)
+        if recorded.success or request.keep_failures:
+            return _Attempts(recorded, drawn, attempt)
+    return _Attempts(None, drawn, request.max_attempts)
+
+
+def _store(folder: Path, request: CollectionRequest, first: int, job: tuple[str, int], attempts: _Attempts) -> EpisodeRecord:
+    for number in range(first, first + request.frames_per_episode):
+        (folder / frame_name(number)).unlink(missing_ok=True)  # what a killed run left of this rollout
+    task, episode = job
+    num_frames, instruction = 0, ""
+    segments: tuple[SegmentRecord, ...] = ()
+    recorded = attempts.episode
+    if recorded is not None:
+        segments = tuple(
+            SegmentRecord(part.task, part.instruction, part.num_frames, part.solved) for part in recorded.segments
+        )
+        _check_lengths(task, len(recorded.frames.get("rel_actions", ())), segments, request.frames_per_episode)
+        num_frames = write_episode(folder, first, recorded.frames)
+        instruction = recorded.instruction
+    return EpisodeRecord(task, episode, first, num_frames, attempts.seed, attempts.num_failed, instruction, segments)
+
+
+def _check_lengths(task: str, num_frames: int, segments: tuple[SegmentRecord, ...], most: int) -> None:
+    longest = max(segment.num_frames for segment in segments)
+    for subject, got, allowed in (("episode", num_frames, most), ("segment", longest, FRAMES_PER_SLOT)):
+        if got > allowed:
+            raise DatasetError(
+                f"{subject} of {task!r}",
+                got=f"{got} frames",
+                expected=f"at most {allowed}",
+                remedy="Cut it to CALVIN's longest language segment.",
+            )
+    covered = sum(segment.num_frames for segment in segments)
+    if covered != num_frames:
+        raise DatasetError(
+            f"segments of {task!r}",
+            got=f"{covered} frames",
+            expected=f"{num_frames}, as recorded",
+            remedy="Describe every frame once.",
+        )
+
+
+def _segments(entry: EpisodeRecord) -> list[Segment]:
+    """Return the language segments of one rollout with their frame numbers."""
+    segments, start = [], entry.first_frame
+    for part in entry.segments:
+        segments.append(Segment(start, start + part.num_frames - 1, part.task, part.instruction))
+        start += part.num_frames
+    return segments
+
+
+def _finish(
+    output: Path, folder: Path, request: CollectionRequest, document: dict[str, Any], entries: list[EpisodeRecord]
+) -> None:
+    segments = tuple(segment for entry in entries for segment in _segments(entry))
+    if not segments:
+        raise DatasetError(
+            f"collection in {output}",
+            got="no successful episode",
+            expected="at least one",
+            remedy="Look at the scripted experts of these tasks, or raise the attempts.",
+        )
+    # From disk and in order, so that a resumed or parallel collection has the same last digits.
+    statistics = CalvinDataset(folder, segments).statistics()
+    bounds = [(entry.first_frame, entry.first_frame + entry.num_frames - 1) for entry in entries if entry.num_frames]
+    write_index(folder, segments, statistics, scene=request.scene, episodes=bounds)
+    document = {
+        **document,
+        "complete": True,
+        "tasks": {summary.task: asdict(summary) for summary in _summaries(request, entries)},
+        "episodes": [asdict(entry) for entry in entries],
+    }
+    with atomic_file(output / COLLECTION_RECORD) as path:
+        path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _summaries(request: CollectionRequest, entries: list[EpisodeRecord]) -> tuple[TaskSummary, ...]:
+    summaries = []
+    shown = [segment for entry in entries for segment in entry.segments]
+    for task in request.tasks:
+        own = [entry for entry in entries if entry.task == task]
+        kept = [entry for entry in own if entry.num_frames]
+        summaries.append(
+            TaskSummary(
+                task,
+                episodes=len(kept),
+                frames=sum(entry.num_frames for entry in kept),
+                retries=sum(entry.failed_attempts for entry in kept),
+                missing=len(own) - len(kept),
+                segments=sum(segment.task == task for segment in shown),
+                solved=sum(segment.task == task and segment.solved for segment in shown),
+            )
+        )
+    return tuple(summaries)

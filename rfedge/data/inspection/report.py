@@ -1,0 +1,399 @@
+"""What a CALVIN split holds and what is damaged in it, in one report.
+
+Damage is everything that CALVIN's released splits do not have: such frames make a training stop, or teach something
+wrong. Index files are checked whole, frames by a seeded sample unless all are asked for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.data.calvin import (
+    Annotations,
+    Segment,
+    find_language_file,
+    find_split,
+    read_annotations,
+    read_episodes,
+    refuse_interrupted_collection,
+)
+from rfedge.data.collection.dataset_records import (
+    CALVIN_HZ,
+    COLLECTION_RECORD,
+    CONVERSION_RECORD,
+    find_record,
+    missing_parts,
+    read_conventions,
+)
+from rfedge.data.frames import frame_number
+from rfedge.data.inspection.frames import CHECKED_VALUES, CheckedFrames, Finding, FrameChecks, check_frames
+from rfedge.data.inspection.index import (
+    check_embeddings,
+    check_episodes,
+    check_missing_frames,
+    check_scenes,
+    check_segments,
+    parse_statistics,
+)
+from rfedge.data.inspection.motion import Tolerance
+from rfedge.data.inspection.runs import LENIENT, RunChecks, RunRules, in_blocks
+from rfedge.data.scene.scenes import SCENE_INFO_FILE, SceneFrames, contradicted_by, read_scenes
+from rfedge.data.statistics import RunningMoments
+from rfedge.errors import ConfigError, DatasetError
+
+__all__ = ["InspectionReport", "SceneCount", "Spread", "TaskCount", "inspect_dataset"]
+
+_STATISTICS_FILE: Final = "statistics.yaml"
+_FRAMES_PER_CHUNK: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCount:
+    """Segments of one task; `frames` counts an overlapped frame once per segment."""
+
+    task: str
+    segments: int
+    frames: int
+    shortest: int
+    median: float
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class SceneCount:
+    """Frame files on disk of one scene; `last` is the last one there when the split does not end the scene."""
+
+    scene: str
+    first: int
+    last: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Per element: mean, population standard deviation, smallest and largest value."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectionReport:
+    """Everything about one split.
+
+    Attributes:
+        num_frames, num_frames_checked: frame files on disk, and those that were read.
+        size_bytes: of the frame files; `size_is_estimate` when not all were looked at.
+        tasks: by name.
+        num_instructions: different sentences.
+        spreads: "robot_obs", "scene_obs" and "rel_actions" over the checked frames; with several scenes also
+            "scene_obs of A" and so on, because the order of the blocks in scene_obs differs between scenes.
+        motion_factors: "translation", "rotation" -> measured motion per commanded motion, over the checked runs of frames.
+        against_statistics: per value of statistics.yaml the largest difference; of a mean in standard deviations, of a
+            deviation as a factor, of an action bound in its own units; empty without that file.
+        language_folders: all that hold annotations.
+        notes: facts that are not damage.
+        findings: damage; empty for a sound dataset.
+    """
+
+    folder: str
+    num_frames: int
+    num_frames_checked: int
+    size_bytes: int
+    size_is_estimate: bool
+    num_episodes: int
+    num_segments: int
+    num_instructions: int
+    tasks: tuple[TaskCount, ...]
+    scenes: tuple[SceneCount, ...]
+    spreads: Mapping[str, Spread]
+    motion_factors: Mapping[str, float]
+    against_statistics: Mapping[str, float]
+    language_folders: tuple[str, ...]
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def inspect_dataset(
+    path: Path,
+    *,
+    split: str | None = None,
+    num_frames: int | None = 1000,
+    seed: int = 0,
+    workers: int = 1,
+    task_names: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> InspectionReport:
+    """Check a split and count what it holds.
+
+    Args:
+        path: a split folder, or the dataset's root.
+        split: "training" or "validation" below a root; default training.
+        num_frames: size of the sample of frames that are read; None for all.
+        seed: draws the sample.
+        workers: processes that read frames; the report does not depend on it.
+        task_names: tasks that a simulator judges; others are named in a note.
+        on_progress: called as (frames checked, frames to check).
+
+    Raises:
+        DatasetError: there is no folder or no frame in it, or its collection was interrupted.
+        ConfigError: `num_frames` or `workers` is below 1.
+    """
+    for name, value in (("frames", num_frames), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ConfigError(name, got=value, expected="at least 1", remedy="Give a positive whole number.")
+    folder = find_split(path, split)
+    refuse_interrupted_collection(path, folder)
+    existing = _list_frames(folder)
+    findings: list[Finding] = []
+    notes: list[str] = []
+    episodes = _collected(findings, lambda: read_episodes(folder), ())
+    scenes = _collected(findings, lambda: read_scenes(folder), ())
+    language_file = _collected(findings, lambda: find_language_file(folder), None)
+    segments: tuple[Segment, ...] = ()
+    if language_file is not None:
+        name = f"{language_file.parent.name}/{language_file.name}"
+        annotations = _collected(findings, lambda: read_annotations(language_file), Annotations((), ()))
+        segments = annotations.segments
+        findings += [
+            Finding(name, f"segment {place} ({part.task}, frames {part.start} to {part.end}): no instruction", "words")
+            for place, part in annotations.blank
+        ]
+        findings += check_segments(segments, episodes, name)
+        others = sorted({segment.task for segment in segments} - {*task_names}) if task_names else []
+        if others:
+            shown = ", ".join(others[:8]) + (" ..." if len(others) > 8 else "")
+            notes.append(f"{len(others)} tasks are none of CALVIN's {len(task_names)}, no simulator judges them: {shown}")
+    language_folders = _language_folders(folder)
+    if segments:  # an unreadable annotation file is already listed
+        for other in language_folders:
+            findings += check_embeddings(folder / other / "auto_lang_ann.npy", len(segments) + len(annotations.blank))
+    findings += check_episodes(folder, episodes) if not any("ep_start_end" in item.file for item in findings) else []
+    findings += check_missing_frames(existing, episodes, segments) + check_scenes(existing, scenes)
+    if (configured := contradicted_by(folder, scenes)) is not None:
+        named = ", ".join(scene.scene for scene in scenes)
+        findings.append(Finding(SCENE_INFO_FILE, f"scenes {named}", f"scene {configured}, which .hydra names"))
+    notes += _index_notes(existing, episodes, segments, scenes)
+    checks = _frame_checks(folder, notes)
+    chosen = existing
+    if num_frames is not None and num_frames < len(existing):
+        chosen = in_blocks(existing, num_frames, _FRAMES_PER_CHUNK, np.random.default_rng(seed))
+    totals = _Totals(scenes)
+    runs = RunChecks(_run_rules(folder, checks), (first for first, _ in episodes))
+    for checked in _check_all(folder, [int(number) for number in chosen], checks, workers):
+        totals.add(checked)
+        runs.add(checked)
+        findings += checked.findings
+        if on_progress is not None:
+            on_progress(totals.num_files, len(chosen))
+    run_findings, run_notes, motion_factors = runs.result()
+    findings, notes = findings + run_findings, notes + run_notes
+    spreads = totals.spreads()
+    against, problems = _against_statistics(folder, spreads, notes)
+    return InspectionReport(
+        folder=str(folder),
+        num_frames=len(existing),
+        num_frames_checked=len(chosen),
+        size_bytes=round(totals.size_bytes * len(existing) / len(chosen)),
+        size_is_estimate=len(chosen) < len(existing),
+        num_episodes=len(episodes),
+        num_segments=len(segments),
+        num_instructions=len({segment.instruction for segment in segments}),
+        tasks=_task_counts(segments),
+        scenes=_scene_counts(existing, scenes),
+        spreads=spreads,
+        motion_factors=motion_factors,
+        against_statistics=against,
+        language_folders=language_folders,
+        notes=tuple(notes),
+        findings=(*findings, *problems),
+    )
+
+
+class _Totals:
+    """Adds up checked frames."""
+
+    def __init__(self, scenes: Sequence[SceneFrames]) -> None:
+        self._scenes = scenes if len({scene.scene for scene in scenes}) > 1 else ()
+        self._moments: dict[str, RunningMoments] = {}
+        self._minimum: dict[str, npt.NDArray[np.float64]] = {}
+        self._maximum: dict[str, npt.NDArray[np.float64]] = {}
+        self.num_files = 0
+        self.size_bytes = 0
+
+    def add(self, checked: CheckedFrames) -> None:
+        self.num_files += checked.num_files
+        self.size_bytes += checked.size_bytes
+        for key in CHECKED_VALUES:
+            self._add(key, checked.values[key])
+        for scene in self._scenes:
+            own = [scene.holds(int(number)) for number in checked.numbers]
+            self._add(f"scene_obs of {scene.scene}", checked.values["scene_obs"][own])
+
+    def _add(self, name: str, rows: npt.NDArray[np.float64]) -> None:
+        if not len(rows):
+            return
+        size = rows.shape[1]
+        self._moments.setdefault(name, RunningMoments(size)).add(rows)
+        self._minimum[name] = np.minimum(self._minimum.get(name, np.full(size, np.inf)), rows.min(axis=0))
+        self._maximum[name] = np.maximum(self._maximum.get(name, np.full(size, -np.inf)), rows.max(axis=0))
+
+    def spreads(self) -> dict[str, Spread]:
+        return {
+            name: Spread(*(tuple(row.tolist()) for row in (moments.mean, moments.deviation, low, high)))
+            for name, moments in self._moments.items()
+            for low, high in ((self._minimum[name], self._maximum[name]),)
+        }
+
+
+def _collected(findings: list[Finding], read: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return read()
+    except DatasetError as error:
+        findings.append(Finding(Path(error.subject.split(" ", 1)[-1]).name, error.got, error.expected))
+        return otherwise
+
+
+def _list_frames(folder: Path) -> npt.NDArray[np.int64]:
+    with os.scandir(folder) as entries:
+        numbers = [number for entry in entries if (number := frame_number(entry.name)) is not None]
+    if not numbers:
+        raise DatasetError(
+            f"dataset {folder}",
+            got="no frame files",
+            expected="files named episode_0000000.npz",
+            remedy="Give the folder that holds the frames.",
+        )
+    return np.array(sorted(numbers), dtype=np.int64)
+
+
+def _language_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in folder.glob("lang_*/auto_lang_ann.npy")))
+
+
+def _run_rules(folder: Path, checks: FrameChecks) -> RunRules:
+    """Hold a conversion to what it was refused for; CALVIN's own rel_actions say less about the arm's motion."""
+    conversion = find_record(folder, CONVERSION_RECORD) or {}
+    options = conversion.get("options")
+    options = options if isinstance(options, dict) else {}
+    says_motion = options.get("actions") in ("relative", "next-state")
+    allowed = options.get("allow_mismatch")
+    return RunRules(
+        frequency_hz=read_conventions(folder).control_hz or CALVIN_HZ,
+        tolerance=Tolerance() if says_motion else LENIENT,
+        allowed=tuple(allowed) if isinstance(allowed, list) else (),
+        absent=checks.absent,
+    )
+
+
+def _frame_checks(folder: Path, notes: list[str]) -> FrameChecks:
+    """Leave out what a collection or conversion is known not to have, and say so."""
+    missing = missing_parts(folder)
+    notes += [f"converted without {name}" for name in missing]
+    absent = ("rgb_gripper",) if "gripper" in missing else ()
+    if find_record(folder, COLLECTION_RECORD) is not None:
+        notes.append("rel_actions are the commands that were sent, actions the poses reached: they are not compared")
+        return FrameChecks(compare_actions=False, absent=absent)
+    return FrameChecks(absent=absent)
+
+
+def _index_notes(
+    existing: npt.NDArray[np.int64],
+    episodes: Sequence[tuple[int, int]],
+    segments: Sequence[Segment],
+    scenes: Sequence[SceneFrames],
+) -> list[str]:
+    notes = []
+    if episodes:
+        ordered = np.array(sorted(episodes))
+        place = np.searchsorted(ordered[:, 0], existing, side="right") - 1
+        outside = int(((place < 0) | (existing > ordered[np.maximum(place, 0), 1])).sum())
+        if outside:
+            notes.append(f"{outside} frames belong to no episode")
+    repeated = len(segments) - len({(segment.start, segment.end, segment.task) for segment in segments})
+    if repeated:
+        notes.append(f"{repeated} segments repeat the frames and task of another one")
+    if not scenes:
+        notes.append("the split does not say which scene it shows")
+    return notes
+
+
+def _check_all(folder: Path, numbers: list[int], checks: FrameChecks, workers: int) -> Iterator[CheckedFrames]:
+    """Yield the results in the order of the frames, whatever the number of workers."""
+    chunks = [numbers[start : start + _FRAMES_PER_CHUNK] for start in range(0, len(numbers), _FRAMES_PER_CHUNK)]
+    if workers == 1:
+        for chunk in chunks:
+            yield check_frames(folder, chunk, checks)
+        return
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        waiting: deque[Future[CheckedFrames]] = deque()
+        for chunk in chunks:
+            waiting.append(executor.submit(check_frames, folder, chunk, checks))
+            if len(waiting) == 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _against_statistics(
+    folder: Path, spreads: Mapping[str, Spread], notes: list[str]
+) -> tuple[dict[str, float], list[Finding]]:
+    path = folder / _STATISTICS_FILE
+    if not path.is_file():
+        notes.append(f"no {_STATISTICS_FILE}: nothing to compare with")
+        return {}, []
+    try:
+        stored, findings = parse_statistics(path)
+    except ModuleNotFoundError:
+        notes.append(f"{_STATISTICS_FILE} was not compared: that needs PyYAML, pip install 'rfedge[data]'")
+        return {}, []
+    differences = {}
+    for key in ("robot_obs", "scene_obs"):
+        if key in stored and key in spreads:
+            spread, mean, deviation = spreads[key], stored[key]["mean"], np.maximum(stored[key]["std"], 1e-6)
+            still = np.array(spread.deviation) < 1e-6  # an element that never moved has no scale to compare by
+            differences[f"{key} mean"] = float(np.abs((spread.mean - mean) / deviation)[~still].max(initial=0.0))
+            factors = np.maximum(np.array(spread.deviation) / deviation, deviation / np.maximum(spread.deviation, 1e-6))
+            differences[f"{key} deviation"] = float(factors[~still].max(initial=1.0))
+    if "rel_actions" in spreads:
+        for key, values in (
+            ("act_max_bound", spreads["rel_actions"].maximum),
+            ("act_min_bound", spreads["rel_actions"].minimum),
+        ):
+            if key in stored:
+                differences[key] = float(np.abs(np.array(values) - stored[key]).max())
+    return differences, findings
+
+
+def _task_counts(segments: Sequence[Segment]) -> tuple[TaskCount, ...]:
+    lengths: dict[str, list[int]] = {}
+    for segment in segments:
+        lengths.setdefault(segment.task, []).append(segment.num_frames)
+    return tuple(
+        TaskCount(task, len(own), sum(own), min(own), float(np.median(own)), max(own))
+        for task, own in sorted(lengths.items())
+    )
+
+
+def _scene_counts(existing: npt.NDArray[np.int64], scenes: Sequence[SceneFrames]) -> tuple[SceneCount, ...]:
+    counts = []
+    for scene in scenes:
+        last = int(existing[-1]) if scene.last is None else scene.last
+        inside = int(((existing >= scene.first) & (existing <= last)).sum())
+        counts.append(SceneCount(scene.scene, scene.first, last, inside))
+    return tuple(counts)

@@ -1,0 +1,1 @@
+"""What a frame shows: scenes, furniture, cameras, and questions about them."""

@@ -1,0 +1,98 @@
+"""Which of CALVIN's four scenes a frame shows.
+
+`scene_info.npy` names the first and last frame of each scene of a training split; ABC and ABCD hold several. Validation
+splits have no such file: they show the scene that their recorded configuration names.
+
+The scene decides which block a part of `scene_obs` is about: elements 6 to 11, 12 to 17 and 18 to 23 are three blocks
+(xyz in m, euler xyz in rad) in an order that differs, see `BLOCK_ORDER`. Statistics of `scene_obs` over several scenes
+mix blocks, and whoever reads a block's pose must know the scene first.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from rfedge.data.object_file import read_object_file
+from rfedge.errors import DatasetError
+
+__all__ = ["BLOCK_ORDER", "SCENE_INFO_FILE", "SceneFrames", "contradicted_by", "read_scenes"]
+
+SCENE_INFO_FILE: Final = "scene_info.npy"
+_PREFIX: Final = "calvin_scene_"
+_CONFIGURATIONS: Final = (".hydra/merged_config.yaml", ".hydra/config.yaml")
+
+# Colours of the three blocks in scene_obs, by scene.
+BLOCK_ORDER: Final = MappingProxyType(
+    {
+        "A": ("pink", "blue", "red"),
+        "B": ("red", "blue", "pink"),
+        "C": ("blue", "red", "pink"),
+        "D": ("red", "blue", "pink"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneFrames:
+    """Frames `first` to `last`, both inclusive, that show `scene` ("A" to "D"); `last` None means all that follow."""
+
+    scene: str
+    first: int
+    last: int | None
+
+    def holds(self, frame: int) -> bool:
+        return frame >= self.first and (self.last is None or frame <= self.last)
+
+
+def read_scenes(folder: Path) -> tuple[SceneFrames, ...]:
+    """Return the scenes of a split by first frame; empty when the split does not say.
+
+    Raises:
+        DatasetError: scene_info.npy is damaged or holds something else.
+    """
+    path = folder / SCENE_INFO_FILE
+    if not path.is_file():
+        configured = _configured_scene(folder)
+        return () if configured is None else (SceneFrames(configured, 0, None),)
+    content = read_object_file(path)
+    try:
+        scenes = [
+            SceneFrames(str(name).removeprefix(_PREFIX), int(first), int(last)) for name, (first, last) in content.items()
+        ]
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"file {path}",
+            got=f"another structure ({error})",
+            expected=f"{_PREFIX}X: [first frame, last frame]",
+            remedy="Copy it again.",
+        ) from None
+    for scene in scenes:
+        if scene.last is not None and scene.last < scene.first:
+            raise DatasetError(f"file {path}", got=str(scene), expected="first frame <= last frame", remedy="Copy it again.")
+    return tuple(sorted(scenes, key=lambda scene: scene.first))
+
+
+def contradicted_by(folder: Path, scenes: tuple[SceneFrames, ...]) -> str | None:
+    """Return the scene that the recorded configuration of a split of one scene names, if it is another one, else None.
+
+    The configuration of a split of several scenes is that of one recording among them, or of the evaluation.
+    """
+    configured, named = _configured_scene(folder), {scene.scene for scene in scenes}
+    return configured if configured is not None and len(named) == 1 and configured not in named else None
+
+
+def _configured_scene(folder: Path) -> str | None:
+    """Return the one scene that the recorded configuration names, read as text: no YAML library is needed for that."""
+    for name in _CONFIGURATIONS:
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        found = set(re.findall(rf"\b{_PREFIX}([A-D])\b", text))
+        if len(found) == 1:
+            return str(found.pop())
+    return None

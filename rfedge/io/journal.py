@@ -1,0 +1,215 @@
+"""A journal of JSON lines: what a long run has finished, so that a killed one goes on where it stopped.
+
+The first line holds the arguments that decide the run; each further line is one finished piece of it, on disk before the
+next one begins. Every line ends with a checksum of itself, so that a changed byte is no other record. A lock on the file
+keeps a second process out and ends with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import IO, Any, Final
+
+from rfedge.errors import ArtifactError, ConfigError
+from rfedge.io.disk import disk_error, read_file
+
+__all__ = ["Journal", "append_line", "claim", "open_journal", "parse_line", "read_journal", "write_line"]
+
+_ARGUMENTS: Final = "arguments"
+_CHECKED: Final = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
+
+
+class Journal:
+    """An open journal; made by `open_journal`.
+
+    Attributes:
+        records: what was in it when it was opened, in the order of writing.
+    """
+
+    def __init__(self, file: FileIO, path: Path, records: tuple[dict[str, Any], ...]) -> None:
+        """Keep the open file, its name, and what was read from it."""
+        self._file = file
+        self._path = path
+        self.records = records
+        self._has_grown = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no record yet."""
+        return not self.records and not self._has_grown
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record and wait until it is on disk."""
+        self._has_grown = True
+        append_line(self._file, self._path, record)
+
+
+@contextlib.contextmanager
+def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
+    """Open or begin the journal of the run that `arguments` decide; a half-written last line is cut off.
+
+    Without a record nothing stays behind.
+
+    Args:
+        path: the file; its folder must be new, empty or that of the same run.
+        arguments: names and JSON values.
+
+    Raises:
+        ConfigError: the folder holds something else or a run with other arguments, or another process has it open.
+        ArtifactError: a whole line is not as it was written, or the disk is full or cannot be written.
+    """
+    _refuse_other_content(path)
+    is_new_folder = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:  # a buffer would hold what found no room, and try again when it is closed
+        claim(file, path.parent, "a run that is still going on")
+        lines = _read_whole_lines(file, path)
+        if len(lines) > 1:
+            _compare(path, lines[0], arguments)
+        else:
+            file.truncate(0)
+            try:
+                append_line(file, path, {_ARGUMENTS: arguments})
+            except ArtifactError:
+                path.unlink()
+                raise
+        journal = Journal(file, path, tuple(lines[1:]))
+        try:
+            yield journal
+        finally:
+            if journal.is_empty:
+                path.unlink()
+                if is_new_folder:
+                    with contextlib.suppress(OSError):  # somebody put something else there
+                        path.parent.rmdir()
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return the records of a journal without changing it.
+
+    Raises:
+        ArtifactError: the file cannot be read, or a whole line is no JSON object.
+    """
+    try:
+        content = read_file(path)
+    except OSError as error:
+        raise ArtifactError(
+            str(path), got=error.strerror or str(error), expected="a journal", remedy="Repeat the run."
+        ) from None
+    return tuple(_parse_whole_lines(content, path)[0][1:])
+
+
+def claim(file: IO[bytes] | FileIO, folder: Path, owner: str) -> None:
+    """Lock an open file until it is closed or its process ends.
+
+    Raises:
+        ConfigError: another process holds it; the text says that `folder` belongs to `owner`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(
+            f"output {folder}",
+            got=owner,
+            expected="one process per folder",
+            remedy="Wait for it, or choose another --output.",
+        ) from None
+
+
+def write_line(record: Mapping[str, Any]) -> bytes:
+    """Return one line: a JSON object whose last field is the CRC-32 of what stands before it."""
+    text = json.dumps(record).encode()[:-1]
+    return text + f', "crc32": "{zlib.crc32(text):08x}"}}\n'.encode()
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Return the record in one line of `write_line`.
+
+    Raises:
+        ValueError: it is another line, or a byte of it has changed.
+    """
+    checked = _CHECKED.fullmatch(line)
+    if checked is None:
+        raise ValueError("no checksum, or text that is no record")
+    if f"{zlib.crc32(checked[1]):08x}".encode() != checked[2]:
+        raise ValueError("another checksum than its own")
+    return dict(json.loads(checked[1] + b"}"))
+
+
+def append_line(file: FileIO, path: Path, record: Mapping[str, Any], *, sync: bool = True) -> None:
+    """Write one line of `write_line` to the end of an unbuffered file, all of it or none.
+
+    Raises:
+        ArtifactError: the disk is full or cannot be written.
+    """
+    line, begin = write_line(record), file.seek(0, os.SEEK_END)
+    try:
+        while line:  # a part of it may find room, and the next call none
+            line = line[file.write(line) :]
+        if sync:
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.truncate(begin)
+        raise disk_error(error, path) or error from error
+
+
+def _refuse_other_content(path: Path) -> None:
+    folder = path.parent
+    if folder.exists() and not path.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"output {folder}",
+            got=f"something without a {path.name}",
+            expected="an empty or new folder",
+            remedy="Choose another --output.",
+        )
+
+
+def _read_whole_lines(file: FileIO, path: Path) -> list[dict[str, Any]]:
+    file.seek(0)
+    lines, whole_bytes = _parse_whole_lines(file.read(), path)
+    file.truncate(whole_bytes)
+    return lines
+
+
+def _parse_whole_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects, and how many bytes they take: what follows them is a line that was not written to its end."""
+    lines: list[dict[str, Any]] = []
+    whole_bytes = 0
+    for text in content.split(b"\n")[:-1]:
+        try:
+            lines.append(parse_line(text + b"\n"))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ArtifactError(
+                f"line {len(lines) + 1} of {path}",
+                got=error,
+                expected="a record as it was written",
+                remedy="Remove this line and those behind it, or choose another --output.",
+            ) from None
+        whole_bytes += len(text) + 1
+    return lines, whole_bytes
+
+
+def _compare(path: Path, header: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    before = header.get(_ARGUMENTS)
+    if not isinstance(before, dict):
+        raise ArtifactError(
+            f"line 1 of {path}", got="no arguments", expected="those of the run", remedy="Choose another --output."
+        )
+    now = json.loads(json.dumps(arguments))  # tuples are lists in the file
+    for name in (*now, *(name for name in before if name not in now)):
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"{name.replace('_', ' ')} of the run in {path.parent}",
+                got=now.get(name),
+                expected=f"{before.get(name)}, with which it was started",
+                remedy="Repeat the arguments to go on, or choose another --output.",
+            )

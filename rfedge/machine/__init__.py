@@ -1,0 +1,1 @@
+"""Facts of this machine: processor, memory, GPU, Jetson, and its power meters."""

@@ -1,0 +1,81 @@
+"""Power and temperature of an NVIDIA GPU from NVML, the library of its driver (Python package nvidia-ml-py)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rfedge.machine.power.energy import Reading
+from rfedge.machine.probing import Absent
+
+__all__ = ["NvmlSource"]
+
+_M: Final = 1e-3
+
+
+class NvmlSource:
+    """GPU 0: its energy counter (Volta and newer), else its power.
+
+    Args:
+        nvml: the module `pynvml`; imported without.
+
+    Raises:
+        Absent: no nvidia-ml-py, no driver, no GPU, or one that does not tell its power (a Jetson does not).
+    """
+
+    def __init__(self, nvml: Any = None) -> None:
+        self._nvml: Any = nvml or _import()
+        try:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError as error:
+            raise Absent(f"NVML: {error}") from None
+        try:
+            self._handle = self._nvml.nvmlDeviceGetHandleByIndex(0)
+            name = self._nvml.nvmlDeviceGetName(self._handle)
+            self._counts_energy = self._can(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+            if not self._counts_energy:
+                self._nvml.nvmlDeviceGetPowerUsage(self._handle)
+        except self._nvml.NVMLError as error:
+            self.close()
+            raise Absent(f"NVML: {error}") from None
+        name = name.decode(errors="replace") if isinstance(name, bytes) else name
+        self.name: Final = f"GPU ({name}) by NVML"
+
+    def read(self) -> Reading:
+        """Return the joules of its counter, or its watts.
+
+        Raises:
+            Absent: it no longer tells.
+        """
+        try:
+            if self._counts_energy:
+                return Reading(energy_j=self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) * _M)
+            return Reading(power_w=self._nvml.nvmlDeviceGetPowerUsage(self._handle) * _M)
+        except self._nvml.NVMLError as error:
+            raise Absent(f"NVML: {error}") from None
+
+    def temperatures_c(self) -> dict[str, float]:
+        """Return that of the GPU's die."""
+        try:
+            die_c = self._nvml.nvmlDeviceGetTemperature(self._handle, self._nvml.NVML_TEMPERATURE_GPU)
+        except self._nvml.NVMLError:
+            return {}
+        return {"GPU die (NVML)": float(die_c)}
+
+    def close(self) -> None:
+        """Let go of the driver's library."""
+        self._nvml.nvmlShutdown()
+
+    def _can(self, ask: Any) -> bool:
+        try:
+            ask(self._handle)
+        except self._nvml.NVMLError:
+            return False
+        return True
+
+
+def _import() -> Any:
+    try:
+        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        raise Absent("NVML: nvidia-ml-py is not installed") from None
+    return pynvml

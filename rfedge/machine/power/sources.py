@@ -1,0 +1,73 @@
+"""Which power meters this machine has, each under the name of what it measures.
+
+A meter of the whole board (jtop, else tegrastats) stands alone, because all others are parts of it. Without one the
+meters of the parts are all used: the GPU's and the CPU packages' add nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rfedge.machine.power.energy import Reading
+from rfedge.machine.power.jtop import JtopSource
+from rfedge.machine.power.nvml import NvmlSource
+from rfedge.machine.power.rapl import RaplSource
+from rfedge.machine.power.tegrastats import TegrastatsSource
+from rfedge.machine.probing import probe
+
+__all__ = ["PowerSource", "find_power_sources"]
+
+
+class PowerSource(Protocol):
+    """A meter; opened when it is made."""
+
+    @property
+    def name(self) -> str:
+        """What is measured, and by what."""
+
+    def read(self) -> Reading:
+        """Return what it shows now.
+
+        Raises:
+            rfedge.machine.probing.Absent: it no longer shows anything.
+        """
+
+    def temperatures_c(self) -> dict[str, float]:
+        """Return the temperatures that come with it, by name."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def find_power_sources(period_s: float, root: Path = Path("/")) -> tuple[list[PowerSource], list[str]]:
+    """Open every meter that adds something.
+
+    Args:
+        period_s: how often they will be read.
+        root: the file system to look in.
+
+    Returns:
+        The open sources, and why there are no more; of a board's meter nothing more is to be had.
+    """
+    boards = (lambda: JtopSource(period_s), lambda: TegrastatsSource(period_s))
+    board, why_no_board = _open(boards, enough=1)
+    if board:
+        return board, []
+    parts, why_no_part = _open((NvmlSource, lambda: RaplSource(root)), enough=2)
+    # That a workstation is no Jetson is news only where nothing else is readable either.
+    return parts, why_no_part if parts else why_no_board + why_no_part
+
+
+def _open(makers: Sequence[Callable[[], PowerSource]], *, enough: int) -> tuple[list[PowerSource], list[str]]:
+    sources: list[PowerSource] = []
+    reasons: list[str] = []
+    for make in makers:
+        if len(sources) < enough:
+            found = probe(make)
+            if found.value is None:
+                reasons.append(found.reason)
+            else:
+                sources.append(found.value)
+    return sources, reasons

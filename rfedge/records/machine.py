@@ -1,0 +1,131 @@
+"""What a number was measured on: processor, memory, library versions and the commit of this source."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from rfedge.records.record import Record
+
+__all__ = ["Machine", "Measurement", "circumstances", "describe_machine", "git_commit", "library_versions", "peak_rss_bytes"]
+
+# The processor flags that decide how fast int8 and 16-bit matrix products are.
+INTERESTING_FLAGS: Final = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+)
+LIBRARIES: Final = ("rfedge", "onnxruntime", "torch", "numpy", "tensorrt", "openvino", "mujoco")
+
+
+class Machine(Record):
+    """The computer, as far as it decides latency."""
+
+    cpu: str
+    architecture: str
+    physical_cores: int | None
+    logical_cores: int | None
+    usable_cores: int
+    memory_bytes: int
+    cpu_flags: tuple[str, ...]
+    governor: str | None
+    system: str
+
+
+class Measurement(Record):
+    """The head of a result that depends on when, of what source and on what it was measured.
+
+    Attributes:
+        format, schema_version: each document narrows them to its own; they are declared here to stand first in it.
+        measured_at: ISO 8601, UTC, whole seconds.
+        commit: see `git_commit`.
+        versions: see `library_versions`.
+    """
+
+    format: str
+    schema_version: int
+    measured_at: str
+    commit: str | None
+    machine: Machine
+    versions: dict[str, str]
+
+
+def circumstances() -> dict[str, Any]:
+    """Return the fields of `Measurement` that hold for anything measured now and here, without `format` and its version."""
+    return {
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "machine": describe_machine(),
+        "versions": library_versions(),
+    }
+
+
+def describe_machine() -> Machine:
+    """Read the facts from the operating system."""
+    cpuinfo = _read(Path("/proc/cpuinfo"))
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    board = _read(Path("/proc/device-tree/model")).strip("\0\n ")  # "NVIDIA Jetson ..." on the boards this is for
+    return Machine(
+        cpu=fields.get("model name") or board or platform.processor() or "unknown",
+        architecture=platform.machine(),
+        physical_cores=psutil.cpu_count(logical=False),
+        logical_cores=psutil.cpu_count(),
+        usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        cpu_flags=tuple(flag for flag in INTERESTING_FLAGS if flag in flags),
+        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip() or None,
+        system=platform.platform(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed libraries that matter here."""
+    installed = {name for distribution in metadata.distributions() if (name := distribution.metadata["Name"]) in LIBRARIES}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES if name in installed}
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this file lies in, with "-dirty" when it was changed; None without one."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD").strip()
+        return f"{commit}-dirty" if _git(here, "status", "--porcelain").strip() else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_rss_bytes() -> int | None:
+    """Return the most memory this process ever held; None where the system does not tell.
+
+    Read from VmHWM: `ru_maxrss` starts a child process at its parent's peak.
+    """
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,46 @@
+"""What the parts of every result document have in common, and how a document is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rfedge.errors import ArtifactError
+from rfedge.io.atomic import atomic_file
+
+__all__ = ["Record", "parse_lines"]
+
+
+class Record(BaseModel):
+    """A part of a result: it never changes, and a field that nobody declared is an error.
+
+    The order of the fields is the order in the document; those of a base class come first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def write(self, path: Path) -> None:
+        """Write the document, indented, under a temporary name and rename it."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(self.model_dump_json(indent=2) + "\n")
+
+
+R = TypeVar("R", bound=Record)
+
+
+def parse_lines(kind: type[R], lines: Iterable[Mapping[str, Any]], path: Path, *, what: str) -> list[R]:
+    """Return the lines of the journal at `path` as records; `what` is what its lines are called in errors.
+
+    Raises:
+        ArtifactError: a line is something else.
+    """
+    try:
+        return [kind.model_validate(line) for line in lines]
+    except ValidationError:
+        expected = "what `rfedge bench` writes"
+        raise ArtifactError(
+            str(path), got=f"a record that is no {what}", expected=expected, remedy="Choose another --output."
+        ) from None

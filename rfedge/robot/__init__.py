@@ -1,0 +1,1 @@
+"""What data, policy and robot must have alike: camera geometry, control rate, rotations."""

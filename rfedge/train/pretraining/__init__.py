@@ -1,0 +1,1 @@
+"""Vision-language pre-training on frames of demonstrations."""

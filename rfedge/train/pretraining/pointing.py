@@ -1,0 +1,164 @@
+"""Pointing: queries that find things among a camera's patches, and read how they lie there.
+
+The language loss alone teaches a small policy where its hand is and not where the blocks are: a number is one of 200 words,
+and its gradient reaches a patch through latents and layers. A query that attends to the patches and reads a place where it
+attends has to learn little more than the look of a thing (a soft argmax, Levine et al., JMLR 2016, section 4). Where a thing
+appears in the picture is known too, so its patch is also a class to be told from the others: a cross-entropy over patches
+teaches a tower from nothing several times faster than the error of the place alone (docs/log.md). The queries exist in
+training alone; no checkpoint has them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rfedge.data.scene.furniture import FURNITURE
+from rfedge.model import RoboFlamingo
+from rfedge.train.pretraining.scene_batches import SceneBatch, Sight
+
+__all__ = ["Pointing", "PointingScore", "patch_shares"]
+
+# N = frames, T = tokens, P = patches, V = width, B = blocks, F = furniture, L = things in a place
+
+_NUM_BLOCKS: Final = 3
+_NUM_THINGS: Final = _NUM_BLOCKS + len(FURNITURE)
+# Of a loss of 1: errors are counted in 5 cm, and from the middle of the workspace.
+_UNIT_M: Final = 0.05
+_MIDDLE_M: Final = (0.0, -0.08, 0.48)
+# A thing within reach of the gripper's camera.
+_NEAR_M: Final = 0.15
+_PATCH_WEIGHT: Final = 0.3  # a nat of the patch beside 5 cm of the place
+_PLACE, _TURN = 3, 2  # numbers read of a thing: its place, and cosine and sine of twice its turn
+
+
+@dataclass(frozen=True, slots=True)
+class PointingScore:
+    """How far off the queries point.
+
+    Attributes:
+        loss: sum of the errors of places (smooth L1 in 5 cm), turns and patches, of both cameras' queries and the latents';
+            the only one with a gradient.
+        blocks_m: float32 (N, B), distance of each block from where the static camera's queries point.
+        reach_m: float32 (n,), the same for the gripper camera's and what is near it.
+        turns_rad: float32 (n,), error of the turn relative to the tool of what is near it.
+    """
+
+    loss: torch.Tensor
+    blocks_m: torch.Tensor
+    reach_m: torch.Tensor
+    turns_rad: torch.Tensor
+
+
+class Pointing(nn.Module):
+    """The queries: of each camera's patches, and of the latents that the text reads.
+
+    The static camera's say where blocks, furniture and tool are, the gripper camera's the way from the tool to each block
+    and piece of furniture that is near, the latents' both.
+    """
+
+    def __init__(self, vision_width: int) -> None:
+        super().__init__()
+        self.static = _Queries(vision_width, _NUM_THINGS + 1)
+        self.gripper = _Queries(vision_width, _NUM_THINGS)
+        self.latents = _Queries(vision_width, 2 * _NUM_THINGS + 1)
+
+    @classmethod
+    def of(cls, policy: RoboFlamingo, seed: int) -> Pointing:
+        """Return queries for a policy, initialised from `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(policy.config.vision.width)
+
+    def forward(self, sight: Sight, batch: SceneBatch) -> PointingScore:
+        places = (batch.places_m - batch.places_m.new_tensor(_MIDDLE_M)) / _UNIT_M
+        ways = (batch.places_m[:, :-1] - batch.places_m[:, -1:]) / _UNIT_M
+        near = ways.norm(dim=-1) < _NEAR_M / _UNIT_M
+        near_block = near[:, :_NUM_BLOCKS]
+        in_world, to_tool = batch.turns_rad.unbind(dim=-1)
+        static, static_turn, static_look = self.static(sight.static)
+        gripper, gripper_turn, gripper_look = self.gripper(sight.gripper)
+        both, both_turn, _ = self.latents(sight.latents)
+        reach, reach_turn = both[:, _NUM_THINGS + 1 :], both_turn[:, _NUM_THINGS + 1 :]
+        loss = (
+            _place_loss(static, places)
+            + _smooth_l1(gripper[near], ways[near])
+            + _place_loss(both[:, : _NUM_THINGS + 1], places)
+            + _smooth_l1(reach[near], ways[near])
+            + _turn_loss(static_turn[:, :_NUM_BLOCKS], in_world)
+            + _turn_loss(both_turn[:, :_NUM_BLOCKS], in_world)
+            + _turn_loss(gripper_turn[:, :_NUM_BLOCKS][near_block], to_tool[near_block])
+            + _turn_loss(reach_turn[:, :_NUM_BLOCKS][near_block], to_tool[near_block])
+            + _PATCH_WEIGHT * (_patch_loss(static_look, batch.uv_static) + _patch_loss(gripper_look, batch.uv_gripper))
+        )
+        with torch.no_grad():
+            found = torch.atan2(*reversed(gripper_turn[:, :_NUM_BLOCKS][near_block].unbind(dim=-1)))
+            return PointingScore(
+                loss,
+                _UNIT_M * (static - places)[:, :_NUM_BLOCKS].norm(dim=-1),
+                _UNIT_M * (gripper - ways)[:, :_NUM_BLOCKS][near_block].norm(dim=-1),
+                (torch.remainder(found - 2 * to_tool[near_block] + math.pi, 2 * math.pi) - math.pi).abs() / 2,
+            )
+
+
+class _Queries(nn.Module):
+    """Tokens (N, T, V) -> places (N, L, 3), turns (N, L, 2) and the log of each query's attention (N, L, T)."""
+
+    def __init__(self, width: int, num_things: int) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(width)
+        self.look = nn.Linear(width, num_things)
+        self.place = nn.Linear(width, (_PLACE + _TURN) * num_things)
+        nn.init.normal_(self.look.weight, std=0.02)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.autocast(tokens.device.type, enabled=False):  # places to a millimetre need more than bf16
+            said = self.ln(tokens.float())
+            looks = self.look(said).transpose(1, 2).log_softmax(dim=-1)
+            read = self.place(said).unflatten(-1, (-1, _PLACE + _TURN))
+            place, turn = torch.einsum("nlt,ntlx->nlx", looks.exp(), read).split((_PLACE, _TURN), dim=-1)
+            return place, turn, looks
+
+
+def patch_shares(uv: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """Share a point of a picture among the four patches whose centres surround it.
+
+    Args:
+        uv: float (..., 2), shares of width and height.
+        num_patches: of a square picture.
+
+    Returns:
+        float (..., num_patches), which sums to 1, and to 0 where the point is not in view.
+    """
+    side = math.isqrt(num_patches)
+    inside = ((uv >= 0) & (uv <= 1)).all(dim=-1, keepdim=True)
+    at = (uv.nan_to_num() * side - 0.5).clamp(0, side - 1)
+    along = (1 - (at[..., None] - torch.arange(side, dtype=at.dtype)).abs()).clamp(min=0)
+    columns, rows = along.unbind(dim=-2)
+    return (rows[..., :, None] * columns[..., None, :]).flatten(-2) * inside
+
+
+def _patch_loss(looks: torch.Tensor, uv: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the attention of queries over patches, of all things in view; it counts as in `_place_loss`."""
+    shares = patch_shares(uv, looks.shape[-1])
+    return -(shares * looks).sum() / shares.sum().clamp(min=1.0) * (looks.shape[1] / (_NUM_BLOCKS + 1))
+
+
+def _place_loss(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Mean of blocks and tool, to which furniture adds: it is soon found, and must not make their part smaller."""
+    return _smooth_l1(found, right) * (found.shape[1] / (_NUM_BLOCKS + 1))
+
+
+def _turn_loss(found: torch.Tensor, right_rad: torch.Tensor) -> torch.Tensor:
+    """A block looks the same after half a turn, so twice the turn is what can be said."""
+    return 0.5 * _smooth_l1(found, torch.stack([torch.cos(2 * right_rad), torch.sin(2 * right_rad)], dim=-1))
+
+
+def _smooth_l1(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The mean, and 0 where nothing was to be found."""
+    return functional.smooth_l1_loss(found, right, reduction="sum") / max(found.numel(), 1)

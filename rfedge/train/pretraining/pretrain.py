@@ -1,0 +1,417 @@
+"""Vision-language pre-training on frames of demonstrations: the backbone learns to say where things are.
+
+RoboFlamingo finds that a policy whose resampler and cross-attention were pre-trained on pictures and words does far better
+than one that learns to see from actions alone (its section 5.3). Presets that start from nothing get theirs here: the
+language model's own loss on captions and questions of `rfedge.data.scene.questions`, and the loss of queries that point at
+things (`rfedge.train.pretraining.pointing`). The head is not touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from rfedge.config import PolicyConfig
+from rfedge.data.calvin import CalvinDataset
+from rfedge.data.frame_cache import FrameCache
+from rfedge.data.scene.questions import QUESTION_WORDS, STEP_M, SceneFacts
+from rfedge.data.windows import WindowIndex, WindowSampler, split_segments
+from rfedge.io.atomic import claimed
+from rfedge.io.disk import check_room
+from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
+from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
+from rfedge.train.batches.vocabulary import learn_tokenizer
+from rfedge.train.batches.wording import Grammar, Wording, check_grammar
+from rfedge.train.config import InstructionSource
+from rfedge.train.distributed import Processes
+from rfedge.train.metrics import open_metrics
+from rfedge.train.pretraining.pointing import Pointing, PointingScore
+from rfedge.train.pretraining.scene_batches import (
+    SceneBatch,
+    SceneLoader,
+    SceneQuestions,
+    SceneScore,
+    number_ids,
+    scene_score,
+    see,
+)
+from rfedge.train.result import StepReport
+from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.settings import torch_settings
+from rfedge.train.sources import WORD_WEIGHTS
+from rfedge.train.state import (
+    CHECKPOINT_FOLDER,
+    STATE_FOLDER,
+    Progress,
+    load_moments,
+    load_weights,
+    newest_state,
+    read_document,
+    save_state,
+)
+from rfedge.train.stopping import TrainingStop
+
+__all__ = ["PretrainConfig", "PretrainResult", "pretrain_policy"]
+
+_VALIDATION_SEED: Final = 12345
+_BETAS: Final = (0.9, 0.98)
+_MM_PER_M: Final = 1000.0
+
+
+class PretrainConfig(BaseModel):
+    """One run.
+
+    Attributes:
+        policy: whose backbone is trained.
+        initial_checkpoint: whose weights and tokenizer to start from; None draws weights from `seed`.
+        data: CALVIN dataset with `scene_obs`, root or split.
+        output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
+        steps, minutes: when to stop, resumed parts included; the first one reached counts.
+        batch_size: frames a step.
+        mixed_precision: bf16 where the machine multiplies it faster; weights and moments stay fp32.
+        instructions: the demonstrations' own, or sampled anew at every step from a grammar of their tasks.
+        language_weight: factor of the language loss; 0 leaves the texts, and the decoder, out.
+        pointing_weight: factor of the pointing loss; 0 leaves it out.
+        light: deviation of random gains and offsets of the pictures (`rfedge.train.pretraining.scene_batches.see`).
+        vocab_size: learn the tokenizer, and the word embedding, anew although the initial checkpoint has its own, as in
+            `TrainConfig`.
+        learning_rate: the peak; a warm-up, then half a cosine down.
+        validation_fraction: share of the segments held out.
+        validation_frames: of them measured, evenly spread.
+        validate_every, save_every: steps between two measurements and two states; 0 for the end only.
+        cache: folder for the frame cache; None for one beside the data.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: PolicyConfig
+    initial_checkpoint: Path | None = None
+    data: Path
+    output: Path
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    batch_size: int = Field(32, ge=1)
+    instructions: InstructionSource = "data"
+    vocab_size: int | None = Field(None, ge=512)
+    learning_rate: float = Field(5e-4, gt=0)
+    language_weight: float = Field(1.0, ge=0)
+    pointing_weight: float = Field(1.0, ge=0)
+    light: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(0.02, ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    mixed_precision: Literal["no", "bf16"] = "no"
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    validation_frames: int = Field(320, ge=1)
+    validate_every: int = Field(500, ge=0)
+    save_every: int = Field(250, ge=0)
+    keep_states: int = Field(2, ge=1)
+    seed: int = Field(0, ge=0)
+    resume: bool = True
+    num_threads: int | None = Field(None, ge=1)
+    cache: Path | None = None
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the fields that must not change when a run is resumed, as JSON values."""
+        free = {
+            "data", "output", "steps", "minutes", "validation_frames", "validate_every", "save_every", "keep_states",
+            "resume", "num_threads", "cache", "initial_checkpoint",
+        }  # fmt: skip
+        return {"pretraining": True, **self.model_dump(mode="json", exclude=free)}
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """What a run came to.
+
+    Attributes:
+        checkpoint: the folder.
+        steps, seconds: over all parts of the run.
+        first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps.
+        num_frames: frames to train on.
+        validation: metrics of the held-out frames at the end; empty without any.
+        stopped: as in `TrainResult`.
+    """
+
+    checkpoint: Path
+    steps: int
+    seconds: float
+    num_frames: int
+    num_parameters: int
+    first_loss: float
+    last_loss: float
+    num_averaged: int
+    validation: dict[str, float]
+    stopped: bool = False
+
+
+def pretrain_policy(
+    config: PretrainConfig,
+    *,
+    grammar: Grammar | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+    stop: TrainingStop | None = None,
+) -> PretrainResult:
+    """Train until the first of steps and minutes is reached, and write `output/checkpoint`; goes on where it was stopped.
+
+    With `stop` it ends after the step under way, with state and checkpoint written.
+
+    Raises:
+        DatasetError: the demonstrations are damaged, or do not say what their frames show.
+        ConfigError: a state of a run with other options is in `output`, or `grammar` is missing or lacks a task.
+        ArtifactError: that state is damaged, another run writes to `output`, or the disk has no room.
+    """
+    with claimed(config.output):
+        return _pretrain(config, grammar, progress, on_step, stop or TrainingStop())
+
+
+def _pretrain(
+    config: PretrainConfig,
+    grammar: Grammar | None,
+    progress: Callable[[str, int, int], None] | None,
+    on_step: Callable[[StepReport], None] | None,
+    stop: TrainingStop,
+) -> PretrainResult:
+    dataset = CalvinDataset.open(config.data)
+    grammar = check_grammar(config.instructions, grammar, dataset.segments)
+    on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
+    cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
+    parts = split_segments(dataset, config.validation_fraction, config.seed)
+    training, held_out = (WindowIndex(dataset.segments, chosen, window=1) for chosen in parts)
+    with torch_settings(config, torch.device("cpu")):
+        if config.initial_checkpoint is None:
+            policy, history = build_policy(config.policy, config.seed), None
+            tokenizer = learn_tokenizer(dataset.instructions, config.policy.decoder, grammar, QUESTION_WORDS * 2)
+        else:
+            initial = load_checkpoint(config.initial_checkpoint)
+            policy, tokenizer, history = initial.policy, initial.tokenizer, initial.metadata
+            if config.vocab_size is not None:
+                policy = build_policy(config.policy, config.seed)
+                kept = {name: tensor for name, tensor in initial.policy.state_dict().items() if name not in WORD_WEIGHTS}
+                policy.load_state_dict(kept, strict=False)
+                tokenizer = learn_tokenizer(dataset.instructions, config.policy.decoder, grammar, QUESTION_WORDS * 2)
+
+        def questions(index: WindowIndex, wording: Wording | None = None) -> SceneQuestions:
+            facts, has_texts = SceneFacts.of(dataset, cache, index), config.language_weight > 0
+            return SceneQuestions(index, cache, facts, tokenizer, wording=wording, has_texts=has_texts)
+
+        run = _Run(
+            config,
+            policy,
+            questions(training, None if grammar is None else Wording(grammar, tokenizer)),
+            questions(held_out) if parts[1] else None,
+            number_ids(tokenizer) if config.language_weight else torch.empty(0, dtype=torch.int64),
+            {**config.decisive(), "frames": cache.content_sha256},
+        )
+        weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())
+        num_states = 1 if run.state.step else config.keep_states + 1
+        check_room(config.output, weights_bytes * (1 + 3 * num_states), what="checkpoint and training states")
+        run.stop = stop
+        validation = run.train(on_step)
+        state = run.state
+        first_loss, last_loss = state.mean_losses()
+        result = PretrainResult(
+            checkpoint=config.output / CHECKPOINT_FOLDER,
+            steps=state.step,
+            seconds=state.seconds,
+            num_frames=len(training),
+            num_parameters=sum(parameter.numel() for parameter in policy.parameters()),
+            first_loss=first_loss,
+            last_loss=last_loss,
+            num_averaged=state.num_averaged,
+            validation=validation,
+            stopped=stop.reason is not None,
+        )
+        metadata = {
+            HEAD_IS_UNTRAINED: history is None or bool(history.get(HEAD_IS_UNTRAINED)),
+            "pretraining": {**config.decisive(), "frames_sha256": cache.content_sha256, "num_frames": len(training),
+                            "scenes": sorted({frames.scene for frames in dataset.scenes}), "steps": state.step,
+                            "seconds": round(state.seconds, 1), "last_loss": result.last_loss, "validation": validation},
+            "initial": history,
+        }  # fmt: skip
+        save_checkpoint(result.checkpoint, policy, tokenizer, metadata, overwrite=True)
+    return result
+
+
+class _Run:
+    """The steps of one run, from its newest state to the end."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        policy: RoboFlamingo,
+        training: SceneQuestions,
+        held_out: SceneQuestions | None,
+        numbers: torch.Tensor,
+        decisive: dict[str, Any],
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.pointing = Pointing.of(policy, config.seed)
+        self.learner = nn.ModuleDict({"policy": policy, "pointing": self.pointing})
+        self.training = training
+        self.held_out = held_out
+        self.numbers = numbers
+        self.decisive = decisive
+        self.trained = [
+            (name, parameter) for name, parameter in self.learner.named_parameters() if not name.startswith("policy.head.")
+        ]
+        self.parameters = [parameter for _, parameter in self.trained]
+        matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=_BETAS,
+            fused=True,
+        )
+        self.state = Progress()
+        newest = newest_state(config.output, resume=config.resume, processes=Processes())
+        if newest is not None:
+            self.state = read_document(newest, decisive)
+            load_weights(newest, self.learner)
+            load_moments(newest, self.learner, self.optimizer, self.trained)
+        self.saved = self.state.step
+        self.started = time.perf_counter() - self.state.seconds
+        self.stop = TrainingStop()
+
+    def share(self) -> float:
+        """Part of the run that is done: of its steps or of its time, whichever is further."""
+        config = self.config
+        of_steps = self.state.step / config.steps if config.steps else 0.0
+        return max(of_steps, self.state.seconds / (60.0 * config.minutes) if config.minutes else 0.0)
+
+    def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
+        """Run the steps that are left; return the last measurement."""
+        config, state = self.config, self.state
+        sampler = WindowSampler(len(self.training), config.batch_size, config.seed, state.sampler)
+        with (
+            open_metrics(config.output, resumed_step=state.step) as write,
+            SceneLoader(self.training, sampler, step=state.step) as loader,
+        ):
+            self.stop.is_heard = True
+            while (state.step == 0 or self.share() < 1.0) and self.stop.reason is None:
+                batch, state.sampler = loader.next()
+                values = self.step(batch)
+                state.add_loss(values["loss"])
+                state.seconds = time.perf_counter() - self.started
+                if config.validate_every and state.step % config.validate_every == 0:
+                    values |= self.measure()
+                write(state.step, values)
+                if config.save_every and state.step % config.save_every == 0:
+                    self.save()
+                if on_step is not None:
+                    share = min(1.0, self.share())
+                    on_step(StepReport(state.step, share, values["loss"], values["learning_rate"], state.seconds))
+            measured = self.measure() if self.stop.reason is None else {}
+            if measured:
+                write(state.step, measured)
+        if self.saved != state.step:
+            self.save()
+        return measured
+
+    def step(self, batch: SceneBatch) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        config = self.config
+        rate = config.learning_rate * learning_rate_factor(
+            "cosine", step=self.state.step, warmup_steps=config.warmup_steps, progress=min(1.0, self.share())
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.policy.train()
+        score, pointed = self.score(batch)
+        loss = config.pointing_weight * pointed.loss
+        if score is not None:
+            loss = loss + config.language_weight * score.loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = clip_grad_norm_(self.parameters, config.gradient_clip)
+        self.optimizer.step()
+        self.state.step += 1
+        said = {} if score is None else {
+            "language_loss": float(score.loss.detach()),
+            "right": score.num_right / max(score.num_tokens, 1),
+            "location_mm": _location_mm(score.distances),
+        }  # fmt: skip
+        return {
+            "loss": float(loss.detach()),
+            **said,
+            "pointing_loss": float(pointed.loss.detach()),
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+        }
+
+    def score(self, batch: SceneBatch) -> tuple[SceneScore | None, PointingScore]:
+        """Say the texts of a batch, where they count, and point at what its frames show."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+            sight = see(self.policy, batch, self.config.light if self.policy.training else 0.0)
+            said = scene_score(self.policy, batch, sight, self.numbers) if self.config.language_weight else None
+            return said, self.pointing(sight, batch)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Return loss, share of right words, and errors of numbers and of pointing, in mm, over the held-out frames."""
+        if self.held_out is None:
+            return {}
+        self.policy.eval()
+        rng = np.random.default_rng(_VALIDATION_SEED)
+        chosen = np.linspace(0, len(self.held_out) - 1, min(self.config.validation_frames, len(self.held_out))).round()
+        loss, num_tokens, num_right, pointing_loss = 0.0, 0, 0, 0.0
+        distances, blocks_m, reach_m, turns_rad = [], [], [], []
+        for first in range(0, len(chosen), self.config.batch_size):
+            batch = self.held_out.batch([int(number) for number in chosen[first : first + self.config.batch_size]], rng)
+            score, pointed = self.score(batch)
+            if score is not None:
+                loss += float(score.loss) * score.num_tokens
+                num_tokens += score.num_tokens
+                num_right += score.num_right
+                distances.append(score.distances)
+            pointing_loss += float(pointed.loss) * len(batch.places_m)
+            blocks_m.append(pointed.blocks_m.flatten())
+            reach_m.append(pointed.reach_m)
+            turns_rad.append(pointed.turns_rad)
+        said = {} if not distances else {
+            "validation_language_loss": loss / num_tokens,
+            "validation_right": num_right / num_tokens,
+            "validation_location_mm": _location_mm(torch.cat(distances)),
+            "validation_median_mm": float(torch.cat(distances).median()) * STEP_M * _MM_PER_M,
+        }  # fmt: skip
+        return {
+            **said,
+            "validation_pointing_loss": pointing_loss / len(chosen),
+            "validation_block_median_mm": _MM_PER_M * _median(torch.cat(blocks_m)),
+            "validation_reach_median_mm": _MM_PER_M * _median(torch.cat(reach_m)),
+            "validation_turn_median_rad": _median(torch.cat(turns_rad)),
+        }
+
+    def save(self) -> None:
+        """Write the state."""
+        save_state(
+            self.config.output / STATE_FOLDER,
+            self.learner,
+            self.optimizer,
+            self.trained,
+            self.state,
+            self.decisive,
+            keep=self.config.keep_states,
+            processes=Processes(),
+        )
+        self.saved = self.state.step
+
+
+def _location_mm(distances: torch.Tensor) -> float:
+    return float(distances.mean()) * STEP_M * _MM_PER_M if len(distances) else 0.0
+
+
+def _median(errors: torch.Tensor) -> float:
+    return float(errors.median()) if len(errors) else 0.0

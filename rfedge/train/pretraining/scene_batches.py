@@ -1,0 +1,236 @@
+"""Batches of questions about demonstration frames: both cameras' images, a report and a request of each frame as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from rfedge.data.calvin import Segment
+from rfedge.data.frame_cache import FrameCache
+from rfedge.data.scene.questions import NUM_ANSWER_WORDS, NUMBERS, SceneFacts, TextPiece, ask_report, ask_request
+from rfedge.data.windows import SamplerState, WindowIndex, WindowSampler
+from rfedge.errors import ConfigError
+from rfedge.language.tokenizer import IMAGE, InstructionTokenizer
+from rfedge.model import RoboFlamingo
+from rfedge.train.batches.image_text import NO_LABEL
+from rfedge.train.batches.prefetch import Prefetch
+from rfedge.train.batches.wording import Wording
+
+__all__ = ["SceneBatch", "SceneLoader", "SceneQuestions", "SceneScore", "Sight", "number_ids", "scene_score", "see"]
+
+# N = frames, Q = texts (two a frame), T = tokens
+
+# Separates the draws of what is asked from the order of frames, which comes from the same seed.
+_QUESTION_STREAM = 5
+_KEPT_TEXTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class SceneBatch:
+    """N frames and two texts of each.
+
+    Attributes:
+        image_static: uint8 (N, 200, 200, 3).
+        image_gripper: uint8 (N, 84, 84, 3).
+        token_ids: int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i.
+        labels: int64 (2 N, T), ids that are to be said, NO_LABEL on all others.
+        places_m: float32 (N, 8, 3), of the red, blue and pink block, the furniture (`rfedge.data.scene.furniture`) and the tool.
+        turns_rad: float32 (N, 3, 2), of the blocks about the vertical, in the world and relative to the tool.
+        uv_static: float32 (N, 8, 2), where `places_m` appear in the static picture (`rfedge.data.scene.cameras`).
+        uv_gripper: float32 (N, 7, 2), where all but the tool appear in the gripper's picture; NaN behind it.
+    """
+
+    image_static: torch.Tensor
+    image_gripper: torch.Tensor
+    token_ids: torch.Tensor
+    labels: torch.Tensor
+    places_m: torch.Tensor
+    turns_rad: torch.Tensor
+    uv_static: torch.Tensor
+    uv_gripper: torch.Tensor
+
+    def to(self, device: torch.device) -> SceneBatch:
+        return SceneBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a policy makes of N frames before any text: patch tokens (N, P, V) of each camera, and latents (N, R, V)."""
+
+    static: torch.Tensor
+    gripper: torch.Tensor
+    latents: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SceneScore:
+    """How the texts of a batch were said.
+
+    Attributes:
+        loss: mean cross-entropy of what was to be said, nats a token; the only one with a gradient.
+        num_tokens: that it is over.
+        num_right: of them said right.
+        distances: float32 (n,), counts of 5 mm between each number said and the right one, numbers alone.
+    """
+
+    loss: torch.Tensor
+    num_tokens: int
+    num_right: int
+    distances: torch.Tensor
+
+
+class SceneQuestions:
+    """The frames of an index with what may be asked about them.
+
+    Args:
+        index, cache, facts: the frames.
+        tokenizer: for the texts.
+        wording: says the instructions anew at every step; None for the demonstrations' own.
+        has_texts: False leaves them out of the batches, whose `token_ids` and `labels` then have no tokens.
+
+    Raises:
+        ConfigError: the tokenizer has no token for a number; it was learnt for something else.
+    """
+
+    def __init__(
+        self,
+        index: WindowIndex,
+        cache: FrameCache,
+        facts: SceneFacts,
+        tokenizer: InstructionTokenizer,
+        *,
+        wording: Wording | None = None,
+        has_texts: bool = True,
+    ) -> None:
+        self._index = index
+        self._cache = cache
+        self._facts = facts
+        self._tokenizer = tokenizer
+        self._wording = wording
+        self._has_texts = has_texts
+        self._ids = lru_cache(_KEPT_TEXTS)(lambda words: [token_id for token_id, _ in tokenizer.spans(words)])
+        self._start = [token_id for token_id, _ in tokenizer.spans(tokenizer.tokens.begin_of_text + IMAGE)]
+        if has_texts:
+            number_ids(tokenizer)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def batch(self, chosen: Sequence[int], rng: np.random.Generator) -> SceneBatch:
+        """Return the frames with these numbers; what their reports name is drawn from `rng`."""
+        rows, places = [], []
+        for number in chosen:
+            at = self._index.windows[number]
+            segment = self._index.segments[at.segment]
+            places.append(self._cache.row(segment.start) + at.offset)
+            if self._has_texts:
+                rows += [
+                    self._encode(ask_report(self._facts, number, rng)),
+                    self._encode(ask_request(self._facts, number, self._instruction(segment, rng))),
+                ]
+        length = max((len(row) for row in rows), default=0)
+        padded = np.array([row + [(self._tokenizer.pad_id, NO_LABEL)] * (length - len(row)) for row in rows], dtype=np.int64)
+        padded = padded.reshape(len(rows), length, 2)
+        return SceneBatch(
+            torch.from_numpy(np.asarray(self._cache.rgb_static[places])),
+            torch.from_numpy(np.asarray(self._cache.rgb_gripper[places])),
+            torch.from_numpy(np.ascontiguousarray(padded[..., 0])),
+            torch.from_numpy(np.ascontiguousarray(padded[..., 1])),
+            *(torch.from_numpy(array) for array in self._facts.scene_labels(chosen)),
+        )
+
+    def _instruction(self, segment: Segment, rng: np.random.Generator) -> str:
+        if self._wording is None:
+            return segment.instruction
+        room = self._tokenizer.text_length - len(self._start) - NUM_ANSWER_WORDS
+        return self._wording.sample(segment, rng, most_tokens=room)
+
+    def _encode(self, pieces: Sequence[TextPiece]) -> list[tuple[int, int]]:
+        row = [(token_id, NO_LABEL) for token_id in self._start]
+        for piece in pieces:
+            row += [(token_id, token_id if piece.is_said else NO_LABEL) for token_id in self._ids(piece.words)]
+        return row[: self._tokenizer.text_length]
+
+
+def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
+    """Return int64 (200,): the token of each of `NUMBERS`.
+
+    Raises:
+        ConfigError: a number is more than one token.
+    """
+    ids = [[token_id for token_id, _ in tokenizer.spans(number)] for number in NUMBERS]
+    split = [number for number, tokens in zip(NUMBERS, ids, strict=True) if len(tokens) != 1]
+    if split:
+        raise ConfigError(
+            "tokenizer",
+            got=f"several tokens for the number {split[0]}",
+            expected="one token for each of 0 to 199",
+            remedy="Start from a preset, or raise its vocab_size.",
+        )
+    return torch.tensor([tokens[0] for tokens in ids])
+
+
+def see(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -> Sight:
+    """Look at the frames of a batch.
+
+    Args:
+        policy: whose tower and resampler run.
+        batch: the frames.
+        light: deviation of a random gain, and half that of a random offset, of each channel of each picture, in units of
+            CLIP's normalised pixels, from PyTorch's random state. Another renderer's light is such a change.
+    """
+    backbone = policy.backbone
+    images = torch.cat([backbone.preprocess_static(batch.image_static), backbone.preprocess_gripper(batch.image_gripper)])
+    if light:
+        shape = (len(images), images.shape[1] + 1, 1, 1)  # one number for all channels beside one of each
+        gain, offset = light * torch.randn(shape), 0.5 * light * torch.randn(shape)
+        images = images * (1 + gain[:, :1] + 0.5 * gain[:, 1:]) + offset[:, :1] + 0.5 * offset[:, 1:]
+    tokens = backbone.vision(images)
+    static, gripper = tokens.chunk(2)
+    return Sight(static, gripper, backbone.media(tokens))
+
+
+def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: Sight, numbers: torch.Tensor) -> SceneScore:
+    """Say the texts of a batch.
+
+    Args:
+        policy: whose decoder and final norm run, whatever state its action is read from.
+        batch: frames and texts.
+        sight: what `see` made of the frames.
+        numbers: from `number_ids`.
+    """
+    backbone = policy.backbone
+    media = sight.latents.repeat_interleave(2, dim=0)
+    hidden = backbone.decoder.tokens(policy.embed_text(batch.token_ids[:, :-1]), media, feature="final_norm")
+    labels = batch.labels[:, 1:]
+    said = labels != NO_LABEL
+    logits, wanted = policy.logits(hidden[said][None])[0], labels[said]
+    loss = functional.cross_entropy(logits.float(), wanted)
+    with torch.no_grad():
+        chosen = logits.argmax(dim=-1)
+        is_number = torch.isin(wanted, numbers)
+        nearest = logits[is_number][:, numbers].argmax(dim=-1)
+        right = (wanted[is_number][:, None] == numbers).int().argmax(dim=-1)
+    return SceneScore(loss, len(wanted), int((chosen == wanted).sum()), (nearest - right).abs().to(torch.float32))
+
+
+class SceneLoader(Prefetch[tuple[SceneBatch, SamplerState]]):
+    """Makes batches one ahead; a batch depends on (seed, step) and the sampler's state alone."""
+
+    def __init__(self, questions: SceneQuestions, sampler: WindowSampler, *, step: int) -> None:
+        self._questions = questions
+        self._sampler = sampler
+        self._step = step
+        super().__init__(self._draw)
+
+    def _draw(self) -> Callable[[], tuple[SceneBatch, SamplerState]]:
+        rng = np.random.default_rng([self._sampler.seed, self._step, _QUESTION_STREAM])
+        chosen = self._sampler.next_batch()
+        state = self._sampler.state
+        self._step += 1
+        return lambda: (self._questions.batch(chosen, rng), state)

@@ -1,0 +1,226 @@
+"""What every backend promises: a graph runner with checked inputs, and the parts a policy is built from.
+
+The public method checks and the private one works, so that each backend says only how it computes and all of them
+refuse the same inputs with the same words.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.config import PolicyConfig
+from rfedge.contract import GraphContract, GraphName, PolicyContract
+from rfedge.errors import ConfigError, ContractError, did_you_mean
+from rfedge.runtimes.policy.text import InstructionEncoder
+
+__all__ = [
+    "OPTIMIZATION_LEVELS",
+    "SPINNING",
+    "TORCH_DTYPES",
+    "TORCH_WEIGHTS",
+    "GraphRunner",
+    "PolicyParts",
+    "RuntimeSettings",
+    "Stage",
+]
+
+Array = npt.NDArray[Any]
+Stage = GraphName
+OPTIMIZATION_LEVELS: Final = ("disabled", "basic", "extended", "all")
+SPINNING: Final = ("always", "within-call", "never")
+_MOST_THREADS: Final = 1024
+TORCH_DTYPES: Final = ("float32", "bfloat16")
+TORCH_WEIGHTS: Final = ("as-is", "nf4", "llm-int8")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """How a policy is loaded; a backend that cannot follow a setting says so in `GraphRunner.effective_settings`.
+
+    Attributes:
+        threads: threads one operator may use; 0 leaves the choice to the backend.
+        providers: onnxruntime execution providers in order of preference; nothing is chosen behind your back.
+        optimization: graph optimisation level, one of `OPTIMIZATION_LEVELS`.
+        spinning: what onnxruntime's worker threads do while they wait, one of `SPINNING`. `within-call` busy-waits
+            between two operators and sleeps between two calls: the latency of `always` without stealing cores from
+            the camera, the simulator or another session.
+        check_inputs: compare every input with the contract on each call.
+        verify: hash the bundle's files on load.
+        torch_dtype: what PyTorch computes in, one of `TORCH_DTYPES`; other backends compute in what their graph says.
+        torch_weights: how PyTorch keeps the weights of the backbone's products, one of `TORCH_WEIGHTS`; all but `as-is` need
+            bitsandbytes.
+        cuda_graph: let TensorRT replay captured steps.
+        one_stage_at_a_time: of a backbone in two graphs, load each for its call and free it before the next: the least
+            memory, and a load in every call.
+    """
+
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    optimization: str = "all"
+    spinning: str = "within-call"
+    check_inputs: bool = True
+    verify: bool = True
+    torch_dtype: str = "float32"
+    torch_weights: str = "as-is"
+    cuda_graph: bool = True
+    one_stage_at_a_time: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names.
+
+        Raises:
+            ConfigError: `optimization`, `spinning`, `torch_dtype` or `torch_weights` is unknown, `threads` is negative or
+                `providers` empty.
+        """
+        for name, value, choices in (
+            ("optimization", self.optimization, OPTIMIZATION_LEVELS),
+            ("spinning", self.spinning, SPINNING),
+            ("torch_dtype", self.torch_dtype, TORCH_DTYPES),
+            ("torch_weights", self.torch_weights, TORCH_WEIGHTS),
+        ):
+            if value not in choices:
+                raise ConfigError(
+                    name, got=repr(value), expected=did_you_mean(value, choices), remedy="Choose one of these names."
+                )
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise ConfigError(
+                "threads",
+                got=self.threads,
+                expected=f"0 (backend's choice) to {_MOST_THREADS}",
+                remedy="Choose --threads in that range.",
+            )
+        if not self.providers:
+            raise ConfigError(
+                "providers", got="none", expected="at least one", remedy="Name CPUExecutionProvider for the CPU."
+            )
+
+
+class GraphRunner(ABC):
+    """Runs one graph of a policy; use it as a context manager or call `activate` and `deactivate`.
+
+    A runner keeps no state between calls (recurrent state is an input and an output), but it owns buffers: one
+    thread at a time.
+
+    Args:
+        stage: which graph, named in errors.
+        contract: names, shapes and dtypes of its inputs and outputs.
+        check_inputs: compare every input with the contract on each call.
+    """
+
+    def __init__(self, stage: Stage, contract: GraphContract, *, check_inputs: bool = True) -> None:
+        self.stage: Final = stage
+        self.contract: Final = contract
+        self.check_inputs: Final = check_inputs
+        self._is_active = False
+
+    def activate(self) -> None:
+        """Load the graph; a second call does nothing."""
+        if not self._is_active:
+            self._activate()
+            self._is_active = True
+
+    def deactivate(self) -> None:
+        """Free the graph; a second call does nothing."""
+        if self._is_active:
+            self._is_active = False
+            self._deactivate()
+
+    def __enter__(self) -> GraphRunner:
+        """Activate and return the runner."""
+        self.activate()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Deactivate."""
+        self.deactivate()
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once.
+
+        Args:
+            inputs: one array per input of the contract.
+
+        Returns:
+            One array per output of the contract; the caller owns them, no later call writes into them.
+
+        Raises:
+            ContractError: an input does not fit the contract, or an output holds NaN or Inf; the text names the
+                tensor and, for an output, the stage.
+        """
+        if not self._is_active:
+            raise RuntimeError(f"{type(self).__name__} of the {self.stage} is not active; call activate() first")
+        if self.check_inputs:
+            self._check_inputs(inputs)
+        outputs = self._infer(inputs)
+        # Never switched off: the outputs are a few kilobytes, and a NaN would travel through the state into every
+        # later action.
+        for name, array in outputs.items():
+            if not np.isfinite(array).all():
+                raise ContractError(
+                    f"{self.stage} output {name!r}",
+                    got="NaN or Inf",
+                    expected="finite values",
+                    remedy="Run `rfedge verify` on the bundle and export it again at a higher precision.",
+                )
+        return outputs
+
+    def cancel(self) -> None:
+        """End the call under way in another thread, where the backend can; it then raises PolicyUnavailableError."""
+        return
+
+    def effective_settings(self) -> dict[str, str]:
+        """Return what the backend really uses, read back from it, as text for reports."""
+        return {}
+
+    @abstractmethod
+    def _activate(self) -> None: ...
+
+    @abstractmethod
+    def _deactivate(self) -> None: ...
+
+    @abstractmethod
+    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
+        expected = [spec.name for spec in self.contract.inputs]
+        if set(inputs) != set(expected):
+            raise ContractError(
+                f"{self.stage} inputs", got=sorted(inputs), expected=sorted(expected), remedy="Pass exactly these tensors."
+            )
+        for spec in self.contract.inputs:
+            spec.check(inputs[spec.name])
+
+
+@dataclass(frozen=True)
+class PolicyParts:
+    """Everything `rfedge.runtimes.policy.edge_policy.EdgePolicy` needs, whichever backend made it.
+
+    Attributes:
+        source: the bundle or checkpoint folder.
+        backend: registry name.
+        precision: what the backbone really computes in, for instance "int8"; never only what was asked for.
+        block_precisions: precision per block.
+        forced_past: thresholds that the bundle missed when it was exported with --force, each with its number.
+        size_bytes: files that have to be on the robot; of a checkpoint whose precision is made while it is loaded, its
+            weights in memory.
+    """
+
+    source: Path
+    backend: str
+    config: PolicyConfig
+    contract: PolicyContract
+    backbone: GraphRunner
+    head: GraphRunner
+    encoder: InstructionEncoder
+    precision: str
+    size_bytes: int
+    block_precisions: Mapping[str, str] = field(default_factory=dict)
+    forced_past: tuple[str, ...] = ()

@@ -1,0 +1,104 @@
+"""Bundles on OpenVINO: the backbone in its CPU plugin, which fuses a Q/DQ graph further than onnxruntime does.
+
+Full-size int8 backbones are faster here than in onnxruntime and take more memory (`rfedge bench peers` measures both), so
+it is a choice, not the default. The head stays in onnxruntime: it is memory-bound and small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from rfedge.bundle.artifact import load_bundle
+from rfedge.contract import GraphContract
+from rfedge.errors import ArtifactError
+from rfedge.runtimes.backends.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
+from rfedge.runtimes.backends.ort import open_bundle as open_with_onnxruntime
+from rfedge.runtimes.policy.backbone import open_backbone
+
+__all__ = ["OpenVinoRunner", "open_bundle"]
+
+Array = npt.NDArray[Any]
+
+_DEVICE: Final = "CPU"
+
+
+class OpenVinoRunner(GraphRunner):
+    """One ONNX file compiled for the CPU; what is not quantized is computed in fp32, as the graph says.
+
+    Args:
+        stage: which graph of the policy this is.
+        model_path: the ONNX file; external weights lie beside it.
+        contract: its inputs and outputs.
+        settings: threads and input checks are used.
+
+    Raises:
+        ArtifactError: on activation, OpenVINO cannot compile the graph.
+    """
+
+    def __init__(
+        self, stage: Stage, model_path: Path, contract: GraphContract, settings: RuntimeSettings | None = None
+    ) -> None:
+        self._settings = settings or RuntimeSettings()
+        super().__init__(stage, contract, check_inputs=self._settings.check_inputs)
+        self._model_path = model_path
+        self._request: Any = None
+        self._threads = ""
+
+    def effective_settings(self) -> dict[str, str]:
+        """Device and threads as the compiled model reports them; empty while inactive."""
+        return {} if self._request is None else {"providers": f"openvino {_DEVICE}", "threads": self._threads}
+
+    def _activate(self) -> None:
+        core = openvino.Core()
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            # On CPUs with bf16 units OpenVINO would compute what the graph calls float32 in bf16.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if self._settings.threads:
+            options["INFERENCE_NUM_THREADS"] = self._settings.threads
+        try:
+            compiled = core.compile_model(core.read_model(self._model_path), _DEVICE, options)
+        except RuntimeError as error:  # the only class that OpenVINO raises
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["an error without words"]
+            raise ArtifactError(
+                f"graph {self._model_path.name}",
+                got=f"OpenVINO error {lines[-1]!r}",
+                expected="a graph that this OpenVINO compiles",
+                remedy="Use the onnxruntime backend, or another release of openvino.",
+            ) from error
+        self._threads = str(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self._request = compiled.create_infer_request()
+
+    def _deactivate(self) -> None:
+        self._request = None
+
+    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        self._request.infer(contiguous, share_inputs=True)
+        return {
+            spec.name: np.array(self._request.get_tensor(spec.name).data, dtype=spec.dtype) for spec in self.contract.outputs
+        }
+
+
+def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
+    """Open a bundle with its backbone in OpenVINO; nothing is loaded until the runners are activated.
+
+    Raises:
+        ArtifactError: the bundle is missing, incomplete or altered.
+    """
+    parts = open_with_onnxruntime(path, settings)
+    bundle = load_bundle(path, verify=False)  # verified a line above, if it is to be
+
+    def make_runner(stage: Stage, graph: Path, settings: RuntimeSettings) -> GraphRunner:
+        return OpenVinoRunner(stage, graph, parts.contract.graphs[stage], settings)
+
+    backbone = open_backbone(bundle, settings, make_runner, for_cpu=False)  # it fuses Q/DQ by itself
+    return dataclasses.replace(parts, backend="openvino", backbone=backbone)

@@ -1,0 +1,25 @@
+"""Imports libraries that only some users have, and says in one line what is missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from rfedge.errors import BackendUnavailableError
+
+__all__ = ["import_optional"]
+
+
+def import_optional(module: str, *, needed_for: str, remedy: str) -> ModuleType:
+    """Import `module`.
+
+    Raises:
+        BackendUnavailableError: it, or something that it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = getattr(error, "name", None) or module
+        raise BackendUnavailableError(
+            needed_for, got=f"no module {missing!r}", expected=f"an installed {module}", remedy=remedy
+        ) from None

@@ -1,0 +1,56 @@
+"""Backends by name; each is imported only when it is asked for, and a missing library explains itself."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, cast
+
+from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
+from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
+
+__all__ = ["DEFAULT_BACKEND", "backend_names", "open_parts"]
+
+DEFAULT_BACKEND: Final = "onnxruntime"
+# name -> (module, function(path, settings) -> PolicyParts, how to get what it imports)
+_BACKENDS: Final = {
+    "onnxruntime": ("rfedge.runtimes.backends.ort", "open_bundle", "Install it: pip install onnxruntime."),
+    "openvino": ("rfedge.runtimes.backends.openvino", "open_bundle", "Install it: pip install openvino."),
+    "tensorrt": ("rfedge.runtimes.backends.tensorrt.opening", "open_bundle", "Install it: docs/how-to/build_engines.md."),
+    "torch": (
+        "rfedge.runtimes.backends.reference",
+        "open_checkpoint",
+        "Install the training extra: pip install 'rfedge[train]'.",
+    ),
+}
+
+
+def backend_names() -> list[str]:
+    """Names accepted by `open_parts`."""
+    return list(_BACKENDS)
+
+
+def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyParts:
+    """Open the policy at `path` with `backend`: a bundle, or for torch a checkpoint.
+
+    Raises:
+        ConfigError: no backend has this name; the text names the nearest one.
+        BackendUnavailableError: the backend's library is not on this machine.
+        ArtifactError: the bundle or checkpoint is missing, incomplete or altered.
+    """
+    if backend not in _BACKENDS:
+        raise ConfigError(
+            "backend", got=repr(backend), expected=did_you_mean(backend, _BACKENDS), remedy="Choose one of these names."
+        )
+    module_name, function_name, remedy = _BACKENDS[backend]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "rfedge":
+            raise  # ours: a bug keeps its traceback
+        raise BackendUnavailableError(
+            f"backend {backend!r}", got=f"no module {error.name!r}", expected="an installed library", remedy=remedy
+        ) from None
+    opener = cast(Callable[[Path, RuntimeSettings], PolicyParts], getattr(module, function_name))
+    return opener(path, settings)

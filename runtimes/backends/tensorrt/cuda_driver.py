@@ -1,0 +1,150 @@
+"""The few calls of CUDA that running an engine needs, asked of the driver library itself.
+
+`libcuda.so.1` is on every machine that runs an engine, Jetson included, and keeps its symbols: the Python packages of CUDA
+have to fit CUDA 12 or 13, and this does not. The context is the device's primary one, which TensorRT uses too.
+Source: CUDA Driver API, reference manual.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.errors import BackendUnavailableError
+
+__all__ = ["CudaDriver"]
+
+_LIBRARY: Final = "libcuda.so.1"
+_NON_BLOCKING_STREAM: Final = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
+_CAPTURE_RELAXED: Final = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: other threads may allocate meanwhile
+
+_size = ctypes.c_size_t
+_address = ctypes.c_void_p
+_pointer = ctypes.c_uint64  # CUdeviceptr
+
+
+class CudaDriver:
+    """The primary context of one GPU.
+
+    Handles and addresses are plain integers, as TensorRT takes them. A context belongs to the thread that made it
+    current; `make_current` lets another thread use it.
+
+    Args:
+        ordinal: number of the GPU in the driver's order.
+        library: the loaded driver library; `libcuda.so.1` without.
+
+    Raises:
+        BackendUnavailableError: no driver, or it answers with an error; so does every method.
+    """
+
+    def __init__(self, ordinal: int = 0, *, library: Any = None) -> None:
+        if library is None:
+            try:
+                library = ctypes.CDLL(_LIBRARY)
+            except OSError:
+                raise BackendUnavailableError(
+                    "CUDA", got=f"no {_LIBRARY}", expected="an NVIDIA driver", remedy="Run it with onnxruntime."
+                ) from None
+        self._library = library
+        self._call("cuInit", ctypes.c_uint(0))
+        device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(ordinal))
+        self._device = device
+        context = _address()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._context = context
+        self.make_current()
+
+    def make_current(self) -> None:
+        """Let the calling thread use this context."""
+        self._call("cuCtxSetCurrent", self._context)
+
+    def close(self) -> None:
+        """Let go of the context; everything made in it must have been freed."""
+        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+    def allocate_device(self, size_bytes: int) -> int:
+        """Return the address of device memory."""
+        address = _pointer()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), _size(size_bytes))
+        return address.value
+
+    def free_device(self, address: int) -> None:
+        self._call("cuMemFree_v2", _pointer(address))
+
+    def allocate_pinned(self, size_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return page-locked host memory as bytes; it is no longer there after `free_pinned`."""
+        address = _address()
+        self._call("cuMemAllocHost_v2", ctypes.byref(address), _size(size_bytes))
+        assert address.value is not None
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address.value))
+
+    def free_pinned(self, memory: npt.NDArray[np.uint8]) -> None:
+        self._call("cuMemFreeHost", _address(memory.ctypes.data))
+
+    def create_stream(self) -> int:
+        return self._make("cuStreamCreate", ctypes.c_uint(_NON_BLOCKING_STREAM))
+
+    def destroy_stream(self, stream: int) -> None:
+        self._call("cuStreamDestroy_v2", _address(stream))
+
+    def copy_to_device(self, device: int, host: int, size_bytes: int, stream: int) -> None:
+        """Enqueue a copy from pinned memory."""
+        self._call("cuMemcpyHtoDAsync_v2", _pointer(device), _address(host), _size(size_bytes), _address(stream))
+
+    def copy_to_host(self, host: int, device: int, size_bytes: int, stream: int) -> None:
+        """Enqueue a copy to pinned memory."""
+        self._call("cuMemcpyDtoHAsync_v2", _address(host), _pointer(device), _size(size_bytes), _address(stream))
+
+    def synchronize(self, stream: int) -> None:
+        """Wait until everything enqueued is done."""
+        self._call("cuStreamSynchronize", _address(stream))
+
+    def begin_capture(self, stream: int) -> None:
+        """From now on write down what is enqueued instead of doing it."""
+        self._call("cuStreamBeginCapture_v2", _address(stream), ctypes.c_int(_CAPTURE_RELAXED))
+
+    def end_capture(self, stream: int) -> int:
+        """Return a launchable graph of what was written down.
+
+        Raises:
+            BackendUnavailableError: something in it cannot be captured; the stream is usable again.
+        """
+        graph = _address()
+        self._call("cuStreamEndCapture", _address(stream), ctypes.byref(graph))
+        try:
+            return self._make("cuGraphInstantiateWithFlags", graph, ctypes.c_uint64(0))
+        finally:
+            self._call("cuGraphDestroy", graph)
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Enqueue a captured graph."""
+        self._call("cuGraphLaunch", _address(graph), _address(stream))
+
+    def destroy_graph(self, graph: int) -> None:
+        self._call("cuGraphExecDestroy", _address(graph))
+
+    def _make(self, function: str, *arguments: Any) -> int:
+        handle = _address()
+        self._call(function, ctypes.byref(handle), *arguments)
+        assert handle.value is not None
+        return handle.value
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status != 0:
+            raise BackendUnavailableError(
+                "CUDA",
+                got=f"{function} with {self._error_name(status)}",
+                expected="success",
+                remedy="Close other programs on the GPU, or run it with onnxruntime.",
+            )
+
+    def _error_name(self, status: int) -> str:
+        name = ctypes.c_char_p()
+        if self._library.cuGetErrorName(ctypes.c_int(status), ctypes.byref(name)) != 0 or name.value is None:
+            return f"status {status}"
+        return name.value.decode()

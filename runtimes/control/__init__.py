@@ -1,0 +1,1 @@
+"""The control loop: clock, modes, guard, and how it ends."""

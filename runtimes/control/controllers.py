@@ -1,0 +1,104 @@
+"""Builds the loop with a given name around a policy; the loops themselves are in `modes.py` and `overlapped.py`."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from rfedge.errors import ConfigError, did_you_mean
+from rfedge.runtimes.control.clock import Clock
+from rfedge.runtimes.control.ensembling import TemporalEnsemble
+from rfedge.runtimes.control.modes import ClosedLoop, Controller, JumpStep, OpenLoop, check_jumps
+from rfedge.runtimes.control.overlapped import Arrivals, Overlapped
+from rfedge.runtimes.policy.step import Policy
+
+__all__ = ["MODES", "SYNCHRONOUS_MODES", "Trained", "choose_loop", "make_controller"]
+
+# In these the actions depend on the frames alone; in `overlapped` also on how fast the machine is.
+SYNCHRONOUS_MODES: Final = ("closed-loop", "open-loop", "jump-step")
+MODES: Final = (*SYNCHRONOUS_MODES, "overlapped")
+
+
+class Trained(Protocol):
+    """What a policy's training decides about its loop; a policy and the record of one both say it."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions per call."""
+
+    @property
+    def frame_stride(self) -> int:
+        """Control steps between the frames the policy was trained on."""
+
+
+def make_controller(
+    policy: Policy,
+    mode: str | None = None,
+    execute_steps: int | None = None,
+    *,
+    ensemble: float | None = None,
+    modes: tuple[str, ...] = MODES,
+    clock: Clock | None = None,
+    arrivals: Arrivals | None = None,
+) -> Controller:
+    """Wrap `policy` in the loop called `mode`.
+
+    Args:
+        policy: what predicts the actions.
+        mode, execute_steps: see `choose_loop`.
+        ensemble: decay of the weights of a temporal ensemble; None for none.
+        modes: what the caller can use: `SYNCHRONOUS_MODES` where a run must not depend on time.
+        clock: where an overlapped loop's time comes from.
+        arrivals: of a recorded overlapped run, see `rfedge.runtimes.control.overlapped.Overlapped`.
+
+    Raises:
+        ConfigError: the mode is unknown, or `execute_steps` or the ensemble does not fit the mode or the policy.
+    """
+    mode, steps = choose_loop(policy, mode, execute_steps, modes=modes)
+    if mode == "overlapped":
+        if ensemble is not None:
+            raise ConfigError(
+                "ensemble",
+                got="overlapped mode",
+                expected="a mode whose frames are a fixed number of control steps apart",
+                remedy="Leave out --ensemble or choose another --mode.",
+            )
+        return Overlapped(policy, steps, clock=clock, arrivals=arrivals)
+    asked = policy if ensemble is None else TemporalEnsemble(policy, steps, decay=ensemble)
+    if mode == "open-loop":
+        return OpenLoop(asked, steps)
+    return JumpStep(asked) if mode == "jump-step" else ClosedLoop(asked)
+
+
+def choose_loop(
+    policy: Trained, mode: str | None = None, execute_steps: int | None = None, *, modes: tuple[str, ...] = MODES
+) -> tuple[str, int]:
+    """Return the mode and the control steps per inference; what is not asked for is what the policy was trained for.
+
+    Args:
+        policy: whose stride decides: closed loop for 1, jump-step for more.
+        mode: one of `modes`. Where only the steps are given: closed-loop for 1, jump-step for the policy's stride, else
+            open-loop.
+        execute_steps: actions played per inference; in overlapped mode the least number of control steps between two
+            frames. Where only the mode is given: 1 in closed loop, the whole chunk in open loop, else the policy's stride.
+        modes: what the caller can use.
+
+    Raises:
+        ConfigError: the mode is unknown, or none of the policy's, or allows one number only and it is another.
+    """
+    stride = policy.frame_stride
+    if mode is None:
+        steps = stride if execute_steps is None else execute_steps
+        return "closed-loop" if steps == 1 else "jump-step" if steps == stride else "open-loop", steps
+    if mode not in modes:
+        raise ConfigError("mode", got=repr(mode), expected=did_you_mean(mode, modes), remedy="Choose one of these names.")
+    if mode == "jump-step":
+        check_jumps(stride)
+    default = {"closed-loop": 1, "open-loop": policy.chunk_size}.get(mode, stride)
+    if mode in ("closed-loop", "jump-step") and execute_steps not in (None, default):
+        raise ConfigError(
+            "execute_steps",
+            got=execute_steps,
+            expected=f"{default} in {mode} mode",
+            remedy="Leave out --mode, or pass --mode open-loop.",
+        )
+    return mode, default if execute_steps is None else execute_steps

@@ -1,0 +1,425 @@
+"""The control loop: observes, asks the controller, guards its action, sends it, and always ends with a robot that rests.
+
+However a run ends (success, last step, too many misses, a hung backbone or robot, a signal, an error), `Robot.stop` was
+called: zero motion, gripper as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
+from rfedge.messages import Observation
+from rfedge.robot.conventions import Conventions, conventions_of, refuse_disagreement
+from rfedge.runtimes.control.clock import Clock, MonotonicClock, Pace, RateKeeper
+from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.modes import Controller, ControlStep, Missing
+from rfedge.runtimes.control.resting import Rest, driving
+from rfedge.runtimes.control.robot import HeartbeatRobot, Robot, SimulatedRobot
+from rfedge.runtimes.control.safety import INTERVENTIONS, SafetyGuard, not_finite_message
+from rfedge.runtimes.control.scheduling import realtime_priority
+from rfedge.runtimes.control.stillness import FrozenFrames
+from rfedge.runtimes.control.stopping import StopRequest
+from rfedge.runtimes.control.watchdog import Watchdog
+
+__all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "StepReport"]
+
+# success, max-steps, misses (too many in a row), frozen (a camera that repeats its picture), backbone (an inference beyond
+# its deadline), step (anything else in a control step beyond its own), or the reason of a `StopRequest`, such as SIGTERM.
+Ending = str
+STOPPED: Final = ("misses", "frozen", "backbone", "step")
+# Of a step beyond the backbone's deadline, where nothing else is said: cameras, robot, recorder and judge.
+_STEP_SLACK_S: Final = 2.0
+# Where nothing else is said the first step has longer: the arm stands, and libraries load what they did not load before.
+_FIRST_STEP_S: Final = 30.0
+_MS_PER_S: Final = 1000.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepReport:
+    """One control step, as told to `on_step` after its action was sent.
+
+    Attributes:
+        index: from 0.
+        observation: the frame before the action; None when nobody needed one.
+        control: what the controller answered.
+        lag_s: how late the step began, in seconds; 0.0 without a pace.
+        sent: (7,), what the robot got: float32, or float64 where the controller computes so.
+        interventions: which of `rfedge.runtimes.control.safety.INTERVENTIONS` changed the action.
+        overdue_s: how long after the next step's deadline the action was ready; 0.0 in time.
+        is_missed: overdue, or there was no action to send and the run was not just starting.
+        age_ms: from the frame behind the action until the action was sent; 0.0 while nothing was there to be sent.
+        elapsed_ms: from the beginning of the step until the action was sent.
+        instruction: what the policy follows, when it is new in this step; else None.
+    """
+
+    index: int
+    observation: Observation | None
+    control: ControlStep
+    lag_s: float
+    sent: npt.NDArray[np.float32]
+    interventions: tuple[str, ...] = ()
+    overdue_s: float = 0.0
+    is_missed: bool = False
+    age_ms: float = 0.0
+    elapsed_ms: float = 0.0
+    instruction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSummary:
+    """What a run amounts to; its size does not depend on its length.
+
+    Attributes:
+        ended: why it ended, see `Ending`.
+        success: whether it succeeded; None when nobody judged.
+        num_steps: control steps run.
+        num_inferences: answers of the policy.
+        num_missed: steps without an action in time; in `num_starved` of them an overlapped chunk was used up, in
+            `num_unavailable` the policy had no answer, in the others it came late.
+        num_starting: steps before the first chunk of an overlapped run.
+        interventions: how often each kind happened; kinds that did not are left out.
+        max_lag_s: the latest beginning of a step.
+        max_age_ms: the oldest frame behind an action.
+        frozen: camera -> frames with the very picture of the frame before; cameras without one are left out. Two pictures
+            of a real camera are never equal; those of a simulator are while nothing moves.
+    """
+
+    ended: Ending
+    success: bool | None
+    num_steps: int
+    num_inferences: int
+    num_missed: int
+    num_starved: int
+    num_unavailable: int
+    num_starting: int
+    interventions: dict[str, int]
+    max_lag_s: float
+    max_age_ms: float
+    frozen: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class ControlLoop:
+    """A controller, a robot and what stands between them.
+
+    Attributes:
+        controller: asked for one action per step.
+        robot: gets it.
+        pace: says when a step begins; None runs as fast as it goes and never misses.
+        late: what happens on a missed step.
+        guard: limits.
+        backbone_deadline_s: longest an inference may take before the robot is stopped; None is the step's deadline.
+        stop: ends the run from outside.
+        clock: for ages and durations.
+        priority: of the thread while it runs, see `rfedge.runtimes.control.scheduling`; None is ordinary.
+        step_deadline_s: longest a whole control step may take before the robot is stopped: instruction, reset, frame,
+            inference, action, `on_step` and `success`. None is `backbone_deadline_s` and two seconds, or two seconds where a
+            rate is held, or else, as fast as it goes, no limit; `math.inf` is no limit either. A first step, which finds the
+            arm at rest, has 30 seconds unless this says otherwise.
+        heartbeat_s: passed to the robot, which then rests by itself when no action comes for so long; None for none.
+        cancel: called from another thread once the robot was stopped in a step that hangs, such as `EdgePolicy.cancel`.
+        stop_after_frozen: ends the run when a camera has shown one picture in so many more frames in a row; None never does.
+        speed: share of the policy's own rate that `pace` holds, for slow first runs.
+    """
+
+    controller: Controller
+    robot: Robot
+    pace: Pace | None = None
+    late: LatePolicy = field(default_factory=LatePolicy)
+    guard: SafetyGuard = field(default_factory=SafetyGuard)
+    backbone_deadline_s: float | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    clock: Clock = field(default_factory=MonotonicClock)
+    priority: int | None = None
+    step_deadline_s: float | None = None
+    heartbeat_s: float | None = None
+    cancel: Callable[[], None] | None = None
+    stop_after_frozen: int | None = None
+    speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that no frame is within.
+
+        Raises:
+            ConfigError: `stop_after_frozen` is below 1.
+        """
+        if self.stop_after_frozen is not None and self.stop_after_frozen < 1:
+            raise ConfigError(
+                "stop_after_frozen",
+                got=self.stop_after_frozen,
+                expected="1 or more",
+                remedy="Leave --stop-after-frozen out to go on for ever.",
+            )
+
+    def run(
+        self,
+        instruction: str | Callable[[], str],
+        *,
+        max_steps: int,
+        success: Callable[[], bool] | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
+        observe_every_step: bool = False,
+    ) -> LoopSummary:
+        """Run until success, the last step or a reason to stop; the robot is at its start.
+
+        Args:
+            instruction: plain words, or asked for before every step; the controller is reset whenever it changes.
+            max_steps: control steps before giving up.
+            success: asked after each step; None when nobody can judge.
+            on_step: told about each step after its action was sent.
+            observe_every_step: take a frame on every step for `on_step`, needed or not.
+
+        Raises:
+            ContractError: the policy refuses a frame, or its action is not finite; zero motion was sent then.
+            ConfigError: another loop drives this robot, or it has no heartbeat; it was not touched.
+            BackendUnavailableError: this user may not have `priority`; nothing was sent but a stop.
+            ConfigError: pace or robot have another rate, or the robot another camera geometry, than the policy; nothing was
+                sent.
+        """
+        self._check_conventions()
+        rest = Rest(self.robot)
+
+        def on_expired() -> None:
+            with self.stop.step_hangs():
+                try:
+                    rest()
+                finally:
+                    if self.cancel is not None:
+                        self.cancel()
+
+        watchdog = Watchdog({"backbone": self.backbone_deadline_s, "step": self._step_deadline_s()}, on_expired, self.clock)
+        run = _Run(
+            self, watchdog, instruction if callable(instruction) else lambda: instruction, on_step, observe_every_step
+        )
+        self.guard.reset()
+        ended: Ending | None = None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(driving(self.robot))
+            self._start_heartbeat()
+            stack.enter_context(self.stop.heard_by(watchdog.expire))
+            stack.callback(rest)  # whatever happens from here on
+            if self.pace is not None:
+                stack.enter_context(_collector_frozen())
+            # Before the loop, or on one core it would wait for what it watches.
+            with realtime_priority(None if self.priority is None else self.priority + 1, inherited=True):
+                stack.enter_context(watchdog)
+            stack.enter_context(realtime_priority(self.priority))
+            for index in range(max_steps):
+                lag_s = 0.0 if self.pace is None else self.pace.wait()
+                ended = self.stop.reason
+                if ended is None:
+                    at_least_s = _FIRST_STEP_S if index == 0 and self.step_deadline_s is None else 0.0
+                    with watchdog.watching("step", at_least_s=at_least_s):
+                        ended = run.step(index, lag_s) or ("success" if success is not None and success() else None)
+                    ended = watchdog.expired or ended
+                if ended is not None:
+                    break
+        ended = ended or "max-steps"
+        if ended == "backbone" and self.cancel is not None:
+            self.cancel()  # of a call beside the loop, which the watchdog does not watch
+        return run.summary(ended, None if success is None else ended == "success")
+
+    def _step_deadline_s(self) -> float | None:
+        if self.step_deadline_s is not None or (self.pace is None and self.backbone_deadline_s is None):
+            return self.step_deadline_s
+        return (self.backbone_deadline_s or 0.0) + _STEP_SLACK_S
+
+    def _start_heartbeat(self) -> None:
+        if self.heartbeat_s is None:
+            return
+        if not isinstance(self.robot, HeartbeatRobot):
+            raise ConfigError(
+                "heartbeat_s",
+                got=f"a {type(self.robot).__name__} without expect_actions",
+                expected="a robot that rests by itself",
+                remedy="Leave it out, or see rfedge.runtimes.control.robot.HeartbeatRobot.",
+            )
+        self.robot.expect_actions(self.heartbeat_s)
+
+    def _check_conventions(self) -> None:
+        own, robot = conventions_of(self.controller), conventions_of(self.robot)
+        loop_hz = None if own.control_hz is None else own.control_hz * self.speed
+        owner = "the policy" if self.speed == 1.0 else f"the policy at speed {self.speed:g}"
+        expected = Conventions(loop_hz, own.resize)
+        if isinstance(self.pace, RateKeeper):
+            refuse_disagreement("the loop", Conventions(self.pace.rate_hz), owner, expected)
+        if isinstance(self.robot, SimulatedRobot):  # its time passes with actions, whatever the pace on the wall clock
+            owner, expected = "the policy", own
+        refuse_disagreement("the robot", robot, owner, expected)
+
+
+@contextlib.contextmanager
+def _collector_frozen() -> Iterator[None]:
+    """Keep what exists now out of the garbage collector's sight: a look at all of it takes longer than some steps have."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _Run:
+    """The moving parts of one `ControlLoop.run`."""
+
+    def __init__(
+        self,
+        loop: ControlLoop,
+        watchdog: Watchdog,
+        instruction: Callable[[], str],
+        on_step: Callable[[StepReport], None] | None,
+        observe_every_step: bool,  # noqa: FBT001 - private, passed once
+    ) -> None:
+        self._loop = loop
+        self._watchdog = watchdog
+        self._instruction = instruction
+        self._followed: str | None = None
+        self._on_step = on_step
+        self._observe_every_step = observe_every_step
+        self._frame_times_s: dict[int, float] = {}
+        self._last_sent: npt.NDArray[np.float32] | None = None  # under the present instruction
+        self._num_repeats = 0  # in a row
+        self._counts_before = dict(loop.guard.counts)
+        self._num_steps = self._num_inferences = self._num_missed = 0
+        self._num_missing: dict[Missing, int] = {"starting": 0, "starved": 0, "unavailable": 0}
+        self._misses_in_a_row = 0
+        self._max_lag_s = self._max_age_ms = 0.0
+        self._frozen = FrozenFrames()
+
+    def step(self, index: int, lag_s: float) -> Ending | None:
+        """Run one control step, which began `lag_s` late; return why the run ends with it."""
+        loop = self._loop
+        started_s = loop.clock.now_s()
+        instruction: str | None = None
+        observation: Observation | None = None
+        try:
+            instruction = self._follow()
+            observation = self._observe(index, started_s)
+            if loop.stop_after_frozen is not None and self._frozen.longest >= loop.stop_after_frozen:
+                return "frozen"
+            control = self._ask(observation)
+        except PolicyUnavailableError:
+            control = ControlStep(action=loop.guard.hold(), inference=None, missing="unavailable")
+        if control is None:
+            return "backbone"
+        overdue_s = 0.0 if loop.pace is None else loop.pace.overdue_s()
+        is_missed = overdue_s > 0.0 or control.missing not in (None, "starting")
+        action, interventions = self._choose(control, is_missed=is_missed)
+        if self._watchdog.expired is not None:
+            return self._watchdog.expired  # the robot was stopped: it gets nothing more
+        loop.robot.apply(action)
+        sent_s = loop.clock.now_s()
+        loop.guard.sent(action)
+        self._last_sent = action
+        taken_s = self._frame_times_s.get(index - control.age_steps, started_s)
+        age_ms = 0.0 if control.missing else _MS_PER_S * (sent_s - taken_s)
+        report = StepReport(
+            index=index,
+            observation=observation,
+            control=control,
+            lag_s=lag_s,
+            sent=action,
+            interventions=interventions,
+            overdue_s=overdue_s,
+            is_missed=is_missed,
+            age_ms=age_ms,
+            elapsed_ms=_MS_PER_S * (sent_s - started_s),
+            instruction=instruction,
+        )
+        self._count(report)
+        if self._on_step is not None:
+            self._on_step(report)
+        if "not-finite" in interventions:
+            raise ContractError(not_finite_message())
+        return self._end()
+
+    def _follow(self) -> str | None:
+        """Reset the controller if the instruction changed; return the new one."""
+        instruction = self._instruction()
+        if instruction == self._followed:
+            return None
+        self._last_sent = None  # also if the reset fails: it was an action of another instruction
+        self._loop.controller.reset(instruction)
+        self._followed = instruction
+        return instruction
+
+    def _observe(self, index: int, started_s: float) -> Observation | None:
+        needs = self._loop.controller.needs_observation
+        if not needs and not self._observe_every_step:
+            return None
+        observation = self._loop.robot.observe()
+        self._loop.guard.see(observation)
+        self._frozen.see(observation)
+        if needs:
+            self._frame_times_s[index] = started_s
+        return observation
+
+    def _ask(self, observation: Observation | None) -> ControlStep | None:
+        """Return the controller's answer, or None when an inference is beyond its deadline."""
+        loop = self._loop
+        with self._watchdog.watching("backbone"):
+            control = loop.controller.control(observation)
+        limit_s = loop.backbone_deadline_s
+        return None if limit_s is not None and control.pending_s > limit_s else control
+
+    def _choose(self, control: ControlStep, *, is_missed: bool) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+        """Return what is sent and what the guard did to it."""
+        loop = self._loop
+        wanted: npt.NDArray[np.float32] | None = control.action if control.missing is None else None
+        repeats = False
+        if is_missed and loop.late.action != "send":
+            repeats = (
+                loop.late.action == "repeat"
+                and control.missing != "unavailable"
+                and self._num_repeats < loop.late.max_repeats
+            )
+            wanted = self._last_sent if repeats else None
+        self._num_repeats = self._num_repeats + 1 if is_missed else 0
+        if wanted is None:
+            return loop.guard.hold(), ()
+        checked = loop.guard.check(wanted)
+        return checked.action, checked.interventions
+
+    def _count(self, report: StepReport) -> None:
+        self._num_steps += 1
+        self._num_inferences += report.control.inference is not None
+        self._num_missed += report.is_missed
+        if report.control.missing is not None:
+            self._num_missing[report.control.missing] += 1
+        self._misses_in_a_row = self._misses_in_a_row + 1 if report.is_missed else 0
+        self._max_lag_s = max(self._max_lag_s, report.lag_s)
+        self._max_age_ms = max(self._max_age_ms, report.age_ms)
+        # Older frames than the one behind this action are behind no later one.
+        oldest = report.index - report.control.age_steps
+        if len(self._frame_times_s) > 1 and not report.control.missing:
+            for index in [index for index in self._frame_times_s if index < oldest]:
+                del self._frame_times_s[index]
+
+    def _end(self) -> Ending | None:
+        limit = self._loop.late.stop_after_misses
+        return "misses" if limit is not None and self._misses_in_a_row >= limit else None
+
+    def summary(self, ended: Ending, success: bool | None) -> LoopSummary:  # noqa: FBT001 - private, passed once
+        counts = self._loop.guard.counts
+        happened = {name: counts[name] - self._counts_before[name] for name in INTERVENTIONS}
+        return LoopSummary(
+            ended=ended,
+            success=success,
+            num_steps=self._num_steps,
+            num_inferences=self._num_inferences,
+            num_missed=self._num_missed,
+            num_starved=self._num_missing["starved"],
+            num_unavailable=self._num_missing["unavailable"],
+            num_starting=self._num_missing["starting"],
+            interventions={name: count for name, count in happened.items() if count},
+            max_lag_s=self._max_lag_s,
+            max_age_ms=self._max_age_ms,
+            frozen=self._frozen.counts,
+        )

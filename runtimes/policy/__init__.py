@@ -1,0 +1,1 @@
+"""A bundle as a policy: text, backbone, head, one step."""

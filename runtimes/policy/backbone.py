@@ -1,0 +1,128 @@
+"""The backbone of a bundle as one runner, whether it is one graph or two, and whichever backend runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from rfedge.bundle.artifact import Bundle
+from rfedge.bundle.stages import call_in_order
+from rfedge.contract import GraphContract
+from rfedge.errors import ConfigError
+from rfedge.runtimes.backends.base import GraphRunner, RuntimeSettings, Stage
+
+__all__ = ["StagedRunner", "open_backbone", "refuse_one_stage_at_a_time"]
+
+Array = npt.NDArray[Any]
+# (stage, graph file, settings) -> a runner of that graph, not yet active
+MakeRunner = Callable[[Stage, Path, RuntimeSettings], GraphRunner]
+
+
+def open_backbone(bundle: Bundle, settings: RuntimeSettings, make_runner: MakeRunner, *, for_cpu: bool) -> GraphRunner:
+    """Return the runner of the bundle's backbone; nothing is loaded until it is activated.
+
+    Args:
+        bundle: an opened bundle.
+        settings: how to load.
+        make_runner: of the backend.
+        for_cpu: take the graphs with integer kernels for CPUs where there are any.
+
+    Raises:
+        ArtifactError: the bundle lacks a graph.
+        ConfigError: one stage at a time, of a backbone in one graph.
+    """
+    graphs = bundle.backbone_graphs(for_cpu=for_cpu)
+    if len(graphs) == 1:
+        if settings.one_stage_at_a_time:
+            raise refuse_one_stage_at_a_time(f"bundle {bundle.root}")
+        return make_runner("backbone", graphs["backbone"], settings)
+    # What the caller gives is checked once, against the contract of the whole.
+    unchecked = dataclasses.replace(settings, check_inputs=False)
+    return StagedRunner(
+        bundle.contract.backbone,
+        [make_runner(stage, graph, unchecked) for stage, graph in graphs.items()],
+        check_inputs=settings.check_inputs,
+        one_at_a_time=settings.one_stage_at_a_time,
+    )
+
+
+def refuse_one_stage_at_a_time(subject: str) -> ConfigError:
+    """Return the error for a backbone that has no stages to load one at a time."""
+    return ConfigError(
+        f"one stage at a time of {subject}",
+        got="a backbone in one graph",
+        expected="vision and decoder",
+        remedy="Export it with --stages two, or leave --one-stage-at-a-time out.",
+    )
+
+
+class StagedRunner(GraphRunner):
+    """Runs the stages of a backbone in order, under the contract of the whole.
+
+    Args:
+        contract: of the backbone.
+        stages: their runners, in call order.
+        check_inputs: compare every input with the contract on each call.
+        one_at_a_time: load each stage for its call and free it before the next. Activation loads each once, so that a
+            damaged graph is refused before the first call.
+
+    Raises:
+        ArtifactError, BackendUnavailableError: on activation, as the runners of the stages.
+    """
+
+    def __init__(
+        self,
+        contract: GraphContract,
+        stages: Sequence[GraphRunner],
+        *,
+        check_inputs: bool = True,
+        one_at_a_time: bool = False,
+    ) -> None:
+        super().__init__("backbone", contract, check_inputs=check_inputs)
+        self._stages = tuple(stages)
+        self._one_at_a_time = one_at_a_time
+        self._settings: dict[str, str] = {}
+
+    def effective_settings(self) -> dict[str, str]:
+        """Those of the last stage, read back when it was loaded, and how the stages are kept; empty while inactive."""
+        return dict(self._settings)
+
+    def cancel(self) -> None:
+        """End the call under way in another thread."""
+        for runner in self._stages:
+            runner.cancel()
+
+    def _activate(self) -> None:
+        try:
+            for runner in self._stages:
+                runner.activate()
+                self._settings = runner.effective_settings()
+                if self._one_at_a_time:
+                    runner.deactivate()
+        except BaseException:
+            self._deactivate()
+            raise
+        names = " and ".join(runner.stage for runner in self._stages)
+        self._settings["stages"] = f"{names}, {'one at a time' if self._one_at_a_time else 'both loaded'}"
+
+    def _deactivate(self) -> None:
+        for runner in self._stages:
+            runner.deactivate()
+        self._settings = {}
+
+    def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return call_in_order(self.contract, [(runner.contract, self._call(runner)) for runner in self._stages], inputs)
+
+    def _call(self, runner: GraphRunner) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        if not self._one_at_a_time:
+            return runner.infer
+
+        def call(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            with runner:
+                return runner.infer(inputs)
+
+        return call

@@ -1,0 +1,197 @@
+"""From camera frames and an instruction to actions: the whole policy, on whichever backend its parts come from.
+
+`infer` is the pure core, a function of observation, instruction and state. `act` only remembers the instruction and
+the state for a single caller, such as a control loop; a server calls `infer` with one state per client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.config import PolicyConfig
+from rfedge.errors import ContractError
+from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation, PolicyState
+from rfedge.recurrence import observe, remembered_calls
+from rfedge.robot.conventions import Conventions
+from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
+from rfedge.runtimes.backends.registry import DEFAULT_BACKEND, open_parts
+from rfedge.runtimes.policy.head import HeadRuntime
+from rfedge.runtimes.policy.step import STAGES, Policy, PolicyStep
+
+__all__ = ["STAGES", "EdgePolicy", "Inference", "Policy", "PolicyStep"]
+
+OPEN_PROBABILITY: Final = 0.5
+_NS_PER_MS: Final = 1e6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inference:
+    """A `PolicyStep` and the head state that belongs to the next call."""
+
+    actions: npt.NDArray[np.float32]
+    state: PolicyState
+    timings_ms: Mapping[str, float]
+
+
+class EdgePolicy:
+    """A loaded policy; use it as a context manager or call `close`.
+
+    One thread at a time: the runners reuse their buffers.
+
+    Args:
+        parts: graphs, text encoder and configuration, from `rfedge.runtimes.backends.registry.open_parts`.
+
+    Raises:
+        ArtifactError: a graph cannot be loaded.
+        BackendUnavailableError: a requested provider is not on this machine.
+    """
+
+    def __init__(self, parts: PolicyParts) -> None:
+        self.parts: Final = parts
+        parts.backbone.activate()
+        parts.head.activate()
+        self._head = HeadRuntime(parts.head, parts.config)
+        self._instruction: str | None = None
+        self._state = self._head.initial_state()
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, backend: str = DEFAULT_BACKEND, settings: RuntimeSettings | None = None
+    ) -> EdgePolicy:
+        """Load a bundle (or, with backend "torch", a checkpoint).
+
+        Raises:
+            ArtifactError: the files are missing, incomplete or altered; the text names the file.
+            ConfigError: no backend has this name.
+            BackendUnavailableError: the backend's library or provider is not on this machine.
+        """
+        return cls(open_parts(backend, Path(path), settings or RuntimeSettings()))
+
+    @property
+    def config(self) -> PolicyConfig:
+        return self.parts.config
+
+    @property
+    def conventions(self) -> Conventions:
+        """The control rate and camera geometry that it was trained with."""
+        return self.parts.config.conventions
+
+    @property
+    def chunk_size(self) -> int:
+        return self.parts.config.chunk_size
+
+    @property
+    def frame_stride(self) -> int:
+        return self.parts.config.frame_stride
+
+    def __enter__(self) -> EdgePolicy:
+        """Return the policy, which is loaded already."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Free both graphs; a second call does nothing."""
+        self.parts.head.deactivate()
+        self.parts.backbone.deactivate()
+
+    def cancel(self) -> None:
+        """End the call under way in another thread, where the backend can; it raises PolicyUnavailableError there."""
+        self.parts.backbone.cancel()
+        self.parts.head.cancel()
+
+    @property
+    def remembers_calls(self) -> int | None:
+        """How many calls before the present one an action can depend on; None for all of them since the reset."""
+        return remembered_calls(self.config)
+
+    def initial_state(self) -> PolicyState:
+        """Return the state of a policy that has seen nothing."""
+        return self._head.initial_state()
+
+    def infer(self, observation: Observation, instruction: str, state: PolicyState) -> Inference:
+        """Predict actions; the result depends on the arguments alone and changes none of them.
+
+        Args:
+            observation: the present frame; its `task` is not used, its `state` by a policy with
+                proprioception alone.
+            instruction: plain words, embedded once and then remembered.
+            state: `initial_state()` or the state of the previous inference.
+
+        Raises:
+            ContractError: the observation or instruction does not fit, or a graph returned NaN or Inf; the text
+                names the stage.
+        """
+        started_ns = time.perf_counter_ns()
+        observation.check()
+        text = self.parts.encoder(instruction)
+        inputs: dict[str, npt.NDArray[Any]] = {
+            "image_static": observation.static[None],
+            "image_gripper": observation.gripper[None],
+            "text_embedding": text.embedding,
+            "text_mask": text.mask,
+        }
+        if self.config.proprioception:
+            inputs["robot_state"] = _robot_state(observation)
+        preprocessed_ns = time.perf_counter_ns()
+        feature, seen = observe(self.config, self.parts.backbone.infer, inputs, state)
+        seen_ns = time.perf_counter_ns()
+        pose, gripper, new_state = self._head.step(cast("npt.NDArray[np.float32]", feature), seen)
+        decided_ns = time.perf_counter_ns()
+        actions = np.empty((len(pose), ACTION_SIZE), dtype=np.float32)
+        np.clip(pose, -1.0, 1.0, out=actions[:, :POSE_SIZE])
+        actions[:, POSE_SIZE] = np.where(gripper > OPEN_PROBABILITY, GRIPPER_OPEN, GRIPPER_CLOSE)
+        ended_ns = time.perf_counter_ns()
+        timings_ms = {
+            "preprocess": (preprocessed_ns - started_ns) / _NS_PER_MS,
+            "backbone": (seen_ns - preprocessed_ns) / _NS_PER_MS,
+            "head": (decided_ns - seen_ns) / _NS_PER_MS,
+            "postprocess": (ended_ns - decided_ns) / _NS_PER_MS,
+            "total": (ended_ns - started_ns) / _NS_PER_MS,
+        }
+        return Inference(actions=actions, state=new_state, timings_ms=timings_ms)
+
+    def reset(self, instruction: str) -> None:
+        """Start a new instruction: the only thing that clears the state.
+
+        Raises:
+            ContractError: the instruction is empty or too long; the policy then stays as it was.
+        """
+        self.parts.encoder(instruction)  # embedded here, so that the first step is no slower than the others
+        self._instruction = instruction
+        self._state = self._head.initial_state()
+
+    def act(self, observation: Observation) -> PolicyStep:
+        """Predict the next actions for the instruction of the last `reset`.
+
+        Raises:
+            ContractError: as `infer`, or `reset` was never called; the state stays as it was.
+        """
+        if self._instruction is None:
+            raise ContractError(
+                "policy", got="act() without an instruction", expected="reset(instruction) first", remedy="Call it once."
+            )
+        inference = self.infer(observation, self._instruction, self._state)
+        self._state = inference.state
+        return PolicyStep(actions=inference.actions, timings_ms=inference.timings_ms, state=inference.state)
+
+
+def _robot_state(observation: Observation) -> npt.NDArray[np.float32]:
+    if observation.state is None:
+        raise ContractError(
+            "observation.state",
+            got="None",
+            expected="15 numbers: this policy was trained with proprioception",
+            remedy="Send the robot's state, see rfedge.messages.Observation.",
+        )
+    return observation.state.astype(np.float32)[None]

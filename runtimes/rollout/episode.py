@@ -1,0 +1,61 @@
+"""The start of a rollout in a simulator: an instruction, a state from which it can be done, and a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rfedge.envs import INSTRUCTIONS, Environment, TaskOracle
+from rfedge.envs.experts import prepare_start
+from rfedge.envs.language import PARAPHRASES
+from rfedge.envs.tasks import check_task
+from rfedge.errors import ConfigError
+from rfedge.runtimes.rollout import Goal
+
+__all__ = ["begin_episode", "choose_goal", "judge_of"]
+
+
+def choose_goal(task: str | None, instruction: str | None) -> Goal:
+    """Complete one of the two from the other.
+
+    A task brings its evaluation instruction unless one is given; an instruction alone brings the task it is known to
+    describe, if there is one.
+
+    Raises:
+        ConfigError: both are missing, or the task is unknown; the text names the nearest one.
+    """
+    if task is not None:
+        return Goal(instruction=instruction or INSTRUCTIONS[check_task(task)], task=task)
+    if instruction is None:
+        raise ConfigError(
+            "goal", got="neither", expected="--task or --instruction", remedy="Pass --task open_drawer, for instance."
+        )
+    return Goal(instruction=instruction, task=_task_of(instruction))
+
+
+def begin_episode(environment: Environment, goal: Goal, seed: int) -> Callable[[], bool] | None:
+    """Prepare the start number `seed` and return its judge; without a task a random state, and None.
+
+    Args:
+        environment: an open one; its present state does not matter.
+        goal: from `choose_goal`, or a task of a measurement.
+        seed: see `rfedge.envs.experts.prepare_start`.
+    """
+    if goal.task is None:
+        environment.restore()
+        return None
+    prepare_start(goal.task, environment, seed)
+    return judge_of(environment, goal.task)
+
+
+def judge_of(environment: Environment, task: str) -> Callable[[], bool]:
+    """Return what says whether `task` has been done since now."""
+    oracle, start = TaskOracle(), environment.info()
+    return lambda: oracle.solved(task, start, environment.info())
+
+
+def _task_of(instruction: str) -> str | None:
+    words = instruction.strip().lower()
+    for task, evaluated in INSTRUCTIONS.items():
+        if words in (known.lower() for known in (evaluated, *PARAPHRASES[task])):
+            return task
+    return None

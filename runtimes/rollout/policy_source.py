@@ -1,0 +1,268 @@
+"""Where a run's policy comes from, a bundle here or a server elsewhere, its loop, and what a report says of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+from rfedge.errors import ConfigError
+from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
+from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, make_controller
+from rfedge.runtimes.control.modes import Controller
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
+from rfedge.runtimes.policy.step import Policy
+from rfedge.runtimes.rollout.chain_agents import Agent
+from rfedge.runtimes.server.client import RemotePolicy
+
+__all__ = ["OpenedPolicy", "PolicyChoice", "PolicyLoop", "ServerAddress", "TorchPolicy", "check_source", "open_policy"]
+
+logger = logging.getLogger(__name__)
+TORCH: Final = "torch"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """A `rfedge serve` somewhere.
+
+    Attributes:
+        url: ws://HOST:PORT or wss://HOST:PORT.
+        deadline_ms: longest wait for an action.
+        token: what the server asks for, or None.
+        certificate: PEM file of the authority that signed the server's certificate; None for the system's.
+    """
+
+    url: str
+    deadline_ms: float = 1000.0
+    token: str | None = field(default=None, repr=False)
+    certificate: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a deadline that nobody can meet.
+
+        Raises:
+            ConfigError: it is not a positive number.
+        """
+        if not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
+            raise ConfigError(
+                "deadline", got=self.deadline_ms, expected="a positive number", remedy="Raise --server-deadline-ms."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TorchPolicy:
+    """A checkpoint in PyTorch, in a precision that no bundle has here.
+
+    Attributes:
+        checkpoint: folder.
+        dtype, weights: `torch_dtype` and `torch_weights` of `RuntimeSettings`.
+    """
+
+    checkpoint: Path
+    dtype: str = "float32"
+    weights: str = "as-is"
+
+    @property
+    def precision(self) -> str:
+        """What reports call it."""
+        return self.weights if self.weights != "as-is" else {"float32": "fp32", "bfloat16": "bf16"}[self.dtype]
+
+    def settings(self, common: RuntimeSettings) -> RuntimeSettings:
+        """Return what it is loaded with, where all policies have `common`."""
+        return replace(common, torch_dtype=self.dtype, torch_weights=self.weights)
+
+    def open(self, common: RuntimeSettings) -> EdgePolicy:
+        """Load it.
+
+        Raises:
+            ArtifactError: the checkpoint cannot be loaded.
+            BackendUnavailableError: PyTorch or bitsandbytes is not on this machine.
+        """
+        return EdgePolicy.load(self.checkpoint, backend=TORCH, settings=self.settings(common))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedPolicy:
+    """A policy and its labels in a report.
+
+    Attributes:
+        source: folder or address.
+        name, precision: of the policy.
+        settings: what its backend said of itself.
+        forced_past: thresholds of the export that its bundle missed and was written in spite of.
+        cancel: ends a call that hangs, from another thread; None for a server, whose calls have a deadline.
+    """
+
+    policy: Policy
+    source: str
+    name: str
+    precision: str
+    settings: dict[str, str]
+    forced_past: tuple[str, ...]
+    cancel: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoop:
+    """A bundle in a loop that does not depend on time; what measures or records demonstrations opens it in each worker.
+
+    Attributes:
+        bundle: folder written by `rfedge export`, or with backend torch a checkpoint.
+        mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
+        ensemble: decay of a temporal ensemble, or None.
+        backend: of the bundle.
+        settings: one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every
+            machine.
+    """
+
+    bundle: Path
+    mode: str | None = None
+    execute_steps: int | None = None
+    ensemble: float | None = None
+    backend: str = DEFAULT_BACKEND
+    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
+
+    def open(self) -> tuple[EdgePolicy, Controller]:
+        """Load the bundle and put it into its loop; closing the policy frees both.
+
+        Raises:
+            ArtifactError: the bundle cannot be loaded.
+            ConfigError: mode, steps or ensemble do not fit the policy.
+            BackendUnavailableError: the backend's library is not on this machine.
+        """
+        policy = EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
+        try:
+            return policy, make_controller(
+                policy, self.mode, self.execute_steps, ensemble=self.ensemble, modes=SYNCHRONOUS_MODES
+            )
+        except BaseException:
+            policy.close()
+            raise
+
+    def __call__(self) -> Agent:
+        """Open it as what acts in tasks; it sees frames and the instruction, and neither states nor the task's name."""
+        with _without_warnings("rfedge.runtimes.control.modes"):  # of the time base: `run_success` gives one for all workers
+            _, controller = self.open()
+        return lambda subtask, environment: controller
+
+
+class PolicyChoice(Protocol):
+    """The part of a plan that says which policy runs."""
+
+    @property
+    def bundle(self) -> Path | None:
+        """Folder of a bundle, or None."""
+
+    @property
+    def server(self) -> ServerAddress | None:
+        """Where a policy is served, or None."""
+
+    @property
+    def backend(self) -> str:
+        """Of a bundle."""
+
+    @property
+    def settings(self) -> RuntimeSettings:
+        """Of a bundle."""
+
+
+def check_source(bundle: Path | None, server: ServerAddress | None, record: Path | None) -> None:
+    """Check that a plan names one policy.
+
+    Raises:
+        ConfigError: neither bundle nor server or both, or a record of a policy that is not here.
+    """
+    if (bundle is None) == (server is None):
+        raise ConfigError(
+            "policy",
+            got="neither bundle nor server" if bundle is None else "a bundle and a server",
+            expected="one of them",
+            remedy="Name a bundle's folder, or pass --server ws://HOST:PORT.",
+        )
+    if server is not None and record is not None:
+        raise ConfigError(
+            "--record",
+            got="a policy on a server",
+            expected="a bundle, whose hash a record holds",
+            remedy="Leave out --record, or run the bundle here.",
+        )
+
+
+def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePolicy], None] | None) -> OpenedPolicy:
+    """Load the plan's bundle or connect to its server; `stack` closes it.
+
+    Args:
+        stack: lives as long as the run.
+        plan: checked by `check_source`.
+        on_load: told a loaded bundle.
+
+    Raises:
+        ArtifactError: the bundle cannot be loaded.
+        ContractError: it is another kind of server.
+        ConfigError: address or certificate are no good, or the server refuses this client.
+        PolicyUnavailableError: nobody answers at the server's address.
+    """
+    if plan.server is not None:
+        return _connect(stack, plan.server)
+    assert plan.bundle is not None
+    policy = stack.enter_context(EdgePolicy.load(plan.bundle, backend=plan.backend, settings=plan.settings))
+    if on_load is not None:
+        on_load(policy)
+    return OpenedPolicy(
+        policy=policy,
+        source=str(plan.bundle),
+        name=policy.config.name,
+        precision=policy.parts.precision,
+        settings=policy.parts.backbone.effective_settings(),
+        forced_past=policy.parts.forced_past,
+        cancel=policy.cancel,
+    )
+
+
+def _connect(stack: ExitStack, server: ServerAddress) -> OpenedPolicy:
+    policy = stack.enter_context(
+        RemotePolicy(server.url, deadline_ms=server.deadline_ms, token=server.token, tls=_client_tls(server))
+    )
+    said = policy.metadata
+    forced_past = tuple(str(text) for text in said.get("forced_past") or ())
+    if forced_past:
+        logger.warning("%s serves a bundle exported with --force; its proof missed %s", server.url, "; ".join(forced_past))
+    return OpenedPolicy(
+        policy=policy,
+        source=server.url,
+        name=str(said.get("policy")),
+        precision=str(said.get("precision")),
+        settings={str(key): str(value) for key, value in dict(said.get("backend_settings") or {}).items()},
+        forced_past=forced_past,
+    )
+
+
+def _client_tls(server: ServerAddress) -> ssl.SSLContext | None:
+    if server.certificate is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=server.certificate)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"certificate {server.certificate}",
+            got=error.strerror or str(error),
+            expected="a PEM file",
+            remedy="Check --server-certificate.",
+        ) from None
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    source = logging.getLogger(name)
+    level = source.level
+    source.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        source.setLevel(level)

@@ -1,0 +1,113 @@
+"""A robot that is none: it shows the frames of a recorded episode and keeps what it was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rfedge.data.calvin import CalvinDataset, Segment
+from rfedge.errors import ConfigError
+from rfedge.messages import Observation
+from rfedge.robot.conventions import Conventions
+
+__all__ = ["RecordedEpisodeRobot", "RecordedFrames"]
+
+_KEYS = ("rgb_static", "rgb_gripper", "robot_obs")
+
+
+class RecordedFrames(Sequence[Observation]):
+    """The frames of one language segment, read from disk one by one.
+
+    Args:
+        dataset: a split in CALVIN's format.
+        segment: one of its segments.
+    """
+
+    def __init__(self, dataset: CalvinDataset, segment: Segment) -> None:
+        self._dataset = dataset
+        self._segment = segment
+
+    def __len__(self) -> int:
+        return self._segment.num_frames
+
+    def __getitem__(self, index: object) -> Observation:  # type: ignore[override]
+        """Read frame `index`, an int from 0.
+
+        Raises:
+            DatasetError: the frame is missing or damaged.
+        """
+        if not isinstance(index, int):
+            raise TypeError(f"one frame at a time: got index {index!r}")
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        frame = self._dataset.frame(self._segment.start + index, _KEYS)
+        return Observation.from_dict({**frame, "task": self._segment.instruction})
+
+    def rel_actions(self) -> npt.NDArray[np.float64]:
+        """Return what was recorded in these frames, float64 (frame, 7)."""
+        numbers = range(self._segment.start, self._segment.end + 1)
+        return np.array([self._dataset.frame(number, ("rel_actions",))["rel_actions"] for number in numbers])
+
+
+class RecordedEpisodeRobot:
+    """Shows one frame per control step, also where the loop did not look at the one before; the last one stays.
+
+    To see what a policy would have done where a person did something: compare `sent` with `RecordedFrames.rel_actions`.
+
+    Args:
+        frames: at least one.
+        resize: the camera geometry that they have, see `rfedge.robot.camera`; None where the cameras were square.
+
+    Attributes:
+        sent: every action, float32 (7,), in order.
+        num_stops: how often it was stopped.
+
+    Raises:
+        ConfigError: there is no frame.
+    """
+
+    def __init__(self, frames: Sequence[Observation], *, resize: str | None = None) -> None:
+        self._resize = resize
+        if not frames:
+            raise ConfigError("recorded episode", got="no frames", expected="at least one", remedy="Choose another segment.")
+        self._frames = frames
+        self.sent: list[npt.NDArray[np.float32]] = []
+        self.num_stops = 0
+
+    @classmethod
+    def open(cls, path: Path, segment: int = 0, *, split: str | None = None) -> RecordedEpisodeRobot:
+        """Show language segment number `segment` of a dataset in CALVIN's format.
+
+        Raises:
+            DatasetError: the dataset is missing or damaged.
+            ConfigError: it has no such segment.
+        """
+        dataset = CalvinDataset.open(path, split=split)
+        if not 0 <= segment < len(dataset.segments):
+            raise ConfigError(
+                "segment",
+                got=segment,
+                expected=f"0 to {len(dataset.segments) - 1}",
+                remedy="`rfedge demos inspect` lists the segments.",
+            )
+        return cls(RecordedFrames(dataset, dataset.segments[segment]), resize=dataset.conventions.resize)
+
+    @property
+    def conventions(self) -> Conventions:
+        """The camera geometry of the recording; it moves nothing at any rate."""
+        return Conventions(resize=self._resize)
+
+    def observe(self) -> Observation:
+        """Return the frame of this control step."""
+        return self._frames[min(len(self.sent), len(self._frames) - 1)]
+
+    def apply(self, action: npt.NDArray[np.float32]) -> None:
+        """Keep the action and go on to the next frame."""
+        self.sent.append(action.copy())
+
+    def stop(self) -> None:
+        """Count the stop."""
+        self.num_stops += 1

@@ -1,0 +1,172 @@
+"""One environment and one agent of a process, and how the agent works on a task until the oracle sees it done."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rfedge.envs import Environment, make_environment
+from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.envs.looks import Looks, Renderer
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
+from rfedge.runtimes.rollout import RolloutRecord, StandingSimulator, roll_out
+from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
+from rfedge.runtimes.rollout.episode import judge_of
+
+__all__ = [
+    "RolloutSession",
+    "RolloutSetup",
+    "Simulator",
+    "World",
+    "close_session",
+    "common_environment",
+    "open_session",
+]
+
+
+class World(Protocol):
+    """Opens environments: one in every process that runs tasks. Hashable, and picklable for more than one worker."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def scene(self) -> str:
+        """Name of the table layout."""
+
+    def open(self) -> Environment:
+        """Return a new environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """A known environment.
+
+    Attributes:
+        name: for `rfedge.envs.make_environment`.
+        scene: "A" to "D"; CALVIN's benchmark is scene D.
+        render: False leaves out the cameras, for an agent that reads states.
+        looks, renderer: see `make_environment`.
+    """
+
+    name: str = "playtable"
+    scene: str = "D"
+    render: bool = True
+    looks: Looks | None = None
+    renderer: Renderer | None = None
+
+    def open(self) -> Environment:
+        """Make it.
+
+        Raises:
+            ConfigError: name or scene is unknown, or looks or renderer are no choice there.
+            BackendUnavailableError: its simulator or renderer is not on this machine.
+        """
+        return make_environment(self.name, looks=self.looks, renderer=self.renderer, scene=self.scene, render=self.render)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSetup:
+    """What a process needs to run tasks.
+
+    Attributes:
+        max_steps: control steps for each task.
+        limits: what the actions are held to.
+        environment: what earlier rollouts of the run were made in; None for the first.
+    """
+
+    make_agent: Callable[[], Agent]
+    world: World
+    max_steps: int
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    environment: EnvironmentIdentity | None = None
+
+
+class RolloutSession:
+    """One environment and one agent, opened when they are first needed: a finished run needs neither.
+
+    Attributes:
+        identity: of the environment, once it is open.
+    """
+
+    identity: EnvironmentIdentity
+
+    def __init__(self, setup: RolloutSetup) -> None:
+        self._setup = setup
+
+    @functools.cached_property
+    def environment(self) -> Environment:
+        """The environment, open.
+
+        Raises:
+            ConfigError: it is another than that of the run's earlier rollouts.
+        """
+        environment = self._setup.world.open()
+        try:
+            self.identity = EnvironmentIdentity.of(self._setup.world.name, environment).check_same(self._setup.environment)
+        except BaseException:
+            environment.close()
+            raise
+        return environment
+
+    @functools.cached_property
+    def _agent(self) -> Agent:
+        return self._setup.make_agent()
+
+    def roll_out(self, subtask: Subtask, *, seed: int | None = None) -> RolloutRecord:
+        """Let the agent work on a task from the present state, start number `seed` if it is one, until it is done or out of
+        steps.
+        """
+        environment = self.environment
+        loop = ControlLoop(
+            self._agent(subtask, environment), StandingSimulator(environment), guard=SafetyGuard(self._setup.limits)
+        )
+        judge = judge_of(environment, subtask.task)
+        return roll_out(loop, subtask, max_steps=self._setup.max_steps, success=judge, seed=seed).record
+
+    def close(self) -> None:
+        """Close the environment, if it was opened."""
+        if "environment" in vars(self):
+            self.environment.close()
+
+
+class _Made(Protocol):
+    @property
+    def environment(self) -> EnvironmentIdentity:
+        """What a record was made in."""
+
+
+def common_environment(before: EnvironmentIdentity | None, records: Iterable[_Made]) -> EnvironmentIdentity | None:
+    """Return what all records were made in, and `before` with them; None where there is nothing yet.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    for record in records:
+        before = record.environment.check_same(before)
+    return before
+
+
+_open: dict[RolloutSetup, RolloutSession] = {}
+
+
+def open_session(setup: RolloutSetup) -> RolloutSession:
+    """Return this process's session for `setup`, and close one that was open for another.
+
+    Building a scene and loading a policy cost more than many tasks, so a worker keeps them from job to job; one that goes
+    on with another policy must not keep both.
+    """
+    if setup not in _open:
+        close_session()
+        _open[setup] = RolloutSession(setup)
+    return _open[setup]
+
+
+def close_session() -> None:
+    """Close this process's session, if there is one."""
+    while _open:
+        _open.popitem()[1].close()

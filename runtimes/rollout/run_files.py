@@ -1,0 +1,122 @@
+"""What a run writes while it goes on: film, record, and the viewer's file; each only if it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
+from rfedge.envs import Environment
+from rfedge.records.machine import library_versions
+from rfedge.runtimes.control.loop import LoopSummary, StepReport
+from rfedge.runtimes.rollout.recorder import RunRecorder
+from rfedge.runtimes.rollout.rerun_log import RerunLog
+from rfedge.runtimes.rollout.run_record import RunHeader
+from rfedge.runtimes.rollout.video import VideoRecorder
+
+__all__ = ["RunFiles", "run_header"]
+
+
+class RunFiles:
+    """The files of one run; without any it does nothing.
+
+    Attributes:
+        film, recorder, rerun: None where nobody wants them; whoever made them closes them.
+    """
+
+    def __init__(
+        self, film: VideoRecorder | None = None, recorder: RunRecorder | None = None, rerun: RerunLog | None = None
+    ) -> None:
+        self.film = film
+        self.recorder = recorder
+        self.rerun = rerun
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        *,
+        film: Path | None,
+        film_hz: float,
+        record: Path | None,
+        header: RunHeader | None,
+        with_frames: bool,
+        rerun: Path | None,
+    ) -> Iterator[RunFiles]:
+        """Open what has a name; on the way out, an error's too, it is closed. The film is written by `write_film`.
+
+        Raises:
+            ConfigError: a name is not possible or taken.
+            BackendUnavailableError: what writes the film or the viewer's file is not installed.
+        """
+        with ExitStack() as stack:
+            yield cls(
+                None if film is None else VideoRecorder(film, film_hz),
+                None
+                if record is None or header is None
+                else stack.enter_context(RunRecorder(record, header, with_frames=with_frames)),
+                None if rerun is None else stack.enter_context(RerunLog(rerun)),
+            )
+
+    @contextmanager
+    def episode(self, episode: int, *, seed: int, instruction: str) -> Iterator[None]:
+        """Write that an episode begins and, if it ends in an error, which."""
+        if self.recorder is not None:
+            self.recorder.begin_episode(episode, seed=seed, instruction=instruction)
+        try:
+            yield
+        except BaseException as error:
+            if self.recorder is not None:
+                self.recorder.fail(error)
+            raise
+
+    def add(self, step: StepReport) -> None:
+        """Write one control step."""
+        if self.film is not None and step.observation is not None:
+            self.film.add(step.observation)
+        if self.recorder is not None:
+            self.recorder.add(step)
+        if self.rerun is not None:
+            self.rerun.add(step)
+
+    def end_episode(self, summary: LoopSummary) -> None:
+        """Write how the episode ended."""
+        if self.recorder is not None:
+            self.recorder.end_episode(summary)
+
+    def write_film(self) -> None:
+        """Write the film of all episodes."""
+        if self.film is not None:
+            self.film.write()
+
+
+def run_header(
+    bundle: Path, *, plan: dict[str, Any], environment: Environment, name: str, rate_hz: float | None
+) -> RunHeader:
+    """Return the first line of a record.
+
+    Args:
+        bundle: folder of what runs.
+        plan: all that was asked for, as JSON values, its loop's mode among them.
+        environment: what is driven, opened under `name`.
+        rate_hz: the rate that is held, or None.
+    """
+    return RunHeader(
+        recorded_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        bundle=str(bundle.resolve()),
+        manifest_sha256=hash_file(bundle / MANIFEST_NAME),
+        mode=plan["mode"],
+        plan=plan,
+        environment={
+            "name": name,
+            "scene": environment.scene,
+            "renderer": environment.renderer,
+            "looks": environment.looks,
+            "control_hz": environment.control_hz,
+            "rate_hz": rate_hz,
+        },
+        versions=library_versions(),
+    )

@@ -1,0 +1,222 @@
+"""The report of `rfedge inspect`: what a policy costs, and what each device would make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rfedge.bundle.artifact import Bundle
+from rfedge.bundle.stages import graph_of_block
+from rfedge.config import PolicyConfig
+from rfedge.contract import GraphName
+from rfedge.machine.jetson import probe_jetson
+from rfedge.machine.memory import probe_memory
+from rfedge.machine.probing import probe
+from rfedge.runtimes.roofline.analytic_work import analytic_work
+from rfedge.runtimes.roofline.devices import DEVICES, Device, device, device_of_board
+from rfedge.runtimes.roofline.graph_work import bundle_work
+from rfedge.runtimes.roofline.roofline import Prediction, predict
+from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, this_gpu
+from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_products
+
+__all__ = ["GraphFiles", "Inspection", "inspect_bundle", "inspect_config"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFiles:
+    """One graph of a bundle: what a runtime loads at once.
+
+    Attributes:
+        graph: "backbone" and "head", or "vision", "decoder" and "head".
+        file: its name in the bundle.
+        size_bytes: with the weights beside it.
+        macs: multiply-accumulates of one policy call.
+        precision: of its products with weights.
+    """
+
+    graph: GraphName
+    file: str
+    size_bytes: int
+    macs: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A policy's work and its predictions.
+
+    Attributes:
+        subject: the bundle's folder, or the configuration's name with a precision.
+        counted_from: "graphs" or "configuration".
+        policy: name of the policy.
+        disagreements: blocks whose precision in the graph is not what the manifest says.
+        forced_past: thresholds that the bundle missed when it was exported with --force.
+        graphs: of a bundle, in call order.
+    """
+
+    subject: str
+    counted_from: str
+    policy: str
+    work: PolicyWork
+    predictions: tuple[Prediction, ...]
+    disagreements: tuple[str, ...] = ()
+    forced_past: tuple[str, ...] = ()
+    graphs: tuple[GraphFiles, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "format": "rfedge-inspection",
+            "schema_version": 1,
+            "subject": self.subject,
+            "counted_from": self.counted_from,
+            "policy": self.policy,
+            "head_steps": self.work.head_steps,
+            "total": _sums(self.work.total()),
+            "embedding_bytes": self.work.embedding_bytes,
+            "table_bytes": self.work.table_bytes,
+            "memory_bytes": self.work.memory_bytes,
+            "uncounted": list(self.work.uncounted),
+            "disagreements": list(self.disagreements),
+            "forced_past": list(self.forced_past),
+            "graphs": [dataclasses.asdict(graph) for graph in self.graphs],
+            "stages": {stage: _sums(self.work.stage(stage)) for stage in STAGES},
+            "blocks": [
+                {"stage": stage, "block": block, **_sums(sums)} for (stage, block), sums in self.work.blocks().items()
+            ],
+            "predictions": [_prediction(item) for item in self.predictions],
+        }
+
+
+def inspect_bundle(
+    bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: Progress = lambda *_: None
+) -> Inspection:
+    """Count a bundle's graphs and predict.
+
+    Args:
+        bundle: opened.
+        devices: names; without any, every known one, this CPU and, where there is one, this GPU.
+        threads: of the CPU's calibration, see `measure_cpu`.
+        progress: called with (stage, done, total).
+
+    Raises:
+        ArtifactError: a graph cannot be read.
+        ConfigError: a device is unknown.
+        BackendUnavailableError: "this-gpu" was asked for and there is none.
+    """
+    progress("count", 0, 1)
+    work = bundle_work(bundle)
+    progress("count", 1, 1)
+    counted = {block: sums.label for (_, block), sums in work.blocks().items()}
+    # What is counted are the graphs for every device; a head for CPUs alone is none of them.
+    disagreements = tuple(
+        f"{block}: the manifest says {said}, the graph {counted[block]}"
+        for block, said in bundle.manifest.precision.blocks.items()
+        if block in counted and counted[block] != said and not (block == "head" and bundle.has("head-cpu"))
+    )
+    return Inspection(
+        subject=str(bundle.root),
+        counted_from="graphs",
+        policy=bundle.policy.name,
+        work=work,
+        predictions=_predict(work, devices, threads, progress),
+        disagreements=disagreements,
+        forced_past=bundle.manifest.parity.forced_past,
+        graphs=_graph_files(bundle, work),
+    )
+
+
+def _graph_files(bundle: Bundle, work: PolicyWork) -> tuple[GraphFiles, ...]:
+    found = []
+    for name in bundle.contract.graphs:
+        file = bundle.path(name).name
+        sums = sum_products(product for product in work.products if graph_of_block(bundle.contract, product.block) == name)
+        size_bytes = sum(
+            artifact.size_bytes
+            for artifact in bundle.manifest.artifacts
+            if artifact.path == file or (artifact.role == "weights" and artifact.path.startswith(file))
+        )
+        found.append(GraphFiles(name, file, size_bytes, sums.macs, sums.label))
+    return tuple(found)
+
+
+def inspect_config(
+    config: PolicyConfig,
+    precision: str,
+    *,
+    devices: Sequence[str] = (),
+    threads: int | None = None,
+    progress: Progress = lambda *_: None,
+) -> Inspection:
+    """Count a configuration's products without any file and predict; arguments and errors as `inspect_bundle`.
+
+    Raises:
+        ConfigError: `precision` is not one that a configuration can be counted in.
+    """
+    work = analytic_work(config, precision)
+    return Inspection(
+        subject=f"{config.name} in {precision}",
+        counted_from="configuration",
+        policy=config.name,
+        work=work,
+        predictions=_predict(work, devices, threads, progress),
+    )
+
+
+def _predict(work: PolicyWork, names: Sequence[str], threads: int | None, progress: Progress) -> tuple[Prediction, ...]:
+    for name in names:
+        if name not in ("this-cpu", "this-gpu"):
+            device(name)  # an unknown name is refused before anything is measured
+    chosen: list[Device] = []
+    wanted = list(dict.fromkeys(names)) or [*DEVICES, *_present_devices()]
+    for name in wanted:
+        if name == "this-cpu":
+            progress("measure this CPU", 0, 1)
+            chosen.append(measure_cpu(threads))
+            progress("measure this CPU", 1, 1)
+        elif name == "this-gpu":
+            chosen.append(_own_board() or this_gpu())
+        else:
+            chosen.append(device(name))
+    return tuple(predict(work, item) for item in chosen)
+
+
+def _present_devices() -> list[str]:
+    from rfedge.machine.gpu import probe_gpu
+
+    gpu = probe(probe_gpu).value
+    has_gpu = _own_board() is not None or (gpu is not None and device_of_gpu(gpu) is not None)
+    return ["this-cpu", "this-gpu"] if has_gpu else ["this-cpu"]
+
+
+def _own_board() -> Device | None:
+    """Return the known device that this very board is, at its highest power mode; None when it is no Jetson."""
+    jetson, memory = probe(probe_jetson).value, probe(probe_memory).value
+    if jetson is None or memory is None:
+        return None
+    name = device_of_board(jetson.model, memory.total_bytes)
+    return None if name is None else dataclasses.replace(DEVICES[name], name="this-gpu")
+
+
+def _sums(sums: Sums) -> dict[str, Any]:
+    return {**dataclasses.asdict(sums), "operations": sums.operations, "intensity": sums.intensity}
+
+
+def _prediction(item: Prediction) -> dict[str, Any]:
+    return {
+        "device": {**dataclasses.asdict(item.device), "peaks": dict(item.device.peaks)},
+        "predicted": True,
+        "total_ms": item.total_ms,
+        "stages": {
+            stage: {"ms": part.ms, "bound": part.bound, "compute_ms": part.compute_ms, "memory_ms": part.memory_ms}
+            for stage, part in item.stages.items()
+        },
+        "substitutes": dict(item.substitutes),
+        "needed_bytes": item.needed_bytes,
+        "free_bytes": item.free_bytes,
+        "fits": item.fits,
+    }

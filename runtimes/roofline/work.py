@@ -1,0 +1,168 @@
+"""The unit that everything here counts in: one product (matrix product, convolution or LSTM) of one policy call.
+
+Products are all that takes time in this family: everything else is elementwise or a row's norm, and a runtime fuses it
+into the product beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+__all__ = ["STAGES", "Arithmetic", "PolicyWork", "Product", "Stage", "Sums", "label_of", "sum_products"]
+
+Arithmetic = Literal["fp32", "fp16", "bf16", "int8"]
+Stage = Literal["preprocess", "vision", "resampler", "decoder", "head"]
+STAGES: Final[tuple[Stage, ...]] = ("preprocess", "vision", "resampler", "decoder", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product.
+
+    Attributes:
+        block: a PyTorch block, see `rfedge.bundle.block_names`.
+        macs: multiply-accumulates; one is two operations.
+        arithmetic: what both factors are when they are multiplied.
+        label: precision as reports name it: the arithmetic or, where only the weights are stored smaller, for instance
+            "int4-weight".
+        parameters: trained numbers of its weight; 0 when it multiplies two activations.
+        weight_bytes: as stored, scales of quantized weights included.
+        activation_bytes: what it reads besides the weight, and what it writes.
+    """
+
+    stage: Stage
+    block: str
+    macs: int
+    arithmetic: Arithmetic
+    label: str
+    parameters: int
+    weight_bytes: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Totals over some products, with norms and biases of the same blocks among the parameters and weight bytes.
+
+    Attributes:
+        traffic_bytes: read and written in one policy call when every elementwise operation is fused and nothing stays
+            in a cache: the lower bound that a roofline uses.
+    """
+
+    parameters: int
+    macs: int
+    macs_by_arithmetic: dict[Arithmetic, int]
+    weight_bytes: int
+    activation_bytes: int
+    traffic_bytes: int
+    label: str
+
+    @property
+    def operations(self) -> int:
+        """Two a multiply-accumulate, as data sheets count."""
+        return 2 * self.macs
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte of traffic; 0 without traffic."""
+        return self.operations / self.traffic_bytes if self.traffic_bytes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyWork:
+    """All products of one policy call.
+
+    Attributes:
+        vectors: block -> (elements, bytes) of its norms and biases.
+        head_steps: features behind one action: the window, or 1 where a state is carried.
+        embedding_bytes: token table, read once an instruction and not in a policy call.
+        table_bytes: everything else stored with the graphs: positions, latents, masks.
+        uncounted: operators whose cost is unknown, by name.
+    """
+
+    products: tuple[Product, ...]
+    vectors: dict[str, tuple[int, int]]
+    head_steps: int
+    embedding_bytes: int = 0
+    table_bytes: int = 0
+    uncounted: tuple[str, ...] = field(default_factory=tuple)
+
+    def stage(self, stage: Stage) -> Sums:
+        """Return the sums of one stage."""
+        return self._sums(lambda product_stage, _: product_stage == stage)
+
+    def blocks(self) -> dict[tuple[Stage, str], Sums]:
+        """Return the sums of every block, in the order in which a call reaches them."""
+        names = dict.fromkeys((product.stage, product.block) for product in self.products)
+        return {
+            name: self._sums(lambda stage, block, name=name: (stage, block) == name)  # type: ignore[misc]
+            for name in sorted(names, key=lambda name: STAGES.index(name[0]))
+        }
+
+    def total(self) -> Sums:
+        """Return the sums over everything."""
+        return self._sums(lambda *_: True)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Least memory that holds the policy: weights, tables, the token table and the largest activation traffic."""
+        largest = max((product.activation_bytes for product in self.products), default=0)
+        return self.total().weight_bytes + self.table_bytes + self.embedding_bytes + largest
+
+    def _sums(self, wanted: Callable[[Stage, str], bool]) -> Sums:
+        chosen = [product for product in self.products if wanted(product.stage, product.block)]
+        vectors = [
+            counts for block, counts in self.vectors.items() if wanted(stage_of_block(block), block)
+        ]  # a block lies in one stage
+        return sum_products(chosen, vectors)
+
+
+def stage_of_block(block: str) -> Stage:
+    """Return the stage that reports a block: cameras, patch tokens, latents, text and fusion, or memory and action."""
+    first = block.split(".")[0]
+    for prefix, stage in _STAGE_PREFIXES.items():
+        if first.startswith(prefix):
+            return stage
+    return "decoder"  # the fusion's own parts: pooling, proprioception
+
+
+_STAGE_PREFIXES: Final[dict[str, Stage]] = {
+    "preprocess": "preprocess",
+    "vision": "vision",
+    "resampler": "resampler",
+    "frame_embedding": "resampler",
+    "head": "head",
+}
+
+
+def sum_products(products: Iterable[Product], vectors: Iterable[tuple[int, int]] = ()) -> Sums:
+    """Add up products and (elements, bytes) of vectors."""
+    products, vectors = list(products), list(vectors)
+    by_arithmetic: Counter[Arithmetic] = Counter()
+    for product in products:
+        by_arithmetic[product.arithmetic] += product.macs
+    vector_bytes = sum(size for _, size in vectors)
+    activation_bytes = sum(product.activation_bytes for product in products)
+    return Sums(
+        parameters=sum(product.parameters for product in products) + sum(elements for elements, _ in vectors),
+        macs=sum(product.macs for product in products),
+        macs_by_arithmetic=dict(by_arithmetic),
+        weight_bytes=sum(product.weight_bytes for product in products) + vector_bytes,
+        activation_bytes=activation_bytes,
+        traffic_bytes=sum(product.weight_bytes for product in products) + vector_bytes + activation_bytes,
+        label=label_of(product.label for product in products if product.weight_bytes),
+    )
+
+
+def label_of(labels: Iterable[str]) -> str:
+    """Return the precision of products with weights: "int8", or "int8 (3 of 4 products)" where some stayed in float."""
+    counts = Counter(labels)
+    if not counts:
+        return "-"
+    if len(counts) == 1:
+        return next(iter(counts))
+    lowered = {label: count for label, count in counts.items() if label != "fp32"}
+    return ", ".join(f"{label} ({count} of {counts.total()} products)" for label, count in sorted(lowered.items()))
