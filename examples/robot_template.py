@@ -81,7 +81,7 @@ class ArmDriver(Protocol):
         """Let the arm's controller halt by itself when no command came for so long.
 
         Most have it: "watchdog", "command timeout"; MoveIt Servo calls it incoming_command_timeout. For one that has not,
-        call `beat` of a `rfedge.runtimes.control.heartbeat.Heartbeat` in `MyArm.apply`: a process of its own then halts the arm.
+        call `beat` of a `rfedge.runtimes.control.heartbeat.Heartbeat` in `MyArm.apply`: its own process halts the arm.
         """
 
 

@@ -49,14 +49,14 @@ def choose_calibration_frames(dataset: CalvinDataset, *, num_frames: int, rng: n
         raise DatasetError(
             "calibration", got="no labelled episode", expected="at least one", remedy="Collect some with `rfedge demos`."
         )
-    dealer = _Dealer(dataset, rng)
+    dealer = StratifiedSampler(dataset, rng)
     available = sum(segment.num_frames for segment in dataset.segments)
     chosen = [dealer.deal() for _ in range(min(num_frames, available))]
     _refuse_synthetic(dataset, chosen)
     return chosen
 
 
-class _Dealer:
+class StratifiedSampler:
     """Hands out frames one by one, each from what was handed out least."""
 
     def __init__(self, dataset: CalvinDataset, rng: np.random.Generator) -> None:

@@ -57,8 +57,8 @@ class ExportOptions:
         data: CALVIN-format demonstrations; needed for int8, used for the proof when given, and to round int8-weight and
             int4-weight by.
         keep_float: beginnings of the names of blocks or modules that stay in fp32 when the rest does not, `*` for anything;
-            None leaves it to the precision: for int8 the few products that cost most accuracy and least time
-            (`QUERY_ATTENTION`), for int4-weight none, with 8 bits for those products, for others none.
+            None leaves it to the precision: for int8 the few MatMuls that cost most accuracy and least time
+            (`QUERY_ATTENTION`), for int4-weight none, with 8 bits for those MatMuls, for others none.
         int8: how ranges are chosen and weights rounded.
         budget: how far a mixed plan may move the action; for mixed only.
         chart: picture file for the evidence of a mixed plan; None for no picture.

@@ -17,13 +17,13 @@ from rfedge.bundle.block_names import SCOPES_KEY, block_of_scopes
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
 from rfedge.errors import ExportError
 
-__all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_products", "write_optimised"]
+__all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_matmuls", "write_optimised"]
 
 
-def weight_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+def weight_matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the MatMul and Gemm nodes whose second factor is a weight (directly or through DequantizeLinear).
 
-    Products of constants alone are left out (the first resampler layer's queries): the runtime folds them when it loads.
+    MatMuls of constants alone are left out (the first resampler layer's queries): the runtime folds them when it loads.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -56,12 +56,12 @@ def block_of_node(node: onnx.NodeProto) -> str:
 
 
 def effective_precisions(model: onnx.ModelProto) -> dict[str, str]:
-    """Return block -> "fp32", "int8" or "int8 (n of m products)", from the Q/DQ nodes in the graph."""
+    """Return block -> "fp32", "int8" or "int8 (n of m MatMuls)", from the Q/DQ nodes in the graph."""
     constants = {tensor.name for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
     total: Counter[str] = Counter()
     quantized: Counter[str] = Counter()
-    for node in [*weight_products(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
+    for node in [*weight_matmuls(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
         block = block_of_node(node)
         total[block] += 1
         weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
@@ -75,7 +75,7 @@ def effective_precisions(model: onnx.ModelProto) -> dict[str, str]:
     report = {}
     for block, count in total.items():
         done = quantized[block]
-        report[block] = "fp32" if not done else "int8" if done == count else f"int8 ({done} of {count} products)"
+        report[block] = "fp32" if not done else "int8" if done == count else f"int8 ({done} of {count} MatMuls)"
     return report
 
 
@@ -101,7 +101,7 @@ def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
     """Let ONNX Runtime optimise the graph at `path` and count the kernels it chose.
 
     Raises:
-        ExportError: fewer than `num_expected` products run on integer kernels; the text holds both numbers.
+        ExportError: fewer than `num_expected` MatMuls run on integer kernels; the text holds both numbers.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # as large as the graph, so on its disk
         optimised = onnx.load(
@@ -112,7 +112,7 @@ def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
     if found < num_expected:
         raise ExportError(
             f"graph {path.name}",
-            got=f"{found} products on integer kernels",
+            got=f"{found} MatMuls on integer kernels",
             expected=f"{num_expected}",
             remedy="ONNX Runtime would run the rest in fp32; use the pinned onnxruntime version.",
         )

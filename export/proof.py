@@ -20,7 +20,7 @@ from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_epis
 from rfedge.export.embedding import StoredTable, stored_table
 from rfedge.export.parity import Episodes, StageProgress, compare_traces, onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
-from rfedge.export.thresholds import THRESHOLDS, judged_by, missed
+from rfedge.export.thresholds import THRESHOLDS, loosest_thresholds, missed
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 from rfedge.robot.conventions import refuse_disagreement
 
@@ -65,7 +65,7 @@ def measure_parity(
 ) -> ParityRecord:
     """Roll PyTorch and the graphs through the same episodes and judge the differences.
 
-    By `thresholds`, or without any by those of the lowest of the precisions (`judged_by`), the head's included, which the
+    By `thresholds`, or without any by the loosest of the precisions (`loosest_thresholds`), the head's included, which the
     record then names where there are several; a mixed plan has its own (`mixed_thresholds`).
 
     The graphs read instructions as the bundle stores them (`rfedge.export.embedding`). One after the other: two full-size
@@ -90,7 +90,7 @@ def measure_parity(
     metrics = compare_traces(reference, candidate)
     if thresholds is None:
         used: set[Precision] = {*precisions.graphs.values(), *(("int8",) if head_is_int8 else ())}
-        lowest = judged_by(used)
+        lowest = loosest_thresholds(used)
         thresholds = THRESHOLDS[lowest]
         if len(used) > 1:
             described += f"; judged by the gates of {lowest}"

@@ -1,10 +1,10 @@
 """int8 (W8A8) as explicit Q/DQ: symmetric, zero-point 0, per-channel weights, per-tensor activations.
 
-Only the inputs of a product are quantized, never its output: the integer kernel then returns floats, one rounding less
-per product, and it is the form that both ONNX Runtime (MatMulIntegerToFloat) and TensorRT fuse. Attention products
+Only the inputs of a MatMul are quantized, never its output: the integer kernel then returns floats, one rounding less
+per MatMul, and it is the form that both ONNX Runtime (MatMulIntegerToFloat) and TensorRT fuse. Attention MatMuls
 (q·k, p·v), LayerNorm, softmax, the patch convolution and the camera resize stay in float.
 
-In order: observe the channels of every product's input, choose what to centre and scale, observe the result for ranges
+In order: observe the channels of every MatMul's input, choose what to centre and scale, observe the result for ranges
 and covariances, round the weights, insert. Weights are read one at a time; what is computed in bulk is bounded
 (`int8/observe.py`).
 """
@@ -24,15 +24,15 @@ import onnx_ir as ir
 from rfedge.errors import DatasetError
 from rfedge.export.int8.balance import Balance, balance_input, find_gain
 from rfedge.export.int8.insert import apply_balance, insert_bias, insert_rounded, read_weight, rewrite_float_reader
+from rfedge.export.int8.matmuls import QUERY_ATTENTION, MatMul, quantizable_matmuls
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
 from rfedge.export.int8.options import Int8Options
-from rfedge.export.int8.products import QUERY_ATTENTION, Product, quantizable_products
-from rfedge.export.int8.ranges import choose_magnitude, step_of
-from rfedge.export.int8.rounded_store import RoundedGroup, RoundedProduct, RoundedStore
+from rfedge.export.int8.ranges import choose_magnitude, scale_from_amax
+from rfedge.export.int8.rounded_store import RoundedGroup, RoundedMatMul, RoundedStore
 from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, weight_file, write_graph
 
-__all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_products", "quantize_int8"]
+__all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_matmuls", "quantize_int8"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
@@ -58,12 +58,12 @@ def quantize_int8(
         inputs: calibration frames, one mapping of graph input -> array each. All are kept: a camera frame is small.
         keep_float: beginnings of the names of blocks or modules that stay in fp32; None for `QUERY_ATTENTION`.
         options: how; the default is `Int8Options()`.
-        store: rounded products of this graph, these frames and these options: what it holds is not computed again (it is
+        store: rounded MatMuls of this graph, these frames and these options: what it holds is not computed again (it is
             rounded as it was in the graph that stored it), what it lacks is added.
-        progress: called after each frame of each pass and after each product.
+        progress: called after each frame of each pass and after each MatMul.
 
     Returns:
-        The number of products that were quantized.
+        The number of MatMuls that were quantized.
 
     Raises:
         ConfigError: nothing begins with one of `keep_float`.
@@ -74,8 +74,8 @@ def quantize_int8(
     if not frames:
         raise DatasetError("calibration", got="no frame", expected="at least one", remedy="Give more episodes.")
     model = read_graph(source)
-    products = quantizable_products(model.graph, keep_float)
-    work = _Work(source, model.graph, products, frames, options, progress, store)
+    matmuls = quantizable_matmuls(model.graph, keep_float)
+    work = _Work(source, model.graph, matmuls, frames, options, progress, store)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         is_external = weight_file(source).exists()
         if is_external:
@@ -83,14 +83,14 @@ def quantize_int8(
         work.run()
         # What has its weights beside it keeps them there, so that a bundle lists the same files.
         write_graph(model, target, inline_limit_bytes=0 if is_external else INLINE_LIMIT_BYTES)
-    return len(products)
+    return len(matmuls)
 
 
 @dataclass
 class _Work:
     source: Path
     graph: ir.Graph
-    products: list[Product]
+    matmuls: list[MatMul]
     frames: list[Inputs]
     options: Int8Options
     progress: Progress
@@ -98,12 +98,12 @@ class _Work:
     spill: Path | None = None  # where finished weights wait until the graph is written; None keeps them in memory
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
     frames_done: int = 0
-    products_done: int = 0
+    matmuls_done: int = 0
 
     def run(self) -> None:
-        readers: dict[str, list[Product]] = {}
-        for product in self.products:
-            readers.setdefault(str(product.source.name), []).append(product)
+        readers: dict[str, list[MatMul]] = {}
+        for matmul in self.matmuls:
+            readers.setdefault(str(matmul.source.name), []).append(matmul)
         for name in [name for name in readers if self._is_stored(name, readers[name])]:
             self._insert_stored(name, readers.pop(name))
         if not readers:
@@ -139,57 +139,57 @@ class _Work:
 
         observe(self.source, observers, self.frames, on_frame=count)
 
-    # `name` is the tensor's in the float graph: a corrected bias of the product before renames it in this one.
-    def _balance(self, name: str, products: list[Product]) -> Balance:
-        value = products[0].source
+    # `name` is the tensor's in the float graph: a corrected bias of the MatMul before renames it in this one.
+    def _balance(self, name: str, matmuls: list[MatMul]) -> Balance:
+        value = matmuls[0].source
         weights: Sequence[Float32] = ()
         if self.options.smooth_quant is not None:
-            weights = [read_weight(product.weight, is_transposed=product.is_transposed) for product in products]
+            weights = [read_weight(matmul.weight, is_transposed=matmul.is_transposed) for matmul in matmuls]
         return balance_input(value, self.statistics[name], weights, self.options)
 
-    def _is_stored(self, name: str, products: list[Product]) -> bool:
-        return self.store is not None and self.store.has(name, [product.name for product in products])
+    def _is_stored(self, name: str, matmuls: list[MatMul]) -> bool:
+        return self.store is not None and self.store.has(name, [matmul.name for matmul in matmuls])
 
-    def _insert_stored(self, name: str, products: list[Product]) -> None:
+    def _insert_stored(self, name: str, matmuls: list[MatMul]) -> None:
         assert self.store is not None, "the caller looked"
-        group = self.store.load(name, [product.name for product in products])
+        group = self.store.load(name, [matmul.name for matmul in matmuls])
         is_balanced = self.options.centre or self.options.smooth_quant is not None
-        gain = find_gain(products[0].source) if is_balanced else None
-        self._insert(products, Balance(group.centre, group.scale, gain), group)
+        gain = find_gain(matmuls[0].source) if is_balanced else None
+        self._insert(matmuls, Balance(group.centre, group.scale, gain), group)
 
-    def _round(self, name: str, products: list[Product], balance: Balance, seen: RoundedInput) -> None:
+    def _round(self, name: str, matmuls: list[MatMul], balance: Balance, seen: RoundedInput) -> None:
         statistics = self.statistics[name]
         if self.options.ranges == "min-max":
             magnitude = balance.peak(statistics.low, statistics.high)
         else:
             magnitude = choose_magnitude(seen.histogram, self.options.ranges, percentile=self.options.percentile)
-        step = step_of(magnitude)
+        step = scale_from_amax(magnitude)
         found = {}
-        for product in products:
-            weight = read_weight(product.weight, is_transposed=product.is_transposed)
+        for matmul in matmuls:
+            weight = read_weight(matmul.weight, is_transposed=matmul.is_transposed)
             scaled = weight * balance.scale[:, None]
             if self.options.rounding == "compensated":
                 rounded = round_compensated(scaled, seen.covariance, float(step))
             else:
                 rounded = round_nearest(scaled)
-            found[product.name] = RoundedProduct(rounded, self._bias(weight, balance, rounded, statistics.mean))
+            found[matmul.name] = RoundedMatMul(rounded, self._bias(weight, balance, rounded, statistics.mean))
         group = RoundedGroup(balance.centre, balance.scale, step, found)
         if self.store is not None:
             self.store.save(name, group)
-        self._insert(products, balance, group)
+        self._insert(matmuls, balance, group)
 
-    def _insert(self, products: list[Product], balance: Balance, group: RoundedGroup) -> None:
-        value = products[0].source
-        quantized = {product.node for product in products}
+    def _insert(self, matmuls: list[MatMul], balance: Balance, group: RoundedGroup) -> None:
+        value = matmuls[0].source
+        quantized = {matmul.node for matmul in matmuls}
         if balance.gain is not None:
             for node in [use.node for use in value.uses() if use.node not in quantized]:
                 rewrite_float_reader(self.graph, node, balance)
         read = apply_balance(self.graph, value, balance)
-        for product in products:
-            rounded, bias = group.products[product.name]
+        for matmul in matmuls:
+            rounded, bias = group.matmuls[matmul.name]
             insert_rounded(
                 self.graph,
-                product,
+                matmul,
                 read,
                 rounded,
                 group.step,
@@ -197,12 +197,12 @@ class _Work:
                 spill=self.spill,
             )
             if bias is not None:
-                insert_bias(self.graph, product.node, bias)
-            self.products_done += 1
-            self.progress("round weights", self.products_done, len(self.products))
+                insert_bias(self.graph, matmul.node, bias)
+            self.matmuls_done += 1
+            self.progress("round weights", self.matmuls_done, len(self.matmuls))
 
     def _bias(self, weight: Float32, balance: Balance, rounded: Rounded, mean: Float32) -> Float32 | None:
-        """Return what float must add: the product with the centre, and the mean error of the rounded weights."""
+        """Return what float must add: the MatMul with the centre, and the mean error of the rounded weights."""
         if not self.options.correct_bias and not balance.centre.any():
             return None
         bias = balance.centre.astype(np.float64) @ weight

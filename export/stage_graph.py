@@ -30,7 +30,7 @@ from rfedge.export.precisions.half import make_bf16, make_fp16
 from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.runs_here import write_stand_in
 from rfedge.export.precisions.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
-from rfedge.export.quantize import Int8Options, quantizable_products, quantize_int8
+from rfedge.export.quantize import Int8Options, quantizable_matmuls, quantize_int8
 
 __all__ = [
     "CALIBRATED",
@@ -196,7 +196,7 @@ def _write_int8(
         )
         keep_float = search.keep_float
     quantized = source.with_name("quantized.onnx")
-    num_products = quantize_int8(
+    num_matmuls = quantize_int8(
         source,
         quantized,
         inputs,
@@ -216,7 +216,7 @@ def _write_int8(
     cpu = target.with_name(f"{cpu_role}.onnx")
     progress(_label(name, "audit kernels"), 0, 1)
     lower_int8(target, cpu)
-    require_integer_kernels(cpu, num_expected=num_products)
+    require_integer_kernels(cpu, num_expected=num_matmuls)
     progress(_label(name, "audit kernels"), 1, 1)
     roles: dict[str, Role] = {**file_roles(files, name), cpu.name: cpu_role}
     if search is not None:
@@ -240,13 +240,11 @@ def share_keep_float(
     """
     if keep_float is None or len(graphs) == 1:
         return dict.fromkeys(graphs, None if keep_float is None else tuple(keep_float))
-    products = {name: quantizable_products(read_graph(path).graph, ()) for name, path in graphs.items()}
-    blocks = dict.fromkeys(product.block for found in products.values() for product in found)
+    matmuls = {name: quantizable_matmuls(read_graph(path).graph, ()) for name, path in graphs.items()}
+    blocks = dict.fromkeys(matmul.block for found in matmuls.values() for matmul in found)
     shared: dict[GraphName, list[str]] = {name: [] for name in graphs}
     for pattern in keep_float:
-        holders = [
-            name for name, found in products.items() if any(fnmatchcase(item.module, pattern + "*") for item in found)
-        ]
+        holders = [name for name, found in matmuls.items() if any(fnmatchcase(item.module, pattern + "*") for item in found)]
         if not holders:
             raise ConfigError(
                 "keep_float",

@@ -12,7 +12,7 @@ from typing import Final
 from rfedge.bundle.gates import missed
 from rfedge.config import Precision
 
-__all__ = ["FROM_STRICTEST", "STORAGE_ERROR", "THRESHOLDS", "judged_by", "missed", "mixed_thresholds"]
+__all__ = ["FROM_STRICTEST", "STORAGE_ERROR", "THRESHOLDS", "loosest_thresholds", "missed", "mixed_thresholds"]
 
 # A `min_` metric is a least value, every other one a greatest, see `rfedge.bundle.gates`.
 THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {
@@ -67,7 +67,7 @@ THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {
 FROM_STRICTEST: Final[tuple[Precision, ...]] = ("fp32", "fp16", "int8", "bf16", "int8-weight", "int4-weight")
 
 
-def judged_by(precisions: Iterable[Precision]) -> Precision:
+def loosest_thresholds(precisions: Iterable[Precision]) -> Precision:
     """Return whose gates a backbone with these precisions is held to: those of the lowest, which are the loosest.
 
     bf16 counts as lower than int8: its 8 bits go to every activation, int8's ranges are fitted to each tensor.

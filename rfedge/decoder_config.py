@@ -55,7 +55,7 @@ class MPTConfig(_DecoderConfig):
 
 class _RotaryConfig(_DecoderConfig):
     # The logits' own matrix. Only co-training on image-text pairs reads it, so a policy holds it only when asked to;
-    # MPT has none, its logits are products with the embedding.
+    # MPT has none, its logits are MatMuls with the embedding.
     output_projection: bool = False
     rotary_base: float = Field(10000.0, gt=0)
 

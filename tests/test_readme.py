@@ -32,7 +32,7 @@ def test_the_full_size_figures_are_those_of_the_committed_result() -> None:
     expected = (
         f"takes {ours['call_ms']['p50']:.0f} ms a policy call in int8, {speedups['rfedge int8']:.1f}x faster than eager "
         f"PyTorch, fp32 {speedups['rfedge fp32']:.1f}x, in {ours['peak_bytes'] / 2**30:.1f} GiB against "
-        f"{reference['peak_bytes'] / 2**30:.1f}; the machine's own int8 products would need {limit_ms:.0f} ms"
+        f"{reference['peak_bytes'] / 2**30:.1f}; the machine's own int8 MatMuls would need {limit_ms:.0f} ms"
     )
     assert expected in " ".join(README.split())
 

@@ -1,6 +1,6 @@
 """How far two float32 computations of the same numbers may lie apart, from what is added up and never from one machine.
 
-Which of a sum's terms are added first, and which products are fused with their sum, is the choice of a CPU's kernels. Each
+Which of a sum's terms are added first, and which MatMuls are fused with their sum, is the choice of a CPU's kernels. Each
 addition rounds by at most u = 2^-24 of what it holds, and roundings are independent: after n of them a number is off by at
 most s u sqrt(n) of its magnitude, but for one number in 10^13 with s = 8 (2 exp(-s^2 / 2)). Squares add, so through the
 layers of a network n is the number of additions behind one another. Two computations differ by both their errors, 2 u.

@@ -17,7 +17,7 @@ TITLES = {
     "int8-every-product": "int8, every product",
     "int4-weight-resampler-fp32": "int4-weight, resampler in fp32",
     "mixed-half-of-int8": "mixed, budget {budget:.4f}: half of what int8 does",
-    "mixed-half-of-int8-every-product": "mixed, budget {budget:.4f}: half of what every product does",
+    "mixed-half-of-int8-every-product": "mixed, budget {budget:.4f}: half of what every MatMul does",
 }
 
 
@@ -102,18 +102,18 @@ def engines(report: dict[str, Any], link: str) -> str:
         if engine is None:
             continue
         share = "" if whole is None or name == "fp32" else f"{engine['engine_bytes'] / whole['engine_bytes']:.2f}"
-        products = ", ".join(f"{count} {precision}" for precision, count in engine["precisions"].items())
+        matmuls = ", ".join(f"{count} {precision}" for precision, count in engine["precisions"].items())
         sizes = (mb(engine["graph_bytes"]), mb(engine["engine_bytes"]), share, mb(engine["weights_bytes"]))
         rows.append(
-            (title({"name": name, "budget": None}), *sizes, products, f"{engine['build_s']:.1f}", mb(engine["peak_bytes"]))
+            (title({"name": name, "budget": None}), *sizes, matmuls, f"{engine['build_s']:.1f}", mb(engine["peak_bytes"]))
         )
     failed = "".join(f" {row['name']}: {row['failed']}." for row in report["engines"] if row["failed"])
-    columns = ("backbone", "graph MB", "engine MB", "of fp32", "weights in it, MB", "products", "build s", "peak memory MB")
+    columns = ("backbone", "graph MB", "engine MB", "of fp32", "weights in it, MB", "MatMuls", "build s", "peak memory MB")
     some = next((engine for engine in built.values() if engine is not None), None)
     made_by = "" if some is None else f" {some['builder']} for SM{some['sm']}, ahead of time,"
     return (
         f"{table(columns, rows)}\n\n"
-        f"Built by `python -m rfedge.benchmarks.latency.precisions`:{made_by} {report['policy']}, each in a process of its own on "
+        f"Built by `python -m rfedge.benchmarks.latency.precisions`:{made_by} {report['policy']}, each in a process on "
         f"{report['machine']['usable_cores']} cores of {report['machine']['cpu']}, no GPU.{failed} Every figure: "
         f"[{Path(link).name}]({link})."
     )

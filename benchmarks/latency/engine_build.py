@@ -31,7 +31,7 @@ class EngineResult(Record):
         builder: module and version, such as "tensorrt-rtx 1.7.1.116".
         graph_bytes: the ONNX graph, weights included.
         weights_bytes: weights in the engine, 0 where the builder does not say.
-        precisions: number of weight products per precision that they are computed in.
+        precisions: number of weight MatMuls per precision that they are computed in.
         build_s: parser and builder together.
         peak_bytes: most memory the process held; None where the system does not tell.
     """

@@ -16,7 +16,7 @@ from rfedge.envs.interface import CAMERAS
 from rfedge.envs.looks import Looks, Renderer
 from rfedge.errors import GateError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.statistics import Summary, summarise
 
@@ -107,7 +107,7 @@ def run_environment_speed(
     ) as environment:
         build_ms = 1000.0 * (time.perf_counter() - started_s)
         return EnvironmentSpeedReport(
-            **circumstances(),
+            **provenance(),
             simulator_versions=dict(getattr(environment, "versions", {})),
             environment=plan.env,
             scene=environment.scene,

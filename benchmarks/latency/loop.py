@@ -26,7 +26,7 @@ from rfedge.benchmarks.latency.loop_policy import StillRobot, Work, make_loop_bu
 from rfedge.benchmarks.latency.loop_report import LoopReport, MemoryPart, OpenLoopRow, OverheadPart, RatePart
 from rfedge.benchmarks.latency.run import sample_observations
 from rfedge.errors import ConfigError, did_you_mean
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 from rfedge.records.plan import check_least
 from rfedge.records.statistics import summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
@@ -66,7 +66,7 @@ class LoopPlan:
         periods: control periods that the overlapped backbone takes.
         overlapped_minutes: how long that runs.
         steps: control steps of the memory part.
-        realtime_priority: of the loop's thread while rates are held, see `rfedge.runtimes.control.scheduling`; None is ordinary.
+        realtime_priority: of the loop's thread while rates are held (`rfedge.runtimes.control.scheduling`); None: ordinary.
         samples: control steps of each measurement of overhead; a tenth of it, inferences of the open-loop table's first
             line.
     """
@@ -119,7 +119,7 @@ def run_loop(plan: LoopPlan, *, progress: LoopProgress | None = None) -> LoopRep
             name = policy.config.name
         rows = tuple(row for path in (bundle, *plan.bundles) for row in _open_loop(path, plan.samples, told))
         return LoopReport(
-            **circumstances(),
+            **provenance(),
             policy=name,
             work=plan.work,
             realtime_priority=plan.realtime_priority,

@@ -65,7 +65,7 @@ class TimedBackbone(GraphRunner):
         else:
             ends_s = time.perf_counter() + self._duration_s
             while time.perf_counter() < ends_s:
-                np.tanh(self._values)  # not a product: those would take every core
+                np.tanh(self._values)  # not a MatMul: those would take every core
         return {name: array.copy() for name, array in self._outputs.items()}
 
 

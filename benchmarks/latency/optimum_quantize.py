@@ -2,7 +2,7 @@
 
     python -m rfedge.benchmarks.latency.optimum_quantize SOURCE.onnx FOLDER
 
-Optimum calls onnxruntime's quantizer with settings of its own: products of two activations and the convolution become int8
+Optimum calls onnxruntime's quantizer with settings of its own: MatMuls of two activations and the convolution become int8
 too. It runs in a process of its own, and only where several copies of the graph fit into memory.
 """
 

@@ -22,7 +22,7 @@ def prepare_peers(
 ) -> None:
     """Make what is missing in `folder`: checkpoint/, fp32/, int8/, int8-all/, dynamic/ and, where Optimum can, optimum/.
 
-    int8/ is what `--precision int8` writes, with the attention of queries in float; in int8-all/ every product is int8.
+    int8/ is what `--precision int8` writes, with the attention of queries in float; in int8-all/ every MatMul is int8.
     dynamic/ holds the graph that onnxruntime's own `quantize_dynamic` writes, made weight by weight: that function needs
     several times the memory of the fp32 graph. So does Optimum; where it cannot run, `WITHOUT_OPTIMUM` says why.
 

@@ -2,7 +2,7 @@
 
 No two full-size variants fit into memory with a third, so each runs in a process of its own, in rounds: every round runs
 every variant once, in a new order, and the int8 bundle twice (the second is the noise floor). Ratios are of medians with
-whole rounds resampled. The limit is what the machine's own int8 and fp32 products and copies, measured before, would
+whole rounds resampled. The limit is what the machine's own int8 and fp32 MatMuls and copies, measured before, would
 need for the same work.
 """
 
@@ -24,7 +24,7 @@ from rfedge.benchmarks.latency.peer_artifacts import WITHOUT_OPTIMUM
 from rfedge.benchmarks.latency.peer_worker import WorkerJob, WorkerResult
 from rfedge.config import preset
 from rfedge.errors import ConfigError, GateError, did_you_mean
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio, Summary, ratio_of_medians, summarise
@@ -38,7 +38,7 @@ __all__ = ["NOTES", "ROWS", "PeerLimit", "PeerRow", "PeersPlan", "PeersReport", 
 REFERENCE: Final = "PyTorch fp32"
 OURS: Final = "rfedge int8"
 AGAIN: Final = "rfedge int8 (again)"
-EVERY_PRODUCT: Final = "rfedge int8, every product"
+EVERY_MATMUL: Final = "rfedge int8, every product"
 DYNAMIC: Final = "onnxruntime dynamic int8"
 OPTIMUM: Final = "optimum-onnx dynamic int8"
 ROWS: Final = (
@@ -49,12 +49,12 @@ ROWS: Final = (
     OPTIMUM,
     OURS,
     AGAIN,
-    EVERY_PRODUCT,
+    EVERY_MATMUL,
     "rfedge int8 on OpenVINO",
 )
 # What a reader must know about a row.
 NOTES: Final = {
-    EVERY_PRODUCT: "with --keep-float none; the default keeps the attention of queries in float, for accuracy",
+    EVERY_MATMUL: "with --keep-float none; the default keeps the attention of queries in float, for accuracy",
     DYNAMIC: "written weight by weight, because onnxruntime's quantizer needs three times the graph's size in memory; "
     "the graph is the quantizer's own, node for node and byte for byte",
     OPTIMUM: "Optimum's settings for AVX512-VNNI, dynamic, per channel",
@@ -120,7 +120,7 @@ class PeerLimit(Record):
     """What the machine could do at best: the same work at its measured rates.
 
     Attributes:
-        int8_ops, fp32_flops: per second, measured products of 128 x 1024 x 1024.
+        int8_ops, fp32_flops: per second, measured MatMuls of 128 x 1024 x 1024.
         bandwidth_bytes: per second, measured copies.
         int8_ms, fp32_ms: one policy call at these rates.
         int8_share, fp32_share: of this limit that our bundles reach.
@@ -196,7 +196,7 @@ def run_peers(plan: PeersPlan, *, progress: PeersProgress = lambda *_: None) -> 
     by_name = {row.name: row for row in made}
     return PeersReport(
         schema_version=1,
-        **circumstances(),
+        **provenance(),
         size=plan.size,
         num_tokens=num_tokens,
         threads=plan.threads,
@@ -263,7 +263,7 @@ def _job(plan: PeersPlan, row: str) -> WorkerJob:
         OPTIMUM: {**plain, "graph": folder / "optimum" / QUANTIZED},
         OURS: {"path": folder / "int8", "backend": "onnxruntime"},
         AGAIN: {"path": folder / "int8", "backend": "onnxruntime"},
-        EVERY_PRODUCT: {"path": folder / "int8-all", "backend": "onnxruntime"},
+        EVERY_MATMUL: {"path": folder / "int8-all", "backend": "onnxruntime"},
         "rfedge int8 on OpenVINO": {"path": folder / "int8", "backend": "openvino"},
     }
     return WorkerJob.model_validate({**common, **specific[row]})

@@ -31,7 +31,7 @@ from rfedge.export.pipeline import ExportOptions, export_checkpoint
 from rfedge.export.precisions.runs_here import runs_here
 from rfedge.io.atomic import atomic_file
 from rfedge.model import checkpoint_sha256
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 from rfedge.records.plan import check_least
 from rfedge.runtimes.backends.base import RuntimeSettings
 
@@ -192,7 +192,7 @@ def measure_precisions(
         on_round=on_round,
     )
     return PrecisionsReport(
-        **circumstances(),
+        **provenance(),
         policy=latency.variants[0].policy,
         checkpoint_sha256=prepared.checkpoint_sha256,
         calibration_frames=plan.calibration_frames,

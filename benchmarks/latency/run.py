@@ -35,7 +35,7 @@ from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
 from rfedge.messages import STATE_SIZE, Observation
 from rfedge.policies import bundle_name
-from rfedge.records.machine import circumstances, peak_rss_bytes
+from rfedge.records.machine import peak_rss_bytes, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
@@ -149,7 +149,7 @@ def run_latency(
         )
         idle, resources = _sample(variants, observations, plan, execute_steps)
         return LatencyReport(
-            **circumstances(),
+            **provenance(),
             conditions=LatencyConditions(
                 instruction=plan.instruction,
                 inputs=inputs,

@@ -25,11 +25,11 @@ from websockets.sync.client import connect
 
 from rfedge.benchmarks.latency.loop_policy import make_loop_bundle
 from rfedge.benchmarks.latency.malformed import KINDS, Target, send_malformed
-from rfedge.benchmarks.latency.server_loss import LossPart, lose_the_server
+from rfedge.benchmarks.latency.server_loss import LossPart, server_outage
 from rfedge.benchmarks.latency.server_streams import StreamingPart, bearer, frames_for, stream
 from rfedge.benchmarks.latency.serving_process import ServingProcess
 from rfedge.errors import ConfigError, GateError
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record
 from rfedge.runtimes.backends.base import RuntimeSettings
@@ -175,7 +175,7 @@ def run_server(plan: ServerPlan, *, progress: ServerProgress = lambda *_: None) 
                 malformed = _malform(policy, server, token, plan, progress)
                 exit_status = server.terminate()
             progress("loss", 0, 1)
-            loss = lose_the_server(
+            loss = server_outage(
                 policy,
                 bundle,
                 flags,
@@ -186,7 +186,7 @@ def run_server(plan: ServerPlan, *, progress: ServerProgress = lambda *_: None) 
             )
             progress("loss", 1, 1)
             return ServerReport(
-                **circumstances(),
+                **provenance(),
                 policy=policy.config.name,
                 precision=policy.parts.precision,
                 bundle=None if plan.bundle is None else str(plan.bundle),

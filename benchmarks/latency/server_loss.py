@@ -26,7 +26,7 @@ from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.policy.step import PolicyStep
 from rfedge.runtimes.server.client import RemotePolicy
 
-__all__ = ["LossPart", "lose_the_server"]
+__all__ = ["LossPart", "server_outage"]
 
 RATE_HZ: Final = 30.0
 STEPS_BEFORE: Final = 20
@@ -85,7 +85,7 @@ class _Timed:
             raise
 
 
-def lose_the_server(
+def server_outage(
     policy: EdgePolicy, bundle: Path, flags: tuple[str, ...], token: str, *, instruction: str, deadline_ms: float, seed: int
 ) -> LossPart:
     """Run the two scenes.

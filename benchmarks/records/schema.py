@@ -47,7 +47,7 @@ class VariantResult(Record):
         per_control_step_ms: the same divided by execute_steps.
         load_rss_bytes: growth of the process while this variant was loaded; pages shared with an earlier variant
             are not counted twice.
-        resources: while it was called in a row, see `rfedge.runtimes.rollout.resources`; absent where that was not asked for.
+        resources: while it was called in a row (`rfedge.runtimes.rollout.resources`); absent where that was not asked for.
     """
 
     name: str

@@ -166,7 +166,7 @@ def _versions(versions: dict[str, str]) -> str:
 
 def _machine_row(mark: str, machine: Machine) -> list[str | Cell]:
     cores = missing("the system does not tell") if machine.physical_cores is None else str(machine.physical_cores)
-    flags = ", ".join(machine.cpu_flags) or missing("none of those that decide int8 and 16-bit products")
+    flags = ", ".join(machine.cpu_flags) or missing("none of those that decide int8 and 16-bit MatMuls")
     memory = f"{machine.memory_bytes / 2**30:.1f}"
     governor = machine.governor or missing("the system does not tell")
     return [mark, machine.cpu, str(machine.usable_cores), cores, memory, flags, governor, machine.system]

@@ -23,7 +23,7 @@ from rfedge.benchmarks.latency.commands import run_rfedge
 from rfedge.benchmarks.success.report import SuccessReport
 from rfedge.bundle.artifact import load_bundle
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.record import Record
 from rfedge.runtimes.control.limits import MAX_STEPS
 
@@ -138,7 +138,7 @@ def measure_ablations(plan: AblationPlan) -> AblationsReport:
         *("bench", "success", *map(str, bundles), *labels, *plan.success, "--output", str(plan.output / "rollouts")),
     )
     return AblationsReport(
-        **circumstances(),
+        **provenance(),
         training=plan.training,
         variants=tuple(trained),
         success=SuccessReport.model_validate(success),

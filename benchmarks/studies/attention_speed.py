@@ -2,7 +2,7 @@
 
     python -m rfedge.benchmarks.studies.attention_speed
 
-Whole steps of playtable-small on frames and texts drawn from a seed, with plain products and with the fused attention in
+Whole steps of playtable-small on frames and texts drawn from a seed, with plain MatMuls and with the fused attention in
 turn, in one process; the fused one against itself is the noise floor.
 """
 
@@ -32,7 +32,7 @@ def measure_attention(rounds: int, *, seed: int = 0) -> dict[str, npt.NDArray[np
     from rfedge.config import preset
     from rfedge.model import build_policy
     from rfedge.train.batches.image_text import NO_LABEL
-    from rfedge.train.pretraining.scene_batches import SceneBatch, scene_score, see
+    from rfedge.train.pretraining.scene_batches import SceneBatch, encode_images, scene_score
     from rfedge.train.settings import plain_attention
 
     config = preset("playtable-small")
@@ -54,7 +54,7 @@ def measure_attention(rounds: int, *, seed: int = 0) -> dict[str, npt.NDArray[np
         for way in _WAYS:
             begun_s = time.perf_counter()
             with plain_attention(when=way == "plain"), torch.autocast("cpu", torch.bfloat16):
-                score = scene_score(policy, batch, see(policy, batch), numbers)
+                score = scene_score(policy, batch, encode_images(policy, batch), numbers)
                 optimizer.zero_grad(set_to_none=True)
                 score.loss.backward()
                 optimizer.step()

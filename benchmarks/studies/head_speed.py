@@ -1,6 +1,6 @@
 """How near the head comes to the machine's limit: every step reads all weights of an LSTM, so that limit is the memory.
 
-    python -m rfedge.benchmarks.studies.head_speed --preset M-3B --realtime-priority 50 --output RESULT.json --assert-window 3
+    python -m rfedge.benchmarks.studies.head_speed --preset M-3B --realtime-priority 50 --output OUT.json --assert-window 3
 
 In one run, call after call in turn: reading as many bytes as the weights take (the limit), the head that carries its state,
 the head that acts from a window (its LSTMs side by side), the replay of the window which that replaces, each as a bundle
@@ -25,7 +25,7 @@ from rfedge.benchmarks.latency.garbage import collector_at_rest
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.errors import GateError
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio, Summary, ratio_of_medians, summarise
 from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
@@ -127,7 +127,7 @@ def measure_head(
             )
         )
     return HeadSpeedReport(
-        **circumstances(),
+        **provenance(),
         policy=config.name,
         window=config.window,
         threads=threads,

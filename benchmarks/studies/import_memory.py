@@ -29,7 +29,7 @@ from rfedge.benchmarks.studies.original_layouts import (
 from rfedge.config import PolicyConfig, preset
 from rfedge.errors import GateError, RfedgeError
 from rfedge.io.atomic import atomic_directory
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.record import Record
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def run_import_memory(plan: ImportMemoryPlan, *, on_stage: Callable[[str], None]
         return Cost(seconds=seconds, peak_rss_bytes=peak_rss_bytes, peak_per_checkpoint=peak_rss_bytes / checkpoint_bytes)
 
     return ImportMemoryReport(
-        **circumstances(),
+        **provenance(),
         preset=plan.preset,
         dtype=plan.dtype,
         source_bytes=sources,

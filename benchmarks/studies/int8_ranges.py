@@ -21,14 +21,14 @@ import numpy as np
 from rfedge.benchmarks.studies.int8_ranges_report import Int8RangesReport, Int8Variant
 from rfedge.contract import policy_contract
 from rfedge.export.calibrate import FrameInputs, choose_calibration_frames, choose_proof_episodes
+from rfedge.export.int8.matmuls import QUERY_ATTENTION, quantizable_matmuls
 from rfedge.export.int8.options import PLAIN, Int8Options
-from rfedge.export.int8.products import QUERY_ATTENTION, quantizable_products
 from rfedge.export.parity import compare_traces, onnx_rollout, torch_rollout
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import Checkpoint
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 
 __all__ = ["VARIANTS", "measure_int8_ranges"]
 
@@ -87,7 +87,7 @@ def measure_int8_ranges(
         backbone, head, quantized = (Path(folder) / f"{name}.onnx" for name in ("backbone", "head", "int8"))
         trace_backbone(checkpoint.policy, contract.backbone, backbone)
         trace_head(checkpoint.policy, contract.head, head)
-        num_products = len(quantizable_products(read_graph(backbone).graph, ()))
+        num_matmuls = len(quantizable_matmuls(read_graph(backbone).graph, ()))
         for seed in seeds:
             rng = np.random.default_rng(seed)
             chosen = choose_calibration_frames(frames.dataset, num_frames=num_calibration_frames, rng=rng)
@@ -107,13 +107,13 @@ def measure_int8_ranges(
                         keep_float=case.keep_float,
                         seed=seed,
                         num_int8=count,
-                        num_float=num_products - count,
+                        num_float=num_matmuls - count,
                         metrics=metrics,
                     )
                 )
                 on_variant(measured[-1])
     return Int8RangesReport(
-        **circumstances(),
+        **provenance(),
         policy=checkpoint.config.name,
         num_calibration_frames=num_calibration_frames,
         num_steps=num_steps,

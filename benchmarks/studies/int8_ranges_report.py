@@ -18,7 +18,7 @@ class Int8Variant(Record):
         method: as a manifest records it.
         keep_float: names that stay in float.
         seed: drew calibration frames and held-out episodes.
-        num_int8, num_float: products with a weight, those that are never quantized left out.
+        num_int8, num_float: MatMuls with a weight, those that are never quantized left out.
         metrics: of the exporter's proof.
     """
 

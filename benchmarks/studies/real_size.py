@@ -19,7 +19,7 @@ import torch
 from rfedge.config import preset, preset_names
 from rfedge.contract import policy_contract
 from rfedge.model.meta import random_policy
-from rfedge.records.machine import Measurement, circumstances, peak_rss_bytes
+from rfedge.records.machine import Measurement, peak_rss_bytes, provenance
 
 __all__ = ["RealSizeReport", "measure_real_size"]
 
@@ -82,7 +82,7 @@ def measure_real_size(name: str, dtype: str, *, num_steps: int, num_tokens: int,
     parameters = list(policy.parameters())
     return RealSizeReport(
         schema_version=1,
-        **circumstances(),
+        **provenance(),
         preset=name,
         dtype=dtype,
         num_threads=torch.get_num_threads(),

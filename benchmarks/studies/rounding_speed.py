@@ -1,8 +1,8 @@
-"""How long compensated rounding takes for one product, and what single precision costs it.
+"""How long compensated rounding takes for one MatMul, and what single precision costs it.
 
     python -m rfedge.benchmarks.studies.rounding_speed
 
-The error is that of the product's output: over inputs with the covariance, and over inputs whose own rounding adds to it.
+The error is that of the MatMul's output: over inputs with the covariance, and over inputs whose own rounding adds to it.
 Inputs are drawn: a few hundred ways to vary, of falling strength, cut off at zero, as after an activation function.
 """
 
@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
 
-__all__ = ["draw_product", "measure_rounding", "output_error"]
+__all__ = ["draw_matmul", "measure_rounding", "output_error"]
 
 Float32 = npt.NDArray[np.float32]
 
 _NUM_INPUTS = 2000
 
 
-def draw_product(channels: int, outputs: int, rng: np.random.Generator) -> tuple[Float32, Float32, float]:
+def draw_matmul(channels: int, outputs: int, rng: np.random.Generator) -> tuple[Float32, Float32, float]:
     """Return a weight (channels, outputs), the covariance of an input to it, and the scale of that input."""
     ways = min(300, channels)
     strengths = np.arange(1, ways + 1, dtype=np.float32)[:, None] ** -0.5
@@ -39,7 +39,7 @@ def draw_product(channels: int, outputs: int, rng: np.random.Generator) -> tuple
 
 
 def output_error(rounded: Rounded, weight: Float32, covariance: Float32, step: float) -> float:
-    """Return the mean square error of the product's output."""
+    """Return the mean square error of the MatMul's output."""
     lost = rounded[0] * rounded[1] - weight
     squares = np.einsum("ij,ij->", lost, covariance @ lost, dtype=np.float64)
     noise = step**2 / 12 * np.einsum("ij,ij->", lost, lost, dtype=np.float64)
@@ -48,7 +48,7 @@ def output_error(rounded: Rounded, weight: Float32, covariance: Float32, step: f
 
 def measure_rounding(channels: int, outputs: int, *, seed: int = 0) -> dict[str, float]:
     """Return seconds of wall and processor, and errors relative to rounding to the nearest, as it is and in double."""
-    weight, covariance, step = draw_product(channels, outputs, np.random.default_rng(seed))
+    weight, covariance, step = draw_matmul(channels, outputs, np.random.default_rng(seed))
     nearest = output_error(round_nearest(weight), weight, covariance, step)
 
     def timed(rounding: Callable[[], Rounded]) -> tuple[float, float, float]:

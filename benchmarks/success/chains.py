@@ -42,7 +42,7 @@ from rfedge.errors import ConfigError, did_you_mean
 from rfedge.io.atomic import atomic_file
 from rfedge.io.journal import open_journal, read_journal
 from rfedge.jobs.processes import JobRunner, run_jobs
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import parse_lines
 from rfedge.runtimes.control.limits import MAX_STEPS
@@ -236,7 +236,7 @@ def run_chains(
                 on_chain(len(done), len(jobs))
         records = [done[index] for index in range(len(jobs))]
         report = ChainReport(
-            **circumstances(),
+            **provenance(),
             conditions=conditions,
             renderer=records[0].environment.renderer,
             looks=records[0].environment.looks,

@@ -16,7 +16,7 @@ from rfedge.envs.experts import EXPERT_TASKS, prepare_start
 from rfedge.envs.tasks import check_task
 from rfedge.errors import GateError
 from rfedge.jobs.processes import run_jobs
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record
 from rfedge.records.statistics import Proportion, proportion
@@ -132,7 +132,7 @@ def run_expert_success(
         if on_task is not None:
             on_task(len(rollouts), len(plan.tasks))
     return ExpertSuccessReport(
-        **circumstances(),
+        **provenance(),
         environment=plan.env,
         scene=plan.scene,
         episodes=plan.episodes,

@@ -16,7 +16,7 @@ from rfedge.envs.looks import Looks, Renderer, check_looks, redress
 from rfedge.errors import BackendUnavailableError, GateError
 from rfedge.io.atomic import atomic_file
 from rfedge.messages import Observation, UInt8Array
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record
 
@@ -143,7 +143,7 @@ def run_looks(plan: LooksPlan, *, on_state: Callable[[int, int], None] | None = 
                 sight.playtable[looks] = ours.reset(sight.robot_obs, sight.scene_obs)
                 count()
     report = LooksReport(
-        **circumstances(),
+        **provenance(),
         simulator_versions=simulator_versions,
         scene=plan.scene,
         real_renderer=real_renderer,

@@ -44,11 +44,11 @@ class SuccessPlan:
         execute_steps: control steps per policy call, each of them for every bundle; empty for what each was trained for.
         mode: see `rfedge.runtimes.control.controllers.choose_loop`.
         ensembles: decays of a temporal ensemble, each of them for every row whose chunks overlap, see
-            `rfedge.runtimes.control.ensembling`; None plays the newest chunk. Rows whose chunks do not overlap have no choice.
+            `rfedge.runtimes.control.ensembling`; None plays the newest chunk. Rows whose chunks do not overlap have none.
         worlds: one a scene.
         languages: see `rfedge.benchmarks.success.chains.ChainPlan`.
-        left_out: held-out sentences that are never drawn; `rfedge.benchmarks.success.run.run_success` adds those that one of the
-            bundles does not know, so that all of them hear the same.
+        left_out: held-out sentences that are never sampled; `run_success` adds those that a bundle does not know, so
+            that all of them hear the same.
         starts_per_task: prepared starts of every task; 0 leaves the single tasks out.
         tasks: which tasks are started from.
         max_steps: control steps for each task.

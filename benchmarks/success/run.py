@@ -31,7 +31,7 @@ from rfedge.envs.language import ENRICHED_INSTRUCTIONS
 from rfedge.errors import ConfigError, ContractError
 from rfedge.jobs.processes import JobRunner, run_jobs
 from rfedge.policies import bundle_name
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 from rfedge.records.plan import check_least
 from rfedge.runtimes.control.modes import warn_of_time_base
 from rfedge.runtimes.policy.text import InstructionEncoder, open_encoder
@@ -104,7 +104,7 @@ def run_success(
         work = _Work(plan, chains, folder, workers, runner, len(rows), on_progress)
         found = {row.name: work.run(row) for row in rows}
         report = SuccessReport(
-            **circumstances(),
+            **provenance(),
             conditions=conditions,
             policies=tuple(_as_named(policy) for policy in policies),
             rows=tuple(_summarise(row, found, plan) for row in rows),

@@ -23,7 +23,7 @@ from rfedge.benchmarks.success.run import SWEEP_FILES
 from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import INSTRUCTIONS
 from rfedge.policies import bundle_name
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 from rfedge.runtimes.backends.base import RuntimeSettings
 
 __all__ = ["LATENCY_FILE", "PLOT_FILE", "SWEEP_FILE", "SweepPlan", "finish_sweep", "join"]
@@ -99,7 +99,7 @@ def finish_sweep(
         latency = run_latency(timing, on_round=on_round)
         if output is not None:
             latency.write(output / LATENCY_FILE)
-    report = SweepReport(**circumstances(), success=success, latency=latency, rows=join(success, latency))
+    report = SweepReport(**provenance(), success=success, latency=latency, rows=join(success, latency))
     if output is not None:
         report.write(output / SWEEP_FILE)
     return report

@@ -1,4 +1,4 @@
-"""Give a product an input that int8 can hold: centre each channel and, where a normalisation before it can take the
+"""Give a MatMul an input that int8 can hold: centre each channel and, where a normalisation before it can take the
 factor, scale it.
 
 W x = W diag(s) ((x - c) / s) + W c. The right side rounds (x - c) / s and diag(s) W instead of x and W, and W c stays in
@@ -22,7 +22,7 @@ import onnx_ir as ir
 from rfedge.export.int8.observe import ChannelStatistics
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.ranges import LEVELS
-from rfedge.export.passes.graph_queries import is_constant, is_weight_product, tensor_shape
+from rfedge.export.passes.graph_queries import is_constant, is_weight_matmul, tensor_shape
 
 __all__ = ["Balance", "balance_input", "find_gain"]
 
@@ -31,7 +31,7 @@ Float64 = npt.NDArray[np.float64]
 
 _STRENGTHS: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Rounding to the nearest leaves each weight an error of variance step^2 / 12; compensated rounding about a tenth of that
-# reaches the output of a product whose inputs vary together.
+# reaches the output of a MatMul whose inputs vary together.
 _COMPENSATED_SHARE: Final = 0.1
 
 
@@ -62,10 +62,10 @@ def find_gain(value: ir.Value) -> ir.Node | None:
     """Return the normalisation whose gain can absorb a factor per channel of `value`.
 
     It must be a LayerNormalization, RMSNormalization or Mul with a constant gain over the last axis, and all readers of
-    `value` products with a weight, because they all receive other numbers.
+    `value` MatMuls with a weight, because they all receive other numbers.
     """
     node = value.producer()
-    if node is None or value.is_graph_output() or node.domain != "" or not _reads_products_only(value):
+    if node is None or value.is_graph_output() or node.domain != "" or not _reads_matmuls_only(value):
         return None
     index = _gain_index(node)
     return node if index is not None else None
@@ -89,8 +89,8 @@ def _gain_index(node: ir.Node) -> int | None:
     return None
 
 
-def _reads_products_only(value: ir.Value) -> bool:
-    return all(use.idx == 0 and is_weight_product(use.node) for use in value.uses())
+def _reads_matmuls_only(value: ir.Value) -> bool:
+    return all(use.idx == 0 and is_weight_matmul(use.node) for use in value.uses())
 
 
 def balance_input(
@@ -101,7 +101,7 @@ def balance_input(
     Args:
         value: (..., channels).
         statistics: of `value` over the calibration frames.
-        weights: (channels, outputs) of all products that read it.
+        weights: (channels, outputs) of all MatMuls that read it.
         options: says whether to centre and how much to scale.
     """
     low, high = statistics.low.astype(np.float64), statistics.high.astype(np.float64)

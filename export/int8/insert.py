@@ -1,8 +1,8 @@
-"""Write rounded products into a graph: a Q/DQ pair of its own for each, int8 weights, biases that make up for the rest.
+"""Write rounded MatMuls into a graph: a Q/DQ pair of its own for each, int8 weights, biases that make up for the rest.
 
 ONNX Runtime fuses `x -> Q -> DQ -> MatMul` into an integer kernel only while the Q has this one reader. Where a tensor
-feeds several products (the latents feed the keys and values of every cross-attention layer) a shared pair would leave
-those products silently in fp32; where it also feeds a float operator, that would needlessly read rounded numbers. The
+feeds several MatMuls (the latents feed the keys and values of every cross-attention layer) a shared pair would leave
+those MatMuls silently in fp32; where it also feeds a float operator, that would needlessly read rounded numbers. The
 session must keep equal pairs apart, so CommonSubexpressionElimination is off (`rfedge.bundle.int8_kernels`).
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.export.int8.balance import Balance
-from rfedge.export.int8.products import Product
+from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.rounding import Rounded
 from rfedge.export.passes.graph_queries import add_computed, add_constant, constant_array, only_reader, replace_node
 
@@ -33,7 +33,7 @@ def read_weight(value: ir.Value, *, is_transposed: bool) -> Float32:
 
 
 def apply_balance(graph: ir.Graph, value: ir.Value, balance: Balance) -> ir.Value:
-    """Change what comes before the products that read `value`, and return what the rounded ones must read.
+    """Change what comes before the MatMuls that read `value`, and return what the rounded ones must read.
 
     After this, readers of `value` itself receive (value - centre) / scale if the balance is absorbed, value / scale else.
     """
@@ -81,7 +81,7 @@ def _rewrite_gain(graph: ir.Graph, node: ir.Node, balance: Balance) -> ir.Value:
 
 
 def rewrite_float_reader(graph: ir.Graph, node: ir.Node, balance: Balance) -> None:
-    """Let a product that stays in float give the same output although its input was balanced."""
+    """Let a MatMul that stays in float give the same output although its input was balanced."""
     weight_value = node.inputs[1]
     assert weight_value is not None
     transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
@@ -101,7 +101,7 @@ def rewrite_float_reader(graph: ir.Graph, node: ir.Node, balance: Balance) -> No
 
 def insert_rounded(
     graph: ir.Graph,
-    product: Product,
+    matmul: MatMul,
     source: ir.Value,
     rounded: Rounded,
     input_step: np.float32,
@@ -109,18 +109,18 @@ def insert_rounded(
     activation_type: str,
     spill: Path | None = None,
 ) -> None:
-    """Let `product` multiply the int8 form of `source` with int8 weights.
+    """Let `MatMul` multiply the int8 form of `source` with int8 weights.
 
     Args:
-        graph: that holds the product.
-        product: its first input becomes source -> QuantizeLinear -> DequantizeLinear, its second a DequantizeLinear.
+        graph: that holds the MatMul.
+        MatMul: its first input becomes source -> QuantizeLinear -> DequantizeLinear, its second a DequantizeLinear.
         source: (..., channels), float.
         rounded: weights (channels, outputs) and the scale of each output.
         input_step: scale of `source`.
         activation_type: "int8" with zero-point 0 or "uint8" with 128.
         spill: folder where the int8 weights wait on disk until the graph is written; None keeps them in memory.
     """
-    name, node = product.name, product.node
+    name, node = matmul.name, matmul.node
     zero = np.asarray(np.uint8(128) if activation_type == "uint8" else np.int8(0))
     scale = add_constant(graph, f"{name}/input_scale", np.asarray(input_step, np.float32))
     zero_point = add_constant(graph, f"{name}/input_zero_point", zero)
@@ -128,11 +128,11 @@ def insert_rounded(
     dequantize = ir.node(
         "DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{name}/dequantize", num_outputs=1
     )
-    weight = product.weight
+    weight = matmul.weight
     levels, steps = rounded
-    axis = 0 if product.is_transposed else 1
+    axis = 0 if matmul.is_transposed else 1
     constants = [
-        _add_levels(graph, f"{weight.name}_quantized", levels.T if product.is_transposed else levels, spill),
+        _add_levels(graph, f"{weight.name}_quantized", levels.T if matmul.is_transposed else levels, spill),
         add_constant(graph, f"{weight.name}_scale", steps),
         add_constant(graph, f"{weight.name}_zero_point", np.zeros(len(steps), np.int8)),
     ]
@@ -161,7 +161,7 @@ def _add_levels(graph: ir.Graph, name: str, levels: Int8, spill: Path | None) ->
 
 
 def insert_bias(graph: ir.Graph, node: ir.Node, bias: Float32) -> None:
-    """Add `bias` (outputs,) to what a product gives: to the bias that follows it, or by an Add of its own."""
+    """Add `bias` (outputs,) to what a MatMul gives: to the bias that follows it, or by an Add of its own."""
     output = node.outputs[0]
     reader = only_reader(output)
     if reader is not None and reader.op_type == "Add" and reader.domain == "":
@@ -182,7 +182,7 @@ def insert_bias(graph: ir.Graph, node: ir.Node, bias: Float32) -> None:
             use.node.replace_input_with(use.idx, result)
     if output.is_graph_output():
         graph.outputs[list(graph.outputs).index(output)] = result
-        result.name, output.name = output.name, f"{output.name}_product"
+        result.name, output.name = output.name, f"{output.name}_matmul"
     else:
         result.name = f"{output.name}_corrected"
 

@@ -1,9 +1,9 @@
-"""Run the fp32 graph over calibration frames and keep, of each product's input, a few numbers per channel.
+"""Run the fp32 graph over calibration frames and keep, of each MatMul's input, a few numbers per channel.
 
 The first pass keeps the smallest, largest and mean value of every channel. Ranges and covariances belong to the input as
 it will be rounded, after its channels were centred and scaled, so they come from later passes, in groups: the covariance
-of a product of K channels is K x K numbers. Memory is that of one frame's inputs to the products of one group plus
-`COVARIANCE_BYTES`, however many products and frames there are.
+of a MatMul of K channels is K x K numbers. Memory is that of one frame's inputs to the MatMuls of one group plus
+`COVARIANCE_BYTES`, however many MatMuls and frames there are.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ChannelStatistics:
 
 @dataclass(eq=False)
 class RoundedInput:
-    """A product's input as it will be rounded, (x - centre) / scale: its magnitudes and, if wanted, its covariance.
+    """A MatMul's input as it will be rounded, (x - centre) / scale: its magnitudes and, if wanted, its covariance.
 
     Attributes:
         centre, scale: float32 (channels,).

@@ -22,9 +22,9 @@ class Int8Options:
         ranges: how a symmetric range is chosen from the calibration frames.
         percentile: share of all numbers that a "percentile" range holds.
         smooth_quant: strength of SmoothQuant, 0 to 1; "search" chooses one per tensor by the error expected of its
-            products; None leaves channels as they are.
+            MatMuls; None leaves channels as they are.
         centre: subtract the middle of each channel's range before rounding; it reaches the output in float, by the bias.
-        correct_bias: correct each product's mean error over the calibration frames in the bias.
+        correct_bias: correct each MatMul's mean error over the calibration frames in the bias.
         rounding: of weights, "nearest" or "compensated" (`rounding.py`).
         activation_type: "int8" with zero-point 0, which TensorRT demands, or "uint8" with zero-point 128: the same
             arithmetic for faster kernels of some processors.

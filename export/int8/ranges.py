@@ -9,7 +9,7 @@ import numpy as np
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.int8.histogram import MagnitudeHistogram
 
-__all__ = ["LEVELS", "RANGE_METHODS", "RangeMethod", "check_range_method", "choose_magnitude", "step_of"]
+__all__ = ["LEVELS", "RANGE_METHODS", "RangeMethod", "check_range_method", "choose_magnitude", "scale_from_amax"]
 
 RangeMethod = Literal["min-max", "percentile", "mse"]
 RANGE_METHODS: Final[tuple[RangeMethod, ...]] = ("min-max", "percentile", "mse")
@@ -55,7 +55,7 @@ def choose_magnitude(histogram: MagnitudeHistogram, method: RangeMethod, *, perc
     return np.float32(magnitudes[int(np.argmin(errors))])
 
 
-def step_of(magnitude: np.float32) -> np.float32:
+def scale_from_amax(magnitude: np.float32) -> np.float32:
     """Return the scale of a range, magnitude / 127; 1 for a tensor that is always zero."""
     step = np.float32(np.float64(magnitude) / LEVELS)
     return step if step >= np.finfo(np.float32).tiny else np.float32(1.0)

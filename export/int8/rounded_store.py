@@ -1,4 +1,4 @@
-"""Rounded products on disk: rounding is the long part of an int8 export, and many graphs may share its result.
+"""Rounded MatMuls on disk: rounding is the long part of an int8 export, and many graphs may share its result.
 
 What is stored belongs to one fp32 graph, one set of frames and one `Int8Options`; the caller keeps one folder for each.
 """
@@ -18,12 +18,12 @@ import numpy.typing as npt
 from rfedge.export.int8.rounding import Rounded
 from rfedge.io.atomic import atomic_file
 
-__all__ = ["RoundedGroup", "RoundedProduct", "RoundedStore"]
+__all__ = ["RoundedGroup", "RoundedMatMul", "RoundedStore"]
 
 Float32 = npt.NDArray[np.float32]
 
 
-class RoundedProduct(NamedTuple):
+class RoundedMatMul(NamedTuple):
     """int8 weights with their scales, and the bias (outputs,) that makes up for the rest; None without one."""
 
     rounded: Rounded
@@ -32,18 +32,18 @@ class RoundedProduct(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundedGroup:
-    """The products that read one tensor.
+    """The MatMuls that read one tensor.
 
     Attributes:
         centre, scale: float32 (channels,), what the tensor is balanced by.
         step: scale of the int8 tensor.
-        products: by the name of the node.
+        MatMuls: by the name of the node.
     """
 
     centre: Float32
     scale: Float32
     step: np.float32
-    products: Mapping[str, RoundedProduct]
+    matmuls: Mapping[str, RoundedMatMul]
 
 
 class RoundedStore:
@@ -52,23 +52,23 @@ class RoundedStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def has(self, tensor: str, products: Sequence[str]) -> bool:
-        """Whether all of `products`, which read `tensor`, are stored."""
+    def has(self, tensor: str, matmuls: Sequence[str]) -> bool:
+        """Whether all of `MatMuls`, which read `tensor`, are stored."""
         path = self._path(tensor)
         if not path.exists():
             return False
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                return all(f"levels/{name}" in file for name in products)
+                return all(f"levels/{name}" in file for name in matmuls)
         except (OSError, ValueError, zipfile.BadZipFile):
             return False  # damaged: it is computed again
 
-    def load(self, tensor: str, products: Sequence[str]) -> RoundedGroup:
-        """Return those of `products` that read `tensor`; all of them must be stored."""
+    def load(self, tensor: str, matmuls: Sequence[str]) -> RoundedGroup:
+        """Return those of `MatMuls` that read `tensor`; all of them must be stored."""
         with np.load(self._path(tensor), allow_pickle=False) as file:
             found = {
-                name: RoundedProduct((file[f"levels/{name}"], file[f"steps/{name}"]), file.get(f"bias/{name}"))
-                for name in products
+                name: RoundedMatMul((file[f"levels/{name}"], file[f"steps/{name}"]), file.get(f"bias/{name}"))
+                for name in matmuls
             }
             return RoundedGroup(file["centre"], file["scale"], np.float32(file["step"]), found)
 
@@ -79,7 +79,7 @@ class RoundedStore:
             "scale": group.scale,
             "step": np.asarray(group.step),
         }
-        for name, (rounded, bias) in group.products.items():
+        for name, (rounded, bias) in group.matmuls.items():
             arrays[f"levels/{name}"], arrays[f"steps/{name}"] = rounded
             if bias is not None:
                 arrays[f"bias/{name}"] = bias

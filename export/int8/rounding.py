@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.export.int8.ranges import LEVELS, step_of
+from rfedge.export.int8.ranges import LEVELS, scale_from_amax
 
 __all__ = ["DOUBLE_UP_TO", "Grid", "Rounded", "round_compensated", "round_compensated_to", "round_nearest", "weight_steps"]
 
@@ -50,9 +50,9 @@ class Grid(NamedTuple):
         return self.scale[index], self.zero_point[index]
 
 
-_STRIPE: Final = 128  # channels rounded between two products with those that were rounded before
-_PANEL: Final = 256  # columns factored between two products with those before them
-# Wider products are computed in single precision, which halves their time; the error of their output over the calibration
+_STRIPE: Final = 128  # channels rounded between two MatMuls with those that were rounded before
+_PANEL: Final = 256  # columns factored between two MatMuls with those before them
+# Wider MatMuls are computed in single precision, which halves their time; the error of their output over the calibration
 # frames moves by a few thousandths of itself, either way (`python -m rfedge.benchmarks.studies.rounding_speed`).
 DOUBLE_UP_TO: Final = 2048
 # Relative to the mean variance: keeps the covariance of few frames invertible.
@@ -61,7 +61,7 @@ _DAMPING: Final = 1e-4
 
 def weight_steps(weight: Float32) -> Float32:
     """Return the scale of each column, float32 (outputs,)."""
-    return np.array([step_of(magnitude) for magnitude in np.abs(weight).max(axis=0)], np.float32)
+    return np.array([scale_from_amax(magnitude) for magnitude in np.abs(weight).max(axis=0)], np.float32)
 
 
 def round_nearest(weight: Float32) -> Rounded:
@@ -73,12 +73,12 @@ def round_nearest(weight: Float32) -> Rounded:
 def round_compensated(
     weight: Float32, covariance: Float32, input_step: float, *, double_up_to: int = DOUBLE_UP_TO
 ) -> Rounded:
-    """Round (inputs, outputs) to int8 so that the product's output over the calibration frames changes least.
+    """Round (inputs, outputs) to int8 so that the MatMul's output over the calibration frames changes least.
 
     Args:
         weight: float32.
-        covariance: (inputs, inputs) of the product's input.
-        input_step: scale of the product's input, whose own rounding adds step^2 / 12 to every variance.
+        covariance: (inputs, inputs) of the MatMul's input.
+        input_step: scale of the MatMul's input, whose own rounding adds step^2 / 12 to every variance.
         double_up_to: most inputs that are computed in double precision.
     """
     steps = weight_steps(weight)
@@ -115,7 +115,7 @@ def round_compensated_to(
 def _factor(covariance: Float32, order: npt.NDArray[np.intp], added: float, dtype: np.dtype[np.floating[Any]]) -> Floats:
     """Return the Cholesky factor of the covariance in another order, `added` to its diagonal, in the lower triangle.
 
-    Panel by panel, so that all but a few of the operations are large products: LAPACK's takes several times as long.
+    Panel by panel, so that all but a few of the operations are large MatMuls: LAPACK's takes several times as long.
     What is above the diagonal is left as it falls.
     """
     factor = np.empty(covariance.shape, dtype)

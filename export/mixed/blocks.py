@@ -1,11 +1,11 @@
-"""The blocks that a plan of mixed precision decides about: the modules that hold products."""
+"""The blocks that a plan of mixed precision decides about: the modules that hold MatMuls."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from rfedge.export.int8.products import quantizable_products
+from rfedge.export.int8.matmuls import quantizable_matmuls
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.passes.graph_queries import block_of
 
@@ -13,9 +13,9 @@ __all__ = ["block_of_values", "kept_float", "quantizable_blocks"]
 
 
 def quantizable_blocks(graph: Path, keep_float: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Return block -> names of its products, in the order of the graph.
+    """Return block -> names of its MatMuls, in the order of the graph.
 
-    A block is the module that holds a product, such as "vision.blocks.0" (its four projections) or
+    A block is the module that holds a MatMul, such as "vision.blocks.0" (its four projections) or
     "decoder.layers.0.cross_attention.attention": attention over the cameras and the feed-forward after it are two,
     because they differ most in what int8 costs them.
 
@@ -23,9 +23,9 @@ def quantizable_blocks(graph: Path, keep_float: Sequence[str] = ()) -> dict[str,
         ConfigError: nothing in the graph begins with one of `keep_float`.
     """
     blocks: dict[str, list[str]] = {}
-    for product in quantizable_products(read_graph(graph).graph, keep_float):
-        blocks.setdefault(_holder(product.module), []).append(product.name)
-    return {name: tuple(products) for name, products in blocks.items()}
+    for matmul in quantizable_matmuls(read_graph(graph).graph, keep_float):
+        blocks.setdefault(_holder(matmul.module), []).append(matmul.name)
+    return {name: tuple(matmuls) for name, matmuls in blocks.items()}
 
 
 def kept_float(blocks: Iterable[str], int8: Iterable[str]) -> tuple[str, ...]:
@@ -38,19 +38,19 @@ def kept_float(blocks: Iterable[str], int8: Iterable[str]) -> tuple[str, ...]:
 def block_of_values(graph: Path, blocks: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return tensor -> block for everything that `graph` computes inside one of `blocks`.
 
-    A node of no product belongs to the block whose products read what it computes, else to the block whose products
+    A node of no MatMul belongs to the block whose MatMuls read what it computes, else to the block whose MatMuls
     computed what it reads; what lies between two modules of one PyTorch block goes with the one before it. The same rule
     serves a graph in float and its int8 form, so that what they differ in is found.
     """
-    of_product = {name: block for block, names in blocks.items() for name in names}
+    of_matmul = {name: block for block, names in blocks.items() for name in names}
     model = read_graph(graph).graph
     nodes = list(model)
     found: dict[str, str] = {}
     for node in nodes:
-        block = of_product.get(str(node.name))
+        block = of_matmul.get(str(node.name))
         if block is None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Sub"):
             block = next(
-                (of_product[str(use.node.name)] for use in node.outputs[0].uses() if str(use.node.name) in of_product), None
+                (of_matmul[str(use.node.name)] for use in node.outputs[0].uses() if str(use.node.name) in of_matmul), None
             )
         if block is None:
             origin = block_of(node)

@@ -148,7 +148,7 @@ def _reason(saved: float, *, in_plan: bool) -> str:
 
 
 def _speed(meter: ErrorMeter, blocks: Mapping[str, Sequence[str]], num_rounds: int, progress: Progress) -> dict[str, float]:
-    """Return block -> milliseconds saved; on the way all products are rounded, once for the whole search."""
+    """Return block -> milliseconds saved; on the way all MatMuls are rounded, once for the whole search."""
     name = f"milliseconds saved by int8, {num_rounds} rounds"
     found: dict[str, float] | None = meter.cache.get(name)
     if found is None:

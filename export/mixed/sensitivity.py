@@ -42,7 +42,7 @@ class ErrorMeter:
         episodes: graph inputs step by step; the state is reset between episodes.
         options: how int8 is made.
         cache: what was measured before.
-        store: rounded products, shared by all graphs of the search.
+        store: rounded MatMuls, shared by all graphs of the search.
         folder: for graphs that live as long as one measurement.
     """
 

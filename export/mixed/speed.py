@@ -30,8 +30,8 @@ Count = Callable[[int, int], None]
 
 _WARM_UP: Final = 3
 _SUFFIX: Final = "_kernel_time"
-# What the runtime makes of a product with its bias: a Gemm between two reshapes, on tensors of its own.
-_OF_FUSED_PRODUCT: Final = ("Gemm", "Reshape")
+# What the runtime makes of a MatMul with its bias: a Gemm between two reshapes, on tensors of its own.
+_OF_FUSED_MATMUL: Final = ("Gemm", "Reshape")
 
 
 def profile_blocks(
@@ -46,7 +46,7 @@ def profile_blocks(
 
     Args:
         graphs: forms of one backbone; a round runs each of them once, on the same frame.
-        blocks: block -> names of its products.
+        blocks: block -> names of its MatMuls.
         frames: graph inputs, read in turn.
         num_rounds: that are kept; a few before them are not.
         on_round: told (done, total).
@@ -133,14 +133,14 @@ class _Profiled:
 def _name_nodes(model: onnx.ModelProto, block_of_value: Mapping[str, str]) -> dict[str, str]:
     """Give every node a name of our own and return name -> block; a node of no block is not in it.
 
-    A product on tensors that the runtime made (`_OF_FUSED_PRODUCT`) belongs to the block of all that read it.
+    A MatMul on tensors that the runtime made (`_OF_FUSED_MATMUL`) belongs to the block of all that read it.
     """
     readers: dict[str, set[str | None]] = {}
     found = {}
     for index, node in reversed(list(enumerate(model.graph.node))):
         node.name = f"node{index}"
         block = next((block_of_value[name] for name in node.output if name in block_of_value), None)
-        if block is None and node.op_type in _OF_FUSED_PRODUCT:
+        if block is None and node.op_type in _OF_FUSED_MATMUL:
             reading = {reader for name in node.output for reader in readers.get(name, ())}
             block = reading.pop() if len(reading) == 1 else None
         if block is not None:

@@ -1,4 +1,4 @@
-"""Bring the exporter's scaled dot-product attention into the shortest form that says the same.
+"""Bring the exporter's scaled dot-MatMul attention into the shortest form that says the same.
 
 The exporter transposes the keys through three axes (Reshape, Transpose, Reshape) and multiplies queries and keys each by
 the root of the scale, one Mul apiece.
@@ -105,8 +105,8 @@ def _two_scales(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     return (left[0], right[0]) if left is not None and right is not None else None
 
 
-def _merge_scales(graph: ir.Graph, product: ir.Node, left: ir.Node, right: ir.Node) -> None:
-    found = [_scale_before(product, 0), _scale_before(product, 1)]
+def _merge_scales(graph: ir.Graph, matmul: ir.Node, left: ir.Node, right: ir.Node) -> None:
+    found = [_scale_before(matmul, 0), _scale_before(matmul, 1)]
     (_, left_place), (_, right_place) = (item for item in found if item is not None)
     left_number, right_number = single_number(left.inputs[left_place]), single_number(right.inputs[right_place])
     assert left_number is not None, f"{left.name} scales by a constant"
@@ -116,5 +116,5 @@ def _merge_scales(graph: ir.Graph, product: ir.Node, left: ir.Node, right: ir.No
     assert old.dtype is not None, f"{old.name} is an initializer"
     merged = np.full(static_shape(old) or (), left_number * right_number, old.dtype.numpy())
     left.replace_input_with(left_place, add_constant(graph, f"{left.name}.scale", merged))
-    product.replace_input_with(1, right.inputs[1 - right_place])
+    matmul.replace_input_with(1, right.inputs[1 - right_place])
     graph.remove(right, safe=True)

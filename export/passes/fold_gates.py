@@ -1,11 +1,11 @@
 """Fold the tanh gate of a cross-attention into the projection before it: (x W) * tanh(g) = x (tanh(g) W).
 
-Case 1: Mul(g, product) or Mul(product, g), where g is a constant of one element (the exporter has computed its tanh).
+Case 1: Mul(g, MatMul) or Mul(MatMul, g), where g is a constant of one element (the exporter has computed its tanh).
 Case 2: the same with Tanh(g).
-Case 3: as either, with a constant bias between product and Mul; the bias is scaled too.
+Case 3: as either, with a constant bias between MatMul and Mul; the bias is scaled too.
 
 Requires: no quantizers; they would have been calibrated on the unscaled weight.
-Ensures: no Tanh of a constant is left, and no constant of one element multiplies what a product alone has made.
+Ensures: no Tanh of a constant is left, and no constant of one element multiplies what a MatMul alone has made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rfedge.export.passes.graph_queries import (
     add_constant,
     constant_array,
     is_constant,
-    is_weight_product,
+    is_weight_matmul,
     only_reader,
     single_number,
     tensor_shape,
@@ -33,7 +33,7 @@ __all__ = ["FoldGates"]
 class _Gated(NamedTuple):
     gate: float
     scaled: ir.Value
-    product: ir.Node
+    matmul: ir.Node
     bias: ir.Node | None
 
 
@@ -52,13 +52,13 @@ class FoldGates(GraphPass):
             gated = _gated(node)
             if gated is None:
                 continue
-            for factor in (gated.product, *([gated.bias] if gated.bias is not None else [])):
+            for factor in (gated.matmul, *([gated.bias] if gated.bias is not None else [])):
                 for index in _constant_inputs(factor):
                     _scale_input(graph, factor, index, gated.gate, node.name or "gate")
             node.outputs[0].replace_all_uses_with(gated.scaled, replace_graph_outputs=True)
             _keep_output_name(node, gated.scaled)
             graph.remove(node, safe=True)
-            changes.append(f"{node.name}: gate {gated.gate:.6g} into {gated.product.name}")
+            changes.append(f"{node.name}: gate {gated.gate:.6g} into {gated.matmul.name}")
         return changes
 
     def ensures(self, model: ir.Model) -> None:
@@ -95,32 +95,32 @@ def _gated(node: ir.Node) -> _Gated | None:
             if _can_scale(bias):
                 return _Gated(gate, scaled, bias, None)
             continue
-        for product_index in (0, 1):
-            summed, constant = bias.inputs[product_index], bias.inputs[1 - product_index]
-            product = summed.producer() if summed is not None else None
+        for matmul_index in (0, 1):
+            summed, constant = bias.inputs[matmul_index], bias.inputs[1 - matmul_index]
+            matmul = summed.producer() if summed is not None else None
             if (
-                product is not None
+                matmul is not None
                 and summed is not None
                 and is_constant(constant)
                 and only_reader(summed) is bias
-                and _can_scale(product)
+                and _can_scale(matmul)
             ):
-                return _Gated(gate, scaled, product, bias)
+                return _Gated(gate, scaled, matmul, bias)
     return None
 
 
 def _keeps_shape(gate: ir.Value | None, scaled: ir.Value) -> bool:
-    """A gate of shape (1, 1, 1) would add axes to a product of rank two."""
+    """A gate of shape (1, 1, 1) would add axes to a MatMul of rank two."""
     rank = len(gate.shape) if gate is not None and gate.shape is not None else 0
     return rank == 0 or (scaled.shape is not None and rank <= len(scaled.shape)) or (scaled.shape is None and rank == 1)
 
 
 def _can_scale(node: ir.Node) -> bool:
-    return is_weight_product(node) and (len(node.inputs) < 3 or node.inputs[2] is None or is_constant(node.inputs[2]))
+    return is_weight_matmul(node) and (len(node.inputs) < 3 or node.inputs[2] is None or is_constant(node.inputs[2]))
 
 
 def _constant_inputs(node: ir.Node) -> list[int]:
-    """Of a product its weight and a Gemm's bias; of an Add its constant."""
+    """Of a MatMul its weight and a Gemm's bias; of an Add its constant."""
     return [index for index, value in enumerate(node.inputs) if is_constant(value)]
 
 

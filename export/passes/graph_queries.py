@@ -17,7 +17,7 @@ __all__ = [
     "block_of",
     "constant_array",
     "is_constant",
-    "is_weight_product",
+    "is_weight_matmul",
     "named_shape",
     "only_reader",
     "parent",
@@ -93,7 +93,7 @@ def parent(node: ir.Node, index: int, *op_types: str) -> ir.Node | None:
     return producer if producer is not None and producer.op_type in op_types and producer.domain == "" else None
 
 
-def is_weight_product(node: ir.Node) -> bool:
+def is_weight_matmul(node: ir.Node) -> bool:
     """Whether the node is a MatMul or Gemm of a varying first factor and a constant matrix."""
     return (
         node.op_type in ("MatMul", "Gemm")

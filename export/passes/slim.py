@@ -7,7 +7,7 @@ Case 2: Identity, Cast to the type that is there, Transpose in order, Reshape or
 Case 3: Reshape of a Reshape that no one else reads.
 Case 4: Constant nodes become initializers.
 
-Common subexpressions are not merged: after quantization each product needs a Q/DQ pair of its own.
+Common subexpressions are not merged: after quantization each MatMul needs a Q/DQ pair of its own.
 
 Requires: no quantizers.
 Ensures: no node reads constants alone, within the sizes above, and none does nothing.

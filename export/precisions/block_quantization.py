@@ -30,7 +30,7 @@ _NO_SCALE: Final = np.float32(1e30)
 # Share of the mean variance; GPTQ's own. A tenth and five times of it are as good (docs/adr/0016).
 _DAMPING: Final = 0.01
 
-# K = inputs of a product, N = its outputs, B = blocks of a column (K / block size, rounded up), S = block size
+# K = inputs of a MatMul, N = its outputs, B = blocks of a column (K / block size, rounded up), S = block size
 
 
 class BlockQuantized(NamedTuple):

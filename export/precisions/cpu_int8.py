@@ -1,12 +1,12 @@
-"""The int8 form for CPUs: the products of a Q/DQ graph as integer kernels that are named, not hoped for.
+"""The int8 form for CPUs: the MatMuls of a Q/DQ graph as integer kernels that are named, not hoped for.
 
-A Q/DQ graph is what TensorRT fuses. ONNX Runtime finds integer kernels in it only when every product has a pair of its
-own, some of its optimizers are off and nothing stands in between; here each product is written as the kernel itself:
+A Q/DQ graph is what TensorRT fuses. ONNX Runtime finds integer kernels in it only when every MatMul has a pair of its
+own, some of its optimizers are off and nothing stands in between; here each MatMul is written as the kernel itself:
 
     QuantizeLinear (uint8, zero point 128) -> MatMulIntegerToFloat (com.microsoft), the bias inside
 
 The arithmetic is that of the Q/DQ graph: x / s rounded and cut to [-128, 127], then shifted by 128, because the kernels
-for uint8 times int8 are the fastest that AVX512-VNNI has (docs/adr/0008). Products that read one tensor with one scale
+for uint8 times int8 are the fastest that AVX512-VNNI has (docs/adr/0008). MatMuls that read one tensor with one scale
 share its QuantizeLinear. Weights stay as they are, in the same file if they are large.
 
 Source: onnxruntime's contrib operators, MatMulIntegerToFloat.
@@ -30,8 +30,8 @@ _DOMAIN: Final = "com.microsoft"
 _UINT8_ZERO: Final = 128
 
 
-class _Product(NamedTuple):
-    """A quantized product: what it reads, the scales, and the bias that is added to it."""
+class _MatMul(NamedTuple):
+    """A quantized MatMul: what it reads, the scales, and the bias that is added to it."""
 
     node: ir.Node
     source: ir.Value
@@ -43,9 +43,9 @@ class _Product(NamedTuple):
 
 
 class LowerInt8(ir.passes.InPlacePass):
-    """Q/DQ products with int8 activations (zero point 0) and int8 weights (one scale a column) -> integer kernels.
+    """Q/DQ MatMuls with int8 activations (zero point 0) and int8 weights (one scale a column) -> integer kernels.
 
-    Ensures: no product reads two DequantizeLinear nodes of this kind.
+    Ensures: no MatMul reads two DequantizeLinear nodes of this kind.
     """
 
     name = "lower-int8"
@@ -59,8 +59,8 @@ class LowerInt8(ir.passes.InPlacePass):
         uint8_zero: ir.Value | None = None
         self.num_lowered = 0
         for node in list(graph):
-            product = _product(node)
-            if product is None:
+            matmul = _matmul(node)
+            if matmul is None:
                 continue
             if uint8_zero is None:
                 graph.opset_imports[_DOMAIN] = model.opset_imports[_DOMAIN] = 1
@@ -68,31 +68,31 @@ class LowerInt8(ir.passes.InPlacePass):
             # One per kernel: where uint8 x int8 saturates, onnxruntime rewrites weight and zero point of each kernel to
             # uint8, and fails when it meets one of them a second time (`rfedge.bundle.int8_kernels`).
             int8_zero = add_constant(graph, "int8_zero_point", np.array(0, np.int8))
-            source = _quantize(graph, product, quantized, uint8_zero)
+            source = _quantize(graph, matmul, quantized, uint8_zero)
             kernel = ir.node(
                 KERNEL,
                 [
                     source,
-                    product.weight,
-                    product.source_scale,
-                    product.weight_scale,
+                    matmul.weight,
+                    matmul.source_scale,
+                    matmul.weight_scale,
                     uint8_zero,
                     int8_zero,
-                    product.bias,
+                    matmul.bias,
                 ],
                 domain=_DOMAIN,
                 name=str(node.name),
                 num_outputs=1,
             )
-            _replace(graph, product, kernel)
+            _replace(graph, matmul, kernel)
             self.num_lowered += 1
         DropDead().rewrite(model)
         return ir.passes.PassResult(model, modified=self.num_lowered > 0)
 
     def ensures(self, model: ir.Model) -> None:
         for node in model.graph:
-            if _product(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: product {node.name} is left")
+            if _matmul(node) is not None:
+                raise ir.passes.PostconditionError(f"pass {self.name}: MatMul {node.name} is left")
 
 
 def lower_int8(source: Path, target: Path) -> int:
@@ -107,7 +107,7 @@ def lower_int8(source: Path, target: Path) -> int:
     return lower.num_lowered
 
 
-def _product(node: ir.Node) -> _Product | None:
+def _matmul(node: ir.Node) -> _MatMul | None:
     if node.op_type != "MatMul" or node.domain:
         return None
     read, weight = parent(node, 0, "DequantizeLinear"), parent(node, 1, "DequantizeLinear")
@@ -123,7 +123,7 @@ def _product(node: ir.Node) -> _Product | None:
     assert matrix is not None, f"{weight.name} reads nothing"
     assert matrix_scale is not None, f"{weight.name} has no scale"
     bias, last = _bias_after(node)
-    return _Product(node, source, scale, matrix, matrix_scale, bias, last)
+    return _MatMul(node, source, scale, matrix, matrix_scale, bias, last)
 
 
 def _is_int8(quantize: ir.Node, dequantize: ir.Node) -> bool:
@@ -151,7 +151,7 @@ def _is_per_column(dequantize: ir.Node) -> bool:
 
 
 def _bias_after(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
-    """Return the constant vector that is added to the product, with the node that adds it."""
+    """Return the constant vector that is added to the MatMul, with the node that adds it."""
     reader = only_reader(node.outputs[0])
     if reader is None or reader.op_type != "Add" or reader.domain:
         return None, node
@@ -162,29 +162,29 @@ def _bias_after(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
 
 
 def _quantize(
-    graph: ir.Graph, product: _Product, quantized: dict[tuple[str, float], ir.Value], zero_point: ir.Value
+    graph: ir.Graph, matmul: _MatMul, quantized: dict[tuple[str, float], ir.Value], zero_point: ir.Value
 ) -> ir.Value:
-    scale = constant_array(product.source_scale, largest=1)
-    assert scale is not None, f"{product.source_scale.name} is a constant of one number"
-    key = (str(product.source.name), float(scale.reshape(())))
+    scale = constant_array(matmul.source_scale, largest=1)
+    assert scale is not None, f"{matmul.source_scale.name} is a constant of one number"
+    key = (str(matmul.source.name), float(scale.reshape(())))
     if key not in quantized:
-        node = ir.node("QuantizeLinear", [product.source, product.source_scale, zero_point])
-        producer = product.source.producer()
-        node.metadata_props.update((producer or product.node).metadata_props)
-        node.outputs[0].name = f"{product.source.name}.uint8.{len(quantized)}"
-        node.outputs[0].shape = product.source.shape
+        node = ir.node("QuantizeLinear", [matmul.source, matmul.source_scale, zero_point])
+        producer = matmul.source.producer()
+        node.metadata_props.update((producer or matmul.node).metadata_props)
+        node.outputs[0].name = f"{matmul.source.name}.uint8.{len(quantized)}"
+        node.outputs[0].shape = matmul.source.shape
         node.outputs[0].dtype = ir.DataType.UINT8
-        graph.insert_before(product.node, node)
+        graph.insert_before(matmul.node, node)
         quantized[key] = node.outputs[0]
     return quantized[key]
 
 
-def _replace(graph: ir.Graph, product: _Product, kernel: ir.Node) -> None:
-    """Put the kernel where the product and the addition of its bias stand."""
-    old = product.last.outputs[0]
+def _replace(graph: ir.Graph, matmul: _MatMul, kernel: ir.Node) -> None:
+    """Put the kernel where the MatMul and the addition of its bias stand."""
+    old = matmul.last.outputs[0]
     new = kernel.outputs[0]
     new.name, new.type, new.shape = old.name, ir.TensorType(ir.DataType.FLOAT), old.shape
-    kernel.metadata_props.update(product.node.metadata_props)
-    graph.insert_after(product.last, kernel)
+    kernel.metadata_props.update(matmul.node.metadata_props)
+    graph.insert_after(matmul.last, kernel)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(list(dict.fromkeys([product.last, product.node])), safe=True)
+    graph.remove(list(dict.fromkeys([matmul.last, matmul.node])), safe=True)

@@ -1,6 +1,6 @@
 """Heads with int8 weights, for CPUs: what bounds a head is reading its weights, and these are a quarter of fp32's.
 
-onnxruntime's own dynamic quantization: LSTMs become DynamicQuantizeLSTM, products MatMulInteger, weights have one scale per
+onnxruntime's own dynamic quantization: LSTMs become DynamicQuantizeLSTM, MatMuls MatMulInteger, weights have one scale per
 output; activations get their range in every call, so no calibration is needed. A graph for ONNX Runtime on a CPU alone.
 
 Requires: a head in fp32, its weights in the file (`head_passes`).

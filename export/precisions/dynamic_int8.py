@@ -4,8 +4,8 @@
 
 `onnxruntime.quantization.quantize_dynamic` holds several copies of the whole graph, so that 10 GB of weights need more than
 23 GB of memory. Here names, nodes and numbers are those of
-`quantize_dynamic(op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QInt8)`: products that read one tensor share
-its DynamicQuantizeLinear, weights are symmetric with one scale an output, and a Gemm becomes MatMul and Add first. Products
+`quantize_dynamic(op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QInt8)`: MatMuls that read one tensor share
+its DynamicQuantizeLinear, weights are symmetric with one scale an output, and a Gemm becomes MatMul and Add first. MatMuls
 are chosen as that function does, the camera resize too: so do users of ONNX Runtime quantize, not `rfedge export`. One thing
 differs: a weight that something else reads as well stays there in float for it, and is not dequantized.
 
@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from rfedge.export.int8.rounding import round_nearest
 from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_computed, is_weight_product
+from rfedge.export.passes.graph_queries import add_computed, is_weight_matmul
 from rfedge.export.precisions.weight_parts import Array, WeightParts, finite_weight, weight_shape
 
 __all__ = ["make_dynamic_int8"]
@@ -40,7 +40,7 @@ class _Quantized(NamedTuple):
 
 
 def make_dynamic_int8(source: Path, target: Path, *, on_weight: WeightProgress = lambda *_: None) -> int:
-    """Write the graph at `source` with dynamic int8 products to `target` and return how many they are.
+    """Write the graph at `source` with dynamic int8 MatMuls to `target` and return how many they are.
 
     Args:
         source: fp32 graph, weights in it or in a file beside it.
@@ -55,9 +55,9 @@ def make_dynamic_int8(source: Path, target: Path, *, on_weight: WeightProgress =
     graph = model.graph
     sources: dict[ir.Value, _Quantized] = {}
     weights: dict[ir.Value, _Quantized] = {}
-    num_products = 0
+    num_matmuls = 0
     for node in list(graph):
-        if not is_weight_product(node) or node.inputs[1] is None or node.inputs[1].dtype != ir.DataType.FLOAT:
+        if not is_weight_matmul(node) or node.inputs[1] is None or node.inputs[1].dtype != ir.DataType.FLOAT:
             continue
         transposed = False
         if node.op_type == "Gemm":
@@ -73,16 +73,16 @@ def make_dynamic_int8(source: Path, target: Path, *, on_weight: WeightProgress =
         if weight not in weights:
             weights[weight] = _quantize_weight(graph, weight, transposed=transposed)
         _replace(graph, node, sources[read], weights[weight])
-        num_products += 1
+        num_matmuls += 1
     for weight in weights:
         if not weight.uses() and not weight.is_graph_output():
             del graph.initializers[str(weight.name)]
     write_graph(model, target, on_weight=on_weight)
-    return num_products
+    return num_matmuls
 
 
 def _is_plain_gemm(node: ir.Node) -> bool:
-    """Whether a Gemm is a product and a sum; the quantizer leaves others alone."""
+    """Whether a Gemm is a MatMul and a sum; the quantizer leaves others alone."""
     attributes = node.attributes
     return (
         attributes.get_float("alpha", 1.0) == 1.0
@@ -94,20 +94,20 @@ def _is_plain_gemm(node: ir.Node) -> bool:
 def _split_gemm(graph: ir.Graph, node: ir.Node) -> ir.Node:
     """Put MatMul and Add where a Gemm stands; return the MatMul, whose weight may still be transposed."""
     output, bias = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None
-    product = ir.node("MatMul", node.inputs[:2], name=f"{node.name}_MatMul")
-    nodes, last = [product], product
+    matmul = ir.node("MatMul", node.inputs[:2], name=f"{node.name}_MatMul")
+    nodes, last = [matmul], matmul
     if bias is not None:
-        _describe(product.outputs[0], f"{output.name}_MatMul", output.shape)
-        last = ir.node("Add", [product.outputs[0], bias], name=f"{node.name}_Add")
+        _describe(matmul.outputs[0], f"{output.name}_MatMul", output.shape)
+        last = ir.node("Add", [matmul.outputs[0], bias], name=f"{node.name}_Add")
         nodes.append(last)
     for made in nodes:
         made.metadata_props.update(node.metadata_props)
     _put(graph, node, nodes, last.outputs[0])
-    return product
+    return matmul
 
 
 def _quantize_source(graph: ir.Graph, node: ir.Node, read: ir.Value) -> _Quantized:
-    """Put DynamicQuantizeLinear before the first product that reads the tensor."""
+    """Put DynamicQuantizeLinear before the first MatMul that reads the tensor."""
     name = str(read.name)
     new = ir.node("DynamicQuantizeLinear", [read], num_outputs=3, name=f"{name}_QuantizeLinear")
     new.metadata_props.update(node.metadata_props)
@@ -138,20 +138,20 @@ def _quantize_weight(graph: ir.Graph, weight: ir.Value, *, transposed: bool) -> 
 
 
 def _replace(graph: ir.Graph, node: ir.Node, source: _Quantized, weight: _Quantized) -> None:
-    """Put the integer product, with what makes floats of it, where the product stands."""
+    """Put the integer MatMul, with what makes floats of it, where the MatMul stands."""
     output, name = node.outputs[0], f"{node.name}_quant"
     factors = [source.numbers, weight.numbers, source.zero_point, weight.zero_point]
-    product = ir.node("MatMulInteger", factors, name=name)
-    sums = product.outputs[0]
+    matmul = ir.node("MatMulInteger", factors, name=name)
+    sums = matmul.outputs[0]
     sums.name, sums.shape, sums.dtype = f"{output.name}_output_quantized", output.shape, ir.DataType.INT32
     cast = ir.node("Cast", [sums], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{sums.name}_cast")
     _describe(cast.outputs[0], f"{sums.name}_cast_output", output.shape)
     scales = ir.node("Mul", [source.scale, weight.scale], name=f"{name}_scales_mul")
     _describe(scales.outputs[0], f"{name}_scales_mul:0", weight.scale.shape)
     scaled = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{name}_output_scale_mul")
-    for new in (product, cast, scales, scaled):
+    for new in (matmul, cast, scales, scaled):
         new.metadata_props.update(node.metadata_props)
-    _put(graph, node, [product, cast, scales, scaled], scaled.outputs[0])
+    _put(graph, node, [matmul, cast, scales, scaled], scaled.outputs[0])
 
 
 def _describe(value: ir.Value, name: str, shape: ir.Shape | None) -> None:

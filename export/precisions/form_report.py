@@ -1,4 +1,4 @@
-"""What a form tells about itself: which products it converted, which it kept and why, and what it weighs."""
+"""What a form tells about itself: which MatMuls it converted, which it kept and why, and what it weighs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from rfedge.errors import ConfigError, ExportError, did_you_mean
-from rfedge.export.passes.graph_queries import block_of, is_weight_product, tensor_shape
+from rfedge.export.passes.graph_queries import block_of, is_weight_matmul, tensor_shape
 
-__all__ = ["FormReport", "Products", "choose_products"]
+__all__ = ["FormReport", "MatMuls", "choose_matmuls"]
 
-# The camera resize is exact in float; of the robot's state a product of six numbers is all there is to save.
+# The camera resize is exact in float; of the robot's state a MatMul of six numbers is all there is to save.
 _ALWAYS_FLOAT = {
     "preprocess": "the camera resize is exact in fp32 alone",
-    "proprioception": "a product of six numbers saves nothing",
+    "proprioception": "a MatMul of six numbers saves nothing",
 }
 # Measured in fp16 on playtable-small: with the patch convolution in fp16 the feature's error more than doubles, and it is
 # 0.2 % of the work. Its weights hold the camera's 1/255, and its sums lose the bytes' mean to the bias again.
@@ -33,9 +33,9 @@ class FormReport:
 
     Attributes:
         form: its name, such as "fp16".
-        converted: names of the products (MatMul, Gemm, Conv with a weight) that compute or store in the form.
-        kept: name -> why, of the products that stay in fp32.
-        blocks: PyTorch block -> "fp16", "fp32", or "fp16 (3 of 4 products)".
+        converted: names of the MatMuls (MatMul, Gemm, Conv with a weight) that compute or store in the form.
+        kept: name -> why, of the MatMuls that stay in fp32.
+        blocks: PyTorch block -> "fp16", "fp32", or "fp16 (3 of 4 MatMuls)".
         bytes_before, bytes_after: size of the files, weights included.
         files: what was written, the graph first.
     """
@@ -50,14 +50,14 @@ class FormReport:
 
 
 @dataclass(slots=True)
-class Products:
-    """The products of a graph that have a weight: those to convert, and those kept with the reason."""
+class MatMuls:
+    """The MatMuls of a graph that have a weight: those to convert, and those kept with the reason."""
 
     converted: list[ir.Node] = field(default_factory=list)
     kept: dict[ir.Node, str] = field(default_factory=dict)
 
     def keep(self, node: ir.Node, reason: str) -> None:
-        """Move a product from the converted to the kept ones."""
+        """Move a MatMul from the converted to the kept ones."""
         self.converted.remove(node)
         self.kept[node] = reason
 
@@ -76,7 +76,7 @@ class Products:
         return {str(node.name): reason for node, reason in self.kept.items()}
 
     def blocks(self, form: str, others: Mapping[ir.Node, str] = MappingProxyType({})) -> dict[str, str]:
-        """Return block -> precision, counted over its products; `others` are converted, but not to `form`."""
+        """Return block -> precision, counted over its MatMuls; `others` are converted, but not to `form`."""
         blocks = dict.fromkeys(map(block_of, self.kept), "fp32")
         total = Counter(map(block_of, [*self.converted, *self.kept]))
         counts: dict[str, Counter[str]] = {}
@@ -84,13 +84,13 @@ class Products:
             counts.setdefault(block_of(node), Counter())[others.get(node, form)] += 1
         for block, count in counts.items():
             whole = [name for name, number in count.items() if number == total[block]]
-            parts = [f"{name} ({count[name]} of {total[block]} products)" for name in (form, *count) if name in count]
+            parts = [f"{name} ({count[name]} of {total[block]} MatMuls)" for name in (form, *count) if name in count]
             blocks[block] = whole[0] if whole else ", ".join(dict.fromkeys(parts))
         return blocks
 
 
-def choose_products(graph: ir.Graph, keep_float: Sequence[str]) -> Products:
-    """Find every product with a weight and say which of them a form converts.
+def choose_matmuls(graph: ir.Graph, keep_float: Sequence[str]) -> MatMuls:
+    """Find every MatMul with a weight and say which of them a form converts.
 
     Args:
         graph: in fp32.
@@ -101,7 +101,7 @@ def choose_products(graph: ir.Graph, keep_float: Sequence[str]) -> Products:
         ExportError: the graph is already in another form.
     """
     _require_fp32(graph)
-    nodes = [node for node in graph if is_weight_product(node) or _is_convolution(node)]
+    nodes = [node for node in graph if is_weight_matmul(node) or _is_convolution(node)]
     blocks = {node: block_of(node) for node in nodes}
     for prefix in keep_float:
         if not any(block.startswith(prefix) for block in blocks.values()):
@@ -111,19 +111,19 @@ def choose_products(graph: ir.Graph, keep_float: Sequence[str]) -> Products:
                 expected=did_you_mean(prefix, dict.fromkeys(blocks.values())),
                 remedy="Name a block or the beginning of several.",
             )
-    products = Products()
+    matmuls = MatMuls()
     for node, block in blocks.items():
         reason = next((reason for prefix, reason in _ALWAYS_FLOAT.items() if block.startswith(prefix)), None)
         asked = next((prefix for prefix in keep_float if block.startswith(prefix)), None)
         if reason is not None:
-            products.kept[node] = reason
+            matmuls.kept[node] = reason
         elif asked is not None:
-            products.kept[node] = f"keep_float {asked!r}"
+            matmuls.kept[node] = f"keep_float {asked!r}"
         elif node.op_type == "Conv":
-            products.kept[node] = _CONVOLUTION
+            matmuls.kept[node] = _CONVOLUTION
         else:
-            products.converted.append(node)
-    return products
+            matmuls.converted.append(node)
+    return matmuls
 
 
 def _require_fp32(graph: ir.Graph) -> None:

@@ -1,7 +1,7 @@
-"""fp16 and bf16 as a strongly typed graph: products in half precision, everything that is delicate in fp32.
+"""fp16 and bf16 as a strongly typed graph: MatMuls in half precision, everything that is delicate in fp32.
 
-Half precision are: products with a weight, their biases, the activation functions between two of them (GELU, QuickGELU,
-SiLU), the product of attention probabilities with the values, and what only moves such numbers. In fp32 stay LayerNorm
+Half precision are: MatMuls with a weight, their biases, the activation functions between two of them (GELU, QuickGELU,
+SiLU), the MatMul of attention probabilities with the values, and what only moves such numbers. In fp32 stay LayerNorm
 and RMSNorm, softmax and attention logits, rotary positions, gates, the residual stream, the pooling and the camera
 resize. A residual stream in fp16 overflows where a language model's outliers exceed 65504, and rounds at every layer.
 
@@ -24,7 +24,7 @@ from rfedge.errors import ExportError
 from rfedge.export.passes.graph_files import WeightProgress, file_bytes, read_graph, write_graph
 from rfedge.export.passes.graph_queries import add_computed, is_constant, tensor_shape
 from rfedge.export.passes.slim import infer_shapes
-from rfedge.export.precisions.form_report import FormReport, Products, choose_products
+from rfedge.export.precisions.form_report import FormReport, MatMuls, choose_matmuls
 from rfedge.export.precisions.half_islands import half_nodes
 
 __all__ = ["HALF_TYPES", "make_bf16", "make_fp16", "to_half"]
@@ -77,30 +77,30 @@ def _make(
     model = read_graph(source)
     size_before = file_bytes(source)
     infer_shapes(model)
-    products = choose_products(model.graph, keep_float)
-    to_half(model, products, HALF_TYPES[form])
+    matmuls = choose_matmuls(model.graph, keep_float)
+    to_half(model, matmuls, HALF_TYPES[form])
     files = write_graph(model, target, on_weight=on_weight)
     return FormReport(
         form=form,
-        converted=products.names(),
-        kept=products.reasons(),
-        blocks=products.blocks(form),
+        converted=matmuls.names(),
+        kept=matmuls.reasons(),
+        blocks=matmuls.blocks(form),
         bytes_before=size_before,
         bytes_after=file_bytes(target),
         files=tuple(files),
     )
 
 
-def to_half(model: ir.Model, products: Products, dtype: ir.DataType) -> None:
+def to_half(model: ir.Model, matmuls: MatMuls, dtype: ir.DataType) -> None:
     """Change the types of `model` in place; weights are converted when they are written.
 
     Args:
-        model: in fp32, with types on all values; the weights of products may be unpacked by DequantizeLinear.
-        products: those to convert.
+        model: in fp32, with types on all values; the weights of MatMuls may be unpacked by DequantizeLinear.
+        MatMuls: those to convert.
         dtype: FLOAT16 or BFLOAT16.
     """
     graph = model.graph
-    half = half_nodes(graph, products)
+    half = half_nodes(graph, matmuls)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     constants: dict[ir.Value, ir.Value] = {}
     for node in list(graph):

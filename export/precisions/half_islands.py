@@ -7,7 +7,7 @@ from typing import Final
 import onnx_ir as ir
 
 from rfedge.export.passes.graph_queries import block_of, is_constant, only_reader, parent, single_number
-from rfedge.export.precisions.form_report import Products
+from rfedge.export.precisions.form_report import MatMuls
 
 __all__ = ["half_nodes"]
 
@@ -18,16 +18,16 @@ _ACTIVATIONS: Final = ("Gelu", "Sigmoid", "Relu")
 _BEFORE_LOGITS: Final = ("Mul", "Add", "Sub", "Neg")
 
 
-def half_nodes(graph: ir.Graph, products: Products) -> set[ir.Node]:
+def half_nodes(graph: ir.Graph, matmuls: MatMuls) -> set[ir.Node]:
     """Return the nodes to compute in half precision.
 
-    A node is one of them only if every float it reads is a constant or comes from one of them, products and the two
-    factors of attention's second product apart, which are worth a cast.
+    A node is one of them only if every float it reads is a constant or comes from one of them, MatMuls and the two
+    factors of attention's second MatMul apart, which are worth a cast.
     """
-    kept_blocks = {block_of(node) for node in products.kept if products.kept[node].startswith("keep_float")}
+    kept_blocks = {block_of(node) for node in matmuls.kept if matmuls.kept[node].startswith("keep_float")}
     logits = _logit_nodes(graph)
-    half = set(products.converted)
-    for node in products.converted:  # a weight of integers becomes half precision as it is unpacked
+    half = set(matmuls.converted)
+    for node in matmuls.converted:  # a weight of integers becomes half precision as it is unpacked
         if (unpacked := parent(node, 1, "DequantizeLinear")) is not None:
             half.add(unpacked)
     for node in graph:  # in topological order
@@ -63,7 +63,7 @@ def _reader_is(node: ir.Node, op_type: str) -> bool:
 
 
 def _reads_probabilities(node: ir.Node) -> bool:
-    """Whether this is attention's second product, softmax(...) V."""
+    """Whether this is attention's second MatMul, softmax(...) V."""
     if node.op_type != "MatMul" or any(is_constant(value) for value in node.inputs):
         return False
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -71,7 +71,7 @@ def _reads_probabilities(node: ir.Node) -> bool:
 
 
 def _logit_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Return attention's first products and the arithmetic, not the moves, between the projections and them."""
+    """Return attention's first MatMuls and the arithmetic, not the moves, between the projections and them."""
     found: set[ir.Node] = set()
     for node in graph:
         if node.op_type != "MatMul" or any(is_constant(value) for value in node.inputs) or _reads_probabilities(node):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.export.int8.insert import insert_bias
-from rfedge.export.int8.products import Product
+from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.passes.graph_files import WeightProgress
 from rfedge.export.passes.graph_queries import add_computed, replace_node, tensor_shape
 from rfedge.export.precisions.block_quantization import quantize_columns
@@ -26,9 +26,9 @@ Float32 = npt.NDArray[np.float32]
 
 
 class RoundedWeights:
-    """The rounded weights of one graph; each is there once, however many products read it."""
+    """The rounded weights of one graph; each is there once, however many MatMuls read it."""
 
-    def __init__(self, graph: ir.Graph, rounding_of: Callable[[Product], WeightRounding], accuracy_level: int) -> None:
+    def __init__(self, graph: ir.Graph, rounding_of: Callable[[MatMul], WeightRounding], accuracy_level: int) -> None:
         """Keep the graph, how each weight is rounded, and the accuracy level of MatMulNBits."""
         self._graph, self._rounding_of, self._accuracy_level = graph, rounding_of, accuracy_level
         self._stored: dict[ir.Value, Path] = {}
@@ -36,57 +36,57 @@ class RoundedWeights:
         self._unpacked: dict[ir.Value, ir.Value] = {}
 
     def round_by_frames(
-        self, source: Path, products: Sequence[Product], frames: Sequence[Frame], folder: Path, on_frame: WeightProgress
+        self, source: Path, matmuls: Sequence[MatMul], frames: Sequence[Frame], folder: Path, on_frame: WeightProgress
     ) -> None:
-        """Round what the products multiply by how their inputs vary; the numbers wait in `folder` until they are written.
+        """Round what the MatMuls multiply by how their inputs vary; the numbers wait in `folder` until they are written.
 
-        What the rounded weights get wrong for the mean input goes into the bias after each product.
+        What the rounded weights get wrong for the mean input goes into the bias after each MatMul.
         """
-        readers: dict[ir.Value, list[Product]] = {}
-        for product in products:
-            readers.setdefault(product.weight, []).append(product)
-        names = {product.name: str(product.source.name) for product in products}  # in `source`; a bias renames tensors
-        for weight, inputs in observe_weights(source, products, frames, on_frame=on_frame):
+        readers: dict[ir.Value, list[MatMul]] = {}
+        for matmul in matmuls:
+            readers.setdefault(matmul.weight, []).append(matmul)
+        names = {matmul.name: str(matmul.source.name) for matmul in matmuls}  # in `source`; a bias renames tensors
+        for weight, inputs in observe_weights(source, matmuls, frames, on_frame=on_frame):
             first = readers[weight][0]
             read = _read(first)()
             parts, rounded = self._rounding_of(first).round(read, inputs.covariance)
             self._stored[weight] = folder / f"{len(self._stored)}.npz"
             np.savez(self._stored[weight], **parts)  # type: ignore[arg-type]
             lost = read.astype(np.float64) - rounded
-            for product in readers[weight]:
-                insert_bias(self._graph, product.node, (inputs.means[names[product.name]] @ lost).astype(np.float32))
+            for matmul in readers[weight]:
+                insert_bias(self._graph, matmul.node, (inputs.means[names[matmul.name]] @ lost).astype(np.float32))
 
-    def insert(self, product: Product) -> ir.Node:
-        """Let the product read its rounded weight; return the node that multiplies."""
-        weight = product.weight
-        rounding = self._rounding_of(product)
+    def insert(self, matmul: MatMul) -> ir.Node:
+        """Let the MatMul read its rounded weight; return the node that multiplies."""
+        weight = matmul.weight
+        rounding = self._rounding_of(matmul)
         if not rounding.packed:
             if weight not in self._unpacked:
-                self._unpacked[weight] = self._dequantize(product)
-            product.node.replace_input_with(1, self._unpacked[weight])
-            node = product.node
+                self._unpacked[weight] = self._dequantize(matmul)
+            matmul.node.replace_input_with(1, self._unpacked[weight])
+            node = matmul.node
         else:
             if weight not in self._constants:
-                self._constants[weight] = self._pack(product)
-            node = _matmul_nbits(product, self._constants[weight], rounding.bits, self._accuracy_level)
+                self._constants[weight] = self._pack(matmul)
+            node = _matmul_nbits(matmul, self._constants[weight], rounding.bits, self._accuracy_level)
         if not weight.uses() and not weight.is_graph_output():
             del self._graph.initializers[str(weight.name)]
         return node
 
-    def _parts(self, product: Product) -> WeightParts:
-        rounding = self._rounding_of(product)
-        read, stored = _read(product), self._stored.get(product.weight)
+    def _parts(self, matmul: MatMul) -> WeightParts:
+        rounding = self._rounding_of(matmul)
+        read, stored = _read(matmul), self._stored.get(matmul.weight)
         if stored is None:
             return WeightParts(lambda: rounding.round(read(), None)[0])
         return WeightParts(lambda: _load(stored))
 
-    def _dequantize(self, product: Product) -> ir.Value:
-        """Put DequantizeLinear before the product; return its output."""
-        rounding, node, weight = self._rounding_of(product), product.node, product.weight
-        parts, name = self._parts(product), str(weight.name)
+    def _dequantize(self, matmul: MatMul) -> ir.Value:
+        """Put DequantizeLinear before the MatMul; return its output."""
+        rounding, node, weight = self._rounding_of(matmul), matmul.node, matmul.weight
+        parts, name = self._parts(matmul), str(weight.name)
         rows, columns = weight_shape(weight)
         # A Gemm may hold its weight transposed, one row per output.
-        transposed = product.is_transposed
+        transposed = matmul.is_transposed
         take = parts.part("numbers")
         if rounding.by_column:
             dtype, attributes = ir.DataType.INT8, {"axis": 0 if transposed else 1}
@@ -104,10 +104,10 @@ class RoundedWeights:
         scales = add_computed(self._graph, f"{name}/scale", parts.part("scales"), ir.DataType.FLOAT, shape)
         return _insert_dequantize(self._graph, node, weight, [numbers, scales], attributes)
 
-    def _pack(self, product: Product) -> list[ir.Value]:
+    def _pack(self, matmul: MatMul) -> list[ir.Value]:
         """Return the constants that MatMulNBits reads for one weight."""
-        rounding, parts, name = self._rounding_of(product), self._parts(product), str(product.weight.name)
-        (rows, columns), byte = weight_shape(product.weight), ir.DataType.UINT8
+        rounding, parts, name = self._rounding_of(matmul), self._parts(matmul), str(matmul.weight.name)
+        (rows, columns), byte = weight_shape(matmul.weight), ir.DataType.UINT8
         blocks = -(-rows // BLOCK_SIZE)
         shapes = {"B": (columns, blocks, BLOCK_SIZE * rounding.bits // 8), "zero_points": (columns, -(-blocks // 2))}
         constants = [
@@ -151,8 +151,8 @@ def _insert_dequantize(
     return output
 
 
-def _read(product: Product) -> Callable[[], Float32]:
-    read, transposed = finite_weight(product.weight), product.is_transposed
+def _read(matmul: MatMul) -> Callable[[], Float32]:
+    read, transposed = finite_weight(matmul.weight), matmul.is_transposed
     return lambda: read().T if transposed else read()
 
 
@@ -161,12 +161,12 @@ def _load(path: Path) -> dict[str, Array]:
         return dict(file)
 
 
-def _matmul_nbits(product: Product, constants: Sequence[ir.Value], bits: int, accuracy_level: int) -> ir.Node:
-    rows, columns = weight_shape(product.weight)
+def _matmul_nbits(matmul: MatMul, constants: Sequence[ir.Value], bits: int, accuracy_level: int) -> ir.Node:
+    rows, columns = weight_shape(matmul.weight)
     attributes = {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK_SIZE}
     if accuracy_level:
         attributes["accuracy_level"] = accuracy_level
-    node = product.node
+    node = matmul.node
     new = ir.node("MatMulNBits", [node.inputs[0], *constants], attributes=attributes, domain="com.microsoft", name=node.name)
     replace_node(node, new)
     return new

@@ -1,7 +1,7 @@
 """Whether ONNX Runtime has kernels for a form on this machine, and a stand-in to measure a form that it cannot run.
 
 ONNX Runtime's CPU kernels know no bf16 (fp16 it widens to fp32 by itself). The stand-in computes in fp32 and rounds every
-result to the half format where the form would: the numbers of a machine with bf16 products that sum in fp32, as
+result to the half format where the form would: the numbers of a machine with bf16 MatMuls that sum in fp32, as
 tensor cores do. It is for proofs; it is slower than fp32.
 """
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
-from rfedge.export.int8.products import Product
 
 __all__ = ["Frame", "WeightInputs", "observe_weights"]
 
@@ -33,7 +33,7 @@ class WeightInputs(NamedTuple):
 
 def observe_weights(
     source: Path,
-    products: Sequence[Product],
+    matmuls: Sequence[MatMul],
     frames: Sequence[Frame],
     *,
     on_frame: Callable[[int, int], None] = lambda *_: None,
@@ -42,14 +42,14 @@ def observe_weights(
 
     Args:
         source: the fp32 graph.
-        products: of the weights; several may share one.
+        MatMuls: of the weights; several may share one.
         frames: inputs of the graph by name.
         on_frame: called with (frames done, frames in all passes).
     """
-    channels = {str(product.source.name): product.num_channels for product in products}
+    channels = {str(matmul.source.name): matmul.num_channels for matmul in matmuls}
     waiting: dict[ir.Value, list[str]] = {}
-    for product in products:
-        waiting.setdefault(product.weight, []).append(str(product.source.name))
+    for matmul in matmuls:
+        waiting.setdefault(matmul.weight, []).append(str(matmul.source.name))
     groups = group_by_memory(channels)
     done = 0
 

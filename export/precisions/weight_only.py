@@ -1,4 +1,4 @@
-"""int8-weight and int4-weight: the weights of products as small integers, the arithmetic in floats as before.
+"""int8-weight and int4-weight: the weights of MatMuls as small integers, the arithmetic in floats as before.
 
 With calibration frames weights are rounded by GPTQ, so that their errors make up for each other on what these frames
 multiply them with, and the error at the mean input goes into a bias. Without frames they are rounded to the nearest.
@@ -7,8 +7,8 @@ Two ways to say it:
 
 "dequantize": DequantizeLinear(weight, scale) -> MatMul, standard ONNX that TensorRT reads. int8 with one scale per output
 column, int4 with one per block of 32 inputs of a column (opset 21). ONNX Runtime 1.31 makes MatMulNBits of the pair when
-it loads the graph, at accuracy level 4; without that fusion it would unpack the weight to fp32. With `compute` the products
-and what belongs to them are in half precision, as `rfedge.export.precisions.half` has it: the form for a GPU, whose fp32 products
+it loads the graph, at accuracy level 4; without that fusion it would unpack the weight to fp32. With `compute` the MatMuls
+and what belongs to them are in half precision, as `rfedge.export.precisions.half` has it: for a GPU, whose fp32 MatMuls
 are slow.
 
 "matmul-nbits": com.microsoft.MatMulNBits, ONNX Runtime's own operator, one scale per block and, for int4, one zero-point.
@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from rfedge.errors import ConfigError
-from rfedge.export.int8.products import QUERY_ATTENTION, Product, as_product
+from rfedge.export.int8.matmuls import QUERY_ATTENTION, MatMul, as_matmul
 from rfedge.export.passes.graph_files import WeightProgress, file_bytes, read_graph, write_graph
 from rfedge.export.passes.slim import infer_shapes
-from rfedge.export.precisions.form_report import FormReport, choose_products
+from rfedge.export.precisions.form_report import FormReport, choose_matmuls
 from rfedge.export.precisions.half import HALF_TYPES, to_half
 from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.rounded_weights import RoundedWeights, dequantize_kernel
@@ -69,7 +69,7 @@ def make_int8_weight(
         keep_float: beginnings of the names of blocks that stay in fp32; None for none.
         frames: inputs of the graph by name, to round by; none rounds to the nearest.
         kernel: see the module; "dequantize" is symmetric per column, "matmul-nbits" symmetric per block of 32.
-        compute: what the products compute in, of "dequantize" alone.
+        compute: what the MatMuls compute in, of "dequantize" alone.
         accuracy_level: of MatMulNBits, 0 to 4; without one 4, the fastest.
         on_weight: called with (weights written, weights in all).
         on_frame: called with (frames done, frames in all passes over them).
@@ -142,9 +142,9 @@ class _Form:
         self.kernel, self.accuracy_level = kernel, ACCURACY_LEVELS[-1] if accuracy_level is None else accuracy_level
         self.eight_bits = eight_bits
 
-    def of(self, product: Product) -> WeightRounding:
-        """Return how the weight of one product is rounded."""
-        bits = 8 if product.begins_with_any(self.eight_bits) else self.bits
+    def of(self, matmul: MatMul) -> WeightRounding:
+        """Return how the weight of one MatMul is rounded."""
+        bits = 8 if matmul.begins_with_any(self.eight_bits) else self.bits
         return WeightRounding(bits, self.symmetric or bits == 8, packed=self.kernel == "matmul-nbits")
 
 
@@ -160,30 +160,28 @@ def _make(
     model = read_graph(source)
     size_before = file_bytes(source)
     graph = model.graph
-    products = choose_products(graph, keep_float)
+    matmuls = choose_matmuls(graph, keep_float)
     if form.compute != "fp32":
         infer_shapes(model)
-    for node in list(products.converted):
-        product = as_product(node)
-        reason = form.of(product).reason_to_keep(product)
+    for node in list(matmuls.converted):
+        matmul = as_matmul(node)
+        reason = form.of(matmul).reason_to_keep(matmul)
         if reason is not None:
-            products.keep(node, reason)
+            matmuls.keep(node, reason)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         weights = RoundedWeights(graph, form.of, form.accuracy_level)
         if frames:
-            weights.round_by_frames(
-                source, [as_product(node) for node in products.converted], frames, Path(folder), on_frame
-            )
+            weights.round_by_frames(source, [as_matmul(node) for node in matmuls.converted], frames, Path(folder), on_frame)
         lower = {}
-        for place, node in enumerate(products.converted):
-            product = as_product(node)
-            products.converted[place] = new = weights.insert(product)
-            if form.of(product).bits > form.bits:
+        for place, node in enumerate(matmuls.converted):
+            matmul = as_matmul(node)
+            matmuls.converted[place] = new = weights.insert(matmul)
+            if form.of(matmul).bits > form.bits:
                 lower[new] = _EIGHT_BITS
         if form.bits == 4 and form.compute == "fp32":
-            for node in products.kernels_of_features():
-                del products.kept[node]
-                products.converted.append(node)
+            for node in matmuls.kernels_of_features():
+                del matmuls.kept[node]
+                matmuls.converted.append(node)
                 lower[node] = _EIGHT_BITS
                 dequantize_kernel(graph, node)
         if form.kernel == "matmul-nbits":
@@ -194,13 +192,13 @@ def _make(
         if form.compute == "fp32":
             store_weights_half(graph)
         else:
-            to_half(model, products, HALF_TYPES[form.compute])
+            to_half(model, matmuls, HALF_TYPES[form.compute])
         files = write_graph(model, target, on_weight=on_weight)
     return FormReport(
         form=form.name,
-        converted=products.names(),
-        kept=products.reasons(),
-        blocks=products.blocks(form.name, lower),
+        converted=matmuls.names(),
+        kept=matmuls.reasons(),
+        blocks=matmuls.blocks(form.name, lower),
         bytes_before=size_before,
         bytes_after=file_bytes(target),
         files=tuple(files),

@@ -36,8 +36,8 @@ class WeightParts:
 
 
 def weight_shape(weight: ir.Value | None) -> tuple[int, int]:
-    """Return (rows, columns) of a product's constant matrix."""
-    assert weight is not None, "a product has a weight"
+    """Return (rows, columns) of a MatMul's constant matrix."""
+    assert weight is not None, "a MatMul has a weight"
     assert weight.const_value is not None, f"{weight.name} is a constant"
     rows, columns = tensor_shape(weight.const_value)
     return rows, columns

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.export.int8.products import Product
+from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.rounding import round_compensated
 from rfedge.export.precisions.block_quantization import (
     compensate_blocks,
@@ -38,12 +38,12 @@ class WeightRounding(NamedTuple):
     def by_column(self) -> bool:
         return self.bits == 8 and not self.packed
 
-    def reason_to_keep(self, product: Product) -> str | None:
+    def reason_to_keep(self, matmul: MatMul) -> str | None:
         """Return why no kernel takes the weight; None where one does."""
-        if product.node.op_type == "Gemm" and not self.by_column:
+        if matmul.node.op_type == "Gemm" and not self.by_column:
             return "a Gemm, for which there is no kernel with packed weights"
-        if not self.by_column and not self.packed and product.num_channels % BLOCK_SIZE:
-            return f"{product.num_channels} inputs, which blocks of {BLOCK_SIZE} do not divide"
+        if not self.by_column and not self.packed and matmul.num_channels % BLOCK_SIZE:
+            return f"{matmul.num_channels} inputs, which blocks of {BLOCK_SIZE} do not divide"
         return None
 
     def round(self, weight: Float32, covariance: Float32 | None) -> tuple[dict[str, Array], Float32]:

@@ -1,4 +1,4 @@
-"""What an engine really computes in, layer by layer and product by product, and why wherever that is not int8.
+"""What an engine really computes in, layer by layer and MatMul by MatMul, and why wherever that is not int8.
 
 The truth comes from the engine: from its inspector where the device is there, else from the builder's description of
 the layers it made. The ONNX graph says what was asked for and gives the names. As a second witness the weights inside
@@ -14,12 +14,12 @@ import onnx
 from onnx import TensorProto
 from pydantic import BaseModel, ConfigDict
 
-from rfedge.export.precision_audit import block_of_node, weight_products
+from rfedge.export.precision_audit import block_of_node, weight_matmuls
 from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import EngineLayer
 from rfedge.export.tensorrt.network import ModuleNames
 
-__all__ = ["LayerAudit", "ProductAudit", "StageAudit", "audit_built", "audit_engine", "graph_products"]
+__all__ = ["LayerAudit", "MatMulAudit", "StageAudit", "audit_built", "audit_engine", "graph_matmuls"]
 
 _FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _QUANTIZED: Final[dict[int, str]] = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
@@ -32,7 +32,7 @@ _REASONS: Final = (
     ("LayerNormalization", "LayerNorm: float by design"),
     ("LSTM", "LSTM: float by design"),
     ("Conv", "convolution without Q/DQ: the patch embedding stays float"),
-    ("QuantizeLinear", "rounds a float result to int8 for the next product"),
+    ("QuantizeLinear", "rounds a float result to int8 for the next MatMul"),
 )
 
 
@@ -40,8 +40,8 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ProductAudit(_Record):
-    """One product with a weight.
+class MatMulAudit(_Record):
+    """One MatMul with a weight.
 
     Attributes:
         node: of the ONNX graph.
@@ -77,7 +77,7 @@ class StageAudit(_Record):
 
     Attributes:
         source: what the layers were read from.
-        products: every product with a weight.
+        MatMuls: every MatMul with a weight.
         layers: every layer that computes; waiting and signalling between streams is left out.
         graph_weights_bytes: constants in the graph.
         engine_weights_bytes: weights in the engine, 0 where the builder does not say.
@@ -85,7 +85,7 @@ class StageAudit(_Record):
     """
 
     source: str
-    products: tuple[ProductAudit, ...]
+    matmuls: tuple[MatMulAudit, ...]
     layers: tuple[LayerAudit, ...]
     graph_weights_bytes: int
     engine_weights_bytes: int
@@ -93,13 +93,13 @@ class StageAudit(_Record):
 
     @property
     def precisions(self) -> dict[str, int]:
-        """Number of products per precision they are computed in."""
-        return dict(Counter(product.computed for product in self.products).most_common())
+        """Number of MatMuls per precision they are computed in."""
+        return dict(Counter(matmul.computed for matmul in self.matmuls).most_common())
 
     @property
-    def missed(self) -> tuple[ProductAudit, ...]:
-        """Products that the graph asks for in int8 and the engine computes in something else."""
-        return tuple(item for item in self.products if item.asked == "int8" and item.computed not in ("int8", "unknown"))
+    def missed(self) -> tuple[MatMulAudit, ...]:
+        """MatMuls that the graph asks for in int8 and the engine computes in something else."""
+        return tuple(item for item in self.matmuls if item.asked == "int8" and item.computed not in ("int8", "unknown"))
 
     @property
     def weights_grew(self) -> bool:
@@ -107,15 +107,15 @@ class StageAudit(_Record):
         return self.engine_weights_bytes > 1.5 * self.graph_weights_bytes > 0
 
 
-def graph_products(model: onnx.ModelProto) -> dict[str, str]:
-    """Return node -> precision asked for, of every product with a weight, convolutions included.
+def graph_matmuls(model: onnx.ModelProto) -> dict[str, str]:
+    """Return node -> precision asked for, of every MatMul with a weight, convolutions included.
 
     "int8" needs both factors quantized; a weight alone is "int8-weight" or "int4-weight".
     """
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
     found = {}
-    for node in [*weight_products(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
+    for node in [*weight_matmuls(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
         weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
         if weight is not None and weight.op_type == "DequantizeLinear":
             stored = _QUANTIZED.get(types.get(weight.input[0], 0), "unknown")
@@ -153,26 +153,26 @@ def audit_engine(
 
     Args:
         model: the graph that was built; its weights may have been cleared.
-        layers: of the engine; without any, products are reported as unknown.
+        layers: of the engine; without any, MatMuls are reported as unknown.
         source: where `layers` come from.
         graph_weights_bytes, engine_weights_bytes, plan_bytes: see `StageAudit`.
-        num_profiles: optimisation profiles of the engine; a product counts by the one that computes it widest.
+        num_profiles: optimisation profiles of the engine; a MatMul counts by the one that computes it widest.
     """
     names = ModuleNames(model)
     nodes = {node.name: node for node in model.graph.node}
-    asked = graph_products(model)
+    asked = graph_matmuls(model)
     holders: dict[str, list[EngineLayer]] = {}
     for layer in layers:
         for node in layer.onnx_nodes:
             holders.setdefault(node, []).append(layer)
-    products = [
-        _audit_product(nodes[name], precision, _widest_profile(holders.get(name, []), num_profiles), names, source)
+    matmuls = [
+        _audit_matmul(nodes[name], precision, _widest_profile(holders.get(name, []), num_profiles), names, source)
         for name, precision in asked.items()
     ]
-    by_node = {product.node: product for product in products}
+    by_node = {matmul.node: matmul for matmul in matmuls}
     return StageAudit(
         source=source,
-        products=tuple(products),
+        matmuls=tuple(matmuls),
         layers=tuple(_audit_layer(layer, nodes, by_node) for layer in layers if layer.kind not in _SYNCHRONISATION),
         graph_weights_bytes=graph_weights_bytes,
         engine_weights_bytes=engine_weights_bytes,
@@ -196,13 +196,13 @@ def _widest_profile(holders: list[EngineLayer], num_profiles: int) -> list[Engin
 
 
 def _multiplying_layers(holders: list[EngineLayer]) -> list[EngineLayer]:
-    """A product's bias or dequantization may live in layers of its own: the one that multiplies is no pointwise kernel."""
+    """A MatMul's bias or dequantization may live in layers of its own: the one that multiplies is no pointwise kernel."""
     return [layer for layer in holders if layer.kind not in _POINTWISE_KINDS] or holders
 
 
-def _audit_product(
+def _audit_matmul(
     node: onnx.NodeProto, asked: str, holders: list[EngineLayer], names: ModuleNames, source: str
-) -> ProductAudit:
+) -> MatMulAudit:
     multiplying = _multiplying_layers(holders)
     first = multiplying[0] if multiplying else None
     layer = next((layer for layer in multiplying if _factor_precision(layer) in _NARROW), first)
@@ -222,7 +222,7 @@ def _audit_product(
         reason = f"no Q/DQ in the bundle: convolution of {block}"
     else:
         reason = f"no Q/DQ in the bundle: kept {asked}: {block}"
-    return ProductAudit(
+    return MatMulAudit(
         node=node.name,
         block=block,
         module=names.module(node.name),
@@ -248,10 +248,10 @@ def _factor_precision(layer: EngineLayer) -> str:
     return max(wide, key=lambda operand: operand.num_elements).precision if wide else "unknown"
 
 
-def _audit_layer(layer: EngineLayer, nodes: dict[str, onnx.NodeProto], products: dict[str, ProductAudit]) -> LayerAudit:
+def _audit_layer(layer: EngineLayer, nodes: dict[str, onnx.NodeProto], matmuls: dict[str, MatMulAudit]) -> LayerAudit:
     held = [nodes[name] for name in layer.onnx_nodes if name in nodes]
-    multiplied = [products[node.name] for node in held if node.name in products]
-    here = [product for product in multiplied if product.engine_layer == layer.name]
+    multiplied = [matmuls[node.name] for node in held if node.name in matmuls]
+    here = [matmul for matmul in multiplied if matmul.engine_layer == layer.name]
     precision = "int8" if any(item.computed == "int8" for item in here) else "+".join(layer.precisions) or "none"
     return LayerAudit(
         name=layer.name,
@@ -264,20 +264,20 @@ def _audit_layer(layer: EngineLayer, nodes: dict[str, onnx.NodeProto], products:
 
 
 def _layer_reason(
-    layer: EngineLayer, held: list[onnx.NodeProto], here: list[ProductAudit], multiplied: list[ProductAudit]
+    layer: EngineLayer, held: list[onnx.NodeProto], here: list[MatMulAudit], multiplied: list[MatMulAudit]
 ) -> str:
     if here:
         return here[0].reason
     operators = {node.op_type for node in held}
     if "MatMul" in operators and not multiplied and layer.kind not in _POINTWISE_KINDS:
-        return "attention product of two activations (q·k or p·v): it has no weight"
+        return "attention MatMul of two activations (q·k or p·v): it has no weight"
     if operators == {"DequantizeLinear"} or (multiplied and not layer.inputs):
         return f"prepares the weight of {multiplied[0].node}" if multiplied else "dequantizes int8 to float"
     for operator, reason in _REASONS:
         if operator in operators:
             return reason
     if "MatMul" in operators:
-        return "moves data for a product: slices, transposes, pads"
+        return "moves data for a MatMul: slices, transposes, pads"
     if not held:
         return "made by the builder: moves or reformats data"
     return f"elementwise or data movement: {', '.join(sorted(operators))}"

@@ -34,7 +34,7 @@ class BuilderSettings:
         workspace_mib: scratch memory a layer may use while the engine runs; 0 leaves it to TensorRT (all there is).
         builder_memory_mib: memory that trying out kernels may use; 0 leaves it to TensorRT.
         optimization_level: 0 (quick build) to 5 (longest search); TensorRT's own default is 3.
-        tf32: let fp32 products round their inputs to 10 bits of mantissa. Off: fp32 then means fp32.
+        tf32: let fp32 MatMuls round their inputs to 10 bits of mantissa. Off: fp32 then means fp32.
     """
 
     workspace_mib: int = 0

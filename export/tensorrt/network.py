@@ -26,7 +26,7 @@ class ModuleNames:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._operators: dict[str, str] = {node.name: node.op_type for node in model.graph.node if node.name}
         self._modules = {node.name: _module(node) for node in model.graph.node if node.name}
-        # Quantizers carry no scope of their own: they belong to the product that reads them.
+        # Quantizers carry no scope of their own: they belong to the MatMul that reads them.
         readers = {name: node for node in model.graph.node for name in node.input}
         for node in reversed(model.graph.node):
             if self._modules.get(node.name) == "" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):

@@ -2,7 +2,7 @@
 
 Case 1: TensorRT knows uint8 only at the border of a graph. Camera frames enter as uint8 rows of pixels, are transposed
 and then cast; here they are cast first and transposed after. Both orders give the same numbers.
-Case 2: a packed int8 product that is split afterwards becomes one product a part (`split_packed`).
+Case 2: a packed int8 MatMul that is split afterwards becomes one MatMul a part (`split_packed`).
 Case 3: a node without a name gets one, so that errors and the audit can tell which one it is.
 
 Requires: a graph with static shapes, or dynamic ones at its inputs only.
@@ -17,7 +17,7 @@ from typing import Final
 import onnx
 from onnx import TensorProto
 
-from rfedge.export.tensorrt.split_packed import split_packed_products
+from rfedge.export.tensorrt.split_packed import split_packed_matmuls
 
 __all__ = ["PREPARATION", "cast_bytes_first", "load_graph", "prepare_graph"]
 
@@ -36,7 +36,7 @@ def prepare_graph(path: Path) -> onnx.ModelProto:
     """Return the graph in the file `path`, changed for TensorRT."""
     model = load_graph(path.read_bytes())
     cast_bytes_first(model)
-    split_packed_products(model, path.parent)
+    split_packed_matmuls(model, path.parent)
     _name_nodes(model)
     return model
 

@@ -1,8 +1,8 @@
-"""Give each part of a packed int8 product (q|k|v in one matrix) a product of its own.
+"""Give each part of a packed int8 MatMul (q|k|v in one matrix) a MatMul of its own.
 
 TensorRT for RTX 1.7 takes `int8 MatMul -> Add bias -> Split` apart itself, but in doing so dequantizes the packed weight
 while the engine runs and multiplies in fp32: measured on the six vision blocks of playtable-small, where it happens with
-batch 2. Three products that read the same int8 tensor stay int8, and the builder may still run them as one kernel.
+batch 2. Three MatMuls that read the same int8 tensor stay int8, and the builder may still run them as one kernel.
 
 Requires: symmetric Q/DQ, one scale per output column or one for all.
 Ensures: the same numbers bit for bit, because every output column is computed from its own weight column alone.
@@ -18,21 +18,21 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["split_packed_products"]
+__all__ = ["split_packed_matmuls"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
     """MatMul -> Add -> Split, and the DequantizeLinear of the weight."""
 
-    product: onnx.NodeProto
+    matmul: onnx.NodeProto
     weight: onnx.NodeProto
     bias: onnx.NodeProto
     split: onnx.NodeProto
 
 
-def split_packed_products(model: onnx.ModelProto, folder: Path) -> int:
-    """Rewrite `model` in place and return the number of packed products taken apart.
+def split_packed_matmuls(model: onnx.ModelProto, folder: Path) -> int:
+    """Rewrite `model` in place and return the number of packed MatMuls taken apart.
 
     Args:
         model: graph with Q/DQ pairs.
@@ -40,11 +40,11 @@ def split_packed_products(model: onnx.ModelProto, folder: Path) -> int:
     """
     graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    found = list(_packed_products(graph, tensors))
+    found = list(_packed_matmuls(graph, tensors))
     replaced: dict[str, list[onnx.NodeProto]] = {}
     for packed in found:
         replaced[packed.split.output[0]] = _take_apart(packed, graph, tensors, folder)
-    gone = {node.output[0] for packed in found for node in (packed.product, packed.weight, packed.bias)}
+    gone = {node.output[0] for packed in found for node in (packed.matmul, packed.weight, packed.bias)}
     nodes = [part for node in graph.node if node.output[0] not in gone for part in replaced.get(node.output[0], [node])]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -56,20 +56,20 @@ def split_packed_products(model: onnx.ModelProto, folder: Path) -> int:
     return len(found)
 
 
-def _packed_products(graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto]) -> Iterator[_Packed]:
+def _packed_matmuls(graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto]) -> Iterator[_Packed]:
     producers = {name: node for node in graph.node for name in node.output}
     num_readers: dict[str, int] = {}
     for name in [*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)]:
         num_readers[name] = num_readers.get(name, 0) + 1
     for split in [node for node in graph.node if node.op_type == "Split"]:
         bias = producers.get(split.input[0])
-        product = producers.get(bias.input[0]) if bias is not None and bias.op_type == "Add" else None
-        if bias is None or product is None or product.op_type != "MatMul":
+        matmul = producers.get(bias.input[0]) if bias is not None and bias.op_type == "Add" else None
+        if bias is None or matmul is None or matmul.op_type != "MatMul":
             continue
-        weight, activation = producers.get(product.input[1]), producers.get(product.input[0])
+        weight, activation = producers.get(matmul.input[1]), producers.get(matmul.input[0])
         if weight is None or activation is None:
             continue
-        chain = (product.output[0], bias.output[0], weight.output[0])
+        chain = (matmul.output[0], bias.output[0], weight.output[0])
         if (
             weight.op_type == activation.op_type == "DequantizeLinear"
             and all(name in tensors for name in (*weight.input, bias.input[1]))
@@ -78,7 +78,7 @@ def _packed_products(graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto
             and all(num_readers[name] == 1 for name in chain)
             and _part_sizes(split, tensors, tensors[weight.input[0]].dims[1]) is not None
         ):
-            yield _Packed(product, weight, bias, split)
+            yield _Packed(matmul, weight, bias, split)
 
 
 def _part_sizes(split: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], width: int) -> list[int] | None:
@@ -99,13 +99,13 @@ def _take_apart(
     packed: _Packed, graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto], folder: Path
 ) -> list[onnx.NodeProto]:
     sizes = _part_sizes(packed.split, tensors, tensors[packed.weight.input[0]].dims[1])
-    assert sizes is not None, "checked by _packed_products"
+    assert sizes is not None, "checked by _packed_matmuls"
     names = [*packed.weight.input, packed.bias.input[1]]
     arrays = [numpy_helper.to_array(tensors[name], base_dir=str(folder)) for name in names]
     nodes = []
     starts = np.cumsum([0, *sizes])
     for index, output in enumerate(packed.split.output):
-        prefix = f"{packed.product.name}/{index}"
+        prefix = f"{packed.matmul.name}/{index}"
         part = slice(int(starts[index]), int(starts[index + 1]))
         inputs = []
         for name, array in zip(names, arrays, strict=True):
@@ -115,10 +115,10 @@ def _take_apart(
         *weight_inputs, bias = inputs
         made = [
             helper.make_node("DequantizeLinear", weight_inputs, [f"{prefix}/weight"], name=f"{packed.weight.name}/{index}"),
-            helper.make_node("MatMul", [packed.product.input[0], f"{prefix}/weight"], [f"{prefix}/out"], name=prefix),
+            helper.make_node("MatMul", [packed.matmul.input[0], f"{prefix}/weight"], [f"{prefix}/out"], name=prefix),
             helper.make_node("Add", [f"{prefix}/out", bias], [output], name=f"{packed.bias.name}/{index}"),
         ]
-        for node, original in zip(made, (packed.weight, packed.product, packed.bias), strict=True):
+        for node, original in zip(made, (packed.weight, packed.matmul, packed.bias), strict=True):
             node.attribute.extend(original.attribute)
             node.metadata_props.extend(original.metadata_props)
         nodes += made

@@ -10,7 +10,7 @@
       head-cpu.onnx            when asked for: the same with int8 weights, for CPUs
       embedding.safetensors    token embedding table, looked up once per instruction
       tokenizer.json           instruction -> token ids
-      instructions.safetensors instead of both where the bundle knows a fixed list of sentences (`rfedge.language.instructions`)
+      instructions.safetensors instead of both where the bundle knows a fixed list of them (`rfedge.language.instructions`)
       engines/                 TensorRT plans, made later and per device (`rfedge.bundle.engines`); no part of the manifest
 
 A bundle is written under a temporary name and renamed. Before it is used the manifest's own sha256 and that of every file it

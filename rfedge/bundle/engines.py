@@ -130,7 +130,7 @@ class EngineRecord(_Record):
         key: the cache key.
         plan: file name inside the folder.
         sha256, size_bytes: of the plan.
-        precisions: number of weight products per precision the engine computes them in.
+        precisions: number of weight MatMuls per precision the engine computes them in.
         build_seconds: time the builder took.
         weights_bytes: weights inside the engine as the builder reports them, 0 where it does not say.
         activations_bytes: device memory one execution needs, 0 where the builder does not say.
@@ -149,7 +149,7 @@ class EngineRecord(_Record):
     text_lengths: tuple[int, ...] = ()
 
     def choose_profile(self, num_tokens: int) -> TextProfile:
-        """Return the smallest profile that an instruction of `num_tokens` fits, see `rfedge.runtimes.policy.text.pad_instruction`.
+        """Return the smallest profile that `num_tokens` fit, see `rfedge.runtimes.policy.text.pad_instruction`.
 
         Raises:
             ContractError: it is longer than the engine's longest, or the engine reads no text.

@@ -19,7 +19,7 @@ Session = TypeVar("Session")
 DISABLED_OPTIMIZERS: Final = (
     # Merging MatMul and Add into Gemm hides the Q/DQ pattern from the kernels: 2.4 times slower on playtable-small.
     "MatMulAddFusion",
-    # It merges equal QuantizeLinear nodes, and a product whose Q has several readers stays in fp32.
+    # It merges equal QuantizeLinear nodes, and a MatMul whose Q has several readers stays in fp32.
     "CommonSubexpressionElimination",
 )
 INTEGER_KERNELS: Final = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul")

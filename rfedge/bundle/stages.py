@@ -112,7 +112,7 @@ def summarise_blocks(requested: str, blocks: Mapping[str, str]) -> str:
 
     Args:
         requested: of the manifest.
-        blocks: PyTorch block -> what it computes in, such as "int8 (3 of 4 products)".
+        blocks: PyTorch block -> what it computes in, such as "int8 (3 of 4 MatMuls)".
     """
     if "=" not in requested:
         return _summarise(requested, blocks.values())
@@ -138,5 +138,5 @@ def _summarise(requested: str, blocks: Iterable[str]) -> str:
 
 
 def block_kind(text: str) -> str:
-    """Return "int8" for "int8 (3 of 4 products)", as the exporter's audit writes a block that is quantized in part."""
+    """Return "int8" for "int8 (3 of 4 MatMuls)", as the exporter's audit writes a block that is quantized in part."""
     return text.partition(" ")[0]

@@ -127,10 +127,10 @@ def _speaks_for_all() -> bool:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     try:
-        from rfedge.train.distributed import is_first_to_tell
+        from rfedge.train.distributed import is_first_to_report
     except ImportError:  # without PyTorch there is but one process, whatever started it
         return True
-    return is_first_to_tell()
+    return is_first_to_report()
 
 
 if __name__ == "__main__":

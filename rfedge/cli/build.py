@@ -33,7 +33,7 @@ def build(
     optimization_level: Annotated[
         int, typer.Option(min=0, max=5, help="0 is the quickest build, 5 the longest search for fast kernels.")
     ] = 3,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 products round their inputs to TF32.")] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 MatMuls round their inputs to TF32.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when an engine computes in float what the bundle holds in int8.")
     ] = False,
@@ -117,7 +117,7 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
         )
         for result in results
     ]
-    print_table("engines", ("stage", "target", "MB", "build s", "products"), rows, to_stderr=as_json)
+    print_table("engines", ("stage", "target", "MB", "build s", "MatMuls"), rows, to_stderr=as_json)
     stream = sys.stderr
     for result in results:
         audit = result.audit
@@ -125,8 +125,8 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
         _print_reasons(label, result, as_json=as_json)
         for note in result.notes:
             print(f"note: {label}: {note}", file=stream)
-        for product in audit.missed:
-            print(f"warning: {label}: {product.module or product.node} is not int8: {product.reason}", file=stream)
+        for matmul in audit.missed:
+            print(f"warning: {label}: {matmul.module or matmul.node} is not int8: {matmul.reason}", file=stream)
         if audit.weights_grew:
             print(
                 f"warning: {label}: the engine holds {audit.engine_weights_bytes / 1e6:.1f} MB of weights, "
@@ -138,7 +138,7 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
 
 
 def _print_reasons(label: str, result: StageResult, *, as_json: bool) -> None:
-    """One row for each reason why products, or layers of an int8 engine, are not int8."""
+    """One row for each reason why MatMuls, or layers of an int8 engine, are not int8."""
     from collections import Counter
 
     from rfedge.cli.show.tables import print_table
@@ -165,7 +165,7 @@ def _summary(result: StageResult) -> dict[str, object]:
         "activations_bytes": result.record.activations_bytes,
         "precisions": result.record.precisions,
         "text_lengths": list(result.record.text_lengths),
-        "missed": [product.model_dump(mode="json") for product in result.audit.missed],
+        "missed": [matmul.model_dump(mode="json") for matmul in result.audit.missed],
         "weights_grew": result.audit.weights_grew,
         "audit": str(result.planned.folder / "audit.json"),
         "notes": list(result.notes),

@@ -46,7 +46,7 @@ def export(
     ] = "default",
     ranges: Annotated[str, typer.Option(help="Ranges of int8 activations: min-max, percentile or mse.")] = "min-max",
     smooth_quant: Annotated[
-        str, typer.Option(help="Strength of SmoothQuant from 0 to 1, search (one for each product) or off.")
+        str, typer.Option(help="Strength of SmoothQuant from 0 to 1, search (one for each MatMul) or off.")
     ] = "search",
     budget: Annotated[
         str | None,

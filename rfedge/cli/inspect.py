@@ -140,8 +140,8 @@ def _notes(inspection: Inspection) -> list[str]:
         for compute, memory, kind in efficiencies
     ]
     notes.append(
-        f"launches are not counted: a GPU takes some {LAUNCH_US} us for each, so {len(inspection.work.products)} products "
-        f"add about {len(inspection.work.products) * LAUNCH_US / 1e3:.1f} ms without CUDA graphs"
+        f"launches are not counted: a GPU takes some {LAUNCH_US} us for each, so {len(inspection.work.matmuls)} MatMuls "
+        f"add about {len(inspection.work.matmuls) * LAUNCH_US / 1e3:.1f} ms without CUDA graphs"
     )
     notes += [_own_figures(item.device) for item in inspection.predictions if item.device.name.startswith("this-")]
     notes += [

@@ -134,7 +134,7 @@ def train(
         typer.Option(help="Among processes that torchrun started: ddp (each holds the policy) or fsdp (each a part of it)."),
     ] = "ddp",
     mixed_precision: Annotated[
-        str, typer.Option(help="no, bf16, or on a GPU fp16: what products are computed in; weights stay float32.")
+        str, typer.Option(help="no, bf16, or on a GPU fp16: what MatMuls are computed in; weights stay float32.")
     ] = "no",
     optimizer: Annotated[str, typer.Option(help="adamw, or adamw-8bit, with moments of 8 bits (bitsandbytes).")] = "adamw",
     cache: Annotated[Path | None, typer.Option(help="Folder for the frame cache; default beside the data.")] = None,

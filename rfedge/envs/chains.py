@@ -108,9 +108,9 @@ def initial_states() -> tuple[SymbolicState, ...]:
         for blocks in itertools.product(places, repeat=len(COLOURS))
         if blocks.count("table") in (1, 2) and blocks.count("slider_right") < 2 and blocks.count("slider_left") < 2
     ]
-    product = itertools.product((0, 1), (0, 1), ("right", "left"), ("closed", "open"), placements)
+    matmul = itertools.product((0, 1), (0, 1), ("right", "left"), ("closed", "open"), placements)
     return tuple(
-        SymbolicState(led, bulb, slider, drawer, red, blue, pink) for led, bulb, slider, drawer, (red, blue, pink) in product
+        SymbolicState(led, bulb, slider, drawer, red, blue, pink) for led, bulb, slider, drawer, (red, blue, pink) in matmul
     )
 
 

@@ -33,7 +33,7 @@ class Processor:
         logical_cores: of the machine.
         allowed_cores: this process may be scheduled on.
         quota_cores: CPU time its control group grants, in cores; None without a limit.
-        features: those flags that decide how fast int8 and 16-bit products are.
+        features: those flags that decide how fast int8 and 16-bit MatMuls are.
     """
 
     model: str
@@ -81,10 +81,10 @@ def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def int8_support(features: tuple[str, ...]) -> Int8Support:
-    """Return how a CPU with these features runs int8 products in onnxruntime."""
+    """Return how a CPU with these features runs int8 MatMuls in onnxruntime."""
     for instruction in ("AMX-INT8", "AVX512-VNNI", "AVX-VNNI", "i8mm", "dotprod"):
         if instruction in features:
-            return Int8Support("fast", instruction, f"{instruction}: int8 products run several times as fast as fp32")
+            return Int8Support("fast", instruction, f"{instruction}: int8 MatMuls run several times as fast as fp32")
     if "AVX2" in features:
         return Int8Support(
             "slow",

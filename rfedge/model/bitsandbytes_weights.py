@@ -1,4 +1,4 @@
-"""Weights of the backbone's products in the formats of bitsandbytes: `nf4` (QLoRA's 4 bits) and `llm-int8` (LLM.int8()).
+"""Weights of the backbone's MatMuls in the formats of bitsandbytes: `nf4` (QLoRA's 4 bits) and `llm-int8` (LLM.int8()).
 
 Both live in PyTorch alone, on CPUs and GPUs; nothing of them is exported. They save memory: nf4 keeps half a byte a weight
 and a scale for 64 of them, llm-int8 a byte and a scale a row, with activations above a threshold multiplied in floats.
@@ -29,7 +29,7 @@ def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype)
     Args:
         module: changed in place; what is not a linear layer stays.
         weights: one of `WEIGHT_FORMATS`.
-        compute_dtype: what nf4 weights are turned into for a product.
+        compute_dtype: what nf4 weights are turned into for a MatMul.
 
     Raises:
         ConfigError: an unknown format.

@@ -101,7 +101,7 @@ class Backbone(nn.Module):
 
     def observe(self, image_static: torch.Tensor, image_gripper: torch.Tensor) -> torch.Tensor:
         """Images of a frame -> latents (N, R, V); no text, no memory."""
-        # Both cameras in one batch: the ViT and the resampler are shared, and half the calls use wider products.
+        # Both cameras in one batch: the ViT and the resampler are shared, and half the calls use wider MatMuls.
         images = torch.cat([self.preprocess_static(image_static), self.preprocess_gripper(image_gripper)])
         return self.media(self.vision(images.to(self.vision.conv1.weight.dtype)))
 

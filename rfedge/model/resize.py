@@ -1,7 +1,7 @@
-"""Pillow's bicubic resize as two matrix products, so that raw camera bytes can be an input of the exported graph.
+"""Pillow's bicubic resize as two MatMuls, so that raw camera bytes can be an input of the exported graph.
 
 The released policies were trained on frames resized by Pillow. Pillow filters rows, rounds to bytes, filters columns
-and rounds again; the two products below, each followed by round and clip, give the same bytes (a test compares them).
+and rounds again; the two MatMuls below, each followed by round and clip, give the same bytes (a test compares them).
 """
 
 from __future__ import annotations

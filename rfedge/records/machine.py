@@ -14,9 +14,9 @@ import psutil
 
 from rfedge.records.record import Record
 
-__all__ = ["Machine", "Measurement", "circumstances", "describe_machine", "git_commit", "library_versions", "peak_rss_bytes"]
+__all__ = ["Machine", "Measurement", "describe_machine", "git_commit", "library_versions", "peak_rss_bytes", "provenance"]
 
-# The processor flags that decide how fast int8 and 16-bit matrix products are.
+# The processor flags that decide how fast int8 and 16-bit MatMuls are.
 INTERESTING_FLAGS: Final = (
     "avx2",
     "avx512f",
@@ -63,7 +63,7 @@ class Measurement(Record):
     versions: dict[str, str]
 
 
-def circumstances() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Return the fields of `Measurement` that hold for anything measured now and here, without `format` and its version."""
     return {
         "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -141,7 +141,7 @@ class TrainConfig(_Config):
         head_first_steps: the first steps, in which only the head learns, on features computed once, not augmented.
         head_first_batch_size: windows a step in these.
         augmentation: one random shift per window (keeps its motion), per frame (as the released code does), or none.
-        instructions: each window's own, or sampled anew at every step from a grammar of its task (`rfedge.train.batches.wording`).
+        instructions: each window's own, or sampled at every step from a grammar of tasks (`rfedge.train.batches.wording`).
         vocab_size: learn a tokenizer of at most so many entries, and the word embedding with it, although the initial
             checkpoint has its own; the policy's decoder must say the same. None keeps what there is.
         vision_tokens: compute what the frozen vision tower sees in each frame once, and keep it on disk in fp16.
@@ -149,11 +149,11 @@ class TrainConfig(_Config):
         image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
         image_text_batch_size: pairs of each kind a step, over all processes and passes.
         caption_weight, vqa_weight: factors of the language loss of captions and of answers.
-        pointing_weight: factor of the loss of queries that point at things (`rfedge.train.pretraining.scene_training`); 0 leaves it out.
+        pointing_weight: factor of the loss of queries that point at things (`rfedge.train.pretraining.pointing`); 0: none.
         pointing_batch_size: frames a step that they point at.
         task_weight: factor of the loss of a probe that reads the task off the feature (`rfedge.train.task_probe`); 0 leaves
             it out.
-        light: deviation of random gains and offsets of these frames' pictures (`rfedge.train.pretraining.scene_batches.see`).
+        light: deviation of random gains and offsets of these pictures (`rfedge.train.pretraining.scene_batches.see`).
         validation_fraction: share of the segments, and of the images of pairs, held out.
         data_share: share of the other segments that is learnt from.
         validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
@@ -162,7 +162,7 @@ class TrainConfig(_Config):
         cache: folder for the frame cache; None for one beside the data.
         device: "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
         parallel: how several processes share the work; one process alone needs neither.
-        mixed_precision: what products are computed in; weights, moments and states stay float32.
+        mixed_precision: what MatMuls are computed in; weights, moments and states stay float32.
         optimizer: AdamW with moments of 32 bits, or of 8.
     """
 
@@ -214,7 +214,7 @@ class TrainConfig(_Config):
     mixed_precision: MixedPrecision = "no"
     optimizer: OptimizerKind = "adamw"
 
-    def decisive(self) -> dict[str, Any]:
+    def resume_key(self) -> dict[str, Any]:
         """Return the fields that must not change when a run is resumed, as JSON values."""
         free = {
             "data", "output", "steps", "epochs", "minutes", "validation_windows", "validate_every", "save_every",
@@ -349,7 +349,7 @@ def _check_scale(config: TrainConfig) -> None:
             "mixed-precision",
             got="fp16 on the CPU",
             expected="bf16 or no there",
-            remedy="fp16 is for GPUs: CPUs have no fast products in it. Pass --mixed-precision bf16, or --device cuda.",
+            remedy="fp16 is for GPUs: CPUs have no fast MatMuls in it. Pass --mixed-precision bf16, or --device cuda.",
         )
     if config.optimizer == "adamw-8bit" and config.parallel == "fsdp":
         raise ConfigError(

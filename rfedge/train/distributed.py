@@ -24,7 +24,7 @@ from rfedge.errors import BackendUnavailableError, ConfigError, RfedgeError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Processes", "is_first_to_tell", "join"]
+__all__ = ["Processes", "is_first_to_report", "join"]
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Processes:
             dist.all_reduce(torch.zeros(1))  # on the CPU, where a barrier would choose a GPU
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def rank0_first(self) -> Iterator[None]:
         """Let the first process do something that is done once (build a cache), then one of each machine, then the others.
 
         What fails in one process does not stop the next ones: they meet the same error.
@@ -150,7 +150,7 @@ class Processes:
             torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank, _DROPOUT_STREAM]).generate_state(1)[0]))
 
     @contextmanager
-    def loss_is_told(self) -> Iterator[None]:
+    def translate_peer_failure(self) -> Iterator[None]:
         """Turn what the survivors of a lost process get to see into one sentence.
 
         Raises:
@@ -228,7 +228,7 @@ def join(device: str) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def is_first_to_tell() -> bool:
+def is_first_to_report() -> bool:
     """Whether no other process of this run has told an error yet: all of them meet most errors, one should tell it."""
     if _claims:
         return _claims.pop()

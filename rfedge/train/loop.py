@@ -22,18 +22,24 @@ from rfedge.train.batches.features import FeatureBatch, FeatureTable
 from rfedge.train.batches.image_text import CoTraining
 from rfedge.train.batches.loader import BatchLoader, SplitBatch, TensorBatch, batch_tensors, window_forward
 from rfedge.train.batches.wording import Grammar
+from rfedge.train.compute_context import ComputeContext, full_weights, reach_all, shard
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes, join
 from rfedge.train.losses import StepLosses
 from rfedge.train.metrics import MetricsWriter, open_metrics
-from rfedge.train.optimizer import Descent, make_optimizer
+from rfedge.train.optimizer import OptimizerStep, make_optimizer
 from rfedge.train.output import check_training_room, claimed_by_first, raise_together
 from rfedge.train.pretraining.scene_training import POINTING, SceneTraining
 from rfedge.train.result import StepReport, TrainResult, checkpoint_metadata, train_result
 from rfedge.train.schedule import learning_rate_factor
-from rfedge.train.scope import Scope, full_weights, reach_all, shard
 from rfedge.train.settings import check_batches, open_device, torch_settings
-from rfedge.train.sources import TrainingData, open_training_data, see_once, standardise_features, start_policy
+from rfedge.train.sources import (
+    TrainingData,
+    open_training_data,
+    precompute_vision_tokens,
+    standardise_features,
+    start_policy,
+)
 from rfedge.train.state import (
     CHECKPOINT_FOLDER,
     STATE_FOLDER,
@@ -46,7 +52,7 @@ from rfedge.train.state import (
 )
 from rfedge.train.stopping import TrainingStop
 from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
-from rfedge.train.trainable import draw_vl_layers, freeze, optimizer_groups
+from rfedge.train.trainable import freeze, optimizer_groups, reinit_vl_layers
 from rfedge.train.validation import measure_windows
 
 __all__ = ["train_policy"]
@@ -83,7 +89,7 @@ def train_policy(
             room for what the run will write.
         BackendUnavailableError: the device is not on this machine, or another process of the run is gone.
     """
-    with join(config.device) as processes, processes.loss_is_told(), claimed_by_first(config.output, processes):
+    with join(config.device) as processes, processes.translate_peer_failure(), claimed_by_first(config.output, processes):
         return _train(config, processes, grammar, progress, on_step, stop or TrainingStop())
 
 
@@ -102,10 +108,10 @@ def _train(
         start = start_policy(config)
         policy = start.policy
         if not config.vl_pretraining:  # in vain where a run goes on: its state holds what became of them
-            draw_vl_layers(policy, config.seed)
+            reinit_vl_layers(policy, config.seed)
         sources = open_training_data(config, start.tokenizer, progress, processes, grammar)
-        decisive = {
-            **config.decisive(),
+        resume_key = {
+            **config.resume_key(),
             "frames": sources.cache.content_sha256,
             "image-text files": None if pairs is None else pairs.content_sha256,
         }
@@ -114,11 +120,11 @@ def _train(
         if config.task_weight:
             attach_task_probe(policy, len(sources.table.tasks), config.seed)
         resumed = newest_state(config.output, resume=config.resume, processes=processes)
-        state = Progress() if resumed is None else read_document(resumed, decisive)
+        state = Progress() if resumed is None else read_document(resumed, resume_key)
         if resumed is not None:
             load_weights(resumed, policy)
         if config.vision_tokens:
-            sources = see_once(config, sources, policy.to(device), device, processes, progress)
+            sources = precompute_vision_tokens(config, sources, policy.to(device), device, processes, progress)
         is_sharded = processes.world_size > 1 and config.parallel == "fsdp"
         if state.step == 0 and start.head_is_new:
             standardise_features(policy.to(device), sources, config, device)
@@ -134,14 +140,25 @@ def _train(
         co_training = (
             None if pairs is None else CoTraining(pairs, sources.tokenizer, config, device, state.image_text, processes)
         )
-        scope = Scope(device, config.mixed_precision, sharded)
+        scope = ComputeContext(device, config.mixed_precision, sharded)
         with (
             open_metrics(config.output, resumed_step=state.step)
             if processes.is_first
             else nullcontext(_write_nothing) as write
         ):
             run = _Run(
-                config, sources, policy, optimizer, trained, decisive, state, write, scope, processes, progress, co_training
+                config,
+                sources,
+                policy,
+                optimizer,
+                trained,
+                resume_key,
+                state,
+                write,
+                scope,
+                processes,
+                progress,
+                co_training,
             )
             run.stop = stop
             validation = run.train(on_step)
@@ -169,10 +186,10 @@ class _Run:
         policy: RoboFlamingo,
         optimizer: torch.optim.Optimizer,
         trained: list[tuple[str, torch.nn.Parameter]],
-        decisive: dict[str, Any],
+        resume_key: dict[str, Any],
         state: Progress,
         write: MetricsWriter,
-        scope: Scope,
+        scope: ComputeContext,
         processes: Processes,
         progress: Callable[[str, int, int], None] | None,
         co_training: CoTraining | None,
@@ -182,8 +199,8 @@ class _Run:
         self.policy = policy
         self.optimizer = optimizer
         self.trained = trained
-        self.descent = Descent(config, optimizer, [parameter for _, parameter in trained], scope.device, state.scaler)
-        self.decisive = decisive
+        self.descent = OptimizerStep(config, optimizer, [parameter for _, parameter in trained], scope.device, state.scaler)
+        self.resume_key = resume_key
         self.state = state
         self.write = write
         self.scope = scope
@@ -229,7 +246,7 @@ class _Run:
         """What this process adds to the training time, which is by the clock of the first one: all must end together."""
         return time.perf_counter() - self.started if self.processes.is_first else 0.0
 
-    def shared(self, module: torch.nn.Module) -> Scope:
+    def shared(self, module: torch.nn.Module) -> ComputeContext:
         """Where `module` learns: processes that all hold the whole policy give each other the gradients of that alone."""
         if self.processes.world_size == 1 or self.config.parallel == "fsdp":
             return self.scope
@@ -296,7 +313,7 @@ class _Run:
 
     def step(
         self,
-        scope: Scope,
+        scope: ComputeContext,
         batch: SplitBatch[B],
         forward: Callable[[B], tuple[torch.Tensor, ...]],
         on_step: Callable[[StepReport], None] | None,
@@ -417,7 +434,7 @@ class _Run:
             self.optimizer,
             self.trained,
             self.state,
-            self.decisive,
+            self.resume_key,
             keep=self.config.keep_states,
             processes=self.processes,
         )

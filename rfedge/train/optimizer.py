@@ -13,10 +13,10 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from rfedge.model.bitsandbytes_weights import import_bitsandbytes
+from rfedge.train.compute_context import full_tensor
 from rfedge.train.config import TrainConfig
-from rfedge.train.scope import full_tensor
 
-__all__ = ["Descent", "make_optimizer"]
+__all__ = ["OptimizerStep", "make_optimizer"]
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -31,7 +31,7 @@ def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.o
     return optimizer
 
 
-class Descent:
+class OptimizerStep:
     """Gradients into a step: scaled where fp16 would lose them, clipped, taken.
 
     Args:

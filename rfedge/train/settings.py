@@ -62,10 +62,10 @@ def torch_settings(config: _RunSettings, device: torch.device) -> Iterator[None]
 
 @contextmanager
 def plain_attention(*, when: bool) -> Iterator[None]:
-    """Let attention be three products where `when`.
+    """Let attention be three MatMuls where `when`.
 
-    PyTorch's fused one for CPUs goes back in bf16 an order of magnitude slower than the products it saves, at the few dozen
-    tokens of these policies; a pre-training step takes a fifth less without it (`rfedge.benchmarks.studies.attention_speed`).
+    PyTorch's fused one for CPUs goes back in bf16 an order of magnitude slower than the MatMuls it saves, at the few dozen
+    tokens of these policies; a pre-training step takes a fifth less without it (`benchmarks/studies/attention_speed.py`).
     """
     if not when:
         yield

@@ -23,7 +23,15 @@ from rfedge.train.batches.wording import Grammar, check_grammar
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 
-__all__ = ["WORD_WEIGHTS", "Start", "TrainingData", "open_training_data", "see_once", "standardise_features", "start_policy"]
+__all__ = [
+    "WORD_WEIGHTS",
+    "Start",
+    "TrainingData",
+    "open_training_data",
+    "precompute_vision_tokens",
+    "standardise_features",
+    "start_policy",
+]
 
 _NUM_STATISTICS_WINDOWS: Final = 32
 # What a tokenizer decides the rows of.
@@ -147,7 +155,7 @@ def open_training_data(
     dataset = CalvinDataset.open(config.data)
     grammar = check_grammar(config.instructions, grammar, dataset.segments)
     on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
-    with (processes or Processes()).alone():  # the first process builds the cache, the others find it
+    with (processes or Processes()).rank0_first():  # the first process builds the cache, the others find it
         cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
     training, held_out = (
         WindowIndex(
@@ -166,7 +174,7 @@ def open_training_data(
     return TrainingData(dataset.folder, dataset, scenes, cache, training, held_out, tokenizer, table)
 
 
-def see_once(
+def precompute_vision_tokens(
     config: TrainConfig,
     sources: TrainingData,
     policy: RoboFlamingo,
@@ -177,7 +185,7 @@ def see_once(
     """Return the data with the frozen vision tower's tokens in place of the images."""
     folder = sources.folder / TOKENS_FOLDER if config.cache is None else config.cache.parent / TOKENS_FOLDER
     on_frame = None if progress is None else lambda done, total: progress("vision tokens", done, total)
-    with processes.alone():  # the first process computes them, the others find them
+    with processes.rank0_first():  # the first process computes them, the others find them
         seen = with_vision_tokens(
             sources.cache, policy, folder, device, mixed_precision=config.mixed_precision, on_frame=on_frame
         )

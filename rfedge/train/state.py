@@ -25,8 +25,8 @@ from rfedge.data.windows import SamplerState
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import read_json
+from rfedge.train.compute_context import full_tensor, full_weights, like_parameter
 from rfedge.train.distributed import Processes
-from rfedge.train.scope import full_tensor, full_weights, like_parameter
 
 __all__ = [
     "CHECKPOINT_FOLDER",
@@ -112,7 +112,7 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     trained: list[tuple[str, torch.nn.Parameter]],
     progress: Progress,
-    decisive: dict[str, Any],
+    resume_key: dict[str, Any],
     *,
     keep: int,
     processes: Processes,
@@ -146,7 +146,7 @@ def save_state(
         if _device(policy).type == "cuda":
             tensors[_CUDA_RNG] = torch.cuda.get_rng_state(_device(policy))
         save_file(tensors, temporary / _OPTIMIZER)
-        document = {"schema_version": 1, "progress": asdict(progress), "decisive": decisive}
+        document = {"schema_version": 1, "progress": asdict(progress), "decisive": resume_key}
         (temporary / _DOCUMENT).write_text(json.dumps(document, indent=2) + "\n")
     for old in _states(folder)[:-keep]:
         shutil.rmtree(old)
@@ -178,7 +178,7 @@ def _states(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
 
 
-def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
+def read_document(path: Path, resume_key: dict[str, Any]) -> Progress:
     """Return where the run in state `path` stands.
 
     Raises:
@@ -194,7 +194,7 @@ def read_document(path: Path, decisive: dict[str, Any]) -> Progress:
         progress = Progress(**{**stored, **samplers, "image_text": image_text})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path / _DOCUMENT, error) from None
-    for name, value in decisive.items():
+    for name, value in resume_key.items():
         if before.get(name) != value:
             raise ConfigError(
                 f"{name} of the run in {path.parent.parent}",

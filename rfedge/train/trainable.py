@@ -19,7 +19,7 @@ from rfedge.model.decoder import GatedCrossAttention
 from rfedge.model.resampler import PerceiverResampler
 from rfedge.train.config import TrainableScheme
 
-__all__ = ["draw_vl_layers", "freeze", "optimizer_groups"]
+__all__ = ["freeze", "optimizer_groups", "reinit_vl_layers"]
 
 _GROUPS: Final[dict[TrainableScheme, tuple[str, ...]]] = {
     "paper": ("resampler", "cross_attention", "embedding", "head"),
@@ -42,7 +42,7 @@ def freeze(policy: RoboFlamingo, scheme: TrainableScheme) -> list[tuple[str, nn.
     return sorted(trained)
 
 
-def draw_vl_layers(policy: RoboFlamingo, seed: int) -> None:
+def reinit_vl_layers(policy: RoboFlamingo, seed: int) -> None:
     """Replace the weights that vision-language pre-training made by random ones drawn from `seed`.
 
     These are the resamplers and every gated cross-attention, whose gates start at `decoder.gate_init`. Vision tower,

@@ -8,10 +8,10 @@ import torch
 
 from rfedge.model import RoboFlamingo
 from rfedge.train.batches.loader import batch_tensors, window_forward
+from rfedge.train.compute_context import ComputeContext
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 from rfedge.train.losses import batch_loss
-from rfedge.train.scope import Scope
 from rfedge.train.sources import TrainingData
 
 __all__ = ["measure_windows"]
@@ -19,7 +19,7 @@ __all__ = ["measure_windows"]
 
 @torch.no_grad()
 def measure_windows(
-    policy: RoboFlamingo, sources: TrainingData, config: TrainConfig, scope: Scope, processes: Processes
+    policy: RoboFlamingo, sources: TrainingData, config: TrainConfig, scope: ComputeContext, processes: Processes
 ) -> dict[str, float]:
     """Return the losses of evenly spread held-out windows as `validation_...`; an empty dict when there are none.
 

@@ -1,1 +1,1 @@
-"""Robots of other frameworks behind `rfedge.runtimes.control.robot.Robot`; each module imports its framework when it connects."""
+"""Robots of other frameworks behind `rfedge.runtimes.control.robot.Robot`; their libraries are imported on connecting."""

@@ -1,4 +1,4 @@
-"""An arm on ROS 2 as `rfedge.runtimes.control.robot.Robot`: two image topics in, MoveIt Servo's twist and a gripper command out.
+"""An arm on ROS 2 as `rfedge.runtimes.control.robot.Robot`: two image topics in, a twist and a gripper command out.
 
     sensor_msgs/Image           both cameras
     geometry_msgs/PoseStamped   pose of the tool in the world frame; a workspace and every action that rotates need it

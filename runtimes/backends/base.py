@@ -55,7 +55,7 @@ class RuntimeSettings:
         check_inputs: compare every input with the contract on each call.
         verify: hash the bundle's files on load.
         torch_dtype: what PyTorch computes in, one of `TORCH_DTYPES`; other backends compute in what their graph says.
-        torch_weights: how PyTorch keeps the weights of the backbone's products, one of `TORCH_WEIGHTS`; all but `as-is` need
+        torch_weights: how PyTorch keeps the weights of the backbone's MatMuls, one of `TORCH_WEIGHTS`; all but `as-is` need
             bitsandbytes.
         cuda_graph: let TensorRT replay captured steps.
         one_stage_at_a_time: of a backbone in two graphs, load each for its call and free it before the next: the least

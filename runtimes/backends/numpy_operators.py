@@ -80,10 +80,10 @@ def _gemm(attributes: Attributes) -> Operator:
     flip_a, flip_b = _integer(attributes, "transA", 0), _integer(attributes, "transB", 0)
 
     def call(a: Array, b: Array, c: Array | None = None) -> tuple[Array, ...]:
-        product = (a.T if flip_a else a) @ (b.T if flip_b else b)
+        matmul = (a.T if flip_a else a) @ (b.T if flip_b else b)
         if alpha != 1.0:
-            product = product * product.dtype.type(alpha)
-        return (product if c is None else product + (c if beta == 1.0 else c * c.dtype.type(beta)),)
+            matmul = matmul * matmul.dtype.type(alpha)
+        return (matmul if c is None else matmul + (c if beta == 1.0 else c * c.dtype.type(beta)),)
 
     return call
 
@@ -104,8 +104,8 @@ def _layer_normalization(attributes: Attributes) -> Operator:
 def _lstm(attributes: Attributes) -> Operator:
     """Layout 0, one direction. ONNX orders gates input, output, forget, cell.
 
-    What the gates take from the inputs is one product over all steps, so its weights are read once a call; what they take
-    from the state is one product a step.
+    What the gates take from the inputs is one MatMul over all steps, so its weights are read once a call; what they take
+    from the state is one MatMul a step.
     """
     size = _integer(attributes, "hidden_size", 0)
     if attributes.get("direction", "forward") != "forward" or attributes.get("layout", 0) != 0:

@@ -128,7 +128,7 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
 
 
 def try_bitsandbytes() -> None:
-    """Run a small product in every weight format of bitsandbytes; whatever goes wrong is raised."""
+    """Run a small MatMul in every weight format of bitsandbytes; whatever goes wrong is raised."""
     for weights in WEIGHT_FORMATS:
         layers = torch.nn.Sequential(torch.nn.Linear(64, 64))
         keep_weights_in(layers, weights, torch.float32)

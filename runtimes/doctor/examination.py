@@ -148,7 +148,7 @@ def _onnxruntime_lines(subject: str, runtime: OnnxRuntime) -> Iterator[Line]:
     yield Line(subject, "ok" if works else "problem", runtime.version)
     for name, why_not in runtime.providers.items():
         if why_not is None:
-            yield Line(f"  {name}", "ok", "a product ran on it")
+            yield Line(f"  {name}", "ok", "a MatMul ran on it")
         else:
             verdict: Verdict = "problem" if name == "CPUExecutionProvider" else "note"
             yield Line(f"  {name}", verdict, f"listed, but not usable: {why_not}")

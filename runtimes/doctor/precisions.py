@@ -84,7 +84,7 @@ def _judge_bitsandbytes(name: str, found: Probed[str]) -> PrecisionVerdict:
     if found.value is None:
         return PrecisionVerdict(name, possible=False, backend="", speed="", reason=found.reason)
     backend = f"PyTorch on the CPU with bitsandbytes {found.value}"
-    speed = "small; each product turns its weights into floats" if name == "nf4" else "small; outliers stay floats"
+    speed = "small; each MatMul turns its weights into floats" if name == "nf4" else "small; outliers stay floats"
     return PrecisionVerdict(name, possible=True, backend=backend, speed=speed, reason="from a checkpoint; never exported")
 
 
@@ -127,7 +127,7 @@ def _cuda_way(name: str, gpu: Gpu, machine: Machine) -> tuple[_Way | None, str]:
         return _Way(backend, "the reference"), ""
     if name not in ("fp16", "bf16"):
         # Q/DQ graphs are fused into int8 kernels by TensorRT, not by onnxruntime's CUDA provider.
-        return None, "onnxruntime's CUDA provider has no fused int8 products"
+        return None, "onnxruntime's CUDA provider has no fused int8 MatMuls"
     first = 70 if name == "fp16" else 80
     return (_Way(backend, "fast"), "") if gpu.sm >= first else (None, _needs(name, first, gpu))
 
@@ -147,7 +147,7 @@ def _cpu_way(name: str, processor: Processor) -> tuple[_Way | None, str]:
     if name == "fp16":
         if "FP16" in processor.features:
             return _Way(backend, "fast where onnxruntime has Arm fp16 kernels"), ""
-        return _Way(backend, "small, slower: each product is cast to fp32"), ""
+        return _Way(backend, "small, slower: each MatMul is cast to fp32"), ""
     if name == "bf16":
-        return None, "onnxruntime has no bf16 products on the CPU"
+        return None, "onnxruntime has no bf16 MatMuls on the CPU"
     return _Way(backend, "small; faster only where reading the weights takes longest"), ""

@@ -112,26 +112,26 @@ def probe_onnxruntime() -> OnnxRuntime:
 
 
 def try_provider(name: str) -> None:
-    """Run one small product on an execution provider.
+    """Run one small MatMul on an execution provider.
 
     Raises:
-        Absent: the provider did not start, or left the product to another one.
+        Absent: the provider did not start, or left the MatMul to another one.
     """
     import numpy as np
     import onnxruntime
 
-    from rfedge.runtimes.backends.product_model import product_model
+    from rfedge.runtimes.backends.matmul_model import matmul_model
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its own words on a provider that does not load go to stderr; ours say enough
     if name != "CPUExecutionProvider":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = onnxruntime.InferenceSession(product_model("fp32", 4, 16, 8), options, providers=[name], enable_fallback=0)
+        session = onnxruntime.InferenceSession(matmul_model("fp32", 4, 16, 8), options, providers=[name], enable_fallback=0)
         session.run(None, {"x": np.zeros((4, 16), np.float32)})
     except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Absent("it takes no product, the CPU would run it" if "fallback to CPU EP" in said else said[:200]) from None
+        raise Absent("it takes no MatMul, the CPU would run it" if "fallback to CPU EP" in said else said[:200]) from None
     if session.get_providers()[0] != name:
         raise Absent("its libraries do not load")
 
@@ -226,7 +226,7 @@ def probe_bitsandbytes() -> str:
     """Multiply by weights of both its formats, in a process of its own, and return the version.
 
     Raises:
-        Absent: it or PyTorch is not installed, or a product does not run.
+        Absent: it or PyTorch is not installed, or a MatMul does not run.
     """
     missing = [name for name in ("torch", "bitsandbytes") if not _has_module(name)]
     if missing:

@@ -134,7 +134,7 @@ class RolloutPlan:
 
     @property
     def step_deadline_s(self) -> float | None:
-        """As `rfedge.runtimes.control.loop.ControlLoop` takes it; a server's deadline counts twice, for a reset and a frame."""
+        """As `rfedge.runtimes.control.loop.ControlLoop` takes it; a server's deadline counts twice: reset and frame."""
         if self.step_deadline_ms is None and self.server is not None:
             return 2.0 * self.server.deadline_ms / 1000 + 2.0
         return None if self.step_deadline_ms is None else self.step_deadline_ms / 1000

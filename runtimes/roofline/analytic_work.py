@@ -1,6 +1,6 @@
-"""Count the products of a policy from its configuration alone, so that a full-size model can be judged without a file.
+"""Count the MatMuls of a policy from its configuration alone, so that a full-size model can be judged without a file.
 
-Follows the graphs that the exporter writes, product by product (a test compares the two): both cameras in one batch,
+Follows the graphs that the exporter writes, MatMul by MatMul (a test compares the two): both cameras in one batch,
 text padded to its static length, the first resampler layer's queries folded into a constant.
 """
 
@@ -14,7 +14,7 @@ from rfedge.config import GPTNeoXConfig, LlamaConfig, LSTMHeadConfig, MPTConfig,
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, POSE_SIZE, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.roofline.graph_work import head_steps
-from rfedge.runtimes.roofline.work import Arithmetic, PolicyWork, Product, stage_of_block
+from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, stage_of_block
 
 __all__ = ["ANALYTIC_PRECISIONS", "analytic_work"]
 
@@ -23,7 +23,7 @@ FLOAT_BYTES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a product with weights is stored and computed; `scale_bytes` are added for each row of its output channels."""
+    """How a MatMul with weights is stored and computed; `scale_bytes` are added for each row of its output channels."""
 
     arithmetic: Arithmetic
     label: str
@@ -75,7 +75,7 @@ def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens:
     _head(tally, config, steps)
     vectors = {block: (elements, elements * FLOAT_BYTES) for block, elements in tally.vectors.items()}
     return PolicyWork(
-        products=tuple(tally.products),
+        matmuls=tuple(tally.matmuls),
         vectors=vectors,
         head_steps=steps,
         embedding_bytes=config.decoder.vocab_size * config.decoder.width * FLOAT_BYTES,
@@ -84,7 +84,7 @@ def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens:
 
 class _Tally:
     def __init__(self, form: _Form) -> None:
-        self.products: list[Product] = []
+        self.matmuls: list[MatMul] = []
         self.vectors: dict[str, int] = {}
         self._form = form
 
@@ -97,7 +97,7 @@ class _Tally:
         self.vectors[block] = self.vectors.get(block, 0) + elements
 
     def linear(self, block: str, rows: int, inner: int, columns: int, *, bias: bool = False, in_float: bool = False) -> None:
-        """A product of `rows` activations with an (inner, columns) weight."""
+        """A MatMul of `rows` activations with an (inner, columns) weight."""
         form = _FLOAT if in_float else self._form
         elements = inner * columns
         self._add(
@@ -144,8 +144,8 @@ class _Tally:
         for form in (_FLOAT, half):
             self._add(block, macs=macs, form=form, activation_bytes=touched * form.output_bytes)
 
-    def constant_product(self, block: str, macs: int, constant_elements: int, activation_elements: int) -> None:
-        """A product with a float constant that nobody trained."""
+    def constant_matmul(self, block: str, macs: int, constant_elements: int, activation_elements: int) -> None:
+        """A MatMul with a float constant that nobody trained."""
         self._add(
             block,
             macs=macs,
@@ -164,8 +164,8 @@ class _Tally:
         weight_bytes: int = 0,
         activation_bytes: int = 0,
     ) -> None:
-        self.products.append(
-            Product(
+        self.matmuls.append(
+            MatMul(
                 stage=stage_of_block(block),
                 block=block,
                 macs=macs,
@@ -183,8 +183,8 @@ def _preprocess(tally: _Tally, config: PolicyConfig) -> None:
     for block, shape in (("preprocess_static", STATIC_IMAGE_SHAPE), ("preprocess_gripper", GRIPPER_IMAGE_SHAPE)):
         side = shape[0]
         matrix = side * size
-        tally.constant_product(block, 3 * side * matrix, matrix, 3 * side * (side + size))
-        tally.constant_product(block, 3 * size * matrix, matrix, 3 * size * (side + size))
+        tally.constant_matmul(block, 3 * side * matrix, matrix, 3 * side * (side + size))
+        tally.constant_matmul(block, 3 * size * matrix, matrix, 3 * size * (side + size))
 
 
 def _vision(tally: _Tally, config: PolicyConfig) -> None:
@@ -193,7 +193,7 @@ def _vision(tally: _Tally, config: PolicyConfig) -> None:
     tokens = vision.num_patches + 1
     first, *others = (*vision.stem_widths, width)
     side = vision.patch_size // 2 ** len(others)
-    # Not a product of rows: neighbouring patches do not overlap, so each pixel is read once.
+    # Not a MatMul of rows: neighbouring patches do not overlap, so each pixel is read once.
     places = cameras * (vision.image_size // side) ** 2
     tally.linear("vision", places, 3 * side**2, first, bias=bool(others), in_float=tally.keeps_convolution)
     for before, after in itertools.pairwise((first, *others)):

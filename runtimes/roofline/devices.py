@@ -32,7 +32,7 @@ class Efficiency:
 # where its roofline is about 140 ms; OpenVLA-7B there 840 ms (fp16) and 336 ms (int4) of 570 and 215; pi0.5 in fp8 on
 # Thor 41 ms of 20; SmolVLA's encoder on Orin Nano 91 ms of 42. Hand-written kernels are at the upper end.
 GPU_EFFICIENCY: Final = Efficiency(compute=0.5, memory=0.7)
-# RoboFlamingo-3B on two Xeon cores: 730 ms in int8 and 2120 in fp32 where measured products and copies allow 515 and 1650.
+# RoboFlamingo-3B on two Xeon cores: 730 ms in int8 and 2120 in fp32 where measured MatMuls and copies allow 515 and 1650.
 CPU_EFFICIENCY: Final = Efficiency(compute=0.7, memory=0.7)
 
 

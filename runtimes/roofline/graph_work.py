@@ -1,4 +1,4 @@
-"""Count the products of exported graphs from their nodes and shapes."""
+"""Count the MatMuls of exported graphs from their nodes and shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.block_names import UNNAMED, block_of_scopes
 from rfedge.config import PolicyConfig
 from rfedge.runtimes.backends.graph_file import ELEMENT_BITS, Graph, Node, Tensor, read_graph
-from rfedge.runtimes.roofline.work import Arithmetic, PolicyWork, Product, stage_of_block
+from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, stage_of_block
 
 __all__ = ["GraphCount", "bundle_work", "head_steps"]
 
@@ -19,7 +19,7 @@ _HANDS_ON: Final = frozenset(
     {"Cast", "Concat", "DequantizeLinear", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
     | {"Unsqueeze"}
 )
-_PRODUCTS: Final = frozenset({"Conv", "Gemm", "LSTM", "MatMul", "MatMulInteger", "MatMulNBits"})
+_MATMULS: Final = frozenset({"Conv", "Gemm", "LSTM", "MatMul", "MatMulInteger", "MatMulNBits"})
 # Costly operators that our exporter does not write: named in the report, so that a wrong sum does not pass for a right one.
 _UNCOUNTABLE: Final = frozenset(
     {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GRU", "GroupQueryAttention", "MultiHeadAttention", "QGemm"}
@@ -42,7 +42,7 @@ def bundle_work(bundle: Bundle) -> PolicyWork:
         ArtifactError: a graph cannot be read.
     """
     steps = head_steps(bundle.policy)
-    products: list[Product] = []
+    matmuls: list[MatMul] = []
     vectors: dict[str, tuple[int, int]] = {}
     uncounted: list[str] = []
     graph_bytes = 0
@@ -50,14 +50,14 @@ def bundle_work(bundle: Bundle) -> PolicyWork:
     for name in bundle.contract.graphs:
         size, block = (steps, "head") if name == "head" else (text, None)
         counter = GraphCount(read_graph(bundle.path(name)), dynamic_size=size, block=block)
-        products += counter.products
+        matmuls += counter.matmuls
         vectors |= counter.vector_sums()
         uncounted += counter.uncounted
         graph_bytes += counter.stored_bytes()
-    counted = sum(product.weight_bytes for product in products) + sum(size for _, size in vectors.values())
+    counted = sum(matmul.weight_bytes for matmul in matmuls) + sum(size for _, size in vectors.values())
     sizes = {artifact.role: artifact.size_bytes for artifact in bundle.manifest.artifacts}
     return PolicyWork(
-        products=tuple(products),
+        matmuls=tuple(matmuls),
         vectors=vectors,
         head_steps=steps,
         embedding_bytes=sizes.get("embedding", 0) or sizes.get("instructions", 0),
@@ -67,7 +67,7 @@ def bundle_work(bundle: Bundle) -> PolicyWork:
 
 
 class GraphCount:
-    """What one graph computes: its products, norms and biases, and operators that could not be counted.
+    """What one graph computes: its MatMuls, norms and biases, and operators that could not be counted.
 
     Args:
         graph: see `read_graph`.
@@ -77,7 +77,7 @@ class GraphCount:
 
     def __init__(self, graph: Graph, *, dynamic_size: int = 1, block: str | None = None) -> None:
         self.graph = graph
-        self.products: list[Product] = []
+        self.matmuls: list[MatMul] = []
         self.uncounted: list[str] = []
         self._dynamic_size = dynamic_size
         self._block = block
@@ -88,18 +88,18 @@ class GraphCount:
         self._count()
 
     def _count(self) -> None:
-        """Walk the nodes once; products of constants alone are folded when the graph is loaded and cost nothing."""
+        """Walk the nodes once; MatMuls of constants alone are folded when the graph is loaded and cost nothing."""
         for node in self.graph.nodes:
             if self._varying.isdisjoint(node.inputs):
                 continue
             self._varying.update(node.outputs)
             block = self._block or self._block_of(node)
             self._blocks.update(dict.fromkeys(node.outputs, block))
-            if node.op in _PRODUCTS:
-                found = self._products_of(node, block)
+            if node.op in _MATMULS:
+                found = self._matmuls_of(node, block)
                 if not found:
                     self.uncounted.append(f"{node.op} {node.name or node.outputs[0]}")
-                self.products += found
+                self.matmuls += found
             elif node.op in _UNCOUNTABLE:
                 self.uncounted.append(f"{node.op} {node.name or node.outputs[0]}")
             self._collect_vectors(node, block)
@@ -174,17 +174,17 @@ class GraphCount:
             name = node.inputs[0]
         return self.graph.weights[name].dtype, scale_bytes
 
-    def _products_of(self, node: Node, block: str) -> list[Product]:
+    def _matmuls_of(self, node: Node, block: str) -> list[MatMul]:
         """Return what a node computes, or nothing when the file does not tell its shapes."""
         if node.op == "LSTM":
             return self._lstm(node, block)
-        product = self._packed_product(node, block) if node.op == "MatMulNBits" else self._plain_product(node, block)
-        return [] if product is None else [product]
+        matmul = self._packed_matmul(node, block) if node.op == "MatMulNBits" else self._plain_matmul(node, block)
+        return [] if matmul is None else [matmul]
 
-    def _plain_product(self, node: Node, block: str) -> Product | None:
+    def _plain_matmul(self, node: Node, block: str) -> MatMul | None:
         left, right = (self._tensor(name) for name in node.inputs[:2])
         output = self._tensor(node.outputs[0])
-        macs = _conv_macs(right, output) if node.op == "Conv" else _product_macs(node, left, right)
+        macs = _conv_macs(right, output) if node.op == "Conv" else _matmul_macs(node, left, right)
         if macs is None:
             return None
         parameters = weight_bytes = activation_bytes = 0
@@ -205,7 +205,7 @@ class GraphCount:
         activation_bytes += out_elements * ELEMENT_BITS.get(output.dtype or "float32", 32) // 8
         arithmetic = self._arithmetic(node, output)
         stage = stage_of_block(block)
-        return Product(
+        return MatMul(
             stage=stage,
             block=block,
             macs=macs,
@@ -224,7 +224,7 @@ class GraphCount:
             return "int8"
         return _FLOATS.get(output.dtype, "fp32")
 
-    def _packed_product(self, node: Node, block: str) -> Product | None:
+    def _packed_matmul(self, node: Node, block: str) -> MatMul | None:
         """com.microsoft.MatMulNBits: weights packed in blocks of a row, each with a scale."""
         inner, columns, bits = (node.integers.get(key, 0) for key in ("K", "N", "bits"))
         left, output = self._tensor(node.inputs[0]), self._tensor(node.outputs[0])
@@ -232,7 +232,7 @@ class GraphCount:
             return None
         rows = _elements(left) // inner
         arithmetic = _FLOATS.get(left.dtype, "fp32")
-        return Product(
+        return MatMul(
             stage=stage_of_block(block),
             block=block,
             macs=rows * inner * columns,
@@ -243,21 +243,21 @@ class GraphCount:
             activation_bytes=_bytes(left) + rows * columns * ELEMENT_BITS.get(output.dtype or left.dtype, 32) // 8,
         )
 
-    def _lstm(self, node: Node, block: str) -> list[Product]:
-        """One product with the input and one with the state."""
+    def _lstm(self, node: Node, block: str) -> list[MatMul]:
+        """One MatMul with the input and one with the state."""
         x, w, r = (self._tensor(name) for name in node.inputs[:3])
         steps = x.shape[0] if x.shape and isinstance(x.shape[0], int) and x.shape[0] > 0 else self._dynamic_size
         state = self._tensor(node.inputs[5]).shape
         batch = state[1] if state is not None and isinstance(state[1], int) else 1
-        products = []
+        matmuls = []
         for name, weight in ((node.inputs[1], w), (node.inputs[2], r)):
             stored = self._stored_weight(name)
             if stored is None or weight.shape is None or not all(isinstance(size, int) for size in weight.shape):
                 return []
             arithmetic = _FLOATS.get(weight.dtype, "fp32")
             rows, width = _elements(weight) // int(weight.shape[-1] or 1), int(weight.shape[-1] or 0)
-            products.append(
-                Product(
+            matmuls.append(
+                MatMul(
                     stage=stage_of_block(block),
                     block=block,
                     macs=steps * batch * rows * width,
@@ -268,7 +268,7 @@ class GraphCount:
                     activation_bytes=steps * batch * width * ELEMENT_BITS.get(weight.dtype, 32) // 8,
                 )
             )
-        return products
+        return matmuls
 
 
 def _elements(tensor: Tensor) -> int:
@@ -286,7 +286,7 @@ def _inner_size(node: Node, left: Tensor, right: Tensor) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _product_macs(node: Node, left: Tensor, right: Tensor) -> int | None:
+def _matmul_macs(node: Node, left: Tensor, right: Tensor) -> int | None:
     shapes = left.shape, right.shape
     if any(shape is None or len(shape) < 2 or not all(isinstance(size, int) for size in shape) for shape in shapes):
         return None
@@ -308,7 +308,7 @@ def _conv_macs(weight: Tensor, output: Tensor) -> int | None:
 
 
 def _label(arithmetic: Arithmetic, stored_types: list[str]) -> str:
-    """Name a product by its arithmetic or, where its weight is stored smaller, by that."""
+    """Name a MatMul by its arithmetic or, where its weight is stored smaller, by that."""
     if arithmetic != "int8":
         for dtype in stored_types:
             if dtype in ("int8", "uint8"):

@@ -19,7 +19,7 @@ from rfedge.runtimes.roofline.devices import DEVICES, Device, device, device_of_
 from rfedge.runtimes.roofline.graph_work import bundle_work
 from rfedge.runtimes.roofline.roofline import Prediction, predict
 from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, this_gpu
-from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_products
+from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_matmuls
 
 __all__ = ["GraphFiles", "Inspection", "inspect_bundle", "inspect_config"]
 
@@ -35,7 +35,7 @@ class GraphFiles:
         file: its name in the bundle.
         size_bytes: with the weights beside it.
         macs: multiply-accumulates of one policy call.
-        precision: of its products with weights.
+        precision: of its MatMuls with weights.
     """
 
     graph: GraphName
@@ -134,7 +134,7 @@ def _graph_files(bundle: Bundle, work: PolicyWork) -> tuple[GraphFiles, ...]:
     found = []
     for name in bundle.contract.graphs:
         file = bundle.path(name).name
-        sums = sum_products(product for product in work.products if graph_of_block(bundle.contract, product.block) == name)
+        sums = sum_matmuls(matmul for matmul in work.matmuls if graph_of_block(bundle.contract, matmul.block) == name)
         size_bytes = sum(
             artifact.size_bytes
             for artifact in bundle.manifest.artifacts
@@ -152,7 +152,7 @@ def inspect_config(
     threads: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> Inspection:
-    """Count a configuration's products without any file and predict; arguments and errors as `inspect_bundle`.
+    """Count a configuration's MatMuls without any file and predict; arguments and errors as `inspect_bundle`.
 
     Raises:
         ConfigError: `precision` is not one that a configuration can be counted in.

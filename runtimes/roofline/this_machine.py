@@ -16,7 +16,7 @@ from rfedge.machine.gpu import Gpu, probe_gpu
 from rfedge.machine.memory import probe_memory
 from rfedge.machine.probing import probe
 from rfedge.machine.processor import probe_processor
-from rfedge.runtimes.backends.product_model import ProductKind, product_model
+from rfedge.runtimes.backends.matmul_model import MatMulKind, matmul_model
 from rfedge.runtimes.roofline.devices import CPU_EFFICIENCY, Device
 from rfedge.runtimes.roofline.work import Arithmetic
 
@@ -24,7 +24,7 @@ __all__ = ["device_of_gpu", "measure_cpu", "this_gpu"]
 
 # Between the decoder's 32 rows and the 514 of the ViT's two cameras, and short enough to find an undisturbed moment.
 _ROWS, _INNER, _COLUMNS = 128, 1024, 1024
-_SECONDS_OF_PRODUCTS: Final = 1.2
+_SECONDS_OF_MATMULS: Final = 1.2
 # Far larger than any cache, so that copies run at the speed of memory.
 _COPY_BYTES: Final = 256 * 2**20
 _SECONDS_OF_COPIES: Final = 0.6
@@ -37,10 +37,10 @@ _MOST_CORES_PER_SM: Final = 128
 
 
 def measure_cpu(threads: int | None = None) -> Device:
-    """Time int8 and fp32 products on onnxruntime and copies in numpy, about two seconds in all; nothing is stored.
+    """Time int8 and fp32 MatMuls on onnxruntime and copies in numpy, about two seconds in all; nothing is stored.
 
     Args:
-        threads: of the products and the copies; by default as many cores as this process may use.
+        threads: of the MatMuls and the copies; by default as many cores as this process may use.
     """
     processor = probe_processor()
     threads = threads or processor.usable_cores
@@ -49,7 +49,7 @@ def measure_cpu(threads: int | None = None) -> Device:
         name="this-cpu",
         memory_bytes=memory.usable_bytes if memory is not None else 0,
         bandwidth=_copy_rate(threads),
-        peaks=_product_rates(("fp32", "int8"), threads),
+        peaks=_matmul_rates(("fp32", "int8"), threads),
         source=f"{processor.model}, {threads} threads{_disturbed(processor.usable_cores)}",
         origin="measured",
         efficiency=CPU_EFFICIENCY,
@@ -62,13 +62,13 @@ def _disturbed(cores: int) -> str:
     return f", disturbed by a load of {load:.1f}" if load > 0.5 * cores else ""
 
 
-def _product_rates(kinds: tuple[ProductKind, ...], threads: int) -> dict[Arithmetic, float]:
-    """Return operations a second of the best product: a roof is what the machine can do when nobody disturbs it."""
+def _matmul_rates(kinds: tuple[MatMulKind, ...], threads: int) -> dict[Arithmetic, float]:
+    """Return operations a second of the best MatMul: a roof is what the machine can do when nobody disturbs it."""
     x = np.random.default_rng(0).standard_normal((_ROWS, _INNER)).astype(np.float32)
-    sessions = {kind: _product_session(kind, threads) for kind in kinds}
+    sessions = {kind: _matmul_session(kind, threads) for kind in kinds}
     best_s = dict.fromkeys(kinds, float("inf"))
     rounds = 0
-    end_s = time.perf_counter() + _SECONDS_OF_PRODUCTS
+    end_s = time.perf_counter() + _SECONDS_OF_MATMULS
     while time.perf_counter() < end_s or rounds < 3:
         for kind, session in sessions.items():  # taking turns, so that a disturbance hits both
             start_s = time.perf_counter()
@@ -78,12 +78,12 @@ def _product_rates(kinds: tuple[ProductKind, ...], threads: int) -> dict[Arithme
     return {kind: 2 * _ROWS * _INNER * _COLUMNS / seconds for kind, seconds in best_s.items()}
 
 
-def _product_session(kind: ProductKind, threads: int) -> ort.InferenceSession:
+def _matmul_session(kind: MatMulKind, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     return ort.InferenceSession(
-        product_model(kind, _ROWS, _INNER, _COLUMNS),
+        matmul_model(kind, _ROWS, _INNER, _COLUMNS),
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=list(DISABLED_OPTIMIZERS),

@@ -1,7 +1,7 @@
-"""The unit that everything here counts in: one product (matrix product, convolution or LSTM) of one policy call.
+"""The unit that everything here counts in: one MatMul (MatMul, convolution or LSTM) of one policy call.
 
-Products are all that takes time in this family: everything else is elementwise or a row's norm, and a runtime fuses it
-into the product beside it.
+MatMuls are all that takes time in this family: everything else is elementwise or a row's norm, and a runtime fuses it
+into the MatMul beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-__all__ = ["STAGES", "Arithmetic", "PolicyWork", "Product", "Stage", "Sums", "label_of", "sum_products"]
+__all__ = ["STAGES", "Arithmetic", "MatMul", "PolicyWork", "Stage", "Sums", "label_of", "sum_matmuls"]
 
 Arithmetic = Literal["fp32", "fp16", "bf16", "int8"]
 Stage = Literal["preprocess", "vision", "resampler", "decoder", "head"]
@@ -19,8 +19,8 @@ STAGES: Final[tuple[Stage, ...]] = ("preprocess", "vision", "resampler", "decode
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """One product.
+class MatMul:
+    """One MatMul.
 
     Attributes:
         block: a PyTorch block, see `rfedge.bundle.block_names`.
@@ -45,7 +45,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Totals over some products, with norms and biases of the same blocks among the parameters and weight bytes.
+    """Totals over some MatMuls, with norms and biases of the same blocks among the parameters and weight bytes.
 
     Attributes:
         traffic_bytes: read and written in one policy call when every elementwise operation is fused and nothing stays
@@ -73,7 +73,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class PolicyWork:
-    """All products of one policy call.
+    """All MatMuls of one policy call.
 
     Attributes:
         vectors: block -> (elements, bytes) of its norms and biases.
@@ -83,7 +83,7 @@ class PolicyWork:
         uncounted: operators whose cost is unknown, by name.
     """
 
-    products: tuple[Product, ...]
+    matmuls: tuple[MatMul, ...]
     vectors: dict[str, tuple[int, int]]
     head_steps: int
     embedding_bytes: int = 0
@@ -92,11 +92,11 @@ class PolicyWork:
 
     def stage(self, stage: Stage) -> Sums:
         """Return the sums of one stage."""
-        return self._sums(lambda product_stage, _: product_stage == stage)
+        return self._sums(lambda matmul_stage, _: matmul_stage == stage)
 
     def blocks(self) -> dict[tuple[Stage, str], Sums]:
         """Return the sums of every block, in the order in which a call reaches them."""
-        names = dict.fromkeys((product.stage, product.block) for product in self.products)
+        names = dict.fromkeys((matmul.stage, matmul.block) for matmul in self.matmuls)
         return {
             name: self._sums(lambda stage, block, name=name: (stage, block) == name)  # type: ignore[misc]
             for name in sorted(names, key=lambda name: STAGES.index(name[0]))
@@ -109,15 +109,15 @@ class PolicyWork:
     @property
     def memory_bytes(self) -> int:
         """Least memory that holds the policy: weights, tables, the token table and the largest activation traffic."""
-        largest = max((product.activation_bytes for product in self.products), default=0)
+        largest = max((matmul.activation_bytes for matmul in self.matmuls), default=0)
         return self.total().weight_bytes + self.table_bytes + self.embedding_bytes + largest
 
     def _sums(self, wanted: Callable[[Stage, str], bool]) -> Sums:
-        chosen = [product for product in self.products if wanted(product.stage, product.block)]
+        chosen = [matmul for matmul in self.matmuls if wanted(matmul.stage, matmul.block)]
         vectors = [
             counts for block, counts in self.vectors.items() if wanted(stage_of_block(block), block)
         ]  # a block lies in one stage
-        return sum_products(chosen, vectors)
+        return sum_matmuls(chosen, vectors)
 
 
 def stage_of_block(block: str) -> Stage:
@@ -138,31 +138,31 @@ _STAGE_PREFIXES: Final[dict[str, Stage]] = {
 }
 
 
-def sum_products(products: Iterable[Product], vectors: Iterable[tuple[int, int]] = ()) -> Sums:
-    """Add up products and (elements, bytes) of vectors."""
-    products, vectors = list(products), list(vectors)
+def sum_matmuls(matmuls: Iterable[MatMul], vectors: Iterable[tuple[int, int]] = ()) -> Sums:
+    """Add up MatMuls and (elements, bytes) of vectors."""
+    matmuls, vectors = list(matmuls), list(vectors)
     by_arithmetic: Counter[Arithmetic] = Counter()
-    for product in products:
-        by_arithmetic[product.arithmetic] += product.macs
+    for matmul in matmuls:
+        by_arithmetic[matmul.arithmetic] += matmul.macs
     vector_bytes = sum(size for _, size in vectors)
-    activation_bytes = sum(product.activation_bytes for product in products)
+    activation_bytes = sum(matmul.activation_bytes for matmul in matmuls)
     return Sums(
-        parameters=sum(product.parameters for product in products) + sum(elements for elements, _ in vectors),
-        macs=sum(product.macs for product in products),
+        parameters=sum(matmul.parameters for matmul in matmuls) + sum(elements for elements, _ in vectors),
+        macs=sum(matmul.macs for matmul in matmuls),
         macs_by_arithmetic=dict(by_arithmetic),
-        weight_bytes=sum(product.weight_bytes for product in products) + vector_bytes,
+        weight_bytes=sum(matmul.weight_bytes for matmul in matmuls) + vector_bytes,
         activation_bytes=activation_bytes,
-        traffic_bytes=sum(product.weight_bytes for product in products) + vector_bytes + activation_bytes,
-        label=label_of(product.label for product in products if product.weight_bytes),
+        traffic_bytes=sum(matmul.weight_bytes for matmul in matmuls) + vector_bytes + activation_bytes,
+        label=label_of(matmul.label for matmul in matmuls if matmul.weight_bytes),
     )
 
 
 def label_of(labels: Iterable[str]) -> str:
-    """Return the precision of products with weights: "int8", or "int8 (3 of 4 products)" where some stayed in float."""
+    """Return the precision of MatMuls with weights: "int8", or "int8 (3 of 4 MatMuls)" where some stayed in float."""
     counts = Counter(labels)
     if not counts:
         return "-"
     if len(counts) == 1:
         return next(iter(counts))
     lowered = {label: count for label, count in counts.items() if label != "fp32"}
-    return ", ".join(f"{label} ({count} of {counts.total()} products)" for label, count in sorted(lowered.items()))
+    return ", ".join(f"{label} ({count} of {counts.total()} MatMuls)" for label, count in sorted(lowered.items()))

@@ -23,8 +23,8 @@ from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, explain
 from rfedge.messages import ACTION_SIZE, GRIPPER_IMAGE_SHAPE, STATE_NAMES, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
-from rfedge.runtimes.server.door import Door
-from rfedge.runtimes.server.inbox import Inbox, Mail
+from rfedge.runtimes.server.admission import Admission
+from rfedge.runtimes.server.message_reader import Message, MessageReader
 from rfedge.runtimes.server.metrics import ServerMetrics
 from rfedge.runtimes.server.requests import Request, RequestRules, parse_request
 from rfedge.runtimes.server.session import Session
@@ -87,7 +87,7 @@ class PolicyServer:
         self._metadata: Final = _metadata(policy, settings)
         self._worker: Final = PolicyWorker()
         self._gate: Final = SocketGate(self.metrics)
-        self._door: Final = Door(settings, self.metrics, self._worker, token, self._gate)
+        self._door: Final = Admission(settings, self.metrics, self._worker, token, self._gate)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Future[None] | None = None
 
@@ -181,7 +181,7 @@ class PolicyServer:
 
     async def _handle(self, connection: ServerConnection) -> None:
         self.metrics.connections.inc()
-        inbox = Inbox(connection)
+        inbox = MessageReader(connection)
         try:
             await self._send(connection, pack(self._metadata))
             await self._converse(connection, inbox)
@@ -196,7 +196,7 @@ class PolicyServer:
             await inbox.close()
             self.metrics.connections.dec()
 
-    async def _converse(self, connection: ServerConnection, inbox: Inbox) -> None:
+    async def _converse(self, connection: ServerConnection, inbox: MessageReader) -> None:
         session = Session(self._policy)
         previous_ms: float | None = None
         assert self._stopped is not None
@@ -226,7 +226,7 @@ class PolicyServer:
             if "actions" in answer:
                 self.metrics.observe_ms({"total": previous_ms})
 
-    async def _answer(self, mail: Mail, session: Session, inbox: Inbox) -> dict[str, Any]:
+    async def _answer(self, mail: Message, session: Session, inbox: MessageReader) -> dict[str, Any]:
         """Return the fields of the answer.
 
         Raises:
@@ -267,7 +267,7 @@ class PolicyServer:
             self.metrics.observe_ms({name.removesuffix("_ms"): duration_ms for name, duration_ms in timing_ms.items()})
         return answer
 
-    def _read(self, mail: Mail) -> Request:
+    def _read(self, mail: Message) -> Request:
         if isinstance(mail.data, str):
             text = explain("message", got="a text frame", expected="a binary one", remedy="Pack it with msgpack.")
             raise _RequestFailed("refused", text)
@@ -279,7 +279,7 @@ class PolicyServer:
             raise _RequestFailed("refused", str(error)) from None
 
     async def _wait(
-        self, ticket: Future[dict[str, Any]], inbox: Inbox, expires_s: float, deadline_ms: float
+        self, ticket: Future[dict[str, Any]], inbox: MessageReader, expires_s: float, deadline_ms: float
     ) -> dict[str, Any]:
         """Wait for a ticket of the worker, but not for one whose turn does not come in time or whose client left."""
         answer = asyncio.wrap_future(ticket)

@@ -10,7 +10,7 @@ from rfedge.cli.app import main
 from rfedge.config import LSTMHeadConfig, MPTConfig, PolicyConfig, ResamplerConfig, VisionConfig
 from rfedge.errors import GateError
 from rfedge.model import load_checkpoint
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 
 CONFIG = PolicyConfig(
     name="imported",
@@ -57,7 +57,7 @@ def _paths() -> tuple[str, str]:
 def test_the_gate_compares_the_peak_with_the_checkpoint() -> None:
     cost = Cost(seconds=1.0, peak_rss_bytes=150, peak_per_checkpoint=1.5)
     report = ImportMemoryReport(
-        **circumstances(),
+        **provenance(),
         preset="M-3B",
         dtype="fp32",
         source_bytes={"a": 1},

@@ -24,7 +24,7 @@ from rfedge.cli.bench.app import bench_app
 from rfedge.envs.calvin.environment import PYTHON_VARIABLE
 from rfedge.errors import BackendUnavailableError, ConfigError, GateError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATE_SIZE, STATIC_IMAGE_SHAPE, Observation
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 from tests.envs.calvin_install import calvin_python
 
 app = typer.Typer()
@@ -44,7 +44,7 @@ def test_the_gate_looks_at_the_worse_camera() -> None:
     cameras = {name: PictureDifference(mean=mean, states=(mean,)) for name, mean in (("static", 10.0), ("gripper", 21.0))}
     report = LooksReport(
         format="rfedge-looks",
-        **circumstances(),
+        **provenance(),
         simulator_versions={},
         scene="D",
         real_renderer="egl",

@@ -22,7 +22,7 @@ from rfedge.benchmarks.latency.peers import (
 )
 from rfedge.errors import ConfigError, GateError
 from rfedge.export.passes.graph_files import write_graph
-from rfedge.records.machine import circumstances
+from rfedge.records.machine import provenance
 from rfedge.records.statistics import Ratio
 from tests.export.float_graphs import draw, graph_of, relative_rms, run
 from tests.synthetic_demonstrations import write_demonstrations
@@ -35,7 +35,7 @@ def report(int8: float, fp32: float, peak_gib: float) -> PeersReport:
 
     return PeersReport(
         schema_version=1,
-        **circumstances(),
+        **provenance(),
         size="tiny",
         num_tokens=5,
         threads=1,

@@ -20,7 +20,7 @@ from rfedge.benchmarks.success.looks import LooksReport
 from rfedge.benchmarks.success.precision_records import PrecisionsReport
 from rfedge.benchmarks.success.report import SuccessReport
 from rfedge.benchmarks.success.sweep_report import SweepReport
-from rfedge.records.machine import Measurement, circumstances
+from rfedge.records.machine import Measurement, provenance
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
@@ -71,7 +71,7 @@ def test_a_result_refuses_a_field_that_nobody_declared() -> None:
 
 
 def test_a_measurement_begins_with_what_it_is_and_where_it_was_taken() -> None:
-    taken = Measurement(format="x", schema_version=1, **circumstances())
+    taken = Measurement(format="x", schema_version=1, **provenance())
     assert list(taken.model_dump()) == ["format", "schema_version", "measured_at", "commit", "machine", "versions"]
     assert taken.measured_at.endswith("+00:00")
     assert taken.versions["python"]

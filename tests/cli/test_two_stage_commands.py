@@ -65,7 +65,7 @@ def test_inspect_lists_both_stages(bundle: Path) -> None:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert [(graph["graph"], graph["file"], graph["precision"]) for graph in document["graphs"]] == [
-        ("vision", "vision.onnx", "int8-weight (12 of 17 products)"),
+        ("vision", "vision.onnx", "int8-weight (12 of 17 MatMuls)"),
         ("decoder", "decoder.onnx", "fp16"),
         ("head", "head.onnx", "fp32"),
     ]

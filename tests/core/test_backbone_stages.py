@@ -29,8 +29,8 @@ def test_the_contracts_of_the_stages_make_up_that_of_the_backbone(name: str) -> 
 
 
 def test_a_bundle_is_called_by_what_its_stages_really_are() -> None:
-    blocks = {"vision.blocks.0": "fp16", "resampler.layers.0": "fp16 (2 of 4 products)", "head": "fp32"}
-    assert summarise_blocks(MIXED, {**blocks, "decoder.layers.0.block": "int8 (2 of 5 products)"}) == MIXED
+    blocks = {"vision.blocks.0": "fp16", "resampler.layers.0": "fp16 (2 of 4 MatMuls)", "head": "fp32"}
+    assert summarise_blocks(MIXED, {**blocks, "decoder.layers.0.block": "int8 (2 of 5 MatMuls)"}) == MIXED
     assert summarise_blocks(MIXED, {**blocks, "decoder.layers.0.block": "fp32"}) == "vision=fp16,decoder=fp32"
     assert summarise_blocks("vision=fp16,decoder=fp32", {**blocks, "decoder.layers.0.block": "fp16"}) == "fp16"
     assert parse_precisions("decoder=int8, vision=fp16", two_stages=True).requested == MIXED

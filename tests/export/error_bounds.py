@@ -6,10 +6,10 @@ Every value carries a bound e: the form's value differs by at most e. A bound fo
   unit of a mantissa with one bit more than is stored); fp16 below its normal range by 2^-25. A weight rounded to int8
   moves by half a step, largest/127 of its column; in blocks by at most one step of the block, because the end of a range
   is cut or shifted by half a step on top of the rounding. A calibrated activation moves by half a step of its range.
-- The operator. Errors of both factors of a product pass through the other one: e = e_x|w| + |x|e_w + e_x e_w. GELU and erf
+- The operator. Errors of both factors of a MatMul pass through the other one: e = e_x|w| + |x|e_w + e_x e_w. GELU and erf
   stretch an error by at most their steepest slope. Softmax changes p by at most p(exp(2 max e) - 1). LayerNorm is
   differentiable with a Jacobian no larger than |gain|/deviation, and its deviation moves by at most the RMS of the error.
-- fp32 itself: 2^-23 for each operation, and for a product for each addition.
+- fp32 itself: 2^-23 for each operation, and for a MatMul for each addition.
 
 Bounds assume that every operator of the graph rounds its result to the format: islands of fp32 can only do better.
 """
@@ -43,7 +43,7 @@ class Format:
     Attributes:
         unit: relative rounding of every float that is stored in half precision, 0 for fp32.
         least: its absolute rounding near zero.
-        weights: of products: exact (but for `unit`), int8 by column, or integers by block of 32 inputs of a column.
+        weights: of MatMuls: exact (but for `unit`), int8 by column, or integers by block of 32 inputs of a column.
         calibrated: int8 activations with one step for all frames, from the range of exactly these inputs.
         rounds_rows: the kernel rounds each row of its input to int8 on its own (MatMulNBits at accuracy level 4).
     """
@@ -76,7 +76,7 @@ class Format:
         return error + steps
 
     def activation_error(self, value: Float64, error: Float64) -> Float64:
-        """Return a bound for each number (rows, inputs) that a product reads."""
+        """Return a bound for each number (rows, inputs) that a MatMul reads."""
         added = (self.unit + _FP32) * (np.abs(value) + error) + self.least
         if self.calibrated:  # what leaves the range by its error is cut back towards the exact number
             added = added + np.abs(value).max() / 127 * 0.5
@@ -115,7 +115,7 @@ def _bound(
     if node.op_type in ("MatMul", "Gemm"):
         weight = constants[node.input[1]]
         weight = weight.T if attributes.get("transB") else weight
-        value, error = _product(x, e, weight, form)
+        value, error = _matmul(x, e, weight, form)
         if len(others) > 1:
             value, error = value + others[1][0], error + others[1][1]
     elif node.op_type == "Add":
@@ -144,7 +144,7 @@ def _bound(
     return value, error + form.rounding(value, error)
 
 
-def _product(x: Float64, e: Float64, weight: Float64, form: Format) -> tuple[Float64, Float64]:
+def _matmul(x: Float64, e: Float64, weight: Float64, form: Format) -> tuple[Float64, Float64]:
     d_x, d_w = form.activation_error(x, e), form.weight_error(weight)
     error = d_x @ np.abs(weight) + np.abs(x) @ d_w + d_x @ d_w
     sums = (len(weight) + 2) * _FP32 * (np.abs(x) + d_x) @ (np.abs(weight) + d_w)

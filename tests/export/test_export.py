@@ -114,7 +114,7 @@ def test_the_two_ways_to_keep_time_differ_once_the_window_is_full(bundles: dict[
     assert np.abs(states["window"][13] - states["carry"][13]).max() > 1e-4
 
 
-def test_int8_is_int8_in_every_product_and_says_so(bundles: dict[str, Bundle]) -> None:
+def test_int8_is_int8_in_every_matmul_and_says_so(bundles: dict[str, Bundle]) -> None:
     manifest = bundles["int8"].manifest
     blocks = manifest.precision.blocks
     assert blocks["preprocess_static"] == blocks["preprocess_gripper"] == blocks["head"] == "fp32"
@@ -139,9 +139,9 @@ def test_int8_weights_and_activations_are_symmetric_and_per_channel(bundles: dic
     assert all(arrays[node.input[1]].ndim == 0 for node in quantizers)
 
 
-def test_the_audit_notices_products_that_fell_back_to_float(bundles: dict[str, Bundle]) -> None:
+def test_the_audit_notices_matmuls_that_fell_back_to_float(bundles: dict[str, Bundle]) -> None:
     path = bundles["window"].path("backbone")
-    with pytest.raises(Exception, match="got 0 products on integer kernels, expected 5"):
+    with pytest.raises(Exception, match="got 0 MatMuls on integer kernels, expected 5"):
         require_integer_kernels(path, num_expected=5)
     assert set(effective_precisions(onnx.load(path)).values()) == {"fp32"}
 
@@ -201,7 +201,7 @@ def test_demonstrations_round_the_weights_of_int4(
     assert rms[0] < 0.6 * rms[1]
     blocks = made["calibrated"].manifest.precision.blocks
     assert blocks["vision.blocks.0"] == "int4-weight"
-    assert blocks["resampler.layers.0"].endswith("int8-weight (2 of 4 products)")
+    assert blocks["resampler.layers.0"].endswith("int8-weight (2 of 4 MatMuls)")
 
 
 def test_verify_measures_parity_again_and_refuses_another_checkpoint(

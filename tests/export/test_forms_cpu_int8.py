@@ -23,7 +23,7 @@ ROWS, INNER, COLUMNS = 5, 16, 12
 
 
 def quantized_graph(rng: np.random.Generator, *, scales: tuple[float, ...], biases: bool = True) -> ir.Model:
-    """One tensor read by as many int8 products as there are scales, each with a Q/DQ pair of its own."""
+    """One tensor read by as many int8 MatMuls as there are scales, each with a Q/DQ pair of its own."""
     nodes, constants, outputs = [], [], []
     for index, scale in enumerate(scales):
         weight = rng.integers(-127, 128, (INNER, COLUMNS), np.int8)
@@ -40,11 +40,11 @@ def quantized_graph(rng: np.random.Generator, *, scales: tuple[float, ...], bias
             helper.make_node("QuantizeLinear", ["x", *pair], [f"q{index}"]),
             helper.make_node("DequantizeLinear", [f"q{index}", *pair], [f"dq{index}"]),
             helper.make_node("DequantizeLinear", [f"weight{index}", *of_weight], [f"w{index}"], axis=1),
-            helper.make_node("MatMul", [f"dq{index}", f"w{index}"], [f"product{index}"], name=f"product{index}"),
+            helper.make_node("MatMul", [f"dq{index}", f"w{index}"], [f"MatMul{index}"], name=f"MatMul{index}"),
         ]
-        outputs.append(f"product{index}")
+        outputs.append(f"MatMul{index}")
         if biases:
-            nodes.append(helper.make_node("Add", [f"product{index}", f"bias{index}"], [f"y{index}"]))
+            nodes.append(helper.make_node("Add", [f"MatMul{index}", f"bias{index}"], [f"y{index}"]))
             outputs[-1] = f"y{index}"
     graph = helper.make_graph(
         nodes,
@@ -68,7 +68,7 @@ def run(model: ir.Model | Path, inputs: dict[str, np.ndarray], *, disabled: tupl
 
 
 @pytest.mark.parametrize("biases", [True, False])
-def test_a_product_becomes_a_kernel_with_its_bias(biases: bool) -> None:
+def test_a_matmul_becomes_a_kernel_with_its_bias(biases: bool) -> None:
     rng = np.random.default_rng(0)
     model = quantized_graph(rng, scales=(0.03,), biases=biases)
     inputs = {"x": 3.0 * draw(rng, ROWS, INNER)}  # some beyond 127 steps: both must cut at the same place
@@ -79,7 +79,7 @@ def test_a_product_becomes_a_kernel_with_its_bias(biases: bool) -> None:
     assert_same_in_fp32(run(model, inputs)[0], expected[0], INNER)
 
 
-def test_products_of_one_tensor_and_one_scale_share_its_rounding() -> None:
+def test_matmuls_of_one_tensor_and_one_scale_share_its_rounding() -> None:
     rng = np.random.default_rng(1)
     model = quantized_graph(rng, scales=(0.03, 0.03, 0.05))
     inputs = {"x": draw(rng, ROWS, INNER)}
@@ -90,7 +90,7 @@ def test_products_of_one_tensor_and_one_scale_share_its_rounding() -> None:
         assert_same_in_fp32(ours, theirs, INNER)
 
 
-def test_what_is_not_this_kind_of_product_stays() -> None:
+def test_what_is_not_this_kind_of_matmul_stays() -> None:
     """A zero point that is not 0, or unsigned activations, would need other arithmetic."""
     model = quantized_graph(np.random.default_rng(2), scales=(0.03,))
     model.graph.initializers["zero0"].const_value = ir.tensor(np.int8(3), name="zero0")
@@ -105,12 +105,12 @@ def test_a_backbone_acts_as_before_on_kernels_alone(tmp_path: Path) -> None:
     contract = policy_contract(config).backbone
     trace_backbone(build_policy(config, 0).eval(), contract, tmp_path / "fp32.onnx")
     rng = np.random.default_rng(0)
-    num_products = quantize_int8(
+    num_matmuls = quantize_int8(
         tmp_path / "fp32.onnx", tmp_path / "qdq.onnx", (contract.sample_inputs(rng) for _ in range(4))
     )
-    assert lower_int8(tmp_path / "qdq.onnx", tmp_path / "cpu.onnx") == num_products
+    assert lower_int8(tmp_path / "qdq.onnx", tmp_path / "cpu.onnx") == num_matmuls
     nodes = onnx.load(tmp_path / "cpu.onnx").graph.node
-    assert sum(node.op_type == KERNEL for node in nodes) == num_products
+    assert sum(node.op_type == KERNEL for node in nodes) == num_matmuls
     assert not any(node.op_type == "DequantizeLinear" for node in nodes)
     for tokens in (16, 5):
         inputs = contract.sample_inputs(rng, dynamic_size=tokens)

@@ -57,7 +57,7 @@ def assert_same_graph(ours: Path, theirs: Path) -> None:
 def test_the_graph_of_a_policy_is_the_quantizers_own(tiny: TracedPolicy, tmp_path: Path) -> None:
     theirs = quantize_theirs(tiny.backbone, tmp_path / "theirs.onnx")
     seen = []
-    num_products = make_dynamic_int8(
+    num_matmuls = make_dynamic_int8(
         tiny.backbone, tmp_path / "ours.onnx", on_weight=lambda done, total: seen.append((done, total))
     )
     assert_same_graph(tmp_path / "ours.onnx", theirs)
@@ -68,7 +68,7 @@ def test_the_graph_of_a_policy_is_the_quantizers_own(tiny: TracedPolicy, tmp_pat
         open_session(path, optimized=tmp_path / "optimized.onnx")
         kernels.append(Counter(op_types(read_graph(tmp_path / "optimized.onnx"))))
     assert kernels[0] == kernels[1]
-    assert kernels[1]["DynamicQuantizeMatMul"] + kernels[1]["MatMulIntegerToFloat"] == num_products == 32
+    assert kernels[1]["DynamicQuantizeMatMul"] + kernels[1]["MatMulIntegerToFloat"] == num_matmuls == 32
     np.testing.assert_array_equal(run(tmp_path / "ours.onnx", tiny.inputs)[0], run(theirs, tiny.inputs)[0])
 
 
@@ -100,7 +100,7 @@ def test_weights_beside_the_graph_are_read_when_they_are_written(
 
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_gemm_becomes_a_product_and_a_sum(transposed: int, bias: bool, tmp_path: Path) -> None:
+def test_a_gemm_becomes_a_matmul_and_a_sum(transposed: int, bias: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     constants = {"w": draw(rng, *((5, 8) if transposed else (8, 5))), "b": draw(rng, 5)}
     constants["w"][0] = 0.0
@@ -118,7 +118,7 @@ def test_a_gemm_becomes_a_product_and_a_sum(transposed: int, bias: bool, tmp_pat
 
 
 def test_what_is_shared_is_quantized_once(tmp_path: Path) -> None:
-    """Two products of one tensor and two of one weight."""
+    """Two MatMuls of one tensor and two of one weight."""
     nodes = [
         node("MatMul", ["x", "w"], ["a"]),
         node("MatMul", ["x", "v"], ["b"]),
@@ -142,7 +142,7 @@ def test_a_weight_that_something_else_reads_stays_for_it(tmp_path: Path) -> None
     np.testing.assert_allclose(run(tmp_path / "ours.onnx", {"x": x})[0], x @ weight + weight, atol=0.1)
 
 
-def test_a_gemm_with_a_factor_and_a_product_of_two_tensors_stay(tmp_path: Path) -> None:
+def test_a_gemm_with_a_factor_and_a_matmul_of_two_tensors_stay(tmp_path: Path) -> None:
     nodes = [
         node("Gemm", ["x", "w"], ["a"], alpha=0.5),
         node("MatMul", ["w", "a"], ["b"]),

@@ -37,7 +37,7 @@ def forms(tiny: TracedPolicy, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.mark.parametrize("form", MAKERS)
-def test_every_product_with_a_weight_is_half_but_for_the_pixels(
+def test_every_matmul_with_a_weight_is_half_but_for_the_pixels(
     forms: dict[str, tuple[Path, FormReport]], tiny: TracedPolicy, form: str
 ) -> None:
     path, report = forms[form]
@@ -54,9 +54,9 @@ def test_every_product_with_a_weight_is_half_but_for_the_pixels(
     assert report.bytes_before == tiny.backbone.stat().st_size
     assert report.bytes_after == path.stat().st_size < 0.7 * report.bytes_before
     model = onnx.load(path)
-    products = {item.name: item for item in model.graph.node if item.name in report.converted}
+    matmuls = {item.name: item for item in model.graph.node if item.name in report.converted}
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert {weights[item.input[1]] for item in products.values()} == {ELEMENT_TYPE[form]}
+    assert {weights[item.input[1]] for item in matmuls.values()} == {ELEMENT_TYPE[form]}
 
 
 @pytest.mark.parametrize("form", MAKERS)
@@ -147,7 +147,7 @@ def test_blocks_can_be_kept_in_fp32(tiny: TracedPolicy, tmp_path: Path) -> None:
 # Numbers that a format does not hold
 
 
-def product(weight: np.ndarray) -> ir.Model:
+def matmul(weight: np.ndarray) -> ir.Model:
     return graph_of([node("MatMul", ["x", "weight"], ["y"])], {"weight": weight}, {"x": (2, 4)}, ["y"])
 
 
@@ -171,7 +171,7 @@ def with_one(value: float) -> np.ndarray:
     ],
 )
 def test_a_weight_beyond_the_format_is_named_and_nothing_is_written(make, value, words, tmp_path: Path) -> None:
-    write_graph(product(with_one(value)), tmp_path / "fp32.onnx")
+    write_graph(matmul(with_one(value)), tmp_path / "fp32.onnx")
     before = (tmp_path / "fp32.onnx").read_bytes()
     for target in ("half.onnx", "fp32.onnx"):  # beside it and in its place
         with pytest.raises(ExportError, match=words):
@@ -181,13 +181,13 @@ def test_a_weight_beyond_the_format_is_named_and_nothing_is_written(make, value,
 
 
 def test_bf16_holds_what_fp16_does_not(tmp_path: Path) -> None:
-    write_graph(product(with_one(70000)), tmp_path / "fp32.onnx")
+    write_graph(matmul(with_one(70000)), tmp_path / "fp32.onnx")
     assert make_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx").converted == ("node_y",)
 
 
-def test_an_output_that_a_product_makes_is_cast_back(tmp_path: Path) -> None:
+def test_an_output_that_a_matmul_makes_is_cast_back(tmp_path: Path) -> None:
     weight, x = with_one(1), {"x": draw(np.random.default_rng(1), 2, 4)}
-    write_graph(product(weight), tmp_path / "fp32.onnx")
+    write_graph(matmul(weight), tmp_path / "fp32.onnx")
     make_fp16(tmp_path / "fp32.onnx", tmp_path / "fp32.onnx")  # in its place
     (result,) = run(tmp_path / "fp32.onnx", x)
     assert result.dtype == np.float32
@@ -196,7 +196,7 @@ def test_an_output_that_a_product_makes_is_cast_back(tmp_path: Path) -> None:
 
 def test_the_stand_in_rounds_as_bf16_does(tmp_path: Path) -> None:
     weight, x = draw(np.random.default_rng(0), 4, 4), {"x": draw(np.random.default_rng(1), 2, 4)}
-    write_graph(product(weight), tmp_path / "fp32.onnx")
+    write_graph(matmul(weight), tmp_path / "fp32.onnx")
     make_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx")
     write_stand_in(tmp_path / "bf16.onnx", tmp_path / "stand_in.onnx")
 
@@ -247,10 +247,10 @@ def test_no_more_than_a_few_weights_are_in_memory_at_once(tmp_path: Path) -> Non
     seen: list[tuple[int, int]] = []
     tracemalloc.start()
     model = read_graph(tmp_path / "fp32.onnx")
-    from rfedge.export.precisions.form_report import choose_products
+    from rfedge.export.precisions.form_report import choose_matmuls
     from rfedge.export.precisions.half import to_half
 
-    to_half(model, choose_products(model.graph, []), ir.DataType.FLOAT16)
+    to_half(model, choose_matmuls(model.graph, []), ir.DataType.FLOAT16)
     files = write_graph(
         model, tmp_path / "fp16.onnx", inline_limit_bytes=0, on_weight=lambda done, total: seen.append((done, total))
     )

@@ -86,7 +86,7 @@ class _Builder:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Drawn:
-    """1 to 5 layers, some inside a residual path, then a product; one or two inputs, one or two outputs."""
+    """1 to 5 layers, some inside a residual path, then a MatMul; one or two inputs, one or two outputs."""
     builder = _Builder(np.random.default_rng(draw(st.integers(0, 9999))), draw(st.integers(1, 5)))
     width = draw(st.sampled_from([3, 16, 32, 64]))
     shapes = {"x": (builder.tokens, width)}
@@ -199,7 +199,7 @@ def _contract(model: onnx.ModelProto, kind: str) -> list[tuple[str, int, tuple[i
 
 
 def test_the_bound_of_each_form_would_notice_a_coarser_one(tmp_path: Path) -> None:
-    """A bound that anything meets proves nothing: one product that is rounded with twice the step breaks it."""
+    """A bound that anything meets proves nothing: one MatMul that is rounded with twice the step breaks it."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((32, 16)).astype(np.float32)
     x = np.eye(32, dtype=np.float32)  # reads one weight at a time, so that nothing averages
@@ -217,7 +217,7 @@ def test_the_bound_of_each_form_would_notice_a_coarser_one(tmp_path: Path) -> No
     assert (np.abs(truncated - weight) <= as_bf16).all()
 
 
-def test_a_product_right_after_a_product_is_quantized_as_well(tmp_path: Path) -> None:
+def test_a_matmul_right_after_a_matmul_is_quantized_as_well(tmp_path: Path) -> None:
     """The bias that corrects the first renames what the second reads."""
     rng = np.random.default_rng(0)
     constants = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("first", "second")}

@@ -80,7 +80,7 @@ def test_onnx_runtime_keeps_the_standard_form_packed(make: Any, bits: int, tiny:
 
 @pytest.mark.parametrize("make", [make_int8_weight, make_int4_weight])
 @pytest.mark.parametrize(("compute", "dtype"), [("fp16", ir.DataType.FLOAT16), ("bf16", ir.DataType.BFLOAT16)])
-def test_products_can_compute_in_half_precision(
+def test_matmuls_can_compute_in_half_precision(
     make: Any, compute: str, dtype: ir.DataType, tiny: TracedPolicy, tmp_path: Path
 ) -> None:
     """The form for a GPU; its error is that of the rounded weights, whatever computes with them."""
@@ -137,8 +137,8 @@ def test_a_weight_that_is_no_number_is_named(options: tuple[Any, dict[str, Any]]
 
 @pytest.mark.parametrize(("rows", "columns"), [(32, 3), (100, 24), (50, 5), (7, 2)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_product_of_any_size_is_that_of_the_rounded_weight(variant: str, rows: int, columns: int, tmp_path: Path) -> None:
-    """Also where blocks of 32 do not divide the inputs: there the standard form of int4 keeps the product in fp32."""
+def test_a_matmul_of_any_size_is_that_of_the_rounded_weight(variant: str, rows: int, columns: int, tmp_path: Path) -> None:
+    """Also where blocks of 32 do not divide the inputs: there the standard form of int4 keeps the MatMul in fp32."""
     make, options, *_ = VARIANTS[variant]
     rng = np.random.default_rng(rows)
     weight, x = draw(rng, rows, columns), draw(rng, 2, rows)
@@ -207,7 +207,7 @@ def test_a_weight_that_two_inputs_read_is_rounded_for_both(tmp_path: Path) -> No
 def test_attention_to_the_cameras_has_eight_bits_unless_names_replace_it(tiny: TracedPolicy, tmp_path: Path) -> None:
     report = make_int4_weight(tiny.backbone, tmp_path / "form.onnx")
     assert report.blocks["vision.blocks.0"] == "int4-weight"
-    assert report.blocks["resampler.layers.0"] == "int4-weight (2 of 4 products), int8-weight (2 of 4 products)"
+    assert report.blocks["resampler.layers.0"] == "int4-weight (2 of 4 MatMuls), int8-weight (2 of 4 MatMuls)"
     everything = make_int4_weight(tiny.backbone, tmp_path / "all.onnx", keep_float=())
     assert everything.blocks["resampler.layers.0"] == "int4-weight"
     assert everything.bytes_after < report.bytes_after
@@ -224,7 +224,7 @@ def test_kernels_over_features_have_eight_bits_and_those_over_a_camera_none(tmp_
     write_graph(graph_of(nodes, constants, {"x": (1, 3, 9, 9)}, ["z"]), tmp_path / "fp32.onnx")
     report = make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx")
     assert list(report.kept) == ["node_y"]
-    assert report.blocks == {"unnamed": "int8-weight (1 of 2 products)"}
+    assert report.blocks == {"unnamed": "int8-weight (1 of 2 MatMuls)"}
     form = read_graph(tmp_path / "form.onnx").graph
     assert form.initializers["second/int8"].dtype == ir.DataType.INT8
     x = {"x": draw(rng, 1, 3, 9, 9)}
@@ -244,7 +244,7 @@ def test_a_transposed_gemm_keeps_one_scale_per_output(tmp_path: Path) -> None:
     assert report.kept == {"node_y": "a Gemm, for which there is no kernel with packed weights"}
 
 
-def test_a_weight_of_two_products_is_stored_once(tmp_path: Path) -> None:
+def test_a_weight_of_two_matmuls_is_stored_once(tmp_path: Path) -> None:
     nodes = [node("MatMul", ["x", "w"], ["y"]), node("MatMul", ["y", "w"], ["z"])]
     for name, (make, options, *_) in VARIANTS.items():
         model = graph_of(nodes, {"w": draw(np.random.default_rng(0), 64, 64)}, {"x": (2, 64)}, ["z"])

@@ -182,7 +182,7 @@ def test_another_graph_frame_or_option_is_another_search(graphs: tuple[Path, Pat
     assert len({key, *others}) == 5
 
 
-def test_stored_products_give_the_same_graph_without_a_frame_being_run(
+def test_stored_matmuls_give_the_same_graph_without_a_frame_being_run(
     graphs: tuple[Path, Path], frames: list[Inputs], tmp_path: Path
 ) -> None:
     store = RoundedStore(tmp_path / "rounded")

@@ -16,7 +16,7 @@ from rfedge.export.passes.fold_normalisation import FoldNormalisation
 from rfedge.export.passes.fusible_rms_norm import FusibleRMSNorm
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.passes.graph_pass import GraphPass, run_passes, weight_bytes
-from rfedge.export.passes.graph_queries import block_of, is_weight_product
+from rfedge.export.passes.graph_queries import block_of, is_weight_matmul
 from rfedge.export.passes.slim import Slim
 from rfedge.export.passes.standard import apply_passes, standard_passes
 from tests.export.float_graphs import (
@@ -60,10 +60,10 @@ def apply(graph_pass: GraphPass, model: ir.Model, inputs: dict[str, Array]) -> t
 
 def gated(order: str, *, tanh: bool = True, bias: bool = False, gate_shape: tuple[int, ...] = (1,)) -> ir.Model:
     nodes = [node("Tanh", ["gate"], ["factor"])] if tanh else []
-    nodes.append(node("MatMul", ["x", "weight"], ["product"]))
+    nodes.append(node("MatMul", ["x", "weight"], ["MatMul"]))
     if bias:
-        nodes.append(node("Add", ["offset", "product"], ["biased"]))
-    operands = ["factor" if tanh else "gate", "biased" if bias else "product"]
+        nodes.append(node("Add", ["offset", "MatMul"], ["biased"]))
+    operands = ["factor" if tanh else "gate", "biased" if bias else "MatMul"]
     nodes += [node("Mul", operands if order == "gate first" else operands[::-1], ["scaled"])]
     nodes.append(node("Add", ["x", "scaled"], ["y"]))
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_a_gate_goes_into_the_projection_and_its_bias(order: str, tanh: bool, bi
     model = gated(order, tanh=tanh, bias=bias)
     (change,) = apply(FoldGates(), model, X)
     assert change.startswith("node_scaled: gate ")
-    assert change.endswith("into node_product")
+    assert change.endswith("into node_matmul")
     assert op_types(model) == (["MatMul", "Add", "Add"] if bias else ["MatMul", "Add"])
     run_passes(model, [DropDead()])
     assert len(model.graph.initializers) == 1 + bias
@@ -89,8 +89,8 @@ def test_a_gate_goes_into_the_projection_and_its_bias(order: str, tanh: bool, bi
 
 def test_a_gate_that_leaves_the_graph_keeps_the_outputs_name() -> None:
     nodes = [
-        node("Gemm", ["x", "weight", "offset"], ["product"], transB=1),
-        node("Mul", ["product", "gate"], ["y"]),
+        node("Gemm", ["x", "weight", "offset"], ["MatMul"], transB=1),
+        node("Mul", ["MatMul", "gate"], ["y"]),
     ]
     rng = np.random.default_rng(0)
     constants = {"weight": draw(rng, 3, 6), "offset": draw(rng, 3), "gate": np.float32(0.3)}
@@ -113,13 +113,13 @@ def test_two_gates_on_one_weight_make_two_weights() -> None:
 
 
 def test_what_is_no_gate_stays() -> None:
-    """A product that someone else reads too, one number a channel, and a gate that adds an axis."""
+    """A MatMul that someone else reads too, one number a channel, and a gate that adds an axis."""
     assert apply(FoldGates(), gated("gate first", tanh=False, gate_shape=(6,)), X) == ()
     assert apply(FoldGates(), gated("gate first", tanh=False, gate_shape=(1, 1, 1, 1)), X) == ()
     shared = [
-        node("MatMul", ["x", "weight"], ["product"]),
-        node("Mul", ["product", "gate"], ["y"]),
-        node("Sigmoid", ["product"], ["z"]),
+        node("MatMul", ["x", "weight"], ["MatMul"]),
+        node("Mul", ["MatMul", "gate"], ["y"]),
+        node("Sigmoid", ["MatMul"], ["z"]),
     ]
     constants = {"weight": draw(np.random.default_rng(0), 6, 6), "gate": np.float32([1.702])}
     assert apply(FoldGates(), graph_of(shared, constants, {"x": (2, 3, 6)}, ["y", "z"]), X) == ()
@@ -359,16 +359,16 @@ def test_the_passes_on_other_decoders(
     assert changed["fusible-rms-norm"] == (5 if changes is LLAMA else 0)
 
 
-def test_later_steps_find_the_same_products(tiny: TracedPolicy) -> None:
-    """They go by the nodes' names and by the exporter's notes; only products of constants are gone."""
+def test_later_steps_find_the_same_matmuls(tiny: TracedPolicy) -> None:
+    """They go by the nodes' names and by the exporter's notes; only MatMuls of constants are gone."""
 
-    def products(model: ir.Model) -> set[tuple[str, str]]:
-        return {(str(item.name), block_of(item)) for item in model.graph if is_weight_product(item)}
+    def matmuls(model: ir.Model) -> set[tuple[str, str]]:
+        return {(str(item.name), block_of(item)) for item in model.graph if is_weight_matmul(item)}
 
     model = read_graph(tiny.backbone)
-    before = products(model)
+    before = matmuls(model)
     run_passes(model, standard_passes())
-    assert products(model) < before
-    (gone,) = before - products(model)
+    assert matmuls(model) < before
+    (gone,) = before - matmuls(model)
     assert gone[1] == "resampler.layers.0"
     assert all(block != "unnamed" for _, block in before)

@@ -50,10 +50,10 @@ def test_gates(
     rows, inner, columns = sizes
     rng = np.random.default_rng(seed)
     nodes = [node("Tanh", ["gate"], ["factor"])] if tanh else []
-    nodes.append(node("MatMul", ["x", "weight"], ["product"]))
-    scaled = "product"
+    nodes.append(node("MatMul", ["x", "weight"], ["MatMul"]))
+    scaled = "MatMul"
     if bias is not None:
-        nodes.append(node("Add", ["product", "offset"] if bias == "second" else ["offset", "product"], ["biased"]))
+        nodes.append(node("Add", ["MatMul", "offset"] if bias == "second" else ["offset", "MatMul"], ["biased"]))
         scaled = "biased"
     factor = "factor" if tanh else "gate"
     nodes.append(node("Mul", [factor, scaled] if gate_first else [scaled, factor], ["y"]))

@@ -22,10 +22,10 @@ from rfedge.errors import ConfigError, DatasetError
 from rfedge.export.int8.balance import balance_input, find_gain
 from rfedge.export.int8.histogram import MagnitudeHistogram
 from rfedge.export.int8.insert import apply_balance, rewrite_float_reader
+from rfedge.export.int8.matmuls import quantizable_matmuls
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
 from rfedge.export.int8.options import PLAIN, Int8Options, parse_smooth_quant
-from rfedge.export.int8.products import quantizable_products
-from rfedge.export.int8.ranges import choose_magnitude, step_of
+from rfedge.export.int8.ranges import choose_magnitude, scale_from_amax
 from rfedge.export.int8.rounding import round_compensated, round_nearest
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
@@ -106,7 +106,7 @@ def test_mse_finds_the_range_that_a_search_over_the_numbers_finds() -> None:
 def test_a_tensor_of_zeros_has_a_step_of_one() -> None:
     histogram = MagnitudeHistogram()
     histogram.add(np.zeros((4, 4), np.float32))
-    assert [step_of(choose_magnitude(histogram, method)) for method in ("min-max", "percentile", "mse")] == [1.0] * 3
+    assert [scale_from_amax(choose_magnitude(histogram, method)) for method in ("min-max", "percentile", "mse")] == [1.0] * 3
 
 
 # --- rounding
@@ -136,16 +136,16 @@ def test_compensated_rounding_of_independent_channels_is_the_nearest() -> None:
 
 
 def test_channels_are_observed_as_they_are(backbone: Path, frames: list[dict[str, Array]]) -> None:
-    product = quantizable_products(read_graph(backbone).graph, ())[0]
+    matmul = quantizable_matmuls(read_graph(backbone).graph, ())[0]
     seen: list[Array] = []
 
     class Keep:
         def add(self, rows: Array) -> None:
             seen.append(rows)
 
-    statistics = ChannelStatistics(product.num_channels)
-    observe(backbone, {str(product.source.name): statistics}, frames)
-    observe(backbone, {str(product.source.name): Keep()}, frames)
+    statistics = ChannelStatistics(matmul.num_channels)
+    observe(backbone, {str(matmul.source.name): statistics}, frames)
+    observe(backbone, {str(matmul.source.name): Keep()}, frames)
     rows = np.concatenate(seen)
     np.testing.assert_array_equal(statistics.low, rows.min(axis=0))
     np.testing.assert_array_equal(statistics.high, rows.max(axis=0))
@@ -170,8 +170,8 @@ def test_covariances_that_do_not_fit_together_are_observed_one_after_the_other()
 # --- folding
 
 
-def normalised_products(*, with_bias: bool, norm: str) -> onnx.ModelProto:
-    """x -> normalisation -> two products with a weight, the second a Gemm-like MatMul followed by a bias."""
+def normalised_matmuls(*, with_bias: bool, norm: str) -> onnx.ModelProto:
+    """x -> normalisation -> two MatMuls with a weight, the second a Gemm-like MatMul followed by a bias."""
     rng = np.random.default_rng(1)
     arrays = {
         "gain": rng.uniform(0.5, 2, 8),
@@ -202,7 +202,7 @@ def normalised_products(*, with_bias: bool, norm: str) -> onnx.ModelProto:
 @pytest.mark.parametrize(("norm", "with_bias"), [("layer", True), ("layer", False), ("rms", False)])
 @pytest.mark.parametrize("smooth_quant", [0.5, "search"])
 def test_folding_alone_leaves_the_output_as_it_was(norm: str, with_bias: bool, smooth_quant: Any, tmp_path: Path) -> None:
-    model = ir.serde.deserialize_model(normalised_products(with_bias=with_bias, norm=norm))
+    model = ir.serde.deserialize_model(normalised_matmuls(with_bias=with_bias, norm=norm))
     x = np.random.default_rng(0).normal(size=(1, 5, 8)).astype(np.float32) * np.logspace(-1, 1, 8, dtype=np.float32)
     write_graph(model, tmp_path / "before.onnx")
     value = next(node for node in model.graph if node.name == "norm").outputs[0]
@@ -218,7 +218,7 @@ def test_folding_alone_leaves_the_output_as_it_was(norm: str, with_bias: bool, s
         rewrite_float_reader(model.graph, node, balance)
     read = apply_balance(model.graph, value, balance)
     write_graph(model, tmp_path / "after.onnx")
-    # a norm of 8 numbers, a product over them, two sums
+    # a norm of 8 numbers, a MatMul over them, two sums
     assert_same_in_fp32(run(tmp_path / "after.onnx", {"x": x}), run(tmp_path / "before.onnx", {"x": x}), 3 * 8)
     balanced = ChannelStatistics(8)
     observe(tmp_path / "after.onnx", {str(read.name): balanced}, [{"x": x}])
@@ -226,7 +226,7 @@ def test_folding_alone_leaves_the_output_as_it_was(norm: str, with_bias: bool, s
 
 
 def test_a_gain_that_others_read_too_absorbs_nothing() -> None:
-    proto = normalised_products(with_bias=True, norm="layer")
+    proto = normalised_matmuls(with_bias=True, norm="layer")
     proto.graph.node[-1].input[0] = "a"
     model = ir.serde.deserialize_model(proto)
     value = next(node for node in model.graph if node.name == "norm").outputs[0]
@@ -239,14 +239,14 @@ def test_folding_every_norm_of_a_backbone_leaves_its_feature(
     backbone: Path, frames: list[dict[str, Array]], tmp_path: Path
 ) -> None:
     model = read_graph(backbone)
-    products = quantizable_products(model.graph, ())
-    channels = {str(product.source.name): product.num_channels for product in products}
+    matmuls = quantizable_matmuls(model.graph, ())
+    channels = {str(matmul.source.name): matmul.num_channels for matmul in matmuls}
     statistics = {name: ChannelStatistics(count) for name, count in channels.items()}
     observe(backbone, statistics, frames)
-    values = {str(product.source.name): product.source for product in products}
+    values = {str(matmul.source.name): matmul.source for matmul in matmuls}
     folded = 0
     for name, value in values.items():
-        weights = [product.weight.const_value.numpy() for product in products if product.source is value]  # type: ignore[union-attr]
+        weights = [matmul.weight.const_value.numpy() for matmul in matmuls if matmul.source is value]  # type: ignore[union-attr]
         balance = balance_input(value, statistics[name], weights, Int8Options(smooth_quant=0.7))
         if balance.gain is None:
             continue
@@ -272,7 +272,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def scales_and_weights(path: Path) -> dict[str, tuple[Array, Array, Array]]:
-    """Name of a product -> scale of its input, int8 weights, scales of its outputs."""
+    """Name of a MatMul -> scale of its input, int8 weights, scales of its outputs."""
     model = onnx.load(path)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -290,7 +290,7 @@ def scales_and_weights(path: Path) -> dict[str, tuple[Array, Array, Array]]:
 def test_plain_ranges_and_rounding_are_those_of_onnxruntime_bit_for_bit(
     backbone: Path, frames: list[dict[str, Array]], tmp_path: Path
 ) -> None:
-    names = [product.name for product in quantizable_products(read_graph(backbone).graph, ())]
+    names = [matmul.name for matmul in quantizable_matmuls(read_graph(backbone).graph, ())]
     assert quantize_int8(backbone, tmp_path / "own.onnx", iter(frames), options=PLAIN) == len(names)
     quantize_static(
         backbone,
@@ -320,7 +320,7 @@ def test_plain_ranges_and_rounding_are_those_of_onnxruntime_bit_for_bit(
 
 @pytest.mark.parametrize("activation_type", ["int8", "uint8"])
 @pytest.mark.parametrize("plain", [True, False])
-def test_every_product_has_its_own_pair_and_an_integer_kernel(
+def test_every_matmul_has_its_own_pair_and_an_integer_kernel(
     backbone: Path, frames: list[dict[str, Array]], plain: bool, activation_type: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "int8.onnx"
@@ -385,18 +385,18 @@ def test_what_stays_in_float_is_named_by_block_module_or_pattern(
     backbone: Path, frames: list[dict[str, Array]], tmp_path: Path
 ) -> None:
     graph = read_graph(backbone).graph
-    everything = quantizable_products(graph, ())
-    kept = {product.module for product in everything} - {product.module for product in quantizable_products(graph)}
+    everything = quantizable_matmuls(graph, ())
+    kept = {matmul.module for matmul in everything} - {matmul.module for matmul in quantizable_matmuls(graph)}
     assert kept
     assert all(".attention.to_" in module for module in kept)
     assert {module.split(".")[0] for module in kept} == {"resampler", "decoder"}
-    assert len(quantizable_products(graph, ("vision.blocks.0.qkv",))) == len(everything) - 1
+    assert len(quantizable_matmuls(graph, ("vision.blocks.0.qkv",))) == len(everything) - 1
     with pytest.raises(ConfigError, match=r"keep_float: got 'vision.block.0', .*did you mean 'vision.blocks.0'"):
-        quantizable_products(graph, ("vision.block.0",))
+        quantizable_matmuls(graph, ("vision.block.0",))
     quantize_int8(backbone, tmp_path / "int8.onnx", frames, keep_float=None)
     blocks = effective_precisions(onnx.load(tmp_path / "int8.onnx"))
     assert blocks["vision.blocks.0"] == "int8"
-    assert blocks["decoder.layers.0.cross_attention"] == "int8 (2 of 5 products)"
+    assert blocks["decoder.layers.0.cross_attention"] == "int8 (2 of 5 MatMuls)"
 
 
 def test_nothing_is_calibrated_on_no_frame(backbone: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rfedge.benchmarks.studies.rounding_speed import draw_product, main, output_error
+from rfedge.benchmarks.studies.rounding_speed import draw_matmul, main, output_error
 from rfedge.export.int8.rounding import round_compensated, round_nearest, weight_steps
 
 
@@ -27,14 +27,14 @@ def round_by_inverse(weight: np.ndarray, covariance: np.ndarray, input_step: flo
 @pytest.mark.parametrize("channels", [1, 5, 128, 129, 300, 513])
 def test_the_numbers_are_those_of_the_inverse(channels: int) -> None:
     """One channel, less than a stripe, a stripe, one more, and more than one panel."""
-    weight, covariance, step = draw_product(channels, 24, np.random.default_rng(channels))
+    weight, covariance, step = draw_matmul(channels, 24, np.random.default_rng(channels))
     levels, steps = round_compensated(weight, covariance, step)
     np.testing.assert_array_equal(levels, round_by_inverse(weight, covariance, step))
     np.testing.assert_array_equal(steps, weight_steps(weight))
 
 
 def test_single_precision_is_as_good() -> None:
-    weight, covariance, step = draw_product(700, 64, np.random.default_rng(0))
+    weight, covariance, step = draw_matmul(700, 64, np.random.default_rng(0))
     errors = [
         output_error(rounded, weight, covariance, step)
         for rounded in (

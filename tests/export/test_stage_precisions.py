@@ -9,7 +9,7 @@ import pytest
 from rfedge.config import PRECISIONS
 from rfedge.errors import ConfigError
 from rfedge.export.pipeline import ExportOptions, check_export
-from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, judged_by
+from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, loosest_thresholds
 
 MIXED = "vision=fp16,decoder=int8"
 
@@ -20,9 +20,9 @@ def test_each_precision_allows_at_least_what_the_stricter_one_does() -> None:
         for metric, limit in THRESHOLDS[strict].items():
             other = THRESHOLDS[loose][metric]
             assert other <= limit if metric.startswith("min_") else other >= limit, (strict, loose, metric)
-    assert judged_by(["fp16", "int8"]) == judged_by(["int8", "fp32"]) == "int8"
-    assert judged_by(["bf16", "int8"]) == "bf16"
-    assert judged_by(["int4-weight", "int8-weight"]) == "int4-weight"
+    assert loosest_thresholds(["fp16", "int8"]) == loosest_thresholds(["int8", "fp32"]) == "int8"
+    assert loosest_thresholds(["bf16", "int8"]) == "bf16"
+    assert loosest_thresholds(["int4-weight", "int8-weight"]) == "int4-weight"
 
 
 def test_what_two_stages_cannot_be_is_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:

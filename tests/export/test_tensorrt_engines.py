@@ -57,11 +57,11 @@ def test_tiny_is_built_ahead_of_time_in_the_precision_of_its_graph(
         assert audit.source == "builder's description of the engine"
         assert audit.missed == ()
         assert not audit.weights_grew
-        computed = {product.module: product.computed for product in audit.products}
+        computed = {matmul.module: matmul.computed for matmul in audit.matmuls}
         for name in ("vision.blocks.0.qkv", "resampler.layers.0.attention.to_kv", "decoder.layers.0.block.mlp_up"):
             assert computed[name] == precision
         if precision == "int8":
-            floats = {product.block: product.reason for product in audit.products if product.computed != "int8"}
+            floats = {matmul.block: matmul.reason for matmul in audit.matmuls if matmul.computed != "int8"}
             assert floats == {
                 "preprocess_static": "camera resize: exact in float",
                 "preprocess_gripper": "camera resize: exact in float",
@@ -93,14 +93,14 @@ def test_two_lengths_of_the_text_are_two_profiles_over_the_same_weights(
     assert [record.choose_profile(tokens) for tokens in (1, 8, 9, 16)] == [(0, 8), (0, 8), (1, 16), (1, 16)]
 
 
-def test_the_audit_notices_int8_products_that_the_builder_runs_in_float(rtx: TensorRt, bundles: dict[str, Path]) -> None:
+def test_the_audit_notices_int8_matmuls_that_the_builder_runs_in_float(rtx: TensorRt, bundles: dict[str, Path]) -> None:
     """Packed q|k|v with a bias is such a case, which is why `prepare_graph` takes it apart."""
     opened = load_bundle(bundles["int8"])
     path = opened.path("backbone")
     graph = load_graph(path.read_bytes())
     cast_bytes_first(graph)
     built = build_engine(rtx, graph, path, opened.contract.backbone, rtx.ahead_of_time_target(86), BuilderSettings())
-    missed = {product.module: (product.computed, product.reason) for product in audit_built(graph, built).missed}
+    missed = {matmul.module: (matmul.computed, matmul.reason) for matmul in audit_built(graph, built).missed}
     assert set(missed) == {"vision.blocks.0.qkv", "vision.blocks.1.qkv"}
     for computed, reason in missed.values():
         assert computed == "fp32"
@@ -150,7 +150,7 @@ def test_the_audit_lists_every_layer_that_is_not_int8_and_why(vit_l: dict[str, t
     assert {layer.name for layer in found.layers} <= {layer.name for layer in built.layers}
     assert all(bool(layer.reason) == (layer.precision != "int8") for layer in found.layers)
     reasons = " ".join(layer.reason for layer in found.layers)
-    for part in ("attention product of two activations", "softmax", "LayerNorm"):
+    for part in ("attention MatMul of two activations", "softmax", "LayerNorm"):
         assert part in reasons
     whole, fp32 = vit_l["fp32"]
     assert fp32.precisions == {"fp32": 4}
@@ -176,7 +176,7 @@ def test_weights_in_a_file_beside_the_graph_reach_the_engine(
 def test_each_unsupported_precision_ends_with_its_reason(rtx: TensorRt, bundles: dict[str, Path]) -> None:
     def refused(element_type: int, sm: int) -> str:
         weight = helper.make_tensor("weight", element_type, [64, 64], np.zeros(64 * 64).tolist())
-        node = helper.make_node("MatMul", ["x", "weight"], ["y"], name="product")
+        node = helper.make_node("MatMul", ["x", "weight"], ["y"], name="MatMul")
         model = small_graph([node], [weight], width=64)
         with pytest.raises(ExportError) as caught:
             check_precisions(model, rtx.ahead_of_time_target(sm))
@@ -219,12 +219,12 @@ def test_a_refused_layer_is_named_with_its_onnx_node_and_pytorch_module(rtx: Ten
     unheard = helper.make_node("BitShift", ["between", "between"], ["y"], name="node_shift", direction="LEFT")
     text = fails(small_graph([unknown, unheard], [], width=64), 86)
     assert text.startswith("graph g.onnx: got node node_shift (BitShift) of PyTorch module decoder.layers.7.mlp_up: ")
-    # the builder: fp32 products do not exist for Turing in TensorRT for RTX
+    # the builder: fp32 MatMuls do not exist for Turing in TensorRT for RTX
     weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "weight")
-    product = helper.make_node("MatMul", ["x", "weight"], ["y"], name="node_product")
-    text = fails(small_graph([product], [weight], width=64), 75)
+    matmul = helper.make_node("MatMul", ["x", "weight"], ["y"], name="node_matmul")
+    text = fails(small_graph([matmul], [weight], width=64), 75)
     assert text.startswith(
-        "engine of g.onnx for SM75: got node node_product (MatMul) of PyTorch module decoder.layers.7.mlp_up"
+        "engine of g.onnx for SM75: got node node_matmul (MatMul) of PyTorch module decoder.layers.7.mlp_up"
     )
     assert "FP32 GEMM is not supported" in text
     assert text.endswith("Export the bundle in a precision this GPU has, or build for another one.")

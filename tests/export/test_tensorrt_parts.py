@@ -20,7 +20,7 @@ from rfedge.export.tensorrt.build_progress import PhaseFraction
 from rfedge.export.tensorrt.engine_layers import layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, name_failure
 from rfedge.export.tensorrt.prepare import cast_bytes_first
-from rfedge.export.tensorrt.split_packed import split_packed_products
+from rfedge.export.tensorrt.split_packed import split_packed_matmuls
 from rfedge.nvidia.device import read_cuda_device
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt, parse_compute_capabilities
 from tests.export.tensorrt_bundles import small_graph
@@ -36,7 +36,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> Any:
 
 
 def packed_graph(*, scale_per_column: bool = True) -> onnx.ModelProto:
-    """x -> Q/DQ -> int8 product 3 times as wide -> bias -> three parts -> part 0 * part 1 + part 2."""
+    """x -> Q/DQ -> int8 MatMul 3 times as wide -> bias -> three parts -> part 0 * part 1 + part 2."""
     rng = np.random.default_rng(0)
     scales = rng.uniform(0.01, 0.02, 3 * WIDTH if scale_per_column else ()).astype(np.float32)
     tensors = {
@@ -63,25 +63,25 @@ def packed_graph(*, scale_per_column: bool = True) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("scale_per_column", [True, False])
-def test_a_packed_product_taken_apart_gives_the_same_bits(tmp_path: Any, scale_per_column: bool) -> None:
+def test_a_packed_matmul_taken_apart_gives_the_same_bits(tmp_path: Any, scale_per_column: bool) -> None:
     model = packed_graph(scale_per_column=scale_per_column)
     x = np.random.default_rng(1).standard_normal((1, 32, WIDTH)).astype(np.float32)
     expected = run(model, {"x": x})
-    assert split_packed_products(model, tmp_path) == 1
+    assert split_packed_matmuls(model, tmp_path) == 1
     onnx.checker.check_model(model)
     np.testing.assert_array_equal(run(model, {"x": x}), expected)
     assert [node.name for node in model.graph.node if node.op_type == "MatMul"] == ["qkv/0", "qkv/1", "qkv/2"]
     assert {tensor.name for tensor in model.graph.initializer} >= {"weight/0", "weight/1", "weight/2", "bias/2"}
     assert not {"weight", "bias"} & {tensor.name for tensor in model.graph.initializer}
     assert ModuleNames(model).module("qkv/1") == "vision.blocks.0.qkv"
-    assert split_packed_products(model, tmp_path) == 0
+    assert split_packed_matmuls(model, tmp_path) == 0
 
 
-def test_a_packed_product_that_others_read_stays_whole(tmp_path: Any) -> None:
+def test_a_packed_matmul_that_others_read_stays_whole(tmp_path: Any) -> None:
     model = packed_graph()
     model.graph.output.append(helper.make_tensor_value_info("biased", TensorProto.FLOAT, [1, 32, 3 * WIDTH]))
     before = model.SerializeToString()
-    assert split_packed_products(model, tmp_path) == 0
+    assert split_packed_matmuls(model, tmp_path) == 0
     assert model.SerializeToString() == before
 
 
@@ -178,16 +178,16 @@ def test_the_audit_believes_the_engine_and_not_the_graph() -> None:
         )
 
     good, bad = audit(INSPECTOR_10), audit(INSPECTOR_11, engine_weights_bytes=400)
-    assert good.products[0].asked == "int8"
+    assert good.matmuls[0].asked == "int8"
     assert good.precisions == {"int8": 1}
     assert good.missed == ()
     assert not good.weights_grew
-    assert [product.module for product in bad.missed] == ["vision.blocks.0.qkv"]
+    assert [matmul.module for matmul in bad.missed] == ["vision.blocks.0.qkv"]
     assert bad.precisions == {"fp16": 1}
     assert bad.weights_grew, "the engine holds four times the graph's weights"
     silent = audit({"Layers": []})
     assert silent.precisions == {"unknown": 1}
-    assert silent.products[0].reason == "not named by the engine inspector: folded, or merged into a neighbour"
+    assert silent.matmuls[0].reason == "not named by the engine inspector: folded, or merged into a neighbour"
 
 
 def test_a_failure_of_the_builder_leads_with_the_node_it_names() -> None:

@@ -99,7 +99,7 @@ def test_an_instruction_takes_the_smallest_profile_that_it_fits() -> None:
         old.choose_profile(1)
 
 
-def test_the_audit_counts_a_product_by_its_widest_profile() -> None:
+def test_the_audit_counts_a_matmul_by_its_widest_profile() -> None:
     tensors = [
         numpy_helper.from_array(np.ones((64, 64), np.int8), "w8"),
         numpy_helper.from_array(np.array(0.1, np.float32), "scale"),
@@ -109,12 +109,12 @@ def test_the_audit_counts_a_product_by_its_widest_profile() -> None:
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"], name="quantize"),
         helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"], name="dequantize"),
         helper.make_node("DequantizeLinear", ["w8", "scale", "zero"], ["wd"], name="weight"),
-        helper.make_node("MatMul", ["xd", "wd"], ["y"], name="product"),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], name="MatMul"),
     ]
 
     def layer(profile: int, precision: str) -> EngineLayer:
         operand = Operand("x", precision, (1, 32, 64))
-        return EngineLayer(f"product_myl{profile}_3", "gemm", (operand, operand), (), (operand,), ("product",))
+        return EngineLayer(f"product_myl{profile}_3", "gemm", (operand, operand), (), (operand,), ("MatMul",))
 
     def computed(*precisions: str) -> str:
         layers = [layer(profile, precision) for profile, precision in enumerate(precisions)]
@@ -122,7 +122,7 @@ def test_the_audit_counts_a_product_by_its_widest_profile() -> None:
         numbers = {"graph_weights_bytes": 1, "engine_weights_bytes": 1, "plan_bytes": 1}
         audit = audit_engine(model, layers, source="test", num_profiles=len(layers), **numbers)
         assert bool(audit.missed) == ("fp32" in precisions)
-        return audit.products[0].computed
+        return audit.matmuls[0].computed
 
     assert computed("int8", "int8") == "int8"
     assert computed("int8", "fp32") == "fp32"

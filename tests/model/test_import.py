@@ -20,12 +20,12 @@ from rfedge.config import LSTMHeadConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo
-from rfedge.model.original.draws import Draws, part_of
 from rfedge.model.original.file_names import disagreements
 from rfedge.model.original.flamingo_tokenizer import flamingo_tokenizer
 from rfedge.model.original.import_sizes import Settings, find_sizes, policy_config
 from rfedge.model.original.names import OUTPUT_PROJECTION
 from rfedge.model.original.plan import PlannedFile, plan_weights
+from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import open_source
 from rfedge.model.original.tensor_files import TensorFile, open_tensor_file
 from tests.model import fake_originals
@@ -281,7 +281,7 @@ def test_a_part_is_drawn_alike_whichever_others_are() -> None:
     config = preset("tiny")
     state = RoboFlamingo(config).state_dict()
     names = [name for name in state if part_of(name) in ("resampler", "cross-attention", "head")]
-    forwards, backwards, other = Draws(config, 3), Draws(config, 3), Draws(config, 4)
+    forwards, backwards, other = SeededInit(config, 3), SeededInit(config, 3), SeededInit(config, 4)
     before = torch.random.get_rng_state()
     values = {name: forwards.tensor(name) for name in names}
     for name in reversed(names):

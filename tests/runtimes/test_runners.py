@@ -156,7 +156,7 @@ def _count_operators(path: Path) -> dict[str, int]:
     return {name: nodes.count(name) for name in nodes}
 
 
-def test_the_fusion_that_breaks_int8_products_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fusion_that_breaks_int8_matmuls_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MatMul + Add becomes Gemm unless the optimizer is disabled: the option must reach onnxruntime."""
     spec_in = TensorSpec(name="x", dtype="float32", shape=(4, 8), axes=("row", "column"))
     spec_out = TensorSpec(name="y", dtype="float32", shape=(4, 8), axes=("row", "column"))
@@ -189,7 +189,7 @@ def test_the_fusion_that_breaks_int8_products_is_off(tmp_path: Path, monkeypatch
     ("requested", "blocks", "name", "backbone_disables", "head_disables"),
     [
         ("fp32", {"vision": "fp32", "head": "fp32"}, "fp32", "", ""),
-        ("int8", {"vision.blocks.0": "int8 (3 of 4 products)", "head": "fp32"}, "int8", ",".join(DISABLED_OPTIMIZERS), ""),
+        ("int8", {"vision.blocks.0": "int8 (3 of 4 MatMuls)", "head": "fp32"}, "int8", ",".join(DISABLED_OPTIMIZERS), ""),
         ("int8", {"vision": "fp32", "head": "int8"}, "int8", "", ",".join(DISABLED_OPTIMIZERS)),
         ("int8", {"vision": "fp32", "head": "fp32"}, "fp32", "", ""),
     ],

@@ -301,12 +301,12 @@ def write_two_stage_bundle(path: Path) -> None:
     ]
     decoder = [
         node("ReduceMean", ["media", "token_axis"], ["seen"], keepdims=0),
-        node("MatMul", ["seen", "weight"], ["product"]),
+        node("MatMul", ["seen", "weight"], ["MatMul"]),
         node("Cast", ["text_mask"], ["mask"], to=TensorProto.FLOAT),
         node("Unsqueeze", ["mask", "last_axis"], ["mask_column"]),
         node("Mul", ["text_embedding", "mask_column"], ["masked"]),
         node("ReduceSum", ["masked", "token_axis"], ["text"], keepdims=0),
-        node("Add", ["product", "text"], ["sum"]),
+        node("Add", ["MatMul", "text"], ["sum"]),
         node("Tanh", ["sum"], ["feature"]),
     ]
     latents = np.array([1, config.latents_per_frame, config.vision.width])

@@ -18,8 +18,8 @@ from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, save_checkpoint
 from rfedge.train import TrainConfig, train_config, train_policy
-from rfedge.train.distributed import Processes, is_first_to_tell, join
-from rfedge.train.scope import reach_all
+from rfedge.train.compute_context import reach_all
+from rfedge.train.distributed import Processes, is_first_to_report, join
 from tests.synthetic_demonstrations import TASKS
 from tests.synthetic_image_text import QUESTIONS, WORDS, write_image_text
 from tests.train.distributed_worker import write_jobs
@@ -310,11 +310,11 @@ def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE=2: got no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.*torchrun"):
         join("cpu").__enter__()
-    assert is_first_to_tell()
+    assert is_first_to_report()
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ConfigError, match="^WORLD_SIZE: got 'two'"):
         join("cpu").__enter__()
-    assert is_first_to_tell()
+    assert is_first_to_report()
     for name, value in environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="device: got 'cuda:1', expected cuda, of which every process takes the GPU"):
@@ -325,7 +325,7 @@ def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bf16_stays_near_and_keeps_float32(plain: Configure, tmp_path: Path) -> None:
-    """The products are rounded to 8 bits; weights, moments and the loss are not."""
+    """The MatMuls are rounded to 8 bits; weights, moments and the loss are not."""
     train_policy(plain(tmp_path / "no"))
     result = train_policy(plain(tmp_path / "bf16", mixed_precision="bf16"))
     assert_same_curve_of_loss(tmp_path / "no", tmp_path / "bf16")

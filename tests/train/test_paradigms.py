@@ -15,7 +15,7 @@ from rfedge.errors import ConfigError
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.train import TrainConfig, train_config, train_policy
 from rfedge.train.config import TrainableScheme
-from rfedge.train.trainable import draw_vl_layers, freeze
+from rfedge.train.trainable import freeze, reinit_vl_layers
 from tests.synthetic_image_text import write_image_text
 from tests.train.test_loop import KilledError, assert_same_weights, kill_after, weights
 
@@ -126,7 +126,7 @@ def test_what_pre_training_made_is_drawn_anew(gate: float) -> None:
         for parameter in policy.parameters():
             parameter.fill_(0.25)
     state = torch.get_rng_state()
-    draw_vl_layers(policy, seed=1)
+    reinit_vl_layers(policy, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     drawn = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
     for group, parameters in policy.parameter_groups().items():
@@ -136,9 +136,9 @@ def test_what_pre_training_made_is_drawn_anew(gate: float) -> None:
     assert [float(value) for value in gates] == [gate, gate]
     first, second = (drawn[f"backbone.{name}.latents"] for name in ("resampler", "resampler_gripper"))
     assert not torch.equal(first, second)
-    draw_vl_layers(policy, seed=1)
+    reinit_vl_layers(policy, seed=1)
     assert all(torch.equal(parameter, drawn[name]) for name, parameter in policy.named_parameters())
-    draw_vl_layers(policy, seed=2)
+    reinit_vl_layers(policy, seed=2)
     assert not torch.equal(policy.backbone.resampler.latents, drawn["backbone.resampler.latents"])
 
 
@@ -152,7 +152,7 @@ def test_a_run_without_vl_pretraining(configure: Configure, tmp_path: Path, demo
 
     train_policy(start(tmp_path / "still", steps=1, learning_rate=1e-12, seed=5))
     expected = load_checkpoint(first.checkpoint).policy
-    draw_vl_layers(expected, seed=5)
+    reinit_vl_layers(expected, seed=5)
     after = weights(tmp_path / "still")
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(after[name], parameter.detach(), atol=1e-7, rtol=0.0)

@@ -144,7 +144,7 @@ def test_options_out_of_range(options: dict[str, object], text: str, tmp_path: P
         train_config("tyni", data=tmp_path, output=tmp_path, policy_changes={})
 
 
-def test_attention_in_plain_products_says_the_same_and_is_left_behind() -> None:
+def test_attention_in_plain_matmuls_says_the_same_and_is_left_behind() -> None:
     query, key, value = torch.randn(3, 2, 4, 16, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     fused = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(), torch.backends.cuda.flash_sdp_enabled()

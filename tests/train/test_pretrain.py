@@ -24,7 +24,14 @@ from rfedge.train.batches.image_text import NO_LABEL
 from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from rfedge.train.pretraining.pointing import Pointing, patch_shares
 from rfedge.train.pretraining.pretrain import PretrainConfig, pretrain_policy
-from rfedge.train.pretraining.scene_batches import SceneBatch, SceneQuestions, Sight, number_ids, scene_score, see
+from rfedge.train.pretraining.scene_batches import (
+    SceneBatch,
+    SceneQuestions,
+    VisionFeatures,
+    encode_images,
+    number_ids,
+    scene_score,
+)
 from rfedge.train.sources import start_policy
 from tests.synthetic_demonstrations import write_demonstrations
 
@@ -165,7 +172,7 @@ def test_the_score_counts_what_was_said_right(dataset: CalvinDataset, tmp_path: 
     questions = SceneQuestions(index, cache, SceneFacts.of(dataset, cache, index), tokenizer)
     batch, numbers = questions.batch([1, 2, 3], np.random.default_rng(0)), number_ids(tokenizer)
     policy = build_policy(preset("tiny"), seed=0).eval()
-    score = scene_score(policy, batch, see(policy, batch), numbers)
+    score = scene_score(policy, batch, encode_images(policy, batch), numbers)
     with torch.no_grad():
         media = policy.backbone.observe(batch.image_static, batch.image_gripper)
         total, right, distances = 0.0, 0, []
@@ -252,7 +259,7 @@ def test_queries_that_point_nowhere_are_off_by_the_way_from_the_middle() -> None
         torch.nn.init.zeros_(queries.place.weight)
         torch.nn.init.zeros_(queries.place.bias)
     tokens = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
-    score = pointing(Sight(tokens, tokens, tokens), _batch_of(places))
+    score = pointing(VisionFeatures(tokens, tokens, tokens), _batch_of(places))
     torch.testing.assert_close(score.blocks_m, torch.tensor([[0.3 * 3**0.5, 0.0, 0.05]]))
     torch.testing.assert_close(score.reach_m, torch.tensor([0.0, 0.05]))
     assert float(score.loss.detach()) > 0
@@ -270,7 +277,7 @@ def test_queries_learn_where_to_look() -> None:
         tokens[..., 0] = -3.0
         tokens[torch.arange(32), marked, 0] = 3.0
         place = 0.05 * tokens[torch.arange(32), marked, 1:4]
-        score = pointing(Sight(tokens, tokens, tokens), _batch_of(place[:, None].repeat(1, 8, 1)))
+        score = pointing(VisionFeatures(tokens, tokens, tokens), _batch_of(place[:, None].repeat(1, 8, 1)))
         optimizer.zero_grad()
         score.loss.backward()
         optimizer.step()
@@ -306,7 +313,7 @@ def test_the_attention_of_queries_is_pulled_to_the_patch_of_a_thing() -> None:
         for parameter in pointing.static.look.parameters():
             torch.nn.init.zeros_(parameter)
         pointing.static.look.weight.data[:, 0] = 2.0
-        losses[name] = float(pointing(Sight(tokens, tokens, tokens), there).loss.detach())
+        losses[name] = float(pointing(VisionFeatures(tokens, tokens, tokens), there).loss.detach())
     assert losses["right"] < losses["wrong"] - 1
 
 
@@ -410,7 +417,7 @@ def test_a_frozen_tower_looks_at_each_frame_once(
 
 
 def test_frames_that_a_tower_has_seen_are_not_looked_at_again(dataset: CalvinDataset, tmp_path: Path) -> None:
-    """Data that grew costs what was added; another tower or other products start afresh."""
+    """Data that grew costs what was added; another tower or other MatMuls start afresh."""
     other = CalvinDataset.open(write_demonstrations(tmp_path / "other", episodes_per_task=1, num_frames=5, seed=7))
     merged = merge_datasets([dataset.folder, other.folder], tmp_path / "merged").folder
     before, after = (FrameCache.open(CalvinDataset.open(folder)) for folder in (dataset.folder, merged))

@@ -94,7 +94,7 @@ def _print(console: Console, report: PeersReport) -> None:
         for name, ms, share in (("int8", limit.int8_ms, limit.int8_share), ("fp32", limit.fp32_ms, limit.fp32_share))
     )
     console.print(
-        f"this machine's limit for a call, from its measured products and copies: {shares}\n"
+        f"this machine's limit for a call, from its measured MatMuls and copies: {shares}\n"
         f"int8 bundle against itself: {floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]; {report.machine.cpu}, "
         f"{report.machine.usable_cores} cores, {' '.join(report.machine.cpu_flags)}; commit {report.commit}",
         highlight=False,

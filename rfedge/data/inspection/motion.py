@@ -73,7 +73,7 @@ class MotionFit:
 
 
 class MotionSums:
-    """Sums of products of commanded and measured motion over any number of episodes.
+    """Sums of MatMuls of commanded and measured motion over any number of episodes.
 
     Args:
         frequency_hz: of the frames.
@@ -128,8 +128,8 @@ class MotionSums:
         if not usable.any():
             return None
         sums = self._sums[:, :, own]
-        commanded, product, measured = (sums[:, row].sum(axis=-1) for row in range(3))
-        explained = np.where(usable, _explained(commanded, product, measured), -1.0)
+        commanded, matmul, measured = (sums[:, row].sum(axis=-1) for row in range(3))
+        explained = np.where(usable, _explained(commanded, matmul, measured), -1.0)
         lag = int(explained.argmax())
         still = _STILL[group] ** 2 * self._num_windows[lag]
         if commanded[lag] < still or measured[lag] < still:
@@ -141,7 +141,7 @@ class MotionSums:
         shares = np.where(counts, _explained(xx, xy, yy), 0.0)
         return MotionFit(
             group,
-            float(product[lag] / commanded[lag]),
+            float(matmul[lag] / commanded[lag]),
             float(explained[lag]),
             (float(factors[0]), float(factors[1]), float(factors[2])),
             (float(shares[0]), float(shares[1]), float(shares[2])),

@@ -15,13 +15,13 @@ from rfedge.config import DecoderConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.disk import read_json
 from rfedge.language.tokenizer import InstructionTokenizer
-from rfedge.model.original.draws import Draws, part_of
 from rfedge.model.original.file_names import disagreements
 from rfedge.model.original.flamingo_tokenizer import TOKENIZER_FILES, flamingo_tokenizer
 from rfedge.model.original.import_sizes import Settings, find_sizes, policy_config
 from rfedge.model.original.language_model_files import UPSTREAM, weight_files
 from rfedge.model.original.language_models import decoder_config
 from rfedge.model.original.plan import PlannedFile, Role, WeightPlan, plan_weights
+from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import Source, open_source
 from rfedge.model.original.tensor_files import open_tensor_file
 from rfedge.model.policy import RoboFlamingo
@@ -155,7 +155,7 @@ class ImportPlan:
 
         It raises ArtifactError for a tensor with a value that is infinite or no number.
         """
-        draws = Draws(self.config, self.options.seed)
+        draws = SeededInit(self.config, self.options.seed)
         dtype = DTYPES[self.options.dtype]
 
         def read(name: str) -> torch.Tensor:

@@ -162,7 +162,7 @@ def policy_config(
                 "--keep-output-projection",
                 got=f"a language model of kind {decoder.kind}",
                 expected="gpt_neox or llama",
-                remedy="Leave it out: MPT's logits are products with its embedding, which is always kept.",
+                remedy="Leave it out: MPT's logits are MatMuls with its embedding, which is always kept.",
             )
         updates["output_projection"] = True
     chunk_size = _chunk_size(found, base, settings)

@@ -12,8 +12,8 @@ import torch
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import check_room
 from rfedge.model.checkpoint import write_checkpoint
-from rfedge.model.original.draws import part_of
 from rfedge.model.original.import_plan import ImportPlan
+from rfedge.model.original.seeded_init import part_of
 from rfedge.model.weight_shards import MAX_SHARD_BYTES
 
 __all__ = ["check_output", "import_document", "write_import"]

@@ -25,7 +25,7 @@ __all__ = [
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# No tensor tells into how many heads a product is split; all released models have heads of this size.
+# No tensor tells into how many heads a MatMul is split; all released models have heads of this size.
 HEAD_SIZE: Final = 64
 _BLOCK = re.compile(r"backbone\.decoder\.layers\.(\d+)\.(cross_attention|block)\.(.+)")
 

@@ -21,8 +21,8 @@ from rfedge.data.windows import WindowIndex
 from rfedge.model import RoboFlamingo
 from rfedge.train.batches.loader import InstructionTable, SplitBatch
 from rfedge.train.batches.vision_tokens import observe
+from rfedge.train.compute_context import ComputeContext
 from rfedge.train.distributed import Processes
-from rfedge.train.scope import Scope
 
 __all__ = ["FeatureBatch", "FeatureTable"]
 
@@ -67,7 +67,7 @@ class FeatureTable:
         device: torch.device,
         *,
         on_frame: Callable[[int, int], None] | None = None,
-        scope: Scope | None = None,
+        scope: ComputeContext | None = None,
         processes: Processes | None = None,
     ) -> FeatureTable:
         """Run the backbone, in evaluation mode and without augmentation, over every frame of the index.
@@ -75,7 +75,7 @@ class FeatureTable:
         Several processes take some segments each and give each other what they got.
         """
         policy.eval()
-        scope, processes = scope or Scope(device), processes or Processes()
+        scope, processes = scope or ComputeContext(device), processes or Processes()
         shares = _shares(index, processes.world_size)
         start, stop = shares[processes.rank]
         # Under FSDP2 all must run as many computations: who has less to do repeats the first, for nothing.

@@ -23,9 +23,9 @@ from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.language.tokenizer import END_OF_CHUNK, IMAGE, InstructionTokenizer, PromptTokens
 from rfedge.model import RoboFlamingo
 from rfedge.train.batches.prefetch import Prefetch
+from rfedge.train.compute_context import ComputeContext
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
-from rfedge.train.scope import Scope
 
 __all__ = ["CoTraining", "ImageTextBatch", "PairPass", "image_text_batch", "language_loss", "prompt_parts"]
 
@@ -222,13 +222,13 @@ class CoTraining:
         return language_loss(policy, batch.to(self._device), num_tokens)[0]
 
     @torch.no_grad()
-    def measure(self, policy: RoboFlamingo, scope: Scope | None = None) -> dict[str, float]:
+    def measure(self, policy: RoboFlamingo, scope: ComputeContext | None = None) -> dict[str, float]:
         """Return loss and perplexity a token of the held-out pairs of each kind; the policy must be in evaluation mode.
 
         Several processes measure a part each; they must call it together.
         """
         values = {}
-        scope = scope or Scope(self._device)
+        scope = scope or ComputeContext(self._device)
         size = self._config.image_text_batch_size
         for kind, part in self._data.held_out.items():
             chosen = part.spread(self._config.validation_windows)

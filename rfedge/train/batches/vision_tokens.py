@@ -23,8 +23,8 @@ from rfedge.data.frame_cache import FrameCache
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import read_json
 from rfedge.model import RoboFlamingo
+from rfedge.train.compute_context import ComputeContext
 from rfedge.train.config import MixedPrecision
-from rfedge.train.scope import Scope
 
 __all__ = ["TOKENS_FOLDER", "observe", "with_vision_tokens"]
 
@@ -65,7 +65,7 @@ def with_vision_tokens(
         policy: its tower must not learn as long as the result is used.
         folder: gets a folder for each tower and set of frames.
         device: of the policy.
-        mixed_precision: what the tower's products are computed in.
+        mixed_precision: what the tower's MatMuls are computed in.
         on_frame: called as (frames done, frames in all) while they are computed.
 
     Raises:
@@ -74,7 +74,7 @@ def with_vision_tokens(
     tower = _tower_digest(policy, mixed_precision)
     place = folder / hashlib.sha256(f"{tower} {cache.content_sha256}\n".encode()).hexdigest()[:16]
     if not (place / _RECORD).is_file():
-        _build(cache, policy, place, tower, Scope(device, mixed_precision), on_frame)
+        _build(cache, policy, place, tower, ComputeContext(device, mixed_precision), on_frame)
     tokens = {key: np.load(place / file, mmap_mode="r") for key, file in _FILES.items()}
     return dataclasses.replace(cache, **tokens)
 
@@ -111,7 +111,7 @@ def _build(
     policy: RoboFlamingo,
     place: Path,
     tower: str,
-    scope: Scope,
+    scope: ComputeContext,
     on_frame: Callable[[int, int], None] | None,
 ) -> None:
     policy.eval()

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from rfedge.data.scene.furniture import FURNITURE
 from rfedge.model import RoboFlamingo
-from rfedge.train.pretraining.scene_batches import SceneBatch, Sight
+from rfedge.train.pretraining.scene_batches import SceneBatch, VisionFeatures
 
 __all__ = ["Pointing", "PointingScore", "patch_shares"]
 
@@ -75,7 +75,7 @@ class Pointing(nn.Module):
             torch.manual_seed(seed)
             return cls(policy.config.vision.width)
 
-    def forward(self, sight: Sight, batch: SceneBatch) -> PointingScore:
+    def forward(self, sight: VisionFeatures, batch: SceneBatch) -> PointingScore:
         places = (batch.places_m - batch.places_m.new_tensor(_MIDDLE_M)) / _UNIT_M
         ways = (batch.places_m[:, :-1] - batch.places_m[:, -1:]) / _UNIT_M
         near = ways.norm(dim=-1) < _NEAR_M / _UNIT_M

@@ -40,9 +40,9 @@ from rfedge.train.pretraining.scene_batches import (
     SceneLoader,
     SceneQuestions,
     SceneScore,
+    encode_images,
     number_ids,
     scene_score,
-    see,
 )
 from rfedge.train.result import StepReport
 from rfedge.train.schedule import learning_rate_factor
@@ -120,7 +120,7 @@ class PretrainConfig(BaseModel):
     num_threads: int | None = Field(None, ge=1)
     cache: Path | None = None
 
-    def decisive(self) -> dict[str, Any]:
+    def resume_key(self) -> dict[str, Any]:
         """Return the fields that must not change when a run is resumed, as JSON values."""
         free = {
             "data", "output", "steps", "minutes", "validation_frames", "validate_every", "save_every", "keep_states",
@@ -211,7 +211,7 @@ def _pretrain(
             questions(training, None if grammar is None else Wording(grammar, tokenizer)),
             questions(held_out) if parts[1] else None,
             number_ids(tokenizer) if config.language_weight else torch.empty(0, dtype=torch.int64),
-            {**config.decisive(), "frames": cache.content_sha256},
+            {**config.resume_key(), "frames": cache.content_sha256},
         )
         weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())
         num_states = 1 if run.state.step else config.keep_states + 1
@@ -234,7 +234,7 @@ def _pretrain(
         )
         metadata = {
             HEAD_IS_UNTRAINED: history is None or bool(history.get(HEAD_IS_UNTRAINED)),
-            "pretraining": {**config.decisive(), "frames_sha256": cache.content_sha256, "num_frames": len(training),
+            "pretraining": {**config.resume_key(), "frames_sha256": cache.content_sha256, "num_frames": len(training),
                             "scenes": sorted({frames.scene for frames in dataset.scenes}), "steps": state.step,
                             "seconds": round(state.seconds, 1), "last_loss": result.last_loss, "validation": validation},
             "initial": history,
@@ -253,7 +253,7 @@ class _Run:
         training: SceneQuestions,
         held_out: SceneQuestions | None,
         numbers: torch.Tensor,
-        decisive: dict[str, Any],
+        resume_key: dict[str, Any],
     ) -> None:
         self.config = config
         self.policy = policy
@@ -262,7 +262,7 @@ class _Run:
         self.training = training
         self.held_out = held_out
         self.numbers = numbers
-        self.decisive = decisive
+        self.resume_key = resume_key
         self.trained = [
             (name, parameter) for name, parameter in self.learner.named_parameters() if not name.startswith("policy.head.")
         ]
@@ -278,7 +278,7 @@ class _Run:
         self.state = Progress()
         newest = newest_state(config.output, resume=config.resume, processes=Processes())
         if newest is not None:
-            self.state = read_document(newest, decisive)
+            self.state = read_document(newest, resume_key)
             load_weights(newest, self.learner)
             load_moments(newest, self.learner, self.optimizer, self.trained)
         self.saved = self.state.step
@@ -354,7 +354,7 @@ class _Run:
     def score(self, batch: SceneBatch) -> tuple[SceneScore | None, PointingScore]:
         """Say the texts of a batch, where they count, and point at what its frames show."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
-            sight = see(self.policy, batch, self.config.light if self.policy.training else 0.0)
+            sight = encode_images(self.policy, batch, self.config.light if self.policy.training else 0.0)
             said = scene_score(self.policy, batch, sight, self.numbers) if self.config.language_weight else None
             return said, self.pointing(sight, batch)
 
@@ -402,7 +402,7 @@ class _Run:
             self.optimizer,
             self.trained,
             self.state,
-            self.decisive,
+            self.resume_key,
             keep=self.config.keep_states,
             processes=Processes(),
         )

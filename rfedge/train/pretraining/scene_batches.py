@@ -21,7 +21,16 @@ from rfedge.train.batches.image_text import NO_LABEL
 from rfedge.train.batches.prefetch import Prefetch
 from rfedge.train.batches.wording import Wording
 
-__all__ = ["SceneBatch", "SceneLoader", "SceneQuestions", "SceneScore", "Sight", "number_ids", "scene_score", "see"]
+__all__ = [
+    "SceneBatch",
+    "SceneLoader",
+    "SceneQuestions",
+    "SceneScore",
+    "VisionFeatures",
+    "encode_images",
+    "number_ids",
+    "scene_score",
+]
 
 # N = frames, Q = texts (two a frame), T = tokens
 
@@ -39,7 +48,7 @@ class SceneBatch:
         image_gripper: uint8 (N, 84, 84, 3).
         token_ids: int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i.
         labels: int64 (2 N, T), ids that are to be said, NO_LABEL on all others.
-        places_m: float32 (N, 8, 3), of the red, blue and pink block, the furniture (`rfedge.data.scene.furniture`) and the tool.
+        places_m: float32 (N, 8, 3), of red, blue and pink block, furniture (`rfedge.data.scene.furniture`) and tool.
         turns_rad: float32 (N, 3, 2), of the blocks about the vertical, in the world and relative to the tool.
         uv_static: float32 (N, 8, 2), where `places_m` appear in the static picture (`rfedge.data.scene.cameras`).
         uv_gripper: float32 (N, 7, 2), where all but the tool appear in the gripper's picture; NaN behind it.
@@ -59,7 +68,7 @@ class SceneBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class VisionFeatures:
     """What a policy makes of N frames before any text: patch tokens (N, P, V) of each camera, and latents (N, R, V)."""
 
     static: torch.Tensor
@@ -175,7 +184,7 @@ def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
     return torch.tensor([tokens[0] for tokens in ids])
 
 
-def see(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -> Sight:
+def encode_images(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -> VisionFeatures:
     """Look at the frames of a batch.
 
     Args:
@@ -192,10 +201,10 @@ def see(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -> Sight:
         images = images * (1 + gain[:, :1] + 0.5 * gain[:, 1:]) + offset[:, :1] + 0.5 * offset[:, 1:]
     tokens = backbone.vision(images)
     static, gripper = tokens.chunk(2)
-    return Sight(static, gripper, backbone.media(tokens))
+    return VisionFeatures(static, gripper, backbone.media(tokens))
 
 
-def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: Sight, numbers: torch.Tensor) -> SceneScore:
+def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: VisionFeatures, numbers: torch.Tensor) -> SceneScore:
     """Say the texts of a batch.
 
     Args:

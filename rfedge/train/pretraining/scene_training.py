@@ -18,7 +18,7 @@ from rfedge.model import RoboFlamingo
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 from rfedge.train.pretraining.pointing import Pointing
-from rfedge.train.pretraining.scene_batches import SceneLoader, SceneQuestions, see
+from rfedge.train.pretraining.scene_batches import SceneLoader, SceneQuestions, encode_images
 from rfedge.train.sources import TrainingData
 
 __all__ = ["POINTING", "SceneTraining"]
@@ -62,7 +62,7 @@ class SceneTraining:
         pointing = policy.get_submodule(POINTING)
         device = next(policy.parameters()).device
         batch = batch.to(device)
-        loss: torch.Tensor = pointing(see(policy, batch, self.config.light), batch).loss
+        loss: torch.Tensor = pointing(encode_images(policy, batch, self.config.light), batch).loss
         return self.config.pointing_weight * loss, state
 
     def __enter__(self) -> SceneTraining:

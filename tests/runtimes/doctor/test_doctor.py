@@ -260,7 +260,7 @@ def test_every_precision_is_judged_on_a_plain_cpu() -> None:
     assert {name for name, verdict in verdicts.items() if verdict.possible} == {"fp32", "int8"}
     assert verdicts["int8"].speed == "fast (AMX-INT8)"
     assert verdicts["fp16"].reason == "this version of rfedge exports fp32, int8 only"
-    assert verdicts["bf16"].reason == "onnxruntime has no bf16 products on the CPU; no NVIDIA GPU"
+    assert verdicts["bf16"].reason == "onnxruntime has no bf16 MatMuls on the CPU; no NVIDIA GPU"
     assert verdicts["nf4"].reason == "bitsandbytes is not installed"
     able = judged(machine(bitsandbytes=Probed("0.50.2")))
     assert able["nf4"].possible

@@ -215,12 +215,12 @@ def test_operators_that_cannot_be_counted_are_named(tmp_path: Path) -> None:
     path = tmp_path / "backbone.onnx"
     onnx.save(onnx.helper.make_model(graph), path)
     count = GraphCount(read_graph(path))
-    assert count.products == []
+    assert count.matmuls == []
     assert count.uncounted == ["Einsum sum", "MatMul shapeless"]
 
 
 def test_a_block_of_several_precisions_says_how_many() -> None:
-    assert label_of(["int8", "int8", "fp32"]) == "int8 (2 of 3 products)"
+    assert label_of(["int8", "int8", "fp32"]) == "int8 (2 of 3 MatMuls)"
     assert label_of(["fp32"]) == "fp32"
     assert label_of(["int4-weight"] * 3) == "int4-weight"
     assert label_of([]) == "-"
@@ -243,10 +243,10 @@ def test_packed_4_bit_weights_are_counted(tmp_path: Path) -> None:
     )
     path = tmp_path / "backbone.onnx"
     onnx.save(make.make_model(graph), path)
-    (product,) = GraphCount(read_graph(path), block="decoder.layers.0.block").products
-    assert (product.macs, product.parameters, product.label) == (5 * 64 * 8, 64 * 8, "int4-weight")
-    assert product.weight_bytes == 8 * 2 * 16 + 16 * 4
-    assert product.arithmetic == "fp32"
+    (matmul,) = GraphCount(read_graph(path), block="decoder.layers.0.block").matmuls
+    assert (matmul.macs, matmul.parameters, matmul.label) == (5 * 64 * 8, 64 * 8, "int4-weight")
+    assert matmul.weight_bytes == 8 * 2 * 16 + 16 * 4
+    assert matmul.arithmetic == "fp32"
 
 
 def test_every_preset_can_be_counted() -> None:

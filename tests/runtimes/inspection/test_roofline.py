@@ -13,19 +13,19 @@ from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.config import preset
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.machine.gpu import Gpu
-from rfedge.runtimes.backends.product_model import product_model
+from rfedge.runtimes.backends.matmul_model import matmul_model
 from rfedge.runtimes.roofline.analytic_work import analytic_work
 from rfedge.runtimes.roofline.devices import DEVICES, Device, Efficiency, device, device_of_board
 from rfedge.runtimes.roofline.report import Inspection, inspect_config
 from rfedge.runtimes.roofline.roofline import predict
 from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, this_gpu
-from rfedge.runtimes.roofline.work import Arithmetic, PolicyWork, Product
+from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork
 from tests.tolerances import assert_same_in_fp32
 
 
-def one_product(arithmetic: Arithmetic = "int8", *, macs: int = 500_000_000, weight_bytes: int = 1_000_000) -> PolicyWork:
-    product = Product("decoder", "decoder.layers.0.block", macs, arithmetic, arithmetic, weight_bytes, weight_bytes, 0)
-    return PolicyWork((product,), {}, head_steps=1)
+def one_matmul(arithmetic: Arithmetic = "int8", *, macs: int = 500_000_000, weight_bytes: int = 1_000_000) -> PolicyWork:
+    matmul = MatMul("decoder", "decoder.layers.0.block", macs, arithmetic, arithmetic, weight_bytes, weight_bytes, 0)
+    return PolicyWork((matmul,), {}, head_steps=1)
 
 
 def plain_device(**changes: object) -> Device:
@@ -35,27 +35,27 @@ def plain_device(**changes: object) -> Device:
 
 def test_a_stage_takes_the_longer_of_arithmetic_and_memory() -> None:
     """1e9 operations at half of 4e12 a second: 0.5 ms. 1e6 bytes at 0.8 of 1e9 a second: 1.25 ms."""
-    decoder = predict(one_product(), plain_device()).stages["decoder"]
+    decoder = predict(one_matmul(), plain_device()).stages["decoder"]
     assert decoder.compute_ms == pytest.approx(0.5)
     assert decoder.memory_ms == pytest.approx(1.25)
     assert (decoder.ms, decoder.bound) == (pytest.approx(1.25), "memory")
-    busy = predict(one_product(macs=5_000_000_000), plain_device())
+    busy = predict(one_matmul(macs=5_000_000_000), plain_device())
     assert (busy.total_ms, busy.stages["decoder"].bound) == (pytest.approx(5.0), "compute")
     assert busy.stages["vision"].ms == 0
 
 
 def test_missing_arithmetic_falls_back_to_the_next_wider_kind_and_is_named() -> None:
     only_fp32 = plain_device(peaks={"fp32": 1e12})
-    prediction = predict(one_product(), only_fp32)
+    prediction = predict(one_matmul(), only_fp32)
     assert prediction.substitutes == {"int8": "fp32"}
     assert prediction.stages["decoder"].compute_ms == pytest.approx(2.0)
-    assert predict(one_product("bf16"), plain_device(peaks={"fp16": 2e12, "fp32": 1e12})).substitutes == {"bf16": "fp16"}
-    assert predict(one_product(), plain_device()).substitutes == {}
+    assert predict(one_matmul("bf16"), plain_device(peaks={"fp16": 2e12, "fp32": 1e12})).substitutes == {"bf16": "fp16"}
+    assert predict(one_matmul(), plain_device()).substitutes == {}
 
 
 def test_memory_that_is_reserved_is_not_free() -> None:
-    assert predict(one_product(), plain_device()).fits
-    assert not predict(one_product(), plain_device(reserved_bytes=9_500_000)).fits
+    assert predict(one_matmul(), plain_device()).fits
+    assert not predict(one_matmul(), plain_device(reserved_bytes=9_500_000)).fits
     full_size = analytic_work(preset("M-3B"), "fp32")
     assert not predict(full_size, device("orin-nano-8gb")).fits, "10 GB of weights"
     assert predict(analytic_work(preset("M-3B"), "int8"), device("orin-nano-8gb")).fits
@@ -153,8 +153,8 @@ def test_this_cpu_is_measured_in_a_plausible_range() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
-def test_the_timed_product_is_a_valid_model_and_a_right_one(kind: str) -> None:
-    model = product_model(kind, 4, 32, 8)  # type: ignore[arg-type]
+def test_the_timed_matmul_is_a_valid_model_and_a_right_one(kind: str) -> None:
+    model = matmul_model(kind, 4, 32, 8)  # type: ignore[arg-type]
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     x = np.random.default_rng(0).uniform(-1, 1, (4, 32)).astype(np.float32)
     session = onnxruntime.InferenceSession(
@@ -168,12 +168,12 @@ def test_the_timed_product_is_a_valid_model_and_a_right_one(kind: str) -> None:
         np.testing.assert_allclose(y, x @ weight, atol=0.1)
 
 
-def test_the_timed_int8_product_runs_on_an_integer_kernel(tmp_path: Path) -> None:
+def test_the_timed_int8_matmul_runs_on_an_integer_kernel(tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(
-        product_model("int8", 4, 32, 8),
+        matmul_model("int8", 4, 32, 8),
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=list(DISABLED_OPTIMIZERS),

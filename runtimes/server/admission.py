@@ -14,10 +14,10 @@ from rfedge.runtimes.server.settings import ServerSettings
 from rfedge.runtimes.server.sockets import SocketGate
 from rfedge.runtimes.server.worker import PolicyWorker
 
-__all__ = ["Door"]
+__all__ = ["Admission"]
 
 
-class Door:
+class Admission:
     """Answers every HTTP request: a page, a refusal, or None for a websocket.
 
     Args:

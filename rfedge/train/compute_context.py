@@ -22,7 +22,7 @@ from rfedge.train.distributed import Processes
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Scope", "full_tensor", "full_weights", "like_parameter", "reach_all", "shard"]
+__all__ = ["ComputeContext", "full_tensor", "full_weights", "like_parameter", "reach_all", "shard"]
 
 T = TypeVar("T")
 
@@ -38,12 +38,12 @@ class _Computation(nn.Module):
         return compute()
 
 
-class Scope:
+class ComputeContext:
     """Runs computations of a policy in the run's precision, so that gradients are means over the processes.
 
     Args:
         device: of the policy.
-        mixed_precision: what its products are computed in.
+        mixed_precision: what its MatMuls are computed in.
         sharded: what `shard` returned for the policy, where it was sharded.
     """
 
@@ -55,7 +55,7 @@ class Scope:
         self._module = sharded
         self._ddp: DistributedDataParallel | None = None
 
-    def share_gradients_of(self, module: nn.Module, *, all_learn: bool) -> Scope:
+    def share_gradients_of(self, module: nn.Module, *, all_learn: bool) -> ComputeContext:
         """Return a scope in which all processes get the mean gradients of `module`: the policy, or a part of it.
 
         Args:

@@ -15,7 +15,7 @@ from rfedge.model.decoder import GatedCrossAttention
 from rfedge.model.head import build_head
 from rfedge.model.resampler import PerceiverResampler
 
-__all__ = ["Draws", "Part", "part_of"]
+__all__ = ["Part", "SeededInit", "part_of"]
 
 Part = Literal["vision", "resampler", "cross-attention", "decoder", "embedding", "head", "output projection"]
 
@@ -41,7 +41,7 @@ def part_of(name: str) -> Part:
 
 
 @dataclass(slots=True)
-class Draws:
+class SeededInit:
     """Draws the parts of one policy; a part has the same values whichever others are drawn.
 
     Only the module that was asked for last is kept.

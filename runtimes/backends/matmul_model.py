@@ -1,4 +1,4 @@
-"""A one-product ONNX model made without the `onnx` package: to try a provider, and to time this machine's kernels."""
+"""A one-MatMul ONNX model made without the `onnx` package: to try a provider, and to time this machine's kernels."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from rfedge.runtimes.backends.protobuf import encode_bytes, encode_varint_field
 
-__all__ = ["ProductKind", "product_model"]
+__all__ = ["MatMulKind", "matmul_model"]
 
-ProductKind = Literal["fp32", "int8"]
+MatMulKind = Literal["fp32", "int8"]
 
 _IR_VERSION: Final = 8
 _OPSET: Final = 17
@@ -19,21 +19,21 @@ _FLOAT: Final = 1
 _INT8: Final = 3
 
 
-def product_model(kind: ProductKind, rows: int, inner: int, columns: int) -> bytes:
+def matmul_model(kind: MatMulKind, rows: int, inner: int, columns: int) -> bytes:
     """Return the bytes of a model `y = x @ w` with x float32 (rows, inner), y float32 (rows, columns).
 
     With "int8" both factors pass through Q/DQ pairs, symmetric, as in an exported int8 graph.
     """
     weight = np.linspace(-1.0, 1.0, inner * columns, dtype=np.float32).reshape(inner, columns)
     if kind == "fp32":
-        nodes = [_node("MatMul", "product", ("x", "w"), "y")]
+        nodes = [_node("MatMul", "MatMul", ("x", "w"), "y")]
         constants = [_tensor("w", weight, _FLOAT)]
     else:
         nodes = [
             _node("QuantizeLinear", "quantize", ("x", "scale", "zero"), "x_q"),
             _node("DequantizeLinear", "dequantize", ("x_q", "scale", "zero"), "x_dq"),
             _node("DequantizeLinear", "weight", ("w", "scale", "zero"), "w_dq"),
-            _node("MatMul", "product", ("x_dq", "w_dq"), "y"),
+            _node("MatMul", "MatMul", ("x_dq", "w_dq"), "y"),
         ]
         constants = [
             _tensor("w", np.round(weight * 127).astype(np.int8), _INT8),
@@ -43,7 +43,7 @@ def product_model(kind: ProductKind, rows: int, inner: int, columns: int) -> byt
     graph = encode_bytes(
         7,
         *(encode_bytes(1, node) for node in nodes),
-        encode_bytes(2, b"product"),
+        encode_bytes(2, b"MatMul"),
         *(encode_bytes(5, tensor) for tensor in constants),
         encode_bytes(11, _value("x", (rows, inner))),
         encode_bytes(12, _value("y", (rows, columns))),

@@ -9,18 +9,18 @@ from typing import Final
 
 from websockets.asyncio.server import ServerConnection
 
-__all__ = ["Inbox", "Mail"]
+__all__ = ["Message", "MessageReader"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mail:
+class Message:
     """One message and when it came, in seconds of `time.monotonic`."""
 
     data: str | bytes
     arrived_s: float
 
 
-class Inbox:
+class MessageReader:
     """The receiving half of a connection.
 
     It reads ahead by one message: so a client that leaves is noticed while its request waits, and a second request's
@@ -32,15 +32,15 @@ class Inbox:
 
     def __init__(self, connection: ServerConnection) -> None:
         self._connection: Final = connection
-        self._reading: asyncio.Task[Mail] | None = None
+        self._reading: asyncio.Task[Message] | None = None
 
-    def reading(self) -> asyncio.Task[Mail]:
+    def reading(self) -> asyncio.Task[Message]:
         """Return the task of the next message, for `asyncio.wait`; it fails when the connection is lost."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         return self._reading
 
-    def take(self) -> Mail:
+    def take(self) -> Message:
         """Return the message that `reading` has brought.
 
         Raises:
@@ -56,6 +56,6 @@ class Inbox:
             await asyncio.gather(self._reading, return_exceptions=True)
             self._reading = None
 
-    async def _read(self) -> Mail:
+    async def _read(self) -> Message:
         data = await self._connection.recv()
-        return Mail(data=data, arrived_s=time.monotonic())
+        return Message(data=data, arrived_s=time.monotonic())

@@ -1,4 +1,4 @@
-"""The products that int8 is for: by graph node, PyTorch block and module."""
+"""The MatMuls that int8 is for: by graph node, PyTorch block and module."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import onnx_ir as ir
 
 from rfedge.bundle.block_names import SCOPES_KEY, UNNAMED
 from rfedge.errors import ConfigError, did_you_mean
-from rfedge.export.passes.graph_queries import block_of, is_constant, is_weight_product, tensor_shape
+from rfedge.export.passes.graph_queries import block_of, is_constant, is_weight_matmul, tensor_shape
 
-__all__ = ["QUERY_ATTENTION", "Product", "as_product", "quantizable_products"]
+__all__ = ["QUERY_ATTENTION", "MatMul", "as_matmul", "quantizable_matmuls"]
 
-# Everything that the cameras say passes through these few products one after the other, and no residual path leads
+# Everything that the cameras say passes through these few MatMuls one after the other, and no residual path leads
 # around them: a tenth of the multiplications of playtable-small and four fifths of its int8 error (docs/adr/0008).
 QUERY_ATTENTION: Final = ("resampler*.layers.*.attention.to_", "decoder.layers.*.cross_attention.attention.to_")
 
-# The camera resize is exact in float; of the robot's state a product of six numbers is all there is to save.
+# The camera resize is exact in float; of the robot's state a MatMul of six numbers is all there is to save.
 _ALWAYS_FLOAT: Final = ("preprocess", "proprioception")
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class MatMul:
     """A MatMul or Gemm with a constant matrix.
 
     Attributes:
@@ -68,10 +68,10 @@ class Product:
         return any(fnmatchcase(self.module, pattern + "*") for pattern in patterns)
 
 
-def quantizable_products(graph: ir.Graph, keep_float: Sequence[str] | None = None) -> list[Product]:
-    """Return the products to quantize, in the order of the graph.
+def quantizable_matmuls(graph: ir.Graph, keep_float: Sequence[str] | None = None) -> list[MatMul]:
+    """Return the MatMuls to quantize, in the order of the graph.
 
-    Every product with a weight, except those of constants alone (the runtime folds them), of the camera resize, of the
+    Every MatMul with a weight, except those of constants alone (the runtime folds them), of the camera resize, of the
     robot's state, and of blocks and modules whose names begin with one of `keep_float`.
 
     Args:
@@ -82,34 +82,34 @@ def quantizable_products(graph: ir.Graph, keep_float: Sequence[str] | None = Non
     Raises:
         ConfigError: nothing in the graph begins with one of `keep_float`.
     """
-    products = _all_products(graph)
+    matmuls = _all_matmuls(graph)
     for pattern in keep_float or ():
-        if not any(product.begins_with_any([pattern]) for product in products):
+        if not any(matmul.begins_with_any([pattern]) for matmul in matmuls):
             raise ConfigError(
                 "keep_float",
                 got=repr(pattern),
-                expected=did_you_mean(pattern, dict.fromkeys(product.block for product in products)),
+                expected=did_you_mean(pattern, dict.fromkeys(matmul.block for matmul in matmuls)),
                 remedy="Name a block or the beginning of several.",
             )
     patterns = (*_ALWAYS_FLOAT, *(QUERY_ATTENTION if keep_float is None else keep_float))
-    return [product for product in products if not product.begins_with_any(patterns)]
+    return [matmul for matmul in matmuls if not matmul.begins_with_any(patterns)]
 
 
-def _all_products(graph: ir.Graph) -> list[Product]:
+def _all_matmuls(graph: ir.Graph) -> list[MatMul]:
     varying = {value for value in graph.inputs if value.const_value is None}
     found = []
     for node in graph:  # in topological order, as ONNX demands
         if varying.isdisjoint(node.inputs):
             continue
         varying.update(node.outputs)
-        if is_weight_product(node) and is_constant(node.inputs[1]) and not node.attributes.get_int("transA", 0):
-            found.append(as_product(node))
+        if is_weight_matmul(node) and is_constant(node.inputs[1]) and not node.attributes.get_int("transA", 0):
+            found.append(as_matmul(node))
     return found
 
 
-def as_product(node: ir.Node) -> Product:
+def as_matmul(node: ir.Node) -> MatMul:
     """Return a MatMul or Gemm of a constant matrix with what is known of it."""
-    return Product(node, block_of(node), _module_of(node), bool(node.attributes.get_int("transB", 0)))
+    return MatMul(node, block_of(node), _module_of(node), bool(node.attributes.get_int("transB", 0)))
 
 
 def _module_of(node: ir.Node) -> str:
