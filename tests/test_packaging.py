@@ -1,6 +1,7 @@
 """The three linked folders, the import arrows, and what ends up in a wheel."""
 
 import ast
+import collections
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,13 @@ FORBIDDEN = {
         "torch",
     ),
     "rfedge/train": ("rfedge.export", "rfedge.runtimes", "rfedge.benchmarks", "rfedge.envs"),
+    **dict.fromkeys(
+        (f"rfedge/{name}" for name in ("io", "bundle", "language", "nvidia", "jobs", "robot", "machine", "records")),
+        (
+            *("rfedge.model", "rfedge.data", "rfedge.train", "rfedge.envs", "rfedge.cli"),
+            *("rfedge.export", "rfedge.runtimes", "rfedge.benchmarks"),
+        ),
+    ),
     "rfedge/envs": ("torch", "rfedge.model", "rfedge.train", "rfedge.export", "rfedge.runtimes", "rfedge.benchmarks"),
     "export": ("rfedge.envs", "rfedge.runtimes", "rfedge.benchmarks", "rfedge.train"),
     "runtimes": ("rfedge.export", "rfedge.benchmarks", "rfedge.train"),
@@ -78,6 +86,16 @@ def test_the_core_knows_no_folder_above_it() -> None:
                 ("torch", "rfedge.model", "rfedge.data", "rfedge.train", "rfedge.envs", "rfedge.cli")
             ), path
             assert not name.startswith(tuple(f"rfedge.{linked}" for linked in LINKED)), path
+
+
+def test_a_folder_explains_itself() -> None:
+    """A newcomer finds a line by its folder: few files in each, none of them long, nearly nothing at the root."""
+    files = [path for folder in ("rfedge", *LINKED) for path in sources(folder)]
+    assert len(list((ROOT / "rfedge").glob("*.py"))) <= 8
+    per_folder = collections.Counter(path.parent for path in files)
+    assert max(per_folder.values()) <= 20, per_folder.most_common(3)
+    lengths = {path: len(path.read_text().splitlines()) for path in files}
+    assert max(lengths.values()) <= 450, max(lengths, key=lengths.__getitem__)
 
 
 HEAVY = ("torch", "tensorrt", "tensorrt_rtx_bindings", "mujoco", "onnx", "transformers")

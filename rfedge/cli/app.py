@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +14,11 @@ from rfedge.cli.build import build
 from rfedge.cli.demos.app import demos_app
 from rfedge.cli.doctor import doctor
 from rfedge.cli.export import export
+from rfedge.cli.groups import InOrderOfWork
 from rfedge.cli.import_ import import_weights
 from rfedge.cli.inspect import inspect
 from rfedge.cli.pretrain import pretrain
+from rfedge.cli.replay import replay
 from rfedge.cli.run import run
 from rfedge.cli.serve import serve
 from rfedge.cli.train import train
@@ -27,18 +29,37 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="rfedge",
+    cls=InOrderOfWork,
     help="Take a RoboFlamingo-style policy from checkpoint to a robot's own computer, and prove it still works there.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
 )
-for _command in (pretrain, train, export, build, run, serve, doctor, inspect):
+
+
+@app.callback()
+def _rfedge(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda asked: _print_version(asked), help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"rfedge {version('rfedge')}")
+        raise typer.Exit
+
+
+app.add_typer(demos_app)
+for _command in (pretrain, train, export, build, inspect, doctor, run, replay, serve):
     app.command()(_command)
 app.command("import")(import_weights)
 app.add_typer(verify_app)
-app.add_typer(demos_app)
 app.add_typer(bench_app)
-
 
 # Which extra brings a library that the core does without.
 _EXTRAS = {

@@ -1,4 +1,4 @@
-"""A command with an argument of its own that also has subcommands."""
+"""Groups of commands: one with an argument of its own, and the order in which `--help` lists them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-__all__ = ["CommandWithSubcommands"]
+__all__ = [
+    "CommandWithSubcommands",
+    "InOrderOfWork",
+]
 
 
 class CommandWithSubcommands(TyperGroup):
@@ -22,3 +25,17 @@ class CommandWithSubcommands(TyperGroup):
         if args and (subcommand := self.commands.get(args[0])) is not None:
             return subcommand.make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
         return super().make_context(info_name, args, parent=parent, **extra)
+
+
+class InOrderOfWork(TyperGroup):
+    """Lists commands as an engineer meets them: data, checkpoint, bundle, robot, measurement."""
+
+    _ORDER = (
+        *("doctor", "demos", "pretrain", "train", "import", "export", "verify", "inspect", "build"),
+        *("run", "replay", "serve", "bench"),
+    )
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return all names, known ones first."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: self._ORDER.index(name) if name in self._ORDER else len(self._ORDER))

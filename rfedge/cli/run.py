@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,18 +12,13 @@ from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 from rfedge.runtimes.control.limits import MAX_STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from rfedge.runtimes.control.loop import StepReport
-    from rfedge.runtimes.policy.edge_policy import EdgePolicy
-    from rfedge.runtimes.rollout.replay import ReplayReport
     from rfedge.runtimes.rollout.rollouts import RolloutPlan, RolloutReport
 
 __all__ = ["run"]
 
 
 def run(
-    context: typer.Context,
     bundle: Annotated[
         Path | None,
         typer.Argument(
@@ -133,10 +127,6 @@ def run(
         bool,
         typer.Option("--resources", help="Sample memory, power and temperature beside the run, the simulator included."),
     ] = False,
-    replay: Annotated[
-        Path | None,
-        typer.Option(help="Run a recorded file again and compare every action; BUNDLE is where its bundle is now."),
-    ] = None,
     server: Annotated[
         str | None,
         typer.Option(
@@ -165,9 +155,6 @@ def run(
     from rfedge.runtimes.rollout.rollouts import RolloutPlan
     from rfedge.runtimes.server.security import read_token
 
-    if replay is not None:
-        _replay(context, replay, bundle, as_json=as_json)
-        return
     if bundle is None and server is None:
         bundle = default_bundle(mode)
     plan = RolloutPlan(
@@ -222,67 +209,16 @@ def run(
         raise typer.Exit(1)
 
 
-def _replay(context: typer.Context, path: Path, bundle: Path | None, *, as_json: bool) -> None:
-    from rich.console import Console
-
-    from rfedge.cli.show.run_output import print_replay
-    from rfedge.errors import ConfigError
-    from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
-    from rfedge.runtimes.rollout.replay import replay_run
-    from rfedge.runtimes.rollout.run_record import read_run
-
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in ("bundle", "replay", "as_json") and source is not None and source.name == "COMMANDLINE":
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(
-                "--replay", got=flag, expected="nothing but BUNDLE and --json", remedy="The record says the rest."
-            )
-    total = sum(len(episode.steps) for episode in read_run(path).episodes)
-    stop = StopRequest()
-    with _progress(total) as (advance, warn), stop_on_signals(stop):
-        report: ReplayReport = replay_run(path, bundle=bundle, on_load=warn, on_step=lambda *_: advance(None), stop=stop)
-    print_replay(Console(stderr=as_json), report)
-    if as_json:
-        typer.echo(report.model_dump_json())
-    if report.difference is not None:
-        raise typer.Exit(1)
-    if stop.reason is not None:
-        raise typer.Exit(SIGNAL_STATUS.get(stop.reason, 1))
-
-
 def _run_with_progress(plan: RolloutPlan) -> RolloutReport:
+    from rfedge.cli.show.progress import step_progress
     from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
     from rfedge.runtimes.rollout.rollouts import run_rollouts
 
     stop = StopRequest()
-    with _progress(plan.episodes * plan.max_steps) as (advance, warn), stop_on_signals(stop):
+    with step_progress(plan.episodes * plan.max_steps) as (advance, warn), stop_on_signals(stop):
 
         def on_step(episode: int, step: StepReport) -> None:
             # Set, not advanced: an episode that succeeds early fills its share at once.
             advance(episode * plan.max_steps + step.index + 1)
 
         return run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Callable[[EdgePolicy], None]]]:
-    """Yield what draws the steps done (None is one more) and what warns of a bundle that was forced past its proof."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("steps", total=total)
-
-        def advance(done: int | None) -> None:
-            progress.update(bar, completed=done, advance=1 if done is None else None)
-
-        def warn(policy: EdgePolicy) -> None:
-            if missed := policy.parts.forced_past:
-                source = policy.parts.source
-                text = f"warning: {source} was exported with --force; its proof missed {'; '.join(missed)}"
-                console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-        yield advance, warn

@@ -127,7 +127,7 @@ def test_a_byte_of_a_frame_is_refused_or_harmless(tmp_path: Path) -> None:
         ["inspect", "PATH"],
         ["run", "PATH", "--task", "open_drawer"],
         ["run", "BUNDLE", "--task", "open_drawer", "--max-steps", "2", "--record", "PATH"],
-        ["run", "--replay", "PATH"],
+        ["replay", "PATH"],
         ["bench", "report", "PATH", "--output", "out"],
         ["bench", "latency", "BUNDLE", "--iterations", "1", "--output", "PATH"],
         ["serve", "BUNDLE", "--token-file", "PATH"],

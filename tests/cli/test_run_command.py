@@ -42,7 +42,7 @@ def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def _replay(record: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     with pytest.raises(SystemExit) as exit_:
-        main(["run", "--replay", str(record), *flags])
+        main(["replay", str(record), *flags])
     return int(exit_.value.code or 0), capsys.readouterr().out
 
 
@@ -132,11 +132,18 @@ def test_a_robot_that_was_stopped_ends_with_status_1(bundle: Path) -> None:
     assert "stopped after too many misses" in stopped.stderr
 
 
+def test_a_missing_record_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["replay", "missing.jsonl"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        "rfedge: record missing.jsonl: got No such file or directory, expected a file."
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--replay", "missing.jsonl"), "rfedge: record missing.jsonl: got No such file or directory, expected a file."),
-        (("--replay", "x", "--seed", "3"), "rfedge: --replay: got --seed, expected nothing but BUNDLE and --json."),
         ((), "rfedge: goal: got neither, expected --task or --instruction. Pass --task open_drawer, for instance."),
         (("playtable-jump-stop", "--task", "open_drawer"), "rfedge: bundle playtable-jump-stop: got no folder"),
         (("b", "--workspace", "1,2"), "rfedge: workspace: got '1,2', expected six numbers in metres."),

@@ -19,9 +19,30 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from rfedge.runtimes.policy.edge_policy import EdgePolicy
     from rfedge.train import StepReport
 
-__all__ = ["round_progress", "stage_progress", "training_progress"]
+__all__ = ["round_progress", "stage_progress", "step_progress", "training_progress"]
+
+
+@contextmanager
+def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Callable[[EdgePolicy], None]]]:
+    """Yield a callback for the control steps done (None: one more) and one that warns of a bundle forced past its proof."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("steps", total=total)
+
+        def advance(done: int | None) -> None:
+            progress.update(bar, completed=done, advance=1 if done is None else None)
+
+        def warn(policy: EdgePolicy) -> None:
+            if missed := policy.parts.forced_past:
+                source = policy.parts.source
+                text = f"warning: {source} was exported with --force; its proof missed {'; '.join(missed)}"
+                console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+        yield advance, warn
 
 
 @contextmanager

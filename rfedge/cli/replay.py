@@ -1,0 +1,42 @@
+"""`rfedge replay`: run a record again and compare every action bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rfedge.cli.bundle_names import bundle_folder
+
+__all__ = ["replay"]
+
+
+def replay(
+    record: Annotated[Path, typer.Argument(help="File that `rfedge run --record` wrote.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(callback=bundle_folder, help="Where its bundle is now; default: where it was."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+) -> None:
+    """Run a recorded run again and compare every action; the first difference ends it with status 1."""
+    from rich.console import Console
+
+    from rfedge.cli.show.progress import step_progress
+    from rfedge.cli.show.run_output import print_replay
+    from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
+    from rfedge.runtimes.rollout.replay import replay_run
+    from rfedge.runtimes.rollout.run_record import read_run
+
+    total = sum(len(episode.steps) for episode in read_run(record).episodes)
+    stop = StopRequest()
+    with step_progress(total) as (advance, warn), stop_on_signals(stop):
+        report = replay_run(record, bundle=bundle, on_load=warn, on_step=lambda *_: advance(None), stop=stop)
+    print_replay(Console(stderr=as_json), report)
+    if as_json:
+        typer.echo(report.model_dump_json())
+    if report.difference is not None:
+        raise typer.Exit(1)
+    if stop.reason is not None:
+        raise typer.Exit(SIGNAL_STATUS.get(stop.reason, 1))
