@@ -173,7 +173,7 @@ def test_sizes_of_a_billion_are_one_line(
 @pytest.mark.parametrize(
     ("words", "name"),
     [
-        (["run", "--replay", "FILE"], "run.jsonl"),
+        (["replay", "FILE"], "run.jsonl"),
         (["bench", "report", "FILE", "--output", "out"], "a.json"),
         (["demos", "convert", "FOLDER", "--from", "lerobot", "--output", "out"], "meta/info.json"),
         (["demos", "convert", "FOLDER", "--from", "hdf5", "--map-file", "FILE", "--output", "out"], "mapping.yaml"),
