@@ -78,7 +78,7 @@ def write_graphs(
         root: the bundle to be.
         settings: precisions and how to reach them.
         work: folder on the same disk for what lies between; the caller removes it after the proof.
-        progress: told (stage, done, total).
+        progress: called with (stage, done, total).
 
     Raises:
         ConfigError: `keep_float` names no block.

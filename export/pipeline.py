@@ -68,7 +68,7 @@ class ExportOptions:
         num_calibration_frames: frames that set the int8 ranges and round the weights.
         data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
         num_parity_steps: steps of the proof rollout, over all its episodes.
-        seed: draws calibration frames, proof episodes and, without `data`, proof inputs.
+        seed: of calibration frames, proof episodes and, without `data`, proof inputs.
         overwrite: replace an existing bundle.
         force: write the bundle although it misses a threshold; its manifest says so.
     """

@@ -113,7 +113,7 @@ def write_form(
         head: head.onnx, for the search of a mixed plan.
         keep_float: as of `settings`, as far as it concerns this graph.
         work: folder for what lies between.
-        progress: told (stage, done, total).
+        progress: called with (stage, done, total).
 
     Raises:
         ConfigError: `keep_float` names no block.

@@ -2,7 +2,7 @@
 
     MUJOCO_GL=egl python tools/contact_sheets.py
 
-Everything is drawn from fixed seeds, so the pictures change only when scenes, experts or the renderer do.
+Everything is sampled from fixed seeds, so the pictures change only when scenes, experts or the renderer do.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def run_environment_speed(
 
     Args:
         plan: what to measure.
-        on_round: told (rounds done, rounds in all), warm-up and resets included.
+        on_round: called with (rounds done, rounds in all), warm-up and resets included.
 
     Raises:
         ConfigError: environment or scene is unknown.

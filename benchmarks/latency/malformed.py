@@ -1,7 +1,7 @@
 """Messages that a policy server must survive: broken, lying, oversized, cut off, or from nobody it knows.
 
 Each kind sends one thing over a socket of its own, written by hand where a websocket library would refuse to send it.
-Everything is drawn from the generator that is passed in.
+Everything is sampled from the generator that is passed in.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def run_latency(
         plan: what to measure.
         observations: frames all variants see in the same order; None draws them from `plan.seed`.
         inputs: what the observations are, for the report.
-        on_round: told (rounds done, rounds in all), warm-up included.
+        on_round: called with (rounds done, rounds in all), warm-up included.
 
     Raises:
         ArtifactError: a bundle or the checkpoint cannot be loaded.

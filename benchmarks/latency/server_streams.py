@@ -117,7 +117,7 @@ def stream(
         url, token: of the server.
         instructions: each client follows one for `STEPS_PER_INSTRUCTION` frames, then the next, beginning at another.
         seed: decides every frame.
-        progress: told (what, done, total).
+        progress: called with (what, done, total).
 
     Raises:
         ContractError: the server refuses a frame.

@@ -2,7 +2,7 @@
 
     python -m rfedge.benchmarks.studies.attention_speed
 
-Whole steps of playtable-small on frames and texts drawn from a seed, with plain MatMuls and with the fused attention in
+Whole steps of playtable-small on frames and texts sampled from a seed, with plain MatMuls and with the fused attention in
 turn, in one process; the fused one against itself is the noise floor.
 """
 

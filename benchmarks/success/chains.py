@@ -148,7 +148,7 @@ class ChainPlan:
         return Subtask(instruction=instruction, task=task, seed=seed)
 
     def instruction(self, task: str, rng: np.random.Generator) -> str:
-        """Return what the agent is told when it is to do `task`, drawn from `rng` where the language has several.
+        """Return what the agent is told when it is to do `task`, sampled from `rng` where the language has several.
 
         Raises:
             ConfigError: `instructions` lacks the task.
@@ -186,7 +186,7 @@ def run_chains(
             form and `report.json`; a run of the first chains of the set goes on there. None keeps nothing.
         workers: processes; the result does not depend on it.
         runner: where they run.
-        on_chain: told (chains done, chains in all), at the beginning and after every chain.
+        on_chain: called with (chains done, chains in all), at the beginning and after every chain.
 
     Raises:
         ConfigError: there is nothing to run, an environment, task or agent is not possible, `output` holds another run, one

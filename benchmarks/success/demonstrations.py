@@ -68,7 +68,7 @@ class RecordingOptions:
         max_steps: control steps for each task; more than 64 are cut into several segments.
         expert_share: probability that a task is driven by its expert although there is a driver.
         at_spots: begin with the blocks where CALVIN's chains have them, see `rfedge.envs.experts.prepare`.
-        takeover_steps: a driver acts for so many steps of a task at most, drawn anew for each, then the expert takes over,
+        takeover_steps: a driver acts for so many steps of a task at most, sampled anew for each, then the expert takes over,
             and its part alone is recorded; None lets the driver finish and records all of it.
     """
 

@@ -119,7 +119,7 @@ def run_expert_success(
     Args:
         plan: what to run.
         workers: processes; the result does not depend on it.
-        on_task: told (tasks done, tasks in all).
+        on_task: called with (tasks done, tasks in all).
 
     Raises:
         ConfigError: environment or scene is unknown.

@@ -65,7 +65,7 @@ def run_success(
         workers: processes; no result but the times depends on it.
         runner: where they run, and `executor` what the report calls it.
         executor: see `runner`.
-        on_progress: told (chains and starts done, chains and starts in all) over all rows together.
+        on_progress: called with (chains and starts done, chains and starts in all) over all rows together.
 
     Raises:
         ConfigError: the plan has nothing to run or something that is not possible, or `output` holds another run, or one

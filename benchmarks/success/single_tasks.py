@@ -93,7 +93,7 @@ def run_trials(
         tasks: names.
         workers: processes; the result does not depend on it.
         runner: where they run.
-        on_trial: told (starts done, starts in all), at the beginning and after every start.
+        on_trial: called with (starts done, starts in all), at the beginning and after every start.
 
     Returns:
         Task by task, in the order of the starts.

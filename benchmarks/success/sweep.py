@@ -87,7 +87,7 @@ def finish_sweep(
         plan: of the timing.
         success: what `rfedge.benchmarks.success.run.run_success` returned for `plan.success`.
         output: folder of the rollouts, for `latency.json` and `sweep.json` too. None keeps nothing.
-        on_round: told (rounds done, rounds in all).
+        on_round: called with (rounds done, rounds in all).
 
     Raises:
         ArtifactError: a bundle is damaged.

@@ -42,7 +42,7 @@ def choose_plan(
         error: block -> error of the policy with that block alone in int8.
         judge: measures a whole plan. It is not asked about the empty plan, which has no error.
         most_measurements: bound on the calls of `judge`.
-        on_measurement: told (done, most).
+        on_measurement: called with (done, most).
     """
     order = order_of_removal(saved_ms, error)
     num_done = 0

@@ -80,7 +80,7 @@ def search_plan(
         frames: that set the ranges.
         options: how int8 is made.
         search: budget, episodes, folder.
-        progress: told (stage, done, total).
+        progress: called with (stage, done, total).
 
     Raises:
         ConfigError: nothing begins with one of `search.keep_float`.

@@ -49,7 +49,7 @@ def profile_blocks(
         blocks: block -> names of its MatMuls.
         frames: graph inputs, read in turn.
         num_rounds: that are kept; a few before them are not.
-        on_round: told (done, total).
+        on_round: called with (done, total).
     """
     with tempfile.TemporaryDirectory() as folder:
         opened = [_Profiled(graph, blocks, Path(folder) / str(index)) for index, graph in enumerate(graphs)]

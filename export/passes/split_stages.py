@@ -35,7 +35,7 @@ def split_stages(
         source: graph with the output `media`, weights in it or in a file beside it.
         stages: contracts, as `rfedge.contract.policy_contract` derives them.
         targets: the file of each stage; weights above 1.5 GB go into one beside it.
-        on_weight: told (weights written, weights in all) of each graph.
+        on_weight: called with (weights written, weights in all) of each graph.
 
     Raises:
         ArtifactError: `source` is no graph.

@@ -45,7 +45,7 @@ def apply_passes(
         source: graph in fp32, weights in it or in a file beside it.
         target: the file to write; weights above 1.5 GB go into `target` + ".data".
         passes: in order; the standard ones if not given.
-        on_weight: told (weights written, weights in all).
+        on_weight: called with (weights written, weights in all).
 
     Returns:
         What each pass did, and every file written, the graph first.

@@ -45,7 +45,7 @@ def make_dynamic_int8(source: Path, target: Path, *, on_weight: WeightProgress =
     Args:
         source: fp32 graph, weights in it or in a file beside it.
         target: the file to write; weights above 1.5 GB go into `target` + ".data".
-        on_weight: told (weights written, weights in all).
+        on_weight: called with (weights written, weights in all).
 
     Raises:
         ArtifactError: `source` is no graph.

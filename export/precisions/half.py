@@ -50,7 +50,7 @@ def make_fp16(
         source: fp32 graph, weights in it or in a file beside it.
         target: the file to write; weights above 1.5 GB go into `target` + ".data".
         keep_float: beginnings of the names of blocks that stay in fp32.
-        on_weight: told (weights written, weights in all).
+        on_weight: called with (weights written, weights in all).
 
     Raises:
         ArtifactError: `source` is no graph.

@@ -262,7 +262,7 @@ def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> No
     if told:
         lines.append(f"held-out perplexity a token: {', '.join(told)}")
     if result.drawn and run.initial_checkpoint is not None:
-        lines.append(f"not in {run.initial_checkpoint}, drawn from the seed: {', '.join(result.drawn)}")
+        lines.append(f"not in {run.initial_checkpoint}, sampled from the seed: {', '.join(result.drawn)}")
     lines.append(f"checkpoint: {result.checkpoint}")
     print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
     if as_json:

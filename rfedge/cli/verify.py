@@ -32,7 +32,7 @@ def verify(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Demonstrations for the parity rollout; random frames without.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the parity rollout.")] = 64,
-    seed: Annotated[int, typer.Option(help="Draws the rollout's episodes or frames.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the rollout's episodes or frames.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check every file's sha256 and, given the checkpoint, the parity; fail when something is not as it was."""

@@ -138,7 +138,7 @@ def make_chains(
     Args:
         num: how many to return.
         of: size of the set they are taken from; None is the official 1000, or `num` where that is more.
-        on_progress: told (start states done, start states in all).
+        on_progress: called with (start states done, start states in all).
 
     Raises:
         ConfigError: `num` is not within 1 to `of`.
@@ -248,7 +248,7 @@ def _draw_chains(index: int, count: int) -> tuple[Chain, ...]:
 
     CALVIN seeds with the state's index and calls `choice(34 tasks, 5, replace=False)` until the draw is a chain: for
     1000 chains, seven million times. `choice` is the head of a permutation, and a permutation is a Fisher-Yates shuffle
-    whose partners are bounded integers, so one call of `randint` with an array of bounds draws the same numbers for
+    whose partners are bounded integers, so one call of `randint` with an array of bounds samples the same numbers for
     thousands of permutations.
     """
     state = initial_states()[index]

@@ -57,7 +57,7 @@ def random_policy(config: PolicyConfig, seed: int, dtype: torch.dtype = torch.fl
     """Return a policy in evaluation mode with random weights, for measurements of time and memory at real size.
 
     Matrices are normal with deviation 1 / sqrt(inputs), so that activations keep their size through any depth; norms are
-    one, biases zero, gates half open. It is drawn tensor by tensor in `dtype`; nothing larger exists beside it. To train
+    one, biases zero, gates half open. It is sampled tensor by tensor in `dtype`; nothing larger exists beside it. To train
     from nothing, use `build_policy`.
     """
     with torch.random.fork_rng(devices=[]), parameters_on_meta():

@@ -251,7 +251,7 @@ class RoboFlamingo(nn.Module):
 
 
 def build_policy(config: PolicyConfig, seed: int) -> RoboFlamingo:
-    """Build a policy with random weights drawn from `seed`; the caller's random state is not touched."""
+    """Build a policy with random weights sampled from `seed`; the caller's random state is not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RoboFlamingo(config)

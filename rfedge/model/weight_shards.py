@@ -65,7 +65,7 @@ def write_weights(
         specs: what to store, in this order.
         read: returns one tensor; it is asked once for each name and its result is not kept.
         max_shard_bytes: a file grows no further than this; a single larger tensor gets a file of its own.
-        on_bytes: told the size of each tensor once it is written.
+        on_bytes: called with the size of each tensor once it is written.
 
     Raises:
         ValueError: `read` returns another dtype or shape than was announced.

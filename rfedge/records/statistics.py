@@ -65,7 +65,7 @@ def ratio_of_medians(
 ) -> Ratio:
     """Return median(numerator) / median(denominator) for two series (n,) taken in the same rounds.
 
-    The bootstrap draws whole rounds: both samples of a round saw the same machine, so its drift cancels in the ratio.
+    The bootstrap samples whole rounds: both samples of a round saw the same machine, so its drift cancels in the ratio.
     """
     rounds = np.random.default_rng(seed).integers(0, len(numerator_ms), size=(NUM_RESAMPLES, len(numerator_ms)))
     ratios = np.median(numerator_ms[rounds], axis=1) / np.median(denominator_ms[rounds], axis=1)
@@ -114,7 +114,7 @@ def ratio_of_sums(
 ) -> Ratio | None:
     """Return sum(numerator) / sum(denominator) of paired values (n,), n >= 1; None where the denominator adds up to 0.
 
-    The bootstrap draws whole pairs. A draw whose denominator adds up to 0 has no ratio and is left out, so for a
+    The bootstrap samples whole pairs. A draw whose denominator adds up to 0 has no ratio and is left out, so for a
     denominator of few successes the interval is too narrow.
     """
     if not denominator.sum():

@@ -258,7 +258,7 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
         data: CALVIN dataset.
         output: folder of the run.
         policy_changes: fields of PolicyConfig to change, such as window, frame_stride, chunk_size or head; what a
-            checkpoint has no weights for is drawn from the seed.
+            checkpoint has no weights for is sampled from the seed.
         **options: fields of TrainConfig.
 
     Raises:

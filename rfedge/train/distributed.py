@@ -1,6 +1,6 @@
 """Several processes, one run: who this process is, which part of a batch it takes, and what it tells the others.
 
-Every process draws the same batch of windows and takes its own part of it, so that the number of processes changes the
+Every process samples the same batch of windows and takes its own part of it, so that the number of processes changes the
 order in which numbers are added up and nothing else. `torchrun` (or anything that sets RANK, WORLD_SIZE, LOCAL_RANK,
 MASTER_ADDR and MASTER_PORT) starts them.
 """

@@ -59,7 +59,7 @@ class Start:
     Attributes:
         policy: with its weights.
         tokenizer: the initial checkpoint's; None without one, or where one is to be learnt anew.
-        drawn: parameters that were drawn from the seed, none of them when a checkpoint has all.
+        drawn: parameters that were sampled from the seed, none of them when a checkpoint has all.
         history: what the initial checkpoint says of its training; None without one.
     """
 
@@ -75,11 +75,11 @@ class Start:
 
 
 def start_policy(config: TrainConfig) -> Start:
-    """Return random weights drawn from the seed, or those of the initial checkpoint.
+    """Return random weights sampled from the seed, or those of the initial checkpoint.
 
     A checkpoint may be trained on with another head, more actions a chunk, older frames or proprioception: the weights of
-    the head (or of its last layers alone) and of the new parts are then drawn from the seed, all others kept. So is the word
-    embedding for a tokenizer that is learnt anew.
+    the head (or of its last layers alone) and of the new parts are then sampled from the seed, all others kept. So is the
+    word embedding for a tokenizer that is learnt anew.
 
     Raises:
         ArtifactError: the initial checkpoint is damaged.

@@ -43,7 +43,7 @@ def freeze(policy: RoboFlamingo, scheme: TrainableScheme) -> list[tuple[str, nn.
 
 
 def reinit_vl_layers(policy: RoboFlamingo, seed: int) -> None:
-    """Replace the weights that vision-language pre-training made by random ones drawn from `seed`.
+    """Replace the weights that vision-language pre-training made by random ones sampled from `seed`.
 
     These are the resamplers and every gated cross-attention, whose gates start at `decoder.gate_init`. Vision tower,
     decoder, embedding and head keep theirs, and the caller's random state is not touched. Source: "No VL Pretrain" of

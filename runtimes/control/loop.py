@@ -174,7 +174,7 @@ class ControlLoop:
             instruction: plain words, or asked for before every step; the controller is reset whenever it changes.
             max_steps: control steps before giving up.
             success: asked after each step; None when nobody can judge.
-            on_step: told about each step after its action was sent.
+            on_step: called with about each step after its action was sent.
             observe_every_step: take a frame on every step for `on_step`, needed or not.
 
         Raises:

@@ -200,7 +200,7 @@ def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePol
     Args:
         stack: lives as long as the run.
         plan: checked by `check_source`.
-        on_load: told a loaded bundle.
+        on_load: called with a loaded bundle.
 
     Raises:
         ArtifactError: the bundle cannot be loaded.

@@ -54,7 +54,7 @@ class ResourceRecord(Record):
         num_actions: control steps that were played meanwhile.
         sampler_share: share of one core that the sampler used.
         rss_start_bytes, rss_peak_bytes: of the process, with every policy that it has loaded.
-        available_start_bytes, available_lowest_bytes: `MemAvailable` of the machine, None where it is not told.
+        available_start_bytes, available_lowest_bytes: `MemAvailable` of the machine, None where it is not reported.
         power_reason, temperatures_reason: why there is nothing, or nothing more; "" when nothing is missing.
     """
 

@@ -227,8 +227,8 @@ def run_rollouts(
 
     Args:
         plan: what to run.
-        on_load: told the loaded bundle, before the simulator is opened.
-        on_step: told (episode from 0, step) after each control step.
+        on_load: called with the loaded bundle, before the simulator is opened.
+        on_step: called with (episode from 0, step) after each control step.
         stop: ends the run between two steps.
         record: of a run of the same plan that is to be run again with its times: it is late, starved and told what to do
             where that was, holds no rate and writes nothing.

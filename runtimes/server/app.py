@@ -100,7 +100,7 @@ class PolicyServer:
         """Serve until `stop`; the request under way is answered, then every connection is closed with 1001.
 
         Args:
-            on_ready: told the address, "ws://127.0.0.1:8000", as soon as clients can connect.
+            on_ready: called with the address, "ws://127.0.0.1:8000", as soon as clients can connect.
 
         Raises:
             ConfigError: the address cannot be listened on.

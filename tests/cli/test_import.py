@@ -112,7 +112,7 @@ def test_without_roboflamingo_the_head_is_drawn(originals, tmp_path: Path, capsy
     document = json.loads(capsys.readouterr().out)
     assert document["drawn"]
     assert all(name.startswith("head.") for name in document["drawn"])
-    assert "drawn from seed 7: head" in document["assumed"]
+    assert "sampled from seed 7: head" in document["assumed"]
     assert document["policy"]["chunk_size"] == 2
     head = document["policy"]["head"]
     assert (head["kind"], head["hidden_size"], head["layers"]) == ("lstm", 1024, 4)
@@ -122,7 +122,7 @@ def test_without_openflamingo_nothing_is_pre_trained_on_images(originals, tmp_pa
     given = originals["llama"]
     assert run_import(*given.arguments("--roboflamingo", "--openflamingo"), "--output", tmp_path / "checkpoint") == 0
     printed = capsys.readouterr().out
-    assert "no vision-language pre-training; drawn from seed 0: resampler, cross-attention, head" in printed
+    assert "no vision-language pre-training; sampled from seed 0: resampler, cross-attention, head" in printed
     assert "3 rows of new tokens are drawn" in printed
     loaded = load_checkpoint(tmp_path / "checkpoint")
     assert loaded.config.resampler.latents == 64

@@ -1,4 +1,4 @@
-"""Windows hold the frames and labels that jump-step training needs, and are drawn in an order that can be resumed."""
+"""Windows hold the frames and labels that jump-step training needs, and are sampled in an order that can be resumed."""
 
 import os
 from itertools import pairwise

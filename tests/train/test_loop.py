@@ -238,7 +238,7 @@ def test_a_checkpoint_can_be_trained_further(configure: Configure, tmp_path: Pat
 def test_a_checkpoint_can_be_trained_into_another_member(
     changes: dict[str, Any], drawn: tuple[str, ...] | None, configure: Configure, tmp_path: Path, demonstrations: Path
 ) -> None:
-    """Everything that fits is kept, bit for bit; the rest is drawn and said."""
+    """Everything that fits is kept, bit for bit; the rest is sampled and said."""
     first = train_policy(configure(tmp_path / "first", steps=1))
     other = train_config(
         str(first.checkpoint),

@@ -45,7 +45,7 @@ def demos(
     looks: Annotated[Looks | None, typer.Option(help=LOOKS_HELP)] = None,
     renderer: Annotated[Renderer | None, typer.Option(help=RENDERER_HELP)] = None,
     chain_length: Annotated[
-        int, typer.Option(min=1, help="Tasks that follow each other without a reset, drawn from --tasks.")
+        int, typer.Option(min=1, help="Tasks that follow each other without a reset, sampled from --tasks.")
     ] = 1,
     at_spots: Annotated[
         bool, typer.Option("--at-spots", help="Begin with the blocks near where CALVIN's chains have them.")
@@ -73,7 +73,7 @@ def demos(
     takeover_steps: Annotated[
         int | None,
         typer.Option(
-            help="The policy drives each task for so many steps at most, drawn anew each time; then the expert takes over, "
+            help="The policy drives each task for so many steps at most, sampled each time; then the expert takes over, "
             "and its part alone is recorded."
         ),
     ] = None,

@@ -89,7 +89,7 @@ class CollectionRequest:
     Attributes:
         tasks: names, in the order of their frame numbers.
         episodes_per_task: rollouts wanted of each, successful ones unless `keep_failures`.
-        seed: every rollout's seed is drawn from it.
+        seed: every rollout's seed is sampled from it.
         scene: letter of the CALVIN scene.
         max_attempts: seeds tried for one rollout before it is given up.
         frames_per_episode: frame numbers that a rollout owns.

@@ -142,7 +142,7 @@ def inspect_dataset(
         path: a split folder, or the dataset's root.
         split: "training" or "validation" below a root; default training.
         num_frames: size of the sample of frames that are read; None for all.
-        seed: draws the sample.
+        seed: of the sample.
         workers: processes that read frames; the report does not depend on it.
         task_names: tasks that a simulator judges; others are named in a note.
         on_progress: called as (frames checked, frames to check).

@@ -43,7 +43,7 @@ _BEHIND_M: Final = 0.09  # where the fingers stand behind it
 # not fit into one window of 64 frames.
 _ROTATE_YAW_RAD: Final = 0.8
 
-# task -> what must hold at its start; everything it does not name is drawn at random
+# task -> what must hold at its start; everything it does not name is sampled at random
 _REQUIRED: Final[dict[str, dict[str, bool]]] = {
     "move_slider_left": {"slide_left": False},
     "move_slider_right": {"slide_left": True},
@@ -159,7 +159,7 @@ def _random_scene(
     if task in ("unstack_block", "push_into_drawer"):
         return _random_free_scene(task, layout, rng, required, anywhere=anywhere, at_spots=at_spots)
     handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
-    # Door and surfaces are drawn again with the blocks: in some scenes one side of the cabinet is out of reach.
+    # Door and surfaces are sampled again with the blocks: in some scenes one side of the cabinet is out of reach.
     while True:
         state = _random_state(rng, required)
         surfaces = _random_surfaces(task, handled, rng, slide_left=state["slide_left"])

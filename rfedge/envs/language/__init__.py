@@ -63,7 +63,7 @@ def choose_instruction(task: str, language: str, rng: np.random.Generator, left_
 
     Args:
         task: one of the 34.
-        language: "evaluation", CALVIN's one instruction, or "enriched", a held-out one drawn from `rng`.
+        language: "evaluation", CALVIN's one instruction, or "enriched", a held-out one sampled from `rng`.
         rng: not used for "evaluation".
         left_out: sentences that are never drawn, for instance those that are too long for a policy.
 

@@ -58,7 +58,7 @@ class ImportOptions:
         tokenizer: source of tokenizer.json; the language model's without.
         settings: what no tensor shows.
         vision_heads: attention heads of CLIP's vision transformer; heads of 64 without.
-        seed: draws what no file holds.
+        seed: of what no file holds.
     """
 
     clip: str | None = None
@@ -91,7 +91,7 @@ class ImportPlan:
         tokenizer: with OpenFlamingo's tokens.
         weights: where the tensors come from.
         files: all that are read.
-        drawn: names of ours that are drawn from the seed.
+        drawn: names of ours that are sampled from the seed.
         filled: names of ours with the one value that fills them, because nothing runs them.
         assumed: sentences on what no file says.
         warnings: half-sentences on what a file's name says otherwise.
@@ -333,10 +333,10 @@ def _describe(plan: ImportPlan) -> None:
     parts = Counter(part_of(name) for name in plan.drawn)
     if parts:
         without = "no vision-language pre-training; " if "resampler" in parts else ""
-        plan.assumed.append(f"{without}drawn from seed {options.seed}: {', '.join(parts)}")
+        plan.assumed.append(f"{without}sampled from seed {options.seed}: {', '.join(parts)}")
     for name in ("embedding.weight", "output_projection.weight"):
         if name in plan.weights.shapes and (rows := plan.weights.new_rows(name)) > 0:
-            plan.assumed.append(f"{name}: {rows} rows of new tokens are drawn from seed {options.seed}")
+            plan.assumed.append(f"{name}: {rows} rows of new tokens are sampled from seed {options.seed}")
     if options.vision_heads is None and options.config is None:
         size = config.vision.width // config.vision.heads
         plan.assumed.append(f"attention heads of {size} in CLIP's vision transformer: no tensor shows them")

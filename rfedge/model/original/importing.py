@@ -54,7 +54,7 @@ def write_import(
         output: the checkpoint's folder.
         overwrite: replace an existing checkpoint.
         max_shard_bytes: weights above this are stored in several files.
-        progress: told (stage, megabytes done, megabytes in all).
+        progress: called with (stage, megabytes done, megabytes in all).
 
     Raises:
         ArtifactError: see `ImportPlan.check`, `ImportPlan.reader` and `check_output`; or a file changed meanwhile.

@@ -38,7 +38,7 @@ def run_parity(folder: Path, *, progress: StageProgress = lambda *_: None) -> Pa
 
     Args:
         folder: the fixture.
-        progress: told (stage, done, total) after each case of inputs.
+        progress: called with (stage, done, total) after each case of inputs.
 
     Raises:
         ArtifactError: the fixture or one of its weight files cannot be read.

@@ -1,4 +1,4 @@
-"""Weights that no original file holds, drawn from a seed, part by part and with little memory."""
+"""Weights that no original file holds, sampled from a seed, part by part and with little memory."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ __all__ = ["CoTraining", "ImageTextBatch", "PairPass", "image_text_batch", "lang
 NO_LABEL: Final = -100
 
 _LARGEST_EXPONENT: Final = 700.0  # of which a float64 holds the exponential
-# Separates the order of each kind from the windows', which is drawn from the same seed.
+# Separates the order of each kind from the windows', which is sampled from the same seed.
 _STREAMS: Final[dict[ImageTextKind, int]] = {"caption": 2, "vqa": 3}
 
 

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-# Separate the streams of shifts and of instructions from the sampler's, which is drawn from the same seed.
+# Separate the streams of shifts and of instructions from the sampler's, which is sampled from the same seed.
 _SHIFT_STREAM: Final = 1
 _WORDING_STREAM: Final = 2
 

@@ -131,7 +131,7 @@ class SceneQuestions:
         return len(self._index)
 
     def batch(self, chosen: Sequence[int], rng: np.random.Generator) -> SceneBatch:
-        """Return the frames with these numbers; what their reports name is drawn from `rng`."""
+        """Return the frames with these numbers; what their reports name is sampled from `rng`."""
         rows, places = [], []
         for number in chosen:
             at = self._index.windows[number]
