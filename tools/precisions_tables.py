@@ -113,7 +113,8 @@ def engines(report: dict[str, Any], link: str) -> str:
     made_by = "" if some is None else f" {some['builder']} for SM{some['sm']}, ahead of time,"
     return (
         f"{table(columns, rows)}\n\n"
-        f"Built by `python -m rfedge.benchmarks.latency.precisions`:{made_by} {report['policy']}, each in a process on "
+        f"Built by `python -m rfedge.benchmarks.latency.precisions`:{made_by} {report['policy']}, "
+        f"each in a process of its own on "
         f"{report['machine']['usable_cores']} cores of {report['machine']['cpu']}, no GPU.{failed} Every figure: "
         f"[{Path(link).name}]({link})."
     )

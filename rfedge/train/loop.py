@@ -110,7 +110,7 @@ def _train(
         if not config.vl_pretraining:  # in vain where a run goes on: its state holds what became of them
             reinit_vl_layers(policy, config.seed)
         sources = open_training_data(config, start.tokenizer, progress, processes, grammar)
-        resume_key = {
+        key = {
             **config.resume_key(),
             "frames": sources.cache.content_sha256,
             "image-text files": None if pairs is None else pairs.content_sha256,
@@ -120,7 +120,7 @@ def _train(
         if config.task_weight:
             attach_task_probe(policy, len(sources.table.tasks), config.seed)
         resumed = newest_state(config.output, resume=config.resume, processes=processes)
-        state = Progress() if resumed is None else read_document(resumed, resume_key)
+        state = Progress() if resumed is None else read_document(resumed, key)
         if resumed is not None:
             load_weights(resumed, policy)
         if config.vision_tokens:
@@ -147,18 +147,7 @@ def _train(
             else nullcontext(_write_nothing) as write
         ):
             run = _Run(
-                config,
-                sources,
-                policy,
-                optimizer,
-                trained,
-                resume_key,
-                state,
-                write,
-                scope,
-                processes,
-                progress,
-                co_training,
+                config, sources, policy, optimizer, trained, key, state, write, scope, processes, progress, co_training
             )
             run.stop = stop
             validation = run.train(on_step)

@@ -81,7 +81,7 @@ def test_a_gate_goes_into_the_projection_and_its_bias(order: str, tanh: bool, bi
     model = gated(order, tanh=tanh, bias=bias)
     (change,) = apply(FoldGates(), model, X)
     assert change.startswith("node_scaled: gate ")
-    assert change.endswith("into node_matmul")
+    assert change.endswith("into node_MatMul")
     assert op_types(model) == (["MatMul", "Add", "Add"] if bias else ["MatMul", "Add"])
     run_passes(model, [DropDead()])
     assert len(model.graph.initializers) == 1 + bias

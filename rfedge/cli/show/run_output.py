@@ -29,7 +29,9 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
     )
     if report.task is None:
         console.print(
-            f"instruction {report.instruction!r} is none of the simulator's tasks: success is not judged", highlight=False
+            f"instruction {report.instruction!r} is none of the simulator's tasks: success is not judged",
+            highlight=False,
+            soft_wrap=True,
         )
     else:
         console.print(f"task {report.task}: {report.instruction!r}", highlight=False, soft_wrap=True)

@@ -100,8 +100,8 @@ def prepare(
     check_task(task)
     layout = find_layout(environment.scene)
     if task not in _GRASPED:
-        scene_obs = _random_scene(task, layout, rng, anywhere=anywhere, at_spots=at_spots)
-        environment.restore(_random_start(rng), scene_obs)
+        start = _random_start(rng)  # before the scene: seeds of earlier records count on it
+        environment.restore(start, _random_scene(task, layout, rng, anywhere=anywhere, at_spots=at_spots))
         return
     while not _lift_first(task, environment, layout, rng, anywhere=anywhere, at_spots=at_spots):
         pass  # the expert misses a few in a hundred
