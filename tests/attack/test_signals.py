@@ -51,7 +51,7 @@ def test_200_random_signals_of_6_kinds_end_in_stop() -> None:
 
 HUNG = """
 import time
-from rfedge.runtimes import stopping
+from rfedge.runtimes.control import stopping
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ClosedLoop
 from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
@@ -150,7 +150,7 @@ def test_no_loop_begins_after_an_interrupt_that_was_swallowed() -> None:
 
 HANGS = """
 import ctypes, os, signal, sys, threading, time
-from rfedge.runtimes import stopping
+from rfedge.runtimes.control import stopping
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ClosedLoop
 from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
