@@ -24,15 +24,17 @@ from typing import Final
 from rfedge.benchmarks.latency.commands import run_rfedge
 from rfedge.io.journal import open_journal
 
-RECIPE_VERSION: Final = 2
+RECIPE_VERSION: Final = 3
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "results" / "playtable_policies.md"
 BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
-_M1, _M2 = (f"--data {name} --cache caches/{name}" for name in ("m1", "m2"))
+_M1, _M2, _M3, _M4, _M5, _M6, _M7, _M8 = (f"--data m{number} --cache caches/m{number}" for number in range(1, 9))
 _PUSHED: Final = "--action-noise 0.3 --workers 2"
 _SEE: Final = "--language-weight 0 --light 0.15 --mixed-precision bf16"
 _ACT: Final = "--vision-tokens --mixed-precision bf16 --batch-size 16 --validation-fraction 0.05 --instructions grammar"
-_JUMP: Final = "--frame-stride 4 --chunk-size 8 --time-keeping carry --proprioception --vocab-size 2048"
+_JUMP: Final = "--frame-stride 4 --chunk-size 8 --time-keeping carry --proprioception"
+_AT_SPOTS: Final = "--tasks all --chain-length 5 --at-spots"
+_DEMONSTRATIONS: Final = "demo-play demo-calvin chain-play chain-calvin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +79,84 @@ STAGES: Final = (
         20,
         f"pretrain --config eyes1/checkpoint {_M2} --output eyes2 --minutes 20 --learning-rate 6e-4 {_SEE}",
     ),
-    Stage("acting, jump-step", 46, f"train --config eyes2/checkpoint {_M2} --output js --minutes 44 {_JUMP} {_ACT}"),
+    Stage(
+        "acting, jump-step",
+        46,
+        f"train --config eyes2/checkpoint {_M2} --output js --minutes 44 --vocab-size 2048 {_JUMP} {_ACT}",
+    ),
     Stage(
         "acting, closed loop",
         10,
         f"train --config js/checkpoint {_M2} --output cl --frame-stride 1 --chunk-size 8 --minutes 10 --seed 3 {_ACT}",
     ),
-    Stage("compiling", 2, "export js/checkpoint --precision int8 --data m2 --output jump-step-int8 --parity-steps 128"),
     Stage("compiling", 2, "export cl/checkpoint --precision int8 --data m2 --output closed-loop-int8 --parity-steps 128"),
+    Stage("a new table in every picture", 5, "demos snapshots --output snap-play --num 16000 --seed 100"),
+    Stage("in random looks", 8, "demos snapshots --output snap-random --num 24000 --looks random --seed 101"),
+    Stage("in CALVIN's looks", 18, "demos snapshots --output snap-calvin --num 20000 --looks calvin --seed 102"),
+    Stage("all in one", 1, "demos merge snap-play snap-random --output m3"),
+    Stage(
+        "seeing new tables",
+        14,
+        f"pretrain --config js/checkpoint {_M3} --output eyes3 --minutes 14 --learning-rate 7e-4 {_SEE}",
+    ),
+    Stage("all in one", 1, "demos merge snap-play snap-random snap-calvin --output m4"),
+    Stage(
+        "seeing them in all looks",
+        22,
+        f"pretrain --config eyes3/checkpoint {_M4} --output eyes4 --minutes 22 --learning-rate 7e-4 {_SEE}",
+    ),
+    Stage("single tasks", 14, f"demos --output demo-play --tasks all --episodes-per-task 24 --seed 201 {_PUSHED}"),
+    Stage(
+        "single tasks in CALVIN's looks",
+        16,
+        f"demos --output demo-calvin --tasks all --episodes-per-task 12 --seed 203 --looks calvin {_PUSHED}",
+    ),
+    Stage("chains", 18, f"demos --output chain-play --episodes-per-task 5 --seed 211 {_AT_SPOTS} {_PUSHED}"),
+    Stage(
+        "chains in CALVIN's looks",
+        28,
+        f"demos --output chain-calvin --episodes-per-task 3 --seed 213 --looks calvin {_AT_SPOTS} {_PUSHED}",
+    ),
+    Stage("all in one", 1, "demos merge snap-play snap-random snap-calvin demo-play demo-calvin --output m5"),
+    Stage(
+        "seeing them in use",
+        15,
+        f"pretrain --config eyes4/checkpoint {_M5} --output eyes5 --minutes 15 --learning-rate 6e-4 {_SEE}",
+    ),
+    Stage("all in one", 1, "demos merge demo-play demo-calvin chain-play --output m6"),
+    Stage(
+        "acting, jump-step",
+        26,
+        f"train --config eyes5/checkpoint {_M6} --output js2 --minutes 26 --task-weight 0.05 {_JUMP} {_ACT}",
+    ),
+    Stage("a driver", 2, "export js2/checkpoint --precision int8 --data demo-play --output driver-1 --force"),
+    Stage(
+        "experts take over from it",
+        15,
+        f"demos --output take-1 --episodes-per-task 3 --seed 401 --policy driver-1 --takeover-steps 100 --max-steps 150 "
+        f"{_AT_SPOTS}",
+    ),
+    Stage("all in one", 1, f"demos merge {_DEMONSTRATIONS} take-1 --output m7"),
+    Stage(
+        "learning from it",
+        14,
+        f"train --config js2/checkpoint {_M7} --output js3 --minutes 14 --learning-rate 2.2e-4 --task-weight 0.05 "
+        f"{_JUMP} {_ACT}",
+    ),
+    Stage(
+        "experts take over again",
+        16,
+        f"demos --output take-2 --episodes-per-task 8 --seed 501 --policy driver-1 --takeover-steps 120 --max-steps 180 "
+        f"{_AT_SPOTS}",
+    ),
+    Stage("all in one", 1, f"demos merge {_DEMONSTRATIONS} take-1 take-2 --output m8"),
+    Stage(
+        "learning from all of it",
+        21,
+        f"train --config js3/checkpoint {_M8} --output js4 --minutes 21 --learning-rate 2e-4 --task-weight 0.05 "
+        f"{_JUMP} {_ACT}",
+    ),
+    Stage("compiling", 2, "export js4/checkpoint --precision int8 --data demo-play --output jump-step-int8"),
 )
 
 
