@@ -4,7 +4,7 @@
 
 In one run, call after call in turn: reading as many bytes as the weights take (the limit), the head that carries its state,
 the head that acts from a window (its LSTMs side by side), the replay of the window which that replaces, each as a bundle
-stores it, with int8 weights, and in NumPy. Weights are random: they change no time.
+stores it and with int8 weights. Weights are random: they change no time.
 """
 
 from __future__ import annotations
@@ -148,7 +148,6 @@ def _calls(config: PolicyConfig, folder: Path, threads: int, seed: int) -> tuple
     from rfedge.export.trace import trace_graph
     from rfedge.model.head import build_head
     from rfedge.runtimes.backends.base import GraphRunner, RuntimeSettings
-    from rfedge.runtimes.backends.numpy_head import NumpyHead
     from rfedge.runtimes.backends.ort import OrtRunner
 
     torch.manual_seed(seed)
@@ -171,8 +170,6 @@ def _calls(config: PolicyConfig, folder: Path, threads: int, seed: int) -> tuple
             (name, OrtRunner("head", path, contract, settings), 4),
             (f"{name} int8", OrtRunner("head", quantized, contract, settings), 1),
         ]
-        if name != "replay":
-            runners.append((f"{name} NumPy", NumpyHead(path, contract), 4))
         for label, runner, size in runners:
             runner.activate()
             calls[label] = _call(runner.infer, contract.sample_inputs(rng))
