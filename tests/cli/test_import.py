@@ -123,7 +123,7 @@ def test_without_openflamingo_nothing_is_pre_trained_on_images(originals, tmp_pa
     assert run_import(*given.arguments("--roboflamingo", "--openflamingo"), "--output", tmp_path / "checkpoint") == 0
     printed = capsys.readouterr().out
     assert "no vision-language pre-training; sampled from seed 0: resampler, cross-attention, head" in printed
-    assert "3 rows of new tokens are drawn" in printed
+    assert "3 rows of new tokens are sampled" in printed
     loaded = load_checkpoint(tmp_path / "checkpoint")
     assert loaded.config.resampler.latents == 64
     assert loaded.config.decoder.cross_attention_every == 4
