@@ -156,12 +156,13 @@ def _stages(training: dict[str, Any] | None) -> Iterator[str]:
         )
     if (taught := training.get("training")) is not None:
         data, result = training["dataset"], training["result"]
+        held_out = result["validation_loss"]  # none where the stage was stopped by hand
         yield (
             f"`rfedge train`: {data['num_segments']} demonstrations of {len(data['tasks'])} tasks in scene "
             f"{', '.join(data['scenes'])}, {data['num_frames']} frames; {result['steps']} steps of {taught['batch_size']} "
             f"windows, {result['seconds'] / 60:.0f} minutes, seed {taught['seed']}, peak learning rate "
             f"{taught['learning_rate']:g}, trainable {taught['trainable']}. Loss {result['first_loss']:.4f} to "
-            f"{result['last_loss']:.4f}, held out {result['validation_loss']:.4f}."
+            f"{result['last_loss']:.4f}" + ("." if held_out is None else f", held out {held_out:.4f}.")
         )
 
 
