@@ -54,7 +54,7 @@ def test_a_state_is_kept_for_a_policy_that_reads_it_and_dropped_for_others() -> 
         ({"observation/image": image(3, 200, 200)}, "shape (3, 200, 200)"),
         ({"observation/image": "pixels"}, "a str"),
         ({"observation/wrist_image": None}, "a NoneType"),
-        ({"promt": "go"}, "key 'promt'"),
+        ({"prmpt": "go"}, "key 'prmpt'"),
         ({"rgb_gripper": image(84, 84, 3)}, "key 'rgb_gripper'"),
         ({"__class__": "os.system"}, "key '__class__'"),
         ({"prompt": "x" * 41}, "instruction: got 41 characters, expected at most 40"),
