@@ -138,7 +138,7 @@ class ChainPlan:
         return tuple(self.subtask(task, [self.seed, index, position]) for position, task in enumerate(chain.tasks))
 
     def subtask(self, task: str, entropy: Sequence[int]) -> Subtask:
-        """Return what the agent is told when it is to do `task`; instruction and seed follow from `entropy`.
+        """Return the subtask `task`; its instruction and seed follow from `entropy`.
 
         Raises:
             ConfigError: `instructions` lacks the task.
@@ -148,7 +148,7 @@ class ChainPlan:
         return Subtask(instruction=instruction, task=task, seed=seed)
 
     def instruction(self, task: str, rng: np.random.Generator) -> str:
-        """Return what the agent is told when it is to do `task`, sampled from `rng` where the language has several.
+        """Return the instruction for `task`, sampled from `rng` where the language has several.
 
         Raises:
             ConfigError: `instructions` lacks the task.

@@ -113,7 +113,7 @@ def insert_rounded(
 
     Args:
         graph: that holds the MatMul.
-        MatMul: its first input becomes source -> QuantizeLinear -> DequantizeLinear, its second a DequantizeLinear.
+        matmul: its first input becomes source -> QuantizeLinear -> DequantizeLinear, its second a DequantizeLinear.
         source: (..., channels), float.
         rounded: weights (channels, outputs) and the scale of each output.
         input_step: scale of `source`.

@@ -37,7 +37,7 @@ class RoundedGroup:
     Attributes:
         centre, scale: float32 (channels,), what the tensor is balanced by.
         step: scale of the int8 tensor.
-        MatMuls: by the name of the node.
+        matmuls: by the name of the node.
     """
 
     centre: Float32

@@ -96,7 +96,7 @@ def to_half(model: ir.Model, matmuls: MatMuls, dtype: ir.DataType) -> None:
 
     Args:
         model: in fp32, with types on all values; the weights of MatMuls may be unpacked by DequantizeLinear.
-        MatMuls: those to convert.
+        matmuls: those to convert.
         dtype: FLOAT16 or BFLOAT16.
     """
     graph = model.graph

@@ -42,7 +42,7 @@ def observe_weights(
 
     Args:
         source: the fp32 graph.
-        MatMuls: of the weights; several may share one.
+        matmuls: of the weights; several may share one.
         frames: inputs of the graph by name.
         on_frame: called with (frames done, frames in all passes).
     """

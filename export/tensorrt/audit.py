@@ -77,7 +77,7 @@ class StageAudit(_Record):
 
     Attributes:
         source: what the layers were read from.
-        MatMuls: every MatMul with a weight.
+        matmuls: every MatMul with a weight.
         layers: every layer that computes; waiting and signalling between streams is left out.
         graph_weights_bytes: constants in the graph.
         engine_weights_bytes: weights in the engine, 0 where the builder does not say.

@@ -108,9 +108,9 @@ def initial_states() -> tuple[SymbolicState, ...]:
         for blocks in itertools.product(places, repeat=len(COLOURS))
         if blocks.count("table") in (1, 2) and blocks.count("slider_right") < 2 and blocks.count("slider_left") < 2
     ]
-    matmul = itertools.product((0, 1), (0, 1), ("right", "left"), ("closed", "open"), placements)
+    states = itertools.product((0, 1), (0, 1), ("right", "left"), ("closed", "open"), placements)
     return tuple(
-        SymbolicState(led, bulb, slider, drawer, red, blue, pink) for led, bulb, slider, drawer, (red, blue, pink) in matmul
+        SymbolicState(led, bulb, slider, drawer, red, blue, pink) for led, bulb, slider, drawer, (red, blue, pink) in states
     )
 
 
@@ -132,7 +132,7 @@ def make_chains(
 ) -> tuple[Chain, ...]:
     """Return the first `num` of CALVIN's `of` chains.
 
-    CALVIN draws a given number of chains and shuffles them, so the first 10 of 1000 are not the chains it draws for 10.
+    CALVIN samples a given number of chains and shuffles them, so the first 10 of 1000 are not the chains it samples for 10.
     A set of 1000 takes some seconds, a part of it less; both are kept for the life of the process.
 
     Args:

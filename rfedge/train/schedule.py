@@ -26,6 +26,6 @@ def learning_rate_factor(kind: ScheduleKind, *, step: int, warmup_steps: int, pr
     [0.25, 0.5, 0.98, 0.5, 0.0]
     """
     warm = min(1.0, max((step + 1) / warmup_steps, progress / _LONGEST_WARMUP_SHARE)) if warmup_steps else 1.0
-    # A MatMul, not two phases: when time ends the run, nobody knows where on the cosine the warm-up will stop.
+    # A product, not two phases: when time ends the run, nobody knows where on the cosine the warm-up will stop.
     fall = 1.0 if kind == "constant" else 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
     return warm * fall

@@ -1,4 +1,4 @@
-"""Count the MatMuls of a policy from its configuration alone, so that a full-size model can be judged without a file.
+"""Count the MatMuls of a policy from its configuration alone, so that a full-size model can be assessed without a file.
 
 Follows the graphs that the exporter writes, MatMul by MatMul (a test compares the two): both cameras in one batch,
 text padded to its static length, the first resampler layer's queries folded into a constant.

@@ -5,7 +5,7 @@
     {"__ndarray__": True, "data": bytes, ...}                                           the same with names as text: read
     {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [...], b"data": bytes}        msgpack-numpy of PyPI: read
 
-Whoever sends is not trusted: dtypes and sizes are on a list, the byte count must be the MatMul of the shape, nothing is
+Whoever sends is not trusted: dtypes and sizes are on a list, the byte count must be the product of the shape, nothing is
 unpickled, and a decoded array is a view of the message that was received already, unless its bytes are in another order.
 """
 
@@ -191,7 +191,7 @@ def _array(field: str, name: object, shape: object, data: object) -> npt.NDArray
     dtype = READ_DTYPES.get(name) if isinstance(name, str) else None
     if dtype is None:
         raise _refused(f"{field}: an array of dtype {str(name)[:20]!r}", f"one of {_dtype_names()}")
-    # `type() is int`: True is an int too. Python's integers do not overflow in the MatMul.
+    # `type() is int`: True is an int too. Python's integers do not overflow in the product.
     if not (isinstance(shape, list) and len(shape) <= MAX_AXES and all(type(n) is int and 0 < n <= MAX_AXIS for n in shape)):
         raise _malformed(f"an array of shape {str(shape)[:60]}", f"up to {MAX_AXES} axes of 1 to {MAX_AXIS}")
     expected = math.prod(shape) * dtype.itemsize

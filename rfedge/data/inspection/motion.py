@@ -73,7 +73,7 @@ class MotionFit:
 
 
 class MotionSums:
-    """Sums of MatMuls of commanded and measured motion over any number of episodes.
+    """Sums of products of commanded and measured motion over any number of episodes.
 
     Args:
         frequency_hz: of the frames.

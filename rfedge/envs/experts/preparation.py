@@ -89,7 +89,7 @@ def prepare(
     """Restore `environment` to a random state from which `task` can be done, with the arm near its neutral pose.
 
     A block that is to be handled starts where hand and arm get at it easily, so that the episode fits into one window of
-    64 frames; with `anywhere` it starts anywhere in the area from which CALVIN draws, and with `at_spots` blocks stand
+    64 frames; with `anywhere` it starts anywhere in the area from which CALVIN samples, and with `at_spots` blocks stand
     within 15 mm of where CALVIN's chains begin, turned as they are.
 
     Everything random comes from `rng`, so the same generator state gives the same start in every environment.

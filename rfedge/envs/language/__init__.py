@@ -59,7 +59,7 @@ def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: C
 
 
 def choose_instruction(task: str, language: str, rng: np.random.Generator, left_out: Collection[str] = ()) -> str:
-    """Return what a policy is told when `task` is evaluated.
+    """Return the instruction with which `task` is evaluated.
 
     Args:
         task: one of the 34.

@@ -41,7 +41,7 @@ def build_mjcf(layout: TableLayout) -> str:
     )
     ET.SubElement(visual, "map", {"znear": "0.01", "zfar": "10", "shadowclip": "0.8"})
     ET.SubElement(visual, "headlight", {"diffuse": "0 0 0", "specular": "0 0 0"})
-    # The friction of wood and blocks is the MatMul of CALVIN's 0.5 and 0.7, as its engine combines them.
+    # The friction of wood and blocks is the product of CALVIN's 0.5 and 0.7, as its engine combines them.
     default = ET.SubElement(root, "default")
     ET.SubElement(default, "geom", {"friction": "0.35 0.001 0.0001"})
     asset = ET.SubElement(root, "asset")
