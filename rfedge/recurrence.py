@@ -34,6 +34,7 @@ __all__ = [
     "history_inputs",
     "initial_state",
     "observe",
+    "remember_frame",
     "remembered_calls",
 ]
 
@@ -92,7 +93,11 @@ def observe(config: PolicyConfig, call: BackboneCall, inputs: Arrays, state: Pol
     Returns:
         feature (1, width) and the state, in which only `media` is new.
     """
-    outputs = call({**inputs, **history_inputs(config, state)})
+    return remember_frame(config, call({**inputs, **history_inputs(config, state)}), state)
+
+
+def remember_frame(config: PolicyConfig, outputs: Arrays, state: PolicyState) -> tuple[FloatArray, PolicyState]:
+    """Return feature and state as `observe` does, of what the backbone returned."""
     if config.media_frames == 1:
         return outputs["feature"], state
     media = np.concatenate([state.media, outputs["media"]])[1 - config.media_frames :]

@@ -9,27 +9,54 @@ from typing import Annotated, Any
 
 import typer
 
-from rfedge.cli.bench.app import bench_app
-from rfedge.cli.build import build
-from rfedge.cli.demos.app import demos_app
-from rfedge.cli.doctor import doctor
-from rfedge.cli.export import export
-from rfedge.cli.groups import InOrderOfWork
-from rfedge.cli.import_ import import_weights
-from rfedge.cli.inspect import inspect
-from rfedge.cli.pretrain import pretrain
-from rfedge.cli.replay import replay
-from rfedge.cli.run import run
-from rfedge.cli.serve import serve
-from rfedge.cli.train import train
-from rfedge.cli.verify import verify_app
+from rfedge.cli.groups import lazy_group
 from rfedge.errors import GateError, RfedgeError
 
 __all__ = ["app", "main"]
 
+# In the order of work: data, checkpoint, bundle, robot, measurement.
+_COMMANDS = {
+    "doctor": ("doctor:doctor", "Examine this machine; exit 1 when something keeps rfedge from working on it."),
+    "demos": ("demos.app:demos_app", "Collect, inspect and convert demonstrations."),
+    "pretrain": (
+        "pretrain:pretrain",
+        "Let the backbone of a preset learn to see: vision-language pre-training on what demonstrations show.",
+    ),
+    "train": ("train:train", "Train a policy on demonstrations; repeat the command to go on after a stop."),
+    "import": (
+        "import_:import_weights",
+        "Turn original weights into a checkpoint; every tensor is accounted for, and little memory is needed.",
+    ),
+    "export": (
+        "export:export",
+        "Turn a checkpoint into a bundle that runs without PyTorch, and prove that it still acts the same.",
+    ),
+    "verify": (
+        "verify:verify_app",
+        "Check every file's sha256 and, given the checkpoint, the parity; fail when something is not as it was.",
+    ),
+    "inspect": (
+        "inspect:inspect",
+        "Count parameters, operations and bytes, and predict the latency of each device from its roofline.",
+    ),
+    "build": (
+        "build:build",
+        "Build the bundle's TensorRT engines, and read back from them what every layer really computes in.",
+    ),
+    "run": ("run:run", "Run a bundle in a simulator: closed loop, open loop, or with the next inference beside the loop."),
+    "replay": (
+        "replay:replay",
+        "Run a recorded run again and compare every action; the first difference ends it with status 1.",
+    ),
+    "serve": (
+        "serve:serve",
+        "Serve a bundle over a websocket; GET /healthz and /metrics on the same port. SIGTERM ends it cleanly.",
+    ),
+    "bench": ("bench.app:bench_app", "Measure latency and success."),
+}
 app = typer.Typer(
     name="rfedge",
-    cls=InOrderOfWork,
+    cls=lazy_group("rfedge.cli", _COMMANDS),
     help="Take a RoboFlamingo-style policy from checkpoint to a robot's own computer, and prove it still works there.",
     no_args_is_help=True,
     add_completion=False,
@@ -53,13 +80,6 @@ def _print_version(asked: bool) -> None:
         typer.echo(f"rfedge {version('rfedge')}")
         raise typer.Exit
 
-
-app.add_typer(demos_app)
-for _command in (pretrain, train, export, build, inspect, doctor, run, replay, serve):
-    app.command()(_command)
-app.command("import")(import_weights)
-app.add_typer(verify_app)
-app.add_typer(bench_app)
 
 # Which extra brings a library that the core does without.
 _EXTRAS = {

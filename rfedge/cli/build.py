@@ -43,7 +43,6 @@ def build(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Build the bundle's TensorRT engines, and read back from them what every layer really computes in."""
     import sys
     from importlib.util import find_spec
 

@@ -12,7 +12,6 @@ __all__ = ["doctor"]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> int:
-    """Examine this machine; exit 1 when something keeps rfedge from working on it."""
     import json
 
     from rich.console import Console

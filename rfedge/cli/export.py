@@ -76,7 +76,6 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every input and write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
 ) -> None:
-    """Turn a checkpoint into a bundle that runs without PyTorch, and prove that it still acts the same."""
     import sys
     from dataclasses import replace
 

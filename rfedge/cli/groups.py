@@ -1,15 +1,65 @@
-"""Groups of commands: one with an argument of its own, and the order in which `--help` lists them."""
+"""Groups of commands: loaded by name when one is called, and one with an argument of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
-from typer.core import TyperGroup
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
 
 __all__ = [
     "CommandWithSubcommands",
-    "InOrderOfWork",
+    "LazyCommand",
+    "lazy_group",
 ]
+
+
+class LazyCommand(TyperCommand):
+    """A name and a sentence for `--help`; its module is imported when it is called.
+
+    Args:
+        name: on the command line.
+        target: MODULE:FUNCTION, or MODULE:APP for a group.
+        sentence: its help.
+    """
+
+    def __init__(self, name: str, target: str, sentence: str) -> None:
+        super().__init__(name, help=sentence)
+        self._target = target
+
+    def load(self) -> Any:
+        """Import the command, or the group."""
+        module, attribute = self._target.split(":")
+        loaded = getattr(import_module(module), attribute)
+        if isinstance(loaded, typer.Typer):
+            return get_group(loaded)
+        app = typer.Typer(add_completion=False)
+        app.command(self.name, help=self.help)(loaded)
+        return get_command(app)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of the loaded command, which then runs in this one's place."""
+        return self.load().make_context(info_name, args, parent=parent, **extra)
+
+
+def lazy_group(package: str, commands: Mapping[str, tuple[str, str]]) -> type[TyperGroup]:
+    """Return a class of groups, for `typer.Typer(cls=...)`.
+
+    Args:
+        package: below which the targets are.
+        commands: name -> (target, sentence), see `LazyCommand`, in the order of `--help`.
+    """
+
+    class Group(TyperGroup):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            for name, (target, sentence) in commands.items():
+                self.add_command(LazyCommand(name, f"{package}.{target}", sentence))
+
+    return Group
 
 
 class CommandWithSubcommands(TyperGroup):
@@ -25,17 +75,3 @@ class CommandWithSubcommands(TyperGroup):
         if args and (subcommand := self.commands.get(args[0])) is not None:
             return subcommand.make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
         return super().make_context(info_name, args, parent=parent, **extra)
-
-
-class InOrderOfWork(TyperGroup):
-    """Lists commands as an engineer meets them: data, checkpoint, bundle, robot, measurement."""
-
-    _ORDER = (
-        *("doctor", "demos", "pretrain", "train", "import", "export", "verify", "inspect", "build"),
-        *("run", "replay", "serve", "bench"),
-    )
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return all names, known ones first."""
-        names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: self._ORDER.index(name) if name in self._ORDER else len(self._ORDER))

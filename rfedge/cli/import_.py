@@ -85,7 +85,6 @@ def import_weights(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every name and shape and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Turn original weights into a checkpoint; every tensor is accounted for, and little memory is needed."""
     import json
     import sys
 

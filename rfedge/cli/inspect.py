@@ -33,7 +33,6 @@ def inspect(
     plot: Annotated[Path | None, typer.Option(help="Draw the roofline to this picture file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Count parameters, operations and bytes, and predict the latency of each device from its roofline."""
     import json
 
     from rfedge.bundle.artifact import load_bundle

@@ -54,7 +54,6 @@ def pretrain(
     cache: Annotated[Path | None, typer.Option(help="Folder of the frame cache; default beside the data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Let the backbone of a preset learn to see: vision-language pre-training on what demonstrations show."""
     import dataclasses
     import json
     import sys

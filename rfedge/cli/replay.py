@@ -20,7 +20,6 @@ def replay(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Run a recorded run again and compare every action; the first difference ends it with status 1."""
     from rich.console import Console
 
     from rfedge.cli.show.progress import step_progress

@@ -13,7 +13,6 @@ from rfedge.runtimes.control.limits import MAX_STEPS
 
 if TYPE_CHECKING:
     from rfedge.runtimes.control.loop import StepReport
-    from rfedge.runtimes.rollout.rollouts import RolloutPlan, RolloutReport
 
 __all__ = ["run"]
 
@@ -141,22 +140,26 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Run a bundle in a simulator: closed loop, open loop, or with the next inference beside the loop."""
     from rich.console import Console
 
+    from rfedge.cli.show.progress import step_progress
     from rfedge.cli.show.run_output import print_run
     from rfedge.policies import default_bundle
     from rfedge.runtimes import RuntimeSettings
     from rfedge.runtimes.backends.ort_providers import parse_provider
     from rfedge.runtimes.control.lateness import LatePolicy
     from rfedge.runtimes.control.safety import SafetyLimits, Workspace
-    from rfedge.runtimes.control.stopping import SIGNAL_STATUS
-    from rfedge.runtimes.rollout.policy_source import ServerAddress
-    from rfedge.runtimes.rollout.rollouts import RolloutPlan
-    from rfedge.runtimes.server.security import read_token
+    from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
+    from rfedge.runtimes.rollout.plan import RolloutPlan, ServerAddress
+    from rfedge.runtimes.rollout.rollouts import run_rollouts
 
     if bundle is None and server is None:
         bundle = default_bundle(mode)
+    address = None
+    if server is not None:
+        from rfedge.runtimes.server.security import read_token
+
+        address = ServerAddress(server, server_deadline_ms, read_token(server_token_file), server_certificate)
     plan = RolloutPlan(
         bundle=bundle,
         mode=mode,
@@ -195,25 +198,8 @@ def run(
             threads=threads, providers=parse_provider(provider), one_stage_at_a_time=one_stage_at_a_time
         ),
         backend=backend,
-        server=None
-        if server is None
-        else ServerAddress(server, server_deadline_ms, read_token(server_token_file), server_certificate),
+        server=address,
     )
-    report = _run_with_progress(plan)
-    print_run(Console(stderr=as_json), report, files={"video": video, "record": record, "rerun": rerun})
-    if as_json:
-        typer.echo(report.model_dump_json())
-    if report.stopped_by is not None:
-        raise typer.Exit(SIGNAL_STATUS.get(report.stopped_by, 1))
-    if report.was_stopped or report.record_error is not None:
-        raise typer.Exit(1)
-
-
-def _run_with_progress(plan: RolloutPlan) -> RolloutReport:
-    from rfedge.cli.show.progress import step_progress
-    from rfedge.runtimes.control.stopping import StopRequest, stop_on_signals
-    from rfedge.runtimes.rollout.rollouts import run_rollouts
-
     stop = StopRequest()
     with step_progress(plan.episodes * plan.max_steps) as (advance, warn), stop_on_signals(stop):
 
@@ -221,4 +207,11 @@ def _run_with_progress(plan: RolloutPlan) -> RolloutReport:
             # Set, not advanced: an episode that succeeds early fills its share at once.
             advance(episode * plan.max_steps + step.index + 1)
 
-        return run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
+        report = run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
+    print_run(Console(stderr=as_json), report, files={"video": video, "record": record, "rerun": rerun})
+    if as_json:
+        typer.echo(report.model_dump_json())
+    if report.stopped_by is not None:
+        raise typer.Exit(SIGNAL_STATUS.get(report.stopped_by, 1))
+    if report.was_stopped or report.record_error is not None:
+        raise typer.Exit(1)

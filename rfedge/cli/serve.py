@@ -52,7 +52,6 @@ def serve(
         bool, typer.Option("--json", help="Print one JSON document on stdout once clients can connect, the rest on stderr.")
     ] = False,
 ) -> None:
-    """Serve a bundle over a websocket; GET /healthz and /metrics on the same port. SIGTERM ends it cleanly."""
     import logging
 
     from rich.console import Console

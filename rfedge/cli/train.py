@@ -141,7 +141,6 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check options and data, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, last on stdout.")] = False,
 ) -> None:
-    """Train a policy on demonstrations; repeat the command to go on after a stop."""
     _require_torch()
     from rfedge.train import train_config
     from rfedge.train.distributed import join

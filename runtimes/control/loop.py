@@ -304,11 +304,12 @@ class _Run:
             observation = self._observe(index, started_s)
             if loop.stop_after_frozen is not None and self._frozen.longest >= loop.stop_after_frozen:
                 return "frozen"
-            control = self._ask(observation)
+            with self._watchdog.watching("backbone"):
+                control = loop.controller.control(observation)
+            if loop.backbone_deadline_s is not None and control.pending_s > loop.backbone_deadline_s:
+                return "backbone"
         except PolicyUnavailableError:
             control = ControlStep(action=loop.guard.hold(), inference=None, missing="unavailable")
-        if control is None:
-            return "backbone"
         overdue_s = 0.0 if loop.pace is None else loop.pace.overdue_s()
         is_missed = overdue_s > 0.0 or control.missing not in (None, "starting")
         action, interventions = self._choose(control, is_missed=is_missed)
@@ -360,14 +361,6 @@ class _Run:
         if needs:
             self._frame_times_s[index] = started_s
         return observation
-
-    def _ask(self, observation: Observation | None) -> ControlStep | None:
-        """Return the controller's answer, or None when an inference is beyond its deadline."""
-        loop = self._loop
-        with self._watchdog.watching("backbone"):
-            control = loop.controller.control(observation)
-        limit_s = loop.backbone_deadline_s
-        return None if limit_s is not None and control.pending_s > limit_s else control
 
     def _choose(self, control: ControlStep, *, is_missed: bool) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
         """Return what is sent and what the guard did to it."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rfedge.config import PolicyConfig
 from rfedge.errors import ContractError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation, PolicyState
-from rfedge.recurrence import observe, remembered_calls
+from rfedge.recurrence import history_inputs, remember_frame, remembered_calls
 from rfedge.robot.conventions import Conventions
 from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.backends.registry import DEFAULT_BACKEND, open_parts
@@ -144,7 +144,8 @@ class EdgePolicy:
         if self.config.proprioception:
             inputs["robot_state"] = _robot_state(observation)
         preprocessed_ns = time.perf_counter_ns()
-        feature, seen = observe(self.config, self.parts.backbone.infer, inputs, state)
+        outputs = self.parts.backbone.infer({**inputs, **history_inputs(self.config, state)})
+        feature, seen = remember_frame(self.config, outputs, state)
         seen_ns = time.perf_counter_ns()
         pose, gripper, new_state = self._head.step(cast("npt.NDArray[np.float32]", feature), seen)
         decided_ns = time.perf_counter_ns()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rfedge.errors import ConfigError
 from rfedge.runtimes.backends.base import RuntimeSettings
@@ -18,41 +17,15 @@ from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, make_controll
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.policy.step import Policy
-from rfedge.runtimes.rollout.chain_agents import Agent
-from rfedge.runtimes.server.client import RemotePolicy
+from rfedge.runtimes.rollout.plan import ServerAddress
 
-__all__ = ["OpenedPolicy", "PolicyChoice", "PolicyLoop", "ServerAddress", "TorchPolicy", "check_source", "open_policy"]
+if TYPE_CHECKING:
+    from rfedge.runtimes.rollout.chain_agents import Agent
+
+__all__ = ["OpenedPolicy", "PolicyChoice", "PolicyLoop", "TorchPolicy", "open_policy"]
 
 logger = logging.getLogger(__name__)
 TORCH: Final = "torch"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerAddress:
-    """A `rfedge serve` somewhere.
-
-    Attributes:
-        url: ws://HOST:PORT or wss://HOST:PORT.
-        deadline_ms: longest wait for an action.
-        token: what the server asks for, or None.
-        certificate: PEM file of the authority that signed the server's certificate; None for the system's.
-    """
-
-    url: str
-    deadline_ms: float = 1000.0
-    token: str | None = field(default=None, repr=False)
-    certificate: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a deadline that nobody can meet.
-
-        Raises:
-            ConfigError: it is not a positive number.
-        """
-        if not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
-            raise ConfigError(
-                "deadline", got=self.deadline_ms, expected="a positive number", remedy="Raise --server-deadline-ms."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,34 +145,12 @@ class PolicyChoice(Protocol):
         """Of a bundle."""
 
 
-def check_source(bundle: Path | None, server: ServerAddress | None, record: Path | None) -> None:
-    """Check that a plan names one policy.
-
-    Raises:
-        ConfigError: neither bundle nor server or both, or a record of a policy that is not here.
-    """
-    if (bundle is None) == (server is None):
-        raise ConfigError(
-            "policy",
-            got="neither bundle nor server" if bundle is None else "a bundle and a server",
-            expected="one of them",
-            remedy="Name a bundle's folder, or pass --server ws://HOST:PORT.",
-        )
-    if server is not None and record is not None:
-        raise ConfigError(
-            "--record",
-            got="a policy on a server",
-            expected="a bundle, whose hash a record holds",
-            remedy="Leave out --record, or run the bundle here.",
-        )
-
-
 def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePolicy], None] | None) -> OpenedPolicy:
     """Load the plan's bundle or connect to its server; `stack` closes it.
 
     Args:
         stack: lives as long as the run.
-        plan: checked by `check_source`.
+        plan: checked.
         on_load: called with a loaded bundle.
 
     Raises:
@@ -226,6 +177,8 @@ def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePol
 
 
 def _connect(stack: ExitStack, server: ServerAddress) -> OpenedPolicy:
+    from rfedge.runtimes.server.client import RemotePolicy
+
     policy = stack.enter_context(
         RemotePolicy(server.url, deadline_ms=server.deadline_ms, token=server.token, tls=_client_tls(server))
     )

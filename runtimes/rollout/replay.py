@@ -21,8 +21,9 @@ from rfedge.records.record import Record
 from rfedge.runtimes.control.loop import StepReport
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
+from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.recorder import frame_checksum, state_hash
-from rfedge.runtimes.rollout.rollouts import RolloutPlan, run_rollouts
+from rfedge.runtimes.rollout.rollouts import run_rollouts
 from rfedge.runtimes.rollout.run_record import RunRecord, StepLine, read_run
 
 __all__ = ["Difference", "ReplayReport", "replay_run"]

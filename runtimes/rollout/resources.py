@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rfedge.machine.power.sampler import ResourceUse, Sampler
 from rfedge.messages import Observation
 from rfedge.records.record import Record
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 
-__all__ = ["PowerRecord", "ResourceRecord", "TemperatureRecord", "measure_idle", "measure_resources"]
+if TYPE_CHECKING:
+    from rfedge.machine.power.sampler import ResourceUse, Sampler
+
+__all__ = ["PowerRecord", "ResourceRecord", "TemperatureRecord", "measure_idle", "measure_resources", "open_sampler"]
 
 _MOST_IDLE_S: Final = 5.0
 
@@ -115,9 +117,16 @@ class ResourceRecord(Record):
         )
 
 
+def open_sampler() -> Sampler:
+    """Return a sampler, to be entered; its meters are imported here, because most runs need none."""
+    from rfedge.machine.power.sampler import Sampler
+
+    return Sampler()
+
+
 def measure_idle(seconds: float) -> ResourceRecord:
     """Sample the machine while this process does nothing, for `seconds` and not longer than 5."""
-    with Sampler() as sampler:
+    with open_sampler() as sampler:
         time.sleep(min(seconds, _MOST_IDLE_S))
     return ResourceRecord.of(sampler.summary(), 0)
 
@@ -145,7 +154,7 @@ def measure_resources(
     for name, policy in policies.items():
         policy.reset(instruction)
         calls = 0
-        with Sampler() as sampler:
+        with open_sampler() as sampler:
             started_s = time.monotonic()
             for observation in itertools.cycle(observations):
                 policy.act(observation)

@@ -6,144 +6,37 @@ Speed and success come from the same calls here, because a latency without the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import TypeAdapter, model_validator
 
 from rfedge.envs import Environment, make_environment
-from rfedge.envs.looks import Looks, Renderer
-from rfedge.errors import ConfigError
-from rfedge.machine.power.sampler import Sampler
-from rfedge.records.plan import check_least
 from rfedge.records.record import Record
 from rfedge.records.statistics import Summary, summarise
 from rfedge.robot.conventions import conventions_of
-from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
 from rfedge.runtimes.control.clock import Pace, RateKeeper
 from rfedge.runtimes.control.controllers import choose_loop, make_controller
-from rfedge.runtimes.control.lateness import LatePolicy
-from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.loop import STOPPED, ControlLoop, StepReport
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.control.robot import SimulatedRobot
-from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
-from rfedge.runtimes.control.scheduling import check_priority
+from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
 from rfedge.runtimes.rollout import Goal, Rollout, RolloutRecord, roll_out
 from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
-from rfedge.runtimes.rollout.policy_source import ServerAddress, check_source, open_policy
-from rfedge.runtimes.rollout.resources import ResourceRecord
+from rfedge.runtimes.rollout.plan import RolloutPlan
+from rfedge.runtimes.rollout.policy_source import open_policy
+from rfedge.runtimes.rollout.resources import ResourceRecord, open_sampler
 from rfedge.runtimes.rollout.run_files import RunFiles, run_header
 from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine
 
-__all__ = ["RolloutPlan", "RolloutReport", "run_rollouts"]
+__all__ = ["RolloutReport", "run_rollouts"]
 
 ROLLOUT_SCHEMA_VERSION: Final = 3
-
-
-@dataclass(frozen=True)
-class RolloutPlan:
-    """What to run; the fields are the flags of `rfedge run`.
-
-    Attributes:
-        bundle, server: where the policy is, one of the two; a run with a server always holds the rate.
-        mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
-        ensemble: decay of a temporal ensemble, or None.
-        looks, renderer: see `make_environment`.
-        task, instruction: at least one of them; see `rfedge.runtimes.rollout.episode.choose_goal`.
-        seed: of the first episode's start, see `rfedge.envs.experts.prepare_start`; the next have seed + 1, seed + 2, ...
-        realtime: hold the control rate; overlapped mode and a `rate_hz` mean it anyway.
-        rate_hz: control steps per second; None is the policy's own times `speed`, and another one is refused.
-        speed: share of the policy's own rate, for slow or fast motion on the wall clock.
-        realtime_priority: of the control loop's thread, see `rfedge.runtimes.control.scheduling`; None is ordinary.
-        late: what happens on a missed step; there are none unless a rate is held.
-        stop_after_frozen: the run ends when a camera has repeated its picture in so many frames in a row; None goes on.
-        limits: what the actions are held to.
-        backbone_deadline_ms: the robot is stopped when an inference takes longer; None is the step's deadline.
-        step_deadline_ms: the same of a whole control step; None is two seconds beyond what an inference may take, where a
-            rate is held or the backbone has a deadline, and else no limit.
-        video: where to write what the cameras saw, or None.
-        record: where to write every step, or None; `record_frames` writes the frames beside it.
-        rerun: where to write the same for the Rerun viewer, or None.
-        resources: sample memory, power and temperature beside the run, loading included.
-    """
-
-    bundle: Path | None = None
-    mode: str | None = None
-    execute_steps: int | None = None
-    ensemble: float | None = None
-    env: str = "playtable"
-    scene: str = "D"
-    looks: Looks | None = None
-    renderer: Renderer | None = None
-    task: str | None = None
-    instruction: str | None = None
-    episodes: int = 1
-    max_steps: int = MAX_STEPS
-    seed: int = 0
-    realtime: bool = False
-    rate_hz: float | None = None
-    speed: float = 1.0
-    realtime_priority: int | None = None
-    late: LatePolicy = field(default_factory=LatePolicy)
-    stop_after_frozen: int | None = None
-    limits: SafetyLimits = field(default_factory=SafetyLimits)
-    backbone_deadline_ms: float | None = None
-    step_deadline_ms: float | None = None
-    video: Path | None = None
-    record: Path | None = None
-    record_frames: bool = False
-    rerun: Path | None = None
-    resources: bool = False
-    settings: RuntimeSettings = field(default_factory=RuntimeSettings)
-    backend: str = DEFAULT_BACKEND
-    server: ServerAddress | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a plan that runs nothing or asks for what it cannot have.
-
-        Raises:
-            ConfigError: no episode or no step, a late policy without a rate, frames without a record, neither bundle nor
-                server or both, or the record of a policy that is not here.
-        """
-        check_source(self.bundle, self.server, self.record)
-        check_least(1, {"episodes": self.episodes, "max_steps": self.max_steps})
-        if not self.holds_rate and self.late != LatePolicy():
-            raise ConfigError(
-                "late", got="no control rate", expected="deadlines to miss", remedy="Pass --realtime or --rate-hz."
-            )
-        check_priority(self.realtime_priority)
-        if not self.holds_rate and self.realtime_priority is not None:
-            raise ConfigError(
-                "realtime_priority",
-                got="no control rate",
-                expected="deadlines to keep",
-                remedy="Pass --realtime or --rate-hz.",
-            )
-        if self.record_frames and self.record is None:
-            raise ConfigError(
-                "--record-frames", got="no record", expected="--record FILE", remedy="Pass it, or leave this out."
-            )
-
-    @property
-    def step_deadline_s(self) -> float | None:
-        """As `rfedge.runtimes.control.loop.ControlLoop` takes it; a server's deadline counts twice: reset and frame."""
-        if self.step_deadline_ms is None and self.server is not None:
-            return 2.0 * self.server.deadline_ms / 1000 + 2.0
-        return None if self.step_deadline_ms is None else self.step_deadline_ms / 1000
-
-    @property
-    def holds_rate(self) -> bool:
-        """Whether the run waits for deadlines."""
-        asked = self.realtime or self.rate_hz is not None or self.speed != 1.0
-        return asked or self.mode == "overlapped" or self.server is not None
 
 
 class RolloutReport(Record):
@@ -230,8 +123,8 @@ def run_rollouts(
         on_load: called with the loaded bundle, before the simulator is opened.
         on_step: called with (episode from 0, step) after each control step.
         stop: ends the run between two steps.
-        record: of a run of the same plan that is to be run again with its times: it is late, starved and told what to do
-            where that was, holds no rate and writes nothing.
+        record: of a run of the same plan that is to be run again with its times: it is late, starved and instructed where
+            that was, holds no rate and writes nothing.
 
     Raises:
         ArtifactError: the bundle cannot be loaded.
@@ -242,7 +135,7 @@ def run_rollouts(
     """
     goal = choose_goal(plan.task, plan.instruction)
     with ExitStack() as stack:
-        sampler = stack.enter_context(Sampler()) if plan.resources and record is None else None
+        sampler = stack.enter_context(open_sampler()) if plan.resources and record is None else None
         opened = open_policy(stack, plan, on_load)
         mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
         plan = replace(plan, mode=mode, execute_steps=execute_steps)
@@ -258,9 +151,27 @@ def run_rollouts(
         environment = stack.enter_context(
             make_environment(plan.env, looks=plan.looks, renderer=plan.renderer, scene=plan.scene, seed=plan.seed)
         )
-        run = _Run(plan, goal, controller, environment, stop or StopRequest(), record, on_step, opened.cancel)
-        stack.enter_context(run.files())
-        rollouts = run.episodes()
+        run = _Run(plan, controller, environment, stop or StopRequest(), record, on_step, opened.cancel)
+        files = stack.enter_context(run.open_files())
+        rollouts: list[Rollout] = []
+        for episode in range(plan.episodes if record is None else len(record.episodes)):
+            seed = plan.seed + episode
+            with files.episode(episode, seed=seed, instruction=goal.instruction):
+                rollout = roll_out(
+                    run.loop(episode),
+                    goal,
+                    max_steps=plan.max_steps if record is None else len(record.episodes[episode].steps),
+                    success=begin_episode(environment, goal, seed),
+                    instruction=None if record is None else recorded_instructions(record.episodes[episode].steps, goal),
+                    on_step=run.report_step(episode, files),
+                    observe_every_step=plan.video is not None or plan.rerun is not None or plan.record_frames,
+                    seed=seed,
+                )
+            files.end_episode(rollout.record)
+            rollouts.append(rollout)
+            if run.stop.reason is not None or rollouts[-1].record.ended in STOPPED:
+                break
+        files.write_film()
         num_actions = sum(len(rollout.actions) for rollout in rollouts)
         return RolloutReport(
             bundle=opened.source,
@@ -287,17 +198,16 @@ def run_rollouts(
                 stage: sum(samples) / num_actions for stage in STAGES if (samples := _gather(rollouts, stage))
             },
             resources=None if sampler is None else ResourceRecord.of(sampler.summary(), num_actions),
-            record_error=run.record_error,
+            record_error=None if files.recorder is None else files.recorder.error,
         )
 
 
 class _Run:
-    """The episodes of one plan."""
+    """The loop and files of one plan."""
 
     def __init__(
         self,
         plan: RolloutPlan,
-        goal: Goal,
         controller: Controller,
         environment: Environment,
         stop: StopRequest,
@@ -310,114 +220,74 @@ class _Run:
         own_hz = conventions_of(controller).control_hz or float(environment.control_hz)
         self.rate_hz = (plan.rate_hz or own_hz * plan.speed) if plan.holds_rate and record is None else None
         self._plan = plan
-        self._goal = goal
         self._controller = controller
         self._environment = environment
         self._record = record
         self._on_step = on_step
         self._guard = SafetyGuard(plan.limits)
-        self._files = RunFiles()
 
-    @property
-    def record_error(self) -> str | None:
-        recorder = self._files.recorder
-        return None if recorder is None else recorder.error
-
-    @property
-    def _sees_every_step(self) -> bool:
-        plan = self._plan
-        return plan.video is not None or plan.rerun is not None or plan.record_frames
-
-    @contextmanager
-    def files(self) -> Iterator[None]:
+    def open_files(self) -> AbstractContextManager[RunFiles]:
         """Open what the plan wants written; a replay writes nothing."""
         plan, environment = self._plan, self._environment
         if self._record is not None:
-            yield
-            return
+            return nullcontext(RunFiles())
         header = None
         if plan.record is not None and plan.bundle is not None:
             asked = TypeAdapter(RolloutPlan).dump_python(plan, mode="json")
             header = run_header(plan.bundle, plan=asked, environment=environment, name=plan.env, rate_hz=self.rate_hz)
-        with RunFiles.open(
+        return RunFiles.open(
             film=plan.video,
             film_hz=self.rate_hz or environment.control_hz,
             record=plan.record,
             header=header,
             with_frames=plan.record_frames,
             rerun=plan.rerun,
-        ) as self._files:
-            yield
+        )
 
-    def episodes(self) -> list[Rollout]:
-        """Run them all, or until somebody asks to stop."""
-        count = self._plan.episodes if self._record is None else len(self._record.episodes)
-        rollouts: list[Rollout] = []
-        for episode in range(count):
-            rollouts.append(self._episode(episode))
-            if self.stop.reason is not None or rollouts[-1].record.ended in STOPPED:
-                break
-        self._files.write_film()
-        return rollouts
-
-    def _episode(self, episode: int) -> Rollout:
-        plan, goal = self._plan, self._goal
-        seed, max_steps = plan.seed + episode, plan.max_steps
+    def loop(self, episode: int) -> ControlLoop:
+        """Return the control loop of one episode."""
+        plan, record = self._plan, self._record
         pace: Pace | None = None if self.rate_hz is None else RateKeeper(self.rate_hz)
-        instruction: Callable[[], str] | None = None
-        if self._record is not None:
-            steps = self._record.episodes[episode].steps
-            max_steps, pace = len(steps), RecordedPace(steps)
-            instruction = _told_instructions(steps, goal.instruction)
-        loop = ControlLoop(
+        return ControlLoop(
             self._controller,
             SimulatedRobot(self._environment),
-            pace=pace,
+            pace=pace if record is None else RecordedPace(record.episodes[episode].steps),
             late=plan.late,
             guard=self._guard,
             backbone_deadline_s=None
-            if plan.backbone_deadline_ms is None or self._record is not None
+            if plan.backbone_deadline_ms is None or record is not None
             else plan.backbone_deadline_ms / 1000,
             stop=self.stop,
             priority=plan.realtime_priority,
             speed=plan.speed,
             stop_after_frozen=plan.stop_after_frozen,
-            step_deadline_s=math.inf if self._record is not None else plan.step_deadline_s,
+            step_deadline_s=plan.step_deadline_s if record is None else math.inf,
             cancel=self._cancel,
         )
 
-        def record_step(step: StepReport) -> None:
-            self._files.add(step)
+    def report_step(self, episode: int, files: RunFiles) -> Callable[[StepReport], None]:
+        """Return what is called after each step of an episode."""
+
+        def report(step: StepReport) -> None:
+            files.add(step)
             if self._on_step is not None:
                 self._on_step(episode, step)
 
-        with self._files.episode(episode, seed=seed, instruction=goal.instruction):
-            rollout = roll_out(
-                loop,
-                goal,
-                max_steps=max_steps,
-                success=begin_episode(self._environment, goal, seed),
-                instruction=instruction,
-                on_step=record_step,
-                observe_every_step=self._sees_every_step,
-                seed=seed,
-            )
-        self._files.end_episode(rollout.record)
-        return rollout
+        return report
 
 
-def _told_instructions(steps: Sequence[StepLine], first: str) -> Callable[[], str]:
+def recorded_instructions(steps: Sequence[StepLine], goal: Goal) -> Callable[[], str]:
     """Return what answers, asked once per step, with the instruction that was followed in that step."""
-    present, following = first, iter(steps)
+    present, following = goal.instruction, iter(steps)
 
-    def tell() -> str:
+    def ask() -> str:
         nonlocal present
         step = next(following, None)
         if step is not None and step.instruction is not None:
             present = step.instruction
         return present
 
-    return tell
+    return ask
 
 
 def _gather(rollouts: Iterable[Rollout], stage: str) -> list[float]:

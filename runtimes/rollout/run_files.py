@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
 from rfedge.envs import Environment
 from rfedge.records.machine import library_versions
 from rfedge.runtimes.control.loop import LoopSummary, StepReport
-from rfedge.runtimes.rollout.recorder import RunRecorder
-from rfedge.runtimes.rollout.rerun_log import RerunLog
 from rfedge.runtimes.rollout.run_record import RunHeader
-from rfedge.runtimes.rollout.video import VideoRecorder
+
+if TYPE_CHECKING:
+    from rfedge.runtimes.rollout.recorder import RunRecorder
+    from rfedge.runtimes.rollout.rerun_log import RerunLog
+    from rfedge.runtimes.rollout.video import VideoRecorder
 
 __all__ = ["RunFiles", "run_header"]
 
 
+@dataclass(slots=True)
 class RunFiles:
     """The files of one run; without any it does nothing.
 
@@ -27,12 +31,9 @@ class RunFiles:
         film, recorder, rerun: None where nobody wants them; whoever made them closes them.
     """
 
-    def __init__(
-        self, film: VideoRecorder | None = None, recorder: RunRecorder | None = None, rerun: RerunLog | None = None
-    ) -> None:
-        self.film = film
-        self.recorder = recorder
-        self.rerun = rerun
+    film: VideoRecorder | None = None
+    recorder: RunRecorder | None = None
+    rerun: RerunLog | None = None
 
     @classmethod
     @contextmanager
@@ -52,14 +53,21 @@ class RunFiles:
             ConfigError: a name is not possible or taken.
             BackendUnavailableError: what writes the film or the viewer's file is not installed.
         """
+        files = cls()  # each library is imported for the file that needs it
         with ExitStack() as stack:
-            yield cls(
-                None if film is None else VideoRecorder(film, film_hz),
-                None
-                if record is None or header is None
-                else stack.enter_context(RunRecorder(record, header, with_frames=with_frames)),
-                None if rerun is None else stack.enter_context(RerunLog(rerun)),
-            )
+            if film is not None:
+                from rfedge.runtimes.rollout.video import VideoRecorder
+
+                files.film = VideoRecorder(film, film_hz)
+            if record is not None and header is not None:
+                from rfedge.runtimes.rollout.recorder import RunRecorder
+
+                files.recorder = stack.enter_context(RunRecorder(record, header, with_frames=with_frames))
+            if rerun is not None:
+                from rfedge.runtimes.rollout.rerun_log import RerunLog
+
+                files.rerun = stack.enter_context(RerunLog(rerun))
+            yield files
 
     @contextmanager
     def episode(self, episode: int, *, seed: int, instruction: str) -> Iterator[None]:

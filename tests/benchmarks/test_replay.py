@@ -12,9 +12,10 @@ from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
 from rfedge.runtimes.control.lateness import LatePolicy
 from rfedge.runtimes.control.safety import SafetyLimits
-from rfedge.runtimes.rollout import rollouts
+from rfedge.runtimes.rollout import Goal, rollouts
+from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.replay import replay_run
-from rfedge.runtimes.rollout.rollouts import RolloutPlan, RolloutReport, _told_instructions, run_rollouts
+from rfedge.runtimes.rollout.rollouts import RolloutReport, recorded_instructions, run_rollouts
 from rfedge.runtimes.rollout.run_record import read_run
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
@@ -168,13 +169,13 @@ def test_plans_that_contradict_themselves_are_refused(bundle: Path) -> None:
         RolloutPlan(bundle=bundle, record_frames=True)
 
 
-def test_a_replay_is_told_what_the_run_was_told_in_the_same_step() -> None:
+def test_a_replay_gets_each_instruction_in_the_step_in_which_the_run_got_it() -> None:
     steps = [SimpleNamespace(instruction=words) for words in ("open", None, None, "push", None)]
-    tell = _told_instructions(steps, "open")  # type: ignore[arg-type]
-    assert [tell() for _ in range(6)] == ["open", "open", "open", "push", "push", "push"]
+    ask = recorded_instructions(steps, Goal("open", None))  # type: ignore[arg-type]
+    assert [ask() for _ in range(6)] == ["open", "open", "open", "push", "push", "push"]
 
 
-def test_a_policy_that_is_told_something_else_acts_otherwise(bundle: Path, tmp_path: Path) -> None:
+def test_a_policy_with_another_instruction_acts_otherwise(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     run_rollouts(_plan(bundle, path, episodes=1))
     _edit(path, 2 + 6, "instruction", "open the drawer")

@@ -44,7 +44,7 @@ class Supply:
 
 
 def measured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> LatencyReport:
-    monkeypatch.setattr(resources, "Sampler", lambda: Sampler(0.01, sources=[Supply()]))
+    monkeypatch.setattr(resources, "open_sampler", lambda: Sampler(0.01, sources=[Supply()]))
     plan = LatencyPlan(
         bundles=(bundle, bundle),
         execute_steps=2,
@@ -104,7 +104,7 @@ def test_the_command_shows_them_and_what_is_missing(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["bench", "latency", str(bundle), "--iterations", "2", "--warmup", "1", "--settle-ms", "0", "--threads", "1"]
-    monkeypatch.setattr(resources, "Sampler", lambda: Sampler(0.01, sources=[]))
+    monkeypatch.setattr(resources, "open_sampler", lambda: Sampler(0.01, sources=[]))
     with pytest.raises(SystemExit) as end:
         main([*command, "--resource-seconds", "0.1"])
     assert end.value.code in (None, 0)
@@ -112,7 +112,7 @@ def test_the_command_shows_them_and_what_is_missing(
     assert "called in a row" in shown
     assert "power, called in a row" not in shown
     assert "of one core" in shown
-    monkeypatch.setattr(resources, "Sampler", lambda: Sampler(0.01, sources=[Supply()]))
+    monkeypatch.setattr(resources, "open_sampler", lambda: Sampler(0.01, sources=[Supply()]))
     with pytest.raises(SystemExit):
         main([*command, "--resource-seconds", "0.1", "--json"])
     out, err = capsys.readouterr()

@@ -12,7 +12,8 @@ from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
 from rfedge.runtimes.rollout import Goal, rollouts
 from rfedge.runtimes.rollout.episode import choose_goal
-from rfedge.runtimes.rollout.rollouts import RolloutPlan, RolloutReport, run_rollouts
+from rfedge.runtimes.rollout.plan import RolloutPlan
+from rfedge.runtimes.rollout.rollouts import RolloutReport, run_rollouts
 from rfedge.runtimes.rollout.video import VideoRecorder
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 

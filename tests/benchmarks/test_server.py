@@ -12,8 +12,7 @@ from rfedge.benchmarks.latency import server as library
 from rfedge.benchmarks.latency.server import ServerPlan, ServerReport, assert_p99_ms, assert_sound
 from rfedge.cli.bench.server import server
 from rfedge.errors import ConfigError, ContractError, GateError
-from rfedge.runtimes.rollout.policy_source import ServerAddress
-from rfedge.runtimes.rollout.rollouts import RolloutPlan
+from rfedge.runtimes.rollout.plan import RolloutPlan, ServerAddress
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
 
 app = typer.Typer()

@@ -55,9 +55,11 @@ def test_the_surface_of_the_command_line_is_pinned() -> None:
 
     group = typer.main.get_command(app)
     surface = {}
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    for name, command in ((name, lazy.load()) for name, lazy in group.commands.items()):  # type: ignore[attr-defined]
         members = getattr(command, "commands", None)
-        leaves = {f"{name} {member}": leaf for member, leaf in (members or {}).items()}
+        leaves = {
+            f"{name} {member}": getattr(leaf, "load", lambda leaf=leaf: leaf)() for member, leaf in (members or {}).items()
+        }
         if members is None or command.params:  # a group with flags of its own is also a command
             leaves[name] = command
         for path, leaf in leaves.items():

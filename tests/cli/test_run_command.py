@@ -46,6 +46,41 @@ def _replay(record: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tu
     return int(exit_.value.code or 0), capsys.readouterr().out
 
 
+# Prints the frames of ours from `main` to the first call of a graph, and what of the project was imported for it.
+_COUNTED = """
+import json, sys, traceback
+from pathlib import Path
+import onnxruntime
+
+own, call = Path(sys.argv[1]).resolve(), onnxruntime.InferenceSession.run_with_iobinding
+
+def run(session, *arguments):
+    stack = [frame.name for frame in traceback.extract_stack()[1:] if own in Path(frame.filename).resolve().parents]
+    names = [name for name in sys.modules if name.split(".")[0] == "rfedge"]
+    if "roll_out" in stack:
+        print(json.dumps({"stack": stack, "modules": names}), flush=True)
+        onnxruntime.InferenceSession.run_with_iobinding = call
+    return call(session, *arguments)
+
+onnxruntime.InferenceSession.run_with_iobinding = run
+from rfedge.cli.app import main
+main(sys.argv[2:])
+"""
+
+
+def test_little_lies_between_the_command_and_the_graph(bundle: Path) -> None:
+    root = Path(rollouts.__file__).resolve().parents[2]
+    command = [sys.executable, "-c", _COUNTED, root, "run", bundle, "--task", "open_drawer", "--max-steps", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    counted = json.loads(result.stdout.splitlines()[0])
+    assert len(counted["stack"]) <= 12, counted["stack"]
+    runtimes = [name for name in counted["modules"] if name.startswith("rfedge.runtimes")]
+    assert len(runtimes) <= 45, sorted(runtimes)
+    unused = ("rfedge.runtimes.server", "rfedge.machine.power", "rfedge.export", "rfedge.benchmarks", "rfedge.cli.bench")
+    assert not [name for name in counted["modules"] if name.startswith(unused)]
+
+
 def _signal_after_some_steps(record: Path, number: signal.Signals, *arguments: object) -> tuple[int, str, str]:
     with subprocess.Popen(
         _command(*arguments, "--record", record), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -162,7 +197,7 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], text: str, capsys: py
 def test_resources_are_sampled_beside_the_run(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollouts, "Sampler", lambda: Sampler(0.01, sources=[]))
+    monkeypatch.setattr(rollouts, "open_sampler", lambda: Sampler(0.01, sources=[]))
     command = ["run", str(bundle), "--task", "open_drawer", "--max-steps", "12", "--threads", "1", "--json"]
     with pytest.raises(SystemExit):
         main([*command, "--resources"])

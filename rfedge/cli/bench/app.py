@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import typer
 
-from rfedge.cli.bench.chains import chains
-from rfedge.cli.bench.env import env
-from rfedge.cli.bench.episodes import episodes
-from rfedge.cli.bench.experts import experts
-from rfedge.cli.bench.latency import latency
-from rfedge.cli.bench.looks import looks
-from rfedge.cli.bench.loop import loop
-from rfedge.cli.bench.peers import peers
-from rfedge.cli.bench.report import report
-from rfedge.cli.bench.server import server
-from rfedge.cli.bench.success import success
-from rfedge.cli.bench.sweep import sweep
+from rfedge.cli.groups import lazy_group
 
 __all__ = ["bench_app"]
 
-bench_app = typer.Typer(name="bench", help="Measure latency and success.", no_args_is_help=True)
+_COMMANDS = {
+    "latency": ("latency:latency", "Time bundles and the PyTorch original against each other, interleaved in one process."),
+    "chains": ("chains:chains", "Show CALVIN's chains of five tasks, or with --expert run the scripted experts in them."),
+    "env": ("env:env", "Time an environment: physics alone, each camera and both, a whole step and a reset."),
+    "episodes": (
+        "episodes:episodes",
+        "Compare each bundle's actions with those of held-out episodes, frame by frame: action error and gripper agreement.",
+    ),
+    "experts": ("experts:experts", "Measure the success rate of the scripted experts, task by task, without rendering."),
+    "looks": ("looks:looks", "Compare PlayTable's pictures with those of an installed calvin_env, in equal states."),
+    "loop": (
+        "loop:loop",
+        "Measure the control loop: overhead, rate, age of frames, memory, and the cost of a step in open loop.",
+    ),
+    "peers": (
+        "peers:peers",
+        "Time a full-size policy against its peers, each in a process of its own, and against the machine's limit.",
+    ),
+    "server": ("server:server", "Measure a policy server: clients at once, malformed messages, and being killed."),
+    "success": (
+        "success:success",
+        "Run bundles on the same chains and tasks, and say how much of the first one's success the others keep.",
+    ),
+    "sweep": (
+        "sweep:sweep",
+        "Measure success for every bundle and number of steps per call, then latency alone, and draw one against the other.",
+    ),
+    "report": (
+        "report:report",
+        "Join records of success, sweep, latency and the rest into one page, with what is missing named.",
+    ),
+}
+bench_app = typer.Typer(name="bench", cls=lazy_group("rfedge.cli.bench", _COMMANDS), no_args_is_help=True)
 
 
 @bench_app.callback()
 def bench() -> None:
-    """Measure latency and success."""  # without a callback typer would drop the name of a single command
-
-
-for _command in (latency, chains, env, episodes, experts, looks, loop, peers, server, success, sweep, report):
-    bench_app.command()(_command)
+    """Measure latency and success."""

@@ -34,7 +34,6 @@ def chains(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Show CALVIN's chains of five tasks, or with --expert run the scripted experts in them."""
     from rfedge.benchmarks.success.chains import ChainPlan, Simulator, run_chains
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped

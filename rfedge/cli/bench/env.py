@@ -28,7 +28,6 @@ def env(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Time an environment: physics alone, each camera and both, a whole step and a reset."""
     from rfedge.benchmarks.latency import environment_speed as library
     from rfedge.cli.show.progress import round_progress
     from rfedge.cli.show.reports import write_report

@@ -36,7 +36,6 @@ def episodes(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare each bundle's actions with those of held-out episodes, frame by frame: action error and gripper agreement."""
     from rfedge.benchmarks.success.episodes import EpisodesPlan, run_episodes
     from rfedge.benchmarks.success.episodes_plot import draw_episodes
     from rfedge.benchmarks.success.sweep_plot import check_can_draw

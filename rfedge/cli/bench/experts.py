@@ -32,7 +32,6 @@ def experts(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Measure the success rate of the scripted experts, task by task, without rendering."""
     from rfedge.benchmarks.success import expert_success as library
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report

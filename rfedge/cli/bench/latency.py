@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rfedge.cli.bench.resource_tables import print_resources
 from rfedge.cli.bundle_names import bundle_folder, checkpoint_folder
+from rfedge.cli.show.resource_tables import print_resources
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,6 @@ def latency(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Time bundles and the PyTorch original against each other, interleaved in one process."""
     from rich.console import Console
 
     from rfedge.benchmarks.latency import run as library

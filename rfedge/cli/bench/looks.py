@@ -31,7 +31,6 @@ def looks(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Compare PlayTable's pictures with those of an installed calvin_env, in equal states."""
     from typing import cast
 
     from rfedge.benchmarks.success import looks as library

@@ -48,7 +48,6 @@ def loop(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Measure the control loop: overhead, rate, age of frames, memory, and the cost of a step in open loop."""
     from rfedge.benchmarks.latency import loop as library
     from rfedge.benchmarks.latency import loop_report as gates
     from rfedge.cli.show.progress import stage_progress

@@ -30,7 +30,6 @@ def peers(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Time a full-size policy against its peers, each in a process of its own, and against the machine's limit."""
     from rich.console import Console
 
     from rfedge.benchmarks.latency import peers as library

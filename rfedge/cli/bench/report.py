@@ -18,7 +18,6 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "rfedge: measured",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Join records of success, sweep, latency and the rest into one page, with what is missing named."""
     import json
     import sys
 

@@ -37,7 +37,6 @@ def server(
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    """Measure a policy server: clients at once, malformed messages, and being killed."""
     from rfedge.benchmarks.latency import server as library
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report

@@ -91,7 +91,6 @@ def success(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run bundles on the same chains and tasks, and say how much of the first one's success the others keep."""
     import functools
 
     from rfedge.cli.bench.precision_table import measure_table, prepare_table

@@ -79,7 +79,6 @@ def sweep(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure success for every bundle and number of steps per call, then latency alone, and draw one against the other."""
     import dataclasses
 
     from rfedge.benchmarks.success.sweep import PLOT_FILE, SweepPlan, finish_sweep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rfedge.cli.bench.resource_tables import print_resources
+from rfedge.cli.show.resource_tables import print_resources
 
 if TYPE_CHECKING:
     from rich.console import Console
