@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rfedge.benchmarks.report.markdown import grid
 from rfedge.benchmarks.success.report import loop_name
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,7 @@ def _rows(records: dict[Path, dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
 
 def success_table(records: dict[Path, dict[str, Any]]) -> str:
     """Return the Markdown table and its caption for the reports of `rfedge bench success`, in CALVIN's own words."""
-    lines = _head(_COLUMNS)
+    rows = []
     for row, policy, simulator in _rows(records):
         if row["language"] != "evaluation":
             continue
@@ -80,7 +81,7 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
             f"{call['p50']:.1f} / {call['p99']:.1f}",
             f"{policy['size_bytes'] / 1e6:.1f}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     machine = next(iter(records.values()))["machine"]
     caption = (
         "`rfedge bench success` of the shipped policies, scene D, on the first of CALVIN's chains and prepared starts of "
@@ -88,23 +89,23 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
         f"{machine['cpu']}, {machine['usable_cores']} cores. "
         f"Every figure: {', '.join(_link(path) for path in records)}."
     )
-    return "\n".join([*lines, "", caption])
+    return f"{grid(_COLUMNS, rows)}\n\n{caption}"
 
 
 def rates_table(records: dict[Path, dict[str, Any]]) -> str:
     """Return the Markdown table with the columns that CALVIN's results have."""
-    lines = _head((*_RATES, "average length"))
+    rows = []
     for row, policy, simulator in _rows(records):
         if (chains := row["chains"]) is not None:
             rates = (f"{chains['success_rates'][str(number)]['value']:.0%}" for number in range(1, 6))
             cells = (_policy(policy), row["precision"], simulator, row["language"], str(chains["num_chains"]), *rates)
-            lines.append(f"| {' | '.join((*cells, interval(chains['average_length'])))} |")
-    return "\n".join(lines)
+            rows.append((*cells, interval(chains["average_length"])))
+    return grid((*_RATES, "average length"), rows)
 
 
 def ablations_table(record: dict[str, Any]) -> str:
     """Return the Markdown table of the report of `python -m rfedge.benchmarks.studies.ablations`."""
-    lines = _head(("variant", "what is changed", "training steps", "held-out loss", "single tasks", "of the first row"))
+    rows = []
     for variant, row in zip(record["variants"], record["success"]["rows"], strict=True):
         paired = row["paired"]
         cells = (
@@ -115,12 +116,8 @@ def ablations_table(record: dict[str, Any]) -> str:
             share(row["single_tasks"]["success"]),
             "-" if paired is None else share(paired["single_task_share"]),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _head(columns: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        rows.append(cells)
+    return grid(("variant", "what is changed", "training steps", "held-out loss", "single tasks", "of the first row"), rows)
 
 
 def _policy(policy: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rfedge.benchmarks.report.markdown import grid
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "playtable.md"
@@ -19,12 +21,6 @@ def load(name: str) -> dict[str, Any]:
     """Return one committed result."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}_{DATE}.json").read_text())
     return document
-
-
-def table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    """Return a Markdown table."""
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows])
 
 
 def solved(report: dict[str, Any], task: str) -> str:
@@ -54,7 +50,7 @@ def experts() -> str:
     rows.append(("**all**", total(playtable["D"]), "", "", *sums, total(anywhere), total(calvin["D"])))
     columns = ("task", "D", "D within 64", "D median steps", "A", "B", "C", "D, starts anywhere", "real CALVIN, D")
     others_text = ", ".join(f"{scene} {total(calvin[scene])}" for scene in SCENES[1:])
-    return f"{table(columns, rows)}\n\nThe other scenes of the real CALVIN: {others_text}."
+    return f"{grid(columns, rows)}\n\nThe other scenes of the real CALVIN: {others_text}."
 
 
 def chains() -> str:
@@ -66,7 +62,7 @@ def chains() -> str:
         rates = (f"{report['success_rates'][str(count)]['value']:.1%}" for count in range(1, 6))
         interval = f"{length['value']:.3f} [{length['low']:.3f}, {length['high']:.3f}]"
         rows.append((title, report["conditions"]["num_chains"], *rates, interval))
-    return table(("scene D", "chains", ">= 1", ">= 2", ">= 3", ">= 4", "5", "average length, 95 % interval"), rows)
+    return grid(("scene D", "chains", ">= 1", ">= 2", ">= 3", ">= 4", "5", "average length, 95 % interval"), rows)
 
 
 def cost() -> str:
@@ -79,7 +75,7 @@ def cost() -> str:
         rows.append((title, report["renderer"], *times, f"{report['build_ms']:.0f}"))
     machine = load("env_playtable-d_cpu")["machine"]
     columns = ("p50 / p90 ms", "renderer", "physics of a step", "both cameras", "a whole step", "reset", "building, once")
-    return f"{table(columns, rows)}\n\nMeasured on {machine['cpu']}, {machine['usable_cores']} cores, without a GPU."
+    return f"{grid(columns, rows)}\n\nMeasured on {machine['cpu']}, {machine['usable_cores']} cores, without a GPU."
 
 
 def looks() -> str:
@@ -92,7 +88,7 @@ def looks() -> str:
         ]
         rows.append((scene, len(report["tasks"]), *levels))
     columns = tuple(f"`{name}`, {camera}" for name in ("playtable", "calvin") for camera in CAMERAS)
-    return table(("scene", "states", *columns), rows)
+    return grid(("scene", "states", *columns), rows)
 
 
 SECTIONS = {"looks": looks, "experts": experts, "chains": chains, "cost": cost}

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rfedge.benchmarks.report.markdown import grid
+
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "precisions_playtable-small_cpu_202611.json"
 TITLES = {
@@ -19,12 +21,6 @@ TITLES = {
     "mixed-half-of-int8": "mixed, budget {budget:.4f}: half of what int8 does",
     "mixed-half-of-int8-every-product": "mixed, budget {budget:.4f}: half of what every MatMul does",
 }
-
-
-def table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    """Return a Markdown table."""
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows])
 
 
 def mb(num_bytes: int | None) -> str:
@@ -80,7 +76,7 @@ def precisions(report: dict[str, Any], link: str) -> str:
     machine, floor = report["machine"], report["noise_floor"]
     untimed = "".join(f" {title(row)}: {row['not_timed']}." for row in report["rows"] if row["not_timed"])
     return (
-        f"{table(columns, rows)}\n\n"
+        f"{grid(columns, rows)}\n\n"
         f"Measured by `python -m rfedge.benchmarks.latency.precisions` with {report['policy']} on {machine['cpu']}, "
         f"{machine['usable_cores']} cores ({', '.join(machine['cpu_flags'])}), {report['threads']} threads: "
         f"{report['iterations']} calls of each form in turn, ratios of medians with their 95 % interval; fp32 over itself: "
@@ -112,7 +108,7 @@ def engines(report: dict[str, Any], link: str) -> str:
     some = next((engine for engine in built.values() if engine is not None), None)
     made_by = "" if some is None else f" {some['builder']} for SM{some['sm']}, ahead of time,"
     return (
-        f"{table(columns, rows)}\n\n"
+        f"{grid(columns, rows)}\n\n"
         f"Built by `python -m rfedge.benchmarks.latency.precisions`:{made_by} {report['policy']}, "
         f"each in a process of its own on "
         f"{report['machine']['usable_cores']} cores of {report['machine']['cpu']}, no GPU.{failed} Every figure: "

@@ -1,38 +1,39 @@
-"""From files to a page: collect the records, join them, write HTML and Markdown."""
+"""From files to a page: collect the records, join them, write Markdown once and HTML from it."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from rfedge.benchmarks.records.quoted import quoted_baselines
+from rfedge.benchmarks.report.bundles import Names, Row, advice, bundle_rows, bundle_tables, plots
 from rfedge.benchmarks.report.collect import Collection, collect
-from rfedge.benchmarks.report.document import Part, Picture, Section, Text
-from rfedge.benchmarks.report.first_table import Machines, bundle_tables, first_tables, sentence
-from rfedge.benchmarks.report.joined import JoinedRow, join
-from rfedge.benchmarks.report.page import render_page
-from rfedge.benchmarks.report.provenance import missing_facts, missing_section, quoted_section, records_section
-from rfedge.benchmarks.report.speed_part import speed_sections
-from rfedge.benchmarks.report.success_part import drawings, expert_section, success_sections
-from rfedge.benchmarks.report.system_part import system_sections
-from rfedge.errors import ArtifactError, ConfigError
+from rfedge.benchmarks.report.markdown import Cell, Figure, Part, Section, missing, plain, table, to_page
+from rfedge.benchmarks.report.sections import record_sections
+from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
 from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import read_file
 
-Progress = Callable[[str, int, int], None]
-
 __all__ = ["Report", "ReportPlan", "build_report"]
 
-# the first bytes of a file -> what a browser is told that it is
+# the first bytes of a picture -> its media type
 _SIGNATURES: Final = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
     b"\x89PNG\r\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
 }
+# formats of which one should be there -> what is missing without them, and what measures it
+_WANTED: Final = (
+    (("rfedge-success", "rfedge-sweep"), "success of a policy: rfedge bench success"),
+    (("rfedge-latency", "rfedge-sweep"), "latency beside PyTorch and a noise floor: rfedge bench latency"),
+    (("rfedge-precisions",), "size, error and time of every precision: python -m rfedge.benchmarks.latency.precisions"),
+    (("rfedge-mixed",), "what int8 does block by block: name a mixed bundle's folder"),
+    (("rfedge-peers",), "other runtimes on the same policy: rfedge bench peers"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Report:
     """A finished report.
 
     Attributes:
-        sentence: what was measured.
+        sentence: which bundle to put on the robot and why, as Markdown.
         rows: of the first table.
         missing: what nobody measured, in words.
     """
@@ -64,7 +65,7 @@ class Report:
     markdown: str
     sentence: str
     collection: Collection
-    rows: tuple[JoinedRow, ...]
+    rows: tuple[Row, ...]
     missing: tuple[str, ...]
     num_pictures: int
 
@@ -83,58 +84,34 @@ class Report:
                     temporary.write_text(text, encoding="utf-8")
 
 
-def build_report(plan: ReportPlan, *, progress: Progress = lambda *_: None) -> Report:
+def build_report(plan: ReportPlan, *, progress: Callable[[str, int, int], None] = lambda *_: None) -> Report:
     """Read, join and render.
 
     Args:
         plan: what to write.
-        progress: told (stage, done, total).
+        progress: called with (stage, done, total).
 
     Raises:
         ArtifactError: a file is missing or no record, there is no record, or a picture is none.
+        BackendUnavailableError: matplotlib is not installed.
     """
+    if find_spec("matplotlib") is None:
+        remedy = "pip install 'rfedge[plots]'."
+        raise BackendUnavailableError("a report", got="no matplotlib", expected="the 'plots' extra", remedy=remedy)
     collection = collect(plan.sources, on_file=lambda done, total: progress("records", done, total))
     pictures = [_picture(path) for path in _picture_files(plan.pictures)]
-    rows = join(collection)
-    machines = Machines()
-    told = sentence(rows, collection, machines)
-    missing = missing_facts(collection, rows, len(pictures))
-    top: list[Part] = [Text(told)]
-    joined, speed_alone = first_tables(rows, machines)
-    top += [part for part in (joined, *drawings(rows, machines), speed_alone) if part is not None]
-    sections = [Section("Summary", top), *success_sections(collection)]
-    if pictures:
-        sections.append(Section("Rollouts", pictures))
-    sections += speed_sections(collection, machines)
-    sections += system_sections(collection, machines)
-    experts = expert_section(collection)
-    sections += [] if experts is None else [experts]
-    quoted = quoted_section(quoted_baselines())
-    records = records_section(collection, machines)
-    gaps = missing_section(collection, missing)
-    sections += [quoted, records, gaps]
-    return Report(
-        html=render_page(plan.title, sections),
-        markdown=_markdown(plan.title, told, rows, machines, [quoted, records, gaps]),
-        sentence=told,
-        collection=collection,
-        rows=tuple(rows),
-        missing=missing,
-        num_pictures=len(pictures),
-    )
-
-
-def _markdown(title: str, told: str, rows: Sequence[JoinedRow], machines: Machines, sections: Sequence[Section]) -> str:
-    """Return one table for each bundle, then what is quoted, where numbers come from, and what is missing."""
-    blocks = [f"# {Text(title).to_markdown()}", Text(told).to_markdown()]
-    for label, table in bundle_tables(rows, machines):
-        blocks += [f"## {Text(label).to_markdown()}", table.to_markdown()]
-    for section in sections:
-        blocks.append(f"## {section.title}")
-        blocks += [
-            part.to_markdown() for part in section.parts if not isinstance(part, Picture) and hasattr(part, "to_markdown")
-        ]
-    return "\n\n".join(blocks) + "\n"
+    names = Names()
+    rows = bundle_rows(collection, names)
+    message = advice(rows, names)
+    first, *rest = bundle_tables(rows, names) or [""]
+    sections = [Section("Summary", [*message, *plots(rows), first, *rest])]
+    sections += [Section("Rollouts", pictures)] if pictures else []
+    sections += record_sections(collection, names)
+    absent = _missing(collection, rows, len(pictures))
+    sections += [_quoted(), _records(collection, names), _gaps(collection, absent)]
+    markdown = "\n\n".join([f"# {plain(plan.title)}", *(section.to_markdown() for section in sections)]) + "\n"
+    html = to_page(plan.title, sections)
+    return Report(html, markdown, message[0], collection, tuple(rows), absent, len(pictures))
 
 
 def _picture_files(paths: Sequence[Path]) -> list[Path]:
@@ -147,16 +124,100 @@ def _picture_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _picture(path: Path) -> Picture:
+def _picture(path: Path) -> Figure:
+    expected = "a GIF, PNG or JPEG file"
     try:
         content = read_file(path)
     except OSError as error:
-        raise ArtifactError(
-            str(path), got=error.strerror, expected="a GIF, PNG or JPEG file", remedy="Check the name."
-        ) from error
+        raise ArtifactError(str(path), got=error.strerror, expected=expected, remedy="Check the name.") from error
     media_type = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
     if media_type is None:
-        raise ArtifactError(
-            str(path), got="another kind of file", expected="a GIF, PNG or JPEG file", remedy="Name a picture."
+        raise ArtifactError(str(path), got="another kind of file", expected=expected, remedy="Name a picture.")
+    return Figure(content, media_type, path.stem)
+
+
+def _records(collection: Collection, names: Names) -> Section:
+    """Where every number comes from."""
+    unknown = missing("this kind of record does not tell")
+    rows: list[list[Cell]] = []
+    for one in collection.found:
+        document = one.document
+        commit, versions = document.get("commit"), document.get("versions")
+        rows.append(
+            [
+                one.name,
+                one.form,
+                document.get("measured_at", unknown),
+                unknown if commit is None else commit[:12] + ("-dirty" if commit.endswith("-dirty") else ""),
+                names.mark(document["machine"]) if "machine" in document else unknown,
+                ", ".join(f"{name} {version}" for name, version in versions.items()) if versions else unknown,
+            ]
         )
-    return Picture(media_type, base64.b64encode(content).decode("ascii"), path.stem)
+    columns = ["record", "format", "measured at", "commit", "machine", "versions"]
+    places: list[list[Cell]] = []
+    for machine in names.machines:
+        memory, cores = (
+            f"{machine['memory_bytes'] / 2**30:.1f}",
+            f"{machine['usable_cores']} of {machine['physical_cores'] or '?'}",
+        )
+        facts = (machine["cpu"], cores, memory, ", ".join(machine["cpu_flags"]) or "-", machine["governor"] or "-")
+        places.append([names.mark(machine), *facts, machine["system"]])
+    heads = ["mark", "processor", "cores used", "memory GiB", "instructions", "governor", "system"]
+    parts: list[Part] = [table("Where every number on this page comes from.", columns, rows, len(columns))]
+    parts += [table("Machines.", heads, places, len(heads))] if places else []
+    return Section("Records and machines", parts)
+
+
+def _quoted() -> Section:
+    """Published numbers, marked as what they are."""
+    quoted, absent = quoted_baselines(), missing("not printed in that table")
+    rows: list[list[Cell]] = []
+    for row in quoted.rows:
+        rates = [absent] * 5 if row.rates is None else [f"{rate:.3f}" for rate in row.rates]
+        gflops = absent if row.llm_gflops is None else f"{row.llm_gflops:.1f}"
+        place = f"{row.source}, {row.place}"
+        rows.append([row.method, row.training, row.test, *rates, f"{row.average_length:.2f}", gflops, place])
+    columns = [
+        "method (quoted)",
+        "trained on",
+        "tested on",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "average length",
+        "LLM GFLOPs",
+        "source",
+    ]
+    caution = (
+        "Quoted, not measured here: numbers that papers print for CALVIN, with its scenes, its renderer and its human "
+        "demonstrations. They are no baseline for numbers from PlayTable, which is another simulator."
+    )
+    sources = "\n".join(f"- [{plain(f'{name}: {one.title}')}]({one.url})" for name, one in quoted.sources.items())
+    caption = "Quoted from papers: share of 1000 chains with at least so many tasks solved."
+    return Section("Quoted baselines", [caution, table(caption, columns, rows, 3), sources])
+
+
+def _missing(collection: Collection, rows: Sequence[Row], num_pictures: int) -> tuple[str, ...]:
+    """Return what nobody measured: kinds of record, then halves of rows."""
+    forms = {one.form for one in collection.found}
+    wanted = [words for needed, words in _WANTED if not forms.intersection(needed)]
+    timed = [row.speed for row in rows if row.speed]
+    if timed and not any((speed.resources or {}).get("power") for speed in timed):
+        wanted.append("power: rfedge bench latency --resource-seconds")
+    wanted += [] if num_pictures else ["pictures of rollouts: --gif"]
+    halves = [
+        f"{row.name}: no {'success' if row.success is None else 'latency'}"
+        for row in rows
+        if not (row.success and row.speed)
+    ]
+    return (*wanted, *dict.fromkeys(halves))
+
+
+def _gaps(collection: Collection, absent: Sequence[str]) -> Section:
+    parts: list[Part] = ["Not in the records:" if absent else "Every kind of record is here, and every row has both halves."]
+    parts += ["\n".join(f"- {plain(one)}" for one in absent)] if absent else []
+    if collection.left_out:
+        parts += ["Left out:", "\n".join(f"- {plain(f'{name}: {reason}')}" for name, reason in collection.left_out)]
+    return Section("What is missing", parts)

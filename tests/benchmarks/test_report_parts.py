@@ -1,16 +1,15 @@
-"""The pieces of a report: quoted rows, drawings, tables."""
+"""The pieces of a report: quoted rows, plots, tables."""
 
 from __future__ import annotations
 
-import itertools
+import re
 from xml.etree import ElementTree
 
 import pytest
 
 from rfedge.benchmarks.records.quoted import quoted_baselines
-from rfedge.benchmarks.report.chart import Axis, Bar, Point, Range, Series, draw_bars, draw_points, draw_ranges
-from rfedge.benchmarks.report.document import Cell, Table
-from rfedge.benchmarks.report.success_part import pareto_front
+from rfedge.benchmarks.report.markdown import Section, interval, share, table, to_page
+from rfedge.benchmarks.report.plots import Bar, Point, plot_bars, plot_points
 
 
 def test_quoted_rows_have_a_source_and_lengths_that_are_the_sums_of_their_rates() -> None:
@@ -25,55 +24,50 @@ def test_quoted_rows_have_a_source_and_lengths_that_are_the_sums_of_their_rates(
     assert headline.rates == (0.964, 0.896, 0.824, 0.74, 0.66)
 
 
-def test_the_front_keeps_what_nothing_beats_in_both() -> None:
-    points = [Point(1.0, 2.0), Point(2.0, 1.0), Point(3.0, 3.0), Point(3.0, 2.5), Point(4.0, 3.0)]
-    assert [(point.x, point.y) for point in pareto_front(points)] == [(1.0, 2.0), (3.0, 3.0)]
+def test_bars_stand_in_proportion_and_their_labels_are_inside() -> None:
+    bars = [Bar("a name of more than thirty-eight letters, as it is", 1.0, "one"), Bar("b <", 2.0, "two", high=9.0)]
+    figure = plot_bars([*bars, Bar("c", -1.0, "less")], "ms", "a caption", ("first",))
+    drawing = ElementTree.fromstring(figure.content)
+    paths = [one.get("d", "") for one in drawing.iterfind(".//{*}g[@id='axes_1']/{*}g/{*}path")]
+    boxes = [[float(number) for number in re.findall(r"-?\d+\.?\d*", path)] for path in paths if path.count("L") == 3]
+    widths = [max(box[::2]) - min(box[::2]) for box in boxes][-3:]
+    assert widths[1] == pytest.approx(2 * widths[0], rel=0.01)
+    assert widths[2] == pytest.approx(widths[0], rel=0.01)
+    for one in ([Bar("a", 0.0, "0")], [Bar("a", 0.0, "0"), Bar("b", 0.0, "0", high=0.0)]):
+        ElementTree.fromstring(plot_bars(one, "ms", "").content)
 
 
-def test_drawings_place_values_in_proportion() -> None:
-    svg = draw_bars("t", "d", [Bar("a <", 1.0, "one"), Bar("b", 2.0, "two"), Bar("c", -1.0, "less")], "ms")
-    widths = [float(one.get("width", "")) for one in ElementTree.fromstring(svg).iter("rect")]
-    assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)
-    assert widths[2] == pytest.approx(widths[0], abs=0.2)
-    series = [Series("s", [Point(1.0, 0.0), Point(10.0, 5.0), Point(100.0, 10.0)], 0, is_line=True)]
-    svg = draw_points("t", "d", series, Axis("x", log=True), Axis("y"))
-    marks = [(float(one.get("cx", "")), float(one.get("cy", ""))) for one in ElementTree.fromstring(svg).iter("circle")]
-    assert marks[1][0] - marks[0][0] == pytest.approx(marks[2][0] - marks[1][0], abs=0.2)
-    assert marks[0][1] - marks[1][1] == pytest.approx(marks[1][1] - marks[2][1], abs=0.2)
-    assert marks[0][1] > marks[2][1]  # more is higher
-    for flat in ([Point(2.0, 0.0)], [Point(0.0, 0.0), Point(0.0, 0.0)]):
-        ElementTree.fromstring(draw_points("t", "d", [Series("s", flat, 9)], Axis("x"), Axis("y")))
-    ElementTree.fromstring(draw_bars("t", "d", [Bar("a", 0.0, "0")], "ms"))
-    ElementTree.fromstring(draw_ranges("t", "d", [Range("a", [("p50", 0.0), ("p99", 0.0)])], "ms"))
+def test_points_without_spread_are_plotted_and_the_same_points_give_the_same_bytes() -> None:
+    for log in (False, True):
+        points = [Point("s <", 2.0, 0.0, 0.0, 0.0, "k=1"), Point("s <", 2.0, 0.0, 0.0, 0.0, "k=2")]
+        first, again = (plot_points(points, "x", "y", 5.0, "c", log=log).content for _ in range(2))
+        assert first == again
 
 
 def test_tables_escape_and_number_their_footnotes() -> None:
-    table = Table("c | c", ["a|b", "*n*"], [["x\ny", Cell("1", "why [so]")], ["|", Cell("2", "why [so]")]])
-    assert table.to_markdown().splitlines() == [
-        "c | c",
+    text = table("c | c", ["a|b", "*n*"], [["x\ny", ("1", "why [so]")], ["|", ("2", "why [so]")]])
+    assert text.splitlines() == [
+        "c \\| c",
         "",
         "| a\\|b | \\*n\\* |",
-        "| --- | --- |",
+        "| --- | ---: |",
         "| x y | 1 [1] |",
         "| \\| | 2 [1] |",
         "",
-        "[1] why [so]  ",
+        "[1] why [so]",
     ]
-    assert table.to_html().count("<li") == 1
-    assert Table("", ["[a](http://b)"], []).to_markdown().splitlines()[-2] == "| \\[a](http://b) |"
+    assert table("", ["[a](http://b)"], []).splitlines()[0] == "| \\[a](http://b) |"
 
 
-def test_numbers_of_an_axis_do_not_run_into_each_other() -> None:
-    bars = [Bar("a name of thirty-eight letters, or so it is", value, "text") for value in (0.0019, 0.0011)]
-    svg = ElementTree.fromstring(draw_bars("t", "d", bars, "error"))
-    ticks = [(float(one.get("x", "")), one.text or "") for one in svg.iter("text") if one.get("class") == "tick"]
-    assert len(ticks) >= 2
-    for (left, first), (right, second) in itertools.pairwise(ticks):
-        assert right - left > 6 * (len(first) + len(second)) / 2
+def test_an_interval_says_how_many_samples_it_is_of_and_none_is_shown_without_spread() -> None:
+    assert interval({"value": 2.5, "low": 2.0, "high": 3.0, "n": 60}) == "2.50 [2.00, 3.00], n = 60"
+    assert interval({"value": 0.0, "low": 0.0, "high": 0.0, "n": 2}) == "0.00, n = 2"
+    assert share({"value": 0.5, "low": 0.25, "high": 0.75}) == "50 % [25, 75]"
 
 
-def test_a_label_that_finds_no_room_is_left_to_the_tooltip() -> None:
-    points = [Point(1.0, 1.0, label=f"k={number}", tooltip=f"point {number}") for number in range(9)]
-    svg = draw_points("t", "d", [Series("s", points, 0)], Axis("x", low=0.0, high=2.0), Axis("y", low=0.0, high=2.0))
-    assert svg.count(">k=") == 4  # one on each side
-    assert svg.count("<title>point ") == 9
+def test_a_page_escapes_scripts_and_gives_solved_shares_a_background() -> None:
+    words = "<script>alert(1)</script> ![x](http://127.0.0.1/x.png)"
+    html = to_page(words, [Section("first", [table(words, ["task", "run"], [[words, "1/2"]])]), Section(words, [words])])
+    assert "<script" not in html
+    assert 'src="http' not in table(words, [words], []) + html.split("<nav")[0]
+    assert '--heat:0.500" data-heat=""' in html

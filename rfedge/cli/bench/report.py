@@ -13,7 +13,7 @@ __all__ = ["report"]
 def report(
     sources: Annotated[list[Path], typer.Argument(help="JSON records, and folders in which they lie at any depth.")],
     output: Annotated[Path, typer.Option(help="The page: one HTML file that loads nothing.")] = Path("report.html"),
-    markdown: Annotated[Path | None, typer.Option(help="Write one Markdown table for each bundle here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the same without plots here, as Markdown.")] = None,
     gif: Annotated[list[Path] | None, typer.Option(help="GIF, PNG or JPEG to show, or a folder of GIFs; repeat it.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "rfedge: measured",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
@@ -32,8 +32,7 @@ def report(
     collection = built.collection
     print_table("records", ("record", "format"), [(one.name, one.form) for one in collection.found], to_stderr=as_json)
     if collection.left_out:
-        left_out = [(one.name, one.reason) for one in collection.left_out]
-        print_table("left out", ("file", "why"), left_out, to_stderr=as_json)
+        print_table("left out", ("file", "why"), collection.left_out, to_stderr=as_json)
     told = sys.stderr if as_json else sys.stdout
     print(built.sentence, file=told)
     written = [str(path) for path in (output, markdown) if path is not None]
@@ -44,7 +43,7 @@ def report(
             "markdown": None if markdown is None else str(markdown),
             "sentence": built.sentence,
             "records": [{"name": one.name, "format": one.form} for one in collection.found],
-            "left_out": [{"name": one.name, "reason": one.reason} for one in collection.left_out],
+            "left_out": [{"name": name, "reason": reason} for name, reason in collection.left_out],
             "num_rows": len(built.rows),
             "num_pictures": built.num_pictures,
             "missing": list(built.missing),

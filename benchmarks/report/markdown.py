@@ -1,0 +1,182 @@
+"""Markdown text of records, and the HTML page of a Markdown text."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+__all__ = [
+    "Figure",
+    "Part",
+    "Section",
+    "interval",
+    "megabytes",
+    "milliseconds",
+    "missing",
+    "plain",
+    "share",
+    "table",
+    "to_page",
+]
+__all__ += ["grid", "percentiles", "times_faster"]
+
+Cell = str | tuple[str, str]  # a text, and its footnote where there is one
+_STYLE: Final = Path(__file__).with_name("style.css")
+# A browser loads nothing from anywhere: a mistake here cannot make the page call somebody.
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_SOLVED: Final = re.compile(r"(\d+)/(\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture inside the page; the Markdown file leaves it out."""
+
+    content: bytes
+    media_type: str
+    caption: str
+
+    def to_html(self) -> str:
+        source = f"data:{self.media_type};base64,{base64.b64encode(self.content).decode('ascii')}"
+        caption = escape(self.caption)
+        return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+Part = str | Figure  # a string is Markdown
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    parts: Sequence[Part]
+
+    def to_markdown(self) -> str:
+        return "\n\n".join([f"## {plain(self.title)}", *(part for part in self.parts if isinstance(part, str))])
+
+
+def plain(text: str) -> str:
+    """Return text on one line, with what HTML or Markdown would read as markup escaped."""
+    line = " ".join(text.split())
+    # A bracket alone is an interval; only with one of these behind it would it be a link.
+    brackets = "[" if any(sign in line for sign in ("](", "][", "]:")) else ""
+    for sign in ("\\", "`", "*", "_", "<", "#", "|", *brackets):
+        line = line.replace(sign, f"\\{sign}")
+    return line
+
+
+def grid(columns: Sequence[str], rows: Sequence[Sequence[object]], text_columns: int | None = None) -> str:
+    """Return a Markdown table of cells that are Markdown; numbers, behind `text_columns`, stand to the right."""
+    rule = ["---" if text_columns is None or place < text_columns else "---:" for place in range(len(columns))]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, rule, *rows))
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], text_columns: int = 1) -> str:
+    """Return a table of texts with its caption above and its footnotes below; equal footnotes share their number."""
+    notes: dict[str, int] = {}
+
+    def written(cell: Cell) -> str:
+        text, note = (cell, "") if isinstance(cell, str) else cell
+        return plain(text) + (f" [{notes.setdefault(note, len(notes) + 1)}]" if note else "")
+
+    lines = grid([plain(column) for column in columns], [[written(cell) for cell in row] for row in rows], text_columns)
+    below = "  \n".join(f"[{number}] {plain(note)}" for note, number in notes.items())
+    return "\n\n".join(filter(None, (plain(caption), lines, below)))
+
+
+def missing(reason: str) -> Cell:
+    """Return the place of a number that nobody measured."""
+    return "-", reason
+
+
+def interval(value: Mapping[str, Any]) -> str:
+    """Return a mean with its 95 % interval and the number of samples, such as "2.31 [2.02, 2.60], n = 60"."""
+    if value["low"] == value["high"]:  # an interval without width says that the samples agree, not that the mean is known
+        return f"{value['value']:.2f}, n = {value['n']}"
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}], n = {value['n']}"
+
+
+def share(value: Mapping[str, Any], n: int | None = None) -> str:
+    """Return a share with its 95 % interval in per cent, such as "85 % [80, 89], n = 200"."""
+    n = value.get("n", n)
+    numbers = f"{value['value']:.0%} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]".replace("%", " %")
+    return numbers if n is None else f"{numbers}, n = {n}"
+
+
+def times_faster(ratio: Mapping[str, float] | None, reason: str) -> Cell:
+    """Return a ratio with its 95 % interval, such as "4.62x [4.55, 4.70]"."""
+    return missing(reason) if ratio is None else f"{ratio['value']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def milliseconds(value: float) -> str:
+    """Return milliseconds with three digits: 0.0125, 1.25, 12.5 or 125."""
+    return f"{value:.{4 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def percentiles(summary: Mapping[str, float] | None, reason: str = "") -> list[Cell]:
+    """Return p50, p90 and p99 in milliseconds."""
+    if summary is None:
+        return [missing(reason)] * 3
+    return [milliseconds(summary[level]) for level in ("p50", "p90", "p99")]
+
+
+def megabytes(value: int | None, reason: str = "") -> Cell:
+    """Return decimal megabytes."""
+    return missing(reason) if value is None else f"{value / 1e6:.1f}"
+
+
+def to_page(title: str, sections: Sequence[Section]) -> str:
+    """Return one HTML file that loads nothing; the first section is the first screen and has no heading."""
+    links, body = [], []
+    for number, section in enumerate(sections):
+        pieces, figures = [f"<h2>{escape(section.title)}</h2>"] if number else [], list[str]()
+        for part in (*section.parts, ""):
+            if isinstance(part, Figure):
+                figures.append(part.to_html())
+                continue
+            if figures:  # those that follow each other stand side by side where there is room
+                pieces.append(f'<div class="figures">{"".join(figures)}</div>')
+                figures = []
+            pieces.append(_html(part))
+        body.append(f'<section id="s{number}">{"".join(pieces)}</section>')
+        links.append(f'<li><a href="#s{number}">{escape(section.title)}</a></li>')
+    body.insert(1, f'<nav aria-label="Sections"><ul>{"".join(links[1:])}</ul></nav>')
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
+        f"<header><h1>{escape(title)}</h1></header>\n{chr(10).join(body)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _html(markdown: str) -> str:
+    """Render Markdown; tables scroll sideways in frames named after their captions, shares "n/m" get a background."""
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens: list[Token] = []
+    for token in renderer.parse(markdown):
+        if token.type == "table_open":
+            caption = ""
+            if len(tokens) > 2 and tokens[-1].type == "paragraph_close":
+                tokens[-3].attrSet("class", "caption")
+                caption = escape("".join(child.content for child in tokens[-2].children or ()))
+            frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+            tokens.append(Token("html_block", "", 0, content=frame))
+        if token.type == "inline" and token.content.startswith("[1] "):
+            tokens[-1].attrSet("class", "notes")
+        if token.type == "inline" and tokens[-1].type == "td_open" and (solved := _SOLVED.match(token.content)):
+            heat = int(solved[1]) / max(1, int(solved[2]))
+            tokens[-1].attrSet("style", f"{tokens[-1].attrs.get('style', '')};--heat:{heat:.3f}")
+            tokens[-1].attrSet("data-heat", "")
+        tokens.append(token)
+        if token.type == "table_close":
+            tokens.append(Token("html_block", "", 0, content="</div>\n"))
+    return str(renderer.renderer.render(tokens, renderer.options, {}))

@@ -1,0 +1,369 @@
+"""The page's sections, one for each kind of record; a kind without a section of its own is a list of its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from rfedge.benchmarks.report.bundles import Names, successes, world
+from rfedge.benchmarks.report.collect import MIXED_FORMAT, Collection, Found
+from rfedge.benchmarks.report.markdown import (
+    Cell,
+    Part,
+    Section,
+    interval,
+    megabytes,
+    milliseconds,
+    missing,
+    percentiles,
+    share,
+    table,
+    times_faster,
+)
+from rfedge.benchmarks.report.plots import Bar, plot_bars
+
+__all__ = ["record_sections"]
+
+Document = dict[str, Any]
+_MAX_FACTS: Final = 40
+
+
+def record_sections(collection: Collection, names: Names) -> list[Section]:
+    """Return the sections of all records; a record that cannot be shown is moved to those that were left out."""
+    sections: dict[str, list[Part]] = {}
+    parts = [one for one in collection.found if one.form not in ("rfedge-success", "rfedge-sweep")]
+    parts += successes(collection)
+    parts += [Found(one.name, "rfedge-latency", one.document["latency"]) for one in collection.of("rfedge-sweep")]
+    order = list(_SECTIONS)
+    for one in sorted(parts, key=lambda part: order.index(part.form) if part.form in order else len(order)):
+        title, render = _SECTIONS.get(one.form, ("Other measurements", _facts))
+        sections.setdefault(title, []).extend(collection.read(one, render(one.name, one.document, names)))
+    tasks = [
+        ("Tasks of the chains, solved of attempted.", "rfedge-success", "chains"),
+        ("Single tasks from prepared starts, solved of attempted.", "rfedge-success", "single_tasks"),
+        ("Scripted experts from random starts, solved of attempted.", "rfedge-expert-success", ""),
+    ]
+    by_task = [_tasks(caption, [one for one in parts if one.form == form], part, names) for caption, form, part in tasks]
+    sections["Task by task"] = [part for part in by_task if part]
+    return [Section(title, shown) for title, shown in sections.items() if shown]
+
+
+def _success(name: str, document: Document, names: Names) -> Iterator[Part]:
+    rows, conditions = document["rows"], document["conditions"]
+    said = f"{name}: at most {conditions['max_steps']} control steps per task, seed {conditions['seed']}, 95 % intervals"
+    chains = [(names.run(name, row), row, row["chains"]) for row in rows if row["chains"]]
+    if chains:
+        cells = [[run, *_rates(part), *_effort(row, part)] for run, row, part in chains]
+        caption = f"{said}. Share of {conditions['num_chains']} chains with at least so many tasks solved."
+        columns = ["run", "1", "2", "3", "4", "5", "average length", "steps of a solved task", "jerk"]
+        yield table(caption, columns, cells)
+    single = [(names.run(name, row), row, row["single_tasks"]) for row in rows if row["single_tasks"]]
+    if single:
+        cells = [[run, share(part["success"]), *_effort(row, part)] for run, row, part in single]
+        columns = ["run", "solved", "steps of a solved start", "jerk"]
+        yield table(f"{said}. Single tasks from prepared starts.", columns, cells)
+    runs = {row["name"]: names.run(name, row) for row in rows}
+    paired = [(row["name"], row["paired"]) for row in rows if row["paired"]]
+    if paired:
+        cells = [[runs[run], runs[pair["reference"]], *_difference(pair)] for run, pair in paired]
+        columns = ["run", "reference", "average length", "of the reference", "single tasks", "of the reference"]
+        yield table(f"{name}: differences from the reference over the same chains and starts.", columns, cells, 2)
+    if document["not_possible"]:
+        cells = [
+            [names.bundle(name, one["policy"]), str(one["execute_steps"]), one["reason"]] for one in document["not_possible"]
+        ]
+        yield table(f"{name}: asked for and not possible.", ["bundle", "execute_steps", "why"], cells, 3)
+
+
+def _rates(chains: Document) -> list[Cell]:
+    rates = [
+        f"{rate['value']:.0%} [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
+        for rate in chains["success_rates"].values()
+    ]
+    return [*(rate.replace("%", " %") for rate in rates), interval(chains["average_length"])]
+
+
+def _effort(row: Document, part: Document) -> list[Cell]:
+    steps, jerk = part["mean_solved_steps"], row["jerk"]
+    return [
+        missing("nothing was solved") if steps is None else f"{steps:.1f}",
+        missing("no task took three steps") if jerk is None else f"{jerk:.4f}",
+    ]
+
+
+def _difference(paired: Document) -> Iterator[Cell]:
+    for what in ("average_length", "single_task"):
+        difference, ratio = paired[f"{what}_difference"], paired[f"{what}_share"]
+        nothing = missing("not asked for" if difference is None else "the reference solved nothing")
+        yield (
+            missing("not asked for")
+            if difference is None
+            else f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+        )
+        yield nothing if ratio is None else share(ratio)
+
+
+def _tasks(caption: str, found: Sequence[Found], part: str, names: Names) -> str:
+    """Return tasks as rows, and every run that has them as a column; "" for no run."""
+    scores: dict[str, Document] = {}
+    for one in found:
+        for row in one.document["rows"] if part else [one.document]:
+            if not part:
+                scores[f"{_world(row)}{', anywhere' * row['anywhere']}"] = row["tasks"]
+            elif row[part]:
+                place = _world({**one.document["conditions"], **row})
+                scores.setdefault(
+                    f"{names.run(one.name, row)}, {place}, n = {row[part].get('num_chains', '')}", row[part]["tasks"]
+                )
+    rows: list[list[Cell]] = [
+        [
+            task,
+            *(
+                f"{one[task]['success']['successes']}/{one[task]['success']['n']}" if task in one else ""
+                for one in scores.values()
+            ),
+        ]
+        for task in sorted({task for tasks in scores.values() for task in tasks})
+    ]
+    return table(caption, ["task", *scores], rows) if rows else ""
+
+
+def _world(facts: Document) -> str:
+    return world(facts["environment"], facts.get("looks"), facts.get("renderer", ""), facts["scene"])
+
+
+def _latency(name: str, document: Document, names: Names) -> Iterator[Part]:
+    conditions, variants = document["conditions"], document["variants"]
+    bars = []
+    for number, variant in enumerate(variants):
+        total = variant["per_call_ms"]["total"]
+        text = f"{milliseconds(total['p50'])}, p99 {milliseconds(total['p99'])}"
+        bars.append(Bar(names.bundle(name, variant["name"]), total["p50"], text, high=total["p99"], colour=number % 10))
+    yield plot_bars(
+        bars, "policy call, ms", f"{name}: median of {conditions['iterations']} policy calls, the line reaches to p99."
+    )
+    cells = [
+        [
+            names.bundle(name, variant["name"]),
+            stage,
+            *percentiles(summary),
+            milliseconds(summary["mean"]),
+            milliseconds(summary["max"]),
+        ]
+        for variant in variants
+        for stage, summary in variant["per_call_ms"].items()
+    ]
+    caption = (
+        f"{name}: milliseconds per policy call on {names.mark(document['machine'])}, "
+        f"{conditions['iterations']} calls after {conditions['warmup']} untimed, "
+        f"{conditions['order']}, {conditions['threads']} threads."
+    )
+    yield table(caption, ["variant", "stage", "p50", "p90", "p99", "mean", "max"], cells, 2)
+    cells = [
+        [
+            names.bundle(name, one["variant"]),
+            names.bundle(name, one["baseline"]),
+            one["stage"],
+            times_faster(one["speedup"], ""),
+        ]
+        for one in document["comparisons"]
+    ]
+    cells.append(["the first bundle", "itself", "total", times_faster(document["noise_floor"], "")])
+    caption = (
+        f"{name}: speed over a baseline, ratio of medians with 95 % interval; the last row is the noise of the machine."
+    )
+    yield table(caption, ["variant", "over", "stage", "speed-up"], cells, 3)
+
+
+def _precisions(name: str, document: Document, names: Names) -> Iterator[Part]:
+    cells: list[list[Cell]] = []
+    for row in document["rows"]:
+        reason = row["not_timed"] or "not timed"
+        sizes = [megabytes(row[key], reason) for key in ("bundle_bytes", "backbone_bytes")]
+        faster = times_faster(row["speedup"], reason if row["call_ms"] is None else "the baseline itself")
+        cells.append(
+            [
+                names.bundle(name, row["name"]),
+                *sizes,
+                *percentiles(row["call_ms"], reason),
+                faster,
+                *_errors(row["metrics"]),
+                _gates(row),
+            ]
+        )
+    caption = (
+        f"{name}: {document['policy']} on {names.mark(document['machine'])}, {document['iterations']} calls of each; "
+        f"errors against PyTorch over {document['parity_steps']} steps with carried state (1.0 is 20 mm or 0.05 rad)."
+    )
+    columns = ["bundle", "MB", "backbone MB", "p50 ms", "p90 ms", "p99 ms", "over fp32", *_ERRORS.values(), "gates"]
+    yield table(caption, columns, cells)
+    engines = [(one["name"], one["engine"]) for one in document["engines"] if one["engine"]]
+    if engines:
+        cells = [
+            [label, f"{engine['builder']}, SM{engine['sm']}", megabytes(engine["engine_bytes"]), f"{engine['build_s']:.1f}"]
+            for label, engine in engines
+        ]
+        caption = f"{name}: TensorRT engines of the backbone, built ahead of time without a GPU and not run."
+        yield table(caption, ["bundle", "builder", "engine MB", "build s"], cells, 2)
+
+
+_ERRORS: Final = {
+    "min_feature_cosine": "least feature cosine",
+    "action_max_error": "largest action error",
+    "gripper_flip_rate": "gripper flips",
+}
+
+
+def _errors(metrics: Mapping[str, float]) -> list[Cell]:
+    return [f"{metrics[key]:.5f}" if key in metrics else missing("not in the record") for key in _ERRORS]
+
+
+def _gates(row: Document) -> Cell:
+    return (
+        "met"
+        if row["passed"]
+        else ("missed", "the bundle was forced" if row.get("forced") or row.get("forced_past") else "")
+    )
+
+
+def _parity(name: str, manifest: Document, _: Names) -> Iterator[Part]:
+    cells: list[list[Cell]] = [
+        [
+            manifest["policy"]["name"],
+            manifest["precision"]["requested"],
+            *_errors(manifest["parity"]["metrics"]),
+            _gates(manifest["parity"]),
+        ]
+    ]
+    columns = ["policy", "precision", *_ERRORS.values(), "gates"]
+    yield table(f"{name}: what the export measured against PyTorch, with carried state.", columns, cells, 2)
+
+
+def _mixed(name: str, search: Document, _: Names) -> Iterator[Part]:
+    errors, saved = [], []
+    for block, found in search["blocks"].items():
+        short, error = block.replace(".layers.", ".").replace(".blocks.", "."), found["metrics"]["action_mean_error"]
+        colour = 0 if found["precision"] == "int8" else 1
+        errors.append(Bar(short, error, f"{error:.2g}", colour=colour))
+        saved.append(Bar(short, found["saved_ms"], f"{found['saved_ms']:.3f}", colour=colour))
+    legend = ("int8 in the plan", "float in the plan")
+    caption = (
+        f"{name}: mean action error of int8 in this block alone over {search['num_steps']} steps (1.0 is 20 mm or 0.05 rad)."
+    )
+    yield plot_bars(errors, "mean action error", caption, legend)
+    yield plot_bars(
+        saved, "ms saved by int8", f"{name}: milliseconds of a backbone call that int8 saves in this block.", legend
+    )
+    metric = search["budget_metric"]
+    reached = search["metrics"].get(metric, float("nan"))
+    caption = f"{name}: budget {metric} at most {search['budget']:g}; the plan has {reached:.4g}."
+    ratios: list[list[Cell]] = [[ratio, f"{value:.3f}"] for ratio, value in search["time_ratios"].items()]
+    yield table(caption, ["backbone call, ratio of medians", "time"], ratios)
+
+
+def _peers(name: str, document: Document, names: Names) -> Iterator[Part]:
+    rows = document["rows"]
+    timed = [(row["name"], row["call_ms"]["p50"]) for row in rows if row["call_ms"]]
+    if timed:
+        bars = [Bar(label, value, f"{milliseconds(value)} ms") for label, value in timed]
+        yield plot_bars(bars, "p50 of a call, ms", f"{name}: median policy call; shorter is better.")
+    cells = []
+    for row in rows:
+        reason = row["failed"] or "not timed"
+        ratio = times_faster(row["speedup"], reason)
+        cells.append([row["name"], *percentiles(row["call_ms"], reason), ratio, megabytes(row["peak_bytes"], reason)])
+    limit = document["limit"]
+    caption = (
+        f"{name}: {document['size']} on {names.mark(document['machine'])}, {document['threads']} threads, "
+        f"{document['num_tokens']} text tokens; the machine's own limit is {milliseconds(limit['int8_ms'])} ms in int8 and "
+        f"{milliseconds(limit['fp32_ms'])} ms in fp32."
+    )
+    yield table(caption, ["runtime", "p50 ms", "p90 ms", "p99 ms", "speed-up", "peak MB"], cells)
+
+
+def _ablations(name: str, document: Document, _: Names) -> Iterator[Part]:
+    cells: list[list[Cell]] = []
+    for variant, row in zip(document["variants"], document["success"]["rows"], strict=True):
+        loss, single, chains = variant["held_out_loss"], row["single_tasks"], row["chains"]
+        cells.append(
+            [
+                variant["name"],
+                variant["change"],
+                str(variant["steps"]),
+                missing("nothing was held out") if loss is None else f"{loss:.4f}",
+                share(single["success"]) if single else missing("not asked for"),
+                interval(chains["average_length"]) if chains else missing("not asked for"),
+            ]
+        )
+    minutes = max(variant["seconds"] for variant in document["variants"]) / 60
+    caption = f"{name}: {minutes:.0f} minutes of training with one thing changed, then the same rollouts; 95 % intervals."
+    columns = ["variant", "what is changed", "training steps", "held-out loss", "single tasks", "average length of 5"]
+    yield table(caption, columns, cells, 2)
+
+
+def _chains(name: str, document: Document, _: Names) -> Iterator[Part]:
+    conditions = document["conditions"]
+    place = _world({**document, **conditions})
+    caption = f"{name}: {conditions['agent'].get('name', 'unknown')} in {place}, {conditions['num_chains']} chains."
+    yield table(caption, ["1", "2", "3", "4", "5", "average length"], [_rates(document)], 0)
+
+
+def _rollouts(name: str, document: Document, _: Names) -> Iterator[Part]:
+    known = [episode["success"] for episode in document["episodes"] if episode["success"] is not None]
+    how = f"{document['policy']} in {document['precision']}, {document['mode']}, execute_steps {document['execute_steps']}"
+    cells: list[Cell] = [
+        document["instruction"],
+        f"{sum(known)}/{len(known)}",
+        *percentiles(document["per_call_ms"].get("total"), "no call"),
+    ]
+    yield table(f"{name}: {how}.", ["instruction", "solved", "p50 ms", "p90 ms", "p99 ms"], [cells])
+
+
+def _facts(name: str, document: Document, names: Names) -> Iterator[Part]:
+    head = ("format", "schema_version", "measured_at", "commit", "machine", "versions", "simulator_versions")
+    facts = list(_leaves({key: value for key, value in document.items() if key not in head}))
+    if not facts:
+        raise ValueError("it holds nothing")
+    cells: list[list[Cell]] = [[*fact] for fact in facts[:_MAX_FACTS]]
+    more = f"; {len(facts) - _MAX_FACTS} more in the record" if len(facts) > _MAX_FACTS else ""
+    place = names.mark(document["machine"])
+    yield table(f"{name}: {document['format'].removeprefix('rfedge-')} on {place}{more}.", ["what", "measured"], cells, 2)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of every number and word of a record, a summary or an interval as one."""
+    if isinstance(value, dict) and "p50" in value:
+        yield f"{name} p50 / p90 / p99", " / ".join(milliseconds(value[level]) for level in ("p50", "p90", "p99"))
+    elif isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+        yield name, f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name} {key}".strip())
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, f"{name} {inner.get('name', number)}")
+    elif value is not None:
+        yield (
+            name,
+            f"{value:.6g}"
+            if isinstance(value, float)
+            else ", ".join(map(str, value))
+            if isinstance(value, list)
+            else str(value),
+        )
+
+
+Render = Callable[[str, Document, Names], Iterator[Part]]
+# format -> heading, and what fills the section; in the order of the page
+_SECTIONS: Final[dict[str, tuple[str, Render]]] = {
+    "rfedge-success": ("Success", _success),
+    "rfedge-ablations": ("What each part is worth", _ablations),
+    "rfedge-rollouts": ("Episodes", _rollouts),
+    "rfedge-latency": ("Latency", _latency),
+    "rfedge-precisions": ("Precisions", _precisions),
+    "rfedge-bundle": ("Parity of the bundles", _parity),
+    MIXED_FORMAT: ("Block by block", _mixed),
+    "rfedge-peers": ("Beside other runtimes", _peers),
+    "rfedge-chains": ("Chains", _chains),
+    "rfedge-expert-success": ("Scripted experts", lambda *_: iter(())),  # a column of the tasks
+}
