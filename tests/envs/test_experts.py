@@ -10,7 +10,7 @@ import pytest
 from rfedge.benchmarks.success.expert_success import roll_out_expert
 from rfedge.envs import TASKS, Environment, TaskOracle
 from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare
-from rfedge.envs.experts.grip import choose_grip
+from rfedge.envs.experts.grip import choose_grip, is_around
 from rfedge.envs.experts.situation import Situation
 from rfedge.envs.initial_conditions import block_spots
 from rfedge.envs.playtable.layout import find_layout
@@ -101,6 +101,29 @@ def test_an_expert_starts_over_after_a_miss(physics: Environment) -> None:
         if step > 15 and ORACLE.solved("lift_red_block_table", start, physics.info()):
             return
     pytest.fail("the expert did not recover")
+
+
+@pytest.mark.parametrize("task", ["lift_pink_block_table", "push_blue_block_left", "rotate_red_block_right"])
+@pytest.mark.parametrize("around", [True, False], ids=["around", "held"])
+def test_an_expert_that_takes_over_goes_on_with_the_grip(physics: Environment, task: str, *, around: bool) -> None:
+    rng = np.random.default_rng(5)
+    prepare(task, physics, rng)
+    start, start_scene, block = physics.info(), physics.scene_state().copy(), f"block_{task.split('_')[1]}"
+
+    def situation() -> Situation:
+        return Situation(find_layout("D"), physics.robot_state(), physics.scene_state(), start_scene)
+
+    first = make_expert(task, "D", rng)
+    while not (is_around(situation(), block) if around else situation().held_block() == block):
+        physics.advance(first.act(physics.robot_state(), physics.scene_state()))
+    second, grips = make_expert(task, "D", rng), []
+    second.begin(start_scene)
+    while not ORACLE.solved(task, start, physics.info()):
+        action = second.act(physics.robot_state(), physics.scene_state())
+        grips.append(action[6])
+        physics.advance(action)
+        assert len(grips) < 40
+    assert grips.count(1.0) <= 12 if around else 1.0 not in grips, "it neither rises nor lets go first"
 
 
 def test_unknown_tasks_and_scenes_are_named() -> None:

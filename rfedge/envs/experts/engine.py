@@ -144,7 +144,8 @@ class WaypointExpert:
         self._goal_euler = situation.robot_obs[3:6].copy()
         plan = self._script.plan(situation)
         first_m = plan[0].anchor(situation.scene_obs).position_m + np.array(plan[0].offset_m)
-        self._plan = (*clear_the_way(situation, self._script, first_m), *plan)
+        clear = () if self._script.goes_on(situation) else clear_the_way(situation, self._script, first_m)
+        self._plan = (*clear, *plan)
         self._go_to(0, situation)
 
     def _go_on(self, situation: Situation) -> None:

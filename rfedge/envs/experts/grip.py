@@ -16,7 +16,7 @@ from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.placement import block_slice
 from rfedge.robot.rotations import euler_to_matrix, wrap_angle
 
-__all__ = ["choose_grip", "face_yaw_rad"]
+__all__ = ["choose_grip", "face_yaw_rad", "is_around"]
 
 # An open finger, seen from above: its centre's distance from the tcp along the opening, and the room it needs around it.
 _FINGER_M: Final = 0.047
@@ -29,6 +29,12 @@ _WRIST_PER_X_RAD_M: Final = -1.4
 _WRIST_LIMIT_RAD: Final = 2.7
 _SAME_LEVEL_M: Final = 0.045
 _PER_METRE: Final = 100.0  # cost of missing room, against radians of wrist
+_PER_TURN: Final = 0.5  # cost of turning the gripper from where it is, against radians of wrist
+_PER_TURN_AT_BLOCK: Final = 5.0
+# An open gripper this near over a block, and turned to its faces this well, only goes down and closes.
+_AROUND_M: Final = 0.014
+_AROUND_Z_M: Final = (-0.01, 0.05)
+_AROUND_RAD: Final = 0.2
 
 
 def face_yaw_rad(layout: TableLayout, block: str, pose: Float64Array) -> tuple[float, float]:
@@ -39,6 +45,16 @@ def face_yaw_rad(layout: TableLayout, block: str, pose: Float64Array) -> tuple[f
     side = rotation[:, 1] if upended else rotation[:, 0]
     is_square = upended or layout.block_lengths_m[block] <= dimensions.BLOCK_WIDTH_M
     return math.atan2(side[1], side[0]), math.pi / 2 if is_square else math.pi
+
+
+def is_around(situation: Situation, block: str) -> bool:
+    """Tell whether the open gripper stands over or around the block, ready to close on it."""
+    pose, tcp_m = situation.block_pose(block), situation.tcp_m
+    face_rad, symmetry_rad = face_yaw_rad(situation.layout, block, pose)
+    off_rad = math.remainder(float(situation.robot_obs[5]) - face_rad, symmetry_rad)
+    low_m, high_m = _AROUND_Z_M
+    above = float(np.linalg.norm(tcp_m[:2] - pose[:2])) < _AROUND_M and low_m < tcp_m[2] - pose[2] < high_m
+    return not situation.gripper_closed and above and abs(off_rad) < _AROUND_RAD
 
 
 def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> AnchorFinder:
@@ -54,6 +70,9 @@ def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> A
     face_rad, symmetry_rad = face_yaw_rad(layout, block, pose)
     rest_rad = _WRIST_AT_X0_RAD + _WRIST_PER_X_RAD_M * float(pose[0])
     fingers_m = _obstacles(situation, block)
+    # Between equal grips the nearer one: so one that was begun is kept.
+    begun = situation.held_block() == block or is_around(situation, block)
+    at_rad, per_turn = float(situation.robot_obs[5]), _PER_TURN_AT_BLOCK if begun else _PER_TURN
 
     def cost(choice: tuple[int, float]) -> float:
         turns, shift_m = choice
@@ -64,7 +83,8 @@ def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> A
         middle_m = pose[:2] + shift_m * opening
         missing_m = sum(fingers_m(middle_m + sign * _FINGER_M * opening) for sign in (-1.0, 1.0))
         beyond_rad = max(0.0, float(np.abs(joints_rad).max()) - _WRIST_LIMIT_RAD)
-        return abs(wrist_rad) + _PER_METRE * missing_m + abs(shift_m) + 10.0 * beyond_rad
+        away_rad = abs(float(wrap_angle(yaw_rad - at_rad)))
+        return abs(wrist_rad) + per_turn * away_rad + _PER_METRE * missing_m + abs(shift_m) + 10.0 * beyond_rad
 
     turns, shift_m = min(itertools.product(range(-2, 3), _SHIFTS_M), key=cost)
     relative_rad = turns * symmetry_rad

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.experts.furniture import door_waypoints, drawer_handle, drawer_waypoints
-from rfedge.envs.experts.grip import choose_grip
+from rfedge.envs.experts.grip import choose_grip, is_around
 from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
 from rfedge.envs.experts.situation import DRAWER, SLIDE, Situation
 from rfedge.envs.interface import BLOCKS, Float64Array
@@ -37,14 +37,23 @@ _EDGE_Y_M: Final = -dimensions.TABLE_HALF_Y_M
 
 
 def is_held(situation: Situation, block: str) -> bool:
-    """Tell whether the block is in the grip since the task began: going on is then better than starting over."""
-    return situation.held_block() == block and situation.attempt > 0
+    """Tell whether the block is in the grip, by whoever drove before: going on is then better than starting over."""
+    return situation.held_block() == block
 
 
-def grasp(block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: float = 0.0) -> tuple[Waypoint, ...]:
-    """Return the approach, the way down to the block and the closing of the fingers."""
+def is_at(situation: Situation, block: str) -> bool:
+    """Tell whether the block is in the grip or the open gripper around it, so that no approach is needed."""
+    return is_held(situation, block) or is_around(situation, block)
+
+
+def grasp(
+    situation: Situation, name: str, block: AnchorFinder, approach: tuple[Waypoint, ...], *, lean_rad: float = 0.0
+) -> tuple[Waypoint, ...]:
+    """Return what is left of the approach, the way down to the block and the closing of the fingers."""
+    if is_held(situation, name):
+        return ()
     return (
-        *approach,
+        *(() if is_around(situation, name) else approach),
         Waypoint(block, (0.0, 0.0, 0.006), closed=False, tolerance_m=0.008, lean_rad=lean_rad, watched=True),
         Waypoint(block, (0.0, 0.0, 0.006), closed=True, tolerance_m=0.02, lean_rad=lean_rad, dwell_steps=3),
     )
@@ -91,10 +100,8 @@ def lift_waypoints(situation: Situation, name: str) -> tuple[Waypoint, ...]:
         lean_rad = _lean_on_table(situation, name)
         approach = _approach_on_table(block, lean_rad=lean_rad)
         away = Waypoint(block, (0.0, 0.0, 0.11), closed=True, tolerance_m=0.02, towards_base_m=0.08, lean_rad=lean_rad)
-    if is_held(situation, name):
-        return (away,)
-    door = _open_before(situation, name) if place == "slider" else ()
-    return (*door, *grasp(block, approach, lean_rad=lean_rad), away)
+    door = _open_before(situation, name) if place == "slider" and not is_at(situation, name) else ()
+    return (*door, *grasp(situation, name, block, approach, lean_rad=lean_rad), away)
 
 
 def _open_before(situation: Situation, name: str) -> tuple[Waypoint, ...]:
@@ -121,12 +128,13 @@ def lift(layout: TableLayout, block: str) -> Script:
         grasp_jitter_m=(0.004, 0.004, 0.003),
         approach_jitter_m=(0.005, 0.005, 0.02),
         keeps=lambda situation: is_held(situation, block),
+        goes_on=lambda situation: is_at(situation, block),
     )
 
 
 # --- push and rotate ----------------------------------------------------------------------------------------------------
 def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
-    """Come down beside the block with closed fingers and shove it from its far side; failing that, drag it along."""
+    """Grip the block and drag it along the table; failing that, shove it from its far side with closed fingers."""
     sign = -1.0 if to_left else 1.0
     beside_m = -sign * (0.5 * layout.block_lengths_m[block] + 0.05)
     place = block_slice(layout, block).start
@@ -139,17 +147,22 @@ def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
     )
 
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
-        behind_m = situation.block_pose(block)[:2] + np.array([beside_m, 0.0])
+        now_m = situation.block_pose(block)[:2]
+        behind_m = now_m + np.array([beside_m, 0.0])
         in_reach = math.dist(behind_m, BASE_POSITION_M[:2]) < _REACH_M and behind_m[1] < _FACE_Y_M
-        if in_reach and situation.attempt % 2 == 0:
+        if in_reach and situation.attempt % 2 == 1 and not is_held(situation, block):
             return shove
-        return _drag(situation, block, 0.12 * sign)
+        # What an earlier try moved counts, unless it moved the block the wrong way.
+        done_m = sign * (now_m[0] - situation.start_scene[place])
+        return _drag(situation, block, sign * float(np.clip(0.12 - done_m, 0.04, 0.12)))
 
     return Script(
         plan=plan,
         goal=lambda start, now: bool(sign * (now[place] - start[place]) > 0.105),
         grasp_jitter_m=(0.004, 0.004, 0.003),
         approach_jitter_m=(0.01, 0.01, 0.02),
+        keeps=lambda situation: is_held(situation, block),
+        goes_on=lambda situation: is_at(situation, block),
     )
 
 
@@ -159,7 +172,7 @@ def _drag(situation: Situation, block: str, by_x_m: float) -> tuple[Waypoint, ..
     grip = choose_grip(situation, block)
     start = fixed(grip(situation.scene_obs).position_m)
     return (
-        *grasp(grip, _approach_on_table(grip, lean_rad=lean_rad), lean_rad=lean_rad),
+        *grasp(situation, block, grip, _approach_on_table(grip, lean_rad=lean_rad), lean_rad=lean_rad),
         Waypoint(start, (by_x_m, 0.0, 0.004), closed=True, tolerance_m=0.015, turn_rad=None, speed=0.7),
         Waypoint(start, (by_x_m, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=3, turn_rad=None),
         Waypoint(start, (by_x_m, 0.0, 0.08), closed=False, tolerance_m=0.03, turn_rad=None),
@@ -174,11 +187,13 @@ def rotate(layout: TableLayout, name: str, *, to_left: bool) -> Script:
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
         block, low = choose_grip(situation, name, turn_rad=turn_rad), (0.0, 0.0, 0.004)
         lean_rad = _lean_on_table(situation, name)
+        left_rad = turn_rad
+        if is_held(situation, name):
+            done = float(wrap_angle(situation.block_pose(name)[5] - situation.start_scene[yaw])) / turn_rad
+            left_rad *= min(max(1.0 - done, 0.2), 1.0)
         return (
-            *_approach_on_table(block, lean_rad=lean_rad),
-            Waypoint(block, low, closed=False, tolerance_m=0.008, lean_rad=lean_rad, watched=True),
-            Waypoint(block, low, closed=True, tolerance_m=0.02, lean_rad=lean_rad, dwell_steps=2),
-            Waypoint(block, low, closed=True, tolerance_m=0.03, turn_rad=turn_rad),
+            *grasp(situation, name, block, _approach_on_table(block, lean_rad=lean_rad), lean_rad=lean_rad),
+            Waypoint(block, low, closed=True, tolerance_m=0.03, turn_rad=left_rad),
             Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=2, turn_rad=None),
             Waypoint(block, (0.0, 0.0, 0.06), closed=False, tolerance_m=0.03, turn_rad=None),
         )
@@ -188,6 +203,8 @@ def rotate(layout: TableLayout, name: str, *, to_left: bool) -> Script:
         goal=lambda start, now: bool(np.sign(turn_rad) * wrap_angle(now[yaw] - start[yaw]) > math.radians(62.0)),
         grasp_jitter_m=(0.003, 0.003, 0.002),
         approach_jitter_m=(0.005, 0.005, 0.02),
+        keeps=lambda situation: is_held(situation, name),
+        goes_on=lambda situation: is_at(situation, name),
     )
 
 
@@ -201,8 +218,7 @@ def push_into_drawer(layout: TableLayout) -> Script:
             # Through a narrow gap the block may come to lie on the drawer's front instead of in it.
             above = Waypoint(drawer_handle(layout), (0.0, 0.04, 0.20), closed=True, tolerance_m=0.03)
             return (*drawer_waypoints(layout, travel_m=to_go_m + 0.01), above)
-        name = _pushed_block(situation)
-        beside_m = float(situation.block_pose(name)[0]) - layout.drawer_x_m
+        name, beside_m = _pushed_block(situation)
         if abs(beside_m) > _DRAWER_REACH_X_M:
             return _drag(situation, name, math.copysign(_DRAWER_AIM_X_M, beside_m) - beside_m)
         # Half of the block as seen along the way of the push.
@@ -223,11 +239,23 @@ def push_into_drawer(layout: TableLayout) -> Script:
             start[block_slice(layout, block)][2] > 0.42 and now[block_slice(layout, block)][2] < 0.41 for block in BLOCKS
         )
 
-    return Script(plan=plan, goal=goal, grasp_jitter_m=(0.004, 0.003, 0.002), approach_jitter_m=(0.01, 0.005, 0.02))
+    def keeps(situation: Situation) -> bool:
+        name, beside_m = _pushed_block(situation)
+        is_open = dimensions.DRAWER_MAX_M - float(situation.scene_obs[DRAWER]) <= _DRAWER_NARROW_M
+        return is_open and abs(beside_m) > _DRAWER_REACH_X_M and is_held(situation, name)
+
+    return Script(
+        plan=plan,
+        goal=goal,
+        grasp_jitter_m=(0.004, 0.003, 0.002),
+        approach_jitter_m=(0.01, 0.005, 0.02),
+        keeps=keeps,
+        goes_on=keeps,
+    )
 
 
-def _pushed_block(situation: Situation) -> str:
-    """Return the block on the table that is the easiest to push over the edge: above the drawer, nothing in its way."""
+def _pushed_block(situation: Situation) -> tuple[str, float]:
+    """Return the block that is the easiest to push over the edge, with nothing in its way, and its x from the drawer's."""
     centre_m = situation.layout.drawer_x_m
 
     def cost(block: str) -> float:
@@ -240,4 +268,5 @@ def _pushed_block(situation: Situation) -> str:
         )
         return (0.0 if on_table else 10.0) + 20.0 * beside + (2.0 if in_front else 0.0) + abs(y_m - _EDGE_Y_M)
 
-    return min(BLOCKS, key=cost)
+    name = min(BLOCKS, key=cost)
+    return name, float(situation.block_pose(name)[0]) - centre_m

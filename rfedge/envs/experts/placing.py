@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.experts.grip import choose_grip, face_yaw_rad
-from rfedge.envs.experts.handling import LEAN_RAD, grasp, is_held, lift_waypoints
+from rfedge.envs.experts.handling import LEAN_RAD, grasp, lift_waypoints
 from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
 from rfedge.envs.experts.situation import DRAWER, Situation
 from rfedge.envs.interface import BLOCKS, Float64Array
@@ -185,11 +185,13 @@ def _off_button_m(layout: TableLayout, pose: Float64Array) -> Float64Array:
 
 
 def _stack_base(situation: Situation, name: str) -> str:
-    """Return the block to stack on: free on top, preferably on the table, near the base and large."""
+    """Return the block to stack on: preferably on the table, near the held one, near the base and large."""
     preference = {"table": 0.0, "drawer": 1.0, "slider": 2.0, "above": 3.0}
 
     def cost(block: str) -> float:
-        reach_m = math.dist(situation.block_pose(block)[:2], BASE_POSITION_M[:2])
+        at_m = situation.block_pose(block)[:2]
+        # Nearness keeps the choice while the arm is on its way, so that whoever imitates it can tell which it was.
+        reach_m = math.dist(at_m, BASE_POSITION_M[:2]) + 1.5 * math.dist(at_m, situation.tcp_m[:2])
         return preference[situation.place_of(block)] + reach_m - situation.layout.block_lengths_m[block]
 
     return min((block for block in BLOCKS if block != name), key=cost)
@@ -209,7 +211,7 @@ def unstack(layout: TableLayout) -> Script:
             Waypoint(block, (0.0, 0.0, 0.046), closed=False, tolerance_m=0.014, watched=True),
         )
         return (
-            *(() if is_held(situation, name) else grasp(block, approach)),
+            *grasp(situation, name, block, approach),
             Waypoint(block, (0.0, 0.0, 0.06), closed=True, tolerance_m=0.02),
             Waypoint(spot, (0.0, 0.0, 0.09), closed=True, tolerance_m=0.03, carried=name),
             Waypoint(spot, (0.0, 0.0, 0.004), closed=True, tolerance_m=0.012, carried=name),
@@ -224,5 +226,5 @@ def unstack(layout: TableLayout) -> Script:
         goal=goal,
         grasp_jitter_m=(0.004, 0.004, 0.003),
         approach_jitter_m=(0.005, 0.005, 0.02),
-        keeps=lambda situation: situation.attempt > 0 and situation.held_block() is not None,
+        keeps=lambda situation: situation.held_block() is not None,
     )

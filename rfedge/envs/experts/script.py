@@ -87,6 +87,7 @@ class Script:
         grasp_jitter_m: half-width of the random offset added to every waypoint, per axis.
         approach_jitter_m: half-width of the random offset of via points, scaled by `Waypoint.jitter`.
         keeps: whether a block may be in the gripper when the script begins; otherwise it is put down first.
+        goes_on: whether the arm is already where the work is, so that it need not come out into the open first.
     """
 
     plan: Callable[[Situation], tuple[Waypoint, ...]]
@@ -94,3 +95,4 @@ class Script:
     grasp_jitter_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
     approach_jitter_m: tuple[float, float, float] = (0.02, 0.02, 0.02)
     keeps: Callable[[Situation], bool] = lambda _: False
+    goes_on: Callable[[Situation], bool] = lambda _: False
