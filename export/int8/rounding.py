@@ -53,7 +53,7 @@ class Grid(NamedTuple):
 _STRIPE: Final = 128  # channels rounded between two MatMuls with those that were rounded before
 _PANEL: Final = 256  # columns factored between two MatMuls with those before them
 # Wider MatMuls are computed in single precision, which halves their time; the error of their output over the calibration
-# frames moves by a few thousandths of itself, either way (`python -m rfedge.benchmarks.studies.rounding_speed`).
+# frames moves by a few thousandths of itself, either way.
 DOUBLE_UP_TO: Final = 2048
 # Relative to the mean variance: keeps the covariance of few frames invertible.
 _DAMPING: Final = 1e-4

@@ -65,7 +65,7 @@ def plain_attention(*, when: bool) -> Iterator[None]:
     """Let attention be three MatMuls where `when`.
 
     PyTorch's fused one for CPUs goes back in bf16 an order of magnitude slower than the MatMuls it saves, at the few dozen
-    tokens of these policies; a pre-training step takes a fifth less without it (`benchmarks/studies/attention_speed.py`).
+    tokens of these policies; a pre-training step takes a fifth less without it.
     """
     if not when:
         yield

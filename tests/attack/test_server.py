@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from rfedge.benchmarks.latency.malformed import KINDS, Target, send_malformed
+from tests.malformed import KINDS, Target, send_malformed
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.server.running_server import ask, client, frame, raw_socket, request
 

@@ -7,13 +7,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
-from rfedge.benchmarks.latency.loop_report import LoopReport
 from rfedge.benchmarks.latency.peers import PeersReport
-from rfedge.benchmarks.latency.server import ServerReport
 from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.benchmarks.studies.ablations import AblationsReport
-from rfedge.benchmarks.studies.head_speed import HeadSpeedReport
-from rfedge.benchmarks.studies.int8_ranges_report import Int8RangesReport
 from rfedge.benchmarks.success.chain_report import ChainReport
 from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.success.looks import LooksReport
@@ -29,14 +25,10 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-chains": ChainReport,
     "rfedge-environment-speed": EnvironmentSpeedReport,
     "rfedge-expert-success": ExpertSuccessReport,
-    "rfedge-head-speed": HeadSpeedReport,
-    "rfedge-int8-ranges": Int8RangesReport,
     "rfedge-latency": LatencyReport,
     "rfedge-looks": LooksReport,
-    "rfedge-loop": LoopReport,
     "rfedge-peers": PeersReport,
     "rfedge-precisions": PrecisionsReport,
-    "rfedge-server": ServerReport,
     "rfedge-success": SuccessReport,
     "rfedge-sweep": SweepReport,
 }

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from rfedge.benchmarks.studies.original_layouts import (
+from rfedge.config import GPTNeoXConfig, LlamaConfig, LSTMHeadConfig, MPTConfig, PolicyConfig, ResamplerConfig, VisionConfig
+from rfedge.model.original import OriginalWeights
+from tests.model.original_layouts import (
     Shapes,
     clip_shapes,
     language_model_config,
@@ -17,8 +19,6 @@ from rfedge.benchmarks.studies.original_layouts import (
     openflamingo_shapes,
     roboflamingo_shapes,
 )
-from rfedge.config import GPTNeoXConfig, LlamaConfig, LSTMHeadConfig, MPTConfig, PolicyConfig, ResamplerConfig, VisionConfig
-from rfedge.model.original import OriginalWeights
 
 TEXTS = ("open the drawer", "push the sliding door to the left side", "lift the red block from the table")
 TEXT_LENGTH = 32

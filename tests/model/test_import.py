@@ -10,12 +10,6 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 
-from rfedge.benchmarks.studies.original_layouts import (
-    clip_shapes,
-    language_model_shapes,
-    openflamingo_shapes,
-    roboflamingo_shapes,
-)
 from rfedge.config import LSTMHeadConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.language.tokenizer import InstructionTokenizer
@@ -29,6 +23,12 @@ from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import open_source
 from rfedge.model.original.tensor_files import TensorFile, open_tensor_file
 from tests.model import fake_originals
+from tests.model.original_layouts import (
+    clip_shapes,
+    language_model_shapes,
+    openflamingo_shapes,
+    roboflamingo_shapes,
+)
 from tests.model.original_models import FIXTURES
 
 FAMILIES = {"mpt1b": "M-3B", "rpj3b": "G-4B", "llama7b": "L-9B", "mpt7b": "M-9B"}

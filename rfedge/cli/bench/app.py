@@ -18,15 +18,14 @@ _COMMANDS = {
     ),
     "experts": ("experts:experts", "Measure the success rate of the scripted experts, task by task, without rendering."),
     "looks": ("looks:looks", "Compare PlayTable's pictures with those of an installed calvin_env, in equal states."),
-    "loop": (
-        "loop:loop",
-        "Measure the control loop: overhead, rate, age of frames, memory, and the cost of a step in open loop.",
-    ),
     "peers": (
         "peers:peers",
         "Time a full-size policy against its peers, each in a process of its own, and against the machine's limit.",
     ),
-    "server": ("server:server", "Measure a policy server: clients at once, malformed messages, and being killed."),
+    "server": (
+        "server:server",
+        "Measure a policy server under load: round trips, and whether each client gets what it would get alone.",
+    ),
     "success": (
         "success:success",
         "Run bundles on the same chains and tasks, and say how much of the first one's success the others keep.",

@@ -16,7 +16,6 @@ import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from rfedge.benchmarks.latency.malformed import KINDS, Target, enter, masked_frame, send_malformed
 from rfedge.errors import ConfigError
 from rfedge.runtimes import EdgePolicy
 from rfedge.runtimes.server.client import RemotePolicy
@@ -24,6 +23,7 @@ from rfedge.runtimes.server.metrics import ServerMetrics
 from rfedge.runtimes.server.security import check_exposure, is_authorised, is_loopback, read_token, tls_context
 from rfedge.runtimes.server.sockets import MAX_WAITING_PER_ADDRESS, SocketGate
 from rfedge.runtimes.server.wire import pack
+from tests.malformed import KINDS, Target, enter, masked_frame, send_malformed
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.server.running_server import (
     GatedPolicy,
