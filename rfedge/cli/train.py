@@ -7,12 +7,15 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from rfedge.cli.options import given_fields, with_options
+from rfedge.train.config import PolicyChanges, TrainConfig, train_config
+
 if TYPE_CHECKING:
-    from rfedge.train import TrainConfig, TrainResult
+    from rfedge.train import TrainResult
     from rfedge.train.stopping import TrainingStop
 
 __all__ = ["end_stopped", "train"]
@@ -21,182 +24,19 @@ __all__ = ["end_stopped", "train"]
 _NUM_CHECKED_IMAGES = 16
 
 
+@with_options(TrainConfig, PolicyChanges)
 def train(
-    data: Annotated[Path, typer.Option(help="Demonstrations in the CALVIN format.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run; the result is its checkpoint/ folder.")],
     config: Annotated[str, typer.Option(help="Preset, or a checkpoint folder to start from.")] = "playtable-small",
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many steps.")] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Stop after this many passes; default 5 if nothing else stops.")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after this much training time, resumed parts included.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows a step, over all processes and passes.")] = 8,
-    accumulate: Annotated[
-        int,
-        typer.Option(min=1, help="Passes that a step's windows are learnt in, one after the other, to save memory."),
-    ] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest rate; default from the preset's recipe.")] = None,
-    head_rate: Annotated[
-        float | None, typer.Option(help="Factor of the learning rate for the head; default from the recipe.")
-    ] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Frames a window.")] = None,
-    frame_stride: Annotated[int | None, typer.Option(min=1, help="Control steps between two frames (jump-step).")] = None,
-    chunk_size: Annotated[int | None, typer.Option(min=1, help="Actions per inference; at least the frame stride.")] = None,
-    time_keeping: Annotated[str | None, typer.Option(help="window or carry.")] = None,
-    head: Annotated[str | None, typer.Option(help="lstm, gpt or mlp, about as large as the preset's.")] = None,
-    fusion: Annotated[
-        str | None, typer.Option(help="post (join the cameras' latents), pre (join their patches) or two_way (each alone).")
-    ] = None,
-    pooling: Annotated[str | None, typer.Option(help="max or average, over the tokens.")] = None,
-    media_frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames that the text reads; above 1 with --head mlp: MLP with history.")
-    ] = None,
-    proprioception: Annotated[
-        bool | None, typer.Option(help="Also read the arm's pose and the gripper's last command.")
-    ] = None,
-    trainable: Annotated[
-        str | None,
-        typer.Option(
-            help="What learns: paper (all but vision and decoder), freeze-emb (as paper, without the word embedding), "
-            "freeze-vision (all but vision), "
-            "full, or head (the policy head alone); default from the preset's recipe."
-        ),
-    ] = None,
-    instructions: Annotated[
-        str,
-        typer.Option(
-            help="data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task)."
-        ),
-    ] = "data",
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Learn a tokenizer of at most so many entries anew, and the word embedding with it: for a checkpoint whose "
-            "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
-        ),
-    ] = None,
-    vision_tokens: Annotated[
-        bool,
-        typer.Option(
-            "--vision-tokens",
-            help="With a frozen vision tower: compute what it sees in each frame once, and keep it on disk.",
-        ),
-    ] = False,
-    vl_pretraining: Annotated[
-        bool,
-        typer.Option(help="Keep the checkpoint's resampler and cross-attention, or draw them anew from the seed."),
-    ] = True,
-    image_text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="JSONL file of image-text pairs to co-train on (image and caption, or image, question and answer); "
-            "may be given several times."
-        ),
-    ] = None,
-    image_text_batch_size: Annotated[int, typer.Option(min=1, help="Pairs of each kind a step.")] = 20,
-    caption_weight: Annotated[float, typer.Option(help="Factor of the captions' language loss.")] = 0.005,
-    vqa_weight: Annotated[float, typer.Option(help="Factor of the answers' language loss.")] = 0.5,
-    head_first_steps: Annotated[
-        int | None,
-        typer.Option(min=0, help="Steps in which only the head learns, on cached features."),
-    ] = None,
-    loss: Annotated[str, typer.Option(help="huber or mse.")] = "huber",
-    gripper_weight: Annotated[float | None, typer.Option(help="Factor of the gripper's cross-entropy.")] = None,
-    augmentation: Annotated[
-        str | None, typer.Option(help="Random shift per window, per frame, or none; default from the recipe.")
-    ] = None,
-    pointing_weight: Annotated[
-        float | None,
-        typer.Option(min=0, help="Factor of the loss of queries that point at things, with --trainable full; default 0."),
-    ] = None,
-    task_weight: Annotated[
-        float | None,
-        typer.Option(min=0, help="Factor of the loss of a probe that reads the task off the feature; default 0."),
-    ] = None,
-    light: Annotated[
-        float | None, typer.Option(min=0, help="Deviation of random gains of the pictures that are pointed at; default 0.")
-    ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(help="Share of the segments, and of the pairs' images, held out.")
-    ] = 0.1,
-    data_share: Annotated[
-        float, typer.Option(help="Share of the other segments to learn from, such as 0.1 to see what data is worth.")
-    ] = 1.0,
-    save_every: Annotated[int, typer.Option(min=0, help="Steps between two states to resume from.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, shifts and dropout.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest state in --output, or start over.")] = True,
-    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    parallel: Annotated[
-        str,
-        typer.Option(help="Among processes that torchrun started: ddp (each holds the policy) or fsdp (each a part of it)."),
-    ] = "ddp",
-    mixed_precision: Annotated[
-        str, typer.Option(help="no, bf16, or on a GPU fp16: what MatMuls are computed in; weights stay float32.")
-    ] = "no",
-    optimizer: Annotated[str, typer.Option(help="adamw, or adamw-8bit, with moments of 8 bits (bitsandbytes).")] = "adamw",
-    cache: Annotated[Path | None, typer.Option(help="Folder for the frame cache; default beside the data.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check options and data, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, last on stdout.")] = False,
+    **given: Any,
 ) -> None:
     _require_torch()
-    from rfedge.train import train_config
     from rfedge.train.distributed import join
     from rfedge.train.stopping import TrainingStop, stop_training_on_signals
 
-    run = train_config(
-        config,
-        data=data,
-        output=output,
-        policy_changes={
-            "window": window,
-            "frame_stride": frame_stride,
-            "chunk_size": chunk_size,
-            "time_keeping": time_keeping,
-            "head": head,
-            "fusion": fusion,
-            "pooling": pooling,
-            "media_frames": media_frames,
-            "proprioception": proprioception,
-        },
-        steps=steps,
-        epochs=epochs,
-        minutes=minutes,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        head_rate=head_rate,
-        trainable=trainable,
-        instructions=instructions,
-        vocab_size=vocab_size,
-        vision_tokens=vision_tokens,
-        vl_pretraining=vl_pretraining,
-        image_text=tuple(image_text or ()),
-        image_text_batch_size=image_text_batch_size,
-        caption_weight=caption_weight,
-        vqa_weight=vqa_weight,
-        head_first_steps=head_first_steps,
-        loss=loss,
-        gripper_weight=gripper_weight,
-        augmentation=augmentation,
-        pointing_weight=pointing_weight,
-        task_weight=task_weight,
-        light=light,
-        validation_fraction=validation_fraction,
-        data_share=data_share,
-        save_every=save_every,
-        seed=seed,
-        resume=resume,
-        num_threads=num_threads,
-        device=device,
-        cache=cache,
-        parallel=parallel,
-        mixed_precision=mixed_precision,
-        optimizer=optimizer,
-    )
-    with join(device) as processes:
+    run = train_config(config, policy_changes=given_fields(PolicyChanges, given), **given_fields(TrainConfig, given))
+    with join(run.device) as processes:
         stop = TrainingStop()
         with stop_training_on_signals(stop):
             result = _run(run, stop, dry_run=dry_run, shown=processes.is_first)

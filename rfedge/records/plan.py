@@ -1,12 +1,60 @@
-"""A check that all plans of measurements share."""
+"""What plans share: a check, and options of the command line that are declared on the fields that they fill."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from rfedge.errors import ConfigError
 
-__all__ = ["check_least"]
+__all__ = ["Option", "Uses", "check_least"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Annotates a field of a plan that is an option of the command line (`rfedge.cli.options`); it is declared nowhere else.
+
+    Type and default are the field's: a bool is a flag, a Literal a choice, a tuple an option that may be repeated.
+
+    Attributes:
+        help: for `--help`.
+        flag: None is the field's name with dashes.
+        panel: of `--help`; the fields that follow are in it too, until another one begins.
+        min, max: of a number.
+        choices: names that the field takes, where its type does not say them.
+        parse: text -> the field's value; of a tuple that may be repeated, of each item.
+        text: the default as a user would type it, where `parse` makes something else of it.
+        commas: a tuple is one text, with commas between.
+        optional: the command line does without it although the plan does not.
+        argument: by its place, not by a name.
+    """
+
+    help: str
+    flag: str | None = None
+    panel: str | None = None
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    text: str | None = None
+    commas: bool = False
+    optional: bool = False
+    argument: bool = False
+
+
+class Uses:
+    """Annotates a field that is a plan itself: the command takes these of its options.
+
+    Args:
+        *fields: their names; without any, all of them.
+        panel: of `--help`, as `Option.panel`.
+        **helps: further ones, each with what `--help` says here.
+    """
+
+    def __init__(self, *fields: str, panel: str | None = None, **helps: str) -> None:
+        self.helps: dict[str, str | None] = {**dict.fromkeys(fields), **helps}
+        self.panel = panel
 
 
 def check_least(least: int, values: Mapping[str, float], remedy: str | None = None) -> None:

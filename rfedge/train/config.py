@@ -7,14 +7,16 @@ weight 0.01, decay 0.1 on the gated cross-attention alone).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
 from rfedge.data.collection.dataset_records import recorded_conventions
 from rfedge.errors import ConfigError
+from rfedge.records.plan import Option
 
 __all__ = [
     "InstructionSource",
@@ -125,94 +127,160 @@ def recipe_for(name: str, history: Mapping[str, Any] | None = None) -> Recipe:
     return _FROM_NOTHING
 
 
+VOCAB_SIZE_HELP: Final = (
+    "Learn a tokenizer of at most so many entries anew, and the word embedding with it: for a checkpoint whose "
+    "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
+)
+INSTRUCTIONS_HELP: Final = (
+    "data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task)."
+)
+
+
+@dataclass(frozen=True)
+class PolicyChanges:
+    """Fields of `PolicyConfig` that a training run changes; None keeps the preset's or the checkpoint's."""
+
+    window: Annotated[int | None, Option("Frames a window.", panel="Policy", min=1)] = None
+    frame_stride: Annotated[int | None, Option("Control steps between two frames (jump-step).", min=1)] = None
+    chunk_size: Annotated[int | None, Option("Actions per inference; at least the frame stride.", min=1)] = None
+    time_keeping: Annotated[Literal["window", "carry"] | None, Option("window or carry.")] = None
+    head: Annotated[Literal["lstm", "gpt", "mlp"] | None, Option("lstm, gpt or mlp, about as large as the preset's.")] = None
+    fusion: Annotated[
+        Literal["post", "pre", "two_way"] | None,
+        Option("post (join the cameras' latents), pre (join their patches) or two_way (each alone)."),
+    ] = None
+    pooling: Annotated[Literal["max", "average"] | None, Option("max or average, over the tokens.")] = None
+    media_frames: Annotated[
+        int | None, Option("Frames that the text reads; above 1 with --head mlp: MLP with history.", min=1)
+    ] = None
+    proprioception: Annotated[bool | None, Option("Also read the arm's pose and the gripper's last command.")] = None
+
+
 class TrainConfig(_Config):
     """One training run.
 
     Attributes:
         policy: what is trained; window, frame_stride and chunk_size also say how the data is cut.
-        initial_checkpoint: checkpoint whose weights and tokenizer to start from; None draws weights from `seed`.
-        data: CALVIN dataset, root or split.
+        initial_checkpoint: checkpoint whose weights and tokenizer to start from; None initialises weights from `seed`.
         output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
-        steps, epochs, minutes: when to stop, resumed parts included; the first one reached counts, one at least is set.
-        batch_size: windows a step, over all processes and passes.
-        accumulate: passes that a step's windows are learnt in, one after the other, to save memory.
-        learning_rate: the highest one.
-        head_rate: factor of the learning rate for the head.
-        head_first_steps: the first steps, in which only the head learns, on features computed once, not augmented.
-        head_first_batch_size: windows a step in these.
-        augmentation: one random shift per window (keeps its motion), per frame (as the released code does), or none.
-        instructions: each window's own, or sampled at every step from a grammar of tasks (`rfedge.train.batches.wording`).
-        vocab_size: learn a tokenizer of at most so many entries, and the word embedding with it, although the initial
-            checkpoint has its own; the policy's decoder must say the same. None keeps what there is.
-        vision_tokens: compute what the frozen vision tower sees in each frame once, and keep it on disk in fp16.
-        vl_pretraining: false draws resampler and gated cross-attention of the initial checkpoint anew from `seed`.
-        image_text: JSONL files of image-text pairs, of which every step of the whole policy also learns a batch.
-        image_text_batch_size: pairs of each kind a step, over all processes and passes.
-        caption_weight, vqa_weight: factors of the language loss of captions and of answers.
-        pointing_weight: factor of the loss of queries that point at things (`rfedge.train.pretraining.pointing`); 0: none.
-        pointing_batch_size: frames a step that they point at.
-        task_weight: factor of the loss of a probe that reads the task off the feature (`rfedge.train.task_probe`); 0 leaves
-            it out.
-        light: deviation of random gains and offsets of these pictures (`rfedge.train.pretraining.scene_batches.see`).
-        validation_fraction: share of the segments, and of the images of pairs, held out.
-        data_share: share of the other segments that is learnt from.
+        steps, epochs, minutes: when to stop; the first one reached counts, one at least is set.
+        batch_size: over all processes and gradient accumulation steps.
+        head_first_steps: the features are computed once, not augmented.
+        head_first_batch_size: windows per step in these.
+        augmentation: one random shift per window keeps its motion; per frame is what the released code does.
+        vocab_size: the policy's decoder must say the same; None keeps the initial checkpoint's tokenizer.
+        vision_tokens: kept in fp16.
+        pointing_weight: see `rfedge.train.pretraining.pointing`.
+        pointing_batch_size: frames per step that its queries point at.
+        task_weight: see `rfedge.train.task_probe`.
+        light: see `rfedge.train.pretraining.scene_batches`.
         validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
-        validate_every, save_every: steps between two measurements and two training states; 0 for the end only.
+        validate_every: steps between two measurements; 0 for the end only.
         keep_states: training states kept.
-        cache: folder for the frame cache; None for one beside the data.
         device: "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
-        parallel: how several processes share the work; one process alone needs neither.
-        mixed_precision: what MatMuls are computed in; weights, moments and states stay float32.
-        optimizer: AdamW with moments of 32 bits, or of 8.
+        mixed_precision: weights, moments and states stay float32.
     """
 
     policy: PolicyConfig
     initial_checkpoint: Path | None = None
-    data: Path
-    output: Path
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    minutes: float | None = Field(None, gt=0)
-    batch_size: int = Field(8, ge=1)
-    accumulate: int = Field(1, ge=1)
-    learning_rate: float = Field(gt=0)
-    head_rate: float = Field(gt=0)
+    data: Annotated[Path, Option("Demonstrations in the CALVIN format.")]
+    output: Annotated[Path, Option("Folder of the run; the result is its checkpoint/ folder.")]
+    steps: Annotated[int | None, Option("Stop after this many steps.", panel="Length", min=1)] = Field(None, ge=1)
+    epochs: Annotated[float | None, Option("Stop after this many passes; default 5 if nothing else stops.")] = Field(
+        None, gt=0
+    )
+    minutes: Annotated[float | None, Option("Stop after this much training time, resumed parts included.")] = Field(
+        None, gt=0
+    )
+    save_every: Annotated[int, Option("Steps between two states to resume from.", min=0)] = Field(200, ge=0)
+    resume: Annotated[bool, Option("Go on from the newest state in --output, or start over.")] = True
+    batch_size: Annotated[int, Option("Windows a step, over all processes and passes.", panel="Optimization", min=1)] = (
+        Field(8, ge=1)
+    )
+    accumulate: Annotated[
+        int, Option("Passes that a step's windows are learnt in, one after the other, to save memory.", min=1)
+    ] = Field(1, ge=1)
+    learning_rate: Annotated[float, Option("Highest rate; default from the preset's recipe.", optional=True)] = Field(gt=0)
+    head_rate: Annotated[
+        float, Option("Factor of the learning rate for the head; default from the recipe.", optional=True)
+    ] = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     schedule: ScheduleKind
     weight_decay: float = Field(0.1, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
-    loss: LossKind = "huber"
-    gripper_weight: float = Field(ge=0)
-    trainable: TrainableScheme
-    head_first_steps: int = Field(ge=0)
+    optimizer: Annotated[OptimizerKind, Option("adamw, or adamw-8bit, with moments of 8 bits (bitsandbytes).")] = "adamw"
+    trainable: Annotated[
+        TrainableScheme,
+        Option(
+            "What learns: paper (all but vision and decoder), freeze-emb (as paper, without the word embedding), "
+            "freeze-vision (all but vision), full, or head (the policy head alone); default from the preset's recipe.",
+            optional=True,
+        ),
+    ]
+    vl_pretraining: Annotated[
+        bool, Option("Keep the checkpoint's resampler and cross-attention, or draw them anew from the seed.")
+    ] = True
+    head_first_steps: Annotated[
+        int, Option("Steps in which only the head learns, on cached features.", min=0, optional=True)
+    ] = Field(ge=0)
     head_first_batch_size: int = Field(32, ge=1)
-    augmentation: ShiftKind
-    instructions: InstructionSource = "data"
-    vocab_size: int | None = Field(None, ge=512)
-    vision_tokens: bool = False
-    vl_pretraining: bool = True
-    image_text: tuple[Path, ...] = ()
-    image_text_batch_size: int = Field(20, ge=1)
-    caption_weight: float = Field(0.005, ge=0)
-    vqa_weight: float = Field(0.5, ge=0)
-    pointing_weight: float = Field(0.0, ge=0)
+    seed: Annotated[int, Option("Decides weights, order, shifts and dropout.", min=0)] = Field(0, ge=0)
+    loss: Annotated[LossKind, Option("huber or mse.", panel="Losses")] = "huber"
+    gripper_weight: Annotated[float, Option("Factor of the gripper's cross-entropy.", optional=True)] = Field(ge=0)
+    caption_weight: Annotated[float, Option("Factor of the captions' language loss.")] = Field(0.005, ge=0)
+    vqa_weight: Annotated[float, Option("Factor of the answers' language loss.")] = Field(0.5, ge=0)
+    pointing_weight: Annotated[
+        float,
+        Option(
+            "Factor of the loss of queries that point at things, with --trainable full; default 0.", min=0, optional=True
+        ),
+    ] = Field(0.0, ge=0)
     pointing_batch_size: int = Field(32, ge=1)
-    task_weight: float = Field(0.0, ge=0)
-    light: float = Field(0.0, ge=0)
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
-    data_share: float = Field(1.0, gt=0, le=1)
+    task_weight: Annotated[
+        float,
+        Option("Factor of the loss of a probe that reads the task off the feature; default 0.", min=0, optional=True),
+    ] = Field(0.0, ge=0)
+    instructions: Annotated[InstructionSource, Option(INSTRUCTIONS_HELP, panel="Data")] = "data"
+    vocab_size: Annotated[int | None, Option(VOCAB_SIZE_HELP)] = Field(None, ge=512)
+    vision_tokens: Annotated[
+        bool,
+        Option("With a frozen vision tower: compute what it sees in each frame once, and keep it on disk."),
+    ] = False
+    image_text: Annotated[
+        tuple[Path, ...],
+        Option(
+            "JSONL file of image-text pairs to co-train on (image and caption, or image, question and answer); "
+            "may be given several times."
+        ),
+    ] = ()
+    image_text_batch_size: Annotated[int, Option("Pairs of each kind a step.", min=1)] = Field(20, ge=1)
+    augmentation: Annotated[
+        ShiftKind, Option("Random shift per window, per frame, or none; default from the recipe.", optional=True)
+    ]
+    light: Annotated[
+        float,
+        Option("Deviation of random gains of the pictures that are pointed at; default 0.", min=0, optional=True),
+    ] = Field(0.0, ge=0)
+    validation_fraction: Annotated[float, Option("Share of the segments, and of the pairs' images, held out.")] = Field(
+        0.1, ge=0, lt=1
+    )
+    data_share: Annotated[
+        float, Option("Share of the other segments to learn from, such as 0.1 to see what data is worth.")
+    ] = Field(1.0, gt=0, le=1)
     validation_windows: int = Field(64, ge=1)
     validate_every: int = Field(500, ge=0)
-    save_every: int = Field(200, ge=0)
     keep_states: int = Field(2, ge=1)
-    seed: int = Field(0, ge=0)
-    resume: bool = True
-    num_threads: int | None = Field(None, ge=1)
-    device: str = "cpu"
-    cache: Path | None = None
-    parallel: ParallelKind = "ddp"
-    mixed_precision: MixedPrecision = "no"
-    optimizer: OptimizerKind = "adamw"
+    cache: Annotated[Path | None, Option("Folder for the frame cache; default beside the data.")] = None
+    num_threads: Annotated[int | None, Option("CPU threads of PyTorch.", panel="Machine", min=1)] = Field(None, ge=1)
+    device: Annotated[str, Option("cpu or cuda.")] = "cpu"
+    parallel: Annotated[
+        ParallelKind,
+        Option("Among processes that torchrun started: ddp (each holds the policy) or fsdp (each a part of it)."),
+    ] = "ddp"
+    mixed_precision: Annotated[
+        MixedPrecision,
+        Option("no, bf16, or on a GPU fp16: what MatMuls are computed in; weights stay float32."),
+    ] = "no"
 
     def resume_key(self) -> dict[str, Any]:
         """Return the fields that must not change when a run is resumed, as JSON values."""

@@ -22,8 +22,9 @@ from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.train import StepReport, train_config, train_policy
 from rfedge.train.batches.image_text import NO_LABEL
 from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
+from rfedge.train.pretraining.config import PretrainConfig
 from rfedge.train.pretraining.pointing import Pointing, patch_shares
-from rfedge.train.pretraining.pretrain import PretrainConfig, pretrain_policy
+from rfedge.train.pretraining.pretrain import pretrain_policy
 from rfedge.train.pretraining.scene_batches import (
     SceneBatch,
     SceneQuestions,

@@ -22,7 +22,8 @@ from rfedge.train.batches.loader import BatchLoader, InstructionTable
 from rfedge.train.batches.wording import Grammar, Wording
 from rfedge.train.config import with_vocabulary
 from rfedge.train.distributed import Processes
-from rfedge.train.pretraining.pretrain import PretrainConfig, pretrain_policy
+from rfedge.train.pretraining.config import PretrainConfig
+from rfedge.train.pretraining.pretrain import pretrain_policy
 from tests.synthetic_demonstrations import write_demonstrations
 
 GRAMMAR = Grammar(sample_grammar, GRAMMAR_WORDS)

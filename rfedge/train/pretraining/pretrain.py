@@ -12,15 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from rfedge.config import PolicyConfig
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.scene.questions import QUESTION_WORDS, STEP_M, SceneFacts
@@ -31,9 +29,9 @@ from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_check
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.train.batches.vocabulary import learn_tokenizer
 from rfedge.train.batches.wording import Grammar, Wording, check_grammar
-from rfedge.train.config import InstructionSource
 from rfedge.train.distributed import Processes
 from rfedge.train.metrics import open_metrics
+from rfedge.train.pretraining.config import PretrainConfig
 from rfedge.train.pretraining.pointing import Pointing, PointingScore
 from rfedge.train.pretraining.scene_batches import (
     SceneBatch,
@@ -60,73 +58,11 @@ from rfedge.train.state import (
 )
 from rfedge.train.stopping import TrainingStop
 
-__all__ = ["PretrainConfig", "PretrainResult", "pretrain_policy"]
+__all__ = ["PretrainResult", "pretrain_policy"]
 
 _VALIDATION_SEED: Final = 12345
 _BETAS: Final = (0.9, 0.98)
 _MM_PER_M: Final = 1000.0
-
-
-class PretrainConfig(BaseModel):
-    """One run.
-
-    Attributes:
-        policy: whose backbone is trained.
-        initial_checkpoint: whose weights and tokenizer to start from; None draws weights from `seed`.
-        data: CALVIN dataset with `scene_obs`, root or split.
-        output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
-        steps, minutes: when to stop, resumed parts included; the first one reached counts.
-        batch_size: frames a step.
-        mixed_precision: bf16 where the machine multiplies it faster; weights and moments stay fp32.
-        instructions: the demonstrations' own, or sampled anew at every step from a grammar of their tasks.
-        language_weight: factor of the language loss; 0 leaves the texts, and the decoder, out.
-        pointing_weight: factor of the pointing loss; 0 leaves it out.
-        light: deviation of random gains and offsets of the pictures (`rfedge.train.pretraining.scene_batches.see`).
-        vocab_size: learn the tokenizer, and the word embedding, anew although the initial checkpoint has its own, as in
-            `TrainConfig`.
-        learning_rate: the peak; a warm-up, then half a cosine down.
-        validation_fraction: share of the segments held out.
-        validation_frames: of them measured, evenly spread.
-        validate_every, save_every: steps between two measurements and two states; 0 for the end only.
-        cache: folder for the frame cache; None for one beside the data.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    policy: PolicyConfig
-    initial_checkpoint: Path | None = None
-    data: Path
-    output: Path
-    steps: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)
-    batch_size: int = Field(32, ge=1)
-    instructions: InstructionSource = "data"
-    vocab_size: int | None = Field(None, ge=512)
-    learning_rate: float = Field(5e-4, gt=0)
-    language_weight: float = Field(1.0, ge=0)
-    pointing_weight: float = Field(1.0, ge=0)
-    light: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(200, ge=0)
-    weight_decay: float = Field(0.02, ge=0)
-    gradient_clip: float = Field(1.0, gt=0)
-    mixed_precision: Literal["no", "bf16"] = "no"
-    validation_fraction: float = Field(0.05, ge=0, lt=1)
-    validation_frames: int = Field(320, ge=1)
-    validate_every: int = Field(500, ge=0)
-    save_every: int = Field(250, ge=0)
-    keep_states: int = Field(2, ge=1)
-    seed: int = Field(0, ge=0)
-    resume: bool = True
-    num_threads: int | None = Field(None, ge=1)
-    cache: Path | None = None
-
-    def resume_key(self) -> dict[str, Any]:
-        """Return the fields that must not change when a run is resumed, as JSON values."""
-        free = {
-            "data", "output", "steps", "minutes", "validation_frames", "validate_every", "save_every", "keep_states",
-            "resume", "num_threads", "cache", "initial_checkpoint",
-        }  # fmt: skip
-        return {"pretraining": True, **self.model_dump(mode="json", exclude=free)}
 
 
 @dataclass(frozen=True, slots=True)
