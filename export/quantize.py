@@ -31,6 +31,7 @@ from rfedge.export.int8.ranges import choose_magnitude, scale_from_amax
 from rfedge.export.int8.rounded_store import RoundedGroup, RoundedMatMul, RoundedStore
 from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, weight_file, write_graph
+from rfedge.export.passes.split_weights import SplitWeights
 
 __all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_matmuls", "quantize_int8"]
 
@@ -74,6 +75,8 @@ def quantize_int8(
     if not frames:
         raise DatasetError("calibration", got="no frame", expected="at least one", remedy="Give more episodes.")
     model = read_graph(source)
+    if options.split_packed:
+        SplitWeights()(model)
     matmuls = quantizable_matmuls(model.graph, keep_float)
     work = _Work(source, model.graph, matmuls, frames, options, progress, store)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:

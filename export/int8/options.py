@@ -28,6 +28,7 @@ class Int8Options:
         rounding: of weights, "nearest" or "compensated" (`rounding.py`).
         activation_type: "int8" with zero-point 0, which TensorRT demands, or "uint8" with zero-point 128: the same
             arithmetic for faster kernels of some processors.
+        split_packed: give each part of a packed projection (q|k|v) a MatMul of its own: the same numbers, no Split.
     """
 
     ranges: RangeMethod = "min-max"
@@ -37,6 +38,7 @@ class Int8Options:
     correct_bias: bool = True
     rounding: Literal["nearest", "compensated"] = "compensated"
     activation_type: Literal["int8", "uint8"] = "int8"
+    split_packed: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning.
@@ -69,7 +71,7 @@ class Int8Options:
 
 
 # Ranges and rounding alone: what ONNX Runtime's `quantize_static` computes, bit for bit.
-PLAIN: Final = Int8Options(smooth_quant=None, centre=False, correct_bias=False, rounding="nearest")
+PLAIN: Final = Int8Options(smooth_quant=None, centre=False, correct_bias=False, rounding="nearest", split_packed=False)
 
 
 def parse_smooth_quant(text: str) -> SmoothQuant:

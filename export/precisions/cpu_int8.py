@@ -20,8 +20,11 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from rfedge.bundle.int8_kernels import knows_attention
 from rfedge.export.passes.drop_dead import DropDead
+from rfedge.export.passes.fuse_attention import FuseAttention
 from rfedge.export.passes.graph_queries import add_constant, constant_array, is_constant, only_reader, parent
+from rfedge.export.passes.quick_gelu import PlainQuickGelu
 
 __all__ = ["KERNEL", "LowerInt8", "lower_int8"]
 
@@ -98,11 +101,15 @@ class LowerInt8(ir.passes.InPlacePass):
 def lower_int8(source: Path, target: Path) -> int:
     """Write the CPU form of the Q/DQ graph at `source` to `target`, in the same folder; return the number of kernels.
 
+    Around the kernels, attention and activations are written as onnxruntime's operators for them.
+
     Weights that `source` keeps in a file beside it stay there: both graphs read the same file.
     """
     model = ir.load(source)
     lower = LowerInt8()
     lower(model)
+    for graph_pass in (*((FuseAttention(),) if knows_attention() else ()), PlainQuickGelu()):
+        graph_pass(model)
     ir.save(model, target)
     return lower.num_lowered
 

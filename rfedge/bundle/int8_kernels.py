@@ -11,7 +11,15 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-__all__ = ["DISABLED_OPTIMIZERS", "EXACT_INT8", "INTEGER_KERNELS", "int8_saturates", "open_exact"]
+__all__ = [
+    "DISABLED_OPTIMIZERS",
+    "EXACT_INT8",
+    "INTEGER_KERNELS",
+    "int8_saturates",
+    "knows_attention",
+    "open_exact",
+    "runs_cpu_form",
+]
 
 logger = logging.getLogger(__name__)
 Session = TypeVar("Session")
@@ -26,6 +34,9 @@ INTEGER_KERNELS: Final = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "Dyn
 # x86 without VNNI multiplies uint8 by int8 in pairs whose 16-bit sum saturates: a MatMul of ordinary numbers is then off by
 # a tenth. With this session option onnxruntime rewrites int8 weights to uint8, whose kernels are exact there.
 EXACT_INT8: Final = "session.x64quantprecision"
+# The first onnxruntime whose CPU kernels run ONNX's Attention beside quantizers of the same opset, 23; on Python 3.10 pip
+# finds none.
+_KNOWS_ATTENTION: Final = (1, 24)
 # y = MatMulInteger(a, b), a uint8 (rows, 2), b int8 (2, 1), as ONNX bytes: a robot has no `onnx` package.
 _PROBE: Final = bytes.fromhex(
     "08083a580a180a01610a0162120179220d4d61744d756c496e74656765721201675a110a0161120c0a0a080212060a000a0208025a13"
@@ -71,10 +82,35 @@ def open_exact(make_options: Callable[[], Any], open_session: Callable[[Any], Se
     return session, False
 
 
+@functools.cache
+def knows_attention() -> bool:
+    """Whether this onnxruntime runs graphs with ONNX's Attention on the CPU."""
+    import onnxruntime
+
+    major, minor = onnxruntime.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= _KNOWS_ATTENTION
+
+
+def runs_cpu_form(graph: Path) -> bool:
+    """Whether this onnxruntime runs the CPU form of an int8 graph; the Q/DQ form, slower, runs on every one."""
+    if knows_attention() or not _holds(graph, b"\x22\x09Attention"):  # an operator's name, as protobuf writes it
+        return True
+    logger.warning(
+        "%s: onnxruntime before %s runs the bundle's slower Q/DQ graph in its place; update onnxruntime",
+        graph.name,
+        ".".join(map(str, _KNOWS_ATTENTION)),
+    )
+    return False
+
+
 def _quantizes_activations(graph: Path) -> bool:
     """Whether a graph has integer MatMuls, by the names of its operators; one that only dequantizes weights has none.
 
     onnxruntime 1.31's rewrite breaks weights that are dequantized per channel and multiplied in float.
     """
+    return _holds(graph, b"QuantizeLinear", b"MatMulInteger", b"DynamicQuantize")
+
+
+def _holds(graph: Path, *texts: bytes) -> bool:
     with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(name) >= 0 for name in (b"QuantizeLinear", b"MatMulInteger", b"DynamicQuantize"))
+        return any(content.find(text) >= 0 for text in texts)

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from rfedge.bundle.artifact import PrecisionRecord, load_bundle
+from rfedge.bundle.artifact import Bundle, PrecisionRecord, load_bundle
 from rfedge.bundle.engines import graph_hashes
-from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact
+from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact, runs_cpu_form
 from rfedge.bundle.stages import block_kind, graph_of_block, summarise_blocks
 from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError, BackendUnavailableError, PolicyUnavailableError
@@ -279,7 +279,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         backend="onnxruntime",
         config=config,
         contract=contract,
-        backbone=open_backbone(bundle, settings, make_runner, for_cpu=on_cpu),
+        backbone=open_backbone(bundle, settings, make_runner, for_cpu=on_cpu and _runs_cpu_forms(bundle)),
         head=make_runner("head", head_graph, head_settings(head_graph, settings)),
         encoder=open_encoder(bundle),
         precision=effective_precision(bundle.manifest.precision),
@@ -287,3 +287,8 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         block_precisions=dict(blocks),
         forced_past=bundle.manifest.parity.forced_past,
     )
+
+
+def _runs_cpu_forms(bundle: Bundle) -> bool:
+    """Whether this onnxruntime runs the backbone's graphs for CPUs, as far as the bundle has any."""
+    return all(map(runs_cpu_form, bundle.backbone_graphs(for_cpu=True).values()))

@@ -1,0 +1,141 @@
+"""Give each part of a packed projection (q|k|v, or k|v, in one matrix) a MatMul of its own, instead of splitting its output.
+
+MatMul (and its bias) -> Split along the last axis becomes one MatMul, with its part of the bias, for each part. Every
+output column is computed from its own weight column alone, so the numbers are the same; the copies of the Split go.
+After quantization each part has its own Q/DQ pair with the scale of the whole, as TensorRT's form has them anyway
+(`rfedge.export.tensorrt.split_packed`): levels and scales are those of the packed matrix, column by column.
+
+Requires: no quantizers.
+Ensures: no Split of a packed projection is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_queries import (
+    add_computed,
+    constant_array,
+    is_constant,
+    is_weight_matmul,
+    only_reader,
+    parent,
+    tensor_shape,
+)
+
+__all__ = ["SplitWeights"]
+
+Array = npt.NDArray[Any]
+
+
+class _Packed(NamedTuple):
+    """MatMul -> (Add ->) Split, the bias, and the widths of the parts."""
+
+    matmul: ir.Node
+    add: ir.Node | None
+    bias: ir.Value | None
+    sizes: tuple[int, ...]
+
+
+class SplitWeights(GraphPass):
+    """One MatMul for each part of a packed projection."""
+
+    name = "split-weights"
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        graph = model.graph
+        changes = []
+        for node in list(graph):
+            packed = _packed(node)
+            if packed is not None:
+                _take_apart(graph, node, packed)
+                changes.append(f"{packed.matmul.name}: {len(packed.sizes)} MatMuls")
+        for name in [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]:
+            del graph.initializers[name]
+        return changes
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if _packed(node) is not None:
+                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} splits a packed projection")
+
+
+def _packed(split: ir.Node) -> _Packed | None:
+    if split.op_type != "Split" or split.domain or any(output.is_graph_output() for output in split.outputs):
+        return None
+    before, bias = parent(split, 0, "Add", "MatMul"), None
+    add = before if before is not None and before.op_type == "Add" else None
+    matmul = before
+    if add is not None:
+        place = next((index for index in (0, 1) if parent(add, index, "MatMul") is not None), None)
+        if place is None:
+            return None
+        matmul, bias = parent(add, place, "MatMul"), add.inputs[1 - place]
+    if matmul is None or not is_weight_matmul(matmul):
+        return None
+    if any(only_reader(node.outputs[0]) is None for node in (matmul, add) if node is not None):
+        return None
+    weight, result = matmul.inputs[1], split.inputs[0]
+    assert weight is not None, f"{matmul.name} has a weight"
+    assert weight.const_value is not None, f"{weight.name} is a constant"
+    width = tensor_shape(weight.const_value)[1]
+    if bias is not None and (
+        not is_constant(bias) or bias.const_value is None or tensor_shape(bias.const_value) != (width,)
+    ):
+        return None
+    rank = None if result is None or result.shape is None else len(result.shape)
+    if split.attributes.get_int("axis", 0) not in (-1, *(() if rank is None else (rank - 1,))):
+        return None
+    sizes = _sizes(split, width)
+    return None if sizes is None else _Packed(matmul, add, bias, sizes)
+
+
+def _sizes(split: ir.Node, width: int) -> tuple[int, ...] | None:
+    if len(split.inputs) > 1 and split.inputs[1] is not None:
+        array = constant_array(split.inputs[1])
+        return None if array is None else tuple(int(size) for size in array)
+    count = len(split.outputs)
+    return (width // count,) * count if width % count == 0 else None
+
+
+def _take_apart(graph: ir.Graph, split: ir.Node, packed: _Packed) -> None:
+    matmul, weight = packed.matmul, packed.matmul.inputs[1]
+    assert weight is not None, f"{matmul.name} has a weight"
+    starts = np.cumsum([0, *packed.sizes])
+    for index, output in enumerate(split.outputs):
+        columns = slice(int(starts[index]), int(starts[index + 1]))
+        part = ir.node("MatMul", [matmul.inputs[0], _columns(graph, weight, columns, index)], name=f"{matmul.name}/{index}")
+        made, last = [part], part
+        if packed.bias is not None:
+            assert packed.add is not None, f"the bias of {matmul.name} is added"
+            bias = _columns(graph, packed.bias, columns, index)
+            last = ir.node("Add", [part.outputs[0], bias], name=f"{packed.add.name}/{index}")
+            made.append(last)
+            part.outputs[0].name, part.outputs[0].type = f"{output.name}/matmul", output.type
+            part.outputs[0].shape = output.shape
+        for node in made:
+            node.metadata_props.update(matmul.metadata_props)
+        result, name = last.outputs[0], output.name
+        output.name = f"{name}/split"
+        result.name, result.type, result.shape = name, output.type, output.shape
+        output.replace_all_uses_with(result)
+        graph.insert_before(split, made)
+    graph.remove([node for node in (split, packed.add, matmul) if node is not None], safe=True)
+
+
+def _columns(graph: ir.Graph, value: ir.Value, columns: slice, index: int) -> ir.Value:
+    tensor = value.const_value
+    assert tensor is not None, f"{value.name} is a constant"
+    assert value.dtype is not None, f"{value.name} is an initializer"
+    shape = (*tensor_shape(tensor)[:-1], columns.stop - columns.start)
+    return add_computed(graph, f"{value.name}/{index}", _cut(tensor.numpy, columns), value.dtype, shape)
+
+
+def _cut(read: Callable[[], Array], columns: slice) -> Callable[[], Array]:
+    return lambda: np.ascontiguousarray(read()[..., columns])
