@@ -37,7 +37,7 @@ EXACT_INT8: Final = "session.x64quantprecision"
 # The first onnxruntime whose CPU kernels run ONNX's Attention beside quantizers of the same opset, 23; on Python 3.10 pip
 # finds none.
 _KNOWS_ATTENTION: Final = (1, 24)
-# y = MatMulInteger(a, b), a uint8 (rows, 2), b int8 (2, 1), as ONNX bytes: a robot has no `onnx` package.
+# y = MatMulInteger(a, b), a uint8 (rows, 2), b int8 (2, 1), as ONNX bytes: it is tried without importing `onnx`.
 _PROBE: Final = bytes.fromhex(
     "08083a580a180a01610a0162120179220d4d61744d756c496e74656765721201675a110a0161120c0a0a080212060a000a0208025a13"
     "0a0162120e0a0c080312080a0208020a02080162110a0179120c0a0a080612060a000a02080142040a001011"

@@ -84,7 +84,6 @@ def _print_version(asked: bool) -> None:
 # Which extra brings a library that the core does without.
 _EXTRAS = {
     "torch": "export",
-    "onnx": "export",
     "onnxscript": "export",
     "onnx_ir": "export",
     "tensorboard": "train",

@@ -44,16 +44,9 @@ def build(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     import sys
-    from importlib.util import find_spec
 
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
-    from rfedge.errors import BackendUnavailableError
-
-    if find_spec("onnx") is None:  # not by the export extra, which would bring PyTorch to a robot
-        raise BackendUnavailableError(
-            "rfedge build", got="no onnx", expected="the onnx package", remedy="Install it: pip install onnx."
-        )
     from rfedge.export.tensorrt.builder import BuilderSettings
     from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle, open_target, plan_build
     from rfedge.export.tensorrt.profiles import parse_text_lengths

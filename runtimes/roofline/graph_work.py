@@ -9,7 +9,7 @@ from typing import Final
 from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.block_names import UNNAMED, block_of_scopes
 from rfedge.config import PolicyConfig
-from rfedge.runtimes.backends.graph_file import ELEMENT_BITS, Graph, Node, Tensor, read_graph
+from rfedge.runtimes.roofline.graph_file import Graph, Node, Tensor, element_bits, read_graph
 from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, stage_of_block
 
 __all__ = ["GraphCount", "bundle_work", "head_steps"]
@@ -202,7 +202,7 @@ class GraphCount:
             parameters += _elements(tensor)
             weight_bytes += _bytes(Tensor(stored[0], tensor.shape)) + stored[1]
         out_elements = _elements(output) if output.shape is not None else macs // max(_inner_size(node, left, right), 1)
-        activation_bytes += out_elements * ELEMENT_BITS.get(output.dtype or "float32", 32) // 8
+        activation_bytes += out_elements * element_bits(output.dtype) // 8
         arithmetic = self._arithmetic(node, output)
         stage = stage_of_block(block)
         return MatMul(
@@ -240,7 +240,7 @@ class GraphCount:
             label=f"int{bits or 4}-weight",
             parameters=inner * columns,
             weight_bytes=sum(_bytes(self._tensor(name)) for name in node.inputs[1:] if name),
-            activation_bytes=_bytes(left) + rows * columns * ELEMENT_BITS.get(output.dtype or left.dtype, 32) // 8,
+            activation_bytes=_bytes(left) + rows * columns * element_bits(output.dtype or left.dtype) // 8,
         )
 
     def _lstm(self, node: Node, block: str) -> list[MatMul]:
@@ -265,7 +265,7 @@ class GraphCount:
                     label=_label(arithmetic, [stored[0]]),
                     parameters=rows * width,
                     weight_bytes=_bytes(Tensor(stored[0], weight.shape)) + stored[1],
-                    activation_bytes=steps * batch * width * ELEMENT_BITS.get(weight.dtype, 32) // 8,
+                    activation_bytes=steps * batch * width * element_bits(weight.dtype) // 8,
                 )
             )
         return matmuls
@@ -276,7 +276,7 @@ def _elements(tensor: Tensor) -> int:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return _elements(tensor) * ELEMENT_BITS.get(tensor.dtype, 32) // 8
+    return _elements(tensor) * element_bits(tensor.dtype) // 8
 
 
 def _inner_size(node: Node, left: Tensor, right: Tensor) -> int:

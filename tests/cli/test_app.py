@@ -197,7 +197,7 @@ def test_train_export_run_on_tiny(tmp_path: Path) -> None:
     ("missing", "arguments", "extra"),
     [
         ("torch", ["export", "{checkpoint}", "--output", "{output}"], "export"),
-        ("onnx", ["export", "{checkpoint}", "--output", "{output}"], "export"),
+        ("onnxscript", ["export", "{checkpoint}", "--output", "{output}"], "export"),
         ("torch", ["verify", "{bundle}", "--checkpoint", "{checkpoint}"], "export"),
         ("mujoco", ["run", "{bundle}", "--instruction", "go"], ""),
     ],

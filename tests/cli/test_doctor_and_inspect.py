@@ -1,4 +1,4 @@
-"""`rfedge doctor` and `rfedge inspect` as a robot meets them: real processes, without torch and without onnx."""
+"""`rfedge doctor` and `rfedge inspect` as a robot meets them: real processes, without torch and the exporter."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from rfedge.errors import RfedgeError
 from tests.runtimes.handmade_bundle import write_handmade_bundle
 
 # A robot has neither; None makes every import of them fail.
-ROBOT = "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnxscript', 'matplotlib')))"
+ROBOT = "import sys; sys.modules.update(dict.fromkeys(('torch', 'onnx_ir', 'onnxscript', 'matplotlib')))"
 
 
 def rfedge(*arguments: object) -> subprocess.CompletedProcess[str]:

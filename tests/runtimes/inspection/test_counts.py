@@ -12,8 +12,8 @@ from rfedge.config import GPTNeoXConfig, LlamaConfig, MPTConfig, PolicyConfig, p
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.precision_audit import effective_precisions
 from rfedge.model import build_policy
-from rfedge.runtimes.backends.graph_file import read_graph
 from rfedge.runtimes.roofline.analytic_work import ANALYTIC_PRECISIONS, analytic_work
+from rfedge.runtimes.roofline.graph_file import read_graph
 from rfedge.runtimes.roofline.graph_work import GraphCount, bundle_work, head_steps
 from rfedge.runtimes.roofline.report import inspect_bundle
 from rfedge.runtimes.roofline.work import STAGES, PolicyWork, label_of
