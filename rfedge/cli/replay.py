@@ -1,4 +1,4 @@
-"""`rfedge replay`: run a record again and compare every action bit for bit."""
+"""`rfedge replay`: run a record again and compare every action, bit for bit or within a tolerance."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def replay(
         Path | None,
         typer.Argument(callback=bundle_folder, help="Where its bundle is now; default: where it was."),
     ] = None,
+    from_frames: Annotated[
+        bool,
+        typer.Option("--from-frames", help="Show the frames of `run --record-frames`; needs no simulator."),
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="With --from-frames: how far a number of an action may be off.")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
     from rich.console import Console
@@ -31,7 +38,15 @@ def replay(
     total = sum(len(episode.steps) for episode in read_run(record).episodes)
     stop = StopRequest()
     with step_progress(total) as (advance, warn), stop_on_signals(stop):
-        report = replay_run(record, bundle=bundle, on_load=warn, on_step=lambda *_: advance(None), stop=stop)
+        report = replay_run(
+            record,
+            bundle=bundle,
+            from_frames=from_frames,
+            tolerance=tolerance,
+            on_load=warn,
+            on_step=lambda *_: advance(None),
+            stop=stop,
+        )
     print_replay(Console(stderr=as_json), report)
     if as_json:
         typer.echo(report.model_dump_json())

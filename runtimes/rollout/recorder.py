@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import time
+import zipfile
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +27,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError
+from rfedge.errors import ArtifactError, ConfigError
 from rfedge.messages import Observation, PolicyState
 from rfedge.runtimes.control.loop import LoopSummary, StepReport
 from rfedge.runtimes.rollout.run_record import EndLine, EpisodeLine, RunHeader
 
-__all__ = ["FRAMES_SUFFIX", "RunRecorder", "frame_checksum", "state_hash"]
+__all__ = ["FRAMES_SUFFIX", "RunRecorder", "frame_checksum", "read_frame", "state_hash"]
 
 logger = logging.getLogger(__name__)
 FRAMES_SUFFIX: Final = ".frames"
@@ -150,7 +151,7 @@ class RunRecorder:
         arrays: dict[str, Any] = {"rgb_static": observation.static, "rgb_gripper": observation.gripper}
         if observation.state is not None:
             arrays["robot_obs"] = observation.state
-        name = f"episode_{self._episode:04d}_step_{index:06d}"
+        name = _frame_name(self._episode, index)
         temporary = folder / (name + _TEMPORARY)  # renamed, not synced: a disk must not hold up the loop
         try:
             np.savez(temporary, **arrays)
@@ -159,6 +160,30 @@ class RunRecorder:
             self._fail(error.strerror or str(error))
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _frame_name(episode: int, step: int) -> str:
+    return f"episode_{episode:04d}_step_{step:06d}"
+
+
+def read_frame(folder: Path, episode: int, step: int) -> Observation:
+    """Return the frame that a record with frames kept for a control step.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+        ContractError: its arrays are of another shape.
+    """
+    path = folder / f"{_frame_name(episode, step)}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Observation.from_dict({key: arrays[key] for key in arrays})
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"frame {path}",
+            got=error.strerror if isinstance(error, OSError) and error.strerror else str(error),
+            expected="a frame of the recorded run",
+            remedy="Record the run with --record-frames, and copy the folder beside the record.",
+        ) from None
 
 
 def state_hash(state: PolicyState) -> str:

@@ -1,4 +1,7 @@
-"""Runs a recorded run again, from its header, and compares every action bit for bit.
+"""Runs a recorded run again, from its header, and compares every action, bit for bit or within a tolerance.
+
+The simulator of the run is run again too; or the frames that the run recorded are shown in its place, which a robot's own
+computer can do with the core alone: so it is proved that a policy acts there as it did where it was recorded.
 
 What is compared: the frame's checksum, the hash of what the policy remembers, the action it wanted and the action that
 was sent. What is ignored: every time. A step that was late, starved or told something new is so again, because the record
@@ -7,24 +10,35 @@ says it was; so an overlapped run can be replayed too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
-from rfedge.errors import ArtifactError, ContractError
+from rfedge.errors import ArtifactError, ConfigError, ContractError
+from rfedge.messages import Observation
 from rfedge.records.machine import library_versions
 from rfedge.records.record import Record
-from rfedge.runtimes.control.loop import StepReport
+from rfedge.runtimes.control.controllers import choose_loop, make_controller
+from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
+from rfedge.runtimes.rollout import roll_out
+from rfedge.runtimes.rollout.episode import choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
-from rfedge.runtimes.rollout.recorder import frame_checksum, state_hash
-from rfedge.runtimes.rollout.rollouts import run_rollouts
-from rfedge.runtimes.rollout.run_record import RunRecord, StepLine, read_run
+from rfedge.runtimes.rollout.policy_source import open_policy
+from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot
+from rfedge.runtimes.rollout.recorder import FRAMES_SUFFIX, frame_checksum, read_frame, state_hash
+from rfedge.runtimes.rollout.rollouts import recorded_instructions, run_rollouts
+from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine, read_run
 
 __all__ = ["Difference", "ReplayReport", "replay_run"]
 
@@ -55,6 +69,8 @@ class ReplayReport(Record):
         difference: the first one, or None.
         cause: the first difference in what led to it, a frame or the policy's memory; None where there was none.
         changed_versions: library -> recorded and present version, where they are not the same.
+        tolerance: how far an action's number may be off; 0 asks for the same bits.
+        largest_difference: of the numbers of all actions that were compared.
     """
 
     format: Literal["rfedge-replay"] = "rfedge-replay"
@@ -67,12 +83,16 @@ class ReplayReport(Record):
     difference: Difference | None
     cause: Difference | None
     changed_versions: dict[str, str]
+    tolerance: float = 0.0
+    largest_difference: float = 0.0
 
 
 def replay_run(
     path: Path,
     *,
     bundle: Path | None = None,
+    from_frames: bool = False,
+    tolerance: float = 0.0,
     on_load: Callable[[EdgePolicy], None] | None = None,
     on_step: Callable[[int, StepReport], None] | None = None,
     stop: StopRequest | None = None,
@@ -82,17 +102,29 @@ def replay_run(
     Args:
         path: a file of `rfedge run --record`.
         bundle: where the bundle is now; None is where it was.
+        from_frames: show the frames of `--record-frames` instead of running the simulator.
+        tolerance: how far an action's number may be off, in the action's own units (-1 to 1); a gripper that opens where it
+            closed is off by 2.
         on_load, on_step, stop: as `rfedge.runtimes.rollout.rollouts.run_rollouts`.
 
     Raises:
         ArtifactError: the record is damaged, or the bundle is missing or another one.
+        ConfigError: a tolerance without frames: a simulator would go its own way after the first difference.
         ContractError: the policy refuses what it took when the run was recorded.
     """
+    if tolerance and not from_frames:
+        raise ConfigError(
+            "tolerance", got=f"{tolerance:g}", expected="0 with a simulator, which goes its own way after a difference",
+            remedy="Record with --record-frames and replay with --from-frames.",
+        )  # fmt: skip
     record = read_run(path)
     plan = _plan(path, record, bundle)
-    comparison = _Comparison(record, stop or StopRequest(), on_step)
+    comparison = _Comparison(record, stop or StopRequest(), on_step, tolerance)
     try:
-        run_rollouts(plan, on_load=on_load, on_step=comparison.compare, stop=comparison.stop, record=record)
+        if from_frames:
+            _show_frames(path, plan, record, on_load, comparison)
+        else:
+            run_rollouts(plan, on_load=on_load, on_step=comparison.compare, stop=comparison.stop, record=record)
     except ContractError:
         # A run that ended in this error ends in it again, after its last step.
         if not comparison.is_complete:
@@ -111,14 +143,78 @@ def replay_run(
             for name, version in record.header.versions.items()
             if present.get(name) != version
         },
+        tolerance=tolerance,
+        largest_difference=comparison.largest_difference,
     )
+
+
+def _show_frames(
+    path: Path,
+    plan: RolloutPlan,
+    record: RunRecord,
+    on_load: Callable[[EdgePolicy], None] | None,
+    comparison: _Comparison,
+) -> None:
+    """Run the policy on the recorded frames, with the recorded times and instructions."""
+    goal = choose_goal(plan.task, plan.instruction)
+    with ExitStack() as stack:
+        opened = open_policy(stack, plan, on_load)
+        mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
+        controller = make_controller(opened.policy, mode, execute_steps, ensemble=plan.ensemble, arrivals=record.arrivals())
+        stack.callback(controller.close)
+        for number, episode in enumerate(record.episodes):
+            loop = ControlLoop(
+                controller,
+                RecordedEpisodeRobot(_Frames(path, number, len(episode.steps))),
+                pace=RecordedPace(episode.steps),
+                late=plan.late,
+                guard=SafetyGuard(plan.limits),
+                stop=comparison.stop,
+                speed=plan.speed,
+                step_deadline_s=math.inf,
+            )
+            roll_out(
+                loop,
+                goal,
+                max_steps=len(episode.steps),
+                instruction=recorded_instructions(episode.steps, goal),
+                on_step=partial(comparison.compare, number),
+                observe_every_step=True,
+            )
+            if comparison.stop.reason is not None:
+                break
+
+
+class _Frames(Sequence[Observation]):
+    """The frames that one episode of a record kept, by control step."""
+
+    def __init__(self, record: Path, episode: int, num_steps: int) -> None:
+        self._folder = record.with_name(record.name + FRAMES_SUFFIX)
+        self._episode = episode
+        self._num_steps = num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, index: object) -> Observation:  # type: ignore[override]
+        if not isinstance(index, int):
+            raise TypeError(f"one frame at a time: got index {index!r}")
+        return read_frame(self._folder, self._episode, index)
 
 
 class _Comparison:
     """Looks at each step of a replay; the first action that differs ends it."""
 
-    def __init__(self, record: RunRecord, stop: StopRequest, on_step: Callable[[int, StepReport], None] | None) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        stop: StopRequest,
+        on_step: Callable[[int, StepReport], None] | None,
+        tolerance: float,
+    ) -> None:
         self.stop = stop
+        self.largest_difference = 0.0
+        self._tolerance = tolerance
         self.num_alike = 0
         self.difference: Difference | None = None
         self.cause: Difference | None = None
@@ -136,8 +232,12 @@ class _Comparison:
             for what, recorded, replayed in _compared(line, step)
             if recorded != replayed
         ]
+        off = max(_off(line.raw, step.control.action), _off(line.sent, step.sent))
+        self.largest_difference = max(self.largest_difference, off)
         for difference in differences:
             if difference.what.endswith("action"):
+                if off <= self._tolerance:
+                    continue
                 self.difference = self.difference or difference
             else:
                 self.cause = self.cause or difference
@@ -176,6 +276,14 @@ def _compared(line: StepLine, step: StepReport) -> list[tuple[str, str, str]]:
     pairs.append(("raw action", _text(line.raw), _text(step.control.action.tolist())))
     pairs.append(("sent action", _text(line.sent), _text(step.sent.tolist())))
     return pairs
+
+
+def _off(recorded: tuple[float | None, ...], replayed: npt.ArrayLike) -> float:
+    """Return by how much the number that differs most does; infinite where one alone is finite."""
+    values = np.array([np.nan if value is None else value for value in recorded])
+    other = np.asarray(replayed, dtype=np.float64)
+    gaps = np.where(np.isfinite(values) == np.isfinite(other), np.abs(np.nan_to_num(values - other)), math.inf)
+    return float(gaps.max())
 
 
 def _text(action: tuple[float | None, ...] | list[float]) -> str:

@@ -86,6 +86,27 @@ def test_a_replay_is_the_run_bit_for_bit(bundle: Path, tmp_path: Path, changes: 
     assert RolloutReport.model_validate_json(report.model_dump_json()) == report
 
 
+def test_recorded_frames_stand_in_for_the_simulator(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run_rollouts(_plan(bundle, path, mode="open-loop", execute_steps=4, record_frames=True))
+    report = replay_run(path, from_frames=True)
+    assert (report.difference, report.cause, report.num_steps, report.largest_difference) == (None, None, 40, 0.0)
+    step = read_run(path).episodes[0].steps[4]
+    assert step.raw[0] is not None
+    _edit(path, 2 + 4, "raw", [step.raw[0] + 0.004, *step.raw[1:]])
+    assert replay_run(path, from_frames=True).num_steps == 4
+    near = replay_run(path, from_frames=True, tolerance=0.005)
+    assert (near.difference, near.num_steps) == (None, 40)
+    assert near.largest_difference == pytest.approx(0.004, rel=0.01)
+    next(tmp_path.glob("run.jsonl.frames/*_000005.npz")).unlink()
+    with pytest.raises(ArtifactError) as error:
+        replay_run(path, from_frames=True, tolerance=0.005)
+    assert error.value.got == "No such file or directory"
+    with pytest.raises(ConfigError) as refused:
+        replay_run(path, tolerance=0.1)
+    assert refused.value.subject == "tolerance"
+
+
 def _edit(path: Path, line_number: int, key: str, value: object) -> None:
     lines = path.read_text().splitlines()
     line = json.loads(lines[line_number]) | {key: value}

@@ -17,6 +17,7 @@ from rfedge.benchmarks.success.precision_records import PrecisionsReport
 from rfedge.benchmarks.success.report import SuccessReport
 from rfedge.benchmarks.success.sweep_report import SweepReport
 from rfedge.records.machine import Measurement, provenance
+from rfedge.runtimes.rollout.replay import ReplayReport
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
@@ -29,6 +30,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-looks": LooksReport,
     "rfedge-peers": PeersReport,
     "rfedge-precisions": PrecisionsReport,
+    "rfedge-replay": ReplayReport,
     "rfedge-success": SuccessReport,
     "rfedge-sweep": SweepReport,
 }

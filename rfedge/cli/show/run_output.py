@@ -92,7 +92,12 @@ def print_replay(console: Console, report: ReplayReport) -> None:
         console.print(f"{report.record} holds no step: nothing to compare", highlight=False, soft_wrap=True)
         return
     if report.difference is None:
-        text = f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, bit for bit"
+        alike = (
+            f"within {report.tolerance:g}, at most {report.largest_difference:.2g} off"
+            if report.tolerance
+            else "bit for bit"
+        )
+        text = f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, {alike}"
         console.print(text, highlight=False, soft_wrap=True)
         return
     for difference in filter(None, (report.cause, report.difference)):
