@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,65 +28,20 @@ from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.chart import check_can_draw, draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
+from rfedge.export.options import HEAD_PRECISIONS, STAGES, ExportOptions
 from rfedge.export.parity import StageProgress
 from rfedge.export.proof import measure_parity, open_frames, proof_inputs, short_name, verify_parity
-from rfedge.export.quantize import Int8Options
 from rfedge.export.stage_graph import CALIBRATED, describe_calibration
 from rfedge.export.thresholds import missed, mixed_thresholds
 from rfedge.io.disk import check_room
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
-__all__ = ["STAGES", "ExportOptions", "StageProgress", "check_export", "export_checkpoint", "verify_parity"]
+__all__ = ["StageProgress", "check_export", "export_checkpoint", "verify_parity"]
 
 _VERSIONED = ("rfedge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _WORK = ".work"
 _FLOAT_BYTES = 4  # every export traces the policy in float32 first
-STAGES = ("one", "two")
-_HEAD_PRECISIONS = ("fp32", "int8")
 _NEEDS_FRAMES = ("int8", "mixed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOptions:
-    """What `rfedge export` was asked for.
-
-    Attributes:
-        precision: one of `rfedge.config.PRECISIONS`; with two stages also one for each: "vision=fp16,decoder=int8".
-        stages: graphs of the backbone, "one", or "two": `vision` and `decoder`.
-        data: CALVIN-format demonstrations; needed for int8, used for the proof when given, and to round int8-weight and
-            int4-weight by.
-        keep_float: beginnings of the names of blocks or modules that stay in fp32 when the rest does not, `*` for anything;
-            None leaves it to the precision: for int8 the few MatMuls that cost most accuracy and least time
-            (`QUERY_ATTENTION`), for int4-weight none, with 8 bits for those MatMuls, for others none.
-        int8: how ranges are chosen and weights rounded.
-        budget: how far a mixed plan may move the action; for mixed only.
-        chart: picture file for the evidence of a mixed plan; None for no picture.
-        instructions: file of the only sentences that the bundle shall know, or "data" for those of the demonstrations, see
-            `rfedge.export.instructions`; None for any words.
-        head_precision: "fp32", or "int8" for a second head with int8 weights, for CPUs.
-        num_calibration_frames: frames that set the int8 ranges and round the weights.
-        data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
-        num_parity_steps: steps of the proof rollout, over all its episodes.
-        seed: of calibration frames, proof episodes and, without `data`, proof inputs.
-        overwrite: replace an existing bundle.
-        force: write the bundle although it misses a threshold; its manifest says so.
-    """
-
-    precision: str
-    stages: str = "one"
-    data: Path | None = None
-    keep_float: tuple[str, ...] | None = None
-    int8: Int8Options = field(default_factory=Int8Options)
-    budget: Budget | None = None
-    chart: Path | None = None
-    instructions: str | None = None
-    head_precision: str = "fp32"
-    data_description: str | None = None
-    num_calibration_frames: int = 128
-    num_parity_steps: int = 64
-    seed: int = 0
-    overwrite: bool = False
-    force: bool = False
 
 
 def check_export(
@@ -105,11 +59,11 @@ def check_export(
             expected=did_you_mean(options.stages, STAGES),
             remedy="two cuts the backbone into vision and decoder.",
         )
-    if options.head_precision not in _HEAD_PRECISIONS:
+    if options.head_precision not in HEAD_PRECISIONS:
         raise ConfigError(
             "--head-precision",
             got=repr(options.head_precision),
-            expected=did_you_mean(options.head_precision, _HEAD_PRECISIONS),
+            expected=did_you_mean(options.head_precision, HEAD_PRECISIONS),
             remedy="int8 adds a head with int8 weights for CPUs.",
         )
     precisions = parse_precisions(options.precision, two_stages=options.stages == "two")

@@ -28,8 +28,9 @@ from rfedge.cli.demos.expert_demonstrations import Demonstrations, expert_demons
 from rfedge.cli.show.progress import stage_progress
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, RfedgeError
+from rfedge.export.options import ExportOptions
 from rfedge.export.parity import Episodes, compare_traces, torch_rollout
-from rfedge.export.pipeline import ExportOptions, StageProgress, export_checkpoint
+from rfedge.export.pipeline import StageProgress, export_checkpoint
 from rfedge.export.proof import open_frames, proof_inputs
 from rfedge.io.atomic import atomic_directory, atomic_file
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint, save_checkpoint

@@ -64,7 +64,8 @@ def run_build(job: EngineJob) -> EngineResult:
     """
     from rfedge.bundle.artifact import load_bundle
     from rfedge.export.passes.graph_files import file_bytes
-    from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle
+    from rfedge.export.tensorrt.options import BuildOptions
+    from rfedge.export.tensorrt.pipeline import build_bundle
 
     options = BuildOptions(target="tensorrt-rtx", ahead_of_time=(job.sm,), stage="backbone", overwrite=True)
     result = build_bundle(job.bundle, options)[0]

@@ -37,7 +37,8 @@ def prepare_peers(
         ConfigError: an unknown preset, or int8/ is missing and `data` is None.
     """
     from rfedge.export.int8.options import PLAIN
-    from rfedge.export.pipeline import ExportOptions, export_checkpoint
+    from rfedge.export.options import ExportOptions
+    from rfedge.export.pipeline import export_checkpoint
     from rfedge.export.precisions.dynamic_int8 import make_dynamic_int8
 
     preset(size)  # an unknown one is refused before anything is made

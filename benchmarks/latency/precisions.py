@@ -26,8 +26,9 @@ from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, did_you_mean
 from rfedge.export.mixed.budget import Budget
+from rfedge.export.options import ExportOptions
 from rfedge.export.passes.graph_files import file_bytes
-from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.precisions.runs_here import runs_here
 from rfedge.io.atomic import atomic_file
 from rfedge.model import checkpoint_sha256

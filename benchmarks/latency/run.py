@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,12 @@ from rfedge.benchmarks.records.schema import Comparison, LatencyConditions, Late
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
 from rfedge.messages import STATE_SIZE, Observation
-from rfedge.policies import bundle_name
+from rfedge.policies import bundle_name, find_bundle, find_checkpoint
 from rfedge.records.machine import peak_rss_bytes, provenance
-from rfedge.records.plan import check_least
+from rfedge.records.plan import Option, Uses, check_least
 from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
+from rfedge.runtimes.backends.registry import BACKENDS, DEFAULT_BACKEND
 from rfedge.runtimes.control.modes import check_execute_steps
 from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
@@ -61,32 +61,42 @@ class LatencyPlan:
     """What to measure.
 
     Attributes:
-        bundles: at least one bundle folder.
-        checkpoint: the PyTorch original, or None.
         torch: checkpoints in PyTorch in other precisions.
-        execute_steps: control steps one call is spread over; None for what the first bundle was trained for.
-        warmup: untimed rounds; raised to the policies' window if smaller.
-        settle_ms: untimed pause before every call, for the threads of the previous one to go to sleep.
-        iterations: timed rounds, at least 1.
+        warmup: raised to the policies' window if smaller.
         settings: the same threads go to onnxruntime and PyTorch.
-        backend: what runs the bundles.
-        realtime_priority: of all threads that take part, see `rfedge.runtimes.control.scheduling`; None is ordinary.
-        resource_seconds: then call each variant in a row for so long and sample memory, power and temperature; 0 does not.
     """
 
-    bundles: tuple[Path, ...]
-    checkpoint: Path | None = None
+    bundles: Annotated[
+        tuple[Path, ...],
+        Option("Bundle folders or shipped policies; the first is also the noise floor.", argument=True, parse=find_bundle),
+    ]
+    checkpoint: Annotated[
+        Path | None, Option("Compare with this checkpoint or shipped policy in PyTorch.", parse=find_checkpoint)
+    ] = None
     torch: tuple[TorchPolicy, ...] = ()
-    instruction: str = "pull the handle to open the drawer"
-    execute_steps: int | None = None
-    warmup: int = 20
-    iterations: int = 200
-    settle_ms: float = 20.0
-    seed: int = 0
-    settings: RuntimeSettings = field(default_factory=RuntimeSettings)
-    backend: str = DEFAULT_BACKEND
-    realtime_priority: int | None = None
-    resource_seconds: float = 0.0
+    backend: Annotated[
+        str, Option("What runs the bundles: onnxruntime, openvino or tensorrt.", panel="Policies", choices=BACKENDS)
+    ] = DEFAULT_BACKEND
+    settings: Annotated[
+        RuntimeSettings,
+        Uses("spinning", "providers", threads="Threads of every variant; 0 is each backend's own choice."),
+    ] = field(default_factory=lambda: RuntimeSettings(threads=2))
+    instruction: Annotated[str, Option("Instruction of every call.", panel="Calls")] = "pull the handle to open the drawer"
+    execute_steps: Annotated[
+        int | None, Option("Control steps that one policy call serves; default: as the first one was trained.")
+    ] = None
+    warmup: Annotated[int, Option("Untimed calls per variant.")] = 20
+    iterations: Annotated[int, Option("Timed calls per variant.")] = 200
+    settle_ms: Annotated[float, Option("Untimed pause before each call, for other threads to sleep.")] = 20.0
+    seed: Annotated[int, Option("Seed of inputs, order and bootstrap.")] = 0
+    realtime_priority: Annotated[
+        int | None,
+        Option("Schedule all threads before ordinary programs, 1 to 97: the noise of a shared machine goes down."),
+    ] = None
+    resource_seconds: Annotated[
+        float,
+        Option("Then call each variant in a row for so long and sample memory, power, temperature; 0 does not."),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         """Refuse a plan that measures nothing.

@@ -14,7 +14,8 @@ from typing import Final
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean
 from rfedge.export.mixed.budget import Budget
-from rfedge.export.pipeline import ExportOptions, StageProgress, export_checkpoint
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import StageProgress, export_checkpoint
 from rfedge.model import checkpoint_sha256
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.int8.ranges import RangeMethod, check_range_method
+from rfedge.records.plan import Option
 
 __all__ = ["PLAIN", "Int8Options", "SmoothQuant", "parse_smooth_quant"]
 
 SmoothQuant = float | Literal["search"] | None
 _WORDS: Final = ("search", "off")
+
+
+def parse_smooth_quant(text: str) -> SmoothQuant:
+    """Return "search", None for "off", or the number in `text`.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if text == "off":
+        return None
+    if text == "search":
+        return "search"
+    try:
+        return float(text)
+    except ValueError:
+        expected = f"a number from 0 to 1 or {did_you_mean(text, _WORDS)}"
+        raise ConfigError("smooth_quant", got=repr(text), expected=expected, remedy="0.5 is usual.") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +49,16 @@ class Int8Options:
         split_packed: give each part of a packed projection (q|k|v) a MatMul of its own: the same numbers, no Split.
     """
 
-    ranges: RangeMethod = "min-max"
+    ranges: Annotated[RangeMethod, Option("Ranges of int8 activations: min-max, percentile or mse.")] = "min-max"
     percentile: float = 99.99
-    smooth_quant: SmoothQuant = "search"
+    smooth_quant: Annotated[
+        SmoothQuant,
+        Option(
+            "Strength of SmoothQuant from 0 to 1, search (one for each MatMul) or off.",
+            parse=parse_smooth_quant,
+            text="search",
+        ),
+    ] = "search"
     centre: bool = True
     correct_bias: bool = True
     rounding: Literal["nearest", "compensated"] = "compensated"
@@ -72,20 +97,3 @@ class Int8Options:
 
 # Ranges and rounding alone: what ONNX Runtime's `quantize_static` computes, bit for bit.
 PLAIN: Final = Int8Options(smooth_quant=None, centre=False, correct_bias=False, rounding="nearest", split_packed=False)
-
-
-def parse_smooth_quant(text: str) -> SmoothQuant:
-    """Return "search", None for "off", or the number in `text`.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    if text == "off":
-        return None
-    if text == "search":
-        return "search"
-    try:
-        return float(text)
-    except ValueError:
-        expected = f"a number from 0 to 1 or {did_you_mean(text, _WORDS)}"
-        raise ConfigError("smooth_quant", got=repr(text), expected=expected, remedy="0.5 is usual.") from None

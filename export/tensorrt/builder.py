@@ -17,43 +17,13 @@ from rfedge.export.tensorrt.build_log import BuildLog, attach_log
 from rfedge.export.tensorrt.build_progress import PERMILLE, attach_progress
 from rfedge.export.tensorrt.engine_layers import EngineLayer, layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, constant_bytes, name_failure, parse_network
-from rfedge.export.tensorrt.prepare import PREPARATION
+from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.profiles import Profile
 from rfedge.nvidia.tensorrt import TensorRt
 
-__all__ = ["BuilderSettings", "BuiltEngine", "build_engine"]
+__all__ = ["BuiltEngine", "build_engine"]
 
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuilderSettings:
-    """Limits and choices of the builder; all of them are part of the cache key.
-
-    Attributes:
-        workspace_mib: scratch memory a layer may use while the engine runs; 0 leaves it to TensorRT (all there is).
-        builder_memory_mib: memory that trying out kernels may use; 0 leaves it to TensorRT.
-        optimization_level: 0 (quick build) to 5 (longest search); TensorRT's own default is 3.
-        tf32: let fp32 MatMuls round their inputs to 10 bits of mantissa. Off: fp32 then means fp32.
-    """
-
-    workspace_mib: int = 0
-    builder_memory_mib: int = 0
-    optimization_level: int = 3
-    tf32: bool = False
-
-    def key(self, profiles: Sequence[Profile]) -> dict[str, str | int | bool]:
-        """Return the part of the cache key that is not graph, weights or target."""
-        names = profiles[0] if profiles else ()
-        return {
-            "workspace_mib": self.workspace_mib,
-            "builder_memory_mib": self.builder_memory_mib,
-            "optimization_level": self.optimization_level,
-            "tf32": self.tf32,
-            "strongly_typed": True,
-            "preparation": PREPARATION,
-            **{f"steps_{name}": ",".join("/".join(map(str, profile[name])) for profile in profiles) for name in names},
-        }
 
 
 @dataclass(slots=True)

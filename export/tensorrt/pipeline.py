@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -36,39 +36,19 @@ from rfedge.bundle.engines import (
 from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
-from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_engine
+from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
+from rfedge.export.tensorrt.options import BuildOptions
 from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import load_graph, prepare_graph
 from rfedge.export.tensorrt.profiles import Profile, check_text_lengths, plan_profiles, text_lengths_of
 from rfedge.io.atomic import atomic_directory
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt
 
-__all__ = ["BuildOptions", "PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
+__all__ = ["PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
 
 _ALL: Final = "all"
 # (stage, steps done, steps in all); called at least once per engine that is built
 StageProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """What `rfedge build` was asked for.
-
-    Attributes:
-        target: "tensorrt" or "tensorrt-rtx".
-        ahead_of_time: compute capabilities to build for without the device; empty means this machine's GPU.
-        stage: one of the bundle's graphs ("backbone", "head"; in two stages "vision", "decoder", "head"), or "all".
-        settings: limits and choices of the builder.
-        text_lengths: numbers of tokens to build for, one optimisation profile each; without any, the longest alone.
-        overwrite: build again what is up to date.
-    """
-
-    target: str = "tensorrt"
-    ahead_of_time: tuple[int, ...] = ()
-    stage: str = "all"
-    settings: BuilderSettings = field(default_factory=BuilderSettings)
-    text_lengths: tuple[int, ...] = ()
-    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

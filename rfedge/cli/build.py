@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
+from rfedge.cli.options import plan_of, with_options
+from rfedge.export.tensorrt.options import BuildOptions
 
 if TYPE_CHECKING:
     from rfedge.export.tensorrt.pipeline import PlannedEngine, StageResult
@@ -15,56 +17,27 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 
+@with_options(BuildOptions)
 def build(
     bundle: Annotated[Path, typer.Argument(callback=bundle_folder, help="Bundle folder written by `rfedge export`.")],
-    target: Annotated[
-        str, typer.Option(help="tensorrt or tensorrt-rtx; without it tensorrt, and tensorrt-rtx with --aot.")
-    ] = "",
-    aot: Annotated[str, typer.Option(help="Build without the GPU, for these compute capabilities: sm86,sm89.")] = "",
-    stage: Annotated[str, typer.Option(help="backbone, head or all; in two stages vision, decoder, head or all.")] = "all",
-    text_lengths: Annotated[
-        str,
-        typer.Option(
-            help="Numbers of tokens to build for, 8,16,32: one static profile each in one engine; the longest text without."
-        ),
-    ] = "",
-    workspace_mib: Annotated[int, typer.Option(min=0, help="Scratch memory a layer may use at run time; 0: no limit.")] = 0,
-    builder_memory_mib: Annotated[int, typer.Option(min=0, help="Memory that trying kernels may use; 0: no limit.")] = 0,
-    optimization_level: Annotated[
-        int, typer.Option(min=0, max=5, help="0 is the quickest build, 5 the longest search for fast kernels.")
-    ] = 3,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 MatMuls round their inputs to TF32.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when an engine computes in float what the bundle holds in int8.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is up to date.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be built, write nothing.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    **given: Any,
 ) -> None:
     import sys
 
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
-    from rfedge.export.tensorrt.builder import BuilderSettings
-    from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle, open_target, plan_build
-    from rfedge.export.tensorrt.profiles import parse_text_lengths
-    from rfedge.nvidia.tensorrt import parse_compute_capabilities
+    from rfedge.export.tensorrt.pipeline import build_bundle, open_target, plan_build
 
-    options = BuildOptions(
-        target=target or ("tensorrt-rtx" if aot else "tensorrt"),
-        ahead_of_time=parse_compute_capabilities(aot) if aot else (),
-        stage=stage,
-        settings=BuilderSettings(
-            workspace_mib=workspace_mib,
-            builder_memory_mib=builder_memory_mib,
-            optimization_level=optimization_level,
-            tf32=tf32,
-        ),
-        text_lengths=parse_text_lengths(text_lengths) if text_lengths else (),
-        overwrite=overwrite,
-    )
+    is_ahead = bool(given["aot"])
+    fixed = {} if given["target"] or not is_ahead else {"target": "tensorrt-rtx"}
+    options = plan_of(BuildOptions, given, **fixed)
     if dry_run:
         from rfedge.bundle.artifact import load_bundle
 
@@ -73,7 +46,7 @@ def build(
     with kept_when_stopped(f"engines that were finished are in {bundle}"), stage_progress() as progress:
         results = build_bundle(bundle, options, progress=progress)
     _print_results(results, as_json=json)
-    if aot:
+    if is_ahead:
         print(
             "not for Jetson: TensorRT for RTX does not run there; on the board itself run `rfedge build BUNDLE`",
             file=sys.stderr if json else sys.stdout,

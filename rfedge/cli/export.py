@@ -3,78 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from rfedge.cli.options import plan_of, with_options
+from rfedge.export.options import ExportOptions
 
 __all__ = ["export"]
 
 
+@with_options(ExportOptions)
 def export(
     checkpoint: Annotated[
         Path, typer.Argument(help="Checkpoint folder written by `rfedge train` or `rfedge import`, or a shipped policy.")
     ],
     output: Annotated[Path, typer.Option(help="Bundle folder to write.")],
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="fp32, fp16, bf16, int8, int8-weight, int4-weight or mixed; with --stages two also one for each, such as "
-            "vision=fp16,decoder=int8."
-        ),
-    ] = "fp32",
-    stages: Annotated[
-        str,
-        typer.Option(
-            help="Graphs of the backbone: one, or two (cameras to latents; latents and instruction to the feature), which "
-            "can be built and loaded one at a time."
-        ),
-    ] = "one",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Demonstrations: calibration and proof; int8 and mixed need them. For a shipped policy scripted experts "
-            "collect some, once, if none are named."
-        ),
-    ] = None,
-    keep_float: Annotated[
-        str,
-        typer.Option(
-            help="Blocks that stay fp32: beginnings of their names, separated by commas; "
-            '"default" keeps the attention of queries to the cameras in fp32 for int8, in 8 bits for int4-weight; '
-            '"none" quantizes everything.'
-        ),
-    ] = "default",
-    ranges: Annotated[str, typer.Option(help="Ranges of int8 activations: min-max, percentile or mse.")] = "min-max",
-    smooth_quant: Annotated[
-        str, typer.Option(help="Strength of SmoothQuant from 0 to 1, search (one for each MatMul) or off.")
-    ] = "search",
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="How far mixed may move the action from fp32, such as action_error=0.01 (the largest; 1.0 is 20 mm or 0.05 "
-            "rad), action_p99_error or action_mean_error. What was measured is kept beside OUTPUT in OUTPUT.search."
-        ),
-    ] = None,
-    chart: Annotated[Path | None, typer.Option(help="Picture file: what int8 costs and saves in each block.")] = None,
-    instructions: Annotated[
-        str | None,
-        typer.Option(
-            help="The only sentences that the bundle shall know, instead of tokenizer and token table: a text file with one "
-            'a line, a .json list, or "data" for those of the demonstrations.'
-        ),
-    ] = None,
-    head_precision: Annotated[
-        str, typer.Option(help="int8 adds a head with int8 weights for CPUs, where reading them is what a head costs.")
-    ] = "fp32",
-    calibration_frames: Annotated[int, typer.Option(min=1, help="Frames that set int8 ranges and round weights.")] = 128,
-    parity_steps: Annotated[int, typer.Option(min=1, help="Steps of the proof rollout with carried state.")] = 64,
-    seed: Annotated[int, typer.Option(help="Draws calibration and proof frames.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write the bundle although it misses a threshold; its manifest says so.")
-    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every input and write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
+    **given: Any,
 ) -> None:
     import sys
     from dataclasses import replace
@@ -83,41 +30,26 @@ def export(
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.cli.show.tables import print_manifest
-    from rfedge.export.int8.options import Int8Options, parse_smooth_quant
-    from rfedge.export.int8.ranges import check_range_method
-    from rfedge.export.mixed.budget import parse_budget
     from rfedge.export.mixed.chart import can_draw, default_chart
-    from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint
+    from rfedge.export.pipeline import check_export, export_checkpoint
     from rfedge.policies import find_checkpoint, is_shipped
 
-    named = tuple(name.strip() for name in keep_float.split(",") if name.strip())
-    options = ExportOptions(
-        precision=precision,
-        stages=stages,
-        data=data,
-        keep_float=None if named == ("default",) else () if named == ("none",) else named,
-        int8=Int8Options(ranges=check_range_method(ranges), smooth_quant=parse_smooth_quant(smooth_quant)),
-        budget=None if budget is None else parse_budget(budget),
-        chart=default_chart(output) if precision == "mixed" and chart is None and can_draw() else chart,
-        instructions=instructions,
-        head_precision=head_precision,
-        num_calibration_frames=calibration_frames,
-        num_parity_steps=parity_steps,
-        seed=seed,
-        overwrite=overwrite,
-        force=force,
-    )
-    if precision == "mixed" and chart is None and not can_draw():
-        print("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", file=sys.stderr)
+    options = plan_of(ExportOptions, given)
+    is_mixed = options.precision == "mixed"
+    if is_mixed and options.chart is None:
+        if can_draw():
+            options = replace(options, chart=default_chart(output))
+        else:
+            print("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", file=sys.stderr)
     folder = find_checkpoint(checkpoint)
-    collects = data is None and is_shipped(checkpoint)
+    collects = options.data is None and is_shipped(checkpoint)
     if dry_run or collects:  # what is wrong is said before demonstrations are collected
         check_export(folder, output, options, data_follows=collects)
     if dry_run:
-        print(f"ready: {checkpoint} -> {output} in {precision}; nothing was written")
+        print(f"ready: {checkpoint} -> {output} in {options.precision}; nothing was written")
         return
     kept = f"nothing was written to {output}" + (
-        f"; what was measured is in {output}.search, the same command goes on" if precision == "mixed" else ""
+        f"; what was measured is in {output}.search, the same command goes on" if is_mixed else ""
     )
     with kept_when_stopped(kept), stage_progress() as progress:
         if collects:

@@ -1,6 +1,6 @@
 """Options of commands, made from the fields of the plans that they fill.
 
-A field is annotated with `rfedge.records.plan.Option`; `with_options` adds the option to a command and `build` makes the
+A field is annotated with `rfedge.records.plan.Option`; `with_options` adds the option to a command and `plan_of` makes the
 plan of what typer read. What a command alone needs it declares as a parameter, as typer does.
 """
 
@@ -20,17 +20,16 @@ from pydantic import BaseModel
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.records.plan import Option, Uses
 
-__all__ = ["AsJson", "DryRun", "build", "given_fields", "with_options"]
+__all__ = ["AsJson", "given_fields", "plan_of", "with_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P")
 _REQUIRED: Final = inspect.Parameter.empty
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
 
 
 def with_options(*plans: type[Any]) -> Callable[[F], F]:
-    """Return a decorator that adds the options of `plans` to a command, which receives them as `**given` for `build`."""
+    """Return a decorator that adds the options of `plans` to a command, which receives them as `**given` for `plan_of`."""
 
     def decorate(command: F) -> F:
         signature = inspect.signature(command, eval_str=True)
@@ -43,7 +42,7 @@ def with_options(*plans: type[Any]) -> Callable[[F], F]:
     return decorate
 
 
-def build(plan: type[P], given: Mapping[str, Any], **fixed: Any) -> P:
+def plan_of(plan: type[P], given: Mapping[str, Any], **fixed: Any) -> P:
     """Return the plan that a command line asks for.
 
     Args:
@@ -108,9 +107,7 @@ class _Flag:
 
     @property
     def _is_repeated(self) -> bool:
-        return (
-            get_origin(self.kind) is tuple and not self.option.commas and (self.option.parse is None or self.option.argument)
-        )
+        return get_origin(self.kind) is tuple and not self.option.commas and self.option.text is None
 
     def parameter(self) -> inspect.Parameter:
         """Return the parameter that typer reads."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rfedge.cli.options import AsJson, build, with_options
+from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.train.pretraining.config import PretrainConfig
 
 __all__ = ["pretrain"]
@@ -39,7 +39,7 @@ def pretrain(
         raise ConfigError("pretraining", got="no end", expected="--steps or --minutes", remedy=remedy)
     initial = Path(config) if config not in preset_names() and Path(config).is_dir() else None
     policy = preset(config) if initial is None else load_checkpoint(initial).config
-    plan = build(PretrainConfig, given, policy=with_vocabulary(policy, given["vocab_size"]), initial_checkpoint=initial)
+    plan = plan_of(PretrainConfig, given, policy=with_vocabulary(policy, given["vocab_size"]), initial_checkpoint=initial)
     stop = TrainingStop()
     with training_progress("pretraining") as (on_stage, on_step), stop_training_on_signals(stop):
         grammar = Grammar(sample_grammar, GRAMMAR_WORDS)

@@ -24,6 +24,7 @@ __all__ = [
     "BLOCKS",
     "CAMERAS",
     "CONTROL_HZ",
+    "ENVIRONMENTS",
     "ROBOT",
     "ROBOT_STATE_SIZE",
     "SCENE_STATE_SIZE",
@@ -233,6 +234,7 @@ _ENVIRONMENTS: Final = {
     "playtable": ("rfedge.envs.playtable.environment", "PlayTable"),
     "calvin": ("rfedge.envs.calvin.environment", "CalvinEnvironment"),
 }
+ENVIRONMENTS: Final = tuple(_ENVIRONMENTS)
 
 
 def make_environment(

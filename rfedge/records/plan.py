@@ -23,8 +23,8 @@ class Option:
         panel: of `--help`; the fields that follow are in it too, until another one begins.
         min, max: of a number.
         choices: names that the field takes, where its type does not say them.
-        parse: text -> the field's value; of a tuple that may be repeated, of each item.
-        text: the default as a user would type it, where `parse` makes something else of it.
+        parse: text -> the field's value; of a tuple, of each item, unless there is a `text`.
+        text: the default as a user would type it, where `parse` makes the whole value of it.
         commas: a tuple is one text, with commas between.
         optional: the command line does without it although the plan does not.
         argument: by its place, not by a name.

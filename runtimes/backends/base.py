@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from rfedge.config import PolicyConfig
 from rfedge.contract import GraphContract, GraphName, PolicyContract
 from rfedge.errors import ConfigError, ContractError, did_you_mean
+from rfedge.records.plan import Option
+from rfedge.runtimes.backends.ort_providers import PROVIDERS, parse_provider
 from rfedge.runtimes.policy.text import InstructionEncoder
 
 __all__ = [
@@ -62,16 +64,28 @@ class RuntimeSettings:
             memory, and a load in every call.
     """
 
-    threads: int = 0
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: Annotated[int, Option("Threads of the policy; 0 is all physical cores.")] = 0
+    providers: Annotated[
+        tuple[str, ...],
+        Option(
+            "Of onnxruntime: cpu, cuda, tensorrt or openvino.",
+            flag="--provider",
+            choices=tuple(PROVIDERS),
+            parse=parse_provider,
+            text="cpu",
+        ),
+    ] = ("CPUExecutionProvider",)
     optimization: str = "all"
-    spinning: str = "within-call"
+    spinning: Annotated[str, Option("onnxruntime workers: always, within-call or never.", choices=SPINNING)] = "within-call"
     check_inputs: bool = True
     verify: bool = True
     torch_dtype: str = "float32"
     torch_weights: str = "as-is"
     cuda_graph: bool = True
-    one_stage_at_a_time: bool = False
+    one_stage_at_a_time: Annotated[
+        bool,
+        Option("Of a backbone in two stages, load each for its call and free it before the next: least memory, slow."),
+    ] = False
 
     def __post_init__(self) -> None:
         """Refuse unknown names.

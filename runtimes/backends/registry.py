@@ -10,9 +10,10 @@ from typing import Final, cast
 from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 
-__all__ = ["DEFAULT_BACKEND", "backend_names", "open_parts"]
+__all__ = ["BACKENDS", "BACKEND_HELP", "DEFAULT_BACKEND", "open_parts"]
 
 DEFAULT_BACKEND: Final = "onnxruntime"
+BACKEND_HELP: Final = "onnxruntime, or where it is installed openvino, or tensorrt after `rfedge build`."
 # name -> (module, function(path, settings) -> PolicyParts, how to get what it imports)
 _BACKENDS: Final = {
     "onnxruntime": ("rfedge.runtimes.backends.ort", "open_bundle", "Install it: pip install onnxruntime."),
@@ -24,11 +25,7 @@ _BACKENDS: Final = {
         "Install the training extra: pip install 'rfedge[train]'.",
     ),
 }
-
-
-def backend_names() -> list[str]:
-    """Names accepted by `open_parts`."""
-    return list(_BACKENDS)
+BACKENDS: Final = tuple(_BACKENDS)
 
 
 def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyParts:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 from rfedge.errors import ConfigError, did_you_mean
+from rfedge.records.plan import Option
 
 __all__ = ["LATE_ACTIONS", "LatePolicy"]
 
@@ -23,13 +24,21 @@ class LatePolicy:
 
     Attributes:
         action: one of `LATE_ACTIONS`. Where nothing is there to be sent, "send" holds.
-        stop_after_misses: consecutive misses after which the run ends with zero motion; None never ends it.
-        max_repeats: consecutive steps that "repeat" repeats; then it holds.
+        stop_after_misses: None never ends the run.
     """
 
-    action: str = "send"
-    stop_after_misses: int | None = None
-    max_repeats: int = 5
+    action: Annotated[
+        str,
+        Option(
+            "What a missed step sends: send (its late action), hold (zero motion) or repeat (the last one).",
+            flag="--late",
+            choices=LATE_ACTIONS,
+        ),
+    ] = "send"
+    stop_after_misses: Annotated[
+        int | None, Option("Stop the robot and end with status 1 after this many misses in a row.")
+    ] = None
+    max_repeats: Annotated[int, Option("With --late repeat: hold after so many misses in a row.")] = 5
 
     def __post_init__(self) -> None:
         """Refuse unknown names.

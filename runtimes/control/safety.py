@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Annotated, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from rfedge.messages import (
     Observation,
     check_state,
 )
+from rfedge.records.plan import Option
 from rfedge.robot.rotations import rotation_vectors
 
 __all__ = [
@@ -110,12 +111,22 @@ class SafetyLimits:
         min_gripper_steps: control steps that the gripper stays opened or closed before it may change again.
     """
 
-    max_step_m: float | None = None
-    max_step_rad: float | None = None
-    workspace: Workspace | None = None
+    max_step_m: Annotated[
+        float | None, Option("Longest translation of a control step in metres; longer ones are shortened.")
+    ] = None
+    max_step_rad: Annotated[float | None, Option("The same for the rotation in radians.")] = None
+    workspace: Annotated[
+        Workspace | None,
+        Option("Box in the world frame the tool stays in: XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX in metres.", parse=Workspace.parse),
+    ] = None
     adds_up: bool = True
-    max_pose_jump_m: float | None = None
-    min_gripper_steps: int | None = None
+    max_pose_jump_m: Annotated[
+        float | None,
+        Option("End the run when the reported tool jumps further than this beyond what was sent, in metres."),
+    ] = None
+    min_gripper_steps: Annotated[
+        int | None, Option("Control steps that the gripper stays opened or closed before it may change again.")
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse limits that allow nothing.

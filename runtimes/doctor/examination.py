@@ -14,7 +14,7 @@ from rfedge.machine.jetson import Jetson, probe_jetson
 from rfedge.machine.memory import Memory, probe_memory
 from rfedge.machine.probing import Probed, probe
 from rfedge.machine.processor import Processor, probe_processor
-from rfedge.runtimes.backends.registry import backend_names
+from rfedge.runtimes.backends.registry import BACKENDS
 from rfedge.runtimes.doctor.precisions import Machine, PrecisionVerdict, judge_precisions
 from rfedge.runtimes.doctor.software import (
     RTX_MODULE,
@@ -124,7 +124,7 @@ def examine(on_probe: Callable[[str, int, int], None] = lambda *_: None) -> Exam
         jetson=found["jetson"].value,
         onnxruntime=found["onnxruntime"].value,
         tensorrt=found["tensorrt"].value,
-        backends=tuple(backend_names()),
+        backends=BACKENDS,
         bitsandbytes=found.pop("bitsandbytes"),
     )
     return Examination(**found, precisions=tuple(judge_precisions(machine, PRECISIONS)))

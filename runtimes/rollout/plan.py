@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from rfedge.envs.looks import Looks, Renderer
+from rfedge.envs.interface import ENVIRONMENTS
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 from rfedge.errors import ConfigError
-from rfedge.records.plan import check_least
+from rfedge.policies import find_bundle
+from rfedge.records.plan import Option, Uses, check_least
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
+from rfedge.runtimes.backends.registry import BACKEND_HELP, BACKENDS, DEFAULT_BACKEND
+from rfedge.runtimes.control.controllers import MODES
 from rfedge.runtimes.control.lateness import LatePolicy
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.safety import SafetyLimits
@@ -24,16 +28,25 @@ class ServerAddress:
     """A `rfedge serve` somewhere.
 
     Attributes:
-        url: ws://HOST:PORT or wss://HOST:PORT.
-        deadline_ms: longest wait for an action.
         token: what the server asks for, or None.
-        certificate: PEM file of the authority that signed the server's certificate; None for the system's.
+        certificate: None for the system's.
     """
 
-    url: str
-    deadline_ms: float = 1000.0
+    url: Annotated[
+        str,
+        Option(
+            "Ask a `rfedge serve` at ws://HOST:PORT or wss://HOST:PORT instead of a bundle; holds the rate, and holds "
+            "the robot while the server is away. Token: --server-token-file or $RFEDGE_SERVER_TOKEN.",
+            flag="--server",
+            optional=True,
+        ),
+    ]
+    deadline_ms: Annotated[float, Option("Longest wait for an action of the server.", flag="--server-deadline-ms")] = 1000.0
     token: str | None = field(default=None, repr=False)
-    certificate: Path | None = None
+    certificate: Annotated[
+        Path | None,
+        Option("PEM certificate of who signed the server's; default the system's.", flag="--server-certificate"),
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse a deadline that nobody can meet.
@@ -49,61 +62,100 @@ class ServerAddress:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """What to run; the fields are the flags of `rfedge run`.
+    """What to run.
 
     Attributes:
         bundle, server: where the policy is, one of the two; a run with a server always holds the rate.
         mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
-        ensemble: decay of a temporal ensemble, or None.
+        ensemble: see `rfedge.runtimes.control.ensembling`.
         looks, renderer: see `make_environment`.
         task, instruction: at least one of them; see `rfedge.runtimes.rollout.episode.choose_goal`.
-        seed: of the first episode's start, see `rfedge.envs.experts.prepare_start`; the next have seed + 1, seed + 2, ...
-        realtime: hold the control rate; overlapped mode and a `rate_hz` mean it anyway.
-        rate_hz: control steps per second; None is the policy's own times `speed`, and another one is refused.
-        speed: share of the policy's own rate, for slow or fast motion on the wall clock.
-        realtime_priority: of the control loop's thread, see `rfedge.runtimes.control.scheduling`; None is ordinary.
-        late: what happens on a missed step; there are none unless a rate is held.
-        stop_after_frozen: the run ends when a camera has repeated its picture in so many frames in a row; None goes on.
-        limits: what the actions are held to.
-        backbone_deadline_ms: the robot is stopped when an inference takes longer; None is the step's deadline.
-        step_deadline_ms: the same of a whole control step; None is two seconds beyond what an inference may take, where a
-            rate is held or the backbone has a deadline, and else no limit.
-        video: where to write what the cameras saw, or None.
-        record: where to write every step, or None; `record_frames` writes the frames beside it.
-        rerun: where to write the same for the Rerun viewer, or None.
-        resources: sample memory, power and temperature beside the run, loading included.
+        realtime: overlapped mode and a `rate_hz` mean it anyway.
+        late: there are no missed steps unless a rate is held.
+        step_deadline_ms: without a rate and a deadline of the backbone, None is no limit.
+        resources: of all of it, loading included.
     """
 
-    bundle: Path | None = None
-    mode: str | None = None
-    execute_steps: int | None = None
-    ensemble: float | None = None
-    env: str = "playtable"
-    scene: str = "D"
-    looks: Looks | None = None
-    renderer: Renderer | None = None
-    task: str | None = None
-    instruction: str | None = None
-    episodes: int = 1
-    max_steps: int = MAX_STEPS
-    seed: int = 0
-    realtime: bool = False
-    rate_hz: float | None = None
-    speed: float = 1.0
-    realtime_priority: int | None = None
-    late: LatePolicy = field(default_factory=LatePolicy)
-    stop_after_frozen: int | None = None
-    limits: SafetyLimits = field(default_factory=SafetyLimits)
-    backbone_deadline_ms: float | None = None
-    step_deadline_ms: float | None = None
-    video: Path | None = None
-    record: Path | None = None
-    record_frames: bool = False
-    rerun: Path | None = None
-    resources: bool = False
-    settings: RuntimeSettings = field(default_factory=RuntimeSettings)
-    backend: str = DEFAULT_BACKEND
-    server: ServerAddress | None = None
+    bundle: Annotated[
+        Path | None,
+        Option(
+            "Folder written by `rfedge export`, or a shipped policy's name; without one, the one for the mode.",
+            argument=True,
+            parse=find_bundle,
+        ),
+    ] = None
+    env: Annotated[
+        str, Option("playtable, or calvin where calvin_env is installed.", panel="World and task", choices=ENVIRONMENTS)
+    ] = "playtable"
+    scene: Annotated[str, Option("Table layout, A to D.")] = "D"
+    looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None
+    renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
+    task: Annotated[str | None, Option("Task to do and to judge, for instance open_drawer.")] = None
+    instruction: Annotated[str | None, Option("Words for the policy; judged if they describe a known task.")] = None
+    episodes: Annotated[int, Option("Episodes, with seeds SEED, SEED + 1, ...")] = 1
+    max_steps: Annotated[int, Option("Control steps per episode.")] = MAX_STEPS
+    seed: Annotated[int, Option("Number of the first episode's start: those of `bench success --single-tasks`.")] = 0
+    mode: Annotated[
+        str | None,
+        Option(
+            "closed-loop, open-loop, jump-step or overlapped; default: as the policy was trained.",
+            panel="Policy",
+            choices=MODES,
+        ),
+    ] = None
+    execute_steps: Annotated[
+        int | None,
+        Option(
+            "Actions played per inference; default: as the policy was trained, the whole chunk with --mode open-loop. "
+            "Overlapped: least number of steps between two frames."
+        ),
+    ] = None
+    ensemble: Annotated[
+        float | None,
+        Option("Play the weighted mean of overlapping chunks; decay of the weights, 0.01 in ACT, below 0: newer first."),
+    ] = None
+    backend: Annotated[str, Option(BACKEND_HELP, choices=BACKENDS)] = DEFAULT_BACKEND
+    settings: Annotated[RuntimeSettings, Uses("threads", "providers", "one_stage_at_a_time")] = field(
+        default_factory=RuntimeSettings
+    )
+    server: Annotated[ServerAddress | None, Uses()] = None
+    realtime: Annotated[bool, Option("Hold the control rate on the wall clock.", panel="Control rate")] = False
+    rate_hz: Annotated[
+        float | None, Option("Hold this rate, which must be the policy's own times --speed; the default is.")
+    ] = None
+    speed: Annotated[
+        float, Option("Share of the policy's own rate to hold, 0.2 for a first run in slow motion.", min=1e-3)
+    ] = 1.0
+    realtime_priority: Annotated[
+        int | None,
+        Option("With a rate: schedule the control loop before ordinary programs, 1 to 97; needs the right to."),
+    ] = None
+    late: Annotated[LatePolicy, Uses()] = field(default_factory=LatePolicy)
+    backbone_deadline_ms: Annotated[
+        float | None,
+        Option("Stop the robot and end with status 1 when an inference takes longer.", panel="Safety"),
+    ] = None
+    step_deadline_ms: Annotated[
+        float | None,
+        Option(
+            "The same for a whole control step, camera and robot included; default, where a rate is held or the "
+            "backbone has a deadline, two seconds more than an inference may take."
+        ),
+    ] = None
+    stop_after_frozen: Annotated[
+        int | None,
+        Option("Stop the robot and end with status 1 after so many frames in a row in which a camera repeats its picture."),
+    ] = None
+    limits: Annotated[
+        SafetyLimits, Uses("max_step_m", "max_step_rad", "workspace", "max_pose_jump_m", "min_gripper_steps")
+    ] = field(default_factory=SafetyLimits)
+    video: Annotated[Path | None, Option("Write what the cameras saw to this .gif or .mp4.", panel="Output")] = None
+    record: Annotated[Path | None, Option("Write every step to this file, one JSON line each.")] = None
+    record_frames: Annotated[bool, Option("With --record: write a frame of every step beside it, FILE.frames/.")] = False
+    rerun: Annotated[Path | None, Option("Write frames, actions and ages to this .rrd file for the Rerun viewer.")] = None
+    resources: Annotated[bool, Option("Sample memory, power and temperature beside the run, the simulator included.")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         """Refuse a plan that runs nothing or asks for what it cannot have.

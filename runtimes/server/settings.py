@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 from rfedge.errors import ConfigError
+from rfedge.records.plan import Option
 
 __all__ = ["DEFAULT_PORT", "ServerSettings"]
 
@@ -15,34 +16,42 @@ DEFAULT_PORT: Final = 8000  # openpi's
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """The fields are the flags of `rfedge serve`.
+    """What `rfedge serve` was asked for.
 
     Attributes:
-        port: 0 lets the system choose.
-        deadline_ms: a request that waits longer for its turn gets an error instead of an action for an old frame.
-        max_connections: open websockets; further ones are refused with 503.
-        max_message_bytes: of one message from a client.
-        max_instruction_characters: of `prompt`.
-        idle_timeout_s: a client that asks nothing for so long is disconnected; None keeps one that answers pings.
+        resize: else images of other sizes are refused.
         handshake_timeout_s: a client gets so long from TCP connection to websocket.
         send_timeout_s: a client gets so long to read an answer.
         hung_after_s: /healthz says 503 when one policy call takes longer.
-        resize: bring images of other sizes to the policy's by its own camera geometry; else they are refused.
-        allowed_hosts: names besides loopback ones that a request may ask for, where a loopback address is listened on.
     """
 
-    host: str = "127.0.0.1"
-    port: int = DEFAULT_PORT
-    deadline_ms: float = 1000.0
-    max_connections: int = 128
-    max_message_bytes: int = 1 << 21  # two pictures of 480 x 640
-    max_instruction_characters: int = 512
-    idle_timeout_s: float | None = None
+    host: Annotated[
+        str, Option("Address to listen on; beyond this machine only with a token.", panel="Address and access")
+    ] = "127.0.0.1"
+    port: Annotated[int, Option("TCP port; 0 lets the system choose.")] = DEFAULT_PORT
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Option(
+            "Name by which clients may ask for a server that listens on loopback, such as a proxy's; repeatable.",
+            flag="--allow-host",
+            parse=str.lower,
+        ),
+    ] = ()
+    deadline_ms: Annotated[
+        float, Option("A request that waits longer gets an error, not an old action.", panel="Limits")
+    ] = 1000.0
+    max_connections: Annotated[int, Option("Websockets open at a time.")] = 128
+    max_message_bytes: Annotated[int, Option("Size of one message from a client.")] = 1 << 21  # two pictures of 480 x 640
+    max_instruction_characters: Annotated[int, Option("Length of an instruction.")] = 512
+    idle_timeout_s: Annotated[
+        float | None, Option("Disconnect a client that asks nothing for so long; by default none that lives.")
+    ] = None
     handshake_timeout_s: float = 5.0
     send_timeout_s: float = 5.0
     hung_after_s: float = 60.0
-    resize: bool = False
-    allowed_hosts: tuple[str, ...] = ()
+    resize: Annotated[bool, Option("Bring images of other sizes to the policy's, by its own geometry.", panel="Policy")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         """Refuse numbers that allow nothing.

@@ -23,7 +23,8 @@ from rfedge.cli.app import app
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.mixed.budget import Budget
-from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.model import checkpoint_sha256
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 from tests.benchmarks.joint_world import joint_chains

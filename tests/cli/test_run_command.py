@@ -182,7 +182,7 @@ def test_a_missing_record_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
         ((), "rfedge: goal: got neither, expected --task or --instruction. Pass --task open_drawer, for instance."),
         (("playtable-jump-stop", "--task", "open_drawer"), "rfedge: bundle playtable-jump-stop: got no folder"),
         (("b", "--workspace", "1,2"), "rfedge: workspace: got '1,2', expected six numbers in metres."),
-        (("b", "--late", "never"), "rfedge: late: got 'never', expected one of send, hold, repeat"),
+        (("b", "--late", "never"), "rfedge: --late: got 'never', expected one of send, hold, repeat"),
     ],
 )
 def test_mistakes_are_one_line(arguments: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from rfedge.data import CalvinDataset
 from rfedge.data.conversion import ConversionOptions, convert_dataset
-from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.messages import Observation
 from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_about, rotation_vector
 from rfedge.runtimes import EdgePolicy, RuntimeSettings

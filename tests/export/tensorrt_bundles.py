@@ -20,8 +20,8 @@ from rfedge.config import PolicyConfig, preset
 from rfedge.contract import GraphContract, TensorSpec, policy_contract
 from rfedge.errors import BackendUnavailableError
 from rfedge.export.quantize import quantize_int8
-from rfedge.export.tensorrt.builder import BuilderSettings
-from rfedge.export.tensorrt.pipeline import BuildOptions, StageResult, build_bundle
+from rfedge.export.tensorrt.options import BuilderSettings, BuildOptions
+from rfedge.export.tensorrt.pipeline import StageResult, build_bundle
 from rfedge.export.trace import trace_backbone
 from rfedge.model import build_policy
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt

@@ -10,8 +10,9 @@ import pytest
 from rfedge.config import head_of_kind, preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError
+from rfedge.export.options import ExportOptions
 from rfedge.export.passes.standard import apply_passes, head_passes
-from rfedge.export.pipeline import ExportOptions, export_checkpoint, verify_parity
+from rfedge.export.pipeline import export_checkpoint, verify_parity
 from rfedge.export.precisions.dynamic_head import quantize_head
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.export.trace import trace_head

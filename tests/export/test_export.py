@@ -18,7 +18,8 @@ import torch
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
-from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint, verify_parity
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import check_export, export_checkpoint, verify_parity
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.messages import Observation

@@ -7,7 +7,8 @@ import pytest
 
 from rfedge.data import CalvinDataset
 from rfedge.errors import ContractError
-from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.messages import Observation
 from rfedge.runtimes import EdgePolicy
 from tests.export.conftest import write_checkpoint

@@ -34,7 +34,8 @@ NAMES = ["fp16", "bf16", "int8-weight", "int4-weight", "int8-weight in fp16", "i
 def test_an_engine_for_sm89(
     make: Callable[..., Any], options: dict[str, str], bytes_per_weight: float, tmp_path: Path
 ) -> None:
-    from rfedge.export.tensorrt.builder import BuilderSettings, build_engine
+    from rfedge.export.tensorrt.builder import build_engine
+    from rfedge.export.tensorrt.options import BuilderSettings
     from rfedge.export.tensorrt.precision_support import check_precisions
     from rfedge.export.tensorrt.prepare import prepare_graph
     from rfedge.nvidia.tensorrt import load_tensorrt

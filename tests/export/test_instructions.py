@@ -21,7 +21,8 @@ from rfedge.config import DecoderConfig, Precision
 from rfedge.errors import ArtifactError, ConfigError, ContractError
 from rfedge.export import embedding
 from rfedge.export.instructions import choose_sentences, write_language
-from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.language.instructions import MAX_SENTENCES, InstructionTable, write_instruction_table
 from rfedge.messages import Observation
 from rfedge.model import Checkpoint, load_checkpoint

@@ -12,7 +12,8 @@ from rfedge.cli.app import app
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.record import SearchRecord
-from rfedge.export.pipeline import ExportOptions, check_export, export_checkpoint, verify_parity
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import check_export, export_checkpoint, verify_parity
 from rfedge.export.thresholds import STORAGE_ERROR, THRESHOLDS, mixed_thresholds
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.ort import effective_precision, open_bundle

@@ -8,7 +8,8 @@ import pytest
 
 from rfedge.config import PRECISIONS
 from rfedge.errors import ConfigError
-from rfedge.export.pipeline import ExportOptions, check_export
+from rfedge.export.options import ExportOptions
+from rfedge.export.pipeline import check_export
 from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, loosest_thresholds
 
 MIXED = "vision=fp16,decoder=int8"

@@ -9,7 +9,8 @@ import pytest
 from rfedge.bundle.artifact import load_bundle
 from rfedge.bundle.engines import TIMING_CACHE_NAME, find_engine
 from rfedge.errors import BackendUnavailableError
-from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle
+from rfedge.export.tensorrt.options import BuildOptions
+from rfedge.export.tensorrt.pipeline import build_bundle
 from rfedge.nvidia.tensorrt import TARGETS, TensorRt, load_tensorrt
 from tests.export.tensorrt_bundles import PRECISIONS, write_tiny_bundles
 

@@ -18,7 +18,8 @@ from rfedge.config import VisionConfig
 from rfedge.errors import ConfigError, ExportError
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
-from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_engine
+from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
+from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import cast_bytes_first, load_graph, prepare_graph
 from rfedge.model.vision import VisionBlock

@@ -18,8 +18,8 @@ from rfedge.config import head_of_kind
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, ContractError
 from rfedge.export.tensorrt.audit import audit_engine
-from rfedge.export.tensorrt.builder import BuilderSettings
 from rfedge.export.tensorrt.engine_layers import EngineLayer, Operand
+from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.profiles import check_text_lengths, parse_text_lengths, plan_profiles, text_lengths_of
 from rfedge.language.instructions import write_instruction_table
 from tests.export.tensorrt_bundles import load_rtx, small_graph

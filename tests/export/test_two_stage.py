@@ -22,10 +22,11 @@ from rfedge.contract import GraphContract, policy_contract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, ExportError
 from rfedge.export import graphs, stage_graph
+from rfedge.export.options import ExportOptions
 from rfedge.export.parity import backbone_call, graph_call
 from rfedge.export.passes.split_stages import split_stages
 from rfedge.export.passes.standard import apply_passes
-from rfedge.export.pipeline import ExportOptions, export_checkpoint, verify_parity
+from rfedge.export.pipeline import export_checkpoint, verify_parity
 from rfedge.export.proof import open_frames
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.stage_graph import graph_to_prove, share_keep_float

@@ -18,8 +18,9 @@ from rfedge.bundle.artifact import load_bundle
 from rfedge.bundle.int8_kernels import _PROBE, int8_saturates
 from rfedge.config import preset
 from rfedge.envs import make_environment
+from rfedge.export.options import ExportOptions
 from rfedge.export.parity import graph_call
-from rfedge.export.pipeline import ExportOptions, export_checkpoint
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.policies import find_bundle
 from rfedge.runtimes.doctor.software import probe_onnxruntime
 from tests.export.conftest import demonstrations, write_checkpoint  # noqa: F401

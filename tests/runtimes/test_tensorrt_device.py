@@ -14,7 +14,8 @@ import pytest
 from rfedge.bundle.artifact import load_bundle
 from rfedge.config import preset
 from rfedge.errors import BackendUnavailableError
-from rfedge.export.tensorrt.pipeline import BuildOptions, build_bundle
+from rfedge.export.tensorrt.options import BuildOptions
+from rfedge.export.tensorrt.pipeline import build_bundle
 from rfedge.machine.power.nvml import NvmlSource
 from rfedge.messages import Observation
 from rfedge.nvidia.device import read_cuda_device

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rfedge.cli.bundle_names import bundle_folder, checkpoint_folder
+from rfedge.benchmarks.latency import run as library
+from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.cli.show.resource_tables import print_resources
 
 if TYPE_CHECKING:
@@ -18,66 +19,22 @@ if TYPE_CHECKING:
 __all__ = ["latency"]
 
 
+@with_options(library.LatencyPlan)
 def latency(
-    bundles: Annotated[
-        list[Path],
-        typer.Argument(
-            callback=bundle_folder, help="Bundle folders or shipped policies; the first is also the noise floor."
-        ),
-    ],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(callback=checkpoint_folder, help="Compare with this checkpoint or shipped policy in PyTorch."),
+    data: Annotated[
+        Path | None, typer.Option(help="Take frames from this CALVIN dataset, not from noise.", rich_help_panel="Calls")
     ] = None,
-    execute_steps: Annotated[
-        int | None, typer.Option(help="Control steps that one policy call serves; default: as the first one was trained.")
-    ] = None,
-    warmup: Annotated[int, typer.Option(help="Untimed calls per variant.")] = 20,
-    iterations: Annotated[int, typer.Option(help="Timed calls per variant.")] = 200,
-    settle_ms: Annotated[float, typer.Option(help="Untimed pause before each call, for other threads to sleep.")] = 20.0,
-    threads: Annotated[int, typer.Option(help="Threads of every variant; 0 is each backend's own choice.")] = 2,
-    spinning: Annotated[str, typer.Option(help="onnxruntime workers: always, within-call or never.")] = "within-call",
-    seed: Annotated[int, typer.Option(help="Seed of inputs, order and bootstrap.")] = 0,
-    instruction: Annotated[str, typer.Option(help="Instruction of every call.")] = "pull the handle to open the drawer",
-    data: Annotated[Path | None, typer.Option(help="Take frames from this CALVIN dataset, not from noise.")] = None,
     assert_faster: Annotated[bool, typer.Option("--assert-faster", help="Fail unless int8 < fp32 < PyTorch.")] = False,
-    backend: Annotated[str, typer.Option(help="What runs the bundles: onnxruntime, openvino or tensorrt.")] = "onnxruntime",
-    provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda, tensorrt or openvino.")] = "cpu",
-    realtime_priority: Annotated[
-        int | None,
-        typer.Option(
-            help="Schedule all threads before ordinary programs, 1 to 97: the noise of a shared machine goes down."
-        ),
-    ] = None,
-    resource_seconds: Annotated[
-        float,
-        typer.Option(help="Then call each variant in a row for so long and sample memory, power, temperature; 0 does not."),
-    ] = 0.0,
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+    as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     from rich.console import Console
 
-    from rfedge.benchmarks.latency import run as library
     from rfedge.cli.show.progress import round_progress
     from rfedge.cli.show.reports import write_report
-    from rfedge.runtimes import RuntimeSettings
-    from rfedge.runtimes.backends.ort_providers import parse_provider
 
-    plan = library.LatencyPlan(
-        bundles=tuple(bundles),
-        checkpoint=checkpoint,
-        instruction=instruction,
-        execute_steps=execute_steps,
-        warmup=warmup,
-        iterations=iterations,
-        settle_ms=settle_ms,
-        seed=seed,
-        settings=RuntimeSettings(threads=threads, spinning=spinning, providers=parse_provider(provider)),
-        backend=backend,
-        realtime_priority=realtime_priority,
-        resource_seconds=resource_seconds,
-    )
+    plan = plan_of(library.LatencyPlan, given)
     observations = None if data is None else library.dataset_observations(data)
     inputs = "seeded noise" if data is None else f"dataset {data}"
     with round_progress() as on_round:

@@ -1,0 +1,108 @@
+"""What `rfedge export` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+from rfedge.export.int8.options import Int8Options
+from rfedge.export.mixed.budget import Budget, parse_budget
+from rfedge.records.plan import Option, Uses
+
+__all__ = ["HEAD_PRECISIONS", "STAGES", "ExportOptions"]
+
+STAGES: Final = ("one", "two")
+HEAD_PRECISIONS: Final = ("fp32", "int8")
+
+
+def _parse_keep_float(text: str) -> tuple[str, ...] | None:
+    named = tuple(name.strip() for name in text.split(",") if name.strip())
+    return None if named == ("default",) else () if named == ("none",) else named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What to write, and how it is proven.
+
+    Attributes:
+        precision: one of `rfedge.config.PRECISIONS`; with two stages also one for each: "vision=fp16,decoder=int8".
+        data: int8-weight and int4-weight round by it too; the proof uses it when given.
+        keep_float: blocks or modules, `*` for anything; None leaves it to the precision: for int8 the few MatMuls that cost
+            most accuracy and least time (`QUERY_ATTENTION`), for int4-weight none, with 8 bits for those MatMuls, for
+            others none.
+        int8: how ranges are chosen and weights rounded.
+        instructions: see `rfedge.export.instructions`; None for any words.
+        data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
+        num_parity_steps: over all its episodes.
+        seed: of the proof's inputs too, without `data`.
+    """
+
+    precision: Annotated[
+        str,
+        Option(
+            "fp32, fp16, bf16, int8, int8-weight, int4-weight or mixed; with --stages two also one for each, such as "
+            "vision=fp16,decoder=int8.",
+            panel="Graphs",
+        ),
+    ] = "fp32"
+    stages: Annotated[
+        str,
+        Option(
+            "Graphs of the backbone: one, or two (cameras to latents; latents and instruction to the feature), which "
+            "can be built and loaded one at a time.",
+            choices=STAGES,
+        ),
+    ] = "one"
+    head_precision: Annotated[
+        str,
+        Option(
+            "int8 adds a head with int8 weights for CPUs, where reading them is what a head costs.", choices=HEAD_PRECISIONS
+        ),
+    ] = "fp32"
+    keep_float: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "Blocks that stay fp32: beginnings of their names, separated by commas; "
+            '"default" keeps the attention of queries to the cameras in fp32 for int8, in 8 bits for int4-weight; '
+            '"none" quantizes everything.',
+            parse=_parse_keep_float,
+            text="default",
+        ),
+    ] = None
+    instructions: Annotated[
+        str | None,
+        Option(
+            "The only sentences that the bundle shall know, instead of tokenizer and token table: a text file with one "
+            'a line, a .json list, or "data" for those of the demonstrations.'
+        ),
+    ] = None
+    data: Annotated[
+        Path | None,
+        Option(
+            "Demonstrations: calibration and proof; int8 and mixed need them. For a shipped policy scripted experts "
+            "collect some, once, if none are named.",
+            panel="Calibration and proof",
+        ),
+    ] = None
+    data_description: str | None = None
+    num_calibration_frames: Annotated[
+        int, Option("Frames that set int8 ranges and round weights.", flag="--calibration-frames", min=1)
+    ] = 128
+    int8: Annotated[Int8Options, Uses("ranges", "smooth_quant")] = field(default_factory=Int8Options)
+    num_parity_steps: Annotated[
+        int, Option("Steps of the proof rollout with carried state.", flag="--parity-steps", min=1)
+    ] = 64
+    seed: Annotated[int, Option("Draws calibration and proof frames.")] = 0
+    force: Annotated[bool, Option("Write the bundle although it misses a threshold; its manifest says so.")] = False
+    budget: Annotated[
+        Budget | None,
+        Option(
+            "How far mixed may move the action from fp32, such as action_error=0.01 (the largest; 1.0 is 20 mm or 0.05 "
+            "rad), action_p99_error or action_mean_error. What was measured is kept beside OUTPUT in OUTPUT.search.",
+            panel="Mixed precision",
+            parse=parse_budget,
+        ),
+    ] = None
+    chart: Annotated[Path | None, Option("Picture file: what int8 costs and saves in each block.")] = None
+    overwrite: Annotated[bool, Option("Replace an existing bundle.", panel="Output")] = False
