@@ -110,8 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = app(args=arguments, standalone_mode=False)
     except RfedgeError as error:
-        if _speaks_for_all():
-            print(f"rfedge: {_one_line(error)}", file=sys.stderr)
+        _tell(error, _one_line(error))
         sys.exit(1 if isinstance(error, GateError) else 2)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
@@ -124,11 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
         sys.exit(2)
     except _ClickException as error:
-        if _speaks_for_all():
-            if "embedded null" in (text := error.format_message()):  # by some versions of typer, others let it through
-                print(f"rfedge: {_one_line(text)}. Leave the NUL character out.", file=sys.stderr)
-            else:
-                error.show()
+        if "embedded null" in (text := error.format_message()):  # by some versions of typer, others let it through
+            _tell(error, f"{_one_line(text)}. Leave the NUL character out.")
+        else:
+            _tell(error)
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         print("rfedge: stopped", file=sys.stderr)
@@ -139,8 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if (text := _machine_s_fault(error)) is None:
             raise
-        if _speaks_for_all():
-            print(f"rfedge: {_one_line(text)}", file=sys.stderr)
+        _tell(error, _one_line(text))
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -162,15 +159,19 @@ def _machine_s_fault(error: Exception) -> str | None:
     return None if translated is None else str(translated)
 
 
-def _speaks_for_all() -> bool:
-    """Whether this process tells an error: of several that torchrun started, the first to meet it does."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return True
-    try:
-        from rfedge.train.distributed import is_first_to_report
-    except ImportError:  # without PyTorch there is but one process, whatever started it
-        return True
-    return is_first_to_report()
+def _tell(error: Exception, text: str | None = None) -> None:
+    """Print a user's error, by default as typer shows it.
+
+    Of processes that torchrun started the first prints; the others leave torchrun a record to show.
+    """
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+        ErrorHandler().record_exception(error)
+    elif text is not None:
+        print(f"rfedge: {text}", file=sys.stderr)
+    elif isinstance(error, _ClickException):
+        error.show()
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def write_checkpoint(
         config: of the policy.
         specs: every tensor of `RoboFlamingo(config).state_dict()`.
         read: returns one of them.
-        on_bytes: called with the size of each tensor once it is written.
+        on_bytes: called with the size of each tensor once it is read.
 
     Raises:
         ArtifactError: `directory` exists and `overwrite` is false.

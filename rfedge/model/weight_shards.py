@@ -1,7 +1,7 @@
 """Weights on disk: one model.safetensors, or shards with an index in the layout that Hugging Face reads.
 
-Written tensor by tensor, so that a model larger than the memory can be stored; read as views of the mapped files, so
-that a tensor costs memory when it is first used. Format: a header of JSON, then the tensors' bytes one after another.
+Written shard by shard, so that a model larger than the memory can be stored; read as views of the mapped files, so
+that a tensor costs memory when it is first used.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
@@ -22,21 +22,8 @@ __all__ = ["INDEX_NAME", "MAX_SHARD_BYTES", "WEIGHTS_NAME", "TensorSpec", "read_
 
 WEIGHTS_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
-MAX_SHARD_BYTES: Final = 2_000_000_000
+MAX_SHARD_BYTES: Final = 500_000_000  # one of them is in memory while it is written
 _REMEDY: Final = "Copy the checkpoint again."
-
-_DTYPE_NAMES: Final = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class TensorSpec(NamedTuple):
@@ -65,7 +52,7 @@ def write_weights(
         specs: what to store, in this order.
         read: returns one tensor; it is asked once for each name and its result is not kept.
         max_shard_bytes: a file grows no further than this; a single larger tensor gets a file of its own.
-        on_bytes: called with the size of each tensor once it is written.
+        on_bytes: called with the size of each tensor once it is read.
 
     Raises:
         ValueError: `read` returns another dtype or shape than was announced.
@@ -103,29 +90,14 @@ def _write_file(
     read: Callable[[str], torch.Tensor],
     on_bytes: Callable[[int], None],
 ) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    # Wide dtypes first keeps every tensor aligned to its own element, as readers that map the file expect.
-    names = sorted(names, key=lambda name: -specs[name].dtype.itemsize)
+    tensors: dict[str, torch.Tensor] = {}
     for name in names:
-        spec = specs[name]
-        header[name] = {
-            "dtype": _DTYPE_NAMES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [offset, offset + spec.size_bytes],
-        }
-        offset += spec.size_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            tensor = read(name).detach()
-            if TensorSpec(tensor.dtype, tuple(tensor.shape)) != specs[name]:
-                raise ValueError(f"{name}: got {tensor.dtype} {tuple(tensor.shape)}, expected {specs[name]}")
-            if tensor.numel():
-                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            on_bytes(specs[name].size_bytes)
+        tensor = read(name).detach()
+        if TensorSpec(tensor.dtype, tuple(tensor.shape)) != specs[name]:
+            raise ValueError(f"{name}: got {tensor.dtype} {tuple(tensor.shape)}, expected {specs[name]}")
+        tensors[name] = tensor.contiguous()
+        on_bytes(specs[name].size_bytes)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def weight_paths(folder: Path) -> list[Path]:

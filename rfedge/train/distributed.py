@@ -19,18 +19,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rfedge.errors import BackendUnavailableError, ConfigError, RfedgeError
+from rfedge.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Processes", "is_first_to_report", "join"]
+__all__ = ["Processes", "join"]
 
 T = TypeVar("T")
 
 # How long processes wait for each other inside a step; `alone` waits as long as it takes.
 _TIMEOUT: Final = timedelta(minutes=30)
-_STORE_TIMEOUT: Final = timedelta(seconds=5)
 _POLL_S: Final = 0.05
 # Separates the draws of dropout from those of windows and shifts, which come from the same seed.
 _DROPOUT_STREAM: Final = 4
@@ -40,8 +39,6 @@ _SIGNS_OF_LOSS: Final = ("Connection closed by peer", "Connection reset by peer"
 
 # All processes count alike, since all come to the same places in the same order.
 _turns = itertools.count()
-# Whether this process was the first to meet the error that has ended its group.
-_claims: list[bool] = []
 
 
 class Processes:
@@ -218,44 +215,10 @@ def join(device: str) -> Iterator[Processes]:
 
     store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
     dist.init_process_group(backend, store=_of_this_start(store), rank=rank, world_size=world_size, timeout=_TIMEOUT)
-    processes = _joined()
     try:
-        yield processes
-    except RfedgeError:
-        _claims.append(_claim(_default_store(), processes.rank, processes.world_size))  # while there is a store
-        raise
+        yield _joined()
     finally:
         dist.destroy_process_group()
-
-
-def is_first_to_report() -> bool:
-    """Whether no other process of this run has told an error yet: all of them meet most errors, one should tell it."""
-    if _claims:
-        return _claims.pop()
-    try:
-        address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 0)
-        rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-        if world_size == 1 or not address or not port:
-            return True
-        from torch._C._distributed_c10d import TCPStore  # not in every build of PyTorch for small machines
-
-        hosts = _hosts_store(rank)
-        store = TCPStore(address, port, is_master=hosts, timeout=_STORE_TIMEOUT, multi_tenant=hosts, wait_for_workers=False)
-        return _claim(_of_this_start(store), rank, world_size)
-    except (RuntimeError, ConfigError):
-        return True
-
-
-def _claim(store: Store, rank: int, world_size: int) -> bool:
-    """Return whether this process is the first to ask."""
-    try:
-        is_first = store.add("rfedge/told", 1) == 1
-        gives_up = time.monotonic() + _STORE_TIMEOUT.total_seconds()
-        while _hosts_store(rank) and store.add("rfedge/told", 0) < world_size and time.monotonic() < gives_up:
-            time.sleep(_POLL_S)  # with this process goes the store
-    except RuntimeError:  # the store is gone with the process that kept it
-        return True
-    return is_first
 
 
 def _of_this_start(store: Store) -> Store:
@@ -267,11 +230,6 @@ def _of_this_start(store: Store) -> Store:
 
     start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{os.environ['WORLD_SIZE']}"
     return PrefixStore(f"rfedge/start-{start}", store)
-
-
-def _hosts_store(rank: int) -> bool:
-    """Other than torchrun, which keeps the store itself, launchers leave it to the first process."""
-    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def _joined() -> Processes:

@@ -19,7 +19,7 @@ from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, save_checkpoint
 from rfedge.train import TrainConfig, train_config, train_policy
 from rfedge.train.compute_context import reach_all
-from rfedge.train.distributed import Processes, is_first_to_report, join
+from rfedge.train.distributed import Processes, join
 from tests.synthetic_demonstrations import TASKS
 from tests.synthetic_image_text import QUESTIONS, WORDS, write_image_text
 from tests.train.distributed_worker import write_jobs
@@ -242,15 +242,21 @@ def cli(*arguments: object) -> list[str]:
     return ["-m", "rfedge", "train", "--config", "tiny", *(str(argument) for argument in arguments)]
 
 
-def test_a_mistake_that_all_processes_meet_is_told_once(demonstrations: Path, tmp_path: Path) -> None:
-    """Only one of them says it, and all of them exit with 2."""
+def test_a_mistake_that_all_processes_meet_is_printed_once(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first prints it, the other leaves torchrun a record, and both exit with 2."""
+    record = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(record))
     output = ("--data", demonstrations, "--output", tmp_path / "run")
     processes = run_processes(cli(*output, "--batch-size", 1, "--steps", 1))
     assert [process.returncode for process in processes] == [2, 2]
     said = "".join(process.stderr for process in processes)
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("rfedge: ")]
-    assert "batch_size: got 1, expected at least 2, as many as there are processes times passes" in line
+    expected = "batch_size: got 1, expected at least 2, as many as there are processes times passes"
+    assert expected in line
+    assert expected in json.loads(record.read_text())["message"]["message"]
 
 
 @pytest.mark.slow
@@ -264,7 +270,7 @@ def test_torchrun_starts_it(demonstrations: Path, tmp_path: Path) -> None:
     assert done.stderr.count("training  ") <= 1  # one bar
     failed = subprocess.run([*command, "--loss", "l2"], env=every, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert failed.returncode == 1  # torchrun's own; the processes' is in its report
-    assert failed.stderr.count("rfedge: loss: got 'l2'") == 1
+    assert 1 <= failed.stderr.count("loss: got 'l2'") <= 2  # by the first process, in torchrun's report, or in both
     assert "exitcode  : 2" in failed.stderr
 
 
@@ -310,11 +316,9 @@ def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="WORLD_SIZE=2: got no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.*torchrun"):
         join("cpu").__enter__()
-    assert is_first_to_report()
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ConfigError, match="^WORLD_SIZE: got 'two'"):
         join("cpu").__enter__()
-    assert is_first_to_report()
     for name, value in environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="device: got 'cuda:1', expected cuda, of which every process takes the GPU"):
