@@ -16,12 +16,22 @@ import zlib
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.disk import disk_error, read_file
 
-__all__ = ["Journal", "append_line", "claim", "open_journal", "parse_line", "read_journal", "write_line"]
+__all__ = [
+    "Journal",
+    "append_line",
+    "compare_arguments",
+    "open_journal",
+    "open_lines",
+    "parse_line",
+    "read_journal",
+    "refuse_other_content",
+    "write_line",
+]
 
 _ARGUMENTS: Final = "arguments"
 _CHECKED: Final = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
@@ -66,14 +76,16 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
         ConfigError: the folder holds something else or a run with other arguments, or another process has it open.
         ArtifactError: a whole line is not as it was written, or the disk is full or cannot be written.
     """
-    _refuse_other_content(path)
+    refuse_other_content(path, f"something without a {path.name}")
     is_new_folder = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b", buffering=0) as file:  # a buffer would hold what found no room, and try again when it is closed
-        claim(file, path.parent, "a run that is still going on")
-        lines = _read_whole_lines(file, path)
+    with open_lines(path, "a run that is still going on") as (file, lines):
         if len(lines) > 1:
-            _compare(path, lines[0], arguments)
+            before = lines[0].get(_ARGUMENTS)
+            if not isinstance(before, dict):
+                expected, remedy = "those of the run", "Choose another --output."
+                raise ArtifactError(f"line 1 of {path}", got="no arguments", expected=expected, remedy=remedy)
+            compare_arguments(before, arguments, f"the run in {path.parent}")
         else:
             file.truncate(0)
             try:
@@ -107,21 +119,24 @@ def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(_parse_whole_lines(content, path)[0][1:])
 
 
-def claim(file: IO[bytes] | FileIO, folder: Path, owner: str) -> None:
-    """Lock an open file until it is closed or its process ends.
+@contextlib.contextmanager
+def open_lines(path: Path, owner: str) -> Iterator[tuple[FileIO, list[dict[str, Any]]]]:
+    """Lock and open a file of lines, and yield it with what is in it; a half-written last line is cut off.
 
     Raises:
-        ConfigError: another process holds it; the text says that `folder` belongs to `owner`.
+        ConfigError: another process holds it; the text says that its folder belongs to `owner`.
+        ArtifactError: a whole line is not as it was written.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ConfigError(
-            f"output {folder}",
-            got=owner,
-            expected="one process per folder",
-            remedy="Wait for it, or choose another --output.",
-        ) from None
+    with path.open("a+b", buffering=0) as file:  # a buffer would hold what found no room, and try again when it is closed
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            remedy = "Wait for it, or choose another --output."
+            raise ConfigError(f"output {path.parent}", got=owner, expected="one process per folder", remedy=remedy) from None
+        file.seek(0)
+        lines, whole_bytes = _parse_whole_lines(file.read(), path)
+        file.truncate(whole_bytes)
+        yield file, lines
 
 
 def write_line(record: Mapping[str, Any]) -> bytes:
@@ -162,22 +177,25 @@ def append_line(file: FileIO, path: Path, record: Mapping[str, Any], *, sync: bo
         raise disk_error(error, path) or error from error
 
 
-def _refuse_other_content(path: Path) -> None:
+def refuse_other_content(path: Path, got: str) -> None:
+    """Raise ConfigError where the folder of a journal that is not there yet holds something else."""
     folder = path.parent
     if folder.exists() and not path.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"output {folder}",
-            got=f"something without a {path.name}",
-            expected="an empty or new folder",
-            remedy="Choose another --output.",
-        )
+        expected, remedy = "an empty or new folder", "Choose another --output."
+        raise ConfigError(f"output {folder}", got=got, expected=expected, remedy=remedy)
 
 
-def _read_whole_lines(file: FileIO, path: Path) -> list[dict[str, Any]]:
-    file.seek(0)
-    lines, whole_bytes = _parse_whole_lines(file.read(), path)
-    file.truncate(whole_bytes)
-    return lines
+def compare_arguments(before: Mapping[str, Any], arguments: Mapping[str, Any], whose: str) -> None:
+    """Raise ConfigError at the first argument that is not the one with which `whose` was started."""
+    now = json.loads(json.dumps(arguments))  # tuples are lists in the file
+    for name in (*now, *(name for name in before if name not in now)):
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"{name.replace('_', ' ')} of {whose}",
+                got=now.get(name),
+                expected=f"{before.get(name)}, with which it was started",
+                remedy="Repeat the arguments to go on, or choose another --output.",
+            )
 
 
 def _parse_whole_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -196,20 +214,3 @@ def _parse_whole_lines(content: bytes, path: Path) -> tuple[list[dict[str, Any]]
             ) from None
         whole_bytes += len(text) + 1
     return lines, whole_bytes
-
-
-def _compare(path: Path, header: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    before = header.get(_ARGUMENTS)
-    if not isinstance(before, dict):
-        raise ArtifactError(
-            f"line 1 of {path}", got="no arguments", expected="those of the run", remedy="Choose another --output."
-        )
-    now = json.loads(json.dumps(arguments))  # tuples are lists in the file
-    for name in (*now, *(name for name in before if name not in now)):
-        if before.get(name) != now.get(name):
-            raise ConfigError(
-                f"{name.replace('_', ' ')} of the run in {path.parent}",
-                got=now.get(name),
-                expected=f"{before.get(name)}, with which it was started",
-                remedy="Repeat the arguments to go on, or choose another --output.",
-            )

@@ -91,7 +91,7 @@ def test_other_arguments_are_refused(tmp_path: Path) -> None:
 def test_a_collection_of_another_version_is_refused(tmp_path: Path) -> None:
     line = {"task": "open", "episode": 0, "first_frame": 0, "num_frames": 3, "seed": 1, "failed_attempts": 0}
     (tmp_path / "collection.journal").write_text(json.dumps(line) + "\n")
-    with pytest.raises(ConfigError, match="got a line that this version did not write.*another --output"):
+    with pytest.raises(ArtifactError, match="line 1 of .*: got no checksum, or text that is no record.*another --output"):
         collect(record, REQUEST, tmp_path)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,12 +19,13 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
-from rfedge.data.collection.journal import JOURNAL, EpisodeRecord, SegmentRecord, open_journal, rewrite_journal
+from rfedge.data.collection.journal import JOURNAL, EpisodeRecord, SegmentRecord, rewrite_journal
 from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.frames import Array, frame_name
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import check_room, read_json
+from rfedge.io.journal import append_line, compare_arguments, open_lines, refuse_other_content
 from rfedge.jobs.processes import run_jobs
 
 __all__ = [
@@ -215,11 +216,14 @@ def collect(
         "labels": LABELS,
         "versions": dict(versions or {}),
     }
-    _refuse_other_content(output)
+    journal = output / JOURNAL
+    refuse_other_content(journal, "something other than a collection")
+    output.mkdir(parents=True, exist_ok=True)
     jobs = [(task, episode) for task in request.tasks for episode in range(request.episodes_per_task)]
     first_frames = {job: slot * request.frames_per_episode for slot, job in enumerate(jobs)}
     folder = output / _SPLIT
-    with open_journal(output / JOURNAL) as (journal, done):
+    with open_lines(journal, "a collection that is still running") as (file, lines):
+        done = _read_records(journal, lines)
         _claim(output, document, started=bool(done))
         num_resumed = len(done)
         open_jobs = [job for job in jobs if job not in done]
@@ -227,23 +231,22 @@ def collect(
         call = functools.partial(_record_until_kept, record=record, request=request)
         for job, attempts in run_jobs(call, open_jobs, workers):
             done[job] = _store(folder, request, first_frames[job], job, attempts)
-            journal(done[job])
+            append_line(file, journal, asdict(done[job]), sync=False)
             if on_progress is not None:
                 on_progress(len(done), len(jobs), job[0])
         entries = [done[job] for job in jobs]
         _finish(output, folder, request, document, entries)
-        rewrite_journal(output / JOURNAL, entries)
+        rewrite_journal(journal, entries)
     return CollectionResult(folder, _summaries(request, entries), num_resumed)
 
 
-def _refuse_other_content(output: Path) -> None:
-    if output.exists() and not (output / JOURNAL).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(
-            f"output {output}",
-            got="something other than a collection",
-            expected="an empty or new folder",
-            remedy="Choose another --output.",
-        )
+def _read_records(path: Path, lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], EpisodeRecord]:
+    try:
+        records = [EpisodeRecord.of(line) for line in lines]
+    except (KeyError, TypeError):
+        remedy = "Choose another --output, or collect again into an empty folder."
+        raise ConfigError(f"file {path}", got="a line of another version", expected="episodes", remedy=remedy) from None
+    return {(record.task, record.episode): record for record in records}
 
 
 def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
@@ -259,14 +262,9 @@ def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
         raise ConfigError(
             f"file {path}", got="unreadable text", expected="a collection record", remedy="Choose another --output."
         ) from None
-    for name, value in document["arguments"].items():
-        if name not in before or before[name] != value:
-            raise ConfigError(
-                f"{name.replace('_', ' ')} of the collection in {output}",
-                got=value,
-                expected=f"{before.get(name, 'none recorded')}, with which it was started",
-                remedy="Repeat the arguments to go on, or choose another --output.",
-            )
+    now = document["arguments"]
+    # An argument that this version no longer has decides nothing any more.
+    compare_arguments({name: before[name] for name in now if name in before}, now, f"the collection in {output}")
 
 
 def _record_until_kept(job: tuple[str, int], *, record: Record, request: CollectionRequest) -> _Attempts:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.errors import ConfigError
 from rfedge.io.atomic import atomic_file
-from rfedge.io.journal import append_line, claim, parse_line, write_line
+from rfedge.io.journal import write_line
 
-__all__ = ["JOURNAL", "EpisodeRecord", "SegmentRecord", "open_journal", "rewrite_journal"]
+__all__ = ["JOURNAL", "EpisodeRecord", "SegmentRecord", "rewrite_journal"]
 
 JOURNAL: Final = "collection.journal"
 
@@ -53,53 +51,12 @@ class EpisodeRecord:
     segments: tuple[SegmentRecord, ...]
 
     @classmethod
-    def from_line(cls, line: bytes) -> EpisodeRecord:
-        """Read one line; raises ValueError, KeyError or TypeError when it is not one of this version, or was changed."""
-        fields: dict[str, Any] = parse_line(line)
+    def of(cls, fields: Mapping[str, Any]) -> EpisodeRecord:
+        """Read the fields of one line; raises KeyError or TypeError when it is none of this version."""
         return cls(**{**fields, "segments": tuple(SegmentRecord(**segment) for segment in fields["segments"])})
-
-    def to_line(self) -> bytes:
-        return write_line(asdict(self))
-
-
-@contextmanager
-def open_journal(path: Path) -> Iterator[tuple[Callable[[EpisodeRecord], None], dict[tuple[str, int], EpisodeRecord]]]:
-    """Yield a function that appends one record, and the records already there; a half-written last line is cut off.
-
-    Raises:
-        ConfigError: another process has it open, or it was written by another version.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b", buffering=0) as file:
-        claim(file, path.parent, "a collection that is still running")
-        file.seek(0)
-        done: dict[tuple[str, int], EpisodeRecord] = {}
-        whole = 0
-        for text in file.read().split(b"\n")[:-1]:
-            entry = _read_line(path, text + b"\n")
-            done[entry.task, entry.episode] = entry
-            whole += len(text) + 1
-        file.truncate(whole)
-
-        def append(entry: EpisodeRecord) -> None:
-            append_line(file, path, asdict(entry), sync=False)
-
-        yield append, done
-
-
-def _read_line(path: Path, line: bytes) -> EpisodeRecord:
-    try:
-        return EpisodeRecord.from_line(line)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(
-            f"file {path}",
-            got="a line that this version did not write, or that was changed",
-            expected="one record a line",
-            remedy="Choose another --output, or collect again into an empty folder.",
-        ) from None
 
 
 def rewrite_journal(path: Path, entries: Iterable[EpisodeRecord]) -> None:
     """Replace the journal of a finished collection: in the order of the jobs, which no worker's speed decides."""
     with atomic_file(path) as temporary:
-        temporary.write_bytes(b"".join(entry.to_line() for entry in entries))
+        temporary.write_bytes(b"".join(write_line(asdict(entry)) for entry in entries))
