@@ -12,7 +12,7 @@ import pytest
 from rfedge.data import CalvinDataset
 from rfedge.data.collection.collect import FRAMES_PER_SLOT, CollectionRequest, attempt_seed, collect
 from rfedge.data.frames import frame_name
-from rfedge.errors import BackendUnavailableError, ConfigError, DatasetError
+from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, DatasetError
 from tests.data.recording import SyntheticEpisode, episode_frames, record, record_failure
 
 REQUEST = CollectionRequest(("open", "close"), episodes_per_task=3, seed=7)
