@@ -26,6 +26,7 @@ from rfedge.model import RoboFlamingo
 from rfedge.recurrence import Arrays, BackboneCall, HeadCall, acting_row, advance, initial_state, observe
 
 __all__ = [
+    "Episodes",
     "RolloutTrace",
     "StageProgress",
     "backbone_call",
@@ -115,12 +116,14 @@ def graph_call(path: Path) -> Callable[[Arrays], Arrays]:
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def backbone_call(config: PolicyConfig, graphs: Sequence[Path]) -> BackboneCall:
+def backbone_call(
+    config: PolicyConfig, graphs: Sequence[Path], *, open_graph: Callable[[Path], BackboneCall] = graph_call
+) -> BackboneCall:
     """Open a backbone in ONNX Runtime on the CPU: its one graph, or both stages in call order."""
     if len(graphs) == 1:
-        return graph_call(graphs[0])
+        return open_graph(graphs[0])
     contract = policy_contract(config, two_stages=True)
-    stages = list(zip(contract.backbone_stages.values(), map(graph_call, graphs), strict=True))
+    stages = list(zip(contract.backbone_stages.values(), map(open_graph, graphs), strict=True))
     return lambda inputs: call_in_order(contract.backbone, stages, inputs)
 
 
@@ -131,10 +134,11 @@ def onnx_rollout(
     episodes: Episodes,
     *,
     on_step: Callable[[], None] = lambda: None,
+    open_graph: Callable[[Path], BackboneCall] = graph_call,
 ) -> RolloutTrace:
     """Step the graphs through `episodes` in ONNX Runtime on the CPU; a backbone is one graph or both stages in order."""
     graphs = [backbone] if isinstance(backbone, Path) else backbone
-    return _rollout(config, backbone_call(config, graphs), graph_call(head), episodes, on_step)
+    return _rollout(config, backbone_call(config, graphs, open_graph=open_graph), open_graph(head), episodes, on_step)
 
 
 def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str, float]:

@@ -23,15 +23,26 @@ from rfedge.config import PolicyConfig
 from rfedge.contract import PolicyContract, policy_contract
 from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
-from rfedge.export.graphs import GraphSettings, write_graphs
+from rfedge.export.embedding import stored_table
+from rfedge.export.graphs import GraphSettings, WrittenGraphs, write_graphs
 from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.chart import check_can_draw, draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
 from rfedge.export.options import HEAD_PRECISIONS, STAGES, ExportOptions
 from rfedge.export.parity import StageProgress
-from rfedge.export.proof import measure_parity, open_frames, proof_inputs, short_name, verify_parity
+from rfedge.export.proof import (
+    as_stored,
+    count_steps,
+    measure_parity,
+    open_frames,
+    proof_inputs,
+    reference_trace,
+    short_name,
+    verify_parity,
+)
 from rfedge.export.stage_graph import CALIBRATED, describe_calibration
+from rfedge.export.tensorrt.engine_proof import EngineGraphs, choose_forms, prove_engines
 from rfedge.export.thresholds import missed, mixed_thresholds
 from rfedge.io.disk import check_room
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
@@ -158,8 +169,13 @@ def export_checkpoint(
         )
         if graphs.proved_by:
             described += f"; {graphs.proved_by}"
+        engines = _engine_graphs(config, writer.root, graphs, precisions)
+        num_steps = sum(map(len, episodes))
+        count = count_steps(progress, (2 if engines is None else 3) * num_steps)
+        reference = reference_trace(checkpoint_dir, episodes, on_step=count)
         parity = measure_parity(
-            checkpoint_dir,
+            reference,
+            config,
             graphs.backbone,
             graphs.head,
             episodes,
@@ -167,8 +183,20 @@ def export_checkpoint(
             precisions,
             head_is_int8=head_is_int8,
             thresholds=mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None,
-            progress=progress,
+            on_step=count,
         )
+        tensorrt = None
+        if engines is not None:
+            stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
+            seen = (
+                stored
+                if frames is None or not chosen
+                else [[inputs] for inputs in frames.stream(chosen[:: len(chosen) // 32 or 1])]
+            )
+            forms = choose_forms(engines, seen, work)
+            tensorrt = prove_engines(
+                engines, forms, reference, stored, parity.inputs, parity.thresholds, work, on_step=count
+            )
         shutil.rmtree(work)
         num_actions = parity.num_steps * config.chunk_size
         parity = _judge(parity, precisions.requested, num_actions, force=options.force)
@@ -180,6 +208,7 @@ def export_checkpoint(
                 precision=PrecisionRecord(requested=precisions.requested, blocks=graphs.blocks),
                 calibration=calibration,
                 parity=parity,
+                tensorrt=tensorrt,
                 source={"checkpoint_sha256": checkpoint_sha256(checkpoint_dir), "name": config.name}
                 | ({} if options.data_description is None else {"demonstrations": options.data_description}),
                 training=training,
@@ -190,6 +219,21 @@ def export_checkpoint(
     if graphs.search is not None and options.chart is not None:
         draw_sensitivity(graphs.search, options.chart)
     return load_bundle(output)
+
+
+def _engine_graphs(
+    config: PolicyConfig, root: Path, graphs: WrittenGraphs, precisions: StagePrecisions
+) -> EngineGraphs | None:
+    """Return what engines are built from; None where all of them compute in fp32."""
+    if set(precisions.graphs.values()) == {"fp32"}:
+        return None
+    names = [*precisions.graphs, "head"]
+    return EngineGraphs(
+        config,
+        {name: root / f"{name}.onnx" for name in names},
+        precisions.graphs,
+        dict(zip(names, (*graphs.backbone, root / "head.onnx"), strict=True)),
+    )
 
 
 def _mixed_search(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,22 @@ from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
 from rfedge.export.embedding import StoredTable, stored_table
-from rfedge.export.parity import Episodes, StageProgress, compare_traces, onnx_rollout, torch_rollout
+from rfedge.export.parity import Episodes, RolloutTrace, StageProgress, compare_traces, onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
 from rfedge.export.thresholds import THRESHOLDS, loosest_thresholds, missed
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 from rfedge.robot.conventions import refuse_disagreement
 
-__all__ = ["measure_parity", "open_frames", "proof_inputs", "short_name", "verify_parity"]
+__all__ = [
+    "as_stored",
+    "count_steps",
+    "measure_parity",
+    "open_frames",
+    "proof_inputs",
+    "reference_trace",
+    "short_name",
+    "verify_parity",
+]
 
 
 def proof_inputs(
@@ -51,8 +60,14 @@ def proof_inputs(
     return [list(frames.stream(episode)) for episode in pairs], described
 
 
+def reference_trace(checkpoint: Path, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None) -> RolloutTrace:
+    """Step the PyTorch policy of a checkpoint through `episodes`."""
+    return torch_rollout(load_checkpoint(checkpoint).policy, episodes, on_step=on_step)
+
+
 def measure_parity(
-    checkpoint: Path,
+    reference: RolloutTrace,
+    config: PolicyConfig,
     backbone: Sequence[Path],
     head: Path,
     episodes: Episodes,
@@ -61,32 +76,18 @@ def measure_parity(
     *,
     head_is_int8: bool = False,
     thresholds: dict[str, float] | None = None,
-    progress: StageProgress = lambda *_: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> ParityRecord:
-    """Roll PyTorch and the graphs through the same episodes and judge the differences.
+    """Roll the graphs through the episodes of `reference` and judge the differences.
 
     By `thresholds`, or without any by the loosest of the precisions (`loosest_thresholds`), the head's included, which the
     record then names where there are several; a mixed plan has its own (`mixed_thresholds`).
 
-    The graphs read instructions as the bundle stores them (`rfedge.export.embedding`). One after the other: two full-size
-    policies need not fit into memory together.
+    The graphs read instructions as the bundle stores them (`rfedge.export.embedding`).
     """
     num_steps = sum(len(episode) for episode in episodes)
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        progress("prove", done, 2 * num_steps)
-
-    progress("prove", 0, 2 * num_steps)
-    policy = load_checkpoint(checkpoint).policy
-    config = policy.config
-    reference = torch_rollout(policy, episodes, on_step=count)
-    del policy
-    candidate = onnx_rollout(
-        config, backbone, head, _as_stored(episodes, stored_table(config.decoder, precisions.text)), on_step=count
-    )
+    stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
+    candidate = onnx_rollout(config, backbone, head, stored, on_step=on_step)
     metrics = compare_traces(reference, candidate)
     if thresholds is None:
         used: set[Precision] = {*precisions.graphs.values(), *(("int8",) if head_is_int8 else ())}
@@ -99,7 +100,20 @@ def measure_parity(
     )
 
 
-def _as_stored(episodes: Episodes, table: StoredTable) -> Episodes:
+def count_steps(progress: StageProgress, num_steps: int) -> Callable[[], None]:
+    """Return what reports one more step of `num_steps` of a proof each time that it is called."""
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        progress("prove", done, num_steps)
+
+    progress("prove", 0, num_steps)
+    return count
+
+
+def as_stored(episodes: Episodes, table: StoredTable) -> Episodes:
     """Return the episodes as a robot sees them, its instructions embedded with what the bundle stores."""
     return [
         [{**inputs, "text_embedding": table.as_stored(inputs["text_embedding"])} for inputs in episode]
@@ -152,8 +166,10 @@ def verify_parity(
             to_prove, stands_in = graph_to_prove(name, graph, precisions.graphs[name], work=Path(folder))
             graphs.append(to_prove)
             described += f"; {stands_in}" if stands_in else ""
+        count = count_steps(progress, 2 * num_steps)
         parity = measure_parity(
-            checkpoint_dir,
+            reference_trace(checkpoint_dir, episodes, on_step=count),
+            bundle.policy,
             graphs,
             bundle.graph("head", for_cpu=True),
             episodes,
@@ -161,7 +177,7 @@ def verify_parity(
             precisions,
             head_is_int8=bundle.has("head-cpu"),
             thresholds=bundle.manifest.parity.thresholds if precisions.requested == "mixed" else None,
-            progress=progress,
+            on_step=count,
         )
     if not parity.passed:
         raise GateError(

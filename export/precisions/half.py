@@ -11,7 +11,7 @@ TensorRT network needs no flag; no operator mixes types.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,7 +27,7 @@ from rfedge.export.passes.slim import infer_shapes
 from rfedge.export.precisions.form_report import FormReport, MatMuls, choose_matmuls
 from rfedge.export.precisions.half_islands import half_nodes
 
-__all__ = ["HALF_TYPES", "make_bf16", "make_fp16", "to_half"]
+__all__ = ["HALF_TYPES", "make_bf16", "make_fp16", "set_types", "to_half"]
 
 _FLOAT: Final = ir.DataType.FLOAT
 HALF_TYPES: Final = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -99,32 +99,43 @@ def to_half(model: ir.Model, matmuls: MatMuls, dtype: ir.DataType) -> None:
         matmuls: those to convert.
         dtype: FLOAT16 or BFLOAT16.
     """
+    set_types(model, half_nodes(model.graph, matmuls), dtype)
+
+
+def set_types(model: ir.Model, half: Collection[ir.Node], dtype: ir.DataType) -> None:
+    """Let the nodes `half` compute in `dtype` and all others in fp32, in place; a Cast stands where one reads another.
+
+    Args:
+        model: with types on all values; constants may be in either type.
+        half: nodes.
+        dtype: FLOAT16 or BFLOAT16.
+    """
     graph = model.graph
-    half = half_nodes(graph, matmuls)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-    constants: dict[ir.Value, ir.Value] = {}
+    constants: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(graph):
         wanted = dtype if node in half else _FLOAT
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in (_FLOAT, dtype) or value.dtype == wanted:
                 continue
             if is_constant(value):
-                if value not in constants:
-                    constants[value] = _half_constant(graph, value, dtype)
-                node.replace_input_with(index, constants[value])
+                if (value, wanted) not in constants:
+                    constants[value, wanted] = _converted_constant(graph, value, wanted)
+                node.replace_input_with(index, constants[value, wanted])
             elif node.op_type not in _ANY_TYPE:
                 key = (value, wanted)
                 if key not in casts:
                     casts[key] = _cast(graph, value, wanted)
                 node.replace_input_with(index, casts[key])
-        if node in half:
-            for output in node.outputs:
-                if output.dtype == _FLOAT:
-                    output.type = ir.TensorType(dtype)
+        for output in node.outputs:
+            if output.dtype in (_FLOAT, dtype) and output.dtype != wanted:
+                output.type = ir.TensorType(wanted)
+                if node.op_type == "Cast":
+                    node.attributes["to"] = ir.AttrInt64("to", int(wanted))
     for place, output in enumerate(graph.outputs):
         if output.dtype == dtype:  # the contract says float32
             _restore_output(graph, place, output)
-    for value in constants:
+    for value in dict.fromkeys(value for value, _ in constants):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[str(value.name)]
 
@@ -150,12 +161,13 @@ def _restore_output(graph: ir.Graph, place: int, output: ir.Value) -> None:
     graph.outputs[place] = cast
 
 
-def _half_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _converted_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     tensor = value.const_value
     assert tensor is not None, f"{value.name} is a constant"
-    name = str(value.name)
+    name, shape = str(value.name), tensor_shape(tensor)
+    if dtype == _FLOAT:
+        return add_computed(graph, f"{name}/fp32", lambda: tensor.numpy().astype(np.float32), dtype, shape)
     suffix = "fp16" if dtype == ir.DataType.FLOAT16 else "bf16"
-    shape = tensor_shape(tensor)
     return add_computed(graph, f"{name}/{suffix}", _converter(tensor, name, dtype), dtype, shape)
 
 

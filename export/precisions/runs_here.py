@@ -19,11 +19,11 @@ from rfedge.errors import BackendUnavailableError
 from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
 from rfedge.export.passes.graph_queries import add_computed, tensor_shape
 
-__all__ = ["RunsHere", "require_runs_here", "runs_here", "write_stand_in"]
+__all__ = ["MOVES", "RunsHere", "require_runs_here", "round_to_half", "runs_here", "write_stand_in"]
 
 _HALF: Final = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 # They copy numbers that are rounded already.
-_MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Concat")
+MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Concat")
 
 
 class RunsHere(NamedTuple):
@@ -81,7 +81,15 @@ def write_stand_in(source: Path, target: Path, *, on_weight: WeightProgress = la
         ArtifactError: there is no such graph.
     """
     model = read_graph(source)
-    graph = model.graph
+    round_to_half(model.graph)
+    write_graph(model, target, on_weight=on_weight)
+
+
+def round_to_half(graph: ir.Graph, *, rounds: bool = True) -> None:
+    """Let a graph with fp16 or bf16 compute in fp32, in place, and round every result that was in half precision.
+
+    Without `rounds` the numbers are those that half precision would have to hold.
+    """
     for value in list(graph.initializers.values()):
         if value.dtype in _HALF:
             _widen_constant(graph, value)
@@ -90,11 +98,12 @@ def write_stand_in(source: Path, target: Path, *, on_weight: WeightProgress = la
             dtype = output.dtype
             if dtype not in _HALF:
                 continue
-            if node.op_type != "Cast":
+            if node.op_type != "Cast" or not rounds:
                 output.type = ir.TensorType(ir.DataType.FLOAT)
-            if node.op_type not in _MOVES:
+            if node.op_type == "Cast" and not rounds:
+                node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+            if node.op_type not in MOVES and rounds:
                 _round(graph, node, output, dtype)
-    write_graph(model, target, on_weight=on_weight)
 
 
 def _widen_constant(graph: ir.Graph, value: ir.Value) -> None:

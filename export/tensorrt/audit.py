@@ -8,6 +8,8 @@ the engine are weighed: int8 weights that were turned into floats would weigh fo
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import onnx
@@ -19,7 +21,7 @@ from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import EngineLayer
 from rfedge.export.tensorrt.network import ModuleNames
 
-__all__ = ["LayerAudit", "MatMulAudit", "StageAudit", "audit_built", "audit_engine", "graph_matmuls"]
+__all__ = ["AttentionAudit", "LayerAudit", "MatMulAudit", "StageAudit", "audit_built", "audit_engine", "graph_matmuls"]
 
 _FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _QUANTIZED: Final[dict[int, str]] = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
@@ -30,6 +32,7 @@ _POINTWISE_KINDS: Final = ("kgen", "PointWise", "PointWiseV2", "Reformat", "NoOp
 _REASONS: Final = (
     ("Softmax", "softmax: float by design"),
     ("LayerNormalization", "LayerNorm: float by design"),
+    ("SimplifiedLayerNormalization", "RMSNorm: float by design"),
     ("LSTM", "LSTM: float by design"),
     ("Conv", "convolution without Q/DQ: the patch embedding stays float"),
     ("QuantizeLinear", "rounds a float result to int8 for the next MatMul"),
@@ -61,8 +64,30 @@ class MatMulAudit(_Record):
     reason: str
 
 
+class AttentionAudit(_Record):
+    """One attention: softmax(q k) v.
+
+    Attributes:
+        node: its Softmax.
+        block: of the PyTorch model.
+        fused: one engine layer holds both MatMuls and the softmax.
+        engine_layers: all that hold some of them.
+    """
+
+    node: str
+    block: str
+    fused: bool
+    engine_layers: tuple[str, ...]
+
+
 class LayerAudit(_Record):
-    """One layer of the engine; `reason` says why it is not int8, empty where it is."""
+    """One layer of the engine.
+
+    Attributes:
+        precision: "int8" where it multiplies int8 by int8; else the widest float that it reads or writes, numbers that are
+            alone (scales) left out; "int8" or "none" where it only moves int8 or integers.
+        reason: why it is not int8, empty where it is.
+    """
 
     name: str
     kind: str
@@ -79,6 +104,7 @@ class StageAudit(_Record):
         source: what the layers were read from.
         matmuls: every MatMul with a weight.
         layers: every layer that computes; waiting and signalling between streams is left out.
+        attention: every softmax between two MatMuls of activations.
         graph_weights_bytes: constants in the graph.
         engine_weights_bytes: weights in the engine, 0 where the builder does not say.
         plan_bytes: size of the plan.
@@ -87,9 +113,15 @@ class StageAudit(_Record):
     source: str
     matmuls: tuple[MatMulAudit, ...]
     layers: tuple[LayerAudit, ...]
+    attention: tuple[AttentionAudit, ...] = ()
     graph_weights_bytes: int
     engine_weights_bytes: int
     plan_bytes: int
+
+    @property
+    def layer_precisions(self) -> dict[str, int]:
+        """Number of layers per precision."""
+        return dict(Counter(layer.precision for layer in self.layers).most_common())
 
     @property
     def precisions(self) -> dict[str, int]:
@@ -121,13 +153,15 @@ def graph_matmuls(model: onnx.ModelProto) -> dict[str, str]:
             stored = _QUANTIZED.get(types.get(weight.input[0], 0), "unknown")
             both = activation is not None and activation.op_type == "DequantizeLinear"
             found[node.name] = stored if both else f"{stored}-weight"
+        elif weight is not None and weight.op_type == "Cast":  # stored in one float and computed with in another
+            found[node.name] = _FLOATS.get(next(item.i for item in weight.attribute if item.name == "to"), "unknown")
         else:
             found[node.name] = _FLOATS.get(types.get(node.input[1], 0), "unknown")
     return found
 
 
-def audit_built(model: onnx.ModelProto, built: BuiltEngine) -> StageAudit:
-    """Audit what `build_engine` made of `model`."""
+def audit_built(model: onnx.ModelProto, built: BuiltEngine, islands: Mapping[str, str] = MappingProxyType({})) -> StageAudit:
+    """Audit what `build_engine` made of `model`; `islands` are nodes that were left in fp32, with the reason."""
     return audit_engine(
         model,
         built.layers,
@@ -136,6 +170,7 @@ def audit_built(model: onnx.ModelProto, built: BuiltEngine) -> StageAudit:
         engine_weights_bytes=built.weights_bytes,
         plan_bytes=memoryview(built.plan).nbytes,
         num_profiles=built.num_profiles,
+        islands=islands,
     )
 
 
@@ -148,6 +183,7 @@ def audit_engine(
     engine_weights_bytes: int,
     plan_bytes: int,
     num_profiles: int = 1,
+    islands: Mapping[str, str] = MappingProxyType({}),
 ) -> StageAudit:
     """Join what the graph asks for with what the engine does.
 
@@ -157,6 +193,7 @@ def audit_engine(
         source: where `layers` come from.
         graph_weights_bytes, engine_weights_bytes, plan_bytes: see `StageAudit`.
         num_profiles: optimisation profiles of the engine; a MatMul counts by the one that computes it widest.
+        islands: nodes that were left in fp32, with the reason.
     """
     names = ModuleNames(model)
     nodes = {node.name: node for node in model.graph.node}
@@ -170,10 +207,12 @@ def audit_engine(
         for name, precision in asked.items()
     ]
     by_node = {matmul.node: matmul for matmul in matmuls}
+    given = _given_reasons(model, islands)
     return StageAudit(
         source=source,
         matmuls=tuple(matmuls),
-        layers=tuple(_audit_layer(layer, nodes, by_node) for layer in layers if layer.kind not in _SYNCHRONISATION),
+        layers=tuple(_audit_layer(layer, nodes, by_node, given) for layer in layers if layer.kind not in _SYNCHRONISATION),
+        attention=tuple(_audit_attention(model, layers)),
         graph_weights_bytes=graph_weights_bytes,
         engine_weights_bytes=engine_weights_bytes,
         plan_bytes=plan_bytes,
@@ -248,24 +287,83 @@ def _factor_precision(layer: EngineLayer) -> str:
     return max(wide, key=lambda operand: operand.num_elements).precision if wide else "unknown"
 
 
-def _audit_layer(layer: EngineLayer, nodes: dict[str, onnx.NodeProto], matmuls: dict[str, MatMulAudit]) -> LayerAudit:
+def _given_reasons(model: onnx.ModelProto, islands: Mapping[str, str]) -> dict[str, str]:
+    """Return node -> why fp32 is right there: it is an island, or it reads an input or writes an output of the graph."""
+    graph = model.graph
+    border = {value.name for value in (*graph.input, *graph.output) if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    casts = {
+        node.name for node in graph.node if node.op_type == "Cast" and not border.isdisjoint([*node.input, *node.output])
+    }
+    return {**dict.fromkeys(casts, "inputs and outputs of the graph are in fp32"), **islands}
+
+
+def _audit_attention(model: onnx.ModelProto, layers: list[EngineLayer]) -> Iterator[AttentionAudit]:
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for softmax in [node for node in graph.node if node.op_type == "Softmax"]:
+        before = producers.get(softmax.input[0])
+        while before is not None and before.op_type in ("Add", "Mul", "Cast", "Where", "Div"):
+            before = next((producers[name] for name in before.input if name in producers), None)
+        after = readers.get(softmax.output[0], [])
+        while len(after) == 1 and after[0].op_type == "Cast":
+            after = readers.get(after[0].output[0], [])
+        if before is None or before.op_type != "MatMul" or not after or after[0].op_type != "MatMul":
+            continue
+        parts = {softmax.name, before.name, after[0].name}
+        holders = [layer for layer in layers if not parts.isdisjoint(layer.onnx_nodes)]
+        yield AttentionAudit(
+            node=softmax.name,
+            block=block_of_node(softmax),
+            fused=any(parts <= set(layer.onnx_nodes) for layer in holders),
+            engine_layers=tuple(layer.name for layer in holders),
+        )
+
+
+def _layer_precision(layer: EngineLayer) -> str:
+    found = {
+        operand.precision
+        for operand in (*layer.inputs, *layer.constants, *layer.outputs)
+        if operand.num_elements > 1 or not operand.shape
+    }
+    return next((name for name in ("fp32", "bf16", "fp16", *_NARROW) if name in found), "none")
+
+
+def _audit_layer(
+    layer: EngineLayer, nodes: dict[str, onnx.NodeProto], matmuls: dict[str, MatMulAudit], given: Mapping[str, str]
+) -> LayerAudit:
     held = [nodes[name] for name in layer.onnx_nodes if name in nodes]
     multiplied = [matmuls[node.name] for node in held if node.name in matmuls]
     here = [matmul for matmul in multiplied if matmul.engine_layer == layer.name]
-    precision = "int8" if any(item.computed == "int8" for item in here) else "+".join(layer.precisions) or "none"
+    precision = "int8" if any(item.computed == "int8" for item in here) else _layer_precision(layer)
     return LayerAudit(
         name=layer.name,
         kind=layer.kind,
         precision=precision,
         blocks=tuple(dict.fromkeys(block for node in held if (block := block_of_node(node)) != "unnamed")),
         onnx_nodes=layer.onnx_nodes,
-        reason="" if precision == "int8" else _layer_reason(layer, held, here, multiplied),
+        reason="" if precision == "int8" else _layer_reason(layer, held, here, multiplied, given, precision),
     )
 
 
 def _layer_reason(
-    layer: EngineLayer, held: list[onnx.NodeProto], here: list[MatMulAudit], multiplied: list[MatMulAudit]
+    layer: EngineLayer,
+    held: list[onnx.NodeProto],
+    here: list[MatMulAudit],
+    multiplied: list[MatMulAudit],
+    given: Mapping[str, str],
+    precision: str,
 ) -> str:
+    if precision == "fp32":
+        if (reason := next((given[node.name] for node in held if node.name in given), None)) is not None:
+            return reason
+        if any(operand.precision == "fp16" for operand in (*layer.inputs, *layer.constants, *layer.outputs)) and any(
+            node.op_type == "LayerNormalization" for node in held
+        ):
+            return "LayerNorm in fp16 that the builder split over two kernels: its sums lie between them in fp32"
     if here:
         return here[0].reason
     operators = {node.op_type for node in held}

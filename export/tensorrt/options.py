@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rfedge.export.tensorrt.profiles import Profile, parse_text_lengths
 from rfedge.nvidia.tensorrt import TARGETS, parse_compute_capabilities
@@ -81,5 +81,9 @@ class BuildOptions:
             text="",
         ),
     ] = ()
+    floats: Annotated[
+        Literal["fp16", "fp32"] | None,
+        Option("Type of what is not int8; without it what the bundle was proved in, see its manifest."),
+    ] = None
     overwrite: Annotated[bool, Option("Build again what is up to date.")] = False
     settings: Annotated[BuilderSettings, Uses(panel="Builder")] = field(default_factory=BuilderSettings)

@@ -37,6 +37,7 @@ from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
 from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
+from rfedge.export.tensorrt.float_choice import choose_islands, float_key
 from rfedge.export.tensorrt.options import BuildOptions
 from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import load_graph, prepare_graph
@@ -60,6 +61,7 @@ class PlannedEngine:
         key: the cache key it must have.
         folder: where it belongs.
         profiles: sizes of the dynamic inputs.
+        islands: nodes in fp32 while other floats are fp16, with the reason; None where the graph's own types hold.
         reason: why it must be built; None when the one that is there is right.
     """
 
@@ -67,6 +69,7 @@ class PlannedEngine:
     key: EngineKey
     folder: Path
     profiles: tuple[Profile, ...]
+    islands: dict[str, str] | None
     reason: str | None
 
 
@@ -122,17 +125,18 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
         graph = load_graph(bundle.path(stage).read_bytes())
         profiles = plan_profiles(_contract(bundle, stage), text_lengths)
         graph_sha256, weights_sha256 = graph_hashes(bundle, stage)
+        islands = choose_islands(bundle, stage, options.floats)
         for target in targets:
             check_precisions(graph, target, bundle.path(stage).parent)
             key = EngineKey(
                 graph_sha256=graph_sha256,
                 weights_sha256=weights_sha256,
                 target=target,
-                builder=options.settings.key(profiles),
+                builder=options.settings.key(profiles) | float_key(islands),
             )
             folder = bundle.root / ENGINES_FOLDER / target.fingerprint
             reason = "asked for with --overwrite" if options.overwrite else _reason_to_build(folder, stage, key)
-            planned.append(PlannedEngine(stage, key, folder, profiles, reason))
+            planned.append(PlannedEngine(stage, key, folder, profiles, islands, reason))
     return planned
 
 
@@ -194,7 +198,7 @@ def _build(
 ) -> StageResult:
     source = bundle.path(item.stage)
     _check_room(bundle, item)
-    graph = prepare_graph(source)
+    graph = prepare_graph(source, islands=item.islands)
     label = f"{item.stage} sm{item.key.target.sm}"
     cache = item.folder / TIMING_CACHE_NAME
     built = build_engine(
@@ -208,7 +212,7 @@ def _build(
         timing_cache=cache.read_bytes() if module.keeps_timing_cache and cache.is_file() else None,
         progress=lambda done, total: progress(label, done, total),
     )
-    audit = audit_built(graph, built)
+    audit = audit_built(graph, built, item.islands or {})
     record = _write(item, built, audit, text_lengths_of(_contract(bundle, item.stage), item.profiles))
     return StageResult(item, record, audit, built=True, notes=tuple(built.notes))
 

@@ -1,9 +1,10 @@
 """The few changes a bundle's graph needs before TensorRT's parser takes it; the bundle's own file stays as it is.
 
-Case 1: TensorRT knows uint8 only at the border of a graph. Camera frames enter as uint8 rows of pixels, are transposed
+Case 1: with fp16 for floats, the graph takes that form (`engine_form`).
+Case 2: TensorRT knows uint8 only at the border of a graph. Camera frames enter as uint8 rows of pixels, are transposed
 and then cast; here they are cast first and transposed after. Both orders give the same numbers.
-Case 2: a packed int8 MatMul that is split afterwards becomes one MatMul a part (`split_packed`).
-Case 3: a node without a name gets one, so that errors and the audit can tell which one it is.
+Case 3: a packed int8 MatMul that is split afterwards becomes one MatMul a part (`split_packed`).
+Case 4: a node without a name gets one, so that errors and the audit can tell which one it is.
 
 Requires: a graph with static shapes, or dynamic ones at its inputs only.
 Ensures: no node but a Cast reads a uint8 graph input, unless the parser is to refuse it; every node has a name.
@@ -11,18 +12,22 @@ Ensures: no node but a Cast reads a uint8 graph input, unless the parser is to r
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto
 
+from rfedge.export.passes.graph_files import read_graph
+from rfedge.export.tensorrt.engine_form import to_engine_form
 from rfedge.export.tensorrt.split_packed import split_packed_matmuls
 
 __all__ = ["PREPARATION", "cast_bytes_first", "load_graph", "prepare_graph"]
 
 # Part of the cache key: raise it when the changes below change.
-PREPARATION: Final = 1
+PREPARATION: Final = 2
 
 
 def load_graph(data: bytes) -> onnx.ModelProto:
@@ -32,9 +37,22 @@ def load_graph(data: bytes) -> onnx.ModelProto:
     return model
 
 
-def prepare_graph(path: Path) -> onnx.ModelProto:
-    """Return the graph in the file `path`, changed for TensorRT."""
-    model = load_graph(path.read_bytes())
+def prepare_graph(path: Path, *, islands: Collection[str] | None = None) -> onnx.ModelProto:
+    """Return the graph in the file `path`, changed for TensorRT; large weights in a file beside it stay there.
+
+    Args:
+        path: of a bundle.
+        islands: nodes that stay in fp32 while all other floats are fp16; None leaves every type as it is.
+
+    Raises:
+        ExportError: a weight that fp16 cannot hold.
+    """
+    if islands is None:
+        model = load_graph(path.read_bytes())
+    else:
+        changed = read_graph(path)
+        to_engine_form(changed, islands)
+        model = ir.to_proto(changed)
     cast_bytes_first(model)
     split_packed_matmuls(model, path.parent)
     _name_nodes(model)

@@ -1,8 +1,9 @@
 """Give each part of a packed int8 MatMul (q|k|v in one matrix) a MatMul of its own.
 
 TensorRT for RTX 1.7 takes `int8 MatMul -> Add bias -> Split` apart itself, but in doing so dequantizes the packed weight
-while the engine runs and multiplies in fp32: measured on the six vision blocks of playtable-small, where it happens with
-batch 2. Three MatMuls that read the same int8 tensor stay int8, and the builder may still run them as one kernel.
+while the engine runs and multiplies in floats: seen in the vision blocks of playtable-small with batch 2, and without a bias
+where queries and keys are normalised in their heads. Three MatMuls that read the same int8 tensor stay int8, and the
+builder may still run them as one kernel.
 
 Requires: symmetric Q/DQ, one scale per output column or one for all.
 Ensures: the same numbers bit for bit, because every output column is computed from its own weight column alone.
@@ -23,12 +24,22 @@ __all__ = ["split_packed_matmuls"]
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """MatMul -> Add -> Split, and the DequantizeLinear of the weight."""
+    """MatMul -> Add (where there is a bias) -> Split, and the DequantizeLinear of the weight."""
 
     matmul: onnx.NodeProto
     weight: onnx.NodeProto
-    bias: onnx.NodeProto
+    bias: onnx.NodeProto | None
     split: onnx.NodeProto
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """What the parts replace, the Split apart."""
+        return [self.weight, self.matmul, *(() if self.bias is None else (self.bias,))]
+
+    @property
+    def constants(self) -> list[str]:
+        """Names of the weight, its scale and zero-point, and the bias."""
+        return [*self.weight.input, *(() if self.bias is None else (self.bias.input[1],))]
 
 
 def split_packed_matmuls(model: onnx.ModelProto, folder: Path) -> int:
@@ -44,13 +55,13 @@ def split_packed_matmuls(model: onnx.ModelProto, folder: Path) -> int:
     replaced: dict[str, list[onnx.NodeProto]] = {}
     for packed in found:
         replaced[packed.split.output[0]] = _take_apart(packed, graph, tensors, folder)
-    gone = {node.output[0] for packed in found for node in (packed.matmul, packed.weight, packed.bias)}
+    gone = {node.output[0] for packed in found for node in packed.nodes}
     nodes = [part for node in graph.node if node.output[0] not in gone for part in replaced.get(node.output[0], [node])]
     del graph.node[:]
     graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input}
     for packed in found:
-        for name in (*packed.weight.input, packed.bias.input[1]):
+        for name in packed.constants:
             if name not in read and name in tensors:
                 graph.initializer.remove(tensors.pop(name))
     return len(found)
@@ -62,23 +73,24 @@ def _packed_matmuls(graph: onnx.GraphProto, tensors: dict[str, onnx.TensorProto]
     for name in [*(name for node in graph.node for name in node.input), *(value.name for value in graph.output)]:
         num_readers[name] = num_readers.get(name, 0) + 1
     for split in [node for node in graph.node if node.op_type == "Split"]:
-        bias = producers.get(split.input[0])
-        matmul = producers.get(bias.input[0]) if bias is not None and bias.op_type == "Add" else None
-        if bias is None or matmul is None or matmul.op_type != "MatMul":
+        last = producers.get(split.input[0])
+        bias = last if last is not None and last.op_type == "Add" else None
+        matmul = last if bias is None else producers.get(bias.input[0])
+        if matmul is None or matmul.op_type != "MatMul":
             continue
         weight, activation = producers.get(matmul.input[1]), producers.get(matmul.input[0])
         if weight is None or activation is None:
             continue
-        chain = (matmul.output[0], bias.output[0], weight.output[0])
+        packed = _Packed(matmul, weight, bias, split)
         if (
             weight.op_type == activation.op_type == "DequantizeLinear"
-            and all(name in tensors for name in (*weight.input, bias.input[1]))
+            and all(name in tensors for name in packed.constants)
             and len(tensors[weight.input[0]].dims) == 2
-            and len(tensors[bias.input[1]].dims) == 1
-            and all(num_readers[name] == 1 for name in chain)
+            and (bias is None or len(tensors[bias.input[1]].dims) == 1)
+            and all(num_readers[node.output[0]] == 1 for node in packed.nodes)
             and _part_sizes(split, tensors, tensors[weight.input[0]].dims[1]) is not None
         ):
-            yield _Packed(matmul, weight, bias, split)
+            yield packed
 
 
 def _part_sizes(split: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], width: int) -> list[int] | None:
@@ -100,7 +112,7 @@ def _take_apart(
 ) -> list[onnx.NodeProto]:
     sizes = _part_sizes(packed.split, tensors, tensors[packed.weight.input[0]].dims[1])
     assert sizes is not None, "checked by _packed_matmuls"
-    names = [*packed.weight.input, packed.bias.input[1]]
+    names = packed.constants
     arrays = [numpy_helper.to_array(tensors[name], base_dir=str(folder)) for name in names]
     nodes = []
     starts = np.cumsum([0, *sizes])
@@ -112,13 +124,15 @@ def _take_apart(
             piece = array[..., part] if array.ndim else array  # a scale for all columns has no axis
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(piece), f"{name}/{index}"))
             inputs.append(f"{name}/{index}")
-        *weight_inputs, bias = inputs
+        weight_inputs = inputs[: len(packed.weight.input)]
+        result = output if packed.bias is None else f"{prefix}/out"
         made = [
             helper.make_node("DequantizeLinear", weight_inputs, [f"{prefix}/weight"], name=f"{packed.weight.name}/{index}"),
-            helper.make_node("MatMul", [packed.matmul.input[0], f"{prefix}/weight"], [f"{prefix}/out"], name=prefix),
-            helper.make_node("Add", [f"{prefix}/out", bias], [output], name=f"{packed.bias.name}/{index}"),
+            helper.make_node("MatMul", [packed.matmul.input[0], f"{prefix}/weight"], [result], name=prefix),
         ]
-        for node, original in zip(made, (packed.weight, packed.matmul, packed.bias), strict=True):
+        if packed.bias is not None:
+            made.append(helper.make_node("Add", [result, inputs[-1]], [output], name=f"{packed.bias.name}/{index}"))
+        for node, original in zip(made, packed.nodes, strict=True):
             node.attribute.extend(original.attribute)
             node.metadata_props.extend(original.metadata_props)
         nodes += made

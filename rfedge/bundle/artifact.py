@@ -45,10 +45,12 @@ __all__ = [
     "Artifact",
     "Bundle",
     "CalibrationRecord",
+    "EngineForm",
     "Manifest",
     "ParityRecord",
     "PrecisionRecord",
     "Role",
+    "TensorRtRecord",
     "hash_file",
     "load_bundle",
     "write_bundle",
@@ -137,8 +139,40 @@ class ParityRecord(_Record):
         return tuple(missed(self.metrics, self.thresholds)) if self.forced else ()
 
 
+class EngineForm(_Record):
+    """What TensorRT computes one graph in, besides the int8 that stands in the graph.
+
+    Attributes:
+        floats: "fp16", or "fp32" where the graph keeps its own types.
+        islands: ONNX node -> why it computes in fp32 all the same.
+        reason: why floats stay fp32, or "".
+        largest: block -> largest magnitude that fp16 had to hold over the frames of the check, of at most 65504.
+        num_frames: of that check.
+    """
+
+    floats: Literal["fp16", "fp32"]
+    islands: dict[str, str] = {}
+    reason: str = ""
+    largest: dict[str, float] = {}
+    num_frames: int = 0
+
+
+class TensorRtRecord(_Record):
+    """What the target TensorRT computes where that is not what CPUs compute; the graphs are the same files.
+
+    Attributes:
+        graphs: graph -> its form.
+        parity: of the engines' arithmetic, emulated.
+    """
+
+    graphs: dict[GraphName, EngineForm]
+    parity: ParityRecord | None = None
+
+
 class Manifest(_Record):
     """manifest.json.
+
+    `tensorrt` is None where engines compute in the types of the graphs.
 
     `training` is what the checkpoint says of how it came to be, as JSON values; `initial` in it is the same of the
     checkpoint that it started from.
@@ -151,6 +185,7 @@ class Manifest(_Record):
     precision: PrecisionRecord
     calibration: CalibrationRecord | None = None
     parity: ParityRecord
+    tensorrt: TensorRtRecord | None = None
     source: dict[str, str]
     training: dict[str, JsonValue] | None = None
     versions: dict[str, str]

@@ -20,6 +20,10 @@ __all__ = ["build"]
 @with_options(BuildOptions)
 def build(
     bundle: Annotated[Path, typer.Argument(callback=bundle_folder, help="Bundle folder written by `rfedge export`.")],
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit 1 when layers exceed this, repeatable: 'fp32>5%', 'fp32>20', 'unfused>0' (attention)."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when an engine computes in float what the bundle holds in int8.")
     ] = False,
@@ -30,11 +34,20 @@ def build(
     **given: Any,
 ) -> None:
     import sys
+    from importlib.util import find_spec
 
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.errors import BackendUnavailableError
+
+    if find_spec("onnx_ir") is None:  # not by the export extra, which would bring PyTorch to a robot
+        raise BackendUnavailableError(
+            "rfedge build", got="no onnx_ir", expected="onnx-ir", remedy="Install it: pip install onnx-ir."
+        )
+    from rfedge.export.tensorrt.audit_summary import exceeded, parse_limit
     from rfedge.export.tensorrt.pipeline import build_bundle, open_target, plan_build
 
+    limits = [parse_limit(text) for text in fail_on or ()]
     is_ahead = bool(given["aot"])
     fixed = {} if given["target"] or not is_ahead else {"target": "tensorrt-rtx"}
     options = plan_of(BuildOptions, given, **fixed)
@@ -51,7 +64,12 @@ def build(
             "not for Jetson: TensorRT for RTX does not run there; on the board itself run `rfedge build BUNDLE`",
             file=sys.stderr if json else sys.stdout,
         )
-    if strict and any(result.audit.missed or result.audit.weights_grew for result in results):
+    beyond = [
+        f"{_label(result)}: {text}" for result in results for limit in limits if (text := exceeded(result.audit, limit))
+    ]
+    for text in beyond:
+        print(f"failed: {text}", file=sys.stderr)
+    if beyond or (strict and any(result.audit.missed or result.audit.weights_grew for result in results)):
         raise typer.Exit(1)
 
 
@@ -86,8 +104,8 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
     stream = sys.stderr
     for result in results:
         audit = result.audit
-        label = f"{result.planned.stage} sm{result.planned.key.target.sm}"
-        _print_reasons(label, result, as_json=as_json)
+        label = _label(result)
+        _print_audit(label, result, as_json=as_json)
         for note in result.notes:
             print(f"note: {label}: {note}", file=stream)
         for matmul in audit.missed:
@@ -102,19 +120,34 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
         print(dumps([_summary(result) for result in results]))
 
 
-def _print_reasons(label: str, result: StageResult, *, as_json: bool) -> None:
-    """One row for each reason why MatMuls, or layers of an int8 engine, are not int8."""
-    from collections import Counter
+def _label(result: StageResult) -> str:
+    return f"{result.planned.stage} sm{result.planned.key.target.sm}"
 
+
+def _print_audit(label: str, result: StageResult, *, as_json: bool) -> None:
+    """Layers per block and precision, and every layer in fp32 with its reason; blocks that are alike are one row."""
     from rfedge.cli.show.tables import print_table
+    from rfedge.export.tensorrt.audit_summary import block_rows, fp32_rows
 
-    if "int8" not in result.record.precisions:
+    audit = result.audit
+    if not audit.layers:
         return
-    reasons = Counter((layer.reason, layer.precision) for layer in result.audit.layers if layer.reason)
-    rows = [(reason, precision, count) for (reason, precision), count in reasons.most_common()]
-    print_table(
-        f"{label}: layers that are not int8 ({result.audit.source})", ("why", "precision", "layers"), rows, to_stderr=as_json
-    )
+    kinds = [name for name in ("int8", "fp16", "bf16", "fp32", "none") if name in audit.layer_precisions]
+    rows = [
+        (
+            row.blocks if row.num_blocks == 1 else f"{row.blocks} (x{row.num_blocks})",
+            *(str(row.layers.get(kind, "")) for kind in kinds),
+            f"{row.num_fused} of {row.num_attention} fused" if row.num_attention else "",
+        )
+        for row in block_rows(audit)
+    ]
+    fused = sum(item.fused for item in audit.attention)
+    total = ("all", *(str(audit.layer_precisions[kind]) for kind in kinds), f"{fused} of {len(audit.attention)} fused")
+    columns = ("layers of each block", *("moves" if kind == "none" else kind for kind in kinds), "attention")
+    print_table(f"{label} ({audit.source})", columns, [*rows, total], to_stderr=as_json)
+    wide = [(reason, blocks, str(count)) for reason, blocks, count in fp32_rows(audit)]
+    if wide:
+        print_table(f"{label}: layers in fp32", ("why", "blocks", "layers"), wide, to_stderr=as_json)
 
 
 def _summary(result: StageResult) -> dict[str, object]:
@@ -129,6 +162,10 @@ def _summary(result: StageResult) -> dict[str, object]:
         "weights_bytes": result.record.weights_bytes,
         "activations_bytes": result.record.activations_bytes,
         "precisions": result.record.precisions,
+        "floats": "as in the graph" if result.planned.islands is None else "fp16",
+        "islands": result.planned.islands or {},
+        "layers": result.audit.layer_precisions,
+        "attention": {"all": len(result.audit.attention), "fused": sum(item.fused for item in result.audit.attention)},
         "text_lengths": list(result.record.text_lengths),
         "missed": [matmul.model_dump(mode="json") for matmul in result.audit.missed],
         "weights_grew": result.audit.weights_grew,
