@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,15 @@ from rfedge.data.calvin import find_split
 from rfedge.data.windows import split_segments
 from rfedge.errors import DatasetError
 from rfedge.messages import POSE_SIZE, Observation
-from rfedge.policies import bundle_name
+from rfedge.policies import bundle_name, find_bundle
 from rfedge.records.machine import Machine, describe_machine
+from rfedge.records.plan import Option, Uses
 from rfedge.records.record import Record
 from rfedge.records.statistics import Mean, mean_with_interval
 from rfedge.robot.conventions import refuse_disagreement
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
-from rfedge.runtimes.control.controllers import choose_loop
+from rfedge.runtimes.backends.registry import BACKENDS, DEFAULT_BACKEND
+from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.rollout.policy_source import PolicyLoop
 
@@ -44,26 +45,43 @@ class EpisodesPlan:
     """The policies and the episodes.
 
     Attributes:
-        bundles: folders written by `rfedge export`.
-        data: a data set in CALVIN's format, its root or one split.
-        split: of a root; None is validation where there is one, else training.
-        validation_fraction, seed: as given to `rfedge train`, which held the same episodes of the training split out; 0
-            takes every episode. All of a validation split are used.
-        num_episodes: of them at most, evenly spaced.
+        data: root or one split.
+        split: of a root.
+        validation_fraction: as given to `rfedge train`, whose held-out episodes these are; a validation split is used whole.
         mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
-        backend, settings: of the bundles.
     """
 
-    bundles: tuple[Path, ...]
-    data: Path
-    split: str | None = None
-    validation_fraction: float = 0.1
-    seed: int = 0
-    num_episodes: int = 50
-    mode: str | None = None
-    execute_steps: int | None = None
-    backend: str = DEFAULT_BACKEND
-    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
+    bundles: Annotated[
+        tuple[Path, ...],
+        Option(
+            "Bundle folders or shipped policies; the first is what the others are compared with.",
+            argument=True,
+            parse=find_bundle,
+        ),
+    ]
+    data: Annotated[Path, Option("Demonstrations in CALVIN's format.", panel="Episodes")]
+    split: Annotated[str | None, Option("training or validation; default: validation where there is one.")] = None
+    validation_fraction: Annotated[
+        float, Option("Share that `rfedge train` held out of the training split; 0 measures all of it.")
+    ] = 0.1
+    seed: Annotated[int, Option("Of that training, which decides what was held out.")] = 0
+    num_episodes: Annotated[int, Option("Episodes at most, evenly spaced.", flag="--num", min=1)] = 50
+    mode: Annotated[
+        str | None,
+        Option(
+            "closed-loop, open-loop or jump-step; default: what fits the steps and the training.",
+            panel="Policies",
+            choices=SYNCHRONOUS_MODES,
+        ),
+    ] = None
+    execute_steps: Annotated[int | None, Option("Actions played per policy call.", min=1)] = None
+    backend: Annotated[str, Option("What runs the bundles: onnxruntime, openvino or tensorrt.", choices=BACKENDS)] = (
+        DEFAULT_BACKEND
+    )
+    settings: Annotated[
+        RuntimeSettings,
+        Uses("providers", threads="Threads of a policy in each worker; 0 is the backend's own choice."),
+    ] = field(default_factory=lambda: RuntimeSettings(threads=1))
 
 
 class ActionScore(Record):

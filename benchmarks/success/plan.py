@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from rfedge.benchmarks.success.chains import ChainPlan, Simulator, World
 from rfedge.benchmarks.success.report import Kind, NotPossible, PolicyRecord
@@ -14,12 +16,12 @@ from rfedge.benchmarks.success.rows import kind_of
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.bundle.stages import summarise_blocks
 from rfedge.envs.interface import EnvironmentIdentity
-from rfedge.envs.tasks import TASKS
+from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.policies import bundle_name
-from rfedge.records.plan import check_least
+from rfedge.records.plan import Option, Uses, check_least
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
+from rfedge.runtimes.backends.registry import BACKENDS, DEFAULT_BACKEND
 from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.modes import check_execute_steps
@@ -30,6 +32,21 @@ __all__ = ["ENRICHED", "RowPlan", "SuccessPlan", "describe_policies", "lay_out"]
 ENRICHED: Final = "enriched"
 
 
+def _parse_tasks(text: str) -> tuple[str, ...]:
+    return TASKS if text == "all" else tuple(check_task(name.strip()) for name in text.split(",") if name.strip())
+
+
+def _parse_decay(text: str) -> float | None:
+    decay = math.nan
+    with suppress(ValueError):
+        decay = math.inf if text == "none" else float(text)
+    if math.isnan(decay) or (math.isinf(decay) and text != "none"):
+        raise ConfigError(
+            "--ensemble", got=repr(text), expected="finite numbers or none", remedy="Put commas between: none,0."
+        )
+    return None if text == "none" else decay
+
+
 @dataclass(frozen=True)
 class SuccessPlan:
     """What to run.
@@ -38,46 +55,94 @@ class SuccessPlan:
         bundles: folders; the first is what the others are compared with.
         torch: checkpoints in PyTorch, after the bundles.
         pairing: what a row is compared with: the `first` row, or of its own checkpoint the first row in the `same-loop`.
-        labels: what rows call each policy; empty takes the precision, with the name of the folder or of the shipped policy
-            where that is not unique.
-        trained_on: what to say of the training data of each, see `PolicyRecord`; empty says what the bundles do.
-        execute_steps: control steps per policy call, each of them for every bundle; empty for what each was trained for.
+        labels: empty takes the precision, with the name of the folder or of the shipped policy where that is not unique.
+        trained_on: see `PolicyRecord`; empty says what the bundles do.
+        execute_steps: each of them for every bundle; empty for what each was trained for.
         mode: see `rfedge.runtimes.control.controllers.choose_loop`.
-        ensembles: decays of a temporal ensemble, each of them for every row whose chunks overlap, see
-            `rfedge.runtimes.control.ensembling`; None plays the newest chunk. Rows whose chunks do not overlap have none.
-        worlds: one a scene.
+        ensembles: each of them for every row whose chunks overlap, see `rfedge.runtimes.control.ensembling`; None plays the
+            newest chunk.
+        worlds: one per scene.
         languages: see `rfedge.benchmarks.success.chains.ChainPlan`.
         left_out: held-out sentences that are never sampled; `run_success` adds those that a bundle does not know, so
-            that all of them hear the same.
-        starts_per_task: prepared starts of every task; 0 leaves the single tasks out.
-        tasks: which tasks are started from.
-        max_steps: control steps for each task.
-        seed: of the agents' instructions, the starts and the intervals.
-        backend: of every bundle.
-        settings: of every bundle in every worker; one thread, so that workers do not fight for the cores, and so that the
-            order of sums is the same on every machine.
-        kinds: of rows, see `rfedge.benchmarks.success.report.Kind`; empty for all of them.
+            that all of them get the same.
+        settings: one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every
+            machine.
+        kinds: see `rfedge.benchmarks.success.report.Kind`; empty for all of them.
         skip_impossible: list combinations that cannot be run instead of refusing the plan.
     """
 
     bundles: tuple[Path, ...]
     torch: tuple[TorchPolicy, ...] = ()
     pairing: Literal["first", "same-loop"] = "first"
-    labels: tuple[str, ...] = ()
-    trained_on: tuple[str, ...] = ()
-    execute_steps: tuple[int, ...] = ()
-    mode: str | None = None
-    ensembles: tuple[float | None, ...] = (None,)
+    labels: Annotated[
+        tuple[str, ...],
+        Option("What rows call a bundle; once for each, in order.", flag="--label", panel="Rows"),
+    ] = ()
+    trained_on: Annotated[
+        tuple[str, ...],
+        Option("What a bundle was trained on, such as A,B,C, where it does not say; once for each, in order."),
+    ] = ()
+    execute_steps: Annotated[
+        tuple[int, ...],
+        Option(
+            "Control steps per policy call, with commas between; default: as each policy was trained. Several are timed, "
+            "too, and those beyond a chunk are listed.",
+            commas=True,
+        ),
+    ] = ()
+    mode: Annotated[
+        str | None,
+        Option(
+            "closed-loop, open-loop or jump-step; default: what fits the steps and the training.",
+            choices=SYNCHRONOUS_MODES,
+        ),
+    ] = None
+    ensembles: Annotated[
+        tuple[float | None, ...],
+        Option(
+            "Where chunks overlap, play the weighted mean of what they say: decays with commas between, 0 weighs "
+            "all alike, below 0 newer ones more; `none` plays the newest chunk. Each is a row.",
+            flag="--ensemble",
+            commas=True,
+            parse=_parse_decay,
+            text="none",
+        ),
+    ] = (None,)
+    kinds: Annotated[
+        tuple[Kind, ...],
+        Option(
+            "Only these rows, with commas between: closed-loop and jump-step (run as trained), open-loop (trained on every "
+            "frame, run with more steps a call), other.",
+            commas=True,
+        ),
+    ] = ()
     worlds: tuple[World, ...] = (Simulator(),)
     languages: tuple[str, ...] = ("evaluation",)
     left_out: frozenset[str] = frozenset()
-    starts_per_task: int = 0
-    tasks: tuple[str, ...] = TASKS
-    max_steps: int = MAX_STEPS
-    seed: int = 0
-    backend: str = DEFAULT_BACKEND
-    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
-    kinds: tuple[Kind, ...] = ()
+    starts_per_task: Annotated[
+        int,
+        Option(
+            "Besides chains, prepared starts of every task; 0 for none.",
+            flag="--single-tasks",
+            panel="Chains and tasks",
+            min=0,
+        ),
+    ] = 0
+    tasks: Annotated[
+        tuple[str, ...],
+        Option("With --single-tasks: `all`, or names with commas between.", parse=_parse_tasks, text="all"),
+    ] = TASKS
+    max_steps: Annotated[int, Option("Control steps for each task.", min=1)] = MAX_STEPS
+    seed: Annotated[
+        int, Option("Of instructions and intervals, and number of the first start, see `rfedge run --seed`.", min=0)
+    ] = 0
+    backend: Annotated[
+        str, Option("What runs the bundles: onnxruntime, openvino or tensorrt.", panel="Machine", choices=BACKENDS)
+    ] = DEFAULT_BACKEND
+    settings: Annotated[
+        RuntimeSettings,
+        Uses("providers", threads="Threads of a policy in each worker; 0 is the backend's own choice."),
+    ] = field(default_factory=lambda: RuntimeSettings(threads=1))
     skip_impossible: bool = False
 
     def __post_init__(self) -> None:

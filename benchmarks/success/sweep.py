@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import ValidationError
 
+from rfedge.benchmarks.latency.loaded_memory import loaded_bytes
 from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
 from rfedge.benchmarks.records.schema import LatencyReport, VariantResult
 from rfedge.benchmarks.success.plan import SuccessPlan
@@ -24,7 +25,7 @@ from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import INSTRUCTIONS
 from rfedge.policies import bundle_name
 from rfedge.records.machine import provenance
-from rfedge.runtimes.backends.base import RuntimeSettings
+from rfedge.records.plan import Option
 
 __all__ = ["LATENCY_FILE", "PLOT_FILE", "SWEEP_FILE", "SweepPlan", "finish_sweep", "join"]
 
@@ -38,15 +39,22 @@ class SweepPlan:
 
     Attributes:
         success: rows; combinations that are not possible are listed and left out.
-        iterations, warmup, settle_ms: see `rfedge.benchmarks.latency.run.LatencyPlan`.
-        latency_settings: how bundles are loaded to be timed: alone, so with all cores.
+        warmup, settle_ms: see `rfedge.benchmarks.latency.run.LatencyPlan`.
+        latency_threads: bundles are timed alone, so with all cores.
     """
 
     success: SuccessPlan
-    iterations: int = 200
-    warmup: int = 20
-    settle_ms: float = 20.0
-    latency_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+    iterations: Annotated[
+        int,
+        Option(
+            "With --precisions or several --execute-steps: timed calls per policy.", panel="Latency, measured alone", min=1
+        ),
+    ] = 200
+    warmup: Annotated[int, Option("Untimed calls per policy.", min=0)] = 20
+    settle_ms: Annotated[float, Option("Untimed pause before each timed call.")] = 20.0
+    latency_threads: Annotated[
+        int, Option("Threads while latency is measured alone; 0 is the backend's own choice.", min=0)
+    ] = 0
 
     def __post_init__(self) -> None:
         """Refuse a timing that cannot run now, not after the rollouts.
@@ -69,7 +77,7 @@ class SweepPlan:
             iterations=self.iterations,
             settle_ms=self.settle_ms,
             seed=self.success.seed,
-            settings=self.latency_settings,
+            settings=dataclasses.replace(self.success.settings, threads=self.latency_threads),
             backend=self.success.backend,
         )
 
@@ -96,13 +104,26 @@ def finish_sweep(
     timing = plan.latency
     latency = None if output is None else _stored_latency(output / LATENCY_FILE, timing)
     if latency is None:
-        latency = run_latency(timing, on_round=on_round)
+        latency = _loaded_alone(run_latency(timing, on_round=on_round), timing)
         if output is not None:
             latency.write(output / LATENCY_FILE)
     report = SweepReport(**provenance(), success=success, latency=latency, rows=join(success, latency))
     if output is not None:
         report.write(output / SWEEP_FILE)
     return report
+
+
+def _loaded_alone(latency: LatencyReport, plan: LatencyPlan) -> LatencyReport:
+    """Return the report with what each policy takes in a process of its own: here they share pages of the allocator."""
+    taken = dict(zip((variant.name for variant in _timed(latency)), loaded_bytes(plan), strict=True))
+    return latency.model_copy(
+        update={
+            "variants": tuple(
+                variant.model_copy(update={"load_rss_bytes": taken.get(variant.name, variant.load_rss_bytes)})
+                for variant in latency.variants
+            )
+        }
+    )
 
 
 def join(success: SuccessReport, latency: LatencyReport) -> tuple[SweepRow, ...]:

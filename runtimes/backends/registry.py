@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Final, cast
 
 from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 
-__all__ = ["BACKENDS", "BACKEND_HELP", "DEFAULT_BACKEND", "open_parts"]
+__all__ = ["BACKENDS", "BACKEND_HELP", "DEFAULT_BACKEND", "import_backend", "open_parts"]
 
 DEFAULT_BACKEND: Final = "onnxruntime"
 BACKEND_HELP: Final = "onnxruntime, or where it is installed openvino, or tensorrt after `rfedge build`."
@@ -28,6 +29,28 @@ _BACKENDS: Final = {
 BACKENDS: Final = tuple(_BACKENDS)
 
 
+def import_backend(backend: str) -> ModuleType:
+    """Import what runs a backend, and its library.
+
+    Raises:
+        ConfigError: no backend has this name; the text names the nearest one.
+        BackendUnavailableError: the backend's library is not on this machine.
+    """
+    if backend not in _BACKENDS:
+        raise ConfigError(
+            "backend", got=repr(backend), expected=did_you_mean(backend, _BACKENDS), remedy="Choose one of these names."
+        )
+    module_name, _, remedy = _BACKENDS[backend]
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "rfedge":
+            raise  # ours: a bug keeps its traceback
+        raise BackendUnavailableError(
+            f"backend {backend!r}", got=f"no module {error.name!r}", expected="an installed library", remedy=remedy
+        ) from None
+
+
 def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyParts:
     """Open the policy at `path` with `backend`: a bundle, or for torch a checkpoint.
 
@@ -36,18 +59,6 @@ def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyPar
         BackendUnavailableError: the backend's library is not on this machine.
         ArtifactError: the bundle or checkpoint is missing, incomplete or altered.
     """
-    if backend not in _BACKENDS:
-        raise ConfigError(
-            "backend", got=repr(backend), expected=did_you_mean(backend, _BACKENDS), remedy="Choose one of these names."
-        )
-    module_name, function_name, remedy = _BACKENDS[backend]
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] == "rfedge":
-            raise  # ours: a bug keeps its traceback
-        raise BackendUnavailableError(
-            f"backend {backend!r}", got=f"no module {error.name!r}", expected="an installed library", remedy=remedy
-        ) from None
-    opener = cast(Callable[[Path, RuntimeSettings], PolicyParts], getattr(module, function_name))
+    module = import_backend(backend)
+    opener = cast(Callable[[Path, RuntimeSettings], PolicyParts], getattr(module, _BACKENDS[backend][1]))
     return opener(path, settings)

@@ -73,7 +73,7 @@ def test_plans_that_run_nothing(options: dict[str, object], text: str) -> None:
 
 
 def test_the_command_prints_the_same_as_json(report: ExpertSuccessReport) -> None:
-    arguments = ["bench", "experts", "--tasks", ",".join(TASKS), "--episodes", "3", "--seed", "5", "--json"]
+    arguments = ["bench", "success", "--expert", "--tasks", ",".join(TASKS), "--single-tasks", "3", "--seed", "5", "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)

@@ -21,6 +21,7 @@ import typer
 from rfedge.benchmarks.success.chains import Simulator, read_chains, run_chains
 from rfedge.benchmarks.success.report import SuccessReport, SuccessRow, assert_average_length, assert_share
 from rfedge.benchmarks.success.run import run_success
+from rfedge.benchmarks.success.sweep_report import SweepReport
 from rfedge.bundle.artifact import load_bundle
 from rfedge.cli.bench.app import bench_app
 from rfedge.config import preset
@@ -299,7 +300,7 @@ def test_the_command(tmp_path: Path, bundles: tuple[Path, Path], capsys: pytest.
     arguments = [*bundles, "--num", 0, "--single-tasks", 1, "--tasks", "turn_on_led", "--max-steps", 3, "--workers", 1]
     with pytest.raises(ConfigError, match="--execute-steps: got '1;4'"):
         bench_success(*arguments, "--execute-steps", "1;4")
-    with pytest.raises(ConfigError, match="--ensemble: got 'nan,0', expected finite numbers or none"):
+    with pytest.raises(ConfigError, match="--ensemble: got 'nan', expected finite numbers or none"):
         bench_success(*arguments, "--ensemble", "nan,0")
     with pytest.raises(ConfigError, match="did you mean 'turn_on_led'"):
         bench_success(*arguments, "--tasks", "turn_on_let")
@@ -314,10 +315,11 @@ def test_the_command_prints_tables_and_one_document(
 ) -> None:
     arguments = [*bundles, "--execute-steps", "1,4", "--num", 1, "--max-steps", 4, "--output", tmp_path / "run"]
     arguments += ["--single-tasks", 1, "--tasks", "turn_on_led", "--label", "old", "--label", "new", "--trained-on", "A,B,C"]
+    arguments += ["--iterations", 2, "--warmup", 0, "--settle-ms", 0]
     bench_success(*arguments, "--trained-on", "D", "--json")
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
-    report = SuccessReport.model_validate_json(line)
+    report = SweepReport.model_validate_json(line).success
     assert report == SuccessReport.model_validate_json((tmp_path / "run" / "success.json").read_bytes())
     assert [row.name for row in report.rows] == [f"{label} k{k} D evaluation" for label in ("old", "new") for k in (1, 4)]
     assert "not possible" not in err

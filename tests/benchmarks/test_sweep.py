@@ -15,7 +15,6 @@ from rfedge.benchmarks.success.sweep_plot import check_can_draw, draw_sweep
 from rfedge.benchmarks.success.sweep_report import SweepReport
 from rfedge.cli.bench.app import bench_app
 from rfedge.errors import BackendUnavailableError, ConfigError
-from rfedge.runtimes import RuntimeSettings
 from tests.benchmarks.joint_world import joint_chains
 from tests.benchmarks.success_plans import plan_of, write_policy
 
@@ -28,7 +27,7 @@ app.add_typer(bench_app, name="bench")
 
 def sweep_plan(bundles: tuple[Path, ...], **changes: object) -> SweepPlan:
     success = plan_of(bundles, execute_steps=(1, 2, 4, 8), labels=("every", "second"), **changes)
-    return SweepPlan(success, iterations=5, warmup=1, settle_ms=0.0, latency_settings=RuntimeSettings(threads=1))
+    return SweepPlan(success, iterations=5, warmup=1, settle_ms=0.0, latency_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_a_second_call_times_nothing_again(swept: tuple[Path, SweepReport], bund
     )
     assert rounds == []
     assert (again.success, again.latency, again.rows) == (report.success, report.latency, report.rows)
-    other = SweepPlan(plan.success, iterations=6, warmup=0, settle_ms=0.0, latency_settings=plan.latency_settings)
+    other = SweepPlan(plan.success, iterations=6, warmup=0, settle_ms=0.0, latency_threads=1)
     assert finish_sweep(other, report.success).latency.conditions.iterations == 6
 
 
@@ -140,7 +139,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command(bundles: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*bundles, "--label", "every", "--label", "second", "--execute-steps", "2,8", "--num", 1, "--max-steps", 4]
     arguments += ["--iterations", 3, "--warmup", 0, "--settle-ms", 0, "--latency-threads", 1, "--output", tmp_path / "run"]
-    app(args=["bench", "sweep", *map(str, arguments), "--json"], standalone_mode=False)
+    app(args=["bench", "success", *map(str, arguments), "--json"], standalone_mode=False)
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
     report = SweepReport.model_validate_json(line)
@@ -148,3 +147,10 @@ def test_the_command(bundles: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert "not possible: second with 8 steps per call: execute_steps: got 8, expected 1 to 4 (chunk_size)" in err
     assert "success against latency" in err
     assert (tmp_path / "run" / "sweep.png").exists() == HAS_MATPLOTLIB
+    assert all(variant.load_rss_bytes > 100_000 for variant in report.latency.variants if variant.role == "bundle")
+
+
+def test_the_former_command_names_the_present_one(bundles: tuple[Path, Path]) -> None:
+    for former, present in (("sweep", "bench success BUNDLES --execute-steps"), ("experts", "bench success --expert")):
+        with pytest.raises(ConfigError, match=present):
+            app(args=["bench", former, str(bundles[0])], standalone_mode=False)

@@ -1,4 +1,4 @@
-"""`rfedge bench chains` as a user meets it."""
+"""CALVIN's chains on the command line: themselves, and with the scripted experts in them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ app = typer.Typer()
 app.add_typer(bench_app, name="bench")
 
 
-def _call(*arguments: object) -> None:
-    app(args=["bench", "chains", *(str(argument) for argument in arguments)], standalone_mode=False)
+def _call(command: str, *arguments: object) -> None:
+    app(args=["bench", command, *(str(argument) for argument in arguments)], standalone_mode=False)
 
 
 def test_without_an_agent_it_shows_the_chains(capsys: pytest.CaptureFixture[str]) -> None:
-    _call("--num", 3, "--json")
+    _call("chains", "--num", 3, "--json")
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
     document = json.loads(line)
@@ -30,32 +30,32 @@ def test_without_an_agent_it_shows_the_chains(capsys: pytest.CaptureFixture[str]
     assert sum(document["task_counts"].values()) == 15
     assert document["task_counts"]["place_in_slider"] == 3
     assert "place_in_slider" in err
-    _call("--num", 3)
+    _call("chains", "--num", 3)
     assert f"sha256 {document['sha256']}" in capsys.readouterr().out
 
 
 def test_experts_run_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--expert", "--num", 2, "--max-steps", 30, "--language", "enriched", "--output", tmp_path / "run"]
-    _call(*arguments, "--json")
+    arguments = ["--expert", "--num", 2, "--max-steps", 30, "--output", tmp_path / "run"]
+    _call("success", *arguments, "--json")
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
     report = ChainReport.model_validate_json(line)
     assert report.conditions.num_chains == 2
-    assert report.conditions.language == "enriched"
+    assert (report.conditions.agent, report.conditions.language) == ({"name": "expert"}, "evaluation")
     assert report == ChainReport.model_validate_json((tmp_path / "run" / "report.json").read_bytes())
     assert "average length" in err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"chains.jsonl", "results.json", "report.json"}
-    _call(*arguments)
+    _call("success", *arguments)
     assert f"average length {report.average_length.value:.3f}" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="number of chains of the run in .*: got 1, expected at least 2, which are there"):
-        _call(*arguments, "--num", 1)
+        _call("success", *arguments, "--num", 1)
 
 
 def test_users_errors_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'playtable'"):
-        _call("--expert", "--num", 1, "--env", "playtabel", "--output", tmp_path / "run")
+        _call("success", "--expert", "--num", 1, "--env", "playtabel", "--output", tmp_path / "run")
     with pytest.raises(ConfigError, match="scene: got 'E'"):
-        _call("--expert", "--num", 1, "--scene", "E", "--output", tmp_path / "run")
-    with pytest.raises(ConfigError, match="did you mean 'enriched'"):
-        _call("--num", 1, "--language", "enrich")
+        _call("success", "--expert", "--num", 1, "--scene", "E", "--output", tmp_path / "run")
+    with pytest.raises(ConfigError, match="got neither policies nor --expert"):
+        _call("success", "--num", 1)
     assert list(tmp_path.iterdir()) == []

@@ -10,13 +10,12 @@ __all__ = ["bench_app"]
 
 _COMMANDS = {
     "latency": ("latency:latency", "Time bundles and the PyTorch original against each other, interleaved in one process."),
-    "chains": ("chains:chains", "Show CALVIN's chains of five tasks, or with --expert run the scripted experts in them."),
+    "chains": ("chains:chains", "Show CALVIN's chains of five tasks and their SHA-256."),
     "env": ("env:env", "Time an environment: physics alone, each camera and both, a whole step and a reset."),
     "episodes": (
         "episodes:episodes",
         "Compare each bundle's actions with those of held-out episodes, frame by frame: action error and gripper agreement.",
     ),
-    "experts": ("experts:experts", "Measure the success rate of the scripted experts, task by task, without rendering."),
     "looks": ("looks:looks", "Compare PlayTable's pictures with those of an installed calvin_env, in equal states."),
     "peers": (
         "peers:peers",
@@ -30,16 +29,16 @@ _COMMANDS = {
         "success:success",
         "Run bundles on the same chains and tasks, and say how much of the first one's success the others keep.",
     ),
-    "sweep": (
-        "sweep:sweep",
-        "Measure success for every bundle and number of steps per call, then latency alone, and draw one against the other.",
-    ),
     "report": (
         "report:report",
         "Join records of success, sweep, latency and the rest into one page, with what is missing named.",
     ),
 }
-bench_app = typer.Typer(name="bench", cls=lazy_group("rfedge.cli.bench", _COMMANDS), no_args_is_help=True)
+_MOVED = {
+    "sweep": "rfedge bench success BUNDLES --execute-steps 1,2,4,8",
+    "experts": "rfedge bench success --expert --single-tasks 50",
+}
+bench_app = typer.Typer(name="bench", cls=lazy_group("rfedge.cli.bench", _COMMANDS, _MOVED), no_args_is_help=True)
 
 
 @bench_app.callback()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rfedge.cli.bench.success_options import AsJson, Backend, Bundles, Mode, Provider, Threads
+from rfedge.benchmarks.success.episodes import EpisodesPlan, run_episodes
+from rfedge.cli.options import AsJson, plan_of, with_options
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.success.episodes import EpisodesReport
@@ -16,48 +17,21 @@ if TYPE_CHECKING:
 __all__ = ["episodes"]
 
 
+@with_options(EpisodesPlan)
 def episodes(
-    bundles: Bundles,
-    data: Annotated[Path, typer.Option(help="Demonstrations in CALVIN's format.")],
-    split: Annotated[
-        str | None, typer.Option(help="training or validation; default: validation where there is one.")
-    ] = None,
-    validation_fraction: Annotated[
-        float, typer.Option(help="Share that `rfedge train` held out of the training split; 0 measures all of it.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of that training, which decides what was held out.")] = 0,
-    num_episodes: Annotated[int, typer.Option("--num", min=1, help="Episodes at most, evenly spaced.")] = 50,
-    mode: Mode = None,
-    execute_steps: Annotated[int | None, typer.Option(min=1, help="Actions played per policy call.")] = None,
-    threads: Threads = 1,
-    backend: Backend = "onnxruntime",
-    provider: Provider = "cpu",
     plot: Annotated[Path | None, typer.Option(help="Draw predicted and recorded actions to this file.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
-    from rfedge.benchmarks.success.episodes import EpisodesPlan, run_episodes
     from rfedge.benchmarks.success.episodes_plot import draw_episodes
     from rfedge.benchmarks.success.sweep_plot import check_can_draw
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report
-    from rfedge.runtimes.backends.base import RuntimeSettings
-    from rfedge.runtimes.backends.ort_providers import parse_provider
 
     if plot is not None:
         check_can_draw()
-    plan = EpisodesPlan(
-        tuple(bundles),
-        data,
-        split=split,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        num_episodes=num_episodes,
-        mode=mode,
-        execute_steps=execute_steps,
-        backend=backend,
-        settings=RuntimeSettings(threads=threads, providers=parse_provider(provider)),
-    )
+    plan = plan_of(EpisodesPlan, given)
     with stage_progress() as progress:
         report, traces = run_episodes(plan, on_step=progress)
     _print(report, to_stderr=as_json)

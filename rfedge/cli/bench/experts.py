@@ -1,57 +1,99 @@
-"""`rfedge bench experts`: how often and how fast the scripted experts do their tasks."""
+"""`rfedge bench success --expert`: how often and how fast the scripted experts do tasks and chains."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
-
-from rfedge.runtimes.control.limits import MAX_STEPS
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rfedge.benchmarks.success.chain_report import ChainReport
     from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 
-__all__ = ["experts"]
+__all__ = ["measure_experts"]
+
+_TASKS_FILE = "experts.json"
 
 
-def experts(
-    env: Annotated[str, typer.Option(help="Environment: playtable or calvin.")] = "playtable",
-    scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
-    tasks: Annotated[str, typer.Option(help="`all`, or names with commas between.")] = "all",
-    episodes: Annotated[int, typer.Option(min=1, help="Random starts per task.")] = 50,
-    max_steps: Annotated[int, typer.Option(min=1, help="Control steps per start.")] = MAX_STEPS,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first start.")] = 0,
-    anywhere: Annotated[
-        bool, typer.Option("--anywhere", help="Blocks start anywhere in CALVIN's area, not just where one window is enough.")
-    ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
-    assert_success: Annotated[
-        bool, typer.Option("--assert-success", help="Fail unless 30 tasks reach 95 % and all of them 80 %.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+def measure_experts(
+    given: Mapping[str, Any],
+    *,
+    num: int,
+    anywhere: bool,
+    gated: bool,
+    workers: int,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
-    from rfedge.benchmarks.success import expert_success as library
+    """Run the experts task by task where `--single-tasks` asks for it, else in chains; they render nothing.
+
+    Args:
+        given: options of `SuccessPlan` and `Worlds`.
+        num: chains.
+        anywhere: of blocks at the start of a task.
+        gated: hold the tasks to the project's rates.
+        workers: processes.
+        output: folder; chains go on there, tasks write `experts.json`.
+        as_json: print the report, too.
+
+    Raises:
+        ConfigError: several scenes, or an unknown one, or task.
+        GateError: a rate is missed.
+    """
+    from rfedge.benchmarks.success import expert_success
+    from rfedge.benchmarks.success.chains import ChainPlan, run_chains
+    from rfedge.cli.bench.success_options import Worlds, kept_note
+    from rfedge.cli.options import plan_of
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report
+    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.envs.chains import make_chains
     from rfedge.envs.experts import EXPERT_TASKS
+    from rfedge.errors import ConfigError
+    from rfedge.runtimes.rollout.chain_agents import expert_agent
 
-    names = EXPERT_TASKS if tasks == "all" else tuple(name.strip() for name in tasks.split(",") if name.strip())
-    plan = library.ExpertSuccessPlan(
-        env=env, scene=scene, tasks=names, episodes=episodes, limit_steps=max_steps, seed=seed, anywhere=anywhere
-    )
-    with stage_progress() as progress:
-        report = library.run_expert_success(
-            plan, workers=workers, on_task=lambda done, total: progress("tasks", done, total)
+    world, *others = plan_of(Worlds, given).simulators(render=False)
+    if others:
+        raise ConfigError("--scene", got=f"{1 + len(others)} scenes", expected="one with --expert", remedy="Name one.")
+    if given["single_tasks"]:
+        names = tuple(name.strip() for name in given["tasks"].split(",") if name.strip())
+        plan = expert_success.ExpertSuccessPlan(
+            env=world.name,
+            scene=world.scene,
+            tasks=EXPERT_TASKS if given["tasks"] == "all" else names,
+            episodes=given["single_tasks"],
+            limit_steps=given["max_steps"],
+            seed=given["seed"],
+            anywhere=anywhere,
         )
-    _print(report, as_json=as_json)
-    write_report(report, output, as_json=as_json)
-    if assert_success:
-        library.assert_success(report)  # last, so that the numbers behind a failed gate are on the screen
+        with stage_progress() as progress:
+            tasks = expert_success.run_expert_success(
+                plan, workers=workers, on_task=lambda done, total: progress("tasks", done, total)
+            )
+        _print_tasks(tasks, as_json=as_json)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+        write_report(tasks, None if output is None else output / _TASKS_FILE, as_json=as_json)
+        if gated:
+            expert_success.assert_success(tasks)  # last, so that the numbers behind a failed gate are on the screen
+        return
+    chain_plan = ChainPlan(
+        make_agent=expert_agent,
+        agent_name="expert",
+        world=world,
+        max_steps=given["max_steps"],
+        seed=given["seed"],
+    )
+    with kept_when_stopped(kept_note(output)), stage_progress() as progress:
+        sampled = make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total))
+        chains = run_chains(
+            chain_plan, sampled, output, workers=workers, on_chain=lambda done, total: progress("chains", done, total)
+        )
+    _print_chains(chains, as_json=as_json)
+    write_report(chains, as_json=as_json)
 
 
-def _print(report: ExpertSuccessReport, *, as_json: bool) -> None:
+def _print_tasks(report: ExpertSuccessReport, *, as_json: bool) -> None:
     import sys
 
     from rfedge.cli.show.tables import print_table
@@ -67,5 +109,29 @@ def _print(report: ExpertSuccessReport, *, as_json: bool) -> None:
     print(
         f"{report.num_nearly_always} of {len(report.tasks)} tasks at 95 % or more, the least at {worst:.0%}; "
         f"{report.episodes} starts per task, at most {report.limit_steps} steps; {report.wall_seconds:.1f} s",
+        file=sys.stderr if as_json else sys.stdout,
+    )
+
+
+def _print_chains(report: ChainReport, *, as_json: bool) -> None:
+    import sys
+
+    from rfedge.cli.show.tables import print_table
+
+    rows = []
+    for task, score in report.tasks.items():
+        success, steps = score.success, "" if score.mean_steps is None else f"{score.mean_steps:.1f}"
+        rows.append((task, success.successes, success.n, f"{success.value:.3f}", steps))
+    print_table("tasks that were begun", ("task", "solved", "begun", "rate", "mean steps"), rows, to_stderr=as_json)
+    rates = [
+        (f">= {length}", f"{rate.value:.3f}", f"[{rate.low:.3f}, {rate.high:.3f}]")
+        for length, rate in report.success_rates.items()
+    ]
+    print_table("solved in a row, 95 % interval", ("tasks", "rate", "interval"), rates, to_stderr=as_json)
+    length, conditions = report.average_length, report.conditions
+    print(
+        f"average length {length.value:.3f} [{length.low:.3f}, {length.high:.3f}] over {length.n} chains: "
+        f"{conditions.agent['name']} in {conditions.environment}, scene {conditions.scene}, seed {conditions.seed}; "
+        f"{report.wall_seconds:.1f} s with {report.num_workers} workers, {report.num_resumed} chains were there before",
         file=sys.stderr if as_json else sys.stdout,
     )

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rfedge.benchmarks.success.plan import SuccessPlan
     from rfedge.benchmarks.success.sweep_report import SweepReport
     from rfedge.runtimes.rollout.policy_source import TorchPolicy
 
-__all__ = ["PreparedTable", "measure_table", "prepare_table"]
+__all__ = ["PreparedTable", "prepare_table", "print_precisions"]
 
 _SUFFIX = ".bundles"
 
@@ -88,27 +87,8 @@ def _name(checkpoint: Path) -> str:
     return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
 
 
-def measure_table(
-    plan: SuccessPlan, *, iterations: int, num: int, output: Path | None, workers: int, ray: str | None, to_stderr: bool
-) -> SweepReport:
-    """Run every row, then time all policies alone, and print one row for each with all of it."""
-    import dataclasses
-
-    from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
-    from rfedge.cli.bench.success_options import measure
-    from rfedge.cli.bench.success_tables import print_success
-    from rfedge.cli.show.progress import round_progress
-
-    sweep = SweepPlan(plan, iterations=iterations, latency_settings=dataclasses.replace(plan.settings, threads=0))
-    success = measure(sweep.success, num=num, output=output, workers=workers, ray=ray)
-    with round_progress() as on_round:  # with nothing beside it
-        report = finish_sweep(sweep, success, output, on_round=on_round)
-    print_success(success, to_stderr=to_stderr)
-    _print(report, to_stderr=to_stderr)
-    return report
-
-
-def _print(report: SweepReport, *, to_stderr: bool) -> None:
+def print_precisions(report: SweepReport, *, to_stderr: bool) -> None:
+    """Print one row for each policy: success, what it keeps of fp32, latency, size and memory."""
     from rfedge.cli.show.tables import print_table
 
     variants = {variant.name: variant for variant in report.latency.variants}

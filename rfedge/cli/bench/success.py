@@ -1,134 +1,160 @@
-"""`rfedge bench success`: whether compiled policies still do CALVIN's chains and tasks."""
+"""`rfedge bench success`: whether compiled policies still do CALVIN's chains and tasks, and how fast."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rfedge.cli.bench.success_options import (
-    AsJson,
-    Backend,
-    Enriched,
-    Ensembles,
-    Env,
-    Kinds,
-    Labels,
-    LeastLength,
-    LeastShare,
-    LooksChoice,
-    MaxSteps,
-    Mode,
-    Num,
-    Output,
-    Provider,
-    Ray,
-    RendererChoice,
-    Scenes,
-    Seed,
-    SingleTasks,
-    Tasks,
-    Threads,
-    TrainedOn,
-    Workers,
-)
-from rfedge.runtimes.control.limits import MAX_STEPS
+from rfedge.benchmarks.success.plan import SuccessPlan
+from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
+from rfedge.cli.bench.success_options import Num, Workers, Worlds
+from rfedge.cli.options import AsJson, plan_of, with_options
+
+if TYPE_CHECKING:
+    from rfedge.benchmarks.success.sweep_report import SweepReport
 
 __all__ = ["success"]
 
+_CHAINS: Final = "Chains and tasks"
+_PRECISIONS: Final = "A checkpoint in several precisions"
+_EXPERTS: Final = "Scripted experts"
+_MACHINE: Final = "Machine"
 
+
+@with_options(SuccessPlan, Worlds, SweepPlan)
 def success(
     policies: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Bundle folders or shipped policies; the first is what the others are compared with. With --precisions "
             "checkpoint folders or shipped policies."
         ),
-    ],
+    ] = None,
     precisions: Annotated[
         str | None,
         typer.Option(
             help="Measure a checkpoint in these precisions, with commas between, or all: fp32, fp16, bf16, int8, "
             "int8-weight, int4-weight, mixed, nf4, llm-int8. Missing bundles are exported to OUTPUT.bundles; bf16, nf4 and "
-            "llm-int8 run in PyTorch. Each is compared with fp32 in the same loop; then latency and memory are measured."
+            "llm-int8 run in PyTorch. Each is compared with fp32 in the same loop; then latency and memory are measured.",
+            rich_help_panel=_PRECISIONS,
         ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="With --precisions: demonstrations to export with; scripted experts collect some for a shipped one."
+            help="With --precisions: demonstrations to export with; scripted experts collect some for a shipped one.",
+            rich_help_panel=_PRECISIONS,
         ),
     ] = None,
-    mixed_budget: Annotated[str, typer.Option(help="With --precisions: budget of mixed.")] = "action_error=0.05",
-    iterations: Annotated[int, typer.Option(min=1, help="With --precisions: timed calls per policy.")] = 200,
-    labels: Labels = None,
-    trained_on: TrainedOn = None,
-    execute_steps: Annotated[
-        str | None,
-        typer.Option(help="Control steps per policy call, with commas between; default: as each policy was trained."),
-    ] = None,
-    mode: Mode = None,
-    ensemble: Ensembles = "none",
-    kinds: Kinds = None,
+    mixed_budget: Annotated[
+        str, typer.Option(help="With --precisions: budget of mixed.", rich_help_panel=_PRECISIONS)
+    ] = "action_error=0.05",
     num: Num = 200,
-    single_tasks: SingleTasks = 0,
-    tasks: Tasks = "all",
-    enriched: Enriched = False,
-    env: Env = "playtable",
-    scenes: Scenes = None,
-    looks: LooksChoice = None,
-    renderer: RendererChoice = None,
-    max_steps: MaxSteps = MAX_STEPS,
-    seed: Seed = 0,
+    enriched: Annotated[
+        bool, typer.Option("--enriched", help="Add rows with held-out instructions.", rich_help_panel=_CHAINS)
+    ] = False,
+    expert: Annotated[
+        bool,
+        typer.Option(
+            "--expert",
+            help="Measure the scripted experts instead of policies: in chains, or with --single-tasks task by task.",
+            rich_help_panel=_EXPERTS,
+        ),
+    ] = False,
+    anywhere: Annotated[
+        bool,
+        typer.Option(
+            "--anywhere",
+            help="With --expert: blocks start anywhere in CALVIN's area, not just where one window is enough.",
+            rich_help_panel=_EXPERTS,
+        ),
+    ] = False,
+    assert_success: Annotated[
+        bool,
+        typer.Option(
+            "--assert-success",
+            help="With --expert: fail unless 30 tasks reach 95 % and all of them 80 %.",
+            rich_help_panel=_EXPERTS,
+        ),
+    ] = False,
     workers: Workers = 1,
-    ray: Ray = None,
-    threads: Threads = 1,
-    backend: Backend = "onnxruntime",
-    provider: Provider = "cpu",
-    assert_average_length: LeastLength = None,
-    assert_share: LeastShare = None,
-    output: Output = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Run in a Ray cluster: local, auto, HOST:PORT or ray://HOST:PORT; needs the 'scale' extra.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="With several --execute-steps: plot to this file; with --output it is also sweep.png there."),
+    ] = None,
+    assert_average_length: Annotated[
+        float | None, typer.Option(help="Fail unless every row's average length is at least this.")
+    ] = None,
+    assert_share: Annotated[
+        float | None, typer.Option(help="Fail unless every other row keeps at least this share of its reference's success.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for records and report; repeat the command to go on after a stop.")
+    ] = None,
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
-    import functools
-
-    from rfedge.cli.bench.precision_table import measure_table, prepare_table
-    from rfedge.cli.bench.success_options import check_gates, make_plan, measure
-    from rfedge.cli.bench.success_tables import print_success
+    from rfedge.benchmarks.success.sweep_plot import check_can_draw
+    from rfedge.cli.bench.precision_table import prepare_table, print_precisions
+    from rfedge.cli.bench.success_options import check_gates, measure
+    from rfedge.cli.bench.success_tables import print_speed, print_success
+    from rfedge.cli.show.progress import round_progress
     from rfedge.cli.show.reports import write_report
+    from rfedge.errors import ConfigError
     from rfedge.policies import find_bundle
 
-    plan_of = functools.partial(
-        make_plan,
-        execute_steps=execute_steps,
-        ensemble=ensemble,
-        mode=mode,
-        kinds=kinds,
-        enriched=enriched,
-        env=env,
-        scenes=scenes,
-        looks=looks,
-        renderer=renderer,
-        single_tasks=single_tasks,
-        tasks=tasks,
-        max_steps=max_steps,
-        seed=seed,
-        threads=threads,
-        backend=backend,
-        provider=provider,
-    )
-    if precisions is not None:
-        prepared = prepare_table(policies, precisions, output=output, data=data, mixed_budget=mixed_budget)
-        plan = plan_of(prepared.bundles, labels or prepared.labels, trained_on, torch=prepared.torch, pairing="same-loop")
-        table = measure_table(
-            plan, iterations=iterations, num=num, output=output, workers=workers, ray=ray, to_stderr=as_json
+    if expert == bool(policies):
+        got = "policies and --expert" if expert else "neither policies nor --expert"
+        raise ConfigError("what to measure", got=got, expected="one of them", remedy="Name bundles, or pass --expert.")
+    if expert:
+        from rfedge.cli.bench.experts import measure_experts
+
+        measure_experts(
+            given, num=num, anywhere=anywhere, gated=assert_success, workers=workers, output=output, as_json=as_json
         )
-        write_report(table, as_json=as_json)
-        report = table.success
+        return
+    if plot is not None:
+        check_can_draw()
+    languages = ("evaluation", "enriched") if enriched else ("evaluation",)
+    fixed: dict[str, Any] = {"worlds": plan_of(Worlds, given).simulators(), "languages": languages}
+    found = policies or []
+    if precisions is not None:
+        prepared = prepare_table(found, precisions, output=output, data=data, mixed_budget=mixed_budget)
+        fixed |= {"bundles": prepared.bundles, "torch": prepared.torch, "pairing": "same-loop"}
+        fixed |= {} if given["label"] else {"labels": prepared.labels}
     else:
-        plan = plan_of([find_bundle(path) for path in policies], labels, trained_on)
+        fixed["bundles"] = tuple(map(find_bundle, found))
+    plan = plan_of(SuccessPlan, given, **fixed)
+    if precisions is None and len(plan.execute_steps) < 2:
         report = measure(plan, num=num, output=output, workers=workers, ray=ray)
         print_success(report, to_stderr=as_json)
         write_report(report, as_json=as_json)
+    else:
+        sweep = plan_of(SweepPlan, given, success=plan)
+        report = measure(sweep.success, num=num, output=output, workers=workers, ray=ray)
+        with round_progress() as on_round:  # with nothing beside it
+            joined = finish_sweep(sweep, report, output, on_round=on_round)
+        print_success(report, to_stderr=as_json)
+        (print_speed if precisions is None else print_precisions)(joined, to_stderr=as_json)
+        if precisions is None:
+            _plot(joined, plot, output)
+        write_report(joined, as_json=as_json)
     check_gates(report, assert_average_length, assert_share)
+
+
+def _plot(report: SweepReport, plot: Path | None, output: Path | None) -> None:
+    from rfedge.benchmarks.success.sweep import PLOT_FILE
+    from rfedge.benchmarks.success.sweep_plot import can_draw, draw_sweep
+
+    for picture in (plot, None if output is None or not can_draw() else output / PLOT_FILE):
+        if picture is not None:
+            draw_sweep(report, picture)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rfedge.benchmarks.success.chain_report import TaskScore
     from rfedge.benchmarks.success.report import Paired, SuccessReport, SuccessRow
+    from rfedge.benchmarks.success.sweep_report import SweepReport
     from rfedge.records.statistics import Mean, Ratio
 
-__all__ = ["print_success"]
+__all__ = ["print_speed", "print_success"]
 
 
 def print_success(report: SuccessReport, *, to_stderr: bool) -> None:
@@ -129,3 +130,31 @@ def _task_number(task: str) -> int:
     from rfedge.envs.tasks import TASKS
 
     return TASKS.index(task)
+
+
+def print_speed(report: SweepReport, *, to_stderr: bool) -> None:
+    """Print success beside the latency of a call and of a control step."""
+    from rfedge.cli.show.tables import print_table
+
+    rows = []
+    for row, joined in zip(report.success.rows, report.rows, strict=True):
+        success = row.chains.average_length if row.chains else row.single_tasks.success if row.single_tasks else None
+        call, step = joined.per_call_ms, joined.per_control_step_ms
+        rows.append(
+            (
+                row.name,
+                row.loop,
+                "-" if success is None else f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
+                f"{call.p50:.2f}",
+                f"{step.p50:.2f}",
+                f"{step.p99:.2f}",
+                "-" if joined.completion_s is None else f"{joined.completion_s:.2f}",
+                "-" if joined.synchronous_completion_s is None else f"{joined.synchronous_completion_s:.2f}",
+                "-" if joined.jerk is None else f"{joined.jerk:.3f}",
+            )
+        )
+    measure = "average length" if report.success.conditions.num_chains else "success"
+    columns = ("row", "kind", measure, "call ms", "step ms", "step p99", "task s", "waiting", "jerk")
+    threads = report.latency.conditions.threads
+    title = f"success against latency: median call, timed alone with {threads or 'all'} threads, and the same over its steps"
+    print_table(title, columns, rows, to_stderr=to_stderr)
