@@ -14,7 +14,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from rfedge.envs.oracle import TaskOracle
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError
 from rfedge.messages import POSE_SIZE, Observation
+from rfedge.records.plan import Option
 from rfedge.robot.conventions import Conventions, conventions_of
 from rfedge.runtimes.control.loop import ControlLoop, StepReport
 from rfedge.runtimes.control.modes import Controller, ControlStep
@@ -63,22 +64,38 @@ class RecordingOptions:
 
     Attributes:
         noise: added to every action that is sent, never to what is recorded as the label; None for none.
-        chain_length: tasks that follow each other without a reset.
         chain_tasks: those that may follow; the first is the one asked for.
-        max_steps: control steps for each task; more than 64 are cut into several segments.
-        expert_share: probability that a task is driven by its expert although there is a driver.
-        at_spots: begin with the blocks where CALVIN's chains have them, see `rfedge.envs.experts.prepare`.
-        takeover_steps: a driver acts for so many steps of a task at most, sampled anew for each, then the expert takes over,
-            and its part alone is recorded; None lets the driver finish and records all of it.
+        max_steps: more than 64 are cut into several segments.
+        expert_share: probability for each task.
+        at_spots: see `rfedge.envs.experts.prepare`.
+        takeover_steps: None lets the policy finish and records all of it.
     """
 
     noise: ActionNoise | None = None
-    chain_length: int = 1
+    chain_length: Annotated[
+        int,
+        Option("Tasks that follow each other without a reset, sampled from --tasks.", panel="Episodes", min=1),
+    ] = 1
     chain_tasks: tuple[str, ...] = EXPERT_TASKS
-    max_steps: int = MAX_FRAMES
-    expert_share: float = 0.0
-    at_spots: bool = False
-    takeover_steps: int | None = None
+    at_spots: Annotated[bool, Option("Begin with the blocks near where CALVIN's chains have them.")] = False
+    max_steps: Annotated[
+        int,
+        Option(
+            "Control steps per task with --policy, default 360; more than 64 become several segments.",
+            panel="A policy drives",
+            optional=True,
+        ),
+    ] = MAX_FRAMES
+    expert_share: Annotated[
+        float, Option("Part of the tasks that the expert drives in spite of --policy; default 0.", optional=True)
+    ] = 0.0
+    takeover_steps: Annotated[
+        int | None,
+        Option(
+            "The policy drives each task for so many steps at most, sampled each time; then the expert takes over, "
+            "and its part alone is recorded."
+        ),
+    ] = None
 
     @property
     def max_frames(self) -> int:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 from rfedge.errors import ConfigError
+from rfedge.policies import find_bundle
+from rfedge.records.plan import Option
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
 from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, make_controller
@@ -86,7 +88,7 @@ class PolicyLoop:
     """A bundle in a loop that does not depend on time; what measures or records demonstrations opens it in each worker.
 
     Attributes:
-        bundle: folder written by `rfedge export`, or with backend torch a checkpoint.
+        bundle: with backend torch a checkpoint.
         mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
         ensemble: decay of a temporal ensemble, or None.
         backend: of the bundle.
@@ -94,9 +96,24 @@ class PolicyLoop:
             machine.
     """
 
-    bundle: Path
-    mode: str | None = None
-    execute_steps: int | None = None
+    bundle: Annotated[
+        Path,
+        Option(
+            "Bundle that drives while the experts label what they would have done, or until they take over.",
+            flag="--policy",
+            parse=find_bundle,
+            optional=True,
+        ),
+    ]
+    mode: Annotated[
+        str | None,
+        Option(
+            "Loop of the policy: closed-loop, open-loop or jump-step; default: as it was trained.", choices=SYNCHRONOUS_MODES
+        ),
+    ] = None
+    execute_steps: Annotated[int | None, Option("Actions the policy plays per inference; default: as it was trained.")] = (
+        None
+    )
     ensemble: float | None = None
     backend: str = DEFAULT_BACKEND
     settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))

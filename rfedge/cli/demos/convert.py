@@ -61,7 +61,6 @@ def convert(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
-    """Convert demonstrations to the CALVIN format, images resized and actions in CALVIN's units."""
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.data.conversion import ConversionOptions, convert_dataset, parse_fields, read_field_file

@@ -35,7 +35,6 @@ def inspect(
     seed: Annotated[int, typer.Option(min=0, help="Draws the frames.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as one JSON document.")] = False,
 ) -> int:
-    """Count what a dataset holds and list what is damaged; exit status 1 when something is."""
     from rfedge.cli.show.progress import stage_progress
     from rfedge.data.inspection.report import inspect_dataset
     from rfedge.envs.tasks import TASKS

@@ -17,7 +17,6 @@ def merge(
     output: Annotated[Path, typer.Option(help="New folder for the merged dataset.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
-    """Merge datasets into one that `rfedge train --data` takes; frames are linked where possible."""
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.cli.show.tables import print_table

@@ -6,16 +6,17 @@ import functools
 import importlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, runtime_checkable
 
 from rfedge.benchmarks.success.demonstrations import Episode, RecordingOptions, record_episode
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
-from rfedge.envs.interface import Environment, make_environment
+from rfedge.envs.interface import ENVIRONMENTS, Environment, make_environment
 from rfedge.envs.language import PARAPHRASES
-from rfedge.envs.looks import Looks, Renderer
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 from rfedge.errors import ConfigError, ContractError
+from rfedge.records.plan import Option, Uses
 from rfedge.runtimes.control.controllers import choose_loop
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
@@ -40,19 +41,18 @@ class Recorder:
     """Records a rollout when called with task and seed; it travels to worker processes.
 
     Attributes:
-        environment: name of the simulator.
-        scene: "A" to "D".
         options: noise, chains and lengths.
         policy: what drives in the expert's place, or None.
-        looks, renderer: see `make_environment`.
     """
 
-    environment: str
-    scene: str
-    options: RecordingOptions
-    policy: PolicyLoop | None = None
-    looks: Looks | None = None
-    renderer: Renderer | None = None
+    environment: Annotated[str, Option("playtable or calvin.", flag="--env", panel="Episodes", choices=ENVIRONMENTS)] = (
+        "playtable"
+    )
+    scene: Annotated[str, Option("CALVIN scene.")] = "D"
+    options: RecordingOptions = field(default_factory=RecordingOptions)
+    policy: Annotated[PolicyLoop | None, Uses("bundle", "mode", "execute_steps", panel="A policy drives")] = None
+    looks: Annotated[Looks | None, Option(LOOKS_HELP, panel="Episodes")] = None
+    renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
 
     def __call__(self, task: str, seed: int) -> Episode:
         return record_episode(

@@ -29,7 +29,6 @@ def snapshots(
     looks: Annotated[Looks, typer.Option(help=LOOKS_HELP)] = "playtable",
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON document.")] = False,
 ) -> None:
-    """Take pictures of random states of the table, each seen once, to pre-train vision on."""
     from rfedge.cli.show.progress import stage_progress
     from rfedge.data.collection.collect import CollectionRequest, collect
     from rfedge.envs.snapshots import SNAPSHOT_TASK

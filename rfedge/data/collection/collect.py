@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import check_room, read_json
 from rfedge.io.journal import append_line, compare_arguments, open_lines, refuse_other_content
 from rfedge.jobs.processes import run_jobs
+from rfedge.records.plan import Option
 
 __all__ = [
     "FRAMES_PER_SLOT",
@@ -100,8 +101,8 @@ class CollectionRequest:
     """
 
     tasks: tuple[str, ...]
-    episodes_per_task: int
-    seed: int = 0
+    episodes_per_task: Annotated[int, Option("Rollouts that begin with each task.", min=1)] = 50
+    seed: Annotated[int, Option("Decides every episode.", min=0)] = 0
     scene: str = "D"
     max_attempts: int = 10
     frames_per_episode: int = FRAMES_PER_SLOT
