@@ -38,6 +38,9 @@ _WRIST: Final = 13  # place of the last joint in robot_obs; it turns against the
 _NEUTRAL_WRIST_RAD: Final = 0.55
 _MISSED_M: Final = 0.06
 _MISSED_GRIP_M: Final = 0.025
+# An arm this near the way between two waypoints is on it.
+_JOINED_M: Final = 0.014
+_JOINED_RAD: Final = 0.3
 
 
 class Expert(Protocol):
@@ -144,9 +147,37 @@ class WaypointExpert:
         self._goal_euler = situation.robot_obs[3:6].copy()
         plan = self._script.plan(situation)
         first_m = plan[0].anchor(situation.scene_obs).position_m + np.array(plan[0].offset_m)
-        clear = () if self._script.goes_on(situation) else clear_the_way(situation, self._script, first_m)
-        self._plan = (*clear, *plan)
+        if self._attempts == 1 and (index := self._joined(plan, situation)) is not None:
+            self._plan = plan[index:]
+        elif self._script.goes_on(situation):
+            self._plan = plan
+        else:
+            self._plan = (*clear_the_way(situation, self._script, first_m), *plan)
         self._go_to(0, situation)
+
+    def _joined(self, plan: tuple[Waypoint, ...], situation: Situation) -> int | None:
+        """Return the waypoint that the arm is on its way to from the one before, with the gripper as it should be.
+
+        Whoever drove before did that much of the task; the expert goes on instead of coming out and beginning again.
+        """
+        if situation.held_block() is not None and not self._script.keeps(situation):
+            return None
+        goal = situation.robot_obs[3:6]
+        targets = []
+        for waypoint in plan:
+            _, target_m, goal = self._pose_at(waypoint, situation, goal)
+            targets.append((target_m, goal))
+        for index in range(len(plan) - 1, 0, -1):
+            (from_m, _), (to_m, goal) = targets[index - 1], targets[index]
+            near_m = max(_JOINED_M, plan[index].tolerance_m)
+            off_rad = abs(float(wrap_angle(goal[2] - situation.robot_obs[5])))
+            if (
+                plan[index].closed == situation.gripper_closed
+                and off_rad < _JOINED_RAD
+                and _distance_m(situation.tcp_m, from_m, to_m) < near_m
+            ):
+                return index
+        return None
 
     def _go_on(self, situation: Situation) -> None:
         """Go to the next waypoint; after the last one wait when the goal is met, or start over."""
@@ -186,9 +217,7 @@ class WaypointExpert:
             block_m = situation.block_pose(waypoint.carried)[:3]
             if float(np.linalg.norm(block_m - situation.tcp_m)) > _LOST_M:
                 return True
-        way = self._target_m - self._from_m
-        along = np.clip(float((situation.tcp_m - self._from_m) @ way) / max(float(way @ way), 1e-9), 0.0, 1.0)
-        return float(np.linalg.norm(self._from_m + along * way - situation.tcp_m)) > _STRAYED_M
+        return _distance_m(situation.tcp_m, self._from_m, self._target_m) > _STRAYED_M
 
     def _waypoint_is_over(self, robot_obs: Float64Array) -> bool:
         if self._steps > self._variation.patience_steps:
@@ -207,19 +236,25 @@ class WaypointExpert:
         self._steps = 0
         self._reached_steps = 0
         waypoint = self._plan[index]
-        anchor = waypoint.anchor(situation.scene_obs)
-        self._anchor_m = anchor.position_m
         self._from_m = situation.tcp_m.copy()
+        self._anchor_m, self._target_m, self._goal_euler = self._pose_at(waypoint, situation, self._goal_euler)
+
+    def _pose_at(
+        self, waypoint: Waypoint, situation: Situation, euler: Float64Array
+    ) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """Return the anchor (3,), the tcp's target (3,) and its euler angles (3,), which without a turn stay `euler`."""
+        anchor = waypoint.anchor(situation.scene_obs)
         outwards = anchor.position_m - np.array(BASE_POSITION_M)
         outwards[2] = 0.0
         outwards /= np.linalg.norm(outwards)
         if waypoint.turn_rad is not None:
-            self._goal_euler = _orientation(waypoint, anchor, outwards, situation)
+            euler = _orientation(waypoint, anchor, outwards, situation)
         offset_m = np.array(waypoint.offset_m) + self._grasp_m + waypoint.jitter * self._approach_m
-        self._target_m = anchor.position_m + offset_m - waypoint.towards_base_m * outwards
+        target_m = anchor.position_m + offset_m - waypoint.towards_base_m * outwards
         if waypoint.carried is not None:
             grip_m = situation.tcp_rotation.T @ (situation.block_pose(waypoint.carried)[:3] - situation.tcp_m)
-            self._target_m = self._target_m - euler_to_matrix(self._goal_euler) @ grip_m
+            target_m = target_m - euler_to_matrix(euler) @ grip_m
+        return anchor.position_m, target_m, euler
 
 
 def _orientation(waypoint: Waypoint, anchor: Anchor, outwards: Float64Array, situation: Situation) -> Float64Array:
@@ -243,6 +278,13 @@ def _levelling_rad(situation: Situation, block: str) -> float:
     # Of the block's six directions the one that points up, which in the gripper's frame is -z.
     upwards = max((sign * axes[:, index] for index in range(3) for sign in (-1.0, 1.0)), key=lambda axis: -float(axis[2]))
     return math.atan2(float(upwards[0]), -float(upwards[2]))
+
+
+def _distance_m(point_m: Float64Array, from_m: Float64Array, to_m: Float64Array) -> float:
+    """Return how far a point (3,) is from a straight way."""
+    way = to_m - from_m
+    along = np.clip(float((point_m - from_m) @ way) / max(float(way @ way), 1e-9), 0.0, 1.0)
+    return float(np.linalg.norm(from_m + along * way - point_m))
 
 
 def _near(yaw_rad: float, turned_rad: float) -> float:
