@@ -18,7 +18,7 @@ from rfedge.bundle.artifact import Role
 from rfedge.contract import MEDIA, BackboneStage, GraphContract, GraphName, PolicyContract
 from rfedge.export.calibrate import Inputs
 from rfedge.export.mixed.record import SearchRecord
-from rfedge.export.parity import StageProgress, graph_call
+from rfedge.export.parity import graph_call
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.split_stages import split_stages
 from rfedge.export.passes.standard import apply_passes, head_passes
@@ -34,6 +34,7 @@ from rfedge.export.stage_graph import (
     write_form,
 )
 from rfedge.export.trace import trace_backbone, trace_head
+from rfedge.jobs.progress import StageProgress
 from rfedge.model import load_checkpoint
 from rfedge.recurrence import BackboneCall
 

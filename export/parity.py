@@ -21,6 +21,7 @@ from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact
 from rfedge.bundle.stages import call_in_order
 from rfedge.config import PolicyConfig
 from rfedge.contract import TensorSpec, policy_contract
+from rfedge.jobs.progress import StageProgress
 from rfedge.messages import FloatArray
 from rfedge.model import RoboFlamingo
 from rfedge.recurrence import Arrays, BackboneCall, HeadCall, acting_row, advance, initial_state, observe
@@ -37,8 +38,6 @@ __all__ = [
 ]
 
 Inputs = dict[str, npt.NDArray[Any]]
-# (stage, steps done, steps in all); called at least once per stage
-StageProgress = Callable[[str, int, int], None]
 # one list of graph inputs per episode; the state is reset between episodes
 Episodes = Sequence[Sequence[Inputs]]
 

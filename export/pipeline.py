@@ -30,7 +30,6 @@ from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.chart import check_can_draw, draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
 from rfedge.export.options import HEAD_PRECISIONS, STAGES, ExportOptions
-from rfedge.export.parity import StageProgress
 from rfedge.export.proof import (
     as_stored,
     count_steps,
@@ -45,9 +44,10 @@ from rfedge.export.stage_graph import CALIBRATED, describe_calibration
 from rfedge.export.tensorrt.engine_proof import EngineGraphs, choose_forms, prove_engines
 from rfedge.export.thresholds import missed, mixed_thresholds
 from rfedge.io.disk import check_room
+from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
-__all__ = ["StageProgress", "check_export", "export_checkpoint", "verify_parity"]
+__all__ = ["check_export", "export_checkpoint", "verify_parity"]
 
 _VERSIONED = ("rfedge", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _WORK = ".work"

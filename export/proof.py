@@ -18,9 +18,10 @@ from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
 from rfedge.export.embedding import StoredTable, stored_table
-from rfedge.export.parity import Episodes, RolloutTrace, StageProgress, compare_traces, onnx_rollout, torch_rollout
+from rfedge.export.parity import Episodes, RolloutTrace, compare_traces, onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
 from rfedge.export.thresholds import THRESHOLDS, loosest_thresholds, missed
+from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 from rfedge.robot.conventions import refuse_disagreement
 

@@ -12,7 +12,7 @@ and covariances, round the weights, insert. Weights are read one at a time; what
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,12 @@ from rfedge.export.int8.rounded_store import RoundedGroup, RoundedMatMul, Rounde
 from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, weight_file, write_graph
 from rfedge.export.passes.split_weights import SplitWeights
+from rfedge.jobs.progress import StageProgress
 
 __all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_matmuls", "quantize_int8"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
-# (stage, done, total)
-Progress = Callable[[str, int, int], None]
 
 
 def quantize_int8(
@@ -49,7 +48,7 @@ def quantize_int8(
     keep_float: Sequence[str] | None = (),
     options: Int8Options | None = None,
     store: RoundedStore | None = None,
-    progress: Progress = lambda *_: None,
+    progress: StageProgress = lambda *_: None,
 ) -> int:
     """Write the Q/DQ form of the graph at `source` to `target`.
 
@@ -96,7 +95,7 @@ class _Work:
     matmuls: list[MatMul]
     frames: list[Inputs]
     options: Int8Options
-    progress: Progress
+    progress: StageProgress
     store: RoundedStore | None = None
     spill: Path | None = None  # where finished weights wait until the graph is written; None keeps them in memory
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)

@@ -22,7 +22,6 @@ from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, Inputs
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.mixed.search import MixedSearch, search_plan
-from rfedge.export.parity import StageProgress
 from rfedge.export.passes.graph_files import graph_files, read_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.precisions.cpu_int8 import lower_int8
@@ -31,6 +30,7 @@ from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.runs_here import write_stand_in
 from rfedge.export.precisions.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
 from rfedge.export.quantize import Int8Options, quantizable_matmuls, quantize_int8
+from rfedge.jobs.progress import StageProgress
 
 __all__ = [
     "CALIBRATED",

@@ -30,9 +30,10 @@ from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, RfedgeError
 from rfedge.export.options import ExportOptions
 from rfedge.export.parity import Episodes, compare_traces, torch_rollout
-from rfedge.export.pipeline import StageProgress, export_checkpoint
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.proof import open_frames, proof_inputs
 from rfedge.io.atomic import atomic_directory, atomic_file
+from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint, save_checkpoint
 from rfedge.policies import FOLDER, SHIPPED
 

@@ -15,6 +15,7 @@ from rfedge.envs import Environment, make_environment
 from rfedge.envs.interface import CAMERAS
 from rfedge.envs.looks import Looks, Renderer
 from rfedge.errors import GateError
+from rfedge.jobs.progress import Count
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE
 from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
@@ -86,9 +87,7 @@ class EnvironmentSpeedReport(Measurement):
     looks: str | None = None
 
 
-def run_environment_speed(
-    plan: EnvironmentSpeedPlan, *, on_round: Callable[[int, int], None] | None = None
-) -> EnvironmentSpeedReport:
+def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None = None) -> EnvironmentSpeedReport:
     """Build the environment, time it and report.
 
     The calls of a round follow each other, so that a machine which slows down does so for all of them.
@@ -138,9 +137,7 @@ def assert_step_ms(report: EnvironmentSpeedReport, limit_ms: float) -> None:
         )
 
 
-def _measure(
-    environment: Environment, plan: EnvironmentSpeedPlan, on_round: Callable[[int, int], None]
-) -> dict[str, Summary]:
+def _measure(environment: Environment, plan: EnvironmentSpeedPlan, on_round: Count) -> dict[str, Summary]:
     rng = np.random.default_rng(plan.seed)
     rounds = WARMUP_ROUNDS + plan.steps
     poses = rng.uniform(-MAX_POSE, MAX_POSE, size=(rounds, 2, POSE_SIZE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -10,15 +9,15 @@ from rfedge.benchmarks.latency.optimum_quantize import quantize_with_optimum
 from rfedge.config import Precision, preset
 from rfedge.errors import ConfigError
 from rfedge.io.atomic import atomic_file
+from rfedge.jobs.progress import StageProgress
 
 __all__ = ["WITHOUT_OPTIMUM", "prepare_peers"]
 
-PrepareProgress = Callable[[str, int, int], None]
 WITHOUT_OPTIMUM: Final = "without-optimum.txt"
 
 
 def prepare_peers(
-    size: str, folder: Path, *, data: Path | None, seed: int, progress: PrepareProgress = lambda *_: None
+    size: str, folder: Path, *, data: Path | None, seed: int, progress: StageProgress = lambda *_: None
 ) -> None:
     """Make what is missing in `folder`: checkpoint/, fp32/, int8/, int8-all/, dynamic/ and, where Optimum can, optimum/.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +23,7 @@ from rfedge.benchmarks.latency.peer_artifacts import WITHOUT_OPTIMUM
 from rfedge.benchmarks.latency.peer_worker import WorkerJob, WorkerResult
 from rfedge.config import preset
 from rfedge.errors import ConfigError, GateError, did_you_mean
+from rfedge.jobs.progress import StageProgress
 from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record
@@ -59,8 +59,6 @@ NOTES: Final = {
     "the graph is the quantizer's own, node for node and byte for byte",
     OPTIMUM: "Optimum's settings for AVX512-VNNI, dynamic, per channel",
 }
-# (what is done, done, total)
-PeersProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class PeersReport(Measurement):
         return next(row for row in self.rows if row.name == name)
 
 
-def run_peers(plan: PeersPlan, *, progress: PeersProgress = lambda *_: None) -> PeersReport:
+def run_peers(plan: PeersPlan, *, progress: StageProgress = lambda *_: None) -> PeersReport:
     """Time every row of a prepared folder.
 
     Raises:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,6 +31,7 @@ from rfedge.export.passes.graph_files import file_bytes
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.precisions.runs_here import runs_here
 from rfedge.io.atomic import atomic_file
+from rfedge.jobs.progress import Count, StageProgress
 from rfedge.model import checkpoint_sha256
 from rfedge.records.machine import provenance
 from rfedge.records.plan import check_least
@@ -47,8 +48,6 @@ __all__ = [
 
 _BUDGET_METRIC: Final = "action_max_error"
 _NOTE: Final = "made_from.json"
-# (what is done, done, total)
-PrecisionsProgress = Callable[[str, int, int], None]
 
 
 class Form(NamedTuple):
@@ -140,7 +139,7 @@ class PreparedForms(NamedTuple):
     no_engines: str | None
 
 
-def prepare_precisions(plan: PrecisionsPlan, *, progress: PrecisionsProgress = lambda *_: None) -> PreparedForms:
+def prepare_precisions(plan: PrecisionsPlan, *, progress: StageProgress = lambda *_: None) -> PreparedForms:
     """Export what is missing in the plan's folder, and build the engines.
 
     Raises:
@@ -170,9 +169,7 @@ def prepare_precisions(plan: PrecisionsPlan, *, progress: PrecisionsProgress = l
     return PreparedForms(sha256, tuple(rows.values()), *_engines(plan, progress))
 
 
-def measure_precisions(
-    plan: PrecisionsPlan, prepared: PreparedForms, *, on_round: Callable[[int, int], None] | None = None
-) -> PrecisionsReport:
+def measure_precisions(plan: PrecisionsPlan, prepared: PreparedForms, *, on_round: Count | None = None) -> PrecisionsReport:
     """Time what runs here, in turns and fp32 twice, on frames and the first instruction of the demonstrations.
 
     `on_round` is told (rounds done, rounds in all).
@@ -237,7 +234,7 @@ def _claim_folder(plan: PrecisionsPlan, sha256: str) -> None:
         )
 
 
-def _bundle(plan: PrecisionsPlan, form: Form, budget: float | None, progress: PrecisionsProgress) -> Bundle:
+def _bundle(plan: PrecisionsPlan, form: Form, budget: float | None, progress: StageProgress) -> Bundle:
     output = plan.folder / form.name
     if output.exists():
         return load_bundle(output)
@@ -277,7 +274,7 @@ def _with_times(row: PrecisionRow, latency: LatencyReport, plan: PrecisionsPlan)
     )
 
 
-def _engines(plan: PrecisionsPlan, progress: PrecisionsProgress) -> tuple[tuple[EngineRow, ...], str | None]:
+def _engines(plan: PrecisionsPlan, progress: StageProgress) -> tuple[tuple[EngineRow, ...], str | None]:
     if plan.sm is None:
         return (), "none were asked for"
     from rfedge.nvidia.tensorrt import load_tensorrt

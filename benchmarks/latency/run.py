@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from rfedge.benchmarks.latency.garbage import collector_at_rest
 from rfedge.benchmarks.records.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
+from rfedge.jobs.progress import Count
 from rfedge.messages import STATE_SIZE, Observation
 from rfedge.policies import bundle_name, find_bundle, find_checkpoint
 from rfedge.records.machine import peak_rss_bytes, provenance
@@ -122,7 +123,7 @@ def run_latency(
     *,
     observations: Sequence[Observation] | None = None,
     inputs: str = "seeded noise",
-    on_round: Callable[[int, int], None] | None = None,
+    on_round: Count | None = None,
 ) -> LatencyReport:
     """Load every variant, time them and report.
 
@@ -214,7 +215,7 @@ def measure_latency(
     iterations: int,
     seed: int,
     settle_ms: float = 0.0,
-    on_round: Callable[[int, int], None] | None = None,
+    on_round: Count | None = None,
 ) -> dict[str, Samples]:
     """Call every policy once a round, in shuffled order, and return milliseconds per policy and stage.
 

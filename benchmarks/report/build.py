@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from rfedge.benchmarks.report.sections import record_sections
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
 from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import read_file
+from rfedge.jobs.progress import StageProgress
 
 __all__ = ["Report", "ReportPlan", "build_report"]
 
@@ -84,7 +85,7 @@ class Report:
                     temporary.write_text(text, encoding="utf-8")
 
 
-def build_report(plan: ReportPlan, *, progress: Callable[[str, int, int], None] = lambda *_: None) -> Report:
+def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None) -> Report:
     """Read, join and render.
 
     Args:

@@ -6,13 +6,14 @@ A record is read as data: records of older versions and of measurements that are
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
+from rfedge.jobs.progress import Count
 
 __all__ = ["MIXED_FORMAT", "Collection", "Found", "collect"]
 
@@ -52,7 +53,7 @@ class Collection:
             return []
 
 
-def collect(paths: Sequence[Path], *, on_file: Callable[[int, int], None] = lambda *_: None) -> Collection:
+def collect(paths: Sequence[Path], *, on_file: Count = lambda *_: None) -> Collection:
     """Read every JSON file that is named, and every one at any depth of the folders that are named.
 
     A file in a folder that is no record is left out with the reason; the same content under two names is taken once.

@@ -42,6 +42,7 @@ from rfedge.errors import ConfigError, did_you_mean
 from rfedge.io.atomic import atomic_file
 from rfedge.io.journal import open_journal, read_journal
 from rfedge.jobs.processes import JobRunner, run_jobs
+from rfedge.jobs.progress import Count
 from rfedge.records.machine import provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import parse_lines
@@ -175,7 +176,7 @@ def run_chains(
     *,
     workers: int = 1,
     runner: JobRunner = run_jobs,
-    on_chain: Callable[[int, int], None] | None = None,
+    on_chain: Count | None = None,
 ) -> ChainReport:
     """Run every chain, or those that an earlier call did not finish, and report.
 

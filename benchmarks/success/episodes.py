@@ -7,7 +7,7 @@ not enough: where the policy's own mistakes lead shows in closed loop alone (`rf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +21,7 @@ from rfedge.data import CalvinDataset, Segment
 from rfedge.data.calvin import find_split
 from rfedge.data.windows import split_segments
 from rfedge.errors import DatasetError
+from rfedge.jobs.progress import StageProgress
 from rfedge.messages import POSE_SIZE, Observation
 from rfedge.policies import bundle_name, find_bundle
 from rfedge.records.machine import Machine, describe_machine
@@ -144,9 +145,7 @@ class Traces:
     predicted: Sequence[Episodes]
 
 
-def run_episodes(
-    plan: EpisodesPlan, *, on_step: Callable[[str, int, int], None] = lambda *_: None
-) -> tuple[EpisodesReport, Traces]:
+def run_episodes(plan: EpisodesPlan, *, on_step: StageProgress = lambda *_: None) -> tuple[EpisodesReport, Traces]:
     """Step every bundle through the same held-out episodes.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,6 +16,7 @@ from rfedge.envs.experts import EXPERT_TASKS, prepare_start
 from rfedge.envs.tasks import check_task
 from rfedge.errors import GateError
 from rfedge.jobs.processes import run_jobs
+from rfedge.jobs.progress import Count
 from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record
@@ -111,9 +112,7 @@ class ExpertSuccessReport(Measurement):
         return sum(score.success.value >= MOST_RATE for score in self.tasks.values())
 
 
-def run_expert_success(
-    plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Callable[[int, int], None] | None = None
-) -> ExpertSuccessReport:
+def run_expert_success(plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Count | None = None) -> ExpertSuccessReport:
     """Run every task's expert from its starts, without rendering.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -15,6 +15,7 @@ from rfedge.envs.interface import CAMERAS, Camera, Float64Array
 from rfedge.envs.looks import Looks, Renderer, check_looks, redress
 from rfedge.errors import BackendUnavailableError, GateError
 from rfedge.io.atomic import atomic_file
+from rfedge.jobs.progress import Count
 from rfedge.messages import Observation, UInt8Array
 from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import check_least
@@ -103,7 +104,7 @@ class LooksReport(Measurement):
     differences: dict[str, dict[str, PictureDifference]]
 
 
-def run_looks(plan: LooksPlan, *, on_state: Callable[[int, int], None] | None = None) -> tuple[LooksReport, list[Sight]]:
+def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[Sight]]:
     """Draw every state in the real simulator and in PlayTable, and compare.
 
     Args:

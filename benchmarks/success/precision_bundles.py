@@ -15,7 +15,8 @@ from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.options import ExportOptions
-from rfedge.export.pipeline import StageProgress, export_checkpoint
+from rfedge.export.pipeline import export_checkpoint
+from rfedge.jobs.progress import StageProgress
 from rfedge.model import checkpoint_sha256
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from rfedge.envs.interface import CONTROL_HZ, EnvironmentIdentity
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS
 from rfedge.errors import ConfigError, ContractError
 from rfedge.jobs.processes import JobRunner, run_jobs
+from rfedge.jobs.progress import Count
 from rfedge.policies import bundle_name
 from rfedge.records.machine import provenance
 from rfedge.records.plan import check_least
@@ -54,7 +55,7 @@ def run_success(
     workers: int = 1,
     runner: JobRunner = run_jobs,
     executor: str = "processes",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Count | None = None,
 ) -> SuccessReport:
     """Run every row, or what an earlier call left of it, and report.
 
@@ -132,7 +133,7 @@ class _Work:
         workers: int,
         runner: JobRunner,
         num_rows: int,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: Count | None,
     ) -> None:
         self.num_finished = 0
         self._plan = plan
@@ -172,7 +173,7 @@ class _Work:
         self._environment = records.environment
         return records
 
-    def _counter(self) -> Callable[[int, int], None]:
+    def _counter(self) -> Count:
         """Return what counts the jobs of one run into those of all rows; its first call tells what was there before."""
         before, calls = self._num_done, itertools.count()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError
 from rfedge.io.journal import open_journal
 from rfedge.jobs.processes import JobRunner, run_jobs
+from rfedge.jobs.progress import Count
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record, parse_lines
 from rfedge.runtimes.rollout import RolloutRecord
@@ -81,7 +82,7 @@ def run_trials(
     tasks: Sequence[str] = TASKS,
     workers: int = 1,
     runner: JobRunner = run_jobs,
-    on_trial: Callable[[int, int], None] | None = None,
+    on_trial: Count | None = None,
 ) -> tuple[TrialRecord, ...]:
     """Run every start of every task, or those that an earlier call did not finish.
 

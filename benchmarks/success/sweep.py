@@ -7,7 +7,7 @@ bundles in turn, because a call beside other workers says little about a robot.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from rfedge.benchmarks.success.report import SuccessReport, SuccessRow
 from rfedge.benchmarks.success.run import SWEEP_FILES
 from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import INSTRUCTIONS
+from rfedge.jobs.progress import Count
 from rfedge.policies import bundle_name
 from rfedge.records.machine import provenance
 from rfedge.records.plan import Option
@@ -87,7 +88,7 @@ def finish_sweep(
     success: SuccessReport,
     output: Path | None = None,
     *,
-    on_round: Callable[[int, int], None] | None = None,
+    on_round: Count | None = None,
 ) -> SweepReport:
     """Time the bundles, unless an earlier call did, and join the times with their success.
 

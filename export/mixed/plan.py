@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from rfedge.jobs.progress import Count
+
 __all__ = ["MOST_MEASUREMENTS", "choose_plan", "order_of_removal"]
 
 MOST_MEASUREMENTS: Final = 32
@@ -29,7 +31,7 @@ def choose_plan(
     judge: Judge,
     *,
     most_measurements: int = MOST_MEASUREMENTS,
-    on_measurement: Callable[[int, int], None] = lambda *_: None,
+    on_measurement: Count = lambda *_: None,
 ) -> frozenset[str]:
     """Return the blocks to compute in int8.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,11 @@ from rfedge.export.mixed.record import BlockEvidence, SearchRecord
 from rfedge.export.mixed.sensitivity import ErrorMeter, write_cpu_form
 from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
 from rfedge.export.parity import Episodes, compare_traces, onnx_rollout
+from rfedge.jobs.progress import StageProgress
 
 __all__ = ["MixedSearch", "search_plan"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
-# (stage, done, total)
-Progress = Callable[[str, int, int], None]
 
 _WORK = "work-"
 _TIMED = "times of whole calls with int8 in every block"
@@ -69,7 +68,7 @@ def search_plan(
     options: Int8Options,
     search: MixedSearch,
     *,
-    progress: Progress = lambda *_: None,
+    progress: StageProgress = lambda *_: None,
 ) -> tuple[SearchRecord, RoundedStore]:
     """Return the evidence with the plan, and the rounded weights to write it with.
 
@@ -147,7 +146,9 @@ def _reason(saved: float, *, in_plan: bool) -> str:
     return "int8 saves time within the budget" if in_plan else "its error is worth more than the time it saves"
 
 
-def _speed(meter: ErrorMeter, blocks: Mapping[str, Sequence[str]], num_rounds: int, progress: Progress) -> dict[str, float]:
+def _speed(
+    meter: ErrorMeter, blocks: Mapping[str, Sequence[str]], num_rounds: int, progress: StageProgress
+) -> dict[str, float]:
     """Return block -> milliseconds saved; on the way all MatMuls are rounded, once for the whole search."""
     name = f"milliseconds saved by int8, {num_rounds} rounds"
     found: dict[str, float] | None = meter.cache.get(name)
@@ -167,7 +168,7 @@ def _speed(meter: ErrorMeter, blocks: Mapping[str, Sequence[str]], num_rounds: i
 
 
 def _compare(
-    meter: ErrorMeter, plan: frozenset[str], num_rounds: int, progress: Progress
+    meter: ErrorMeter, plan: frozenset[str], num_rounds: int, progress: StageProgress
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return ratios of whole calls and the metrics of plain int8: what the plan is to be compared with."""
     name = f"{_TIMED}, {num_rounds} rounds: " + (", ".join(sorted(plan)) or "nothing")

@@ -5,7 +5,7 @@ episodes in which each side carries its own state.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from rfedge.export.mixed.cache import MeasurementCache
 from rfedge.export.parity import Episodes, RolloutTrace, compare_traces, onnx_rollout
 from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.quantize import quantize_int8
+from rfedge.jobs.progress import StageProgress
 
 __all__ = ["ErrorMeter", "write_cpu_form"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 Metrics = dict[str, float]
-# (stage, done, total)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(eq=False)
@@ -79,7 +78,7 @@ class ErrorMeter:
             variant = self.write(int8, Path(folder))
             return compare_traces(self._reference, onnx_rollout(self.config, variant, self.head, self.episodes))
 
-    def write(self, int8: Iterable[str], folder: Path, *, progress: Progress = lambda *_: None) -> Path:
+    def write(self, int8: Iterable[str], folder: Path, *, progress: StageProgress = lambda *_: None) -> Path:
         """Write the form for CPUs with these blocks in int8 to `folder` and return it."""
         return write_cpu_form(
             self.graph, folder, self.frames, kept_float(self.blocks, int8), self.options, self.store, progress=progress
@@ -94,7 +93,7 @@ def write_cpu_form(
     options: Int8Options,
     store: RoundedStore,
     *,
-    progress: Progress = lambda *_: None,
+    progress: StageProgress = lambda *_: None,
 ) -> Path:
     """Quantize `graph`, write its form with integer kernels to `folder` and return that file."""
     quantized, lowered = folder / "quantized.onnx", folder / "quantized-cpu.onnx"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
@@ -21,12 +21,13 @@ import onnxruntime
 from rfedge.bundle.int8_kernels import EXACT_INT8, int8_saturates
 from rfedge.export.mixed.blocks import block_of_values
 from rfedge.export.precision_audit import write_optimised
+from rfedge.jobs.progress import Count
 
 __all__ = ["call_times_ms", "profile_blocks", "saved_ms"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
-Count = Callable[[int, int], None]
+Count = Count
 
 _WARM_UP: Final = 3
 _SUFFIX: Final = "_kernel_time"

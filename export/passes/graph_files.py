@@ -6,7 +6,6 @@ Small graphs hold their weights; larger ones keep them in one file beside the gr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +16,7 @@ from rfedge.errors import ArtifactError
 from rfedge.export.passes.graph_pass import weight_bytes
 from rfedge.export.passes.graph_queries import tensor_shape
 from rfedge.io.atomic import atomic_file
+from rfedge.jobs.progress import Count
 
 __all__ = [
     "INLINE_LIMIT_BYTES",
@@ -35,7 +35,7 @@ _SMALLEST_EXTERNAL_BYTES: Final = 1024
 _ALIGNMENT: Final = 4096  # so that a runtime can map each weight
 
 # (weights done, weights in all)
-WeightProgress = Callable[[int, int], None]
+WeightProgress = Count
 
 
 def read_graph(path: Path) -> ir.Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
+from rfedge.jobs.progress import Count
 
 __all__ = ["Frame", "WeightInputs", "observe_weights"]
 
@@ -36,7 +37,7 @@ def observe_weights(
     matmuls: Sequence[MatMul],
     frames: Sequence[Frame],
     *,
-    on_frame: Callable[[int, int], None] = lambda *_: None,
+    on_frame: Count = lambda *_: None,
 ) -> Iterator[tuple[ir.Value, WeightInputs]]:
     """Yield every weight with its inputs, in passes over the frames that hold at most 1 GiB of covariances each.
 

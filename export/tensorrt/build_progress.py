@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from rfedge.export.tensorrt.build_log import BuildLog
+from rfedge.jobs.progress import Count
 from rfedge.nvidia.tensorrt import TensorRt
 
 __all__ = ["PERMILLE", "PhaseFraction", "attach_progress"]
@@ -49,7 +49,7 @@ class PhaseFraction:
         return min((self._done[name] + inside) / self._phases[name][1], 1.0)
 
 
-def attach_progress(module: TensorRt, log: BuildLog, report: Callable[[int, int], None]) -> Any | None:
+def attach_progress(module: TensorRt, log: BuildLog, report: Count) -> Any | None:
     """Return an `IProgressMonitor` that calls `report(permille, 1000)`; None where the module has none.
 
     A step answers False, "stop building", once a signal has raised something: that goes to `log.interrupt`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rfedge.export.tensorrt.engine_layers import EngineLayer, layers_from_inspec
 from rfedge.export.tensorrt.network import ModuleNames, constant_bytes, name_failure, parse_network
 from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.profiles import Profile
+from rfedge.jobs.progress import Count
 from rfedge.nvidia.tensorrt import TensorRt
 
 __all__ = ["BuiltEngine", "build_engine"]
@@ -64,7 +65,7 @@ def build_engine(
     *,
     profiles: Sequence[Profile] = (),
     timing_cache: bytes | None = None,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Count = lambda *_: None,
 ) -> BuiltEngine:
     """Build one engine.
 

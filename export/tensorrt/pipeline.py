@@ -13,7 +13,7 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +43,12 @@ from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import load_graph, prepare_graph
 from rfedge.export.tensorrt.profiles import Profile, check_text_lengths, plan_profiles, text_lengths_of
 from rfedge.io.atomic import atomic_directory
+from rfedge.jobs.progress import StageProgress
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt
 
 __all__ = ["PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
 
 _ALL: Final = "all"
-# (stage, steps done, steps in all); called at least once per engine that is built
-StageProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

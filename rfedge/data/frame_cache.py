@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ from rfedge.data.robot import refuse_another_robot
 from rfedge.errors import DatasetError
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import read_json
+from rfedge.jobs.progress import Count
 
 __all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
 
@@ -61,9 +61,7 @@ class FrameCache:
     content_sha256: str
 
     @classmethod
-    def open(
-        cls, dataset: CalvinDataset, *, folder: Path | None = None, on_frame: Callable[[int, int], None] | None = None
-    ) -> FrameCache:
+    def open(cls, dataset: CalvinDataset, *, folder: Path | None = None, on_frame: Count | None = None) -> FrameCache:
         """Open the cache of `dataset`, building it first when there is none or the dataset has changed.
 
         Args:
@@ -125,7 +123,7 @@ def _recorded(folder: Path, name: str) -> str | None:
         return None
 
 
-def _build(dataset: CalvinDataset, folder: Path, fingerprint: str, on_frame: Callable[[int, int], None] | None) -> None:
+def _build(dataset: CalvinDataset, folder: Path, fingerprint: str, on_frame: Count | None) -> None:
     numbers = dataset.frame_numbers()
     digest = hashlib.sha256("\n".join(str(segment) for segment in dataset.segments).encode())
     with atomic_directory(folder, overwrite=True, shared=True) as temporary:

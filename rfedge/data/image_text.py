@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.errors import DatasetError
+from rfedge.jobs.progress import Count
 from rfedge.language.tokenizer import END_OF_CHUNK, END_OF_TEXT, IMAGE, PAD
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def open_image_text(
     *,
     validation_fraction: float,
     seed: int,
-    on_byte: Callable[[int, int], None] | None = None,
+    on_byte: Count | None = None,
 ) -> ImageTextData:
     """Check every line and find where it begins.
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from rfedge.data.frames import frame_name
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import check_room, read_json
+from rfedge.jobs.progress import Count
 from rfedge.robot.conventions import Conventions, refuse_disagreement
 
 __all__ = ["MergeResult", "MergedSource", "merge_datasets"]
@@ -63,9 +64,7 @@ class MergeResult:
     num_linked: int
 
 
-def merge_datasets(
-    sources: Sequence[Path], output: Path, *, on_progress: Callable[[int, int], None] | None = None
-) -> MergeResult:
+def merge_datasets(sources: Sequence[Path], output: Path, *, on_progress: Count | None = None) -> MergeResult:
     """Write a dataset that holds all segments of `sources`; it appears whole or not at all.
 
     Args:

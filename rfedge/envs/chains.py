@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
 from rfedge.errors import ConfigError
+from rfedge.jobs.progress import Count
 
 __all__ = [
     "CHAIN_LENGTH",
@@ -127,9 +128,7 @@ def state_after(state: SymbolicState, task: str) -> SymbolicState | None:
     return replace(state, **changes)
 
 
-def make_chains(
-    num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: Callable[[int, int], None] | None = None
-) -> tuple[Chain, ...]:
+def make_chains(num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: Count | None = None) -> tuple[Chain, ...]:
     """Return the first `num` of CALVIN's `of` chains.
 
     CALVIN samples a given number of chains and shuffles them, so the first 10 of 1000 are not the chains it samples for 10.

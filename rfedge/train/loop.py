@@ -15,6 +15,7 @@ import torch
 from rfedge.data.image_text import ImageTextData, open_image_text
 from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.errors import GateError
+from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.weight_shards import TensorSpec
@@ -64,7 +65,7 @@ def train_policy(
     config: TrainConfig,
     *,
     grammar: Grammar | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     stop: TrainingStop | None = None,
 ) -> TrainResult:
@@ -97,7 +98,7 @@ def _train(
     config: TrainConfig,
     processes: Processes,
     grammar: Grammar | None,
-    progress: Callable[[str, int, int], None] | None,
+    progress: StageProgress | None,
     on_step: Callable[[StepReport], None] | None,
     stop: TrainingStop,
 ) -> TrainResult:
@@ -180,7 +181,7 @@ class _Run:
         write: MetricsWriter,
         scope: ComputeContext,
         processes: Processes,
-        progress: Callable[[str, int, int], None] | None,
+        progress: StageProgress | None,
         co_training: CoTraining | None,
     ) -> None:
         self.config = config
@@ -430,7 +431,7 @@ class _Run:
         self.saved = self.state.step
 
 
-def _open_pairs(config: TrainConfig, progress: Callable[[str, int, int], None] | None) -> ImageTextData | None:
+def _open_pairs(config: TrainConfig, progress: StageProgress | None) -> ImageTextData | None:
     if not config.image_text:
         return None
     on_byte = None if progress is None else lambda done, total: progress("image-text files", done, total)

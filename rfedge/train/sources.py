@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex, split_segments
 from rfedge.errors import ConfigError, DatasetError
+from rfedge.jobs.progress import StageProgress
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
@@ -141,7 +141,7 @@ def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: Tr
 def open_training_data(
     config: TrainConfig,
     tokenizer: InstructionTokenizer | None,
-    progress: Callable[[str, int, int], None] | None,
+    progress: StageProgress | None,
     processes: Processes | None = None,
     grammar: Grammar | None = None,
 ) -> TrainingData:
@@ -180,7 +180,7 @@ def precompute_vision_tokens(
     policy: RoboFlamingo,
     device: torch.device,
     processes: Processes,
-    progress: Callable[[str, int, int], None] | None,
+    progress: StageProgress | None,
 ) -> TrainingData:
     """Return the data with the frozen vision tower's tokens in place of the images."""
     folder = sources.folder / TOKENS_FOLDER if config.cache is None else config.cache.parent / TOKENS_FOLDER

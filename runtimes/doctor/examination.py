@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rfedge.bundle.int8_kernels import EXACT_INT8
 from rfedge.config import PRECISIONS
+from rfedge.jobs.progress import StageProgress
 from rfedge.machine.gpu import Gpu, probe_gpu
 from rfedge.machine.jetson import Jetson, probe_jetson
 from rfedge.machine.memory import Memory, probe_memory
@@ -95,7 +96,7 @@ class Examination:
         }
 
 
-def examine(on_probe: Callable[[str, int, int], None] = lambda *_: None) -> Examination:
+def examine(on_probe: StageProgress = lambda *_: None) -> Examination:
     """Run every probe.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.stages import graph_of_block
 from rfedge.config import PolicyConfig
 from rfedge.contract import GraphName
+from rfedge.jobs.progress import StageProgress
 from rfedge.machine.jetson import probe_jetson
 from rfedge.machine.memory import probe_memory
 from rfedge.machine.probing import probe
@@ -22,8 +23,6 @@ from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, th
 from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_matmuls
 
 __all__ = ["GraphFiles", "Inspection", "inspect_bundle", "inspect_config"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Inspection:
 
 
 def inspect_bundle(
-    bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: Progress = lambda *_: None
+    bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: StageProgress = lambda *_: None
 ) -> Inspection:
     """Count a bundle's graphs and predict.
 
@@ -150,7 +149,7 @@ def inspect_config(
     *,
     devices: Sequence[str] = (),
     threads: int | None = None,
-    progress: Progress = lambda *_: None,
+    progress: StageProgress = lambda *_: None,
 ) -> Inspection:
     """Count a configuration's MatMuls without any file and predict; arguments and errors as `inspect_bundle`.
 
@@ -167,7 +166,7 @@ def inspect_config(
     )
 
 
-def _predict(work: PolicyWork, names: Sequence[str], threads: int | None, progress: Progress) -> tuple[Prediction, ...]:
+def _predict(work: PolicyWork, names: Sequence[str], threads: int | None, progress: StageProgress) -> tuple[Prediction, ...]:
     for name in names:
         if name not in ("this-cpu", "this-gpu"):
             device(name)  # an unknown name is refused before anything is measured

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from rfedge.export.parity import StageProgress
+    from rfedge.jobs.progress import StageProgress
 
 __all__ = ["Demonstrations", "expert_demonstrations"]
 

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rfedge.jobs.progress import Count, StageProgress
+
 if TYPE_CHECKING:
     from rfedge.runtimes.policy.edge_policy import EdgePolicy
     from rfedge.train import StepReport
@@ -46,7 +48,7 @@ def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Ca
 
 
 @contextmanager
-def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
+def stage_progress() -> Iterator[StageProgress]:
     """Yield a callback (stage, done, total) that draws one bar per stage with elapsed and remaining time."""
     columns = (
         TextColumn("{task.description:<18}"),
@@ -68,7 +70,7 @@ def stage_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def round_progress() -> Iterator[Callable[[int, int], None]]:
+def round_progress() -> Iterator[Count]:
     """Yield a callback (done, total) for timed rounds, whose bar is drawn between two rounds and never beside one."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal, auto_refresh=False) as progress:
@@ -84,7 +86,7 @@ def round_progress() -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def training_progress(
     stage_of_steps: str = "training",
-) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[StepReport], None]]]:
+) -> Iterator[tuple[StageProgress, Callable[[StepReport], None]]]:
     """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
     columns = (
         TextColumn("{task.description:<18}"),

@@ -25,6 +25,7 @@ from rfedge.data.statistics import StatisticsBuilder
 from rfedge.errors import ConfigError, DatasetError, did_you_mean
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import check_room
+from rfedge.jobs.progress import Count
 
 __all__ = ["CALVIN_HZ", "SOURCE_FORMATS", "ConversionResult", "convert_dataset"]
 
@@ -78,7 +79,7 @@ def convert_dataset(
     trial: bool = False,
     overwrite: bool = False,
     versions: Mapping[str, str] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Count | None = None,
 ) -> ConversionResult:
     """Convert `source` into a dataset at `output`, with a record of how in `conversion.json`.
 

@@ -7,7 +7,7 @@ the width of the fingers: units, signs, axes and rotation forms that are wrong d
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from rfedge.data.conversion.records import Layout, Source, SourceEpisode
 from rfedge.data.inspection.grip import GripFit, GripSums
 from rfedge.data.inspection.motion import MotionFit, MotionSums, Tolerance, named_axes
 from rfedge.errors import ConfigError, DatasetError, RfedgeError, explain
+from rfedge.jobs.progress import Count
 from rfedge.robot.rotations import rotation_vectors
 
 __all__ = ["Survey", "raise_all", "survey_source"]
@@ -46,9 +47,7 @@ class Survey:
     factors: Mapping[str, float]
 
 
-def survey_source(
-    source: Source, options: ConversionOptions, source_hz: float, on_episode: Callable[[int, int], None] | None = None
-) -> Survey:
+def survey_source(source: Source, options: ConversionOptions, source_hz: float, on_episode: Count | None = None) -> Survey:
     """Map the numbers of every episode, without images, and compare actions with the measured state."""
     faults: list[RfedgeError] = []
     check = _Agreement(source.layout, options, source_hz)

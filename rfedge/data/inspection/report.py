@@ -50,6 +50,7 @@ from rfedge.data.inspection.runs import LENIENT, RunChecks, RunRules, in_blocks
 from rfedge.data.scene.scenes import SCENE_INFO_FILE, SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import RunningMoments
 from rfedge.errors import ConfigError, DatasetError
+from rfedge.jobs.progress import Count
 
 __all__ = ["InspectionReport", "SceneCount", "Spread", "TaskCount", "inspect_dataset"]
 
@@ -134,7 +135,7 @@ def inspect_dataset(
     seed: int = 0,
     workers: int = 1,
     task_names: Sequence[str] = (),
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Count | None = None,
 ) -> InspectionReport:
     """Check a split and count what it holds.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import torch
 
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import check_room
+from rfedge.jobs.progress import StageProgress
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.original.import_plan import ImportPlan
 from rfedge.model.original.seeded_init import part_of
@@ -18,7 +18,6 @@ from rfedge.model.weight_shards import MAX_SHARD_BYTES
 
 __all__ = ["check_output", "import_document", "write_import"]
 
-StageProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 # Mapped pages count as memory until the mapping goes, so it goes after this much was read.
 _MAPPED_BYTES: Final = 1_000_000_000

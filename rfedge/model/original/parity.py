@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rfedge.jobs.progress import StageProgress
 from rfedge.messages import POSE_SIZE
 from rfedge.model.decoder import GatedCrossAttention, MediaMask, media_mask
 from rfedge.model.head import LSTMHead
@@ -30,7 +31,6 @@ __all__ = ["run_parity"]
 GRIPPER_LOSS_WEIGHT: Final = 0.01
 
 _Arrays = dict[str, npt.NDArray[Any]]
-StageProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 def run_parity(folder: Path, *, progress: StageProgress = lambda *_: None) -> ParityReport:

@@ -9,7 +9,6 @@ instead of seven.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,6 +17,7 @@ import torch
 
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex
+from rfedge.jobs.progress import Count
 from rfedge.model import RoboFlamingo
 from rfedge.train.batches.loader import InstructionTable, SplitBatch
 from rfedge.train.batches.vision_tokens import observe
@@ -66,7 +66,7 @@ class FeatureTable:
         table: InstructionTable,
         device: torch.device,
         *,
-        on_frame: Callable[[int, int], None] | None = None,
+        on_frame: Count | None = None,
         scope: ComputeContext | None = None,
         processes: Processes | None = None,
     ) -> FeatureTable:

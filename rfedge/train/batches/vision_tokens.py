@@ -22,6 +22,7 @@ import torch
 from rfedge.data.frame_cache import FrameCache
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import read_json
+from rfedge.jobs.progress import Count
 from rfedge.model import RoboFlamingo
 from rfedge.train.compute_context import ComputeContext
 from rfedge.train.config import MixedPrecision
@@ -54,7 +55,7 @@ def with_vision_tokens(
     device: torch.device,
     *,
     mixed_precision: MixedPrecision = "no",
-    on_frame: Callable[[int, int], None] | None = None,
+    on_frame: Count | None = None,
 ) -> FrameCache:
     """Return the cache with the tower's tokens, float16 (N, P, V) and read-only, in place of both cameras' images.
 
@@ -112,7 +113,7 @@ def _build(
     place: Path,
     tower: str,
     scope: ComputeContext,
-    on_frame: Callable[[int, int], None] | None,
+    on_frame: Count | None,
 ) -> None:
     policy.eval()
     backbone, vision = policy.backbone, policy.config.vision

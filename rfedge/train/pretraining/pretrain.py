@@ -25,6 +25,7 @@ from rfedge.data.scene.questions import QUESTION_WORDS, STEP_M, SceneFacts
 from rfedge.data.windows import WindowIndex, WindowSampler, split_segments
 from rfedge.io.atomic import claimed
 from rfedge.io.disk import check_room
+from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.train.batches.vocabulary import learn_tokenizer
@@ -94,7 +95,7 @@ def pretrain_policy(
     config: PretrainConfig,
     *,
     grammar: Grammar | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     stop: TrainingStop | None = None,
 ) -> PretrainResult:
@@ -114,7 +115,7 @@ def pretrain_policy(
 def _pretrain(
     config: PretrainConfig,
     grammar: Grammar | None,
-    progress: Callable[[str, int, int], None] | None,
+    progress: StageProgress | None,
     on_step: Callable[[StepReport], None] | None,
     stop: TrainingStop,
 ) -> PretrainResult:
