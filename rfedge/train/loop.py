@@ -6,15 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from rfedge.data.image_text import ImageTextData, open_image_text
 from rfedge.data.windows import SamplerState, WindowSampler
-from rfedge.errors import GateError
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo
 from rfedge.model.checkpoint import write_checkpoint
@@ -27,11 +26,12 @@ from rfedge.train.compute_context import ComputeContext, full_weights, reach_all
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes, join
 from rfedge.train.losses import StepLosses
-from rfedge.train.metrics import MetricsWriter, open_metrics
-from rfedge.train.optimizer import OptimizerStep, make_optimizer
+from rfedge.train.metrics import open_metrics
+from rfedge.train.optimizer import make_optimizer
 from rfedge.train.output import check_training_room, claimed_by_first, raise_together
 from rfedge.train.pretraining.scene_training import POINTING, SceneTraining
 from rfedge.train.result import StepReport, TrainResult, checkpoint_metadata, train_result
+from rfedge.train.run import TrainingRun
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.settings import check_batches, open_device, torch_settings
 from rfedge.train.sources import (
@@ -43,13 +43,11 @@ from rfedge.train.sources import (
 )
 from rfedge.train.state import (
     CHECKPOINT_FOLDER,
-    STATE_FOLDER,
     Progress,
     load_moments,
     load_weights,
     newest_state,
     read_document,
-    save_state,
 )
 from rfedge.train.stopping import TrainingStop
 from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
@@ -148,9 +146,23 @@ def _train(
             else nullcontext(_write_nothing) as write
         ):
             run = _Run(
-                config, sources, policy, optimizer, trained, key, state, write, scope, processes, progress, co_training
+                config=config,
+                learner=policy,
+                optimizer=optimizer,
+                trained=trained,
+                resume_key=key,
+                state=state,
+                write=write,
+                processes=processes,
+                device=device,
+                stop=stop,
+                last_step=_last_step(config, len(sources.training)),
+                sources=sources,
+                policy=policy,
+                scope=scope,
+                progress=progress,
+                co_training=co_training,
             )
-            run.stop = stop
             validation = run.train(on_step)
         result = train_result(config, sources, state, validation, start.drawn, config.output / CHECKPOINT_FOLDER)
         result = replace(result, stopped=run.is_stopped)
@@ -166,75 +178,29 @@ def _train(
     return result
 
 
-class _Run:
-    """The steps of one process, from `state` to the end."""
+@dataclass(eq=False, kw_only=True)
+class _Run(TrainingRun):
+    """Steps of windows, and of image-text pairs and frames that are pointed at where the run has them."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        sources: TrainingData,
-        policy: RoboFlamingo,
-        optimizer: torch.optim.Optimizer,
-        trained: list[tuple[str, torch.nn.Parameter]],
-        resume_key: dict[str, Any],
-        state: Progress,
-        write: MetricsWriter,
-        scope: ComputeContext,
-        processes: Processes,
-        progress: StageProgress | None,
-        co_training: CoTraining | None,
-    ) -> None:
-        self.config = config
-        self.sources = sources
-        self.policy = policy
-        self.optimizer = optimizer
-        self.trained = trained
-        self.descent = OptimizerStep(config, optimizer, [parameter for _, parameter in trained], scope.device, state.scaler)
-        self.resume_key = resume_key
-        self.state = state
-        self.write = write
-        self.scope = scope
-        self.processes = processes
-        self.started = time.perf_counter() - state.seconds
-        ends = [config.steps] if config.steps is not None else []
-        if config.epochs is not None:  # passes of the whole policy
-            ends.append(config.head_first_steps + math.ceil(config.epochs * len(sources.training) / config.batch_size))
-        self.last_step = min(ends) if ends else None
-        self.saved = state.step
-        self.progress = progress
-        self.co_training = co_training
-        self.stop = TrainingStop()
-        self.is_stopped = False  # in every process after the same step
+    config: TrainConfig
+    sources: TrainingData
+    policy: RoboFlamingo
+    scope: ComputeContext
+    progress: StageProgress | None
+    co_training: CoTraining | None
 
-    def share(self) -> float:
-        """Part of the run that was done at the end of the last step: of its steps or of its time, whichever is further."""
-        shares = [0.0]
-        if self.last_step is not None:
-            shares.append(self.state.step / self.last_step)
-        if self.config.minutes is not None:
-            shares.append(self.state.seconds / (60.0 * self.config.minutes))
-        return max(shares)
-
-    def is_over(self) -> bool:
-        """Whether the run is done; on a busy machine its minutes may pass before the first step, which is taken anyway."""
-        return self.is_stopped or (self.state.step > 0 and self.share() >= 1.0)
-
-    def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
-        """Run the steps that are left; return the last validation."""
-        self.stop.is_heard = True
+    def train_steps(self, on_step: Callable[[StepReport], None] | None) -> None:
         if self.state.step < self.config.head_first_steps and not self.is_over():
             self.train_head(on_step)
         if not self.is_over():
             self.train_all(on_step)
-        validation = {} if self.is_stopped else self.validate()
-        self.state.seconds = self.processes.sum({"seconds": self.my_seconds()})["seconds"]
-        if self.saved != self.state.step:
-            self.save()
-        return validation
 
-    def my_seconds(self) -> float:
-        """What this process adds to the training time, which is by the clock of the first one: all must end together."""
-        return time.perf_counter() - self.started if self.processes.is_first else 0.0
+    def measure(self) -> dict[str, float]:
+        self.policy.eval()
+        values = measure_windows(self.policy, self.sources, self.config, self.scope, self.processes)
+        if self.co_training is not None:
+            values |= self.co_training.measure(self.policy, self.scope)
+        return values
 
     def shared(self, module: torch.nn.Module) -> ComputeContext:
         """Where `module` learns: processes that all hold the whole policy give each other the gradients of that alone."""
@@ -337,58 +303,7 @@ class _Run:
                 for pairs in pair_passes:
                     if pairs.weight == 0.0:
                         scope.run(partial(losses.of_pairs, pairs))
-        norm = self.descent.step()
-        state.scaler = self.descent.scaler_state
-        values = self.processes.sum(
-            {
-                **losses.values(),
-                "num_frames": batch.num_frames,
-                "seconds": self.my_seconds(),
-                "stop": float(self.stop.reason is not None),
-            }
-        )
-        self.is_stopped = values.pop("stop") > 0.0
-        self.refuse_nonfinite(values["loss"], norm)
-        num_frames = values.pop("num_frames")
-        state.seconds = values.pop("seconds")
-        taken_s = time.perf_counter() - before
-        state.step += 1
-        loss = values["loss"]
-        state.add_loss(loss)
-        self.write(
-            state.step,
-            {
-                **values,
-                "learning_rate": learning_rate,
-                **self.descent.report(norm),
-                "frames_per_second": num_frames / taken_s,
-            },
-        )
-        share = self.share()
-        if on_step is not None:
-            on_step(StepReport(state.step, min(share, 1.0), loss, learning_rate, state.seconds))
-        if share < 1.0 and _is_due(config.validate_every, state.step):
-            self.validate()
-        if _is_due(config.save_every, state.step):
-            self.save()
-
-    def refuse_nonfinite(self, loss: float, norm: float) -> None:
-        """Raise GateError, with the last good weights saved, when a loss or gradient is not finite.
-
-        In fp16 a gradient may overflow while the scale is searched for; the loss is not scaled.
-        """
-        is_searching = self.config.mixed_precision == "fp16"
-        if math.isfinite(loss) and (is_searching or math.isfinite(norm)):
-            return
-        if self.saved != self.state.step:
-            self.save()
-        raise GateError(
-            f"step {self.state.step + 1}",
-            got=f"loss {loss:g}, gradient norm {norm:g}",
-            expected="finite numbers",
-            remedy=f"The weights after step {self.state.step} are in {self.config.output / STATE_FOLDER}. Check the "
-            "data with `rfedge demos inspect`, or lower --learning-rate.",
-        )
+        self.end_step(losses.values(), learning_rate, batch.num_frames, before, on_step)
 
     def point(self, scene: SceneTraining, losses: StepLosses) -> torch.Tensor:
         """The pass of the frames that are pointed at."""
@@ -407,28 +322,12 @@ class _Run:
             group["lr"] = config.learning_rate * part * group["rate_factor"]
         return config.learning_rate * factor * joining
 
-    def validate(self) -> dict[str, float]:
-        """Measure what was held out; an empty dict when nothing was."""
-        self.policy.eval()
-        values = measure_windows(self.policy, self.sources, self.config, self.scope, self.processes)
-        if self.co_training is not None:
-            values |= self.co_training.measure(self.policy, self.scope)
-        if values:
-            self.write(self.state.step, values)
-        return values
 
-    def save(self) -> None:
-        save_state(
-            self.config.output / STATE_FOLDER,
-            self.policy,
-            self.optimizer,
-            self.trained,
-            self.state,
-            self.resume_key,
-            keep=self.config.keep_states,
-            processes=self.processes,
-        )
-        self.saved = self.state.step
+def _last_step(config: TrainConfig, num_windows: int) -> int | None:
+    ends = [config.steps] if config.steps is not None else []
+    if config.epochs is not None:  # passes of the whole policy
+        ends.append(config.head_first_steps + math.ceil(config.epochs * num_windows / config.batch_size))
+    return min(ends) if ends else None
 
 
 def _open_pairs(config: TrainConfig, progress: StageProgress | None) -> ImageTextData | None:
@@ -442,7 +341,3 @@ def _open_pairs(config: TrainConfig, progress: StageProgress | None) -> ImageTex
 
 def _write_nothing(step: int, values: dict[str, float]) -> None:
     """Stand in for the metrics of a process that is not the first."""
-
-
-def _is_due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0

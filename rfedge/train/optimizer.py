@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from rfedge.model.bitsandbytes_weights import import_bitsandbytes
 from rfedge.train.compute_context import full_tensor
 from rfedge.train.config import TrainConfig
+from rfedge.train.pretraining.config import PretrainConfig
 
 __all__ = ["OptimizerStep", "make_optimizer"]
 
@@ -35,7 +36,7 @@ class OptimizerStep:
     """Gradients into a step: scaled where fp16 would lose them, clipped, taken.
 
     Args:
-        config: precision and clip.
+        config: its precision and clip.
         optimizer: over `parameters`.
         parameters: those that learn.
         device: of the policy.
@@ -44,7 +45,7 @@ class OptimizerStep:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: TrainConfig | PretrainConfig,
         optimizer: torch.optim.Optimizer,
         parameters: list[torch.nn.Parameter],
         device: torch.device,

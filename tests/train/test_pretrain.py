@@ -230,6 +230,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(dataset: CalvinDataset,
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "parts")
     ]
+    for row in (*rows[0], *rows[1]):
+        row.pop("frames_per_second", None)
     assert rows[0] == rows[1]
     before, after = (load_checkpoint(tmp_path / name / "checkpoint").policy.state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -237,9 +239,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(dataset: CalvinDataset,
 
 def test_the_backbone_learns_and_the_head_stays(dataset: CalvinDataset, tmp_path: Path) -> None:
     result = pretrain_policy(_config(dataset, tmp_path / "run", steps=40, learning_rate=3e-3, warmup_steps=5))
-    losses = [
-        json.loads(line)["language_loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:-1]
-    ]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["language_loss"] for row in rows if "language_loss" in row]
     assert len(losses) == 40
     assert losses[-1] < 0.6 * losses[0]
     loaded = load_checkpoint(result.checkpoint)

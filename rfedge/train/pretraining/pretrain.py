@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
 
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
@@ -44,18 +43,17 @@ from rfedge.train.pretraining.scene_batches import (
     scene_score,
 )
 from rfedge.train.result import StepReport
+from rfedge.train.run import TrainingRun
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.settings import torch_settings
 from rfedge.train.sources import WORD_WEIGHTS
 from rfedge.train.state import (
     CHECKPOINT_FOLDER,
-    STATE_FOLDER,
     Progress,
     load_moments,
     load_weights,
     newest_state,
     read_document,
-    save_state,
 )
 from rfedge.train.stopping import TrainingStop
 
@@ -142,20 +140,47 @@ def _pretrain(
             facts, has_texts = SceneFacts.of(dataset, cache, index), config.language_weight > 0
             return SceneQuestions(index, cache, facts, tokenizer, wording=wording, has_texts=has_texts)
 
-        run = _Run(
-            config,
-            policy,
-            questions(training, None if grammar is None else Wording(grammar, tokenizer)),
-            questions(held_out) if parts[1] else None,
-            number_ids(tokenizer) if config.language_weight else torch.empty(0, dtype=torch.int64),
-            {**config.resume_key(), "frames": cache.content_sha256},
+        pointing = Pointing.of(policy, config.seed)
+        learner = nn.ModuleDict({"policy": policy, "pointing": pointing})
+        trained = [(name, one) for name, one in learner.named_parameters() if not name.startswith("policy.head.")]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [one for _, one in trained if one.ndim > 1], "weight_decay": config.weight_decay},
+                {"params": [one for _, one in trained if one.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=_BETAS,
+            fused=True,
         )
+        key = {**config.resume_key(), "frames": cache.content_sha256}
+        newest = newest_state(config.output, resume=config.resume, processes=Processes())
+        state = Progress() if newest is None else read_document(newest, key)
+        if newest is not None:
+            load_weights(newest, learner)
+            load_moments(newest, learner, optimizer, trained)
         weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in policy.state_dict().values())
-        num_states = 1 if run.state.step else config.keep_states + 1
+        num_states = 1 if state.step else config.keep_states + 1
         check_room(config.output, weights_bytes * (1 + 3 * num_states), what="checkpoint and training states")
-        run.stop = stop
-        validation = run.train(on_step)
-        state = run.state
+        with open_metrics(config.output, resumed_step=state.step) as write:
+            run = _Run(
+                config=config,
+                learner=learner,
+                optimizer=optimizer,
+                trained=trained,
+                resume_key=key,
+                state=state,
+                write=write,
+                processes=Processes(),
+                device=torch.device("cpu"),
+                stop=stop,
+                last_step=config.steps,
+                policy=policy,
+                pointing=pointing,
+                training=questions(training, None if grammar is None else Wording(grammar, tokenizer)),
+                held_out=questions(held_out) if parts[1] else None,
+                numbers=number_ids(tokenizer) if config.language_weight else torch.empty(0, dtype=torch.int64),
+            )
+            validation = run.train(on_step)
         first_loss, last_loss = state.mean_losses()
         result = PretrainResult(
             checkpoint=config.output / CHECKPOINT_FOLDER,
@@ -180,88 +205,29 @@ def _pretrain(
     return result
 
 
-class _Run:
-    """The steps of one run, from its newest state to the end."""
+@dataclass(eq=False, kw_only=True)
+class _Run(TrainingRun):
+    """Steps of frames: texts about them, and queries that point at what they show."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        policy: RoboFlamingo,
-        training: SceneQuestions,
-        held_out: SceneQuestions | None,
-        numbers: torch.Tensor,
-        resume_key: dict[str, Any],
-    ) -> None:
-        self.config = config
-        self.policy = policy
-        self.pointing = Pointing.of(policy, config.seed)
-        self.learner = nn.ModuleDict({"policy": policy, "pointing": self.pointing})
-        self.training = training
-        self.held_out = held_out
-        self.numbers = numbers
-        self.resume_key = resume_key
-        self.trained = [
-            (name, parameter) for name, parameter in self.learner.named_parameters() if not name.startswith("policy.head.")
-        ]
-        self.parameters = [parameter for _, parameter in self.trained]
-        matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
-        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=_BETAS,
-            fused=True,
-        )
-        self.state = Progress()
-        newest = newest_state(config.output, resume=config.resume, processes=Processes())
-        if newest is not None:
-            self.state = read_document(newest, resume_key)
-            load_weights(newest, self.learner)
-            load_moments(newest, self.learner, self.optimizer, self.trained)
-        self.saved = self.state.step
-        self.started = time.perf_counter() - self.state.seconds
-        self.stop = TrainingStop()
+    config: PretrainConfig
+    policy: RoboFlamingo
+    pointing: Pointing
+    training: SceneQuestions
+    held_out: SceneQuestions | None
+    numbers: torch.Tensor
 
-    def share(self) -> float:
-        """Part of the run that is done: of its steps or of its time, whichever is further."""
-        config = self.config
-        of_steps = self.state.step / config.steps if config.steps else 0.0
-        return max(of_steps, self.state.seconds / (60.0 * config.minutes) if config.minutes else 0.0)
+    def train_steps(self, on_step: Callable[[StepReport], None] | None) -> None:
+        sampler = WindowSampler(len(self.training), self.config.batch_size, self.config.seed, self.state.sampler)
+        with SceneLoader(self.training, sampler, step=self.state.step) as loader:
+            while not self.is_over():
+                batch, self.state.sampler = loader.next()
+                self.step(batch, on_step)
 
-    def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
-        """Run the steps that are left; return the last measurement."""
-        config, state = self.config, self.state
-        sampler = WindowSampler(len(self.training), config.batch_size, config.seed, state.sampler)
-        with (
-            open_metrics(config.output, resumed_step=state.step) as write,
-            SceneLoader(self.training, sampler, step=state.step) as loader,
-        ):
-            self.stop.is_heard = True
-            while (state.step == 0 or self.share() < 1.0) and self.stop.reason is None:
-                batch, state.sampler = loader.next()
-                values = self.step(batch)
-                state.add_loss(values["loss"])
-                state.seconds = time.perf_counter() - self.started
-                if config.validate_every and state.step % config.validate_every == 0:
-                    values |= self.measure()
-                write(state.step, values)
-                if config.save_every and state.step % config.save_every == 0:
-                    self.save()
-                if on_step is not None:
-                    share = min(1.0, self.share())
-                    on_step(StepReport(state.step, share, values["loss"], values["learning_rate"], state.seconds))
-            measured = self.measure() if self.stop.reason is None else {}
-            if measured:
-                write(state.step, measured)
-        if self.saved != state.step:
-            self.save()
-        return measured
-
-    def step(self, batch: SceneBatch) -> dict[str, float]:
-        """One optimizer step; returns its metrics."""
-        config = self.config
+    def step(self, batch: SceneBatch, on_step: Callable[[StepReport], None] | None) -> None:
+        """One optimizer step and its metrics."""
+        config, before = self.config, time.perf_counter()
         rate = config.learning_rate * learning_rate_factor(
-            "cosine", step=self.state.step, warmup_steps=config.warmup_steps, progress=min(1.0, self.share())
+            "cosine", step=self.state.step, warmup_steps=config.warmup_steps, progress=self.share()
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -271,22 +237,14 @@ class _Run:
         if score is not None:
             loss = loss + config.language_weight * score.loss
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = clip_grad_norm_(self.parameters, config.gradient_clip)
-        self.optimizer.step()
-        self.state.step += 1
+        self.descent.backward(loss)
         said = {} if score is None else {
             "language_loss": float(score.loss.detach()),
             "right": score.num_right / max(score.num_tokens, 1),
             "location_mm": _location_mm(score.distances),
         }  # fmt: skip
-        return {
-            "loss": float(loss.detach()),
-            **said,
-            "pointing_loss": float(pointed.loss.detach()),
-            "learning_rate": rate,
-            "gradient_norm": float(norm),
-        }
+        values = {"loss": float(loss.detach()), **said, "pointing_loss": float(pointed.loss.detach())}
+        self.end_step(values, rate, len(batch.places_m), before, on_step)
 
     def score(self, batch: SceneBatch) -> tuple[SceneScore | None, PointingScore]:
         """Say the texts of a batch, where they count, and point at what its frames show."""
@@ -330,20 +288,6 @@ class _Run:
             "validation_reach_median_mm": _MM_PER_M * _median(torch.cat(reach_m)),
             "validation_turn_median_rad": _median(torch.cat(turns_rad)),
         }
-
-    def save(self) -> None:
-        """Write the state."""
-        save_state(
-            self.config.output / STATE_FOLDER,
-            self.learner,
-            self.optimizer,
-            self.trained,
-            self.state,
-            self.resume_key,
-            keep=self.config.keep_states,
-            processes=Processes(),
-        )
-        self.saved = self.state.step
 
 
 def _location_mm(distances: torch.Tensor) -> float:
