@@ -19,6 +19,7 @@ from rfedge.bundle.artifact import (
     write_bundle,
 )
 from rfedge.bundle.stages import StagePrecisions, parse_precisions
+from rfedge.bundle.traces import save_proof
 from rfedge.config import PolicyConfig
 from rfedge.contract import PolicyContract, policy_contract
 from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean
@@ -185,9 +186,10 @@ def export_checkpoint(
             thresholds=mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None,
             on_step=count,
         )
+        stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
+        save_proof(writer.add("proof.npz", "proof"), stored, reference)
         tensorrt = None
         if engines is not None:
-            stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
             seen = (
                 stored
                 if frames is None or not chosen

@@ -40,7 +40,7 @@ from rfedge.records.machine import peak_rss_bytes, provenance
 from rfedge.records.plan import Option, Uses, check_least
 from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import BACKENDS, DEFAULT_BACKEND
+from rfedge.runtimes.backends.registry import AUTO, BACKENDS
 from rfedge.runtimes.control.modes import check_execute_steps
 from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
@@ -76,8 +76,13 @@ class LatencyPlan:
     ] = None
     torch: tuple[TorchPolicy, ...] = ()
     backend: Annotated[
-        str, Option("What runs the bundles: onnxruntime, openvino or tensorrt.", panel="Policies", choices=BACKENDS)
-    ] = DEFAULT_BACKEND
+        str,
+        Option(
+            "What runs the bundles: auto (what `rfedge tune` chose, else onnxruntime), onnxruntime, openvino or tensorrt.",
+            panel="Policies",
+            choices=BACKENDS,
+        ),
+    ] = AUTO
     settings: Annotated[
         RuntimeSettings,
         Uses("spinning", "providers", threads="Threads of every variant; 0 is each backend's own choice."),
@@ -342,7 +347,7 @@ def _describe(variant: _Variant, samples: Samples, execute_steps: int, resources
         policy=parts.config.name,
         precision=parts.precision,
         block_precisions=dict(parts.block_precisions),
-        settings=parts.backbone.effective_settings(),
+        settings=parts.backbone.effective_settings() | ({"tuned": parts.tuned} if parts.tuned else {}),
         size_bytes=parts.size_bytes,
         load_rss_bytes=variant.load_rss_bytes,
         per_call_ms=per_call_ms,

@@ -11,6 +11,7 @@
       embedding.safetensors    token embedding table, looked up once per instruction
       tokenizer.json           instruction -> token ids
       instructions.safetensors instead of both where the bundle knows a fixed list of them (`rfedge.language.instructions`)
+      proof.npz                frames of the proof with what PyTorch returned, for `rfedge tune`
       engines/                 TensorRT plans, made later and per device (`rfedge.bundle.engines`); no part of the manifest
 
 A bundle is written under a temporary name and renamed. Before it is used the manifest's own sha256 and that of every file it
@@ -81,6 +82,7 @@ Role = Literal[
     "tokenizer",
     "instructions",
     "record",
+    "proof",
 ]
 # graph -> the same with integer kernels for CPUs, where there is one
 CPU_ROLES: Final[dict[GraphName, Role]] = {

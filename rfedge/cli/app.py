@@ -43,6 +43,10 @@ _COMMANDS = {
         "build:build",
         "Build the bundle's TensorRT engines, and read back from them what every layer really computes in.",
     ),
+    "tune": (
+        "tune:tune",
+        "Find the fastest way to run a bundle on this machine; run, serve and bench latency follow it.",
+    ),
     "run": ("run:run", "Run a bundle in a simulator: closed loop, open loop, or with the next inference beside the loop."),
     "replay": (
         "replay:replay",

@@ -12,7 +12,7 @@ from rfedge.cli.bundle_names import bundle_folder
 from rfedge.cli.options import plan_of, with_options
 from rfedge.records.plan import Option, Uses
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import BACKEND_HELP, BACKENDS, DEFAULT_BACKEND
+from rfedge.runtimes.backends.registry import AUTO, BACKEND_HELP, BACKENDS
 from rfedge.runtimes.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class _Plan:
     settings: Annotated[RuntimeSettings, Uses("threads", "providers", panel="Policy")] = field(
         default_factory=RuntimeSettings
     )
-    backend: Annotated[str, Option(BACKEND_HELP, choices=BACKENDS)] = DEFAULT_BACKEND
+    backend: Annotated[str, Option(BACKEND_HELP, choices=BACKENDS)] = AUTO
 
 
 @with_options(ServerSettings, _Plan)
@@ -71,6 +71,8 @@ def serve(
         console.print("warning: the token crosses the network in the clear; give --certificate and --key", highlight=False)
     with console.status(f"loading {bundle}"):
         policy = EdgePolicy.load(bundle, backend=plan.backend, settings=plan.settings)
+    if policy.parts.tuned:
+        console.print(f"tuned: {policy.parts.tuned}", highlight=False, soft_wrap=True, markup=False)
     if missed := policy.parts.forced_past:
         text = f"warning: {bundle} was exported with --force; its proof missed {'; '.join(missed)}"
         console.print(text, highlight=False, soft_wrap=True, markup=False)

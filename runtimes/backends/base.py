@@ -25,6 +25,7 @@ from rfedge.runtimes.policy.text import InstructionEncoder
 
 __all__ = [
     "OPTIMIZATION_LEVELS",
+    "PRECISION_HINTS",
     "SPINNING",
     "TORCH_DTYPES",
     "TORCH_WEIGHTS",
@@ -38,6 +39,7 @@ Array = npt.NDArray[Any]
 Stage = GraphName
 OPTIMIZATION_LEVELS: Final = ("disabled", "basic", "extended", "all")
 SPINNING: Final = ("always", "within-call", "never")
+PRECISION_HINTS: Final = ("f32", "bf16", "f16")
 _MOST_THREADS: Final = 1024
 TORCH_DTYPES: Final = ("float32", "bfloat16")
 TORCH_WEIGHTS: Final = ("as-is", "nf4", "llm-int8")
@@ -54,6 +56,7 @@ class RuntimeSettings:
         spinning: what onnxruntime's worker threads do while they wait, one of `SPINNING`. `within-call` busy-waits
             between two operators and sleeps between two calls: the latency of `always` without stealing cores from
             the camera, the simulator or another session.
+        precision_hint: what OpenVINO computes in where the graph says float, one of `PRECISION_HINTS`.
         check_inputs: compare every input with the contract on each call.
         verify: hash the bundle's files on load.
         torch_dtype: what PyTorch computes in, one of `TORCH_DTYPES`; other backends compute in what their graph says.
@@ -77,6 +80,7 @@ class RuntimeSettings:
     ] = ("CPUExecutionProvider",)
     optimization: str = "all"
     spinning: Annotated[str, Option("onnxruntime workers: always, within-call or never.", choices=SPINNING)] = "within-call"
+    precision_hint: str = "f32"
     check_inputs: bool = True
     verify: bool = True
     torch_dtype: str = "float32"
@@ -91,12 +95,12 @@ class RuntimeSettings:
         """Refuse unknown names.
 
         Raises:
-            ConfigError: `optimization`, `spinning`, `torch_dtype` or `torch_weights` is unknown, `threads` is negative or
-                `providers` empty.
+            ConfigError: one of the names is unknown, `threads` is negative or `providers` empty.
         """
         for name, value, choices in (
             ("optimization", self.optimization, OPTIMIZATION_LEVELS),
             ("spinning", self.spinning, SPINNING),
+            ("precision_hint", self.precision_hint, PRECISION_HINTS),
             ("torch_dtype", self.torch_dtype, TORCH_DTYPES),
             ("torch_weights", self.torch_weights, TORCH_WEIGHTS),
         ):
@@ -223,6 +227,7 @@ class PolicyParts:
         precision: what the backbone really computes in, for instance "int8"; never only what was asked for.
         block_precisions: precision per block.
         forced_past: thresholds that the bundle missed when it was exported with --force, each with its number.
+        tuned: one line about the choice of `rfedge tune` that was followed; "" where there was none.
         size_bytes: files that have to be on the robot; of a checkpoint whose precision is made while it is loaded, its
             weights in memory.
     """
@@ -238,3 +243,4 @@ class PolicyParts:
     size_bytes: int
     block_precisions: Mapping[str, str] = field(default_factory=dict)
     forced_past: tuple[str, ...] = ()
+    tuned: str = ""

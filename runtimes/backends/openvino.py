@@ -30,13 +30,13 @@ _DEVICE: Final = "CPU"
 
 
 class OpenVinoRunner(GraphRunner):
-    """One ONNX file compiled for the CPU; what is not quantized is computed in fp32, as the graph says.
+    """One ONNX file compiled for the CPU; what is not quantized is computed in fp32 or in what the hint says.
 
     Args:
         stage: which graph of the policy this is.
         model_path: the ONNX file; external weights lie beside it.
         contract: its inputs and outputs.
-        settings: threads and input checks are used.
+        settings: threads, precision hint and input checks are used.
 
     Raises:
         ArtifactError: on activation, OpenVINO cannot compile the graph.
@@ -53,14 +53,20 @@ class OpenVinoRunner(GraphRunner):
 
     def effective_settings(self) -> dict[str, str]:
         """Device and threads as the compiled model reports them; empty while inactive."""
-        return {} if self._request is None else {"providers": f"openvino {_DEVICE}", "threads": self._threads}
+        if self._request is None:
+            return {}
+        return {
+            "providers": f"openvino {_DEVICE}",
+            "threads": self._threads,
+            "precision_hint": self._settings.precision_hint,
+        }
 
     def _activate(self) -> None:
         core = openvino.Core()
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            # On CPUs with bf16 units OpenVINO would compute what the graph calls float32 in bf16.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # Without one OpenVINO computes what the graph calls float32 in bf16 on CPUs with units for it.
+            "INFERENCE_PRECISION_HINT": self._settings.precision_hint,
         }
         if self._settings.threads:
             options["INFERENCE_NUM_THREADS"] = self._settings.threads
@@ -101,4 +107,6 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         return OpenVinoRunner(stage, graph, parts.contract.graphs[stage], settings)
 
     backbone = open_backbone(bundle, settings, make_runner, for_cpu=False)  # it fuses Q/DQ by itself
-    return dataclasses.replace(parts, backend="openvino", backbone=backbone)
+    hint = settings.precision_hint
+    precision = parts.precision if hint == "f32" else f"{parts.precision}, what is float in {hint}"
+    return dataclasses.replace(parts, backend="openvino", backbone=backbone, precision=precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Final, cast
 
 from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
+from rfedge.runtimes.backends.tuned import find_choice
 
-__all__ = ["BACKENDS", "BACKEND_HELP", "DEFAULT_BACKEND", "import_backend", "open_parts"]
+__all__ = ["AUTO", "BACKENDS", "BACKEND_HELP", "DEFAULT_BACKEND", "import_backend", "open_parts"]
 
 DEFAULT_BACKEND: Final = "onnxruntime"
-BACKEND_HELP: Final = "onnxruntime, or where it is installed openvino, or tensorrt after `rfedge build`."
+AUTO: Final = "auto"
+BACKEND_HELP: Final = (
+    "auto: what `rfedge tune` chose on this machine, else onnxruntime; onnxruntime; where it is installed openvino; or "
+    "tensorrt after `rfedge build`."
+)
 # name -> (module, function(path, settings) -> PolicyParts, how to get what it imports)
 _BACKENDS: Final = {
     "onnxruntime": ("rfedge.runtimes.backends.ort", "open_bundle", "Install it: pip install onnxruntime."),
@@ -26,19 +32,20 @@ _BACKENDS: Final = {
         "Install the training extra: pip install 'rfedge[train]'.",
     ),
 }
-BACKENDS: Final = tuple(_BACKENDS)
+BACKENDS: Final = (AUTO, *_BACKENDS)
 
 
 def import_backend(backend: str) -> ModuleType:
-    """Import what runs a backend, and its library.
+    """Import what runs a backend, and its library; for "auto" the one that runs without a choice.
 
     Raises:
         ConfigError: no backend has this name; the text names the nearest one.
         BackendUnavailableError: the backend's library is not on this machine.
     """
+    backend = DEFAULT_BACKEND if backend == AUTO else backend
     if backend not in _BACKENDS:
         raise ConfigError(
-            "backend", got=repr(backend), expected=did_you_mean(backend, _BACKENDS), remedy="Choose one of these names."
+            "backend", got=repr(backend), expected=did_you_mean(backend, BACKENDS), remedy="Choose one of these names."
         )
     module_name, _, remedy = _BACKENDS[backend]
     try:
@@ -54,11 +61,19 @@ def import_backend(backend: str) -> ModuleType:
 def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyParts:
     """Open the policy at `path` with `backend`: a bundle, or for torch a checkpoint.
 
+    "auto" follows the choice of `rfedge tune` for this bundle, machine and libraries, in whatever `settings` leave at its
+    default, and is onnxruntime where there is none.
+
     Raises:
         ConfigError: no backend has this name; the text names the nearest one.
         BackendUnavailableError: the backend's library is not on this machine.
         ArtifactError: the bundle or checkpoint is missing, incomplete or altered.
     """
+    if backend == AUTO:
+        choice = find_choice(path) if settings.providers == RuntimeSettings().providers else None
+        if choice is None:
+            return open_parts(DEFAULT_BACKEND, path, settings)
+        return dataclasses.replace(open_parts(choice.backend, path, choice.settings(settings)), tuned=choice.describe())
     module = import_backend(backend)
     opener = cast(Callable[[Path, RuntimeSettings], PolicyParts], getattr(module, _BACKENDS[backend][1]))
     return opener(path, settings)

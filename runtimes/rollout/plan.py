@@ -13,7 +13,7 @@ from rfedge.errors import ConfigError
 from rfedge.policies import find_bundle
 from rfedge.records.plan import Option, Uses, check_least
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.registry import BACKEND_HELP, BACKENDS, DEFAULT_BACKEND
+from rfedge.runtimes.backends.registry import AUTO, BACKEND_HELP, BACKENDS
 from rfedge.runtimes.control.controllers import MODES
 from rfedge.runtimes.control.lateness import LatePolicy
 from rfedge.runtimes.control.limits import MAX_STEPS
@@ -114,7 +114,7 @@ class RolloutPlan:
         float | None,
         Option("Play the weighted mean of overlapping chunks; decay of the weights, 0.01 in ACT, below 0: newer first."),
     ] = None
-    backend: Annotated[str, Option(BACKEND_HELP, choices=BACKENDS)] = DEFAULT_BACKEND
+    backend: Annotated[str, Option(BACKEND_HELP, choices=BACKENDS)] = AUTO
     settings: Annotated[RuntimeSettings, Uses("threads", "providers", "one_stage_at_a_time")] = field(
         default_factory=RuntimeSettings
     )

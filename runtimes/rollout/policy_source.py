@@ -187,7 +187,7 @@ def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePol
         source=str(plan.bundle),
         name=policy.config.name,
         precision=policy.parts.precision,
-        settings=policy.parts.backbone.effective_settings(),
+        settings=policy.parts.backbone.effective_settings() | ({"tuned": policy.parts.tuned} if policy.parts.tuned else {}),
         forced_past=policy.parts.forced_past,
         cancel=policy.cancel,
     )

@@ -27,6 +27,8 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
         highlight=False,
         soft_wrap=True,
     )
+    if "tuned" in report.settings:
+        console.print(f"tuned: {report.settings['tuned']}", highlight=False, soft_wrap=True, markup=False)
     if report.task is None:
         console.print(
             f"instruction {report.instruction!r} is none of the simulator's tasks: success is not judged",

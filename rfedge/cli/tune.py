@@ -1,0 +1,51 @@
+"""`rfedge tune`: the fastest way to run a bundle on this machine, written down for `run`, `serve` and `bench`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rfedge.benchmarks.latency.tune import TunePlan, TuneReport
+from rfedge.cli.options import AsJson, plan_of, with_options
+
+__all__ = ["tune"]
+
+
+@with_options(TunePlan)
+def tune(as_json: AsJson = False, **given: Any) -> None:
+    import typer
+    from rich.console import Console
+
+    from rfedge.benchmarks.latency.tune import run_tune
+    from rfedge.cli.show.progress import stage_progress
+
+    plan = plan_of(TunePlan, given)
+    with stage_progress() as progress:
+        report = run_tune(plan, progress=progress)
+    _print(Console(stderr=as_json), report)
+    if as_json:
+        typer.echo(report.model_dump_json())
+
+
+def _print(console: Any, report: TuneReport) -> None:
+    from rfedge.cli.show.tables import print_table
+
+    rows = []
+    for duel in report.duels:
+        ratio = duel.speedup
+        rows.append(
+            (
+                duel.name,
+                "-" if duel.call_ms is None else f"{duel.call_ms[0]:.2f}",
+                "-" if duel.call_ms is None else f"{duel.call_ms[1]:.2f} ({duel.over})",
+                "-" if ratio is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
+                "-" if not duel.metrics else f"{duel.metrics['action_max_error']:.2g}",
+                duel.verdict,
+            )
+        )
+    columns = ("candidate", "call p50 ms", "over, call p50 ms", "speed-up [95 %]", "action error", "verdict")
+    print_table(f"{report.bundle}, judged on {report.judged_on}", columns, rows, to_stderr=console.stderr)
+    if report.not_tried:
+        text = f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)"
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"tuned: {report.choice.describe()}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"kept in {report.file}; run, serve and bench latency follow it", highlight=False, soft_wrap=True)
