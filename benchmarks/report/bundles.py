@@ -53,9 +53,11 @@ class Names:
         first = label.removesuffix(" (again)")
         return self.bundles.get((record, first), first) + label[len(first) :]
 
-    def run(self, record: str, row: Document) -> str:
-        """Return a success row's name with its bundle's."""
-        return self.bundle(record, row["policy"]) + str(row["name"]).removeprefix(row["policy"]).removesuffix(" evaluation")
+    def run(self, record: str, row: str) -> str:
+        """Return the name of a success row, which begins with what its record calls the bundle, with the bundle's name."""
+        labels = [label for name, label in self.bundles if name == record and row.startswith(label)]
+        label = max(labels, key=len, default="")
+        return self.bundle(record, label) + row.removeprefix(label).removesuffix(" evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +314,9 @@ def _cells(row: Row, names: Names) -> dict[str, Cell]:
         missing("this record times a call alone") if row.execute_steps is None else str(row.execute_steps)
     )
     cells["average length of 5"] = (interval(chains["average_length"]), row.record) if chains else "-"
-    cells["of the reference"] = (share(ratio), f"reference: {success['paired']['reference']}") if ratio and success else "-"
+    cells["of the reference"] = "-"
+    if ratio and success:
+        cells["of the reference"] = share(ratio), f"reference: {names.run(row.record, success['paired']['reference'])}"
     cells["single tasks"] = share(single["success"]) if single else "-"
     cells["call p50 / p99 ms"] = cells["ms per control step"] = missing(_NO_SPEED)
     cells["MB"], cells["power W"], cells["machine"] = megabytes(row.size_bytes), "-", "-"

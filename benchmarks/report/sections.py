@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from rfedge.benchmarks.report.bundles import Names, successes, world
@@ -43,29 +43,31 @@ def record_sections(collection: Collection, names: Names) -> list[Section]:
         ("Single tasks from prepared starts, solved of attempted.", "rfedge-success", "single_tasks"),
         ("Scripted experts from random starts, solved of attempted.", "rfedge-expert-success", ""),
     ]
-    by_task = [_tasks(caption, [one for one in parts if one.form == form], part, names) for caption, form, part in tasks]
-    sections["Task by task"] = [part for part in by_task if part]
+    sections["Task by task"] = []
+    for caption, form, part in tasks:
+        found = [one for one in parts if one.form == form]
+        scores = dict(pair for one in found for pair in collection.read(one, _scores(one, part, names)))
+        sections["Task by task"] += filter(None, [_tasks(caption, scores)])
     return [Section(title, shown) for title, shown in sections.items() if shown]
 
 
 def _success(name: str, document: Document, names: Names) -> Iterator[Part]:
     rows, conditions = document["rows"], document["conditions"]
     said = f"{name}: at most {conditions['max_steps']} control steps per task, seed {conditions['seed']}, 95 % intervals"
-    chains = [(names.run(name, row), row, row["chains"]) for row in rows if row["chains"]]
+    chains = [(names.run(name, row["name"]), row, row["chains"]) for row in rows if row["chains"]]
     if chains:
         cells = [[run, *_rates(part), *_effort(row, part)] for run, row, part in chains]
         caption = f"{said}. Share of {conditions['num_chains']} chains with at least so many tasks solved."
         columns = ["run", "1", "2", "3", "4", "5", "average length", "steps of a solved task", "jerk"]
         yield table(caption, columns, cells)
-    single = [(names.run(name, row), row, row["single_tasks"]) for row in rows if row["single_tasks"]]
+    single = [(names.run(name, row["name"]), row, row["single_tasks"]) for row in rows if row["single_tasks"]]
     if single:
         cells = [[run, share(part["success"]), *_effort(row, part)] for run, row, part in single]
         columns = ["run", "solved", "steps of a solved start", "jerk"]
         yield table(f"{said}. Single tasks from prepared starts.", columns, cells)
-    runs = {row["name"]: names.run(name, row) for row in rows}
-    paired = [(row["name"], row["paired"]) for row in rows if row["paired"]]
+    paired = [(names.run(name, row["name"]), row["paired"]) for row in rows if row["paired"]]
     if paired:
-        cells = [[runs[run], runs[pair["reference"]], *_difference(pair)] for run, pair in paired]
+        cells = [[run, names.run(name, pair["reference"]), *_difference(pair)] for run, pair in paired]
         columns = ["run", "reference", "average length", "of the reference", "single tasks", "of the reference"]
         yield table(f"{name}: differences from the reference over the same chains and starts.", columns, cells, 2)
     if document["not_possible"]:
@@ -103,29 +105,25 @@ def _difference(paired: Document) -> Iterator[Cell]:
         yield nothing if ratio is None else share(ratio)
 
 
-def _tasks(caption: str, found: Sequence[Found], part: str, names: Names) -> str:
-    """Return tasks as rows, and every run that has them as a column; "" for no run."""
-    scores: dict[str, Document] = {}
-    for one in found:
-        for row in one.document["rows"] if part else [one.document]:
-            if not part:
-                scores[f"{_world(row)}{', anywhere' * row['anywhere']}"] = row["tasks"]
-            elif row[part]:
-                place = _world({**one.document["conditions"], **row})
-                scores.setdefault(
-                    f"{names.run(one.name, row)}, {place}, n = {row[part].get('num_chains', '')}", row[part]["tasks"]
-                )
+def _tasks(caption: str, scores: Mapping[str, Document]) -> str:
+    """Return tasks as rows and runs as columns; "" for no run."""
+    solved = {run: {task: one["success"] for task, one in tasks.items()} for run, tasks in scores.items()}
     rows: list[list[Cell]] = [
-        [
-            task,
-            *(
-                f"{one[task]['success']['successes']}/{one[task]['success']['n']}" if task in one else ""
-                for one in scores.values()
-            ),
-        ]
+        [task, *(f"{one[task]['successes']}/{one[task]['n']}" if task in one else "" for one in solved.values())]
         for task in sorted({task for tasks in scores.values() for task in tasks})
     ]
     return table(caption, ["task", *scores], rows) if rows else ""
+
+
+def _scores(one: Found, part: str, names: Names) -> Iterator[tuple[str, Document]]:
+    """Yield (run, score of every task) of a success record's part, or of a record of the experts."""
+    if not part:
+        yield f"{_world(one.document)}{', anywhere' * one.document['anywhere']}", one.document["tasks"]
+        return
+    for row in one.document["rows"]:
+        if row[part]:
+            place, n = _world({**one.document["conditions"], **row}), row[part].get("num_chains")
+            yield f"{names.run(one.name, row['name'])}, {place}" + (f", n = {n}" if n else ""), row[part]["tasks"]
 
 
 def _world(facts: Document) -> str:

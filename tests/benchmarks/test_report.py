@@ -379,11 +379,18 @@ def test_every_committed_record_is_on_the_page() -> None:
 
 def test_a_record_of_another_version_is_left_out_with_what_it_lacks(tmp_path: Path) -> None:
     latency_report(variant("int8", "int8")).write(tmp_path / "good.json")
-    for form in ("success", "sweep", "latency", "peers", "loop"):
+    for form in ("success", "sweep", "latency", "peers", "loop", "expert-success"):
         (tmp_path / f"{form}.json").write_text(json.dumps({"format": f"rfedge-{form}", "schema_version": 9}))
     built = build_report(ReportPlan((tmp_path,)))
     reasons = {name.split("/")[1]: reason for name, reason in built.collection.left_out}
-    assert sorted(reasons) == ["latency.json", "loop.json", "peers.json", "success.json", "sweep.json"]
+    assert sorted(reasons) == [
+        "expert-success.json",
+        "latency.json",
+        "loop.json",
+        "peers.json",
+        "success.json",
+        "sweep.json",
+    ]
     assert reasons["peers.json"] == "format 'rfedge-peers' of another version: KeyError: 'rows'"
     assert [row.name for row in built.rows] == ["test-policy int8"]
 
