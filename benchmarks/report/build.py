@@ -33,7 +33,7 @@ _WANTED: Final = (
     (("rfedge-latency", "rfedge-sweep"), "latency beside PyTorch and a noise floor: rfedge bench latency"),
     (("rfedge-precisions",), "size, error and time of every precision: python -m rfedge.benchmarks.latency.precisions"),
     (("rfedge-mixed",), "what int8 does block by block: name a mixed bundle's folder"),
-    (("rfedge-peers",), "other runtimes on the same policy: rfedge bench peers"),
+    (("rfedge-peers",), "other runtimes on the same policy: rfedge bench latency --isolate"),
 )
 
 

@@ -1,7 +1,7 @@
 """Bundles on OpenVINO: the backbone in its CPU plugin, which fuses a Q/DQ graph further than onnxruntime does.
 
-Full-size int8 backbones are faster here than in onnxruntime and take more memory (`rfedge bench peers` measures both), so
-it is a choice, not the default. The head stays in onnxruntime: it is memory-bound and small.
+Full-size int8 backbones are faster here than in onnxruntime and take more memory (`rfedge bench latency --isolate`
+measures both), so it is a choice, not the default. The head stays in onnxruntime: it is memory-bound and small.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
-from rfedge.benchmarks.latency.peers import PeersReport
+from rfedge.benchmarks.latency.isolated import IsolatedReport
 from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.benchmarks.studies.ablations import AblationsReport
 from rfedge.benchmarks.success.chain_report import ChainReport
@@ -28,7 +28,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-expert-success": ExpertSuccessReport,
     "rfedge-latency": LatencyReport,
     "rfedge-looks": LooksReport,
-    "rfedge-peers": PeersReport,
+    "rfedge-peers": IsolatedReport,
     "rfedge-precisions": PrecisionsReport,
     "rfedge-replay": ReplayReport,
     "rfedge-success": SuccessReport,

@@ -17,10 +17,6 @@ _COMMANDS = {
         "Compare each bundle's actions with those of held-out episodes, frame by frame: action error and gripper agreement.",
     ),
     "looks": ("looks:looks", "Compare PlayTable's pictures with those of an installed calvin_env, in equal states."),
-    "peers": (
-        "peers:peers",
-        "Time a full-size policy against its peers, each in a process of its own, and against the machine's limit.",
-    ),
     "server": (
         "server:server",
         "Measure a policy server under load: round trips, and whether each client gets what it would get alone.",
@@ -35,6 +31,7 @@ _COMMANDS = {
     ),
 }
 _MOVED = {
+    "peers": "rfedge bench latency BUNDLES --checkpoint DIR --isolate",
     "sweep": "rfedge bench success BUNDLES --execute-steps 1,2,4,8",
     "experts": "rfedge bench success --expert --single-tasks 50",
 }

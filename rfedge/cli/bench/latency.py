@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rfedge.benchmarks.latency import run as library
+from rfedge.benchmarks.latency.isolated import IsolatedPlan
 from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.cli.show.resource_tables import print_resources
 
@@ -19,10 +20,30 @@ if TYPE_CHECKING:
 __all__ = ["latency"]
 
 
-@with_options(library.LatencyPlan)
+@with_options(library.LatencyPlan, IsolatedPlan)
 def latency(
     data: Annotated[
         Path | None, typer.Option(help="Take frames from this CALVIN dataset, not from noise.", rich_help_panel="Calls")
+    ] = None,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate",
+            help="Each variant in a process of its own, in rounds: for policies that do not fit into memory together, with "
+            "peak memory and the machine's own limit.",
+            rich_help_panel="Isolated",
+        ),
+    ] = False,
+    assert_speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="With --isolate: fail unless the first bundle is so many times faster than PyTorch.",
+            rich_help_panel="Isolated",
+        ),
+    ] = None,
+    assert_peak_gib: Annotated[
+        float | None,
+        typer.Option(help="With --assert-speedup: most memory of the first bundle.", rich_help_panel="Isolated"),
     ] = None,
     assert_faster: Annotated[bool, typer.Option("--assert-faster", help="Fail unless int8 < fp32 < PyTorch.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
@@ -35,6 +56,18 @@ def latency(
     from rfedge.cli.show.reports import write_report
 
     plan = plan_of(library.LatencyPlan, given)
+    if isolate:
+        from rfedge.benchmarks.latency.isolated import assert_isolated, run_isolated
+        from rfedge.cli.bench.isolated_table import print_isolated
+        from rfedge.cli.show.progress import stage_progress
+
+        with stage_progress() as progress:
+            isolated = run_isolated(plan_of(IsolatedPlan, given, latency=plan), progress=progress)
+        print_isolated(Console(stderr=as_json), isolated)
+        write_report(isolated, output, as_json=as_json)
+        if assert_speedup is not None:
+            assert_isolated(isolated, speedup=assert_speedup, peak_gib=assert_peak_gib)
+        return
     observations = None if data is None else library.dataset_observations(data)
     inputs = "seeded noise" if data is None else f"dataset {data}"
     with round_progress() as on_round:

@@ -1,6 +1,6 @@
-"""One variant of a full-size policy, timed in a process of its own: full-size variants do not fit into memory together.
+"""One variant of a policy, timed in a process of its own.
 
-    python -m rfedge.benchmarks.latency.peer_worker '{"row": ..., ...}'
+    python -m rfedge.benchmarks.latency.isolated_process '{"path": ..., ...}'
 
 Prints one JSON document. A call is a whole policy call (camera resize, backbone, head in its steady state).
 """
@@ -23,10 +23,10 @@ from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.backends.registry import open_parts
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 
-__all__ = ["WorkerJob", "WorkerResult", "run_job"]
+__all__ = ["ProcessJob", "ProcessResult", "run_job"]
 
 
-class WorkerJob(Record):
+class ProcessJob(Record):
     """What one process measures.
 
     Attributes:
@@ -46,7 +46,7 @@ class WorkerJob(Record):
     seed: int
 
 
-class WorkerResult(Record):
+class ProcessResult(Record):
     """Milliseconds of every timed call, and what loading cost."""
 
     call_ms: tuple[float, ...]
@@ -57,7 +57,7 @@ class WorkerResult(Record):
     peak_bytes: int | None
 
 
-def run_job(job: WorkerJob) -> WorkerResult:
+def run_job(job: ProcessJob) -> ProcessResult:
     """Load the variant and time it."""
     settings = RuntimeSettings(threads=job.threads, verify=False, torch_dtype=job.torch_dtype)
     started = time.perf_counter()
@@ -74,7 +74,7 @@ def run_job(job: WorkerJob) -> WorkerResult:
         policy.infer(observation, job.instruction, state)
         load_s = time.perf_counter() - started
         timings = [policy.infer(observation, job.instruction, state).timings_ms for _ in range(job.num_calls)]
-    return WorkerResult(
+    return ProcessResult(
         call_ms=tuple(timing["total"] for timing in timings),
         backbone_ms=tuple(timing["backbone"] for timing in timings),
         head_ms=tuple(timing["head"] for timing in timings),
@@ -106,4 +106,4 @@ def _with_graph(parts: PolicyParts, graph: Path, settings: RuntimeSettings) -> P
 
 
 if __name__ == "__main__":
-    sys.stdout.write(run_job(WorkerJob.model_validate_json(sys.argv[1])).model_dump_json() + "\n")
+    sys.stdout.write(run_job(ProcessJob.model_validate_json(sys.argv[1])).model_dump_json() + "\n")

@@ -1,9 +1,9 @@
-"""Optimum's dynamic int8 (`optimum-onnx`) of a backbone: the settings that its documentation gives for this processor.
+"""int8 graphs of a backbone as other tools write them, each tool in a process of its own.
 
-    python -m rfedge.benchmarks.latency.optimum_quantize SOURCE.onnx FOLDER
+    python -m rfedge.benchmarks.latency.baselines NAME SOURCE.onnx FOLDER
 
-Optimum calls onnxruntime's quantizer with settings of its own: MatMuls of two activations and the convolution become int8
-too. It runs in a process of its own, and only where several copies of the graph fit into memory.
+Both hold several copies of the graph, so they run only where these fit into memory. Optimum (`optimum-onnx`) calls
+onnxruntime's quantizer with settings of its own: MatMuls of two activations and the convolution become int8 too.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import psutil
 
 from rfedge.io.atomic import atomic_directory
 
-__all__ = ["QUANTIZED", "missing_memory", "missing_package", "quantize_with_optimum"]
+__all__ = ["DYNAMIC", "OPTIMUM", "QUANTIZED", "missing_memory", "missing_package", "quantize"]
 
+DYNAMIC: Final = "onnxruntime-dynamic"
+OPTIMUM: Final = "optimum-dynamic"
 QUANTIZED: Final = "backbone_quantized.onnx"  # Optimum adds "_quantized" to the source's name
 # Measured by hand, optimum-onnx 0.1.0 with onnxruntime 1.31 on 0.8 GB of weights: 3.6 GB at the peak, 0.6 of them libraries.
 _COPIES: Final = 4
 
 
-def missing_package() -> str | None:
-    """Return why Optimum cannot be imported, or None."""
-    if find_spec("optimum") is None or find_spec("optimum.onnxruntime") is None:
-        return "optimum-onnx is not installed (pip install 'rfedge[peers]')"
+def missing_package(name: str) -> str | None:
+    """Return why a tool cannot be imported, or None."""
+    if name == OPTIMUM and (find_spec("optimum") is None or find_spec("optimum.onnxruntime") is None):
+        return "optimum-onnx is not installed (pip install 'rfedge[baselines]')"
     return None
 
 
@@ -42,14 +44,14 @@ def missing_memory(source: Path) -> str | None:
     return None
 
 
-def quantize_with_optimum(source: Path, folder: Path) -> str | None:
+def quantize(name: str, source: Path, folder: Path) -> str | None:
     """Write `folder` with `QUANTIZED`; return why there is none, or None."""
-    reason = missing_package() or missing_memory(source)
+    reason = missing_package(name) or missing_memory(source)
     if reason is not None:
         return reason
     try:
         with atomic_directory(folder, overwrite=True) as temporary:
-            command = [sys.executable, "-m", "rfedge.benchmarks.latency.optimum_quantize", str(source), str(temporary)]
+            command = [sys.executable, "-m", "rfedge.benchmarks.latency.baselines", name, str(source), str(temporary)]
             subprocess.run(command, capture_output=True, text=True, check=True)
     except subprocess.CalledProcessError as error:
         lines: list[str] = error.stderr.strip().splitlines()
@@ -57,8 +59,20 @@ def quantize_with_optimum(source: Path, folder: Path) -> str | None:
     return None
 
 
-def main(source: Path, folder: Path) -> int:
+def main(name: str, source: Path, folder: Path) -> int:
     """Quantize in this process."""
+    if name == DYNAMIC:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(
+            source,
+            folder / QUANTIZED,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+        )
+        return 0
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
@@ -69,4 +83,4 @@ def main(source: Path, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

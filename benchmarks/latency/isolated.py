@@ -1,0 +1,341 @@
+"""Variants of a policy, each timed in a process of its own: time, memory, and the machine's limit.
+
+Full-size variants do not fit into memory together, so they run in rounds: every round runs every variant once, in a new
+order, and the first bundle twice (the second is the noise floor). Ratios are of medians with whole rounds resampled. The
+limit is what the machine's own int8 and fp32 MatMuls and copies, measured before, would need for the same work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+
+from rfedge.benchmarks.latency.baselines import DYNAMIC, OPTIMUM, QUANTIZED, quantize
+from rfedge.benchmarks.latency.isolated_process import ProcessJob, ProcessResult
+from rfedge.benchmarks.latency.run import LatencyPlan
+from rfedge.bundle.artifact import Bundle, load_bundle
+from rfedge.errors import ConfigError, GateError
+from rfedge.jobs.progress import StageProgress
+from rfedge.records.machine import Measurement, provenance
+from rfedge.records.plan import Option, check_least
+from rfedge.records.record import Record
+from rfedge.records.statistics import Ratio, Summary, ratio_of_medians, summarise
+from rfedge.runtimes.roofline.analytic_work import analytic_work
+from rfedge.runtimes.roofline.devices import Efficiency
+from rfedge.runtimes.roofline.roofline import predict
+from rfedge.runtimes.roofline.this_machine import measure_cpu
+
+__all__ = [
+    "BASELINES",
+    "NOTES",
+    "IsolatedLimit",
+    "IsolatedPlan",
+    "IsolatedReport",
+    "IsolatedRow",
+    "assert_isolated",
+    "run_isolated",
+]
+
+REFERENCE: Final = "PyTorch fp32"
+# what `--baseline` calls a row -> what tables call it
+BASELINES: Final = {
+    "pytorch-bf16": "PyTorch bf16",
+    DYNAMIC: "onnxruntime dynamic int8",
+    OPTIMUM: "optimum-onnx dynamic int8",
+    "openvino": "on OpenVINO",  # of the first bundle
+}
+# What a reader must know about a row.
+NOTES: Final = {
+    BASELINES[DYNAMIC]: "onnxruntime's own quantize_dynamic: MatMuls, per channel",
+    BASELINES[OPTIMUM]: "Optimum's settings for AVX512-VNNI, dynamic, per channel",
+}
+_AGAIN: Final = " (again)"
+
+
+@dataclass(frozen=True)
+class IsolatedPlan:
+    """What to measure beside `LatencyPlan`, whose bundles, checkpoint, backend, instruction, threads and seed count.
+
+    Attributes:
+        latency: without a checkpoint the first bundle is the reference.
+        baselines: the dynamic ones are made of the first fp32 bundle, and kept nowhere.
+    """
+
+    latency: LatencyPlan
+    baselines: Annotated[
+        tuple[str, ...],
+        Option(
+            "With --isolate: a row beside the bundles; repeatable.",
+            flag="--baseline",
+            panel="Isolated",
+            choices=tuple(BASELINES),
+        ),
+    ] = ()
+    rounds: Annotated[int, Option("With --isolate: processes of every row.")] = 3
+    calls: Annotated[int, Option("With --isolate: timed calls per process.")] = 5
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that measures nothing.
+
+        Raises:
+            ConfigError: no round or call, or a baseline of a checkpoint without one.
+        """
+        check_least(1, {"rounds": self.rounds, "calls": self.calls, "threads": self.latency.settings.threads})
+        if "pytorch-bf16" in self.baselines and self.latency.checkpoint is None:
+            raise ConfigError("--baseline pytorch-bf16", got="no checkpoint", expected="--checkpoint DIR", remedy="Pass it.")
+
+
+class IsolatedRow(Record):
+    """One variant.
+
+    Attributes:
+        call_ms: whole policy calls of all rounds.
+        speedup: over the reference; None where a row could not run.
+        peak_bytes: highest resident memory of its process, the largest of all rounds.
+        failed: why it could not run.
+    """
+
+    name: str
+    call_ms: Summary | None = None
+    backbone_ms: Summary | None = None
+    head_ms: Summary | None = None
+    speedup: Ratio | None = None
+    peak_bytes: int | None = None
+    load_s: float | None = None
+    failed: str | None = None
+
+
+class IsolatedLimit(Record):
+    """What the machine could do at best: the same work at its measured rates.
+
+    Attributes:
+        int8_ops, fp32_flops: per second, measured MatMuls of 128 x 1024 x 1024.
+        bandwidth_bytes: per second, measured copies.
+        int8_ms, fp32_ms: one policy call at these rates.
+        int8_share, fp32_share: of this limit that our bundles reach.
+    """
+
+    int8_ops: float
+    fp32_flops: float
+    bandwidth_bytes: float
+    int8_ms: float
+    fp32_ms: float
+    int8_share: float | None
+    fp32_share: float | None
+
+
+class IsolatedReport(Measurement):
+    """The whole comparison; `size` names the policy. The format is called as it was when the first records were written."""
+
+    format: Literal["rfedge-peers"] = "rfedge-peers"
+    size: str
+    num_tokens: int
+    threads: int
+    rounds: int
+    calls: int
+    rows: tuple[IsolatedRow, ...]
+    noise_floor: Ratio
+    limit: IsolatedLimit
+
+    def row(self, name: str) -> IsolatedRow:
+        """Return the row called `name`."""
+        return next(row for row in self.rows if row.name == name)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one row runs, or why it cannot."""
+
+    job: ProcessJob | None
+    failed: str | None = None
+
+
+def run_isolated(plan: IsolatedPlan, *, progress: StageProgress = lambda *_: None) -> IsolatedReport:
+    """Time every row.
+
+    Raises:
+        ArtifactError: a bundle is damaged.
+        ConfigError: the reference, or a bundle, cannot run.
+    """
+    bundles = {name: load_bundle(path, verify=False) for name, path in _named_bundles(plan.latency.bundles).items()}
+    with _rows(plan, bundles, progress) as rows:
+        return _measure(plan, bundles, rows, progress)
+
+
+def _named_bundles(paths: tuple[Path, ...]) -> dict[str, Path]:
+    precisions = [load_bundle(path, verify=False).manifest.precision.requested for path in paths]
+    return {
+        f"rfedge {precision}" + ("" if precisions.count(precision) == 1 else f", {path.name}"): path
+        for precision, path in zip(precisions, paths, strict=True)
+    }
+
+
+@contextmanager
+def _rows(plan: IsolatedPlan, bundles: Mapping[str, Bundle], progress: StageProgress) -> Iterator[dict[str, _Row]]:
+    """Yield name -> row, the reference first; graphs of baselines lie in a temporary folder meanwhile."""
+    latency = plan.latency
+    first, bundle = next(iter(bundles.items()))
+
+    def job(path: Path, backend: str, **more: Any) -> _Row:
+        return _Row(
+            ProcessJob(
+                path=path,
+                backend=backend,
+                instruction=latency.instruction,
+                num_calls=plan.calls,
+                threads=latency.settings.threads,
+                seed=latency.seed,
+                **more,
+            )
+        )
+
+    rows: dict[str, _Row] = {}
+    if latency.checkpoint is not None:
+        rows[REFERENCE] = job(latency.checkpoint, "torch")
+        if "pytorch-bf16" in plan.baselines:
+            rows[BASELINES["pytorch-bf16"]] = job(latency.checkpoint, "torch", torch_dtype="bfloat16")
+    for name, item in bundles.items():
+        rows[name] = job(item.root, latency.backend)
+    rows[first + _AGAIN] = job(bundle.root, latency.backend)
+    if "openvino" in plan.baselines:
+        missing = None if find_spec("openvino") else "openvino is not installed (pip install 'rfedge[openvino]')"
+        rows[f"{first} {BASELINES['openvino']}"] = job(bundle.root, "openvino") if missing is None else _Row(None, missing)
+    plain = next((item for item in bundles.values() if item.manifest.precision.requested == "fp32"), None)
+    with tempfile.TemporaryDirectory() as folder:
+        for baseline in (DYNAMIC, OPTIMUM):
+            if baseline not in plan.baselines:
+                continue
+            progress(baseline, 0, 1)
+            graphs = {} if plain is None else plain.backbone_graphs(for_cpu=False)
+            if plain is None or len(graphs) != 1:
+                missing = "no fp32 bundle with one graph among the bundles to quantize"
+            else:
+                missing = quantize(baseline, graphs["backbone"], Path(folder) / baseline)
+            rows[BASELINES[baseline]] = (
+                job(plain.root, "onnxruntime", graph=Path(folder) / baseline / QUANTIZED)
+                if plain is not None and missing is None
+                else _Row(None, missing)
+            )
+            progress(baseline, 1, 1)
+        yield rows
+
+
+def _measure(
+    plan: IsolatedPlan, bundles: Mapping[str, Bundle], rows: Mapping[str, _Row], progress: StageProgress
+) -> IsolatedReport:
+    latency = plan.latency
+    reference_name, first = next(iter(rows)), next(iter(bundles))
+    failed = {name: row.failed for name, row in rows.items() if row.failed is not None}
+    device = measure_cpu(latency.settings.threads)
+    rng = np.random.default_rng(latency.seed)
+    results: dict[str, list[ProcessResult]] = {name: [] for name in rows}
+    running = [(name, row.job) for name, row in rows.items() if row.job is not None]
+    total, done = plan.rounds * len(running), 0
+    for _ in range(plan.rounds):
+        for index in rng.permutation(len(running)):
+            name, job = running[int(index)]
+            progress("processes", done, total)
+            done += 1
+            if name in failed:
+                continue
+            outcome = _run(job)
+            if isinstance(outcome, ProcessResult):
+                results[name].append(outcome)
+            elif name in (reference_name, first, first + _AGAIN):
+                raise ConfigError(name, got=outcome, expected="a process that ends well", remedy="Run it alone to see why.")
+            else:
+                failed[name] = outcome
+    progress("processes", total, total)
+    reference = _calls(results[reference_name])
+    made = {
+        name: IsolatedRow(name=name, failed=failed[name])
+        if name in failed
+        else _row(name, results[name], reference, latency.seed)
+        for name in rows
+    }
+    config, num_tokens = bundles[first].policy, results[first][0].num_tokens
+    limits = {}
+    for precision in ("int8", "fp32"):
+        work = analytic_work(config, precision, text_tokens=num_tokens)
+        limits[precision] = predict(work, dataclasses.replace(device, efficiency=Efficiency(1.0, 1.0))).total_ms
+    return IsolatedReport(
+        schema_version=1,
+        **provenance(),
+        size=config.name,
+        num_tokens=num_tokens,
+        threads=latency.settings.threads,
+        rounds=plan.rounds,
+        calls=plan.calls,
+        rows=tuple(made.values()),
+        noise_floor=ratio_of_medians(_calls(results[first]), _calls(results[first + _AGAIN]), seed=latency.seed),
+        limit=IsolatedLimit(
+            int8_ops=device.rate("int8")[1],
+            fp32_flops=device.rate("fp32")[1],
+            bandwidth_bytes=device.bandwidth,
+            int8_ms=limits["int8"],
+            fp32_ms=limits["fp32"],
+            int8_share=_share(limits["int8"], made.get("rfedge int8")),
+            fp32_share=_share(limits["fp32"], made.get("rfedge fp32")),
+        ),
+    )
+
+
+def assert_isolated(report: IsolatedReport, *, speedup: float, peak_gib: float | None) -> None:
+    """Hold the first bundle to a speed-up over the reference and to a peak of memory.
+
+    Raises:
+        GateError: one is missed; the text holds the numbers.
+    """
+    row = next(row for row in report.rows if row.name + _AGAIN in {other.name for other in report.rows})
+    missed = []
+    if row.speedup is None or row.speedup.value < speedup:
+        missed.append(f"{0.0 if row.speedup is None else row.speedup.value:.2f}x of {speedup:g}x")
+    if peak_gib is not None and (row.peak_bytes is None or row.peak_bytes > peak_gib * 2**30):
+        missed.append(f"peak {(row.peak_bytes or 0) / 2**30:.2f} GiB of {peak_gib:g} GiB")
+    if missed:
+        subject = f"{row.name} of {report.size}"
+        raise GateError(subject, got="; ".join(missed), expected="every figure met", remedy="See the table.")
+
+
+def _run(job: ProcessJob) -> ProcessResult | str:
+    """Run one process; a row that fails says why in its last line."""
+    command = [sys.executable, "-m", "rfedge.benchmarks.latency.isolated_process", job.model_dump_json()]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"ended with status {process.returncode}"]
+        return lines[-1]
+    return ProcessResult.model_validate_json(process.stdout)
+
+
+def _calls(results: list[ProcessResult]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([value for result in results for value in result.call_ms])
+
+
+def _row(
+    name: str, results: list[ProcessResult], reference: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
+) -> IsolatedRow:
+    calls = _calls(results)
+    peaks = [result.peak_bytes for result in results if result.peak_bytes is not None]
+    return IsolatedRow(
+        name=name,
+        call_ms=summarise(calls),
+        backbone_ms=summarise(np.array([value for result in results for value in result.backbone_ms])),
+        head_ms=summarise(np.array([value for result in results for value in result.head_ms])),
+        speedup=ratio_of_medians(reference, calls, seed=seed),
+        peak_bytes=max(peaks, default=None),
+        load_s=float(np.median([result.load_s for result in results])),
+    )
+
+
+def _share(limit_ms: float, row: IsolatedRow | None) -> float | None:
+    return None if row is None or row.call_ms is None else limit_ms / row.call_ms.p50

@@ -1,0 +1,151 @@
+"""Every variant in a process of its own, on `tiny`: rows, baselines of other tools, and the gates on the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from onnx import helper
+
+from rfedge.benchmarks.latency.baselines import (
+    DYNAMIC,
+    OPTIMUM,
+    QUANTIZED,
+    missing_memory,
+    missing_package,
+    quantize,
+)
+from rfedge.benchmarks.latency.isolated import (
+    BASELINES,
+    REFERENCE,
+    IsolatedLimit,
+    IsolatedPlan,
+    IsolatedReport,
+    IsolatedRow,
+    assert_isolated,
+    run_isolated,
+)
+from rfedge.benchmarks.latency.run import LatencyPlan
+from rfedge.cli.bench.app import bench_app
+from rfedge.config import preset
+from rfedge.errors import ConfigError, GateError
+from rfedge.export.options import ExportOptions
+from rfedge.export.passes.graph_files import write_graph
+from rfedge.export.pipeline import export_checkpoint
+from rfedge.records.machine import provenance
+from rfedge.records.statistics import Ratio
+from rfedge.runtimes import RuntimeSettings
+from tests.export.conftest import write_checkpoint
+from tests.export.float_graphs import draw, graph_of, relative_rms, run
+
+app = typer.Typer()
+app.add_typer(bench_app, name="bench")
+
+
+def report(speedup: float, peak_gib: float) -> IsolatedReport:
+    def row(name: str) -> IsolatedRow:
+        ratio = Ratio(value=speedup, low=speedup, high=speedup)
+        return IsolatedRow(name=name, speedup=ratio, peak_bytes=int(peak_gib * 2**30))
+
+    return IsolatedReport(
+        schema_version=1,
+        **provenance(),
+        size="tiny",
+        num_tokens=5,
+        threads=1,
+        rounds=1,
+        calls=1,
+        rows=(row(REFERENCE), row("rfedge int8"), row("rfedge int8 (again)")),
+        noise_floor=Ratio(value=1.0, low=1.0, high=1.0),
+        limit=IsolatedLimit(
+            int8_ops=1.0, fp32_flops=1.0, bandwidth_bytes=1.0, int8_ms=1.0, fp32_ms=1.0, int8_share=None, fp32_share=None
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("trained") / "checkpoint", preset("tiny"))
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path) -> Path:
+    export_checkpoint(checkpoint, checkpoint.parent / "fp32", ExportOptions(num_parity_steps=2))
+    return checkpoint.parent / "fp32"
+
+
+def test_the_gates_hold_speed_and_memory() -> None:
+    assert_isolated(report(4.6, 2.9), speedup=4.5, peak_gib=3.0)
+    words = r"rfedge int8 of tiny: got 4.40x of 4.5x; peak 3.10 GiB of 3 GiB"
+    with pytest.raises(GateError, match=words):
+        assert_isolated(report(4.4, 3.1), speedup=4.5, peak_gib=3.0)
+
+
+def test_a_plan_that_measures_nothing_is_refused(tmp_path: Path) -> None:
+    latency = LatencyPlan((tmp_path,))
+    with pytest.raises(ConfigError, match="rounds: got 0, expected at least 1"):
+        IsolatedPlan(latency, rounds=0)
+    with pytest.raises(ConfigError, match="--baseline pytorch-bf16: got no checkpoint"):
+        IsolatedPlan(latency, ("pytorch-bf16",))
+
+
+def test_a_tool_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "backbone.onnx").write_bytes(b"")
+    assert missing_memory(tmp_path / "backbone.onnx") is None
+    with (tmp_path / "backbone.onnx.data").open("wb") as file:
+        file.truncate(10**12)  # a file of nothing takes no room
+    assert str(missing_memory(tmp_path / "backbone.onnx")).startswith("needs 4000.0 GB to quantize 1000.0 GB, ")
+    assert str(quantize(DYNAMIC, tmp_path / "backbone.onnx", tmp_path / "out")).startswith("needs 4000.0 GB")
+    if missing_package(OPTIMUM) is not None:
+        assert missing_package(OPTIMUM) == "optimum-onnx is not installed (pip install 'rfedge[baselines]')"
+        assert quantize(OPTIMUM, tmp_path / "backbone.onnx", tmp_path / "out") == missing_package(OPTIMUM)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [DYNAMIC, OPTIMUM])
+def test_a_tool_quantizes_and_a_failure_leaves_its_last_line(tmp_path: Path, name: str) -> None:
+    if (reason := missing_package(name)) is not None:
+        pytest.skip(reason)
+    weight, x = draw(np.random.default_rng(0), 64, 8), draw(np.random.default_rng(1), 2, 64)
+    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight}, {"x": (2, 64)}, ["y"])
+    write_graph(model, tmp_path / "backbone.onnx")
+    assert quantize(name, tmp_path / "backbone.onnx", tmp_path / "out") is None
+    result = run(tmp_path / "out" / QUANTIZED, {"x": x})[0]
+    assert 0 < relative_rms(result, x @ weight) < 0.03
+    (tmp_path / "backbone.onnx").write_text("no protobuf")
+    assert quantize(name, tmp_path / "backbone.onnx", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_every_row_runs(checkpoint: Path, bundle: Path) -> None:
+    latency = LatencyPlan((bundle,), checkpoint, instruction="open", settings=RuntimeSettings(threads=1))
+    measured = run_isolated(IsolatedPlan(latency, tuple(BASELINES), rounds=2, calls=3))
+    by_name = {row.name: row for row in measured.rows}
+    failed = {name: row.failed for name, row in by_name.items() if row.failed is not None}
+    absent = {"rfedge fp32 on OpenVINO": "openvino is not installed", BASELINES[OPTIMUM]: "optimum-onnx is not installed"}
+    assert set(failed) <= set(absent), failed
+    assert all(absent[name] in str(reason) for name, reason in failed.items())
+    assert by_name[REFERENCE].speedup is not None
+    assert by_name[REFERENCE].speedup.value == 1.0
+    for name, row in by_name.items():
+        if name not in failed:
+            assert row.call_ms is not None
+            assert row.call_ms.n == 6
+            assert row.peak_bytes is not None
+    assert measured.limit.fp32_share is not None
+
+
+def test_the_command(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(bundle), "--isolate", "--baseline", DYNAMIC, "--rounds", "1", "--calls", "2", "--threads", "1"]
+    arguments += ["--instruction", "open"]
+    app(args=["bench", "latency", *arguments, "--output", str(tmp_path / "i.json"), "--json"], standalone_mode=False)
+    out, err = capsys.readouterr()
+    names = [row["name"] for row in json.loads(out)["rows"]]
+    assert names == ["rfedge fp32", "rfedge fp32 (again)", BASELINES[DYNAMIC]]
+    assert all(row["call_ms"]["n"] == 2 for row in json.loads(out)["rows"])
+    assert "first bundle against itself" in err
+    IsolatedReport.model_validate_json((tmp_path / "i.json").read_bytes())
