@@ -6,6 +6,10 @@ CONSTRAINTS ?= constraints.txt
 DEMO_DIR ?= demo
 PIPELINE_DIR ?= pipeline
 PYTEST_FLAGS ?=
+EXTRAS ?= .venv-extras
+EXTRAS_TESTS ?= tests/model/test_bitsandbytes_weights.py tests/train/test_distributed.py::test_eight_bit_moments \
+	tests/runtimes/test_robots.py tests/runtimes/server/test_openpi_client.py \
+	tests/benchmarks/test_success.py::test_ray_gives_the_same_result
 TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
@@ -15,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 export MUJOCO_GL ?= egl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pipeline test test-slow check check-jetson check-rendering clean
+.PHONY: help setup demo pipeline test test-extras test-slow check check-jetson check-rendering clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -44,6 +48,14 @@ pipeline: $(STAMP) check-rendering ## the whole road in small: demonstrations ->
 test: $(STAMP) check-rendering ## set-up plus the whole default test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
+# In an environment of its own on top of .venv: ray and bitsandbytes would change what the default suite sees.
+test-extras: $(STAMP) check-rendering ## install ray, bitsandbytes, rerun, openpi-client; run the tests that skip without them
+	@test -x $(EXTRAS)/bin/python || $(BIN)/python -m venv $(EXTRAS)
+	@cd $(EXTRAS)/lib/python*/site-packages && echo 'import site; site.addsitedir("$(abspath $(VENV))"+"'/$$(cd $(abspath $(VENV)) && echo lib/python*/site-packages)'")' > base.pth
+	@$(subst $(BIN),$(EXTRAS)/bin,$(PIP)) ray bitsandbytes rerun-sdk
+	@$(subst $(BIN),$(EXTRAS)/bin,$(PIP)) --no-deps openpi-client
+	@OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest -m 'not gpu and not trt' $(EXTRAS_TESTS) $(PYTEST_FLAGS)
+
 test-slow: $(STAMP) check-rendering ## the tests marked slow
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
@@ -57,4 +69,4 @@ check-jetson: $(STAMP) ## prove that the core resolves to aarch64 wheels on JetP
 	@$(BIN)/python tools/check_jetson.py
 
 clean: ## remove what demo, pipeline and tests made; .venv stays
-	rm -rf $(DEMO_DIR) $(PIPELINE_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(EXTRAS) $(DEMO_DIR) $(PIPELINE_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis
