@@ -24,17 +24,24 @@ from typing import Final
 from rfedge.benchmarks.latency.commands import run_rfedge
 from rfedge.io.journal import open_journal
 
-RECIPE_VERSION: Final = 3
+RECIPE_VERSION: Final = 4
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "results" / "playtable_policies.md"
 BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
-_M1, _M2, _M3, _M4, _M5, _M6, _M7, _M8 = (f"--data m{number} --cache caches/m{number}" for number in range(1, 9))
+_M1, _M2, _M3, _M4, _M5, _M6, _M7, _M8, _M9, _M10 = (f"--data m{number} --cache caches/m{number}" for number in range(1, 11))
 _PUSHED: Final = "--action-noise 0.3 --workers 2"
 _SEE: Final = "--language-weight 0 --light 0.15 --mixed-precision bf16"
 _ACT: Final = "--vision-tokens --mixed-precision bf16 --batch-size 16 --validation-fraction 0.05 --instructions grammar"
 _JUMP: Final = "--frame-stride 4 --chunk-size 8 --time-keeping carry --proprioception"
 _AT_SPOTS: Final = "--tasks all --chain-length 5 --at-spots"
 _DEMONSTRATIONS: Final = "demo-play demo-calvin chain-play chain-calvin"
+_TAKEOVERS: Final = "--takeover-steps 120 --max-steps 180 --chain-length 5 --at-spots"
+_AGAIN: Final = f"--learning-rate 3e-4 --task-weight 0.05 {_JUMP} {_ACT}"
+_PUSHES: Final = ",".join(f"push_{colour}_block_{side}" for colour in ("red", "blue", "pink") for side in ("right", "left"))
+# Blocks, where most went wrong.
+_BLOCKS: Final = f"{_PUSHES},stack_block,unstack_block,place_in_slider,lift_blue_block_drawer," + ",".join(
+    f"lift_{colour}_block_{place}" for colour in ("red", "blue", "pink") for place in ("slider", "table")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +91,6 @@ STAGES: Final = (
         46,
         f"train --config eyes2/checkpoint {_M2} --output js --minutes 44 --vocab-size 2048 {_JUMP} {_ACT}",
     ),
-    Stage(
-        "acting, closed loop",
-        10,
-        f"train --config js/checkpoint {_M2} --output cl --frame-stride 1 --chunk-size 8 --minutes 10 --seed 3 {_ACT}",
-    ),
-    Stage("compiling", 2, "export cl/checkpoint --precision int8 --data m2 --output closed-loop-int8 --parity-steps 128"),
     Stage("a new table in every picture", 5, "demos snapshots --output snap-play --num 16000 --seed 100"),
     Stage("in random looks", 8, "demos snapshots --output snap-random --num 24000 --looks random --seed 101"),
     Stage("in CALVIN's looks", 18, "demos snapshots --output snap-calvin --num 20000 --looks calvin --seed 102"),
@@ -156,7 +157,61 @@ STAGES: Final = (
         f"train --config js3/checkpoint {_M8} --output js4 --minutes 21 --learning-rate 2e-4 --task-weight 0.05 "
         f"{_JUMP} {_ACT}",
     ),
-    Stage("compiling", 2, "export js4/checkpoint --precision int8 --data demo-play --output jump-step-int8"),
+    Stage("a better driver", 2, "export js4/checkpoint --precision int8 --data demo-play --output driver-2"),
+    Stage("pushes", 4, f"demos --output demo-push --tasks {_PUSHES} --episodes-per-task 40 --seed 801 {_PUSHED}"),
+    Stage(
+        "pushes in CALVIN's looks",
+        4,
+        f"demos --output push-calvin --tasks {_PUSHES} --episodes-per-task 25 --seed 803 --looks calvin {_PUSHED}",
+    ),
+    Stage(
+        "experts take over",
+        7,
+        f"demos --output take-3 --episodes-per-task 6 --seed 701 --policy driver-2 {_TAKEOVERS} --tasks all",
+    ),
+    Stage(
+        "experts take over blocks",
+        8,
+        f"demos --output take-4 --episodes-per-task 12 --seed 702 --policy driver-2 {_TAKEOVERS} --tasks {_BLOCKS}",
+    ),
+    Stage(
+        "experts take over",
+        16,
+        f"demos --output take-5 --episodes-per-task 8 --seed 802 --policy driver-2 {_TAKEOVERS} --tasks all",
+    ),
+    Stage(
+        "experts take over blocks in CALVIN's looks",
+        22,
+        f"demos --output take-6 --episodes-per-task 7 --seed 804 --looks calvin --policy driver-2 {_TAKEOVERS} "
+        f"--tasks {_BLOCKS}",
+    ),
+    Stage(
+        "all in one",
+        1,
+        f"demos merge {_DEMONSTRATIONS} demo-push push-calvin take-1 take-2 take-3 take-4 take-5 take-6 --output m9",
+    ),
+    Stage("learning from all of it", 24, f"train --config js4/checkpoint {_M9} --output js5 --minutes 24 {_AGAIN}"),
+    Stage("a better driver", 2, "export js5/checkpoint --precision int8 --data demo-play --output driver-3"),
+    Stage(
+        "experts take over",
+        12,
+        f"demos --output take-7 --episodes-per-task 4 --seed 912 --policy driver-3 {_TAKEOVERS} --tasks all",
+    ),
+    Stage(
+        "experts take over in CALVIN's looks",
+        12,
+        f"demos --output take-8 --episodes-per-task 2 --seed 911 --looks calvin --policy driver-3 {_TAKEOVERS} --tasks all",
+    ),
+    Stage("all in one", 1, "demos merge m9 take-7 take-8 --output m10"),
+    Stage("learning from it", 22, f"train --config js5/checkpoint {_M10} --output js6 --minutes 22 {_AGAIN}"),
+    Stage("compiling", 2, "export js6/checkpoint --precision int8 --data demo-play --output jump-step-int8"),
+    Stage(
+        "acting, closed loop",
+        15,
+        f"train --config js6/checkpoint {_M10} --output cl --frame-stride 1 --chunk-size 8 --minutes 15 "
+        f"--learning-rate 2e-4 --task-weight 0.05 --time-keeping carry --proprioception {_ACT}",
+    ),
+    Stage("compiling", 2, "export cl/checkpoint --precision int8 --data demo-play --output closed-loop-int8"),
 )
 
 
@@ -180,7 +235,7 @@ def _scaled(words: list[str], factor: float, tasks: str) -> Iterator[str]:
         elif before == "--episodes-per-task":
             yield str(max(1, round(int(word) * factor)))
         elif before == "--tasks":
-            yield tasks
+            yield word if tasks == "all" else tasks
         else:
             yield word
         before = word
