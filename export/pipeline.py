@@ -28,7 +28,7 @@ from rfedge.export.embedding import stored_table
 from rfedge.export.graphs import GraphSettings, WrittenGraphs, write_graphs
 from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.mixed.budget import Budget
-from rfedge.export.mixed.chart import check_can_draw, draw_sensitivity
+from rfedge.export.mixed.chart import draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
 from rfedge.export.options import HEAD_PRECISIONS, STAGES, ExportOptions
 from rfedge.export.proof import (
@@ -45,6 +45,7 @@ from rfedge.export.stage_graph import CALIBRATED, describe_calibration
 from rfedge.export.tensorrt.engine_proof import EngineGraphs, choose_forms, prove_engines
 from rfedge.export.thresholds import missed, mixed_thresholds
 from rfedge.io.disk import check_room
+from rfedge.io.plotting import check_matplotlib
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 
@@ -103,7 +104,7 @@ def check_export(
             raise ConfigError(
                 "--chart", got=f"precision {precision}", expected="mixed", remedy="Only mixed has evidence to draw."
             )
-        check_can_draw()
+        check_matplotlib("--chart")
     checkpoint = load_checkpoint(checkpoint_dir)
     num_weights = sum(parameter.numel() for parameter in checkpoint.policy.parameters())
     check_room(output, _FLOAT_BYTES * num_weights, what="the float graphs and the bundle")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rfedge.benchmarks.records.quoted import quoted_baselines
 from rfedge.benchmarks.report.bundles import Names, Row, advice, bundle_rows, bundle_tables, plots
-from rfedge.benchmarks.report.collect import Collection, collect
+from rfedge.benchmarks.report.collect import Collection, Found, collect
 from rfedge.benchmarks.report.markdown import Cell, Figure, Part, Section, missing, plain, table, to_page
+from rfedge.benchmarks.report.plots import save_plots
 from rfedge.benchmarks.report.sections import record_sections
-from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
+from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import read_file
+from rfedge.io.plotting import check_matplotlib
 from rfedge.jobs.progress import StageProgress
 
-__all__ = ["Report", "ReportPlan", "build_report"]
+__all__ = ["Report", "ReportPlan", "build_report", "plot_record"]
 
 # the first bytes of a picture -> its media type
 _SIGNATURES: Final = {
@@ -96,16 +97,14 @@ def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None)
         ArtifactError: a file is missing or no record, there is no record, or a picture is none.
         BackendUnavailableError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        remedy = "pip install 'rfedge[plots]'."
-        raise BackendUnavailableError("a report", got="no matplotlib", expected="the 'plots' extra", remedy=remedy)
+    check_matplotlib("a report")
     collection = collect(plan.sources, on_file=lambda done, total: progress("records", done, total))
     pictures = [_picture(path) for path in _picture_files(plan.pictures)]
     names = Names()
     rows = bundle_rows(collection, names)
     message = advice(rows, names)
     first, *rest = bundle_tables(rows, names) or [""]
-    sections = [Section("Summary", [*message, *plots(rows), first, *rest])]
+    sections = [Section("Summary", [*message, *(plot.to_figure() for plot in plots(rows)), first, *rest])]
     sections += [Section("Rollouts", pictures)] if pictures else []
     sections += record_sections(collection, names)
     absent = _missing(collection, rows, len(pictures))
@@ -113,6 +112,15 @@ def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None)
     markdown = "\n\n".join([f"# {plain(plan.title)}", *(section.to_markdown() for section in sections)]) + "\n"
     html = to_page(plan.title, sections)
     return Report(html, markdown, message[0], collection, tuple(rows), absent, len(pictures))
+
+
+def plot_record(form: str, document: dict[str, Any], path: Path) -> None:
+    """Plot one record's success over time and steps per call, as the report does, to a picture file.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
+    """
+    save_plots(plots(bundle_rows(Collection([Found(path.stem, form, document)], []), Names())), path)
 
 
 def _picture_files(paths: Sequence[Path]) -> list[Path]:

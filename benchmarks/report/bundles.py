@@ -13,7 +13,6 @@ from typing import Any
 from rfedge.benchmarks.report.collect import Collection, Found
 from rfedge.benchmarks.report.markdown import (
     Cell,
-    Figure,
     interval,
     megabytes,
     milliseconds,
@@ -23,7 +22,7 @@ from rfedge.benchmarks.report.markdown import (
     share,
     table,
 )
-from rfedge.benchmarks.report.plots import Bar, Point, plot_bars, plot_points
+from rfedge.benchmarks.report.plots import Bar, Plot, Point, plot_bars, plot_points
 
 __all__ = ["Names", "Row", "Speed", "advice", "bundle_rows", "bundle_tables", "most_rows", "plots", "successes", "world"]
 
@@ -338,9 +337,9 @@ def _power(speed: Speed) -> Cell:
     return ", ".join(watts), f"mean of {', '.join(meter['source'] for meter in meters)}; {joules}"
 
 
-def plots(rows: Sequence[Row]) -> list[Figure]:
+def plots(rows: Sequence[Row]) -> list[Plot]:
     """Return success over time, over execute_steps where a bundle was run with several, and of every way to run a bundle."""
-    figures = []
+    found: list[Plot] = []
     for what, y_max in (("average length of 5", 5.0), ("share of single tasks", 1.0)):
         scored = [(row, score) for row in most_rows(rows) if (score := _score(row, what))]
         places = Counter(row.world for row, _ in scored if row.step_ms is not None)
@@ -360,14 +359,14 @@ def plots(rows: Sequence[Row]) -> list[Figure]:
         place = f"in {max(places, key=lambda one: places[one])}" if places else ""
         if by_time:
             caption = f"{what.capitalize()} {place} with 95 % intervals over the median time per control step."
-            figures.append(plot_points(by_time, "p50 of a call over its control steps, ms", what, y_max, caption, log=True))
+            found.append(plot_points(by_time, "p50 of a call over its control steps, ms", what, y_max, caption, log=True))
         if len(set(by_steps)) > len({point.series for point in by_steps}):
             caption = f"{what.capitalize()} {place} with 95 % intervals over the control steps that one call serves."
-            figures.append(plot_points(list(dict.fromkeys(by_steps)), "execute_steps", what, y_max, caption))
+            found.append(plot_points(list(dict.fromkeys(by_steps)), "execute_steps", what, y_max, caption))
         if bars:
             caption = f"{what.capitalize()} with 95 % intervals; k is execute_steps, n the number of samples."
-            figures.append(plot_bars([*bars.values()], what, caption))
-    return figures
+            found.append(plot_bars([*bars.values()], what, caption))
+    return found
 
 
 def _score(row: Row, what: str) -> Document | None:

@@ -137,9 +137,8 @@ def _latency(name: str, document: Document, names: Names) -> Iterator[Part]:
         total = variant["per_call_ms"]["total"]
         text = f"{milliseconds(total['p50'])}, p99 {milliseconds(total['p99'])}"
         bars.append(Bar(names.bundle(name, variant["name"]), total["p50"], text, high=total["p99"], colour=number % 10))
-    yield plot_bars(
-        bars, "policy call, ms", f"{name}: median of {conditions['iterations']} policy calls, the line reaches to p99."
-    )
+    caption = f"{name}: median of {conditions['iterations']} policy calls, the line reaches to p99."
+    yield plot_bars(bars, "policy call, ms", caption).to_figure()
     cells = [
         [
             names.bundle(name, variant["name"]),
@@ -248,10 +247,9 @@ def _mixed(name: str, search: Document, _: Names) -> Iterator[Part]:
     caption = (
         f"{name}: mean action error of int8 in this block alone over {search['num_steps']} steps (1.0 is 20 mm or 0.05 rad)."
     )
-    yield plot_bars(errors, "mean action error", caption, legend)
-    yield plot_bars(
-        saved, "ms saved by int8", f"{name}: milliseconds of a backbone call that int8 saves in this block.", legend
-    )
+    yield plot_bars(errors, "mean action error", caption, legend).to_figure()
+    caption = f"{name}: milliseconds of a backbone call that int8 saves in this block."
+    yield plot_bars(saved, "ms saved by int8", caption, legend).to_figure()
     metric = search["budget_metric"]
     reached = search["metrics"].get(metric, float("nan"))
     caption = f"{name}: budget {metric} at most {search['budget']:g}; the plan has {reached:.4g}."
@@ -264,7 +262,7 @@ def _peers(name: str, document: Document, names: Names) -> Iterator[Part]:
     timed = [(row["name"], row["call_ms"]["p50"]) for row in rows if row["call_ms"]]
     if timed:
         bars = [Bar(label, value, f"{milliseconds(value)} ms") for label, value in timed]
-        yield plot_bars(bars, "p50 of a call, ms", f"{name}: median policy call; shorter is better.")
+        yield plot_bars(bars, "p50 of a call, ms", f"{name}: median policy call; shorter is better.").to_figure()
     cells = []
     for row in rows:
         reason = row["failed"] or "not timed"

@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 
 from rfedge.benchmarks.success.episodes import EpisodesReport, Traces
-from rfedge.benchmarks.success.sweep_plot import check_can_draw
 from rfedge.contract import ActionSemantics
-from rfedge.io.atomic import atomic_file
+from rfedge.io.plotting import check_matplotlib, save_figure
 from rfedge.messages import POSE_SIZE
 
 __all__ = ["draw_episodes"]
@@ -25,7 +24,7 @@ def draw_episodes(report: EpisodesReport, traces: Traces, path: Path) -> None:
     Raises:
         BackendUnavailableError: matplotlib is not installed.
     """
-    check_can_draw()
+    check_matplotlib("--plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,5 +56,4 @@ def draw_episodes(report: EpisodesReport, traces: Traces, path: Path) -> None:
         grid[-1][column].set_xlabel("control step")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix(".") or "png")
+    save_figure(figure, path)

@@ -4,34 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rfedge.errors import BackendUnavailableError
 from rfedge.export.mixed.record import SearchRecord
-from rfedge.io.atomic import atomic_file
+from rfedge.io.plotting import check_matplotlib, save_figure
 
-__all__ = ["can_draw", "check_can_draw", "default_chart", "draw_sensitivity"]
+__all__ = ["default_chart", "draw_sensitivity"]
 
 _COLOURS = {"int8": "C0", "fp32": "C7"}
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def check_can_draw() -> None:
-    """Refuse a picture that could not be drawn after hours of search.
-
-    Raises:
-        BackendUnavailableError: matplotlib is not installed.
-    """
-    if not can_draw():
-        raise BackendUnavailableError(
-            "--chart", got="no matplotlib", expected="the 'plots' extra", remedy="pip install 'rfedge[plots]'."
-        )
 
 
 def default_chart(bundle: Path) -> Path:
@@ -45,7 +23,7 @@ def draw_sensitivity(record: SearchRecord, path: Path) -> None:
     Raises:
         BackendUnavailableError: matplotlib is not installed.
     """
-    check_can_draw()
+    check_matplotlib("--chart")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -77,5 +55,4 @@ def draw_sensitivity(record: SearchRecord, path: Path) -> None:
         f"block, {record.time_ratios['mixed/fp32']:.2f} of fp32",
         fontsize=11,
     )
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix(".") or "png")
+    save_figure(figure, path)

@@ -30,14 +30,15 @@ def export(
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.cli.show.tables import print_manifest
-    from rfedge.export.mixed.chart import can_draw, default_chart
+    from rfedge.export.mixed.chart import default_chart
     from rfedge.export.pipeline import check_export, export_checkpoint
+    from rfedge.io.plotting import has_matplotlib
     from rfedge.policies import find_checkpoint, is_shipped
 
     options = plan_of(ExportOptions, given)
     is_mixed = options.precision == "mixed"
     if is_mixed and options.chart is None:
-        if can_draw():
+        if has_matplotlib():
             options = replace(options, chart=default_chart(output))
         else:
             print("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", file=sys.stderr)

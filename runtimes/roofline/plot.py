@@ -9,8 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.errors import BackendUnavailableError
-from rfedge.io.atomic import atomic_file
+from rfedge.io.plotting import check_matplotlib, save_figure
 from rfedge.runtimes.roofline.devices import Device
 from rfedge.runtimes.roofline.report import Inspection
 from rfedge.runtimes.roofline.work import STAGES, Arithmetic
@@ -31,13 +30,10 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
     Raises:
         BackendUnavailableError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BackendUnavailableError(
-            "--plot", got="no matplotlib", expected="the 'plots' extra", remedy="pip install 'rfedge[plots]'."
-        ) from None
+    check_matplotlib("--plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     work = inspection.work
     by_arithmetic = work.total().macs_by_arithmetic
     main: Arithmetic = max(by_arithmetic, key=lambda name: by_arithmetic[name])
@@ -70,8 +66,7 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
     axes.set_title(f"{inspection.policy}, mostly {main}: predicted rate of each stage under each device's roof")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix(".") or "png")
+    save_figure(figure, path)
 
 
 def _drawn(inspection: Inspection) -> Sequence[Device]:

@@ -26,7 +26,7 @@ def test_quoted_rows_have_a_source_and_lengths_that_are_the_sums_of_their_rates(
 
 def test_bars_stand_in_proportion_and_their_labels_are_inside() -> None:
     bars = [Bar("a name of more than thirty-eight letters, as it is", 1.0, "one"), Bar("b <", 2.0, "two", high=9.0)]
-    figure = plot_bars([*bars, Bar("c", -1.0, "less")], "ms", "a caption", ("first",))
+    figure = plot_bars([*bars, Bar("c", -1.0, "less")], "ms", "a caption", ("first",)).to_figure()
     drawing = ElementTree.fromstring(figure.content)
     paths = [one.get("d", "") for one in drawing.iterfind(".//{*}g[@id='axes_1']/{*}g/{*}path")]
     boxes = [[float(number) for number in re.findall(r"-?\d+\.?\d*", path)] for path in paths if path.count("L") == 3]
@@ -34,13 +34,13 @@ def test_bars_stand_in_proportion_and_their_labels_are_inside() -> None:
     assert widths[1] == pytest.approx(2 * widths[0], rel=0.01)
     assert widths[2] == pytest.approx(widths[0], rel=0.01)
     for one in ([Bar("a", 0.0, "0")], [Bar("a", 0.0, "0"), Bar("b", 0.0, "0", high=0.0)]):
-        ElementTree.fromstring(plot_bars(one, "ms", "").content)
+        ElementTree.fromstring(plot_bars(one, "ms", "").to_figure().content)
 
 
 def test_points_without_spread_are_plotted_and_the_same_points_give_the_same_bytes() -> None:
     for log in (False, True):
         points = [Point("s <", 2.0, 0.0, 0.0, 0.0, "k=1"), Point("s <", 2.0, 0.0, 0.0, 0.0, "k=2")]
-        first, again = (plot_points(points, "x", "y", 5.0, "c", log=log).content for _ in range(2))
+        first, again = (plot_points(points, "x", "y", 5.0, "c", log=log).to_figure().content for _ in range(2))
         assert first == again
 
 

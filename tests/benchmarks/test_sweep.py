@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 
+from rfedge.benchmarks.report.build import plot_record
 from rfedge.benchmarks.success.run import run_success
 from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
-from rfedge.benchmarks.success.sweep_plot import check_can_draw, draw_sweep
 from rfedge.benchmarks.success.sweep_report import SweepReport
 from rfedge.cli.bench.app import bench_app
 from rfedge.errors import BackendUnavailableError, ConfigError
+from rfedge.io.plotting import check_matplotlib
 from tests.benchmarks.joint_world import joint_chains
 from tests.benchmarks.success_plans import plan_of, write_policy
 
@@ -121,18 +123,19 @@ def test_a_timing_that_cannot_run_is_refused_before_the_rollouts(bundles: tuple[
 
 @pytest.mark.skipif(not HAS_MATPLOTLIB, reason="matplotlib is not installed")
 def test_the_picture_is_drawn(swept: tuple[Path, SweepReport], tmp_path: Path) -> None:
-    draw_sweep(swept[1], tmp_path / "sweep.png")
+    document = swept[1].model_dump(mode="json")
+    plot_record("rfedge-sweep", document, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    draw_sweep(swept[1], tmp_path / "sweep.svg")
+    plot_record("rfedge-sweep", document, tmp_path / "sweep.svg")
     text = (tmp_path / "sweep.svg").read_text()
     assert "<svg" in text
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["sweep.png", "sweep.svg"]
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(BackendUnavailableError, match="--plot: got no matplotlib, expected the 'plots' extra"):
-        check_can_draw()
+        check_matplotlib("--plot")
 
 
 @pytest.mark.skipif("MUJOCO_GL" not in os.environ, reason="cameras need a renderer: set MUJOCO_GL")

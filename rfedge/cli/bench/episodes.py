@@ -25,12 +25,12 @@ def episodes(
     **given: Any,
 ) -> None:
     from rfedge.benchmarks.success.episodes_plot import draw_episodes
-    from rfedge.benchmarks.success.sweep_plot import check_can_draw
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report
+    from rfedge.io.plotting import check_matplotlib
 
     if plot is not None:
-        check_can_draw()
+        check_matplotlib("--plot")
     plan = plan_of(EpisodesPlan, given)
     with stage_progress() as progress:
         report, traces = run_episodes(plan, on_step=progress)

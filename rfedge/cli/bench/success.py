@@ -103,13 +103,13 @@ def success(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rfedge.benchmarks.success.sweep_plot import check_can_draw
     from rfedge.cli.bench.precision_table import prepare_table, print_precisions
     from rfedge.cli.bench.success_options import check_gates, measure
     from rfedge.cli.bench.success_tables import print_speed, print_success
     from rfedge.cli.show.progress import round_progress
     from rfedge.cli.show.reports import write_report
     from rfedge.errors import ConfigError
+    from rfedge.io.plotting import check_matplotlib
     from rfedge.policies import find_bundle
 
     if expert == bool(policies):
@@ -123,7 +123,7 @@ def success(
         )
         return
     if plot is not None:
-        check_can_draw()
+        check_matplotlib("--plot")
     languages = ("evaluation", "enriched") if enriched else ("evaluation",)
     fixed: dict[str, Any] = {"worlds": plan_of(Worlds, given).simulators(), "languages": languages}
     found = policies or []
@@ -152,9 +152,10 @@ def success(
 
 
 def _plot(report: SweepReport, plot: Path | None, output: Path | None) -> None:
+    from rfedge.benchmarks.report.build import plot_record
     from rfedge.benchmarks.success.sweep import PLOT_FILE
-    from rfedge.benchmarks.success.sweep_plot import can_draw, draw_sweep
+    from rfedge.io.plotting import has_matplotlib
 
-    for picture in (plot, None if output is None or not can_draw() else output / PLOT_FILE):
+    for picture in (plot, None if output is None or not has_matplotlib() else output / PLOT_FILE):
         if picture is not None:
-            draw_sweep(report, picture)
+            plot_record(report.format, report.model_dump(mode="json"), picture)

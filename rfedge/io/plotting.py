@@ -1,0 +1,37 @@
+"""Picture files by matplotlib, which the extra `plots` brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rfedge.errors import BackendUnavailableError
+from rfedge.io.atomic import atomic_file
+
+__all__ = ["check_matplotlib", "has_matplotlib", "save_figure"]
+
+
+def has_matplotlib() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def check_matplotlib(needed_for: str) -> None:
+    """Refuse, before hours of work, a picture that could not be plotted in the end.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
+    """
+    if not has_matplotlib():
+        remedy = "pip install 'rfedge[plots]'."
+        raise BackendUnavailableError(needed_for, got="no matplotlib", expected="the 'plots' extra", remedy=remedy)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure whole or not at all; the file's ending names the format, PNG without one."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix(".") or "png")
