@@ -30,7 +30,9 @@ import numpy.typing as npt
 import psutil
 
 from rfedge.benchmarks.latency.garbage import collector_at_rest
+from rfedge.benchmarks.latency.profile import CallProfile, profile_policy
 from rfedge.benchmarks.records.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
+from rfedge.bundle.artifact import load_bundle
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
 from rfedge.jobs.progress import Count
@@ -46,6 +48,7 @@ from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
 from rfedge.runtimes.rollout.policy_source import TORCH, TorchPolicy
 from rfedge.runtimes.rollout.resources import ResourceRecord, measure_idle, measure_resources
+from rfedge.runtimes.roofline.this_machine import measure_cpu
 
 __all__ = ["LatencyPlan", "assert_faster", "dataset_observations", "measure_latency", "run_latency", "sample_observations"]
 
@@ -103,6 +106,10 @@ class LatencyPlan:
         float,
         Option("Then call each variant in a row for so long and sample memory, power, temperature; 0 does not."),
     ] = 0.0
+
+    profile: Annotated[
+        bool, Option("Then time every operator: milliseconds per kind and per block, beside the machine's limit.")
+    ] = False
 
     def __post_init__(self) -> None:
         """Refuse a plan that measures nothing.
@@ -186,6 +193,7 @@ def run_latency(
             comparisons=_compare(variants, samples, plan.seed),
             noise_floor=_noise_floor(variants, samples, plan.seed),
             idle=idle,
+            profiles=_profile(variants, plan) if plan.profile else None,
         )
 
 
@@ -335,6 +343,18 @@ def _sample(
         idle=idle,
     )
     return idle, resources
+
+
+def _profile(variants: list[_Variant], plan: LatencyPlan) -> tuple[CallProfile, ...]:
+    device = measure_cpu(plan.settings.threads or None)
+    found = [
+        profile_policy(
+            variant.name, variant.policy, load_bundle(variant.policy.parts.source, verify=False), device, plan.instruction
+        )
+        for variant in variants
+        if variant.role == "bundle"
+    ]
+    return tuple(profile for profile in found if profile is not None)
 
 
 def _describe(variant: _Variant, samples: Samples, execute_steps: int, resources: ResourceRecord | None) -> VariantResult:

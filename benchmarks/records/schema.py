@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
+from rfedge.benchmarks.latency.profile import CallProfile
 from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio, Summary
@@ -82,6 +83,7 @@ class LatencyReport(Measurement):
 
     Attributes:
         idle: the machine before the variants were called in a row; absent where that was not asked for.
+        profiles: of the bundles whose backends tell, operator by operator; absent where that was not asked for.
     """
 
     format: Literal["rfedge-latency"] = "rfedge-latency"
@@ -92,10 +94,11 @@ class LatencyReport(Measurement):
     comparisons: tuple[Comparison, ...]
     noise_floor: Ratio
     idle: ResourceRecord | None = None
+    profiles: tuple[CallProfile, ...] | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_none(write(self), "idle")
+        return _without_none(_without_none(write(self), "idle"), "profiles")
 
 
 def _without_none(document: dict[str, Any], field: str) -> dict[str, Any]:

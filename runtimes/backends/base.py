@@ -30,6 +30,7 @@ __all__ = [
     "TORCH_DTYPES",
     "TORCH_WEIGHTS",
     "GraphRunner",
+    "NodeTime",
     "PolicyParts",
     "RuntimeSettings",
     "Stage",
@@ -121,6 +122,15 @@ class RuntimeSettings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """One operator of a loaded graph: its name there, its kind as the backend calls it, and its milliseconds a call."""
+
+    name: str
+    kind: str
+    ms: float
+
+
 class GraphRunner(ABC):
     """Runs one graph of a policy; use it as a context manager or call `activate` and `deactivate`.
 
@@ -193,6 +203,13 @@ class GraphRunner(ABC):
     def cancel(self) -> None:
         """End the call under way in another thread, where the backend can; it then raises PolicyUnavailableError."""
         return
+
+    def profile(self, inputs: Mapping[str, Array], num_calls: int) -> list[NodeTime] | None:
+        """Time every operator over `num_calls` further calls; None where the backend does not tell.
+
+        Times are of one call, medians, in the order in which the operators ran; profiling itself takes time.
+        """
+        return None
 
     def effective_settings(self) -> dict[str, str]:
         """Return what the backend really uses, read back from it, as text for reports."""

@@ -8,7 +8,9 @@ own fallback is off, because a policy that silently runs on another device is sl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact, runs_cpu
 from rfedge.bundle.stages import block_kind, graph_of_block, summarise_blocks
 from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError, BackendUnavailableError, PolicyUnavailableError
-from rfedge.runtimes.backends.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
+from rfedge.runtimes.backends.base import GraphRunner, NodeTime, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.backends.ort_providers import DeviceInputs, device_of, engine_cache_folder, provider_options
 from rfedge.runtimes.policy.backbone import open_backbone
 from rfedge.runtimes.policy.text import open_encoder
@@ -38,6 +40,7 @@ _LEVELS: Final = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _SMALL_HEAD_BYTES: Final = 1 << 23
+_KERNEL_TIME: Final = "_kernel_time"  # how onnxruntime's profile calls an operator's own time
 _ERRORS_ONLY: Final = 3  # onnxruntime's log level; its warnings on graph rewrites are no news to a user
 
 
@@ -99,6 +102,18 @@ class OrtRunner(GraphRunner):
             "int8_kernels": self._int8_kernels,
         }
 
+    def profile(self, inputs: Mapping[str, Array], num_calls: int) -> list[NodeTime]:
+        """Time every operator in a session of its own, which is loaded for it."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._session_options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            providers = [provider_options(name, self._engine_cache) for name in self._settings.providers]
+            session = self._open(providers, lambda: options)
+            for _ in range(num_calls + 1):  # the first is not counted
+                session.run(None, dict(inputs))
+            return _node_times(json.loads(Path(session.end_profiling()).read_bytes()), num_calls)
+
     def _activate(self) -> None:
         missing = [name for name in self._settings.providers if name not in ort.get_available_providers()]
         if missing:
@@ -130,9 +145,11 @@ class OrtRunner(GraphRunner):
         self._check_names(session)
         self._bind(session)
 
-    def _open(self, provider_options: list[dict[str, str]]) -> ort.InferenceSession:
+    def _open(
+        self, provider_options: list[dict[str, str]], make_options: Callable[[], ort.SessionOptions] | None = None
+    ) -> ort.InferenceSession:
         session, is_exact = open_exact(
-            self._session_options,
+            make_options or self._session_options,
             lambda options: ort.InferenceSession(
                 self._model_path,
                 options,
@@ -223,6 +240,21 @@ class OrtRunner(GraphRunner):
             place = self._strided[name] = np.empty(array.shape, array.dtype)
         np.copyto(place, array)
         return place
+
+
+def _node_times(events: list[dict[str, Any]], num_calls: int) -> list[NodeTime]:
+    """Return the median of each operator over the last `num_calls` calls of a profile."""
+    durations: dict[tuple[str, str], list[float]] = {}
+    for event in sorted(events, key=lambda event: float(event.get("ts", 0))):
+        name = str(event.get("name", ""))
+        if name.endswith(_KERNEL_TIME):
+            key = (name.removesuffix(_KERNEL_TIME), str(event["args"]["op_name"]))
+            durations.setdefault(key, []).append(float(event["dur"]) / 1e3)
+    # Nodes of a loop or of one name run several times a call.
+    return [
+        NodeTime(name, kind, float(np.median(times[-num_calls:])) * max(1, len(times) // (num_calls + 1)))
+        for (name, kind), times in durations.items()
+    ]
 
 
 def _fits(shape: Sequence[int | str | None], wanted: Sequence[int]) -> bool:

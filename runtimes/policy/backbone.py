@@ -13,7 +13,7 @@ from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.stages import call_in_order
 from rfedge.contract import GraphContract
 from rfedge.errors import ConfigError
-from rfedge.runtimes.backends.base import GraphRunner, RuntimeSettings, Stage
+from rfedge.runtimes.backends.base import GraphRunner, NodeTime, RuntimeSettings, Stage
 
 __all__ = ["StagedRunner", "open_backbone", "refuse_one_stage_at_a_time"]
 
@@ -95,6 +95,24 @@ class StagedRunner(GraphRunner):
         """End the call under way in another thread."""
         for runner in self._stages:
             runner.cancel()
+
+    def profile(self, inputs: Mapping[str, Array], num_calls: int) -> list[NodeTime] | None:
+        """Time the operators of all stages, each on what the one before it returned."""
+        found: list[NodeTime] = []
+        told = True
+
+        def profiled(runner: GraphRunner) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+            def call(given: Mapping[str, Array]) -> dict[str, Array]:
+                nonlocal told
+                times = runner.profile(given, num_calls)
+                told = told and times is not None
+                found.extend(times or ())
+                return self._call(runner)(given)
+
+            return call
+
+        call_in_order(self.contract, [(runner.contract, profiled(runner)) for runner in self._stages], inputs)
+        return found if told else None
 
     def _activate(self) -> None:
         try:

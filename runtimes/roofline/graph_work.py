@@ -35,8 +35,12 @@ def head_steps(config: PolicyConfig) -> int:
     return 1
 
 
-def bundle_work(bundle: Bundle) -> PolicyWork:
-    """Count one policy call of a bundle, under its longest instruction and with its head in the steady state.
+def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork:
+    """Count one policy call of a bundle, with its head in the steady state.
+
+    Args:
+        bundle: opened.
+        text_tokens: of the instruction; the longest, the most that a call can cost, if not given.
 
     Raises:
         ArtifactError: a graph cannot be read.
@@ -46,7 +50,7 @@ def bundle_work(bundle: Bundle) -> PolicyWork:
     vectors: dict[str, tuple[int, int]] = {}
     uncounted: list[str] = []
     graph_bytes = 0
-    text = bundle.policy.decoder.text_length  # the longest instruction: the most that a call can cost
+    text = text_tokens or bundle.policy.decoder.text_length
     for name in bundle.contract.graphs:
         size, block = (steps, "head") if name == "head" else (text, None)
         counter = GraphCount(read_graph(bundle.path(name)), dynamic_size=size, block=block)

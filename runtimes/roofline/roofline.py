@@ -12,7 +12,7 @@ from typing import Final, Literal
 from rfedge.runtimes.roofline.devices import Device
 from rfedge.runtimes.roofline.work import STAGES, Arithmetic, PolicyWork, Stage, Sums
 
-__all__ = ["LAUNCH_US", "Prediction", "StagePrediction", "predict"]
+__all__ = ["LAUNCH_US", "Prediction", "StagePrediction", "predict", "predict_sums"]
 
 
 # One kernel launch on an NVIDIA GPU, order of magnitude; CUDA graphs take most of it away.
@@ -69,14 +69,15 @@ def predict(work: PolicyWork, device: Device) -> Prediction:
     macs_by_arithmetic = work.total().macs_by_arithmetic
     return Prediction(
         device=device,
-        stages={stage: _predict_stage(work.stage(stage), device) for stage in STAGES},
+        stages={stage: predict_sums(work.stage(stage), device) for stage in STAGES},
         substitutes={wanted: used for wanted in macs_by_arithmetic if (used := device.rate(wanted)[0]) != wanted},
         needed_bytes=work.memory_bytes,
         free_bytes=max(device.memory_bytes - device.reserved_bytes, 0),
     )
 
 
-def _predict_stage(sums: Sums, device: Device) -> StagePrediction:
+def predict_sums(sums: Sums, device: Device) -> StagePrediction:
+    """Predict what takes these operations and this traffic on `device`."""
     compute_s = sum(2 * macs / device.rate(arithmetic)[1] for arithmetic, macs in sums.macs_by_arithmetic.items())
     memory_s = sums.traffic_bytes / device.bandwidth
     return StagePrediction(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 from pathlib import Path
@@ -201,3 +202,20 @@ def test_plans_that_measure_nothing_are_refused(bundles: Path) -> None:
         run_latency(LatencyPlan(bundles=(bundles / "none",), settings=SETTINGS))
     with pytest.raises(DatasetError, match="got no folder"):
         dataset_observations(bundles / "none")
+
+
+def test_a_profile_says_where_a_call_s_time_goes(bundles: Path) -> None:
+    plan = LatencyPlan((bundles / "a",), warmup=1, iterations=1, settle_ms=0, profile=True)
+    report = run_latency(plan)
+    assert report.profiles is not None
+    (profile,) = report.profiles
+    assert profile.variant == report.variants[0].name
+    kinds = {operator.kind for operator in profile.operators}
+    assert {"MatMul", "Tanh", "LSTM"} <= kinds or {"Gemm", "LSTM"} <= kinds
+    assert sum(operator.ms for operator in profile.operators) == pytest.approx(profile.ms)
+    assert sum(block.ms for block in profile.blocks) == pytest.approx(profile.ms)
+    assert sum(stage.ms for stage in profile.stages) == pytest.approx(profile.ms)
+    assert {"head"} <= {block.name for block in profile.blocks}
+    assert all(block.share is None or block.share > 0 for block in profile.blocks)
+    assert LatencyReport.model_validate_json(report.model_dump_json()) == report
+    assert "profiles" not in json.loads(run_latency(dataclasses.replace(plan, profile=False)).model_dump_json())

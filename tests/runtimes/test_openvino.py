@@ -28,7 +28,8 @@ def test_it_acts_like_onnxruntime(bundle: tuple[Path, Oracle]) -> None:
         EdgePolicy.load(bundle[0], backend="openvino", settings=SETTINGS) as ours,
         EdgePolicy.load(bundle[0], settings=SETTINGS) as reference,
     ):
-        assert ours.parts.backbone.effective_settings() == {"providers": "openvino CPU", "threads": "1"}
+        settings = ours.parts.backbone.effective_settings()
+        assert settings == {"providers": "openvino CPU", "threads": "1", "precision_hint": "f32"}
         states = [ours.initial_state(), reference.initial_state()]
         for instruction in (*INSTRUCTIONS, INSTRUCTIONS[0]):  # texts of several lengths, so the shapes change
             static = rng.integers(0, 256, (200, 200, 3), np.uint8)

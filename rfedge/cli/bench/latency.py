@@ -10,6 +10,7 @@ import typer
 from rfedge.benchmarks.latency import run as library
 from rfedge.benchmarks.latency.isolated import IsolatedPlan
 from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.show.profile_tables import print_profiles
 from rfedge.cli.show.resource_tables import print_resources
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def _print(console: Console, report: LatencyReport) -> None:
     if report.idle is not None:
         used = {variant.name: variant.resources for variant in report.variants if variant.resources is not None}
         print_resources(console, {"(idle)": report.idle, **used}, when="called in a row")
+    if report.profiles is not None:
+        print_profiles(console, report.profiles)
     floor = report.noise_floor
     console.print(
         f"noise floor (first bundle against itself): {floor.value:.3f}x [{floor.low:.3f}, {floor.high:.3f}]\n"
