@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class Report:
     """A finished report.
 
     Attributes:
-        sentence: which bundle to put on the robot and why, as Markdown.
+        sentence: which bundle to put on the robot and why.
         rows: of the first table.
         missing: what nobody measured, in words.
     """
@@ -111,7 +112,8 @@ def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None)
     sections += [_quoted(), _records(collection, names), _gaps(collection, absent)]
     markdown = "\n\n".join([f"# {plain(plan.title)}", *(section.to_markdown() for section in sections)]) + "\n"
     html = to_page(plan.title, sections)
-    return Report(html, markdown, message[0], collection, tuple(rows), absent, len(pictures))
+    sentence = re.sub(r"\*\*|\\(?=\W)", "", message[0])  # without what Markdown reads
+    return Report(html, markdown, sentence, collection, tuple(rows), absent, len(pictures))
 
 
 def plot_record(form: str, document: dict[str, Any], path: Path) -> None:

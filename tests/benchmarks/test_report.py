@@ -112,7 +112,7 @@ def test_the_page_leads_with_the_bundle_to_use_and_why(report: Report, records: 
     fastest = rows[-1]
     faster = calls[rows[0].name] / (calls[fastest.name] / 4)
     assert report.sentence == (
-        f"**Put small \\<b> on the robot.** It keeps 96 % [91, 100] of the success of whole (average length "
+        f"Put small <b> on the robot. It keeps 96 % [91, 100] of the success of whole (average length "
         f"{lengths[-1]:.2f} of 5 against {lengths[0]:.2f} over the same 200 chains, PlayTable D), is {faster:.2f} times "
         f"faster per control step ({calls[fastest.name] / 4:.2f} ms instead of {calls[rows[0].name]:.1f} ms, median on M1) "
         "and has 21.3 MB instead of 62.0 MB."
@@ -129,7 +129,7 @@ def test_a_bundle_that_loses_success_is_not_advised(tmp_path: Path) -> None:
     rows = (reference, lossy.model_copy(update={"paired": worse}))
     success = document.success.model_copy(update={"rows": rows})
     document.model_copy(update={"success": success}).write(tmp_path / "sweep.json")
-    assert build_report(ReportPlan((tmp_path,))).sentence.startswith("**Put whole on the robot**: no faster bundle")
+    assert build_report(ReportPlan((tmp_path,))).sentence.startswith("Put whole on the robot: no faster bundle")
 
 
 def test_a_bundle_has_one_name_whatever_its_records_call_it(tmp_path: Path) -> None:
