@@ -93,7 +93,7 @@ class ExportOptions:
     num_parity_steps: Annotated[
         int, Option("Steps of the proof rollout with carried state.", flag="--parity-steps", min=1)
     ] = 64
-    seed: Annotated[int, Option("Draws calibration and proof frames.")] = 0
+    seed: Annotated[int, Option("Seed of calibration and proof frames.")] = 0
     force: Annotated[bool, Option("Write the bundle although it misses a threshold; its manifest says so.")] = False
     budget: Annotated[
         Budget | None,

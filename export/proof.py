@@ -1,4 +1,4 @@
-"""Proof of a bundle: the PyTorch policy and the bundle's graphs through the same demonstrations, judged by thresholds."""
+"""Proof of a bundle: the PyTorch policy and the bundle's graphs on the same demonstrations, against thresholds."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def measure_parity(
     thresholds: dict[str, float] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> ParityRecord:
-    """Roll the graphs through the episodes of `reference` and judge the differences.
+    """Roll the graphs through the episodes of `reference` and check the differences.
 
     By `thresholds`, or without any by the loosest of the precisions (`loosest_thresholds`), the head's included, which the
     record then names where there are several; a mixed plan has its own (`mixed_thresholds`).
@@ -95,7 +95,7 @@ def measure_parity(
         lowest = loosest_thresholds(used)
         thresholds = THRESHOLDS[lowest]
         if len(used) > 1:
-            described += f"; judged by the gates of {lowest}"
+            described += f"; checked against the gates of {lowest}"
     return ParityRecord(
         num_steps=num_steps, inputs=described, metrics=metrics, thresholds=thresholds, passed=not missed(metrics, thresholds)
     )

@@ -172,7 +172,7 @@ def prepare_precisions(plan: PrecisionsPlan, *, progress: StageProgress = lambda
 def measure_precisions(plan: PrecisionsPlan, prepared: PreparedForms, *, on_round: Count | None = None) -> PrecisionsReport:
     """Time what runs here, in turns and fp32 twice, on frames and the first instruction of the demonstrations.
 
-    `on_round` is told (rounds done, rounds in all).
+    `on_round` is called with (rounds done, rounds in all).
     """
     instruction = CalvinDataset.open(plan.data).segments[0].instruction
     latency = run_latency(

@@ -81,7 +81,7 @@ class LatencyPlan:
     backend: Annotated[
         str,
         Option(
-            "What runs the bundles: auto (what `rfedge tune` chose, else onnxruntime), onnxruntime, openvino or tensorrt.",
+            "Backend of the bundles: auto (what `rfedge tune` chose, else onnxruntime), onnxruntime, openvino or tensorrt.",
             panel="Policies",
             choices=BACKENDS,
         ),
@@ -104,7 +104,7 @@ class LatencyPlan:
     ] = None
     resource_seconds: Annotated[
         float,
-        Option("Then call each variant in a row for so long and sample memory, power, temperature; 0 does not."),
+        Option("Then call each variant back to back for this long and sample memory, power, temperature; 0 does not."),
     ] = 0.0
 
     profile: Annotated[

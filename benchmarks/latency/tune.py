@@ -53,7 +53,7 @@ class TunePlan:
     """What to tune, and for how long."""
 
     bundle: Annotated[Path, Option("Bundle folder or shipped policy.", argument=True, parse=find_bundle)]
-    budget_s: Annotated[float, Option("No duel begins after so many seconds.")] = 60.0
+    budget_s: Annotated[float, Option("No duel begins after this many seconds.")] = 60.0
     instruction: Annotated[str, Option("Instruction of every call.")] = _INSTRUCTION
     seed: Annotated[int, Option("Seed of inputs, order and bootstrap.")] = 0
 

@@ -72,7 +72,7 @@ class ChainConditions(Record):
     Attributes:
         agent: name and facts of what acted, for instance a bundle's hash.
         chains_sha256: see `rfedge.envs.chains.chains_sha256`.
-        language: which instructions the agent was told.
+        language: of the agent's instructions.
     """
 
     environment: str

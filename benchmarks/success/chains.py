@@ -1,6 +1,6 @@
 """CALVIN's long-horizon protocol: chains of five tasks without a reset between them, 360 control steps for each.
 
-A chain begins in its start state. Its tasks follow each other; the task oracle judges after every step, and the first
+A chain begins in its start state. Its tasks follow each other; the task oracle checks after every step, and the first
 task that is not done in time ends the chain. Source: CALVIN, Mees et al., RA-L 2022, and its evaluation script.
 
 Every chain is a piece of work of its own, with seeds that follow from the run's seed, the chain's index and the subtask's
@@ -131,7 +131,7 @@ class ChainPlan:
         return words | ({"left_out_instructions": sorted(self.left_out)} if self.left_out else {})
 
     def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
-        """Return what the agent is told in the chain at `index`.
+        """Return the agent's subtasks in the chain at `index`.
 
         Raises:
             ConfigError: `instructions` lacks a task.

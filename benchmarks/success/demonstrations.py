@@ -92,7 +92,7 @@ class RecordingOptions:
     takeover_steps: Annotated[
         int | None,
         Option(
-            "The policy drives each task for so many steps at most, sampled each time; then the expert takes over, "
+            "The policy drives each task for at most this many steps, sampled each time; then the expert takes over, "
             "and its part alone is recorded."
         ),
     ] = None

@@ -76,7 +76,7 @@ class EpisodesPlan:
         ),
     ] = None
     execute_steps: Annotated[int | None, Option("Actions played per policy call.", min=1)] = None
-    backend: Annotated[str, Option("What runs the bundles: onnxruntime, openvino or tensorrt.", choices=BACKENDS)] = (
+    backend: Annotated[str, Option("Backend of the bundles: onnxruntime, openvino or tensorrt.", choices=BACKENDS)] = (
         DEFAULT_BACKEND
     )
     settings: Annotated[

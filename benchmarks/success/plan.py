@@ -76,11 +76,11 @@ class SuccessPlan:
     pairing: Literal["first", "same-loop"] = "first"
     labels: Annotated[
         tuple[str, ...],
-        Option("What rows call a bundle; once for each, in order.", flag="--label", panel="Rows"),
+        Option("Name of a bundle in the rows; once for each, in order.", flag="--label", panel="Rows"),
     ] = ()
     trained_on: Annotated[
         tuple[str, ...],
-        Option("What a bundle was trained on, such as A,B,C, where it does not say; once for each, in order."),
+        Option("Training data of a bundle, such as A,B,C, where it does not say; once for each, in order."),
     ] = ()
     execute_steps: Annotated[
         tuple[int, ...],
@@ -100,7 +100,7 @@ class SuccessPlan:
     ensembles: Annotated[
         tuple[float | None, ...],
         Option(
-            "Where chunks overlap, play the weighted mean of what they say: decays with commas between, 0 weighs "
+            "Where chunks overlap, play the weighted mean of them: decays with commas between, 0 weighs "
             "all alike, below 0 newer ones more; `none` plays the newest chunk. Each is a row.",
             flag="--ensemble",
             commas=True,
@@ -112,7 +112,7 @@ class SuccessPlan:
         tuple[Kind, ...],
         Option(
             "Only these rows, with commas between: closed-loop and jump-step (run as trained), open-loop (trained on every "
-            "frame, run with more steps a call), other.",
+            "frame, run with more execute_steps), other.",
             commas=True,
         ),
     ] = ()
@@ -137,7 +137,7 @@ class SuccessPlan:
         int, Option("Of instructions and intervals, and number of the first start, see `rfedge run --seed`.", min=0)
     ] = 0
     backend: Annotated[
-        str, Option("What runs the bundles: onnxruntime, openvino or tensorrt.", panel="Machine", choices=BACKENDS)
+        str, Option("Backend of the bundles: onnxruntime, openvino or tensorrt.", panel="Machine", choices=BACKENDS)
     ] = DEFAULT_BACKEND
     settings: Annotated[
         RuntimeSettings,

@@ -224,7 +224,7 @@ class SuccessConditions(Record):
         control_hz: control steps per second.
         backend, threads: of every policy; threads per worker.
         executor: "processes" of this machine or "ray".
-        left_out_instructions: held-out sentences that no row was told, because one of the bundles does not know them.
+        left_out_instructions: held-out sentences that no row got, because one of the bundles does not know them.
     """
 
     environment: str

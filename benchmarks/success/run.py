@@ -174,20 +174,20 @@ class _Work:
         return records
 
     def _counter(self) -> Count:
-        """Return what counts the jobs of one run into those of all rows; its first call tells what was there before."""
+        """Return what counts the jobs of one run into those of all rows; its first call counts what was there before."""
         before, calls = self._num_done, itertools.count()
 
-        def told(done: int, _total: int) -> None:
+        def count(done: int, _total: int) -> None:
             self.num_finished += next(calls) > 0
             self._num_done = before + done
             if self._on_progress is not None:
                 self._on_progress(self._num_done, self._num_jobs)
 
-        return told
+        return count
 
 
 def _unknown_sentences(plan: SuccessPlan) -> frozenset[str]:
-    """Return the held-out sentences that one of the bundles does not know; none where no row is told any."""
+    """Return the held-out sentences that one of the bundles does not know; none where no row gets any."""
     unknown: set[str] = set()
     for encode in _encoders(plan).values() if ENRICHED in plan.languages else ():
         sentences = itertools.chain.from_iterable(ENRICHED_INSTRUCTIONS.values())
@@ -219,14 +219,14 @@ def _check_words(plan: SuccessPlan, rows: Sequence[RowPlan], chains: Sequence[Ch
     Raises:
         ContractError: there is one.
     """
-    told: dict[str, set[str]] = {}  # bundle -> instructions
+    asked: dict[str, set[str]] = {}  # bundle -> instructions
     for row in rows:
         chain_plan = row.chain_plan(plan)
         subtasks = [subtask for index, chain in enumerate(chains) for subtask in chain_plan.subtasks(index, chain)]
         subtasks.extend(trial.subtask for trial in make_trials(chain_plan, plan.starts_per_task, plan.tasks))
-        told.setdefault(row.policy.path, set()).update(subtask.instruction for subtask in subtasks)
+        asked.setdefault(row.policy.path, set()).update(subtask.instruction for subtask in subtasks)
     encoders = _encoders(plan)
-    for path, instructions in told.items():
+    for path, instructions in asked.items():
         for instruction in instructions:
             encoders[path](instruction)
 

@@ -13,7 +13,7 @@ _COLOURS = {"int8": "C0", "fp32": "C7"}
 
 
 def default_chart(bundle: Path) -> Path:
-    """Return where the picture for a bundle goes unless told: beside it, where its search keeps what it measured."""
+    """Return where the picture for a bundle goes by default: beside it, where its search keeps what it measured."""
     return bundle.with_name(bundle.name + ".search") / "sensitivity.png"
 
 

@@ -12,7 +12,7 @@ __all__ = ["MOST_MEASUREMENTS", "choose_plan", "order_of_removal"]
 MOST_MEASUREMENTS: Final = 32
 
 # a set of blocks in int8 -> whether the whole is within the budget
-Judge = Callable[[frozenset[str]], bool]
+MeetsBudget = Callable[[frozenset[str]], bool]
 
 
 def order_of_removal(saved_ms: Mapping[str, float], error: Mapping[str, float]) -> list[str]:
@@ -28,7 +28,7 @@ def order_of_removal(saved_ms: Mapping[str, float], error: Mapping[str, float]) 
 def choose_plan(
     saved_ms: Mapping[str, float],
     error: Mapping[str, float],
-    judge: Judge,
+    meets_budget: MeetsBudget,
     *,
     most_measurements: int = MOST_MEASUREMENTS,
     on_measurement: Count = lambda *_: None,
@@ -42,8 +42,8 @@ def choose_plan(
     Args:
         saved_ms: block -> milliseconds that int8 saves in it; where it saves none, the block stays in float.
         error: block -> error of the policy with that block alone in int8.
-        judge: measures a whole plan. It is not asked about the empty plan, which has no error.
-        most_measurements: bound on the calls of `judge`.
+        meets_budget: measures a whole plan. It is not asked about the empty plan, which has no error.
+        most_measurements: bound on the calls of `meets_budget`.
         on_measurement: called with (done, most).
     """
     order = order_of_removal(saved_ms, error)
@@ -54,7 +54,7 @@ def choose_plan(
         chosen = frozenset(blocks)
         if not chosen:
             return True
-        result = judge(chosen)
+        result = meets_budget(chosen)
         num_done += 1
         on_measurement(num_done, most_measurements)
         return result

@@ -31,7 +31,7 @@ _PRECISIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor that an engine layer reads or writes: its name, precision and shape (empty where not told)."""
+    """A tensor that an engine layer reads or writes: its name, precision and shape (empty where not reported)."""
 
     name: str
     precision: str

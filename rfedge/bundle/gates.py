@@ -1,4 +1,4 @@
-"""When a measured number meets its gate: stated once, for the exporter that judges and for everybody who reports."""
+"""When a measured number meets its gate: stated once, for the exporter that checks and for everybody who reports."""
 
 from __future__ import annotations
 

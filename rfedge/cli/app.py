@@ -20,7 +20,7 @@ _COMMANDS = {
     "demos": ("demos.app:demos_app", "Collect, inspect and convert demonstrations."),
     "pretrain": (
         "pretrain:pretrain",
-        "Let the backbone of a preset learn to see: vision-language pre-training on what demonstrations show.",
+        "Vision-language pre-training of a preset's backbone on frames of demonstrations.",
     ),
     "train": ("train:train", "Train a policy on demonstrations; repeat the command to go on after a stop."),
     "import": (

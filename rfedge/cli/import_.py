@@ -51,7 +51,7 @@ class FeatureState(str, Enum):
 def import_weights(
     output: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     roboflamingo: Annotated[
-        str | None, typer.Option(help=f"RoboFlamingo's .pth; without one the head is drawn. {_SOURCE}")
+        str | None, typer.Option(help=f"RoboFlamingo's .pth; without one the head is initialised. {_SOURCE}")
     ] = None,
     openflamingo: Annotated[
         str | None, typer.Option(help="OpenFlamingo's checkpoint.pt; not needed where the .pth holds the same parts.")
@@ -73,7 +73,8 @@ def import_weights(
         typer.Option(help="State that the head reads; released: last_block_input for MPT-1B, final_norm for others."),
     ] = None,
     chunk_size: Annotated[
-        int | None, typer.Option(min=1, help="Actions an inference, of a head that is drawn; a file's head shows its own.")
+        int | None,
+        typer.Option(min=1, help="Actions per inference, of a head that is initialised; a file's head shows its own."),
     ] = None,
     text_length: Annotated[int | None, typer.Option(min=4, help="Tokens of the padded prompt; released: 32.")] = None,
     vision_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of CLIP; heads of 64 without.")] = None,

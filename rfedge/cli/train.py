@@ -66,7 +66,7 @@ def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) ->
     from rfedge.train import train_policy
     from rfedge.train.batches.wording import Grammar
 
-    dataset = CalvinDataset.open(run.data)  # here, so that a wrong folder is told before anything is built
+    dataset = CalvinDataset.open(run.data)  # here, so that a wrong folder ends here, before anything is built
     if dry_run and not shown:
         return None
     if dry_run:
@@ -97,9 +97,9 @@ def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> No
         percent = 100.0 * result.validation_gripper_accuracy
         lines.append(f"held-out loss {result.validation_loss:.4f}, gripper right in {percent:.1f} %")
     perplexities = {"captions": result.validation_caption_perplexity, "answers": result.validation_vqa_perplexity}
-    told = [f"{what} {perplexity:.2f}" for what, perplexity in perplexities.items() if perplexity is not None]
-    if told:
-        lines.append(f"held-out perplexity a token: {', '.join(told)}")
+    held_out = [f"{what} {perplexity:.2f}" for what, perplexity in perplexities.items() if perplexity is not None]
+    if held_out:
+        lines.append(f"held-out perplexity a token: {', '.join(held_out)}")
     if result.drawn and run.initial_checkpoint is not None:
         lines.append(f"not in {run.initial_checkpoint}, sampled from the seed: {', '.join(result.drawn)}")
     lines.append(f"checkpoint: {result.checkpoint}")

@@ -100,7 +100,7 @@ class CalvinDataset:
 
         Raises:
             DatasetError: a folder or file is missing or damaged, or the collection was interrupted. A frame that the
-                probe did not look for and that is missing or damaged is told when it is read.
+                probe did not look for and that is missing or damaged is reported when it is read.
         """
         folder = find_split(path, split)
         refuse_interrupted_collection(path, folder)

@@ -1,4 +1,4 @@
-"""One CALVIN frame: which arrays it holds, how it is written and how a damaged one is told from a good one.
+"""One CALVIN frame: which arrays it holds, how it is written and how a damaged one differs from a good one.
 
     rgb_static   uint8 (200, 200, 3)     rgb_gripper  uint8 (84, 84, 3)
     robot_obs    float (15,)             scene_obs    float (24,)

@@ -18,10 +18,10 @@ Looks = Literal["playtable", "random", "calvin"]
 Renderer = Literal["egl", "tiny"]
 
 LOOKS_HELP = (
-    "How PlayTable looks: playtable; random, drawn for every episode (wood, colours, light, cameras); or calvin, with the "
+    "How PlayTable looks: playtable; random, sampled for every episode (wood, colours, light, cameras); or calvin, with the "
     "meshes and textures of an installed calvin_env."
 )
-RENDERER_HELP = "What draws calvin: egl (default), as CALVIN's published results, or tiny, twice as fast without a GPU."
+RENDERER_HELP = "Renderer of calvin: egl (default), as CALVIN's published results, or tiny, twice as fast without a GPU."
 
 
 @runtime_checkable

@@ -150,7 +150,7 @@ def _predicates() -> dict[str, Predicate]:
 
 
 class TaskOracle:
-    """Judges all 34 tasks; it keeps no state."""
+    """Checks all 34 tasks; it keeps no state."""
 
     def __init__(self) -> None:
         """Bind each task to its predicate."""

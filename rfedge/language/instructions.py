@@ -34,7 +34,7 @@ _SHOWN_CHARACTERS: Final = 80
 
 
 def plain_words(instruction: str) -> str:
-    """Return the words that a policy is told: outer spaces do not count, case and a full stop do, as in training.
+    """Return the words that a policy gets: outer spaces do not count, case and a full stop do, as in training.
 
     Raises:
         ContractError: there are none.

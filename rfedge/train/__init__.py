@@ -11,9 +11,9 @@ from rfedge.train.config import TrainConfig, train_config
 
 if TYPE_CHECKING:
     from rfedge.train.loop import train_policy
-    from rfedge.train.result import StepReport, TrainResult
+    from rfedge.train.result import TrainingStep, TrainResult
 
-__all__ = ["StepReport", "TrainConfig", "TrainResult", "train_config", "train_policy"]
+__all__ = ["TrainConfig", "TrainResult", "TrainingStep", "train_config", "train_policy"]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,7 +128,7 @@ def recipe_for(name: str, history: Mapping[str, Any] | None = None) -> Recipe:
 
 
 VOCAB_SIZE_HELP: Final = (
-    "Learn a tokenizer of at most so many entries anew, and the word embedding with it: for a checkpoint whose "
+    "Train a tokenizer of at most this many entries anew, and the word embedding with it: for a checkpoint whose "
     "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
 )
 INSTRUCTIONS_HELP: Final = (
@@ -140,7 +140,7 @@ INSTRUCTIONS_HELP: Final = (
 class PolicyChanges:
     """Fields of `PolicyConfig` that a training run changes; None keeps the preset's or the checkpoint's."""
 
-    window: Annotated[int | None, Option("Frames a window.", panel="Policy", min=1)] = None
+    window: Annotated[int | None, Option("Frames per window.", panel="Policy", min=1)] = None
     frame_stride: Annotated[int | None, Option("Control steps between two frames (jump-step).", min=1)] = None
     chunk_size: Annotated[int | None, Option("Actions per inference; at least the frame stride.", min=1)] = None
     time_keeping: Annotated[Literal["window", "carry"] | None, Option("window or carry.")] = None
@@ -186,7 +186,7 @@ class TrainConfig(_Config):
     data: Annotated[Path, Option("Demonstrations in the CALVIN format.")]
     output: Annotated[Path, Option("Folder of the run; the result is its checkpoint/ folder.")]
     steps: Annotated[int | None, Option("Stop after this many steps.", panel="Length", min=1)] = Field(None, ge=1)
-    epochs: Annotated[float | None, Option("Stop after this many passes; default 5 if nothing else stops.")] = Field(
+    epochs: Annotated[float | None, Option("Stop after this many epochs; default 5 if nothing else stops.")] = Field(
         None, gt=0
     )
     minutes: Annotated[float | None, Option("Stop after this much training time, resumed parts included.")] = Field(
@@ -194,13 +194,13 @@ class TrainConfig(_Config):
     )
     save_every: Annotated[int, Option("Steps between two states to resume from.", min=0)] = Field(200, ge=0)
     resume: Annotated[bool, Option("Go on from the newest state in --output, or start over.")] = True
-    batch_size: Annotated[int, Option("Windows a step, over all processes and passes.", panel="Optimization", min=1)] = (
-        Field(8, ge=1)
+    batch_size: Annotated[
+        int, Option("Windows per step, over all processes and gradient accumulation steps.", panel="Optimization", min=1)
+    ] = Field(8, ge=1)
+    accumulate: Annotated[int, Option("Gradient accumulation steps, to save memory.", min=1)] = Field(1, ge=1)
+    learning_rate: Annotated[float, Option("Peak learning rate; default from the preset's recipe.", optional=True)] = Field(
+        gt=0
     )
-    accumulate: Annotated[
-        int, Option("Passes that a step's windows are learnt in, one after the other, to save memory.", min=1)
-    ] = Field(1, ge=1)
-    learning_rate: Annotated[float, Option("Highest rate; default from the preset's recipe.", optional=True)] = Field(gt=0)
     head_rate: Annotated[
         float, Option("Factor of the learning rate for the head; default from the recipe.", optional=True)
     ] = Field(gt=0)
@@ -212,16 +212,16 @@ class TrainConfig(_Config):
     trainable: Annotated[
         TrainableScheme,
         Option(
-            "What learns: paper (all but vision and decoder), freeze-emb (as paper, without the word embedding), "
+            "Trainable parameters: paper (all but vision and decoder), freeze-emb (as paper, without the word embedding), "
             "freeze-vision (all but vision), full, or head (the policy head alone); default from the preset's recipe.",
             optional=True,
         ),
     ]
     vl_pretraining: Annotated[
-        bool, Option("Keep the checkpoint's resampler and cross-attention, or draw them anew from the seed.")
+        bool, Option("Keep the checkpoint's resampler and cross-attention, or re-initialise them from the seed.")
     ] = True
     head_first_steps: Annotated[
-        int, Option("Steps in which only the head learns, on cached features.", min=0, optional=True)
+        int, Option("Steps in which only the head is trained, on cached features.", min=0, optional=True)
     ] = Field(ge=0)
     head_first_batch_size: int = Field(32, ge=1)
     seed: Annotated[int, Option("Decides weights, order, shifts and dropout.", min=0)] = Field(0, ge=0)
@@ -244,7 +244,7 @@ class TrainConfig(_Config):
     vocab_size: Annotated[int | None, Option(VOCAB_SIZE_HELP)] = Field(None, ge=512)
     vision_tokens: Annotated[
         bool,
-        Option("With a frozen vision tower: compute what it sees in each frame once, and keep it on disk."),
+        Option("With a frozen vision tower: compute its tokens of each frame once, and keep them on disk."),
     ] = False
     image_text: Annotated[
         tuple[Path, ...],
@@ -253,7 +253,7 @@ class TrainConfig(_Config):
             "may be given several times."
         ),
     ] = ()
-    image_text_batch_size: Annotated[int, Option("Pairs of each kind a step.", min=1)] = Field(20, ge=1)
+    image_text_batch_size: Annotated[int, Option("Pairs of each kind per step.", min=1)] = Field(20, ge=1)
     augmentation: Annotated[
         ShiftKind, Option("Random shift per window, per frame, or none; default from the recipe.", optional=True)
     ]
@@ -265,7 +265,7 @@ class TrainConfig(_Config):
         0.1, ge=0, lt=1
     )
     data_share: Annotated[
-        float, Option("Share of the other segments to learn from, such as 0.1 to see what data is worth.")
+        float, Option("Share of the other segments to train on, such as 0.1 to see what data is worth.")
     ] = Field(1.0, gt=0, le=1)
     validation_windows: int = Field(64, ge=1)
     validate_every: int = Field(500, ge=0)

@@ -30,7 +30,7 @@ from rfedge.train.metrics import open_metrics
 from rfedge.train.optimizer import make_optimizer
 from rfedge.train.output import check_training_room, claimed_by_first, raise_together
 from rfedge.train.pretraining.scene_training import POINTING, SceneTraining
-from rfedge.train.result import StepReport, TrainResult, checkpoint_metadata, train_result
+from rfedge.train.result import TrainingStep, TrainResult, checkpoint_metadata, train_result
 from rfedge.train.run import TrainingRun
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.settings import check_batches, open_device, torch_settings
@@ -64,7 +64,7 @@ def train_policy(
     *,
     grammar: Grammar | None = None,
     progress: StageProgress | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: Callable[[TrainingStep], None] | None = None,
     stop: TrainingStop | None = None,
 ) -> TrainResult:
     """Train until the first of steps, epochs and minutes is reached, and write `output/checkpoint`.
@@ -97,12 +97,12 @@ def _train(
     processes: Processes,
     grammar: Grammar | None,
     progress: StageProgress | None,
-    on_step: Callable[[StepReport], None] | None,
+    on_step: Callable[[TrainingStep], None] | None,
     stop: TrainingStop,
 ) -> TrainResult:
     device = open_device(config.device)
     check_batches(config, processes)
-    pairs = _open_pairs(config, progress)  # first, so that a damaged line is told before anything is built
+    pairs = _open_pairs(config, progress)  # first, so that a damaged line ends the run before anything is built
     with torch_settings(config, device):
         start = start_policy(config)
         policy = start.policy
@@ -189,7 +189,7 @@ class _Run(TrainingRun):
     progress: StageProgress | None
     co_training: CoTraining | None
 
-    def train_steps(self, on_step: Callable[[StepReport], None] | None) -> None:
+    def train_steps(self, on_step: Callable[[TrainingStep], None] | None) -> None:
         if self.state.step < self.config.head_first_steps and not self.is_over():
             self.train_head(on_step)
         if not self.is_over():
@@ -209,7 +209,7 @@ class _Run(TrainingRun):
         all_learn = module is self.policy.head or (self.co_training is None and self.all_learn())
         return self.scope.share_gradients_of(module, all_learn=all_learn)
 
-    def train_head(self, on_step: Callable[[StepReport], None] | None) -> None:
+    def train_head(self, on_step: Callable[[TrainingStep], None] | None) -> None:
         """The first steps: only the head learns, on features computed once."""
         config, state, sources, head = self.config, self.state, self.sources, self.policy.head
         sampler = WindowSampler(len(sources.training), config.head_first_batch_size, config.seed, state.sampler)
@@ -239,7 +239,7 @@ class _Run(TrainingRun):
         batch = batch_tensors(sources.training, sources.cache, sources.table, [0]).to(self.scope.device)
         return reach_all(self.scope.run(partial(window_forward, self.policy, batch)), self.descent.parameters)
 
-    def train_all(self, on_step: Callable[[StepReport], None] | None) -> None:
+    def train_all(self, on_step: Callable[[TrainingStep], None] | None) -> None:
         """The steps in which everything that is not frozen learns."""
         config, state, sources = self.config, self.state, self.sources
         sampler = WindowSampler(len(sources.training), config.batch_size, config.seed, state.sampler)
@@ -272,7 +272,7 @@ class _Run(TrainingRun):
         scope: ComputeContext,
         batch: SplitBatch[B],
         forward: Callable[[B], tuple[torch.Tensor, ...]],
-        on_step: Callable[[StepReport], None] | None,
+        on_step: Callable[[TrainingStep], None] | None,
         co_training: CoTraining | None = None,
         scene: SceneTraining | None = None,
     ) -> None:

@@ -15,13 +15,13 @@ from rfedge.train.config import TrainConfig
 from rfedge.train.sources import TrainingData
 from rfedge.train.state import Progress
 
-__all__ = ["StepReport", "TrainResult", "checkpoint_metadata", "train_result"]
+__all__ = ["TrainResult", "TrainingStep", "checkpoint_metadata", "train_result"]
 
 _PLACES: Final = ("output", "cache", "resume", "data", "initial_checkpoint", "image_text")
 
 
 @dataclass(frozen=True, slots=True)
-class StepReport:
+class TrainingStep:
     """One step as the progress bar sees it; `share` is the part of the run that is done, 0 to 1."""
 
     step: int

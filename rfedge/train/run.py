@@ -17,7 +17,7 @@ from rfedge.train.distributed import Processes
 from rfedge.train.metrics import MetricsWriter
 from rfedge.train.optimizer import OptimizerStep
 from rfedge.train.pretraining.config import PretrainConfig
-from rfedge.train.result import StepReport
+from rfedge.train.result import TrainingStep
 from rfedge.train.state import STATE_FOLDER, Progress, save_state
 from rfedge.train.stopping import TrainingStop
 
@@ -55,7 +55,7 @@ class TrainingRun:
         self.started = time.perf_counter() - self.state.seconds
         self.saved = self.state.step
 
-    def train_steps(self, on_step: Callable[[StepReport], None] | None) -> None:
+    def train_steps(self, on_step: Callable[[TrainingStep], None] | None) -> None:
         """Take the steps that are left."""
         raise NotImplementedError
 
@@ -63,7 +63,7 @@ class TrainingRun:
         """Return metrics of what was held out; an empty dict when nothing was."""
         raise NotImplementedError
 
-    def train(self, on_step: Callable[[StepReport], None] | None) -> dict[str, float]:
+    def train(self, on_step: Callable[[TrainingStep], None] | None) -> dict[str, float]:
         """Run the steps that are left; return the last measurement."""
         self.stop.is_heard = True
         self.train_steps(on_step)
@@ -93,7 +93,7 @@ class TrainingRun:
         learning_rate: float,
         num_frames: int,
         started_s: float,
-        on_step: Callable[[StepReport], None] | None,
+        on_step: Callable[[TrainingStep], None] | None,
     ) -> None:
         """Take the optimizer's step, add up what all processes computed, and do whatever is due.
 
@@ -122,7 +122,7 @@ class TrainingRun:
         self.write(state.step, {**values, **rates})
         share = self.share()
         if on_step is not None:
-            on_step(StepReport(state.step, min(share, 1.0), values["loss"], learning_rate, state.seconds))
+            on_step(TrainingStep(state.step, min(share, 1.0), values["loss"], learning_rate, state.seconds))
         if share < 1.0 and _is_due(config.validate_every, state.step):
             self.validate()
         if _is_due(config.save_every, state.step):

@@ -57,7 +57,7 @@ class RateKeeper:
     """Waits for the deadlines `start + n / rate_hz`; the clock starts at the first `wait`.
 
     A step that is late by whole periods skips their deadlines instead of running the next steps in a burst: a robot
-    that catches up moves faster than it was told to. With a clock that is set back the deadlines begin anew; one that is
+    that catches up moves faster than commanded. With a clock that is set back the deadlines begin anew; one that is
     set forward is a late step.
 
     Args:

@@ -30,15 +30,15 @@ class LatePolicy:
     action: Annotated[
         str,
         Option(
-            "What a missed step sends: send (its late action), hold (zero motion) or repeat (the last one).",
+            "Action of a missed step: send (its late action), hold (zero motion) or repeat (the last one).",
             flag="--late",
             choices=LATE_ACTIONS,
         ),
     ] = "send"
     stop_after_misses: Annotated[
-        int | None, Option("Stop the robot and end with status 1 after this many misses in a row.")
+        int | None, Option("Stop the robot and end with status 1 after this many consecutive misses.")
     ] = None
-    max_repeats: Annotated[int, Option("With --late repeat: hold after so many misses in a row.")] = 5
+    max_repeats: Annotated[int, Option("With --late repeat: hold after this many consecutive misses.")] = 5
 
     def __post_init__(self) -> None:
         """Refuse unknown names.

@@ -35,7 +35,7 @@ __all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "StepReport"]
 # its deadline), step (anything else in a control step beyond its own), or the reason of a `StopRequest`, such as SIGTERM.
 Ending = str
 STOPPED: Final = ("misses", "frozen", "backbone", "step")
-# Of a step beyond the backbone's deadline, where nothing else is said: cameras, robot, recorder and judge.
+# Of a step beyond the backbone's deadline, where nothing else is said: cameras, robot, recorder and success check.
 _STEP_SLACK_S: Final = 2.0
 # Where nothing else is said the first step has longer: the arm stands, and libraries load what they did not load before.
 _FIRST_STEP_S: Final = 30.0
@@ -44,7 +44,7 @@ _MS_PER_S: Final = 1000.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepReport:
-    """One control step, as told to `on_step` after its action was sent.
+    """One control step, as `on_step` receives it after its action was sent.
 
     Attributes:
         index: from 0.
@@ -79,7 +79,7 @@ class LoopSummary:
 
     Attributes:
         ended: why it ended, see `Ending`.
-        success: whether it succeeded; None when nobody judged.
+        success: whether it succeeded; None when nobody checked.
         num_steps: control steps run.
         num_inferences: answers of the policy.
         num_missed: steps without an action in time; in `num_starved` of them an overlapped chunk was used up, in
@@ -173,7 +173,7 @@ class ControlLoop:
         Args:
             instruction: plain words, or asked for before every step; the controller is reset whenever it changes.
             max_steps: control steps before giving up.
-            success: asked after each step; None when nobody can judge.
+            success: asked after each step; None when nobody can check.
             on_step: called with about each step after its action was sent.
             observe_every_step: take a frame on every step for `on_step`, needed or not.
 

@@ -1,4 +1,4 @@
-"""Between the policy and the robot: an action is checked, clamped and held back before it is sent, and every time is told.
+"""Between the policy and the robot: an action is checked and clamped before it is sent, and every change is reported.
 
 The units are CALVIN's, see `rfedge.messages`: one unit of an action is 0.02 m or 0.05 rad. Nothing here asks the policy
 to agree; what it wanted and what was sent are both recorded.

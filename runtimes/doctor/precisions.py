@@ -59,7 +59,7 @@ class _Way:
 
 
 def judge_precisions(machine: Machine, exported: Collection[str]) -> list[PrecisionVerdict]:
-    """Judge every precision name.
+    """Check every precision name.
 
     Args:
         machine: what was found.

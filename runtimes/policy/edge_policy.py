@@ -7,7 +7,6 @@ the state for a single caller, such as a control loop; a server calls `infer` wi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,12 +32,10 @@ _NS_PER_MS: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Inference:
-    """A `PolicyStep` and the head state that belongs to the next call."""
+class Inference(PolicyStep):
+    """A `PolicyStep` whose head state is known: it belongs to the next call."""
 
-    actions: npt.NDArray[np.float32]
     state: PolicyState
-    timings_ms: Mapping[str, float]
 
 
 class EdgePolicy:
@@ -184,7 +181,7 @@ class EdgePolicy:
             )
         inference = self.infer(observation, self._instruction, self._state)
         self._state = inference.state
-        return PolicyStep(actions=inference.actions, timings_ms=inference.timings_ms, state=inference.state)
+        return inference
 
 
 def _robot_state(observation: Observation) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The start of a rollout in a simulator: an instruction, a state from which it can be done, and a judge."""
+"""The start of a rollout in a simulator: an instruction, a state from which it can be done, and a check of success."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choose_goal(task: str | None, instruction: str | None) -> Goal:
 
 
 def begin_episode(environment: Environment, goal: Goal, seed: int) -> Callable[[], bool] | None:
-    """Prepare the start number `seed` and return its judge; without a task a random state, and None.
+    """Prepare the start number `seed` and return its check of success; without a task a random state, and None.
 
     Args:
         environment: an open one; its present state does not matter.

@@ -90,8 +90,10 @@ class RolloutPlan:
     scene: Annotated[str, Option("Table layout, A to D.")] = "D"
     looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None
     renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
-    task: Annotated[str | None, Option("Task to do and to judge, for instance open_drawer.")] = None
-    instruction: Annotated[str | None, Option("Words for the policy; judged if they describe a known task.")] = None
+    task: Annotated[str | None, Option("Task to do and to check, for instance open_drawer.")] = None
+    instruction: Annotated[
+        str | None, Option("Sentence for the policy; success is checked if it describes a known task.")
+    ] = None
     episodes: Annotated[int, Option("Episodes, with seeds SEED, SEED + 1, ...")] = 1
     max_steps: Annotated[int, Option("Control steps per episode.")] = MAX_STEPS
     seed: Annotated[int, Option("Number of the first episode's start: those of `bench success --single-tasks`.")] = 0
@@ -144,12 +146,14 @@ class RolloutPlan:
     ] = None
     stop_after_frozen: Annotated[
         int | None,
-        Option("Stop the robot and end with status 1 after so many frames in a row in which a camera repeats its picture."),
+        Option(
+            "Stop the robot and end with status 1 after this many consecutive frames in which a camera repeats its picture."
+        ),
     ] = None
     limits: Annotated[
         SafetyLimits, Uses("max_step_m", "max_step_rad", "workspace", "max_pose_jump_m", "min_gripper_steps")
     ] = field(default_factory=SafetyLimits)
-    video: Annotated[Path | None, Option("Write what the cameras saw to this .gif or .mp4.", panel="Output")] = None
+    video: Annotated[Path | None, Option("Write the cameras' frames to this .gif or .mp4.", panel="Output")] = None
     record: Annotated[Path | None, Option("Write every step to this file, one JSON line each.")] = None
     record_frames: Annotated[bool, Option("With --record: write a frame of every step beside it, FILE.frames/.")] = False
     rerun: Annotated[Path | None, Option("Write frames, actions and ages to this .rrd file for the Rerun viewer.")] = None

@@ -4,7 +4,7 @@ The simulator of the run is run again too; or the frames that the run recorded a
 computer can do with the core alone: so it is proved that a policy acts there as it did where it was recorded.
 
 What is compared: the frame's checksum, the hash of what the policy remembers, the action it wanted and the action that
-was sent. What is ignored: every time. A step that was late, starved or told something new is so again, because the record
+was sent. What is ignored: every time. A step that was late, starved or newly instructed is so again, because the record
 says it was; so an overlapped run can be replayed too.
 """
 

@@ -32,7 +32,7 @@ def roll_out(
         loop: a policy or an expert, and the robot at its start.
         goal: instruction and task.
         max_steps: control steps before giving up.
-        success: asked after each step; None when nobody can judge.
+        success: asked after each step; None when nobody can check.
         instruction: asked before every step instead of the goal's own.
         on_step: called with each step after its action was sent.
         observe_every_step: take a frame on every step for `on_step`, needed or not.

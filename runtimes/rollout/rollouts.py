@@ -102,7 +102,7 @@ class RolloutReport(Record):
 
     @property
     def num_successes(self) -> int | None:
-        """Episodes that succeeded; None when nobody could judge."""
+        """Episodes that succeeded; None when nobody could check."""
         if self.task is None:
             return None
         return sum(episode.success is True for episode in self.episodes)

@@ -70,7 +70,7 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
 
 
 def _drawn(inspection: Inspection) -> Sequence[Device]:
-    """Return what was asked for; of a long list this machine and one board a family: more roofs cannot be told apart."""
+    """Return what was asked for; of a long list this machine and one board a family: more roofs cannot be distinguished."""
     devices = [item.device for item in inspection.predictions]
     if len(devices) <= _MOST_DEVICES:
         return devices

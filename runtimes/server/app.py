@@ -44,7 +44,7 @@ _MAX_QUEUED_FRAMES: Final = 2
 
 
 class _RequestFailed(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """One request has no action; the client is told why.
+    """One request has no action; the client receives why.
 
     Attributes:
         kind: one of `wire.ERROR_KINDS`.
@@ -93,7 +93,7 @@ class PolicyServer:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a client is told when it connects."""
+        """Facts that a client receives when it connects."""
         return dict(self._metadata)
 
     async def run(self, on_ready: Callable[[str], None] = lambda _: None) -> None:

@@ -210,7 +210,7 @@ class RemotePolicy:
             except (OSError, asyncio.TimeoutError, InvalidHandshake, ConnectionClosed, EOFError) as error:
                 self._last_error = " ".join(str(error).split()) or type(error).__name__
             except Exception as error:
-                # A refusal or a bug. Trying again would not help: who asks is told, for good.
+                # A refusal or a bug. Trying again would not help: the caller gets the error, for good.
                 self._refusal = error
                 self._settled.set()
                 await self._loop.create_future()  # until `close`

@@ -113,8 +113,8 @@ def test_run_prints_episodes_stages_and_one_document(bundle: Path, capsys: pytes
     document = json.loads(out.splitlines()[-1])
     assert document["format"] == "rfedge-rollouts"
     assert document["task"] is None
-    assert "success is not judged" in err
-    assert "seed 0: not judged, 3 steps, 3 inferences" in err
+    assert "success is not checked" in err
+    assert "seed 0: not checked, 3 steps, 3 inferences" in err
     assert "postprocess" in err
 
 

@@ -50,7 +50,7 @@ def bundle(checkpoint: Path) -> Path:
     manifest = json.loads(succeed("export", checkpoint, "--output", path, *arguments))
     assert manifest["precision"]["requested"] == PRECISION
     assert list(manifest["contract"]["backbone_stages"]) == ["vision", "decoder"]
-    assert manifest["parity"]["inputs"].endswith("judged by the gates of int8-weight")
+    assert manifest["parity"]["inputs"].endswith("checked against the gates of int8-weight")
     return path
 
 

@@ -151,7 +151,7 @@ def test_segments_that_cannot_be(folder: Path) -> None:
         "segment 0 (open_drawer, frames 0 to 69): 70 frames",
         "segment 1 (open_drawer, frames 60 to 75): outside of every episode",
     ]
-    assert "1 tasks are none of CALVIN's 34, no simulator judges them: make_coffee" in report.notes
+    assert "1 tasks are none of CALVIN's 34, no simulator checks them: make_coffee" in report.notes
 
 
 def test_embeddings_of_another_number_of_segments(folder: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_bundle_with_an_int8_head_is_proved_with_it_and_runs_it(
     assert bundle.manifest.precision.blocks["head"] == "int8 on CPUs"
     parity = bundle.manifest.parity
     assert parity.thresholds == THRESHOLDS["int8"]
-    assert parity.inputs.endswith("; judged by the gates of int8")
+    assert parity.inputs.endswith("; checked against the gates of int8")
     assert parity.metrics["min_feature_cosine"] > 0.999999, "the backbone is in fp32"
     assert 1e-5 < parity.metrics["action_max_error"] < 0.05, "the head is not"
     with EdgePolicy.load(bundle.root) as policy:

@@ -254,7 +254,7 @@ def test_the_decoder_is_calibrated_on_what_the_written_vision_returns(
     assert blocks["decoder.layers.0.block"] == "int8"
     assert bundle.manifest.precision.requested == "vision=bf16,decoder=int8"
     assert bundle.manifest.parity.thresholds == THRESHOLDS["bf16"]
-    assert bundle.manifest.parity.inputs.endswith("; judged by the gates of bf16")
+    assert bundle.manifest.parity.inputs.endswith("; checked against the gates of bf16")
     assert "vision by a graph in fp32 that rounds to bf16, which this CPU cannot run" in bundle.manifest.parity.inputs
 
 
@@ -268,7 +268,7 @@ def test_a_precision_for_each_stage(
     manifest = bundle.manifest
     assert manifest.precision.requested == MIXED
     assert manifest.parity.thresholds == THRESHOLDS["int8"]
-    assert manifest.parity.inputs.endswith("; judged by the gates of int8")
+    assert manifest.parity.inputs.endswith("; checked against the gates of int8")
     assert manifest.precision.blocks["vision.blocks.1"] == "fp16"
     assert manifest.precision.blocks["decoder.layers.1.block"] == "int8"
     assert [path.name for path in bundle.backbone_graphs(for_cpu=True).values()] == ["vision.onnx", "decoder-cpu.onnx"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rfedge.train import StepReport, TrainConfig, train_policy
+from rfedge.train import TrainConfig, TrainingStep, train_policy
 from rfedge.train.distributed import join
 
 
@@ -26,7 +26,7 @@ def main(path: Path) -> None:
 
     first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
-    def on_step(report: StepReport) -> None:
+    def on_step(report: TrainingStep) -> None:
         if first_start and document["kill"] == [int(os.environ["RANK"]), report.step]:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -16,7 +16,7 @@ from rfedge.data.image_text import ImageTextExample, open_image_text
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
-from rfedge.train import StepReport, TrainConfig, train_config, train_policy
+from rfedge.train import TrainConfig, TrainingStep, train_config, train_policy
 from rfedge.train.batches.image_text import NO_LABEL, CoTraining, ImageTextBatch, image_text_batch, language_loss
 from tests.synthetic_demonstrations import TASKS
 from tests.synthetic_image_text import QUESTIONS, WORDS, write_image_text
@@ -314,7 +314,7 @@ def test_a_damaged_image_ends_the_run_which_goes_on_when_it_is_mended(
     image = path.parent / "images" / "003.png"
     content = image.read_bytes()
 
-    def damage(report: StepReport) -> None:
+    def damage(report: TrainingStep) -> None:
         image.write_bytes(content[: len(content) // 2])
 
     with pytest.raises(DatasetError, match=r"pairs.jsonl, line [78]: got image 'images/003.png' \(.*Replace the image"):

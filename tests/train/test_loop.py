@@ -16,7 +16,7 @@ from rfedge.data import CalvinDataset, FrameCache, WindowIndex
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, DatasetError, GateError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, load_checkpoint
-from rfedge.train import StepReport, TrainConfig, train_config, train_policy
+from rfedge.train import TrainConfig, TrainingStep, train_config, train_policy
 from rfedge.train.batches.features import FeatureTable
 from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_forward
 from rfedge.train.losses import policy_loss
@@ -32,8 +32,8 @@ class KilledError(Exception):
     pass
 
 
-def kill_after(step: int) -> Callable[[StepReport], None]:
-    def on_step(report: StepReport) -> None:
+def kill_after(step: int) -> Callable[[TrainingStep], None]:
+    def on_step(report: TrainingStep) -> None:
         if report.step == step:
             raise KilledError
 
@@ -126,7 +126,7 @@ def test_training_leaves_the_callers_random_state_alone(configure: Configure, tm
 
 
 def test_the_loss_falls_and_the_checkpoint_loads(configure: Configure, tmp_path: Path) -> None:
-    reports: list[StepReport] = []
+    reports: list[TrainingStep] = []
     result = train_policy(configure(tmp_path / "run", steps=40, learning_rate=1e-3), on_step=reports.append)
     assert result.last_loss < result.first_loss
     assert result.num_averaged == 20

@@ -19,7 +19,7 @@ from rfedge.errors import ConfigError, DatasetError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import build_policy, load_checkpoint, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
-from rfedge.train import StepReport, train_config, train_policy
+from rfedge.train import TrainingStep, train_config, train_policy
 from rfedge.train.batches.image_text import NO_LABEL
 from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from rfedge.train.pretraining.config import PretrainConfig
@@ -214,7 +214,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(dataset: CalvinDataset,
     class KilledError(Exception):
         pass
 
-    def kill(report: StepReport) -> None:
+    def kill(report: TrainingStep) -> None:
         if report.step == 5:
             raise KilledError
 

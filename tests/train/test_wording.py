@@ -17,7 +17,7 @@ from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
 from rfedge.errors import ConfigError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import load_checkpoint
-from rfedge.train import StepReport, TrainConfig, train_config, train_policy
+from rfedge.train import TrainConfig, TrainingStep, train_config, train_policy
 from rfedge.train.batches.loader import BatchLoader, InstructionTable
 from rfedge.train.batches.wording import Grammar, Wording
 from rfedge.train.config import with_vocabulary
@@ -34,8 +34,8 @@ class StoppedError(Exception):
     pass
 
 
-def kill_after(step: int) -> Callable[[StepReport], None]:
-    def on_step(report: StepReport) -> None:
+def kill_after(step: int) -> Callable[[TrainingStep], None]:
+    def on_step(report: TrainingStep) -> None:
         if report.step == step:
             raise StoppedError
 

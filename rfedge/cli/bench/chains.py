@@ -18,7 +18,10 @@ __all__ = ["chains"]
 
 def chains(
     num: Annotated[
-        int, typer.Option(min=1, help="The first so many of CALVIN's 1000 chains; more draws a larger set.")
+        int,
+        typer.Option(
+            min=1, help="Number of evaluation chains, from the first of CALVIN's 1000; above that a larger set is sampled."
+        ),
     ] = 1000,
     as_json: AsJson = False,
 ) -> None:

@@ -38,7 +38,7 @@ def latency(
     assert_speedup: Annotated[
         float | None,
         typer.Option(
-            help="With --isolate: fail unless the first bundle is so many times faster than PyTorch.",
+            help="With --isolate: fail unless the first bundle is this many times faster than PyTorch.",
             rich_help_panel="Isolated",
         ),
     ] = None,

@@ -24,7 +24,7 @@ def looks(
     seed: Annotated[int, typer.Option(min=0, help="Seed of tasks, starts and moments.")] = 0,
     renderer: Annotated[Renderer, typer.Option(help=RENDERER_HELP)] = "egl",
     assert_levels: Annotated[
-        float | None, typer.Option(help="Fail unless both cameras differ by at most so many grey levels.")
+        float | None, typer.Option(help="Fail unless both cameras differ by at most this many grey levels.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for looks.png, the pictures side by side, and looks.json.")

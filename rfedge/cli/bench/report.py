@@ -33,10 +33,10 @@ def report(
     print_table("records", ("record", "format"), [(one.name, one.form) for one in collection.found], to_stderr=as_json)
     if collection.left_out:
         print_table("left out", ("file", "why"), collection.left_out, to_stderr=as_json)
-    told = sys.stderr if as_json else sys.stdout
-    print(built.sentence, file=told)
+    stream = sys.stderr if as_json else sys.stdout
+    print(built.sentence, file=stream)
     written = [str(path) for path in (output, markdown) if path is not None]
-    print(f"{', '.join(written)}: {len(built.html.encode()) / 1e6:.2f} MB page, {len(built.rows)} rows", file=told)
+    print(f"{', '.join(written)}: {len(built.html.encode()) / 1e6:.2f} MB page, {len(built.rows)} rows", file=stream)
     if as_json:
         document = {
             "output": str(output),

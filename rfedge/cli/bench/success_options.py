@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Num", "Workers", "Worlds", "check_gates", "kept_note", "measure"]
 
-Num = Annotated[int, typer.Option(min=0, help="The first so many of CALVIN's 1000 chains; 0 for none.")]
+Num = Annotated[int, typer.Option(min=0, help="Number of evaluation chains, from the first of CALVIN's 1000; 0 for none.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
 
 

@@ -22,7 +22,7 @@ from rfedge.jobs.progress import Count, StageProgress
 
 if TYPE_CHECKING:
     from rfedge.runtimes.policy.edge_policy import EdgePolicy
-    from rfedge.train import StepReport
+    from rfedge.train import TrainingStep
 
 __all__ = ["round_progress", "stage_progress", "step_progress", "training_progress"]
 
@@ -86,7 +86,7 @@ def round_progress() -> Iterator[Count]:
 @contextmanager
 def training_progress(
     stage_of_steps: str = "training",
-) -> Iterator[tuple[StageProgress, Callable[[StepReport], None]]]:
+) -> Iterator[tuple[StageProgress, Callable[[TrainingStep], None]]]:
     """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
     columns = (
         TextColumn("{task.description:<18}"),
@@ -105,7 +105,7 @@ def training_progress(
                 tasks[stage] = bar.add_task(stage, total=total, status="")
             bar.update(tasks[stage], completed=done, status=f"{done} of {total}")
 
-        def on_step(report: StepReport) -> None:
+        def on_step(report: TrainingStep) -> None:
             nonlocal smooth
             if stage_of_steps not in tasks:  # only now is the loss known
                 tasks[stage_of_steps], smooth = bar.add_task(stage_of_steps, total=1.0, status=""), report.loss

@@ -29,11 +29,11 @@ def print_resources(console: Console, used: Mapping[str, ResourceRecord], *, whe
     for name in ("what", "of", "mean W", "peak W", "J/action", "above idle"):
         power.add_column(name, justify="left" if name in ("what", "of") else "right")
     for name, use in used.items():
-        fell = "not told"
+        fell = "not reported"
         if use.available_start_bytes is not None and use.available_lowest_bytes is not None:
             fell = f"{(use.available_start_bytes - use.available_lowest_bytes) / 1e6:.0f}"
         hottest = max(use.temperatures, key=lambda sensor: sensor.highest_c, default=None)
-        heat = "not told" if hottest is None else f"{hottest.sensor} {hottest.highest_c:.0f} °C"
+        heat = "not reported" if hottest is None else f"{hottest.sensor} {hottest.highest_c:.0f} °C"
         table.add_row(name, f"{use.rss_peak_bytes / 1e6:.0f}", fell, heat)
         for meter in use.power:
             joules = (meter.joules_per_action, meter.joules_per_action_above_idle)

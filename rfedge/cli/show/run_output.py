@@ -31,13 +31,13 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
         console.print(f"tuned: {report.settings['tuned']}", highlight=False, soft_wrap=True, markup=False)
     if report.task is None:
         console.print(
-            f"instruction {report.instruction!r} is none of the simulator's tasks: success is not judged",
+            f"instruction {report.instruction!r} is none of the simulator's tasks: success is not checked",
             highlight=False,
             soft_wrap=True,
         )
     else:
         console.print(f"task {report.task}: {report.instruction!r}", highlight=False, soft_wrap=True)
-    outcome = {True: "success", False: "failure", None: "not judged"}
+    outcome = {True: "success", False: "failure", None: "not checked"}
     for episode in report.episodes:
         console.print(
             f"seed {episode.seed}: {outcome[episode.success]}, {episode.num_steps} steps, "

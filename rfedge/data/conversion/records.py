@@ -21,7 +21,7 @@ class Layout:
     """What is known of a source's conventions.
 
     Attributes:
-        name: of the layout, as told to the user.
+        name: of the layout, as the user sees it.
         fields: where its fields are.
         position_scale_m, rotation_scale_rad: metres and radians per unit of its relative actions.
         rotation: of its actions, one of `options.ROTATIONS`.

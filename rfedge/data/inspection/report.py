@@ -145,7 +145,7 @@ def inspect_dataset(
         num_frames: size of the sample of frames that are read; None for all.
         seed: of the sample.
         workers: processes that read frames; the report does not depend on it.
-        task_names: tasks that a simulator judges; others are named in a note.
+        task_names: tasks that a simulator checks; others are named in a note.
         on_progress: called as (frames checked, frames to check).
 
     Raises:
@@ -176,7 +176,7 @@ def inspect_dataset(
         others = sorted({segment.task for segment in segments} - {*task_names}) if task_names else []
         if others:
             shown = ", ".join(others[:8]) + (" ..." if len(others) > 8 else "")
-            notes.append(f"{len(others)} tasks are none of CALVIN's {len(task_names)}, no simulator judges them: {shown}")
+            notes.append(f"{len(others)} tasks are none of CALVIN's {len(task_names)}, no simulator checks them: {shown}")
     language_folders = _language_folders(folder)
     if segments:  # an unreadable annotation file is already listed
         for other in language_folders:

@@ -72,7 +72,7 @@ class Variation:
 class WaypointExpert:
     """Runs a script in closed loop.
 
-    The arm lags behind what it was told, and actions are increments of a target that no observation shows. So the
+    The arm lags behind its commands, and actions are increments of a target that no observation shows. So the
     expert adds up the actions that were sent, and asks only for what is missing between their sum and the waypoint;
     steering by the measured tcp instead would overshoot every waypoint.
     """

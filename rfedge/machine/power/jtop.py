@@ -41,7 +41,7 @@ class JtopSource:
         self.name: Final = f"board, {' + '.join(self._rails)} by jtop"
 
     def read(self) -> Reading:
-        """Return the board's watts as the service told last.
+        """Return the board's watts as the service reported last.
 
         Raises:
             Absent: the service is gone.

@@ -41,8 +41,8 @@ class PretrainConfig(BaseModel):
     )
     save_every: Annotated[int, Option("Steps between two training states; 0 for the end only.", min=0)] = Field(250, ge=0)
     resume: Annotated[bool, Option("Go on from the newest state in --output, or start over.")] = True
-    batch_size: Annotated[int, Option("Frames a step.", panel="Optimization", min=1)] = Field(32, ge=1)
-    learning_rate: Annotated[float, Option("Highest rate.")] = Field(5e-4, gt=0)
+    batch_size: Annotated[int, Option("Frames per step.", panel="Optimization", min=1)] = Field(32, ge=1)
+    learning_rate: Annotated[float, Option("Peak learning rate.")] = Field(5e-4, gt=0)
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.02, ge=0)
     gradient_clip: float = Field(1.0, gt=0)

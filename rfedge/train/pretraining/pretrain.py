@@ -42,7 +42,7 @@ from rfedge.train.pretraining.scene_batches import (
     number_ids,
     scene_score,
 )
-from rfedge.train.result import StepReport
+from rfedge.train.result import TrainingStep
 from rfedge.train.run import TrainingRun
 from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.settings import torch_settings
@@ -94,7 +94,7 @@ def pretrain_policy(
     *,
     grammar: Grammar | None = None,
     progress: StageProgress | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: Callable[[TrainingStep], None] | None = None,
     stop: TrainingStop | None = None,
 ) -> PretrainResult:
     """Train until the first of steps and minutes is reached, and write `output/checkpoint`; goes on where it was stopped.
@@ -114,7 +114,7 @@ def _pretrain(
     config: PretrainConfig,
     grammar: Grammar | None,
     progress: StageProgress | None,
-    on_step: Callable[[StepReport], None] | None,
+    on_step: Callable[[TrainingStep], None] | None,
     stop: TrainingStop,
 ) -> PretrainResult:
     dataset = CalvinDataset.open(config.data)
@@ -216,14 +216,14 @@ class _Run(TrainingRun):
     held_out: SceneQuestions | None
     numbers: torch.Tensor
 
-    def train_steps(self, on_step: Callable[[StepReport], None] | None) -> None:
+    def train_steps(self, on_step: Callable[[TrainingStep], None] | None) -> None:
         sampler = WindowSampler(len(self.training), self.config.batch_size, self.config.seed, self.state.sampler)
         with SceneLoader(self.training, sampler, step=self.state.step) as loader:
             while not self.is_over():
                 batch, self.state.sampler = loader.next()
                 self.step(batch, on_step)
 
-    def step(self, batch: SceneBatch, on_step: Callable[[StepReport], None] | None) -> None:
+    def step(self, batch: SceneBatch, on_step: Callable[[TrainingStep], None] | None) -> None:
         """One optimizer step and its metrics."""
         config, before = self.config, time.perf_counter()
         rate = config.learning_rate * learning_rate_factor(

@@ -35,7 +35,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
             reason of each one that is there.
         BackendUnavailableError: no GPU, or no TensorRT.
     """
-    load_bundle(path, verify=False)  # a wrong path is told before a missing GPU
+    load_bundle(path, verify=False)  # a wrong path is reported before a missing GPU
     try:
         device = read_cuda_device()
     except BackendUnavailableError as error:
