@@ -15,8 +15,7 @@ from xml.etree import ElementTree
 import pytest
 import typer
 
-from rfedge.benchmarks.records.quoted import quoted_baselines
-from rfedge.benchmarks.report.build import Report, ReportPlan, build_report
+from rfedge.benchmarks.report.build import Report, ReportPlan, build_report, quoted_baselines
 from rfedge.benchmarks.report.bundles import most_rows
 from rfedge.benchmarks.success.chain_report import ChainConditions, ChainReport
 from rfedge.benchmarks.success.sweep_report import SweepReport
@@ -172,7 +171,7 @@ def test_rates_tasks_and_differences_are_those_of_the_success(page: Page, record
 def test_every_number_in_a_cell_with_a_point_is_one_of_the_records(page: Page, records: Path) -> None:
     """No figure on the page comes from anywhere else: each is a number of a record, or one divided by its steps."""
     documents = [json.loads((records / name).read_text()) for name in ("sweep.json", "deep/board.json")]
-    documents.append(quoted_baselines().model_dump())
+    documents.append(quoted_baselines())
     known: set[float] = set()
 
     def gather(value: object) -> None:
