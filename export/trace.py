@@ -19,7 +19,7 @@ from rfedge.errors import ExportError
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, graph_files
 from rfedge.model import RoboFlamingo
 
-__all__ = ["OPSET", "trace_backbone", "trace_graph", "trace_head"]
+__all__ = ["OPSET", "trace_backbone", "trace_graph", "trace_head", "trace_program"]
 
 OPSET = 20
 
@@ -85,8 +85,15 @@ def trace_graph(
     Raises:
         ExportError: the exporter cannot translate the module.
     """
-    example = contract.sample_inputs(np.random.default_rng(0), dynamic_size=example_size)
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    program = trace_program(module, contract, example_size=example_size)
+    program.save(str(path), external_data=size_bytes > INLINE_LIMIT_BYTES)
+    return graph_files(path)
+
+
+def trace_program(module: nn.Module, contract: GraphContract, *, example_size: int | None = None) -> torch.onnx.ONNXProgram:
+    """Return the graph in memory, on the module's own weights; arguments and errors as `trace_graph`."""
+    example = contract.sample_inputs(np.random.default_rng(0), dynamic_size=example_size)
     try:
         with _quiet_loggers(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations inside torch.export; ours are turned into errors by the tests
@@ -110,9 +117,7 @@ def trace_graph(
     if program is None:
         raise ExportError(f"module {type(module).__name__}", got="no program", expected="one", remedy="Report it.")
     _forget_sources(program.model)
-    external = size_bytes > INLINE_LIMIT_BYTES
-    program.save(str(path), external_data=external)
-    return graph_files(path)
+    return program
 
 
 def _forget_sources(model: ir.Model) -> None:

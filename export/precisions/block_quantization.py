@@ -27,6 +27,8 @@ Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 
 _NO_SCALE: Final = np.float32(1e30)
+# fp16's smallest normal number: a block of zeros has this scale.
+_LEAST_POSITIVE: Final = np.float32(np.finfo(np.float16).smallest_normal)
 # Share of the mean variance; GPTQ's own. A tenth and five times of it are as good (docs/adr/0016).
 _DAMPING: Final = 0.01
 
@@ -55,10 +57,13 @@ def quantize_columns(weight: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
     return np.rint(weight / scale).clip(-127, 127).astype(np.int8), scale
 
 
-def quantize_blocks(weight: Float32, *, bits: int, block_size: int, symmetric: bool) -> BlockQuantized:
+def quantize_blocks(
+    weight: Float32, *, bits: int, block_size: int, symmetric: bool, positive: bool = False
+) -> BlockQuantized:
     """Round each block of `block_size` inputs of a column of a weight (K, N) to unsigned integers of `bits` bits.
 
-    Symmetric: the number of the largest magnitude becomes the end of the range that has one more step (-8 of -8 to 7).
+    Symmetric: the number of the largest magnitude becomes the end of the range that has one more step (-8 of -8 to 7), for
+    which its scale may be negative; `positive` keeps scales above zero, as TensorRT's parser demands, at 7 steps for it.
     Asymmetric: the range from the smallest to the largest number, 0 included, is divided evenly.
     """
     num_inputs, num_outputs = weight.shape
@@ -69,8 +74,12 @@ def quantize_blocks(weight: Float32, *, bits: int, block_size: int, symmetric: b
     low, high = blocks.min(axis=1), blocks.max(axis=1)
     levels, middle = (1 << bits) - 1, 1 << (bits - 1)
     if symmetric:
-        signed = np.where(np.abs(high) > np.abs(low), high, low)
-        scales = signed / np.float32(-middle)
+        if positive:
+            scales = np.maximum(high / np.float32(middle - 1), low / np.float32(-middle))
+            scales = np.where(scales < _LEAST_POSITIVE, _LEAST_POSITIVE, scales)
+        else:
+            signed = np.where(np.abs(high) > np.abs(low), high, low)
+            scales = signed / np.float32(-middle)
         zero_points = np.full(scales.shape, middle, np.uint8)
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)

@@ -55,7 +55,9 @@ class WeightRounding(NamedTuple):
         if self.by_column:
             numbers, scales = quantize_columns(weight) if covariance is None else round_compensated(weight, covariance, 0.0)
             return {"numbers": numbers, "scales": scales}, numbers * scales
-        blocks = quantize_blocks(weight, bits=self.bits, block_size=BLOCK_SIZE, symmetric=self.symmetric)
+        blocks = quantize_blocks(
+            weight, bits=self.bits, block_size=BLOCK_SIZE, symmetric=self.symmetric, positive=not self.packed
+        )
         blocks = blocks._replace(scales=_as_stored(blocks.scales))
         if covariance is not None:
             blocks = compensate_blocks(blocks, weight, covariance, bits=self.bits)

@@ -242,6 +242,9 @@ def _write(item: PlannedEngine, built: BuiltEngine, audit: StageAudit, text_leng
             build_seconds=round(built.build_seconds, 3),
             weights_bytes=built.weights_bytes,
             activations_bytes=built.activations_bytes,
+            layers=audit.layer_precisions,
+            num_attention=len(audit.attention),
+            num_fused=sum(item.fused for item in audit.attention),
             text_lengths=text_lengths,
         )
         if built.timing_cache is not None:

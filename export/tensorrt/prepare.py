@@ -24,7 +24,7 @@ from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.tensorrt.engine_form import to_engine_form
 from rfedge.export.tensorrt.split_packed import split_packed_matmuls
 
-__all__ = ["PREPARATION", "cast_bytes_first", "load_graph", "prepare_graph"]
+__all__ = ["PREPARATION", "cast_bytes_first", "finish_graph", "load_graph", "prepare_graph"]
 
 # Part of the cache key: raise it when the changes below change.
 PREPARATION: Final = 2
@@ -53,8 +53,13 @@ def prepare_graph(path: Path, *, islands: Collection[str] | None = None) -> onnx
         changed = read_graph(path)
         to_engine_form(changed, islands)
         model = ir.to_proto(changed)
+    return finish_graph(model, path.parent)
+
+
+def finish_graph(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Make the changes that do not depend on types, in place, and return `model`; its weights may be in `folder`."""
     cast_bytes_first(model)
-    split_packed_matmuls(model, path.parent)
+    split_packed_matmuls(model, folder)
     _name_nodes(model)
     return model
 

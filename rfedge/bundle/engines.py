@@ -134,6 +134,8 @@ class EngineRecord(_Record):
         build_seconds: time the builder took.
         weights_bytes: weights inside the engine as the builder reports them, 0 where it does not say.
         activations_bytes: device memory one execution needs, 0 where the builder does not say.
+        layers: number of layers per precision, as the audit has it; empty in an older record.
+        num_attention, num_fused: attentions, and how many of them are one kernel.
         text_lengths: numbers of tokens that the engine takes, the optimisation profile of each at the same place; empty for
             a graph that reads no text. They are part of the key, as the sizes of its inputs.
     """
@@ -146,6 +148,9 @@ class EngineRecord(_Record):
     build_seconds: float
     weights_bytes: int = 0
     activations_bytes: int = 0
+    layers: dict[str, int] = {}
+    num_attention: int = 0
+    num_fused: int = 0
     text_lengths: tuple[int, ...] = ()
 
     def choose_profile(self, num_tokens: int) -> TextProfile:

@@ -11,6 +11,7 @@ from rfedge.cli.bundle_names import bundle_folder
 
 if TYPE_CHECKING:
     from rfedge.runtimes.roofline.devices import Device
+    from rfedge.runtimes.roofline.engine_work import EngineShares
     from rfedge.runtimes.roofline.report import Inspection
 
 __all__ = ["inspect"]
@@ -138,10 +139,17 @@ def _notes(inspection: Inspection) -> list[str]:
         f"a {kind} is taken to reach {compute:.0%} of its arithmetic and {memory:.0%} of its bandwidth"
         for compute, memory, kind in efficiencies
     ]
-    notes.append(
-        f"launches are not counted: a GPU takes some {LAUNCH_US} us for each, so {len(inspection.work.matmuls)} MatMuls "
-        f"add about {len(inspection.work.matmuls) * LAUNCH_US / 1e3:.1f} ms without CUDA graphs"
-    )
+    if inspection.engine_work is not None:
+        notes.append("GPUs are predicted with the floats that the manifest names for TensorRT, attention in one kernel")
+    counts = {
+        f"{', '.join(engine.graphs)} in {engine.folder}, audited ({_layers(engine)}),": engine.num_launches
+        for engine in inspection.engines
+    } or {f"{len(inspection.work.matmuls)} MatMuls": len(inspection.work.matmuls)}
+    notes += [
+        f"launches are not counted: a GPU takes some {LAUNCH_US} us for each, so {what} add about "
+        f"{count * LAUNCH_US / 1e3:.1f} ms without CUDA graphs"
+        for what, count in counts.items()
+    ]
     notes += [_own_figures(item.device) for item in inspection.predictions if item.device.name.startswith("this-")]
     notes += [
         f"{item.device.name} has no {wanted} arithmetic and would use {used}"
@@ -153,6 +161,11 @@ def _notes(inspection: Inspection) -> list[str]:
     if inspection.forced_past:
         notes.append(f"warning: exported with --force; its proof missed {'; '.join(inspection.forced_past)}")
     return notes
+
+
+def _layers(engine: EngineShares) -> str:
+    layers = ", ".join(f"{count} {'moves' if name == 'none' else name}" for name, count in engine.layers.items())
+    return f"{layers} layers, {engine.num_fused} of {engine.num_attention} attentions fused"
 
 
 def _own_figures(device: Device) -> str:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from rfedge.config import PolicyConfig
 from rfedge.model.policy import RoboFlamingo
 
-__all__ = ["parameters_on_meta", "random_policy"]
+__all__ = ["parameters_on_meta", "pooled_policy", "random_policy"]
 
 _FILLING: Final = frozenset({"normal_", "uniform_", "mul_", "fill_", "zero_", "ones_", "zeros_", "copy_"})
 
@@ -74,4 +74,31 @@ def random_policy(config: PolicyConfig, seed: int, dtype: torch.dtype = torch.fl
             else:
                 values.fill_(0.5 if name.endswith("gate") else float(name.startswith("weight")))
             setattr(module, name, nn.Parameter(values, requires_grad=False))
+    return policy.eval()
+
+
+@torch.no_grad()
+def pooled_policy(config: PolicyConfig, seed: int) -> RoboFlamingo:
+    """Return a policy in evaluation mode whose matrices all look into one pool of random numbers, as large as the largest.
+
+    For graphs whose structure and sizes count and whose numbers do not: a policy of 10 GB needs the memory of one weight.
+    """
+    with torch.random.fork_rng(devices=[]), parameters_on_meta():
+        policy = RoboFlamingo(config)
+    policy.compute_in(torch.float32)
+    parameters = [
+        (module, name, parameter)
+        for module in policy.modules()
+        for name, parameter in list(module.named_parameters(recurse=False))
+    ]
+    largest = max(parameter.numel() for module, _, parameter in parameters if not isinstance(module, nn.Embedding))
+    pool = torch.empty(largest).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
+    for module, name, parameter in parameters:
+        if isinstance(module, nn.Embedding):  # looked up outside the graphs
+            values = pool[:1].expand(parameter.shape)
+        elif parameter.ndim >= 2:
+            values = pool[: parameter.numel()].view(parameter.shape)
+        else:
+            values = torch.full(parameter.shape, 0.5 if name.endswith("gate") else float(name.startswith("weight")))
+        setattr(module, name, nn.Parameter(values, requires_grad=False))
     return policy.eval()

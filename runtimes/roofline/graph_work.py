@@ -25,6 +25,7 @@ _UNCOUNTABLE: Final = frozenset(
     {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GRU", "GroupQueryAttention", "MultiHeadAttention", "QGemm"}
     | {"QLinearConv", "QLinearMatMul", "RNN"}
 )
+_BEFORE_SOFTMAX: Final = ("Add", "Cast", "Div", "Mul", "Where")
 _FLOATS: Final[dict[str, Arithmetic]] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -87,6 +88,10 @@ class GraphCount:
         self._block = block
         self._vectors: dict[str, list[Tensor]] = defaultdict(list)
         self._producers = {name: node for node in graph.nodes for name in node.outputs}
+        self._readers: dict[str, list[Node]] = defaultdict(list)
+        for node in graph.nodes:
+            for name in node.inputs:
+                self._readers[name].append(node)
         self._varying = set(graph.inputs)
         self._blocks: dict[str, str] = {}
         self._count()
@@ -218,7 +223,18 @@ class GraphCount:
             parameters=0 if stage == "preprocess" else parameters,
             weight_bytes=weight_bytes,
             activation_bytes=activation_bytes,
+            logit_bytes=0 if stored_types else self._logit_bytes(node, left, output),
         )
+
+    def _logit_bytes(self, node: Node, left: Tensor, output: Tensor) -> int:
+        """Return the size of what lies between attention's two MatMuls and is read or written by this one."""
+        before = self._producers.get(node.inputs[0])
+        if before is not None and before.op == "Softmax":
+            return _bytes(left)
+        readers = self._readers[node.outputs[0]]
+        while len(readers) == 1 and readers[0].op in _BEFORE_SOFTMAX:
+            readers = self._readers[readers[0].outputs[0]]
+        return _bytes(output) if len(readers) == 1 and readers[0].op == "Softmax" else 0
 
     def _arithmetic(self, node: Node, output: Tensor) -> Arithmetic:
         if node.op == "MatMulInteger":

@@ -17,6 +17,7 @@ from rfedge.machine.memory import probe_memory
 from rfedge.machine.probing import probe
 from rfedge.runtimes.roofline.analytic_work import analytic_work
 from rfedge.runtimes.roofline.devices import DEVICES, Device, device, device_of_board
+from rfedge.runtimes.roofline.engine_work import EngineShares, engine_shares, engine_work
 from rfedge.runtimes.roofline.graph_work import bundle_work
 from rfedge.runtimes.roofline.roofline import Prediction, predict
 from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, this_gpu
@@ -55,6 +56,8 @@ class Inspection:
         disagreements: blocks whose precision in the graph is not what the manifest says.
         forced_past: thresholds that the bundle missed when it was exported with --force.
         graphs: of a bundle, in call order.
+        engine_work: what GPUs are predicted by, where their engines compute in other floats than the graphs.
+        engines: audits of the engines that are built.
     """
 
     subject: str
@@ -65,6 +68,8 @@ class Inspection:
     disagreements: tuple[str, ...] = ()
     forced_past: tuple[str, ...] = ()
     graphs: tuple[GraphFiles, ...] = ()
+    engine_work: PolicyWork | None = None
+    engines: tuple[EngineShares, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -87,6 +92,10 @@ class Inspection:
             "blocks": [
                 {"stage": stage, "block": block, **_sums(sums)} for (stage, block), sums in self.work.blocks().items()
             ],
+            "engine_stages": None
+            if self.engine_work is None
+            else {stage: _sums(self.engine_work.stage(stage)) for stage in STAGES},
+            "engines": [{**dataclasses.asdict(item), "num_launches": item.num_launches} for item in self.engines],
             "predictions": [_prediction(item) for item in self.predictions],
         }
 
@@ -122,10 +131,12 @@ def inspect_bundle(
         counted_from="graphs",
         policy=bundle.policy.name,
         work=work,
-        predictions=_predict(work, devices, threads, progress),
+        predictions=_predict(work, devices, threads, progress, on_gpu=engine_work(work, bundle)),
         disagreements=disagreements,
         forced_past=bundle.manifest.parity.forced_past,
         graphs=_graph_files(bundle, work),
+        engine_work=None if bundle.manifest.tensorrt is None else engine_work(work, bundle),
+        engines=engine_shares(bundle),
     )
 
 
@@ -166,7 +177,14 @@ def inspect_config(
     )
 
 
-def _predict(work: PolicyWork, names: Sequence[str], threads: int | None, progress: StageProgress) -> tuple[Prediction, ...]:
+def _predict(
+    work: PolicyWork,
+    names: Sequence[str],
+    threads: int | None,
+    progress: StageProgress,
+    *,
+    on_gpu: PolicyWork | None = None,
+) -> tuple[Prediction, ...]:
     for name in names:
         if name not in ("this-cpu", "this-gpu"):
             device(name)  # an unknown name is refused before anything is measured
@@ -181,7 +199,7 @@ def _predict(work: PolicyWork, names: Sequence[str], threads: int | None, progre
             chosen.append(_own_board() or this_gpu())
         else:
             chosen.append(device(name))
-    return tuple(predict(work, item) for item in chosen)
+    return tuple(predict(work if item.name == "this-cpu" or on_gpu is None else on_gpu, item) for item in chosen)
 
 
 def _present_devices() -> list[str]:

@@ -31,6 +31,7 @@ class MatMul:
         parameters: trained numbers of its weight; 0 when it multiplies two activations.
         weight_bytes: as stored, scales of quantized weights included.
         activation_bytes: what it reads besides the weight, and what it writes.
+        logit_bytes: of these, attention's logits or probabilities: a kernel that fuses attention keeps them to itself.
     """
 
     stage: Stage
@@ -41,6 +42,7 @@ class MatMul:
     parameters: int
     weight_bytes: int
     activation_bytes: int
+    logit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

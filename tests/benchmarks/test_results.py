@@ -10,6 +10,7 @@ from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.latency.isolated import IsolatedReport
 from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.benchmarks.studies.ablations import AblationsReport
+from rfedge.benchmarks.studies.full_size_engines import EnginesReport
 from rfedge.benchmarks.success.chain_report import ChainReport
 from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.success.looks import LooksReport
@@ -26,6 +27,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-chains": ChainReport,
     "rfedge-environment-speed": EnvironmentSpeedReport,
     "rfedge-expert-success": ExpertSuccessReport,
+    "rfedge-full-size-engines": EnginesReport,
     "rfedge-latency": LatencyReport,
     "rfedge-looks": LooksReport,
     "rfedge-peers": IsolatedReport,

@@ -154,7 +154,9 @@ def test_a_matmul_of_any_size_is_that_of_the_rounded_weight(variant: str, rows: 
         rounded = numbers.astype(np.float32) * scale
     else:
         symmetric = variant != "int4 asymmetric"
-        blocks = quantize_blocks(weight, bits=int(variant[3]), block_size=BLOCK_SIZE, symmetric=symmetric)
+        blocks = quantize_blocks(
+            weight, bits=int(variant[3]), block_size=BLOCK_SIZE, symmetric=symmetric, positive="dequantize" in variant
+        )
         rounded = dequantize_blocks(blocks, rows)
     # ONNX Runtime also rounds x to int8 in the kernels that it makes of the standard form
     # scales are in fp16
@@ -287,6 +289,16 @@ def test_the_bytes_are_those_of_onnx_runtimes_packer(weight: np.ndarray, bits: i
     assert ("zero_points" in packed) is not symmetric
     for name, array in packed.items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(weight=weights, bits=st.sampled_from([4, 8]))
+def test_positive_scales_clip_nothing(weight: np.ndarray, bits: int) -> None:
+    """TensorRT's parser refuses any other."""
+    quantized = quantize_blocks(weight, bits=bits, block_size=BLOCK_SIZE, symmetric=True, positive=True)
+    assert (quantized.scales > 0).all()
+    step = quantized.scales.repeat(BLOCK_SIZE, axis=0)[: len(weight)]
+    assert (np.abs(dequantize_blocks(quantized, len(weight)) - weight) <= step * 0.501).all()
 
 
 @settings(max_examples=60, deadline=None)

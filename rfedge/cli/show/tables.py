@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rfedge.bundle.artifact import Bundle, ParityRecord
+from rfedge.bundle.artifact import Bundle, Manifest, ParityRecord
 from rfedge.bundle.gates import allowed, is_met
 
 __all__ = ["parity_table", "print_manifest", "print_table"]
@@ -67,5 +67,26 @@ def print_manifest(bundle: Bundle, *, as_json: bool) -> None:
         f"{bundle.size_bytes / 1e6:.1f} MB, parity {'passed' if parity.passed else 'MISSED'}",
         file=sys.stderr if as_json else sys.stdout,
     )
+    for line in _engine_forms(manifest):
+        print(line, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(manifest.model_dump_json())
+
+
+def _engine_forms(manifest: Manifest) -> list[str]:
+    """Say of each graph what its engine computes in, and how its emulation was proved."""
+    record = manifest.tensorrt
+    if record is None:
+        return []
+    lines = []
+    for name, form in record.graphs.items():
+        reached = max(form.largest.items(), key=lambda item: item[1], default=None)
+        text = f"{len(form.islands)} nodes in fp32" if form.floats == "fp16" else form.reason
+        if reached is not None:
+            text += f", largest number {reached[1]:.4g} in {reached[0]} over {form.num_frames} frames"
+        lines.append(f"TensorRT, {name}: {form.floats} for what is not int8 ({text})")
+    if (parity := record.parity) is not None:
+        error = parity.metrics.get("action_max_error", 0.0)
+        verdict = "passed" if parity.passed else "MISSED, so fp32"
+        lines.append(f"TensorRT, emulated over {parity.num_steps} steps: {verdict}, largest action error {error:.3g}")
+    return lines
