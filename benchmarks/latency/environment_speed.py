@@ -6,19 +6,19 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 
 from rfedge.benchmarks.latency.garbage import collector_at_rest
 from rfedge.envs import Environment, make_environment
-from rfedge.envs.interface import CAMERAS
-from rfedge.envs.looks import Looks, Renderer
+from rfedge.envs.interface import CAMERAS, ENVIRONMENTS
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 from rfedge.errors import GateError
 from rfedge.jobs.progress import Count
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE
 from rfedge.records.machine import Measurement, provenance
-from rfedge.records.plan import check_least
+from rfedge.records.plan import Option, check_least
 from rfedge.records.statistics import Summary, summarise
 
 __all__ = ["EnvironmentSpeedPlan", "EnvironmentSpeedReport", "assert_step_ms", "run_environment_speed"]
@@ -36,20 +36,16 @@ class EnvironmentSpeedPlan:
     """What to measure.
 
     Attributes:
-        env: a name that `make_environment` knows.
-        scene: "A" to "D".
-        steps: timed rounds, at least 1; each is one `advance`, one picture of each camera, one `observe` and one
-            `step`.
-        seed: decides the actions and the block poses.
         looks, renderer: see `make_environment`.
+        steps: each is one `advance`, one picture of each camera, one `observe` and one `step`.
     """
 
-    env: str = "playtable"
-    scene: str = "D"
-    looks: Looks | None = None
-    renderer: Renderer | None = None
-    steps: int = 200
-    seed: int = 0
+    env: Annotated[str, Option("Environment: playtable or calvin.", choices=ENVIRONMENTS)] = "playtable"
+    scene: Annotated[str, Option("Table layout, A to D.")] = "D"
+    looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None
+    renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
+    steps: Annotated[int, Option("Timed rounds.")] = 200
+    seed: Annotated[int, Option("Seed of actions and block poses.", min=0)] = 0
 
     def __post_init__(self) -> None:
         """Refuse a plan that measures nothing.

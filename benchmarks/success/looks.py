@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 
 from rfedge.envs import make_environment
 from rfedge.envs.experts import EXPERT_TASKS, prepare_start
 from rfedge.envs.interface import CAMERAS, Camera, Float64Array
-from rfedge.envs.looks import Looks, Renderer, check_looks, redress
+from rfedge.envs.looks import RENDERER_HELP, Looks, Renderer, check_looks, redress
 from rfedge.errors import BackendUnavailableError, GateError
 from rfedge.io.atomic import atomic_file
 from rfedge.jobs.progress import Count
 from rfedge.messages import Observation, UInt8Array
 from rfedge.records.machine import Measurement, provenance
-from rfedge.records.plan import check_least
+from rfedge.records.plan import Option, check_least
 from rfedge.records.record import Record
 
 __all__ = ["LooksPlan", "LooksReport", "PictureDifference", "Sight", "assert_levels", "draw_sheet", "run_looks"]
@@ -36,18 +36,17 @@ class LooksPlan:
     """What to compare.
 
     Attributes:
-        looks: of PlayTable.
-        scene: "A" to "D".
-        states: moments of experts at work in the real simulator, each of another task while there are any.
-        seed: decides tasks, starts and moments.
+        states: each of another task while there are any.
         renderer: of the real simulator.
     """
 
-    looks: tuple[Looks, ...] = ("playtable",)
-    scene: str = "D"
-    states: int = 20
-    seed: int = 0
-    renderer: Renderer = "egl"
+    looks: Annotated[
+        tuple[Looks, ...], Option("Looks of PlayTable, with commas between: playtable, random, calvin.", commas=True)
+    ] = ("playtable",)
+    scene: Annotated[str, Option("Table layout, A to D.")] = "D"
+    states: Annotated[int, Option("Moments of experts at work in the real simulator.")] = 20
+    seed: Annotated[int, Option("Seed of tasks, starts and moments.", min=0)] = 0
+    renderer: Annotated[Renderer, Option(RENDERER_HELP)] = "egl"
 
     def __post_init__(self) -> None:
         """Refuse a plan that compares nothing.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
+from rfedge.benchmarks.latency import environment_speed as library
+from rfedge.cli.options import AsJson, plan_of, with_options
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
@@ -15,24 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["env"]
 
 
+@with_options(library.EnvironmentSpeedPlan)
 def env(
-    env: Annotated[str, typer.Option(help="Environment: playtable or calvin.")] = "playtable",
-    scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
-    looks: Annotated[Looks | None, typer.Option(help=LOOKS_HELP)] = None,
-    renderer: Annotated[Renderer | None, typer.Option(help=RENDERER_HELP)] = None,
-    steps: Annotated[int, typer.Option(help="Timed rounds.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of actions and block poses.")] = 0,
     assert_step_ms: Annotated[
         float | None, typer.Option(help="Fail unless the median step with both cameras takes less.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+    as_json: AsJson = False,
+    **given: Any,
 ) -> None:
-    from rfedge.benchmarks.latency import environment_speed as library
     from rfedge.cli.show.progress import round_progress
     from rfedge.cli.show.reports import write_report
 
-    plan = library.EnvironmentSpeedPlan(env=env, scene=scene, looks=looks, renderer=renderer, steps=steps, seed=seed)
+    plan = plan_of(library.EnvironmentSpeedPlan, given)
     with round_progress() as on_round:
         report = library.run_environment_speed(plan, on_round=on_round)
     _print(report, as_json=as_json)

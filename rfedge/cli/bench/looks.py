@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rfedge.envs.looks import RENDERER_HELP, Renderer
+from rfedge.benchmarks.success import looks as library
+from rfedge.cli.options import AsJson, plan_of, with_options
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.success.looks import LooksReport
@@ -15,31 +16,21 @@ if TYPE_CHECKING:
 __all__ = ["looks"]
 
 
+@with_options(library.LooksPlan)
 def looks(
-    looks: Annotated[
-        str, typer.Option(help="Looks of PlayTable, with commas between: playtable, random, calvin.")
-    ] = "playtable",
-    scene: Annotated[str, typer.Option(help="Table layout, A to D.")] = "D",
-    states: Annotated[int, typer.Option(help="Moments of experts at work in the real simulator.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of tasks, starts and moments.")] = 0,
-    renderer: Annotated[Renderer, typer.Option(help=RENDERER_HELP)] = "egl",
     assert_levels: Annotated[
         float | None, typer.Option(help="Fail unless both cameras differ by at most this many grey levels.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for looks.png, the pictures side by side, and looks.json.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+    as_json: AsJson = False,
+    **given: Any,
 ) -> None:
-    from typing import cast
-
-    from rfedge.benchmarks.success import looks as library
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report
-    from rfedge.envs.looks import Looks
 
-    names = tuple(cast(Looks, name.strip()) for name in looks.split(",") if name.strip())
-    plan = library.LooksPlan(names, scene=scene, states=states, seed=seed, renderer=renderer)
+    plan = plan_of(library.LooksPlan, given)
     with stage_progress() as progress:
         report, sights = library.run_looks(plan, on_state=lambda done, total: progress("pictures", done, total))
     _print(report, as_json=as_json)

@@ -8,9 +8,12 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from rfedge.cli.options import plan_of, with_options
+from rfedge.data.conversion import ConversionOptions
 
 if TYPE_CHECKING:
     from rfedge.data.conversion import ConversionResult
@@ -20,6 +23,7 @@ __all__ = ["convert"]
 _LIBRARIES = ("rfedge", "numpy", "h5py", "pyarrow", "av", "pillow")
 
 
+@with_options(ConversionOptions)
 def convert(
     source: Annotated[Path, typer.Argument(help="HDF5 file or a folder of them, or the root of a LeRobot v3 dataset.")],
     source_format: Annotated[str, typer.Option("--from", help="hdf5 or lerobot.")],
@@ -28,62 +32,24 @@ def convert(
         list[str] | None, typer.Option("--map", help="FIELD=KEY or FIELD=KEY[START:STOP]; repeat it. See the guide.")
     ] = None,
     map_file: Annotated[Path | None, typer.Option(help="YAML or JSON file of such mappings, FIELD: KEY.")] = None,
-    actions: Annotated[
-        str, typer.Option(help="relative, absolute, or next-state (the pose of the next frame).")
-    ] = "relative",
-    position_scale_m: Annotated[float | None, typer.Option(help="Metres per unit of relative actions.")] = None,
-    rotation_scale_rad: Annotated[float | None, typer.Option(help="Radians per unit of relative actions.")] = None,
-    rotation: Annotated[
-        str | None, typer.Option(help="Of the source's actions: euler or axis-angle; default from the layout, else euler.")
-    ] = None,
-    gripper_convention: Annotated[
-        str | None, typer.Option(help="close-1-open1, open-1-close1, close0-open1 or open0-close1.")
-    ] = None,
-    source_fps: Annotated[float | None, typer.Option(help="Frequency of the source, where it does not say.")] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frequency to write: the source's keeps the frames, another one resamples.")
-    ] = None,
-    resize: Annotated[
-        str, typer.Option(help="How images reach the policy's square: crop the middle, stretch, or pad with black.")
-    ] = "crop",
-    flip: Annotated[str | None, typer.Option(help="none, vertical or both; default from the layout.")] = None,
-    tcp_offset_m: Annotated[str, typer.Option(help="X,Y,Z added to tcp positions, to reach CALVIN's frame.")] = "0,0,0",
-    instruction: Annotated[str | None, typer.Option(help="For all episodes, instead of the source's own.")] = None,
-    allow_missing: Annotated[list[str] | None, typer.Option(help="gripper (black images) or joints (neutral).")] = None,
-    allow_mismatch: Annotated[
-        list[str] | None,
-        typer.Option(help="motion or gripper: convert although actions and measured state disagree about it."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="training or validation.")] = "training",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the whole source, map the first episode, write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+    **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
-    from rfedge.data.conversion import ConversionOptions, convert_dataset, parse_fields, read_field_file
+    from rfedge.data.conversion import convert_dataset, parse_fields, read_field_file
     from rfedge.envs.language import PARAPHRASES
     from rfedge.envs.tasks import INSTRUCTIONS
 
     tasks = {sentence: task for task, sentences in PARAPHRASES.items() for sentence in sentences}
-    options = ConversionOptions(
+    options = plan_of(
+        ConversionOptions,
+        given,
         fields={**(read_field_file(map_file) if map_file else {}), **parse_fields(mapping or ())},
-        actions=actions,
-        position_scale_m=position_scale_m,
-        rotation_scale_rad=rotation_scale_rad,
-        rotation=rotation,
-        gripper=gripper_convention,
-        source_fps=source_fps,
-        fps=fps,
-        resize=resize,
-        flip=flip,
-        tcp_offset_m=_offset(tcp_offset_m),
-        instruction=instruction,
-        allow_missing=tuple(allow_missing or ()),
-        allow_mismatch=tuple(allow_mismatch or ()),
-        split=split,
         tasks={**tasks, **{sentence: task for task, sentence in INSTRUCTIONS.items()}},
     )
     with kept_when_stopped(f"nothing was written to {output}"), stage_progress() as progress:
@@ -101,18 +67,6 @@ def convert(
     if as_json:
         folder = None if result.folder is None else str(result.folder)
         print(json.dumps({**dataclasses.asdict(result), "folder": folder}))
-
-
-def _offset(text: str) -> tuple[float, float, float]:
-    from rfedge.errors import ConfigError
-
-    try:
-        x_m, y_m, z_m = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            "--tcp-offset-m", got=repr(text), expected="three numbers X,Y,Z", remedy="Write, say, 0.2,0,-0.5."
-        ) from None
-    return x_m, y_m, z_m
 
 
 def _versions() -> dict[str, str]:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.io.disk import read_file
+from rfedge.records.plan import Option
 from rfedge.robot.camera import DEFAULT_RESIZE, RESIZES
 
 __all__ = [
@@ -63,47 +64,70 @@ class FieldSource:
         return self.key if self.start is None else f"{self.key}[{self.start}:{self.stop}]"
 
 
+def _parse_offset(text: str) -> tuple[float, float, float]:
+    try:
+        x_m, y_m, z_m = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            "--tcp-offset-m", got=repr(text), expected="three numbers X,Y,Z", remedy="Write, say, 0.2,0,-0.5."
+        ) from None
+    return x_m, y_m, z_m
+
+
 @dataclass(frozen=True, slots=True)
 class ConversionOptions:
     """Everything a user can decide; None leaves it to what is known of the source's layout.
 
     Attributes:
         fields: see `parse_fields`.
-        actions: "relative" for small steps of the tcp, "absolute" for tcp poses, "next-state" to take the pose that the
-            next frame reports, whatever was sent; the gripper is always the last number of `actions`.
-        position_scale_m, rotation_scale_rad: metres and radians per unit of the source's relative actions.
-        rotation: of the source's actions: "euler" for (steps of) fixed-axis xyz angles, "axis-angle" for rotation vectors in
-            the world frame, as robosuite's controllers take them.
-        gripper: one of GRIPPER_CONVENTIONS.
-        source_fps: frequency of the source in Hz, where it does not say.
-        fps: frequency to write. The source's own leaves the frames as they are, another one resamples; None accepts
-            only 30 Hz, which is CALVIN's.
-        resize: one of `rfedge.robot.camera.RESIZES`; the policy's robot must show its pictures alike.
+        actions: the gripper is always the last number.
+        rotation: fixed-axis xyz angles (or steps of them), or rotation vectors in the world frame, as robosuite's
+            controllers take them.
+        fps: None accepts only 30 Hz, which is CALVIN's.
+        resize: the policy's robot must show its pictures alike.
         flip: "vertical" for images stored upside down, "both" for images turned by 180 degrees.
-        tcp_offset_m: added to every tcp position, to bring another world frame to CALVIN's.
-        instruction: for all episodes, instead of the source's own.
-        allow_missing: "gripper" writes black images where there is no wrist camera; "joints" writes CALVIN's neutral
-            posture where there are no joint angles.
-        allow_mismatch: "motion" converts actions that do not say what the arm did, "gripper" the same for the fingers.
-        split: "training" or "validation".
+        allow_missing: "joints" writes CALVIN's neutral posture.
         tasks: sentence -> task, for instructions whose task is known; matched without regard to case and full stops.
     """
 
     fields: Mapping[str, FieldSource] = field(default_factory=dict)
-    actions: str = "relative"
-    position_scale_m: float | None = None
-    rotation_scale_rad: float | None = None
-    rotation: str | None = None
-    gripper: str | None = None
-    source_fps: float | None = None
-    fps: float | None = None
-    resize: str = DEFAULT_RESIZE
-    flip: str | None = None
-    tcp_offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    instruction: str | None = None
-    allow_missing: tuple[str, ...] = ()
-    allow_mismatch: tuple[str, ...] = ()
-    split: str = "training"
+    actions: Annotated[
+        str,
+        Option("relative, absolute, or next-state (the pose of the next frame).", panel="Conventions", choices=ACTION_KINDS),
+    ] = "relative"
+    position_scale_m: Annotated[float | None, Option("Metres per unit of relative actions.")] = None
+    rotation_scale_rad: Annotated[float | None, Option("Radians per unit of relative actions.")] = None
+    rotation: Annotated[
+        str | None,
+        Option("Of the source's actions: euler or axis-angle; default from the layout, else euler.", choices=ROTATIONS),
+    ] = None
+    gripper: Annotated[
+        str | None,
+        Option(
+            "close-1-open1, open-1-close1, close0-open1 or open0-close1.",
+            flag="--gripper-convention",
+            choices=tuple(GRIPPER_CONVENTIONS),
+        ),
+    ] = None
+    source_fps: Annotated[float | None, Option("Frequency of the source, where it does not say.")] = None
+    fps: Annotated[float | None, Option("Frequency to write: the source's keeps the frames, another one resamples.")] = None
+    resize: Annotated[
+        str, Option("How images reach the policy's square: crop the middle, stretch, or pad with black.", choices=RESIZES)
+    ] = DEFAULT_RESIZE
+    flip: Annotated[str | None, Option("none, vertical or both; default from the layout.", choices=FLIPS)] = None
+    tcp_offset_m: Annotated[
+        tuple[float, float, float],
+        Option("X,Y,Z added to tcp positions, to reach CALVIN's frame.", parse=_parse_offset, text="0,0,0"),
+    ] = (0.0, 0.0, 0.0)
+    instruction: Annotated[str | None, Option("For all episodes, instead of the source's own.", panel="Content")] = None
+    allow_missing: Annotated[
+        tuple[str, ...], Option("gripper (black images) or joints (neutral).", choices=CAN_BE_MISSING)
+    ] = ()
+    allow_mismatch: Annotated[
+        tuple[str, ...],
+        Option("motion or gripper: convert although actions and measured state disagree about it.", choices=CAN_DISAGREE),
+    ] = ()
+    split: Annotated[str, Option("training or validation.", choices=("training", "validation"))] = "training"
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
