@@ -52,6 +52,7 @@ class WrittenGraphs:
         head: the head that runs on this CPU, for the proof.
         proved_by: what stands in for graphs which this CPU cannot run, or "".
         search: the evidence of a mixed plan.
+        in_rows: Q/DQ graphs and CPU forms that compute query attention in int8 by row, if the proof allows it.
     """
 
     files: dict[str, Role]
@@ -60,6 +61,7 @@ class WrittenGraphs:
     head: Path
     proved_by: str = ""
     search: SearchRecord | None = None
+    in_rows: tuple[tuple[Path, Path], ...] = ()
 
 
 def write_graphs(
@@ -129,6 +131,7 @@ def write_graphs(
         head_here,
         "; ".join(graph.stands_in for graph in graphs if graph.stands_in),
         next((graph.search for graph in graphs if graph.search is not None), None),
+        tuple(graph.in_rows for graph in graphs if graph.in_rows is not None),
     )
 
 

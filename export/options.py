@@ -64,7 +64,8 @@ class ExportOptions:
         tuple[str, ...] | None,
         Option(
             "Blocks that stay fp32: beginnings of their names, separated by commas; "
-            '"default" keeps the attention of queries to the cameras in fp32 for int8, in 8 bits for int4-weight; '
+            '"default" keeps the attention of queries to the cameras in fp32 for int8 (on CPUs in int8 with a scale a row, '
+            "where the proof allows it), in 8 bits for int4-weight; "
             '"none" quantizes everything.',
             parse=_parse_keep_float,
             text="default",

@@ -32,6 +32,7 @@ from rfedge.export.int8.rounded_store import RoundedGroup, RoundedMatMul, Rounde
 from rfedge.export.int8.rounding import Rounded, round_compensated, round_nearest
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, weight_file, write_graph
 from rfedge.export.passes.split_weights import SplitWeights
+from rfedge.export.precisions.row_int8 import RowMatMul
 from rfedge.jobs.progress import StageProgress
 
 __all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_matmuls", "quantize_int8"]
@@ -48,6 +49,7 @@ def quantize_int8(
     keep_float: Sequence[str] | None = (),
     options: Int8Options | None = None,
     store: RoundedStore | None = None,
+    rows: dict[str, RowMatMul] | None = None,
     progress: StageProgress = lambda *_: None,
 ) -> int:
     """Write the Q/DQ form of the graph at `source` to `target`.
@@ -60,6 +62,7 @@ def quantize_int8(
         options: how; the default is `Int8Options()`.
         store: rounded MatMuls of this graph, these frames and these options: what it holds is not computed again (it is
             rounded as it was in the graph that stored it), what it lacks is added.
+        rows: is filled with the MatMuls of `QUERY_ATTENTION` that stay in float, rounded for `lower_int8`; None rounds none.
         progress: called after each frame of each pass and after each MatMul.
 
     Returns:
@@ -78,6 +81,8 @@ def quantize_int8(
         SplitWeights()(model)
     matmuls = quantizable_matmuls(model.graph, keep_float)
     work = _Work(source, model.graph, matmuls, frames, options, progress, store)
+    if rows is not None:
+        work.rows, work.row_matmuls = rows, _row_matmuls(model.graph, matmuls)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         is_external = weight_file(source).exists()
         if is_external:
@@ -86,6 +91,16 @@ def quantize_int8(
         # What has its weights beside it keeps them there, so that a bundle lists the same files.
         write_graph(model, target, inline_limit_bytes=0 if is_external else INLINE_LIMIT_BYTES)
     return len(matmuls)
+
+
+def _row_matmuls(graph: ir.Graph, quantized: Sequence[MatMul]) -> list[MatMul]:
+    """Return the MatMuls of query attention that are not quantized with the rest, nor read a tensor that is."""
+    read = {matmul.source for matmul in quantized}
+    return [
+        matmul
+        for matmul in quantizable_matmuls(graph, ())
+        if matmul.begins_with_any(QUERY_ATTENTION) and matmul.source not in read and not matmul.is_transposed
+    ]
 
 
 @dataclass
@@ -97,6 +112,8 @@ class _Work:
     options: Int8Options
     progress: StageProgress
     store: RoundedStore | None = None
+    rows: dict[str, RowMatMul] = field(default_factory=dict)
+    row_matmuls: list[MatMul] = field(default_factory=list)
     spill: Path | None = None  # where finished weights wait until the graph is written; None keeps them in memory
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
     frames_done: int = 0
@@ -104,7 +121,7 @@ class _Work:
 
     def run(self) -> None:
         readers: dict[str, list[MatMul]] = {}
-        for matmul in self.matmuls:
+        for matmul in (*self.matmuls, *self.row_matmuls):
             readers.setdefault(str(matmul.source.name), []).append(matmul)
         for name in [name for name in readers if self._is_stored(name, readers[name])]:
             self._insert_stored(name, readers.pop(name))
@@ -132,7 +149,8 @@ class _Work:
             if looks_again:
                 self._observe(inputs, num_passes)
             for name in group:
-                self._round(name, readers[name], balances[name], inputs.pop(name))
+                rounds = self._round_rows if self._in_rows(readers[name]) else self._round
+                rounds(name, readers[name], balances[name], inputs.pop(name))
 
     def _observe(self, observers: Mapping[str, Any], num_passes: int) -> None:
         def count() -> None:
@@ -144,6 +162,11 @@ class _Work:
     # `name` is the tensor's in the float graph: a corrected bias of the MatMul before renames it in this one.
     def _balance(self, name: str, matmuls: list[MatMul]) -> Balance:
         value = matmuls[0].source
+        if self._in_rows(matmuls):
+            statistics = self.statistics[name]
+            middle = (statistics.low + statistics.high) / 2
+            centre = middle if self.options.centre else np.zeros_like(middle)
+            return Balance(centre.astype(np.float32), np.ones_like(centre), None)
         weights: Sequence[Float32] = ()
         if self.options.smooth_quant is not None:
             weights = [read_weight(matmul.weight, is_transposed=matmul.is_transposed) for matmul in matmuls]
@@ -179,6 +202,24 @@ class _Work:
         if self.store is not None:
             self.store.save(name, group)
         self._insert(matmuls, balance, group)
+
+    def _in_rows(self, matmuls: list[MatMul]) -> bool:
+        return matmuls[0] in self.row_matmuls
+
+    def _round_rows(self, name: str, matmuls: list[MatMul], balance: Balance, seen: RoundedInput) -> None:
+        """Round the weights; what a row's own scale is, no calibration knows, but hardly more than that of all rows."""
+        statistics = self.statistics[name]
+        step = scale_from_amax(balance.peak(statistics.low, statistics.high))
+        for matmul in matmuls:
+            weight = read_weight(matmul.weight, is_transposed=matmul.is_transposed)
+            if self.options.rounding == "compensated":
+                rounded = round_compensated(weight, seen.covariance, float(step))
+            else:
+                rounded = round_nearest(weight)
+            bias = self._bias(weight, balance, rounded, statistics.mean)
+            levels, steps = rounded
+            no_bias = np.zeros(len(steps), np.float32)
+            self.rows[matmul.name] = RowMatMul(levels, steps, balance.centre, no_bias if bias is None else bias)
 
     def _insert(self, matmuls: list[MatMul], balance: Balance, group: RoundedGroup) -> None:
         value = matmuls[0].source

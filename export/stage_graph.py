@@ -27,6 +27,7 @@ from rfedge.export.precision_audit import effective_precisions, require_integer_
 from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.precisions.half import make_bf16, make_fp16
 from rfedge.export.precisions.half_storage import store_weights_half
+from rfedge.export.precisions.row_int8 import RowMatMul
 from rfedge.export.precisions.runs_here import write_stand_in
 from rfedge.export.precisions.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
 from rfedge.export.quantize import Int8Options, quantizable_matmuls, quantize_int8
@@ -81,6 +82,7 @@ class WrittenGraph:
         runs_here: the graph to run on this CPU, for proofs and for the calibration of the next stage.
         stands_in: what `runs_here` is where this CPU cannot run the graph itself, or "".
         search: the evidence of a mixed plan.
+        in_rows: Q/DQ graph and CPU form, where the latter computes query attention in int8 by row.
     """
 
     files: dict[str, Role]
@@ -88,6 +90,7 @@ class WrittenGraph:
     runs_here: Path
     stands_in: str = ""
     search: SearchRecord | None = None
+    in_rows: tuple[Path, Path] | None = None
 
 
 def write_form(
@@ -196,6 +199,8 @@ def _write_int8(
         )
         keep_float = search.keep_float
     quantized = source.with_name("quantized.onnx")
+    # A plan, and names to keep in float, say what is in float; only the default leaves it to the proof.
+    rows: dict[str, RowMatMul] | None = {} if settings.mixed is None and keep_float is None else None
     num_matmuls = quantize_int8(
         source,
         quantized,
@@ -203,6 +208,7 @@ def _write_int8(
         keep_float=keep_float,
         options=settings.int8,
         store=store,
+        rows=rows,
         progress=lambda step, done, total: progress(_label(name, step), done, total),
     )
     remove_graph(source)
@@ -215,15 +221,16 @@ def _write_int8(
     cpu_role = CPU_ROLES[name]
     cpu = target.with_name(f"{cpu_role}.onnx")
     progress(_label(name, "audit kernels"), 0, 1)
-    lower_int8(target, cpu)
-    require_integer_kernels(cpu, num_expected=num_matmuls)
+    lower_int8(target, cpu, rows or {})
+    require_integer_kernels(cpu, num_expected=num_matmuls + len(rows or ()))
     progress(_label(name, "audit kernels"), 1, 1)
     roles: dict[str, Role] = {**file_roles(files, name), cpu.name: cpu_role}
     if search is not None:
         record = target.with_name("mixed.json")
         record.write_text(search.model_dump_json(indent=2) + "\n")
         roles[record.name] = "record"
-    return WrittenGraph(roles, effective_precisions(onnx.load(target, load_external_data=False)), cpu, search=search)
+    blocks = effective_precisions(onnx.load(target, load_external_data=False))
+    return WrittenGraph(roles, blocks, cpu, search=search, in_rows=(target, cpu) if rows else None)
 
 
 def share_keep_float(

@@ -14,8 +14,10 @@ Source: onnxruntime's contrib operators, MatMulIntegerToFloat.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -25,12 +27,10 @@ from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.fuse_attention import FuseAttention
 from rfedge.export.passes.graph_queries import add_constant, constant_array, is_constant, only_reader, parent
 from rfedge.export.passes.quick_gelu import PlainQuickGelu
+from rfedge.export.precisions.int8_kernel import KERNEL, UINT8_ZERO, make_kernel
+from rfedge.export.precisions.row_int8 import LowerRows, RowMatMul
 
 __all__ = ["KERNEL", "LowerInt8", "lower_int8"]
-
-KERNEL: Final = "MatMulIntegerToFloat"
-_DOMAIN: Final = "com.microsoft"
-_UINT8_ZERO: Final = 128
 
 
 class _MatMul(NamedTuple):
@@ -66,26 +66,17 @@ class LowerInt8(ir.passes.InPlacePass):
             if matmul is None:
                 continue
             if uint8_zero is None:
-                graph.opset_imports[_DOMAIN] = model.opset_imports[_DOMAIN] = 1
-                uint8_zero = add_constant(graph, "uint8_zero_point", np.array(_UINT8_ZERO, np.uint8))
-            # One per kernel: where uint8 x int8 saturates, onnxruntime rewrites weight and zero point of each kernel to
-            # uint8, and fails when it meets one of them a second time (`rfedge.bundle.int8_kernels`).
-            int8_zero = add_constant(graph, "int8_zero_point", np.array(0, np.int8))
+                uint8_zero = add_constant(graph, "uint8_zero_point", np.array(UINT8_ZERO, np.uint8))
             source = _quantize(graph, matmul, quantized, uint8_zero)
-            kernel = ir.node(
-                KERNEL,
-                [
-                    source,
-                    matmul.weight,
-                    matmul.source_scale,
-                    matmul.weight_scale,
-                    uint8_zero,
-                    int8_zero,
-                    matmul.bias,
-                ],
-                domain=_DOMAIN,
-                name=str(node.name),
-                num_outputs=1,
+            kernel = make_kernel(
+                graph,
+                str(node.name),
+                source,
+                matmul.weight,
+                matmul.source_scale,
+                matmul.weight_scale,
+                zero_point=uint8_zero,
+                bias=matmul.bias,
             )
             _replace(graph, matmul, kernel)
             self.num_lowered += 1
@@ -98,20 +89,26 @@ class LowerInt8(ir.passes.InPlacePass):
                 raise ir.passes.PostconditionError(f"pass {self.name}: MatMul {node.name} is left")
 
 
-def lower_int8(source: Path, target: Path) -> int:
+def lower_int8(source: Path, target: Path, rows: Mapping[str, RowMatMul] = MappingProxyType({})) -> int:
     """Write the CPU form of the Q/DQ graph at `source` to `target`, in the same folder; return the number of kernels.
 
     Around the kernels, attention and activations are written as onnxruntime's operators for them.
+
+    Args:
+        source: Q/DQ graph.
+        target: the file to write.
+        rows: float MatMuls of `source` to write as kernels with a scale a row; their weights go into `target`.
 
     Weights that `source` keeps in a file beside it stay there: both graphs read the same file.
     """
     model = ir.load(source)
     lower = LowerInt8()
     lower(model)
+    LowerRows(rows)(model)
     for graph_pass in (*((FuseAttention(),) if knows_attention() else ()), PlainQuickGelu()):
         graph_pass(model)
     ir.save(model, target)
-    return lower.num_lowered
+    return lower.num_lowered + len(rows)
 
 
 def _matmul(node: ir.Node) -> _MatMul | None:

@@ -15,9 +15,11 @@ from rfedge.export.passes.graph_queries import constant_array
 from rfedge.export.passes.quick_gelu import PlainQuickGelu
 from rfedge.export.passes.slim import infer_shapes
 from rfedge.export.passes.split_weights import SplitWeights
+from rfedge.export.precisions.cpu_int8 import lower_int8
+from rfedge.export.precisions.row_int8 import LowerRows, RowMatMul
 from rfedge.export.quantize import quantize_int8
-from tests.export.float_graphs import Array, draw, graph_of, op_types, passed_policy, run
-from tests.tolerances import assert_same_in_fp32
+from tests.export.float_graphs import Array, draw, graph_of, op_types, passed_policy, relative_rms, run
+from tests.tolerances import assert_same_in_fp32, fp32_tolerance
 
 node = helper.make_node
 BATCH, TOKENS, KEYS, HEADS = 2, 5, 7, 3
@@ -227,3 +229,55 @@ def test_an_older_onnxruntime_runs_the_qdq_form_with_a_warning(
     assert int8_kernels.runs_cpu_form(tmp_path / "long.onnx")
     assert not int8_kernels.runs_cpu_form(tmp_path / "fused.onnx")
     assert "fused.onnx: onnxruntime before 1.24 runs the bundle's slower Q/DQ graph" in caplog.text
+
+
+# Query attention by row
+
+
+def test_rows_of_zeros_and_of_any_size_are_rounded_by_their_own_scale() -> None:
+    """Against numpy: every row is off by at most half a step of its own, times the weights."""
+    rng = np.random.default_rng(5)
+    weight = rng.integers(-127, 128, (INNER, 7), np.int8)
+    row = RowMatMul(weight, np.full(7, 0.01, np.float32), draw(rng, INNER) * np.float32(0.1), draw(rng, 7))
+    model = graph_of(
+        [node("MatMul", ["x", "float"], ["product"]), node("Add", ["product", "bias"], ["y"])],
+        {"float": weight * np.float32(0.01), "bias": draw(rng, 7)},
+        {"x": (4, INNER)},
+        ["y"],
+    )
+    x = draw(rng, 4, INNER) * np.float32([[1e-6], [1.0], [1e4], [0.0]])
+    x[3] = row.centre
+    constant = constant_array(model.graph.initializers["bias"])
+    assert constant is not None
+    matmul = next(item for item in model.graph if item.op_type == "MatMul")
+    assert changed_rows(model, {str(matmul.name): row}) == 1
+    (actual,) = run(model, {"x": x})
+    centred = (x - row.centre).astype(np.float64)
+    expected = centred @ (weight * 0.01) + row.bias + constant
+    half_a_step = np.abs(centred).max(axis=1, keepdims=True) / 127 / 2
+    bound = 1.001 * half_a_step * np.abs(weight * 0.01).sum(axis=0) + fp32_tolerance(INNER) * np.abs(expected).max()
+    assert (np.abs(actual - expected) <= bound).all()
+    np.testing.assert_allclose(actual[3], expected[3], rtol=1e-5)
+
+
+def changed_rows(model: ir.Model, rows: dict[str, RowMatMul]) -> int:
+    (report,) = run_passes(model, [LowerRows(rows)])
+    assert run_passes(model, [LowerRows(rows)])[0].changes == ()
+    return len(report.changes)
+
+
+def test_query_attention_is_quantized_by_row_in_the_cpu_form_alone(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    traced = passed_policy(tmp_path_factory)
+    rows: dict[str, RowMatMul] = {}
+    count = quantize_int8(traced.backbone, tmp_path / "qdq.onnx", [traced.inputs], keep_float=None, rows=rows)
+    assert rows
+    assert lower_int8(tmp_path / "qdq.onnx", tmp_path / "float.onnx") == count
+    assert lower_int8(tmp_path / "qdq.onnx", tmp_path / "rows.onnx", rows) == count + len(rows)
+    (exact,) = run(traced.backbone, traced.inputs)
+    errors = {name: relative_rms(run(tmp_path / f"{name}.onnx", traced.inputs)[0], exact) for name in ("float", "rows")}
+    assert errors["float"] < 0.05
+    assert errors["rows"] < errors["float"] + 0.03
+    kernels = [item for item in ir.load(tmp_path / "rows.onnx").graph if item.op_type == "MatMulIntegerToFloat"]
+    assert len(kernels) == count + len(rows)

@@ -18,6 +18,7 @@ import torch
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
+from rfedge.export import pipeline
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import check_export, export_checkpoint, verify_parity
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
@@ -230,6 +231,23 @@ def test_a_missed_gate_ends_with_the_numbers_and_writes_nothing(
     forced = export_checkpoint(checkpoints["window"], tmp_path / "bundle", dataclasses.replace(options, force=True))
     assert forced.manifest.parity.forced
     assert not forced.manifest.parity.passed
+
+
+def test_query_attention_stays_in_float_where_its_rows_miss_a_gate(
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=4, num_parity_steps=4)
+    by_row = export_checkpoint(checkpoints["window"], tmp_path / "rows", options)
+    assert by_row.manifest.parity.inputs.endswith(pipeline.IN_ROWS)
+    measured = by_row.manifest.parity.metrics["feature_relative_rms"]
+    monkeypatch.setitem(THRESHOLDS, "int8", {"feature_relative_rms": 0.999 * measured})
+    in_float = export_checkpoint(checkpoints["window"], tmp_path / "float", dataclasses.replace(options, force=True))
+    assert pipeline.IN_ROWS not in in_float.manifest.parity.inputs
+    kernels = [
+        require_integer_kernels(bundle.path("backbone-cpu"), num_expected=1)["MatMulIntegerToFloat"]
+        for bundle in (by_row, in_float)
+    ]
+    assert kernels[0] > kernels[1]
 
 
 def test_wrong_requests_are_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Query attention in int8 for CPUs: each row of activations has a scale of its own, found while the policy runs.
+
+Everything that the cameras say passes through these MatMuls (`rfedge.export.int8.matmuls.QUERY_ATTENTION`), and one scale
+for all their rows costs more accuracy than all other MatMuls together (docs/adr/0008). With one a row:
+
+    x -> Sub centre -> Abs -> ReduceMax = r; x / r -> QuantizeLinear (1/127) -> MatMulIntegerToFloat -> Mul r -> Add bias
+
+A tensor is quantized once, however many MatMuls read it. The Q/DQ graph keeps them in float: neither TensorRT nor OpenVINO
+knows scales that are found at run time.
+
+Requires: MatMuls with the names of those that were rounded.
+Ensures: none of them is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from rfedge.export.int8.ranges import LEVELS
+from rfedge.export.passes.drop_dead import DropDead
+from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader
+from rfedge.export.precisions.int8_kernel import make_kernel
+
+__all__ = ["LowerRows", "RowMatMul"]
+
+Float32 = npt.NDArray[np.float32]
+_SMALLEST: Final = np.finfo(np.float32).tiny  # a row of zeros is divided by this
+
+
+class RowMatMul(NamedTuple):
+    """A rounded MatMul whose activations get their scales at run time.
+
+    Attributes:
+        levels, steps: int8 (inputs, outputs) and float32 (outputs,).
+        centre: float32 (inputs,), what every row is measured from; the same for all readers of a tensor.
+        bias: float32 (outputs,), what makes up for the centre and for the mean error of the weights.
+    """
+
+    levels: npt.NDArray[np.int8]
+    steps: Float32
+    centre: Float32
+    bias: Float32
+
+
+class LowerRows(GraphPass):
+    """Integer kernels with a scale a row.
+
+    Args:
+        rows: by the name of the MatMul.
+    """
+
+    name = "lower-rows"
+
+    def __init__(self, rows: Mapping[str, RowMatMul]) -> None:
+        super().__init__()
+        self.rows = dict(rows)
+
+    def requires(self, model: ir.Model) -> None:
+        """Nothing: the graph is quantized, these MatMuls are not."""
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        graph = model.graph
+        quantized: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        changes = []
+        for node in list(graph):
+            if not self._is_row(node):
+                continue
+            source, row = node.inputs[0], self.rows[str(node.name)]
+            assert source is not None, f"{node.name} reads nothing"
+            if source not in quantized:
+                quantized[source] = _quantize_rows(graph, node, source, row.centre)
+            _replace(graph, node, *quantized[source], row)
+            changes.append(f"{node.name}: int8 with a scale a row")
+        if changes:
+            DropDead().rewrite(model)
+        return changes
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if self._is_row(node):
+                raise ir.passes.PostconditionError(f"pass {self.name}: MatMul {node.name} is left")
+
+    def _is_row(self, node: ir.Node) -> bool:
+        return node.op_type == "MatMul" and node.domain == "" and str(node.name) in self.rows
+
+
+def _quantize_rows(graph: ir.Graph, reader: ir.Node, source: ir.Value, centre: Float32) -> tuple[ir.Value, ir.Value]:
+    """Put the quantizer of a tensor before its first reader; return uint8 numbers and the largest magnitude of each row."""
+    name, nodes, value = str(source.name), [], source
+
+    def add(kind: str, inputs: list[ir.Value], suffix: str, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        node = ir.node(kind, inputs, name=f"{name}/{suffix}")
+        node.metadata_props.update(reader.metadata_props)
+        result = node.outputs[0]
+        result.name, result.type = f"{name}/{suffix}", ir.TensorType(dtype)
+        nodes.append(node)
+        return result
+
+    if centre.any():
+        value = add("Sub", [source, add_constant(graph, f"{name}/row_centre", centre)], "row_centred")
+    last_axis = add_constant(graph, "last_axis", np.array([-1], np.int64))
+    largest = add("ReduceMax", [add("Abs", [value], "magnitudes"), last_axis], "largest")
+    largest = add("Max", [largest, add_constant(graph, "smallest", np.array(_SMALLEST, np.float32))], "row_scale")
+    unit = add("Div", [value, largest], "unit_rows")
+    step = add_constant(graph, "unit_step", np.array(1.0 / LEVELS, np.float32))
+    zero = add_constant(graph, "row_zero_point", np.array(128, np.uint8))
+    numbers = add("QuantizeLinear", [unit, step, zero], "rows", ir.DataType.UINT8)
+    for produced in nodes:
+        produced.outputs[0].shape = source.shape
+    if source.shape is not None:
+        largest.shape = ir.Shape([*source.shape[:-1], 1])
+    graph.insert_before(reader, nodes)
+    return numbers, largest
+
+
+def _replace(graph: ir.Graph, matmul: ir.Node, numbers: ir.Value, largest: ir.Value, row: RowMatMul) -> None:
+    """Put kernel, scale and bias where a MatMul and, if it has one, the addition of its bias stand."""
+    name, last, bias = str(matmul.name), matmul, row.bias
+    reader = only_reader(matmul.outputs[0])
+    if reader is not None and reader.op_type == "Add" and reader.domain == "":
+        present = constant_array(reader.inputs[1 if reader.inputs[0] is matmul.outputs[0] else 0])
+        if present is not None and present.shape == bias.shape:
+            last, bias = reader, (bias + present).astype(np.float32)
+    old = last.outputs[0]
+    weight = add_constant(graph, f"{name}/levels", row.levels)
+    steps = add_constant(graph, f"{name}/steps", row.steps)
+    kernel = make_kernel(graph, name, numbers, weight, np.float32(1.0 / LEVELS), steps)
+    scaled = ir.node("Mul", [kernel.outputs[0], largest], name=f"{name}/scaled")
+    added = ir.node("Add", [scaled.outputs[0], add_constant(graph, f"{name}/row_bias", bias)], name=f"{name}/biased")
+    for node in (kernel, scaled, added):
+        node.metadata_props.update(matmul.metadata_props)
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), old.shape
+    kernel.outputs[0].name, scaled.outputs[0].name = f"{name}/integers", f"{name}/scaled"
+    graph.insert_after(last, [kernel, scaled, added])
+    added.outputs[0].name, old.name = old.name, f"{old.name}/float"
+    old.replace_all_uses_with(added.outputs[0], replace_graph_outputs=True)
+    graph.remove(list(dict.fromkeys([last, matmul])), safe=True)
