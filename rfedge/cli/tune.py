@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from rfedge.benchmarks.latency.tune import TunePlan, TuneReport
 from rfedge.cli.options import AsJson, plan_of, with_options
@@ -11,19 +14,22 @@ __all__ = ["tune"]
 
 
 @with_options(TunePlan)
-def tune(as_json: AsJson = False, **given: Any) -> None:
-    import typer
+def tune(
+    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    as_json: AsJson = False,
+    **given: Any,
+) -> None:
     from rich.console import Console
 
     from rfedge.benchmarks.latency.tune import run_tune
     from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.reports import write_report
 
     plan = plan_of(TunePlan, given)
     with stage_progress() as progress:
         report = run_tune(plan, progress=progress)
     _print(Console(stderr=as_json), report)
-    if as_json:
-        typer.echo(report.model_dump_json())
+    write_report(report, output, as_json=as_json)
 
 
 def _print(console: Any, report: TuneReport) -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.latency.isolated import IsolatedReport
+from rfedge.benchmarks.latency.tune import TuneReport
 from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.benchmarks.studies.ablations import AblationsReport
 from rfedge.benchmarks.studies.full_size_engines import EnginesReport
@@ -35,6 +36,7 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-replay": ReplayReport,
     "rfedge-success": SuccessReport,
     "rfedge-sweep": SweepReport,
+    "rfedge-tune": TuneReport,
 }
 
 
