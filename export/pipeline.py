@@ -206,9 +206,7 @@ def export_checkpoint(
                 else [[inputs] for inputs in frames.stream(chosen[:: len(chosen) // 32 or 1])]
             )
             forms = choose_forms(engines, seen, work)
-            tensorrt = prove_engines(
-                engines, forms, reference, stored, parity.inputs, parity.thresholds, work, on_step=count
-            )
+            tensorrt = prove_engines(engines, forms, reference, stored, described, parity.thresholds, work, on_step=count)
         shutil.rmtree(work)
         num_actions = parity.num_steps * config.chunk_size
         parity = _judge(parity, precisions.requested, num_actions, force=options.force)
