@@ -222,8 +222,8 @@ def test_unknown_and_missing_backends_explain_themselves(tmp_path: Path, monkeyp
     with pytest.raises(ConfigError) as error:
         open_parts("onnxruntme", tmp_path, RuntimeSettings())
     assert str(error.value) == (
-        "backend: got 'onnxruntme', expected one of onnxruntime, openvino, tensorrt, torch (did you mean 'onnxruntime'?). "
-        "Choose one of these names."
+        "backend: got 'onnxruntme', expected one of auto, onnxruntime, openvino, tensorrt, torch (did you mean "
+        "'onnxruntime'?). Choose one of these names."
     )
     monkeypatch.setitem(registry._BACKENDS, "torch", ("not_a_library.at_all", "open", "Install it: pip install it."))
     with pytest.raises(BackendUnavailableError) as missing:
