@@ -100,7 +100,7 @@ class TuneReport(Measurement):
     Attributes:
         judged_on: what the candidates were held to.
         not_tried: candidates for which no time was left.
-        file: where the choice was written.
+        file: name of the choice, in the folder `tuned` of the user's cache.
     """
 
     format: Literal["rfedge-tune"] = "rfedge-tune"
@@ -147,7 +147,7 @@ def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> Tu
         duels=tuple(tuning.duels),
         not_tried=tuple(tuning.not_tried),
         choice=choice,
-        file=str(file),
+        file=file.name,
     )
 
 

@@ -34,6 +34,7 @@ def tune(
 
 def _print(console: Any, report: TuneReport) -> None:
     from rfedge.cli.show.tables import print_table
+    from rfedge.runtimes.backends.tuned import choice_file
 
     rows = []
     for duel in report.duels:
@@ -54,4 +55,6 @@ def _print(console: Any, report: TuneReport) -> None:
         text = f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)"
         console.print(text, highlight=False, soft_wrap=True, markup=False)
     console.print(f"tuned: {report.choice.describe()}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"kept in {report.file}; run, serve and bench latency follow it", highlight=False, soft_wrap=True)
+    console.print(
+        f"kept in {choice_file(report.choice.key)}; run, serve and bench latency follow it", highlight=False, soft_wrap=True
+    )

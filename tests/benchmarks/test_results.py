@@ -61,6 +61,27 @@ def test_the_latency_report_inside_the_demo_comes_back_byte_for_byte() -> None:
     assert json.dumps(document, indent=1) + "\n" == DEMO.read_text()
 
 
+def test_the_cpu_form_is_faster_than_at_685b4aa_beyond_the_noise_floor() -> None:
+    path = RESULTS / "latency_int8-forms_playtable-small_cpu_202611.json"
+    report = LatencyReport.model_validate_json(path.read_bytes())
+    before, now, _ = report.variants
+    assert (before.source, now.source) == ("bundle-685b4aa", "bundle-now")
+    ratio = before.per_call_ms["total"].p50 / now.per_call_ms["total"].p50
+    assert report.noise_floor.high < 1.05
+    assert round(ratio, 2) == 1.09
+    assert round(before.per_call_ms["backbone"].p50 / now.per_call_ms["backbone"].p50, 2) == 1.10
+    text = " ".join((RESULTS.parents[1] / "docs" / "adr" / "0019-cpu-form.md").read_text().split())
+    assert f"{before.per_call_ms['total'].p50:.2f} and {now.per_call_ms['total'].p50:.2f} ms" in text
+
+
+def test_tuning_found_nothing_faster_than_the_default_for_the_small_policy_here() -> None:
+    report = TuneReport.model_validate_json((RESULTS / "tune_playtable-small_cpu_202611.json").read_bytes())
+    assert report.choice.noise_floor.high < 1.05
+    assert not report.not_tried
+    assert {duel.verdict for duel in report.duels} == {"noise floor", "not faster"}
+    assert report.choice.backend == "onnxruntime"
+
+
 def test_a_result_refuses_a_field_that_nobody_declared() -> None:
     path, model = documents()[0]
     document = json.loads(path.read_text())
