@@ -191,6 +191,12 @@ STAGES: Final = (
         f"demos merge {_DEMONSTRATIONS} demo-push push-calvin take-1 take-2 take-3 take-4 take-5 take-6 --output m9",
     ),
     Stage("learning from all of it", 24, f"train --config js4/checkpoint {_M9} --output js5 --minutes 24 {_AGAIN}"),
+    Stage(
+        "acting, closed loop",
+        12,
+        f"train --config js5/checkpoint {_M9} --output cl --frame-stride 1 --chunk-size 8 --minutes 12 "
+        f"--learning-rate 2e-4 --task-weight 0.05 --time-keeping carry --proprioception {_ACT}",
+    ),
     Stage("a better driver", 2, "export js5/checkpoint --precision int8 --data demo-play --output driver-3"),
     Stage(
         "experts take over",
@@ -205,12 +211,6 @@ STAGES: Final = (
     Stage("all in one", 1, "demos merge m9 take-7 take-8 --output m10"),
     Stage("learning from it", 22, f"train --config js5/checkpoint {_M10} --output js6 --minutes 22 {_AGAIN}"),
     Stage("compiling", 2, "export js6/checkpoint --precision int8 --data demo-play --output jump-step-int8"),
-    Stage(
-        "acting, closed loop",
-        15,
-        f"train --config js6/checkpoint {_M10} --output cl --frame-stride 1 --chunk-size 8 --minutes 15 "
-        f"--learning-rate 2e-4 --task-weight 0.05 --time-keeping carry --proprioception {_ACT}",
-    ),
     Stage("compiling", 2, "export cl/checkpoint --precision int8 --data demo-play --output closed-loop-int8"),
 )
 
