@@ -29,6 +29,10 @@ IMAGE: Final = "<image>"
 PAD: Final = "<PAD>"
 
 
+_KNOWN_TOKENS: Final = 2  # of a word with an ending
+_TELLING_VOCABULARY: Final = 1000
+
+
 class PromptTokens(NamedTuple):
     """What a language model's own tokenizer decides about the prompt.
 
@@ -143,6 +147,16 @@ class InstructionTokenizer:
         """Return (id, end in characters) of every token of `text` as it stands: nothing is added, cut or padded."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         return [(token_id, end) for token_id, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def rare_words(self, instruction: str) -> list[str]:
+        """Return the words that take more than two tokens: the tokenizer's corpus had them seldom, or never.
+
+        A small vocabulary splits common words too, and nothing follows from it.
+        """
+        words = plain_words(instruction).split() if self.vocab_size >= _TELLING_VOCABULARY else []
+        return [
+            word for word in words if len(self._backend.encode(f" {word}", add_special_tokens=False).ids) > _KNOWN_TOKENS
+        ]
 
     def encode(self, instruction: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids (text_length,) padded on the right, and a mask (text_length,) that is true on real tokens.

@@ -7,6 +7,7 @@ dozen of its rows, so the table stays in the file, memory-mapped, and never ente
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from rfedge.language.tokenizer import InstructionTokenizer
 
 __all__ = ["EmbeddedInstruction", "EmbeddingTable", "InstructionEncoder", "TokenSource", "open_encoder", "pad_instruction"]
 
+logger = logging.getLogger(__name__)
 # A chain has 5 instructions and the whole benchmark 34; a server's clients can send any text, so the cache is bounded.
 MAX_CACHED_INSTRUCTIONS: Final = 256
 
@@ -144,6 +146,11 @@ class InstructionEncoder:
 
     def _encode(self, instruction: str) -> EmbeddedInstruction:
         ids, mask = self._tokenizer.encode(instruction)
+        if isinstance(self._tokenizer, InstructionTokenizer) and (rare := self._tokenizer.rare_words(instruction)):
+            words = ", ".join(map(repr, rare))
+            logger.warning(
+                "%r: the policy hardly knows %s, and acts all the same; use words of its training", instruction, words
+            )
         embedding, real = self._embed(ids[mask])[None], mask[mask][None]
         embedding.flags.writeable = False
         real.flags.writeable = False

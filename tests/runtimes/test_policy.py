@@ -12,8 +12,10 @@ from rfedge.bundle.artifact import load_bundle, write_manifest
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ContractError
 from rfedge.messages import Observation, PolicyState, check_action
+from rfedge.policies import FOLDER
 from rfedge.recurrence import acting_row
 from rfedge.runtimes import STAGES, EdgePolicy, RuntimeSettings
+from rfedge.runtimes.policy.text import open_encoder
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
 from tests.tolerances import assert_same_in_fp32
 
@@ -249,3 +251,11 @@ def test_a_manifest_that_is_not_of_its_graphs_is_refused_in_one_line(tmp_path: P
         write_manifest(path, manifest.model_copy(update={"policy": config, "contract": policy_contract(config)}))
         with pytest.raises(ArtifactError, match=r"graph head.onnx, \w+: got shape .*, expected .*, as the manifest says"):
             EdgePolicy.load(path)
+
+
+def test_words_that_the_policy_hardly_knows_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = open_encoder(load_bundle(FOLDER / "playtable-jump-step" / "bundle"))
+    encoder("push the red block to the right")
+    assert not caplog.records
+    encoder("florb the red grunk")
+    assert "hardly knows 'florb', 'grunk'" in caplog.text
