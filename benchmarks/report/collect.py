@@ -5,7 +5,6 @@ A record is read as data: records of older versions and of measurements that are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ def collect(paths: Sequence[Path], *, on_file: Count = lambda *_: None) -> Colle
             reason = "no record in it: no format that begins with rfedge-"
         except OSError as error:
             parts, reason = [], f"cannot be read: {error.strerror}"
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        except ValueError:
             parts, reason = [], "no JSON document"
         if not parts:
             collection.left_out.append((name, reason))

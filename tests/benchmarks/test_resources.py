@@ -125,7 +125,7 @@ def test_the_command_shows_them_and_what_is_missing(
     [
         (["--provider", "cuda"], "rfedge: execution provider: got CUDAExecutionProvider, expected one of"),
         (["--provider", "gpu"], "rfedge: --provider: got 'gpu', expected one of cpu, cuda, tensorrt, openvino"),
-        (["--backend", "tensorflow"], "rfedge: backend: got 'tensorflow'"),
+        (["--backend", "tensorflow"], "rfedge: --backend: got 'tensorflow'"),
     ],
 )
 def test_what_is_not_here_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], flags: list[str], text: str) -> None:

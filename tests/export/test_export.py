@@ -303,7 +303,7 @@ def test_the_manifest_is_plain_json_with_everything_a_robot_must_know(bundles: d
     assert document["contract"]["action"]["order"] == ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"]
     assert document["contract"]["action"]["position_scale_m"] == 0.02
     assert document["policy"]["time_keeping"] == "window"
-    roles = {"backbone", "backbone-cpu", "weights", "head", "embedding", "tokenizer"}
+    roles = {"backbone", "backbone-cpu", "weights", "head", "embedding", "tokenizer", "proof"}
     assert {item["role"] for item in document["artifacts"]} == roles
     assert all(len(item["sha256"]) == 64 for item in document["artifacts"])
     assert document["versions"]["onnxruntime"]

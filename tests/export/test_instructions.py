@@ -89,7 +89,7 @@ def test_a_bundle_with_sentences_runs_and_refuses_others_at_the_start(
     few: Bundle, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     roles = {artifact.role for artifact in few.manifest.artifacts}
-    assert roles == {"backbone", "head", "instructions"} | ({"weights"} if "weights" in roles else set())
+    assert roles == {"backbone", "head", "instructions", "proof"} | ({"weights"} if "weights" in roles else set())
     with write_bundle(tmp_path / "whole") as writer:  # the same graphs beside tokenizer and whole table
         for artifact in few.manifest.artifacts:
             if artifact.role != "instructions":

@@ -168,6 +168,7 @@ def test_an_exported_policy_acts_the_same_in_two_graphs(bundles: dict[str, Bundl
         ("decoder.onnx", "decoder"),
         ("embedding.safetensors", "embedding"),
         ("head.onnx", "head"),
+        ("proof.npz", "proof"),
         ("tokenizer.json", "tokenizer"),
         ("vision.onnx", "vision"),
     ]
