@@ -86,8 +86,9 @@ def few(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_bundle_with_sentences_runs_and_refuses_others_at_the_start(
-    few: Bundle, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few: Bundle, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RFEDGE_CALVIN_PYTHON", "/nowhere/python")
     roles = {artifact.role for artifact in few.manifest.artifacts}
     assert roles == {"backbone", "head", "instructions", "proof"} | ({"weights"} if "weights" in roles else set())
     with write_bundle(tmp_path / "whole") as writer:  # the same graphs beside tokenizer and whole table
@@ -109,11 +110,11 @@ def test_a_bundle_with_sentences_runs_and_refuses_others_at_the_start(
             ours.reset("zzzz")
     for goal in (["--instruction", "push a button"], ["--task", "close_drawer"]):
         with pytest.raises(SystemExit) as stopped:
-            main(["run", str(few.root), *goal, "--env", "nowhere", "--max-steps", "1"])
+            main(["run", str(few.root), *goal, "--env", "calvin", "--max-steps", "1"])
         assert stopped.value.code == 2
         line = capsys.readouterr().err.strip()
         assert "\n" not in line
-        assert line.startswith("rfedge: instruction: got 'pu"), "and not: no environment is called nowhere"
+        assert line.startswith("rfedge: instruction: got 'pu"), "and not: no calvin_env is there"
         nearest = "push the button" if goal[0] == "--instruction" else "pull the drawer open"
         assert f"expected one of the 2 sentences of this bundle, nearest: {nearest!r}. Say one" in line
 
