@@ -19,7 +19,6 @@ from rfedge.benchmarks.success.precision_records import PrecisionsReport
 from rfedge.benchmarks.success.report import SuccessReport
 from rfedge.benchmarks.success.sweep_report import SweepReport
 from rfedge.records.machine import Measurement, provenance
-from rfedge.runtimes.rollout.replay import ReplayReport
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
@@ -33,7 +32,6 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-looks": LooksReport,
     "rfedge-peers": IsolatedReport,
     "rfedge-precisions": PrecisionsReport,
-    "rfedge-replay": ReplayReport,
     "rfedge-success": SuccessReport,
     "rfedge-sweep": SweepReport,
     "rfedge-tune": TuneReport,
