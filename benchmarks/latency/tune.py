@@ -98,7 +98,7 @@ class TuneReport(Measurement):
     """Everything that was tried.
 
     Attributes:
-        judged_on: what the candidates were held to.
+        checked_on: what the candidates were held to.
         not_tried: candidates for which no time was left.
         file: name of the choice, in the folder `tuned` of the user's cache.
     """
@@ -106,7 +106,7 @@ class TuneReport(Measurement):
     format: Literal["rfedge-tune"] = "rfedge-tune"
     bundle: str
     policy: str
-    judged_on: str
+    checked_on: str
     duels: tuple[TuneDuel, ...]
     not_tried: tuple[str, ...]
     choice: TunedChoice
@@ -143,7 +143,7 @@ def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> Tu
         **head,
         bundle=bundle_name(plan.bundle),
         policy=bundle.policy.name,
-        judged_on=tuning.judged_on,
+        checked_on=tuning.checked_on,
         duels=tuple(tuning.duels),
         not_tried=tuple(tuning.not_tried),
         choice=choice,
@@ -164,7 +164,7 @@ class _Tuning:
         self._default = self.best
         self.duels: list[TuneDuel] = []
         self.not_tried: list[str] = []
-        self.judged_on = ""
+        self.checked_on = ""
         self.floor = self._speedup = Ratio(value=1.0, low=1.0, high=1.0)
         self.call_ms = 0.0
         self._episodes: Episodes = ()
@@ -174,14 +174,14 @@ class _Tuning:
         """Take what candidates are held to from the bundle, or from its default form."""
         if path is not None:
             self._episodes, self._reference = load_proof(path)
-            self.judged_on = f"{len(self._episodes[0])} recorded steps, against PyTorch, by the gates of the export"
+            self.checked_on = f"{len(self._episodes[0])} recorded steps, against PyTorch, by the gates of the export"
             return
         with self._open(self.best) as policy:
             rng = np.random.default_rng(self._plan.seed)
             inputs = [policy.parts.contract.backbone.sample_inputs(rng, dynamic_size=12) for _ in range(PROOF_STEPS)]
             self._episodes = [[{**step, "text_mask": np.ones_like(step["text_mask"])} for step in inputs]]
             self._reference = self._trace(policy)
-        self.judged_on = f"{PROOF_STEPS} frames of noise, against the default form, by the gates of the export"
+        self.checked_on = f"{PROOF_STEPS} frames of noise, against the default form, by the gates of the export"
 
     def run(self) -> None:
         """Duel the default with itself, then with everything that may be faster here."""

@@ -50,7 +50,7 @@ def _print(console: Any, report: TuneReport) -> None:
             )
         )
     columns = ("candidate", "call p50 ms", "over, call p50 ms", "speed-up [95 %]", "action error", "verdict")
-    print_table(f"{report.bundle}, judged on {report.judged_on}", columns, rows, to_stderr=console.stderr)
+    print_table(f"{report.bundle}, checked on {report.checked_on}", columns, rows, to_stderr=console.stderr)
     if report.not_tried:
         text = f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)"
         console.print(text, highlight=False, soft_wrap=True, markup=False)

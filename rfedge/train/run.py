@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["TrainingRun"]
 
 
 @dataclass(eq=False, kw_only=True)
-class TrainingRun:
+class TrainingRun(ABC):
     """The steps of one process, from `state` to the end; a kind of run adds what a step computes and what it measures.
 
     Attributes:
@@ -55,13 +56,13 @@ class TrainingRun:
         self.started = time.perf_counter() - self.state.seconds
         self.saved = self.state.step
 
+    @abstractmethod
     def train_steps(self, on_step: Callable[[TrainingStep], None] | None) -> None:
         """Take the steps that are left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self) -> dict[str, float]:
         """Return metrics of what was held out; an empty dict when nothing was."""
-        raise NotImplementedError
 
     def train(self, on_step: Callable[[TrainingStep], None] | None) -> dict[str, float]:
         """Run the steps that are left; return the last measurement."""

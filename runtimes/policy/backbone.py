@@ -99,20 +99,20 @@ class StagedRunner(GraphRunner):
     def profile(self, inputs: Mapping[str, Array], num_calls: int) -> list[NodeTime] | None:
         """Time the operators of all stages, each on what the one before it returned."""
         found: list[NodeTime] = []
-        told = True
+        is_timed = True
 
         def profiled(runner: GraphRunner) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
             def call(given: Mapping[str, Array]) -> dict[str, Array]:
-                nonlocal told
+                nonlocal is_timed
                 times = runner.profile(given, num_calls)
-                told = told and times is not None
+                is_timed = is_timed and times is not None
                 found.extend(times or ())
                 return self._call(runner)(given)
 
             return call
 
         call_in_order(self.contract, [(runner.contract, profiled(runner)) for runner in self._stages], inputs)
-        return found if told else None
+        return found if is_timed else None
 
     def _activate(self) -> None:
         try:

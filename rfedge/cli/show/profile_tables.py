@@ -14,7 +14,7 @@ __all__ = ["print_profiles"]
 
 
 def print_profiles(console: Console, profiles: Sequence[CallProfile]) -> None:
-    """Print operators, stages and blocks of each profile; say so where no backend told anything."""
+    """Print operators, stages and blocks of each profile; say so where no backend can."""
     from rich.table import Table
 
     if not profiles:
