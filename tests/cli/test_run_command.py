@@ -53,9 +53,11 @@ from pathlib import Path
 import onnxruntime
 
 own, call = Path(sys.argv[1]).resolve(), onnxruntime.InferenceSession.run_with_iobinding
+installed = Path(onnxruntime.__file__).resolve().parents[1]  # may lie below the checkout
 
 def run(session, *arguments):
-    stack = [frame.name for frame in traceback.extract_stack()[1:] if own in Path(frame.filename).resolve().parents]
+    folders = [(frame.name, Path(frame.filename).resolve().parents) for frame in traceback.extract_stack()[1:]]
+    stack = [name for name, parents in folders if own in parents and installed not in parents]
     names = [name for name in sys.modules if name.split(".")[0] == "rfedge"]
     if "roll_out" in stack:
         print(json.dumps({"stack": stack, "modules": names}), flush=True)
