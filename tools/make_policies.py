@@ -46,7 +46,7 @@ _BLOCKS: Final = f"{_PUSHES},stack_block,unstack_block,place_in_slider,lift_blue
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One command of `rfedge`, run in the output folder.
+    """One command of `rfedge`, or one script of `tools/`, run in the output folder.
 
     Attributes:
         what: it is for.
@@ -62,6 +62,11 @@ class Stage:
         """The folder that it writes, which names it."""
         words = self.command.split()
         return words[words.index("--output") + 1]
+
+    @property
+    def program(self) -> str:
+        """What a user types before the command."""
+        return "python" if self.command.startswith("tools/") else "rfedge"
 
 
 STAGES: Final = (
@@ -218,7 +223,7 @@ STAGES: Final = (
 def render() -> str:
     """Return the stages as a Markdown table."""
     lines = ["| stage | command | minutes |", "|---|---|---|"]
-    lines += [f"| {stage.what} | `rfedge {stage.command}` | {stage.minutes} |" for stage in STAGES]
+    lines += [f"| {stage.what} | `{stage.program} {stage.command}` | {stage.minutes} |" for stage in STAGES]
     return "\n".join([BEGIN, *lines, END])
 
 
@@ -260,7 +265,7 @@ def main() -> int:
     chosen = STAGES[: names.index(options.until) + 1] if options.until else STAGES
     if options.dry_run:
         for stage in chosen:
-            print("rfedge", shlex.join(commands(stage, options.factor, options.tasks)), f" # {stage.what}")
+            print(stage.program, shlex.join(commands(stage, options.factor, options.tasks)), f" # {stage.what}")
         return 0
     arguments = {"recipe_version": RECIPE_VERSION, "factor": options.factor, "tasks": options.tasks}
     with open_journal(options.output / "stages" / "stages.jsonl", arguments) as journal:
@@ -270,10 +275,13 @@ def main() -> int:
             if stage.output in done:
                 print(f"=== {number}/{len(chosen)} {stage.output}: {stage.what}, done before", flush=True)
                 continue
-            print(f"=== {number}/{len(chosen)} {stage.output}: {stage.what}\n$ rfedge {shlex.join(words)}", flush=True)
+            print(f"=== {number}/{len(chosen)} {stage.output}: {stage.what}\n$ {stage.program} {shlex.join(words)}", flush=True)
             began, begun_s = datetime.now(timezone.utc), time.monotonic()
             try:
-                run_rfedge(words, folder=options.output)
+                if stage.program == "python":
+                    subprocess.run([sys.executable, ROOT / words[0], *words[1:]], cwd=options.output, check=True)
+                else:
+                    run_rfedge(words, folder=options.output)
             except subprocess.CalledProcessError as error:
                 status = error.returncode
                 print(f"make_policies: {stage.output} ended with status {status}; the next run goes on", file=sys.stderr)

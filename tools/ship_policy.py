@@ -1,7 +1,6 @@
 """Put a policy into the package: its checkpoint in 16 bits, the int8 bundle of that, and a model card.
 
 python tools/ship_policy.py playtable-jump-step CHECKPOINT    writes all three
-python tools/ship_policy.py playtable-jump-step A B           the same of the mean of their weights
 python tools/ship_policy.py playtable-jump-step               writes the card again
 
 The 16-bit format is the one, of fp16 and bf16, that moves the policy less. The bundle is exported from the shipped
@@ -284,31 +283,17 @@ def stored(name: str) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text())["metadata"]["storage"]) if path.exists() else None
 
 
-def mean_checkpoint(sources: list[Path], target: Path) -> Path:
-    """Return the one checkpoint, or write the mean of the weights of several at `target`; the last gives the rest."""
-    if len(sources) == 1:
-        return sources[0]
-    states = [load_checkpoint(source).policy.state_dict() for source in sources]
-    last = load_checkpoint(sources[-1])
-    means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
-    last.policy.load_state_dict({name: means[name].to(tensor.dtype) for name, tensor in states[-1].items()})
-    metadata = {**last.metadata, "mean_of_checkpoint_sha256": [checkpoint_sha256(source) for source in sources]}
-    save_checkpoint(target, last.policy, last.tokenizer, metadata)
-    return target
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=SHIPPED)
-    parser.add_argument("checkpoints", type=Path, nargs="*", metavar="CHECKPOINT")
+    parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("--data", type=Path, help="demonstrations for calibration and proof; scripted experts' without")
     options = parser.parse_args()
     try:
-        if options.checkpoints:
-            with stage_progress() as progress, tempfile.TemporaryDirectory() as folder:
+        if options.checkpoint is not None:
+            with stage_progress() as progress:
                 given = None if options.data is None else Demonstrations(options.data, f"--data {options.data.name}")
-                source = mean_checkpoint(options.checkpoints, Path(folder) / "mean")
-                ship(options.name, source, given or expert_demonstrations(progress), progress=progress)
+                ship(options.name, options.checkpoint, given or expert_demonstrations(progress), progress=progress)
         write_card(options.name)
     except RfedgeError as error:
         sys.exit(f"ship_policy: {error}")
