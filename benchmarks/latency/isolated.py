@@ -7,7 +7,6 @@ limit is what the machine's own int8 and fp32 MatMuls and copies, measured befor
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -31,9 +30,9 @@ from rfedge.records.plan import Option, check_least
 from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio, Summary, ratio_of_medians, summarise
 from rfedge.runtimes.roofline.analytic_work import analytic_work
-from rfedge.runtimes.roofline.devices import Efficiency
-from rfedge.runtimes.roofline.roofline import predict
+from rfedge.runtimes.roofline.roofline import limit_ms
 from rfedge.runtimes.roofline.this_machine import measure_cpu
+from rfedge.runtimes.roofline.work import STAGES
 
 __all__ = [
     "BASELINES",
@@ -267,7 +266,7 @@ def _measure(
     limits = {}
     for precision in ("int8", "fp32"):
         work = analytic_work(config, precision, text_tokens=num_tokens)
-        limits[precision] = predict(work, dataclasses.replace(device, efficiency=Efficiency(1.0, 1.0))).total_ms
+        limits[precision] = sum(limit_ms(work.stage(stage), device) for stage in STAGES)
     return IsolatedReport(
         schema_version=1,
         **provenance(),

@@ -7,7 +7,6 @@ graph came from; one that the backend made of several and renamed belongs where 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +19,10 @@ from rfedge.bundle.block_names import UNNAMED, block_of_scopes
 from rfedge.records.record import Record
 from rfedge.runtimes.backends.base import NodeTime
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
-from rfedge.runtimes.roofline.devices import Device, Efficiency
+from rfedge.runtimes.roofline.devices import Device
 from rfedge.runtimes.roofline.graph_file import read_graph
 from rfedge.runtimes.roofline.graph_work import bundle_work
-from rfedge.runtimes.roofline.roofline import predict_sums
+from rfedge.runtimes.roofline.roofline import limit_ms
 from rfedge.runtimes.roofline.work import STAGES, Stage, stage_of_block
 
 __all__ = ["BlockTime", "CallProfile", "OperatorTime", "profile_policy"]
@@ -95,9 +94,8 @@ def profile_policy(name: str, policy: EdgePolicy, bundle: Bundle, device: Device
     head = policy.parts.head.profile(state, _CALLS)
     if backbone is None or head is None:
         return None
-    at_best = dataclasses.replace(device, efficiency=Efficiency(1.0, 1.0))
     work = bundle_work(bundle, text_tokens=text.mask.shape[1])
-    limits = {block: predict_sums(sums, at_best).ms for (_, block), sums in work.blocks().items()}
+    limits = {block: limit_ms(sums, device) for (_, block), sums in work.blocks().items()}
     graphs = [*bundle.backbone_graphs(for_cpu=True).values(), *bundle.backbone_graphs(for_cpu=False).values()]
     modules = {block.split(".")[0] for block in limits}
     times = _by_block(backbone, {key: block for key, block in _blocks_of(graphs).items() if block.split(".")[0] in modules})
@@ -105,7 +103,7 @@ def profile_policy(name: str, policy: EdgePolicy, bundle: Bundle, device: Device
     of_stage: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
     for block, ms in times.items():
         of_stage[stage_of_block(block)] += ms
-    stages = [(stage, ms, predict_sums(work.stage(stage), at_best).ms) for stage, ms in of_stage.items() if ms]
+    stages = [(stage, ms, limit_ms(work.stage(stage), device)) for stage, ms in of_stage.items() if ms]
     return CallProfile(
         variant=name,
         calls=_CALLS,

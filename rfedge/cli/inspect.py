@@ -109,17 +109,16 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
     predictions = [
         (
             f"{item.device.name} {item.device.power_mode}".strip(),
-            *(f"{item.stages[stage].ms:.2f} {item.stages[stage].bound[0]}" for stage in STAGES),
-            f"{item.total_ms:.1f}",
-            f"{1e3 / item.total_ms:.1f}" if item.total_ms else "-",
+            f"{item.low_ms:.1f} to {item.high_ms:.1f}",
+            f"{item.longest}, {item.stages[item.longest].bound}",
             "yes" if item.fits else f"no: {item.needed_bytes / 1e9:.1f} of {item.free_bytes / 1e9:.1f} GB",
             item.device.origin,
         )
         for item in inspection.predictions
     ]
     print_table(
-        "PREDICTED milliseconds (c: limited by compute, m: by memory), not measured",
-        ("device", *STAGES, "policy call", "calls/s", "fits", "device figures"),
+        "PREDICTED, not measured",
+        ("device", "ms per policy call", "longest stage, limited by", "fits", "device figures"),
         predictions,
         to_stderr=to_stderr,
     )
@@ -129,26 +128,25 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
 
 
 def _notes(inspection: Inspection) -> list[str]:
-    from rfedge.runtimes.roofline.roofline import LAUNCH_US
-
-    efficiencies = dict.fromkeys(
-        (item.device.efficiency.compute, item.device.efficiency.memory, "CPU" if item.device.name == "this-cpu" else "GPU")
-        for item in inspection.predictions
-    )
-    notes = [
-        f"a {kind} is taken to reach {compute:.0%} of its arithmetic and {memory:.0%} of its bandwidth"
-        for compute, memory, kind in efficiencies
+    notes = []
+    for item in inspection.predictions:
+        if inspection.measured is not None and item.device.name == "this-cpu":
+            ms = inspection.measured.p50_ms
+            notes.append(
+                f"this-cpu: MEASURED {ms:.1f} ms (median of {inspection.measured.num_calls} calls); the middle of the "
+                f"prediction, {item.middle_ms:.1f} ms, is {item.middle_ms / ms - 1:+.0%} off"
+            )
+    used = {("CPU" if item.device.name == "this-cpu" else "GPU"): item.device for item in inspection.predictions}
+    notes += [
+        f"a {kind} is taken to reach {device.worst:.0%} to {device.best:.0%} of its roofline, and an operator to take "
+        f"{device.least_launch_us:.2g} to {device.most_launch_us:.2g} us at least"
+        for kind, device in used.items()
     ]
     if inspection.engine_work is not None:
         notes.append("GPUs are predicted with the floats that the manifest names for TensorRT, attention in one kernel")
-    counts = {
-        f"{', '.join(engine.graphs)} in {engine.folder}, audited ({_layers(engine)}),": engine.num_launches
-        for engine in inspection.engines
-    } or {f"{len(inspection.work.matmuls)} MatMuls": len(inspection.work.matmuls)}
     notes += [
-        f"launches are not counted: a GPU takes some {LAUNCH_US} us for each, so {what} add about "
-        f"{count * LAUNCH_US / 1e3:.1f} ms without CUDA graphs"
-        for what, count in counts.items()
+        f"{', '.join(engine.graphs)} in {engine.folder}, audited: {_layers(engine)}, {engine.num_launches} launches"
+        for engine in inspection.engines
     ]
     notes += [_own_figures(item.device) for item in inspection.predictions if item.device.name.startswith("this-")]
     notes += [

@@ -14,26 +14,18 @@ from typing import Final, Literal
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.runtimes.roofline.work import Arithmetic
 
-__all__ = ["CPU_EFFICIENCY", "DEVICES", "GPU_EFFICIENCY", "Device", "Efficiency", "device", "device_of_board"]
+__all__ = ["DEVICES", "Device", "device", "device_of_board"]
 
 
 Origin = Literal["data sheet", "derived", "measured"]
 
 
-@dataclass(frozen=True, slots=True)
-class Efficiency:
-    """Share of a peak that whole networks reach, batch 1."""
-
-    compute: float
-    memory: float
-
-
-# What is left of dense peaks, from published policy calls on these boards: pi0.5 in bf16 on AGX Orin 166 to 193 ms
-# where its roofline is about 140 ms; OpenVLA-7B there 840 ms (fp16) and 336 ms (int4) of 570 and 215; pi0.5 in fp8 on
-# Thor 41 ms of 20; SmolVLA's encoder on Orin Nano 91 ms of 42. Hand-written kernels are at the upper end.
-GPU_EFFICIENCY: Final = Efficiency(compute=0.5, memory=0.7)
-# RoboFlamingo-3B on two Xeon cores: 730 ms in int8 and 2120 in fp32 where measured MatMuls and copies allow 515 and 1650.
-CPU_EFFICIENCY: Final = Efficiency(compute=0.7, memory=0.7)
+# Shares of a roofline that whole policy calls reached, batch 1: pi0.5 in bf16 on AGX Orin .73 to .84 (166 to 193 ms of 140),
+# OpenVLA-7B there .68 in fp16 and .64 in int4, pi0.5 in fp8 on Thor .49, SmolVLA's encoder on Orin Nano .46.
+_GPU_SHARES: Final = (0.85, 0.45)
+# Microseconds of a launch: the shortest kernels replayed in a CUDA graph, and kernels launched one by one by a board's CPU.
+# NVIDIA's "Getting Started with CUDA Graphs": 3.4 and 9.6 us, of which the kernel itself takes 2.9.
+_GPU_LAUNCH_US: Final = (2.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +39,8 @@ class Device:
         peaks: operations a second, dense.
         origin: "data sheet", "derived" (from clocks and units) or "measured" (in this run).
         source: where the figures are from.
+        best, worst: shares of the peaks that whole networks reach.
+        least_launch_us, most_launch_us: of one operator, however small.
     """
 
     name: str
@@ -57,7 +51,10 @@ class Device:
     origin: Origin = "data sheet"
     power_mode: str = ""
     reserved_bytes: int = 0
-    efficiency: Efficiency = GPU_EFFICIENCY
+    best: float = _GPU_SHARES[0]
+    worst: float = _GPU_SHARES[1]
+    least_launch_us: float = _GPU_LAUNCH_US[0]
+    most_launch_us: float = _GPU_LAUNCH_US[1]
 
     def rate(self, arithmetic: Arithmetic) -> tuple[Arithmetic, float]:
         """Return what the device would compute it in, and that rate: a missing kind falls back to the next wider one."""

@@ -8,7 +8,7 @@ from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.engines import engine_folders, read_engine_folder
 from rfedge.bundle.stages import graph_of_block
 from rfedge.errors import ArtifactError
-from rfedge.runtimes.roofline.work import MatMul, PolicyWork
+from rfedge.runtimes.roofline.work import MatMul, PolicyWork, Stage
 
 __all__ = ["EngineShares", "engine_shares", "engine_work"]
 
@@ -57,16 +57,21 @@ _ATTENTION = ("num_attention", "num_fused")
 
 
 def engine_work(work: PolicyWork, bundle: Bundle) -> PolicyWork:
-    """Return `work` with the floats of the engines; it is `work` itself where they compute in the graphs' own types.
+    """Return `work` with the floats of the engines and, where audits tell, their launches.
+
+    It is `work` itself where no engines are named and they compute in the graphs' own types.
 
     Attention counts as fused in fp16 unless an audit found one that is not. Results of int8 MatMuls count as the graph has
     them, in fp32: up to 2 bytes a number too much.
     """
+    audits = engine_shares(bundle)
+    if audits:
+        work = replace(work, operators=_audited(work, bundle, audits[0]))
     record = bundle.manifest.tensorrt
     if record is None:
         return work
     halves = {name for name, form in record.graphs.items() if form.floats == "fp16"}
-    is_fused = all(shares.num_fused == shares.num_attention for shares in engine_shares(bundle))
+    is_fused = all(shares.num_fused == shares.num_attention for shares in audits)
 
     def built(matmul: MatMul) -> MatMul:
         if matmul.stage == "preprocess" or matmul.arithmetic != "fp32":
@@ -85,3 +90,11 @@ def engine_work(work: PolicyWork, bundle: Bundle) -> PolicyWork:
         )
 
     return replace(work, matmuls=tuple(map(built, work.matmuls)))
+
+
+def _audited(work: PolicyWork, bundle: Bundle, shares: EngineShares) -> dict[Stage, int]:
+    """Return the launches of engines that are built, spread over their stages as the graphs' operators are."""
+    graph_of_stage = {matmul.stage: graph_of_block(bundle.contract, matmul.block) for matmul in work.matmuls}
+    built = {stage: count for stage, count in work.operators.items() if graph_of_stage.get(stage) in shares.graphs}
+    factor = shares.num_launches / max(sum(built.values()), 1)
+    return {stage: round(count * factor) if stage in built else count for stage, count in work.operators.items()}

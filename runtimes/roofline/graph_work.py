@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Final
 
 from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.block_names import UNNAMED, block_of_scopes
 from rfedge.config import PolicyConfig
 from rfedge.runtimes.roofline.graph_file import Graph, Node, Tensor, element_bits, read_graph
-from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, stage_of_block
+from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, Stage, stage_of_block
 
 __all__ = ["GraphCount", "bundle_work", "head_steps"]
 
@@ -24,6 +24,10 @@ _MATMULS: Final = frozenset({"Conv", "Gemm", "LSTM", "MatMul", "MatMulInteger", 
 _UNCOUNTABLE: Final = frozenset(
     {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GRU", "GroupQueryAttention", "MultiHeadAttention", "QGemm"}
     | {"QLinearConv", "QLinearMatMul", "RNN"}
+)
+# Operators that a runtime launches nothing for: views, and Q and DQ, which kernels swallow.
+_LAUNCHES_NOTHING: Final = frozenset(
+    {"Constant", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Shape", "Squeeze", "Unsqueeze"}
 )
 _BEFORE_SOFTMAX: Final = ("Add", "Cast", "Div", "Mul", "Where")
 _FLOATS: Final[dict[str, Arithmetic]] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -49,6 +53,7 @@ def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork
     steps = head_steps(bundle.policy)
     matmuls: list[MatMul] = []
     vectors: dict[str, tuple[int, int]] = {}
+    operators: Counter[Stage] = Counter()
     uncounted: list[str] = []
     graph_bytes = 0
     text = text_tokens or bundle.policy.decoder.text_length
@@ -57,6 +62,7 @@ def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork
         counter = GraphCount(read_graph(bundle.path(name)), dynamic_size=size, block=block)
         matmuls += counter.matmuls
         vectors |= counter.vector_sums()
+        operators.update(counter.operators)
         uncounted += counter.uncounted
         graph_bytes += counter.stored_bytes()
     counted = sum(matmul.weight_bytes for matmul in matmuls) + sum(size for _, size in vectors.values())
@@ -67,12 +73,13 @@ def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork
         head_steps=steps,
         embedding_bytes=sizes.get("embedding", 0) or sizes.get("instructions", 0),
         table_bytes=max(graph_bytes - counted, 0),
+        operators=operators,
         uncounted=tuple(uncounted),
     )
 
 
 class GraphCount:
-    """What one graph computes: its MatMuls, norms and biases, and operators that could not be counted.
+    """What one graph computes: its MatMuls, operators, norms and biases, and operators whose cost could not be counted.
 
     Args:
         graph: see `read_graph`.
@@ -83,6 +90,7 @@ class GraphCount:
     def __init__(self, graph: Graph, *, dynamic_size: int = 1, block: str | None = None) -> None:
         self.graph = graph
         self.matmuls: list[MatMul] = []
+        self.operators: Counter[Stage] = Counter()
         self.uncounted: list[str] = []
         self._dynamic_size = dynamic_size
         self._block = block
@@ -104,6 +112,7 @@ class GraphCount:
             self._varying.update(node.outputs)
             block = self._block or self._block_of(node)
             self._blocks.update(dict.fromkeys(node.outputs, block))
+            self.operators[stage_of_block(block)] += node.op not in _LAUNCHES_NOTHING
             if node.op in _MATMULS:
                 found = self._matmuls_of(node, block)
                 if not found:

@@ -25,7 +25,7 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
     """Draw the roofline to the picture file `path`; its ending names the format.
 
     Each device has a roof (bandwidth, then its peak in the policy's commonest arithmetic). A stage stands at its arithmetic
-    intensity and, on each roof, at the rate its prediction comes to.
+    intensity and, under each roof, at the best rate of its prediction, with a line down to the worst.
 
     Raises:
         BackendUnavailableError: matplotlib is not installed.
@@ -54,8 +54,11 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
         axes.loglog(x, roof / 1e9, color=colour, label=f"{device.name} ({note})")
         prediction = next(item for item in inspection.predictions if item.device is device)
         for stage, sums in stages.items():
-            rate = sums.operations / (prediction.stages[stage].ms / 1e3)
-            axes.plot(sums.intensity, rate / 1e9, _MARKERS[stage], color=colour, markersize=7, markeredgecolor="black")
+            rates = [
+                sums.operations / ms / 1e6 for ms in (prediction.stages[stage].low_ms, prediction.stages[stage].high_ms)
+            ]
+            axes.plot([sums.intensity] * 2, rates, color=colour, linewidth=1)
+            axes.plot(sums.intensity, rates[0], _MARKERS[stage], color=colour, markersize=7, markeredgecolor="black")
     bottom, top = axes.get_ylim()
     levels = _label_levels(intensities)
     for (stage, sums), level in zip(stages.items(), levels, strict=True):

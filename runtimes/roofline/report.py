@@ -20,7 +20,7 @@ from rfedge.runtimes.roofline.devices import DEVICES, Device, device, device_of_
 from rfedge.runtimes.roofline.engine_work import EngineShares, engine_shares, engine_work
 from rfedge.runtimes.roofline.graph_work import bundle_work
 from rfedge.runtimes.roofline.roofline import Prediction, predict
-from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, this_gpu
+from rfedge.runtimes.roofline.this_machine import MeasuredCalls, device_of_gpu, measure_bundle, measure_cpu, this_gpu
 from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_matmuls
 
 __all__ = ["GraphFiles", "Inspection", "inspect_bundle", "inspect_config"]
@@ -58,6 +58,7 @@ class Inspection:
         graphs: of a bundle, in call order.
         engine_work: what GPUs are predicted by, where their engines compute in other floats than the graphs.
         engines: audits of the engines that are built.
+        measured: calls of the bundle on this CPU, where that is among the devices and has the memory.
     """
 
     subject: str
@@ -70,12 +71,13 @@ class Inspection:
     graphs: tuple[GraphFiles, ...] = ()
     engine_work: PolicyWork | None = None
     engines: tuple[EngineShares, ...] = ()
+    measured: MeasuredCalls | None = None
 
     def document(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
         return {
             "format": "rfedge-inspection",
-            "schema_version": 1,
+            "schema_version": 2,
             "subject": self.subject,
             "counted_from": self.counted_from,
             "policy": self.policy,
@@ -97,13 +99,14 @@ class Inspection:
             else {stage: _sums(self.engine_work.stage(stage)) for stage in STAGES},
             "engines": [{**dataclasses.asdict(item), "num_launches": item.num_launches} for item in self.engines],
             "predictions": [_prediction(item) for item in self.predictions],
+            "measured": None if self.measured is None else dataclasses.asdict(self.measured),
         }
 
 
 def inspect_bundle(
     bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: StageProgress = lambda *_: None
 ) -> Inspection:
-    """Count a bundle's graphs and predict.
+    """Count a bundle's graphs, predict, and run it on this CPU where that is among the devices.
 
     Args:
         bundle: opened.
@@ -126,17 +129,24 @@ def inspect_bundle(
         for block, said in bundle.manifest.precision.blocks.items()
         if block in counted and counted[block] != said and not (block == "head" and bundle.has("head-cpu"))
     )
+    predictions = _predict(work, devices, threads, progress, on_gpu=engine_work(work, bundle))
+    measured = None
+    if any(item.device.name == "this-cpu" and item.fits for item in predictions):
+        progress("run the bundle", 0, 1)
+        measured = measure_bundle(bundle, threads)
+        progress("run the bundle", 1, 1)
     return Inspection(
         subject=str(bundle.root),
         counted_from="graphs",
         policy=bundle.policy.name,
         work=work,
-        predictions=_predict(work, devices, threads, progress, on_gpu=engine_work(work, bundle)),
+        predictions=predictions,
         disagreements=disagreements,
         forced_past=bundle.manifest.parity.forced_past,
         graphs=_graph_files(bundle, work),
         engine_work=None if bundle.manifest.tensorrt is None else engine_work(work, bundle),
         engines=engine_shares(bundle),
+        measured=measured,
     )
 
 
@@ -227,11 +237,9 @@ def _prediction(item: Prediction) -> dict[str, Any]:
     return {
         "device": {**dataclasses.asdict(item.device), "peaks": dict(item.device.peaks)},
         "predicted": True,
-        "total_ms": item.total_ms,
-        "stages": {
-            stage: {"ms": part.ms, "bound": part.bound, "compute_ms": part.compute_ms, "memory_ms": part.memory_ms}
-            for stage, part in item.stages.items()
-        },
+        "low_ms": item.low_ms,
+        "high_ms": item.high_ms,
+        "stages": {stage: dataclasses.asdict(part) for stage, part in item.stages.items()},
         "substitutes": dict(item.substitutes),
         "needed_bytes": item.needed_bytes,
         "free_bytes": item.free_bytes,

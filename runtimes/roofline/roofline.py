@@ -1,40 +1,34 @@
-"""Predicted latency: a stage takes as long as its arithmetic or its memory traffic, whichever is longer.
+"""Predicted latency, as a range: a MatMul takes as long as its arithmetic or its memory traffic, and no less than a launch.
 
-A prediction leaves out what it cannot know: launches, reformats, caches, what a camera or a simulator takes. For small
-policies these are most of the time; a measured number is always the better one.
+The low end has the best share of the peaks that published calls reached, every elementwise operation fused and the
+cheapest launches; the high end has the worst share and a launch for every operator. A measured number is always better.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from rfedge.runtimes.roofline.devices import Device
-from rfedge.runtimes.roofline.work import STAGES, Arithmetic, PolicyWork, Stage, Sums
+from rfedge.runtimes.roofline.work import STAGES, Arithmetic, MatMul, PolicyWork, Stage, Sums
 
-__all__ = ["LAUNCH_US", "Prediction", "StagePrediction", "predict", "predict_sums"]
+__all__ = ["Prediction", "StagePrediction", "limit_ms", "predict"]
 
-
-# One kernel launch on an NVIDIA GPU, order of magnitude; CUDA graphs take most of it away.
-LAUNCH_US: Final = 5
+Bound = Literal["launches", "compute", "memory"]
 
 
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
-    """One stage on one device: milliseconds, and what they are spent on."""
+    """One stage on one device.
 
-    compute_ms: float
-    memory_ms: float
+    Attributes:
+        low_ms, high_ms: the range.
+        bound: what most of the low end is spent on.
+    """
 
-    @property
-    def ms(self) -> float:
-        """The longer of the two: they overlap."""
-        return max(self.compute_ms, self.memory_ms)
-
-    @property
-    def bound(self) -> Literal["compute", "memory"]:
-        """Which of the two it is."""
-        return "compute" if self.compute_ms >= self.memory_ms else "memory"
+    low_ms: float
+    high_ms: float
+    bound: Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +48,24 @@ class Prediction:
     free_bytes: int
 
     @property
-    def total_ms(self) -> float:
-        """One policy call, stage after stage."""
-        return sum(stage.ms for stage in self.stages.values())
+    def low_ms(self) -> float:
+        """One policy call at best, stage after stage."""
+        return sum(stage.low_ms for stage in self.stages.values())
+
+    @property
+    def high_ms(self) -> float:
+        """One policy call at worst."""
+        return sum(stage.high_ms for stage in self.stages.values())
+
+    @property
+    def middle_ms(self) -> float:
+        """The geometric middle of the range: as far from either end, as a ratio."""
+        return float((self.low_ms * self.high_ms) ** 0.5)
+
+    @property
+    def longest(self) -> Stage:
+        """The stage with most of the low end."""
+        return max(self.stages, key=lambda stage: self.stages[stage].low_ms)
 
     @property
     def fits(self) -> bool:
@@ -65,21 +74,47 @@ class Prediction:
 
 
 def predict(work: PolicyWork, device: Device) -> Prediction:
-    """Predict one policy call of `work` on `device`, with the device's efficiency."""
+    """Predict one policy call of `work` on `device`."""
     macs_by_arithmetic = work.total().macs_by_arithmetic
     return Prediction(
         device=device,
-        stages={stage: predict_sums(work.stage(stage), device) for stage in STAGES},
+        stages={stage: _predict_stage(work, stage, device) for stage in STAGES},
         substitutes={wanted: used for wanted in macs_by_arithmetic if (used := device.rate(wanted)[0]) != wanted},
         needed_bytes=work.memory_bytes,
         free_bytes=max(device.memory_bytes - device.reserved_bytes, 0),
     )
 
 
-def predict_sums(sums: Sums, device: Device) -> StagePrediction:
-    """Predict what takes these operations and this traffic on `device`."""
-    compute_s = sum(2 * macs / device.rate(arithmetic)[1] for arithmetic, macs in sums.macs_by_arithmetic.items())
-    memory_s = sums.traffic_bytes / device.bandwidth
-    return StagePrediction(
-        compute_ms=1e3 * compute_s / device.efficiency.compute, memory_ms=1e3 * memory_s / device.efficiency.memory
-    )
+def limit_ms(sums: Sums, device: Device) -> float:
+    """Return what the device's full peaks would need for these operations and this traffic, without launches."""
+    return max(_times_ms(sums.macs_by_arithmetic, sums.traffic_bytes, device, 1.0))
+
+
+def _predict_stage(work: PolicyWork, stage: Stage, device: Device) -> StagePrediction:
+    spent: dict[Bound, float] = {"launches": 0.0, "compute": 0.0, "memory": 0.0}
+    high_ms = work.operators.get(stage, 0) * device.most_launch_us / 1e3
+    for matmul in work.matmuls:
+        if matmul.stage != stage:
+            continue
+        compute_ms, memory_ms = _matmul_ms(matmul, device, device.best)
+        times: dict[Bound, float] = {
+            "launches": device.least_launch_us / 1e3,
+            "compute": compute_ms,
+            "memory": memory_ms,
+        }
+        bound = max(times, key=lambda name: times[name])
+        spent[bound] += times[bound]
+        high_ms += max(_matmul_ms(matmul, device, device.worst))
+    low_ms = sum(spent.values())
+    return StagePrediction(low_ms, max(low_ms, high_ms), max(spent, key=lambda name: spent[name]))
+
+
+def _matmul_ms(matmul: MatMul, device: Device, share: float) -> tuple[float, float]:
+    traffic_bytes = matmul.weight_bytes + matmul.activation_bytes
+    return _times_ms({matmul.arithmetic: matmul.macs}, traffic_bytes, device, share)
+
+
+def _times_ms(macs: dict[Arithmetic, int], traffic_bytes: int, device: Device, share: float) -> tuple[float, float]:
+    """Return milliseconds of (arithmetic, memory) at a share of the peaks."""
+    compute_s = sum(2 * count / device.rate(arithmetic)[1] for arithmetic, count in macs.items())
+    return 1e3 * compute_s / share, 1e3 * traffic_bytes / device.bandwidth / share

@@ -7,7 +7,7 @@ into the MatMul beside it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -82,6 +82,7 @@ class PolicyWork:
         head_steps: features behind one action: the window, or 1 where a state is carried.
         embedding_bytes: token table, read once an instruction and not in a policy call.
         table_bytes: everything else stored with the graphs: positions, latents, masks.
+        operators: stage -> operators that a runtime which fuses nothing launches, MatMuls included.
         uncounted: operators whose cost is unknown, by name.
     """
 
@@ -90,6 +91,7 @@ class PolicyWork:
     head_steps: int
     embedding_bytes: int = 0
     table_bytes: int = 0
+    operators: Mapping[Stage, int] = field(default_factory=dict)
     uncounted: tuple[str, ...] = field(default_factory=tuple)
 
     def stage(self, stage: Stage) -> Sums:

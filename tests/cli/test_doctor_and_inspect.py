@@ -61,8 +61,18 @@ def test_a_bundle_is_inspected(bundle: Path) -> None:
     assert document["stages"]["head"]["macs"] > 0
     assert [item["device"]["name"] for item in document["predictions"]] == ["orin-nano-8gb", "agx-orin-64gb"]
     assert all(item["predicted"] is True for item in document["predictions"])
-    assert document["predictions"][0]["total_ms"] > document["predictions"][1]["total_ms"]
-    assert "PREDICTED milliseconds" in result.stderr
+    assert document["predictions"][0]["low_ms"] > document["predictions"][1]["low_ms"]
+    assert "PREDICTED, not measured" in result.stderr
+    assert "agx-orin-64gb MAXN" in result.stderr, "names are whole"
+
+
+def test_a_bundle_is_run_beside_its_prediction_for_this_cpu(bundle: Path) -> None:
+    result = rfedge("inspect", bundle, "--device", "this-cpu", "--threads", "1", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["measured"]["p50_ms"] > 0
+    assert "this-cpu: MEASURED" in result.stderr
+    assert "% off" in result.stderr
 
 
 def test_a_full_size_policy_is_inspected_without_a_file() -> None:

@@ -64,4 +64,6 @@ def test_audits_say_how_many_launches_and_whether_attention_is_fused(bundle: Bun
     assert inspection.engines[0].num_fused == 4
     assert inspection.document()["engines"][0]["num_launches"] == 50
     assert inspection.engine_work is not None
-    assert inspection.predictions[0].total_ms > 0
+    built = engine_work(bundle_work(bundle), bundle).operators
+    assert sum(count for stage, count in built.items() if stage != "head") == pytest.approx(50, abs=2), "as audited"
+    assert inspection.predictions[0].low_ms > 0

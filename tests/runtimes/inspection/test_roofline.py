@@ -1,54 +1,99 @@
 """Predictions by hand, the device table, and this machine as a device."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from rfedge.bundle.artifact import load_bundle
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.config import preset
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.machine.gpu import Gpu
+from rfedge.policies import find_bundle
 from rfedge.runtimes.backends.matmul_model import matmul_model
 from rfedge.runtimes.roofline.analytic_work import analytic_work
-from rfedge.runtimes.roofline.devices import DEVICES, Device, Efficiency, device, device_of_board
+from rfedge.runtimes.roofline.devices import DEVICES, Device, device, device_of_board
+from rfedge.runtimes.roofline.graph_work import bundle_work
 from rfedge.runtimes.roofline.report import Inspection, inspect_config
 from rfedge.runtimes.roofline.roofline import predict
-from rfedge.runtimes.roofline.this_machine import device_of_gpu, measure_cpu, this_gpu
+from rfedge.runtimes.roofline.this_machine import cpu_device, device_of_gpu, measure_cpu, this_gpu
 from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork
 from tests.tolerances import assert_same_in_fp32
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+RECORD = RESULTS / "predictions_cpu_202611.json"
+
+
+def cpu_of(fp32_flops: float, int8_ops: float, bandwidth_bytes: float, launch_us: float) -> Device:
+    return cpu_device("recorded", 2**34, bandwidth_bytes, {"fp32": fp32_flops, "int8": int8_ops}, launch_us)
 
 
 def one_matmul(arithmetic: Arithmetic = "int8", *, macs: int = 500_000_000, weight_bytes: int = 1_000_000) -> PolicyWork:
     matmul = MatMul("decoder", "decoder.layers.0.block", macs, arithmetic, arithmetic, weight_bytes, weight_bytes, 0)
-    return PolicyWork((matmul,), {}, head_steps=1)
+    return PolicyWork((matmul,), {}, head_steps=1, operators={"decoder": 10})
 
 
 def plain_device(**changes: object) -> Device:
-    base = Device("plain", 10_000_000, 1e9, {"int8": 4e12, "fp32": 1e12}, "made up", efficiency=Efficiency(0.5, 0.8))
+    base = Device("plain", 10_000_000, 1e9, {"int8": 4e12, "fp32": 1e12}, "made up")
+    base = dataclasses.replace(base, best=0.5, worst=0.25, least_launch_us=50, most_launch_us=100)
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def test_a_stage_takes_the_longer_of_arithmetic_and_memory() -> None:
-    """1e9 operations at half of 4e12 a second: 0.5 ms. 1e6 bytes at 0.8 of 1e9 a second: 1.25 ms."""
+def test_a_matmul_takes_the_longest_of_arithmetic_memory_and_a_launch() -> None:
+    """1e9 operations at half of 4e12 a second: 0.5 ms. 1e6 bytes at half of 1e9 a second: 2 ms. A launch: 0.05 ms."""
     decoder = predict(one_matmul(), plain_device()).stages["decoder"]
-    assert decoder.compute_ms == pytest.approx(0.5)
-    assert decoder.memory_ms == pytest.approx(1.25)
-    assert (decoder.ms, decoder.bound) == (pytest.approx(1.25), "memory")
+    assert (decoder.low_ms, decoder.bound) == (pytest.approx(2.0), "memory")
+    assert decoder.high_ms == pytest.approx(4.0 + 10 * 0.1), "at a quarter, and ten launches"
     busy = predict(one_matmul(macs=5_000_000_000), plain_device())
-    assert (busy.total_ms, busy.stages["decoder"].bound) == (pytest.approx(5.0), "compute")
-    assert busy.stages["vision"].ms == 0
+    assert (busy.low_ms, busy.stages["decoder"].bound) == (pytest.approx(5.0), "compute")
+    assert busy.high_ms == pytest.approx(10.0 + 1.0)
+    assert busy.middle_ms == pytest.approx((5.0 * 11.0) ** 0.5)
+    tiny = predict(one_matmul(macs=1000, weight_bytes=1000), plain_device())
+    assert (tiny.low_ms, tiny.longest, tiny.stages["decoder"].bound) == (pytest.approx(0.05), "decoder", "launches")
+    assert busy.stages["vision"].high_ms == 0
+
+
+def test_a_small_policy_on_a_board_takes_its_launches() -> None:
+    prediction = predict(analytic_work(preset("playtable-small"), "int8"), device("orin-nano-8gb-super"))
+    assert prediction.high_ms > 2.0, "no policy of hundreds of operators is promised within a millisecond"
+    assert prediction.low_ms < 0.5 * prediction.high_ms
+
+
+@pytest.mark.parametrize("row", json.loads(RECORD.read_text())["bundles"], ids=lambda row: row["bundle"])
+def test_recorded_measurements_lie_in_the_ranges(row: dict[str, Any]) -> None:
+    assert row["low_ms"] < row["measured_ms"] < row["high_ms"]
+    assert row["middle_ms"] / row["measured_ms"] - 1 == pytest.approx(row["error"], abs=0.005)
+    assert abs(row["error"]) < 0.35
+
+
+def test_the_shipped_bundle_and_full_size_lie_where_they_were_measured() -> None:
+    """The machines' own figures, as recorded, with the counts and the model of today."""
+    record = json.loads(RECORD.read_text())
+    shipped = predict(bundle_work(load_bundle(find_bundle(Path("playtable-jump-step")))), cpu_of(**record["device"]))
+    measured_ms = record["bundles"][0]["measured_ms"]
+    assert shipped.low_ms < measured_ms < shipped.high_ms
+    full = json.loads((RESULTS / "peers_M-3B_cpu_202611.json").read_text())
+    limit, rows = full["limit"], {row["name"]: row for row in full["rows"]}
+    cpu = cpu_of(limit["fp32_flops"], limit["int8_ops"], limit["bandwidth_bytes"], record["device"]["launch_us"])
+    for precision in ("int8", "fp32"):
+        work = analytic_work(preset("M-3B"), precision, text_tokens=full["num_tokens"])
+        prediction, measured_ms = predict(work, cpu), rows[f"rfedge {precision}"]["call_ms"]["p50"]
+        assert prediction.low_ms < measured_ms < prediction.high_ms, precision
+        assert abs(prediction.middle_ms / measured_ms - 1) < 0.25
 
 
 def test_missing_arithmetic_falls_back_to_the_next_wider_kind_and_is_named() -> None:
     only_fp32 = plain_device(peaks={"fp32": 1e12})
     prediction = predict(one_matmul(), only_fp32)
     assert prediction.substitutes == {"int8": "fp32"}
-    assert prediction.stages["decoder"].compute_ms == pytest.approx(2.0)
+    assert prediction.stages["decoder"].low_ms == pytest.approx(2.0)
     assert predict(one_matmul("bf16"), plain_device(peaks={"fp16": 2e12, "fp32": 1e12})).substitutes == {"bf16": "fp16"}
     assert predict(one_matmul(), plain_device()).substitutes == {}
 
@@ -75,8 +120,8 @@ def test_the_table_is_dense_and_consistent() -> None:
 def test_predictions_keep_the_published_floors() -> None:
     """Weights of the decoder alone, fp16: 41 ms at 102 GB/s and 20 at 204.8; nothing may be predicted below them."""
     work = analytic_work(preset("M-3B"), "fp16")
-    assert predict(work, device("orin-nx-16gb")).stages["decoder"].ms > 39
-    assert predict(work, device("agx-orin-64gb")).stages["decoder"].ms > 19
+    assert predict(work, device("orin-nx-16gb")).stages["decoder"].low_ms > 39
+    assert predict(work, device("agx-orin-64gb")).stages["decoder"].low_ms > 19
 
 
 def test_unknown_devices_are_answered_with_the_nearest_name() -> None:
