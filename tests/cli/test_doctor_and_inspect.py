@@ -61,7 +61,7 @@ def test_a_bundle_is_inspected(bundle: Path) -> None:
     assert document["stages"]["head"]["macs"] > 0
     assert [item["device"]["name"] for item in document["predictions"]] == ["orin-nano-8gb", "agx-orin-64gb"]
     assert all(item["predicted"] is True for item in document["predictions"])
-    assert document["predictions"][0]["low_ms"] > document["predictions"][1]["low_ms"]
+    assert document["predictions"][0]["high_ms"] > document["predictions"][1]["high_ms"]
     assert "PREDICTED, not measured" in result.stderr
     assert "agx-orin-64gb MAXN" in result.stderr, "names are whole"
 

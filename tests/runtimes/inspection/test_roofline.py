@@ -71,6 +71,14 @@ def test_recorded_measurements_lie_in_the_ranges(row: dict[str, Any]) -> None:
     assert row["low_ms"] < row["measured_ms"] < row["high_ms"]
     assert row["middle_ms"] / row["measured_ms"] - 1 == pytest.approx(row["error"], abs=0.005)
     assert abs(row["error"]) < 0.35
+    cells = (
+        row["bundle"],
+        row["precision"],
+        f"{row['low_ms']:.1f} to {row['high_ms']:.1f}",
+        f"{row['measured_ms']:.1f}",
+        f"{row['error']:+.0%}",
+    )
+    assert f"| {' | '.join(cells)} |" in (RESULTS.parents[1] / "docs/how-to/doctor_and_inspect.md").read_text()
 
 
 def test_the_shipped_bundle_and_full_size_lie_where_they_were_measured() -> None:
