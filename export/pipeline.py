@@ -255,7 +255,7 @@ def _mixed_search(
     budget: Budget,
     output: Path,
 ) -> MixedSearch:
-    """Twice the steps of the proof, drawn for themselves: a plan is not proved on what it was chosen by alone."""
+    """Twice the steps of the proof, sampled for themselves: a plan is not proved on what it was chosen by alone."""
     episodes, _ = proof_inputs(
         config,
         contract.backbone,

@@ -54,7 +54,7 @@ THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {
     "int8": {
         "min_feature_cosine": 0.999,
         "feature_relative_rms": 0.02,
-        # Rounding has a tail: of nine draws of 256 steps the worst was between 0.014 and 0.033 (docs/adr/0008).
+        # Rounding has a tail: of nine samples of 256 steps the worst was between 0.014 and 0.033 (docs/adr/0008).
         "action_max_error": 0.05,
         "gripper_flip_rate": 0.005,
         # Hidden units lie in [-1, 1].

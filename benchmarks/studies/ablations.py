@@ -46,7 +46,7 @@ VARIANTS: Final = (
     Variant("gpt", "GPT head over the window", ("--head", "gpt")),
     Variant("mlp", "MLP head, the present frame alone", ("--head", "mlp")),
     Variant("mlp-history", "MLP head, the text reads six frames", ("--head", "mlp", "--media-frames", "6")),
-    Variant("no-vl", "resampler and cross-attention drawn anew", ("--no-vl-pretraining",)),
+    Variant("no-vl", "resampler and cross-attention re-initialised", ("--no-vl-pretraining",)),
     Variant("data-10", "a tenth of the demonstrations", ("--data-share", "0.1")),
     Variant("carry", "LSTM head whose state is carried on, no window", ("--time-keeping", "carry")),
     Variant("chunk-8", "chunks of eight actions, played no further than the others'", ("--chunk-size", "8")),
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--variants", default=",".join(variant.name for variant in VARIANTS))
     parser.add_argument("--minutes", type=float, default=6.0, help="of training, for each variant")
-    parser.add_argument("--stride", type=int, default=4, help="frame stride, chunk size and steps a call")
+    parser.add_argument("--stride", type=int, default=4, help="frame stride, chunk size and execute_steps")
     parser.add_argument("--num", type=int, default=80, help="chains")
     parser.add_argument("--single-tasks", type=int, default=4, help="starts of every task")
     parser.add_argument("--tasks", default="all")
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.record is not None:
         report.write(options.record)
     table = Table(title=f"{options.minutes:g} minutes of training each")
-    for column in ("variant", "change", "steps", "held-out loss", "single tasks", "tasks in a row"):
+    for column in ("variant", "change", "steps", "held-out loss", "single tasks", "average length"):
         table.add_column(column, justify="left" if column in ("variant", "change") else "right")
     for variant, row in zip(report.variants, report.success.rows, strict=True):
         loss = "-" if variant.held_out_loss is None else f"{variant.held_out_loss:.4f}"

@@ -87,10 +87,10 @@ class ChainPlan:
         agent_name: what reports call the agent.
         agent_facts: what else decides how it acts, for instance a bundle's hash; a run is only gone on with by the same.
         world: where.
-        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones drawn for every
+        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones sampled for every
             subtask; what an own table is called in reports when `instructions` is given.
         instructions: task -> instruction, instead of a known language.
-        left_out: sentences of the language that are never drawn.
+        left_out: sentences of the language that are never sampled.
         max_steps: control steps for each subtask.
         seed: see `Subtask.seed`.
         limits: what the actions are held to.

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 MAX_FRAMES: Final = 64  # the longest window that CALVIN annotates with language
-MIN_FRAMES: Final = 16  # the shortest window that CALVIN's loader draws
+MIN_FRAMES: Final = 16  # the shortest window that CALVIN's loader samples
 SETTLE_FRAMES: Final = 3  # for which the task must stay done, so that the window shows its end
 # Streams of randomness beside the one that decides starts and experts: without noise or driver they are not there, and
 # the episodes of equal seeds still begin alike.

@@ -81,7 +81,7 @@ def import_weights(
     keep_output_projection: Annotated[
         bool, typer.Option("--keep-output-projection", help="Keep what turns states into words, for co-training.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Draws what no file holds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Initialises what no file holds.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every name and shape and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

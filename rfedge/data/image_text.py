@@ -3,8 +3,8 @@
     {"image": "train2014/COCO_train2014_000000000009.jpg", "caption": "a tray of food"}
     {"image": "train2014/COCO_train2014_000000000025.jpg", "question": "What animal is it?", "answer": "giraffe"}
 
-Only where each line begins is kept: a million lines cost 16 MB of memory, and a line is read again when it is drawn.
-Every line is checked once, when the files are opened; its image is decoded when it is drawn.
+Only where each line begins is kept: a million lines cost 16 MB of memory, and a line is read again when it is sampled.
+Every line is checked once, when the files are opened; its image is decoded when it is sampled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training windows: which frames a window holds, which actions label them, and in which order windows are drawn.
+"""Training windows: which frames a window holds, which actions label them, and in which order windows are sampled.
 
 With `frame_stride` s and `chunk_size` k, a window that starts at frame f holds the frames f, f + s, f + 2s, ... and the
 label of a held frame i is the k consecutive actions rel_actions[i : i + k]. With s = k this is jump-step training: the
@@ -197,7 +197,7 @@ class SamplerState:
 
 
 class WindowSampler:
-    """Draws every window once per epoch in an order that depends on (seed, epoch) alone.
+    """Samples every window once per epoch in an order that depends on (seed, epoch) alone.
 
     A batch that reaches the end of an epoch goes on with the next one, so every batch is full and no window is lost.
     """
@@ -235,7 +235,7 @@ class WindowSampler:
 
 
 def split_segments(dataset: CalvinDataset, fraction: float, seed: int, *, share: float = 1.0) -> tuple[list[int], list[int]]:
-    """Split segment indices into (training, held out), `fraction` of them held out, drawn by `seed`.
+    """Split segment indices into (training, held out), `fraction` of them held out, sampled by `seed`.
 
     At least one segment is held out when `fraction` is positive and there are two; the training part is never empty.
     Segments of the original CALVIN may share frames, so there a held-out loss is not fully independent.

@@ -2,7 +2,7 @@
 
 A chain starts in one of 192 symbolic states. A task fits into a state when exactly one of its rules does; five tasks
 make a chain when each fits into the state that the ones before it left, and no two are of one category. Rules,
-categories and the order of the random draws are CALVIN's, so the 1000 chains are the ones that the benchmark has always
+categories and the order of the random samples are CALVIN's, so the 1000 chains are the ones that the benchmark has always
 been run on: `OFFICIAL_SHA256` is their hash.
 
 One rule contradicts the table: a block that is placed in the slider counts as on the side that the door hides. That is
@@ -45,7 +45,7 @@ CHAIN_LENGTH: Final = 5
 NUM_OFFICIAL: Final = 1000
 OFFICIAL_SHA256: Final = "90191d9ac76baecb4f292ab766bbbf3ae65dbf43a83bbe5c376d99db10fd6446"
 _SHUFFLE_SEED: Final = 0
-# Draws made at once: few are wasted after the last valid one, and numpy's cost per call is small against them.
+# Samples taken at once: few are wasted after the last valid one, and numpy's cost per call is small against them.
 _DRAWS_AT_ONCE: Final = 4096
 _NO_STATE: Final = -1
 
@@ -77,7 +77,7 @@ class SymbolicState:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Five tasks in a row, without a reset between them."""
+    """Five consecutive tasks, without a reset between them."""
 
     state: SymbolicState
     tasks: tuple[str, ...]
@@ -152,7 +152,7 @@ def make_chains(num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: 
     wanted = sorted({index for index, _ in slots[:num]})
     _transitions()  # once, not once a thread
     drawn: dict[int, tuple[Chain, ...]] = {}
-    pool = ThreadPoolExecutor(os.cpu_count())  # numpy draws without holding the interpreter's lock
+    pool = ThreadPoolExecutor(os.cpu_count())  # numpy samples without holding the interpreter's lock
     try:
         for index, found in zip(wanted, pool.map(lambda index: _draw_chains(index, counts[index]), wanted), strict=True):
             drawn[index] = found

@@ -1,6 +1,6 @@
 """The start of a chain as an environment restores it: CALVIN's placement of a symbolic state, seeded by the state itself.
 
-CALVIN hashes the text of the state's values, seeds numpy's legacy generator with it, and draws which spot on the table
+CALVIN hashes the text of the state's values, seeds numpy's legacy generator with it, and samples which spot on the table
 each block gets and how it is turned. All lengths are metres in world coordinates.
 """
 

@@ -9,7 +9,7 @@ from rfedge.errors import ConfigError, did_you_mean
 
 __all__ = ["LOOKS_HELP", "RENDERER_HELP", "Looks", "Renderer", "check_looks", "redress", "world_name"]
 
-# "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, drawn anew for every episode; "calvin": the
+# "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, sampled for every episode; "calvin": the
 # meshes and textures of an installed calvin_env.
 Looks = Literal["playtable", "random", "calvin"]
 

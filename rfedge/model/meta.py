@@ -1,4 +1,4 @@
-"""Policies without values: shapes at once, memory only for what is then loaded or drawn."""
+"""Policies without values: shapes at once, memory only for what is then loaded or initialised."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILLING: Final = frozenset({"normal_", "uniform_", "mul_", "fill_", "zero_", "o
 def parameters_on_meta() -> Iterator[None]:
     """Build modules whose parameters have a shape and no values; buffers are computed, as nothing on disk holds them.
 
-    Nearly no random number is drawn and no memory is touched for weights that the file is about to replace. It holds for
+    Nearly no random number is sampled and no memory is touched for weights that the file is about to replace. It holds for
     every module that the process builds meanwhile, in other threads too.
     """
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 # How long processes wait for each other inside a step; `alone` waits as long as it takes.
 _TIMEOUT: Final = timedelta(minutes=30)
 _POLL_S: Final = 0.05
-# Separates the draws of dropout from those of windows and shifts, which come from the same seed.
+# Separates the samples of dropout from those of windows and shifts, which come from the same seed.
 _DROPOUT_STREAM: Final = 4
 # What gloo says in a plain RuntimeError when the process at the other end is gone.
 _SIGNS_OF_LOSS: Final = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[gloo]", "gloo/transport")

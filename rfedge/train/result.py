@@ -68,7 +68,7 @@ def train_result(
     drawn: Collection[str],
     checkpoint: Path,
 ) -> TrainResult:
-    """Sum up a run that stands at `state`, measured `validation` last and drew the parameters `drawn` from its seed."""
+    """Sum up a run that stands at `state`, measured `validation` last and sampled the parameters `drawn`."""
     first_loss, last_loss = state.mean_losses()
     return TrainResult(
         first_loss=first_loss,

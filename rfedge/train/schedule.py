@@ -14,7 +14,7 @@ _LONGEST_WARMUP_SHARE: Final = 0.1
 
 
 def learning_rate_factor(kind: ScheduleKind, *, step: int, warmup_steps: int, progress: float) -> float:
-    """Return the factor of the highest rate for `step` (from 0).
+    """Return the factor of the peak learning rate for `step` (from 0).
 
     Args:
         kind: "constant" or "cosine".

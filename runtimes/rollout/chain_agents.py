@@ -20,7 +20,7 @@ class Subtask(Goal):
     """One task and its instruction; a policy may look at the instruction only.
 
     Attributes:
-        seed: for whatever the agent draws; it follows from the run's seed and the place of the task alone.
+        seed: for whatever the agent samples; it follows from the run's seed and the place of the task alone.
     """
 
     task: str

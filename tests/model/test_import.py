@@ -290,7 +290,7 @@ def test_a_part_is_drawn_alike_whichever_others_are() -> None:
     changed = {part_of(name) for name in names if not torch.equal(other.tensor(name), values[name])}
     assert changed == {"resampler", "cross-attention", "head"}
     assert torch.equal(torch.random.get_rng_state(), before)
-    with pytest.raises(ValueError, match="not of a part that can be drawn"):
+    with pytest.raises(ValueError, match="not of a part that can be initialised"):
         forwards.tensor("embedding.weight")
 
 

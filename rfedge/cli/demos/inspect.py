@@ -32,7 +32,7 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="training or validation; default training.")] = None,
     frames: Annotated[str, typer.Option(help="Number of frames to read and check, sampled by --seed, or `all`.")] = "1000",
     workers: Annotated[int, typer.Option(min=1, help="Processes that read; the report does not depend on it.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the frames.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which frames.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as one JSON document.")] = False,
 ) -> int:
     from rfedge.cli.show.progress import stage_progress

@@ -203,7 +203,7 @@ def _random_free_scene(
 
 
 def _random_state(rng: np.random.Generator, required: dict[str, bool]) -> dict[str, bool]:
-    """Draw how door, drawer and lights stand; what `required` names is drawn too, and then overruled."""
+    """Sample how door, drawer and lights stand; what `required` names is sampled too, and then overruled."""
     return {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")} | required
 
 

@@ -171,7 +171,7 @@ class Wardrobe:
         }
 
     def change(self, rng: np.random.Generator) -> None:
-        """Dress the scene in other looks, cameras included; they are drawn from `rng`."""
+        """Dress the scene in other looks, cameras included; they are sampled from `rng`."""
         look = random_look(self._layout, rng)
         dress(self._model, look)
         for name, shift in (("static", look.static_shift), ("gripper", look.gripper_shift)):

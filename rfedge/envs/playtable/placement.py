@@ -1,4 +1,4 @@
-"""Draws random block positions on the table and in its cabinet, without overlap and without a simulator."""
+"""Samples random block positions on the table and in its cabinet, without overlap and without a simulator."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def policy_config(
         "text_length": settings.text_length or (base.decoder.text_length if base else _TEXT_LENGTH),
         "feature": settings.feature or like.decoder.feature,
         "cross_attention_every": cross.every if cross else like.decoder.cross_attention_every,
-        "gate_init": 0.0,  # also where the cross-attention is drawn: it must not disturb what the language model learnt
+        "gate_init": 0.0,  # also for a new cross-attention: it must not disturb what the language model learnt
     }
     if cross is not None:
         updates |= {"cross_attention_heads": cross.heads, "mlp_ratio": cross.mlp_ratio}

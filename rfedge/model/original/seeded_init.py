@@ -31,7 +31,7 @@ _PARTS: Final[tuple[tuple[str, Part], ...]] = (
 _MODULE = re.compile(
     r"(backbone\.resampler|backbone\.resampler_gripper|backbone\.decoder\.layers\.(\d+)\.cross_attention|head)\.(.+)"
 )
-# What transformers draws rows of new tokens with.
+# What transformers initialises rows of new tokens with.
 _NEW_ROW_DEVIATION: Final = 0.02
 
 
@@ -42,7 +42,7 @@ def part_of(name: str) -> Part:
 
 @dataclass(slots=True)
 class SeededInit:
-    """Draws the parts of one policy; a part has the same values whichever others are drawn.
+    """Initialises the parts of one policy; a part has the same values whichever others are initialised.
 
     Only the module that was asked for last is kept.
     """
@@ -60,7 +60,7 @@ class SeededInit:
         """
         match = _MODULE.fullmatch(name)
         if match is None:
-            raise ValueError(f"{name}: not of a part that can be drawn")
+            raise ValueError(f"{name}: not of a part that can be initialised")
         module, layer, rest = match.groups()
         if module != self._module:
             self._values = {}  # before the next one is built, or two are in memory at once

@@ -147,7 +147,7 @@ class PairPass:
 
 
 class CoTraining:
-    """Draws and loads image-text pairs beside the robot's windows; a context manager around the steps.
+    """Samples and loads image-text pairs beside the robot's windows; a context manager around the steps.
 
     Args:
         data: both parts.

@@ -17,8 +17,8 @@ class Prefetch(Generic[T]):
     """Makes one item ahead; use it as a context manager, leaving ends the thread.
 
     Args:
-        plan: called here, in order, for every item: draws what it holds and returns the work that makes it, which runs
-            in the thread. So what is drawn does not depend on how far the thread has come.
+        plan: called here, in order, for every item: samples what it holds and returns the work that makes it, which runs
+            in the thread. So what is sampled does not depend on how far the thread has come.
     """
 
     def __init__(self, plan: Callable[[], Callable[[], T]]) -> None:

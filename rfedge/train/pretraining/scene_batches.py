@@ -34,7 +34,7 @@ __all__ = [
 
 # N = frames, Q = texts (two a frame), T = tokens
 
-# Separates the draws of what is asked from the order of frames, which comes from the same seed.
+# Separates the samples of what is asked from the order of frames, which comes from the same seed.
 _QUESTION_STREAM = 5
 _KEPT_TEXTS = 10_000
 
