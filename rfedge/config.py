@@ -6,8 +6,8 @@ and Table 2; the released 3B checkpoints' key shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import json
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -172,7 +172,6 @@ class PolicyConfig(_Config):
         window: frames in a training window, and the features replayed in `window` time-keeping.
         time_keeping: `window` replays the head from nothing over the last `window` features; `carry` keeps an LSTM's
             state. It says nothing to an MLP.
-        chunk_size: actions predicted per inference.
         frame_stride: control steps between the frames the head was trained on.
         control_hz: rate of one action, that of the demonstrations.
         resize: how the pictures of the demonstrations' cameras were brought to the policy's size, see `rfedge.robot.camera`.
@@ -240,114 +239,9 @@ class PolicyConfig(_Config):
         return self
 
 
-def _tiny() -> PolicyConfig:
-    return PolicyConfig(
-        name="tiny",
-        vision=VisionConfig(image_size=32, patch_size=8, width=64, layers=2, heads=2),
-        resampler=ResamplerConfig(layers=1, latents=8, heads=2, head_size=32),
-        decoder=MPTConfig(
-            width=64,
-            layers=2,
-            heads=2,
-            vocab_size=1024,
-            text_length=16,
-            cross_attention_heads=2,
-            cross_attention_head_size=32,
-            gate_init=1.0,
-        ),
-        head=LSTMHeadConfig(hidden_size=48, mlp_sizes=(48, 32)),
-    )
-
-
-def _playtable_small() -> PolicyConfig:
-    return PolicyConfig(
-        name="playtable-small",
-        vision=VisionConfig(image_size=128, patch_size=16, width=256, layers=3, heads=4, stem_widths=(64, 128)),
-        resampler=ResamplerConfig(layers=2, latents=16, heads=4),
-        decoder=MPTConfig(
-            width=256,
-            layers=2,
-            heads=4,
-            vocab_size=2048,
-            text_length=32,
-            cross_attention_heads=4,
-            cross_attention_head_size=64,
-            gate_init=1.0,
-        ),
-        head=LSTMHeadConfig(hidden_size=256, layers=1, mlp_sizes=(256,)),
-    )
-
-
-def _released(name: str, decoder: Callable[[], DecoderConfig]) -> PolicyConfig:
-    """Return a member of Table 2: they differ in the language model alone."""
-    return PolicyConfig(
-        name=name,
-        vision=VisionConfig(image_size=224, patch_size=14, width=1024, layers=24, heads=16),
-        resampler=ResamplerConfig(layers=6, latents=64),
-        decoder=decoder(),
-        head=LSTMHeadConfig(hidden_size=1024),
-    )
-
-
-def _mpt_1b() -> MPTConfig:
-    return MPTConfig(width=2048, layers=24, heads=16, vocab_size=50280, text_length=32, feature="last_block_input")
-
-
-def _redpajama_3b() -> GPTNeoXConfig:
-    return GPTNeoXConfig(
-        kind="gpt_neox",
-        width=2560,
-        layers=32,
-        heads=32,
-        mlp_width=10240,
-        vocab_size=50280,
-        text_length=32,
-        cross_attention_every=2,
-    )
-
-
-def _llama_7b() -> LlamaConfig:
-    return LlamaConfig(
-        kind="llama",
-        width=4096,
-        layers=32,
-        heads=32,
-        key_value_heads=32,
-        mlp_width=11008,
-        vocab_size=32003,
-        text_length=32,
-        tokens_before_image=1,
-        cross_attention_every=4,
-    )
-
-
-def _mpt_7b() -> MPTConfig:
-    return MPTConfig(
-        kind="mpt",
-        qk_norm=False,
-        width=4096,
-        layers=32,
-        heads=32,
-        vocab_size=50280,
-        text_length=32,
-        cross_attention_every=4,
-    )
-
-
+# The released ones are those of Table 2 around MPT-1B (M-3B), RedPajama-3B (G-4B), LLaMA-7B (L-9B) and MPT-7B (M-9B).
 # IFT: the same numbers around a language model that was also tuned on instructions.
-_RELEASED: Final[dict[str, Callable[[], DecoderConfig]]] = {
-    "M-3B": _mpt_1b,
-    "M-3B-IFT": _mpt_1b,
-    "G-4B": _redpajama_3b,
-    "G-4B-IFT": _redpajama_3b,
-    "L-9B": _llama_7b,
-    "M-9B": _mpt_7b,
-}
-_PRESETS: Final[dict[str, Callable[[], PolicyConfig]]] = {
-    "tiny": _tiny,
-    "playtable-small": _playtable_small,
-    **{name: partial(_released, name, decoder) for name, decoder in _RELEASED.items()},
-}
+_PRESETS: Final[dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name("presets.json").read_text())
 
 
 def preset_names() -> list[str]:
@@ -365,7 +259,7 @@ def preset(name: str) -> PolicyConfig:
         raise ConfigError(
             "preset", got=repr(name), expected=did_you_mean(name, _PRESETS), remedy="Choose one of these names."
         )
-    return _PRESETS[name]()
+    return PolicyConfig.model_validate({"name": name, **_PRESETS[name]})
 
 
 def check_precision(name: str) -> Precision:

@@ -299,7 +299,7 @@ def test_what_the_original_saved_is_imported(name: str, tmp_path: Path) -> None:
 def test_a_preset_and_a_tokenizer_stand_in_for_the_language_model(originals, tmp_path: Path, monkeypatch, capsys) -> None:
     given = originals["mosaic_gpt"]
     base = given.config.model_copy(update={"name": "small-original", "window": 7})
-    monkeypatch.setitem(presets._PRESETS, "small-original", lambda: base)
+    monkeypatch.setitem(presets._PRESETS, "small-original", base.model_dump())
     arguments = ["--roboflamingo", given.roboflamingo, "--clip", given.clip, "--tokenizer", given.language_model]
     assert run_import(*arguments, "--config", "small-original", "--output", tmp_path / "checkpoint") == 0
     assert "'ws_12' says 12, the import 7" in capsys.readouterr().err

@@ -12,9 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.envs.language.enriched import ENRICHED_INSTRUCTIONS
 from rfedge.envs.language.grammar import GRAMMAR_WORDS, sample_grammar
-from rfedge.envs.language.paraphrases import PARAPHRASES
+from rfedge.envs.language.sentences import ENRICHED_INSTRUCTIONS, PARAPHRASES
 from rfedge.envs.tasks import INSTRUCTIONS, check_task
 from rfedge.errors import ConfigError, did_you_mean
 
@@ -64,8 +63,7 @@ def choose_instruction(task: str, language: str, rng: np.random.Generator, left_
     Args:
         task: one of the 34.
         language: "evaluation", CALVIN's one instruction, or "enriched", a held-out one sampled from `rng`.
-        rng: not used for "evaluation".
-        left_out: sentences that are never sampled, for instance those that are too long for a policy.
+        left_out: sentences that are never drawn, for instance those that are too long for a policy.
 
     Raises:
         ConfigError: task or language is unknown, or no sentence is left.

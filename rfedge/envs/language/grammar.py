@@ -15,10 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.envs.language.enriched import ENRICHED_INSTRUCTIONS
+from rfedge.envs.language.sentences import ENRICHED_INSTRUCTIONS
 from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, TASKS, check_task
-
-__all__ = ["GRAMMAR_WORDS", "sample_grammar"]
 
 _WISH_SHARE: Final = 0.2  # of the grammar's own
 _SAID_SHARE: Final = 0.1
