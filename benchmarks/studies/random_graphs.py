@@ -22,8 +22,6 @@ from rfedge.export.precisions.weight_rounding import WeightRounding
 from rfedge.export.trace import trace_program
 from rfedge.model.meta import pooled_policy
 
-__all__ = ["GraphPrecision", "random_backbone", "use_windows"]
-
 GraphPrecision = Literal["fp32", "fp16", "int8", "int4-weight", "mixed"]
 # Of a mixed plan: the vision tower in float, as a search with a tight budget leaves it.
 _MIXED_FLOAT: Final = (*QUERY_ATTENTION, "vision")
@@ -103,9 +101,9 @@ def _store_int4(model: ir.Model) -> None:
 
     def rounding_of(matmul: MatMul) -> WeightRounding:
         bits: Literal[4, 8] = 8 if matmul.begins_with_any(QUERY_ATTENTION) else 4
-        return WeightRounding(bits, symmetric=True, packed=False)
+        return WeightRounding(bits)
 
-    weights = RoundedWeights(graph, rounding_of, 4)
+    weights = RoundedWeights(graph, rounding_of)
     for node in choose_matmuls(graph, ()).converted:
         matmul = as_matmul(node)
         if rounding_of(matmul).reason_to_keep(matmul) is None:

@@ -1,8 +1,4 @@
-"""Weights as small integers: one scale per output column, or one per block of 32 inputs of a column, packed in bytes.
-
-Rounding and packing are those of ONNX Runtime's MatMulNBits (a test compares byte for byte with its own packer, which
-is not called here because importing it reconfigures the logging of the whole program and reads whole models).
-"""
+"""Weights as small integers: one scale per output column, or one per block of 32 inputs of a column."""
 
 from __future__ import annotations
 
@@ -13,40 +9,31 @@ import numpy.typing as npt
 
 from rfedge.export.int8.rounding import Grid, round_compensated_to
 
-__all__ = [
-    "BlockQuantized",
-    "compensate_blocks",
-    "dequantize_blocks",
-    "pack_blocks",
-    "pack_nibbles",
-    "quantize_blocks",
-    "quantize_columns",
-]
-
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 
-_NO_SCALE: Final = np.float32(1e30)
 # fp16's smallest normal number: a block of zeros has this scale.
 _LEAST_POSITIVE: Final = np.float32(np.finfo(np.float16).smallest_normal)
 # Share of the mean variance; GPTQ's own. A tenth and five times of it are as good (docs/adr/0016).
 _DAMPING: Final = 0.01
 
-# K = inputs of a MatMul, N = its outputs, B = blocks of a column (K / block size, rounded up), S = block size
+BLOCK_SIZE: Final = 32
+# Numbers are 0 to 15; this one is zero.
+_ZERO: Final = np.uint8(8)
+
+# K = inputs of a MatMul, N = its outputs, B = blocks of a column (K / 32, rounded up)
 
 
 class BlockQuantized(NamedTuple):
-    """Blocks of one weight: value = (number - zero_point) * scale.
+    """Blocks of one weight: value = (number - 8) * scale.
 
     Attributes:
-        numbers: uint8 (B, S, N); the rows beyond K are 0, and meet an input that is 0.
-        scales: float32 (B, N).
-        zero_points: uint8 (B, N); the middle of the range everywhere when symmetric.
+        numbers: uint8 (B, 32, N), 0 to 15; the rows beyond K are 0, and meet an input that is 0.
+        scales: float32 (B, N), above zero.
     """
 
     numbers: UInt8
     scales: Float32
-    zero_points: UInt8
 
 
 def quantize_columns(weight: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
@@ -57,44 +44,19 @@ def quantize_columns(weight: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
     return np.rint(weight / scale).clip(-127, 127).astype(np.int8), scale
 
 
-def quantize_blocks(
-    weight: Float32, *, bits: int, block_size: int, symmetric: bool, positive: bool = False
-) -> BlockQuantized:
-    """Round each block of `block_size` inputs of a column of a weight (K, N) to unsigned integers of `bits` bits.
-
-    Symmetric: the number of the largest magnitude becomes the end of the range that has one more step (-8 of -8 to 7), for
-    which its scale may be negative; `positive` keeps scales above zero, as TensorRT's parser demands, at 7 steps for it.
-    Asymmetric: the range from the smallest to the largest number, 0 included, is divided evenly.
-    """
+def quantize_blocks(weight: Float32) -> BlockQuantized:
+    """Round each block of 32 inputs of a column of a weight (K, N) to 4 bits, -8 to 7; scales are above 0 for TensorRT."""
     num_inputs, num_outputs = weight.shape
-    num_blocks = -(-num_inputs // block_size)
-    padded = np.zeros((num_blocks * block_size, num_outputs), np.float32)
+    num_blocks = -(-num_inputs // BLOCK_SIZE)
+    padded = np.zeros((num_blocks * BLOCK_SIZE, num_outputs), np.float32)
     padded[:num_inputs] = weight
-    blocks = padded.reshape(num_blocks, block_size, num_outputs)
-    low, high = blocks.min(axis=1), blocks.max(axis=1)
-    levels, middle = (1 << bits) - 1, 1 << (bits - 1)
-    if symmetric:
-        if positive:
-            scales = np.maximum(high / np.float32(middle - 1), low / np.float32(-middle))
-            scales = np.where(scales < _LEAST_POSITIVE, _LEAST_POSITIVE, scales)
-        else:
-            signed = np.where(np.abs(high) > np.abs(low), high, low)
-            scales = signed / np.float32(-middle)
-        zero_points = np.full(scales.shape, middle, np.uint8)
-    else:
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scales = (high - low) / np.float32(levels)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ideal = np.where(scales > 0, (0 - low) / scales, np.float32(0))
-        zero_points = _round_half_away(ideal).clip(0, levels).astype(np.uint8)
-    # Smaller scales have no reciprocal in fp32; such a block is zero.
-    scales = np.where(np.abs(scales) < np.finfo(np.float32).tiny, 0, scales).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0)).astype(np.float32)
-    exact = blocks * inverse[:, None] + zero_points[:, None]
-    rounded = _round_half_away(exact).clip(0, levels).astype(np.uint8)
+    blocks = padded.reshape(num_blocks, BLOCK_SIZE, num_outputs)
+    scales: Float32 = np.maximum(blocks.max(axis=1) / np.float32(7), blocks.min(axis=1) / np.float32(-8))
+    scales = np.where(scales < _LEAST_POSITIVE, _LEAST_POSITIVE, scales)
+    exact = blocks * (np.float32(1) / scales)[:, None] + np.float32(_ZERO)
+    rounded = _round_half_away(exact).clip(0, 15).astype(np.uint8)
     rounded.reshape(-1, num_outputs)[num_inputs:] = 0
-    return BlockQuantized(rounded, scales, zero_points)
+    return BlockQuantized(rounded, scales)
 
 
 def _round_half_away(x: Float32) -> Float32:
@@ -104,57 +66,24 @@ def _round_half_away(x: Float32) -> Float32:
     return result
 
 
-def compensate_blocks(nearest: BlockQuantized, weight: Float32, covariance: Float32, *, bits: int) -> BlockQuantized:
-    """Return `nearest`, the blocks of `weight` (K, N), with the numbers that GPTQ chooses for their scales and zero points.
+def compensate_blocks(nearest: BlockQuantized, weight: Float32, covariance: Float32) -> BlockQuantized:
+    """Return `nearest`, the blocks of `weight` (K, N), with the numbers that GPTQ chooses for their scales.
 
     Args:
-        nearest: of `quantize_blocks`.
         weight: float32 (K, N).
         covariance: float32 (K, K) of what the weight multiplies.
-        bits: of a number.
     """
-    num_inputs = len(weight)
-    # A block without a scale is zero whatever its numbers are; on this scale each is its zero point.
-    scales = np.where(nearest.scales == 0, _NO_SCALE, nearest.scales)
-    scale, zero_point = (
-        np.repeat(array.astype(np.float32), nearest.numbers.shape[1], axis=0)[:num_inputs]
-        for array in (scales, nearest.zero_points)
-    )
+    scale = np.repeat(nearest.scales, BLOCK_SIZE, axis=0)[: len(weight)]
+    zero = np.full_like(scale, _ZERO)
     noise = _DAMPING * float(covariance.diagonal().mean(dtype=np.float64))
-    levels = round_compensated_to(Grid(scale, zero_point, 0, (1 << bits) - 1), weight, covariance, noise=noise)
+    levels = round_compensated_to(Grid(scale, zero, 0, 15), weight, covariance, noise=noise)
     numbers = np.zeros_like(nearest.numbers)
-    numbers.reshape(-1, weight.shape[1])[:num_inputs] = levels
+    numbers.reshape(-1, weight.shape[1])[: len(weight)] = levels
     return nearest._replace(numbers=numbers)
 
 
 def dequantize_blocks(quantized: BlockQuantized, num_inputs: int) -> Float32:
     """Return the float32 weight (K, N) that the blocks stand for."""
-    centred = quantized.numbers.astype(np.float32) - quantized.zero_points[:, None].astype(np.float32)
-    weight = (centred * quantized.scales[:, None]).reshape(-1, quantized.scales.shape[1])
+    centred = quantized.numbers.astype(np.float32) - np.float32(_ZERO)
+    weight: Float32 = (centred * quantized.scales[:, None]).reshape(-1, quantized.scales.shape[1])
     return weight[:num_inputs]
-
-
-def pack_blocks(quantized: BlockQuantized, *, bits: int, symmetric: bool) -> dict[str, npt.NDArray[np.generic]]:
-    """Return the inputs of MatMulNBits: B uint8 (N, blocks, bytes), scales (N, blocks) and, asymmetric, zero points."""
-    by_column = quantized.numbers.transpose(2, 0, 1)
-    packed: dict[str, npt.NDArray[np.generic]] = {
-        "B": pack_nibbles(by_column) if bits == 4 else np.ascontiguousarray(by_column),
-        "scales": np.ascontiguousarray(quantized.scales.T),
-    }
-    if not symmetric:
-        zero_points = np.ascontiguousarray(quantized.zero_points.T)
-        if bits == 4:
-            odd = zero_points.shape[1] % 2
-            # The neighbour that an odd number of blocks lacks is the middle, as in ONNX Runtime's packer.
-            zero_points = pack_nibbles(np.pad(zero_points, ((0, 0), (0, odd)), constant_values=8))
-        packed["zero_points"] = zero_points
-    return packed
-
-
-_LOW_NIBBLE: Final = np.uint8(0x0F)
-
-
-def pack_nibbles(numbers: UInt8) -> UInt8:
-    """Pack pairs along the last axis into bytes, the first of a pair in the low four bits."""
-    packed: UInt8 = (numbers[..., 0::2] & _LOW_NIBBLE) | ((numbers[..., 1::2] & _LOW_NIBBLE) << np.uint8(4))
-    return packed

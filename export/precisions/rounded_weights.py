@@ -1,4 +1,4 @@
-"""Put rounded weights into a graph: as standard ONNX (DequantizeLinear), or as ONNX Runtime's MatMulNBits."""
+"""Put rounded weights into a graph: as standard ONNX, DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import onnx_ir as ir
 from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.passes.graph_files import WeightProgress
-from rfedge.export.passes.graph_queries import add_computed, replace_node, tensor_shape
-from rfedge.export.precisions.block_quantization import quantize_columns
+from rfedge.export.passes.graph_queries import add_computed, tensor_shape
+from rfedge.export.precisions.block_quantization import BLOCK_SIZE, quantize_columns
 from rfedge.export.precisions.weight_calibration import Frame, observe_weights
 from rfedge.export.precisions.weight_parts import WeightParts, finite_weight, weight_shape
-from rfedge.export.precisions.weight_rounding import BLOCK_SIZE, WeightRounding
-
-__all__ = ["RoundedWeights", "dequantize_kernel"]
+from rfedge.export.precisions.weight_rounding import WeightRounding
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -28,11 +26,10 @@ Float32 = npt.NDArray[np.float32]
 class RoundedWeights:
     """The rounded weights of one graph; each is there once, however many MatMuls read it."""
 
-    def __init__(self, graph: ir.Graph, rounding_of: Callable[[MatMul], WeightRounding], accuracy_level: int) -> None:
-        """Keep the graph, how each weight is rounded, and the accuracy level of MatMulNBits."""
-        self._graph, self._rounding_of, self._accuracy_level = graph, rounding_of, accuracy_level
+    def __init__(self, graph: ir.Graph, rounding_of: Callable[[MatMul], WeightRounding]) -> None:
+        """Keep the graph, and how each weight is rounded."""
+        self._graph, self._rounding_of = graph, rounding_of
         self._stored: dict[ir.Value, Path] = {}
-        self._constants: dict[ir.Value, list[ir.Value]] = {}
         self._unpacked: dict[ir.Value, ir.Value] = {}
 
     def round_by_frames(
@@ -56,22 +53,14 @@ class RoundedWeights:
             for matmul in readers[weight]:
                 insert_bias(self._graph, matmul.node, (inputs.means[names[matmul.name]] @ lost).astype(np.float32))
 
-    def insert(self, matmul: MatMul) -> ir.Node:
-        """Let the MatMul read its rounded weight; return the node that multiplies."""
+    def insert(self, matmul: MatMul) -> None:
+        """Let the MatMul read its rounded weight."""
         weight = matmul.weight
-        rounding = self._rounding_of(matmul)
-        if not rounding.packed:
-            if weight not in self._unpacked:
-                self._unpacked[weight] = self._dequantize(matmul)
-            matmul.node.replace_input_with(1, self._unpacked[weight])
-            node = matmul.node
-        else:
-            if weight not in self._constants:
-                self._constants[weight] = self._pack(matmul)
-            node = _matmul_nbits(matmul, self._constants[weight], rounding.bits, self._accuracy_level)
+        if weight not in self._unpacked:
+            self._unpacked[weight] = self._dequantize(matmul)
+        matmul.node.replace_input_with(1, self._unpacked[weight])
         if not weight.uses() and not weight.is_graph_output():
             del self._graph.initializers[str(weight.name)]
-        return node
 
     def _parts(self, matmul: MatMul) -> WeightParts:
         rounding = self._rounding_of(matmul)
@@ -103,21 +92,6 @@ class RoundedWeights:
         )
         scales = add_computed(self._graph, f"{name}/scale", parts.part("scales"), ir.DataType.FLOAT, shape)
         return _insert_dequantize(self._graph, node, weight, [numbers, scales], attributes)
-
-    def _pack(self, matmul: MatMul) -> list[ir.Value]:
-        """Return the constants that MatMulNBits reads for one weight."""
-        rounding, parts, name = self._rounding_of(matmul), self._parts(matmul), str(matmul.weight.name)
-        (rows, columns), byte = weight_shape(matmul.weight), ir.DataType.UINT8
-        blocks = -(-rows // BLOCK_SIZE)
-        shapes = {"B": (columns, blocks, BLOCK_SIZE * rounding.bits // 8), "zero_points": (columns, -(-blocks // 2))}
-        constants = [
-            add_computed(self._graph, f"{name}/int{rounding.bits}", parts.part("B"), byte, shapes["B"]),
-            add_computed(self._graph, f"{name}/scale", parts.part("scales"), ir.DataType.FLOAT, (columns, blocks)),
-        ]
-        if not rounding.symmetric:
-            zero_points = parts.part("zero_points")
-            constants.append(add_computed(self._graph, f"{name}/zero_point", zero_points, byte, shapes["zero_points"]))
-        return constants
 
 
 def dequantize_kernel(graph: ir.Graph, node: ir.Node) -> None:
@@ -159,14 +133,3 @@ def _read(matmul: MatMul) -> Callable[[], Float32]:
 def _load(path: Path) -> dict[str, Array]:
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
-
-
-def _matmul_nbits(matmul: MatMul, constants: Sequence[ir.Value], bits: int, accuracy_level: int) -> ir.Node:
-    rows, columns = weight_shape(matmul.weight)
-    attributes = {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK_SIZE}
-    if accuracy_level:
-        attributes["accuracy_level"] = accuracy_level
-    node = matmul.node
-    new = ir.node("MatMulNBits", [node.inputs[0], *constants], attributes=attributes, domain="com.microsoft", name=node.name)
-    replace_node(node, new)
-    return new

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime has kernels for a form on this machine, and a stand-in to measure a form that it cannot run.
+"""A stand-in to measure a form in half precision that ONNX Runtime cannot run on this machine.
 
 ONNX Runtime's CPU kernels know no bf16 (fp16 it widens to fp32 by itself). The stand-in computes in fp32 and rounds every
 result to the half format where the form would: the numbers of a machine with bf16 MatMuls that sum in fp32, as
@@ -7,71 +7,19 @@ tensor cores do. It is for proofs; it is slower than fp32.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rfedge.errors import BackendUnavailableError
 from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
 from rfedge.export.passes.graph_queries import add_computed, tensor_shape
-
-__all__ = ["MOVES", "RunsHere", "require_runs_here", "round_to_half", "runs_here", "write_stand_in"]
 
 _HALF: Final = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 # They copy numbers that are rounded already.
 MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Concat")
-
-
-class RunsHere(NamedTuple):
-    """Whether a graph runs, and if not the operator without a kernel (such as "MatMul(13)"), its node and the reason."""
-
-    ok: bool
-    operator: str = ""
-    node: str = ""
-    reason: str = ""
-
-
-def runs_here(path: Path) -> RunsHere:
-    """Try to open the graph in ONNX Runtime on the CPU.
-
-    Raises:
-        ArtifactError: there is no such graph.
-    """
-    import onnxruntime
-
-    read_graph(path)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # the failure is the answer
-    try:
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's error classes share no base of their own
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        found = re.search(r"implementation for (?P<operator>\w+\(\d+\)) node with name '(?P<node>[^']*)'", text)
-        if found is None:
-            return RunsHere(ok=False, reason=text)
-        return RunsHere(ok=False, operator=found["operator"], node=found["node"], reason=text)
-    return RunsHere(ok=True)
-
-
-def require_runs_here(path: Path) -> None:
-    """Raise unless `runs_here`.
-
-    Raises:
-        BackendUnavailableError: a kernel is missing; the text names the operator.
-    """
-    answer = runs_here(path)
-    if not answer.ok:
-        got = f"no kernel for {answer.operator} at node {answer.node}" if answer.operator else answer.reason
-        raise BackendUnavailableError(
-            f"onnxruntime on this CPU with {path.name}",
-            got=got,
-            expected="a kernel for every operator",
-            remedy="Run this form with TensorRT, or export fp32 or int8.",
-        )
 
 
 def write_stand_in(source: Path, target: Path, *, on_weight: WeightProgress = lambda *_: None) -> None:

@@ -10,39 +10,32 @@ import numpy.typing as npt
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.rounding import round_compensated
 from rfedge.export.precisions.block_quantization import (
+    BLOCK_SIZE,
     compensate_blocks,
     dequantize_blocks,
-    pack_blocks,
     quantize_blocks,
     quantize_columns,
 )
 
-__all__ = ["BLOCK_SIZE", "WeightRounding"]
-
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
-BLOCK_SIZE: Final = 32
-
-
 _HALF: Final = np.finfo(np.float16)
 
 
 class WeightRounding(NamedTuple):
-    """How one weight is rounded: to 8 bits on one scale per column, or in blocks, and in whose layout it is stored."""
+    """How one weight is rounded: to 8 bits on one scale per column, or to 4 bits in blocks."""
 
     bits: int
-    symmetric: bool
-    packed: bool
 
     @property
     def by_column(self) -> bool:
-        return self.bits == 8 and not self.packed
+        return self.bits == 8
 
     def reason_to_keep(self, matmul: MatMul) -> str | None:
         """Return why no kernel takes the weight; None where one does."""
         if matmul.node.op_type == "Gemm" and not self.by_column:
             return "a Gemm, for which there is no kernel with packed weights"
-        if not self.by_column and not self.packed and matmul.num_channels % BLOCK_SIZE:
+        if not self.by_column and matmul.num_channels % BLOCK_SIZE:
             return f"{matmul.num_channels} inputs, which blocks of {BLOCK_SIZE} do not divide"
         return None
 
@@ -55,17 +48,12 @@ class WeightRounding(NamedTuple):
         if self.by_column:
             numbers, scales = quantize_columns(weight) if covariance is None else round_compensated(weight, covariance, 0.0)
             return {"numbers": numbers, "scales": scales}, numbers * scales
-        blocks = quantize_blocks(
-            weight, bits=self.bits, block_size=BLOCK_SIZE, symmetric=self.symmetric, positive=not self.packed
-        )
+        blocks = quantize_blocks(weight)
         blocks = blocks._replace(scales=_as_stored(blocks.scales))
         if covariance is not None:
-            blocks = compensate_blocks(blocks, weight, covariance, bits=self.bits)
-        if self.packed:
-            parts = pack_blocks(blocks, bits=self.bits, symmetric=self.symmetric)
-        else:  # with a middle of 8, signed numbers from -8 to 7
-            parts = {"numbers": (blocks.numbers.astype(np.int8) - 8).reshape(weight.shape), "scales": blocks.scales}
-        return parts, dequantize_blocks(blocks, len(weight))
+            blocks = compensate_blocks(blocks, weight, covariance)
+        signed = (blocks.numbers.astype(np.int8) - 8).reshape(weight.shape)  # -8 to 7
+        return {"numbers": signed, "scales": blocks.scales}, dequantize_blocks(blocks, len(weight))
 
 
 def _as_stored(scales: Float32) -> Float32:

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from rfedge.bundle.artifact import hash_file
 from rfedge.export.int8.options import PLAIN, Int8Options
 from rfedge.export.passes.graph_files import write_graph
 from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.precisions.half import make_bf16, make_fp16
-from rfedge.export.precisions.runs_here import runs_here, write_stand_in
+from rfedge.export.precisions.runs_here import write_stand_in
 from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
 from rfedge.export.quantize import quantize_int8
 from tests.export.error_bounds import Format, bound_errors
@@ -128,19 +129,7 @@ FORMS: dict[str, tuple[Make, Format]] = {
         lambda source, target, _: make_int8_weight(source, target),
         Format(weights="columns", rounds_rows=True),
     ),
-    "int8-weight in MatMulNBits": (
-        lambda source, target, _: make_int8_weight(source, target, kernel="matmul-nbits", accuracy_level=1),
-        Format(weights="8-bit symmetric blocks"),
-    ),
     "int4-weight": (
-        lambda source, target, _: make_int4_weight(source, target, kernel="matmul-nbits", accuracy_level=1),
-        Format(weights="4-bit blocks"),
-    ),
-    "int4-weight rounding activations": (
-        lambda source, target, _: make_int4_weight(source, target, kernel="matmul-nbits", accuracy_level=4),
-        Format(weights="4-bit blocks", rounds_rows=True),
-    ),
-    "int4-weight in standard ONNX": (
         lambda source, target, _: make_int4_weight(source, target),
         Format(weights="4-bit symmetric blocks", rounds_rows=True),
     ),
@@ -176,9 +165,9 @@ def test_a_form_keeps_its_promises(form: str, drawn: Drawn) -> None:
         for kind in ("input", "output"):
             assert _contract(written, kind) == _contract(graph, kind)
 
-        if runs_here(target).ok:
+        try:
             results = run(target, drawn.inputs)
-        else:
+        except NoKernel:  # bf16 on most CPUs
             write_stand_in(target, stand_in)
             results = run(stand_in, drawn.inputs)
         expected = bound_errors(graph, drawn.inputs, rounding)

@@ -1,4 +1,4 @@
-"""int8-weight and int4-weight on `tiny` in both ways to say them; the packer against ONNX Runtime's own."""
+"""int8-weight and int4-weight on `tiny`, and how weights are rounded."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import helper
-from onnxruntime.capi import _pybind_state as packer
 
+from rfedge.bundle.traces import compare_traces
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, ExportError
-from rfedge.export.parity import compare_traces, onnx_rollout
+from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
-from rfedge.export.precisions.block_quantization import dequantize_blocks, pack_blocks, quantize_blocks, quantize_columns
-from rfedge.export.precisions.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
+from rfedge.export.precisions.block_quantization import (
+    BLOCK_SIZE,
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_columns,
+)
+from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
 from tests.export.float_graphs import TracedPolicy, draw, graph_of, op_types, open_session, passed_policy, relative_rms, run
 
 node = helper.make_node
@@ -32,11 +37,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TracedPolicy:
 
 # (what makes it, its settings, weight bits and scales per weight, bounds of the feature and of the action)
 VARIANTS = {
-    "int8 dequantize": (make_int8_weight, {}, 0.35, 0.03, 0.03),
-    "int8 matmul-nbits": (make_int8_weight, {"kernel": "matmul-nbits"}, 0.35, 0.02, 0.03),
-    "int4 dequantize": (make_int4_weight, {"keep_float": ()}, 0.25, 0.25, 0.25),
-    "int4 symmetric": (make_int4_weight, {"keep_float": (), "kernel": "matmul-nbits", "symmetric": True}, 0.25, 0.25, 0.25),
-    "int4 asymmetric": (make_int4_weight, {"keep_float": (), "kernel": "matmul-nbits"}, 0.25, 0.25, 0.25),
+    "int8": (make_int8_weight, {}, 0.35, 0.03, 0.03),
+    "int4": (make_int4_weight, {"keep_float": ()}, 0.25, 0.25, 0.25),
 }
 
 
@@ -45,15 +47,14 @@ def test_tiny_runs_smaller_and_close(variant: str, tiny: TracedPolicy, tmp_path:
     """Six random frames with carried state. 4-bit rounding of random weights is coarse; trained ones are no worse."""
     make, options, size, feature_bound, action_bound = VARIANTS[variant]
     report = make(tiny.backbone, tmp_path / "form.onnx", **options)
-    assert report.form == f"{variant.split()[0]}-weight"
+    assert report.form == f"{variant}-weight"
     assert len(report.converted) == 30
     assert len(report.kept) == 3
-    assert report.blocks["vision.blocks.1"] == report.blocks["resampler.layers.0"] == report.form
-    assert report.blocks["preprocess_gripper"] == "fp32"
+    assert report.blocks["vision.blocks.1"].kind == report.blocks["resampler.layers.0"].kind == report.form
+    assert report.blocks["preprocess_gripper"].kind == "fp32"
     # names and the exporter's notes weigh 0.3 MB, which no form makes smaller
     assert report.bytes_after - 300_000 < size * report.bytes_before
-    # ONNX's checker knows no types of com.microsoft
-    onnx.checker.check_model(onnx.load(tmp_path / "form.onnx"), full_check="dequantize" in variant)
+    onnx.checker.check_model(onnx.load(tmp_path / "form.onnx"), full_check=True)
     rng = np.random.default_rng(1)
     episode = [policy_contract(tiny.config).backbone.sample_inputs(rng) for _ in range(6)]
     reference, result = (
@@ -78,51 +79,12 @@ def test_onnx_runtime_keeps_the_standard_form_packed(make: Any, bits: int, tiny:
     assert kernels["DequantizeLinear", 0] == 0
 
 
-@pytest.mark.parametrize("make", [make_int8_weight, make_int4_weight])
-@pytest.mark.parametrize(("compute", "dtype"), [("fp16", ir.DataType.FLOAT16), ("bf16", ir.DataType.BFLOAT16)])
-def test_matmuls_can_compute_in_half_precision(
-    make: Any, compute: str, dtype: ir.DataType, tiny: TracedPolicy, tmp_path: Path
-) -> None:
-    """The form for a GPU; its error is that of the rounded weights, whatever computes with them."""
-    make(tiny.backbone, tmp_path / "fp32.onnx", kernel="dequantize")
-    report = make(tiny.backbone, tmp_path / "half.onnx", kernel="dequantize", compute=compute)
-    # beside half precision, what stays in fp32 is not stored in less
-    assert report.bytes_after < 1.2 * (tmp_path / "fp32.onnx").stat().st_size
-    onnx.checker.check_model(onnx.load(tmp_path / "half.onnx"), full_check=True)
-    form = read_graph(tmp_path / "half.onnx")
-    unpacked = [item for item in form.graph if item.op_type == "DequantizeLinear"]
-    assert {value.dtype for item in unpacked for value in (item.inputs[1], item.outputs[0])} == {dtype}
-    assert {item.inputs[0].dtype for item in form.graph if item.op_type == "LayerNormalization"} == {ir.DataType.FLOAT}
-    if compute == "fp16":
-        reference, whole, half = (
-            run(path, tiny.inputs)[0] for path in (tiny.backbone, tmp_path / "fp32.onnx", tmp_path / "half.onnx")
-        )
-        assert relative_rms(half, reference) < 1.2 * relative_rms(whole, reference)
-
-
 def test_blocks_can_be_kept_in_fp32(tiny: TracedPolicy, tmp_path: Path) -> None:
     report = make_int4_weight(tiny.backbone, tmp_path / "form.onnx", keep_float=("decoder",))
-    assert report.blocks["decoder.layers.0.block"] == "fp32"
-    assert report.blocks["vision.blocks.0"] == "int4-weight"
+    assert report.blocks["decoder.layers.0.block"].kind == "fp32"
+    assert report.blocks["vision.blocks.0"].kind == "int4-weight"
     with pytest.raises(ConfigError, match=r"keep_float: got 'language', expected one of .*"):
         make_int4_weight(tiny.backbone, tmp_path / "other.onnx", keep_float=("language",))
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "words"),
-    [
-        (make_int4_weight, {"kernel": "matmul-nbits", "accuracy_level": 5}, "accuracy_level: got 5, expected 0 to 4"),
-        (make_int8_weight, {"accuracy_level": 4}, "accuracy_level: got 4, expected none, because only MatMulNBits has"),
-        (
-            make_int4_weight,
-            {"kernel": "matmul-nbits", "compute": "fp16"},
-            "compute: got 'fp16', expected 'fp32' with matmul-nbits. Choose",
-        ),
-    ],
-)
-def test_settings_that_no_kernel_has_are_refused(make: Any, options: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=words):
-        make(tmp_path / "absent.onnx", tmp_path / "form.onnx", **options)
 
 
 @pytest.mark.parametrize("options", [v[:2] for v in VARIANTS.values()], ids=list(VARIANTS))
@@ -144,23 +106,18 @@ def test_a_matmul_of_any_size_is_that_of_the_rounded_weight(variant: str, rows: 
     weight, x = draw(rng, rows, columns), draw(rng, 2, rows)
     model = graph_of([node("MatMul", ["x", "w"], ["y"])], {"w": weight}, {"x": (2, rows)}, ["y"])
     write_graph(model, tmp_path / "fp32.onnx")
-    level = {} if "dequantize" in variant else {"accuracy_level": 1}
-    report = make(tmp_path / "fp32.onnx", tmp_path / "form.onnx", **options, **level)
-    if variant == "int4 dequantize" and rows % BLOCK_SIZE:
+    report = make(tmp_path / "fp32.onnx", tmp_path / "form.onnx", **options)
+    if variant == "int4" and rows % BLOCK_SIZE:
         assert report.kept == {"node_y": f"{rows} inputs, which blocks of 32 do not divide"}
         return
-    if variant == "int8 dequantize":
+    if variant == "int8":
         numbers, scale = quantize_columns(weight)
         rounded = numbers.astype(np.float32) * scale
     else:
-        symmetric = variant != "int4 asymmetric"
-        blocks = quantize_blocks(
-            weight, bits=int(variant[3]), block_size=BLOCK_SIZE, symmetric=symmetric, positive="dequantize" in variant
-        )
-        rounded = dequantize_blocks(blocks, rows)
+        rounded = dequantize_blocks(quantize_blocks(weight), rows)
     # ONNX Runtime also rounds x to int8 in the kernels that it makes of the standard form
     # scales are in fp16
-    tolerance = (1e-3 if level else 0.02) * np.abs(x).max() * np.abs(weight).sum(axis=0).max()
+    tolerance = 0.02 * np.abs(x).max() * np.abs(weight).sum(axis=0).max()
     np.testing.assert_allclose(run(tmp_path / "form.onnx", {"x": x})[0], x @ rounded, atol=tolerance)
 
 
@@ -184,11 +141,7 @@ def test_frames_say_which_errors_make_up_for_each_other(variant: str, tmp_path: 
 
 def _in_fp32(form: Path, x: np.ndarray) -> np.ndarray:
     """Run one MatMul with its rounded weight in numpy: ONNX Runtime's kernels would round x as well."""
-    graph = read_graph(form).graph
-    for item in graph:
-        if item.op_type == "MatMulNBits":
-            item.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
-    result: np.ndarray = open_session(ir.Model(graph, ir_version=10), plain=True).run(None, {"x": x})[0]
+    result: np.ndarray = open_session(read_graph(form), plain=True).run(None, {"x": x})[0]
     return result
 
 
@@ -208,10 +161,10 @@ def test_a_weight_that_two_inputs_read_is_rounded_for_both(tmp_path: Path) -> No
 
 def test_attention_to_the_cameras_has_eight_bits_unless_names_replace_it(tiny: TracedPolicy, tmp_path: Path) -> None:
     report = make_int4_weight(tiny.backbone, tmp_path / "form.onnx")
-    assert report.blocks["vision.blocks.0"] == "int4-weight"
-    assert report.blocks["resampler.layers.0"] == "int4-weight (2 of 4 MatMuls), int8-weight (2 of 4 MatMuls)"
+    assert report.blocks["vision.blocks.0"].kind == "int4-weight"
+    assert report.blocks["resampler.layers.0"].matmuls == {"int4-weight": 2, "int8-weight": 2}
     everything = make_int4_weight(tiny.backbone, tmp_path / "all.onnx", keep_float=())
-    assert everything.blocks["resampler.layers.0"] == "int4-weight"
+    assert everything.blocks["resampler.layers.0"].kind == "int4-weight"
     assert everything.bytes_after < report.bytes_after
     reference, mixed, coarse = (
         run(path, tiny.inputs)[0] for path in (tiny.backbone, tmp_path / "form.onnx", tmp_path / "all.onnx")
@@ -226,7 +179,7 @@ def test_kernels_over_features_have_eight_bits_and_those_over_a_camera_none(tmp_
     write_graph(graph_of(nodes, constants, {"x": (1, 3, 9, 9)}, ["z"]), tmp_path / "fp32.onnx")
     report = make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx")
     assert list(report.kept) == ["node_y"]
-    assert report.blocks == {"unnamed": "int8-weight (1 of 2 MatMuls)"}
+    assert {block: found.matmuls for block, found in report.blocks.items()} == {"unnamed": {"int8-weight": 1, "fp32": 1}}
     form = read_graph(tmp_path / "form.onnx").graph
     assert form.initializers["second/int8"].dtype == ir.DataType.INT8
     x = {"x": draw(rng, 1, 3, 9, 9)}
@@ -248,67 +201,33 @@ def test_a_transposed_gemm_keeps_one_scale_per_output(tmp_path: Path) -> None:
 
 def test_a_weight_of_two_matmuls_is_stored_once(tmp_path: Path) -> None:
     nodes = [node("MatMul", ["x", "w"], ["y"]), node("MatMul", ["y", "w"], ["z"])]
-    for name, (make, options, *_) in VARIANTS.items():
+    for make, options, *_ in VARIANTS.values():
         model = graph_of(nodes, {"w": draw(np.random.default_rng(0), 64, 64)}, {"x": (2, 64)}, ["z"])
         write_graph(model, tmp_path / "fp32.onnx")
         make(tmp_path / "fp32.onnx", tmp_path / "form.onnx", **options)
         form = read_graph(tmp_path / "form.onnx")
-        assert len(form.graph.initializers) == (3 if name == "int4 asymmetric" else 2)
-        assert op_types(form).count("DequantizeLinear") == ("dequantize" in name)
+        assert len(form.graph.initializers) == 2
+        assert op_types(form).count("DequantizeLinear") == 1
         run(form, {"x": draw(np.random.default_rng(1), 2, 64)})
 
 
-# Rounding and packing
+# Rounding
 
 weights = arrays.arrays(
     np.float32,
     st.tuples(st.integers(1, 50).map(lambda half: 2 * half), st.integers(1, 9)),
-    # smaller scales have no reciprocal in fp32; ours make such a block zero, the packer of ONNX Runtime does not ask
-    elements=st.floats(-1000, 1000, width=32).map(lambda number: number if abs(number) > 1e-30 else 0.0),
+    elements=st.floats(-1000, 1000, width=32),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(weight=weights, bits=st.sampled_from([4, 8]), symmetric=st.booleans())
-def test_the_bytes_are_those_of_onnx_runtimes_packer(weight: np.ndarray, bits: int, symmetric: bool) -> None:
-    """An odd number of inputs is left out: there its packer reads one row beyond the weight."""
-    rows, columns = weight.shape
-    blocks = -(-rows // BLOCK_SIZE)
-    padded = np.zeros((blocks * BLOCK_SIZE, columns), np.float32)
-    padded[:rows] = weight
-    expected = {
-        "B": np.zeros((columns, blocks, BLOCK_SIZE * bits // 8), np.uint8),
-        "scales": np.zeros((columns, blocks), np.float32),
-        "zero_points": np.zeros((columns, -(-blocks * bits // 8)), np.uint8),
-    }
-    pack = packer.quantize_matmul_4bits if bits == 4 else packer.quantize_matmul_8bits
-    pack(expected["B"], padded, expected["scales"], expected["zero_points"], BLOCK_SIZE, columns, rows, symmetric)
-    packed = pack_blocks(
-        quantize_blocks(weight, bits=bits, block_size=BLOCK_SIZE, symmetric=symmetric), bits=bits, symmetric=symmetric
-    )
-    assert ("zero_points" in packed) is not symmetric
-    for name, array in packed.items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-
-
-@settings(max_examples=60, deadline=None)
-@given(weight=weights, bits=st.sampled_from([4, 8]))
-def test_positive_scales_clip_nothing(weight: np.ndarray, bits: int) -> None:
-    """TensorRT's parser refuses any other."""
-    quantized = quantize_blocks(weight, bits=bits, block_size=BLOCK_SIZE, symmetric=True, positive=True)
+@given(weight=weights)
+def test_rounding_moves_no_number_by_more_than_half_a_step(weight: np.ndarray) -> None:
+    """And scales are above zero: TensorRT's parser refuses any other."""
+    quantized = quantize_blocks(weight)
     assert (quantized.scales > 0).all()
     step = quantized.scales.repeat(BLOCK_SIZE, axis=0)[: len(weight)]
     assert (np.abs(dequantize_blocks(quantized, len(weight)) - weight) <= step * 0.501).all()
-
-
-@settings(max_examples=60, deadline=None)
-@given(weight=weights, bits=st.sampled_from([4, 8]), symmetric=st.booleans())
-def test_rounding_moves_no_number_by_more_than_a_step(weight: np.ndarray, bits: int, symmetric: bool) -> None:
-    quantized = quantize_blocks(weight, bits=bits, block_size=BLOCK_SIZE, symmetric=symmetric)
-    step = np.abs(quantized.scales).repeat(BLOCK_SIZE, axis=0)[: len(weight)]
-    error = np.abs(dequantize_blocks(quantized, len(weight)) - weight)
-    # symmetric: the end of the range with one step less is clipped; asymmetric: zero itself may be rounded
-    assert (error <= step * 1.01 + 1e-30).all()
     numbers, scale = quantize_columns(weight)
     assert (np.abs(numbers * scale - weight) <= scale * 0.501).all()
     assert np.abs(numbers.astype(np.int16)).max() <= 127
@@ -317,9 +236,7 @@ def test_rounding_moves_no_number_by_more_than_a_step(weight: np.ndarray, bits: 
 def test_a_weight_of_nothing_or_of_tiny_numbers_is_zero() -> None:
     for value in (0.0, 1e-45, -1e-44):
         weight = np.full((32, 2), value, np.float32)
-        for symmetric in (True, False):
-            blocks = quantize_blocks(weight, bits=4, block_size=32, symmetric=symmetric)
-            assert not dequantize_blocks(blocks, 32).any()
+        assert not dequantize_blocks(quantize_blocks(weight), 32).any()
         numbers, scale = quantize_columns(weight)
         assert np.isfinite(scale).all()
         assert not numbers.any()
