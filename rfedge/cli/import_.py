@@ -2,121 +2,37 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.records.import_options import ImportOptions
+
 if TYPE_CHECKING:
     from rfedge.model.original.import_plan import ImportPlan
 
-__all__ = ["import_weights"]
-
 _LISTED = 10
-_SOURCE = "A file, a folder, a Hugging Face id (organisation/name, then /file and @revision) or its folder in the cache."
 
 
-class DType(str, Enum):
-    """Dtype on disk; a policy computes in fp32 whatever it is."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class Fusion(str, Enum):
-    """How the cameras come together."""
-
-    POST = "post"
-    PRE = "pre"
-    TWO_WAY = "two_way"
-
-
-class Pooling(str, Enum):
-    """Over the tokens."""
-
-    MAX = "max"
-    AVERAGE = "average"
-
-
-class FeatureState(str, Enum):
-    """State of the decoder that the head reads."""
-
-    LAST_BLOCK_INPUT = "last_block_input"
-    LAST_BLOCK = "last_block"
-    FINAL_NORM = "final_norm"
-
-
+@with_options(ImportOptions)
 def import_weights(
     output: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
-    roboflamingo: Annotated[
-        str | None, typer.Option(help=f"RoboFlamingo's .pth; without one the head is initialised. {_SOURCE}")
-    ] = None,
-    openflamingo: Annotated[
-        str | None, typer.Option(help="OpenFlamingo's checkpoint.pt; not needed where the .pth holds the same parts.")
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="CLIP ViT-L/14 of OpenAI, in the names of open_clip, transformers or timm.")
-    ] = None,
-    lm: Annotated[
-        str | None, typer.Option(help="Folder of the language model; not needed where the .pth holds its blocks.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Folder with tokenizer.json; that of --lm without.")] = None,
-    config: Annotated[str | None, typer.Option(help="Preset whose sizes the files must have, such as M-3B.")] = None,
-    dtype: Annotated[DType, typer.Option(help="Dtype of the weights on disk.")] = DType.FP32,
-    fusion: Annotated[Fusion | None, typer.Option(help="How the cameras come together; released: post.")] = None,
-    pooling: Annotated[Pooling | None, typer.Option(help="Over the tokens; released: max.")] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Frames that the head remembers; released: 12.")] = None,
-    feature: Annotated[
-        FeatureState | None,
-        typer.Option(help="State that the head reads; released: last_block_input for MPT-1B, final_norm for others."),
-    ] = None,
-    chunk_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Actions per inference, of a head that is initialised; a file's head shows its own."),
-    ] = None,
-    text_length: Annotated[int | None, typer.Option(min=4, help="Tokens of the padded prompt; released: 32.")] = None,
-    vision_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of CLIP; heads of 64 without.")] = None,
-    keep_output_projection: Annotated[
-        bool, typer.Option("--keep-output-projection", help="Keep what turns states into words, for co-training.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Initialises what no file holds.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every name and shape and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     import json
     import sys
 
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
-    from rfedge.model.original.import_plan import ImportOptions, plan_import
-    from rfedge.model.original.import_sizes import Settings
+    from rfedge.model.original.import_plan import plan_import
     from rfedge.model.original.importing import check_output, import_document, write_import
 
-    settings = Settings(
-        fusion.value if fusion else None,
-        pooling.value if pooling else None,
-        window,
-        feature.value if feature else None,
-        chunk_size,
-        text_length,
-        keep_output_projection,
-    )
-    options = ImportOptions(
-        clip=clip,
-        language_model=lm,
-        openflamingo=openflamingo,
-        roboflamingo=roboflamingo,
-        tokenizer=tokenizer,
-        config=config,
-        settings=settings,
-        vision_heads=vision_heads,
-        dtype=dtype.value,
-        seed=seed,
-    )
-    plan = plan_import(options)
+    plan = plan_import(plan_of(ImportOptions, given))
     document: dict[str, Any] = {"format": "rfedge-import", "output": str(output), "written": False, **import_document(plan)}
     if plan.weights.mismatched or plan.missing:
         if as_json:

@@ -12,8 +12,6 @@ import torch
 
 from rfedge.model.original.weights import WeightsReport
 
-__all__ = ["Differences", "ParityReport", "StageDifference"]
-
 HIDDEN_TOLERANCE: Final = 2e-4
 ACTION_TOLERANCE: Final = 5e-5
 GRADIENT_TOLERANCE: Final = 1e-4  # relative
@@ -66,8 +64,6 @@ class ParityReport:
     """How close we are to one fixture.
 
     Attributes:
-        fixture: its name.
-        weights: what the load found.
         stages: in the order of the forward pass.
         not_compared: arrays of the fixture for which nothing is computed here.
     """
@@ -97,7 +93,6 @@ class Differences:
 
         Args:
             case: first part of the array's name.
-            name: the rest; decides the stage.
             ours: the same numbers in the same order; only the shape may differ.
             where: bool (N, T), tokens that count; without it all do.
         """

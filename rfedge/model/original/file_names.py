@@ -7,8 +7,6 @@ from typing import Final
 
 from rfedge.config import PolicyConfig
 
-__all__ = ["disagreements"]
-
 # The language model's name in a file name -> preset; a name that contains another stands before it.
 _LANGUAGE_MODELS: Final = (
     ("mpt_dolly_3b", "M-3B-IFT"),

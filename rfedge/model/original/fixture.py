@@ -17,19 +17,14 @@ from rfedge.io.disk import read_json
 from rfedge.model.original.language_models import decoder_config
 from rfedge.model.original.weights import OriginalWeights
 
-__all__ = ["ParityFixture", "open_fixture"]
-
 
 @dataclass(frozen=True, slots=True)
 class ParityFixture:
     """One fixture folder.
 
     Attributes:
-        root: the folder.
-        document: its config.json.
         policy: our configuration of the same model; without a RoboFlamingo file its head means nothing.
         weights: files to load, in the original's order.
-        arrays: io.npz.
     """
 
     root: Path

@@ -12,8 +12,6 @@ from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
 from rfedge.language.tokenizer import END_OF_CHUNK, IMAGE, PAD, InstructionTokenizer, PromptTokens
 
-__all__ = ["TOKENIZER_FILES", "flamingo_tokenizer"]
-
 TOKENIZER_NAME: Final = "tokenizer.json"
 SETTINGS_NAME: Final = "tokenizer_config.json"
 MAP_NAME: Final = "special_tokens_map.json"
@@ -27,7 +25,6 @@ def flamingo_tokenizer(paths: Iterable[Path], text_length: int) -> InstructionTo
 
     Args:
         paths: tokenizer.json and, where the folder has them, the two files that name its special tokens.
-        text_length: tokens of a prompt.
 
     Raises:
         ArtifactError: tokenizer.json is missing or damaged, or names no token that ends a text.

@@ -17,7 +17,7 @@ from rfedge.io.disk import read_json
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model.original.file_names import disagreements
 from rfedge.model.original.flamingo_tokenizer import TOKENIZER_FILES, flamingo_tokenizer
-from rfedge.model.original.import_sizes import Settings, find_sizes, policy_config
+from rfedge.model.original.import_sizes import find_sizes, policy_config
 from rfedge.model.original.language_model_files import UPSTREAM, weight_files
 from rfedge.model.original.language_models import decoder_config
 from rfedge.model.original.plan import PlannedFile, Role, WeightPlan, plan_weights
@@ -26,8 +26,7 @@ from rfedge.model.original.sources import Source, open_source
 from rfedge.model.original.tensor_files import open_tensor_file
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.weight_shards import TensorSpec
-
-__all__ = ["DTYPES", "ImportOptions", "ImportPlan", "SourceFile", "plan_import"]
+from rfedge.records.import_options import ImportOptions
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PATTERNS: Final[dict[str, tuple[str, ...]]] = {
@@ -49,30 +48,6 @@ _FINAL_NORM: Final = "backbone.decoder.ln_f."
 _LISTED: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class ImportOptions:
-    """What the user gave; sources are paths or Hugging Face ids.
-
-    Attributes:
-        config: preset whose sizes the files must have, and which stands in for the language model's config.json.
-        tokenizer: source of tokenizer.json; the language model's without.
-        settings: what no tensor shows.
-        vision_heads: attention heads of CLIP's vision transformer; heads of 64 without.
-        seed: of what no file holds.
-    """
-
-    clip: str | None = None
-    language_model: str | None = None
-    openflamingo: str | None = None
-    roboflamingo: str | None = None
-    tokenizer: str | None = None
-    config: str | None = None
-    settings: Settings = field(default_factory=Settings)
-    vision_heads: int | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
-
-
 class SourceFile(NamedTuple):
     """A file that an import reads."""
 
@@ -87,15 +62,11 @@ class ImportPlan:
     """Everything that is known before the first byte is written.
 
     Attributes:
-        config: of the policy.
-        tokenizer: with OpenFlamingo's tokens.
         weights: where the tensors come from.
-        files: all that are read.
         drawn: names of ours that are sampled from the seed.
         filled: names of ours with the one value that fills them, because nothing runs them.
         assumed: sentences on what no file says.
         warnings: half-sentences on what a file's name says otherwise.
-        epoch: of the RoboFlamingo file.
     """
 
     config: PolicyConfig
@@ -208,7 +179,7 @@ def plan_import(options: ImportOptions) -> ImportPlan:
     decoder = _decoder(language_model, base, read)
     tokenizer = _tokenizer(options, language_model, base, read)
     found = find_sizes(files, decoder, options.vision_heads or (base.vision.heads if base else None))
-    config = policy_config(found, decoder, base, options.settings, tokenizer.vocab_size)
+    config = policy_config(found, decoder, base, options, tokenizer.vocab_size)
     before_image = {"tokens_before_image": int(bool(tokenizer.tokens.begin_of_text))}
     config = config.model_copy(update={"decoder": config.decoder.model_copy(update=before_image)})
     with torch.device("meta"):
@@ -302,7 +273,7 @@ def _tokenizer(
     names = [name for name in TOKENIZER_FILES if source.has(name)]
     paths = source.fetch(names or [source.choose(["tokenizer.json"], what="tokenizer")])
     read += [_source_file("tokenizer", path, source) for path in paths]
-    text_length = options.settings.text_length or (base.decoder.text_length if base else 32)
+    text_length = options.text_length or (base.decoder.text_length if base else 32)
     return flamingo_tokenizer(paths, text_length)
 
 

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from rfedge.config import (
     DecoderConfig,
-    Feature,
     LSTMHeadConfig,
     PolicyConfig,
     ResamplerConfig,
@@ -30,8 +29,7 @@ from rfedge.model.original.sizes import (
     shapes_of,
     vision_of,
 )
-
-__all__ = ["FoundSizes", "Settings", "find_sizes", "policy_config"]
+from rfedge.records.import_options import ImportOptions
 
 _T = TypeVar("_T")
 
@@ -48,18 +46,6 @@ _TEXT_LENGTH: Final = 32
 _HIDDEN_SIZE: Final = 1024  # of the released heads
 
 
-class Settings(NamedTuple):
-    """What no tensor shows; None stands for the preset's value, or the released models' where there is no preset."""
-
-    fusion: str | None = None
-    pooling: str | None = None
-    window: int | None = None
-    feature: Feature | None = None
-    chunk_size: int | None = None
-    text_length: int | None = None
-    keep_output_projection: bool = False
-
-
 class FoundSizes(NamedTuple):
     """What the files show; None where no file holds the part."""
 
@@ -74,8 +60,6 @@ def find_sizes(files: Mapping[str, PlannedFile], decoder: DecoderConfig, vision_
     """Look at CLIP, OpenFlamingo and RoboFlamingo.
 
     Args:
-        files: by role.
-        decoder: of the language model.
         vision_heads: attention heads of CLIP's vision transformer; heads of 64 without.
 
     Raises:
@@ -119,16 +103,13 @@ def find_sizes(files: Mapping[str, PlannedFile], decoder: DecoderConfig, vision_
 
 
 def policy_config(
-    found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None, settings: Settings, vocab_size: int
+    found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None, options: ImportOptions, vocab_size: int
 ) -> PolicyConfig:
-    """Join what the files show, the preset and the settings.
+    """Join what the files show, the preset and the options.
 
     Args:
-        found: sizes in the files.
         decoder: of the language model; its vocabulary and cross-attention are replaced.
         base: the preset, if one was named; its name is kept and its sizes must be those of the files.
-        settings: what no tensor shows.
-        vocab_size: of the tokenizer.
 
     Raises:
         ArtifactError: tokenizer and embedding have different sizes, or there is no CLIP.
@@ -149,14 +130,14 @@ def policy_config(
     cross = found.cross_attention
     updates: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "text_length": settings.text_length or (base.decoder.text_length if base else _TEXT_LENGTH),
-        "feature": settings.feature or like.decoder.feature,
+        "text_length": options.text_length or (base.decoder.text_length if base else _TEXT_LENGTH),
+        "feature": options.feature or like.decoder.feature,
         "cross_attention_every": cross.every if cross else like.decoder.cross_attention_every,
         "gate_init": 0.0,  # also for a new cross-attention: it must not disturb what the language model learnt
     }
     if cross is not None:
         updates |= {"cross_attention_heads": cross.heads, "mlp_ratio": cross.mlp_ratio}
-    if settings.keep_output_projection:
+    if options.keep_output_projection:
         if decoder.kind in ("mosaic_gpt", "mpt"):
             raise ConfigError(
                 "--keep-output-projection",
@@ -165,8 +146,8 @@ def policy_config(
                 remedy="Leave it out: MPT's logits are MatMuls with its embedding, which is always kept.",
             )
         updates["output_projection"] = True
-    chunk_size = _chunk_size(found, base, settings)
-    fusion = _fusion(found, decoder, base, settings)
+    chunk_size = _chunk_size(found, base, options)
+    fusion = _fusion(found, decoder, base, options)
     try:
         config = PolicyConfig(
             name=base.name if base else "imported",
@@ -174,9 +155,9 @@ def policy_config(
             resampler=found.resampler or like.resampler,
             decoder=decoder.model_copy(update=updates),
             head=found.head.head if found.head else base.head if base else LSTMHeadConfig(hidden_size=_HIDDEN_SIZE),
-            pooling=settings.pooling or (base.pooling if base else "max"),
+            pooling=options.pooling or (base.pooling if base else "max"),
             fusion=fusion,
-            window=settings.window or (base.window if base else _WINDOW),
+            window=options.window or (base.window if base else _WINDOW),
             time_keeping="window",
             chunk_size=chunk_size,
         )
@@ -199,21 +180,21 @@ def policy_config(
     return config
 
 
-def _chunk_size(found: FoundSizes, base: PolicyConfig | None, settings: Settings) -> int:
+def _chunk_size(found: FoundSizes, base: PolicyConfig | None, options: ImportOptions) -> int:
     if found.head is None:
-        return settings.chunk_size or (base.chunk_size if base else 1)
-    if settings.chunk_size not in (None, found.head.chunk_size):
+        return options.chunk_size or (base.chunk_size if base else 1)
+    if options.chunk_size not in (None, found.head.chunk_size):
         raise ConfigError(
             "--chunk-size",
-            got=settings.chunk_size,
+            got=options.chunk_size,
             expected=f"{found.head.chunk_size}, the actions that the file's head returns",
             remedy="Leave it out.",
         )
     return found.head.chunk_size
 
 
-def _fusion(found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None, settings: Settings) -> str:
-    wanted = settings.fusion or (base.fusion if base else None)
+def _fusion(found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None, options: ImportOptions) -> str:
+    wanted = options.fusion or (base.fusion if base else None)
     if found.head is None:
         return wanted or "post"
     ratio = found.head.feature_size / decoder.width
@@ -225,7 +206,7 @@ def _fusion(found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None
             remedy="The file is of another model.",
         )
     inferred = "two_way" if ratio == 2.0 else (wanted or "post")
-    if (inferred == "two_way") != (ratio == 2.0) or (settings.fusion or inferred) != inferred:
+    if (inferred == "two_way") != (ratio == 2.0) or (options.fusion or inferred) != inferred:
         raise ConfigError(
             "--fusion",
             got=wanted,

@@ -16,9 +16,6 @@ from rfedge.model.original.import_plan import ImportPlan
 from rfedge.model.original.seeded_init import part_of
 from rfedge.model.weight_shards import MAX_SHARD_BYTES
 
-__all__ = ["check_output", "import_document", "write_import"]
-
-
 # Mapped pages count as memory until the mapping goes, so it goes after this much was read.
 _MAPPED_BYTES: Final = 1_000_000_000
 _BLOCK_BYTES: Final = 1 << 22
@@ -49,9 +46,6 @@ def write_import(
     """Write the checkpoint atomically and return what is written about its origin.
 
     Args:
-        plan: of `plan_import`.
-        output: the checkpoint's folder.
-        overwrite: replace an existing checkpoint.
         max_shard_bytes: weights above this are stored in several files.
         progress: called with (stage, megabytes done, megabytes in all).
 

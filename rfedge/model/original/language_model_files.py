@@ -12,8 +12,6 @@ from rfedge.io.disk import read_json
 from rfedge.model.original.names import model_names
 from rfedge.model.original.sources import Source
 
-__all__ = ["UPSTREAM", "weight_files"]
-
 # Where the released models took theirs from, by the name of the preset.
 UPSTREAM: Final = {
     "M-3B": "anas-awadalla/mpt-1b-redpajama-200b",
@@ -32,11 +30,6 @@ _FORMS: Final = (
 
 def weight_files(source: Source, kind: str, wanted: AbstractSet[str]) -> list[Path]:
     """Return the files that may hold `wanted` tensors, fetched; none where the folder holds no weights.
-
-    Args:
-        source: holds the language model.
-        kind: `DecoderConfig.kind`.
-        wanted: names of ours.
 
     Raises:
         ArtifactError: the index is damaged, or a file that it names is missing.

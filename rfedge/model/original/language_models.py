@@ -11,8 +11,6 @@ from rfedge.config import DecoderConfig
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
 
-__all__ = ["decoder_config"]
-
 _ADAPTER: Final[TypeAdapter[DecoderConfig]] = TypeAdapter(DecoderConfig)
 
 

@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["IGNORED", "OUTPUT_PROJECTION", "THIRDS", "clip_names", "model_names", "split_third"]
-
 # The answer for a tensor that is known and not needed.
 IGNORED: Final = ""
 # The logits of GPT-NeoX and LLaMA; no part of a policy, so no tensor of ours.
@@ -145,10 +143,6 @@ _OUTSIDE: Final[dict[str, _Rules]] = {
 
 def model_names(names: Iterable[str], kind: str) -> dict[str, str | None]:
     """Return what the tensors of one language model, OpenFlamingo or RoboFlamingo file are called here.
-
-    Args:
-        names: all keys of the file.
-        kind: `DecoderConfig.kind` of the language model.
 
     Returns:
         For each key a name in `RoboFlamingo.state_dict()`, or `OUTPUT_PROJECTION`, or `IGNORED`, or None for a name

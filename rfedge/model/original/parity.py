@@ -25,8 +25,6 @@ from rfedge.model.policy import RoboFlamingo
 from rfedge.model.vision import FramePreprocess
 from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 
-__all__ = ["run_parity"]
-
 # The original weighs the gripper's loss like this against the pose's.
 GRIPPER_LOSS_WEIGHT: Final = 0.01
 
@@ -37,7 +35,6 @@ def run_parity(folder: Path, *, progress: StageProgress = lambda *_: None) -> Pa
     """Load a fixture's weights, run its inputs, and compare every array that it holds.
 
     Args:
-        folder: the fixture.
         progress: called with (stage, done, total) after each case of inputs.
 
     Raises:

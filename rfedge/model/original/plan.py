@@ -18,8 +18,6 @@ from rfedge.model.original.names import (
 )
 from rfedge.model.original.tensor_files import TensorFile
 
-__all__ = ["Mismatch", "PlannedFile", "Role", "WeightPlan", "names_of", "plan_weights"]
-
 Role = Literal["language model", "clip", "openflamingo", "roboflamingo", "other"]
 _GRIPPER: Final = "backbone.resampler_gripper."
 _VOCABULARY: Final = ("embedding.weight", OUTPUT_PROJECTION)
@@ -54,7 +52,6 @@ class WeightPlan:
     """Where every tensor comes from.
 
     Attributes:
-        shapes: of ours, by name.
         pieces: what each is joined from along its rows, one or three tensors; names without an entry are in no file.
         taken: tensors that were recognised and needed, by file.
         left_over: `file: key` that nobody knows.
@@ -80,7 +77,6 @@ class WeightPlan:
         """Return one tensor in its own dtype, a view of the file where it can be one.
 
         Args:
-            name: of ours.
             extend: returns as many rows as it is asked for, where the files lack some; without it they are zero.
         """
         parts = [piece.file.tensor(piece.key) for piece in self.pieces[name]]
@@ -134,8 +130,6 @@ def plan_weights(files: Sequence[PlannedFile], shapes: Mapping[str, tuple[int, .
 
     Args:
         files: in the order in which the original reads them.
-        shapes: of our tensors, by name.
-        kind: `DecoderConfig.kind` of the language model.
     """
     plan = WeightPlan(dict(shapes))
     for planned in files:

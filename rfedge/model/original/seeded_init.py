@@ -15,8 +15,6 @@ from rfedge.model.decoder import GatedCrossAttention
 from rfedge.model.head import build_head
 from rfedge.model.resampler import PerceiverResampler
 
-__all__ = ["Part", "SeededInit", "part_of"]
-
 Part = Literal["vision", "resampler", "cross-attention", "decoder", "embedding", "head", "output projection"]
 
 _PARTS: Final[tuple[tuple[str, Part], ...]] = (

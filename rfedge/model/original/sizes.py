@@ -12,17 +12,6 @@ from rfedge.messages import POSE_SIZE
 from rfedge.model.original.names import split_third
 from rfedge.model.original.plan import PlannedFile, names_of
 
-__all__ = [
-    "CrossAttention",
-    "HeadSizes",
-    "cross_attention_of",
-    "describe_family",
-    "head_of",
-    "resampler_of",
-    "shapes_of",
-    "vision_of",
-]
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 # No tensor tells into how many heads a MatMul is split; all released models have heads of this size.
@@ -62,9 +51,7 @@ def vision_of(shapes: Shapes, heads: int | None, *, file: str) -> VisionConfig |
     """Return the vision transformer, or None where the file holds none.
 
     Args:
-        shapes: under our names.
         heads: of the attention; heads of 64 without.
-        file: for error texts.
 
     Raises:
         ArtifactError: it is not one that the policy can hold.

@@ -11,8 +11,6 @@ from typing import Final
 
 from rfedge.errors import ArtifactError, BackendUnavailableError
 
-__all__ = ["Source", "open_source"]
-
 _REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[^@]+))?")
 # A path with one folder looks like an id; these endings tell that a file was meant.
 _FILE_SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors", ".json")
@@ -24,11 +22,9 @@ class Source:
     """One place with files.
 
     Attributes:
-        given: what the user wrote.
         names: of the files there, relative to it; of a repository all that it publishes, or, where it cannot be
             asked, all that the cache holds.
         folder: where they lie; None before anything of a repository that can be reached was fetched.
-        repository: its id.
         revision: branch, tag or commit of the repository.
     """
 

@@ -20,8 +20,6 @@ from safetensors.torch import load_file
 
 from rfedge.errors import ArtifactError
 
-__all__ = ["TensorFile", "open_tensor_file", "read_tensors"]
-
 _STATE_NAMES: Final = ("model_state_dict", "state_dict")
 _ZIP: Final = b"PK\x03\x04"
 _COPY_AGAIN: Final = "Copy it again."
@@ -32,7 +30,6 @@ class TensorFile:
     """One file of weights.
 
     Attributes:
-        path: where it is.
         shapes: of every tensor, by the file's own names; those of an optimizer are not among them.
         epoch: what a training checkpoint says about itself.
     """

@@ -11,10 +11,8 @@ import torch
 from rfedge.errors import ArtifactError
 from rfedge.model.original.names import OUTPUT_PROJECTION
 from rfedge.model.original.plan import PlannedFile, Role, plan_weights
-from rfedge.model.original.tensor_files import open_tensor_file, read_tensors
+from rfedge.model.original.tensor_files import open_tensor_file
 from rfedge.model.policy import RoboFlamingo
-
-__all__ = ["OriginalWeights", "WeightsReport", "load_original", "read_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,6 @@ class WeightsReport:
     """What a load found.
 
     Attributes:
-        taken: tensors taken, by file.
         missing: names of ours that no file holds; they keep their random values.
         left_over: `file: key` that nobody knows.
         assumed: sentences on values that no file holds and that were derived.
@@ -55,7 +52,6 @@ def load_original(
 
     Args:
         policy: built for these files; its vocabulary is the tokenizer's, so the language model's rows are cut to it.
-        files: where to read.
         without: prefixes of our names that are not expected, such as "head." without a RoboFlamingo file.
 
     Returns:
