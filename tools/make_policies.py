@@ -49,7 +49,6 @@ class Stage:
     """One command of `rfedge`, or one script of `tools/`, run in the output folder.
 
     Attributes:
-        what: it is for.
         minutes: that it took for the shipped policies, on two cores without a GPU.
     """
 

@@ -24,12 +24,13 @@ import torch
 
 from rfedge.benchmarks.success.report import ensemble_suffix
 from rfedge.bundle.artifact import Bundle, load_bundle
+from rfedge.bundle.traces import Episodes, compare_traces
 from rfedge.cli.demos.expert_demonstrations import Demonstrations, expert_demonstrations
 from rfedge.cli.show.progress import stage_progress
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, RfedgeError
 from rfedge.export.options import ExportOptions
-from rfedge.export.parity import Episodes, compare_traces, torch_rollout
+from rfedge.export.parity import torch_rollout
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.proof import open_frames, proof_inputs
 from rfedge.io.atomic import atomic_directory, atomic_file
@@ -85,8 +86,6 @@ def render_card(name: str, bundle: Bundle, storage: dict[str, Any] | None = None
     """Return the model card of a shipped policy, with the rows of its checkpoint in every committed record.
 
     Args:
-        name: of the policy.
-        bundle: its own.
         storage: what its checkpoint's metadata says of the 16 bits; None where it has no checkpoint.
     """
     ours, lines, links, machines = [], {}, {}, {}  # what two records say alike is there once

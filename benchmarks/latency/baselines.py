@@ -18,8 +18,6 @@ import psutil
 
 from rfedge.io.atomic import atomic_directory
 
-__all__ = ["DYNAMIC", "OPTIMUM", "QUANTIZED", "missing_memory", "missing_package", "quantize"]
-
 DYNAMIC: Final = "onnxruntime-dynamic"
 OPTIMUM: Final = "optimum-dynamic"
 QUANTIZED: Final = "backbone_quantized.onnx"  # Optimum adds "_quantized" to the source's name

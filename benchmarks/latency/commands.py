@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run_rfedge"]
-
 
 def run_rfedge(arguments: Sequence[str], *, folder: Path | None = None) -> dict[str, Any]:
     """Run `rfedge ARGUMENTS --json`, its tables and bars on the screen, and return the document it prints last.

@@ -21,8 +21,6 @@ from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import Option, check_least
 from rfedge.records.statistics import Summary, summarise
 
-__all__ = ["EnvironmentSpeedPlan", "EnvironmentSpeedReport", "assert_step_ms", "run_environment_speed"]
-
 ENVIRONMENT_SPEED_SCHEMA_VERSION: Final = 1
 WARMUP_ROUNDS: Final = 3  # the first pictures of a software renderer compile its shaders
 NUM_RESETS: Final = 10
@@ -61,7 +59,6 @@ class EnvironmentSpeedReport(Measurement):
 
     Attributes:
         versions: of this process; `simulator_versions` are those of a simulator that runs in a process of its own.
-        build_ms: making the environment, once.
         looks: what the pictures show; None in records that are older than the field.
         per_call_ms: `advance` (physics of one control step), `static` and `gripper` (one camera each; not in older
             records), `observe` (both cameras), `step` (physics and both cameras, timed by itself) and `reset` (random
@@ -89,7 +86,6 @@ def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None 
     The calls of a round follow each other, so that a machine which slows down does so for all of them.
 
     Args:
-        plan: what to measure.
         on_round: called with (rounds done, rounds in all), warm-up and resets included.
 
     Raises:

@@ -34,17 +34,6 @@ from rfedge.runtimes.roofline.roofline import limit_ms
 from rfedge.runtimes.roofline.this_machine import measure_cpu
 from rfedge.runtimes.roofline.work import STAGES
 
-__all__ = [
-    "BASELINES",
-    "NOTES",
-    "IsolatedLimit",
-    "IsolatedPlan",
-    "IsolatedReport",
-    "IsolatedRow",
-    "assert_isolated",
-    "run_isolated",
-]
-
 REFERENCE: Final = "PyTorch fp32"
 # what `--baseline` calls a row -> what tables call it
 BASELINES: Final = {

@@ -23,8 +23,6 @@ from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.backends.registry import open_parts
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 
-__all__ = ["ProcessJob", "ProcessResult", "run_job"]
-
 
 class ProcessJob(Record):
     """What one process measures.

@@ -15,8 +15,6 @@ from rfedge.runtimes.backends.registry import import_backend
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 
-__all__ = ["loaded_bytes"]
-
 _OTHER_PROCESS: Final = 2  # workers: one would be this process, and of two a single job needs one
 
 

@@ -25,8 +25,6 @@ from rfedge.runtimes.roofline.graph_work import bundle_work
 from rfedge.runtimes.roofline.roofline import limit_ms
 from rfedge.runtimes.roofline.work import STAGES, Stage, stage_of_block
 
-__all__ = ["BlockTime", "CallProfile", "OperatorTime", "profile_policy"]
-
 _CALLS: Final = 20
 
 
@@ -73,15 +71,7 @@ class CallProfile(Record):
 
 
 def profile_policy(name: str, policy: EdgePolicy, bundle: Bundle, device: Device, instruction: str) -> CallProfile | None:
-    """Profile one variant; None where its backend does not tell.
-
-    Args:
-        name: of the variant.
-        policy: loaded.
-        bundle: that it was loaded from.
-        device: this machine, measured.
-        instruction: of the calls.
-    """
+    """Profile one variant; None where its backend does not tell."""
     text = policy.parts.encoder(instruction)
     rng = np.random.default_rng(0)
     inputs: Mapping[str, npt.NDArray[Any]] = {

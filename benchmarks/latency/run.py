@@ -50,8 +50,6 @@ from rfedge.runtimes.rollout.policy_source import TORCH, TorchPolicy
 from rfedge.runtimes.rollout.resources import ResourceRecord, measure_idle, measure_resources
 from rfedge.runtimes.roofline.this_machine import measure_cpu
 
-__all__ = ["LatencyPlan", "assert_faster", "dataset_observations", "measure_latency", "run_latency", "sample_observations"]
-
 Samples = dict[str, npt.NDArray[np.float64]]  # stage -> (round,) milliseconds
 Role = Literal["bundle", "torch", "noise-floor"]
 NOISE_FLOOR_SUFFIX: Final = " (again)"
@@ -140,8 +138,7 @@ def run_latency(
     """Load every variant, time them and report.
 
     Args:
-        plan: what to measure.
-        observations: frames all variants see in the same order; None samples them from `plan.seed`.
+        observations: frames all variants see in the same order; None draws them from `plan.seed`.
         inputs: what the observations are, for the report.
         on_round: called with (rounds done, rounds in all), warm-up included.
 

@@ -30,8 +30,6 @@ from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.server.wire import pack, parse_error_line, unpack
 
-__all__ = ["INSTRUCTIONS", "ServerPlan", "ServerReport", "assert_p99_ms", "assert_sound", "run_server"]
-
 INSTRUCTIONS: Final = (
     "pull the handle to open the drawer",
     "push the button to turn on the led light",
@@ -48,10 +46,8 @@ class ServerPlan:
     """What to measure.
 
     Attributes:
-        bundle: what to serve.
         clients: connected at once, each with frames of its own, for `seconds`.
         threads: of the policy, in the server and in the solo runs.
-        seed: of the frames.
         instructions: what the clients ask for, `STEPS_PER_INSTRUCTION` frames each.
     """
 

@@ -14,8 +14,6 @@ from typing import Any, Final
 from rfedge.errors import BackendUnavailableError
 from rfedge.runtimes.server.security import TOKEN_VARIABLE
 
-__all__ = ["ServingProcess"]
-
 _COMMAND: Final = "import sys; from rfedge.cli.app import main; main(sys.argv[1:])"
 
 
@@ -23,8 +21,6 @@ class ServingProcess:
     """Use it as a context manager: it has started when clients can connect, and is killed at the end if it still runs.
 
     Args:
-        bundle: what to serve.
-        flags: further flags of `rfedge serve`.
         token: given in the environment, or None.
         port: 0 lets the system choose.
 

@@ -36,8 +36,6 @@ from rfedge.runtimes.backends.registry import DEFAULT_BACKEND
 from rfedge.runtimes.backends.tuned import TunedChoice, choice_file, tuning_key
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 
-__all__ = ["Candidate", "TuneDuel", "TunePlan", "TuneReport", "run_tune"]
-
 _INSTRUCTION: Final = "pull the handle to open the drawer"
 _CALLS: Final = 60
 _FEWEST_CALLS: Final = 8
@@ -82,7 +80,6 @@ class TuneDuel(Record):
         over: what it was timed against.
         call_ms: medians of the challenger and of the other.
         speedup: over the other, in the same rounds; None where it was not timed.
-        metrics: on the proof's frames.
         verdict: "noise floor", "faster", "not faster", or why it was refused.
     """
 

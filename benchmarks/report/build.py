@@ -20,8 +20,6 @@ from rfedge.io.disk import read_file
 from rfedge.io.plotting import check_matplotlib
 from rfedge.jobs.progress import StageProgress
 
-__all__ = ["Report", "ReportPlan", "build_report", "plot_record", "quoted_baselines"]
-
 _QUOTED: Final = Path(__file__).parents[1] / "records" / "quoted_baselines.json"
 
 # the first bytes of a picture -> its media type
@@ -35,7 +33,6 @@ _SIGNATURES: Final = {
 _WANTED: Final = (
     (("rfedge-success", "rfedge-sweep"), "success of a policy: rfedge bench success"),
     (("rfedge-latency", "rfedge-sweep"), "latency beside PyTorch and a noise floor: rfedge bench latency"),
-    (("rfedge-precisions",), "size, error and time of every precision: python -m rfedge.benchmarks.latency.precisions"),
     (("rfedge-mixed",), "what int8 does block by block: name a mixed bundle's folder"),
     (("rfedge-peers",), "other runtimes on the same policy: rfedge bench latency --isolate"),
 )
@@ -48,7 +45,6 @@ class ReportPlan:
     Attributes:
         sources: files and folders with records.
         pictures: GIF, PNG or JPEG files, and folders of GIFs.
-        title: of the page.
     """
 
     sources: tuple[Path, ...]
@@ -62,7 +58,6 @@ class Report:
 
     Attributes:
         sentence: which bundle to put on the robot and why.
-        rows: of the first table.
         missing: what nobody measured, in words.
     """
 
@@ -93,7 +88,6 @@ def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None)
     """Read, join and render.
 
     Args:
-        plan: what to write.
         progress: called with (stage, done, total).
 
     Raises:

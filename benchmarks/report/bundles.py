@@ -24,8 +24,6 @@ from rfedge.benchmarks.report.markdown import (
 )
 from rfedge.benchmarks.report.plots import Bar, Plot, Point, plot_bars, plot_points
 
-__all__ = ["Names", "Row", "Speed", "advice", "bundle_rows", "bundle_tables", "most_rows", "plots", "successes", "world"]
-
 _NO_SPEED = "no latency record of this bundle: run rfedge bench latency"
 _NO_POWER = "not asked for: rfedge bench latency --resource-seconds"
 Document = dict[str, Any]

@@ -14,8 +14,6 @@ from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
 from rfedge.jobs.progress import Count
 
-__all__ = ["MIXED_FORMAT", "Collection", "Found", "collect"]
-
 T = TypeVar("T")
 # The search of a mixed bundle leaves a file without a format; it has these keys.
 MIXED_FORMAT: Final = "rfedge-mixed"
@@ -58,7 +56,6 @@ def collect(paths: Sequence[Path], *, on_file: Count = lambda *_: None) -> Colle
     A file in a folder that is no record is left out with the reason; the same content under two names is taken once.
 
     Args:
-        paths: files and folders.
         on_file: called with (files read, number of files).
 
     Raises:

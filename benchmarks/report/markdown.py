@@ -13,21 +13,6 @@ from typing import Any, Final
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-__all__ = [
-    "Figure",
-    "Part",
-    "Section",
-    "interval",
-    "megabytes",
-    "milliseconds",
-    "missing",
-    "plain",
-    "share",
-    "table",
-    "to_page",
-]
-__all__ += ["grid", "percentiles", "times_faster"]
-
 Cell = str | tuple[str, str]  # a text, and its footnote where there is one
 _STYLE: Final = Path(__file__).with_name("style.css")
 # A browser loads nothing from anywhere: a mistake here cannot make the page call somebody.

@@ -12,8 +12,6 @@ from typing import Any, Final
 from rfedge.benchmarks.report.markdown import Figure
 from rfedge.io.plotting import check_matplotlib, save_figure
 
-__all__ = ["Bar", "Plot", "Point", "plot_bars", "plot_points", "save_plots"]
-
 _WIDTH: Final = 5.6  # inches: readable at the width of a phone
 _MARKERS: Final = "osD^vPX*"
 # Text as outlines: a font that the reader's machine lacks would be another width, and cut a label.

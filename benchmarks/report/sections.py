@@ -22,8 +22,6 @@ from rfedge.benchmarks.report.markdown import (
 )
 from rfedge.benchmarks.report.plots import Bar, plot_bars
 
-__all__ = ["record_sections"]
-
 Document = dict[str, Any]
 _MAX_FACTS: Final = 40
 

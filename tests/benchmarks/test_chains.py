@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from rfedge.benchmarks.success.chain_report import ChainRecord, ChainReport
-from rfedge.benchmarks.success.chains import ChainPlan, Simulator, run_chains
+from rfedge.benchmarks.success.chains import ChainPlan, run_chains
 from rfedge.envs.chains import Chain, initial_states
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS
@@ -28,7 +28,7 @@ from rfedge.records.statistics import mean_with_interval, proportion
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.rollout.chain_agents import Subtask, expert_agent
 from rfedge.runtimes.rollout.policy_source import PolicyLoop
-from rfedge.runtimes.rollout.rollout_session import RolloutSession, RolloutSetup
+from rfedge.runtimes.rollout.rollout_session import RolloutSession, RolloutSetup, Simulator
 from tests.benchmarks.joint_world import DrawnElsewhere, JointSimulator, JointWorld, LuckyAgent, joint_chains, lucky_plan
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 

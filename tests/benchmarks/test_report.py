@@ -198,7 +198,6 @@ def test_every_number_in_a_cell_with_a_point_is_one_of_the_records(page: Page, r
 
 
 def test_what_is_missing_is_said(report: Report, page: Page) -> None:
-    assert "python -m rfedge.benchmarks.latency.precisions" in "".join(report.missing)
     assert "rfedge bench latency --isolate" in "".join(report.missing)
     assert all(escape(words, quote=False) in report.html for words in report.missing)
     assert {(name.split("/")[-1], reason) for name, reason in report.collection.left_out} == {

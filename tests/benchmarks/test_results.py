@@ -15,7 +15,6 @@ from rfedge.benchmarks.studies.full_size_engines import EnginesReport
 from rfedge.benchmarks.success.chain_report import ChainReport
 from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.success.looks import LooksReport
-from rfedge.benchmarks.success.precision_records import PrecisionsReport
 from rfedge.benchmarks.success.report import SuccessReport
 from rfedge.benchmarks.success.sweep_report import SweepReport
 from rfedge.records.machine import Measurement, provenance
@@ -31,7 +30,6 @@ REPORTS: dict[str, type[BaseModel]] = {
     "rfedge-latency": LatencyReport,
     "rfedge-looks": LooksReport,
     "rfedge-peers": IsolatedReport,
-    "rfedge-precisions": PrecisionsReport,
     "rfedge-success": SuccessReport,
     "rfedge-sweep": SweepReport,
     "rfedge-tune": TuneReport,

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import typer
 
-from rfedge.benchmarks.success.chains import Simulator, read_chains, run_chains
+from rfedge.benchmarks.success.chains import read_chains, run_chains
 from rfedge.benchmarks.success.report import SuccessReport, SuccessRow, assert_average_length, assert_share
 from rfedge.benchmarks.success.run import run_success
 from rfedge.benchmarks.success.sweep_report import SweepReport
@@ -29,6 +29,7 @@ from rfedge.envs.language import ENRICHED_INSTRUCTIONS, choose_instruction
 from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, GateError
 from rfedge.jobs.ray import RayWorkers
 from rfedge.runtimes.policy.text import open_encoder
+from rfedge.runtimes.rollout.rollout_session import Simulator
 from tests.benchmarks.joint_world import JointWorld, joint_chains, lucky_plan
 from tests.benchmarks.seen_world import SeenElsewhere
 from tests.benchmarks.success_plans import plan_of, write_policy

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from rfedge.benchmarks.success.chains import ChainPlan, Simulator
+from rfedge.benchmarks.success.chains import ChainPlan
 from rfedge.benchmarks.success.single_tasks import TrialRecord, run_trials
 from rfedge.envs.experts import prepare_start
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
@@ -19,7 +19,7 @@ from rfedge.jobs.processes import run_jobs
 from rfedge.jobs.ray import RayWorkers
 from rfedge.records.statistics import ratio_of_sums
 from rfedge.runtimes.rollout.chain_agents import expert_agent
-from rfedge.runtimes.rollout.rollout_session import RolloutSetup, close_session, open_session
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Simulator, close_session, open_session
 from tests.benchmarks.joint_world import JointSimulator, LuckyAgent
 
 

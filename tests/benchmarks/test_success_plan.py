@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rfedge.benchmarks.success.chains import Simulator
 from rfedge.benchmarks.success.run import run_success
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError, ContractError
+from rfedge.runtimes.rollout.rollout_session import Simulator
 from tests.benchmarks.joint_world import joint_chains
 from tests.benchmarks.seen_world import SeenSimulator
 from tests.benchmarks.success_plans import plan_of, write_policy
