@@ -21,8 +21,6 @@ from rfedge.errors import DatasetError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.recurrence import BackboneCall, history_inputs, initial_state, observe
 
-__all__ = ["FrameInputs", "choose_calibration_frames", "choose_proof_episodes", "gripper_changes", "hash_frames"]
-
 Inputs = dict[str, npt.NDArray[Any]]
 EpisodeFrame = tuple[int, int]  # (index of the segment, frame number)
 
@@ -181,9 +179,6 @@ class FrameInputs:
     """Turns (episode, frame) pairs into backbone inputs, exactly as a robot's observation would become them.
 
     Attributes:
-        config: the policy's.
-        dataset: where frames come from.
-        tokenizer: the checkpoint's.
         embedding: float32 (vocab, width) token table.
     """
 

@@ -17,8 +17,6 @@ from safetensors.numpy import save_file
 from rfedge.bundle.artifact import EMBEDDING_SCALE, EMBEDDING_TENSOR
 from rfedge.config import DecoderConfig, Precision
 
-__all__ = ["StoredTable", "stored_table"]
-
 Float32 = npt.NDArray[np.float32]
 
 _LARGE_BYTES: Final = 100_000_000  # in fp16

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rfedge.bundle.artifact import Role
+from rfedge.bundle.precision import BlockPrecision
 from rfedge.contract import MEDIA, BackboneStage, GraphContract, GraphName, PolicyContract
 from rfedge.export.calibrate import Inputs
 from rfedge.export.mixed.record import SearchRecord
@@ -38,8 +39,6 @@ from rfedge.jobs.progress import StageProgress
 from rfedge.model import load_checkpoint
 from rfedge.recurrence import BackboneCall
 
-__all__ = ["GraphSettings", "WrittenGraphs", "write_graphs"]
-
 
 @dataclass(frozen=True, slots=True)
 class WrittenGraphs:
@@ -56,7 +55,7 @@ class WrittenGraphs:
     """
 
     files: dict[str, Role]
-    blocks: dict[str, str]
+    blocks: dict[str, BlockPrecision]
     backbone: tuple[Path, ...]
     head: Path
     proved_by: str = ""
@@ -76,9 +75,7 @@ def write_graphs(
     """Write the graphs of the policy in `checkpoint` to the folder `root`.
 
     Args:
-        checkpoint: its folder.
         contract: of the policy; it says whether the backbone is one graph or two.
-        root: the bundle to be.
         settings: precisions and how to reach them.
         work: folder on the same disk for what lies between; the caller removes it after the proof.
         progress: called with (stage, done, total).
@@ -125,8 +122,8 @@ def write_graphs(
     graphs = written.values()
     return WrittenGraphs(
         files,
-        {block: text for graph in graphs for block, text in graph.blocks.items()}
-        | {"head": "int8 on CPUs" if settings.head_is_int8 else "fp32"},
+        {block: found for graph in graphs for block, found in graph.blocks.items()}
+        | {"head": BlockPrecision(matmuls={"fp32": 1}, on_cpus="int8" if settings.head_is_int8 else None)},
         tuple(graph.runs_here for graph in graphs),
         head_here,
         "; ".join(graph.stands_in for graph in graphs if graph.stands_in),

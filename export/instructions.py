@@ -23,8 +23,6 @@ from rfedge.language.instructions import MAX_SENTENCE_CHARACTERS, MAX_SENTENCES,
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import Checkpoint
 
-__all__ = ["FROM_DATA", "choose_sentences", "write_language"]
-
 FROM_DATA: Final = "data"
 _MAX_FILE_BYTES: Final = 4 * MAX_SENTENCES * MAX_SENTENCE_CHARACTERS  # UTF-8 has at most 4 bytes a character
 

@@ -10,8 +10,6 @@ from rfedge.export.int8.options import Int8Options
 from rfedge.export.mixed.budget import Budget, parse_budget
 from rfedge.records.plan import Option, Uses
 
-__all__ = ["HEAD_PRECISIONS", "STAGES", "ExportOptions"]
-
 STAGES: Final = ("one", "two")
 HEAD_PRECISIONS: Final = ("fp32", "int8")
 
@@ -34,7 +32,6 @@ class ExportOptions:
         int8: how ranges are chosen and weights rounded.
         instructions: see `rfedge.export.instructions`; None for any words.
         data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
-        num_parity_steps: over all its episodes.
         seed: of the proof's inputs too, without `data`.
     """
 

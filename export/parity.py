@@ -16,21 +16,11 @@ import torch
 
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact
 from rfedge.bundle.stages import call_in_order
-from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces, rollout
+from rfedge.bundle.traces import Episodes, RolloutTrace, rollout
 from rfedge.config import PolicyConfig
 from rfedge.contract import TensorSpec, policy_contract
 from rfedge.model import RoboFlamingo
 from rfedge.recurrence import Arrays, BackboneCall
-
-__all__ = [
-    "Episodes",
-    "RolloutTrace",
-    "backbone_call",
-    "compare_traces",
-    "graph_call",
-    "onnx_rollout",
-    "torch_rollout",
-]
 
 
 def torch_rollout(policy: RoboFlamingo, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None) -> RolloutTrace:

@@ -20,6 +20,7 @@ from rfedge.bundle.artifact import (
     load_bundle,
     write_bundle,
 )
+from rfedge.bundle.gates import missed
 from rfedge.bundle.stages import StagePrecisions, parse_precisions
 from rfedge.bundle.traces import save_proof
 from rfedge.config import PolicyConfig
@@ -27,7 +28,7 @@ from rfedge.contract import PolicyContract, policy_contract
 from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
 from rfedge.export.embedding import stored_table
-from rfedge.export.graphs import GraphSettings, WrittenGraphs, write_graphs
+from rfedge.export.graphs import WrittenGraphs, write_graphs
 from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.chart import draw_sensitivity
@@ -42,17 +43,14 @@ from rfedge.export.proof import (
     proof_inputs,
     reference_trace,
     short_name,
-    verify_parity,
 )
-from rfedge.export.stage_graph import CALIBRATED, describe_calibration
+from rfedge.export.stage_graph import CALIBRATED, GraphSettings, describe_calibration
 from rfedge.export.tensorrt.engine_proof import EngineGraphs, choose_forms, prove_engines
-from rfedge.export.thresholds import missed, mixed_thresholds
+from rfedge.export.thresholds import mixed_thresholds
 from rfedge.io.disk import check_room
 from rfedge.io.plotting import check_matplotlib
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
-
-__all__ = ["check_export", "export_checkpoint", "verify_parity"]
 
 # What a proof says it was of, where the CPU form computes more in int8 than the Q/DQ graph.
 IN_ROWS: Final = "query attention in int8 by row, on CPUs"

@@ -15,9 +15,8 @@ import onnxruntime
 
 from rfedge.bundle.block_names import SCOPES_KEY, block_of_scopes
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
+from rfedge.bundle.precision import BlockPrecision
 from rfedge.errors import ExportError
-
-__all__ = ["block_of_node", "effective_precisions", "require_integer_kernels", "weight_matmuls", "write_optimised"]
 
 
 def weight_matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -55,28 +54,21 @@ def block_of_node(node: onnx.NodeProto) -> str:
     return block_of_scopes({prop.key: prop.value for prop in node.metadata_props}.get(SCOPES_KEY))
 
 
-def effective_precisions(model: onnx.ModelProto) -> dict[str, str]:
-    """Return block -> "fp32", "int8" or "int8 (n of m MatMuls)", from the Q/DQ nodes in the graph."""
+def effective_precisions(model: onnx.ModelProto) -> dict[str, BlockPrecision]:
+    """Count each block's MatMuls in int8 and fp32, by the Q/DQ nodes in the graph."""
     constants = {tensor.name for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
-    total: Counter[str] = Counter()
-    quantized: Counter[str] = Counter()
+    kinds: dict[str, list[str]] = {}
     for node in [*weight_matmuls(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
-        block = block_of_node(node)
-        total[block] += 1
         weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
-        if (
+        is_int8 = (
             weight is not None
             and activation is not None
             and activation.op_type == "DequantizeLinear"
             and _is_weight_dequantize(weight, constants)
-        ):
-            quantized[block] += 1
-    report = {}
-    for block, count in total.items():
-        done = quantized[block]
-        report[block] = "fp32" if not done else "int8" if done == count else f"int8 ({done} of {count} MatMuls)"
-    return report
+        )
+        kinds.setdefault(block_of_node(node), []).append("int8" if is_int8 else "fp32")
+    return {block: BlockPrecision.count(found) for block, found in kinds.items()}
 
 
 def write_optimised(path: Path, folder: Path, *, disabled_optimizers: Sequence[str] = ()) -> Path:

@@ -11,30 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.bundle.artifact import Bundle, ParityRecord
+from rfedge.bundle.gates import missed
 from rfedge.bundle.stages import StagePrecisions, parse_precisions
+from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
 from rfedge.config import PolicyConfig, Precision
 from rfedge.contract import GraphContract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
 from rfedge.export.embedding import StoredTable, stored_table
-from rfedge.export.parity import Episodes, RolloutTrace, compare_traces, onnx_rollout, torch_rollout
+from rfedge.export.parity import onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
-from rfedge.export.thresholds import THRESHOLDS, loosest_thresholds, missed
+from rfedge.export.thresholds import THRESHOLDS, loosest_thresholds
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 from rfedge.robot.conventions import refuse_disagreement
-
-__all__ = [
-    "as_stored",
-    "count_steps",
-    "measure_parity",
-    "open_frames",
-    "proof_inputs",
-    "reference_trace",
-    "short_name",
-    "verify_parity",
-]
 
 
 def proof_inputs(

@@ -35,8 +35,6 @@ from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.precisions.row_int8 import RowMatMul
 from rfedge.jobs.progress import StageProgress
 
-__all__ = ["QUERY_ATTENTION", "Int8Options", "quantizable_matmuls", "quantize_int8"]
-
 Inputs = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 

@@ -15,34 +15,27 @@ from typing import Final
 import onnx
 
 from rfedge.bundle.artifact import CPU_ROLES, Role
+from rfedge.bundle.precision import BlockPrecision
 from rfedge.bundle.stages import StagePrecisions
 from rfedge.config import Precision
 from rfedge.contract import GraphName
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, Inputs
+from rfedge.export.int8.matmuls import quantizable_matmuls
+from rfedge.export.int8.options import Int8Options
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.mixed.search import MixedSearch, search_plan
 from rfedge.export.passes.graph_files import graph_files, read_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
+from rfedge.export.precisions.block_quantization import BLOCK_SIZE
 from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.precisions.half import make_bf16, make_fp16
 from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.row_int8 import RowMatMul
 from rfedge.export.precisions.runs_here import write_stand_in
-from rfedge.export.precisions.weight_only import BLOCK_SIZE, make_int4_weight, make_int8_weight
-from rfedge.export.quantize import Int8Options, quantizable_matmuls, quantize_int8
+from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
+from rfedge.export.quantize import quantize_int8
 from rfedge.jobs.progress import StageProgress
-
-__all__ = [
-    "CALIBRATED",
-    "GraphSettings",
-    "WrittenGraph",
-    "file_roles",
-    "graph_to_prove",
-    "remove_graph",
-    "share_keep_float",
-    "write_form",
-]
 
 # What calibration frames make better; int8 and mixed cannot do without.
 CALIBRATED: Final = ("int8", "mixed", "int8-weight", "int4-weight")
@@ -86,7 +79,7 @@ class WrittenGraph:
     """
 
     files: dict[str, Role]
-    blocks: dict[str, str]
+    blocks: dict[str, BlockPrecision]
     runs_here: Path
     stands_in: str = ""
     search: SearchRecord | None = None
@@ -110,12 +103,9 @@ def write_form(
     Args:
         name: of the graph: "backbone", "vision" or "decoder".
         source: removed when it is no longer needed; for fp32 it is `target` already.
-        target: in the bundle's folder.
-        settings: of all graphs.
         inputs: of this graph, for calibration; empty where nothing is calibrated.
         head: head.onnx, for the search of a mixed plan.
         keep_float: as of `settings`, as far as it concerns this graph.
-        work: folder for what lies between.
         progress: called with (stage, done, total).
 
     Raises:
@@ -160,14 +150,7 @@ def describe_calibration(precisions: Iterable[Precision], int8: Int8Options) -> 
 
 
 def graph_to_prove(name: GraphName, graph: Path, precision: Precision, *, work: Path) -> tuple[Path, str]:
-    """Return what to run on this CPU for a written graph, and in words what it is where that is a stand-in.
-
-    Args:
-        name: of the graph.
-        graph: as written.
-        precision: that it was asked for.
-        work: folder for a stand-in.
-    """
+    """Return what to run on this CPU for a written graph, and in words what it is where that is a stand-in."""
     if precision != "bf16":
         return graph, ""
     stand_in = work / f"{name}-stand-in.onnx"

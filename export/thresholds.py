@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from rfedge.bundle.gates import missed
 from rfedge.config import Precision
-
-__all__ = ["FROM_STRICTEST", "STORAGE_ERROR", "THRESHOLDS", "loosest_thresholds", "missed", "mixed_thresholds"]
 
 # A `min_` metric is a least value, every other one a greatest, see `rfedge.bundle.gates`.
 THRESHOLDS: Final[dict[Precision, dict[str, float]]] = {

@@ -19,8 +19,6 @@ from rfedge.errors import ExportError
 from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, graph_files
 from rfedge.model import RoboFlamingo
 
-__all__ = ["OPSET", "trace_backbone", "trace_graph", "trace_head", "trace_program"]
-
 OPSET = 20
 
 

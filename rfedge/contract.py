@@ -157,7 +157,6 @@ def policy_contract(config: PolicyConfig, *, two_stages: bool = False) -> Policy
     """Derive the contract of a policy from its configuration; batch is always 1.
 
     Args:
-        config: the policy's.
         two_stages: the backbone is two graphs, `vision` and `decoder`.
     """
     return PolicyContract(

@@ -31,8 +31,6 @@ class RfedgeError(Exception):
 
     Args:
         subject: the thing that is wrong; alone, it is the whole text.
-        got: found there.
-        expected: wanted there.
         remedy: a sentence that says what to do.
 
     >>> ConfigError("execute_steps", got=9, expected="1 to 4 (chunk_size)", remedy="Lower --execute-steps.").got

@@ -85,7 +85,6 @@ def observe(config: PolicyConfig, call: BackboneCall, inputs: Arrays, state: Pol
     """Feed one frame to the backbone.
 
     Args:
-        config: names `media_frames`.
         call: runs the backbone graph, whatever the backend.
         inputs: the graph's inputs, without those that hold older frames.
         state: what the last call returned; it is not changed.

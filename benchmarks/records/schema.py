@@ -12,8 +12,6 @@ from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio, Summary
 from rfedge.runtimes.rollout.resources import ResourceRecord
 
-__all__ = ["LATENCY_SCHEMA_VERSION", "Comparison", "LatencyConditions", "LatencyReport", "VariantResult"]
-
 LATENCY_SCHEMA_VERSION: Final = 1
 
 
@@ -44,7 +42,6 @@ class VariantResult(Record):
     Attributes:
         role: a bundle, the PyTorch original, or the first bundle once more (the noise floor).
         settings: what the backbone's backend reported about itself.
-        per_call_ms: per stage.
         per_control_step_ms: the same divided by execute_steps.
         load_rss_bytes: growth of the process while this variant was loaded; pages shared with an earlier variant
             are not counted twice.

@@ -27,8 +27,6 @@ from rfedge.records.machine import Measurement, provenance
 from rfedge.records.record import Record
 from rfedge.runtimes.control.limits import MAX_STEPS
 
-__all__ = ["VARIANTS", "AblationPlan", "AblationsReport", "TrainedVariant", "Variant", "choose", "measure_ablations"]
-
 ABLATIONS_SCHEMA_VERSION: Final = 1
 
 
@@ -60,7 +58,6 @@ class TrainedVariant(Record):
         name: label of its rows in `success`.
         change: against the first one, in words.
         flags: of `rfedge train`, beside those that all share.
-        steps, seconds: of its training.
         held_out_loss: of the demonstrations that none learnt from.
     """
 
@@ -93,7 +90,6 @@ class AblationPlan:
 
     Attributes:
         start: checkpoint that every variant starts from.
-        data: demonstrations.
         output: gets a folder for each variant, and the rollouts.
         training: flags of `rfedge train` for all of them.
         success: flags of `rfedge bench success`.

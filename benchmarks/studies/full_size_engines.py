@@ -36,16 +36,6 @@ from rfedge.nvidia.tensorrt import load_tensorrt
 from rfedge.records.machine import Measurement, peak_rss_bytes, provenance
 from rfedge.records.record import Record
 
-__all__ = [
-    "BlockLayers",
-    "EnginesReport",
-    "FullSizeEngine",
-    "WideLayers",
-    "add_to_record",
-    "build_full_size_engine",
-    "write_full_size_graph",
-]
-
 ENGINES_SCHEMA_VERSION: Final = 1
 GRAPH_NAME: Final = "backbone.onnx"
 FACTS_NAME: Final = "facts.json"
@@ -137,9 +127,6 @@ def write_full_size_graph(
     """Write the backbone of a preset to `folder`, as the builder gets it, with its facts.
 
     Args:
-        name: of the preset.
-        precision: of its graph.
-        folder: must be there.
         floats: what is not int8.
         num_layers: decoder layers, for a policy whose engine does not fit into this machine's memory; None for all.
         seed: of the random bytes.

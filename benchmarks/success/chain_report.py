@@ -16,20 +16,6 @@ from rfedge.records.record import Record
 from rfedge.records.statistics import Mean, Proportion, mean_with_interval, proportion
 from rfedge.runtimes.rollout import RolloutRecord
 
-__all__ = [
-    "CHAINS_SCHEMA_VERSION",
-    "ChainConditions",
-    "ChainRecord",
-    "ChainReport",
-    "TaskScore",
-    "average_length",
-    "begun_subtasks",
-    "calvin_results",
-    "mean_solved_steps",
-    "success_rates",
-    "task_scores",
-]
-
 CHAINS_SCHEMA_VERSION: Final = 1
 
 
@@ -38,8 +24,6 @@ class ChainRecord(Record):
 
     Attributes:
         index: place in the set of chains.
-        state: symbolic start state.
-        tasks: all five.
         num_solved: 0 to 5, in a row from the first.
         subtasks: those that were begun: the solved ones and the one that ended the chain.
         environment: what it was run in; renderer "none" when the agent did not look.
@@ -72,7 +56,6 @@ class ChainConditions(Record):
     Attributes:
         agent: name and facts of what acted, for instance a bundle's hash.
         chains_sha256: see `rfedge.envs.chains.chains_sha256`.
-        language: of the agent's instructions.
     """
 
     environment: str

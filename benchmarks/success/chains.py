@@ -59,17 +59,6 @@ from rfedge.runtimes.rollout.rollout_session import (
     open_session,
 )
 
-__all__ = [
-    "CHAINS_FILE",
-    "REPORT_FILE",
-    "RESULTS_FILE",
-    "ChainPlan",
-    "Simulator",
-    "World",
-    "read_chains",
-    "run_chains",
-]
-
 CHAINS_FILE: Final = "chains.jsonl"
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.json"
@@ -86,8 +75,7 @@ class ChainPlan:
             class, a top-level function or a frozen dataclass with `__call__`.
         agent_name: what reports call the agent.
         agent_facts: what else decides how it acts, for instance a bundle's hash; a run is only gone on with by the same.
-        world: where.
-        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones sampled for every
+        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones drawn for every
             subtask; what an own table is called in reports when `instructions` is given.
         instructions: task -> instruction, instead of a known language.
         left_out: sentences of the language that are never sampled.
@@ -181,12 +169,10 @@ def run_chains(
     """Run every chain, or those that an earlier call did not finish, and report.
 
     Args:
-        plan: what to run.
         chains: at least one; see `rfedge.envs.chains.make_chains`.
         output: folder for `chains.jsonl`, one line a chain in the order in which they end, `results.json` in CALVIN's
             form and `report.json`; a run of the first chains of the set goes on there. None keeps nothing.
         workers: processes; the result does not depend on it.
-        runner: where they run.
         on_chain: called with (chains done, chains in all), at the beginning and after every chain.
 
     Raises:

@@ -31,21 +31,10 @@ from rfedge.errors import ConfigError
 from rfedge.messages import POSE_SIZE, Observation
 from rfedge.records.plan import Option
 from rfedge.robot.conventions import Conventions, conventions_of
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import Controller, ControlStep
 from rfedge.runtimes.control.safety import guard_action
 from rfedge.runtimes.rollout import Goal, StandingSimulator, roll_out
-
-__all__ = [
-    "MAX_FRAMES",
-    "MIN_FRAMES",
-    "SETTLE_FRAMES",
-    "Episode",
-    "EpisodeSegment",
-    "RecordingOptions",
-    "record_episode",
-    "record_episodes",
-]
 
 MAX_FRAMES: Final = 64  # the longest window that CALVIN annotates with language
 MIN_FRAMES: Final = 16  # the shortest window that CALVIN's loader samples
@@ -66,7 +55,6 @@ class RecordingOptions:
         noise: added to every action that is sent, never to what is recorded as the label; None for none.
         chain_tasks: those that may follow; the first is the one asked for.
         max_steps: more than 64 are cut into several segments.
-        expert_share: probability for each task.
         at_spots: see `rfedge.envs.experts.prepare`.
         takeover_steps: None lets the policy finish and records all of it.
     """
@@ -144,8 +132,6 @@ class Episode:
     """One rollout, stacked over its T frames.
 
     Attributes:
-        task: the first task.
-        instruction: of the first segment.
         seed: with task, scene, options and driver, everything that decides the episode.
         success: whether the oracle saw every task done that is in `segments`.
         frames: `rgb_static` uint8 (T, 200, 200, 3), `rgb_gripper` uint8 (T, 84, 84, 3), `robot_obs` float64 (T, 15),
@@ -315,7 +301,7 @@ class _Rollout:
         labelled = _Labelled(environment, expert, driver, self._noise)
         num_steps = 0
 
-        def record(step: StepReport) -> None:
+        def record(step: ControlStep) -> None:
             nonlocal num_steps
             num_steps = step.index + 1
             assert step.observation is not None

@@ -35,8 +35,6 @@ from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.rollout.policy_source import PolicyLoop
 
-__all__ = ["ActionScore", "EpisodeRow", "EpisodesPlan", "EpisodesReport", "Traces", "run_episodes"]
-
 # (step, 7) each, one per episode
 Episodes = Sequence[npt.NDArray[np.floating]]
 
@@ -47,7 +45,6 @@ class EpisodesPlan:
 
     Attributes:
         data: root or one split.
-        split: of a root.
         validation_fraction: as given to `rfedge train`, whose held-out episodes these are; a validation split is used whole.
         mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
     """
@@ -120,9 +117,7 @@ class EpisodesReport(Record):
     """All policies on the same episodes.
 
     Attributes:
-        data: folder of the split.
         episodes: (first frame, task, instruction) of each.
-        num_gripper_changes: of the recorded command.
         mean_action: score of a constant, the mean of all recorded actions: a policy that is no better has learnt nothing.
     """
 
@@ -149,7 +144,6 @@ def run_episodes(plan: EpisodesPlan, *, on_step: StageProgress = lambda *_: None
     """Step every bundle through the same held-out episodes.
 
     Args:
-        plan: bundles and data.
         on_step: called with (bundle, control steps done, control steps in all).
 
     Raises:

@@ -13,8 +13,6 @@ from rfedge.contract import ActionSemantics
 from rfedge.io.plotting import check_matplotlib, save_figure
 from rfedge.messages import POSE_SIZE
 
-__all__ = ["draw_episodes"]
-
 _QUANTILES: Final = (0.0, 0.5, 1.0)
 
 

@@ -26,15 +26,6 @@ from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
 from rfedge.runtimes.rollout.episode import judge_of
 
-__all__ = [
-    "ExpertSuccessPlan",
-    "ExpertSuccessReport",
-    "ExpertTaskScore",
-    "assert_success",
-    "roll_out_expert",
-    "run_expert_success",
-]
-
 EXPERT_SUCCESS_SCHEMA_VERSION: Final = 1
 # What the project asks of its experts: nearly always on most tasks, and on none rarely.
 MOST_TASKS: Final = 30
@@ -53,7 +44,6 @@ class ExpertSuccessPlan:
         episodes: starts per task, with seeds `seed`, `seed` + 1, ...
         anywhere: whether blocks start anywhere in CALVIN's area, or where one window of 64 frames is enough; see
             `rfedge.envs.experts.prepare`.
-        limit_steps: control steps per start.
     """
 
     env: str = "playtable"
@@ -116,7 +106,6 @@ def run_expert_success(plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Co
     """Run every task's expert from its starts, without rendering.
 
     Args:
-        plan: what to run.
         workers: processes; the result does not depend on it.
         on_task: called with (tasks done, tasks in all).
 

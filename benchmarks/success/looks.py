@@ -21,8 +21,6 @@ from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import Option, check_least
 from rfedge.records.record import Record
 
-__all__ = ["LooksPlan", "LooksReport", "PictureDifference", "Sight", "assert_levels", "draw_sheet", "run_looks"]
-
 LOOKS_SCHEMA_VERSION: Final = 1
 # A state is a moment of an expert's work: most tasks are done within so many control steps.
 MAX_MOMENT: Final = 50
@@ -37,7 +35,6 @@ class LooksPlan:
 
     Attributes:
         states: each of another task while there are any.
-        renderer: of the real simulator.
     """
 
     looks: Annotated[
@@ -71,12 +68,7 @@ class Sight:
 
 
 class PictureDifference(Record):
-    """Mean absolute difference over pixels and colours, in grey levels of 256.
-
-    Attributes:
-        mean: over all states.
-        states: of each.
-    """
+    """Mean absolute difference over pixels and colours, in grey levels of 256."""
 
     mean: float
     states: tuple[float, ...]
@@ -86,7 +78,6 @@ class LooksReport(Measurement):
     """The whole document.
 
     Attributes:
-        simulator_versions: of the real simulator.
         real_renderer, renderer: what drew the real pictures, and PlayTable's.
         tasks: whose expert was at work in each state.
         differences: by looks, then by camera.
@@ -107,7 +98,6 @@ def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksR
     """Draw every state in the real simulator and in PlayTable, and compare.
 
     Args:
-        plan: what to compare.
         on_state: called with (pictures taken, pictures in all), a state in one look being one.
 
     Raises:

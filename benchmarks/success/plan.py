@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
-from rfedge.benchmarks.success.chains import ChainPlan, Simulator, World
+from rfedge.benchmarks.success.chains import ChainPlan
 from rfedge.benchmarks.success.report import Kind, NotPossible, PolicyRecord
 from rfedge.benchmarks.success.rows import kind_of
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
-from rfedge.bundle.stages import summarise_blocks
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError, did_you_mean
@@ -26,8 +25,7 @@ from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.modes import check_execute_steps
 from rfedge.runtimes.rollout.policy_source import TORCH, PolicyLoop, TorchPolicy
-
-__all__ = ["ENRICHED", "RowPlan", "SuccessPlan", "describe_policies", "lay_out"]
+from rfedge.runtimes.rollout.rollout_session import Simulator, World
 
 ENRICHED: Final = "enriched"
 
@@ -61,7 +59,6 @@ class SuccessPlan:
         mode: see `rfedge.runtimes.control.controllers.choose_loop`.
         ensembles: each of them for every row whose chunks overlap, see `rfedge.runtimes.control.ensembling`; None plays the
             newest chunk.
-        worlds: one per scene.
         languages: see `rfedge.benchmarks.success.chains.ChainPlan`.
         left_out: held-out sentences that are never sampled; `run_success` adds those that a bundle does not know, so
             that all of them get the same.
@@ -273,8 +270,8 @@ def _describe_bundle(path: Path) -> PolicyRecord:
         label="",
         path=str(bundle.root),
         policy=bundle.policy.name,
-        precision=summarise_blocks(manifest.precision.requested, manifest.precision.blocks),
-        block_precisions=manifest.precision.blocks,
+        precision=manifest.precision.effective,
+        block_precisions={block: str(found) for block, found in manifest.precision.blocks.items()},
         manifest_sha256=hash_file(bundle.root / MANIFEST_NAME),
         size_bytes=bundle.size_bytes,
         chunk_size=bundle.policy.chunk_size,

@@ -20,15 +20,6 @@ from rfedge.jobs.progress import StageProgress
 from rfedge.model import checkpoint_sha256
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 
-__all__ = [
-    "TABLE_PRECISIONS",
-    "CheckpointPolicies",
-    "PrecisionRequest",
-    "labels_of",
-    "parse_table_precisions",
-    "prepare_policies",
-]
-
 _BY_TORCH: Final = {
     "bf16": ("bfloat16", "as-is"),
     "nf4": ("float32", "nf4"),
@@ -62,7 +53,6 @@ class PrecisionRequest:
     """How missing bundles are exported.
 
     Attributes:
-        precisions: of `TABLE_PRECISIONS`.
         mixed: budget of the mixed plan.
         data: returns demonstrations and what they are, or None for nothing to say; called when a bundle is missing.
     """
@@ -78,7 +68,6 @@ class CheckpointPolicies:
 
     Attributes:
         bundles: precision -> folder.
-        torch: those that PyTorch runs.
     """
 
     bundles: dict[str, Path]
@@ -96,9 +85,7 @@ def prepare_policies(
     """Export what is missing in `folder`; a bundle that misses its gates too, because its success is the question.
 
     Args:
-        checkpoint: its folder.
         folder: holds one bundle for each precision.
-        request: which, and how.
         shipped: bundle that comes with the checkpoint; it stands for its precision if it was made of it.
         progress: called with (precision and stage, done, total).
 

@@ -16,23 +16,6 @@ from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
 from rfedge.records.statistics import Mean, Proportion, Ratio, Summary
 
-__all__ = [
-    "SUCCESS_SCHEMA_VERSION",
-    "ChainResult",
-    "Kind",
-    "NotPossible",
-    "Paired",
-    "PolicyRecord",
-    "SingleTaskResult",
-    "SuccessConditions",
-    "SuccessReport",
-    "SuccessRow",
-    "assert_average_length",
-    "assert_share",
-    "ensemble_suffix",
-    "loop_name",
-]
-
 SUCCESS_SCHEMA_VERSION: Final = 1
 # closed-loop: every frame, as it was trained. jump-step: every k-th frame, as it was trained. open-loop: every k-th frame
 # although it was trained on every one. other: trained on every s-th frame and run on every k-th, k not s.
@@ -55,8 +38,6 @@ class PolicyRecord(Record):
     Attributes:
         label: what rows and tables call it; unique in the document.
         path: its folder, or the name of a shipped policy.
-        policy, precision: its names.
-        block_precisions: precision per block.
         manifest_sha256: of manifest.json, which holds the hashes of all other files; of a checkpoint its weights'.
         size_bytes: of its files; of a checkpoint whose precision is made while it is loaded, its weights in memory.
         provenance: what the manifest says of the checkpoint it was made from.
@@ -133,7 +114,6 @@ class Paired(Record):
         average_length_difference: mean over chains of (row - reference), bootstrap over chains; None without chains.
         average_length_share: average length over the reference's, bootstrap over chains; None without chains or where the
             reference solved nothing.
-        single_task_difference, single_task_share: the same over starts.
     """
 
     reference: str
@@ -148,8 +128,6 @@ class SuccessRow(Record):
 
     Attributes:
         name: label, steps, ensemble, scene and language; unique in the document.
-        policy: label of its `PolicyRecord`.
-        mode: of `rfedge.runtimes.control.controllers`.
         kind: how that compares with the training, see `Kind`.
         execute_steps: control steps per policy call.
         ensemble: decay of the temporal ensemble that was played, see `rfedge.runtimes.control.ensembling`; None without one.
@@ -161,7 +139,6 @@ class SuccessRow(Record):
             or 0.05 rad a step, so this is its change of acceleration. None where no task took three steps.
         call_ms: total of every policy call of the row, measured while `num_workers` processes ran beside each other: good
             for comparing rows of one run, not for what a robot would see.
-        num_inferences: policy calls.
         num_control_steps: of all chains and starts.
         rollout_seconds: wall-clock time of all chains and starts added up, and so over all workers.
         num_workers: of the call that finished the row.

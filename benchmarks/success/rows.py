@@ -23,8 +23,6 @@ from rfedge.messages import POSE_SIZE
 from rfedge.records.statistics import Mean, Ratio, Summary, mean_with_interval, proportion, ratio_of_sums, summarise
 from rfedge.runtimes.rollout import RolloutRecord
 
-__all__ = ["RowRecords", "chain_result", "jerk", "kind_of", "pair", "single_task_result", "timings"]
-
 
 @dataclass(frozen=True, slots=True)
 class RowRecords:

@@ -37,8 +37,6 @@ from rfedge.records.plan import check_least
 from rfedge.runtimes.control.modes import warn_of_time_base
 from rfedge.runtimes.policy.text import InstructionEncoder, open_encoder
 
-__all__ = ["SUCCESS_FILE", "SWEEP_FILES", "run_success"]
-
 SUCCESS_FILE: Final = "success.json"
 _CHAINS_FOLDER: Final = "chains"
 _TRIALS_FOLDER: Final = "single-tasks"
@@ -60,7 +58,6 @@ def run_success(
     """Run every row, or what an earlier call left of it, and report.
 
     Args:
-        plan: what to run.
         chains: the same for every row; empty for single tasks alone.
         output: folder for one folder a row and `success.json`. None keeps nothing.
         workers: processes; no result but the times depends on it.

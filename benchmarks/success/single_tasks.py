@@ -23,8 +23,6 @@ from rfedge.runtimes.rollout import RolloutRecord
 from rfedge.runtimes.rollout.chain_agents import Subtask
 from rfedge.runtimes.rollout.rollout_session import RolloutSetup, close_session, common_environment, open_session
 
-__all__ = ["TRIALS_FILE", "Trial", "TrialRecord", "make_trials", "run_trials"]
-
 TRIALS_FILE: Final = "trials.jsonl"
 _TRIALS_SCHEMA_VERSION: Final = 2
 
@@ -91,9 +89,7 @@ def run_trials(
         starts_per_task: at least 1.
         output: folder for `trials.jsonl`, one line a start in the order in which they end; a run of fewer starts goes on
             there.
-        tasks: names.
         workers: processes; the result does not depend on it.
-        runner: where they run.
         on_trial: called with (starts done, starts in all), at the beginning and after every start.
 
     Returns:

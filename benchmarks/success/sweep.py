@@ -28,8 +28,6 @@ from rfedge.policies import bundle_name
 from rfedge.records.machine import provenance
 from rfedge.records.plan import Option
 
-__all__ = ["LATENCY_FILE", "PLOT_FILE", "SWEEP_FILE", "SweepPlan", "finish_sweep", "join"]
-
 LATENCY_FILE, SWEEP_FILE, PLOT_FILE = SWEEP_FILES
 _INSTRUCTION: Final = INSTRUCTIONS["open_drawer"]
 
@@ -93,8 +91,6 @@ def finish_sweep(
     """Time the bundles, unless an earlier call did, and join the times with their success.
 
     Args:
-        plan: of the timing.
-        success: what `rfedge.benchmarks.success.run.run_success` returned for `plan.success`.
         output: folder of the rollouts, for `latency.json` and `sweep.json` too. None keeps nothing.
         on_round: called with (rounds done, rounds in all).
 

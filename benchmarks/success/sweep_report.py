@@ -10,8 +10,6 @@ from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
 from rfedge.records.statistics import Summary
 
-__all__ = ["SWEEP_SCHEMA_VERSION", "SweepReport", "SweepRow"]
-
 SWEEP_SCHEMA_VERSION: Final = 1
 
 
@@ -19,14 +17,12 @@ class SweepRow(Record):
     """What the latency adds to one row of the success.
 
     Attributes:
-        row: name of the `rfedge.benchmarks.success.report.SuccessRow`.
         variant: name of the latency report's variant.
         per_call_ms: total of a policy call, measured alone in one process.
         per_control_step_ms: the same divided by execute_steps.
         completion_s: mean time of a solved task, see `SuccessRow.mean_solved_steps`, at the control rate, as if a call took
             no longer than a control step; None when none was solved.
         synchronous_completion_s: the same when the robot waits for every call of median length.
-        jerk: as in the row.
     """
 
     row: str

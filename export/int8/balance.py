@@ -24,8 +24,6 @@ from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.ranges import LEVELS
 from rfedge.export.passes.graph_queries import is_constant, is_weight_matmul, tensor_shape
 
-__all__ = ["Balance", "balance_input", "find_gain"]
-
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 

@@ -19,8 +19,6 @@ from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.rounding import Rounded
 from rfedge.export.passes.graph_queries import add_computed, add_constant, constant_array, only_reader, replace_node
 
-__all__ = ["apply_balance", "insert_bias", "insert_rounded", "read_weight", "rewrite_float_reader"]
-
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
@@ -112,11 +110,9 @@ def insert_rounded(
     """Let `MatMul` multiply the int8 form of `source` with int8 weights.
 
     Args:
-        graph: that holds the MatMul.
         matmul: its first input becomes source -> QuantizeLinear -> DequantizeLinear, its second a DequantizeLinear.
         source: (..., channels), float.
         rounded: weights (channels, outputs) and the scale of each output.
-        input_step: scale of `source`.
         activation_type: "int8" with zero-point 0 or "uint8" with 128.
         spill: folder where the int8 weights wait on disk until the graph is written; None keeps them in memory.
     """

@@ -14,8 +14,6 @@ from rfedge.bundle.block_names import SCOPES_KEY, UNNAMED
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.passes.graph_queries import block_of, is_constant, is_weight_matmul, tensor_shape
 
-__all__ = ["QUERY_ATTENTION", "MatMul", "as_matmul", "quantizable_matmuls"]
-
 # Everything that the cameras say passes through these few MatMuls one after the other, and no residual path leads
 # around them: a tenth of the multiplications of playtable-small and four fifths of its int8 error (docs/adr/0008).
 QUERY_ATTENTION: Final = ("resampler*.layers.*.attention.to_", "decoder.layers.*.cross_attention.attention.to_")
@@ -29,7 +27,6 @@ class MatMul:
     """A MatMul or Gemm with a constant matrix.
 
     Attributes:
-        node: in the graph.
         block: PyTorch block, as reports name it.
         module: PyTorch module, such as "vision.blocks.3.mlp_up"; it begins with the block.
         is_transposed: the matrix is (outputs, inputs), as Gemm may have it.

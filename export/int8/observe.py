@@ -20,8 +20,6 @@ import onnxruntime
 
 from rfedge.export.int8.histogram import MagnitudeHistogram
 
-__all__ = ["COVARIANCE_BYTES", "ChannelStatistics", "RoundedInput", "group_by_memory", "observe"]
-
 Inputs = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -140,8 +138,6 @@ def observe(
     Args:
         graph: fp32; weights in a file beside it are mapped by the runtime, not read.
         observers: by the name of a tensor (..., channels).
-        frames: graph inputs by name.
-        on_frame: called after each frame.
     """
     names = list(observers)
     session = _session(graph, names)

@@ -9,8 +9,6 @@ from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.int8.ranges import RangeMethod, check_range_method
 from rfedge.records.plan import Option
 
-__all__ = ["PLAIN", "Int8Options", "SmoothQuant", "parse_smooth_quant"]
-
 SmoothQuant = float | Literal["search"] | None
 _WORDS: Final = ("search", "off")
 

@@ -9,8 +9,6 @@ import numpy as np
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.int8.histogram import MagnitudeHistogram
 
-__all__ = ["LEVELS", "RANGE_METHODS", "RangeMethod", "check_range_method", "choose_magnitude", "scale_from_amax"]
-
 RangeMethod = Literal["min-max", "percentile", "mse"]
 RANGE_METHODS: Final[tuple[RangeMethod, ...]] = ("min-max", "percentile", "mse")
 # int8 without -128: the range is symmetric.

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from rfedge.export.int8.rounding import Rounded
 from rfedge.io.atomic import atomic_file
 
-__all__ = ["RoundedGroup", "RoundedMatMul", "RoundedStore"]
-
 Float32 = npt.NDArray[np.float32]
 
 

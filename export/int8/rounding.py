@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from rfedge.export.int8.ranges import LEVELS, scale_from_amax
 
-__all__ = ["DOUBLE_UP_TO", "Grid", "Rounded", "round_compensated", "round_compensated_to", "round_nearest", "weight_steps"]
-
 Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating[Any]]
 Int8 = npt.NDArray[np.int8]

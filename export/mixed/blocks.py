@@ -9,8 +9,6 @@ from rfedge.export.int8.matmuls import quantizable_matmuls
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.passes.graph_queries import block_of
 
-__all__ = ["block_of_values", "kept_float", "quantizable_blocks"]
-
 
 def quantizable_blocks(graph: Path, keep_float: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
     """Return block -> names of its MatMuls, in the order of the graph.

@@ -8,8 +8,6 @@ from typing import Final
 
 from rfedge.errors import ConfigError, did_you_mean
 
-__all__ = ["Budget", "parse_budget"]
-
 # what a user writes -> metric of `compare_traces`
 _METRICS: Final = {
     "action_error": "action_max_error",

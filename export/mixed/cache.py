@@ -20,23 +20,20 @@ import onnxruntime
 from rfedge.bundle.artifact import hash_file
 from rfedge.export.passes.graph_files import graph_files
 
-__all__ = ["MeasurementCache", "search_key"]
-
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 
 def search_key(
-    graphs: Sequence[Path], calibration: Iterable[Inputs], episodes: Iterable[Iterable[Inputs]], options: str
+    graphs: Sequence[Path], calibration: Iterable[Inputs], episodes: Iterable[Iterable[Inputs]], options: Mapping[str, Any]
 ) -> str:
     """Return 32 hex digits that name a search.
 
     Args:
         graphs: backbone in fp32 and head; weights beside them count.
-        calibration: frames that set the ranges.
         episodes: that the actions are compared on.
-        options: how int8 is made, in words.
+        options: how int8 is made.
     """
-    digest = hashlib.sha256(f"{options}; onnxruntime {onnxruntime.__version__}".encode())
+    digest = hashlib.sha256(json.dumps({**options, "onnxruntime": onnxruntime.__version__}).encode())
     for graph in graphs:
         for path in graph_files(graph):
             digest.update(hash_file(path).encode())
@@ -51,7 +48,7 @@ def search_key(
 
 
 class MeasurementCache:
-    """Measurements by name, appended to the file at `path` and synced one by one.
+    """Measurements by the fields that they depend on, appended to the file at `path` and synced one by one.
 
     A line that a kill cut short is dropped: it is measured again.
     """
@@ -65,7 +62,7 @@ class MeasurementCache:
             whole = content[: content.rfind(b"\n") + 1]
             for line in whole.splitlines():
                 document = json.loads(line)
-                self._found[document["name"]] = document["value"]
+                self._found[_key(document["of"])] = document["value"]
             if whole != content:
                 with path.open("r+b") as file:
                     file.truncate(len(whole))
@@ -74,16 +71,20 @@ class MeasurementCache:
     def __len__(self) -> int:
         return len(self._found)
 
-    def get(self, name: str) -> Any:
-        """Return what was measured under `name`, or None."""
-        value = self._found.get(name)
+    def get(self, **of: Any) -> Any:
+        """Return what was measured of these fields, or None."""
+        value = self._found.get(_key(of))
         self.num_reused += value is not None
         return value
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, value: Any, **of: Any) -> None:
         """Remember a measurement; it is on the disk when this returns."""
-        self._found[name] = value
+        self._found[_key(of)] = value
         with self._path.open("a") as file:
-            file.write(json.dumps({"name": name, "value": value}) + "\n")
+            file.write(json.dumps({"of": of, "value": value}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _key(of: Mapping[str, Any]) -> str:
+    return json.dumps(of, sort_keys=True)

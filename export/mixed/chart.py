@@ -7,8 +7,6 @@ from pathlib import Path
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.io.plotting import check_matplotlib, save_figure
 
-__all__ = ["default_chart", "draw_sensitivity"]
-
 _COLOURS = {"int8": "C0", "fp32": "C7"}
 
 

@@ -7,8 +7,6 @@ from typing import Final
 
 from rfedge.jobs.progress import Count
 
-__all__ = ["MOST_MEASUREMENTS", "choose_plan", "order_of_removal"]
-
 MOST_MEASUREMENTS: Final = 32
 
 # a set of blocks in int8 -> whether the whole is within the budget

@@ -6,8 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 from rfedge.export.mixed.blocks import kept_float
 
-__all__ = ["BlockEvidence", "SearchRecord"]
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -17,8 +15,6 @@ class BlockEvidence(_Record):
     """Why a block computes in what it does.
 
     Attributes:
-        precision: in the plan.
-        reason: in words.
         saved_ms: by int8, of one backbone call on the machine that exported; negative where int8 is slower.
         metrics: of the policy with this block alone in int8, against fp32.
     """

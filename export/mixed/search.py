@@ -6,6 +6,7 @@ with another budget measures only plans that were not measured before.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from rfedge.bundle.traces import Episodes, compare_traces
 from rfedge.config import PolicyConfig
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.rounded_store import RoundedStore
@@ -29,15 +31,12 @@ from rfedge.export.mixed.plan import choose_plan
 from rfedge.export.mixed.record import BlockEvidence, SearchRecord
 from rfedge.export.mixed.sensitivity import ErrorMeter, write_cpu_form
 from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
-from rfedge.export.parity import Episodes, compare_traces, onnx_rollout
+from rfedge.export.parity import onnx_rollout
 from rfedge.jobs.progress import StageProgress
-
-__all__ = ["MixedSearch", "search_plan"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 _WORK = "work-"
-_TIMED = "times of whole calls with int8 in every block"
 _RATIOS = (("mixed", "int8"), ("mixed", "uniform"), ("mixed", "fp32"), ("int8", "fp32"), ("uniform", "fp32"))
 
 
@@ -46,11 +45,9 @@ class MixedSearch:
     """What `--precision mixed` was asked for.
 
     Attributes:
-        budget: on the action.
         episodes: to measure the action on; frames that the calibration did not see.
         folder: where measurements and rounded weights are kept between runs.
         keep_float: beginnings of names of blocks that stay in float whatever the evidence says.
-        num_rounds: of timing.
     """
 
     budget: Budget
@@ -73,19 +70,17 @@ def search_plan(
     """Return the evidence with the plan, and the rounded weights to write it with.
 
     Args:
-        config: of the policy.
         graph: backbone in fp32 after the passes.
-        head: graph of the head.
-        frames: that set the ranges.
         options: how int8 is made.
-        search: budget, episodes, folder.
         progress: called with (stage, done, total).
 
     Raises:
         ConfigError: nothing begins with one of `search.keep_float`.
     """
     blocks = quantizable_blocks(graph, search.keep_float)
-    key = search_key([graph, head], frames, search.episodes, f"{options}; float: {search.keep_float}")
+    key = search_key(
+        [graph, head], frames, search.episodes, {**dataclasses.asdict(options), "keep_float": search.keep_float}
+    )
     folder = search.folder / key
     cache, store = MeasurementCache(folder / "measurements.jsonl"), RoundedStore(folder / "rounded")
     _remove_leftovers(folder)
@@ -150,8 +145,7 @@ def _speed(
     meter: ErrorMeter, blocks: Mapping[str, Sequence[str]], num_rounds: int, progress: StageProgress
 ) -> dict[str, float]:
     """Return block -> milliseconds saved; on the way all MatMuls are rounded, once for the whole search."""
-    name = f"milliseconds saved by int8, {num_rounds} rounds"
-    found: dict[str, float] | None = meter.cache.get(name)
+    found: dict[str, float] | None = meter.cache.get(measure="saved_ms", num_rounds=num_rounds)
     if found is None:
         with tempfile.TemporaryDirectory(dir=meter.folder, prefix="all-") as folder:
             everything = meter.write(blocks, Path(folder), progress=progress)
@@ -163,7 +157,7 @@ def _speed(
                 on_round=lambda done, total: progress("speed", done, total),
             )
         found = saved_ms(in_float, in_int8)
-        meter.cache.put(name, found)
+        meter.cache.put(found, measure="saved_ms", num_rounds=num_rounds)
     return found
 
 
@@ -171,9 +165,9 @@ def _compare(
     meter: ErrorMeter, plan: frozenset[str], num_rounds: int, progress: StageProgress
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return ratios of whole calls and the metrics of plain int8: what the plan is to be compared with."""
-    name = f"{_TIMED}, {num_rounds} rounds: " + (", ".join(sorted(plan)) or "nothing")
-    found: dict[str, float] | None = meter.cache.get(name)
-    plain: dict[str, float] | None = meter.cache.get("error of int8")
+    ratios_of: dict[str, Any] = {"measure": "time_ratios", "num_rounds": num_rounds, "int8": sorted(plan)}
+    found: dict[str, float] | None = meter.cache.get(**ratios_of)
+    plain: dict[str, float] | None = meter.cache.get(measure="error", form="int8")
     if found is None or plain is None:
         with ExitStack() as folders:
 
@@ -189,7 +183,7 @@ def _compare(
             if plain is None:
                 reference = onnx_rollout(meter.config, meter.graph, meter.head, meter.episodes)
                 plain = compare_traces(reference, onnx_rollout(meter.config, graphs["int8"], meter.head, meter.episodes))
-                meter.cache.put("error of int8", plain)
+                meter.cache.put(plain, measure="error", form="int8")
             times = call_times_ms(
                 graphs,
                 meter.frames,
@@ -198,5 +192,5 @@ def _compare(
             )
         medians = {graph: float(np.median(values)) for graph, values in times.items()}
         found = {f"{one}/{other}": medians[one] / medians[other] for one, other in _RATIOS}
-        meter.cache.put(name, found)
+        meter.cache.put(found, **ratios_of)
     return found, plain

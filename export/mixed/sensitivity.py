@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy.typing as npt
 
+from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
 from rfedge.config import PolicyConfig
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.rounded_store import RoundedStore
 from rfedge.export.mixed.blocks import kept_float
 from rfedge.export.mixed.cache import MeasurementCache
-from rfedge.export.parity import Episodes, RolloutTrace, compare_traces, onnx_rollout
+from rfedge.export.parity import onnx_rollout
 from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.quantize import quantize_int8
 from rfedge.jobs.progress import StageProgress
-
-__all__ = ["ErrorMeter", "write_cpu_form"]
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 Metrics = dict[str, float]
@@ -33,11 +32,9 @@ class ErrorMeter:
     """Measures sets of int8 blocks, each set once.
 
     Attributes:
-        config: of the policy.
         graph: backbone in fp32.
         head: the policy's head, the same on both sides.
         blocks: all that may be int8.
-        frames: that set the ranges.
         episodes: graph inputs step by step; the state is reset between episodes.
         options: how int8 is made.
         cache: what was measured before.
@@ -61,11 +58,10 @@ class ErrorMeter:
     def measure(self, int8: Iterable[str]) -> Metrics:
         """Return the metrics of `compare_traces` with the blocks `int8` in int8 and all others in float."""
         chosen = [block for block in self.blocks if block in set(int8)]
-        name = "error of int8 in " + (", ".join(chosen) or "nothing")
-        found: Metrics | None = self.cache.get(name)
+        found: Metrics | None = self.cache.get(measure="error", int8=chosen)
         if found is None:
             found = self._roll(chosen)
-            self.cache.put(name, found)
+            self.cache.put(found, measure="error", int8=chosen)
             self.num_measured += 1
         return found
 

@@ -23,8 +23,6 @@ from rfedge.export.mixed.blocks import block_of_values
 from rfedge.export.precision_audit import write_optimised
 from rfedge.jobs.progress import Count
 
-__all__ = ["call_times_ms", "profile_blocks", "saved_ms"]
-
 Inputs = Mapping[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
 Count = Count
@@ -48,7 +46,6 @@ def profile_blocks(
     Args:
         graphs: forms of one backbone; a round runs each of them once, on the same frame.
         blocks: block -> names of its MatMuls.
-        frames: graph inputs, read in turn.
         num_rounds: that are kept; a few before them are not.
         on_round: called with (done, total).
     """

@@ -30,8 +30,6 @@ from rfedge.export.passes.graph_queries import (
 )
 from rfedge.export.passes.slim import infer_shapes
 
-__all__ = ["CompactAttention"]
-
 
 class CompactAttention(GraphPass):
     """One Transpose for the keys, one Mul for the scale."""

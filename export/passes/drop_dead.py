@@ -14,8 +14,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from rfedge.export.passes.graph_pass import GraphPass
 
-__all__ = ["DropDead"]
-
 
 class DropDead(GraphPass):
     """Remove unread nodes and initializers."""

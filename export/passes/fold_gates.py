@@ -27,8 +27,6 @@ from rfedge.export.passes.graph_queries import (
     tensor_shape,
 )
 
-__all__ = ["FoldGates"]
-
 
 class _Gated(NamedTuple):
     gate: float

@@ -28,8 +28,6 @@ from rfedge.export.passes.graph_queries import (
     tensor_shape,
 )
 
-__all__ = ["FoldNormalisation"]
-
 Float64 = npt.NDArray[np.float64]
 
 _AFFINE = ("Mul", "Add", "Div", "Sub")

@@ -35,8 +35,6 @@ from rfedge.export.passes.graph_queries import (
     static_shape,
 )
 
-__all__ = ["FuseAttention"]
-
 OPSET: Final = 23
 _HEADS_FIRST: Final = [0, 2, 1, 3]
 _KEYS_LAST: Final = ([0, 1, 3, 2], [0, 2, 3, 1])  # of keys in heads, of keys as a Reshape leaves them

@@ -14,8 +14,6 @@ import onnx_ir as ir
 from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import parent, replace_node
 
-__all__ = ["FusibleRMSNorm"]
-
 
 class FusibleRMSNorm(GraphPass):
     """Mul(x, Reciprocal(Sqrt(m))) -> Div(x, Sqrt(m))."""

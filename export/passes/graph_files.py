@@ -18,16 +18,6 @@ from rfedge.export.passes.graph_queries import tensor_shape
 from rfedge.io.atomic import atomic_file
 from rfedge.jobs.progress import Count
 
-__all__ = [
-    "INLINE_LIMIT_BYTES",
-    "WeightProgress",
-    "file_bytes",
-    "graph_files",
-    "read_graph",
-    "weight_file",
-    "write_graph",
-]
-
 # ONNX files are protobufs, which end at 2 GiB; `rfedge.export.trace` keeps to it too.
 INLINE_LIMIT_BYTES: Final = 1_500_000_000
 # Smaller tensors (scales, shapes) stay in the graph: runtimes read shapes before they open the weights.

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-__all__ = ["GraphPass", "PassReport", "run_passes", "weight_bytes"]
-
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
 
@@ -18,10 +16,7 @@ class PassReport:
     """What one pass did to one graph.
 
     Attributes:
-        name: of the pass.
         changes: one line each, naming the node that was changed; empty when there was nothing to do.
-        nodes_before, nodes_after: nodes in the graph.
-        bytes_before, bytes_after: size of all initializers.
     """
 
     name: str

@@ -11,22 +11,6 @@ import onnx_ir as ir
 
 from rfedge.bundle.block_names import SCOPES_KEY, block_of_scopes
 
-__all__ = [
-    "add_computed",
-    "add_constant",
-    "block_of",
-    "constant_array",
-    "is_constant",
-    "is_weight_matmul",
-    "named_shape",
-    "only_reader",
-    "parent",
-    "replace_node",
-    "single_number",
-    "static_shape",
-    "tensor_shape",
-]
-
 Array = npt.NDArray[Any]
 
 # Above this an array is a weight, which no pass reads while it looks around.

@@ -22,8 +22,6 @@ import onnx_ir as ir
 from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent, replace_node, single_number
 
-__all__ = ["PlainQuickGelu"]
-
 _DOMAIN: Final = "com.microsoft"
 _KERNEL: Final = "MatMulIntegerToFloat"
 _SCALE, _BIAS = 3, 6  # inputs of the kernel

@@ -36,8 +36,6 @@ from rfedge.export.passes.graph_queries import (
     static_shape,
 )
 
-__all__ = ["Slim"]
-
 # The queries of the released resampler are 256 KiB; a folded causal bias or a rotary table is less.
 _LARGEST_BYTES: Final = 8 << 20
 # Random numbers differ from call to call, and a quantizer's constants are the quantizer's business.

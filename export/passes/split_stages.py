@@ -19,8 +19,6 @@ from rfedge.errors import ExportError
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
 
-__all__ = ["split_stages"]
-
 
 def split_stages(
     source: Path,
@@ -33,7 +31,6 @@ def split_stages(
 
     Args:
         source: graph with the output `media`, weights in it or in a file beside it.
-        stages: contracts, as `rfedge.contract.policy_contract` derives them.
         targets: the file of each stage; weights above 1.5 GB go into one beside it.
         on_weight: called with (weights written, weights in all) of each graph.
 

@@ -29,8 +29,6 @@ from rfedge.export.passes.graph_queries import (
     tensor_shape,
 )
 
-__all__ = ["SplitWeights"]
-
 Array = npt.NDArray[Any]
 
 

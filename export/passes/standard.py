@@ -15,8 +15,6 @@ from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_g
 from rfedge.export.passes.graph_pass import GraphPass, PassReport, run_passes
 from rfedge.export.passes.slim import Slim
 
-__all__ = ["apply_passes", "head_passes", "standard_passes"]
-
 # The exporter writes an LSTM's weights as slices of PyTorch's, put together in ONNX's order: a runtime that does this when
 # it loads holds the weights of a head three times over.
 _LARGEST_HEAD_WEIGHT_BYTES: Final = 1 << 30

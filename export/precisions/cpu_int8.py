@@ -27,10 +27,8 @@ from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.fuse_attention import FuseAttention
 from rfedge.export.passes.graph_queries import add_constant, constant_array, is_constant, only_reader, parent
 from rfedge.export.passes.quick_gelu import PlainQuickGelu
-from rfedge.export.precisions.int8_kernel import KERNEL, UINT8_ZERO, make_kernel
+from rfedge.export.precisions.int8_kernel import UINT8_ZERO, make_kernel
 from rfedge.export.precisions.row_int8 import LowerRows, RowMatMul
-
-__all__ = ["KERNEL", "LowerInt8", "lower_int8"]
 
 
 class _MatMul(NamedTuple):
@@ -95,8 +93,6 @@ def lower_int8(source: Path, target: Path, rows: Mapping[str, RowMatMul] = Mappi
     Around the kernels, attention and activations are written as onnxruntime's operators for them.
 
     Args:
-        source: Q/DQ graph.
-        target: the file to write.
         rows: float MatMuls of `source` to write as kernels with a scale a row; their weights go into `target`.
 
     Weights that `source` keeps in a file beside it stay there: both graphs read the same file.

@@ -16,8 +16,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from rfedge.io.atomic import atomic_file
 
-__all__ = ["quantize_head"]
-
 
 def quantize_head(source: Path, target: Path) -> list[Path]:
     """Write the head at `source` to `target` with int8 weights, and return the file written."""

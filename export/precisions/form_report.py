@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,9 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from rfedge.bundle.precision import BlockPrecision
 from rfedge.errors import ConfigError, ExportError, did_you_mean
 from rfedge.export.passes.graph_queries import block_of, is_weight_matmul, tensor_shape
-
-__all__ = ["FormReport", "MatMuls", "choose_matmuls"]
 
 # The camera resize is exact in float; of the robot's state a MatMul of six numbers is all there is to save.
 _ALWAYS_FLOAT = {
@@ -35,7 +33,7 @@ class FormReport:
         form: its name, such as "fp16".
         converted: names of the MatMuls (MatMul, Gemm, Conv with a weight) that compute or store in the form.
         kept: name -> why, of the MatMuls that stay in fp32.
-        blocks: PyTorch block -> "fp16", "fp32", or "fp16 (3 of 4 MatMuls)".
+        blocks: PyTorch block -> what it computes in.
         bytes_before, bytes_after: size of the files, weights included.
         files: what was written, the graph first.
     """
@@ -43,7 +41,7 @@ class FormReport:
     form: str
     converted: tuple[str, ...]
     kept: dict[str, str]
-    blocks: dict[str, str]
+    blocks: dict[str, BlockPrecision]
     bytes_before: int
     bytes_after: int
     files: tuple[Path, ...]
@@ -75,18 +73,14 @@ class MatMuls:
     def reasons(self) -> dict[str, str]:
         return {str(node.name): reason for node, reason in self.kept.items()}
 
-    def blocks(self, form: str, others: Mapping[ir.Node, str] = MappingProxyType({})) -> dict[str, str]:
+    def blocks(self, form: str, others: Mapping[ir.Node, str] = MappingProxyType({})) -> dict[str, BlockPrecision]:
         """Return block -> precision, counted over its MatMuls; `others` are converted, but not to `form`."""
-        blocks = dict.fromkeys(map(block_of, self.kept), "fp32")
-        total = Counter(map(block_of, [*self.converted, *self.kept]))
-        counts: dict[str, Counter[str]] = {}
+        kinds: dict[str, list[str]] = {}
+        for node in self.kept:
+            kinds.setdefault(block_of(node), []).append("fp32")
         for node in self.converted:
-            counts.setdefault(block_of(node), Counter())[others.get(node, form)] += 1
-        for block, count in counts.items():
-            whole = [name for name, number in count.items() if number == total[block]]
-            parts = [f"{name} ({count[name]} of {total[block]} MatMuls)" for name in (form, *count) if name in count]
-            blocks[block] = whole[0] if whole else ", ".join(dict.fromkeys(parts))
-        return blocks
+            kinds.setdefault(block_of(node), []).append(others.get(node, form))
+        return {block: BlockPrecision.count(found) for block, found in kinds.items()}
 
 
 def choose_matmuls(graph: ir.Graph, keep_float: Sequence[str]) -> MatMuls:

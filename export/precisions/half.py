@@ -27,8 +27,6 @@ from rfedge.export.passes.slim import infer_shapes
 from rfedge.export.precisions.form_report import FormReport, MatMuls, choose_matmuls
 from rfedge.export.precisions.half_islands import half_nodes
 
-__all__ = ["HALF_TYPES", "make_bf16", "make_fp16", "set_types", "to_half"]
-
 _FLOAT: Final = ir.DataType.FLOAT
 HALF_TYPES: Final = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _FORMATS: Final[dict[ir.DataType, tuple[Any, float]]] = {
@@ -96,7 +94,6 @@ def to_half(model: ir.Model, matmuls: MatMuls, dtype: ir.DataType) -> None:
 
     Args:
         model: in fp32, with types on all values; the weights of MatMuls may be unpacked by DequantizeLinear.
-        matmuls: those to convert.
         dtype: FLOAT16 or BFLOAT16.
     """
     set_types(model, half_nodes(model.graph, matmuls), dtype)
@@ -107,7 +104,6 @@ def set_types(model: ir.Model, half: Collection[ir.Node], dtype: ir.DataType) ->
 
     Args:
         model: with types on all values; constants may be in either type.
-        half: nodes.
         dtype: FLOAT16 or BFLOAT16.
     """
     graph = model.graph

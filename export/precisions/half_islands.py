@@ -9,8 +9,6 @@ import onnx_ir as ir
 from rfedge.export.passes.graph_queries import block_of, is_constant, only_reader, parent, single_number
 from rfedge.export.precisions.form_report import MatMuls
 
-__all__ = ["half_nodes"]
-
 # They copy numbers; their first inputs are the numbers, of Concat all inputs.
 _MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Concat")
 _ACTIVATIONS: Final = ("Gelu", "Sigmoid", "Relu")

@@ -18,8 +18,6 @@ from rfedge.errors import ExportError
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_queries import add_computed, constant_array, tensor_shape
 
-__all__ = ["store_half", "store_weights_half"]
-
 _SMALLEST: Final = 1024
 _LARGEST_MASK: Final = 2**20
 _LARGEST_HALF: Final = float(np.finfo(np.float16).max)

@@ -9,8 +9,6 @@ import onnx_ir as ir
 
 from rfedge.export.passes.graph_queries import add_constant
 
-__all__ = ["DOMAIN", "KERNEL", "UINT8_ZERO", "make_kernel"]
-
 KERNEL: Final = "MatMulIntegerToFloat"
 DOMAIN: Final = "com.microsoft"
 UINT8_ZERO: Final = 128
@@ -31,10 +29,8 @@ def make_kernel(
 
     Args:
         graph: its new constants go here, and the operator's domain.
-        name: of the node.
         numbers: uint8 (..., inputs).
         weight: int8 (inputs, outputs).
-        step: of `numbers`.
         weight_steps: float32 (outputs,), or one for all.
         zero_point: the constant 128 where the graph has it already.
         bias: float32 (outputs,).

@@ -27,8 +27,6 @@ from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader
 from rfedge.export.precisions.int8_kernel import make_kernel
 
-__all__ = ["LowerRows", "RowMatMul"]
-
 Float32 = npt.NDArray[np.float32]
 _SMALLEST: Final = np.finfo(np.float32).tiny  # a row of zeros is divided by this
 

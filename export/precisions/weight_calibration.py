@@ -14,8 +14,6 @@ from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
 from rfedge.jobs.progress import Count
 
-__all__ = ["Frame", "WeightInputs", "observe_weights"]
-
 Frame = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 

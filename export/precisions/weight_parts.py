@@ -12,8 +12,6 @@ import onnx_ir as ir
 from rfedge.errors import ExportError
 from rfedge.export.passes.graph_queries import tensor_shape
 
-__all__ = ["WeightParts", "finite_weight", "weight_shape"]
-
 Array = npt.NDArray[Any]
 
 

@@ -17,9 +17,10 @@ import onnx_ir as ir
 
 from rfedge.bundle.artifact import EngineForm, ParityRecord, TensorRtRecord
 from rfedge.bundle.gates import missed
+from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
 from rfedge.config import PolicyConfig, Precision
 from rfedge.contract import GraphName
-from rfedge.export.parity import Episodes, RolloutTrace, compare_traces, graph_call, onnx_rollout
+from rfedge.export.parity import graph_call, onnx_rollout
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.passes.graph_queries import block_of
 from rfedge.export.precisions.runs_here import MOVES

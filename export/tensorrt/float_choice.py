@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import Literal
 
 from rfedge.bundle.artifact import Bundle
-from rfedge.bundle.stages import block_kind
 from rfedge.contract import GraphName
 from rfedge.errors import ConfigError
 from rfedge.export.passes.graph_files import read_graph
@@ -31,7 +30,7 @@ def choose_islands(bundle: Bundle, stage: GraphName, floats: Literal["fp16", "fp
     form = None if record is None else record.graphs.get(stage)
     if (floats or (form.floats if form is not None else "fp32")) == "fp32":
         return None
-    if any(block_kind(text) == "bf16" for text in bundle.manifest.precision.blocks.values()):
+    if any(block.kind == "bf16" for block in bundle.manifest.precision.blocks.values()):
         raise ConfigError("--floats", got="fp16", expected="fp32 for a bundle in bf16", remedy="Leave --floats out.")
     if form is not None and form.islands:
         return form.islands

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rfedge.bundle.artifact import Bundle, hash_file, load_bundle
+from rfedge.bundle.artifact import ENGINES_FOLDER, Bundle, hash_file, load_bundle
 from rfedge.bundle.engines import (
     AUDIT_NAME,
-    ENGINES_FOLDER,
     RECORD_NAME,
     TIMING_CACHE_NAME,
     EngineFolder,

@@ -26,11 +26,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from rfedge.bundle.gates import missed
+from rfedge.bundle.precision import BlockPrecision, summarise_blocks
 from rfedge.config import PolicyConfig
 from rfedge.contract import GraphName, PolicyContract, policy_contract
 from rfedge.errors import ArtifactError
@@ -59,7 +60,9 @@ __all__ = [
 ]
 
 MANIFEST_NAME: Final = "manifest.json"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+_READ_VERSIONS: Final = (2, SCHEMA_VERSION)  # 2: blocks as sentences, see `BlockPrecision`
+_READ_TEXT: Final = " or ".join(map(str, _READ_VERSIONS))
 ENGINES_FOLDER: Final = "engines"
 # The first field of manifest.json is the sha256 of the file itself, with zeros where it stands.
 _SEAL: Final = re.compile(rb'\{\n  "sha256": "([0-9a-f]{64})",\n')
@@ -110,7 +113,12 @@ class PrecisionRecord(_Record):
     """What was asked for and what each block really computes in, read back from the finished graph."""
 
     requested: str
-    blocks: dict[str, str]
+    blocks: dict[str, BlockPrecision]
+
+    @property
+    def effective(self) -> str:
+        """The name the bundle goes by."""
+        return summarise_blocks(self.requested, self.blocks)
 
 
 class CalibrationRecord(_Record):
@@ -149,7 +157,6 @@ class EngineForm(_Record):
         islands: ONNX node -> why it computes in fp32 all the same.
         reason: why floats stay fp32, or "".
         largest: block -> largest magnitude that fp16 had to hold over the frames of the check, of at most 65504.
-        num_frames: of that check.
     """
 
     floats: Literal["fp16", "fp32"]
@@ -181,7 +188,9 @@ class Manifest(_Record):
     """
 
     format: Literal["rfedge-bundle"] = "rfedge-bundle"
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[
+        Literal[3], BeforeValidator(lambda version: SCHEMA_VERSION if version in _READ_VERSIONS else version)
+    ] = SCHEMA_VERSION
     policy: PolicyConfig
     contract: PolicyContract
     precision: PrecisionRecord
@@ -328,7 +337,6 @@ def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
     """Open the bundle at `path`.
 
     Args:
-        path: the bundle folder.
         verify: hash every file and compare; costs about one second per gigabyte.
 
     Raises:
@@ -357,21 +365,20 @@ def _read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error), "a readable file") from None
     seal = _SEAL.match(text)
-    if seal is None:
-        version = re.search(rb'"schema_version":\s*(\d{1,9})\b', text)
-        if version is not None and int(version[1]) != SCHEMA_VERSION:
-            raise _unreadable(path, f"schema version {int(version[1])}", f"schema version {SCHEMA_VERSION}")
-        raise _unreadable(path, "no sha256 of its own", "one in its first line")
-    rest = text[seal.end() :]
-    if hashlib.sha256(text[: seal.start(1)] + _OPEN_SEAL + text[seal.end(1) :]).hexdigest().encode() != seal[1]:
+    if seal is not None and hashlib.sha256(text.replace(seal[1], _OPEN_SEAL, 1)).hexdigest().encode() != seal[1]:
         raise _unreadable(path, "bytes that do not make its sha256", "the bytes that were written")
+    version = re.search(rb'"schema_version":\s*(\d{1,9})\b', text)
+    if version is not None and int(version[1]) not in _READ_VERSIONS:
+        raise _unreadable(path, f"schema version {int(version[1])}", f"schema version {_READ_TEXT}")
+    if seal is None:
+        raise _unreadable(path, "no sha256 of its own", "one in its first line")
     try:
-        return Manifest.model_validate_json(b"{" + rest)
+        return Manifest.model_validate_json(b"{" + text[seal.end() :])
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         got = f"{where}: {first['msg']}" if where else first["msg"]
-        raise _unreadable(path, got, f"schema version {SCHEMA_VERSION}") from None
+        raise _unreadable(path, got, f"schema version {_READ_TEXT}") from None
 
 
 def _unreadable(path: Path, got: str, expected: str) -> ArtifactError:

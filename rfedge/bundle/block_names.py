@@ -6,8 +6,6 @@ import ast
 import re
 from typing import Final
 
-__all__ = ["SCOPES_KEY", "UNNAMED", "block_of_scopes"]
-
 UNNAMED: Final = "unnamed"
 # Under which PyTorch's exporter writes the modules that a node came from.
 SCOPES_KEY: Final = "pkg.torch.onnx.name_scopes"

@@ -21,25 +21,6 @@ from rfedge.bundle.artifact import ENGINES_FOLDER, Bundle, hash_file
 from rfedge.contract import GraphName
 from rfedge.errors import ArtifactError, ContractError
 
-__all__ = [
-    "AUDIT_NAME",
-    "ENGINES_FOLDER",
-    "RECORD_NAME",
-    "SCHEMA_VERSION",
-    "TIMING_CACHE_NAME",
-    "EngineFolder",
-    "EngineKey",
-    "EngineRecord",
-    "EngineStage",
-    "EngineTarget",
-    "TextProfile",
-    "check_plan",
-    "engine_folders",
-    "find_engine",
-    "graph_hashes",
-    "read_engine_folder",
-]
-
 RECORD_NAME: Final = "engine.json"
 AUDIT_NAME: Final = "audit.json"
 TIMING_CACHE_NAME: Final = "timing.cache"
@@ -127,11 +108,8 @@ class EngineRecord(_Record):
     """One plan: what it was made from and what it weighs.
 
     Attributes:
-        key: the cache key.
         plan: file name inside the folder.
-        sha256, size_bytes: of the plan.
         precisions: number of weight MatMuls per precision the engine computes them in.
-        build_seconds: time the builder took.
         weights_bytes: weights inside the engine as the builder reports them, 0 where it does not say.
         activations_bytes: device memory one execution needs, 0 where the builder does not say.
         layers: number of layers per precision, as the audit has it; empty in an older record.
@@ -245,8 +223,6 @@ def find_engine(bundle: Bundle, stage: EngineStage, device: EngineTarget) -> tup
     """Return the plan of `stage` for `device`, verified; one built there goes before one built ahead of time.
 
     Args:
-        bundle: an opened, verified bundle.
-        stage: which graph.
         device: the device it shall run on, as `EngineTarget` with `ahead_of_time` false.
 
     Raises:

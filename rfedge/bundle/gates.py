@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["allowed", "is_met", "missed"]
-
 
 def is_met(name: str, value: float, limit: float) -> bool:
     """`min_` metrics must be at least, all others at most, the limit; NaN never meets a gate."""

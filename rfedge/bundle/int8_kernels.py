@@ -11,16 +11,6 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-__all__ = [
-    "DISABLED_OPTIMIZERS",
-    "EXACT_INT8",
-    "INTEGER_KERNELS",
-    "int8_saturates",
-    "knows_attention",
-    "open_exact",
-    "runs_cpu_form",
-]
-
 logger = logging.getLogger(__name__)
 Session = TypeVar("Session")
 
@@ -58,11 +48,6 @@ def open_exact(make_options: Callable[[], Any], open_session: Callable[[Any], Se
     """Open a session with exact int8 kernels where the plain ones saturate; return it and whether its kernels are exact.
 
     A graph whose kernels share a weight or a zero point has no exact kernels in onnxruntime: it opens with a warning.
-
-    Args:
-        make_options: new session options.
-        open_session: opens `graph` with them.
-        graph: the ONNX file.
     """
     options = make_options()
     if not int8_saturates() or not _quantizes_activations(graph):

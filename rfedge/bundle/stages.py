@@ -5,8 +5,7 @@ Each stage gets what its contract names, out of the caller's inputs and of what 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,16 +15,6 @@ from rfedge.config import Precision, check_precision
 from rfedge.contract import BackboneStage, GraphContract, GraphName, PolicyContract
 from rfedge.errors import ConfigError
 from rfedge.recurrence import Arrays, BackboneCall
-
-__all__ = [
-    "TWO_STAGES",
-    "StagePrecisions",
-    "block_kind",
-    "call_in_order",
-    "graph_of_block",
-    "parse_precisions",
-    "summarise_blocks",
-]
 
 TWO_STAGES: Final[tuple[BackboneStage, ...]] = ("vision", "decoder")
 _VISION_BLOCKS: Final = ("preprocess", "vision", "resampler")
@@ -47,10 +36,11 @@ def graph_of_block(contract: PolicyContract, block: str) -> GraphName:
         return "head"
     if not contract.backbone_stages:
         return "backbone"
-    return _stage_of_block(block)
+    return stage_of_block(block)
 
 
-def _stage_of_block(block: str) -> BackboneStage:
+def stage_of_block(block: str) -> BackboneStage:
+    """Return the stage of a two-stage backbone that holds a block."""
     return "vision" if block.startswith(_VISION_BLOCKS) else "decoder"
 
 
@@ -103,40 +93,3 @@ def _refused(
     text: str, expected: str, remedy: str = "Such as --stages two --precision vision=fp16,decoder=int8."
 ) -> ConfigError:
     return ConfigError("precision", got=repr(text), expected=expected, remedy=remedy)
-
-
-def summarise_blocks(requested: str, blocks: Mapping[str, str]) -> str:
-    """Return the precision a bundle may be called by: the requested one if some block has it, else the commonest.
-
-    A mixed plan that left every block in float is fp32. With a precision for each stage, that of each stage's blocks.
-
-    Args:
-        requested: of the manifest.
-        blocks: PyTorch block -> what it computes in, such as "int8 (3 of 4 MatMuls)".
-    """
-    if "=" not in requested:
-        return _summarise(requested, blocks.values())
-    asked = parse_precisions(requested, two_stages=True)
-    found = {
-        stage: _summarise(
-            precision, [text for block, text in blocks.items() if block != "head" and _stage_of_block(block) == stage]
-        )
-        for stage, precision in asked.graphs.items()
-    }
-    if len(set(found.values())) == 1:
-        return found["decoder"]
-    return ",".join(f"{stage}={kind}" for stage, kind in found.items())
-
-
-def _summarise(requested: str, blocks: Iterable[str]) -> str:
-    kinds = [block_kind(text) for text in blocks]
-    if requested == "mixed" and "int8" in kinds:
-        return requested
-    if not kinds or requested in kinds:
-        return requested
-    return Counter(kinds).most_common(1)[0][0]
-
-
-def block_kind(text: str) -> str:
-    """Return "int8" for "int8 (3 of 4 MatMuls)", as the exporter's audit writes a block that is quantized in part."""
-    return text.partition(" ")[0]

@@ -17,8 +17,6 @@ from rfedge.errors import ArtifactError
 from rfedge.messages import FloatArray
 from rfedge.recurrence import BackboneCall, HeadCall, acting_row, advance, initial_state, observe
 
-__all__ = ["PROOF_STEPS", "Episodes", "RolloutTrace", "compare_traces", "load_proof", "rollout", "save_proof"]
-
 Inputs = dict[str, npt.NDArray[Any]]
 # one list of graph inputs per episode; the state is reset between episodes
 Episodes = Sequence[Sequence[Inputs]]
@@ -98,7 +96,6 @@ def save_proof(path: Path, episodes: Episodes, trace: RolloutTrace) -> None:
     """Write the first `PROOF_STEPS` steps of the first episode, with what the policy must return there.
 
     Args:
-        path: the file.
         episodes: as a robot sees them, their instructions as the bundle stores them.
         trace: of the original policy over all of them.
     """

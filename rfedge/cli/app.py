@@ -12,8 +12,6 @@ import typer
 from rfedge.cli.groups import lazy_group
 from rfedge.errors import GateError, RfedgeError
 
-__all__ = ["app", "main"]
-
 # In the order of work: data, checkpoint, bundle, robot, measurement.
 _COMMANDS = {
     "doctor": ("doctor:doctor", "Examine this machine; exit 1 when something keeps rfedge from working on it."),

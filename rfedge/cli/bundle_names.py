@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["bundle_folder", "checkpoint_folder"]
-
 V = TypeVar("V", Path, list[Path], None)
 
 

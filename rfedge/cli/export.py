@@ -10,8 +10,6 @@ import typer
 from rfedge.cli.options import plan_of, with_options
 from rfedge.export.options import ExportOptions
 
-__all__ = ["export"]
-
 
 @with_options(ExportOptions)
 def export(

@@ -12,20 +12,12 @@ from typer.main import get_command, get_group
 
 from rfedge.errors import ConfigError
 
-__all__ = [
-    "CommandWithSubcommands",
-    "LazyCommand",
-    "lazy_group",
-]
-
 
 class LazyCommand(TyperCommand):
     """A name and a sentence for `--help`; its module is imported when it is called.
 
     Args:
-        name: on the command line.
         target: MODULE:FUNCTION, or MODULE:APP for a group.
-        sentence: its help.
     """
 
     def __init__(self, name: str, target: str, sentence: str) -> None:
@@ -53,7 +45,6 @@ def lazy_group(
     """Return a class of groups, for `typer.Typer(cls=...)`.
 
     Args:
-        package: below which the targets are.
         commands: name -> (target, sentence), see `LazyCommand`, in the order of `--help`.
         moved: former name -> what to type instead.
     """

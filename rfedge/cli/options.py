@@ -20,8 +20,6 @@ from pydantic import BaseModel
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.records.plan import Option, Uses
 
-__all__ = ["AsJson", "given_fields", "plan_of", "with_options"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P")
 _REQUIRED: Final = inspect.Parameter.empty
@@ -46,8 +44,6 @@ def plan_of(plan: type[P], given: Mapping[str, Any], **fixed: Any) -> P:
     """Return the plan that a command line asks for.
 
     Args:
-        plan: one of those of `with_options`.
-        given: what typer read.
         **fixed: fields that are no options, or that the command decides.
 
     Raises:

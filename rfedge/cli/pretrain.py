@@ -10,8 +10,6 @@ import typer
 from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.train.pretraining.config import PretrainConfig
 
-__all__ = ["pretrain"]
-
 
 @with_options(PretrainConfig)
 def pretrain(

@@ -9,8 +9,6 @@ import typer
 
 from rfedge.cli.bundle_names import bundle_folder
 
-__all__ = ["replay"]
-
 
 def replay(
     record: Annotated[Path, typer.Argument(help="File that `rfedge run --record` wrote.")],

@@ -12,9 +12,7 @@ from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.runtimes.rollout.plan import RolloutPlan
 
 if TYPE_CHECKING:
-    from rfedge.runtimes.control.loop import StepReport
-
-__all__ = ["run"]
+    from rfedge.runtimes.control.modes import ControlStep
 
 
 @with_options(RolloutPlan)
@@ -44,7 +42,7 @@ def run(
     stop = StopRequest()
     with step_progress(plan.episodes * plan.max_steps) as (advance, warn), stop_on_signals(stop):
 
-        def on_step(episode: int, step: StepReport) -> None:
+        def on_step(episode: int, step: ControlStep) -> None:
             # Set, not advanced: an episode that succeeds early fills its share at once.
             advance(episode * plan.max_steps + step.index + 1)
 

@@ -18,8 +18,6 @@ from rfedge.runtimes.server.settings import ServerSettings
 if TYPE_CHECKING:
     from rfedge.runtimes.server.app import PolicyServer
 
-__all__ = ["serve"]
-
 _ACCESS: Final = "Address and access"
 
 

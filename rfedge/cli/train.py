@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rfedge.train import TrainResult
     from rfedge.train.stopping import TrainingStop
 
-__all__ = ["end_stopped", "train"]
-
 # Images of each kind and part that a dry run decodes; the lines are all checked.
 _NUM_CHECKED_IMAGES = 16
 

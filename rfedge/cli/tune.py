@@ -10,8 +10,6 @@ import typer
 from rfedge.benchmarks.latency.tune import TunePlan, TuneReport
 from rfedge.cli.options import AsJson, plan_of, with_options
 
-__all__ = ["tune"]
-
 
 @with_options(TunePlan)
 def tune(

@@ -11,8 +11,6 @@ from rfedge.cli.bundle_names import bundle_folder, checkpoint_folder
 from rfedge.cli.groups import CommandWithSubcommands
 from rfedge.cli.verify_parity import parity
 
-__all__ = ["verify_app"]
-
 verify_app = typer.Typer(
     name="verify",
     cls=CommandWithSubcommands,
@@ -42,7 +40,7 @@ def verify(
     opened = load_bundle(bundle)
     if checkpoint is not None:
         from rfedge.cli.show.progress import stage_progress
-        from rfedge.export.pipeline import verify_parity
+        from rfedge.export.proof import verify_parity
 
         with stage_progress() as progress:
             opened = verify_parity(opened, checkpoint, data=data, num_steps=steps, seed=seed, progress=progress)

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["parity"]
-
 
 def parity(
     fixture: Annotated[Path, typer.Option(help="Folder with a model, inputs and outputs saved by the original code.")],

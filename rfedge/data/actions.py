@@ -13,8 +13,6 @@ import numpy.typing as npt
 from rfedge.data.frames import Array
 from rfedge.messages import POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD
 
-__all__ = ["ACTION_SCALE", "absolute_actions", "pose_differences", "relative_actions", "wrap_angles"]
-
 Float64Array = npt.NDArray[np.float64]
 
 # Metres and radians per unit of a relative action.

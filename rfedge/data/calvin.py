@@ -34,21 +34,6 @@ from rfedge.errors import DatasetError
 from rfedge.io.disk import read_json
 from rfedge.robot.conventions import Conventions
 
-__all__ = [
-    "COLLECTION_RECORD",
-    "EPISODES_FILE",
-    "LANGUAGE_FILE",
-    "Annotations",
-    "CalvinDataset",
-    "Segment",
-    "find_language_file",
-    "find_split",
-    "read_annotations",
-    "read_episodes",
-    "read_segments",
-    "refuse_interrupted_collection",
-]
-
 logger = logging.getLogger(__name__)
 LANGUAGE_FILE: Final = "lang_annotations/auto_lang_ann.npy"
 EPISODES_FILE: Final = "ep_start_end_ids.npy"

@@ -24,8 +24,6 @@ from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import read_json
 from rfedge.jobs.progress import Count
 
-__all__ = ["CACHE_FOLDER", "FrameCache", "dataset_fingerprint"]
-
 CACHE_FOLDER: Final = ".frame-cache"
 _SCHEMA_VERSION: Final = 3
 _RECORD: Final = "cache.json"
@@ -65,7 +63,6 @@ class FrameCache:
         """Open the cache of `dataset`, building it first when there is none or the dataset has changed.
 
         Args:
-            dataset: what to read.
             folder: where the cache lies; default `.frame-cache` in the split folder.
             on_frame: called as (frames done, frames in all) while building.
 

@@ -37,21 +37,6 @@ from rfedge.messages import (
     STATIC_IMAGE_SHAPE,
 )
 
-__all__ = [
-    "FRAME_KEYS",
-    "FRAME_SHAPES",
-    "SCENE_SIZE",
-    "Array",
-    "ArrayProblem",
-    "array_problem",
-    "check_frame_array",
-    "frame_name",
-    "frame_number",
-    "load_arrays",
-    "read_frame",
-    "write_frame",
-]
-
 Array = npt.NDArray[Any]
 
 SCENE_SIZE: Final = 24

@@ -28,8 +28,6 @@ from rfedge.language.tokenizer import END_OF_CHUNK, END_OF_TEXT, IMAGE, PAD
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-__all__ = ["KINDS", "ImageTextData", "ImageTextExample", "ImageTextKind", "ImageTextSet", "load_image", "open_image_text"]
-
 ImageTextKind = Literal["caption", "vqa"]
 KINDS: Final[tuple[ImageTextKind, ...]] = ("caption", "vqa")
 
@@ -53,7 +51,6 @@ class ImageTextExample:
         kind: "caption", or "vqa" for a question and its answer.
         image: path of the image; a relative one was joined to the file's folder.
         name: the image as the line names it.
-        question: empty for a caption.
         text: what is to be said: the caption or the answer.
         file, offset: where the line begins, in bytes.
     """
@@ -72,7 +69,6 @@ class ImageTextSet:
     """Examples of one kind.
 
     Attributes:
-        files: all JSONL files.
         places: int64 (N, 2), the number of the file and the byte at which the line begins.
     """
 
@@ -132,9 +128,7 @@ def open_image_text(
     All lines of an image are held out together, or a caption of a held-out image would have been seen.
 
     Args:
-        files: JSONL files.
         validation_fraction: share of the images held out, at least one where there are two.
-        seed: decides which.
         on_byte: called as (done, total) now and then.
 
     Raises:

@@ -28,8 +28,6 @@ from rfedge.io.disk import check_room, read_json
 from rfedge.jobs.progress import Count
 from rfedge.robot.conventions import Conventions, refuse_disagreement
 
-__all__ = ["MergeResult", "MergedSource", "merge_datasets"]
-
 _SPLIT: Final = "training"
 _SCHEMA_VERSION: Final = 1
 _MAX_NUMBER: Final = 9_999_999  # file names have seven digits
@@ -69,7 +67,6 @@ def merge_datasets(sources: Sequence[Path], output: Path, *, on_progress: Count 
 
     Args:
         sources: two or more datasets, roots or split folders, each of one scene.
-        output: a new folder.
         on_progress: called as (frames done, frames in all).
 
     Raises:

@@ -14,8 +14,6 @@ import numpy as np
 
 from rfedge.errors import DatasetError
 
-__all__ = ["read_object_file", "write_object_file"]
-
 # numpy's private module moved from numpy.core to numpy._core in numpy 2; files of both ages exist.
 _ALLOWED: Final = frozenset(
     {("numpy", "ndarray"), ("numpy", "dtype")}

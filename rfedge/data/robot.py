@@ -14,8 +14,6 @@ from rfedge.data.frames import Array, ArrayProblem
 from rfedge.errors import DatasetError
 from rfedge.messages import STATE_SIZE
 
-__all__ = ["NEUTRAL_JOINTS_RAD", "NUM_JOINTS", "refuse_another_robot", "state_problem"]
-
 NUM_JOINTS: Final = 7
 _LOWER_RAD: Final = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
 _UPPER_RAD: Final = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])

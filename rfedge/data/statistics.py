@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from rfedge.data.frames import FRAME_SHAPES, Array
 
-__all__ = ["DatasetStatistics", "RunningMoments", "StatisticsBuilder"]
-
 FloatArray = npt.NDArray[np.float64]
 # CALVIN divides by the deviation; a joint that never moves must not become a division by zero.
 _SMALLEST_DEVIATION = 1e-6
@@ -51,7 +49,6 @@ class DatasetStatistics:
     """Numbers of one split.
 
     Attributes:
-        num_frames, num_episodes: how much there is.
         episodes_per_task: task -> language segments.
         robot_obs_mean, robot_obs_deviation: float64 (15,), units as in `rfedge.messages`.
         scene_obs_mean, scene_obs_deviation: float64 (24,).

@@ -27,17 +27,6 @@ from rfedge.data.frame_cache import FrameCache
 from rfedge.errors import ConfigError
 from rfedge.messages import ACTION_SIZE, POSE_SIZE
 
-__all__ = [
-    "SamplerState",
-    "Window",
-    "WindowBatch",
-    "WindowCut",
-    "WindowIndex",
-    "WindowSampler",
-    "label_chunks",
-    "split_segments",
-]
-
 BoolArray = npt.NDArray[np.bool_]
 Int64Array = npt.NDArray[np.int64]
 
@@ -113,11 +102,9 @@ class WindowIndex:
     """The windows over some segments of a dataset, and how to load them.
 
     Args:
-        segments: all segments of the dataset.
         chosen: indices of the segments to use; None for all.
         window: W, frames a window.
         frame_stride: control steps between two frames of a window.
-        chunk_size: K, actions a frame.
     """
 
     def __init__(
@@ -241,9 +228,6 @@ def split_segments(dataset: CalvinDataset, fraction: float, seed: int, *, share:
     Segments of the original CALVIN may share frames, so there a held-out loss is not fully independent.
 
     Args:
-        dataset: whose segments.
-        fraction: of all segments, held out.
-        seed: decides which.
         share: part of the others that is trained on; a smaller part lies within a larger one.
 
     Raises:

@@ -18,8 +18,6 @@ from rfedge.envs.interface import Float64Array
 from rfedge.errors import ConfigError
 from rfedge.messages import POSE_SIZE
 
-__all__ = ["BURST_STEPS", "ActionNoise", "NoiseBursts"]
-
 BURST_STEPS: Final = (3, 8)  # shortest and longest burst, in control steps; every length between is as likely
 _MEAN_BURST_STEPS: Final = 0.5 * sum(BURST_STEPS)
 

@@ -28,19 +28,6 @@ from rfedge.envs.tasks import COLOURS, TASKS, check_task
 from rfedge.errors import ConfigError
 from rfedge.jobs.progress import Count
 
-__all__ = [
-    "CHAIN_LENGTH",
-    "NUM_OFFICIAL",
-    "OFFICIAL_SHA256",
-    "Chain",
-    "Rule",
-    "SymbolicState",
-    "chains_sha256",
-    "initial_states",
-    "make_chains",
-    "state_after",
-]
-
 CHAIN_LENGTH: Final = 5
 NUM_OFFICIAL: Final = 1000
 OFFICIAL_SHA256: Final = "90191d9ac76baecb4f292ab766bbbf3ae65dbf43a83bbe5c376d99db10fd6446"
@@ -135,7 +122,6 @@ def make_chains(num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: 
     A set of 1000 takes some seconds, a part of it less; both are kept for the life of the process.
 
     Args:
-        num: how many to return.
         of: size of the set they are taken from; None is the official 1000, or `num` where that is more.
         on_progress: called with (start states done, start states in all).
 

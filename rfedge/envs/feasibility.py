@@ -19,8 +19,6 @@ from rfedge.envs.playtable.layout import BASE_POSITION_M, DRAWER_MAX_M, TABLE_TO
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
 from rfedge.robot.rotations import matrix_to_euler, quaternion_to_matrix
 
-__all__ = ["feasible_tasks", "gripped_blocks"]
-
 _PLACES: Final = {link: place for place, (link, _) in LIFT_FROM.items()}
 # The oracle asks for 0.15 m of sliding door and 0.12 m of drawer; a little more must be left to go.
 _SLIDE_LEFT_M: Final = 0.17
@@ -73,9 +71,7 @@ def feasible_tasks(
     """Return those of `tasks` that can be begun now, in the given order.
 
     Args:
-        info: the present state.
         scene: "A" to "D".
-        tasks: the candidates.
         with_sequel: leave out lifts after which none of `tasks` could follow, because only placing and stacking begin
             with a block in the gripper.
 

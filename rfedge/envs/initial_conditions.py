@@ -18,8 +18,6 @@ from rfedge.envs.tasks import COLOURS
 from rfedge.errors import ConfigError
 from rfedge.messages import GRIPPER_OPEN
 
-__all__ = ["block_spots", "condition_seed", "initial_state"]
-
 _FNV_PRIME: Final = 0x01000193
 _TCP_AND_WIDTH: Final = (0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963)
 _JOINTS_RAD: Final = (-1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928)

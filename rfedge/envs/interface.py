@@ -82,7 +82,6 @@ class SceneInfo:
         buttons: joint position in metres of `base__button`.
         switches: joint position in metres of `base__switch`.
         lights: on or off for `lightbulb` and `led`.
-        blocks: `block_red`, `block_blue` and `block_pink`.
         robot_contacts: everything the robot touches, as (body, link).
     """
 
@@ -173,7 +172,6 @@ class EnvironmentIdentity:
     Attributes:
         name: of `make_environment`, or what a world of one's own is called.
         renderer: what draws the images, or "none".
-        looks: what the images show.
     """
 
     name: str

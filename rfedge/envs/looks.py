@@ -7,9 +7,7 @@ from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 from rfedge.errors import ConfigError, did_you_mean
 
-__all__ = ["LOOKS_HELP", "RENDERER_HELP", "Looks", "Renderer", "check_looks", "redress", "world_name"]
-
-# "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, sampled for every episode; "calvin": the
+# "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, drawn anew for every episode; "calvin": the
 # meshes and textures of an installed calvin_env.
 Looks = Literal["playtable", "random", "calvin"]
 
@@ -44,9 +42,7 @@ def world_name(environment: str, looks: str | None, renderer: str) -> str:
     ('playtable looking calvin', 'calvin')
 
     Args:
-        environment: of `make_environment`.
         looks: None in records that are older than the choice.
-        renderer: as records name it.
     """
     looking = "" if looks in (None, environment) else f" looking {looks}"
     return f"{environment}{looking}{' (tiny)' if renderer == 'tiny' else ''}"

@@ -15,8 +15,6 @@ from rfedge.envs.interface import BLOCKS, ROBOT, TABLE, BlockState, Contact, Sce
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
 from rfedge.robot.rotations import matrix_to_euler, quaternion_to_matrix
 
-__all__ = ["TaskOracle"]
-
 Predicate = Callable[[SceneInfo, SceneInfo], bool]
 
 SLIDE_TRAVEL_M: Final = 0.15

@@ -21,8 +21,6 @@ from rfedge.envs.playtable.layout import BLOCK_WIDTH_M, DRAWER_MAX_M, SWITCH_MAX
 from rfedge.envs.playtable.placement import SURFACES, block_slice, sample_scene
 from rfedge.messages import GRIPPER_CLOSE, GRIPPER_OPEN
 
-__all__ = ["SNAPSHOT_TASK", "Snapshots", "record_snapshots", "sample_state"]
-
 SNAPSHOT_TASK: Final = "snapshot"
 _INSTRUCTION: Final = "look at the table"
 _HELD_SHARE, _NEAR_SHARE = 0.15, 0.55  # of all hands; the others are anywhere

@@ -11,8 +11,6 @@ from typing import Final
 
 from rfedge.errors import ConfigError, did_you_mean
 
-__all__ = ["COLOURS", "INSTRUCTIONS", "TASKS", "check_task"]
-
 COLOURS: Final = ("red", "blue", "pink")
 
 

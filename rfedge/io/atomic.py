@@ -20,8 +20,6 @@ import psutil
 from rfedge.errors import ArtifactError, RfedgeError
 from rfedge.io.disk import disk_error
 
-__all__ = ["TEMPORARY_SUFFIX", "atomic_directory", "atomic_file", "claimed", "sync_tree"]
-
 # A leftover of a killed process carries this suffix, so that readers and users can tell it from a result.
 TEMPORARY_SUFFIX = ".partial"
 # Flags of renameat2(2), which Python does not know: fail if the target exists, or swap the two in one step.
@@ -59,8 +57,6 @@ def atomic_directory(path: Path, *, overwrite: bool = False, shared: bool = Fals
     """Yield a temporary folder beside `path`; on success it is synced and renamed to `path`, on error removed.
 
     Args:
-        path: where it appears.
-        overwrite: replace what is there.
         shared: several processes may write the same content at once, as into a cache; else the second is refused.
 
     Raises:

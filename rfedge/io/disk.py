@@ -15,8 +15,6 @@ from typing import Any, Final
 
 from rfedge.errors import ArtifactError
 
-__all__ = ["check_room", "disk_error", "free_bytes", "read_file", "read_json"]
-
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 # Paths, permissions and disks of the user; what is not here is a bug of ours.
 _REFUSED: Final = (
@@ -53,7 +51,6 @@ def check_room(path: Path, needed_bytes: int, *, what: str) -> None:
 
     Args:
         path: where it will be written; it need not exist.
-        needed_bytes: about how much.
         what: names it, such as "the checkpoint and its training state".
 
     Raises:

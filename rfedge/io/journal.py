@@ -21,18 +21,6 @@ from typing import Any, Final
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.disk import disk_error, read_file
 
-__all__ = [
-    "Journal",
-    "append_line",
-    "compare_arguments",
-    "open_journal",
-    "open_lines",
-    "parse_line",
-    "read_journal",
-    "refuse_other_content",
-    "write_line",
-]
-
 _ARGUMENTS: Final = "arguments"
 _CHECKED: Final = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
 
@@ -70,7 +58,6 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
 
     Args:
         path: the file; its folder must be new, empty or that of the same run.
-        arguments: names and JSON values.
 
     Raises:
         ConfigError: the folder holds something else or a run with other arguments, or another process has it open.

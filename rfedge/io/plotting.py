@@ -8,8 +8,6 @@ from typing import Any
 from rfedge.errors import BackendUnavailableError
 from rfedge.io.atomic import atomic_file
 
-__all__ = ["check_matplotlib", "has_matplotlib", "save_figure"]
-
 
 def has_matplotlib() -> bool:
     """Whether matplotlib is installed."""

@@ -16,8 +16,6 @@ from typing import Final, Protocol, TypeVar
 
 from rfedge.errors import BackendUnavailableError, ConfigError
 
-__all__ = ["JobRunner", "run_jobs"]
-
 _MOST_WORKERS: Final = 64
 _MOST_PER_CORE: Final = 4
 Job = TypeVar("Job")
@@ -36,7 +34,6 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
 
     Args:
         call: with `workers` above 1 it must be a top-level function or a partial of one.
-        jobs: what to call it with.
         workers: 1 runs them here, one after the other.
 
     Raises:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Count", "StageProgress"]
-
 # (done, total) of one kind of thing, called before the first and after each
 Count = Callable[[int, int], None]
 # (stage, done, total): what is going on, and its Count

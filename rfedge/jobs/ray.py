@@ -11,8 +11,6 @@ from typing import Any, Final, TypeVar
 
 from rfedge.errors import BackendUnavailableError, RfedgeError
 
-__all__ = ["RayWorkers"]
-
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 # What a simulator's process must inherit wherever it runs.

@@ -23,8 +23,6 @@ import numpy.typing as npt
 from rfedge.bundle.artifact import EMBEDDING_TENSOR
 from rfedge.errors import ArtifactError, ContractError
 
-__all__ = ["MAX_SENTENCES", "MAX_SENTENCE_CHARACTERS", "InstructionTable", "plain_words", "write_instruction_table"]
-
 MAX_SENTENCES: Final = 10_000
 MAX_SENTENCE_CHARACTERS: Final = 1_000
 _SENTENCES: Final = "sentences"
@@ -51,7 +49,6 @@ class InstructionTable:
     """The sentences of an instructions.safetensors; it encodes them as a tokenizer would, into rows of that file.
 
     Args:
-        path: the file.
         text_length: most tokens that a sentence may have.
 
     Raises:
@@ -118,7 +115,6 @@ def write_instruction_table(
     """Write the file.
 
     Args:
-        path: where to.
         sentences: distinct plain words.
         token_ids: of each sentence, without padding.
         rows: sorted distinct ids, the ones that `embedding` holds.

@@ -21,8 +21,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from rfedge.errors import ArtifactError, ContractError
 from rfedge.language.instructions import plain_words
 
-__all__ = ["END_OF_CHUNK", "IMAGE", "PAD", "InstructionTokenizer", "PromptTokens"]
-
 END_OF_TEXT: Final = "<|endoftext|>"
 END_OF_CHUNK: Final = "<|endofchunk|>"
 IMAGE: Final = "<image>"
@@ -37,9 +35,7 @@ class PromptTokens(NamedTuple):
     """What a language model's own tokenizer decides about the prompt.
 
     Attributes:
-        end_of_text: ends every prompt.
         begin_of_text: starts it, or nothing does.
-        pad: fills the row.
     """
 
     end_of_text: str = END_OF_TEXT

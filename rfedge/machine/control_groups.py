@@ -7,8 +7,6 @@ from typing import Literal
 
 from rfedge.machine.probing import read_text
 
-__all__ = ["limit_folders"]
-
 
 def limit_folders(root: Path, controller: Literal["cpu", "memory"]) -> list[tuple[Path, Literal[1, 2]]]:
     """Return (folder, version of control groups) for this process's group and all above it; each may set a limit.
@@ -17,7 +15,6 @@ def limit_folders(root: Path, controller: Literal["cpu", "memory"]) -> list[tupl
 
     Args:
         root: the file system to look in.
-        controller: what is limited.
     """
     folders: list[tuple[Path, Literal[1, 2]]] = []
     for line in read_text(root / "proc/self/cgroup").splitlines():

@@ -9,8 +9,6 @@ from rfedge.errors import BackendUnavailableError
 from rfedge.machine.probing import Absent, command_output, probe
 from rfedge.nvidia.device import read_cuda_device
 
-__all__ = ["Gpu", "parse_smi", "probe_gpu"]
-
 _SMI_FIELDS = ("name", "compute_cap", "memory.total", "driver_version")
 
 

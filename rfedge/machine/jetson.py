@@ -10,18 +10,6 @@ from typing import Final
 
 from rfedge.machine.probing import Absent, Probed, command_output, probe, read_text
 
-__all__ = [
-    "Clock",
-    "Jetson",
-    "PowerMode",
-    "jetpack_of",
-    "parse_clocks",
-    "parse_cuda_version",
-    "parse_power_mode",
-    "parse_tegra_release",
-    "probe_jetson",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Clock:

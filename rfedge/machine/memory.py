@@ -9,8 +9,6 @@ from pathlib import Path
 from rfedge.machine.control_groups import limit_folders
 from rfedge.machine.probing import Absent, read_text
 
-__all__ = ["Memory", "Swap", "memory_limit", "parse_meminfo", "parse_swaps", "probe_memory"]
-
 # A control group without a limit reports the largest number of pages it can hold.
 _NO_LIMIT_BYTES = 1 << 60
 

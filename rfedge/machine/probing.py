@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-__all__ = ["Absent", "Probed", "command_output", "probe", "read_text"]
-
 Value = TypeVar("Value")
 
 

@@ -11,8 +11,6 @@ from typing import Final, Literal
 from rfedge.machine.control_groups import limit_folders
 from rfedge.machine.probing import read_text
 
-__all__ = ["Int8Support", "Processor", "cpu_quota", "int8_support", "parse_cpuinfo", "probe_processor"]
-
 Int8Speed = Literal["fast", "slow"]
 
 
@@ -30,7 +28,6 @@ class Processor:
     """The CPU as this process sees it.
 
     Attributes:
-        logical_cores: of the machine.
         allowed_cores: this process may be scheduled on.
         quota_cores: CPU time its control group grants, in cores; None without a limit.
         features: those flags that decide how fast int8 and 16-bit MatMuls are.

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["FeedForward", "QueryAttention"]
-
 
 class QueryAttention(nn.Module):
     """Multi-head attention without biases: queries (N, Q, query_width) read a context (N, C, context_width)."""

@@ -16,8 +16,6 @@ from torch import nn
 
 from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 
-__all__ = ["WEIGHT_FORMATS", "import_bitsandbytes", "keep_weights_in", "stored_bytes"]
-
 WEIGHT_FORMATS: Final = ("nf4", "llm-int8")
 # Activations beyond it are outliers that int8 would spoil; the paper's value.
 _OUTLIER_THRESHOLD: Final = 6.0
@@ -28,7 +26,6 @@ def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype)
 
     Args:
         module: changed in place; what is not a linear layer stays.
-        weights: one of `WEIGHT_FORMATS`.
         compute_dtype: what nf4 weights are turned into for a MatMul.
 
     Raises:

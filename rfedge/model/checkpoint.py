@@ -30,8 +30,6 @@ from rfedge.model.weight_shards import (
     write_weights,
 )
 
-__all__ = ["HEAD_IS_UNTRAINED", "Checkpoint", "checkpoint_sha256", "load_checkpoint", "save_checkpoint", "write_checkpoint"]
-
 CONFIG_NAME: Final = "config.json"
 TOKENIZER_NAME: Final = "tokenizer.json"
 # In the metadata of a checkpoint whose backbone alone was trained.
@@ -65,11 +63,9 @@ def save_checkpoint(
 
     Args:
         directory: where to; must not exist unless `overwrite`.
-        policy: the model.
         dtype: what floating-point parameters are stored in; None stores all in their own.
         tokenizer: written beside it, so that a checkpoint needs nothing else.
         metadata: JSON values about the training; kept in config.json, never in file names.
-        overwrite: replace an existing checkpoint.
         max_shard_bytes: weights above this are stored in several files.
 
     Raises:
@@ -107,9 +103,7 @@ def write_checkpoint(
     """Write the folder atomically from tensors that are made one at a time; arguments as in `save_checkpoint`.
 
     Args:
-        config: of the policy.
         specs: every tensor of `RoboFlamingo(config).state_dict()`.
-        read: returns one of them.
         on_bytes: called with the size of each tensor once it is read.
 
     Raises:

@@ -20,8 +20,6 @@ from rfedge.model.mpt import MPTBlock, alibi_bias
 from rfedge.model.neox import GPTNeoXBlock
 from rfedge.model.rotary import causal_bias, rotary_table
 
-__all__ = ["FusionDecoder", "MediaMask", "hidden_latents", "masked_average_pool", "masked_max_pool", "media_mask"]
-
 # N = batch, T = text tokens, D = decoder width, R = latents of both cameras or of all images, V = vision width
 
 # Below any feature, and still a number in fp16: padded tokens lose every maximum.
@@ -59,8 +57,6 @@ def media_mask(images_named_NT: torch.Tensor, num_images: int, num_latents: int)
 
     Args:
         images_named_NT: integers, `<image>` tokens up to and including each token.
-        num_images: images given with every text.
-        num_latents: latents of one image.
     """
     image = torch.arange(1, num_images + 1).repeat_interleave(num_latents)
     lowest = torch.finfo(torch.float32).min  # not -inf: a row of nothing else must still be a softmax

@@ -17,8 +17,6 @@ from torch import nn
 from rfedge.config import GPTHeadConfig, HeadConfig, LSTMHeadConfig, MLPHeadConfig
 from rfedge.messages import POSE_SIZE
 
-__all__ = ["GPTHead", "LSTMHead", "MLPHead", "PolicyHead", "build_head"]
-
 # B = batch, S = steps, D = feature width, H = hidden, L = LSTM layers, K = chunk
 
 

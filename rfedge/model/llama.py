@@ -9,8 +9,6 @@ from torch import nn
 from rfedge.config import LlamaConfig
 from rfedge.model.rotary import rotate
 
-__all__ = ["LlamaBlock", "RMSNorm"]
-
 # N = batch, T = text tokens, D = decoder width, H = heads
 
 

@@ -14,8 +14,6 @@ from torch.overrides import TorchFunctionMode
 from rfedge.config import PolicyConfig
 from rfedge.model.policy import RoboFlamingo
 
-__all__ = ["parameters_on_meta", "pooled_policy", "random_policy"]
-
 _FILLING: Final = frozenset({"normal_", "uniform_", "mul_", "fill_", "zero_", "ones_", "zeros_", "copy_"})
 
 

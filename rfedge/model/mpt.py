@@ -14,8 +14,6 @@ from torch import nn
 
 from rfedge.config import MPTConfig
 
-__all__ = ["MPTBlock", "alibi_bias"]
-
 # N = batch, T = text tokens, D = decoder width, H = heads
 
 

@@ -9,8 +9,6 @@ from torch import nn
 from rfedge.config import GPTNeoXConfig
 from rfedge.model.rotary import rotate
 
-__all__ = ["GPTNeoXBlock"]
-
 # N = batch, T = text tokens, D = decoder width, H = heads
 
 

@@ -16,8 +16,6 @@ from rfedge.model.head import build_head
 from rfedge.model.resampler import PerceiverResampler
 from rfedge.model.vision import FramePreprocess, VisionTransformer
 
-__all__ = ["Backbone", "RoboFlamingo", "build_policy", "frame_history"]
-
 # B = windows, W = frames a window, N = frames (B * W), M = frames whose latents the text reads, R = latents of a frame,
 # V = vision width, T = text tokens, D = decoder width, F = feature width, K = chunk
 

@@ -8,8 +8,6 @@ from torch import nn
 from rfedge.config import ResamplerConfig
 from rfedge.model.attention import FeedForward, QueryAttention
 
-__all__ = ["PerceiverResampler"]
-
 # N = images, P = patch tokens, R = latents, D = vision width
 
 

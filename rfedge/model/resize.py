@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["BicubicResize", "bicubic_matrix"]
-
 _A = -0.5  # Pillow's bicubic; OpenCV and PyTorch use -0.75
 _SUPPORT = 2.0
 

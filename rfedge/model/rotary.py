@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["causal_bias", "rotary_table", "rotate"]
-
 # N = batch, H = heads, T = text tokens, E = elements of a head, R = elements that are turned (R <= E)
 
 

@@ -15,8 +15,6 @@ from torch import nn
 from rfedge.config import VisionConfig
 from rfedge.model.resize import BicubicResize
 
-__all__ = ["FramePreprocess", "VisionTransformer"]
-
 # N = images, P = patches, L = tokens (P + 1), D = width
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -18,8 +18,6 @@ from safetensors.torch import load_file, save_file
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
 
-__all__ = ["INDEX_NAME", "MAX_SHARD_BYTES", "WEIGHTS_NAME", "TensorSpec", "read_weights", "weight_paths", "write_weights"]
-
 WEIGHTS_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_SHARD_BYTES: Final = 500_000_000  # one of them is in memory while it is written
@@ -113,7 +111,6 @@ def read_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, to
     """Return every tensor as a view of the mapped files.
 
     Args:
-        folder: what `write_weights` filled.
         dtype: convert floating-point tensors of another dtype to this one; only these are copied into memory.
 
     Raises:

@@ -14,8 +14,6 @@ from typing import Any, Final
 
 from rfedge.errors import BackendUnavailableError
 
-__all__ = ["CudaDevice", "read_cuda_device"]
-
 _LIBRARY: Final = "libcuda.so.1"
 # CUdevice_attribute of cuda.h
 _MAJOR, _MINOR = 75, 76

@@ -19,8 +19,6 @@ from rfedge.bundle.engines import EngineTarget
 from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 from rfedge.nvidia.device import read_cuda_device
 
-__all__ = ["TARGETS", "TensorRt", "load_tensorrt", "parse_compute_capabilities"]
-
 TARGETS: Final = ("tensorrt", "tensorrt-rtx")
 _MIN_VERSION: Final = (10, 3)
 # The wheel that holds the libraries of TensorRT for RTX. The bindings' own wheel comes without them.
@@ -33,7 +31,6 @@ class TensorRt:
 
     Attributes:
         name: "tensorrt" or "tensorrt-rtx".
-        trt: the Python module.
         version: its version, such as "10.3.0".
     """
 

@@ -14,8 +14,6 @@ import psutil
 
 from rfedge.records.record import Record
 
-__all__ = ["Machine", "Measurement", "describe_machine", "git_commit", "library_versions", "peak_rss_bytes", "provenance"]
-
 # The processor flags that decide how fast int8 and 16-bit MatMuls are.
 INTERESTING_FLAGS: Final = (
     "avx2",

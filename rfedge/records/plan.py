@@ -8,8 +8,6 @@ from typing import Any
 
 from rfedge.errors import ConfigError
 
-__all__ = ["Option", "Uses", "check_least"]
-
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -48,7 +46,6 @@ class Uses:
 
     Args:
         *fields: their names; without any, all of them.
-        panel: of `--help`, as `Option.panel`.
         **helps: further ones, each with what `--help` says here.
     """
 

@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rfedge.errors import ArtifactError
 from rfedge.io.atomic import atomic_file
 
-__all__ = ["Record", "parse_lines"]
-
 
 class Record(BaseModel):
     """A part of a result: it never changes, and a field that nobody declared is an error.

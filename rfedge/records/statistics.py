@@ -15,18 +15,6 @@ import numpy.typing as npt
 
 from rfedge.records.record import Record
 
-__all__ = [
-    "Mean",
-    "Proportion",
-    "Ratio",
-    "Summary",
-    "mean_with_interval",
-    "proportion",
-    "ratio_of_medians",
-    "ratio_of_sums",
-    "summarise",
-]
-
 NUM_RESAMPLES: Final = 2000
 CONFIDENCE: Final = 0.95
 

@@ -49,9 +49,7 @@ def refuse_disagreement(name: str, given: Conventions, owner: str, expected: Con
 
     Args:
         name: of what is refused, such as "robot".
-        given: what it says.
         owner: of what it has to agree with, such as "the policy".
-        expected: what that says.
     """
     mine_hz, theirs_hz = given.control_hz, expected.control_hz
     if mine_hz is not None and theirs_hz is not None and abs(mine_hz - theirs_hz) > _SAME_RATE * theirs_hz:

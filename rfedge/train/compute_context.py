@@ -22,8 +22,6 @@ from rfedge.train.distributed import Processes
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["ComputeContext", "full_tensor", "full_weights", "like_parameter", "reach_all", "shard"]
-
 T = TypeVar("T")
 
 _AUTOCAST_DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +40,6 @@ class ComputeContext:
     """Runs computations of a policy in the run's precision, so that gradients are means over the processes.
 
     Args:
-        device: of the policy.
         mixed_precision: what its MatMuls are computed in.
         sharded: what `shard` returned for the policy, where it was sharded.
     """

@@ -18,17 +18,6 @@ from rfedge.data.collection.dataset_records import recorded_conventions
 from rfedge.errors import ConfigError
 from rfedge.records.plan import Option
 
-__all__ = [
-    "InstructionSource",
-    "MixedPrecision",
-    "Recipe",
-    "TrainConfig",
-    "change_policy",
-    "recipe_for",
-    "train_config",
-    "with_vocabulary",
-]
-
 LossKind = Literal["huber", "mse"]
 TrainableScheme = Literal["paper", "freeze-emb", "freeze-vision", "full", "head"]
 ScheduleKind = Literal["constant", "cosine"]
@@ -115,7 +104,6 @@ def recipe_for(name: str, history: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe of a preset: the paper's for the large ones.
 
     Args:
-        name: of the preset.
         history: what the initial checkpoint says of its training, and of that of its own initial checkpoint.
     """
     if name not in _TRAINED_FROM_NOTHING:
@@ -176,7 +164,6 @@ class TrainConfig(_Config):
         light: see `rfedge.train.pretraining.scene_batches`.
         validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
         validate_every: steps between two measurements; 0 for the end only.
-        keep_states: training states kept.
         device: "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
         mixed_precision: weights, moments and states stay float32.
     """
@@ -323,11 +310,8 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
 
     Args:
         name: a preset, or a checkpoint folder to start from.
-        data: CALVIN dataset.
-        output: folder of the run.
         policy_changes: fields of PolicyConfig to change, such as window, frame_stride, chunk_size or head; what a
             checkpoint has no weights for is sampled from the seed.
-        **options: fields of TrainConfig.
 
     Raises:
         ConfigError: unknown preset, unknown option value, value out of range, or options that contradict each other.

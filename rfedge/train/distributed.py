@@ -24,8 +24,6 @@ from rfedge.errors import BackendUnavailableError, ConfigError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Processes", "join"]
-
 T = TypeVar("T")
 
 # How long processes wait for each other inside a step; `alone` waits as long as it takes.
@@ -46,7 +44,6 @@ class Processes:
 
     Attributes:
         rank: of this process, 0 to world_size - 1; the first one writes all files.
-        world_size: processes of the run.
         local_rank: of this process among those of its machine.
         restarted: whether torchrun has started this process again, after one was lost.
     """

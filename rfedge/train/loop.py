@@ -54,8 +54,6 @@ from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
 from rfedge.train.trainable import freeze, optimizer_groups, reinit_vl_layers
 from rfedge.train.validation import measure_windows
 
-__all__ = ["train_policy"]
-
 B = TypeVar("B", TensorBatch, FeatureBatch)
 
 
@@ -74,10 +72,8 @@ def train_policy(
     first one writes all files, and all return the same result.
 
     Args:
-        config: the run.
         grammar: what its instructions are sampled from, with `instructions` "grammar" alone.
         progress: called as (stage, done, total) while pairs are checked, frame cache and feature table are built.
-        on_step: called after every step.
         stop: ends the run after the step under way, in every process of it, with state and checkpoint written.
 
     Raises:

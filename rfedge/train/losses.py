@@ -18,8 +18,6 @@ from rfedge.train.config import LossKind, TrainConfig
 if TYPE_CHECKING:
     from rfedge.train.batches.image_text import PairPass
 
-__all__ = ["LabelledBatch", "LossParts", "StepLosses", "batch_loss", "policy_loss"]
-
 # B = windows, W = frames, K = chunk
 
 

@@ -11,8 +11,6 @@ from typing import Final, Protocol
 from rfedge.errors import BackendUnavailableError
 from rfedge.io.atomic import atomic_file
 
-__all__ = ["METRICS_NAME", "MetricsWriter", "open_metrics"]
-
 METRICS_NAME: Final = "metrics.jsonl"
 _TENSORBOARD_FOLDER: Final = "tensorboard"
 

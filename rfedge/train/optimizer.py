@@ -17,8 +17,6 @@ from rfedge.train.compute_context import full_tensor
 from rfedge.train.config import TrainConfig
 from rfedge.train.pretraining.config import PretrainConfig
 
-__all__ = ["OptimizerStep", "make_optimizer"]
-
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Return the optimizer of `config` over `groups`, see `rfedge.train.trainable.optimizer_groups`.
@@ -36,10 +34,6 @@ class OptimizerStep:
     """Gradients into a step: scaled where fp16 would lose them, clipped, taken.
 
     Args:
-        config: its precision and clip.
-        optimizer: over `parameters`.
-        parameters: those that learn.
-        device: of the policy.
         scaler: what `scaler_state` returned in the part of the run before.
     """
 

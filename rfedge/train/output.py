@@ -15,8 +15,6 @@ from rfedge.io.disk import check_room
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 
-__all__ = ["check_training_room", "claimed_by_first", "raise_together"]
-
 
 @contextmanager
 def claimed_by_first(output: Path, processes: Processes) -> Iterator[None]:

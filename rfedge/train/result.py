@@ -15,8 +15,6 @@ from rfedge.train.config import TrainConfig
 from rfedge.train.sources import TrainingData
 from rfedge.train.state import Progress
 
-__all__ = ["TrainResult", "TrainingStep", "checkpoint_metadata", "train_result"]
-
 _PLACES: Final = ("output", "cache", "resume", "data", "initial_checkpoint", "image_text")
 
 

@@ -22,8 +22,6 @@ from rfedge.train.result import TrainingStep
 from rfedge.train.state import STATE_FOLDER, Progress, save_state
 from rfedge.train.stopping import TrainingStop
 
-__all__ = ["TrainingRun"]
-
 
 @dataclass(eq=False, kw_only=True)
 class TrainingRun(ABC):
@@ -100,10 +98,7 @@ class TrainingRun(ABC):
 
         Args:
             values: metrics of this process, which are summed; "loss" among them.
-            learning_rate: of the step.
-            num_frames: that this process saw.
             started_s: when the step began, by `time.perf_counter`.
-            on_step: called after the step.
 
         Raises:
             GateError: the loss or its gradient is not finite; the last good weights are saved.

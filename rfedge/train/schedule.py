@@ -7,8 +7,6 @@ from typing import Final
 
 from rfedge.train.config import ScheduleKind
 
-__all__ = ["learning_rate_factor"]
-
 # A run too short for its warm-up would never reach its learning rate.
 _LONGEST_WARMUP_SHARE: Final = 0.1
 
@@ -18,7 +16,6 @@ def learning_rate_factor(kind: ScheduleKind, *, step: int, warmup_steps: int, pr
 
     Args:
         kind: "constant" or "cosine".
-        step: steps done so far.
         warmup_steps: length of the warm-up; it ends at a tenth of the run at the latest.
         progress: share of the run that is done, 0 to 1; of steps, or of time when time is what ends the run.
 

@@ -13,8 +13,6 @@ from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.train.config import MixedPrecision, TrainConfig
 from rfedge.train.distributed import Processes
 
-__all__ = ["check_batches", "open_device", "plain_attention", "torch_settings"]
-
 
 def open_device(name: str) -> torch.device:
     """Return the device of that name.

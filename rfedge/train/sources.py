@@ -23,16 +23,6 @@ from rfedge.train.batches.wording import Grammar, check_grammar
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 
-__all__ = [
-    "WORD_WEIGHTS",
-    "Start",
-    "TrainingData",
-    "open_training_data",
-    "precompute_vision_tokens",
-    "standardise_features",
-    "start_policy",
-]
-
 _NUM_STATISTICS_WINDOWS: Final = 32
 # What a tokenizer decides the rows of.
 WORD_WEIGHTS: Final = ("embedding.weight", "output_projection.weight")
@@ -57,7 +47,6 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        policy: with its weights.
         tokenizer: the initial checkpoint's; None without one, or where one is to be learnt anew.
         drawn: parameters that were sampled from the seed, none of them when a checkpoint has all.
         history: what the initial checkpoint says of its training; None without one.

@@ -28,17 +28,6 @@ from rfedge.io.disk import read_json
 from rfedge.train.compute_context import full_tensor, full_weights, like_parameter
 from rfedge.train.distributed import Processes
 
-__all__ = [
-    "CHECKPOINT_FOLDER",
-    "STATE_FOLDER",
-    "Progress",
-    "load_moments",
-    "load_weights",
-    "newest_state",
-    "read_document",
-    "save_state",
-]
-
 # Of a run, in its output folder.
 CHECKPOINT_FOLDER: Final = "checkpoint"
 STATE_FOLDER: Final = "state"
@@ -71,7 +60,6 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        step: optimizer steps done.
         sampler: state after the last batch that was trained on.
         image_text: the same of each kind of image-text pairs.
         scene: the same of the frames that are pointed at.
@@ -122,14 +110,9 @@ def save_state(
     All processes must call it together; the first one writes.
 
     Args:
-        folder: the run's state folder.
         policy: stored whole, frozen parts included, with whatever learns beside it.
         optimizer: AdamW over some of its parameters,
-        trained: these by name.
-        progress: where the run stands.
         decisive: JSON values that a resumed run must repeat.
-        keep: states to keep.
-        processes: of the run.
     """
     weights = full_weights(policy, processes)
     tensors = {_RNG: torch.get_rng_state()}

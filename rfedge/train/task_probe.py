@@ -14,8 +14,6 @@ from torch.nn import functional
 
 from rfedge.model import RoboFlamingo
 
-__all__ = ["TASK_PROBE", "attach_task_probe", "task_loss"]
-
 # Name of the probe as a part of the policy: it learns and is saved with it, and is in no checkpoint.
 TASK_PROBE: Final = "task_probe"
 

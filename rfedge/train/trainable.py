@@ -19,8 +19,6 @@ from rfedge.model.decoder import GatedCrossAttention
 from rfedge.model.resampler import PerceiverResampler
 from rfedge.train.config import TrainableScheme
 
-__all__ = ["freeze", "optimizer_groups", "reinit_vl_layers"]
-
 _GROUPS: Final[dict[TrainableScheme, tuple[str, ...]]] = {
     "paper": ("resampler", "cross_attention", "embedding", "head"),
     "freeze-emb": ("resampler", "cross_attention", "head"),

@@ -14,8 +14,6 @@ from rfedge.train.distributed import Processes
 from rfedge.train.losses import batch_loss
 from rfedge.train.sources import TrainingData
 
-__all__ = ["measure_windows"]
-
 
 @torch.no_grad()
 def measure_windows(

@@ -19,8 +19,6 @@ def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int], 
 
     Args:
         name: of the camera, for an error.
-        image: what its driver gave.
-        shape: what the policy reads.
         resize: the policy's geometry, see `rfedge.robot.camera`.
 
     Raises:

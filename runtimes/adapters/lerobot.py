@@ -142,8 +142,6 @@ def action_to_lerobot(
     """Return the dictionary for `send_action` of an action (7,); one without a gripper command has no key for it.
 
     Args:
-        action: one control step.
-        keys: names and units.
         euler_rad: (3,) measured fixed-axis xyz angles of the tool; None where nobody measures them.
 
     Raises:
@@ -162,8 +160,6 @@ class LeRobotRobot:
 
     Args:
         robot: connected; whoever connected it disconnects it.
-        keys: what it calls things.
-        clock: where ages come from.
 
     Raises:
         ConfigError: the robot does not take one of the commands.

@@ -152,7 +152,6 @@ def twist_of_action(
     """Return the linear (m/s) and angular (rad/s) speed, world frame, that makes an action (7,) in one control step.
 
     Args:
-        action: one control step.
         rate_hz: control steps per second.
         euler_rad: (3,) measured fixed-axis xyz angles of the tool; None where nobody measures them.
 
@@ -165,9 +164,6 @@ def twist_of_action(
 
 class Ros2Robot:
     """Subscribes and publishes; use it as a context manager or call `close`.
-
-    Args:
-        settings: topics and units.
 
     Raises:
         BackendUnavailableError: ROS 2 is not in this shell.

@@ -21,7 +21,6 @@ def tool_step(action: FloatArray, euler_rad: FloatArray | None) -> tuple[Float64
     turned down and by 90 degrees, a droll turns about the world's y axis.
 
     Args:
-        action: one control step.
         euler_rad: (3,) fixed-axis xyz angles of the tool as measured, or None where nobody measures them.
 
     Raises:

@@ -23,19 +23,6 @@ from rfedge.records.plan import Option
 from rfedge.runtimes.backends.ort_providers import PROVIDERS, parse_provider
 from rfedge.runtimes.policy.text import InstructionEncoder
 
-__all__ = [
-    "OPTIMIZATION_LEVELS",
-    "PRECISION_HINTS",
-    "SPINNING",
-    "TORCH_DTYPES",
-    "TORCH_WEIGHTS",
-    "GraphRunner",
-    "NodeTime",
-    "PolicyParts",
-    "RuntimeSettings",
-    "Stage",
-]
-
 Array = npt.NDArray[Any]
 Stage = GraphName
 OPTIMIZATION_LEVELS: Final = ("disabled", "basic", "extended", "all")
@@ -138,7 +125,6 @@ class GraphRunner(ABC):
     thread at a time.
 
     Args:
-        stage: which graph, named in errors.
         contract: names, shapes and dtypes of its inputs and outputs.
         check_inputs: compare every input with the contract on each call.
     """
@@ -242,7 +228,6 @@ class PolicyParts:
         source: the bundle or checkpoint folder.
         backend: registry name.
         precision: what the backbone really computes in, for instance "int8"; never only what was asked for.
-        block_precisions: precision per block.
         forced_past: thresholds that the bundle missed when it was exported with --force, each with its number.
         tuned: one line about the choice of `rfedge tune` that was followed; "" where there was none.
         size_bytes: files that have to be on the robot; of a checkpoint whose precision is made while it is loaded, its

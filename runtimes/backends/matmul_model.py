@@ -11,8 +11,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["MatMulKind", "chain_model", "matmul_model"]
-
 MatMulKind = Literal["fp32", "int8"]
 
 _IR_VERSION: Final = 8  # read by every onnxruntime that is supported

@@ -22,8 +22,6 @@ from rfedge.runtimes.backends.base import GraphRunner, NodeTime, PolicyParts, Ru
 from rfedge.runtimes.backends.ort import open_bundle as open_with_onnxruntime
 from rfedge.runtimes.policy.backbone import open_backbone
 
-__all__ = ["OpenVinoRunner", "open_bundle"]
-
 Array = npt.NDArray[Any]
 
 _DEVICE: Final = "CPU"
@@ -35,7 +33,6 @@ class OpenVinoRunner(GraphRunner):
     Args:
         stage: which graph of the policy this is.
         model_path: the ONNX file; external weights lie beside it.
-        contract: its inputs and outputs.
         settings: threads, precision hint and input checks are used.
 
     Raises:

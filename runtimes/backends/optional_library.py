@@ -7,8 +7,6 @@ from types import ModuleType
 
 from rfedge.errors import BackendUnavailableError
 
-__all__ = ["import_optional"]
-
 
 def import_optional(module: str, *, needed_for: str, remedy: str) -> ModuleType:
     """Import `module`.

@@ -18,18 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from rfedge.bundle.artifact import Bundle, PrecisionRecord, load_bundle
+from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.bundle.engines import graph_hashes
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact, runs_cpu_form
-from rfedge.bundle.stages import block_kind, graph_of_block, summarise_blocks
+from rfedge.bundle.stages import graph_of_block
 from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError, BackendUnavailableError, PolicyUnavailableError
 from rfedge.runtimes.backends.base import GraphRunner, NodeTime, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.backends.ort_providers import DeviceInputs, device_of, engine_cache_folder, provider_options
 from rfedge.runtimes.policy.backbone import open_backbone
 from rfedge.runtimes.policy.text import open_encoder
-
-__all__ = ["OrtRunner", "effective_precision", "open_bundle"]
 
 Array = npt.NDArray[Any]
 
@@ -50,8 +48,6 @@ class OrtRunner(GraphRunner):
     Args:
         stage: which graph of the policy this is.
         model_path: the ONNX file; external weights lie beside it.
-        contract: its inputs and outputs.
-        settings: session options.
         disabled_optimizers: onnxruntime graph optimizers to leave out.
         engine_cache: where the TensorRT provider may keep its engines; None keeps none.
 
@@ -268,11 +264,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def effective_precision(record: PrecisionRecord) -> str:
-    """Return the precision a bundle may be called by, see `rfedge.bundle.stages.summarise_blocks`."""
-    return summarise_blocks(record.requested, record.blocks)
-
-
 def head_settings(graph: Path, settings: RuntimeSettings) -> RuntimeSettings:
     """Return the settings of a head: one thread for a small one, whose call is over before a second thread has woken up."""
     if graph.stat().st_size > _SMALL_HEAD_BYTES:
@@ -295,7 +286,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     def make_runner(stage: Stage, graph: Path, settings: RuntimeSettings) -> GraphRunner:
         # A graph with named kernels leaves the optimizers nothing to spoil.
         is_int8 = graph == bundle.path(stage) and any(
-            block_kind(text) == "int8" for block, text in blocks.items() if graph_of_block(contract, block) == stage
+            found.kind == "int8" for block, found in blocks.items() if graph_of_block(contract, block) == stage
         )
         return OrtRunner(
             stage,
@@ -314,9 +305,9 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         backbone=open_backbone(bundle, settings, make_runner, for_cpu=on_cpu and _runs_cpu_forms(bundle)),
         head=make_runner("head", head_graph, head_settings(head_graph, settings)),
         encoder=open_encoder(bundle),
-        precision=effective_precision(bundle.manifest.precision),
+        precision=bundle.manifest.precision.effective,
         size_bytes=bundle.size_bytes,
-        block_precisions=dict(blocks),
+        block_precisions={block: str(found) for block, found in blocks.items()},
         forced_past=bundle.manifest.parity.forced_past,
     )
 

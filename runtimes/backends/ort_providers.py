@@ -15,8 +15,6 @@ import numpy.typing as npt
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.io.cache import cache_folder
 
-__all__ = ["PROVIDERS", "DeviceInputs", "device_of", "engine_cache_folder", "parse_provider", "provider_options"]
-
 Array = npt.NDArray[Any]
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
@@ -53,7 +51,6 @@ def provider_options(provider: str, engine_cache: Path | None = None) -> dict[st
     """Return the options that a session gives to `provider`.
 
     Args:
-        provider: onnxruntime's name.
         engine_cache: where the TensorRT provider may keep its engines; None keeps none.
     """
     if provider == _CUDA:
@@ -80,12 +77,7 @@ def engine_cache_folder(graph_sha256: str, weights_sha256: Mapping[str, str]) ->
 
 
 class DeviceInputs:
-    """Input tensors on a device, made once for each shape and then written in place.
-
-    Args:
-        binding: the session's IO binding.
-        device: of `device_of`.
-    """
+    """Input tensors on a device, made once for each shape and then written in place."""
 
     def __init__(self, binding: Any, device: str) -> None:
         self._binding = binding

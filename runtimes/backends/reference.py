@@ -20,8 +20,6 @@ from rfedge.runtimes.backends.base import GraphRunner, PolicyParts, RuntimeSetti
 from rfedge.runtimes.policy.backbone import refuse_one_stage_at_a_time
 from rfedge.runtimes.policy.text import InstructionEncoder
 
-__all__ = ["TorchRunner", "open_checkpoint", "try_bitsandbytes"]
-
 Array = npt.NDArray[Any]
 Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
@@ -30,7 +28,6 @@ class TorchRunner(GraphRunner):
     """Calls one half of a PyTorch policy, eager, under the same contract as an exported graph.
 
     Args:
-        stage: which half.
         contract: its inputs, passed to `forward` by name, and its outputs, returned in contract order.
         forward: the bound method of the policy.
         check_inputs: compare every input with the contract on each call.

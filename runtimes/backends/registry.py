@@ -13,8 +13,6 @@ from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.backends.tuned import find_choice
 
-__all__ = ["AUTO", "BACKENDS", "BACKEND_HELP", "DEFAULT_BACKEND", "import_backend", "open_parts"]
-
 DEFAULT_BACKEND: Final = "onnxruntime"
 AUTO: Final = "auto"
 BACKEND_HELP: Final = (

@@ -19,8 +19,6 @@ from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio
 from rfedge.runtimes.backends.base import RuntimeSettings
 
-__all__ = ["TunedChoice", "choice_file", "find_choice", "tuning_key"]
-
 _LIBRARIES: Final = ("onnxruntime", "openvino")
 _NO_CODE: Final = ("embedding", "tokenizer", "instructions", "record", "proof")  # roles that no speed depends on
 
@@ -30,7 +28,6 @@ class TunedChoice(Record):
 
     Attributes:
         key: what it holds for, see `tuning_key`.
-        threads, spinning, precision_hint: as in `RuntimeSettings`.
         call_ms: median of a policy call.
         speedup: over onnxruntime as it runs without a choice: of the one duel, or the product of those on the way.
         noise_floor: of the default over itself.

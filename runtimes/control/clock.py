@@ -62,7 +62,6 @@ class RateKeeper:
 
     Args:
         rate_hz: deadlines per second.
-        clock: where time comes from.
 
     Attributes:
         wake_lag_s: how long after its deadline the present step really began; in time, it is what the system needed

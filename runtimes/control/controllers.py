@@ -43,7 +43,6 @@ def make_controller(
     """Wrap `policy` in the loop called `mode`.
 
     Args:
-        policy: what predicts the actions.
         mode, execute_steps: see `choose_loop`.
         ensemble: decay of the weights of a temporal ensemble; None for none.
         modes: what the caller can use: `SYNCHRONOUS_MODES` where a run must not depend on time.
@@ -80,7 +79,6 @@ def choose_loop(
             open-loop.
         execute_steps: actions played per inference; in overlapped mode the least number of control steps between two
             frames. Where only the mode is given: 1 in closed loop, the whole chunk in open loop, else the policy's stride.
-        modes: what the caller can use.
 
     Raises:
         ConfigError: the mode is unknown, or none of the policy's, or allows one number only and it is another.

@@ -31,7 +31,6 @@ class TemporalEnsemble:
     It is asked every `execute_steps` control steps, by whichever loop wraps it.
 
     Args:
-        policy: what predicts the chunks.
         execute_steps: control steps from one call to the next.
         decay: 0 weighs all predictions alike; above 0 the older ones weigh more, below 0 the newer ones.
 

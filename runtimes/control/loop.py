@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -29,7 +29,7 @@ from rfedge.runtimes.control.stillness import FrozenFrames
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.control.watchdog import Watchdog
 
-__all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary", "StepReport"]
+__all__ = ["STOPPED", "ControlLoop", "Ending", "LoopSummary"]
 
 # success, max-steps, misses (too many in a row), frozen (a camera that repeats its picture), backbone (an inference beyond
 # its deadline), step (anything else in a control step beyond its own), or the reason of a `StopRequest`, such as SIGTERM.
@@ -40,37 +40,6 @@ _STEP_SLACK_S: Final = 2.0
 # Where nothing else is said the first step has longer: the arm stands, and libraries load what they did not load before.
 _FIRST_STEP_S: Final = 30.0
 _MS_PER_S: Final = 1000.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepReport:
-    """One control step, as `on_step` receives it after its action was sent.
-
-    Attributes:
-        index: from 0.
-        observation: the frame before the action; None when nobody needed one.
-        control: what the controller answered.
-        lag_s: how late the step began, in seconds; 0.0 without a pace.
-        sent: (7,), what the robot got: float32, or float64 where the controller computes so.
-        interventions: which of `rfedge.runtimes.control.safety.INTERVENTIONS` changed the action.
-        overdue_s: how long after the next step's deadline the action was ready; 0.0 in time.
-        is_missed: overdue, or there was no action to send and the run was not just starting.
-        age_ms: from the frame behind the action until the action was sent; 0.0 while nothing was there to be sent.
-        elapsed_ms: from the beginning of the step until the action was sent.
-        instruction: what the policy follows, when it is new in this step; else None.
-    """
-
-    index: int
-    observation: Observation | None
-    control: ControlStep
-    lag_s: float
-    sent: npt.NDArray[np.float32]
-    interventions: tuple[str, ...] = ()
-    overdue_s: float = 0.0
-    is_missed: bool = False
-    age_ms: float = 0.0
-    elapsed_ms: float = 0.0
-    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +134,13 @@ class ControlLoop:
         *,
         max_steps: int,
         success: Callable[[], bool] | None = None,
-        on_step: Callable[[StepReport], None] | None = None,
+        on_step: Callable[[ControlStep], None] | None = None,
         observe_every_step: bool = False,
     ) -> LoopSummary:
         """Run until success, the last step or a reason to stop; the robot is at its start.
 
         Args:
             instruction: plain words, or asked for before every step; the controller is reset whenever it changes.
-            max_steps: control steps before giving up.
             success: asked after each step; None when nobody can check.
             on_step: called with about each step after its action was sent.
             observe_every_step: take a frame on every step for `on_step`, needed or not.
@@ -274,7 +242,7 @@ class _Run:
         loop: ControlLoop,
         watchdog: Watchdog,
         instruction: Callable[[], str],
-        on_step: Callable[[StepReport], None] | None,
+        on_step: Callable[[ControlStep], None] | None,
         observe_every_step: bool,  # noqa: FBT001 - private, passed once
     ) -> None:
         self._loop = loop
@@ -321,10 +289,10 @@ class _Run:
         self._last_sent = action
         taken_s = self._frame_times_s.get(index - control.age_steps, started_s)
         age_ms = 0.0 if control.missing else _MS_PER_S * (sent_s - taken_s)
-        report = StepReport(
+        step = replace(
+            control,
             index=index,
             observation=observation,
-            control=control,
             lag_s=lag_s,
             sent=action,
             interventions=interventions,
@@ -334,9 +302,9 @@ class _Run:
             elapsed_ms=_MS_PER_S * (sent_s - started_s),
             instruction=instruction,
         )
-        self._count(report)
+        self._count(step)
         if self._on_step is not None:
-            self._on_step(report)
+            self._on_step(step)
         if "not-finite" in interventions:
             raise ContractError(not_finite_message())
         return self._end()
@@ -380,18 +348,18 @@ class _Run:
         checked = loop.guard.check(wanted)
         return checked.action, checked.interventions
 
-    def _count(self, report: StepReport) -> None:
+    def _count(self, step: ControlStep) -> None:
         self._num_steps += 1
-        self._num_inferences += report.control.inference is not None
-        self._num_missed += report.is_missed
-        if report.control.missing is not None:
-            self._num_missing[report.control.missing] += 1
-        self._misses_in_a_row = self._misses_in_a_row + 1 if report.is_missed else 0
-        self._max_lag_s = max(self._max_lag_s, report.lag_s)
-        self._max_age_ms = max(self._max_age_ms, report.age_ms)
+        self._num_inferences += step.inference is not None
+        self._num_missed += step.is_missed
+        if step.missing is not None:
+            self._num_missing[step.missing] += 1
+        self._misses_in_a_row = self._misses_in_a_row + 1 if step.is_missed else 0
+        self._max_lag_s = max(self._max_lag_s, step.lag_s)
+        self._max_age_ms = max(self._max_age_ms, step.age_ms)
         # Older frames than the one behind this action are behind no later one.
-        oldest = report.index - report.control.age_steps
-        if len(self._frame_times_s) > 1 and not report.control.missing:
+        oldest = step.index - step.age_steps
+        if len(self._frame_times_s) > 1 and not step.missing:
             for index in [index for index in self._frame_times_s if index < oldest]:
                 del self._frame_times_s[index]
 

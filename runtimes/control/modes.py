@@ -12,14 +12,14 @@ Any of the first three can ask an ensemble instead of the policy itself, see `rf
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rfedge.errors import ConfigError
-from rfedge.messages import Observation
+from rfedge.messages import ACTION_SIZE, Observation
 from rfedge.robot.conventions import Conventions, conventions_of
 from rfedge.runtimes.policy.step import Policy, PolicyStep
 
@@ -42,7 +42,7 @@ Missing = Literal["starting", "starved", "unavailable"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ControlStep:
-    """The action of one control step.
+    """One control step: what the controller answered, then what the loop did with it, as `on_step` receives it.
 
     Attributes:
         action: float32 (7,); zero motion with the gripper kept where there is none to play.
@@ -50,6 +50,16 @@ class ControlStep:
         age_steps: control steps since the frame behind the action was taken.
         missing: why there is no action to play; None when there is one.
         pending_s: how long an inference beside the loop has been running; 0.0 without one.
+        index: from 0.
+        observation: the frame before the action; None when nobody needed one.
+        sent: (7,), what the robot got: float32, or float64 where the controller computes so; zeros before it got anything.
+        interventions: which of `rfedge.runtimes.control.safety.INTERVENTIONS` changed the action.
+        lag_s: how late the step began, in seconds; 0.0 without a pace.
+        overdue_s: how long after the next step's deadline the action was ready; 0.0 in time.
+        is_missed: overdue, or there was no action to send and the run was not just starting.
+        age_ms: from the frame behind the action until the action was sent; 0.0 while nothing was there to be sent.
+        elapsed_ms: from the beginning of the step until the action was sent.
+        instruction: what the policy follows, when it is new in this step; else None.
     """
 
     action: npt.NDArray[np.float32]
@@ -57,6 +67,16 @@ class ControlStep:
     age_steps: int = 0
     missing: Missing | None = None
     pending_s: float = 0.0
+    index: int = 0
+    observation: Observation | None = None
+    sent: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(ACTION_SIZE, np.float32))
+    interventions: tuple[str, ...] = ()
+    lag_s: float = 0.0
+    overdue_s: float = 0.0
+    is_missed: bool = False
+    age_ms: float = 0.0
+    elapsed_ms: float = 0.0
+    instruction: str | None = None
 
 
 class Controller(Protocol):
@@ -80,7 +100,6 @@ class OpenLoop:
     """Plays the first `execute_steps` actions of each chunk before the next inference.
 
     Args:
-        policy: what predicts the chunks.
         execute_steps: 1 to the policy's chunk size.
 
     Raises:
@@ -140,11 +159,7 @@ class JumpStep(OpenLoop):
 
 
 class ClosedLoop:
-    """Asks the policy on every control step and plays the first action of its answer.
-
-    Args:
-        policy: what predicts the actions.
-    """
+    """Asks the policy on every control step and plays the first action of its answer."""
 
     def __init__(self, policy: Policy) -> None:
         warn_of_time_base(1, policy.frame_stride)

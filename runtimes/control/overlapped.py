@@ -41,7 +41,6 @@ class Overlapped:
     Args:
         policy: what predicts the chunks; only the worker calls it, apart from resets while it rests.
         execute_steps: least number of control steps between two frames; None is the policy's stride.
-        clock: where `ControlStep.pending_s` comes from.
         arrivals: of a recorded run: chunks then arrive in exactly these steps, which are waited for, and in no others.
 
     Raises:

@@ -27,11 +27,7 @@ _driven_lock: Final = threading.Lock()
 
 
 class Rest:
-    """Calls `Robot.stop`, one call at a time; a stop that fails or is interrupted is tried again.
-
-    Args:
-        robot: what is stopped.
-    """
+    """Calls `Robot.stop`, one call at a time; a stop that fails or is interrupted is tried again."""
 
     def __init__(self, robot: Robot) -> None:
         self._robot = robot

@@ -11,11 +11,7 @@ __all__ = ["FrozenFrames", "Stillness"]
 
 
 class Stillness:
-    """How long each camera has shown its last picture.
-
-    Args:
-        clock: where time comes from.
-    """
+    """How long each camera has shown its last picture."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

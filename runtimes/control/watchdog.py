@@ -26,7 +26,6 @@ class Watchdog:
     Args:
         deadlines_s: part -> how long it may take, in seconds; parts without a finite deadline are not watched.
         on_expired: stops the robot; whatever it raises is raised again from `watching`.
-        clock: where time comes from.
 
     Attributes:
         expired: the part that took too long, or the reason of `expire`; None while all is well.

@@ -26,9 +26,6 @@ def open_backbone(bundle: Bundle, settings: RuntimeSettings, make_runner: MakeRu
     """Return the runner of the bundle's backbone; nothing is loaded until it is activated.
 
     Args:
-        bundle: an opened bundle.
-        settings: how to load.
-        make_runner: of the backend.
         for_cpu: take the graphs with integer kernels for CPUs where there are any.
 
     Raises:
@@ -64,8 +61,6 @@ class StagedRunner(GraphRunner):
     """Runs the stages of a backbone in order, under the contract of the whole.
 
     Args:
-        contract: of the backbone.
-        stages: their runners, in call order.
         check_inputs: compare every input with the contract on each call.
         one_at_a_time: load each stage for its call and free it before the next. Activation loads each once, so that a
             damaged graph is refused before the first call.

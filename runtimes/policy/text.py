@@ -67,7 +67,6 @@ class EmbeddingTable:
     Args:
         path: a safetensors file whose tensor `embedding` is float (vocabulary, width), or int8 with a tensor `scale`,
             float32 (vocabulary,).
-        width: expected row length.
 
     Raises:
         ArtifactError: the file is no safetensors file, lacks the tensor or has another width.
@@ -119,7 +118,6 @@ class InstructionEncoder:
     """Tokenises and embeds; the last `MAX_CACHED_INSTRUCTIONS` results are kept.
 
     Args:
-        tokenizer: instruction to ids and mask.
         embed: ids (token,) to float32 (token, width).
         padded: keep the padding, for a graph with a static number of tokens. It never changes a feature, only the time.
     """

@@ -12,8 +12,6 @@ from rfedge.envs.interface import Environment
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.rollout import ExpertController, Goal
 
-__all__ = ["Agent", "Subtask", "act_as_expert", "expert_agent"]
-
 
 @dataclass(frozen=True, slots=True)
 class Subtask(Goal):

@@ -11,8 +11,6 @@ from rfedge.envs.tasks import check_task
 from rfedge.errors import ConfigError
 from rfedge.runtimes.rollout import Goal
 
-__all__ = ["begin_episode", "choose_goal", "judge_of"]
-
 
 def choose_goal(task: str | None, instruction: str | None) -> Goal:
     """Complete one of the two from the other.

@@ -20,8 +20,6 @@ from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.safety import SafetyLimits
 from rfedge.runtimes.control.scheduling import check_priority
 
-__all__ = ["RolloutPlan", "ServerAddress"]
-
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:

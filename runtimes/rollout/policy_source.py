@@ -24,8 +24,6 @@ from rfedge.runtimes.rollout.plan import ServerAddress
 if TYPE_CHECKING:
     from rfedge.runtimes.rollout.chain_agents import Agent
 
-__all__ = ["OpenedPolicy", "PolicyChoice", "PolicyLoop", "TorchPolicy", "open_policy"]
-
 logger = logging.getLogger(__name__)
 TORCH: Final = "torch"
 
@@ -35,7 +33,6 @@ class TorchPolicy:
     """A checkpoint in PyTorch, in a precision that no bundle has here.
 
     Attributes:
-        checkpoint: folder.
         dtype, weights: `torch_dtype` and `torch_weights` of `RuntimeSettings`.
     """
 
@@ -68,7 +65,6 @@ class OpenedPolicy:
 
     Attributes:
         source: folder or address.
-        name, precision: of the policy.
         settings: what its backend said of itself.
         forced_past: thresholds of the export that its bundle missed and was written in spite of.
         cancel: ends a call that hangs, from another thread; None for a server, whose calls have a deadline.
@@ -91,7 +87,6 @@ class PolicyLoop:
         bundle: with backend torch a checkpoint.
         mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
         ensemble: decay of a temporal ensemble, or None.
-        backend: of the bundle.
         settings: one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every
             machine.
     """
@@ -167,8 +162,6 @@ def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePol
 
     Args:
         stack: lives as long as the run.
-        plan: checked.
-        on_load: called with a loaded bundle.
 
     Raises:
         ArtifactError: the bundle cannot be loaded.

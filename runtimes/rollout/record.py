@@ -12,8 +12,6 @@ from pydantic import ConfigDict
 from rfedge.messages import POSE_SIZE, FloatArray
 from rfedge.runtimes.control.loop import LoopSummary
 
-__all__ = ["Goal", "Rollout", "RolloutRecord", "jerk_square_sum"]
-
 
 @dataclass(frozen=True, slots=True)
 class Goal:

@@ -13,18 +13,11 @@ from rfedge.errors import ConfigError
 from rfedge.messages import Observation
 from rfedge.robot.conventions import Conventions
 
-__all__ = ["RecordedEpisodeRobot", "RecordedFrames"]
-
 _KEYS = ("rgb_static", "rgb_gripper", "robot_obs")
 
 
 class RecordedFrames(Sequence[Observation]):
-    """The frames of one language segment, read from disk one by one.
-
-    Args:
-        dataset: a split in CALVIN's format.
-        segment: one of its segments.
-    """
+    """The frames of one language segment, read from disk one by one."""
 
     def __init__(self, dataset: CalvinDataset, segment: Segment) -> None:
         self._dataset = dataset
@@ -58,7 +51,6 @@ class RecordedEpisodeRobot:
     To see what a policy would have done where a person did something: compare `sent` with `RecordedFrames.rel_actions`.
 
     Args:
-        frames: at least one.
         resize: the camera geometry that they have, see `rfedge.robot.camera`; None where the cameras were square.
 
     Attributes:

@@ -29,10 +29,9 @@ import numpy.typing as npt
 
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.messages import Observation, PolicyState
-from rfedge.runtimes.control.loop import LoopSummary, StepReport
+from rfedge.runtimes.control.loop import LoopSummary
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.rollout.run_record import EndLine, EpisodeLine, RunHeader
-
-__all__ = ["FRAMES_SUFFIX", "RunRecorder", "frame_checksum", "read_frame", "state_hash"]
 
 logger = logging.getLogger(__name__)
 FRAMES_SUFFIX: Final = ".frames"
@@ -45,7 +44,6 @@ class RunRecorder:
 
     Args:
         path: the file; it must not exist.
-        header: the first line.
         with_frames: also write every frame that the loop took, into the folder `path` + ".frames".
 
     Attributes:
@@ -96,9 +94,9 @@ class RunRecorder:
         self._episode = episode
         self._write(EpisodeLine(episode=episode, seed=seed, instruction=instruction).model_dump(mode="json"))
 
-    def add(self, step: StepReport) -> None:
+    def add(self, step: ControlStep) -> None:
         """Write one control step of the present episode."""
-        inference, observation = step.control.inference, step.observation
+        inference, observation = step.inference, step.observation
         self._write(
             {
                 "kind": "step",
@@ -109,12 +107,12 @@ class RunRecorder:
                 "overdue_ms": 1000.0 * step.overdue_s,
                 "elapsed_ms": round(step.elapsed_ms, 4),
                 "instruction": step.instruction,
-                "raw": _numbers(step.control.action),
+                "raw": _numbers(step.action),
                 "sent": _numbers(step.sent),
                 "interventions": step.interventions,
-                "missing": step.control.missing,
+                "missing": step.missing,
                 "missed": step.is_missed,
-                "age_steps": step.control.age_steps,
+                "age_steps": step.age_steps,
                 "age_ms": round(step.age_ms, 4),
                 "timings_ms": None if inference is None else {k: round(v, 4) for k, v in inference.timings_ms.items()},
                 "state": None if inference is None or inference.state is None else state_hash(inference.state),

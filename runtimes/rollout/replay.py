@@ -27,7 +27,8 @@ from rfedge.messages import Observation
 from rfedge.records.machine import library_versions
 from rfedge.records.record import Record
 from rfedge.runtimes.control.controllers import choose_loop, make_controller
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
@@ -40,8 +41,6 @@ from rfedge.runtimes.rollout.recorder import FRAMES_SUFFIX, frame_checksum, read
 from rfedge.runtimes.rollout.rollouts import recorded_instructions, run_rollouts
 from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine, read_run
 
-__all__ = ["Difference", "ReplayReport", "replay_run"]
-
 _DIFFERS: Final = "the replay differs"
 
 
@@ -50,7 +49,6 @@ class Difference(Record):
 
     Attributes:
         what: "frame", "state", "raw action", "sent action" or "number of steps".
-        recorded, replayed: both, as text.
     """
 
     episode: int
@@ -94,7 +92,7 @@ def replay_run(
     from_frames: bool = False,
     tolerance: float = 0.0,
     on_load: Callable[[EdgePolicy], None] | None = None,
-    on_step: Callable[[int, StepReport], None] | None = None,
+    on_step: Callable[[int, ControlStep], None] | None = None,
     stop: StopRequest | None = None,
 ) -> ReplayReport:
     """Run the record at `path` again, up to the first action that differs.
@@ -105,7 +103,6 @@ def replay_run(
         from_frames: show the frames of `--record-frames` instead of running the simulator.
         tolerance: how far an action's number may be off, in the action's own units (-1 to 1); a gripper that opens where it
             closed is off by 2.
-        on_load, on_step, stop: as `rfedge.runtimes.rollout.rollouts.run_rollouts`.
 
     Raises:
         ArtifactError: the record is damaged, or the bundle is missing or another one.
@@ -209,7 +206,7 @@ class _Comparison:
         self,
         record: RunRecord,
         stop: StopRequest,
-        on_step: Callable[[int, StepReport], None] | None,
+        on_step: Callable[[int, ControlStep], None] | None,
         tolerance: float,
     ) -> None:
         self.stop = stop
@@ -225,14 +222,14 @@ class _Comparison:
     def is_complete(self) -> bool:
         return self.num_alike == sum(len(episode.steps) for episode in self._record.episodes)
 
-    def compare(self, episode: int, step: StepReport) -> None:
+    def compare(self, episode: int, step: ControlStep) -> None:
         line = self._record.episodes[episode].steps[step.index]
         differences = [
             Difference(episode=episode, step=step.index, what=what, recorded=recorded, replayed=replayed)
             for what, recorded, replayed in _compared(line, step)
             if recorded != replayed
         ]
-        off = max(_off(line.raw, step.control.action), _off(line.sent, step.sent))
+        off = max(_off(line.raw, step.action), _off(line.sent, step.sent))
         self.largest_difference = max(self.largest_difference, off)
         for difference in differences:
             if difference.what.endswith("action"):
@@ -266,14 +263,14 @@ class _Comparison:
         return None
 
 
-def _compared(line: StepLine, step: StepReport) -> list[tuple[str, str, str]]:
-    inference, frame = step.control.inference, step.observation
+def _compared(line: StepLine, step: ControlStep) -> list[tuple[str, str, str]]:
+    inference, frame = step.inference, step.observation
     pairs = []
     if line.frame is not None and frame is not None:
         pairs.append(("frame", f"{line.frame:08x}", f"{frame_checksum(frame):08x}"))
     if line.state is not None and inference is not None and inference.state is not None:
         pairs.append(("state", line.state, state_hash(inference.state)))
-    pairs.append(("raw action", _text(line.raw), _text(step.control.action.tolist())))
+    pairs.append(("raw action", _text(line.raw), _text(step.action.tolist())))
     pairs.append(("sent action", _text(line.sent), _text(step.sent.tolist())))
     return pairs
 

@@ -9,9 +9,7 @@ from typing import Any, Final
 from rfedge.errors import ConfigError
 from rfedge.messages import POSITION_SCALE_M, ROTATION_SCALE_RAD
 from rfedge.runtimes.backends.optional_library import import_optional
-from rfedge.runtimes.control.loop import StepReport
-
-__all__ = ["RERUN_SUFFIX", "RerunLog"]
+from rfedge.runtimes.control.modes import ControlStep
 
 RERUN_SUFFIX: Final = ".rrd"
 _TIMELINE: Final = "control_step"
@@ -56,7 +54,7 @@ class RerunLog:
         self._stream.flush()
         self._stream.disconnect()
 
-    def add(self, step: StepReport) -> None:
+    def add(self, step: ControlStep) -> None:
         """Write one control step; steps of all episodes follow each other on one timeline."""
         rerun, stream = self._rerun, self._stream
         stream.set_time(_TIMELINE, sequence=self._num_steps)
@@ -66,14 +64,14 @@ class RerunLog:
         if step.observation is not None:
             stream.log("camera/static", rerun.Image(step.observation.static))
             stream.log("camera/gripper", rerun.Image(step.observation.gripper))
-        for name, action in (("wanted", step.control.action), ("sent", step.sent)):
+        for name, action in (("wanted", step.action), ("sent", step.sent)):
             stream.log(f"action/{name}/translation_m", rerun.Scalars(action[:3] * POSITION_SCALE_M))
             stream.log(f"action/{name}/rotation_rad", rerun.Scalars(action[3:6] * ROTATION_SCALE_RAD))
             stream.log(f"action/{name}/gripper", rerun.Scalars(action[6:]))
         stream.log("time/age_ms", rerun.Scalars(step.age_ms))
         stream.log("time/lag_ms", rerun.Scalars(1000.0 * step.lag_s))
-        if step.control.inference is not None:
-            for stage, duration_ms in step.control.inference.timings_ms.items():
+        if step.inference is not None:
+            for stage, duration_ms in step.inference.timings_ms.items():
                 stream.log(f"time/{stage}_ms", rerun.Scalars(duration_ms))
-        for intervention in (*step.interventions, *((step.control.missing,) if step.control.missing else ())):
+        for intervention in (*step.interventions, *((step.missing,) if step.missing else ())):
             stream.log("safety", rerun.TextLog(intervention, level="WARN"))

@@ -18,8 +18,6 @@ from rfedge.runtimes.policy.edge_policy import EdgePolicy
 if TYPE_CHECKING:
     from rfedge.machine.power.sampler import ResourceUse, Sampler
 
-__all__ = ["PowerRecord", "ResourceRecord", "TemperatureRecord", "measure_idle", "measure_resources", "open_sampler"]
-
 _MOST_IDLE_S: Final = 5.0
 
 
@@ -79,7 +77,6 @@ class ResourceRecord(Record):
         """Return the record of a sampler's summary.
 
         Args:
-            use: the summary.
             num_actions: control steps that were played meanwhile, 0 for none.
             idle: of the same machine while it did nothing.
         """
@@ -143,10 +140,6 @@ def measure_resources(
     """Call each policy in a row for `seconds`, one policy after the other.
 
     Args:
-        policies: by name, warm.
-        observations: fed in a cycle.
-        instruction: of every call.
-        seconds: least time for each.
         execute_steps: control steps that one call serves.
         idle: from `measure_idle`, on the same machine just before.
     """

@@ -9,10 +9,9 @@ import numpy as np
 
 from rfedge.messages import ACTION_SIZE, FloatArray
 from rfedge.runtimes.control.limits import MAX_STEPS
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.rollout.record import Goal, Rollout, RolloutRecord, jerk_square_sum
-
-__all__ = ["roll_out"]
 
 
 def roll_out(
@@ -22,7 +21,7 @@ def roll_out(
     max_steps: int = MAX_STEPS,
     success: Callable[[], bool] | None = None,
     instruction: Callable[[], str] | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
+    on_step: Callable[[ControlStep], None] | None = None,
     observe_every_step: bool = False,
     seed: int | None = None,
 ) -> Rollout:
@@ -30,8 +29,6 @@ def roll_out(
 
     Args:
         loop: a policy or an expert, and the robot at its start.
-        goal: instruction and task.
-        max_steps: control steps before giving up.
         success: asked after each step; None when nobody can check.
         instruction: asked before every step instead of the goal's own.
         on_step: called with each step after its action was sent.
@@ -44,10 +41,10 @@ def roll_out(
     actions: list[FloatArray] = []
     timings_ms: dict[str, list[float]] = {}
 
-    def gather(step: StepReport) -> None:
+    def gather(step: ControlStep) -> None:
         actions.append(step.sent)
-        if step.control.inference is not None:
-            for stage, duration_ms in step.control.inference.timings_ms.items():
+        if step.inference is not None:
+            for stage, duration_ms in step.inference.timings_ms.items():
                 timings_ms.setdefault(stage, []).append(duration_ms)
         if on_step is not None:
             on_step(step)

@@ -16,16 +16,6 @@ from rfedge.runtimes.rollout import RolloutRecord, StandingSimulator, roll_out
 from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
 from rfedge.runtimes.rollout.episode import judge_of
 
-__all__ = [
-    "RolloutSession",
-    "RolloutSetup",
-    "Simulator",
-    "World",
-    "close_session",
-    "common_environment",
-    "open_session",
-]
-
 
 class World(Protocol):
     """Opens environments: one in every process that runs tasks. Hashable, and picklable for more than one worker."""
@@ -47,7 +37,6 @@ class Simulator:
     """A known environment.
 
     Attributes:
-        name: for `rfedge.envs.make_environment`.
         scene: "A" to "D"; CALVIN's benchmark is scene D.
         render: False leaves out the cameras, for an agent that reads states.
         looks, renderer: see `make_environment`.

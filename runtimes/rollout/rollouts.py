@@ -20,8 +20,8 @@ from rfedge.records.statistics import Summary, summarise
 from rfedge.robot.conventions import conventions_of
 from rfedge.runtimes.control.clock import Pace, RateKeeper
 from rfedge.runtimes.control.controllers import choose_loop, make_controller
-from rfedge.runtimes.control.loop import STOPPED, ControlLoop, StepReport
-from rfedge.runtimes.control.modes import Controller
+from rfedge.runtimes.control.loop import STOPPED, ControlLoop
+from rfedge.runtimes.control.modes import Controller, ControlStep
 from rfedge.runtimes.control.robot import SimulatedRobot
 from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
@@ -33,8 +33,6 @@ from rfedge.runtimes.rollout.policy_source import open_policy
 from rfedge.runtimes.rollout.resources import ResourceRecord, open_sampler
 from rfedge.runtimes.rollout.run_files import RunFiles, run_header
 from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine
-
-__all__ = ["RolloutReport", "run_rollouts"]
 
 ROLLOUT_SCHEMA_VERSION: Final = 3
 
@@ -112,14 +110,13 @@ def run_rollouts(
     plan: RolloutPlan,
     *,
     on_load: Callable[[EdgePolicy], None] | None = None,
-    on_step: Callable[[int, StepReport], None] | None = None,
+    on_step: Callable[[int, ControlStep], None] | None = None,
     stop: StopRequest | None = None,
     record: RunRecord | None = None,
 ) -> RolloutReport:
     """Load the bundle, open the environment, run every episode and write film and record if they are wanted.
 
     Args:
-        plan: what to run.
         on_load: called with the loaded bundle, before the simulator is opened.
         on_step: called with (episode from 0, step) after each control step.
         stop: ends the run between two steps.
@@ -212,7 +209,7 @@ class _Run:
         environment: Environment,
         stop: StopRequest,
         record: RunRecord | None,
-        on_step: Callable[[int, StepReport], None] | None,
+        on_step: Callable[[int, ControlStep], None] | None,
         cancel: Callable[[], None] | None,
     ) -> None:
         self.stop = stop
@@ -265,10 +262,10 @@ class _Run:
             cancel=self._cancel,
         )
 
-    def report_step(self, episode: int, files: RunFiles) -> Callable[[StepReport], None]:
+    def report_step(self, episode: int, files: RunFiles) -> Callable[[ControlStep], None]:
         """Return what is called after each step of an episode."""
 
-        def report(step: StepReport) -> None:
+        def report(step: ControlStep) -> None:
             files.add(step)
             if self._on_step is not None:
                 self._on_step(episode, step)

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
 from rfedge.envs import Environment
 from rfedge.records.machine import library_versions
-from rfedge.runtimes.control.loop import LoopSummary, StepReport
+from rfedge.runtimes.control.loop import LoopSummary
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.rollout.run_record import RunHeader
 
 if TYPE_CHECKING:
     from rfedge.runtimes.rollout.recorder import RunRecorder
     from rfedge.runtimes.rollout.rerun_log import RerunLog
     from rfedge.runtimes.rollout.video import VideoRecorder
-
-__all__ = ["RunFiles", "run_header"]
 
 
 @dataclass(slots=True)
@@ -81,7 +80,7 @@ class RunFiles:
                 self.recorder.fail(error)
             raise
 
-    def add(self, step: StepReport) -> None:
+    def add(self, step: ControlStep) -> None:
         """Write one control step."""
         if self.film is not None and step.observation is not None:
             self.film.add(step.observation)
@@ -107,7 +106,6 @@ def run_header(
     """Return the first line of a record.
 
     Args:
-        bundle: folder of what runs.
         plan: all that was asked for, as JSON values, its loop's mode among them.
         environment: what is driven, opened under `name`.
         rate_hz: the rate that is held, or None.

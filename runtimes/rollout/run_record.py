@@ -15,8 +15,6 @@ from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_file
 from rfedge.runtimes.control.modes import Missing
 
-__all__ = ["EndLine", "EpisodeLine", "RecordedEpisode", "RecordedPace", "RunHeader", "RunRecord", "StepLine", "read_run"]
-
 _MAX_RECORD_BYTES: Final = 1 << 30  # a million steps and more
 RUN_SCHEMA_VERSION: Final = 2  # 1 prepared other starts from the same seeds
 Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
@@ -30,7 +28,6 @@ class RunHeader(_Line):
     """What ran.
 
     Attributes:
-        bundle: the folder.
         manifest_sha256: of its manifest, which holds the hash of every other file.
         plan: everything that was asked for, as JSON values; whoever ran it can read it again.
         environment: name, scene, renderer and rate of what was driven.
@@ -62,11 +59,9 @@ class StepLine(_Line):
 
     Attributes:
         at_s: since the file was opened, when the step was written.
-        lag_ms, overdue_ms, elapsed_ms, age_steps, age_ms: see `rfedge.runtimes.control.loop.StepReport`.
+        lag_ms, overdue_ms, elapsed_ms, age_steps, age_ms: see `rfedge.runtimes.control.modes.ControlStep`.
         instruction: when it is new in this step.
         raw: what the controller answered; null for NaN or Inf.
-        sent: what the robot got.
-        missing, interventions, missed: why the two differ.
         timings_ms: of the inference whose answer arrived in this step; null without one.
         state: hash of what the policy remembered after it.
         frame: checksum of the frame taken in this step; null without one.
@@ -164,11 +159,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 class RecordedPace:
-    """The times of a recorded episode: a replay is late exactly where the run was, and waits for nothing.
-
-    Args:
-        steps: of the episode.
-    """
+    """The times of a recorded episode: a replay is late exactly where the run was, and waits for nothing."""
 
     def __init__(self, steps: Sequence[StepLine]) -> None:
         self._steps = steps

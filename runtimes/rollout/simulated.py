@@ -11,8 +11,6 @@ from rfedge.messages import Observation
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.robot import SimulatedRobot
 
-__all__ = ["ExpertController", "StandingSimulator"]
-
 Float64Array = npt.NDArray[np.float64]
 
 

@@ -14,8 +14,6 @@ from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 from rfedge.io.atomic import atomic_file
 from rfedge.messages import Observation
 
-__all__ = ["VideoRecorder"]
-
 SUFFIXES: Final = (".gif", ".mp4")
 _GRIPPER_ZOOM: Final = 2  # 84 -> 168 pixels, so that the small camera fills the height of the large one
 

@@ -127,7 +127,7 @@ def inspect_bundle(
     disagreements = tuple(
         f"{block}: the manifest says {said}, the graph {counted[block]}"
         for block, said in bundle.manifest.precision.blocks.items()
-        if block in counted and counted[block] != said and not (block == "head" and bundle.has("head-cpu"))
+        if block in counted and counted[block] != str(said) and not (block == "head" and bundle.has("head-cpu"))
     )
     predictions = _predict(work, devices, threads, progress, on_gpu=engine_work(work, bundle))
     measured = None

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from rfedge.bundle.precision import BlockPrecision
+
 __all__ = ["STAGES", "Arithmetic", "MatMul", "PolicyWork", "Stage", "Sums", "label_of", "sum_matmuls"]
 
 Arithmetic = Literal["fp32", "fp16", "bf16", "int8"]
@@ -163,10 +165,5 @@ def sum_matmuls(matmuls: Iterable[MatMul], vectors: Iterable[tuple[int, int]] = 
 
 def label_of(labels: Iterable[str]) -> str:
     """Return the precision of MatMuls with weights: "int8", or "int8 (3 of 4 MatMuls)" where some stayed in float."""
-    counts = Counter(labels)
-    if not counts:
-        return "-"
-    if len(counts) == 1:
-        return next(iter(counts))
-    lowered = {label: count for label, count in counts.items() if label != "fp32"}
-    return ", ".join(f"{label} ({count} of {counts.total()} MatMuls)" for label, count in sorted(lowered.items()))
+    labels = list(labels)
+    return str(BlockPrecision.count(labels)) if labels else "-"

@@ -14,17 +14,12 @@ from rfedge.runtimes.server.settings import ServerSettings
 from rfedge.runtimes.server.sockets import SocketGate
 from rfedge.runtimes.server.worker import PolicyWorker
 
-__all__ = ["Admission"]
-
 
 class Admission:
     """Answers every HTTP request: a page, a refusal, or None for a websocket.
 
     Args:
-        settings, metrics: of the server.
-        worker: asked for its health.
         token: what a client must carry, or None.
-        gate: counts the clients.
     """
 
     def __init__(

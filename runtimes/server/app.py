@@ -33,8 +33,6 @@ from rfedge.runtimes.server.sockets import SocketGate, connection_class, open_li
 from rfedge.runtimes.server.wire import MAX_LIST_ITEMS, MalformedError, error_line, pack, unpack
 from rfedge.runtimes.server.worker import PolicyWorker
 
-__all__ = ["PROTOCOL_VERSION", "PolicyServer"]
-
 logger = logging.getLogger(__name__)
 PROTOCOL_VERSION: Final = 1
 _MS_PER_S: Final = 1e3
@@ -62,7 +60,6 @@ class PolicyServer:
 
     Args:
         policy: a loaded one; the server's thread uses it alone from now on, the caller closes it.
-        settings: where and within which limits.
         token: what clients must carry in their Authorization header, or None.
         tls: the server's side of TLS, from `security.tls_context`, or None.
     """

@@ -9,8 +9,6 @@ from typing import Final
 
 from websockets.asyncio.server import ServerConnection
 
-__all__ = ["Message", "MessageReader"]
-
 
 @dataclass(frozen=True, slots=True)
 class Message:

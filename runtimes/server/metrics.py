@@ -9,19 +9,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 import rfedge
 
-__all__ = ["CONTENT_TYPE", "ServerMetrics"]
-
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 # From a tiny policy to a 3B one on two cores.
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class ServerMetrics:
-    """Counters of one server, in a registry of its own: two servers in one process do not add up.
-
-    Args:
-        policy, precision: become labels of `rfedge_server_info`.
-    """
+    """Counters of one server, in a registry of its own: two servers in one process do not add up."""
 
     def __init__(self, *, policy: str, precision: str) -> None:
         self._registry: Final = CollectorRegistry()

@@ -25,8 +25,6 @@ from rfedge.errors import ContractError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, OBSERVATION_KEYS, STATE_SIZE, STATIC_IMAGE_SHAPE, Observation
 from rfedge.robot.camera import Resize, fit_image
 
-__all__ = ["Request", "RequestRules", "parse_request"]
-
 CONTROL_KEYS: Final = frozenset(("reset", "deadline_ms"))
 TASK_KEYS: Final = frozenset(keys[3] for keys in OBSERVATION_KEYS.values())
 CAMERA_AND_STATE_KEYS: Final = frozenset(key for keys in OBSERVATION_KEYS.values() for key in keys)
@@ -42,7 +40,6 @@ class RequestRules:
     """What this server takes.
 
     Attributes:
-        max_instruction_characters: of `prompt` and `task`.
         resize: the policy's camera geometry, by which images of other sizes are brought to its own; None refuses them.
         uses_state: the policy reads `observation.state`, which must then have its 15 numbers; else it is checked for
             being finite numbers and dropped, because robots of other policies send states of other lengths.

@@ -12,8 +12,6 @@ from typing import Final
 
 from rfedge.errors import ConfigError
 
-__all__ = ["TOKEN_VARIABLE", "check_exposure", "is_authorised", "is_loopback", "read_token", "tls_context"]
-
 TOKEN_VARIABLE: Final = "RFEDGE_SERVER_TOKEN"
 MIN_TOKEN_CHARACTERS: Final = 16
 MAX_TOKEN_CHARACTERS: Final = 512

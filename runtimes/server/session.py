@@ -8,17 +8,12 @@ from rfedge.errors import ContractError
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.server.requests import Request
 
-__all__ = ["Session"]
-
 
 class Session:
     """What one client's episode has come to; one call at a time.
 
     The state begins anew with a reset, with another instruction, and with a connection: nothing is kept for a client that
     comes back, because frames are missing from what it remembers.
-
-    Args:
-        policy: shared with all other sessions.
     """
 
     def __init__(self, policy: EdgePolicy) -> None:

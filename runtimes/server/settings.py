@@ -9,8 +9,6 @@ from typing import Annotated, Final
 from rfedge.errors import ConfigError
 from rfedge.records.plan import Option
 
-__all__ = ["DEFAULT_PORT", "ServerSettings"]
-
 DEFAULT_PORT: Final = 8000  # openpi's
 
 

@@ -20,8 +20,6 @@ from websockets.frames import DATA_OPCODES, Frame
 
 from rfedge.runtimes.server.metrics import ServerMetrics
 
-__all__ = ["MAX_WAITING", "MAX_WAITING_PER_ADDRESS", "SocketGate", "connection_class", "open_listeners"]
-
 logger = logging.getLogger(__name__)
 # At 230 new sockets a second from one address, a client of the same address has half a second to say its request.
 MAX_WAITING: Final = 256
@@ -37,12 +35,7 @@ Address = tuple[Any, ...]
 
 
 class SocketGate:
-    """Counts sockets by what they are, and closes those that wait when there are too many.
-
-    Args:
-        metrics: counts what was closed.
-        now_s: a clock, for the log.
-    """
+    """Counts sockets by what they are, and closes those that wait when there are too many."""
 
     def __init__(self, metrics: ServerMetrics, now_s: Callable[[], float] = time.monotonic) -> None:
         self._metrics: Final = metrics

@@ -22,18 +22,6 @@ import numpy.typing as npt
 
 from rfedge.errors import ContractError
 
-__all__ = [
-    "ALLOWED_DTYPES",
-    "ERROR_KINDS",
-    "MAX_LIST_ITEMS",
-    "READ_DTYPES",
-    "MalformedError",
-    "error_line",
-    "pack",
-    "parse_error_line",
-    "unpack",
-]
-
 # dtype.str of the arrays that are written: pixels and numbers, little-endian.
 ALLOWED_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "|u1": np.dtype(np.uint8),

@@ -16,7 +16,8 @@ from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
 from rfedge.runtimes.control.lateness import LatePolicy
-from rfedge.runtimes.control.loop import ControlLoop, LoopSummary, StepReport
+from rfedge.runtimes.control.loop import ControlLoop, LoopSummary
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.resting import claim_robot
 from rfedge.runtimes.control.robot import SimulatedRobot
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
@@ -61,7 +62,7 @@ class Hanging:
         self.hang("act")
         return PolicyStep(actions=np.array([[0.1, 0, 0, 0, 0, 0, 1]], dtype=np.float32), timings_ms={})
 
-    def on_step(self, step: StepReport) -> None:
+    def on_step(self, step: ControlStep) -> None:
         if step.index == self.step - 1:
             self.hang("on_step")
 
@@ -273,7 +274,7 @@ def test_a_hung_simulator_does_not_hang_its_stop(monkeypatch: pytest.MonkeyPatch
 def test_one_loop_drives_a_robot() -> None:
     robot, errors = Robot(), list[ConfigError]()
 
-    def second(step: StepReport) -> None:
+    def second(step: ControlStep) -> None:
         with pytest.raises(ConfigError) as error:
             ControlLoop(ClosedLoop(CountingPolicy()), robot).run("go", max_steps=1)
         errors.append(error.value)

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from rfedge.runtimes import EdgePolicy, RuntimeSettings, make_controller
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.loop_parts import Robot
 from tests.runtimes.server.running_server import ask, client, frame, request
@@ -40,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_control_steps_keep_memory_flat(bundle: Path) -> None:
     process, sizes = psutil.Process(), list[int]()
 
-    def sample(step: StepReport) -> None:
+    def sample(step: ControlStep) -> None:
         if step.index % (COUNT // 50) == COUNT // 50 - 1:
             sizes.append(process.memory_info().rss)
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rfedge.bundle.stages import parse_precisions, summarise_blocks
+from rfedge.bundle.precision import BlockPrecision, summarise_blocks
+from rfedge.bundle.stages import parse_precisions
 from rfedge.config import preset
 from rfedge.contract import PolicyContract, policy_contract
 from tests.model.family import CHANGES, member
@@ -29,9 +30,13 @@ def test_the_contracts_of_the_stages_make_up_that_of_the_backbone(name: str) -> 
 
 
 def test_a_bundle_is_called_by_what_its_stages_really_are() -> None:
-    blocks = {"vision.blocks.0": "fp16", "resampler.layers.0": "fp16 (2 of 4 MatMuls)", "head": "fp32"}
-    assert summarise_blocks(MIXED, {**blocks, "decoder.layers.0.block": "int8 (2 of 5 MatMuls)"}) == MIXED
-    assert summarise_blocks(MIXED, {**blocks, "decoder.layers.0.block": "fp32"}) == "vision=fp16,decoder=fp32"
-    assert summarise_blocks("vision=fp16,decoder=fp32", {**blocks, "decoder.layers.0.block": "fp16"}) == "fp16"
+    def called(requested: str, decoder: dict[str, int]) -> str:
+        blocks = {"vision.blocks.0": {"fp16": 4}, "resampler.layers.0": {"fp16": 2, "fp32": 2}, "head": {"fp32": 1}}
+        found = blocks | {"decoder.layers.0.block": decoder}
+        return summarise_blocks(requested, {name: BlockPrecision(matmuls=matmuls) for name, matmuls in found.items()})
+
+    assert called(MIXED, {"int8": 2, "fp32": 3}) == MIXED
+    assert called(MIXED, {"fp32": 5}) == "vision=fp16,decoder=fp32"
+    assert called("vision=fp16,decoder=fp32", {"fp16": 5}) == "fp16"
     assert parse_precisions("decoder=int8, vision=fp16", two_stages=True).requested == MIXED
     assert parse_precisions("vision=int8,decoder=int8", two_stages=True).requested == "int8"

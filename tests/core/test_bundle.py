@@ -1,3 +1,5 @@
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -82,10 +84,10 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Path) -> None:
     ("change", "message"),
     [
         (lambda text: "not json", "manifest.json with no sha256 of its own, expected one in its first line."),
-        (lambda text: text.replace('"schema_version": 2', '"schema_version": 3'), "bytes that do not make its sha256"),
+        (lambda text: text.replace('"schema_version": 3', '"schema_version": 4'), "bytes that do not make its sha256"),
         (
-            lambda text: "{\n" + text.split("\n", 2)[2].replace('"schema_version": 2', '"schema_version": 1'),
-            "manifest.json with schema version 1, expected schema version 2.",
+            lambda text: "{\n" + text.split("\n", 2)[2].replace('"schema_version": 3', '"schema_version": 1'),
+            "manifest.json with schema version 1, expected schema version 2 or 3.",
         ),
         (lambda text: text.replace('"frame_stride": 1', '"frame_stride": 2'), "bytes that do not make its sha256"),
         (lambda text: text.replace("\n", " ", 2), "no sha256 of its own"),
@@ -151,3 +153,28 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
         writer.add("head.onnx", "head").write_bytes(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_former_schema_version_is_read(bundle: Path) -> None:
+    path = bundle / MANIFEST_NAME
+    former = json.loads(path.read_text()) | {"schema_version": 2}
+    sentences = {
+        "vision.blocks.0": ("int8", {"int8": 1}),
+        "resampler.layers.0": ("int8 (2 of 5 MatMuls)", {"int8": 2, "fp32": 3}),
+        "resampler.layers.1": (
+            "int4-weight (2 of 4 MatMuls), int8-weight (2 of 4 MatMuls)",
+            {"int4-weight": 2, "int8-weight": 2},
+        ),
+        "head": ("int8 on CPUs", {"fp32": 1}),
+    }
+    former["precision"] = {"requested": "int8", "blocks": {block: text for block, (text, _) in sentences.items()}}
+    text = json.dumps(former | {"sha256": "0" * 64}, indent=2).encode()
+    path.write_bytes(text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1))
+    manifest = load_bundle(bundle).manifest
+    assert {block: (str(found), found.matmuls) for block, found in manifest.precision.blocks.items()} == sentences
+    write_manifest(bundle, manifest)
+    assert load_bundle(bundle).manifest == manifest
+    assert json.loads(path.read_text())["precision"]["blocks"]["resampler.layers.0"] == {
+        "matmuls": {"int8": 2, "fp32": 3},
+        "on_cpus": None,
+    }

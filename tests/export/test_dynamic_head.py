@@ -12,8 +12,9 @@ from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError
 from rfedge.export.options import ExportOptions
 from rfedge.export.passes.standard import apply_passes, head_passes
-from rfedge.export.pipeline import export_checkpoint, verify_parity
+from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.precisions.dynamic_head import quantize_head
+from rfedge.export.proof import verify_parity
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.export.trace import trace_head
 from rfedge.messages import Observation
@@ -61,7 +62,7 @@ def test_a_bundle_with_an_int8_head_is_proved_with_it_and_runs_it(
     bundle = export_checkpoint(checkpoints["carry"], tmp_path / "bundle", options)
     assert bundle.graph("head", for_cpu=True).name == "head-cpu.onnx"
     assert bundle.graph("head", for_cpu=False).name == "head.onnx"
-    assert bundle.manifest.precision.blocks["head"] == "int8 on CPUs"
+    assert bundle.manifest.precision.blocks["head"].on_cpus == "int8"
     parity = bundle.manifest.parity
     assert parity.thresholds == THRESHOLDS["int8"]
     assert parity.inputs.endswith("; checked against the gates of int8")

@@ -20,8 +20,9 @@ from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
 from rfedge.export import pipeline
 from rfedge.export.options import ExportOptions
-from rfedge.export.pipeline import check_export, export_checkpoint, verify_parity
+from rfedge.export.pipeline import check_export, export_checkpoint
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
+from rfedge.export.proof import verify_parity
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.messages import Observation
 from rfedge.model import load_checkpoint
@@ -118,13 +119,13 @@ def test_the_two_ways_to_keep_time_differ_once_the_window_is_full(bundles: dict[
 
 def test_int8_is_int8_in_every_matmul_and_says_so(bundles: dict[str, Bundle]) -> None:
     manifest = bundles["int8"].manifest
-    blocks = manifest.precision.blocks
+    blocks = {block: found.kind for block, found in manifest.precision.blocks.items()}
     assert blocks["preprocess_static"] == blocks["preprocess_gripper"] == blocks["head"] == "fp32"
     assert blocks["vision"] == "fp32"  # the patch convolution
     for name in ("vision.blocks.0", "resampler.layers.0", "decoder.layers.1.cross_attention", "decoder.layers.1.block"):
         assert blocks[name] == "int8", blocks
     assert bundles["int8"].path("backbone").stat().st_size < 0.5 * bundles["window"].path("backbone").stat().st_size
-    assert set(bundles["window"].manifest.precision.blocks.values()) == {"fp32"}
+    assert {found.kind for found in bundles["window"].manifest.precision.blocks.values()} == {"fp32"}
 
 
 def test_int8_weights_and_activations_are_symmetric_and_per_channel(bundles: dict[str, Bundle]) -> None:
@@ -145,7 +146,7 @@ def test_the_audit_notices_matmuls_that_fell_back_to_float(bundles: dict[str, Bu
     path = bundles["window"].path("backbone")
     with pytest.raises(Exception, match="got 0 MatMuls on integer kernels, expected 5"):
         require_integer_kernels(path, num_expected=5)
-    assert set(effective_precisions(onnx.load(path)).values()) == {"fp32"}
+    assert {found.kind for found in effective_precisions(onnx.load(path)).values()} == {"fp32"}
 
 
 def test_a_bundle_says_how_its_checkpoint_was_trained(bundles: dict[str, Bundle], checkpoints: dict[str, Path]) -> None:
@@ -202,8 +203,8 @@ def test_demonstrations_round_the_weights_of_int4(
     rms = [bundle.manifest.parity.metrics["feature_relative_rms"] for bundle in verified]
     assert rms[0] < 0.6 * rms[1]
     blocks = made["calibrated"].manifest.precision.blocks
-    assert blocks["vision.blocks.0"] == "int4-weight"
-    assert blocks["resampler.layers.0"].endswith("int8-weight (2 of 4 MatMuls)")
+    assert blocks["vision.blocks.0"].kind == "int4-weight"
+    assert blocks["resampler.layers.0"].matmuls["int8-weight"] == 2
 
 
 def test_verify_measures_parity_again_and_refuses_another_checkpoint(
@@ -327,8 +328,8 @@ def test_named_blocks_stay_in_float_and_unknown_ones_are_refused(
         precision="int8", data=demonstrations, num_calibration_frames=4, num_parity_steps=4, keep_float=("resampler",)
     )
     blocks = export_checkpoint(checkpoints["window"], tmp_path / "bundle", options).manifest.precision.blocks
-    assert blocks["resampler.layers.0"] == "fp32"
-    assert blocks["vision.blocks.0"] == blocks["decoder.layers.0.block"] == "int8"
+    assert blocks["resampler.layers.0"].kind == "fp32"
+    assert blocks["vision.blocks.0"].kind == blocks["decoder.layers.0.block"].kind == "int8"
     wrong = dataclasses.replace(options, keep_float=("vision.block.0",))
     with pytest.raises(ConfigError, match=r"keep_float: got 'vision.block.0', .* \(did you mean 'vision.blocks.0'\?\)"):
         export_checkpoint(checkpoints["window"], tmp_path / "other", wrong)

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.config import preset
 from rfedge.contract import policy_contract
-from rfedge.export.precisions.cpu_int8 import KERNEL, LowerInt8, lower_int8
+from rfedge.export.precisions.cpu_int8 import LowerInt8, lower_int8
+from rfedge.export.precisions.int8_kernel import KERNEL
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone
 from rfedge.model import build_policy

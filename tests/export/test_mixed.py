@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rfedge.bundle.traces import compare_traces
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.errors import BackendUnavailableError, ConfigError
@@ -31,7 +33,7 @@ from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.mixed.search import MixedSearch, search_plan
 from rfedge.export.mixed.sensitivity import ErrorMeter
 from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
-from rfedge.export.parity import compare_traces, onnx_rollout
+from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.standard import apply_passes
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone, trace_head
@@ -155,29 +157,30 @@ def test_a_plan_is_within_the_budget_and_asks_a_bounded_number_of_times(
 def test_measurements_survive_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "new" / "measurements.jsonl"
     cache = MeasurementCache(path)
-    cache.put("one", {"x": 1.0})
-    cache.put("two", {"x": 2.0})
-    path.write_bytes(path.read_bytes() + b'{"name": "three", "val')
+    cache.put({"x": 1.0}, int8=["one"])
+    cache.put({"x": 2.0}, int8=["two"], num=2)
+    path.write_bytes(path.read_bytes() + b'{"of": {"int8": ["three"]}, "val')
     again = MeasurementCache(path)
-    assert (again.get("one"), again.get("two"), again.get("three")) == ({"x": 1.0}, {"x": 2.0}, None)
+    found = [again.get(int8=["one"]), again.get(num=2, int8=["two"]), again.get(int8=["three"])]
+    assert found == [{"x": 1.0}, {"x": 2.0}, None]
     assert again.num_reused == 2
-    again.put("three", {"x": 3.0})
-    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["one", "two", "three"]
+    again.put({"x": 3.0}, int8=["three"])
+    assert [json.loads(line)["of"]["int8"] for line in path.read_text().splitlines()] == [["one"], ["two"], ["three"]]
 
 
 def test_another_graph_frame_or_option_is_another_search(graphs: tuple[Path, Path], tmp_path: Path) -> None:
     frames, episodes = sample(0, 2), [sample(1, 2)]
-    key = search_key(graphs, frames, episodes, "plain")
-    assert key == search_key(graphs, sample(0, 2), [sample(1, 2)], "plain")
+    key = search_key(graphs, frames, episodes, asdict(PLAIN))
+    assert key == search_key(graphs, sample(0, 2), [sample(1, 2)], asdict(PLAIN))
     model = onnx.load(graphs[0])
     model.graph.initializer[0].name += ""
     model.producer_version = "another"
     onnx.save(model, tmp_path / "other.onnx")
     others = [
-        search_key([tmp_path / "other.onnx", graphs[1]], frames, episodes, "plain"),
-        search_key(graphs, sample(5, 2), episodes, "plain"),
-        search_key(graphs, frames, [sample(1, 1), sample(1, 2)[1:]], "plain"),
-        search_key(graphs, frames, episodes, "fancy"),
+        search_key([tmp_path / "other.onnx", graphs[1]], frames, episodes, asdict(PLAIN)),
+        search_key(graphs, sample(5, 2), episodes, asdict(PLAIN)),
+        search_key(graphs, frames, [sample(1, 1), sample(1, 2)[1:]], asdict(PLAIN)),
+        search_key(graphs, frames, episodes, {"rounding": "fancy"}),
     ]
     assert len({key, *others}) == 5
 
@@ -298,13 +301,15 @@ def test_a_killed_search_goes_on_where_it_stopped(graphs: tuple[Path, Path], sea
             break
     process.wait()
     process.stdout.close()
-    measured = [json.loads(line)["name"] for line in next(tmp_path.rglob("*.jsonl")).read_text().splitlines()]
-    alone = [name for name in measured if name.startswith("error of int8 in ")]
-    assert 3 <= len(alone) <= 4
+
+    def read() -> list[dict[str, Any]]:
+        return [json.loads(line)["of"] for line in next(tmp_path.rglob("*.jsonl")).read_text().splitlines()]
+
+    measured = read()
+    assert 3 <= sum(of["measure"] == "error" for of in measured) <= 4
     record = search(0.0, tmp_path)
     assert len(list(tmp_path.glob("*/measurements.jsonl"))) == 1
     assert record.num_reused >= len(measured)
-    names = [json.loads(line)["name"] for line in next(tmp_path.rglob("*.jsonl")).read_text().splitlines()]
-    assert len(names) == len(set(names)), "nothing is measured twice"
+    assert len(read()) == len({json.dumps(of) for of in read()}), "nothing is measured twice"
     # what a killed search left behind of its work is gone
     assert [path.name for path in next(tmp_path.iterdir()).iterdir() if path.name.startswith("work-")] == []

@@ -13,10 +13,11 @@ from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.options import ExportOptions
-from rfedge.export.pipeline import check_export, export_checkpoint, verify_parity
+from rfedge.export.pipeline import check_export, export_checkpoint
+from rfedge.export.proof import verify_parity
 from rfedge.export.thresholds import STORAGE_ERROR, THRESHOLDS, mixed_thresholds
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.backends.ort import effective_precision, open_bundle
+from rfedge.runtimes.backends.ort import open_bundle
 
 
 def options(limit: float, data: Path, **changes: object) -> ExportOptions:
@@ -54,9 +55,9 @@ def test_the_bundle_holds_its_evidence_and_says_what_each_block_is(bundle: Bundl
         planned = {evidence.precision for name, evidence in record.blocks.items() if f"{name}.".startswith(f"{block}.")}
         # "vision" is the patch convolution, which is always float
         if len(planned) == 1 and block != "vision":
-            assert precision.partition(" ")[0] == planned.pop(), block
+            assert precision.kind == planned.pop(), block
     kinds = {block.precision for block in record.blocks.values()}
-    assert effective_precision(manifest.precision) == ("mixed" if "int8" in kinds else "fp32")
+    assert manifest.precision.effective == ("mixed" if "int8" in kinds else "fp32")
     assert open_bundle(bundle.root, RuntimeSettings()).backbone is not None
     assert manifest.parity.thresholds == mixed_thresholds("action_max_error", 1.0)
 
@@ -73,7 +74,7 @@ def test_a_second_budget_measures_only_what_is_new_and_keeps_what_is_float_exact
         name: block.metrics for name, block in second.blocks.items()
     }
     assert second.num_reused >= len(first.blocks)
-    assert set(again.manifest.precision.blocks.values()) == {"fp32"}
+    assert {found.kind for found in again.manifest.precision.blocks.values()} == {"fp32"}
     assert again.manifest.parity.passed
     assert again.manifest.parity.metrics["action_max_error"] <= STORAGE_ERROR
     assert (folder / "chart.png").stat().st_size > 1000

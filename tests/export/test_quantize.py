@@ -395,8 +395,8 @@ def test_what_stays_in_float_is_named_by_block_module_or_pattern(
         quantizable_matmuls(graph, ("vision.block.0",))
     quantize_int8(backbone, tmp_path / "int8.onnx", frames, keep_float=None)
     blocks = effective_precisions(onnx.load(tmp_path / "int8.onnx"))
-    assert blocks["vision.blocks.0"] == "int8"
-    assert blocks["decoder.layers.0.cross_attention"] == "int8 (2 of 6 MatMuls)"
+    assert blocks["vision.blocks.0"].kind == "int8"
+    assert blocks["decoder.layers.0.cross_attention"].matmuls == {"int8": 2, "fp32": 4}
 
 
 def test_nothing_is_calibrated_on_no_frame(backbone: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from rfedge.export.options import ExportOptions
 from rfedge.export.parity import backbone_call, graph_call
 from rfedge.export.passes.split_stages import split_stages
 from rfedge.export.passes.standard import apply_passes
-from rfedge.export.pipeline import export_checkpoint, verify_parity
-from rfedge.export.proof import open_frames
+from rfedge.export.pipeline import export_checkpoint
+from rfedge.export.proof import open_frames, verify_parity
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.stage_graph import graph_to_prove, share_keep_float
 from rfedge.export.thresholds import THRESHOLDS
@@ -193,7 +193,7 @@ def test_int8_passes_its_gates_in_two_graphs(bundles: dict[str, Bundle], observa
         }
         assert "MatMulIntegerToFloat" in kernels
     blocks = bundle.manifest.precision.blocks
-    assert {blocks[name] for name in ("vision.blocks.0", "decoder.layers.0.block")} == {"int8"}
+    assert {blocks[name].kind for name in ("vision.blocks.0", "decoder.layers.0.block")} == {"int8"}
     assert list(bundle.backbone_graphs(for_cpu=True).values()) == [
         bundle.root / f"{s}-cpu.onnx" for s in ("vision", "decoder")
     ]
@@ -251,8 +251,8 @@ def test_the_decoder_is_calibrated_on_what_the_written_vision_returns(
     assert "vision by a graph in fp32 that rounds to bf16" in verified.manifest.parity.inputs
 
     blocks = bundle.manifest.precision.blocks
-    assert [blocks[name] for name in ("vision.blocks.0", "resampler.layers.0")] == ["bf16", "fp32"]
-    assert blocks["decoder.layers.0.block"] == "int8"
+    assert [blocks[name].kind for name in ("vision.blocks.0", "resampler.layers.0")] == ["bf16", "fp32"]
+    assert blocks["decoder.layers.0.block"].kind == "int8"
     assert bundle.manifest.precision.requested == "vision=bf16,decoder=int8"
     assert bundle.manifest.parity.thresholds == THRESHOLDS["bf16"]
     assert bundle.manifest.parity.inputs.endswith("; checked against the gates of bf16")
@@ -270,8 +270,8 @@ def test_a_precision_for_each_stage(
     assert manifest.precision.requested == MIXED
     assert manifest.parity.thresholds == THRESHOLDS["int8"]
     assert manifest.parity.inputs.endswith("; checked against the gates of int8")
-    assert manifest.precision.blocks["vision.blocks.1"] == "fp16"
-    assert manifest.precision.blocks["decoder.layers.1.block"] == "int8"
+    assert manifest.precision.blocks["vision.blocks.1"].kind == "fp16"
+    assert manifest.precision.blocks["decoder.layers.1.block"].kind == "int8"
     assert [path.name for path in bundle.backbone_graphs(for_cpu=True).values()] == ["vision.onnx", "decoder-cpu.onnx"]
     with EdgePolicy.load(bundle.root) as policy:
         assert policy.parts.precision == MIXED

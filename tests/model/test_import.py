@@ -16,12 +16,13 @@ from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo
 from rfedge.model.original.file_names import disagreements
 from rfedge.model.original.flamingo_tokenizer import flamingo_tokenizer
-from rfedge.model.original.import_sizes import Settings, find_sizes, policy_config
+from rfedge.model.original.import_sizes import find_sizes, policy_config
 from rfedge.model.original.names import OUTPUT_PROJECTION
 from rfedge.model.original.plan import PlannedFile, plan_weights
 from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import open_source
 from rfedge.model.original.tensor_files import TensorFile, open_tensor_file
+from rfedge.records.import_options import ImportOptions
 from tests.model import fake_originals
 from tests.model.original_layouts import (
     clip_shapes,
@@ -73,8 +74,8 @@ def test_the_released_shapes_are_those_of_the_preset(family: str) -> None:
         update={"vocab_size": 1, "text_length": 1, "cross_attention_every": 1, "feature": "final_norm"}
     )
     found = find_sizes(files, unknown, None)
-    assert policy_config(found, unknown, None, Settings(), base.decoder.vocab_size) == base
-    assert policy_config(found, unknown, preset(base.name), Settings(), base.decoder.vocab_size) == base
+    assert policy_config(found, unknown, None, ImportOptions(), base.decoder.vocab_size) == base
+    assert policy_config(found, unknown, preset(base.name), ImportOptions(), base.decoder.vocab_size) == base
 
     shapes = state_shapes(base)
     plan = plan_weights(list(files.values()), shapes, kind)

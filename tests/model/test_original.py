@@ -17,7 +17,7 @@ from rfedge.model.original import load_original, run_parity
 from rfedge.model.original.fixture import open_fixture
 from rfedge.model.original.names import OUTPUT_PROJECTION, model_names
 from rfedge.model.original.parity import compare
-from rfedge.model.original.weights import read_tensors
+from rfedge.model.original.tensor_files import read_tensors
 from tests.model import original_models as original
 
 TOLERANCE = 2e-4

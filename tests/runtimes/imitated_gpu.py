@@ -22,17 +22,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from rfedge.bundle.artifact import Bundle, hash_file
-from rfedge.bundle.engines import (
-    ENGINES_FOLDER,
-    RECORD_NAME,
-    EngineFolder,
-    EngineKey,
-    EngineRecord,
-    EngineStage,
-    EngineTarget,
-    graph_hashes,
-)
+from rfedge.bundle.artifact import ENGINES_FOLDER, Bundle, hash_file
+from rfedge.bundle.engines import RECORD_NAME, EngineFolder, EngineKey, EngineRecord, EngineStage, EngineTarget, graph_hashes
 from rfedge.nvidia.device import CudaDevice
 from rfedge.nvidia.tensorrt import TensorRt
 

@@ -7,7 +7,8 @@ import time
 import numpy as np
 
 from rfedge.runtimes import make_controller
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits, Workspace
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
@@ -18,7 +19,7 @@ MAX_MEDIAN_MS = 1.0  # a thirtieth of a control step at 30 Hz; a tenth of it is 
 def test_a_control_step_costs_little_beside_its_policy() -> None:
     ended_s: list[float] = []
 
-    def note(_: StepReport) -> None:
+    def note(_: ControlStep) -> None:
         ended_s.append(time.perf_counter())
 
     robot = Robot(state=np.zeros(15))

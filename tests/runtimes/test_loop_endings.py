@@ -14,7 +14,8 @@ from rfedge.errors import ConfigError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
 from rfedge.runtimes.control.lateness import LatePolicy
-from rfedge.runtimes.control.loop import STOPPED, ControlLoop, StepReport
+from rfedge.runtimes.control.loop import STOPPED, ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.control.watchdog import Watchdog
 from tests.runtimes.loop_parts import CountingPolicy, FakeClock, Robot
@@ -35,8 +36,8 @@ class SlowPolicy(CountingPolicy):
         return step
 
 
-def _late_run(late: LatePolicy, durations_s: list[float]) -> tuple[Robot, object, list[StepReport]]:
-    clock, robot, steps = FakeClock(), Robot(), list[StepReport]()
+def _late_run(late: LatePolicy, durations_s: list[float]) -> tuple[Robot, object, list[ControlStep]]:
+    clock, robot, steps = FakeClock(), Robot(), list[ControlStep]()
     loop = ControlLoop(
         ClosedLoop(SlowPolicy(clock, durations_s)), robot, pace=RateKeeper(10.0, clock), late=late, clock=clock
     )
@@ -202,7 +203,7 @@ def test_a_policy_without_an_answer_is_a_miss_and_asked_again() -> None:
 
 
 def test_a_new_instruction_resets_the_policy_and_drops_the_chunk() -> None:
-    policy, robot, steps = CountingPolicy(), Robot(), list[StepReport]()
+    policy, robot, steps = CountingPolicy(), Robot(), list[ControlStep]()
     words = iter(["open the drawer"] * 3 + ["push the button"] * 3)
     ControlLoop(OpenLoop(policy, 4), robot).run(lambda: next(words), max_steps=6, on_step=steps.append)
     assert policy.instructions == ["open the drawer", "push the button"]
@@ -213,7 +214,7 @@ def test_a_new_instruction_resets_the_policy_and_drops_the_chunk() -> None:
 def test_a_request_ends_the_run_between_two_steps() -> None:
     robot, stop = Robot(), StopRequest()
 
-    def ask(step: StepReport) -> None:
+    def ask(step: ControlStep) -> None:
         if step.index == 2:
             stop.ask("the operator")
             stop.ask("somebody else")
@@ -258,7 +259,7 @@ def test_a_signal_asks_and_a_second_one_acts_as_before(name: str) -> None:
 def test_the_robot_is_stopped_whatever_happens(error: type[BaseException]) -> None:
     robot = Robot()
 
-    def fail(step: StepReport) -> None:
+    def fail(step: ControlStep) -> None:
         raise error
 
     with pytest.raises(error):

@@ -13,7 +13,8 @@ from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import PolicyStep, RateKeeper, make_controller
 from rfedge.runtimes.control.lateness import LatePolicy
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.overlapped import Overlapped
 from tests.runtimes.loop_parts import CountingPolicy, FakeClock, Robot
 
@@ -50,7 +51,7 @@ class Bench:
         self.clock = FakeClock()
         self.policy = policy
         self.robot = Robot()
-        self.steps: list[StepReport] = []
+        self.steps: list[ControlStep] = []
         self.controller = Overlapped(policy, clock=self.clock, **options)  # type: ignore[arg-type]
         self.ends_before = ends_before
 
@@ -69,7 +70,7 @@ class Bench:
                 self.policy.released.release()
             self.controller.close()
 
-    def _after(self, step: StepReport) -> None:
+    def _after(self, step: ControlStep) -> None:
         self.steps.append(step)
         if step.index + 1 in self.ends_before:
             _release(self.controller, self.policy)
@@ -84,10 +85,10 @@ def test_a_chunk_is_played_from_the_action_of_its_arrival() -> None:
     summary = bench.run(11)
     # frames of steps 0, 3, 6; the chunk of step 0 arrives in step 3 and so on
     assert bench.played() == [0, 0, 0, 3, 4, 5, 13, 14, 15, 23, 24]
-    assert [s.control.age_steps for s in bench.steps] == [0, 0, 0, 3, 4, 5, 3, 4, 5, 3, 4]
+    assert [s.age_steps for s in bench.steps] == [0, 0, 0, 3, 4, 5, 3, 4, 5, 3, 4]
     assert [s.age_ms for s in bench.steps[3:]] == pytest.approx([300, 400, 500, 300, 400, 500, 300, 400])
-    assert [s.control.missing for s in bench.steps] == ["starting"] * 3 + [None] * 8
-    assert [s.control.inference is not None for s in bench.steps] == [index in (3, 6, 9) for index in range(11)]
+    assert [s.missing for s in bench.steps] == ["starting"] * 3 + [None] * 8
+    assert [s.inference is not None for s in bench.steps] == [index in (3, 6, 9) for index in range(11)]
     assert (summary.num_starting, summary.num_missed, summary.num_inferences) == (3, 0, 3)
     assert summary.max_age_ms == pytest.approx(500.0)
     assert bench.robot.num_frames == 4
@@ -107,8 +108,8 @@ def test_a_used_up_chunk_is_said_and_the_loop_decides(late: str, sent: int) -> N
     summary = bench.run(11, late=LatePolicy(late))
     # the chunk of step 0 has actions for steps 0 to 5; the next, of step 2, arrives in step 9: all its actions are over
     assert bench.played() == [0, 0, 2, 3, 4, 5, sent, sent, sent, sent, sent]
-    assert [s.control.missing for s in bench.steps[6:]] == ["starved"] * 5
-    assert bench.steps[9].control.inference is not None
+    assert [s.missing for s in bench.steps[6:]] == ["starved"] * 5
+    assert bench.steps[9].inference is not None
     assert (summary.num_starved, summary.num_missed) == (5, 5)
     assert [action[6] for action in bench.robot.actions[6:]] == [1.0] * 5, "the gripper stays as it was last sent"
 
@@ -148,7 +149,7 @@ def test_an_absent_server_lets_the_chunk_play_on() -> None:
     policy.errors[0] = PolicyUnavailableError("the server is gone")
     bench = Bench(policy, {1})
     bench.run(3)
-    assert [step.control.missing for step in bench.steps] == ["starting", "unavailable", "unavailable"]
+    assert [step.missing for step in bench.steps] == ["starting", "unavailable", "unavailable"]
 
 
 def test_a_reset_under_way_drops_the_old_answer_and_reaches_the_policy_before_the_next() -> None:
@@ -202,14 +203,14 @@ def test_a_reset_that_found_no_server_is_done_again() -> None:
 def test_a_recorded_run_arrives_in_the_same_steps() -> None:
     live = Bench(HeldPolicy(), {2, 7, 8})
     live.run(12)
-    arrivals = {s.index: s.index - s.control.age_steps for s in live.steps if s.control.inference is not None}
+    arrivals = {s.index: s.index - s.age_steps for s in live.steps if s.inference is not None}
     assert arrivals == {2: 0, 7: 2, 8: 7}
     again = Bench(HeldPolicy(), set(), arrivals=arrivals)
     for _ in range(9):
         again.policy.released.release()  # as fast as it can: the record decides when an answer counts
     again.run(12)
     np.testing.assert_array_equal(again.robot.actions, live.robot.actions)
-    assert [s.control.missing for s in again.steps] == [s.control.missing for s in live.steps]
+    assert [s.missing for s in again.steps] == [s.missing for s in live.steps]
 
 
 def test_what_cannot_overlap_is_refused(caplog: pytest.LogCaptureFixture) -> None:

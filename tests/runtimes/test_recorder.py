@@ -9,8 +9,8 @@ import pytest
 
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.messages import PolicyState
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
-from rfedge.runtimes.control.modes import OpenLoop
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep, OpenLoop
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
 from rfedge.runtimes.rollout.recorder import RunRecorder, state_hash
 from rfedge.runtimes.rollout.run_record import RecordedPace, RunHeader, read_run
@@ -149,7 +149,7 @@ def test_a_full_disk_ends_the_record_and_not_the_run(tmp_path: Path, caplog: pyt
     with RunRecorder(path, HEADER, with_frames=True) as recorder:
         recorder.begin_episode(0, seed=3, instruction="go")
 
-        def fill(step: StepReport) -> None:
+        def fill(step: ControlStep) -> None:
             if step.index == 2:
                 recorder._file.close()
                 recorder._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - the recorder closes it

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, RateKeeper
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
@@ -18,7 +19,7 @@ GOAL = Goal("go")
 
 
 def test_a_rollout_stops_at_success_and_says_what_it_did() -> None:
-    robot, steps = Robot(), list[StepReport]()
+    robot, steps = Robot(), list[ControlStep]()
     rollout = roll_out(
         ControlLoop(OpenLoop(CountingPolicy(), 4), robot),
         Goal("go", "open_drawer"),
@@ -38,7 +39,7 @@ def test_a_rollout_stops_at_success_and_says_what_it_did() -> None:
     assert [step.index for step in steps] == list(range(6))
     assert robot.num_frames == 6
     assert robot.actions[0].dtype == np.float32
-    assert [step.control.age_steps for step in steps] == [0, 1, 2, 3, 0, 1]
+    assert [step.age_steps for step in steps] == [0, 1, 2, 3, 0, 1]
     assert robot.num_stops == 1
     reader = TypeAdapter(RolloutRecord)
     document = reader.dump_python(record, mode="json")

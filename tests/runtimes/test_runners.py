@@ -10,13 +10,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rfedge.bundle.artifact import PrecisionRecord
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS
 from rfedge.contract import GraphContract, TensorSpec
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError, ContractError
 from rfedge.runtimes import RuntimeSettings
 from rfedge.runtimes.backends import registry
-from rfedge.runtimes.backends.ort import OrtRunner, effective_precision, open_bundle
+from rfedge.runtimes.backends.ort import OrtRunner, open_bundle
 from rfedge.runtimes.backends.registry import open_parts
 from tests.runtimes.handmade_bundle import Oracle, write_handmade_bundle
 from tests.tolerances import assert_same_in_fp32
@@ -199,7 +198,7 @@ def test_optimizers_and_name_follow_the_effective_precision(
 ) -> None:
     write_handmade_bundle(tmp_path / "b", requested=requested, blocks=blocks)
     parts = open_bundle(tmp_path / "b", RuntimeSettings(threads=1))
-    assert parts.precision == name == effective_precision(PrecisionRecord(requested=requested, blocks=blocks))
+    assert parts.precision == name
     with parts.backbone, parts.head:
         assert parts.backbone.effective_settings()["disabled_optimizers"] == backbone_disables
         assert parts.head.effective_settings()["disabled_optimizers"] == head_disables

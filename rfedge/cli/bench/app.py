@@ -6,8 +6,6 @@ import typer
 
 from rfedge.cli.groups import lazy_group
 
-__all__ = ["bench_app"]
-
 _COMMANDS = {
     "latency": ("latency:latency", "Time bundles and the PyTorch original against each other, interleaved in one process."),
     "chains": ("chains:chains", "Show CALVIN's chains of five tasks and their SHA-256."),

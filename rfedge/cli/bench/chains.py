@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from rfedge.envs.chains import Chain
 
-__all__ = ["chains"]
-
 
 def chains(
     num: Annotated[

@@ -13,8 +13,6 @@ from rfedge.cli.options import AsJson, plan_of, with_options
 if TYPE_CHECKING:
     from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
 
-__all__ = ["env"]
-
 
 @with_options(library.EnvironmentSpeedPlan)
 def env(

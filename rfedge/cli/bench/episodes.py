@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rfedge.benchmarks.success.episodes import EpisodesReport
     from rfedge.records.statistics import Mean
 
-__all__ = ["episodes"]
-
 
 @with_options(EpisodesPlan)
 def episodes(

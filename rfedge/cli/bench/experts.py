@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from rfedge.benchmarks.success.chain_report import ChainReport
     from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 
-__all__ = ["measure_experts"]
-
 _TASKS_FILE = "experts.json"
 
 
@@ -28,13 +26,9 @@ def measure_experts(
     """Run the experts task by task where `--single-tasks` asks for it, else in chains; they render nothing.
 
     Args:
-        given: options of `SuccessPlan` and `Worlds`.
-        num: chains.
         anywhere: of blocks at the start of a task.
         gated: hold the tasks to the project's rates.
-        workers: processes.
         output: folder; chains go on there, tasks write `experts.json`.
-        as_json: print the report, too.
 
     Raises:
         ConfigError: several scenes, or an unknown one, or task.

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from rfedge.benchmarks.latency.isolated import IsolatedReport
 
-__all__ = ["print_isolated"]
-
 
 def print_isolated(console: Console, report: IsolatedReport) -> None:
     """Print rows, the limit of the machine and the noise floor."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from rfedge.benchmarks.records.schema import LatencyReport
 
-__all__ = ["latency"]
-
 
 @with_options(library.LatencyPlan, IsolatedPlan)
 def latency(

@@ -13,8 +13,6 @@ from rfedge.cli.options import AsJson, plan_of, with_options
 if TYPE_CHECKING:
     from rfedge.benchmarks.success.looks import LooksReport
 
-__all__ = ["looks"]
-
 
 @with_options(library.LooksPlan)
 def looks(

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from rfedge.benchmarks.success.sweep_report import SweepReport
     from rfedge.runtimes.rollout.policy_source import TorchPolicy
 
-__all__ = ["PreparedTable", "prepare_table", "print_precisions"]
-
 _SUFFIX = ".bundles"
 
 

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["report"]
-
 
 def report(
     sources: Annotated[list[Path], typer.Argument(help="JSON records, and folders in which they lie at any depth.")],

@@ -9,8 +9,6 @@ import typer
 
 from rfedge.cli.bundle_names import bundle_folder
 
-__all__ = ["server"]
-
 
 def server(
     bundle: Annotated[Path, typer.Argument(callback=bundle_folder, help="Bundle folder or shipped policy to serve.")],

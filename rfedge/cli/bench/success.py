@@ -15,8 +15,6 @@ from rfedge.cli.options import AsJson, plan_of, with_options
 if TYPE_CHECKING:
     from rfedge.benchmarks.success.sweep_report import SweepReport
 
-__all__ = ["success"]
-
 _CHAINS: Final = "Chains and tasks"
 _PRECISIONS: Final = "A checkpoint in several precisions"
 _EXPERTS: Final = "Scripted experts"

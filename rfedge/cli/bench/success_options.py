@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from rfedge.benchmarks.success.report import SuccessReport
     from rfedge.jobs.processes import JobRunner
 
-__all__ = ["Num", "Workers", "Worlds", "check_gates", "kept_note", "measure"]
-
 Num = Annotated[int, typer.Option(min=0, help="Number of evaluation chains, from the first of CALVIN's 1000; 0 for none.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")]
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from rfedge.benchmarks.success.sweep_report import SweepReport
     from rfedge.records.statistics import Mean, Ratio
 
-__all__ = ["print_speed", "print_success"]
-
 
 def print_success(report: SuccessReport, *, to_stderr: bool) -> None:
     """Print rates, lengths, what remains of the reference, and the tasks, as tables, and what they were measured on."""

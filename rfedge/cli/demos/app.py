@@ -18,8 +18,6 @@ from rfedge.data.collection.collect import CollectionRequest
 if TYPE_CHECKING:
     from rfedge.data.collection.collect import CollectionResult
 
-__all__ = ["demos_app"]
-
 _COMMANDS = {
     "merge": ("merge:merge", "Merge datasets into one that `rfedge train --data` takes; frames are linked where possible."),
     "inspect": ("inspect:inspect", "Count what a dataset holds and list what is damaged; exit status 1 when something is."),

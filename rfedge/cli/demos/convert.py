@@ -18,8 +18,6 @@ from rfedge.data.conversion import ConversionOptions
 if TYPE_CHECKING:
     from rfedge.data.conversion import ConversionResult
 
-__all__ = ["convert"]
-
 _LIBRARIES = ("rfedge", "numpy", "h5py", "pyarrow", "av", "pillow")
 
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from rfedge.jobs.progress import StageProgress
 
-__all__ = ["Demonstrations", "expert_demonstrations"]
-
 # The calibration takes frames of nearly as many episodes as it has frames (128); those left are for the proof.
 _EPISODES_PER_TASK: Final = 5
 _SEED: Final = 1000
@@ -37,7 +35,6 @@ def expert_demonstrations(
 
     Args:
         progress: called with (stage, episodes done, episodes in all).
-        episodes_per_task: of each task.
         tasks: None for all.
 
     Raises:
@@ -47,8 +44,8 @@ def expert_demonstrations(
     from rfedge import envs
     from rfedge.benchmarks.success.demonstrations import RecordingOptions
     from rfedge.cli.demos.recording import Recorder
-    from rfedge.data.calvin import COLLECTION_RECORD
     from rfedge.data.collection.collect import CollectionRequest, collect
+    from rfedge.data.collection.dataset_records import COLLECTION_RECORD
     from rfedge.envs.action_noise import ActionNoise
     from rfedge.envs.experts import EXPERT_TASKS
     from rfedge.io.cache import cache_folder

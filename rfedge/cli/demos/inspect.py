@@ -13,8 +13,6 @@ import typer
 if TYPE_CHECKING:
     from rfedge.data.inspection.report import InspectionReport
 
-__all__ = ["inspect"]
-
 _SHOWN_FINDINGS = 20
 _POSE = ("x", "y", "z", "euler x", "euler y", "euler z")
 _ROBOT_OBS = (

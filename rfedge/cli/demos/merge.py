@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["merge"]
-
 
 def merge(
     datasets: Annotated[list[Path], typer.Argument(help="Two or more datasets in the CALVIN format.")],

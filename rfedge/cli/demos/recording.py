@@ -25,8 +25,6 @@ from rfedge.runtimes.rollout.policy_source import PolicyLoop
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Recorder"]
-
 _LIBRARIES: Final = {"playtable": ("mujoco",)}  # other environments report their versions themselves
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rfedge.envs.playtable.environment import PlayTable
     from rfedge.envs.snapshots import Snapshots
 
-__all__ = ["snapshots"]
-
 _FRAMES_PER_SLOT = 16
 
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from rfedge.benchmarks.latency.profile import CallProfile
 
-__all__ = ["print_profiles"]
-
 
 def print_profiles(console: Console, profiles: Sequence[CallProfile]) -> None:
     """Print operators, stages and blocks of each profile; say so where no backend can."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rfedge.runtimes.policy.edge_policy import EdgePolicy
     from rfedge.train import TrainingStep
 
-__all__ = ["round_progress", "stage_progress", "step_progress", "training_progress"]
-
 
 @contextmanager
 def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Callable[[EdgePolicy], None]]]:

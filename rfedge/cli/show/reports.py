@@ -6,8 +6,6 @@ from pathlib import Path
 
 from rfedge.records.record import Record
 
-__all__ = ["write_report"]
-
 
 def write_report(report: Record, output: Path | None = None, *, as_json: bool) -> None:
     """Write the document to `output`, if there is one, and print it as one line on stdout if `as_json`."""

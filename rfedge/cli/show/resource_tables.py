@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from rfedge.runtimes.rollout.resources import ResourceRecord
 
-__all__ = ["print_resources"]
-
 
 def print_resources(console: Console, used: Mapping[str, ResourceRecord], *, when: str) -> None:
     """Print one row for each stretch of time, by name, and why there is no power or temperature where there is none.

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rfedge.runtimes.rollout.replay import ReplayReport
     from rfedge.runtimes.rollout.rollouts import RolloutReport
 
-__all__ = ["print_replay", "print_run"]
-
 
 def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path | None]) -> None:
     """Print what was run, how each episode ended and the times; `files` names what was written."""

@@ -9,8 +9,6 @@ from typing import Final
 
 import typer
 
-__all__ = ["kept_when_stopped"]
-
 _STATUSES: Final = (129, 143)  # of SIGHUP and SIGTERM, see `rfedge.cli.app.main`
 
 

@@ -14,8 +14,6 @@ from rich.text import Text
 from rfedge.bundle.artifact import Bundle, Manifest, ParityRecord
 from rfedge.bundle.gates import allowed, is_met
 
-__all__ = ["parity_table", "print_manifest", "print_table"]
-
 _WIDTH_OF_A_PIPE: Final = 125
 
 
@@ -60,7 +58,7 @@ def print_manifest(bundle: Bundle, *, as_json: bool) -> None:
     print_table(
         "effective precision per block", ("block", "precision"), manifest.precision.blocks.items(), to_stderr=as_json
     )
-    precisions = Counter(manifest.precision.blocks.values())
+    precisions = Counter(map(str, manifest.precision.blocks.values()))
     print(
         f"{bundle.root}: {manifest.policy.name} in {manifest.precision.requested} "
         f"({', '.join(f'{count} blocks {name}' for name, count in precisions.items())}), "

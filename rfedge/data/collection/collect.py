@@ -18,7 +18,8 @@ from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
 
-from rfedge.data.calvin import COLLECTION_RECORD, CalvinDataset, Segment
+from rfedge.data.calvin import CalvinDataset, Segment
+from rfedge.data.collection.dataset_records import COLLECTION_RECORD
 from rfedge.data.collection.journal import JOURNAL, EpisodeRecord, SegmentRecord, rewrite_journal
 from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.frames import Array, frame_name
@@ -28,20 +29,6 @@ from rfedge.io.disk import check_room, read_json
 from rfedge.io.journal import append_line, compare_arguments, open_lines, refuse_other_content
 from rfedge.jobs.processes import run_jobs
 from rfedge.records.plan import Option
-
-__all__ = [
-    "FRAMES_PER_SLOT",
-    "LABELS",
-    "CollectionRequest",
-    "CollectionResult",
-    "EpisodeRecord",
-    "RecordedEpisode",
-    "RecordedSegment",
-    "SegmentRecord",
-    "TaskSummary",
-    "attempt_seed",
-    "collect",
-]
 
 # CALVIN's language segments have at most 64 frames; a longer one would run into its neighbour's numbers.
 FRAMES_PER_SLOT: Final = 64
@@ -141,7 +128,6 @@ class TaskSummary:
 
     Attributes:
         episodes: rollouts that begin with it.
-        frames: of those rollouts.
         retries: recordings thrown away for them.
         missing: rollouts given up after every attempt failed.
         segments: language segments of it, in whichever rollout.
@@ -195,7 +181,6 @@ def collect(
 
     Args:
         record: called as (task, seed); with `workers` above 1 it must be a top-level function or a partial of one.
-        request: what to collect.
         output: the dataset's root; frames go into `training/`.
         workers: processes that record; the result does not depend on it.
         versions: names and versions to keep in collection.json.

@@ -14,16 +14,6 @@ from rfedge.io.disk import read_json
 from rfedge.robot.camera import RESIZES
 from rfedge.robot.conventions import Conventions
 
-__all__ = [
-    "CALVIN_HZ",
-    "COLLECTION_RECORD",
-    "CONVERSION_RECORD",
-    "find_record",
-    "missing_parts",
-    "read_conventions",
-    "recorded_conventions",
-]
-
 CALVIN_HZ: Final = 30.0
 COLLECTION_RECORD: Final = "collection.json"
 CONVERSION_RECORD: Final = "conversion.json"

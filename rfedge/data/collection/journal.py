@@ -10,8 +10,6 @@ from typing import Any, Final
 from rfedge.io.atomic import atomic_file
 from rfedge.io.journal import write_line
 
-__all__ = ["JOURNAL", "EpisodeRecord", "SegmentRecord", "rewrite_journal"]
-
 JOURNAL: Final = "collection.journal"
 
 
@@ -35,9 +33,6 @@ class EpisodeRecord:
 
     Attributes:
         task: the one that was asked for, which is the first of a chain.
-        seed: of the last attempt.
-        failed_attempts: recordings thrown away.
-        instruction: of the first segment.
         segments: the tasks in order; their frames lie end to end.
     """
 

@@ -27,8 +27,6 @@ from rfedge.data.statistics import DatasetStatistics
 from rfedge.errors import DatasetError
 from rfedge.io.atomic import atomic_file
 
-__all__ = ["write_episode", "write_index"]
-
 # Width of the MiniLM sentence embeddings in CALVIN's own files.
 _EMBEDDING_SIZE: Final = 384
 
@@ -37,8 +35,6 @@ def write_episode(folder: Path, first: int, frames: Mapping[str, Array]) -> int:
     """Check an episode and write its frames as `first`, `first + 1`, ...
 
     Args:
-        folder: the split folder.
-        first: number of the first frame.
         frames: arrays of `rfedge.data.frames` stacked over T frames on axis 0.
 
     Returns:
@@ -80,9 +76,7 @@ def write_index(
     CALVIN's sentence embeddings are filled with zeros: this package conditions on tokens and computes none.
 
     Args:
-        folder: the split folder.
         segments: the language segments, in the order of the annotation file.
-        statistics: of all segments.
         scene: letter of the one scene, or for each letter the first and last frame recorded in it; None when it is not
             known, which leaves out scene_info.npy.
         episodes: first and last frame of each rollout; None when every segment is one.

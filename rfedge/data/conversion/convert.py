@@ -27,8 +27,6 @@ from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import check_room
 from rfedge.jobs.progress import Count
 
-__all__ = ["CALVIN_HZ", "SOURCE_FORMATS", "ConversionResult", "convert_dataset"]
-
 _SOURCES: Final[Mapping[str, Callable[[Path, ConversionOptions], Source]]] = {"hdf5": Hdf5Source, "lerobot": LeRobotSource}
 SOURCE_FORMATS: Final = tuple(_SOURCES)
 # CALVIN's longest language segment.
@@ -45,8 +43,6 @@ class ConversionResult:
         folder: the split folder; None after a trial.
         layout: what the source was taken for.
         fields: field -> array of the source.
-        num_episodes: in the source.
-        num_frames, num_segments: written.
         segments_per_task: task -> language segments.
         source_hz, frequency_hz: frames a second, read and written.
         clipped_share: share of frames whose step was longer than 0.02 m or 0.05 rad and was cut to that.
@@ -87,9 +83,7 @@ def convert_dataset(
         source: an HDF5 file or a folder of them, or the root of a LeRobot dataset.
         source_format: "hdf5" or "lerobot".
         output: the new dataset's root; it appears when everything is written.
-        options: see there.
         trial: look through all numbers, map the first episode and write nothing.
-        overwrite: replace what is at `output`.
         versions: names and versions to keep in the record.
         on_progress: called as (episodes done, episodes in all).
 

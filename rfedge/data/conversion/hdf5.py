@@ -25,8 +25,6 @@ from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, Fiel
 from rfedge.data.conversion.records import Layout, SourceEpisode, select_elements, unknown_key, unless_replaced
 from rfedge.errors import DatasetError, RfedgeError
 
-__all__ = ["Hdf5Source"]
-
 _SUFFIXES: Final = (".hdf5", ".h5")
 _ROBOSUITE_HZ: Final = 20.0
 _INSTRUCTION_NAMES: Final = ("instruction", "language_instruction", "language", "task")

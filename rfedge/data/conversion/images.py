@@ -10,8 +10,6 @@ from rfedge.errors import DatasetError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
 from rfedge.robot.camera import check_resize, resize_window
 
-__all__ = ["IMAGE_SHAPES", "fit_image"]
-
 IMAGE_SHAPES = {"static": STATIC_IMAGE_SHAPE, "gripper": GRIPPER_IMAGE_SHAPE}
 
 
@@ -21,8 +19,6 @@ def fit_image(subject: str, image: Array, shape: tuple[int, int, int], *, resize
     Args:
         subject: names the image in an error.
         image: uint8 (H, W, 3) or (3, H, W).
-        shape: what the policy reads.
-        resize: one of `rfedge.robot.camera.RESIZES`.
         flip: "none", "vertical" or "both".
 
     Raises:

@@ -28,8 +28,6 @@ from rfedge.data.conversion.video import VideoFrames, count_frames
 from rfedge.data.frames import Array
 from rfedge.errors import DatasetError, RfedgeError
 
-__all__ = ["LeRobotSource"]
-
 _VIDEO_PATH: Final = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 # Last parts of camera names in use, the usual one first.
 _CAMERAS: Final = {

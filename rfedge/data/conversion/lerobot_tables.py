@@ -13,8 +13,6 @@ from typing import Any, Final
 from rfedge.errors import DatasetError
 from rfedge.io.disk import read_json
 
-__all__ = ["INFO", "RowTables", "read_episodes", "read_info", "read_sentences"]
-
 INFO: Final = "meta/info.json"
 _VERSION: Final = "v3."
 _DATA_PATH: Final = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -56,7 +54,6 @@ def read_episodes(path: Path, videos: Iterable[str]) -> list[dict[str, Any]]:
     """Return the rows of meta/episodes by number, without the statistics.
 
     Args:
-        path: the dataset's root.
         videos: cameras whose place in their files must be there too.
 
     Raises:
@@ -135,7 +132,6 @@ class RowTables:
     """The rows of episodes, read file by file.
 
     Args:
-        path: the dataset's root.
         template: `data_path` of meta/info.json, or None for the usual one.
     """
 
@@ -150,7 +146,6 @@ class RowTables:
         """Return the file and the rows of one episode, in the order of its frames.
 
         Args:
-            episode: its row of meta/episodes.
             columns: what is wanted beside the frames' own numbers; a column that is not there is a fault.
             whole_file: keep all rows of the file for the next call; for small columns.
 

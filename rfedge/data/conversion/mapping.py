@@ -24,8 +24,6 @@ from rfedge.errors import DatasetError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, STATE_SIZE
 from rfedge.robot.rotations import euler_steps, quaternions_to_euler, vectors_to_euler
 
-__all__ = ["MappedEpisode", "Motion", "SourceState", "map_episode", "source_motion", "source_state"]
-
 # A unit, to let pass what float32 rounding adds to actions that were clipped.
 _UNIT_TOLERANCE = 1e-3
 
@@ -66,7 +64,6 @@ class MappedEpisode:
 
     Attributes:
         frames: arrays of `rfedge.data.frames`, stacked over the frames on axis 0.
-        instructions: one a frame.
         num_clipped: frames whose step was longer than an action can say.
     """
 

@@ -14,22 +14,6 @@ from rfedge.io.disk import read_file
 from rfedge.records.plan import Option
 from rfedge.robot.camera import DEFAULT_RESIZE, RESIZES
 
-__all__ = [
-    "ACTION_KINDS",
-    "CAN_BE_MISSING",
-    "CAN_DISAGREE",
-    "FIELDS",
-    "FLIPS",
-    "GRIPPER_CONVENTIONS",
-    "IMAGE_FIELDS",
-    "RESIZES",
-    "ROTATIONS",
-    "ConversionOptions",
-    "FieldSource",
-    "parse_fields",
-    "read_field_file",
-]
-
 IMAGE_FIELDS: Final = ("static", "gripper")
 ROTATION_FIELDS: Final = ("tcp_euler", "tcp_quat", "tcp_quat_wxyz", "tcp_axis_angle")
 VALUE_FIELDS: Final = ("state", "tcp_pos", *ROTATION_FIELDS, "gripper_width", "joints", "actions", "scene_obs")

@@ -13,8 +13,6 @@ from rfedge.data.conversion.options import ROTATION_FIELDS, FieldSource
 from rfedge.data.frames import Array
 from rfedge.errors import DatasetError, RfedgeError, explain
 
-__all__ = ["Layout", "Source", "SourceEpisode", "select_elements", "unknown_key", "unless_replaced"]
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -22,7 +20,6 @@ class Layout:
 
     Attributes:
         name: of the layout, as the user sees it.
-        fields: where its fields are.
         position_scale_m, rotation_scale_rad: metres and radians per unit of its relative actions.
         rotation: of its actions, one of `options.ROTATIONS`.
         gripper: one of `options.GRIPPER_CONVENTIONS`.

@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from rfedge.data.actions import Float64Array, wrap_angles
 
-__all__ = ["FrameTimes", "frame_times", "resample_angles", "resample_steps", "resample_values"]
-
 
 class FrameTimes:
     """Where the new frames lie among the old ones, in old frames.

@@ -22,8 +22,6 @@ from rfedge.errors import ConfigError, DatasetError, RfedgeError, explain
 from rfedge.jobs.progress import Count
 from rfedge.robot.rotations import rotation_vectors
 
-__all__ = ["Survey", "raise_all", "survey_source"]
-
 _TOLERANCE = Tolerance()
 _SHOWN = 8
 # Another reading of the rotation has to leave this much less unexplained to be the right one.

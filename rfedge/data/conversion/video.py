@@ -13,14 +13,9 @@ from typing import Any
 from rfedge.data.frames import Array
 from rfedge.errors import DatasetError
 
-__all__ = ["VideoFrames", "count_frames"]
-
 
 class VideoFrames:
     """One open video file.
-
-    Args:
-        path: the file.
 
     Raises:
         DatasetError: the file is missing or damaged.

@@ -16,8 +16,6 @@ from rfedge.data.frames import FRAME_KEYS, FRAME_SHAPES, Array, array_problem, f
 from rfedge.data.robot import state_problem
 from rfedge.errors import DatasetError
 
-__all__ = ["CHECKED_VALUES", "PICTURES", "CheckedFrames", "Finding", "FrameChecks", "check_frames"]
-
 # Arrays whose spread a report shows.
 CHECKED_VALUES: Final = ("robot_obs", "scene_obs", "rel_actions")
 PICTURES: Final = ("rgb_static", "rgb_gripper")
@@ -61,7 +59,6 @@ class CheckedFrames:
         sound: bool (N,) whether nothing at all was found in a frame.
         pictures: uint64 (N, 2), equal for equal pictures, per key of PICTURES.
         findings: damage, in the order of the frames.
-        size_bytes: of all these files.
         num_files: how many files that are.
     """
 

@@ -8,8 +8,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GripFit", "GripSums"]
-
 Float64Array = npt.NDArray[np.float64]
 
 # Fingers follow late; the lag that fits best counts. A longer one would meet the next grasp.

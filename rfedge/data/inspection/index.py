@@ -18,16 +18,6 @@ from rfedge.data.scene.scenes import SCENE_INFO_FILE, SceneFrames
 from rfedge.errors import DatasetError
 from rfedge.messages import ACTION_SIZE, STATE_SIZE
 
-__all__ = [
-    "LONGEST_SEGMENT",
-    "check_embeddings",
-    "check_episodes",
-    "check_missing_frames",
-    "check_scenes",
-    "check_segments",
-    "parse_statistics",
-]
-
 Int64Array = npt.NDArray[np.int64]
 
 # CALVIN finds segments with windows of 64 frames and writes (first, first + 64): 65 frames when the end is inclusive.

@@ -14,8 +14,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AXES", "MotionFit", "MotionSums", "Tolerance", "named_axes"]
-
 Float64Array = npt.NDArray[np.float64]
 
 AXES: Final = ("x", "y", "z", "roll", "pitch", "yaw")
@@ -52,7 +50,6 @@ class MotionFit:
     """Regression of one group, translation or rotation.
 
     Attributes:
-        group: its name.
         factor: measured motion per commanded motion, all axes together.
         explained: share of the measured motion that `factor` times the commanded one explains, 0 to 1.
         axis_factors, axis_explained: the same per axis; NaN where an axis hardly moved.

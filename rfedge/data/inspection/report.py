@@ -52,8 +52,6 @@ from rfedge.data.statistics import RunningMoments
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.jobs.progress import Count
 
-__all__ = ["InspectionReport", "SceneCount", "Spread", "TaskCount", "inspect_dataset"]
-
 _STATISTICS_FILE: Final = "statistics.yaml"
 _FRAMES_PER_CHUNK: Final = 32
 
@@ -97,14 +95,11 @@ class InspectionReport:
     Attributes:
         num_frames, num_frames_checked: frame files on disk, and those that were read.
         size_bytes: of the frame files; `size_is_estimate` when not all were looked at.
-        tasks: by name.
-        num_instructions: different sentences.
         spreads: "robot_obs", "scene_obs" and "rel_actions" over the checked frames; with several scenes also
             "scene_obs of A" and so on, because the order of the blocks in scene_obs differs between scenes.
         motion_factors: "translation", "rotation" -> measured motion per commanded motion, over the checked runs of frames.
         against_statistics: per value of statistics.yaml the largest difference; of a mean in standard deviations, of a
             deviation as a factor, of an action bound in its own units; empty without that file.
-        language_folders: all that hold annotations.
         notes: facts that are not damage.
         findings: damage; empty for a sound dataset.
     """
@@ -143,7 +138,6 @@ def inspect_dataset(
         path: a split folder, or the dataset's root.
         split: "training" or "validation" below a root; default training.
         num_frames: size of the sample of frames that are read; None for all.
-        seed: of the sample.
         workers: processes that read frames; the report does not depend on it.
         task_names: tasks that a simulator checks; others are named in a note.
         on_progress: called as (frames checked, frames to check).

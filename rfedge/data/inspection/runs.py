@@ -16,8 +16,6 @@ from rfedge.data.inspection.grip import GripSums
 from rfedge.data.inspection.motion import MotionSums, Tolerance, named_axes
 from rfedge.messages import POSE_SIZE
 
-__all__ = ["LENIENT", "RunChecks", "RunRules", "in_blocks"]
-
 # CALVIN's own rel_actions are the way to a target that the arm follows late: far shorter motion than commanded is no damage.
 LENIENT: Final = Tolerance(clear=(0.1, 1.5), loose=(0.1, 2.0))
 _LONGEST_RUN: Final = 4096  # a longer one is looked at in parts
@@ -49,7 +47,6 @@ class RunChecks:
     """Gathers frames into runs of consecutive numbers within an episode.
 
     Args:
-        rules: see there.
         starts: first frames of episodes: a run ends before each.
     """
 

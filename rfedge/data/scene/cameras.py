@@ -12,8 +12,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["project_gripper", "project_static"]
-
 Floats = npt.NDArray[np.float64]
 
 _STATIC_EYE_M: Final = np.array([2.871459009488717, -2.166602199425597, 2.555159848480571])

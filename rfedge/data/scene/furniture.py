@@ -12,8 +12,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FURNITURE", "furniture_m"]
-
 FURNITURE: Final = ("door handle", "drawer handle", "lever", "button")
 _DOOR, _DRAWER, _LEVER = 0, 1, 3  # places in scene_obs
 # Centres at joint position 0, in the order of `FURNITURE`; y and z are the same in all scenes but for the button's.

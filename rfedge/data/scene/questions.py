@@ -25,18 +25,6 @@ from rfedge.data.scene.scenes import BLOCK_ORDER
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import DatasetError
 
-__all__ = [
-    "COLOURS",
-    "NUMBERS",
-    "NUM_ANSWER_WORDS",
-    "QUESTION_WORDS",
-    "STEP_M",
-    "SceneFacts",
-    "TextPiece",
-    "ask_report",
-    "ask_request",
-]
-
 FloatArray = npt.NDArray[np.float64]
 
 STEP_M: Final = 0.005

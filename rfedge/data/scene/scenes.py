@@ -19,8 +19,6 @@ from typing import Final
 from rfedge.data.object_file import read_object_file
 from rfedge.errors import DatasetError
 
-__all__ = ["BLOCK_ORDER", "SCENE_INFO_FILE", "SceneFrames", "contradicted_by", "read_scenes"]
-
 SCENE_INFO_FILE: Final = "scene_info.npy"
 _PREFIX: Final = "calvin_scene_"
 _CONFIGURATIONS: Final = (".hydra/merged_config.yaml", ".hydra/config.yaml")

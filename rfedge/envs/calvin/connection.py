@@ -19,8 +19,6 @@ from rfedge.errors import BackendUnavailableError
 if TYPE_CHECKING:
     from rfedge.envs.calvin.server import Arrays, Header
 
-__all__ = ["SimulatorProcess"]
-
 _SUBJECT: Final = "calvin simulator"
 _REMEDY: Final = "See docs/how-to/install_calvin.md."
 _GRACE_S: Final = 2.0  # between the end of its input and its being killed

@@ -35,8 +35,6 @@ from rfedge.messages import Observation, UInt8Array
 if TYPE_CHECKING:
     from rfedge.envs.calvin.server import Arrays, Header
 
-__all__ = ["PYTHON_VARIABLE", "CalvinEnvironment", "parse_info"]
-
 _SCENES: Final = ("A", "B", "C", "D")
 _RENDERERS: Final = get_args(Renderer)
 _MAX_SEED: Final = 2**32 - 1
@@ -72,7 +70,6 @@ class CalvinEnvironment:
             scene: "A" to "D".
             seed: decides the block poses of every `reset()` without arguments.
             render: False leaves out the cameras; `observe`, `reset` and `step` then raise, `restore` and `advance` work.
-            task: instruction that observations carry.
             python: an interpreter that has calvin_env; None takes the variable `RFEDGE_CALVIN_PYTHON`, or else the
                 running interpreter.
             renderer: see `rfedge.envs.looks`.

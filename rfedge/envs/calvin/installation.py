@@ -17,8 +17,6 @@ from rfedge.envs.interface import Float64Array
 from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.robot.rotations import euler_to_matrix
 
-__all__ = ["FOLDER_VARIABLE", "PYTHON_VARIABLE", "Visual", "find_data", "read_visuals"]
-
 PYTHON_VARIABLE: Final = "RFEDGE_CALVIN_PYTHON"
 FOLDER_VARIABLE: Final = "RFEDGE_CALVIN_ENV"
 Frame = tuple[Float64Array, Float64Array]  # position (3,) in metres, rotation (3, 3)

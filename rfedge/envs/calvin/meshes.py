@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from rfedge.errors import ArtifactError, explain
 
-__all__ = ["TriangleMesh", "read_mesh", "simplify"]
-
 _STL_RECORD: Final = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _STL_HEADER_BYTES: Final = 80
 

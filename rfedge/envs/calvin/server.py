@@ -33,8 +33,6 @@ if TYPE_CHECKING:  # Python 3.8 cannot evaluate these
     Arrays = dict[str, np.ndarray[Any, Any]]
     Header = dict[str, Any]
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_PAYLOAD_BYTES", "PREFIX", "ProtocolError", "decode", "encode", "main", "message_lengths"]
-
 PREFIX = struct.Struct(">II")
 MAX_HEADER_BYTES = 1 << 16
 MAX_PAYLOAD_BYTES = 1 << 20  # both images are 141 168 bytes

@@ -10,8 +10,6 @@ from rfedge.envs.experts.script import Script, Waypoint, fixed
 from rfedge.envs.experts.situation import Situation
 from rfedge.envs.interface import Float64Array
 
-__all__ = ["clear_the_way"]
-
 # In front of the cabinet and this high nothing is in the way of an upright hand.
 _TRAVEL_Z_M: Final = 0.58
 _FREE_Z_M: Final = 0.535

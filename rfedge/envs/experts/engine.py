@@ -16,8 +16,6 @@ from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSITION_SCALE_M, ROTATION_SCALE_RAD
 from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_about, wrap_angle
 
-__all__ = ["Expert", "Variation", "WaypointExpert"]
-
 # The arm covers this share of the way to its target at each control step, so what is left follows from how far it moved.
 _RESPONSE: Final = 0.49
 # Share by which the assumed target is drawn to the one that the last movement tells: all of it at first, when nothing is

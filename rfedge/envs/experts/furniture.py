@@ -11,21 +11,6 @@ from rfedge.envs.experts.situation import DRAWER, SLIDE
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import SLOPE, TableLayout
 
-__all__ = [
-    "button_top",
-    "close_drawer",
-    "door_waypoints",
-    "drawer_handle",
-    "drawer_waypoints",
-    "move_slider",
-    "open_drawer",
-    "press_button",
-    "slide_handle",
-    "switch_tip",
-    "turn_off_lightbulb",
-    "turn_on_lightbulb",
-]
-
 _SWITCH, _BULB, _LED = 3, 4, 5  # places in scene_obs
 
 

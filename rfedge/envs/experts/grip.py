@@ -16,8 +16,6 @@ from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.placement import block_slice
 from rfedge.robot.rotations import euler_to_matrix, wrap_angle
 
-__all__ = ["choose_grip", "face_yaw_rad", "is_around"]
-
 # An open finger, seen from above: its centre's distance from the tcp along the opening, and the room it needs around it.
 _FINGER_M: Final = 0.047
 _FINGER_ROOM_M: Final = 0.016
@@ -62,7 +60,6 @@ def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> A
 
     Args:
         situation: decides the grip; afterwards it stays the same relative to the block.
-        block: its name.
         turn_rad: by how much the gripper will be turned with the block in it; the wrist must allow that too.
     """
     layout = situation.layout

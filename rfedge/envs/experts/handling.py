@@ -18,8 +18,6 @@ from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.envs.playtable.placement import block_slice
 from rfedge.robot.rotations import wrap_angle
 
-__all__ = ["LEAN_RAD", "grasp", "is_held", "lift", "lift_waypoints", "push", "push_into_drawer", "rotate"]
-
 _HALF_BLOCK_M: Final = 0.5 * dimensions.BLOCK_WIDTH_M
 _TURN_RAD: Final = math.radians(92.0)
 LEAN_RAD: Final = 0.6  # in the cabinet, where an upright hand would meet door and walls

@@ -18,8 +18,6 @@ from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.envs.playtable.placement import block_slice
 
-__all__ = ["place_in_drawer", "place_in_slider", "stack", "unstack"]
-
 _HALF_BLOCK_M: Final = 0.5 * dimensions.BLOCK_WIDTH_M
 # Where in the cabinet a block is let down, and how far from another block it is let down or, nearer, dropped.
 _SHELF_Y_M: Final = 0.09

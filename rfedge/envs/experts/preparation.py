@@ -20,8 +20,6 @@ from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
 
-__all__ = ["prepare", "prepare_start"]
-
 # Half-widths of the random start pose around the neutral one.
 _START_JITTER_M: Final = np.array([0.04, 0.03, 0.03])
 _START_JITTER_RAD: Final = 0.1  # yaw

@@ -10,8 +10,6 @@ from typing import Final
 from rfedge.envs.experts.situation import Situation
 from rfedge.envs.interface import Float64Array
 
-__all__ = ["POINTING_YAW_RAD", "Anchor", "AnchorFinder", "Script", "Waypoint", "fixed"]
-
 POINTING_YAW_RAD: Final = math.pi / 2  # fingers open along the world x axis, as in the neutral pose
 
 
@@ -46,7 +44,6 @@ class Waypoint:
 
     Attributes:
         anchor: what `offset_m` is measured from, as it stands when this waypoint begins.
-        offset_m: from the anchor.
         closed: whether the gripper is closed on the way.
         tolerance_m: how near counts as reached; a via point has a large one.
         dwell_steps: control steps to stay after reaching it.

@@ -14,8 +14,6 @@ from rfedge.envs.experts.script import Script
 from rfedge.envs.playtable.layout import TableLayout, find_layout
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
 
-__all__ = ["EXPERT_TASKS", "make_expert"]
-
 
 def _scripts() -> dict[str, Callable[[TableLayout], Script]]:
     bind = functools.partial

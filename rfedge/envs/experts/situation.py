@@ -14,8 +14,6 @@ from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
 from rfedge.envs.playtable.placement import block_slice
 from rfedge.robot.rotations import euler_to_matrix
 
-__all__ = ["DRAWER", "SLIDE", "Situation"]
-
 SLIDE: Final = 0  # places in scene_obs
 DRAWER: Final = 1
 
@@ -39,7 +37,6 @@ class Situation:
     """One observed moment.
 
     Attributes:
-        layout: the scene.
         robot_obs: (15,), see `rfedge.envs.interface.Environment`.
         scene_obs: (24,).
         start_scene: scene_obs (24,) when the task began.

@@ -10,18 +10,6 @@ from rfedge.envs.playtable.arm_shape import draw_base, draw_camera, draw_finger,
 from rfedge.envs.playtable.surfaces import numbers
 from rfedge.envs.playtable.table import ROBOT_CLASS, box
 
-__all__ = [
-    "ARM_DAMPING_NMS_RAD",
-    "ARM_JOINTS",
-    "ARM_STIFFNESS_NM_RAD",
-    "FINGER_DAMPING_NS_M",
-    "FINGER_JOINTS",
-    "FINGER_MAX_M",
-    "FINGER_STIFFNESS_N_M",
-    "add_actuators",
-    "add_arm",
-]
-
 ARM_JOINTS: Final = tuple(f"panda_joint{index}" for index in range(1, 8))
 FINGER_JOINTS: Final = ("panda_finger_joint1", "panda_finger_joint2")
 FINGER_MAX_M: Final = 0.04

@@ -13,8 +13,6 @@ from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.surfaces import DRAWN, numbers
 
-__all__ = ["add_arm_meshes", "draw_base", "draw_camera", "draw_finger", "draw_hand", "draw_link"]
-
 _CORNERS: Final = 14
 
 # A ring: axis ("x", "y" or "z"), centre in the frame of the joint in metres, radius, or the two half axes of an ellipse.

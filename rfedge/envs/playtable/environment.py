@@ -33,8 +33,6 @@ from rfedge.errors import ConfigError
 from rfedge.messages import STATE_SIZE, Observation, UInt8Array
 from rfedge.robot.rotations import euler_to_quaternion, matrix_to_euler, quaternion_to_matrix
 
-__all__ = ["PlayTable"]
-
 _JOINTS = ("base__slide", "base__drawer", "base__button", "base__switch")
 _SETTLE_STEPS = 2  # after restoring a state; CALVIN runs one step of 1/240 s
 _LIGHT_RGBA = {
@@ -61,7 +59,6 @@ class PlayTable:
             scene: "A" to "D".
             seed: decides the block poses of every `reset()` without arguments.
             render: False leaves out the cameras; `observe`, `reset` and `step` then raise, `restore` and `advance` work.
-            task: instruction that observations carry.
             looks: what the cameras see; "calvin" takes the meshes and textures of an installed calvin_env, see
                 `rfedge.envs.calvin.installation.find_data`; "random" begins as `seed` says and changes with `redress`.
 

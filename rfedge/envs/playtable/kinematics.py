@@ -14,8 +14,6 @@ from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import BASE_POSITION_M
 from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_vector
 
-__all__ = ["HAND_EULER_RAD", "JOINT_FRAMES", "LOWER_RAD", "NEUTRAL_RAD", "UPPER_RAD", "forward", "inverse", "tcp_pose"]
-
 _QUARTER: Final = math.pi / 2
 # (xyz in metres, fixed-axis xyz angles in radians) of each joint frame in the one before it; every joint turns about its z
 JOINT_FRAMES: Final = (

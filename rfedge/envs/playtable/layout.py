@@ -13,17 +13,6 @@ from typing import Final
 from rfedge.envs.playtable.wood import Wood
 from rfedge.errors import ConfigError, did_you_mean
 
-__all__ = [
-    "BLOCK_LENGTHS_M",
-    "BLOCK_WIDTH_M",
-    "LAYOUTS",
-    "SLOPE",
-    "STATIC_CAMERA",
-    "StaticCamera",
-    "TableLayout",
-    "find_layout",
-]
-
 Range = tuple[float, float]
 
 # --- what all four scenes share -------------------------------------------------------------------------------------

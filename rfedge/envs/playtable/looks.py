@@ -18,8 +18,6 @@ from rfedge.envs.playtable.wood import Wood, paint_wood
 from rfedge.messages import UInt8Array
 from rfedge.robot.rotations import euler_to_quaternion
 
-__all__ = ["MATERIALS", "Look", "Wardrobe", "dress", "plain_look", "random_look"]
-
 RGB = tuple[float, float, float]
 
 # material -> CALVIN's colour
@@ -56,7 +54,6 @@ class Look:
 
     Attributes:
         wood, panel: of table and cabinet, and of door and drawer.
-        grain_seed: decides their textures.
         floor: the two colours of its squares.
         materials: colour of every material of `MATERIALS`.
         sun: direction towards the light, in world axes.

@@ -16,8 +16,6 @@ from rfedge.envs.playtable.scene import build_mjcf
 from rfedge.io.atomic import atomic_file
 from rfedge.io.cache import cache_folder
 
-__all__ = ["load_model"]
-
 logger = logging.getLogger(__name__)
 
 _SOURCES: Final = (".mtl", ".obj", ".png", ".stl", ".urdf")

@@ -13,8 +13,6 @@ from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import TableLayout
 from rfedge.errors import ConfigError
 
-__all__ = ["SURFACES", "block_slice", "sample_scene"]
-
 SURFACES: Final = ("table", "slider_left", "slider_right")
 _MAX_TRIES: Final = 1000
 _SPOT_M: Final = 0.015  # from a spot along x and y, at most
@@ -83,11 +81,8 @@ def sample_scene(
     """Return scene_obs (24,) with random block poses.
 
     Args:
-        layout: the scene.
-        rng: decides everything random.
         surfaces: block name -> one of `SURFACES` or "drawer"; a block that is not named gets one of `SURFACES`.
         slide_m, drawer_m, switch_m: joint positions of the sliding door, the drawer and the switch.
-        bulb_on, led_on: the lights.
         gap_m: smallest distance between two blocks.
         spots: surface -> (x, y) in m of places near which blocks stand as CALVIN's chains have them; a surface that is not
             named, and None, has blocks anywhere on it.

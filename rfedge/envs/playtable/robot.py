@@ -19,8 +19,6 @@ from rfedge.envs.playtable.arm import (
 from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, inverse, tcp_pose
 from rfedge.messages import GRIPPER_OPEN, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD
 
-__all__ = ["NEUTRAL_ROBOT_OBS", "RobotControl"]
-
 NEUTRAL_ROBOT_OBS: Final = np.concatenate([tcp_pose(NEUTRAL_RAD), [2.0 * FINGER_MAX_M], NEUTRAL_RAD, [GRIPPER_OPEN]])
 # CALVIN's arm covers 0.49 of the way to a new target within one control step, 0.76 within two.
 _LAG_S: Final = 0.049

@@ -16,8 +16,6 @@ from rfedge.envs.playtable.surfaces import numbers
 from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_table, add_table_meshes
 from rfedge.envs.playtable.table_shape import add_floor, add_table_assets, draw_table
 
-__all__ = ["SUBSTEPS", "build_mjcf"]
-
 SUBSTEPS: Final = 16  # physics steps per control step, so 480 Hz
 _PHYSICS_HZ: Final = CONTROL_HZ * SUBSTEPS
 _SHADOW_SIZE: Final = 256

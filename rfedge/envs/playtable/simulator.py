@@ -13,8 +13,6 @@ from rfedge.envs.interface import Camera
 from rfedge.errors import BackendUnavailableError, explain
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE, UInt8Array
 
-__all__ = ["Cameras", "load_mujoco"]
-
 _GL_REMEDY: Final = (
     "On Debian and Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 and MUJOCO_GL=osmesa; "
     "MUJOCO_GL=disable with render=False runs physics alone. "

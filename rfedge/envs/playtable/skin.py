@@ -21,8 +21,6 @@ from rfedge.envs.interface import BLOCKS
 from rfedge.envs.playtable.layout import BASE_POSITION_M
 from rfedge.robot.rotations import matrix_to_quaternion, quaternion_to_matrix
 
-__all__ = ["skin_model"]
-
 _COLLISION_GROUP: Final = 3  # MuJoCo draws groups 0 to 2
 _TABLE_SCALE: Final = 0.8  # CALVIN's global_scaling of the table
 _BLOCK_RGBA: Final = {"block_red": (1, 0, 0, 1), "block_blue": (0, 0, 1, 1), "block_pink": (1, 0, 1, 1)}

@@ -10,8 +10,6 @@ import numpy as np
 
 from rfedge.envs.interface import Float64Array
 
-__all__ = ["DRAWN", "Surface", "numbers"]
-
 # what every drawn geom has: no mass, no contacts, and a group that MuJoCo shows
 DRAWN: Final = {"contype": "0", "conaffinity": "0", "mass": "0", "group": "1"}
 

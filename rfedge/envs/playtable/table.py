@@ -17,8 +17,6 @@ from rfedge.envs.playtable.layout import SLOPE, TableLayout
 from rfedge.envs.playtable.surfaces import numbers
 from rfedge.envs.playtable.table_shape import draw_block
 
-__all__ = ["add_blocks", "add_table", "add_table_meshes", "box"]
-
 # Collision classes: table parts never touch each other, the arm never touches itself, everything else does.
 # MuJoCo draws groups 0 to 2 and not group 3.
 TABLE_CLASS: Final = {"contype": "1", "conaffinity": "0", "group": "3"}

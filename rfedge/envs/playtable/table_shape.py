@@ -16,8 +16,6 @@ from rfedge.envs.playtable.layout import SLOPE, TableLayout
 from rfedge.envs.playtable.surfaces import DRAWN, Surface, numbers
 from rfedge.envs.playtable.wood import TEXTURE_SIZE
 
-__all__ = ["add_floor", "add_table_assets", "draw_block", "draw_table"]
-
 _CORNERS: Final = 12
 _FLOOR_M: Final = 6.0
 _FLOOR_PIXELS: Final = 64

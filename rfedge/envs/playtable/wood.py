@@ -10,8 +10,6 @@ import numpy as np
 from rfedge.envs.interface import Float64Array
 from rfedge.messages import UInt8Array
 
-__all__ = ["TEXTURE_SIZE", "Wood", "paint_wood"]
-
 TEXTURE_SIZE: Final = 256  # pixels a side
 # (cycles along the grain, cycles across it, share of the spread): broad bands, growth rings, fibres
 _OCTAVES: Final = ((1.5, 3.0, 0.7), (3.0, 12.0, 0.6), (12.0, 60.0, 0.4))

@@ -7,8 +7,6 @@ from typing import Final
 
 from rfedge.machine.probing import Absent
 
-__all__ = ["board_power_w", "choose_rails"]
-
 # A rail at the supply: Thor; Orin Nano and NX, Xavier NX; Nano and TX2.
 _INPUT_RAILS: Final = ("VIN", "VDD_IN", "POM_5V_IN")
 # AGX Orin has no such rail. These three are what JetPack 7.2 prints of it; the memory rail VDDQ_VDD2_1V8AO, which older

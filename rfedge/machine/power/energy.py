@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EnergyMeter", "Reading", "WrappingCounter"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -65,7 +63,6 @@ class EnergyMeter:
 
         Args:
             time_s: monotonic clock, later than that of the last call.
-            reading: of the source.
         """
         if self._first_s is None:
             self._first_s = time_s

@@ -12,8 +12,6 @@ from rfedge.machine.power.board_power import board_power_w, choose_rails
 from rfedge.machine.power.energy import Reading
 from rfedge.machine.probing import Absent
 
-__all__ = ["JtopSource", "rails_of", "zones_of"]
-
 
 class JtopSource:
     """A client of the service.

@@ -7,8 +7,6 @@ from typing import Any, Final
 from rfedge.machine.power.energy import Reading
 from rfedge.machine.probing import Absent
 
-__all__ = ["NvmlSource"]
-
 _M: Final = 1e-3
 
 

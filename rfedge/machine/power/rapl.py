@@ -12,8 +12,6 @@ from typing import Final
 from rfedge.machine.power.energy import Reading, WrappingCounter
 from rfedge.machine.probing import Absent
 
-__all__ = ["RaplSource"]
-
 _FOLDER: Final = "sys/class/powercap"
 # A top domain is one package; intel-rapl:0:0 is a part of it, and counting both would count twice.
 _TOP_DOMAIN: Final = re.compile(r"intel-rapl:\d+")

@@ -92,7 +92,6 @@ class ResourceUse:
         sampler_share: share of one core that the sampler itself used.
         power: one entry a meter; empty where none is readable, and then `power_reason` says why.
         power_reason: why there is no more: "not readable here: ..."; "" when nothing is missing.
-        temperatures_reason: the same for temperatures.
     """
 
     duration_s: float
@@ -125,9 +124,7 @@ class Sampler:
     """A context manager; `summary` may be called inside, for the time so far, and after it.
 
     Args:
-        period_s: time between two samples.
         sources: open power meters, which it closes; those of this machine without.
-        root: the file system to read.
 
     Raises:
         ConfigError: the period is below 0.01 s.

@@ -17,8 +17,6 @@ from rfedge.machine.power.rapl import RaplSource
 from rfedge.machine.power.tegrastats import TegrastatsSource
 from rfedge.machine.probing import probe
 
-__all__ = ["PowerSource", "find_power_sources"]
-
 
 class PowerSource(Protocol):
     """A meter; opened when it is made."""

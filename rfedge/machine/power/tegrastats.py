@@ -18,8 +18,6 @@ from rfedge.machine.power.board_power import board_power_w, choose_rails
 from rfedge.machine.power.energy import Reading
 from rfedge.machine.probing import Absent
 
-__all__ = ["TegrastatsLine", "TegrastatsSource", "parse_tegrastats"]
-
 _RAIL: Final = re.compile(r"\b([A-Z][A-Z0-9_]*) (-?\d+)(?:mW(?:/-?\d+mW)*|/-?\d+)(?=\s|$)")
 _TEMPERATURE: Final = re.compile(r"\b(\w+)@(-?\d+(?:\.\d+)?)C\b")
 _ABSENT_C: Final = -256.0  # what a sensor of a part without power reads
@@ -54,7 +52,6 @@ class TegrastatsSource:
 
     Args:
         period_s: how often it is asked for a line; not below 0.1 s.
-        command: the program.
 
     Raises:
         Absent: it is not on this machine, or prints no rail that is the board's in time.

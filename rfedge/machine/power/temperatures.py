@@ -7,8 +7,6 @@ from typing import Final
 
 from rfedge.machine.probing import read_text
 
-__all__ = ["KernelThermometers"]
-
 _MILLI: Final = 1e-3
 
 

@@ -16,8 +16,6 @@ import numpy.typing as npt
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
 from rfedge.train.config import ShiftKind
 
-__all__ = ["GRIPPER_SHIFT_PX", "STATIC_SHIFT_PX", "ImageShifts", "draw_offsets", "shift_images"]
-
 _REFERENCE_SIZE_PX: Final = 224
 STATIC_SHIFT_PX: Final = round(10 * STATIC_IMAGE_SHAPE[0] / _REFERENCE_SIZE_PX)
 GRIPPER_SHIFT_PX: Final = round(4 * GRIPPER_IMAGE_SHAPE[0] / _REFERENCE_SIZE_PX)

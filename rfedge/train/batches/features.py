@@ -24,8 +24,6 @@ from rfedge.train.batches.vision_tokens import observe
 from rfedge.train.compute_context import ComputeContext
 from rfedge.train.distributed import Processes
 
-__all__ = ["FeatureBatch", "FeatureTable"]
-
 # F = frames of all segments in use, B = windows, W = frames a window, D = feature width, K = chunk
 
 _FRAMES_A_CALL = 32

@@ -27,8 +27,6 @@ from rfedge.train.compute_context import ComputeContext
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes
 
-__all__ = ["CoTraining", "ImageTextBatch", "PairPass", "image_text_batch", "language_loss", "prompt_parts"]
-
 # N = pairs, T = text tokens, S = image size, D = decoder width
 
 NO_LABEL: Final = -100
@@ -109,7 +107,6 @@ def language_loss(policy: RoboFlamingo, batch: ImageTextBatch, num_tokens: int |
 
     Args:
         policy: with an output projection, or a decoder whose output is its embedding.
-        batch: on the policy's device.
         num_tokens: what the sum is divided by: the tokens to be said in a larger batch, of which this is a part. Without
             it the loss is the mean.
     """
@@ -150,10 +147,6 @@ class CoTraining:
     """Samples and loads image-text pairs beside the robot's windows; a context manager around the steps.
 
     Args:
-        data: both parts.
-        tokenizer: the policy's.
-        config: sizes, weights and seed.
-        device: of the policy.
         states: where the samplers stand, by kind; empty at the start.
         processes: of which each takes its part of every batch.
     """

@@ -21,17 +21,6 @@ from rfedge.train.config import ShiftKind
 from rfedge.train.distributed import Processes
 from rfedge.train.task_probe import task_loss
 
-__all__ = [
-    "BatchLoader",
-    "InstructionTable",
-    "SplitBatch",
-    "TensorBatch",
-    "batch_tensors",
-    "window_features",
-    "window_forward",
-]
-
-
 # Separate the streams of shifts and of instructions from the sampler's, which is sampled from the same seed.
 _SHIFT_STREAM: Final = 1
 _WORDING_STREAM: Final = 2

@@ -7,8 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
 
-__all__ = ["Prefetch"]
-
 T = TypeVar("T")
 Self = TypeVar("Self")
 

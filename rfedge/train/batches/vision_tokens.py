@@ -27,8 +27,6 @@ from rfedge.model import RoboFlamingo
 from rfedge.train.compute_context import ComputeContext
 from rfedge.train.config import MixedPrecision
 
-__all__ = ["TOKENS_FOLDER", "observe", "with_vision_tokens"]
-
 # N = frames, P = patches, V = vision width
 
 TOKENS_FOLDER: Final = ".vision-tokens"
@@ -62,10 +60,8 @@ def with_vision_tokens(
     They are computed where `folder` does not hold them for these frames and these weights.
 
     Args:
-        cache: of images.
         policy: its tower must not learn as long as the result is used.
         folder: gets a folder for each tower and set of frames.
-        device: of the policy.
         mixed_precision: what the tower's MatMuls are computed in.
         on_frame: called as (frames done, frames in all) while they are computed.
 

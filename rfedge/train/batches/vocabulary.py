@@ -13,8 +13,6 @@ from rfedge.config import DecoderConfig
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.train.batches.wording import Grammar
 
-__all__ = ["TABLETOP_WORDS", "learn_tokenizer"]
-
 _TEXT: Final = """
 the a an it its one this that them then and with of from to at by for out off on in into onto inside over under
 up down top bottom left right side front back center towards away upright
@@ -34,7 +32,6 @@ def learn_tokenizer(
     """Learn the tokenizer of a policy that starts from nothing.
 
     Args:
-        instructions: of the demonstrations.
         decoder: says how many entries, and how many tokens an instruction may have.
         grammar: whose words it must know too; it then reads capital letters as small ones.
         other_words: what else it must know, such as those of questions.

@@ -16,8 +16,6 @@ from rfedge.data.calvin import Segment
 from rfedge.errors import ConfigError
 from rfedge.language.tokenizer import InstructionTokenizer
 
-__all__ = ["Grammar", "Wording", "check_grammar"]
-
 _OWN_SHARE: Final = 0.1
 _ATTEMPTS: Final = 100
 
@@ -66,8 +64,6 @@ class Wording:
         """Return an instruction of the segment's task.
 
         Args:
-            segment: part of a demonstration.
-            rng: decides which.
             most_tokens: of the instruction alone; without it, what fits into a prompt.
         """
         if rng.random() < _OWN_SHARE:

@@ -11,20 +11,16 @@ from rfedge.config import PolicyConfig
 from rfedge.records.plan import Option
 from rfedge.train.config import INSTRUCTIONS_HELP, VOCAB_SIZE_HELP, InstructionSource
 
-__all__ = ["PretrainConfig"]
-
 
 class PretrainConfig(BaseModel):
     """One run.
 
     Attributes:
-        policy: whose backbone is trained.
         initial_checkpoint: whose weights and tokenizer to start from; None initialises weights from `seed`.
         output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
         steps, minutes: when to stop; the first one reached counts.
         mixed_precision: weights and moments stay fp32.
         light: see `rfedge.train.pretraining.scene_batches`.
-        vocab_size: as in `TrainConfig`.
         learning_rate: after a warm-up; then half a cosine down.
         validation_frames: of the held-out segments, evenly spread.
     """

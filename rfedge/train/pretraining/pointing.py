@@ -22,8 +22,6 @@ from rfedge.data.scene.furniture import FURNITURE
 from rfedge.model import RoboFlamingo
 from rfedge.train.pretraining.scene_batches import SceneBatch, VisionFeatures
 
-__all__ = ["Pointing", "PointingScore", "patch_shares"]
-
 # N = frames, T = tokens, P = patches, V = width, B = blocks, F = furniture, L = things in a place
 
 _NUM_BLOCKS: Final = 3
@@ -130,7 +128,6 @@ def patch_shares(uv: torch.Tensor, num_patches: int) -> torch.Tensor:
 
     Args:
         uv: float (..., 2), shares of width and height.
-        num_patches: of a square picture.
 
     Returns:
         float (..., num_patches), which sums to 1, and to 0 where the point is not in view.

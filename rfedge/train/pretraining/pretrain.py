@@ -57,8 +57,6 @@ from rfedge.train.state import (
 )
 from rfedge.train.stopping import TrainingStop
 
-__all__ = ["PretrainResult", "pretrain_policy"]
-
 _VALIDATION_SEED: Final = 12345
 _BETAS: Final = (0.9, 0.98)
 _MM_PER_M: Final = 1000.0
@@ -69,12 +67,9 @@ class PretrainResult:
     """What a run came to.
 
     Attributes:
-        checkpoint: the folder.
         steps, seconds: over all parts of the run.
         first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps.
-        num_frames: frames to train on.
         validation: metrics of the held-out frames at the end; empty without any.
-        stopped: as in `TrainResult`.
     """
 
     checkpoint: Path

@@ -21,17 +21,6 @@ from rfedge.train.batches.image_text import NO_LABEL
 from rfedge.train.batches.prefetch import Prefetch
 from rfedge.train.batches.wording import Wording
 
-__all__ = [
-    "SceneBatch",
-    "SceneLoader",
-    "SceneQuestions",
-    "SceneScore",
-    "VisionFeatures",
-    "encode_images",
-    "number_ids",
-    "scene_score",
-]
-
 # N = frames, Q = texts (two a frame), T = tokens
 
 # Separates the samples of what is asked from the order of frames, which comes from the same seed.
@@ -82,8 +71,6 @@ class SceneScore:
 
     Attributes:
         loss: mean cross-entropy of what was to be said, nats a token; the only one with a gradient.
-        num_tokens: that it is over.
-        num_right: of them said right.
         distances: float32 (n,), counts of 5 mm between each number said and the right one, numbers alone.
     """
 
@@ -97,8 +84,6 @@ class SceneQuestions:
     """The frames of an index with what may be asked about them.
 
     Args:
-        index, cache, facts: the frames.
-        tokenizer: for the texts.
         wording: says the instructions anew at every step; None for the demonstrations' own.
         has_texts: False leaves them out of the batches, whose `token_ids` and `labels` then have no tokens.
 
@@ -188,8 +173,6 @@ def encode_images(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -
     """Look at the frames of a batch.
 
     Args:
-        policy: whose tower and resampler run.
-        batch: the frames.
         light: deviation of a random gain, and half that of a random offset, of each channel of each picture, in units of
             CLIP's normalised pixels, from PyTorch's random state. Another renderer's light is such a change.
     """
@@ -209,9 +192,7 @@ def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: VisionFeatures, 
 
     Args:
         policy: whose decoder and final norm run, whatever state its action is read from.
-        batch: frames and texts.
         sight: what `see` made of the frames.
-        numbers: from `number_ids`.
     """
     backbone = policy.backbone
     media = sight.latents.repeat_interleave(2, dim=0)

@@ -21,8 +21,6 @@ from rfedge.train.pretraining.pointing import Pointing
 from rfedge.train.pretraining.scene_batches import SceneLoader, SceneQuestions, encode_images
 from rfedge.train.sources import TrainingData
 
-__all__ = ["POINTING", "SceneTraining"]
-
 # Name of the queries as a part of the policy: they learn and are saved with it, and are in no checkpoint.
 POINTING = "pointing"
 # Separates the order of these frames from that of the windows, which comes from the same seed.

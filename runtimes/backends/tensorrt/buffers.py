@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from rfedge.contract import GraphContract, TensorSpec
 
-__all__ = ["BufferPlan", "Slot", "plan_buffers", "text_inputs"]
-
 Array = npt.NDArray[Any]
 _ALIGNMENT: Final = 256  # TensorRT asks this of every address
 _TOKEN_AXIS: Final = "token"
@@ -27,7 +25,6 @@ class Slot:
 
     Attributes:
         offset: bytes from the start of the block.
-        size_bytes: of the largest shape.
     """
 
     name: str
@@ -60,7 +57,6 @@ class BufferPlan:
 
     Attributes:
         input_bytes: length of the part that is copied up; the outputs begin there.
-        total_bytes: length of the block.
     """
 
     inputs: tuple[Slot, ...]
@@ -73,7 +69,6 @@ def plan_buffers(contract: GraphContract, largest: Mapping[str, Sequence[int]]) 
     """Give each tensor its place.
 
     Args:
-        contract: of the graph.
         largest: the largest shape of each tensor.
     """
     inputs, input_bytes = _place(contract.inputs, largest, 0)

@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from rfedge.errors import BackendUnavailableError
 
-__all__ = ["CudaDriver"]
-
 _LIBRARY: Final = "libcuda.so.1"
 _NON_BLOCKING_STREAM: Final = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
 _CAPTURE_RELAXED: Final = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: other threads may allocate meanwhile

@@ -22,8 +22,6 @@ from rfedge.runtimes.backends.ort import open_bundle as open_with_onnxruntime
 from rfedge.runtimes.backends.tensorrt.runner import TensorRtRunner
 from rfedge.runtimes.policy.backbone import open_backbone
 
-__all__ = ["installed_modules", "open_bundle", "open_engines"]
-
 _Engines = dict[Stage, tuple[Path, EngineRecord]]
 
 
@@ -74,10 +72,7 @@ def open_engines(
     """Open a bundle whose engines fit `device`.
 
     Args:
-        path: the bundle.
-        settings: how to load it.
         modules: candidates; the first one that has an engine for every graph of the backbone is taken.
-        device: the GPU.
         library: the CUDA driver library; that of the system without.
 
     Raises:

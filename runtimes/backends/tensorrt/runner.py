@@ -26,8 +26,6 @@ from rfedge.runtimes.backends.base import GraphRunner, RuntimeSettings, Stage
 from rfedge.runtimes.backends.tensorrt.buffers import BufferPlan, plan_buffers, text_inputs
 from rfedge.runtimes.backends.tensorrt.cuda_driver import CudaDriver
 
-__all__ = ["TensorRtRunner"]
-
 Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
 _MOST_GRAPHS: Final = 8  # a head is called with one step and with a window of them, nothing else
@@ -39,9 +37,6 @@ class TensorRtRunner(GraphRunner):
     Args:
         stage: which graph of the policy this is.
         plan: the engine's file, verified by `rfedge.bundle.engines.find_engine`.
-        record: what it was made from.
-        contract: its inputs and outputs.
-        module: the TensorRT that built it.
         settings: input checks and `cuda_graph` are used.
         library: the CUDA driver library; that of the system without.
 

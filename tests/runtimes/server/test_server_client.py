@@ -22,7 +22,8 @@ from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import STAGES, ClosedLoop, EdgePolicy, RuntimeSettings
 from rfedge.runtimes.control.lateness import LatePolicy
-from rfedge.runtimes.control.loop import ControlLoop, StepReport
+from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.server.client import RemotePolicy
 from rfedge.runtimes.server.wire import pack
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, tiny_config, write_handmade_bundle
@@ -178,9 +179,9 @@ def test_a_loop_holds_while_the_server_is_gone_and_goes_on_when_it_is_back(polic
         assert robot.num_stops == 1
         with running(policy, port=port_of(url)):
 
-            def gather(step: StepReport) -> None:
+            def gather(step: ControlStep) -> None:
                 time.sleep(0.01)
-                if step.control.missing is None:
+                if step.missing is None:
                     steps.append(step)
 
             assert run(remote, LatePolicy(action="hold"), gather) == "success"
