@@ -138,7 +138,7 @@ def run_latency(
     """Load every variant, time them and report.
 
     Args:
-        observations: frames all variants see in the same order; None draws them from `plan.seed`.
+        observations: frames all variants see in the same order; None samples them from `plan.seed`.
         inputs: what the observations are, for the report.
         on_round: called with (rounds done, rounds in all), warm-up included.
 

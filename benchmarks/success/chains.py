@@ -75,7 +75,7 @@ class ChainPlan:
             class, a top-level function or a frozen dataclass with `__call__`.
         agent_name: what reports call the agent.
         agent_facts: what else decides how it acts, for instance a bundle's hash; a run is only gone on with by the same.
-        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones drawn for every
+        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones sampled for every
             subtask; what an own table is called in reports when `instructions` is given.
         instructions: task -> instruction, instead of a known language.
         left_out: sentences of the language that are never sampled.

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 from rfedge.errors import ConfigError, did_you_mean
 
-# "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, drawn anew for every episode; "calvin": the
+# "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, sampled for every episode; "calvin": the
 # meshes and textures of an installed calvin_env.
 Looks = Literal["playtable", "random", "calvin"]
 

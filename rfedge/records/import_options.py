@@ -46,4 +46,4 @@ class ImportOptions:
     text_length: Annotated[int | None, Option("Tokens of the padded prompt; released: 32.", min=4)] = None
     vision_heads: Annotated[int | None, Option("Attention heads of CLIP; heads of 64 without.", min=1)] = None
     keep_output_projection: Annotated[bool, Option("Keep what turns states into words, for co-training.")] = False
-    seed: Annotated[int, Option("Samples what no file holds.", min=0)] = 0
+    seed: Annotated[int, Option("Initialises what no file holds.", min=0)] = 0

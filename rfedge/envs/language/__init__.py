@@ -63,7 +63,7 @@ def choose_instruction(task: str, language: str, rng: np.random.Generator, left_
     Args:
         task: one of the 34.
         language: "evaluation", CALVIN's one instruction, or "enriched", a held-out one sampled from `rng`.
-        left_out: sentences that are never drawn, for instance those that are too long for a policy.
+        left_out: sentences that are never sampled, for instance those that are too long for a policy.
 
     Raises:
         ConfigError: task or language is unknown, or no sentence is left.
