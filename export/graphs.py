@@ -25,9 +25,11 @@ from rfedge.export.passes.split_stages import split_stages
 from rfedge.export.passes.standard import apply_passes, head_passes
 from rfedge.export.precisions.dynamic_head import quantize_head
 from rfedge.export.precisions.half_storage import store_half
+from rfedge.export.precisions.head_weights import store_head_int8
 from rfedge.export.stage_graph import (
     CALIBRATED,
     GraphSettings,
+    RowGraphs,
     WrittenGraph,
     file_roles,
     remove_graph,
@@ -51,7 +53,7 @@ class WrittenGraphs:
         head: the head that runs on this CPU, for the proof.
         proved_by: what stands in for graphs which this CPU cannot run, or "".
         search: the evidence of a mixed plan.
-        in_rows: Q/DQ graphs and CPU forms that compute query attention in int8 by row, if the proof allows it.
+        in_rows: those whose query attention is rounded, if the proof allows it.
     """
 
     files: dict[str, Role]
@@ -60,7 +62,7 @@ class WrittenGraphs:
     head: Path
     proved_by: str = ""
     search: SearchRecord | None = None
-    in_rows: tuple[tuple[Path, Path], ...] = ()
+    in_rows: tuple[RowGraphs, ...] = ()
 
 
 def write_graphs(
@@ -101,7 +103,8 @@ def write_graphs(
     _write_float(traced, contract, sources, work / "whole.onnx", progress)
     is_exact = set(precisions.values()) == {"fp32"}
     apply_passes(traced_head, traced_head, head_passes())
-    files = file_roles(_copy(traced_head, head) if is_exact else store_half(traced_head, head), "head")
+    store = _copy if is_exact else store_head_int8 if settings.head_is_int8 else store_half
+    files = file_roles(store(traced_head, head), "head")
     head_here = head
     if settings.head_is_int8:
         head_here = root / "head-cpu.onnx"
@@ -123,7 +126,12 @@ def write_graphs(
     return WrittenGraphs(
         files,
         {block: found for graph in graphs for block, found in graph.blocks.items()}
-        | {"head": BlockPrecision(matmuls={"fp32": 1}, on_cpus="int8" if settings.head_is_int8 else None)},
+        | {
+            "head": BlockPrecision(
+                matmuls={"int8-weight" if store is store_head_int8 else "fp32": 1},
+                on_cpus="int8" if settings.head_is_int8 else None,
+            )
+        },
         tuple(graph.runs_here for graph in graphs),
         head_here,
         "; ".join(graph.stands_in for graph in graphs if graph.stands_in),

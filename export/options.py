@@ -27,8 +27,8 @@ class ExportOptions:
         precision: one of `rfedge.config.PRECISIONS`; with two stages also one for each: "vision=fp16,decoder=int8".
         data: int8-weight and int4-weight round by it too; the proof uses it when given.
         keep_float: blocks or modules, `*` for anything; None leaves it to the precision: for int8 the few MatMuls that cost
-            most accuracy and least time (`QUERY_ATTENTION`), for int4-weight none, with 8 bits for those MatMuls, for
-            others none.
+            most accuracy and least time (`QUERY_ATTENTION`), whose weights have 8 bits where the proof allows it, for
+            int4-weight none, with 8 bits for those MatMuls, for others none.
         int8: how ranges are chosen and weights rounded.
         instructions: see `rfedge.export.instructions`; None for any words.
         data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
@@ -54,15 +54,17 @@ class ExportOptions:
     head_precision: Annotated[
         str,
         Option(
-            "int8 adds a head with int8 weights for CPUs, where reading them is what a head costs.", choices=HEAD_PRECISIONS
+            "int8 weights, which are what a head costs to read: a head of its own for CPUs and, unless the precision is "
+            "fp32, in engines.",
+            choices=HEAD_PRECISIONS,
         ),
     ] = "fp32"
     keep_float: Annotated[
         tuple[str, ...] | None,
         Option(
             "Blocks that stay fp32: beginnings of their names, separated by commas; "
-            '"default" keeps the attention of queries to the cameras in fp32 for int8 (on CPUs in int8 with a scale a row, '
-            "where the proof allows it), in 8 bits for int4-weight; "
+            '"default" rounds the weights alone where queries attend to the cameras: int8 with fp32 activations (on CPUs in '
+            "int8 with a scale a row), where the proof allows it, else fp32; in int4-weight 8 bits; "
             '"none" quantizes everything.',
             parse=_parse_keep_float,
             text="default",

@@ -34,7 +34,6 @@ from rfedge.export.mixed.budget import Budget
 from rfedge.export.mixed.chart import draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
 from rfedge.export.options import HEAD_PRECISIONS, STAGES, ExportOptions
-from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.proof import (
     as_stored,
     count_steps,
@@ -80,7 +79,7 @@ def check_export(
             "--head-precision",
             got=repr(options.head_precision),
             expected=did_you_mean(options.head_precision, HEAD_PRECISIONS),
-            remedy="int8 adds a head with int8 weights for CPUs.",
+            remedy="int8 stores the weights of the head in 8 bits.",
         )
     precisions = parse_precisions(options.precision, two_stages=options.stages == "two")
     precision, kinds = precisions.requested, precisions.graphs.values()
@@ -191,8 +190,8 @@ def export_checkpoint(
         )
         parity = prove(f"{described}; {IN_ROWS}" if graphs.in_rows else described, on_step=count)
         if graphs.in_rows and not parity.passed:
-            for portable, cpu in graphs.in_rows:
-                lower_int8(portable, cpu)
+            for graph in graphs.in_rows:
+                graph.leave_floats()
             parity = prove(described)
         stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
         save_proof(writer.add("proof.npz", "proof"), stored, reference)

@@ -55,19 +55,16 @@ def block_of_node(node: onnx.NodeProto) -> str:
 
 
 def effective_precisions(model: onnx.ModelProto) -> dict[str, BlockPrecision]:
-    """Count each block's MatMuls in int8 and fp32, by the Q/DQ nodes in the graph."""
+    """Count each block's MatMuls in int8, int8-weight and fp32, by the Q/DQ nodes in the graph."""
     constants = {tensor.name for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
     kinds: dict[str, list[str]] = {}
     for node in [*weight_matmuls(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
         weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
-        is_int8 = (
-            weight is not None
-            and activation is not None
-            and activation.op_type == "DequantizeLinear"
-            and _is_weight_dequantize(weight, constants)
-        )
-        kinds.setdefault(block_of_node(node), []).append("int8" if is_int8 else "fp32")
+        kind = "fp32"
+        if weight is not None and _is_weight_dequantize(weight, constants):
+            kind = "int8" if activation is not None and activation.op_type == "DequantizeLinear" else "int8-weight"
+        kinds.setdefault(block_of_node(node), []).append(kind)
     return {block: BlockPrecision.count(found) for block, found in kinds.items()}
 
 

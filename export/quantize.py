@@ -214,10 +214,12 @@ class _Work:
                 rounded = round_compensated(weight, seen.covariance, float(step))
             else:
                 rounded = round_nearest(weight)
-            bias = self._bias(weight, balance, rounded, statistics.mean)
             levels, steps = rounded
-            no_bias = np.zeros(len(steps), np.float32)
-            self.rows[matmul.name] = RowMatMul(levels, steps, balance.centre, no_bias if bias is None else bias)
+            bias = None
+            if self.options.correct_bias:
+                mean = statistics.mean.astype(np.float64)
+                bias = (mean @ weight - (mean @ levels) * steps).astype(np.float32)
+            self.rows[matmul.name] = RowMatMul(levels, steps, balance.centre, bias)
 
     def _insert(self, matmuls: list[MatMul], balance: Balance, group: RoundedGroup) -> None:
         value = matmuls[0].source

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import onnx
+import onnx_ir as ir
 
 from rfedge.bundle.artifact import CPU_ROLES, Role
 from rfedge.bundle.precision import BlockPrecision
@@ -31,7 +32,7 @@ from rfedge.export.precisions.block_quantization import BLOCK_SIZE
 from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.precisions.half import make_bf16, make_fp16
 from rfedge.export.precisions.half_storage import store_weights_half
-from rfedge.export.precisions.row_int8 import RowMatMul
+from rfedge.export.precisions.row_int8 import RowMatMul, store_rows
 from rfedge.export.precisions.runs_here import write_stand_in
 from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
 from rfedge.export.quantize import quantize_int8
@@ -48,12 +49,13 @@ class GraphSettings:
     """How the graphs are made.
 
     Attributes:
-        precisions: of each graph of the backbone; the head computes in fp32 and is stored in fp16 unless all are fp32.
+        precisions: of each graph of the backbone; the head computes in floats and is stored in fp16 unless all are fp32.
         keep_float: beginnings of the names of blocks that stay in fp32; None for the precision's own choice.
         int8: how an int8 graph is made.
         frames, calibration: demonstrations, and which of their frames set the int8 ranges and round the weights.
         mixed: what a mixed plan is searched by.
-        head_is_int8: write the head with int8 weights too, for CPUs (`rfedge.export.precisions.dynamic_head`).
+        head_is_int8: write a head with int8 weights for CPUs too (`rfedge.export.precisions.dynamic_head`), and unless all
+            are fp32 store the head itself so (`rfedge.export.precisions.head_weights`).
     """
 
     precisions: StagePrecisions
@@ -63,6 +65,19 @@ class GraphSettings:
     calibration: Sequence[EpisodeFrame] = ()
     mixed: MixedSearch | None = None
     head_is_int8: bool = False
+
+
+class RowGraphs(NamedTuple):
+    """Q/DQ graph and CPU form whose query attention has int8 weights, and the Q/DQ graph with floats there."""
+
+    portable: Path
+    cpu: Path
+    with_floats: Path
+
+    def leave_floats(self) -> None:
+        """Write both with float query attention."""
+        _write_portable(read_graph(self.with_floats), self.portable)
+        lower_int8(self.portable, self.cpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +90,7 @@ class WrittenGraph:
         runs_here: the graph to run on this CPU, for proofs and for the calibration of the next stage.
         stands_in: what `runs_here` is where this CPU cannot run the graph itself, or "".
         search: the evidence of a mixed plan.
-        in_rows: Q/DQ graph and CPU form, where the latter computes query attention in int8 by row.
+        in_rows: where query attention is rounded, if the proof allows it.
     """
 
     files: dict[str, Role]
@@ -83,7 +98,7 @@ class WrittenGraph:
     runs_here: Path
     stands_in: str = ""
     search: SearchRecord | None = None
-    in_rows: tuple[Path, Path] | None = None
+    in_rows: RowGraphs | None = None
 
 
 def write_form(
@@ -181,7 +196,7 @@ def _write_int8(
             settings.frames.config, source, head, inputs, settings.int8, settings.mixed, progress=progress
         )
         keep_float = search.keep_float
-    quantized = source.with_name("quantized.onnx")
+    quantized = source.with_name(f"{name}-quantized.onnx")
     # A plan, and names to keep in float, say what is in float; only the default leaves it to the proof.
     rows: dict[str, RowMatMul] | None = {} if settings.mixed is None and keep_float is None else None
     num_matmuls = quantize_int8(
@@ -196,11 +211,12 @@ def _write_int8(
     )
     remove_graph(source)
     model = read_graph(quantized)
-    if settings.mixed is None:  # what a plan leaves in float is what the budget was measured with
-        store_weights_half(model.graph)
-    files = write_graph(model, target, inline_limit_bytes=0)
+    store_rows(model.graph, rows or {})
+    # what a plan leaves in float is what the budget was measured with
+    files = _write_portable(model, target, stores_half=settings.mixed is None)
     del model
-    remove_graph(quantized)
+    if not rows:
+        remove_graph(quantized)
     cpu_role = CPU_ROLES[name]
     cpu = target.with_name(f"{cpu_role}.onnx")
     progress(_label(name, "audit kernels"), 0, 1)
@@ -213,7 +229,13 @@ def _write_int8(
         record.write_text(search.model_dump_json(indent=2) + "\n")
         roles[record.name] = "record"
     blocks = effective_precisions(onnx.load(target, load_external_data=False))
-    return WrittenGraph(roles, blocks, cpu, search=search, in_rows=(target, cpu) if rows else None)
+    return WrittenGraph(roles, blocks, cpu, search=search, in_rows=RowGraphs(target, cpu, quantized) if rows else None)
+
+
+def _write_portable(model: ir.Model, target: Path, *, stores_half: bool = True) -> list[Path]:
+    if stores_half:
+        store_weights_half(model.graph)
+    return write_graph(model, target, inline_limit_bytes=0)
 
 
 def share_keep_float(

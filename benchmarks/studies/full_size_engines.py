@@ -23,16 +23,17 @@ import numpy as np
 import onnx_ir as ir
 
 from rfedge.benchmarks.studies.random_graphs import GraphPrecision, random_backbone, use_windows
+from rfedge.bundle.engines import EngineTarget
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.errors import RfedgeError
 from rfedge.export.tensorrt.audit import audit_built
 from rfedge.export.tensorrt.audit_summary import block_rows, fp32_rows
-from rfedge.export.tensorrt.builder import build_engine
+from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
 from rfedge.export.tensorrt.engine_form import default_islands, to_engine_form
 from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.prepare import finish_graph, load_graph
-from rfedge.nvidia.tensorrt import load_tensorrt
+from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt
 from rfedge.records.machine import Measurement, peak_rss_bytes, provenance
 from rfedge.records.record import Record
 
@@ -159,20 +160,24 @@ def build_full_size_engine(folder: Path, *, sm: int) -> FullSizeEngine:
         BackendUnavailableError: TensorRT for RTX is not installed.
         ExportError: the builder refuses the graph.
     """
+    module = load_tensorrt("tensorrt-rtx")
+    return build_for(module, module.ahead_of_time_target(sm), folder)[0]
+
+
+def build_for(module: TensorRt, target: EngineTarget, folder: Path) -> tuple[FullSizeEngine, BuiltEngine]:
+    """Build what `write_full_size_graph` wrote; as `build_full_size_engine`, and the engine itself."""
     facts = GraphFacts.model_validate_json((folder / FACTS_NAME).read_bytes())
     config = _config(facts.preset, facts.num_decoder_layers)
     path = folder / GRAPH_NAME
     graph = load_graph(path.read_bytes())
-    module = load_tensorrt("tensorrt-rtx")
-    target = module.ahead_of_time_target(sm)
     before = time.process_time()
     built = build_engine(module, graph, path, policy_contract(config).backbone, target, BuilderSettings())
     cpu_s = time.process_time() - before
     audit = audit_built(graph, built, facts.islands)
-    return FullSizeEngine(
+    engine = FullSizeEngine(
         **facts.model_dump(exclude={"islands"}),
         builder=f"{target.module} {target.version}",
-        sm=sm,
+        sm=target.sm,
         graph_bytes=audit.graph_weights_bytes,
         engine_bytes=audit.plan_bytes,
         weights_bytes=audit.engine_weights_bytes,
@@ -185,6 +190,7 @@ def build_full_size_engine(folder: Path, *, sm: int) -> FullSizeEngine:
         build_cpu_s=round(cpu_s, 1),
         peak_bytes=peak_rss_bytes(),
     )
+    return engine, built
 
 
 def _config(name: str, num_layers: int | None) -> PolicyConfig:

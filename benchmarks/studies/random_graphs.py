@@ -12,12 +12,14 @@ from rfedge.config import PolicyConfig
 from rfedge.contract import policy_contract
 from rfedge.export.int8.insert import insert_rounded
 from rfedge.export.int8.matmuls import QUERY_ATTENTION, MatMul, as_matmul, quantizable_matmuls
+from rfedge.export.int8.rounding import Rounded
 from rfedge.export.passes.graph_pass import run_passes
 from rfedge.export.passes.graph_queries import tensor_shape
 from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.passes.standard import standard_passes
 from rfedge.export.precisions.form_report import choose_matmuls
 from rfedge.export.precisions.rounded_weights import RoundedWeights
+from rfedge.export.precisions.row_int8 import RowMatMul, store_rows
 from rfedge.export.precisions.weight_rounding import WeightRounding
 from rfedge.export.trace import trace_program
 from rfedge.model.meta import pooled_policy
@@ -39,6 +41,9 @@ def random_backbone(config: PolicyConfig, precision: GraphPrecision, *, seed: in
         SplitWeights()(model)
         for matmul in quantizable_matmuls(model.graph, None if precision == "int8" else _MIXED_FLOAT):
             _round(model.graph, matmul)
+        if precision == "int8":
+            queries = [item for item in quantizable_matmuls(model.graph, ()) if item.begins_with_any(QUERY_ATTENTION)]
+            store_rows(model.graph, {matmul.name: _random_row(matmul) for matmul in queries})
     elif precision == "int4-weight":
         _store_int4(model)
     return model
@@ -83,17 +88,25 @@ def use_windows(model: ir.Model, path: Path, rng: np.random.Generator) -> None:
 
 def _round(graph: ir.Graph, matmul: MatMul) -> None:
     """Put Q/DQ pairs around a MatMul; its integers are all one, in memory that is let go at once."""
-    tensor = matmul.weight.const_value
-    assert tensor is not None, f"{matmul.name} has a weight"
-    rows, columns = tensor_shape(tensor)[:: -1 if matmul.is_transposed else 1]
-    steps = np.full(columns, 1.7 / 127 / rows**0.5, np.float32)
     known = set(graph.initializers)
-    ones = np.broadcast_to(np.int8(1), (rows, columns))
-    insert_rounded(graph, matmul, matmul.source, (ones, steps), _INT8_STEP, activation_type="int8")
+    insert_rounded(graph, matmul, matmul.source, _ones(matmul), _INT8_STEP, activation_type="int8")
     for name, value in graph.initializers.items():
         if name not in known and value.const_value is not None and value.const_value.nbytes >= _LARGE_BYTES:
             shape = tensor_shape(value.const_value)
             value.const_value = ir.LazyTensor(_never, dtype=ir.DataType.INT8, shape=ir.Shape(shape), name=name)
+
+
+def _ones(matmul: MatMul) -> Rounded:
+    """Return levels that are all one, without memory, and the steps that keep the size of activations for random ones."""
+    tensor = matmul.weight.const_value
+    assert tensor is not None, f"{matmul.name} has a weight"
+    rows, columns = tensor_shape(tensor)[:: -1 if matmul.is_transposed else 1]
+    return np.broadcast_to(np.int8(1), (rows, columns)), np.full(columns, 1.7 / 127 / rows**0.5, np.float32)
+
+
+def _random_row(matmul: MatMul) -> RowMatMul:
+    levels, steps = _ones(matmul)
+    return RowMatMul(levels, steps, np.zeros(len(levels), np.float32), np.zeros(len(steps), np.float32))
 
 
 def _store_int4(model: ir.Model) -> None:

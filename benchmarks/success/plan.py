@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
 from rfedge.benchmarks.success.chains import ChainPlan
+from rfedge.benchmarks.success.emulated_engines import EMULATED, EmulatedEngineLoop, engine_precision
 from rfedge.benchmarks.success.report import Kind, NotPossible, PolicyRecord
 from rfedge.benchmarks.success.rows import kind_of
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
@@ -52,6 +53,7 @@ class SuccessPlan:
     Attributes:
         bundles: folders; the first is what the others are compared with.
         torch: checkpoints in PyTorch, after the bundles.
+        emulate_engines: run each bundle a second time, after all of these, as what its TensorRT engines compute.
         pairing: what a row is compared with: the `first` row, or of its own checkpoint the first row in the `same-loop`.
         labels: empty takes the precision, with the name of the folder or of the shipped policy where that is not unique.
         trained_on: see `PolicyRecord`; empty says what the bundles do.
@@ -70,10 +72,17 @@ class SuccessPlan:
 
     bundles: tuple[Path, ...]
     torch: tuple[TorchPolicy, ...] = ()
+    emulate_engines: Annotated[
+        bool,
+        Option(
+            "Add rows of what each bundle's TensorRT engines compute in int8 and fp16, emulated on this CPU.",
+            panel="Rows",
+        ),
+    ] = False
     pairing: Literal["first", "same-loop"] = "first"
     labels: Annotated[
         tuple[str, ...],
-        Option("Name of a bundle in the rows; once for each, in order.", flag="--label", panel="Rows"),
+        Option("Name of a bundle in the rows; once for each, in order, emulated ones last.", flag="--label"),
     ] = ()
     trained_on: Annotated[
         tuple[str, ...],
@@ -155,7 +164,7 @@ class SuccessPlan:
         if self.mode is not None and self.mode not in SYNCHRONOUS_MODES:
             expected = did_you_mean(self.mode, SYNCHRONOUS_MODES)
             raise ConfigError("mode", got=repr(self.mode), expected=expected, remedy="Choose one of these names.")
-        num_policies = len(self.bundles) + len(self.torch)
+        num_policies = len(self.bundles) * (1 + self.emulate_engines) + len(self.torch)
         for name, values in (("label", self.labels), ("trained-on", self.trained_on)):
             if values and len(values) != num_policies:
                 raise ConfigError(
@@ -220,8 +229,9 @@ class RowPlan:
         if self.ensemble is not None:
             facts["ensemble"] = f"{self.ensemble:g}"
         bundle = Path(self.policy.path).resolve()  # a worker elsewhere has another working folder
+        make_loop = EmulatedEngineLoop if facts["backend"] == EMULATED else PolicyLoop
         return ChainPlan(
-            make_agent=PolicyLoop(bundle, self.mode, self.execute_steps, self.ensemble, facts["backend"], settings),
+            make_agent=make_loop(bundle, self.mode, self.execute_steps, self.ensemble, facts["backend"], settings),
             agent_name=self.policy.label,
             agent_facts=facts,
             world=self.world,
@@ -242,6 +252,8 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
         ConfigError: two labels would share a folder.
     """
     found = [_describe_bundle(path) for path in plan.bundles] + [_describe_checkpoint(item, plan) for item in plan.torch]
+    if plan.emulate_engines:
+        found += [_describe_engines(path) for path in plan.bundles]
     precisions = [policy.precision for policy in found]
     labels = list(plan.labels) or [
         policy.precision
@@ -280,6 +292,11 @@ def _describe_bundle(path: Path) -> PolicyRecord:
         trained_on=",".join(manifest.scenes) or None,
         forced_past=manifest.parity.forced_past,
     )
+
+
+def _describe_engines(path: Path) -> PolicyRecord:
+    engines = {"precision": engine_precision(load_bundle(path, verify=False)), "backend": EMULATED}
+    return _describe_bundle(path).model_copy(update=engines)
 
 
 def _describe_checkpoint(torch: TorchPolicy, plan: SuccessPlan) -> PolicyRecord:
@@ -333,7 +350,7 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
         raise ConfigError(
             "--kinds", got=", ".join(plan.kinds), expected=f"some of {', '.join(kinds)}", remedy="Leave it out."
         )
-    torch = dict(zip([policy.label for policy in policies], [*[None] * len(plan.bundles), *plan.torch], strict=True))
+    torch = dict(zip([policy.label for policy in policies][len(plan.bundles) :], plan.torch, strict=False))
     rows = []
     for world in plan.worlds:
         for language in plan.languages:
@@ -344,7 +361,7 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
                     same_loop = (policy.provenance.get("checkpoint_sha256"), mode, steps, ensemble)
                     paired = () if plan.pairing == "first" else same_loop
                     row = RowPlan(
-                        policy, mode, steps, ensemble, world, language, torch[policy.label], references.get(paired)
+                        policy, mode, steps, ensemble, world, language, torch.get(policy.label), references.get(paired)
                     )
                     references.setdefault(paired, row)
                     rows.append(row)

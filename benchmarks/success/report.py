@@ -44,7 +44,8 @@ class PolicyRecord(Record):
         trained_on: the scenes of the training data, for instance "A,B,C", as the caller or else the manifest says; None
             when neither does.
         forced_past: thresholds of the export that it missed and was written in spite of.
-        backend: what ran it where that is not the conditions' backend: torch, for a checkpoint.
+        backend: what ran it where that is not the conditions' backend: torch, for a checkpoint; for the engines of a bundle
+            "tensorrt, emulated".
     """
 
     label: str

@@ -23,6 +23,7 @@ from rfedge.benchmarks.success.report import SuccessReport, SuccessRow
 from rfedge.benchmarks.success.run import SWEEP_FILES
 from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import INSTRUCTIONS
+from rfedge.errors import ConfigError
 from rfedge.jobs.progress import Count
 from rfedge.policies import bundle_name
 from rfedge.records.machine import provenance
@@ -59,8 +60,15 @@ class SweepPlan:
         """Refuse a timing that cannot run now, not after the rollouts.
 
         Raises:
-            ConfigError: no iteration, or a negative warm-up or pause.
+            ConfigError: no iteration, a negative warm-up or pause, or emulated engines.
         """
+        if self.success.emulate_engines:
+            raise ConfigError(
+                "--emulate-engines",
+                got="a measurement that is timed too",
+                expected="one --execute-steps, and no --precisions",
+                remedy="Emulated engines have no latency; measure their success by itself.",
+            )
         object.__setattr__(self, "success", dataclasses.replace(self.success, skip_impossible=True))
         _ = self.latency
 

@@ -5,10 +5,10 @@ for all their rows costs more accuracy than all other MatMuls together (docs/adr
 
     x -> Sub centre -> Abs -> ReduceMax = r; x / r -> QuantizeLinear (1/127) -> MatMulIntegerToFloat -> Mul r -> Add bias
 
-A tensor is quantized once, however many MatMuls read it. The Q/DQ graph keeps them in float: neither TensorRT nor OpenVINO
-knows scales that are found at run time.
+A tensor is quantized once, however many MatMuls read it. In the Q/DQ graph these MatMuls read the same int8 weights,
+dequantized, and multiply floats (`store_rows`): neither TensorRT nor OpenVINO knows scales that are found at run time.
 
-Requires: MatMuls with the names of those that were rounded.
+Requires: MatMuls with the names of those that were rounded, as `store_rows` leaves them.
 Ensures: none of them is left.
 """
 
@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.ranges import LEVELS
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_pass import GraphPass
-from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader
+from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent
 from rfedge.export.precisions.int8_kernel import make_kernel
 
 Float32 = npt.NDArray[np.float32]
@@ -37,13 +38,31 @@ class RowMatMul(NamedTuple):
     Attributes:
         levels, steps: int8 (inputs, outputs) and float32 (outputs,).
         centre: float32 (inputs,), what every row is measured from; the same for all readers of a tensor.
-        bias: float32 (outputs,), what makes up for the centre and for the mean error of the weights.
+        bias: float32 (outputs,), what makes up for the mean error of the weights; None for nothing.
     """
 
     levels: npt.NDArray[np.int8]
     steps: Float32
     centre: Float32
-    bias: Float32
+    bias: Float32 | None
+
+
+def store_rows(graph: ir.Graph, rows: Mapping[str, RowMatMul]) -> None:
+    """Let the MatMuls named in `rows` read their int8 weights, dequantized, in place of float ones."""
+    for node in [node for node in graph if node.op_type == "MatMul" and str(node.name) in rows]:
+        row, weight, name = rows[str(node.name)], node.inputs[1], str(node.name)
+        assert weight is not None, f"{name} has a weight"
+        constants = [add_constant(graph, f"{name}/levels", row.levels), add_constant(graph, f"{name}/steps", row.steps)]
+        dequantize = ir.node("DequantizeLinear", constants, {"axis": 1}, name=f"{name}/weight")
+        dequantize.metadata_props.update(node.metadata_props)
+        output = dequantize.outputs[0]
+        output.name, output.type, output.shape = f"{name}/dequantized", weight.type, weight.shape
+        graph.insert_before(node, dequantize)
+        node.replace_input_with(1, output)
+        if not weight.uses():
+            del graph.initializers[str(weight.name)]
+        if row.bias is not None:
+            insert_bias(graph, node, row.bias)
 
 
 class LowerRows(GraphPass):
@@ -119,15 +138,19 @@ def _quantize_rows(graph: ir.Graph, reader: ir.Node, source: ir.Value, centre: F
 
 def _replace(graph: ir.Graph, matmul: ir.Node, numbers: ir.Value, largest: ir.Value, row: RowMatMul) -> None:
     """Put kernel, scale and bias where a MatMul and, if it has one, the addition of its bias stand."""
-    name, last, bias = str(matmul.name), matmul, row.bias
+    name, last = str(matmul.name), matmul
+    bias = (row.centre.astype(np.float64) @ row.levels * row.steps).astype(np.float32)
     reader = only_reader(matmul.outputs[0])
     if reader is not None and reader.op_type == "Add" and reader.domain == "":
         present = constant_array(reader.inputs[1 if reader.inputs[0] is matmul.outputs[0] else 0])
         if present is not None and present.shape == bias.shape:
             last, bias = reader, (bias + present).astype(np.float32)
     old = last.outputs[0]
-    weight = add_constant(graph, f"{name}/levels", row.levels)
-    steps = add_constant(graph, f"{name}/steps", row.steps)
+    dequantize = parent(matmul, 1, "DequantizeLinear")
+    assert dequantize is not None, f"{name} reads stored rows"
+    weight, steps = dequantize.inputs[0], dequantize.inputs[1]
+    assert weight is not None, f"{dequantize.name} has numbers"
+    assert steps is not None, f"{dequantize.name} has steps"
     kernel = make_kernel(graph, name, numbers, weight, np.float32(1.0 / LEVELS), steps)
     scaled = ir.node("Mul", [kernel.outputs[0], largest], name=f"{name}/scaled")
     added = ir.node("Add", [scaled.outputs[0], add_constant(graph, f"{name}/row_bias", bias)], name=f"{name}/biased")

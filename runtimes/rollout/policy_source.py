@@ -113,6 +113,15 @@ class PolicyLoop:
     backend: str = DEFAULT_BACKEND
     settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
 
+    def load(self) -> EdgePolicy:
+        """Load the bundle.
+
+        Raises:
+            ArtifactError: it cannot be loaded.
+            BackendUnavailableError: the backend's library is not on this machine.
+        """
+        return EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
+
     def open(self) -> tuple[EdgePolicy, Controller]:
         """Load the bundle and put it into its loop; closing the policy frees both.
 
@@ -121,7 +130,7 @@ class PolicyLoop:
             ConfigError: mode, steps or ensemble do not fit the policy.
             BackendUnavailableError: the backend's library is not on this machine.
         """
-        policy = EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
+        policy = self.load()
         try:
             return policy, make_controller(
                 policy, self.mode, self.execute_steps, ensemble=self.ensemble, modes=SYNCHRONOUS_MODES

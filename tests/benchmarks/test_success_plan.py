@@ -6,11 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rfedge.benchmarks.success.emulated_engines import EmulatedEngineLoop
 from rfedge.benchmarks.success.run import run_success
+from rfedge.benchmarks.success.sweep import SweepPlan
+from rfedge.bundle.artifact import EngineForm, TensorRtRecord, load_bundle, write_manifest
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError, ContractError
+from rfedge.messages import Observation
+from rfedge.runtimes.rollout.policy_source import PolicyLoop
 from rfedge.runtimes.rollout.rollout_session import Simulator
 from tests.benchmarks.joint_world import joint_chains
 from tests.benchmarks.seen_world import SeenSimulator
@@ -142,3 +148,29 @@ def test_nothing_to_run_and_bundles_that_are_none(bundles: tuple[Path, Path], tm
         run_success(plan_of(bundles), ())
     with pytest.raises(ArtifactError, match="no folder"):
         run_success(plan_of((tmp_path / "none",)), CHAINS)
+
+
+def test_engines_are_emulated_in_rows_of_their_own(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    path = write_policy(tmp_path / "engines", requested="int8")
+    record = TensorRtRecord(graphs={"backbone": EngineForm(floats="fp16", islands={}), "head": EngineForm(floats="fp16")})
+    write_manifest(path, load_bundle(path).manifest.model_copy(update={"tensorrt": record}))
+    report = run_success(plan_of((path,), emulate_engines=True, execute_steps=(1,)), CHAINS)
+    plain, emulated = report.policies
+    assert (plain.precision, plain.backend) == ("int8", None)
+    assert (emulated.precision, emulated.backend) == ("int8 + fp16", "tensorrt, emulated")
+    assert report.rows[1].paired is not None
+    assert report.rows[1].paired.reference == report.rows[0].name
+    rng = np.random.default_rng(0)
+    frame = Observation(
+        static=rng.integers(0, 256, (200, 200, 3), np.uint8), gripper=rng.integers(0, 256, (84, 84, 3), np.uint8)
+    )
+    actions = []
+    for make in (PolicyLoop, EmulatedEngineLoop):
+        with make(path).load() as policy:
+            policy.reset("open the drawer")
+            actions.append(policy.act(frame).actions)
+    assert 0 < np.abs(actions[1] - actions[0]).max() < 2e-2
+    with pytest.raises(ConfigError, match="--emulate-engines of bundle .*: got engines that compute in the types of its"):
+        run_success(plan_of(bundles, emulate_engines=True), CHAINS)
+    with pytest.raises(ConfigError, match="--emulate-engines: got a measurement that is timed too"):
+        SweepPlan(plan_of((path,), emulate_engines=True))

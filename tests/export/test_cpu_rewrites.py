@@ -16,7 +16,7 @@ from rfedge.export.passes.quick_gelu import PlainQuickGelu
 from rfedge.export.passes.slim import infer_shapes
 from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.precisions.cpu_int8 import lower_int8
-from rfedge.export.precisions.row_int8 import LowerRows, RowMatMul
+from rfedge.export.precisions.row_int8 import LowerRows, RowMatMul, store_rows
 from rfedge.export.quantize import quantize_int8
 from tests.export.float_graphs import Array, draw, graph_of, op_types, passed_policy, relative_rms, run
 from tests.tolerances import assert_same_in_fp32, fp32_tolerance
@@ -250,14 +250,18 @@ def test_rows_of_zeros_and_of_any_size_are_rounded_by_their_own_scale() -> None:
     constant = constant_array(model.graph.initializers["bias"])
     assert constant is not None
     matmul = next(item for item in model.graph if item.op_type == "MatMul")
+    store_rows(model.graph, {str(matmul.name): row})
+    (stored,) = run(model, {"x": x})
     assert changed_rows(model, {str(matmul.name): row}) == 1
     (actual,) = run(model, {"x": x})
     centred = (x - row.centre).astype(np.float64)
-    expected = centred @ (weight * 0.01) + row.bias + constant
+    assert row.bias is not None
+    expected = x.astype(np.float64) @ (weight * 0.01) + row.bias + constant
     half_a_step = np.abs(centred).max(axis=1, keepdims=True) / 127 / 2
     bound = 1.001 * half_a_step * np.abs(weight * 0.01).sum(axis=0) + fp32_tolerance(INNER) * np.abs(expected).max()
     assert (np.abs(actual - expected) <= bound).all()
     np.testing.assert_allclose(actual[3], expected[3], rtol=1e-5)
+    np.testing.assert_allclose(stored[1], expected[1], atol=0.02 * np.abs(expected[1]).max())
 
 
 def changed_rows(model: ir.Model, rows: dict[str, RowMatMul]) -> int:
@@ -274,7 +278,10 @@ def test_query_attention_is_quantized_by_row_in_the_cpu_form_alone(
     count = quantize_int8(traced.backbone, tmp_path / "qdq.onnx", [traced.inputs], keep_float=None, rows=rows)
     assert rows
     assert lower_int8(tmp_path / "qdq.onnx", tmp_path / "float.onnx") == count
-    assert lower_int8(tmp_path / "qdq.onnx", tmp_path / "rows.onnx", rows) == count + len(rows)
+    model = ir.load(tmp_path / "qdq.onnx")
+    store_rows(model.graph, rows)
+    ir.save(model, tmp_path / "stored.onnx")
+    assert lower_int8(tmp_path / "stored.onnx", tmp_path / "rows.onnx", rows) == count + len(rows)
     (exact,) = run(traced.backbone, traced.inputs)
     errors = {name: relative_rms(run(tmp_path / f"{name}.onnx", traced.inputs)[0], exact) for name in ("float", "rows")}
     assert errors["float"] < 0.05

@@ -6,15 +6,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
+from rfedge.bundle.precision import BlockPrecision
 from rfedge.config import head_of_kind, preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError
 from rfedge.export.options import ExportOptions
+from rfedge.export.parity import graph_call
 from rfedge.export.passes.standard import apply_passes, head_passes
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.precisions.dynamic_head import quantize_head
+from rfedge.export.precisions.head_weights import store_head_int8
 from rfedge.export.proof import verify_parity
+from rfedge.export.tensorrt.emulation import write_emulation
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.export.trace import trace_head
 from rfedge.messages import Observation
@@ -53,6 +58,34 @@ def test_the_head_acts_nearly_as_in_fp32(tmp_path: Path, kind: str, time_keeping
             np.testing.assert_allclose(steps[0][0], steps[1][0], atol=0.05)
             np.testing.assert_allclose(steps[0][1], steps[1][1], atol=0.05)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "no temporary file is left"
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gpt", "mlp"])
+def test_the_head_of_engines_has_int8_weights_and_acts_nearly_as_in_fp32(tmp_path: Path, kind: str) -> None:
+    config = preset("tiny").model_copy(update={"head": head_of_kind(kind, preset("tiny").head), "time_keeping": "window"})
+    contract, path = policy_contract(config).head, tmp_path / "head.onnx"
+    trace_head(random_policy(config, 1), contract, path)
+    apply_passes(path, path, head_passes())
+    store_head_int8(path, tmp_path / "int8.onnx")
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) > 1024 and len(tensor.dims) > 1]
+    assert {tensor.data_type for tensor in large if "bias" not in tensor.name} <= {TensorProto.INT8, TensorProto.FLOAT16}
+    assert sum(tensor.data_type == TensorProto.INT8 for tensor in large) >= 2
+    inputs = contract.sample_inputs(np.random.default_rng(0), dynamic_size=1)
+    write_emulation(tmp_path / "int8.onnx", (), tmp_path / "emulated.onnx")
+    exact = graph_call(path)(inputs)
+    for rounded in (graph_call(tmp_path / name)(inputs) for name in ("int8.onnx", "emulated.onnx")):
+        for output in ("pose", "gripper"):
+            np.testing.assert_allclose(rounded[output], exact[output], atol=0.05)
+
+
+def test_int8_heads_of_a_half_bundle_are_stored_so_for_engines(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    options = ExportOptions(precision="fp16", head_precision="int8", num_parity_steps=4, force=True)
+    bundle = export_checkpoint(checkpoints["carry"], tmp_path / "bundle", options)
+    assert bundle.manifest.precision.blocks["head"] == BlockPrecision(matmuls={"int8-weight": 1}, on_cpus="int8")
+    operators = Counter(node.op_type for node in onnx.load(bundle.path("head")).graph.node)
+    assert operators["LSTM"] >= 1
+    assert operators["DequantizeLinear"] >= 2
 
 
 def test_a_bundle_with_an_int8_head_is_proved_with_it_and_runs_it(

@@ -28,6 +28,7 @@ from rfedge.messages import Observation
 from rfedge.model import load_checkpoint
 from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 from rfedge.runtimes import EdgePolicy
+from rfedge.runtimes.roofline.report import inspect_bundle
 from tests.export.conftest import write_checkpoint
 from tests.tolerances import assert_same_in_fp32, fp32_tolerance, head_terms, policy_terms
 
@@ -249,6 +250,14 @@ def test_query_attention_stays_in_float_where_its_rows_miss_a_gate(
         for bundle in (by_row, in_float)
     ]
     assert kernels[0] > kernels[1]
+    weights = [(bundle.root / "backbone.onnx.data").stat().st_size for bundle in (by_row, in_float)]
+    assert weights[0] < weights[1]
+    block = "decoder.layers.0.cross_attention"
+    assert (
+        by_row.manifest.precision.blocks[block]
+        == f"{in_float.manifest.precision.blocks[block]}, int8-weight (4 of 6 MatMuls)"
+    )
+    assert inspect_bundle(by_row).disagreements == ()
 
 
 def test_wrong_requests_are_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:
