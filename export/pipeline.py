@@ -189,9 +189,10 @@ def export_checkpoint(
             thresholds=mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None,
         )
         parity = prove(f"{described}; {IN_ROWS}" if graphs.in_rows else described, on_step=count)
+        blocks = dict(graphs.blocks)
         if graphs.in_rows and not parity.passed:
             for graph in graphs.in_rows:
-                graph.leave_floats()
+                blocks |= graph.leave_floats()
             parity = prove(described)
         stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
         save_proof(writer.add("proof.npz", "proof"), stored, reference)
@@ -212,7 +213,7 @@ def export_checkpoint(
             Manifest(
                 policy=config,
                 contract=contract,
-                precision=PrecisionRecord(requested=precisions.requested, blocks=graphs.blocks),
+                precision=PrecisionRecord(requested=precisions.requested, blocks=blocks),
                 calibration=calibration,
                 parity=parity,
                 tensorrt=tensorrt,

@@ -74,10 +74,11 @@ class RowGraphs(NamedTuple):
     cpu: Path
     with_floats: Path
 
-    def leave_floats(self) -> None:
-        """Write both with float query attention."""
+    def leave_floats(self) -> dict[str, BlockPrecision]:
+        """Write both with float query attention; return what each block computes in then."""
         _write_portable(read_graph(self.with_floats), self.portable)
         lower_int8(self.portable, self.cpu)
+        return effective_precisions(onnx.load(self.portable, load_external_data=False))
 
 
 @dataclass(frozen=True, slots=True)
