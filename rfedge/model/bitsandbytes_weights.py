@@ -19,13 +19,15 @@ from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 WEIGHT_FORMATS: Final = ("nf4", "llm-int8")
 # Activations beyond it are outliers that int8 would spoil; the paper's value.
 _OUTLIER_THRESHOLD: Final = 6.0
+# Weights of one scale. A row that is not whole blocks has no kernel on a CPU with avx512_bf16 (bitsandbytes 0.49).
+_NF4_BLOCK: Final = 64
 
 
 def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype) -> int:
-    """Replace every linear layer below `module` by one with quantized weights; return how many.
+    """Replace the linear layers below `module` by ones with quantized weights; return how many.
 
     Args:
-        module: changed in place; what is not a linear layer stays.
+        module: changed in place; what is not a linear layer stays, and for nf4 layers whose inputs are no multiple of 64.
         compute_dtype: what nf4 weights are turned into for a MatMul.
 
     Raises:
@@ -39,7 +41,7 @@ def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype)
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear
+        if type(child) is nn.Linear and (weights != "nf4" or child.in_features % _NF4_BLOCK == 0)
     ]
     for parent, name, layer in layers:
         setattr(parent, name, _quantized(library, layer, weights, compute_dtype))
