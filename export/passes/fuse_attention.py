@@ -8,7 +8,7 @@ six Transposes and Reshapes go, and the numbers are those of the long form, bit 
 Case 1: a factor is a Transpose of a Reshape of tokens.
 Case 2: a factor is a constant in heads, such as the queries of the first resampler layer: it is laid out as tokens.
 Scales may stand at q, at k or at both. A bias (heads, tokens, keys) gets its first axis once, however many layers read it;
-one (batch, 1, 1, keys) gets a row for each token, as ONNX Runtime wants it.
+one (batch, 1, 1, keys) gets a row for each token, as ONNX Runtime wants it, where their number is known.
 
 Requires: ONNX Runtime from 1.24 on, for which alone this form is written.
 Ensures: no such attention is left; the graph is of opset 23.
@@ -105,7 +105,10 @@ def _attention(node: ir.Node) -> _Found | None:
             return None
         bias = logits.inputs[1 - place]
         logits = parent(logits, place, "MatMul")
-        if bias is None or bias.shape is None or not (len(bias.shape) == 3 or _is_of_keys(bias)):
+        if bias is None or bias.shape is None:
+            return None
+        of_keys = _is_of_keys(bias) and static_shape(last.outputs[0]) is not None  # its rows are counted now
+        if len(bias.shape) != 3 and not of_keys:
             return None
     if logits is None or any(only_reader(step.outputs[0]) is None for step in (softmax, logits)):
         return None
