@@ -20,8 +20,6 @@ from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent
 from rfedge.export.precisions.int8_kernel import KERNEL
 
-__all__ = ["FoldCentres"]
-
 _KERNEL_BIAS = 6
 
 

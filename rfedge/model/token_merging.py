@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-__all__ = ["merge_tokens", "size_bias"]
-
 # N = images, L = tokens with the class token first, D = width, S = tokens that may be sent, R = merged tokens, K = receivers
 
 
