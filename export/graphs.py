@@ -89,6 +89,7 @@ def write_graphs(
     traced, traced_head = work / "traced.onnx", work / "traced-head.onnx"
     progress("trace", 0, 2)
     policy = load_checkpoint(checkpoint).policy
+    policy.backbone.vision.merge_tokens = settings.merge_tokens
     trace_backbone(policy, _to_trace(contract), traced)
     progress("trace", 1, 2)
     trace_head(policy, contract.head, traced_head)

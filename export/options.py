@@ -30,6 +30,7 @@ class ExportOptions:
             most accuracy and least time (`QUERY_ATTENTION`), whose weights have 8 bits where the proof allows it, for
             int4-weight none, with 8 bits for those MatMuls, for others none.
         int8: how ranges are chosen and weights rounded.
+        merge_tokens: see `rfedge.model.token_merging`; 0 merges none.
         instructions: see `rfedge.export.instructions`; None for any words.
         data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
         seed: of the proof's inputs too, without `data`.
@@ -70,6 +71,14 @@ class ExportOptions:
             text="default",
         ),
     ] = None
+    merge_tokens: Annotated[
+        int,
+        Option(
+            "Patch tokens that each layer of the vision transformer merges into those most alike: less work, other "
+            "actions (docs/precisions.md).",
+            min=0,
+        ),
+    ] = 0
     instructions: Annotated[
         str | None,
         Option(

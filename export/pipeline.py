@@ -108,6 +108,14 @@ def check_export(
             )
         check_matplotlib("--chart")
     checkpoint = load_checkpoint(checkpoint_dir)
+    half = checkpoint.config.vision.num_patches // 2
+    if options.merge_tokens > half:
+        raise ConfigError(
+            "--merge-tokens",
+            got=options.merge_tokens,
+            expected=f"at most {half}, half of the patches of an image",
+            remedy="Merge fewer.",
+        )
     num_weights = sum(parameter.numel() for parameter in checkpoint.policy.parameters())
     check_room(output, _FLOAT_BYTES * num_weights, what="the float graphs and the bundle")
     frames = open_frames(checkpoint, options.data)
@@ -158,7 +166,9 @@ def export_checkpoint(
         if options.budget is not None:
             search = _mixed_search(config, contract, frames, chosen, options, options.budget, output)
         head_is_int8 = options.head_precision == "int8"
-        settings = GraphSettings(precisions, options.keep_float, options.int8, frames, chosen, search, head_is_int8)
+        settings = GraphSettings(
+            precisions, options.keep_float, options.int8, frames, chosen, search, head_is_int8, options.merge_tokens
+        )
         graphs = write_graphs(checkpoint_dir, contract, writer.root, settings, work=work, progress=progress)
         for name, role in graphs.files.items():
             writer.add(name, role)
@@ -186,6 +196,7 @@ def export_checkpoint(
             episodes,
             precisions=precisions,
             head_is_int8=head_is_int8,
+            merge_tokens=options.merge_tokens,
             thresholds=mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None,
         )
         parity = prove(f"{described}; {IN_ROWS}" if graphs.in_rows else described, on_step=count)
@@ -214,6 +225,7 @@ def export_checkpoint(
                 policy=config,
                 contract=contract,
                 precision=PrecisionRecord(requested=precisions.requested, blocks=blocks),
+                merge_tokens=options.merge_tokens,
                 calibration=calibration,
                 parity=parity,
                 tensorrt=tensorrt,

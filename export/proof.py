@@ -22,7 +22,7 @@ from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_epis
 from rfedge.export.embedding import StoredTable, stored_table
 from rfedge.export.parity import onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
-from rfedge.export.thresholds import THRESHOLDS, loosest_thresholds
+from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, loosest_thresholds
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 from rfedge.robot.conventions import refuse_disagreement
@@ -67,13 +67,15 @@ def measure_parity(
     precisions: StagePrecisions,
     *,
     head_is_int8: bool = False,
+    merge_tokens: int = 0,
     thresholds: dict[str, float] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> ParityRecord:
     """Roll the graphs through the episodes of `reference` and check the differences.
 
     By `thresholds`, or without any by the loosest of the precisions (`loosest_thresholds`), the head's included, which the
-    record then names where there are several; a mixed plan has its own (`mixed_thresholds`).
+    record then names where there are several; a mixed plan has its own (`mixed_thresholds`). PyTorch merges no tokens, so
+    a graph that does is checked against the loosest gates of all.
 
     The graphs read instructions as the bundle stores them (`rfedge.export.embedding`).
     """
@@ -83,6 +85,9 @@ def measure_parity(
     metrics = compare_traces(reference, candidate)
     if thresholds is None:
         used: set[Precision] = {*precisions.graphs.values(), *(("int8",) if head_is_int8 else ())}
+        if merge_tokens:
+            used.add(FROM_STRICTEST[-1])
+            described += f"; {merge_tokens} tokens merged in each layer, none in PyTorch"
         lowest = loosest_thresholds(used)
         thresholds = THRESHOLDS[lowest]
         if len(used) > 1:
@@ -168,6 +173,7 @@ def verify_parity(
             described,
             precisions,
             head_is_int8=bundle.has("head-cpu"),
+            merge_tokens=bundle.manifest.merge_tokens,
             thresholds=bundle.manifest.parity.thresholds if precisions.requested == "mixed" else None,
             on_step=count,
         )

@@ -56,6 +56,7 @@ class GraphSettings:
         mixed: what a mixed plan is searched by.
         head_is_int8: write a head with int8 weights for CPUs too (`rfedge.export.precisions.dynamic_head`), and unless all
             are fp32 store the head itself so (`rfedge.export.precisions.head_weights`).
+        merge_tokens: patch tokens that each layer of the vision transformer merges.
     """
 
     precisions: StagePrecisions
@@ -65,6 +66,7 @@ class GraphSettings:
     calibration: Sequence[EpisodeFrame] = ()
     mixed: MixedSearch | None = None
     head_is_int8: bool = False
+    merge_tokens: int = 0
 
 
 class RowGraphs(NamedTuple):

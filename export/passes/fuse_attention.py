@@ -7,7 +7,8 @@ six Transposes and Reshapes go, and the numbers are those of the long form, bit 
 
 Case 1: a factor is a Transpose of a Reshape of tokens.
 Case 2: a factor is a constant in heads, such as the queries of the first resampler layer: it is laid out as tokens.
-Scales may stand at q, at k or at both. A bias (heads, tokens, keys) gets its first axis once, however many layers read it.
+Scales may stand at q, at k or at both. A bias (heads, tokens, keys) gets its first axis once, however many layers read it;
+one (batch, 1, 1, keys) gets a row for each token, as ONNX Runtime wants it, where their number is known.
 
 Requires: ONNX Runtime from 1.24 on, for which alone this form is written.
 Ensures: no such attention is left; the graph is of opset 23.
@@ -63,16 +64,18 @@ class FuseAttention(GraphPass):
     def rewrite(self, model: ir.Model) -> list[str]:
         graph = model.graph
         changes = []
-        biases: dict[ir.Value, ir.Value] = {}
+        biases: dict[tuple[ir.Value, int], ir.Value] = {}
         for node in list(graph):
             found = _attention(node)
             if found is None:
                 continue
             inputs = [_as_tokens(graph, value) for value in (found.q, found.k, found.v)]
             if found.bias is not None:
-                if found.bias not in biases:
-                    biases[found.bias] = _with_batch(graph, found.bias, node)
-                inputs.append(biases[found.bias])
+                num_tokens = static_shape(found.last.outputs[0])
+                key = (found.bias, num_tokens[1] if num_tokens is not None and _is_of_keys(found.bias) else 0)
+                if key not in biases:
+                    biases[key] = _in_four_axes(graph, found.bias, node, num_rows=key[1])
+                inputs.append(biases[key])
             attributes = {"q_num_heads": found.num_heads, "kv_num_heads": found.num_heads, "scale": found.scale}
             name = str(node.name)
             replace_node(found.last, ir.node("Attention", inputs, attributes, name=name))
@@ -102,7 +105,10 @@ def _attention(node: ir.Node) -> _Found | None:
             return None
         bias = logits.inputs[1 - place]
         logits = parent(logits, place, "MatMul")
-        if bias is None or bias.shape is None or len(bias.shape) != 3:
+        if bias is None or bias.shape is None:
+            return None
+        of_keys = _is_of_keys(bias) and static_shape(last.outputs[0]) is not None  # its rows are counted now
+        if len(bias.shape) != 3 and not of_keys:
             return None
     if logits is None or any(only_reader(step.outputs[0]) is None for step in (softmax, logits)):
         return None
@@ -211,15 +217,22 @@ def _as_tokens(graph: ir.Graph, value: ir.Value) -> ir.Value:
     return widened.outputs[0]
 
 
-def _with_batch(graph: ir.Graph, bias: ir.Value, reader: ir.Node) -> ir.Value:
-    """Give (heads, tokens, keys) a first axis of size 1."""
-    node = ir.node(
-        "Unsqueeze", [bias, add_constant(graph, "batch_axis", np.array([0], np.int64))], name=f"{bias.name}/batch"
-    )
+def _is_of_keys(bias: ir.Value) -> bool:
+    """Whether a bias is (batch, 1, 1, keys), the same for all heads and tokens."""
+    shape = static_shape(bias)
+    return shape is not None and len(shape) == 4 and shape[1:3] == (1, 1)
+
+
+def _in_four_axes(graph: ir.Graph, bias: ir.Value, reader: ir.Node, *, num_rows: int) -> ir.Value:
+    """Give (heads, tokens, keys) a first axis of size 1, and (batch, 1, 1, keys) `num_rows` rows."""
+    assert bias.shape is not None, f"{bias.name} has three or four axes"
+    shape = [bias.shape[0], 1, num_rows, bias.shape[3]] if num_rows else [1, *bias.shape]
+    argument = np.array(shape if num_rows else [0], np.int64)
+    constant = add_constant(graph, f"{bias.name}/rows" if num_rows else "batch_axis", argument)
+    name = f"{bias.name}/{constant.name if num_rows else 'batch'}"
+    node = ir.node("Expand" if num_rows else "Unsqueeze", [bias, constant], name=name)
     output = node.outputs[0]
-    output.name, output.type = f"{bias.name}/batch", bias.type
-    assert bias.shape is not None, f"{bias.name} has three axes"
-    output.shape = ir.Shape([1, *bias.shape])
+    output.name, output.type, output.shape = name, bias.type, ir.Shape(shape)
     producer = bias.producer()
     node.metadata_props.update((producer or reader).metadata_props)
     graph.insert_before(graph[0], node) if producer is None else graph.insert_after(producer, node)

@@ -6,6 +6,8 @@ larger than `largest_bytes`, nor larger than four times what it was made of.
 Case 2: Identity, Cast to the type that is there, Transpose in order, Reshape or Expand to the shape that is there.
 Case 3: Reshape of a Reshape that no one else reads.
 Case 4: Constant nodes become initializers.
+Case 5: Split of the first axis into its single rows and Concat of all of them along the second, as the latents of two
+cameras are put behind each other -> one Reshape.
 
 Common subexpressions are not merged: after quantization each MatMul needs a Q/DQ pair of its own.
 
@@ -33,6 +35,7 @@ from rfedge.export.passes.graph_queries import (
     named_shape,
     only_reader,
     parent,
+    replace_node,
     static_shape,
 )
 
@@ -68,6 +71,10 @@ class Slim(GraphPass):
                 node.replace_input_with(0, first.inputs[0])
                 graph.remove(first, safe=True)
                 changes.append(f"{nodes[first]} is hidden by {node.name}")
+            if (split := _joined_rows(node)) is not None:
+                _join_rows(graph, split, node)
+                changes.append(f"{nodes[node]} and {nodes[split]} become a Reshape")
+                continue
             if _does_nothing(node):
                 source = node.inputs[0]
                 assert source is not None, f"{node.name} has an input"
@@ -80,7 +87,7 @@ class Slim(GraphPass):
 
     def ensures(self, model: ir.Model) -> None:
         for node in model.graph:
-            if self._foldable(node) or _does_nothing(node) or _hidden_reshape(node) is not None:
+            if self._foldable(node) or _does_nothing(node) or (_hidden_reshape(node) or _joined_rows(node)) is not None:
                 raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} ({node.op_type}) is left")
 
     def _foldable(self, node: ir.Node) -> bool:
@@ -152,3 +159,23 @@ def _hidden_reshape(node: ir.Node) -> ir.Node | None:
     if first is None or shape is None or only_reader(first.outputs[0]) is not node or (shape == 0).any():
         return None
     return first
+
+
+def _joined_rows(node: ir.Node) -> ir.Node | None:
+    """Case 5: the Split of which a Concat joins all rows in order."""
+    if node.op_type != "Concat" or node.domain or node.attributes.get_int("axis", 0) != 1:
+        return None
+    split = parent(node, 0, "Split")
+    if split is None or split.attributes.get_int("axis", 0) != 0 or list(node.inputs) != list(split.outputs):
+        return None
+    rows, shape = static_shape(split.inputs[0]), static_shape(node.outputs[0])
+    alone = all(only_reader(output) is node for output in split.outputs)
+    return split if alone and rows is not None and shape is not None and rows[0] == len(split.outputs) else None
+
+
+def _join_rows(graph: ir.Graph, split: ir.Node, concat: ir.Node) -> None:
+    shape = static_shape(concat.outputs[0])
+    assert shape is not None, f"{concat.name} was matched by its shape"
+    target = add_constant(graph, f"{concat.name}/shape", np.array(shape, np.int64))
+    replace_node(concat, ir.node("Reshape", [split.inputs[0], target], name=str(concat.name)))
+    graph.remove(split, safe=True)

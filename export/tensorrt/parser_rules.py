@@ -33,7 +33,7 @@ _NUMBERS: Final = _FLOATS | {"INT32", "INT64"}
 _ALL: Final = _NUMBERS | {"BOOL"}
 _GROUPS: Final[tuple[tuple[frozenset[str], str], ...]] = (
     (_FLOATS, "Clip Conv Erf Exp Floor Gemm LSTM LayerNormalization MatMul QuantizeLinear Reciprocal Round Sigmoid"),
-    (_FLOATS, "Softmax Sqrt Tanh"),
+    (_FLOATS, "Log Softmax Sqrt Tanh TopK"),
     (_NUMBERS, "Abs Add Div Equal Gelu Greater GreaterOrEqual Less LessOrEqual Max Min Mul Neg Pow Range ReduceMax"),
     (_NUMBERS, "ReduceMean ReduceSum Relu Sub"),
     (_ALL, "Concat ConstantOfShape Expand Flatten Gather Identity Reshape Shape Slice Split Squeeze Transpose Unsqueeze"),
@@ -44,7 +44,7 @@ _GROUPS: Final[tuple[tuple[frozenset[str], str], ...]] = (
 )
 _OPERATORS: Final[Mapping[str, frozenset[str]]] = {name: types for types, names in _GROUPS for name in names.split()}
 # operator -> place of an input that must be an initializer
-_CONSTANT_INPUTS: Final = {"ReduceMax": 1, "ReduceMean": 1, "ReduceSum": 1, "Squeeze": 1, "Unsqueeze": 1}
+_CONSTANT_INPUTS: Final = {"ReduceMax": 1, "ReduceMean": 1, "ReduceSum": 1, "Squeeze": 1, "TopK": 1, "Unsqueeze": 1}
 _QUANTIZERS: Final = ("QuantizeLinear", "DequantizeLinear")
 
 

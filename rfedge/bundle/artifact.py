@@ -181,6 +181,7 @@ class TensorRtRecord(_Record):
 class Manifest(_Record):
     """manifest.json.
 
+    `merge_tokens` is how many patch tokens each layer of the vision transformer merges (`rfedge.model.token_merging`).
     `tensorrt` is None where engines compute in the types of the graphs.
 
     `training` is what the checkpoint says of how it came to be, as JSON values; `initial` in it is the same of the
@@ -194,6 +195,7 @@ class Manifest(_Record):
     policy: PolicyConfig
     contract: PolicyContract
     precision: PrecisionRecord
+    merge_tokens: int = 0
     calibration: CalibrationRecord | None = None
     parity: ParityRecord
     tensorrt: TensorRtRecord | None = None

@@ -101,17 +101,22 @@ class Backbone(nn.Module):
         """Images of a frame -> latents (N, R, V); no text, no memory."""
         # Both cameras in one batch: the ViT and the resampler are shared, and half the calls use wider MatMuls.
         images = torch.cat([self.preprocess_static(image_static), self.preprocess_gripper(image_gripper)])
-        return self.media(self.vision(images.to(self.vision.conv1.weight.dtype)))
+        seen = self.vision(images.to(self.vision.conv1.weight.dtype))
+        return self.media(*seen) if self.vision.merge_tokens else self.media(seen)
 
-    def media(self, tokens_static_then_gripper: torch.Tensor) -> torch.Tensor:
-        """Patch tokens (2N, P, V), all static cameras first -> latents (N, R, V) that the text reads."""
+    def media(self, tokens: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
+        """Patch tokens (2N, P, V), all static cameras first -> latents (N, R, V) that the text reads.
+
+        Merged tokens come with the number of patches in each, `size` (2N, P, 1).
+        """
+        seen = [tokens] if size is None else [tokens, size]
         if self.fusion == "pre":
-            return self.resampler(torch.cat(tokens_static_then_gripper.chunk(2), dim=1))  # type: ignore[no-any-return]
+            return self.resampler(*(torch.cat(part.chunk(2), dim=1) for part in seen))  # type: ignore[no-any-return]
         if self.resampler_gripper is None:
-            static, gripper = self.resampler(tokens_static_then_gripper).chunk(2)
+            static, gripper = self.resampler(*seen).chunk(2)
         else:
-            tokens_static, tokens_gripper = tokens_static_then_gripper.chunk(2)
-            static, gripper = self.resampler(tokens_static), self.resampler_gripper(tokens_gripper)
+            seen_static, seen_gripper = zip(*(part.chunk(2) for part in seen), strict=True)
+            static, gripper = self.resampler(*seen_static), self.resampler_gripper(*seen_gripper)
         return torch.cat([static, gripper], dim=1)
 
     def fuse(

@@ -14,6 +14,7 @@ from torch import nn
 
 from rfedge.config import VisionConfig
 from rfedge.model.resize import BicubicResize
+from rfedge.model.token_merging import merge_tokens, size_bias
 
 # N = images, P = patches, L = tokens (P + 1), D = width
 
@@ -51,12 +52,20 @@ class VisionBlock(nn.Module):
         self.mlp_up = nn.Linear(config.width, config.mlp_ratio * config.width)
         self.mlp_down = nn.Linear(config.mlp_ratio * config.width, config.width)
 
-    def forward(self, x_NLD: torch.Tensor) -> torch.Tensor:
-        x = x_NLD
-        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(self.ln_1(x)).chunk(3, dim=-1))
-        x = x + self.out_proj(_merge_heads(F.scaled_dot_product_attention(q, k, v)))
+    def forward(
+        self, x_NLD: torch.Tensor, size_NL1: torch.Tensor | None = None, num_merged: int = 0
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens; with `num_merged`, that many fewer, and their sizes (`rfedge.model.token_merging`)."""
+        x, size = x_NLD, size_NL1
+        packed = self.qkv(self.ln_1(x)).chunk(3, dim=-1)
+        q, k, v = (_split_heads(part, self.heads) for part in packed)
+        bias = None if size is None else size_bias(size)
+        x = x + self.out_proj(_merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
+        if num_merged:
+            x, size = merge_tokens(x, size, packed[1].unflatten(-1, (self.heads, -1)).mean(dim=2), num_merged)
         hidden = self.mlp_up(self.ln_2(x))
-        return x + self.mlp_down(hidden * torch.sigmoid(1.702 * hidden))  # type: ignore[no-any-return]
+        x = x + self.mlp_down(hidden * torch.sigmoid(1.702 * hidden))
+        return x if size is None else (x, size)
 
 
 def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -91,7 +100,12 @@ def _places(num_patches: int, width: int) -> torch.Tensor:
 
 
 class VisionTransformer(nn.Module):
-    """Normalised images (N, 3, size, size) -> patch tokens (N, P, D)."""
+    """Normalised images (N, 3, size, size) -> patch tokens (N, P, D).
+
+    With `merge_tokens` above 0, which an exporter sets, that many fewer after each block, and their sizes (N, tokens, 1).
+    """
+
+    merge_tokens: int = 0
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -110,13 +124,19 @@ class VisionTransformer(nn.Module):
         self.ln_pre = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         x: torch.Tensor = self.conv1(image)
         for name in self.stem:
             x = self.get_submodule(name)(torch.relu(x))
         x = x.flatten(2).transpose(1, 2)  # (N, P, D)
         class_token = self.class_embedding.expand(x.shape[0], 1, -1)
         x = self.ln_pre(torch.cat([class_token, x], dim=1) + self.positional_embedding)
+        if not self.merge_tokens:
+            for block in self.blocks:
+                x = block(x)
+            return x[:, 1:]
+        size = None
         for block in self.blocks:
-            x = block(x)
-        return x[:, 1:]
+            x, size = block(x, size, min(self.merge_tokens, (x.shape[1] - 1) // 2))
+        assert size is not None, "a tower has blocks"
+        return x[:, 1:], size[:, 1:]

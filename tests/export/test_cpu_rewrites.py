@@ -9,6 +9,7 @@ from onnx import helper
 
 from rfedge.bundle import int8_kernels
 from rfedge.export.int8.options import Int8Options
+from rfedge.export.passes.fold_centres import FoldCentres
 from rfedge.export.passes.fuse_attention import FuseAttention
 from rfedge.export.passes.graph_pass import GraphPass, run_passes
 from rfedge.export.passes.graph_queries import constant_array
@@ -88,12 +89,73 @@ def test_attention_becomes_one_operator(width: int, scales: str, bias: bool, con
         assert_same_in_fp32(actual, expected, width + KEYS)
 
 
+def test_a_bias_of_keys_gets_a_row_for_each_token() -> None:
+    """The sizes of merged tokens: (batch, 1, 1, keys), the same for all heads and tokens."""
+    model, inputs = attention(16, scales="q", bias=True, constant_queries=False)
+    (bias,) = (value for value in model.graph.inputs if value.name == "bias")
+    bias.shape = ir.Shape([BATCH, 1, 1, KEYS])
+    output, known = model.graph.outputs[0], model.graph.outputs[0].shape
+    output.shape = ir.Shape([BATCH, "tokens", HEADS * 16])
+    assert changed(FuseAttention(), model) == 0, "the rows of a free number of tokens cannot be counted"
+    output.shape = known
+    inputs["bias"] = draw(np.random.default_rng(1), BATCH, 1, 1, KEYS)
+    (expected,) = run(model, inputs)
+    assert changed(FuseAttention(), model) == 1
+    assert op_types(model) == ["Expand", "Attention"]
+    np.testing.assert_array_equal(run(model, inputs)[0], expected)
+
+
 def test_an_attention_whose_weights_are_read_elsewhere_stays() -> None:
     model, _ = attention(16, scales="q", bias=False, constant_queries=False)
     model.graph.outputs.append(next(item for item in model.graph if item.op_type == "Softmax").outputs[0])
     before = op_types(model)
     assert changed(FuseAttention(), model) == 0
     assert op_types(model) == before
+
+
+# Centres
+
+
+@pytest.mark.parametrize("producer", ["kernel", "Add"])
+def test_a_centre_after_attention_goes_into_the_bias_of_its_values(producer: str) -> None:
+    rng = np.random.default_rng(3)
+    channels = 2 * HEADS
+    constants = {"bias": draw(rng, channels), "centre": draw(rng, channels), "weight": draw(rng, channels, channels)}
+    made = [node("MatMul", ["x", "weight"], ["plain"]), node("Add", ["plain", "bias"], ["v"])]
+    if producer == "kernel":
+        constants |= {
+            "weight": rng.integers(-127, 128, (channels, channels), np.int8),
+            "step": np.float32(0.03),
+            "weight_steps": rng.uniform(0.001, 0.004, channels).astype(np.float32),
+            "zero": np.uint8(128),
+            "int8_zero": np.int8(0),
+        }
+        inputs = ["levels", "weight", "step", "weight_steps", "zero", "int8_zero", "bias"]
+        made = [
+            node("QuantizeLinear", ["x", "step", "zero"], ["levels"]),
+            node("MatMulIntegerToFloat", inputs, ["v"], domain="com.microsoft"),
+        ]
+    nodes = [
+        *made,
+        node("Attention", ["q", "k", "v"], ["mixed"], q_num_heads=HEADS, kv_num_heads=HEADS, scale=0.5),
+        node("Sub", ["mixed", "centre"], ["centred"]),
+        node("Neg", ["centred"], ["y"]),
+    ]
+    shapes = {"q": (BATCH, TOKENS, channels), "k": (BATCH, KEYS, channels), "x": (BATCH, KEYS, channels)}
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [ir.to_proto(ir.tensor(array, name=name)) for name, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    arrays = {name: draw(rng, *shape) for name, shape in shapes.items()}
+    (expected,) = run(model, arrays)
+    assert changed(FoldCentres(), model) == 1
+    assert "Sub" not in op_types(model)
+    assert_same_in_fp32(run(model, arrays)[0], expected, 2 + channels + KEYS)
 
 
 # QuickGelu

@@ -242,6 +242,17 @@ def test_a_constant_that_would_grow_is_left_to_the_runtime() -> None:
     assert apply(Slim(), model, {"x": draw(np.random.default_rng(0), 64, 64)}) == ()
 
 
+def test_rows_put_behind_each_other_are_a_reshape() -> None:
+    nodes = [node("Split", ["x"], ["static", "gripper"], axis=0, num_outputs=2)]
+    nodes.append(node("Concat", ["static", "gripper"], ["y"], axis=1))
+    model = graph_of(nodes, {}, {"x": (2, 3, 4)}, ["y"])
+    x = draw(np.random.default_rng(0), 2, 3, 4)
+    (expected,) = run(model, {"x": x})
+    assert apply(Slim(), model, {"x": x}) == ("node_y (Concat) and node_static (Split) become a Reshape",)
+    assert op_types(model) == ["Reshape"]
+    np.testing.assert_array_equal(run(model, {"x": x})[0], expected)
+
+
 # Attention and RMSNorm
 
 

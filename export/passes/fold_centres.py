@@ -1,0 +1,90 @@
+"""Take the centre off the values of an attention instead of off what it returns.
+
+Attention returns means of values, with weights that add up to 1: to take a constant vector off each value is to take it off
+each mean. So Attention(q, k, v + bias) -> Sub centre becomes Attention(q, k, v + (bias - centre)), a pass over the tokens
+less. The vector is what int8 centres the next MatMul's input by; numbers differ in the last bits, an integer only where it
+lay that near to a half.
+
+Requires: attention as one operator (`FuseAttention`), values with a bias of their own.
+Ensures: no such Sub is left.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from rfedge.export.passes.drop_dead import DropDead
+from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent
+from rfedge.export.precisions.int8_kernel import KERNEL
+
+_KERNEL_BIAS = 6
+
+
+class _Found(NamedTuple):
+    """The Sub, the node that adds the bias to the values, and where the bias is among its inputs."""
+
+    sub: ir.Node
+    biased: ir.Node
+    place: int
+
+
+class FoldCentres(GraphPass):
+    """Centres after attention into the bias of its values."""
+
+    name = "fold-centres"
+
+    def requires(self, model: ir.Model) -> None:
+        """Nothing: the graph is quantized, these nodes compute in float."""
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        graph = model.graph
+        changes = []
+        for node in list(graph):
+            found = _centre(node)
+            if found is None:
+                continue
+            bias, centre = constant_array(found.biased.inputs[found.place]), constant_array(found.sub.inputs[1])
+            assert bias is not None, f"{found.biased.name} has a constant bias"
+            assert centre is not None, f"{found.sub.name} has a constant"
+            moved = add_constant(graph, f"{found.biased.name}/centred_bias", bias - centre)
+            found.biased.replace_input_with(found.place, moved)
+            found.sub.outputs[0].replace_all_uses_with(node.outputs[0])
+            graph.remove(found.sub, safe=True)
+            changes.append(f"{found.sub.name}: into the bias of {found.biased.name}")
+        if changes:
+            DropDead().rewrite(model)
+        return changes
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if _centre(node) is not None:
+                raise ir.passes.PostconditionError(f"pass {self.name}: a centre is left after {node.name}")
+
+
+def _centre(attention: ir.Node) -> _Found | None:
+    if attention.op_type != "Attention" or attention.domain:
+        return None
+    values = attention.inputs[2]
+    sub = only_reader(attention.outputs[0])
+    if values is None or only_reader(values) is not attention or sub is None:
+        return None
+    if sub.op_type != "Sub" or sub.domain or sub.inputs[0] is not attention.outputs[0] or sub.outputs[0].is_graph_output():
+        return None
+    biased = values.producer()
+    if biased is None:
+        return None
+    if biased.op_type == KERNEL and len(biased.inputs) > _KERNEL_BIAS:
+        places = [_KERNEL_BIAS]
+    elif (add := parent(attention, 2, "Add")) is not None:
+        places = [index for index, value in enumerate(add.inputs) if constant_array(value) is not None]
+    else:
+        return None
+    centre = constant_array(sub.inputs[1])
+    for place in places:
+        bias = constant_array(biased.inputs[place])
+        if bias is not None and centre is not None and bias.ndim == 1 and bias.shape == centre.shape:
+            return _Found(sub, biased, place)
+    return None
