@@ -275,7 +275,9 @@ def main() -> int:
             if stage.output in done:
                 print(f"=== {number}/{len(chosen)} {stage.output}: {stage.what}, done before", flush=True)
                 continue
-            print(f"=== {number}/{len(chosen)} {stage.output}: {stage.what}\n$ {stage.program} {shlex.join(words)}", flush=True)
+            print(
+                f"=== {number}/{len(chosen)} {stage.output}: {stage.what}\n$ {stage.program} {shlex.join(words)}", flush=True
+            )
             began, begun_s = datetime.now(timezone.utc), time.monotonic()
             try:
                 if stage.program == "python":
