@@ -22,7 +22,7 @@ _UPPER_RAD: Final = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2
 # A simulated joint is pushed a little past its stop; a wrong unit or order is off by far more.
 _JOINT_MARGIN_RAD: Final = 0.05
 BASE_M: Final = (-0.34, -0.46, 0.24)  # of the arm in CALVIN's world
-_SHOULDER_M: Final = np.array(BASE_M) + (0.0, 0.0, 0.333)
+_SHOULDER_M: Final = np.array([-0.34, -0.46, 0.573])  # BASE_M plus the first link
 # Stretched out, the tcp is 0.327 + 0.393 m of links and 0.262 m of wrist, hand and finger away from the shoulder.
 _REACH_M: Final = 1.0
 _FLOOR_M: Final = 0.0  # a policy that errs leads the arm past the table's edge, down to the ground
@@ -31,7 +31,7 @@ _REMEDY: Final = "These demonstrations are of another robot or another world fra
 
 
 def state_problem(robot_obs: Array) -> ArrayProblem | None:
-    """Return why float (15,) `robot_obs` cannot be a Panda at CALVIN's table, or None when it can; joints of 0 are unknown."""
+    """Return why float (15,) `robot_obs` cannot be a Panda at CALVIN's table, or None; joints of 0 are unknown."""
     if robot_obs.shape != (STATE_SIZE,):
         return ArrayProblem("robot_obs", f"shape {robot_obs.shape}", f"shape {(STATE_SIZE,)}", _REMEDY)
     joints = robot_obs[7:14]
