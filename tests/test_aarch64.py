@@ -23,6 +23,7 @@ CORE += "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU p
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(QEMU is None or DEBOOTSTRAP is None, reason="needs Debian's qemu-user-static and debootstrap"),
     pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap needs root"),
 ]
@@ -31,7 +32,7 @@ Arm = Callable[..., subprocess.CompletedProcess[str]]
 
 def _run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=600, env=os.environ | environment
+        [str(part) for part in command], capture_output=True, text=True, timeout=1500, env=os.environ | environment
     )
 
 

@@ -97,7 +97,8 @@ class ChainReport(Measurement):
 
 def average_length(records: Sequence[ChainRecord], *, seed: int) -> Mean:
     """Return the mean number of subtasks solved in a row, over at least one chain."""
-    return mean_with_interval(np.array([record.num_solved for record in records], dtype=np.float64), seed=seed)
+    lengths = np.array([record.num_solved for record in records], dtype=np.float64)
+    return mean_with_interval(lengths, seed=seed, between=(0.0, CHAIN_LENGTH))
 
 
 def success_rates(records: Sequence[ChainRecord]) -> dict[str, Proportion]:

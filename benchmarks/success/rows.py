@@ -18,6 +18,7 @@ from rfedge.benchmarks.success.chain_report import (
 )
 from rfedge.benchmarks.success.report import ChainResult, Kind, Paired, SingleTaskResult
 from rfedge.benchmarks.success.single_tasks import TrialRecord
+from rfedge.envs.chains import CHAIN_LENGTH
 from rfedge.envs.interface import EnvironmentIdentity, Float64Array
 from rfedge.messages import POSE_SIZE
 from rfedge.records.statistics import Mean, Ratio, Summary, mean_with_interval, proportion, ratio_of_sums, summarise
@@ -83,6 +84,9 @@ def chain_result(records: RowRecords, *, seed: int) -> ChainResult | None:
     solved, begun = _solved(chains), np.array([len(chain.subtasks) for chain in chains], dtype=np.float64)
     task_success = ratio_of_sums(solved, begun, seed=seed)
     assert task_success is not None, "every chain begins a task"
+    if task_success.low == task_success.high:  # all or none: chains of that kind alone were met
+        bound = proportion(round(task_success.value) * len(chains), len(chains))
+        task_success = Ratio(value=task_success.value, low=bound.low, high=bound.high)
     return ChainResult(
         num_chains=len(chains),
         average_length=average_length(chains, seed=seed),
@@ -115,8 +119,8 @@ def single_task_result(records: RowRecords, starts_per_task: int) -> SingleTaskR
 
 def pair(name: str, reference: RowRecords, records: RowRecords, *, seed: int) -> Paired:
     """Compare a row with its reference `name`, chain by chain and start by start."""
-    length = _compare(_solved(reference.chains), _solved(records.chains), seed)
-    single = _compare(_successes(reference.trials), _successes(records.trials), seed)
+    length = _compare(_solved(reference.chains), _solved(records.chains), seed, CHAIN_LENGTH)
+    single = _compare(_successes(reference.trials), _successes(records.trials), seed, 1)
     return Paired(
         reference=name,
         average_length_difference=length[0],
@@ -141,10 +145,11 @@ def timings(subtasks: Iterable[RolloutRecord]) -> Summary | None:
     return summarise(np.array(call_ms)) if call_ms else None
 
 
-def _compare(reference: Float64Array, values: Float64Array, seed: int) -> tuple[Mean | None, Ratio | None]:
+def _compare(reference: Float64Array, values: Float64Array, seed: int, most: int) -> tuple[Mean | None, Ratio | None]:
     if not len(values):
         return None, None
-    return mean_with_interval(values - reference, seed=seed), ratio_of_sums(values, reference, seed=seed)
+    difference = mean_with_interval(values - reference, seed=seed, between=(-most, most))
+    return difference, ratio_of_sums(values, reference, seed=seed)
 
 
 def _solved(chains: Sequence[ChainRecord]) -> Float64Array:

@@ -17,11 +17,10 @@ from rfedge.messages import STATE_SIZE
 NUM_JOINTS: Final = 7
 _LOWER_RAD: Final = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
 _UPPER_RAD: Final = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
-# The posture in which CALVIN starts an episode.
-NEUTRAL_JOINTS_RAD: Final = (-1.21779, 1.03988, 2.11978, -2.34205, -0.87016, 1.64119, 0.55345)
 # A simulated joint is pushed a little past its stop; a wrong unit or order is off by far more.
 _JOINT_MARGIN_RAD: Final = 0.05
-_SHOULDER_M: Final = np.array([-0.34, -0.46, 0.573])  # base of the arm in CALVIN's world, plus the first link
+BASE_M: Final = (-0.34, -0.46, 0.24)  # of the arm in CALVIN's world
+_SHOULDER_M: Final = np.array([-0.34, -0.46, 0.573])  # BASE_M plus the first link
 # Stretched out, the tcp is 0.327 + 0.393 m of links and 0.262 m of wrist, hand and finger away from the shoulder.
 _REACH_M: Final = 1.0
 _FLOOR_M: Final = 0.0  # a policy that errs leads the arm past the table's edge, down to the ground
@@ -30,13 +29,13 @@ _REMEDY: Final = "These demonstrations are of another robot or another world fra
 
 
 def state_problem(robot_obs: Array) -> ArrayProblem | None:
-    """Return why float (15,) `robot_obs` cannot be a Panda at CALVIN's table, or None when it can."""
+    """Return why float (15,) `robot_obs` cannot be a Panda at CALVIN's table, or None; joints of 0 are unknown."""
     if robot_obs.shape != (STATE_SIZE,):
         return ArrayProblem("robot_obs", f"shape {robot_obs.shape}", f"shape {(STATE_SIZE,)}", _REMEDY)
     joints = robot_obs[7:14]
     beyond = np.maximum(_LOWER_RAD - joints, joints - _UPPER_RAD)
     worst = int(beyond.argmax())
-    if beyond[worst] > _JOINT_MARGIN_RAD:
+    if joints.any() and beyond[worst] > _JOINT_MARGIN_RAD:
         limits = f"{_LOWER_RAD[worst]:g} to {_UPPER_RAD[worst]:g} rad"
         return ArrayProblem(f"joint {worst + 1} in robot_obs", f"{joints[worst]:.3f} rad", limits, _REMEDY)
     reach_m = float(np.linalg.norm(robot_obs[:3] - _SHOULDER_M))
@@ -57,3 +56,14 @@ def refuse_another_robot(subject: str, robot_obs: Array) -> None:
         raise DatasetError(
             f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy
         )
+
+
+def from_base(positions_m: Array) -> bool:
+    """Whether float (n, 3) positions are in the arm's reach only once its base is added to them."""
+    here, moved = (_share_in_reach(positions_m + offset) for offset in (np.zeros(3), np.array(BASE_M)))
+    return here < 0.5 and moved > 0.9
+
+
+def _share_in_reach(positions_m: Array) -> float:
+    reach_m = np.linalg.norm(positions_m - _SHOULDER_M, axis=1)
+    return float(((reach_m <= _REACH_M) & (positions_m[:, 2] > _FLOOR_M)).mean())

@@ -90,8 +90,22 @@ def proportion(successes: int, n: int) -> Proportion:
     return Proportion(successes=successes, n=n, value=value, low=low, high=high)
 
 
-def mean_with_interval(values: npt.NDArray[np.floating[Any]], *, seed: int) -> Mean:
-    """Return the mean of independent values (n,), n >= 1."""
+def mean_with_interval(
+    values: npt.NDArray[np.floating[Any]], *, seed: int, between: tuple[float, float] | None = None
+) -> Mean:
+    """Return the mean of independent values (n,), n >= 1.
+
+    Args:
+        values: samples.
+        seed: of the bootstrap.
+        between: least and most that a value can be. Samples that are all alike, which a bootstrap takes for certain, then
+            have the interval that leaves room for the others that were not met.
+    """
+    if between is not None and np.ptp(values) == 0:
+        unseen = 1.0 - ((1 - CONFIDENCE) / 2) ** (1 / len(values))  # share of others, met by no sample with that chance
+        value = float(values[0])
+        low, high = (value + unseen * (end - value) for end in between)
+        return Mean(n=len(values), value=value, low=low, high=high)
     picks = np.random.default_rng(seed).integers(0, len(values), size=(NUM_RESAMPLES, len(values)))
     low, high = np.quantile(values[picks].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Mean(n=len(values), value=float(values.mean()), low=float(low), high=float(high))

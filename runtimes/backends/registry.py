@@ -16,7 +16,7 @@ from rfedge.runtimes.backends.tuned import find_choice
 DEFAULT_BACKEND: Final = "onnxruntime"
 AUTO: Final = "auto"
 BACKEND_HELP: Final = (
-    "auto: what `rfedge tune` chose on this machine, else onnxruntime; onnxruntime; where it is installed openvino; or "
+    "auto (what `rfedge tune` chose on this machine, else onnxruntime), onnxruntime, openvino where it is installed, or "
     "tensorrt after `rfedge build`."
 )
 # name -> (module, function(path, settings) -> PolicyParts, how to get what it imports)

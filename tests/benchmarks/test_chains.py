@@ -366,3 +366,12 @@ def test_bootstrap_interval_of_a_mean() -> None:
     assert interval.low == pytest.approx(values.mean() - half_width, abs=0.03)
     assert interval.high == pytest.approx(values.mean() + half_width, abs=0.03)
     assert interval == mean_with_interval(values, seed=1)
+
+
+def test_two_chains_that_end_alike_are_not_certain() -> None:
+    none = mean_with_interval(np.zeros(2), seed=1, between=(0.0, 5.0))
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(5 * (1 - 0.025**0.5)), "4.2: two chains say little"
+    every = mean_with_interval(np.full(100, 5.0), seed=1, between=(0.0, 5.0))
+    assert every.high == 5.0
+    assert every.low == pytest.approx(5 - 5 * (1 - 0.025**0.01))

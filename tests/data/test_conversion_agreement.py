@@ -9,6 +9,7 @@ import pytest
 
 from rfedge.data.conversion import ConversionOptions, convert_dataset
 from rfedge.data.conversion.convert import ConversionResult
+from rfedge.data.robot import BASE_M
 from rfedge.errors import DatasetError
 from rfedge.robot.rotations import (
     euler_steps,
@@ -295,3 +296,12 @@ def test_euler_steps_are_what_the_converter_writes() -> None:
     expected = vectors_to_euler(np.array([rotation_vector(euler_to_matrix(row)) for row in angles]))
     reached = angles[:-1] + euler_steps(angles[:-1], vectors[:-1])
     np.testing.assert_allclose(wrap_angle(reached - expected[1:]), 0.0, atol=1e-9)
+
+
+def test_positions_counted_from_the_base_are_offered_the_offset(tmp_path: Path) -> None:
+    steps = smooth_steps(longest_m=0.001)
+    start = NEUTRAL_STATE[:6] - np.array([*BASE_M, 0.0, 0.0, 0.0])
+    source = write(tmp_path / "base.hdf5", with_gripper(np.zeros_like(steps)), poses_of(steps, start))
+    with pytest.raises(DatasetError, match=r"2 faults.*pass --tcp-offset-m -0.34,-0.46,0.24.*within 1 m of the shoulder"):
+        convert(source, actions="next-state")
+    convert(source, actions="next-state", tcp_offset_m=BASE_M)

@@ -214,6 +214,7 @@ def test_the_record_says_what_was_done(tmp_path: Path) -> None:
     report = inspect_dataset(tmp_path / "out", num_frames=None)
     assert report.findings == ()  # the black wrist images are known to be missing
     assert "converted without gripper" in report.notes
+    assert not CalvinDataset.open(tmp_path / "out").frame(0)["robot_obs"][7:14].any(), "zeros, as a robot reports"
 
 
 def test_padding_keeps_the_aspect_ratio(tmp_path: Path) -> None:

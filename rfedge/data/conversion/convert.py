@@ -46,7 +46,7 @@ class ConversionResult:
         segments_per_task: task -> language segments.
         source_hz, frequency_hz: frames a second, read and written.
         clipped_share: share of frames whose step was longer than 0.02 m or 0.05 rad and was cut to that.
-        missing: what the source does not have: "gripper" (black images), "joints" (neutral posture), "scene_obs" (zeros).
+        missing: what the source does not have: "gripper" (black images), "joints" and "scene_obs" (zeros).
         motion_factors: "translation", "rotation" -> measured motion per commanded motion; without what never moved.
         notes: what was read or allowed differently from what the source says.
     """

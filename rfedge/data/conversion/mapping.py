@@ -19,7 +19,7 @@ from rfedge.data.conversion.resampling import (
     resample_values,
 )
 from rfedge.data.frames import SCENE_SIZE, Array
-from rfedge.data.robot import NEUTRAL_JOINTS_RAD, NUM_JOINTS, refuse_another_robot
+from rfedge.data.robot import NUM_JOINTS, refuse_another_robot
 from rfedge.errors import DatasetError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, STATE_SIZE
 from rfedge.robot.rotations import euler_steps, quaternions_to_euler, vectors_to_euler
@@ -136,7 +136,7 @@ def source_state(episode: SourceEpisode, options: ConversionOptions) -> SourceSt
         # Two numbers are two fingers, the second often counted the other way.
         width = np.abs(_finite(episode, "gripper_width")).sum(axis=1, keepdims=True)
         if "joints" not in values and "joints" in options.allow_missing:
-            joints = np.tile(NEUTRAL_JOINTS_RAD, (episode.num_frames, 1))
+            joints = np.zeros((episode.num_frames, NUM_JOINTS))
         else:
             joints = _required(episode, "joints", NUM_JOINTS)
     _refuse_degrees(episode, euler)

@@ -70,7 +70,7 @@ class ConversionOptions:
         fps: None accepts only 30 Hz, which is CALVIN's.
         resize: the policy's robot must show its pictures alike.
         flip: "vertical" for images stored upside down, "both" for images turned by 180 degrees.
-        allow_missing: "joints" writes CALVIN's neutral posture.
+        allow_missing: "joints" writes zeros, as a robot without them reports.
         tasks: sentence -> task, for instructions whose task is known; matched without regard to case and full stops.
     """
 
@@ -105,7 +105,7 @@ class ConversionOptions:
     ] = (0.0, 0.0, 0.0)
     instruction: Annotated[str | None, Option("For all episodes, instead of the source's own.", panel="Content")] = None
     allow_missing: Annotated[
-        tuple[str, ...], Option("gripper (black images) or joints (neutral).", choices=CAN_BE_MISSING)
+        tuple[str, ...], Option("gripper (black images) or joints (zeros).", choices=CAN_BE_MISSING)
     ] = ()
     allow_mismatch: Annotated[
         tuple[str, ...],

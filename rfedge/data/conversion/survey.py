@@ -18,6 +18,7 @@ from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATIONS, Conve
 from rfedge.data.conversion.records import Layout, Source, SourceEpisode
 from rfedge.data.inspection.grip import GripFit, GripSums
 from rfedge.data.inspection.motion import MotionFit, MotionSums, Tolerance, named_axes
+from rfedge.data.robot import BASE_M, from_base
 from rfedge.errors import ConfigError, DatasetError, RfedgeError, explain
 from rfedge.jobs.progress import Count
 from rfedge.robot.rotations import rotation_vectors
@@ -49,16 +50,34 @@ def survey_source(source: Source, options: ConversionOptions, source_hz: float, 
     """Map the numbers of every episode, without images, and compare actions with the measured state."""
     faults: list[RfedgeError] = []
     check = _Agreement(source.layout, options, source_hz)
+    positions_m = [np.empty((0, 3))]
     for index in range(source.num_episodes):
         try:
             episode = source.read(index, images=False)
+            positions_m.append(source_state(episode, options).pose[:, :3])
             map_episode(episode, source.layout, options, source_hz)
             check.add(episode)
         except DatasetError as error:
             faults.append(error)
         if on_episode is not None:
             on_episode(index + 1, source.num_episodes)
-    return Survey((*faults, *check.faults()), tuple(check.notes()), check.factors())
+    faults = [*_wrong_frame(np.concatenate(positions_m)), *faults, *check.faults()]
+    return Survey(tuple(faults), tuple(check.notes()), check.factors())
+
+
+def _wrong_frame(positions_m: Float64Array) -> list[DatasetError]:
+    """Return what offers the offset that brings positions counted from the arm's base to CALVIN's world."""
+    if not len(positions_m) or not from_base(positions_m):
+        return []
+    middle, offset = np.median(positions_m, axis=0), ",".join(f"{value:g}" for value in BASE_M)
+    return [
+        DatasetError(
+            "tcp positions",
+            got=f"({', '.join(f'{value:.2f}' for value in middle)}) m in their middle, out of the arm's reach",
+            expected="positions in CALVIN's world",
+            remedy=f"If they are counted from the arm's base, pass --tcp-offset-m {offset}: then they are in reach.",
+        )
+    ]
 
 
 def raise_all(subject: str, faults: Sequence[RfedgeError]) -> None:

@@ -24,6 +24,8 @@ _FEWEST_EQUAL: Final = 10
 # Asked or measured motion during which a picture has to change: 2 mm and a little turn.
 _SEEN_MOTION: Final = 0.002
 _CLIPPED: Final = 0.999
+# The arm still comes after its commands for so long.
+_SETTLES_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +95,19 @@ class RunChecks:
             measured = np.diff(robot_obs[:, :POSE_SIZE], axis=0)
             measured[:, 3:] = wrap_angles(measured[:, 3:])
             asked = rel_actions[:-1, :POSE_SIZE] * ACTION_SCALE
-            # A clipped step no longer says how far the arm was asked to go.
-            self._motion.add(asked, measured, np.abs(rel_actions[:-1, :POSE_SIZE]).max(axis=1) < _CLIPPED)
+            self._motion.add(asked, measured, self._says_how_far(rel_actions[:-1, :POSE_SIZE]))
             self._grip.add(rel_actions[:, POSE_SIZE], robot_obs[:, POSE_SIZE])
             motion = np.maximum(np.abs(asked), np.abs(measured)).sum(axis=1)
             self._look_for_repeats(pictures, motion)
         self._numbers, self._rows = [], []
+
+    def _says_how_far(self, rel_actions: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Return which steps (T,) ask for all of the motion that follows: none clipped, nor soon after one that was."""
+        clipped = np.abs(rel_actions).max(axis=1) >= _CLIPPED
+        after = clipped.copy()
+        for frames in range(1, round(_SETTLES_S * self._rules.frequency_hz) + 1):
+            after[frames:] |= clipped[:-frames]
+        return ~after
 
     def _look_for_repeats(self, pictures: npt.NDArray[np.uint64], motion: npt.NDArray[np.float64]) -> None:
         for key, column in zip(PICTURES, pictures.T, strict=True):
