@@ -20,6 +20,8 @@ RECORDS = (
     RESULTS / "success_playtable-d-calvin-looks_cpu_202611.json",
     RESULTS / "success_calvin-d_cpu_202611.json",
 )
+# Every precision, here and in CALVIN's simulator; the first one's latency counts.
+PRECISIONS = tuple(RESULTS / f"sweep_precisions_{name}-d_cpu_202611.json" for name in ("playtable", "calvin"))
 ABLATIONS = RESULTS / "ablations_playtable-d_cpu_202611.json"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results" / "playtable_policies.md"
 _COLUMNS = (
@@ -43,6 +45,7 @@ def render() -> list[tuple[Path, str]]:
     return [
         (README, _marked("measured table", success_table(records))),
         (PAGE, _marked("success", rates_table(records))),
+        (PAGE, _marked("precisions", precisions_table(*map(_read, PRECISIONS)))),
         (PAGE, _marked("ablations", ablations_table(_read(ABLATIONS)))),
     ]
 
@@ -82,11 +85,11 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
             f"{policy['size_bytes'] / 1e6:.1f}",
         )
         rows.append(cells)
-    machine = next(iter(records.values()))["machine"]
+    machines = {f"{one['machine']['cpu']}, {one['machine']['usable_cores']} cores": None for one in records.values()}
     caption = (
         "`rfedge bench success` of the shipped policies, scene D, on the first of CALVIN's chains and prepared starts of "
         "each of 34 tasks; intervals of 95 %. Latency during these rollouts on "
-        f"{machine['cpu']}, {machine['usable_cores']} cores. "
+        f"{' and '.join(machines)}, one policy per core, other work beside. "
         f"Every figure: {', '.join(_link(path) for path in records)}."
     )
     return f"{grid(_COLUMNS, rows)}\n\n{caption}"
@@ -101,6 +104,45 @@ def rates_table(records: dict[Path, dict[str, Any]]) -> str:
             cells = (_policy(policy), row["precision"], simulator, row["language"], str(chains["num_chains"]), *rates)
             rows.append((*cells, interval(chains["average_length"])))
     return grid((*_RATES, "average length"), rows)
+
+
+def precisions_table(*records: dict[str, Any]) -> str:
+    """Return the Markdown table of two reports of `rfedge bench success --precisions all`, PlayTable's and CALVIN's."""
+    first = records[0]
+    policies = {policy["label"]: policy for policy in first["success"]["policies"]}
+    variants = {variant["name"]: variant for variant in first["latency"]["variants"]}
+    rows = []
+    for number, (row, joined) in enumerate(zip(first["success"]["rows"], first["rows"], strict=True)):
+        here = [record["success"]["rows"][number] for record in records]
+        assert {one["policy"] for one in here} == {row["policy"]}
+        policy, call = policies[row["policy"]], joined["per_call_ms"]
+        cells = [cell for one in here for cell in (interval(one["chains"]["average_length"]), _kept(one["paired"]))]
+        loaded = variants[joined["variant"]]["load_rss_bytes"]
+        sizes = (f"{call['p50']:.1f} / {call['p99']:.1f}", f"{policy['size_bytes'] / 1e6:.1f}", f"{loaded / 1e6:.0f}")
+        rows.append((row["precision"], *cells, *sizes, policy.get("backend") or first["success"]["conditions"]["backend"]))
+    chains = [record["success"]["conditions"]["num_chains"] for record in records]
+    columns = (
+        "precision",
+        f"PlayTable, {chains[0]} chains",
+        "of fp32",
+        f"CALVIN, {chains[1]} chains",
+        "of fp32",
+        "call p50 / p99 ms",
+        "MB",
+        "loaded MB",
+        "backend",
+    )
+    machine = first["machine"]
+    caption = (
+        "`rfedge bench success playtable-jump-step --precisions`, average length of 5 in scene D, paired chains, 4 steps "
+        f"per call; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. "
+        f"Every figure: {', '.join(f'[{path.name}](../../{path.relative_to(ROOT).as_posix()})' for path in PRECISIONS)}."
+    )
+    return f"{grid(columns, rows)}\n\n{caption}"
+
+
+def _kept(paired: dict[str, Any] | None) -> str:
+    return "-" if paired is None else interval(paired["average_length_share"])
 
 
 def ablations_table(record: dict[str, Any]) -> str:

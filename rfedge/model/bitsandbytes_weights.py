@@ -19,7 +19,7 @@ from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
 WEIGHT_FORMATS: Final = ("nf4", "llm-int8")
 # Activations beyond it are outliers that int8 would spoil; the paper's value.
 _OUTLIER_THRESHOLD: Final = 6.0
-# Weights of one scale. A row that is not whole blocks has no kernel on a CPU with avx512_bf16 (bitsandbytes 0.49).
+# Weights of one scale. A row that is not whole blocks has no kernel on a CPU with avx512_bf16 (bitsandbytes 0.50).
 _NF4_BLOCK: Final = 64
 
 
