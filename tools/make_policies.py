@@ -214,7 +214,8 @@ STAGES: Final = (
     ),
     Stage("all in one", 1, "demos merge m9 take-7 take-8 --output m10"),
     Stage("learning from it", 22, f"train --config js5/checkpoint {_M10} --output js6 --minutes 22 {_AGAIN}"),
-    Stage("compiling", 2, "export js6/checkpoint --precision int8 --data demo-play --output jump-step-int8"),
+    Stage("the mean of both rounds", 1, "tools/mean_weights.py js5/checkpoint js6/checkpoint --output jm1"),
+    Stage("compiling", 2, "export jm1/checkpoint --precision int8 --data demo-play --output jump-step-int8"),
     Stage("compiling", 2, "export cl/checkpoint --precision int8 --data demo-play --output closed-loop-int8"),
 )
 
