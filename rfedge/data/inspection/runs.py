@@ -103,7 +103,7 @@ class RunChecks:
 
     def _says_how_far(self, rel_actions: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Return which steps (T,) ask for all of the motion that follows: none clipped, nor soon after one that was."""
-        clipped = np.abs(rel_actions).max(axis=1) >= _CLIPPED
+        clipped: npt.NDArray[np.bool_] = np.abs(rel_actions).max(axis=1) >= _CLIPPED
         after = clipped.copy()
         for frames in range(1, round(_SETTLES_S * self._rules.frequency_hz) + 1):
             after[frames:] |= clipped[:-frames]
