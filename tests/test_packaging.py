@@ -119,7 +119,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     subprocess.run([*build, "--sdist", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2, Debian 12's, has none
+        archive.extractall(folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     subprocess.run([*build, "--wheel", "--outdir", str(folder), str(unpacked)], check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
