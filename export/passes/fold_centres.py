@@ -16,7 +16,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from rfedge.export.passes.drop_dead import DropDead
-from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent
 from rfedge.export.precisions.int8_kernel import KERNEL
 
@@ -31,37 +31,33 @@ class _Found(NamedTuple):
     place: int
 
 
-class FoldCentres(GraphPass):
+class FoldCentres(MatchPass[_Found]):
     """Centres after attention into the bias of its values."""
 
     name = "fold-centres"
+    left = "still has its centre taken off behind it"
 
     def requires(self, model: ir.Model) -> None:
         """Nothing: the graph is quantized, these nodes compute in float."""
 
+    def match(self, node: ir.Node) -> _Found | None:
+        return _centre(node)
+
+    def replace(self, graph: ir.Graph, node: ir.Node, found: _Found) -> str:
+        bias, centre = constant_array(found.biased.inputs[found.place]), constant_array(found.sub.inputs[1])
+        assert bias is not None, f"{found.biased.name} has a constant bias"
+        assert centre is not None, f"{found.sub.name} has a constant"
+        moved = add_constant(graph, f"{found.biased.name}/centred_bias", bias - centre)
+        found.biased.replace_input_with(found.place, moved)
+        found.sub.outputs[0].replace_all_uses_with(node.outputs[0])
+        graph.remove(found.sub, safe=True)
+        return f"{found.sub.name}: into the bias of {found.biased.name}"
+
     def rewrite(self, model: ir.Model) -> list[str]:
-        graph = model.graph
-        changes = []
-        for node in list(graph):
-            found = _centre(node)
-            if found is None:
-                continue
-            bias, centre = constant_array(found.biased.inputs[found.place]), constant_array(found.sub.inputs[1])
-            assert bias is not None, f"{found.biased.name} has a constant bias"
-            assert centre is not None, f"{found.sub.name} has a constant"
-            moved = add_constant(graph, f"{found.biased.name}/centred_bias", bias - centre)
-            found.biased.replace_input_with(found.place, moved)
-            found.sub.outputs[0].replace_all_uses_with(node.outputs[0])
-            graph.remove(found.sub, safe=True)
-            changes.append(f"{found.sub.name}: into the bias of {found.biased.name}")
+        changes = super().rewrite(model)
         if changes:
             DropDead().rewrite(model)
         return changes
-
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _centre(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: a centre is left after {node.name}")
 
 
 def _centre(attention: ir.Node) -> _Found | None:

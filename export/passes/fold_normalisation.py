@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import (
     add_computed,
     constant_array,
@@ -42,28 +42,18 @@ class _Affine(NamedTuple):
     nodes: tuple[ir.Node, ...]
 
 
-class FoldNormalisation(GraphPass):
+class FoldNormalisation(MatchPass[list[_Affine]]):
     """conv(a x + b) -> conv'(x) with a new weight and a new bias."""
 
     name = "fold-normalisation"
+    left = "still reads a normalisation"
 
-    def rewrite(self, model: ir.Model) -> list[str]:
-        graph = model.graph
-        changes = []
-        for node in list(graph):
-            if not _is_open_convolution(node):
-                continue
-            branches = _affine_branches(node)
-            if branches is None:
-                continue
-            folded = _fold(graph, node, branches)
-            changes.append(f"{node.name}: {folded} nodes of {len(branches)} image(s) into its weight and bias")
-        return changes
+    def match(self, node: ir.Node) -> list[_Affine] | None:
+        return _affine_branches(node) if _is_open_convolution(node) else None
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _is_open_convolution(node) and _affine_branches(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} still reads a normalisation")
+    def replace(self, graph: ir.Graph, node: ir.Node, found: list[_Affine]) -> str:
+        folded = _fold(graph, node, found)
+        return f"{node.name}: {folded} nodes of {len(found)} image(s) into its weight and bias"
 
 
 def _is_open_convolution(node: ir.Node) -> bool:

@@ -11,34 +11,27 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import parent, replace_node
 
 
-class FusibleRMSNorm(GraphPass):
+class FusibleRMSNorm(MatchPass[tuple[ir.Node, int]]):
     """Mul(x, Reciprocal(Sqrt(m))) -> Div(x, Sqrt(m))."""
 
     name = "fusible-rms-norm"
+    left = "still multiplies by a reciprocal"
 
-    def rewrite(self, model: ir.Model) -> list[str]:
-        changes = []
-        for node in list(model.graph):
-            found = _root_factor(node)
-            if found is None:
-                continue
-            reciprocal, place = found
-            name = str(node.name)
-            new = ir.node("Div", [node.inputs[1 - place], reciprocal.inputs[0]], name=name)
-            replace_node(node, new)
-            if not reciprocal.outputs[0].uses() and not reciprocal.outputs[0].is_graph_output():
-                model.graph.remove(reciprocal, safe=True)
-            changes.append(f"{name}: divides by the root")
-        return changes
+    def match(self, node: ir.Node) -> tuple[ir.Node, int] | None:
+        return _root_factor(node)
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _root_factor(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} still multiplies by a reciprocal")
+    def replace(self, graph: ir.Graph, node: ir.Node, found: tuple[ir.Node, int]) -> str:
+        reciprocal, place = found
+        name = str(node.name)
+        new = ir.node("Div", [node.inputs[1 - place], reciprocal.inputs[0]], name=name)
+        replace_node(node, new)
+        if not reciprocal.outputs[0].uses() and not reciprocal.outputs[0].is_graph_output():
+            graph.remove(reciprocal, safe=True)
+        return f"{name}: divides by the root"
 
 
 def _root_factor(node: ir.Node) -> tuple[ir.Node, int] | None:

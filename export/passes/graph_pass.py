@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import onnx_ir as ir
 
+Found = TypeVar("Found")
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
 
@@ -58,6 +60,36 @@ class GraphPass(ir.passes.InPlacePass):
     @abc.abstractmethod
     def rewrite(self, model: ir.Model) -> list[str]:
         """Change the model in place and return one line per change."""
+
+
+class MatchPass(GraphPass, Generic[Found]):
+    """A pass that rewrites each node it matches, alone, until none is left.
+
+    A subclass gives `match` and `replace`.
+
+    Attributes:
+        left: what is said of a node that still matches afterwards.
+    """
+
+    left = "is left"
+
+    @abc.abstractmethod
+    def match(self, node: ir.Node) -> Found | None:
+        """Return what `replace` needs of a node to rewrite; None for every other."""
+
+    @abc.abstractmethod
+    def replace(self, graph: ir.Graph, node: ir.Node, found: Found) -> str:
+        """Rewrite one matched node and return the line that says so."""
+
+    def rewrite(self, model: ir.Model) -> list[str]:
+        return [
+            self.replace(model.graph, node, found) for node in list(model.graph) if (found := self.match(node)) is not None
+        ]
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if self.match(node) is not None:
+                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} {self.left}")
 
 
 def run_passes(model: ir.Model, passes: Sequence[GraphPass]) -> list[PassReport]:

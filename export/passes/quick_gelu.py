@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent, replace_node, single_number
 
 _DOMAIN: Final = "com.microsoft"
@@ -36,38 +36,30 @@ class _Found(NamedTuple):
     quantize: ir.Node
 
 
-class PlainQuickGelu(GraphPass):
+class PlainQuickGelu(MatchPass[_Found]):
     """QuickGelu with alpha 1 between integer kernels."""
 
     name = "plain-quick-gelu"
+    left = "is an activation that is left"
 
     def requires(self, model: ir.Model) -> None:
         """Nothing more: a graph without integer kernels has nothing for this pass."""
 
-    def rewrite(self, model: ir.Model) -> list[str]:
-        graph = model.graph
-        changes = []
-        for node in list(graph):
-            found = _activation(node)
-            if found is None:
-                continue
-            kernel = found.kernel
-            _scale_input(graph, kernel, _SCALE, found.factor)
-            if len(kernel.inputs) > _BIAS and kernel.inputs[_BIAS] is not None:
-                _scale_input(graph, kernel, _BIAS, found.factor)
-            if found.centre is not None:
-                _scale_input(graph, found.centre, 1, found.factor)
-            _scale_input(graph, found.quantize, 1, found.factor)
-            gelu = ir.node("QuickGelu", [kernel.outputs[0]], {"alpha": 1.0}, domain=_DOMAIN, name=str(node.name))
-            replace_node(found.last, gelu)
-            graph.remove(list(found.nodes), safe=True)
-            changes.append(f"{node.name}: {found.factor:g} moves into {kernel.name} and {found.quantize.outputs[0].name}")
-        return changes
+    def match(self, node: ir.Node) -> _Found | None:
+        return _activation(node)
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _activation(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: activation {node.name} is left")
+    def replace(self, graph: ir.Graph, node: ir.Node, found: _Found) -> str:
+        kernel = found.kernel
+        _scale_input(graph, kernel, _SCALE, found.factor)
+        if len(kernel.inputs) > _BIAS and kernel.inputs[_BIAS] is not None:
+            _scale_input(graph, kernel, _BIAS, found.factor)
+        if found.centre is not None:
+            _scale_input(graph, found.centre, 1, found.factor)
+        _scale_input(graph, found.quantize, 1, found.factor)
+        gelu = ir.node("QuickGelu", [kernel.outputs[0]], {"alpha": 1.0}, domain=_DOMAIN, name=str(node.name))
+        replace_node(found.last, gelu)
+        graph.remove(list(found.nodes), safe=True)
+        return f"{node.name}: {found.factor:g} moves into {kernel.name} and {found.quantize.outputs[0].name}"
 
 
 def _activation(sigmoid: ir.Node) -> _Found | None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from rfedge.export.passes.graph_pass import GraphPass
+from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import (
     add_computed,
     constant_array,
@@ -41,27 +41,24 @@ class _Packed(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class SplitWeights(GraphPass):
+class SplitWeights(MatchPass[_Packed]):
     """One MatMul for each part of a packed projection."""
 
     name = "split-weights"
+    left = "splits a packed projection"
+
+    def match(self, node: ir.Node) -> _Packed | None:
+        return _packed(node)
+
+    def replace(self, graph: ir.Graph, node: ir.Node, found: _Packed) -> str:
+        _take_apart(graph, node, found)
+        return f"{found.matmul.name}: {len(found.sizes)} MatMuls"
 
     def rewrite(self, model: ir.Model) -> list[str]:
-        graph = model.graph
-        changes = []
-        for node in list(graph):
-            packed = _packed(node)
-            if packed is not None:
-                _take_apart(graph, node, packed)
-                changes.append(f"{packed.matmul.name}: {len(packed.sizes)} MatMuls")
+        changes, graph = super().rewrite(model), model.graph
         for name in [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]:
             del graph.initializers[name]
         return changes
-
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _packed(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} splits a packed projection")
 
 
 def _packed(split: ir.Node) -> _Packed | None:
