@@ -98,8 +98,8 @@ def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> No
     held_out = [f"{what} {perplexity:.2f}" for what, perplexity in perplexities.items() if perplexity is not None]
     if held_out:
         lines.append(f"held-out perplexity a token: {', '.join(held_out)}")
-    if result.drawn and run.initial_checkpoint is not None:
-        lines.append(f"not in {run.initial_checkpoint}, sampled from the seed: {', '.join(result.drawn)}")
+    if result.initialised and run.initial_checkpoint is not None:
+        lines.append(f"not in {run.initial_checkpoint}, sampled from the seed: {', '.join(result.initialised)}")
     lines.append(f"checkpoint: {result.checkpoint}")
     print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
     if as_json:

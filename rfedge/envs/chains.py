@@ -137,16 +137,16 @@ def make_chains(num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: 
     np.random.RandomState(_SHUFFLE_SEED).shuffle(slots)
     wanted = sorted({index for index, _ in slots[:num]})
     _transitions()  # once, not once a thread
-    drawn: dict[int, tuple[Chain, ...]] = {}
+    sampled: dict[int, tuple[Chain, ...]] = {}
     pool = ThreadPoolExecutor(os.cpu_count())  # numpy samples without holding the interpreter's lock
     try:
         for index, found in zip(wanted, pool.map(lambda index: _draw_chains(index, counts[index]), wanted), strict=True):
-            drawn[index] = found
+            sampled[index] = found
             if on_progress is not None:
-                on_progress(len(drawn), len(wanted))
+                on_progress(len(sampled), len(wanted))
     finally:
         pool.shutdown(cancel_futures=True)
-    return tuple(drawn[index][place] for index, place in slots[:num])
+    return tuple(sampled[index][place] for index, place in slots[:num])
 
 
 def chains_sha256(chains: Iterable[Chain]) -> str:

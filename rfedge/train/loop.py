@@ -160,7 +160,7 @@ def _train(
                 co_training=co_training,
             )
             validation = run.train(on_step)
-        result = train_result(config, sources, state, validation, start.drawn, config.output / CHECKPOINT_FOLDER)
+        result = train_result(config, sources, state, validation, start.initialised, config.output / CHECKPOINT_FOLDER)
         result = replace(result, stopped=run.is_stopped)
         weights = full_weights(policy, processes)
         if processes.is_first:

@@ -38,7 +38,7 @@ class TrainResult:
         validation_loss, validation_gripper_accuracy: on held-out segments at the end; None when none were held out.
         validation_caption_perplexity, validation_vqa_perplexity: a token of the held-out pairs of each kind at the end;
             None when there were none.
-        drawn: parts of the policy that started from the seed, such as "head.pose"; empty when a checkpoint had them all.
+        initialised: parts of the policy from the seed, such as "head.pose"; empty when a checkpoint had them all.
         steps, epochs, seconds: over all parts of the run; seconds of training and measuring, without the frame cache.
         stopped: the run was asked to stop before its end; state and checkpoint are of the last step.
     """
@@ -50,7 +50,7 @@ class TrainResult:
     validation_gripper_accuracy: float | None
     validation_caption_perplexity: float | None
     validation_vqa_perplexity: float | None
-    drawn: tuple[str, ...]
+    initialised: tuple[str, ...]
     checkpoint: Path
     steps: int
     epochs: float
@@ -63,10 +63,10 @@ def train_result(
     sources: TrainingData,
     state: Progress,
     validation: dict[str, float],
-    drawn: Collection[str],
+    initialised: Collection[str],
     checkpoint: Path,
 ) -> TrainResult:
-    """Sum up a run that stands at `state`, measured `validation` last and sampled the parameters `drawn`."""
+    """Sum up a run that stands at `state`, measured `validation` last and sampled the parameters `initialised`."""
     first_loss, last_loss = state.mean_losses()
     return TrainResult(
         first_loss=first_loss,
@@ -76,7 +76,7 @@ def train_result(
         validation_gripper_accuracy=validation.get("validation_gripper_accuracy"),
         validation_caption_perplexity=validation.get("validation_caption_perplexity"),
         validation_vqa_perplexity=validation.get("validation_vqa_perplexity"),
-        drawn=tuple(sorted({".".join(name.split(".")[:2]) for name in drawn})),
+        initialised=tuple(sorted({".".join(name.split(".")[:2]) for name in initialised})),
         checkpoint=checkpoint,
         steps=state.step,
         epochs=max(0, state.step - config.head_first_steps) * config.batch_size / len(sources.training),
@@ -122,7 +122,7 @@ def checkpoint_metadata(
             "seconds": result.seconds,
             "first_loss": result.first_loss,
             "last_loss": result.last_loss,
-            "drawn_from_seed": list(result.drawn),
+            "drawn_from_seed": list(result.initialised),
             "num_averaged_steps": result.num_averaged,
             "validation_loss": result.validation_loss,
             "validation_gripper_accuracy": result.validation_gripper_accuracy,

@@ -48,19 +48,19 @@ class Start:
 
     Attributes:
         tokenizer: the initial checkpoint's; None without one, or where one is to be learnt anew.
-        drawn: parameters that were sampled from the seed, none of them when a checkpoint has all.
+        initialised: parameters that were sampled from the seed, none of them when a checkpoint has all.
         history: what the initial checkpoint says of its training; None without one.
     """
 
     policy: RoboFlamingo
     tokenizer: InstructionTokenizer | None
-    drawn: frozenset[str]
+    initialised: frozenset[str]
     history: dict[str, Any] | None = None
 
     @property
     def head_is_new(self) -> bool:
         """Whether the head has learnt nothing yet, down to its first layer."""
-        return {name for name, _ in self.policy.named_parameters() if name.startswith("head.")} <= self.drawn
+        return {name for name, _ in self.policy.named_parameters() if name.startswith("head.")} <= self.initialised
 
 
 def start_policy(config: TrainConfig) -> Start:

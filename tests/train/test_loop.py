@@ -222,11 +222,11 @@ def test_a_checkpoint_can_be_trained_further(configure: Configure, tmp_path: Pat
     before, after = weights(tmp_path / "first"), weights(tmp_path / "b")
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert load_checkpoint(second.checkpoint).config == load_checkpoint(first.checkpoint).config
-    assert second.drawn == ()
+    assert second.initialised == ()
 
 
 @pytest.mark.parametrize(
-    ("changes", "drawn"),
+    ("changes", "initialised"),
     [
         ({"chunk_size": 5}, ("head.gripper", "head.pose")),
         ({"head": "mlp"}, ("head.gripper", "head.pose", "head.trunk")),
@@ -236,7 +236,7 @@ def test_a_checkpoint_can_be_trained_further(configure: Configure, tmp_path: Pat
     ],
 )
 def test_a_checkpoint_can_be_trained_into_another_member(
-    changes: dict[str, Any], drawn: tuple[str, ...] | None, configure: Configure, tmp_path: Path, demonstrations: Path
+    changes: dict[str, Any], initialised: tuple[str, ...] | None, configure: Configure, tmp_path: Path, demonstrations: Path
 ) -> None:
     """Everything that fits is kept, bit for bit; the rest is sampled and said."""
     first = train_policy(configure(tmp_path / "first", steps=1))
@@ -250,7 +250,7 @@ def test_a_checkpoint_can_be_trained_into_another_member(
         trainable="head",
     )
     second = train_policy(other)
-    assert drawn is None or second.drawn == drawn
+    assert initialised is None or second.initialised == initialised
     before, after = weights(tmp_path / "first"), weights(tmp_path / "b")
     kept = [name for name in before if name in after and before[name].shape == after[name].shape and "head" not in name]
     assert all(torch.equal(before[name], after[name]) for name in kept)

@@ -364,7 +364,7 @@ def test_imitation_starts_from_a_pretrained_backbone_with_a_new_head(dataset: Ca
     )
     start = start_policy(config)
     assert start.head_is_new
-    assert {name.split(".")[0] for name in start.drawn} == {"head"}
+    assert {name.split(".")[0] for name in start.initialised} == {"head"}
     trained = train_policy(config)
     history = load_checkpoint(trained.checkpoint).metadata["initial"]
     assert history["pretraining"]["steps"] == result.steps

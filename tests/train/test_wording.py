@@ -156,7 +156,7 @@ def test_a_checkpoint_may_learn_other_words(configure: Configure, tmp_path: Path
     )
     result = train_policy(config, grammar=GRAMMAR)
     after = load_checkpoint(result.checkpoint)
-    assert result.drawn == ("embedding.weight",)
+    assert result.initialised == ("embedding.weight",)
     assert after.config.decoder.vocab_size == 2048
     assert all(len(after.tokenizer.spans(word)) == 1 for word in GRAMMAR_WORDS)
     assert len(before.tokenizer.spans("swivel")) > 1

@@ -256,11 +256,11 @@ def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
 def _record_until_kept(job: tuple[str, int], *, record: Record, request: CollectionRequest) -> _Attempts:
     task, episode = job
     for attempt in range(request.max_attempts):
-        drawn = attempt_seed(request.seed, task, episode, attempt)
-        recorded = record(task, drawn)
+        seed = attempt_seed(request.seed, task, episode, attempt)
+        recorded = record(task, seed)
         if recorded.success or request.keep_failures:
-            return _Attempts(recorded, drawn, attempt)
-    return _Attempts(None, drawn, request.max_attempts)
+            return _Attempts(recorded, seed, attempt)
+    return _Attempts(None, seed, request.max_attempts)
 
 
 def _store(folder: Path, request: CollectionRequest, first: int, job: tuple[str, int], attempts: _Attempts) -> EpisodeRecord:

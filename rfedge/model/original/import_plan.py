@@ -63,7 +63,7 @@ class ImportPlan:
 
     Attributes:
         weights: where the tensors come from.
-        drawn: names of ours that are sampled from the seed.
+        initialised: names of ours that are sampled from the seed.
         filled: names of ours with the one value that fills them, because nothing runs them.
         assumed: sentences on what no file says.
         warnings: half-sentences on what a file's name says otherwise.
@@ -74,7 +74,7 @@ class ImportPlan:
     weights: WeightPlan
     files: list[SourceFile]
     options: ImportOptions
-    drawn: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
     filled: dict[str, float] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -83,7 +83,7 @@ class ImportPlan:
     @property
     def missing(self) -> list[str]:
         """Names of ours without which nothing can be written."""
-        given = {*self.drawn, *self.filled}
+        given = {*self.initialised, *self.filled}
         return [name for name in self.weights.missing if name not in given]
 
     @property
@@ -280,15 +280,15 @@ def _tokenizer(
 def _settle(plan: ImportPlan) -> None:
     """Decide what becomes of tensors that no file holds."""
     options, config = plan.options, plan.config
-    drawn_parts = set()
+    initialised_parts = set()
     if options.roboflamingo is None:
-        drawn_parts.add("head")
+        initialised_parts.add("head")
         if options.openflamingo is None:
-            drawn_parts |= {"resampler", "cross-attention"}
+            initialised_parts |= {"resampler", "cross-attention"}
     if config.resampler.per_camera:
         plan.weights.copy_missing_resampler()
     missing = plan.weights.missing
-    plan.drawn = [name for name in missing if part_of(name) in drawn_parts]
+    plan.initialised = [name for name in missing if part_of(name) in initialised_parts]
     runs_norm = config.decoder.feature == "final_norm"
     plan.filled = {
         name: float(name.endswith("weight")) for name in missing if name.startswith(_FINAL_NORM) and not runs_norm
@@ -301,7 +301,7 @@ def _describe(plan: ImportPlan) -> None:
         plan.assumed.append(
             f"the final norm is in no file: filled with ones, for with feature {config.decoder.feature} nothing runs it"
         )
-    parts = Counter(part_of(name) for name in plan.drawn)
+    parts = Counter(part_of(name) for name in plan.initialised)
     if parts:
         without = "no vision-language pre-training; " if "resampler" in parts else ""
         plan.assumed.append(f"{without}sampled from seed {options.seed}: {', '.join(parts)}")
