@@ -205,7 +205,8 @@ def _name(rows: Sequence[Row]) -> None:
         return str(row.policy.get("provenance", {}).get("checkpoint_sha256") or row.policy["policy"])
 
     def stem(row: Row) -> str:
-        return row.label.removesuffix(str(row.policy["precision"])).rstrip("-_ ") if row.success else ""
+        before, precision, end = row.label.rpartition(row.policy["precision"])
+        return before.rstrip("-_ ") if row.success and precision and not end else ""
 
     def key(row: Row) -> tuple[object, ...]:
         return tuple(row.policy[name] for name in ("policy", "precision", "size_bytes", "manifest_sha256"))
