@@ -340,7 +340,8 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
     """Return success over time, over execute_steps where a bundle was run with several, and of every way to run a bundle."""
     found: list[Plot] = []
     for what, y_max in (("average length of 5", 5.0), ("share of single tasks", 1.0)):
-        scored = [(row, score) for row in most_rows(rows) if (score := _score(row, what))]
+        measured = most_rows([row for row in rows if _score(row, what)])
+        scored = [(row, score) for row in measured if (score := _score(row, what))]
         places = Counter(row.world for row, _ in scored if row.step_ms is not None)
         by_time, by_steps, bars = list[Point](), list[Point](), dict[str, Bar]()
         for row, score in scored:
