@@ -134,8 +134,8 @@ def precisions_table(*records: dict[str, Any]) -> str:
     )
     machine = first["machine"]
     caption = (
-        "`rfedge bench success playtable-jump-step --precisions`, average length of 5 in scene D, paired chains, 4 steps "
-        f"per call; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. "
+        "`rfedge bench success playtable-jump-step --precisions all`, average length of 5 in scene D, paired chains, 4 "
+        f"steps per call; intervals of 95 %. Latency alone on {machine['cpu']}, {machine['usable_cores']} cores. "
         f"Every figure: {', '.join(f'[{path.name}](../../{path.relative_to(ROOT).as_posix()})' for path in PRECISIONS)}."
     )
     return f"{grid(columns, rows)}\n\n{caption}"
