@@ -1,1 +1,0 @@
-"""One-off measurements."""
