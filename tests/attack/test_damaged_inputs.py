@@ -19,6 +19,7 @@ from rfedge.errors import ConfigError, DatasetError
 from rfedge.jobs.processes import run_jobs
 from rfedge.runtimes import RuntimeSettings
 from tests.cli.import_command import one_line
+from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.synthetic_demonstrations import write_demonstrations
 
@@ -208,9 +209,9 @@ def test_a_document_without_end_or_bottom_is_one_line(
 
 
 def test_numbers_that_no_machine_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match="workers: got 1000000000, expected 1 to"):
+    with raises(ConfigError, "workers", got=1000000000, expected="1 to..."):
         next(run_jobs(str, [1], 10**9))
-    with pytest.raises(ConfigError, match="threads: got 1000000000, expected 0"):
+    with raises(ConfigError, "threads", got=1000000000, expected="0..."):
         RuntimeSettings(threads=10**9)
 
 

@@ -22,6 +22,7 @@ from rfedge.runtimes.control.resting import claim_robot
 from rfedge.runtimes.control.robot import SimulatedRobot
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
 from rfedge.runtimes.control.stopping import StopRequest
+from tests.errors import raises
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 pytestmark = pytest.mark.attack
@@ -123,7 +124,7 @@ def test_a_robot_with_a_heartbeat_is_asked_for_it_and_another_refused() -> None:
     robot.run(heartbeat_s=0.5)
     assert robot.within_s == 0.5
     plain = Hanging("nowhere")
-    with pytest.raises(ConfigError, match="heartbeat_s: got a Hanging without expect_actions, expected a robot that rests"):
+    with raises(ConfigError, "heartbeat_s", got="a Hanging without expect_actions", expected="a robot that rests by itself"):
         plain.run(heartbeat_s=0.5)
     assert (plain.sent, plain.num_stops) == ([], 0)
 
@@ -272,23 +273,19 @@ def test_a_hung_simulator_does_not_hang_its_stop(monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_loop_drives_a_robot() -> None:
-    robot, errors = Robot(), list[ConfigError]()
+    robot, seen = Robot(), list[ControlStep]()
 
     def second(step: ControlStep) -> None:
-        with pytest.raises(ConfigError) as error:
+        with raises(ConfigError, "robot", got="a second control loop", expected="one at a time"):
             ControlLoop(ClosedLoop(CountingPolicy()), robot).run("go", max_steps=1)
-        errors.append(error.value)
         assert robot.num_stops == 0, "the first loop goes on"
+        seen.append(step)
 
     ControlLoop(ClosedLoop(CountingPolicy()), robot).run("go", max_steps=2, on_step=second)
-    assert str(errors[0]) == ("robot: got a second control loop, expected one at a time. Wait until the first has ended.")
+    assert len(seen) == 2
     robot.num_stops = 0
     ControlLoop(ClosedLoop(CountingPolicy()), robot).run("go", max_steps=1)
-    with (
-        claim_robot("arm/1"),
-        pytest.raises(ConfigError, match="robot arm/1: got a second control loop"),
-        claim_robot("arm/1"),
-    ):
+    with claim_robot("arm/1"), raises(ConfigError, "robot arm/1", got="a second control loop"), claim_robot("arm/1"):
         pass
     with claim_robot("arm/1"), claim_robot("arm/2"):
         pass
@@ -297,11 +294,11 @@ def test_one_loop_drives_a_robot() -> None:
 def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     os.mkfifo(tmp_path / "rfedge-robot-arm.lock")
-    with claim_robot("arm"), pytest.raises(ConfigError, match="robot arm: got a second control loop"), claim_robot("arm"):
+    with claim_robot("arm"), raises(ConfigError, "robot arm", got="a second control loop"), claim_robot("arm"):
         pass
     (tmp_path / "rfedge-robot-arm.lock").unlink()
     (tmp_path / "rfedge-robot-arm.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match=r"lock .*: got .*, expected a file of ours"), claim_robot("arm"):
+    with raises(ConfigError, "lock ...", expected="a file of ours"), claim_robot("arm"):
         pass
 
 
@@ -346,7 +343,7 @@ def _lying_states() -> Iterator[object]:
 @pytest.mark.parametrize("state", tuple(_lying_states()), ids=lambda state: f"{type(state).__name__}-{np.shape(state)}")
 def test_a_state_that_is_none_is_refused_before_the_backbone(state: object) -> None:
     policy, robot = CountingPolicy(), Robot(state)  # type: ignore[arg-type]
-    with pytest.raises(ContractError, match=r"observation\.state: got"):
+    with raises(ContractError, "observation.state"):
         ControlLoop(ClosedLoop(policy), robot).run("go", max_steps=3)
     assert (policy.num_calls, robot.actions, robot.num_stops) == (0, [], 1)
 
@@ -365,9 +362,9 @@ def test_a_pose_that_jumps_ends_the_run() -> None:
         return robot
 
     assert len(run(None).actions) == 6
-    with pytest.raises(ContractError, match=r"a tool that moved 0.1 m between two frames, expected up to 0.05 m beyond"):
+    with raises(ContractError, got="a tool that moved 0.1 m between two frames", expected="up to 0.05 m beyond..."):
         run(0.05)
-    with pytest.raises(ContractError, match="max-pose-jump-m: got an observation without state"):
+    with raises(ContractError, "max-pose-jump-m", got="an observation without state"):
         ControlLoop(ClosedLoop(CountingPolicy()), Robot(), guard=SafetyGuard(SafetyLimits(max_pose_jump_m=0.1))).run(
             "go", max_steps=1
         )
@@ -385,5 +382,5 @@ def test_a_gripper_that_flutters_is_held() -> None:
     summary = ControlLoop(OpenLoop(Fluttering(chunk_size=1), 1), robot, guard=guard).run("go", max_steps=9)
     assert [int(action[6]) for action in robot.actions] == [1, 1, 1, -1, -1, -1, 1, 1, 1]
     assert summary.interventions == {"gripper-limit": 3}
-    with pytest.raises(ConfigError, match="min_gripper_steps: got 0, expected a positive number"):
+    with raises(ConfigError, "min_gripper_steps", got=0, expected="a positive number"):
         SafetyLimits(min_gripper_steps=0)

@@ -1,5 +1,4 @@
 import os
-import re
 import signal
 import stat
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 from rfedge.errors import ArtifactError
 from rfedge.io.atomic import TEMPORARY_SUFFIX, atomic_directory, atomic_file
 from rfedge.io.disk import check_room
+from tests.errors import raises
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -34,12 +34,7 @@ def test_an_existing_folder_is_kept_unless_overwrite_is_asked_for(tmp_path: Path
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "old").write_text("1")
-    with (
-        pytest.raises(
-            ArtifactError, match=re.escape(f"{target}: got an existing path, expected a free name. Pass --overwrite")
-        ),
-        atomic_directory(target),
-    ):
+    with raises(ArtifactError, target, got="an existing path", expected="a free name"), atomic_directory(target):
         pass
     with pytest.raises(RuntimeError), atomic_directory(target, overwrite=True):
         raise RuntimeError
@@ -102,7 +97,7 @@ def test_a_second_writer_of_one_folder_is_refused_at_its_start(tmp_path: Path, o
     with atomic_directory(target, overwrite=overwrite) as slow:
         (slow / "who").write_text("slow")
         with (
-            pytest.raises(ArtifactError, match=re.escape(f"{target}: got another process that writes it, expected one at")),
+            raises(ArtifactError, target, got="another process that writes it", expected="one at a time"),
             atomic_directory(target, overwrite=overwrite),
         ):
             pytest.fail("two writers")
@@ -116,7 +111,7 @@ def test_a_second_writer_of_one_folder_is_refused_at_its_start(tmp_path: Path, o
 def test_what_came_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "out"
     for content in ((), ("mine",)):
-        with pytest.raises(ArtifactError, match="got an existing path"), atomic_directory(target) as folder:
+        with raises(ArtifactError, got="an existing path"), atomic_directory(target) as folder:
             (folder / "ours").touch()
             target.mkdir()
             for name in content:
@@ -151,7 +146,7 @@ def test_replacing_leaves_no_moment_without_a_result(
             (folder / str(number)).touch()
         assert [path.name for path in target.iterdir()] == [str(number)]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(ArtifactError, match="got an existing path"), atomic_directory(target):
+    with raises(ArtifactError, got="an existing path"), atomic_directory(target):
         pass
 
 
@@ -180,12 +175,14 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(small_disk: Path) -> N
             temporary.write_text("old")
         with atomic_directory(folder, overwrite=True) as temporary:
             (temporary / "old").touch()
-    words = (
-        "got a full disk, expected room for what is written. Free some room or choose another place; what was there before"
-    )
-    with pytest.raises(ArtifactError, match=re.escape(f"{file}: {words}")), atomic_file(file) as temporary:
+    parts = {
+        "got": "a full disk",
+        "expected": "room for what is written",
+        "remedy": "...what was there before is unchanged.",
+    }
+    with raises(ArtifactError, file, **parts), atomic_file(file) as temporary:
         temporary.write_bytes(bytes(2_000_000))
-    with pytest.raises(ArtifactError, match=words), atomic_directory(folder, overwrite=True) as temporary:
+    with raises(ArtifactError, folder, **parts), atomic_directory(folder, overwrite=True) as temporary:
         (temporary / "new").write_bytes(bytes(2_000_000))
     assert (file.read_text(), [path.name for path in folder.iterdir()]) == ("old", ["old"])
     assert sorted(path.name for path in small_disk.iterdir()) == ["file", "folder"]
@@ -204,7 +201,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(small_disk: Path) -> N
 def test_a_path_that_is_none_is_one_line(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "file").touch()
     for writer in (atomic_file, atomic_directory):
-        with pytest.raises(ArtifactError, match=words) as error, writer(tmp_path / name):
+        with raises(ArtifactError, got=words) as error, writer(tmp_path / name):
             pass
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 600
@@ -215,8 +212,5 @@ def test_a_path_that_is_none_is_one_line(tmp_path: Path, name: str, words: str) 
 @pytest.mark.attack
 def test_room_is_looked_for_before_the_work(small_disk: Path) -> None:
     check_room(small_disk / "a" / "b", 500_000, what="little")
-    with pytest.raises(ArtifactError) as error:
+    with raises(ArtifactError, f"{small_disk}/a/b", got="1 MB free", expected="about 3 MB for the checkpoint"):
         check_room(small_disk / "a" / "b", 3_000_000, what="the checkpoint")
-    assert str(error.value) == (
-        f"{small_disk}/a/b: got 1 MB free, expected about 3 MB for the checkpoint. Free some room, or choose another place."
-    )

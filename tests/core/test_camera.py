@@ -9,6 +9,7 @@ from rfedge.data.conversion.images import fit_image as fit_recorded_image
 from rfedge.errors import ConfigError
 from rfedge.robot.camera import RESIZES, Resize, check_resize, fit_image, resize_window
 from rfedge.runtimes.adapters.images import fit_camera
+from tests.errors import raises
 
 SHAPE = (200, 200, 3)
 
@@ -72,5 +73,5 @@ def test_windows_are_in_whole_pixels_and_in_the_middle() -> None:
     assert (window.top, window.left, window.height, window.width) == (0, 79, 481, 481)
     window = resize_window((480, 640), (200, 200), "pad")
     assert (window.out_top, window.out_left, window.out_height, window.out_width) == (25, 0, 150, 200)
-    with pytest.raises(ConfigError, match="resize: got 'crap', expected one of crop, stretch, pad .did you mean 'crop'"):
+    with raises(ConfigError, "resize", got="'crap'", expected="one of crop, stretch, pad (did you mean 'crop'?)"):
         check_resize("crap")

@@ -1,10 +1,9 @@
-import re
-
 import pytest
 from pydantic import ValidationError
 
 from rfedge.config import PolicyConfig, check_precision, preset, preset_names
 from rfedge.errors import ConfigError
+from tests.errors import raises
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -15,21 +14,15 @@ def test_preset_survives_json_and_keeps_its_name(name: str) -> None:
 
 
 def test_unknown_preset_names_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match=re.escape("preset: got 'playtable-smal', expected one of tiny, playtable-small")):
-        preset("playtable-smal")
-    with pytest.raises(ConfigError, match=re.escape("(did you mean 'playtable-small'?)")):
+    expected = "one of tiny, playtable-small, ... (did you mean 'playtable-small'?)"
+    with raises(ConfigError, "preset", got="'playtable-smal'", expected=expected):
         preset("playtable-smal")
 
 
 def test_unknown_precision_names_the_nearest_one() -> None:
     assert check_precision("int8") == "int8"
-    with pytest.raises(
-        ConfigError,
-        match=re.escape(
-            "precision: got 'int9', expected one of fp32, fp16, bf16, int8, int8-weight, int4-weight, mixed "
-            "(did you mean 'int8'?)"
-        ),
-    ):
+    expected = "one of fp32, fp16, bf16, int8, int8-weight, int4-weight, mixed (did you mean 'int8'?)"
+    with raises(ConfigError, "precision", got="'int9'", expected=expected):
         check_precision("int9")
 
 
