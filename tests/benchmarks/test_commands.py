@@ -13,6 +13,7 @@ from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.cli.bench.app import bench_app
 from rfedge.cli.run import run
 from rfedge.errors import BackendUnavailableError, GateError, RfedgeError
+from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 app = typer.Typer()
@@ -96,7 +97,7 @@ def test_a_failed_gate_comes_after_its_numbers(
 
     monkeypatch.setattr("rfedge.benchmarks.latency.run.assert_faster", fail)
     options = ["--iterations", 2, "--warmup", 0, "--settle-ms", 0, "--threads", 1]
-    with pytest.raises(GateError, match="too slow"):
+    with raises(GateError, "too slow"):
         _call("bench", "latency", bundle, *options, "--assert-faster", "--output", tmp_path / "r.json")
     assert "noise floor" in capsys.readouterr().out
     assert (tmp_path / "r.json").is_file()

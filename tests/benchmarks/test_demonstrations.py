@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from rfedge.envs.language import PARAPHRASES
 from rfedge.errors import ConfigError
 from rfedge.messages import Observation, check_action
 from rfedge.runtimes.control.modes import ControlStep
+from tests.errors import raises
 
 
 def test_frames_have_the_contracted_shapes_and_meaning(playtable: Environment) -> None:
@@ -61,7 +61,7 @@ def test_many_episodes_come_in_order(playtable: Environment) -> None:
 
 
 def test_another_scene_is_refused() -> None:
-    with make_environment("playtable", scene="A", render=False) as environment, pytest.raises(ConfigError, match="scene A"):
+    with make_environment("playtable", scene="A", render=False) as environment, raises(ConfigError, got="scene A"):
         record_episode("turn_on_led", scene="D", seed=0, environment=environment)
 
 
@@ -329,17 +329,17 @@ def test_a_task_that_the_driver_has_done_leaves_no_frames(physics: Environment) 
 
 
 @pytest.mark.parametrize(
-    ("options", "text"),
+    ("options", "subject", "got", "expected"),
     [
-        (RecordingOptions(takeover_steps=0), "takeover steps: got 0, expected at least 1"),
-        (RecordingOptions(chain_length=0), "chain length: got 0, expected at least 1"),
-        (RecordingOptions(max_steps=15), "max steps: got 15, expected at least 16"),
-        (RecordingOptions(expert_share=1.5), "expert share: got 1.5, expected 0 to 1"),
-        (RecordingOptions(noise=ActionNoise(1.5)), "action noise: got 1.5, expected 0 < noise <= 1"),
-        (RecordingOptions(noise=ActionNoise(0.5, share=1.0)), "noise share: got 1.0"),
-        (RecordingOptions(chain_tasks=("open_drawr",)), "did you mean 'open_drawer'"),
+        (RecordingOptions(takeover_steps=0), "takeover steps", 0, "at least 1"),
+        (RecordingOptions(chain_length=0), "chain length", 0, "at least 1"),
+        (RecordingOptions(max_steps=15), "max steps", 15, "at least 16"),
+        (RecordingOptions(expert_share=1.5), "expert share", 1.5, "0 to 1"),
+        (RecordingOptions(noise=ActionNoise(1.5)), "action noise", 1.5, "0 < noise <= 1"),
+        (RecordingOptions(noise=ActionNoise(0.5, share=1.0)), "noise share", 1.0, "0 < share < 1"),
+        (RecordingOptions(chain_tasks=("open_drawr",)), "task", "'open_drawr'", "... (did you mean 'open_drawer'?)"),
     ],
 )
-def test_options_out_of_range(options: RecordingOptions, text: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(text)):
+def test_options_out_of_range(options: RecordingOptions, subject: str, got: object, expected: str) -> None:
+    with raises(ConfigError, subject, got=got, expected=expected):
         record_episode("turn_on_led", seed=0, options=options)

@@ -21,6 +21,7 @@ from rfedge.envs.calvin.environment import PYTHON_VARIABLE
 from rfedge.errors import BackendUnavailableError, ConfigError, GateError
 from rfedge.records.statistics import Summary
 from tests.envs.calvin_install import calvin_python
+from tests.errors import raises
 
 app = typer.Typer()
 app.add_typer(bench_app, name="bench")
@@ -68,7 +69,7 @@ def test_the_gate_compares_the_median_step(report: EnvironmentSpeedReport) -> No
     step = Summary(n=4, mean=30.0, p50=12.0, p90=80.0, p99=80.0, max=80.0)
     measured = report.model_copy(update={"per_call_ms": report.per_call_ms | {"step": step}})
     assert_step_ms(measured, 12.5)
-    with pytest.raises(GateError, match="got 12.0 ms \\(median\\), expected below 12 ms"):
+    with raises(GateError, got="12.0 ms (median)", expected="below 12 ms"):
         assert_step_ms(measured, 12.0)
 
 
@@ -76,7 +77,7 @@ def test_the_command_prints_a_table_and_one_document(
     report: EnvironmentSpeedReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "speed.json"
-    with pytest.raises(GateError, match="expected below 0.001 ms"):
+    with raises(GateError, expected="below 0.001 ms"):
         _call("--steps", 2, "--seed", 3, "--json", "--output", output, "--assert-step-ms", 0.001)
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
@@ -90,19 +91,19 @@ def test_the_command_prints_a_table_and_one_document(
 
 
 def test_impossible_plans_are_refused() -> None:
-    with pytest.raises(ConfigError, match="steps: got 0"):
+    with raises(ConfigError, "steps", got=0):
         _call("--steps", 0)
-    with pytest.raises(ConfigError, match="did you mean 'calvin'"):
+    with raises(ConfigError, expected="...did you mean 'calvin'..."):
         _call("--env", "calvn")
-    with pytest.raises(ConfigError, match="one of A, B, C, D"):
+    with raises(ConfigError, expected="one of A, B, C, D"):
         _call("--scene", "E")
-    with pytest.raises(ConfigError, match="renderer: got 'tiny' for playtable, expected a choice for calvin"):
+    with raises(ConfigError, "renderer", got="'tiny' for playtable", expected="a choice for calvin"):
         _call("--renderer", "tiny")
 
 
 def test_calvin_without_its_interpreter_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(PYTHON_VARIABLE, os.fspath(tmp_path / "python"))
-    with pytest.raises(BackendUnavailableError, match="install_calvin.md"):
+    with raises(BackendUnavailableError, remedy="...install_calvin.md..."):
         _call("--env", "calvin")
 
 

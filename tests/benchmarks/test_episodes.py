@@ -17,6 +17,7 @@ from rfedge.messages import Observation
 from rfedge.runtimes import EdgePolicy
 from tests.benchmarks.success_plans import write_policy
 from tests.benchmarks.test_sweep import HAS_MATPLOTLIB
+from tests.errors import raises
 from tests.synthetic_demonstrations import write_demonstrations
 
 
@@ -83,7 +84,7 @@ def test_a_validation_split_is_measured_whole_and_in_place_of_training(data: Pat
 
 def test_data_of_another_rate_are_refused(data: Path, tmp_path: Path) -> None:
     slow = write_policy(tmp_path / "slow", control_hz=CALVIN_HZ / 2)
-    with pytest.raises(ConfigError, match=r"control rate of .*: got 30 Hz, expected 15 Hz, that of policy"):
+    with raises(ConfigError, "control rate of ...", got="30 Hz", expected="15 Hz, that of policy..."):
         run_episodes(EpisodesPlan((slow,), data))
 
 

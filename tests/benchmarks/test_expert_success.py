@@ -16,6 +16,7 @@ from rfedge.cli.app import app
 from rfedge.envs.experts import EXPERT_TASKS
 from rfedge.errors import ConfigError, GateError
 from rfedge.records.statistics import proportion
+from tests.errors import raises
 
 TASKS = ("turn_on_led", "open_drawer")
 
@@ -38,9 +39,7 @@ def test_a_limit_that_nobody_keeps_fails_every_seed() -> None:
     report = run_expert_success(ExpertSuccessPlan(tasks=("open_drawer",), episodes=2, seed=7, limit_steps=3))
     assert report.tasks["open_drawer"].failed_seeds == (7, 8)
     assert report.tasks["open_drawer"].median_steps is None
-    with pytest.raises(
-        GateError, match="got 0 of 1 tasks at 95%, open_drawer at 0%, expected 1 at 95% and every one at 80%"
-    ):
+    with raises(GateError, got="0 of 1 tasks at 95%, open_drawer at 0%", expected="1 at 95% and every one at 80%"):
         assert_success(report)
 
 
@@ -53,22 +52,18 @@ def test_the_gate_asks_for_thirty_tasks_and_for_every_one(report: ExpertSuccessR
         return report.model_copy(update={"tasks": tasks})
 
     assert_success(scores([20] * 30 + [16] * 4))
-    with pytest.raises(GateError, match="29 of 34 tasks at 95%"):
+    with raises(GateError, got="29 of 34 tasks at 95%..."):
         assert_success(scores([19] * 29 + [18] * 5))
-    with pytest.raises(GateError, match="push_into_drawer at 75%"):
+    with raises(GateError, got="...push_into_drawer at 75%"):
         assert_success(scores([20] * 33 + [15]))
 
 
 @pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"episodes": 0}, "episodes: got 0"),
-        ({"tasks": ()}, "tasks: got 0"),
-        ({"tasks": ("open_drawr",)}, "did you mean 'open_drawer'"),
-    ],
+    ("options", "subject", "got"),
+    [({"episodes": 0}, "episodes", 0), ({"tasks": ()}, "tasks", 0), ({"tasks": ("open_drawr",)}, "task", "'open_drawr'")],
 )
-def test_plans_that_run_nothing(options: dict[str, object], text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
+def test_plans_that_run_nothing(options: dict[str, object], subject: str, got: object) -> None:
+    with raises(ConfigError, subject, got=got):
         ExpertSuccessPlan(**options)  # type: ignore[arg-type]
 
 

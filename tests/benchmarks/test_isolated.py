@@ -38,6 +38,7 @@ from rfedge.export.pipeline import export_checkpoint
 from rfedge.records.machine import provenance
 from rfedge.records.statistics import Ratio
 from rfedge.runtimes import RuntimeSettings
+from tests.errors import raises
 from tests.export.conftest import write_checkpoint
 from tests.export.float_graphs import draw, graph_of, relative_rms, run
 
@@ -79,16 +80,15 @@ def bundle(checkpoint: Path) -> Path:
 
 def test_the_gates_hold_speed_and_memory() -> None:
     assert_isolated(report(4.6, 2.9), speedup=4.5, peak_gib=3.0)
-    words = r"rfedge int8 of tiny: got 4.40x of 4.5x; peak 3.10 GiB of 3 GiB"
-    with pytest.raises(GateError, match=words):
+    with raises(GateError, "rfedge int8 of tiny", got="4.40x of 4.5x; peak 3.10 GiB of 3 GiB"):
         assert_isolated(report(4.4, 3.1), speedup=4.5, peak_gib=3.0)
 
 
 def test_a_plan_that_measures_nothing_is_refused(tmp_path: Path) -> None:
     latency = LatencyPlan((tmp_path,))
-    with pytest.raises(ConfigError, match="rounds: got 0, expected at least 1"):
+    with raises(ConfigError, "rounds", got=0, expected="at least 1"):
         IsolatedPlan(latency, rounds=0)
-    with pytest.raises(ConfigError, match="--baseline pytorch-bf16: got no checkpoint"):
+    with raises(ConfigError, "--baseline pytorch-bf16", got="no checkpoint"):
         IsolatedPlan(latency, ("pytorch-bf16",))
 
 

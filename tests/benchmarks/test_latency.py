@@ -23,6 +23,7 @@ from rfedge.messages import Observation
 from rfedge.records.machine import describe_machine, peak_rss_bytes
 from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.runtimes import STAGES, PolicyStep, RuntimeSettings
+from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 SETTINGS = RuntimeSettings(threads=1)
@@ -169,9 +170,9 @@ def test_gate_holds_the_order_against_the_noise_floor(report: LatencyReport) -> 
         (Ratio(value=1.1, low=1.05, high=1.2), Ratio(value=1.0, low=0.98, high=1.15)),  # within the noise, above
         (Ratio(value=1.1, low=1.05, high=1.2), Ratio(value=1.0, low=0.87, high=1.02)),  # within the noise, below
     ):
-        with pytest.raises(GateError, match=r"speed of 'int8' over 'fp32': got x\d\.\d+ \[.*\], expected above x1\.\d+"):
+        with raises(GateError, "speed of 'int8' over 'fp32'", got="x... [...]", expected="above x1..."):
             assert_faster(_staged(report, fp32=fast, int8=slow, floor=wide))
-    with pytest.raises(ConfigError, match="--assert-faster: got no torch variant"):
+    with raises(ConfigError, "--assert-faster", got="no torch variant"):
         assert_faster(report)
 
 
@@ -192,15 +193,15 @@ def test_torch_joins_the_comparison(bundles: Path, tmp_path: Path) -> None:
 
 
 def test_plans_that_measure_nothing_are_refused(bundles: Path) -> None:
-    with pytest.raises(ConfigError, match="iterations: got 0, expected at least 1"):
+    with raises(ConfigError, "iterations", got=0, expected="at least 1"):
         LatencyPlan(bundles=(bundles / "a",), iterations=0)
-    with pytest.raises(ConfigError, match="bundles: got 0"):
+    with raises(ConfigError, "bundles", got=0):
         LatencyPlan(bundles=())
-    with pytest.raises(ConfigError, match=r"execute_steps: got 3, expected 1 to 2 \(chunk_size\)"):
+    with raises(ConfigError, "execute_steps", got=3, expected="1 to 2 (chunk_size)"):
         run_latency(LatencyPlan(bundles=(bundles / "a",), execute_steps=3, settings=SETTINGS))
-    with pytest.raises(ArtifactError, match="got no folder"):
+    with raises(ArtifactError, got="no folder"):
         run_latency(LatencyPlan(bundles=(bundles / "none",), settings=SETTINGS))
-    with pytest.raises(DatasetError, match="got no folder"):
+    with raises(DatasetError, got="no folder"):
         dataset_observations(bundles / "none")
 
 

@@ -26,6 +26,7 @@ from rfedge.errors import BackendUnavailableError, ConfigError, GateError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATE_SIZE, STATIC_IMAGE_SHAPE, Observation
 from rfedge.records.machine import provenance
 from tests.envs.calvin_install import calvin_python
+from tests.errors import raises
 
 app = typer.Typer()
 app.add_typer(bench_app, name="bench")
@@ -54,7 +55,7 @@ def test_the_gate_looks_at_the_worse_camera() -> None:
         differences={"playtable": cameras},
     )
     assert_levels(report, 21.0)
-    with pytest.raises(GateError, match="gripper camera in the looks 'playtable': got 21.0 grey levels from egl"):
+    with raises(GateError, "gripper camera in the looks 'playtable'", got="21.0 grey levels from egl"):
         assert_levels(report, 20.0)
 
 
@@ -73,17 +74,17 @@ def test_the_sheet_has_a_row_for_some_states_and_the_real_picture_first(tmp_path
 
 
 def test_impossible_plans_are_refused() -> None:
-    with pytest.raises(ConfigError, match="states: got 0"):
+    with raises(ConfigError, "states", got=0):
         _call("--states", 0)
-    with pytest.raises(ConfigError, match="did you mean 'calvin'"):
+    with raises(ConfigError, expected="...did you mean 'calvin'..."):
         _call("--looks", "playtable,calvn")
-    with pytest.raises(ConfigError, match="looks: got 0"):
+    with raises(ConfigError, "looks", got=0):
         _call("--looks", ",")
 
 
 def test_calvin_without_its_interpreter_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(PYTHON_VARIABLE, os.fspath(tmp_path / "python"))
-    with pytest.raises(BackendUnavailableError, match="install_calvin.md"):
+    with raises(BackendUnavailableError, remedy="...install_calvin.md..."):
         _call()
 
 
@@ -105,7 +106,7 @@ def test_playtable_looks_like_calvin(scene: str) -> None:
 @pytest.mark.calvin
 def test_the_command_writes_document_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calvin_python()
-    with pytest.raises(GateError, match="expected at most 0.1"):
+    with raises(GateError, expected="at most 0.1"):
         _call("--states", 1, "--json", "--output", tmp_path / "out", "--assert-levels", 0.1)
     out, err = capsys.readouterr()
     (line,) = out.splitlines()

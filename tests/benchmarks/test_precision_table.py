@@ -29,6 +29,7 @@ from rfedge.model import checkpoint_sha256
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 from tests.benchmarks.joint_world import joint_chains
 from tests.benchmarks.success_plans import plan_of
+from tests.errors import raises
 from tests.export.conftest import write_checkpoint
 from tests.synthetic_demonstrations import write_demonstrations
 
@@ -61,9 +62,9 @@ def fp32(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fp32_is_always_the_first() -> None:
     assert parse_table_precisions("all") == TABLE_PRECISIONS
     assert parse_table_precisions("nf4, int8") == ("fp32", "int8", "nf4")
-    with pytest.raises(ConfigError, match=r"--precisions: got 'int5', expected one of .*did you mean 'int8'"):
+    with raises(ConfigError, "--precisions", got="'int5'", expected="one of ...did you mean 'int8'..."):
         parse_table_precisions("int5")
-    with pytest.raises(ConfigError, match="got int8 twice"):
+    with raises(ConfigError, got="int8 twice"):
         parse_table_precisions("int8,int8")
 
 
@@ -87,7 +88,9 @@ def test_what_is_missing_is_exported_once(checkpoint: Path, data: Path, fp32: Pa
     assert prepare_policies(checkpoint, tmp_path / "bundles", request, shipped=fp32) == found
     assert asked == ["data"]
     other = trained(tmp_path / "other", seed=3)
-    with pytest.raises(ArtifactError, match=r"bundle .*int8-weight: got one of checkpoint [0-9a-f]{12}, expected .* Choose"):
+    with raises(
+        ArtifactError, "bundle ...int8-weight", got="one of checkpoint ...", remedy="Choose another --output, or remove it."
+    ):
         prepare_policies(other, tmp_path / "bundles", PrecisionRequest(("int8-weight",), request.mixed, demonstrations))
 
 

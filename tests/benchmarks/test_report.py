@@ -35,6 +35,7 @@ from tests.benchmarks.report_records import (
     variant,
     write_gif,
 )
+from tests.errors import raises
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 LABELS = {"whole": "fp32", "small <b>": "int8"}
@@ -421,7 +422,7 @@ def test_users_errors_name_the_file(tmp_path: Path) -> None:
     latency_report(variant("int8", "int8")).write(tmp_path / "good.json")
     assert "got another kind of file" in refusal(tmp_path / "good.json", pictures=(named,))
     assert "got No such file" in refusal(tmp_path / "good.json", pictures=(tmp_path / "none.gif",))
-    with pytest.raises(ConfigError, match="got a folder, expected a file"):
+    with raises(ConfigError, got="a folder", expected="a file"):
         build_report(ReportPlan((tmp_path / "good.json",))).write(tmp_path)
     assert "got no GIF in it" in refusal(tmp_path / "good.json", pictures=(tmp_path,))
 

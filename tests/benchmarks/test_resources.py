@@ -16,6 +16,7 @@ from rfedge.machine.power.sampler import MemoryUse, PowerUse, ResourceUse, Sampl
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.rollout import resources
 from rfedge.runtimes.rollout.resources import ResourceRecord
+from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 SETTINGS = RuntimeSettings(threads=1)
@@ -84,7 +85,7 @@ def test_a_report_without_them_has_no_word_of_them(bundle: Path) -> None:
     text = report.model_dump_json()
     assert '"resources"' not in text
     assert '"idle"' not in text
-    with pytest.raises(ConfigError, match="resource_seconds"):
+    with raises(ConfigError, "resource_seconds"):
         LatencyPlan(bundles=(bundle,), resource_seconds=-1)
 
 

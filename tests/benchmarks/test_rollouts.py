@@ -15,6 +15,7 @@ from rfedge.runtimes.rollout.episode import choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.rollouts import RolloutReport, run_rollouts
 from rfedge.runtimes.rollout.video import VideoRecorder
+from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 SETTINGS = RuntimeSettings(threads=1)
@@ -66,9 +67,9 @@ def test_goals_complete_each_other() -> None:
     assert choose_goal(None, "Pull the handle to open the drawer ").task == "open_drawer"
     assert choose_goal(None, "open the drawer").task == "open_drawer"
     assert choose_goal(None, "make coffee") == Goal("make coffee", None)
-    with pytest.raises(ConfigError, match="goal: got neither, expected --task or --instruction"):
+    with raises(ConfigError, "goal", got="neither", expected="--task or --instruction"):
         choose_goal(None, None)
-    with pytest.raises(ConfigError, match=r"task: got 'open_drawr', expected .* \(did you mean 'open_drawer'\?\)"):
+    with raises(ConfigError, "task", got="'open_drawr'", expected="... (did you mean 'open_drawer'?)"):
         choose_goal("open_drawr", None)
 
 
@@ -113,15 +114,12 @@ def test_open_loop_plays_the_whole_chunk_by_default(world: BlankWorld, bundle: P
 
 
 def test_films_are_checked_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"--video: got 'out.avi', expected one of .gif, .mp4"):
+    with raises(ConfigError, "--video", got="'out.avi'", expected="one of .gif, .mp4 (did you mean '.gif'?)"):
         VideoRecorder(tmp_path / "out.avi", 30)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailableError) as error:
+    remedy = "pip install imageio-ffmpeg, or write a .gif."
+    with raises(BackendUnavailableError, "--video out.mp4", got="no module 'imageio_ffmpeg'", remedy=remedy):
         VideoRecorder(tmp_path / "out.mp4", 30)
-    assert str(error.value) == (
-        "--video out.mp4: got no module 'imageio_ffmpeg', expected an installed video writer. "
-        "pip install imageio-ffmpeg, or write a .gif."
-    )
 
 
 def test_a_film_without_frames_is_not_written(tmp_path: Path) -> None:
@@ -161,7 +159,7 @@ def test_real_simulator_judges_a_task(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_plan_refuses_nothing_to_do(bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="max_steps: got 0, expected at least 1. Raise --max-steps."):
+    with raises(ConfigError, "max_steps", got=0, expected="at least 1", remedy="Raise --max-steps."):
         RolloutPlan(bundle=bundle, max_steps=0)
 
 

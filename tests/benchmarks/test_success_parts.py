@@ -21,6 +21,7 @@ from rfedge.records.statistics import ratio_of_sums
 from rfedge.runtimes.rollout.chain_agents import expert_agent
 from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Simulator, close_session, open_session
 from tests.benchmarks.joint_world import JointSimulator, LuckyAgent
+from tests.errors import raises
 
 
 def test_the_ratio_of_sums_keeps_pairs_together() -> None:
@@ -70,14 +71,14 @@ def test_single_tasks_begin_where_the_experts_begin(tmp_path: Path) -> None:
     again: list[tuple[int, int]] = []
     assert run_trials(plan, 2, tmp_path / "a", tasks=tasks, on_trial=lambda *counts: again.append(counts)) == found
     assert again == [(4, 4)]
-    with pytest.raises(ConfigError, match="starts per task of the run in .*: got 1 fewer than are there, expected as many"):
+    with raises(ConfigError, "starts per task of the run in ...", got="1 fewer than are there", expected="as many or more"):
         run_trials(plan, 1, tmp_path / "a", tasks=tasks)
     grown = run_trials(plan, 3, tmp_path / "a", tasks=tasks)
     assert [trial.rollout.seed for trial in grown] == [0, 1, 2, 0, 1, 2]
     assert (*grown[:2], *grown[3:5]) == found
     journal = tmp_path / "a" / "trials.jsonl"
     journal.write_bytes(journal.read_bytes() + write_line({"start": 1}))
-    with pytest.raises(ArtifactError, match="a record that is no start"):
+    with raises(ArtifactError, got="a record that is no start"):
         run_trials(plan, 3, tmp_path / "a", tasks=tasks)
     assert isinstance(found[0], TrialRecord)
 
@@ -101,7 +102,7 @@ def test_a_stop_does_not_wait_for_the_jobs_in_work() -> None:
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(BackendUnavailableError, match=r"--ray: got no ray, expected the 'scale' extra"),
+        raises(BackendUnavailableError, "--ray", got="no ray", expected="the 'scale' extra"),
         RayWorkers("local", 2),
     ):
         pass

@@ -19,6 +19,7 @@ from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.io.plotting import check_matplotlib
 from tests.benchmarks.joint_world import joint_chains
 from tests.benchmarks.success_plans import plan_of, write_policy
+from tests.errors import raises
 
 CHAINS = joint_chains(6)
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -117,7 +118,7 @@ def test_a_second_call_times_nothing_again(swept: tuple[Path, SweepReport], bund
 
 
 def test_a_timing_that_cannot_run_is_refused_before_the_rollouts(bundles: tuple[Path, Path]) -> None:
-    with pytest.raises(ConfigError, match="iterations: got 0"):
+    with raises(ConfigError, "iterations", got=0):
         SweepPlan(plan_of(bundles), iterations=0)
 
 
@@ -134,7 +135,7 @@ def test_the_picture_is_drawn(swept: tuple[Path, SweepReport], tmp_path: Path) -
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BackendUnavailableError, match="--plot: got no matplotlib, expected the 'plots' extra"):
+    with raises(BackendUnavailableError, "--plot", got="no matplotlib", expected="the 'plots' extra"):
         check_matplotlib("--plot")
 
 
@@ -155,5 +156,5 @@ def test_the_command(bundles: tuple[Path, Path], tmp_path: Path, capsys: pytest.
 
 def test_the_former_command_names_the_present_one(bundles: tuple[Path, Path]) -> None:
     for former, present in (("sweep", "bench success BUNDLES --execute-steps"), ("experts", "bench success --expert")):
-        with pytest.raises(ConfigError, match=present):
+        with raises(ConfigError, got=former, expected=f"rfedge {present}..."):
             app(args=["bench", former, str(bundles[0])], standalone_mode=False)

@@ -11,6 +11,7 @@ import typer
 from rfedge.benchmarks.success.chain_report import ChainReport
 from rfedge.cli.bench.app import bench_app
 from rfedge.errors import ConfigError
+from tests.errors import raises
 
 app = typer.Typer()
 app.add_typer(bench_app, name="bench")
@@ -47,15 +48,15 @@ def test_experts_run_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"chains.jsonl", "results.json", "report.json"}
     _call("success", *arguments)
     assert f"average length {report.average_length.value:.3f}" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="number of chains of the run in .*: got 1, expected at least 2, which are there"):
+    with raises(ConfigError, "number of chains of the run in ...", got=1, expected="at least 2, which are there"):
         _call("success", *arguments, "--num", 1)
 
 
 def test_users_errors_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'playtable'"):
+    with raises(ConfigError, expected="...did you mean 'playtable'..."):
         _call("success", "--expert", "--num", 1, "--env", "playtabel", "--output", tmp_path / "run")
-    with pytest.raises(ConfigError, match="scene: got 'E'"):
+    with raises(ConfigError, "scene", got="'E'"):
         _call("success", "--expert", "--num", 1, "--scene", "E", "--output", tmp_path / "run")
-    with pytest.raises(ConfigError, match="got neither policies nor --expert"):
+    with raises(ConfigError, got="neither policies nor --expert"):
         _call("success", "--num", 1)
     assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ from rfedge.errors import ArtifactError
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.model import checkpoint_sha256, load_checkpoint
 from rfedge.policies import JUMP_STEP, SHIPPED, find_checkpoint
+from tests.errors import raises
 from tests.export.conftest import write_checkpoint
 from tests.synthetic_demonstrations import write_demonstrations
 from tests.tool_modules import load_tool
@@ -77,9 +78,7 @@ def test_a_dry_run_collects_nothing_and_a_wrong_option_ends_before(folder: Path,
 
 
 def test_a_policy_without_a_checkpoint_says_so(folder: Path) -> None:
-    with pytest.raises(
-        ArtifactError, match=rf"^policy {JUMP_STEP}: got no checkpoint, expected one in .*checkpoint. Name a"
-    ):
+    with raises(ArtifactError, f"policy {JUMP_STEP}", got="no checkpoint", expected="one in ...checkpoint"):
         find_checkpoint(Path(JUMP_STEP))
     assert find_checkpoint(folder) == folder
 
