@@ -23,17 +23,17 @@ RECORDS = (
 # Every precision, here and in CALVIN's simulator; the first one's latency counts.
 PRECISIONS = tuple(RESULTS / f"sweep_precisions_{name}-d_cpu_202611.json" for name in ("playtable", "calvin"))
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results" / "playtable_policies.md"
+# A phone shows the first three or four.
 _COLUMNS = (
-    "policy",
-    "precision",
-    "loop",
-    "execute_steps",
+    "policy, precision",
     "simulator",
-    "chains",
     "average length of 5",
+    "chains",
     "single tasks",
     "call p50 / p99 ms",
     "MB",
+    "loop",
+    "execute_steps",
 )
 _RATES = ("policy", "precision", "simulator", "words", "chains", *(f"{number} of 5" for number in range(1, 6)))
 
@@ -71,16 +71,15 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
             continue
         chains, tasks, call = row["chains"], row["single_tasks"], row["call_ms"]
         cells = (
-            _policy(policy),
-            row["precision"],
-            loop_name(row["kind"], row["ensemble"]),
-            str(row["execute_steps"]),
+            f"{_policy(policy)} {row['precision']}",
             simulator,
-            str(chains["num_chains"]),
             interval(chains["average_length"]),
+            str(chains["num_chains"]),
             f"{tasks['success']['value']:.0%}" if tasks else "-",
             f"{call['p50']:.1f} / {call['p99']:.1f}",
             f"{policy['size_bytes'] / 1e6:.1f}",
+            loop_name(row["kind"], row["ensemble"]),
+            str(row["execute_steps"]),
         )
         rows.append(cells)
     machines = {f"{one['machine']['cpu']}, {one['machine']['usable_cores']} cores": None for one in records.values()}

@@ -193,17 +193,17 @@ def _quoted() -> Section:
         rates = [f"{rate:.3f}" for rate in row["rates"]] if "rates" in row else [absent] * 5
         gflops = f"{row['llm_gflops']:.1f}" if "llm_gflops" in row else absent
         facts = (row["method"], row["training"], row["test"])
-        rows.append([*facts, *rates, f"{row['average_length']:.2f}", gflops, f"{row['source']}, {row['place']}"])
+        rows.append([*facts, f"{row['average_length']:.2f}", *rates, gflops, f"{row['source']}, {row['place']}"])
     columns = [
         "method (quoted)",
         "trained on",
         "tested on",
+        "average length",
         "1",
         "2",
         "3",
         "4",
         "5",
-        "average length",
         "LLM GFLOPs",
         "source",
     ]

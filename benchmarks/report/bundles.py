@@ -289,7 +289,7 @@ def bundle_tables(rows: Sequence[Row], names: Names) -> list[str]:
         columns = [name for name in (some[0] if some else ()) if any(_shows(cells[name]) for cells in some)]
         if some:
             tables.append(
-                table(caption, columns, [[cells[name] for name in columns] for cells in some], 3 if succeeded else 1)
+                table(caption, columns, [[cells[name] for name in columns] for cells in some], 2 if succeeded else 1)
             )
     return tables
 
@@ -302,22 +302,27 @@ def _cells(row: Row, names: Names) -> dict[str, Cell]:
     success, speed, chains, ratio = row.success, row.speed, row.chains, _kept(row)
     scenes, forced = row.policy.get("trained_on"), "; ".join(row.policy.get("forced_past", ()))
     notes = [f"trained on {scenes}"] * bool(scenes) + [f"forced past {forced}"] * bool(forced)
-    cells: dict[str, Cell] = {"bundle": (row.name, "; ".join(notes)), "simulator": "-", "loop": "-"}
+    # In the order of the columns: a phone shows the first three.
+    cells: dict[str, Cell] = {
+        "bundle": (row.name, "; ".join(notes)),
+        "simulator": "-",
+        "average length of 5": (interval(chains["average_length"]), row.record) if chains else "-",
+        "single tasks": share(success["single_tasks"]["success"]) if success and success["single_tasks"] else "-",
+        "call p50 / p99 ms": missing(_NO_SPEED),
+        "MB": megabytes(row.size_bytes),
+        "of the reference": "-",
+        "loop": "-",
+        "execute_steps": missing("this record times a call alone") if row.execute_steps is None else str(row.execute_steps),
+        "ms per control step": missing(_NO_SPEED),
+        "power W": "-",
+        "machine": "-",
+    }
     if success is not None:
         words = "" if success["language"] == "evaluation" else f", {success['language']} words"
         cells["simulator"] = row.world + words
         cells["loop"] = success["kind"] + ("" if success.get("ensemble") is None else ", ensemble")
-    single = success and success["single_tasks"]
-    cells["execute_steps"] = (
-        missing("this record times a call alone") if row.execute_steps is None else str(row.execute_steps)
-    )
-    cells["average length of 5"] = (interval(chains["average_length"]), row.record) if chains else "-"
-    cells["of the reference"] = "-"
     if ratio and success:
         cells["of the reference"] = share(ratio), f"reference: {names.run(row.record, success['paired']['reference'])}"
-    cells["single tasks"] = share(single["success"]) if single else "-"
-    cells["call p50 / p99 ms"] = cells["ms per control step"] = missing(_NO_SPEED)
-    cells["MB"], cells["power W"], cells["machine"] = megabytes(row.size_bytes), "-", "-"
     if speed is not None:
         p50, _, p99 = percentiles(speed.call_ms)
         cells["call p50 / p99 ms"] = f"{p50} / {p99}", f"timed in {speed.record}"

@@ -132,7 +132,7 @@ def plot_bars(bars: Sequence[Bar], x_label: str, caption: str, legend: Sequence[
         # Room for the text behind the longest bar; at least one bar is in sight even where all are 0.
         low, high = min(0.0, *(b.value for b in bars)), max(1e-9, *(max(b.value, b.high or 0.0) for b in bars))
         axes.set_xlim(low, high + 0.35 * (high - low))
-        axes.invert_yaxis()
+        axes.set_ylim(len(bars) - 0.4, -0.6)  # from the top down
         axes.grid(visible=False, axis="y")
         if legend:
             patches = [Patch(color=f"C{number}", label=name) for number, name in enumerate(legend)]

@@ -56,7 +56,7 @@ def _success(name: str, document: Document, names: Names) -> Iterator[Part]:
     if chains:
         cells = [[run, *_rates(part), *_effort(row, part)] for run, row, part in chains]
         caption = f"{said}. Share of {conditions['num_chains']} chains with at least so many tasks solved."
-        columns = ["run", "1", "2", "3", "4", "5", "average length", "steps of a solved task", "jerk"]
+        columns = ["run", "average length", "1", "2", "3", "4", "5", "steps of a solved task", "jerk"]
         yield table(caption, columns, cells)
     single = [(names.run(name, row["name"]), row, row["single_tasks"]) for row in rows if row["single_tasks"]]
     if single:
@@ -80,7 +80,7 @@ def _rates(chains: Document) -> list[Cell]:
         f"{rate['value']:.0%} [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
         for rate in chains["success_rates"].values()
     ]
-    return [*(rate.replace("%", " %") for rate in rates), interval(chains["average_length"])]
+    return [interval(chains["average_length"]), *(rate.replace("%", " %") for rate in rates)]
 
 
 def _effort(row: Document, part: Document) -> list[Cell]:
@@ -279,7 +279,7 @@ def _chains(name: str, document: Document, _: Names) -> Iterator[Part]:
     conditions = document["conditions"]
     place = _world({**document, **conditions})
     caption = f"{name}: {conditions['agent'].get('name', 'unknown')} in {place}, {conditions['num_chains']} chains."
-    yield table(caption, ["1", "2", "3", "4", "5", "average length"], [_rates(document)], 0)
+    yield table(caption, ["average length", "1", "2", "3", "4", "5"], [_rates(document)], 0)
 
 
 def _rollouts(name: str, document: Document, _: Names) -> Iterator[Part]:
