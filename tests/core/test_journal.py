@@ -73,7 +73,7 @@ def test_other_arguments_are_refused_by_name(tmp_path: Path) -> None:
     for other, what, got, started in (
         ({**ARGUMENTS, "seed": 2}, "seed", 2, 1),
         ({**ARGUMENTS, "agent": {"name": "y"}}, "agent", {"name": "y"}, {"name": "x"}),
-        ({"seed": 1, "tasks": ["a", "b"]}, "agent", None, {"name": "x"}),
+        ({"seed": 1, "tasks": ["a", "b"]}, "agent", "None", {"name": "x"}),
     ):
         expected = f"{started}, with which it was started"
         with raises(ConfigError, f"{what} of the run in {tmp_path}", got=got, expected=expected), open_journal(path, other):

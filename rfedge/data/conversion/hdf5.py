@@ -126,9 +126,9 @@ class Hdf5Source:
         subject = f"{first_name} of {first_file}"
         found: list[RfedgeError] = []
         for name, source in self.fields.items():
-            text = None if name == "instruction" else unknown_key(subject, name, source, self._arrays)
-            if text is not None:
-                found.append(DatasetError(text))
+            fault = None if name == "instruction" else unknown_key(subject, name, source, self._arrays)
+            if fault is not None:
+                found.append(fault)
         if "static" not in self.fields:
             found.append(
                 DatasetError(

@@ -87,8 +87,8 @@ class LeRobotSource:
         found: list[RfedgeError] = []
         for name, source in self.fields.items():
             choices = self._cameras if name in IMAGE_FIELDS else [key for key in self._features if key not in self._cameras]
-            if (text := unknown_key(f"dataset {self._root}", name, source, choices)) is not None:
-                found.append(DatasetError(text))
+            if (fault := unknown_key(f"dataset {self._root}", name, source, choices)) is not None:
+                found.append(fault)
         if "static" not in self.fields:
             found.append(
                 DatasetError(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rfedge.data.conversion.options import ROTATION_FIELDS, FieldSource
 from rfedge.data.frames import Array
-from rfedge.errors import DatasetError, RfedgeError, explain
+from rfedge.errors import DatasetError, RfedgeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,11 @@ def select_elements(subject: str, source: FieldSource, array: Array) -> npt.NDAr
     return np.asarray(numbers[:, source.start : source.stop], dtype=np.float64)
 
 
-def unknown_key(subject: str, name: str, source: FieldSource, choices: Sequence[str]) -> str | None:
-    """Return the error text for a `source` of the field `name` that is none of the source's arrays, or None."""
+def unknown_key(subject: str, name: str, source: FieldSource, choices: Sequence[str]) -> DatasetError | None:
+    """Return the error for a `source` of the field `name` that is none of the source's arrays, or None."""
     if source.key in choices:
         return None
-    return explain(
+    return DatasetError(
         subject,
         got=f"no {source.key!r} for {name}",
         expected=f"one of {', '.join(choices)}",

@@ -19,7 +19,7 @@ from rfedge.data.conversion.records import Layout, Source, SourceEpisode
 from rfedge.data.inspection.grip import GripFit, GripSums
 from rfedge.data.inspection.motion import MotionFit, MotionSums, Tolerance, named_axes
 from rfedge.data.robot import BASE_M, from_base
-from rfedge.errors import ConfigError, DatasetError, RfedgeError, explain
+from rfedge.errors import ConfigError, DatasetError, RfedgeError
 from rfedge.jobs.progress import Count
 from rfedge.robot.rotations import rotation_vectors
 
@@ -90,13 +90,14 @@ def raise_all(subject: str, faults: Sequence[RfedgeError]) -> None:
         kinds.setdefault(re.sub(r"\d+", "#", str(fault)), []).append(fault)
     if not kinds:
         return
-    texts = [f"{alike[0]}{f' (and {len(alike) - 1} more like it)' if len(alike) > 1 else ''}" for alike in kinds.values()]
+    more = [f" (and {len(alike) - 1} more like it)" if len(alike) > 1 else "" for alike in kinds.values()]
+    first = [alike[0] for alike in kinds.values()]
     kind = DatasetError if any(isinstance(fault, DatasetError) for fault in faults) else ConfigError
-    if len(texts) == 1:
-        raise kind(texts[0])
-    listed = " ".join(f"({number}) {text}" for number, text in enumerate(texts[:_SHOWN], 1))
-    rest = f" and {len(texts) - _SHOWN} kinds more" if len(texts) > _SHOWN else ""
-    raise kind(f"{subject}: got {len(texts)} faults, expected none. {listed}{rest}")
+    if len(kinds) == 1:
+        raise kind(first[0].subject, got=first[0].got, expected=first[0].expected, remedy=first[0].remedy + more[0])
+    listed = [f"({number}) {fault}{rest}" for number, (fault, rest) in enumerate(zip(first, more, strict=True), 1)]
+    rest = f" and {len(listed) - _SHOWN} kinds more" if len(listed) > _SHOWN else ""
+    raise kind(subject, got=f"{len(listed)} faults", expected="none", remedy=" ".join(listed[:_SHOWN]) + rest)
 
 
 class _Agreement:
@@ -139,17 +140,17 @@ class _Agreement:
     def faults(self) -> list[RfedgeError]:
         faults: list[RfedgeError] = []
         if "motion" not in self._options.allow_mismatch:
-            faults += [DatasetError(text) for text in self._motion_texts()]
-        if "gripper" not in self._options.allow_mismatch and (text := self._gripper_text()) is not None:
-            faults.append(DatasetError(text))
+            faults += self._motion_faults()
+        if "gripper" not in self._options.allow_mismatch and (fault := self._gripper_fault()) is not None:
+            faults.append(fault)
         return faults
 
     def notes(self) -> list[str]:
         notes = []
         if "motion" in self._options.allow_mismatch:
-            notes += [f"allowed: {text}" for text in self._motion_texts()]
-        if "gripper" in self._options.allow_mismatch and (text := self._gripper_text()) is not None:
-            notes.append(f"allowed: {text}")
+            notes += [f"allowed: {fault}" for fault in self._motion_faults()]
+        if "gripper" in self._options.allow_mismatch and (fault := self._gripper_fault()) is not None:
+            notes.append(f"allowed: {fault}")
         chosen = self._motion.get(self._rotation)
         if chosen is not None and chosen.asked() and not chosen.moved():
             notes.append("the measured pose never moves, so the units of the actions were not compared with it")
@@ -160,18 +161,18 @@ class _Agreement:
         chosen = self._motion.get(self._rotation)
         return {} if chosen is None else {fit.group: fit.factor for fit in chosen.fits()}
 
-    def _motion_texts(self) -> list[str]:
+    def _motion_faults(self) -> list[RfedgeError]:
         chosen = self._motion.get(self._rotation)
         if chosen is None or not chosen.moved():
             return []
-        texts = []
+        faults: list[RfedgeError] = []
         for fit in chosen.fits():
             other = self._better_reading(fit) if fit.group == "rotation" else None
             if other is not None:
-                texts.append(_other_reading(self._rotation, other, fit))
+                faults.append(_other_reading(self._rotation, other, fit))
             elif (wrong := fit.wrong_axes(_TOLERANCE)) or not _TOLERANCE.passes(fit.factor, fit.explained):
-                texts.append(self._factor_text(fit, wrong))
-        return texts + self._far_texts()
+                faults.append(self._factor_fault(fit, wrong))
+        return faults + self._far_faults()
 
     def _better_reading(self, chosen: MotionFit) -> MotionFit | None:
         for reading, sums in self._motion.items():
@@ -182,7 +183,7 @@ class _Agreement:
                     return fit
         return None
 
-    def _factor_text(self, fit: MotionFit, wrong: tuple[int, ...]) -> str:
+    def _factor_fault(self, fit: MotionFit, wrong: tuple[int, ...]) -> DatasetError:
         unit, name = ("m", "position_scale_m") if fit.group == "translation" else ("rad", "rotation_scale_rad")
         stated = getattr(self._options, name) or getattr(self._layout, name)
         flag = f"--{name.replace('_', '-')}"
@@ -201,18 +202,20 @@ class _Agreement:
         else:
             remedy = f"A sign or axis differs from the state's frame (unit {stated:g} {unit}, {flag}): map or convert it, "
         remedy += "take --actions next-state, or convert as it is with --allow-mismatch motion."
-        return explain(subject, got=got, expected="about 1", remedy=remedy)
+        return DatasetError(subject, got=got, expected="about 1", remedy=remedy)
 
-    def _far_texts(self) -> list[str]:
+    def _far_faults(self) -> list[RfedgeError]:
         chosen = self._far.get(self._rotation)
         if self._options.actions != "absolute" or not chosen:
             return []
         far_m, far_rad = (float(np.median([row[part] for row in chosen])) for part in range(2))
-        texts = []
+        faults: list[RfedgeError] = []
         if far_m > _FAR_M:
             remedy = "Another frame or point of the tool: convert the actions first, or take --actions next-state."
-            texts.append(
-                explain("positions in the actions", got=f"{far_m:.3g} m from the tool", expected="near it", remedy=remedy)
+            faults.append(
+                DatasetError(
+                    "positions in the actions", got=f"{far_m:.3g} m from the tool", expected="near it", remedy=remedy
+                )
             )
         other = next(reading for reading in ROTATIONS if reading != self._rotation)
         other_rad = float(np.median([row[1] for row in self._far[other]]))
@@ -220,17 +223,17 @@ class _Agreement:
             remedy = f"Read as {other} they are {other_rad:.2g} rad from it: pass --rotation {other}."
             if other_rad > 0.5 * far_rad:
                 remedy = "Another frame or form of rotation: convert the actions first, or take --actions next-state."
-            texts.append(
-                explain(
+            faults.append(
+                DatasetError(
                     f"rotations in the actions, read as {self._rotation}",
                     got=f"{far_rad:.2g} rad from the tool's",
                     expected="near it",
                     remedy=remedy,
                 )
             )
-        return texts
+        return faults
 
-    def _gripper_text(self) -> str | None:
+    def _gripper_fault(self) -> DatasetError | None:
         fit: GripFit = self._grip.fit()
         convention = self._options.gripper or self._layout.gripper
         fingers_m = max(fit.drop_m, fit.rise_m)
@@ -238,7 +241,7 @@ class _Agreement:
         if fit.is_inverted:
             low, high = GRIPPER_CONVENTIONS[convention]
             other = next(name for name, pair in GRIPPER_CONVENTIONS.items() if pair == (high, low))
-            return explain(
+            return DatasetError(
                 f"gripper action, convention {convention}",
                 got=f"fingers that close when it opens (correlation {fit.correlation:.2f})",
                 expected="fingers that follow it",
@@ -247,7 +250,7 @@ class _Agreement:
         if fit.never_crosses:
             values = f"{min(self._raw_values):g} to {max(self._raw_values):g}"
             command = "open" if fit.opened else "close"
-            return explain(
+            return DatasetError(
                 f"gripper action, convention {convention}",
                 got=f"{command} in every frame (values {values}) while the fingers move {fingers_m:.3f} m",
                 expected="a command that crosses the convention's middle where they move",
@@ -266,9 +269,9 @@ class _Agreement:
         return "The last number of the actions may be another thing: map the gripper's command with --map actions=KEY,"
 
 
-def _other_reading(chosen: str, other: MotionFit, fit: MotionFit) -> str:
+def _other_reading(chosen: str, other: MotionFit, fit: MotionFit) -> DatasetError:
     name = next(reading for reading in ROTATIONS if reading != chosen)
-    return explain(
+    return DatasetError(
         f"rotations in the actions, read as {chosen}",
         got=f"{100 * fit.explained:.0f} % of the measured rotation explained",
         expected=f"most of it; read as {name} it is {100 * other.explained:.0f} %",
