@@ -88,9 +88,7 @@ def test_what_is_missing_is_exported_once(checkpoint: Path, data: Path, fp32: Pa
     assert prepare_policies(checkpoint, tmp_path / "bundles", request, shipped=fp32) == found
     assert asked == ["data"]
     other = trained(tmp_path / "other", seed=3)
-    with raises(
-        ArtifactError, "bundle ...int8-weight", got="one of checkpoint ...", remedy="Choose another --output, or remove it."
-    ):
+    with raises(ArtifactError, "bundle ...int8-weight", got="one of checkpoint ..."):
         prepare_policies(other, tmp_path / "bundles", PrecisionRequest(("int8-weight",), request.mixed, demonstrations))
 
 

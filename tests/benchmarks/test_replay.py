@@ -153,9 +153,7 @@ def test_another_bundle_is_refused_and_a_moved_one_accepted(bundle: Path, tmp_pa
     path = tmp_path / "run.jsonl"
     run_rollouts(_plan(bundle, path, episodes=1))
     write_handmade_bundle(tmp_path / "other", tiny_config(chunk_size=6), seed=9)
-    with raises(
-        ArtifactError, "bundle ...other", got="a manifest with sha256 ...", expected="..., with which ... was recorded"
-    ):
+    with raises(ArtifactError, "bundle ...other", got="a manifest with sha256 ...", expected="...was recorded"):
         replay_run(path, bundle=tmp_path / "other")
     _edit(path, 0, "bundle", str(tmp_path / "gone"))
     with raises(ArtifactError, "...gone"):
@@ -185,9 +183,7 @@ def test_a_run_that_ended_in_an_error_is_replayed_to_it(bundle: Path, tmp_path: 
 
 
 def test_plans_that_contradict_themselves_are_refused(bundle: Path) -> None:
-    with raises(
-        ConfigError, "late", got="no control rate", expected="deadlines to miss", remedy="Pass --realtime or --rate-hz."
-    ):
+    with raises(ConfigError, "late", got="no control rate", expected="deadlines to miss"):
         RolloutPlan(bundle=bundle, late=LatePolicy("hold"))
     with raises(ConfigError, "--record-frames", got="no record", expected="--record FILE"):
         RolloutPlan(bundle=bundle, record_frames=True)

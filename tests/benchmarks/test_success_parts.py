@@ -101,8 +101,5 @@ def test_a_stop_does_not_wait_for_the_jobs_in_work() -> None:
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with (
-        raises(BackendUnavailableError, "--ray", got="no ray", expected="the 'scale' extra"),
-        RayWorkers("local", 2),
-    ):
+    with raises(BackendUnavailableError, "--ray", got="no ray", expected="the 'scale' extra"), RayWorkers("local", 2):
         pass

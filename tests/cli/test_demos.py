@@ -136,12 +136,7 @@ def test_options_that_cannot_work_are_refused_before_anything_is_written(
 
 def test_a_policy_that_cannot_take_an_instruction_is_refused_at_once(tmp_path: Path) -> None:
     write_handmade_bundle(tmp_path / "b", tiny_config())
-    with raises(
-        ConfigError,
-        "instruction 'switch on the led'",
-        got="a policy that refuses it ...",
-        remedy="Leave turn_on_led out of --tasks...",
-    ):
+    with raises(ConfigError, "instruction 'switch on the led'", got="a policy that refuses it ..."):
         _call("--output", tmp_path / "d", *LIGHTS, "--policy", tmp_path / "b")
     assert not (tmp_path / "d").exists()
 

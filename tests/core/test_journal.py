@@ -73,7 +73,7 @@ def test_other_arguments_are_refused_by_name(tmp_path: Path) -> None:
     for other, what, got, started in (
         ({**ARGUMENTS, "seed": 2}, "seed", 2, 1),
         ({**ARGUMENTS, "agent": {"name": "y"}}, "agent", {"name": "y"}, {"name": "x"}),
-        ({"seed": 1, "tasks": ["a", "b"]}, "agent", "None", {"name": "x"}),
+        ({"seed": 1, "tasks": ["a", "b"]}, "agent", "", {"name": "x"}),
     ):
         expected = f"{started}, with which it was started"
         with raises(ConfigError, f"{what} of the run in {tmp_path}", got=got, expected=expected), open_journal(path, other):
@@ -104,12 +104,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     write(path, 1, 2)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "nonsense", lines[2]]) + "\n")
-    with raises(
-        ArtifactError,
-        "line 2 of ...j.jsonl",
-        got="no checksum, or text that is no record",
-        expected="a record as it was written",
-    ):
+    with raises(ArtifactError, "line 2 of ...j.jsonl", got="no checksum, or text that is no record"):
         write(path, 3)
 
 

@@ -16,6 +16,7 @@ from rfedge.data.object_file import read_object_file, write_object_file
 from rfedge.data.statistics import RunningMoments
 from rfedge.errors import DatasetError
 from tests.data.recording import episode_frames
+from tests.errors import raises
 
 
 def change_frame(path: Path, **changes: np.ndarray) -> None:
@@ -82,33 +83,33 @@ def test_moments_do_not_depend_on_the_pieces() -> None:
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"got no folder, expected a CALVIN dataset\. Make one with `rfedge demos"):
+    with raises(DatasetError, got="no folder", expected="a CALVIN dataset", remedy="Make one with `rfedge demos..."):
         CalvinDataset.open(tmp_path / "nowhere")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"got no frame files, expected files named episode_0000000\.npz"):
+    with raises(DatasetError, got="no frame files", expected="files named episode_0000000.npz"):
         CalvinDataset.open(tmp_path)
 
 
 def test_no_language(root: Path) -> None:
     (root / "training" / LANGUAGE_FILE).unlink()
-    with pytest.raises(DatasetError, match=r"got no language annotations, expected lang_annotations/auto_lang_ann\.npy"):
+    with raises(DatasetError, got="no language annotations", expected="lang_annotations/auto_lang_ann.npy"):
         CalvinDataset.open(root)
 
 
 def test_a_missing_frame(root: Path) -> None:
     (root / "training" / frame_name(8)).unlink()
-    with pytest.raises(DatasetError, match=r"got no episode_0000008\.npz, expected frames 6 to 11 of 'open_drawer'"):
+    with raises(DatasetError, got="no episode_0000008.npz", expected="frames 6 to 11 of 'open_drawer'"):
         CalvinDataset.open(root)
 
 
 def test_an_interrupted_collection(root: Path) -> None:
     (root / "collection.json").write_text(json.dumps({"complete": False}))
-    with pytest.raises(DatasetError, match=r"got an interrupted collection.*same `rfedge demos` command"):
+    with raises(DatasetError, got="an interrupted collection", remedy="...same `rfedge demos` command..."):
         CalvinDataset.open(root)
     (root / "collection.json").write_text("{")
-    with pytest.raises(DatasetError, match="got unreadable text, expected a collection record"):
+    with raises(DatasetError, got="unreadable text", expected="a collection record"):
         CalvinDataset.open(root / "training")
 
 
@@ -117,7 +118,7 @@ def test_a_truncated_frame(dataset: CalvinDataset, share: float) -> None:
     path = dataset.frame_path(2)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DatasetError, match=r"episode_0000002\.npz: got an unreadable file .*truncated or damaged"):
+    with raises(DatasetError, "...episode_0000002.npz", got="an unreadable file (File is not a zip file)"):
         dataset.frame(2)
 
 
@@ -126,13 +127,13 @@ def test_a_flipped_byte_in_a_frame(dataset: CalvinDataset) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
-    with pytest.raises(DatasetError, match="an unreadable file"):
+    with raises(DatasetError, got="an unreadable file..."):
         dataset.frame(2)
 
 
 def test_a_lost_frame(dataset: CalvinDataset) -> None:
     dataset.frame_path(2).unlink()
-    with pytest.raises(DatasetError, match="got no file, expected an npz file"):
+    with raises(DatasetError, got="no file", expected="an npz file"):
         dataset.frame(2)
 
 
@@ -140,36 +141,36 @@ def test_a_missing_key(dataset: CalvinDataset) -> None:
     frame = dataset.frame(2)
     del frame["rel_actions"]
     np.savez(dataset.frame_path(2), **frame)
-    with pytest.raises(DatasetError, match=r"frame episode_0000002\.npz: got keys .*expected 'rel_actions'"):
+    with raises(DatasetError, "frame episode_0000002.npz", got="keys ...", expected="'rel_actions'"):
         dataset.frame(2)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "text"),
+    ("key", "value", "got", "expected"),
     [
-        ("robot_obs", np.zeros(9), r"robot_obs of .*got shape \(9,\), expected shape \(15,\).*of another robot"),
-        ("rgb_static", np.zeros((200, 200, 3), np.float32), "got dtype float32, expected dtype uint8"),
-        ("rgb_gripper", np.zeros((84, 84), np.uint8), r"got shape \(84, 84\), expected shape \(84, 84, 3\)"),
-        ("scene_obs", np.zeros(24, np.int64), "got dtype int64, expected a float dtype"),
-        ("rel_actions", np.array([0, np.nan, 0, 0, 0, 0, 1.0]), "got NaN or Inf, expected finite values"),
-        ("rel_actions", np.array([0, 0, 0, 0, 0, 0, 0.5]), r"gripper in rel_actions.*got 0\.5, expected -1 \(close\) or 1"),
-        ("rel_actions", np.array([0, 3, 0, 0, 0, 0, 1.0]), r"got pose up to 3\.000, expected \[-1, 1\].*divided by 0\.02 m"),
+        ("robot_obs", np.zeros(9), "shape (9,)", "shape (15,)"),
+        ("rgb_static", np.zeros((200, 200, 3), np.float32), "dtype float32", "dtype uint8"),
+        ("rgb_gripper", np.zeros((84, 84), np.uint8), "shape (84, 84)", "shape (84, 84, 3)"),
+        ("scene_obs", np.zeros(24, np.int64), "dtype int64", "a float dtype"),
+        ("rel_actions", np.array([0, np.nan, 0, 0, 0, 0, 1.0]), "NaN or Inf", "finite values"),
+        ("rel_actions", np.array([0, 0, 0, 0, 0, 0, 0.5]), 0.5, "-1 (close) or 1 (open)"),
+        ("rel_actions", np.array([0, 3, 0, 0, 0, 0, 1.0]), "pose up to 3.000", "[-1, 1]"),
     ],
 )
-def test_a_wrong_array(dataset: CalvinDataset, key: str, value: np.ndarray, text: str) -> None:
+def test_a_wrong_array(dataset: CalvinDataset, key: str, value: np.ndarray, got: object, expected: str) -> None:
     change_frame(dataset.frame_path(2), **{key: value})
-    with pytest.raises(DatasetError, match=text):
+    with raises(DatasetError, f"...{key} of episode_0000002.npz", got=got, expected=expected):
         dataset.frame(2)
 
 
 def test_the_writer_refuses_what_the_reader_would() -> None:
     frames = episode_frames(3, np.random.default_rng(0))
     frames["rel_actions"][1, 6] = 0.0
-    with pytest.raises(DatasetError, match="gripper in rel_actions of episode at frame 64, step 1: got 0.0"):
+    with raises(DatasetError, "gripper in rel_actions of episode at frame 64, step 1", got="0.0"):
         write_episode(Path("never made"), 64, frames)
-    with pytest.raises(DatasetError, match="got lengths"):
+    with raises(DatasetError, got="lengths..."):
         write_episode(Path("never made"), 64, {**frames, "actions": frames["actions"][:2]})
-    with pytest.raises(DatasetError, match="got no 'actions', expected"):
+    with raises(DatasetError, got="no 'actions'"):
         write_episode(Path("never made"), 64, {key: frames[key] for key in FRAME_KEYS if key != "actions"})
     assert not Path("never made").exists()
 
@@ -182,7 +183,7 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "auto_lang_ann.npy"
     write_object_file(path, {"language": Hostile()})
-    with pytest.raises(DatasetError, match=r"got the class shutil\.rmtree, expected numpy arrays, lists.*may run code"):
+    with raises(DatasetError, got="the class shutil.rmtree", expected="numpy arrays, lists, dicts, text and numbers"):
         read_object_file(path)
 
 
@@ -196,7 +197,7 @@ def test_files_of_every_numpy_age_are_read(tmp_path: Path, protocol: int) -> Non
         # Protocol 3 is what numpy 1 wrote, and there the module still had its old name.
         file.write(stream.replace(b"numpy._core", b"numpy.core") if protocol == 3 else stream)
     if protocol == 2:  # spells bytes through _codecs.encode; numpy has written protocol 3 or newer since 2019
-        with pytest.raises(DatasetError, match=r"got the class _codecs\.encode"):
+        with raises(DatasetError, got="the class _codecs.encode"):
             read_object_file(path)
         return
     back = read_object_file(path)
@@ -207,21 +208,21 @@ def test_files_of_every_numpy_age_are_read(tmp_path: Path, protocol: int) -> Non
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"not numpy at all"])
 def test_a_damaged_language_file(root: Path, content: bytes) -> None:
     (root / "training" / LANGUAGE_FILE).write_bytes(content)
-    with pytest.raises(DatasetError, match=r"auto_lang_ann\.npy: got an unreadable file"):
+    with raises(DatasetError, "...auto_lang_ann.npy", got="an unreadable file..."):
         CalvinDataset.open(root)
 
 
 def test_a_language_file_of_another_structure(root: Path) -> None:
     path = root / "training" / LANGUAGE_FILE
     write_object_file(path, {"language": {"ann": ["a"], "task": []}, "info": {"indx": [(0, 1)]}})
-    with pytest.raises(DatasetError, match="got another structure"):
+    with raises(DatasetError, got="another structure..."):
         CalvinDataset.open(root)
     write_object_file(path, {"language": {"ann": [], "task": []}, "info": {"indx": []}})
-    with pytest.raises(DatasetError, match="got no segments"):
+    with raises(DatasetError, got="no segments"):
         CalvinDataset.open(root)
     write_object_file(path, {"language": {"ann": ["a"], "task": ["t"]}, "info": {"indx": [(5, 1)]}})
-    with pytest.raises(DatasetError, match="expected 0 <= start <= end"):
+    with raises(DatasetError, expected="0 <= start <= end"):
         CalvinDataset.open(root)
     np.save(path, np.zeros(3))
-    with pytest.raises(DatasetError, match=r"got an array of shape \(3,\), expected one pickled dict"):
+    with raises(DatasetError, got="an array of shape (3,)", expected="one pickled dict"):
         CalvinDataset.open(root)

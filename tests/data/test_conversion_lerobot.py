@@ -15,6 +15,7 @@ from rfedge.data.conversion.video import VideoFrames
 from rfedge.data.inspection.report import inspect_dataset
 from rfedge.errors import ConfigError, DatasetError
 from tests.data.lerobot_dataset import CAMERAS, SENTENCES, STEP, brightness, picture, write_lerobot, write_video
+from tests.errors import raises
 from tests.synthetic_demonstrations import NEUTRAL_STATE
 
 TOP, WRIST = CAMERAS
@@ -52,14 +53,14 @@ def test_a_video_goes_back_when_asked_to(tmp_path: Path) -> None:
     video = VideoFrames(source / f"videos/{TOP}/chunk-000/file-000.mp4")
     for frame in (0, 7, 7, 3, 19, 0):
         assert abs(brightness(video.at(frame)) - brightness(picture(TOP, frame))) < STEP / 2
-    with pytest.raises(DatasetError, match=r"it ends after 20 frames, before frame 20"):
+    with raises(DatasetError, got="...it ends after 20 frames, before frame 20..."):
         video.at(20)
     video.close()
 
 
 def test_resampling_takes_the_picture_before(tmp_path: Path) -> None:
     source = write_lerobot(tmp_path / "source", fps=15, lengths=(10,), files=(0,))
-    with pytest.raises(ConfigError, match=r"got 15 Hz, expected 30 Hz.*--fps 30 to resample"):
+    with raises(ConfigError, got="15 Hz", expected="30 Hz, at which CALVIN's robot is controlled"):
         convert(source, tmp_path / "out")
     assert convert(source, tmp_path / "out", fps=30).num_frames == 20
     dataset = CalvinDataset.open(tmp_path / "out")
@@ -84,7 +85,7 @@ def test_a_change_of_task_within_an_episode_is_a_new_segment(tmp_path: Path) -> 
 def test_parts_of_a_state_can_be_mapped(tmp_path: Path) -> None:
     state = np.array([*NEUTRAL_STATE[:6], 0.02, -0.02])
     source = write_lerobot(tmp_path / "source", state=state, lengths=(5,), files=(0,))
-    with pytest.raises(DatasetError, match=r"state of episode 0: got 8 numbers, expected CALVIN's 15.*Name its parts"):
+    with raises(DatasetError, "state of episode 0", got="8 numbers", expected="CALVIN's 15...", remedy="Name its parts..."):
         convert(source, tmp_path / "out")
     texts = ["tcp_pos", "tcp_euler", "gripper_width"]
     ranges = ["0:3", "3:6", "6:8"]
@@ -99,16 +100,16 @@ def test_parts_of_a_state_can_be_mapped(tmp_path: Path) -> None:
 
 def test_versions_before_3_name_the_script_that_converts_them(tmp_path: Path) -> None:
     source = write_lerobot(tmp_path / "source", version="v2.1", lengths=(5,), files=(0,))
-    with pytest.raises(DatasetError, match=r"got LeRobot v2\.1, expected v3\.0\. .*convert_dataset_v21_to_v30"):
+    with raises(DatasetError, got="LeRobot v2.1", expected="v3.0", remedy="...convert_dataset_v21_to_v30..."):
         convert(source, tmp_path / "out")
 
 
 def test_another_robot(tmp_path: Path) -> None:
     source = write_lerobot(tmp_path / "source", action_size=6, state=np.zeros(6), lengths=(5,), files=(0,))
-    with pytest.raises(DatasetError, match="state of episode 0: got 6 numbers, expected CALVIN's 15"):
+    with raises(DatasetError, "state of episode 0", got="6 numbers", expected="CALVIN's 15..."):
         convert(source, tmp_path / "out")
     source = write_lerobot(tmp_path / "other", action_size=8, lengths=(5,), files=(0,))
-    with pytest.raises(DatasetError, match="actions of episode 0: got 8 numbers, expected 7: xyz, euler xyz and gripper"):
+    with raises(DatasetError, "actions of episode 0", got="8 numbers", expected="7: xyz, euler xyz and gripper..."):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -128,24 +129,24 @@ def rename_tasks(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "text"),
+    ("file", "damage", "parts"),
     [
-        ("meta/info.json", Path.unlink, "got no meta/info.json, expected the root of a LeRobot dataset"),
-        ("meta/info.json", truncate, "info.json: got another structure"),
-        ("meta/tasks.parquet", Path.unlink, r"tasks\.parquet: got an unreadable file \(no file\)"),
-        ("meta/tasks.parquet", rename_tasks, "episode 0: got task 0, without a sentence"),
-        ("meta/episodes/chunk-000/file-000.parquet", Path.unlink, "got no episodes"),
-        ("meta/episodes/chunk-000/file-000.parquet", shorten_record, "got 12 frames, expected 99, as meta/episodes says"),
-        ("data/chunk-000/file-000.parquet", truncate, r"file-000\.parquet: got an unreadable file"),
-        ("data/chunk-000/file-000.parquet", Path.unlink, r"file-000\.parquet: got an unreadable file \(no file\)"),
-        (f"videos/{TOP}/chunk-000/file-000.mp4", truncate, r"video .*file-000\.mp4: got an unreadable file"),
-        (f"videos/{WRIST}/chunk-000/file-001.mp4", Path.unlink, r"video .*file-001\.mp4: got no file"),
+        ("meta/info.json", Path.unlink, {"got": "no meta/info.json"}),
+        ("meta/info.json", truncate, {"subject": "...info.json", "got": "another structure..."}),
+        ("meta/tasks.parquet", Path.unlink, {"subject": "...tasks.parquet", "got": "an unreadable file (no file)"}),
+        ("meta/tasks.parquet", rename_tasks, {"subject": "episode 0", "got": "task 0, without a sentence"}),
+        ("meta/episodes/chunk-000/file-000.parquet", Path.unlink, {"got": "no episodes"}),
+        ("meta/episodes/chunk-000/file-000.parquet", shorten_record, {"remedy": "...12 frames, expected 99, as meta/..."}),
+        ("data/chunk-000/file-000.parquet", truncate, {"subject": "...file-000.parquet", "got": "an unreadable file..."}),
+        ("data/chunk-000/file-000.parquet", Path.unlink, {"got": "an unreadable file (no file)"}),
+        (f"videos/{TOP}/chunk-000/file-000.mp4", truncate, {"subject": "video ...file-000.mp4", "got": "an unreadable..."}),
+        (f"videos/{WRIST}/chunk-000/file-001.mp4", Path.unlink, {"subject": "video ...file-001.mp4", "got": "no file"}),
     ],
 )
-def test_a_damaged_dataset(tmp_path: Path, file: str, damage, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_dataset(tmp_path: Path, file: str, damage, parts: dict) -> None:  # type: ignore[no-untyped-def]
     source = write_lerobot(tmp_path / "source", lengths=(12, 6), files=(0, 1))
     damage(source / file)
-    with pytest.raises(DatasetError, match=text):
+    with raises(DatasetError, **parts):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -155,9 +156,9 @@ def test_cameras_that_are_not_known(tmp_path: Path) -> None:
     info = json.loads((source / "meta/info.json").read_text())
     info["features"] = {key.replace(".top", ".laptop"): value for key, value in info["features"].items()}
     (source / "meta/info.json").write_text(json.dumps(info))
-    with pytest.raises(DatasetError, match=r"got cameras observation\.images\.laptop, .*--map static=KEY"):
+    with raises(DatasetError, got="cameras observation.images.laptop, ...", remedy="...--map static=KEY..."):
         convert(source, tmp_path / "out")
-    with pytest.raises(DatasetError, match=r"no 'observation.depth.laptop' for static, expected one of observation.images"):
+    with raises(DatasetError, got="no 'observation.depth.laptop' for static", expected="one of observation.images..."):
         convert(source, tmp_path / "out", fields=parse_fields(["static=observation.depth.laptop"]))
 
 
@@ -236,11 +237,11 @@ def test_the_sentence_is_the_column_task_or_the_index(tmp_path: Path) -> None:
         rows = [(part.start, part.end, part.instruction) for part in CalvinDataset.open(tmp_path / f"out{place}").segments]
         assert rows == [(0, 4, "open the drawer"), (5, 9, "lift the cup")]
     write_tasks(source, task_index=numbers, category=scenes)
-    with pytest.raises(DatasetError, match=r"got columns task_index, category, expected task_index and task"):
+    with raises(DatasetError, got="columns task_index, category", expected="task_index and task..."):
         convert(source, tmp_path / "out")
     convert(source, tmp_path / "out", instruction="go")
     write_tasks(source, task_index=[0, 0], task=sentences)
-    with pytest.raises(DatasetError, match="got task 0 as 'lift the cup' and 'open the drawer', expected one sentence"):
+    with raises(DatasetError, got="task 0 as 'lift the cup' and 'open the drawer'"):
         convert(source, tmp_path / "out2")
 
 
@@ -269,30 +270,26 @@ def test_short_videos_and_missing_columns_are_found_before_a_picture_is_decoded(
         write_video(source / f"videos/{key}/chunk-000/file-000.mp4", key, [0] * 28)
     drop_column(source / "data/chunk-000/file-000.parquet", "action", "task_index")
     monkeypatch.setattr(VideoFrames, "at", None)
-    with pytest.raises(DatasetError) as error:
+    with raises(DatasetError, got="3 faults") as error:
         convert_dataset(source, "lerobot", tmp_path / "out", ConversionOptions(), trial=trial)
     for key in CAMERAS:
         path = source / f"videos/{key}/chunk-000/file-000.mp4"
-        assert f"video {path}: got 28 frames, expected 32, so that every row of episode 1 has its picture" in str(
-            error.value
-        )
-    assert "file-000.parquet: got no column action, task_index, expected" in str(error.value)
-    assert "got 3 faults" in str(error.value)
+        assert f"video {path}: got 28 frames, expected 32, so that every row of episode 1 has" in error.value.remedy
+    assert "file-000.parquet: got no column action, task_index, expected" in error.value.remedy
 
 
 def test_records_that_cannot_be(tmp_path: Path) -> None:
     source = write_lerobot(tmp_path / "source", lengths=(12, 8), files=(0, 0))
     name = f"videos__{TOP}__to_timestamp"
     change_episodes(source, **{name: [12 / 30, 25 / 30]})
-    with pytest.raises(
-        DatasetError, match=rf"{TOP}/to_timestamp of episode 1: got 0\.833 s, expected at most 0\.667 s, where file-000\.mp4"
-    ):
+    subject = f"videos/{TOP}/to_timestamp of episode 1"
+    with raises(DatasetError, subject, got="0.833 s", expected="at most 0.667 s, where file-000.mp4 ends"):
         convert(source, tmp_path / "out")
     source = write_lerobot(tmp_path / "gaps", lengths=(5,), files=(0,))
     change_rows(source, "frame_index", [0, 1, 3, 4, 5])
-    with pytest.raises(DatasetError, match=r"episode 0 in .*: got frame_index 3 in row 2, expected 0, 1, 2, \.\.\. without"):
+    with raises(DatasetError, "episode 0 in ...", got="frame_index 3 in row 2", expected="0, 1, 2, ... without gaps"):
         convert(source, tmp_path / "out")
     source = write_lerobot(tmp_path / "columns", lengths=(5,), files=(0,))
     drop_column(source / "meta/episodes/chunk-000/file-000.parquet", "length", f"videos/{TOP}/from_timestamp")
-    with pytest.raises(DatasetError, match=rf"got no column length, videos/{TOP}/from_timestamp, expected"):
+    with raises(DatasetError, got=f"no column length, videos/{TOP}/from_timestamp"):
         convert(source, tmp_path / "out")

@@ -11,6 +11,7 @@ from rfedge.data.inspection.report import InspectionReport, inspect_dataset
 from rfedge.envs.tasks import TASKS
 from rfedge.errors import ConfigError, DatasetError
 from tests.data.released_split import SEGMENTS, release_frame, save_object, write_split
+from tests.errors import raises
 
 FRAME = 7
 
@@ -206,10 +207,10 @@ def test_commands_of_a_collection_are_not_compared_with_the_poses_reached(folder
 
 
 def test_nothing_to_inspect(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(DatasetError, match="got no folder"):
+    with raises(DatasetError, got="no folder"):
         inspect_dataset(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="got no frame files"):
+    with raises(DatasetError, got="no frame files"):
         inspect_dataset(tmp_path / "empty")
-    with pytest.raises(ConfigError, match="frames: got 0, expected at least 1"):
+    with raises(ConfigError, "frames", got=0, expected="at least 1"):
         inspect_dataset(folder, num_frames=0)

@@ -15,6 +15,7 @@ from rfedge.data.inspection.report import InspectionReport, inspect_dataset
 from rfedge.data.statistics import StatisticsBuilder
 from rfedge.errors import DatasetError
 from tests.data.released_split import save_object
+from tests.errors import raises
 from tests.synthetic_demonstrations import NEUTRAL_STATE
 
 NUM_FRAMES = 60
@@ -149,7 +150,7 @@ def test_a_blank_sentence_costs_its_segment_alone(
         "segment 1 (task_1, frames 20 to 39): no instruction",
     )
     annotate(root, [blank])
-    with pytest.raises(DatasetError, match="got 1 segments, none with an instruction, expected at least one"):
+    with raises(DatasetError, got="1 segments, none with an instruction", expected="at least one"):
         CalvinDataset.open(root)
 
 

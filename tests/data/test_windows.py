@@ -11,6 +11,7 @@ from rfedge.data import CalvinDataset, FrameCache, Segment, WindowIndex, WindowS
 from rfedge.data.frames import read_frame, write_frame
 from rfedge.data.windows import SamplerState, Window, label_chunks, split_segments
 from rfedge.errors import ArtifactError, ConfigError, DatasetError
+from tests.errors import raises
 
 
 def test_every_frame_starts_a_window() -> None:
@@ -83,7 +84,7 @@ def test_spread_is_even_and_bounded() -> None:
 @pytest.mark.parametrize("name", ["window", "frame_stride", "chunk_size"])
 def test_sizes_below_one_are_refused(name: str) -> None:
     sizes = {"window": 1, "frame_stride": 1, "chunk_size": 1, name: 0}
-    with pytest.raises(ConfigError, match=f"{name}: got 0, expected at least 1"):
+    with raises(ConfigError, name, got=0, expected="at least 1"):
         WindowIndex([Segment(0, 1, "a", "x")], **sizes)
 
 
@@ -111,7 +112,7 @@ def test_the_sampler_resumes_from_its_state() -> None:
     second = WindowSampler(10, 3, seed=5, state=first.state)
     assert [second.next_batch() for _ in range(5)] == expected[4:]
     assert WindowSampler(10, 3, seed=6).next_batch() != expected[0]
-    with pytest.raises(ConfigError, match="got 0 and 3, expected at least 1 of each"):
+    with raises(ConfigError, got="0 and 3", expected="at least 1 of each"):
         WindowSampler(0, 3, seed=0)
 
 
@@ -123,7 +124,7 @@ def test_held_out_segments_are_disjoint_and_seeded(dataset: CalvinDataset) -> No
     assert split_segments(dataset, 0.0, seed=0) == ([0, 1, 2, 3], [])
     assert len(split_segments(dataset, 0.01, seed=0)[1]) == 1
     assert len(split_segments(dataset, 0.99, seed=0)[0]) == 1
-    with pytest.raises(ConfigError, match="validation fraction: got 1"):
+    with raises(ConfigError, "validation fraction", got="1..."):
         split_segments(dataset, 1.0, seed=0)
 
 
@@ -133,7 +134,7 @@ def test_a_share_of_the_data_lies_within_a_larger_one_and_leaves_what_is_held_ou
     assert [len(training) for training, _ in shares] == [1, 2, 3]
     assert set(shares[0][0]) < set(shares[1][0]) < set(shares[2][0]) == set(everything)
     assert {tuple(part) for _, part in shares} == {tuple(held_out)}
-    with pytest.raises(ConfigError, match=r"share of the data: got 0.0, expected 0 < share <= 1"):
+    with raises(ConfigError, "share of the data", got="0.0", expected="0 < share <= 1"):
         split_segments(dataset, 0.25, seed=0, share=0.0)
 
 
@@ -170,12 +171,12 @@ def test_an_interrupted_build_leaves_nothing(dataset: CalvinDataset) -> None:
 
 def test_a_cache_that_cannot_be_written_says_where_to_put_it(dataset: CalvinDataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="file: got file exists, expected a path that this user may use"):
+    with raises(ArtifactError, "...file", got="file exists", expected="a path that this user may use"):
         FrameCache.open(dataset, folder=tmp_path / "file" / "cache")
 
 
 def test_a_dataset_of_another_robot_does_not_reach_the_cache(dataset: CalvinDataset) -> None:
     path = dataset.frame_path(3)
     write_frame(path, {**read_frame(path), "robot_obs": np.zeros(9)})
-    with pytest.raises(DatasetError, match="of another robot"):
+    with raises(DatasetError, remedy="...of another robot..."):
         FrameCache.open(dataset)

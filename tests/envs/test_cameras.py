@@ -15,6 +15,7 @@ from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
 from rfedge.envs.snapshots import sample_state
 from rfedge.errors import BackendUnavailableError
 from rfedge.robot.rotations import euler_to_matrix
+from tests.errors import raises
 
 # red in the cabinet on the left, blue and pink on the table's two spots, everything closed and off
 EVALUATION_SCENE = np.zeros(24)
@@ -132,7 +133,7 @@ def test_a_renderer_that_cannot_start_says_what_to_install(playtable: Environmen
         raise RuntimeError("no EGL device")
 
     monkeypatch.setattr(mujoco, "GLContext", refuse)
-    with pytest.raises(BackendUnavailableError, match="apt-get install libegl1 libgl1-mesa-dri"):
+    with raises(BackendUnavailableError, remedy="...apt-get install libegl1 libgl1-mesa-dri..."):
         Cameras(playtable._model)  # type: ignore[attr-defined]
 
 

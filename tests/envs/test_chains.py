@@ -21,6 +21,7 @@ from rfedge.envs.chains import (
 )
 from rfedge.envs.initial_conditions import condition_seed, initial_state
 from rfedge.errors import ConfigError
+from tests.errors import raises
 
 FIRST = Chain(
     SymbolicState(
@@ -127,11 +128,9 @@ def test_a_part_is_the_beginning_of_the_whole(official: tuple[Chain, ...]) -> No
     assert own != official[:10]
 
 
-@pytest.mark.parametrize(
-    ("num", "of", "text"), [(0, None, "got 0, expected at least 1"), (11, 10, "got 11, expected 1 to 10")]
-)
-def test_numbers_out_of_range(num: int, of: int | None, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
+@pytest.mark.parametrize(("num", "of", "expected"), [(0, None, "at least 1"), (11, 10, "1 to 10")])
+def test_numbers_out_of_range(num: int, of: int | None, expected: str) -> None:
+    with raises(ConfigError, "number of chains", got=num, expected=expected):
         make_chains(num, of=of)
 
 
@@ -165,7 +164,7 @@ def test_what_tasks_need_and_change() -> None:
     alone = SymbolicState(0, 0, "right", "open", "table", "slider_right", "slider_left")
     assert state_after(alone, "push_into_drawer") == dataclasses.replace(alone, red_block="drawer")
     assert state_after(dataclasses.replace(start, drawer="open"), "push_into_drawer") is None, "two are on the table"
-    with pytest.raises(ConfigError, match="did you mean 'open_drawer'"):
+    with raises(ConfigError, expected="...did you mean 'open_drawer'..."):
         state_after(start, "open_draw")
 
 
@@ -220,9 +219,7 @@ def test_two_blocks_on_the_table_never_share_a_spot_and_yaws_are_within_bounds()
 
 def test_starts_that_calvin_does_not_define() -> None:
     held = dataclasses.replace(FIRST.state, red_block="grasped")
-    with pytest.raises(
-        ConfigError, match="place of a block: got 'grasped', expected one of table, slider_left, slider_right"
-    ):
+    with raises(ConfigError, "place of a block", got="'grasped'", expected="one of table, slider_left, slider_right"):
         initial_state(held)
-    with pytest.raises(ConfigError, match="scene: got 'E'"):
+    with raises(ConfigError, "scene", got="'E'"):
         initial_state(FIRST.state, "E")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 from rfedge.envs import Environment, make_environment
 from rfedge.errors import ConfigError
+from tests.errors import raises
 
 
 def test_unknown_environment_proposes_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'playtable'"):
+    with raises(ConfigError, expected="...did you mean 'playtable'..."):
         make_environment("playtabel")
 
 
 def test_unknown_scene_is_refused() -> None:
-    with pytest.raises(ConfigError, match="one of A, B, C, D"):
+    with raises(ConfigError, expected="one of A, B, C, D"):
         make_environment("playtable", scene="E")
 
 
@@ -33,5 +32,5 @@ def test_playtable_is_an_environment(physics: Environment) -> None:
 
 
 def test_an_environment_without_cameras_refuses_to_observe(physics: Environment) -> None:
-    with pytest.raises(ConfigError, match="render=True"):
+    with raises(ConfigError, remedy="...render=True..."):
         physics.observe()

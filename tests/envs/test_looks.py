@@ -19,6 +19,7 @@ from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
 from rfedge.envs.playtable.wood import Wood, paint_wood
 from rfedge.errors import ConfigError
 from rfedge.runtimes.rollout.rollout_session import Simulator
+from tests.errors import raises
 
 SCENE = np.zeros(24)
 SCENE[6:9], SCENE[12:15], SCENE[18:21] = (0.05, -0.12, 0.46), (0.2, -0.12, 0.46), (0.32, -0.12, 0.46)
@@ -131,7 +132,7 @@ def test_an_episodes_looks_depend_on_task_and_seed_alone(table: PlayTable) -> No
 
 
 def test_unknown_looks_are_refused() -> None:
-    with pytest.raises(ConfigError, match="one of playtable, random, calvin"):
+    with raises(ConfigError, expected="one of playtable, random, calvin..."):
         make_environment("playtable", looks="randm")  # type: ignore[arg-type]
 
 
@@ -147,7 +148,7 @@ def test_a_start_that_is_measured_has_looks_of_its_own(table: PlayTable) -> None
 def test_a_measurement_opens_the_looks_it_names_and_says_so() -> None:
     with Simulator(looks="random", render=False).open() as environment:
         assert EnvironmentIdentity.of("playtable", environment) == EnvironmentIdentity("playtable", "none", "random")
-    with pytest.raises(ConfigError, match="renderer: got 'tiny' for playtable"):
+    with raises(ConfigError, "renderer", got="'tiny' for playtable"):
         Simulator(renderer="tiny").open()
 
 

@@ -12,6 +12,7 @@ import pytest
 from rfedge.envs import TASKS, BlockState, SceneInfo, TaskOracle
 from rfedge.errors import ConfigError
 from rfedge.robot.rotations import euler_to_quaternion
+from tests.errors import raises
 
 ORACLE = TaskOracle()
 TABLE = ("table", "base_link")
@@ -163,7 +164,7 @@ def test_nothing_is_solved_when_nothing_changes() -> None:
 
 
 def test_unknown_task() -> None:
-    with pytest.raises(ConfigError, match="did you mean"):
+    with raises(ConfigError, expected="...did you mean..."):
         ORACLE.solved("lift_red_block", scene(), scene())
 
 

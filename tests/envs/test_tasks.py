@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from rfedge.envs.language import PARAPHRASES, sample_instruction
 from rfedge.envs.tasks import INSTRUCTIONS, TASKS, check_task
 from rfedge.errors import ConfigError
+from tests.errors import raises
 
 
 def test_order_of_task_ids() -> None:
@@ -27,7 +27,7 @@ def test_evaluation_instructions_are_the_benchmarks_own() -> None:
 
 
 def test_unknown_task_proposes_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'open_drawer'"):
+    with raises(ConfigError, expected="...did you mean 'open_drawer'..."):
         check_task("open_draw")
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ArtifactError, explain
+from rfedge.errors import ArtifactError
 
 _STL_RECORD: Final = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _STL_HEADER_BYTES: Final = 80
@@ -49,8 +49,8 @@ def read_mesh(path: Path) -> list[TriangleMesh]:
     try:
         return _read_stl(path) if path.suffix.lower() == ".stl" else _read_obj(path)
     except (OSError, ValueError, IndexError, struct.error) as error:
-        text = explain(str(path), got=str(error), expected="an OBJ or binary STL mesh", remedy="Install calvin_env again.")
-        raise ArtifactError(text) from error
+        expected, remedy = "an OBJ or binary STL mesh", "Install calvin_env again."
+        raise ArtifactError(str(path), got=error, expected=expected, remedy=remedy) from error
 
 
 def _read_stl(path: Path) -> list[TriangleMesh]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from rfedge.envs.interface import Camera
-from rfedge.errors import BackendUnavailableError, explain
+from rfedge.errors import BackendUnavailableError
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE, UInt8Array
 
 _GL_REMEDY: Final = (
@@ -35,8 +35,7 @@ def load_mujoco() -> Any:
         return importlib.import_module("mujoco")
     except ModuleNotFoundError as error:
         remedy = "Install it with: pip install mujoco."
-        text = explain("mujoco", got=str(error), expected="MuJoCo 3.3.7 or later", remedy=remedy)
-        raise BackendUnavailableError(text) from error
+        raise BackendUnavailableError("mujoco", got=error, expected="MuJoCo 3.3.7 or later", remedy=remedy) from error
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         # A missing OpenGL library surfaces as any of these, depending on the back end.
         raise _no_renderer(error) from error
