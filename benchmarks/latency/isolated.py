@@ -42,11 +42,6 @@ BASELINES: Final = {
     OPTIMUM: "optimum-onnx dynamic int8",
     "openvino": "on OpenVINO",  # of the first bundle
 }
-# What a reader must know about a row.
-NOTES: Final = {
-    BASELINES[DYNAMIC]: "onnxruntime's own quantize_dynamic: MatMuls, per channel",
-    BASELINES[OPTIMUM]: "Optimum's settings for AVX512-VNNI, dynamic, per channel",
-}
 _AGAIN: Final = " (again)"
 
 

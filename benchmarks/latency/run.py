@@ -36,6 +36,7 @@ from rfedge.bundle.artifact import load_bundle
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
 from rfedge.jobs.progress import Count
+from rfedge.machine.power.record import ResourceRecord
 from rfedge.messages import STATE_SIZE, Observation
 from rfedge.policies import bundle_name, find_bundle, find_checkpoint
 from rfedge.records.machine import peak_rss_bytes, provenance
@@ -47,7 +48,7 @@ from rfedge.runtimes.control.modes import check_execute_steps
 from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
 from rfedge.runtimes.rollout.policy_source import TORCH, TorchPolicy
-from rfedge.runtimes.rollout.resources import ResourceRecord, measure_idle, measure_resources
+from rfedge.runtimes.rollout.resources import measure_idle, measure_resources
 from rfedge.runtimes.roofline.this_machine import measure_cpu
 
 Samples = dict[str, npt.NDArray[np.float64]]  # stage -> (round,) milliseconds

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ from rfedge.benchmarks.latency.run import sample_observations
 from rfedge.benchmarks.latency.serving_process import ServingProcess
 from rfedge.errors import ConfigError, ContractError, GateError
 from rfedge.messages import STATE_SIZE, Observation
+from rfedge.policies import find_bundle
 from rfedge.records.machine import Measurement, provenance
-from rfedge.records.plan import check_least
+from rfedge.records.plan import Option, check_least
 from rfedge.records.statistics import Summary, summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
@@ -48,15 +49,18 @@ class ServerPlan:
     Attributes:
         clients: connected at once, each with frames of its own, for `seconds`.
         threads: of the policy, in the server and in the solo runs.
-        instructions: what the clients ask for, `STEPS_PER_INSTRUCTION` frames each.
+        instructions: `STEPS_PER_INSTRUCTION` frames each; empty for sentences of ours.
     """
 
-    bundle: Path
-    clients: int = 8
-    seconds: float = 60.0
-    threads: int = 1
-    seed: int = 0
-    instructions: tuple[str, ...] = INSTRUCTIONS
+    bundle: Annotated[Path, Option("Bundle folder or shipped policy to serve.", argument=True, parse=find_bundle)]
+    clients: Annotated[int, Option("Clients that ask as fast as they are answered.")] = 8
+    seconds: Annotated[float, Option("For how long.")] = 60.0
+    threads: Annotated[int, Option("Threads of the policy.")] = 1
+    seed: Annotated[int, Option("Seed of the frames.")] = 0
+    instructions: Annotated[
+        tuple[str, ...],
+        Option("What the clients ask for, in turn; needed for a bundle with few sentences.", flag="--instruction"),
+    ] = ()
 
     def __post_init__(self) -> None:
         """Refuse a plan that measures nothing.
@@ -156,14 +160,14 @@ def run_server(plan: ServerPlan) -> ServerReport:
     """
     token = secrets.token_hex(16)
     flags = ("--threads", str(plan.threads), "--max-connections", str(plan.clients + 8))
+    asked = plan.instructions or INSTRUCTIONS
     with EdgePolicy.load(plan.bundle, settings=RuntimeSettings(threads=plan.threads)) as policy:
-        for instruction in plan.instructions:
+        for instruction in asked:
             policy.parts.encoder(instruction)
         clients = []
         for index in range(plan.clients):
-            start = index % len(plan.instructions)  # clients begin with different instructions
-            instructions = plan.instructions[start:] + plan.instructions[:start]
-            clients.append(_Client(_frames(policy, plan.seed + index), instructions))
+            start = index % len(asked)  # clients begin with different instructions
+            clients.append(_Client(_frames(policy, plan.seed + index), asked[start:] + asked[:start]))
         with ServingProcess(plan.bundle, *flags, "--deadline-ms", str(SERVER_DEADLINE_MS), token=token) as server:
             duration_s = asyncio.run(_stream(clients, server.url, token, plan.seconds))
             exit_status = server.terminate()

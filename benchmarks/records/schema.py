@@ -7,10 +7,10 @@ from typing import Any, Final, Literal
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from rfedge.benchmarks.latency.profile import CallProfile
+from rfedge.machine.power.record import ResourceRecord
 from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio, Summary
-from rfedge.runtimes.rollout.resources import ResourceRecord
 
 LATENCY_SCHEMA_VERSION: Final = 1
 

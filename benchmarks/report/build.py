@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from rfedge.benchmarks.report.bundles import Names, Row, advice, bundle_rows, bundle_tables, plots
 from rfedge.benchmarks.report.collect import Collection, Found, collect
-from rfedge.benchmarks.report.markdown import Cell, Figure, Part, Section, missing, plain, table, to_page
+from rfedge.benchmarks.report.markdown import Cell, Figure, Part, Section, Table, missing, plain, to_page
 from rfedge.benchmarks.report.plots import save_plots
 from rfedge.benchmarks.report.sections import record_sections
 from rfedge.errors import ArtifactError, ConfigError
@@ -100,8 +100,7 @@ def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None)
     names = Names()
     rows = bundle_rows(collection, names)
     message = advice(rows, names)
-    first, *rest = bundle_tables(rows, names) or [""]
-    sections = [Section("Summary", [*message, *(plot.to_figure() for plot in plots(rows)), first, *rest])]
+    sections = [Section("Summary", [*message, *plots(rows), *bundle_tables(rows, names)])]
     sections += [Section("Rollouts", pictures)] if pictures else []
     sections += record_sections(collection, names)
     absent = _missing(collection, rows, len(pictures))
@@ -170,8 +169,8 @@ def _records(collection: Collection, names: Names) -> Section:
         facts = (machine["cpu"], cores, memory, ", ".join(machine["cpu_flags"]) or "-", machine["governor"] or "-")
         places.append([names.mark(machine), *facts, machine["system"]])
     heads = ["mark", "processor", "cores used", "memory GiB", "instructions", "governor", "system"]
-    parts: list[Part] = [table("Where every number on this page comes from.", columns, rows, len(columns))]
-    parts += [table("Machines.", heads, places, len(heads))] if places else []
+    parts: list[Part] = [Table("Where every number on this page comes from.", columns, rows, len(columns))]
+    parts += [Table("Machines.", heads, places, len(heads))] if places else []
     return Section("Records and machines", parts)
 
 
@@ -213,7 +212,7 @@ def _quoted() -> Section:
     )
     sources = "\n".join(f"- [{plain(name + ': ' + one['title'])}]({one['url']})" for name, one in quoted["sources"].items())
     caption = "Quoted from papers: share of 1000 chains with at least so many tasks solved."
-    return Section("Quoted baselines", [caution, table(caption, columns, rows, 3), sources])
+    return Section("Quoted baselines", [caution, Table(caption, columns, rows, 3), sources])
 
 
 def _missing(collection: Collection, rows: Sequence[Row], num_pictures: int) -> tuple[str, ...]:

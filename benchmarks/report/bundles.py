@@ -13,6 +13,7 @@ from typing import Any
 from rfedge.benchmarks.report.collect import Collection, Found
 from rfedge.benchmarks.report.markdown import (
     Cell,
+    Table,
     interval,
     megabytes,
     milliseconds,
@@ -20,7 +21,6 @@ from rfedge.benchmarks.report.markdown import (
     percentiles,
     plain,
     share,
-    table,
 )
 from rfedge.benchmarks.report.plots import Bar, Plot, Point, plot_bars, plot_points
 
@@ -274,7 +274,7 @@ def _kept(row: Row) -> Document | None:
     return row.success["paired"]["average_length_share"] if row.success and row.success["paired"] else None
 
 
-def bundle_tables(rows: Sequence[Row], names: Names) -> list[str]:
+def bundle_tables(rows: Sequence[Row], names: Names) -> list[Table]:
     """Return success beside speed, power and size, then the speeds of bundles whose success nobody measured.
 
     A column that is empty in all rows is left out.
@@ -289,7 +289,7 @@ def bundle_tables(rows: Sequence[Row], names: Names) -> list[str]:
         columns = [name for name in (some[0] if some else ()) if any(_shows(cells[name]) for cells in some)]
         if some:
             tables.append(
-                table(caption, columns, [[cells[name] for name in columns] for cells in some], 2 if succeeded else 1)
+                Table(caption, columns, [[cells[name] for name in columns] for cells in some], 2 if succeeded else 1)
             )
     return tables
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -22,7 +22,7 @@ _SOLVED: Final = re.compile(r"(\d+)/(\d+)\Z")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture inside the page; the Markdown file leaves it out."""
+    """A picture file."""
 
     content: bytes
     media_type: str
@@ -34,7 +34,40 @@ class Figure:
         return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
-Part = str | Figure  # a string is Markdown
+class Picture(Protocol):
+    """What the page shows and the Markdown file leaves out."""
+
+    def to_html(self) -> str:
+        """Return it as an element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Texts with their caption above and footnotes below; numbers, behind `text_columns`, stand to the right."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    text_columns: int = 1
+
+    def numbered(self) -> tuple[list[list[str]], list[str]]:
+        """Return the rows with numbers for their footnotes, and these; equal footnotes share their number."""
+        notes: dict[str, int] = {}
+
+        def written(cell: Cell) -> str:
+            text, note = (cell, "") if isinstance(cell, str) else cell
+            return text + (f" [{notes.setdefault(note, len(notes) + 1)}]" if note else "")
+
+        rows = [[written(cell) for cell in row] for row in self.rows]
+        return rows, [f"[{number}] {note}" for note, number in notes.items()]
+
+    def to_markdown(self) -> str:
+        rows, notes = self.numbered()
+        lines = grid([*map(plain, self.columns)], [[*map(plain, row)] for row in rows], self.text_columns)
+        return "\n\n".join(filter(None, (plain(self.caption), lines, "  \n".join(map(plain, notes)))))
+
+
+Part = str | Table | Picture  # a string is Markdown
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +78,8 @@ class Section:
     parts: Sequence[Part]
 
     def to_markdown(self) -> str:
-        return "\n\n".join([f"## {plain(self.title)}", *(part for part in self.parts if isinstance(part, str))])
+        texts = (part.to_markdown() if isinstance(part, Table) else part for part in self.parts)
+        return "\n\n".join([f"## {plain(self.title)}", *(text for text in texts if isinstance(text, str))])
 
 
 def plain(text: str) -> str:
@@ -62,19 +96,6 @@ def grid(columns: Sequence[str], rows: Sequence[Sequence[object]], text_columns:
     """Return a Markdown table of cells that are Markdown; numbers, behind `text_columns`, stand to the right."""
     rule = ["---" if text_columns is None or place < text_columns else "---:" for place in range(len(columns))]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, rule, *rows))
-
-
-def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], text_columns: int = 1) -> str:
-    """Return a table of texts with its caption above and its footnotes below; equal footnotes share their number."""
-    notes: dict[str, int] = {}
-
-    def written(cell: Cell) -> str:
-        text, note = (cell, "") if isinstance(cell, str) else cell
-        return plain(text) + (f" [{notes.setdefault(note, len(notes) + 1)}]" if note else "")
-
-    lines = grid([plain(column) for column in columns], [[written(cell) for cell in row] for row in rows], text_columns)
-    below = "  \n".join(f"[{number}] {plain(note)}" for note, number in notes.items())
-    return "\n\n".join(filter(None, (plain(caption), lines, below)))
 
 
 def missing(reason: str) -> Cell:
@@ -124,13 +145,13 @@ def to_page(title: str, sections: Sequence[Section]) -> str:
     for number, section in enumerate(sections):
         pieces, figures = [f"<h2>{escape(section.title)}</h2>"] if number else [], list[str]()
         for part in (*section.parts, ""):
-            if isinstance(part, Figure):
+            if not isinstance(part, (str, Table)):
                 figures.append(part.to_html())
                 continue
             if figures:  # those that follow each other stand side by side where there is room
                 pieces.append(f'<div class="figures">{"".join(figures)}</div>')
                 figures = []
-            pieces.append(_html(part))
+            pieces.append(_html(part if isinstance(part, str) else part.to_markdown()))
         body.append(f'<section id="s{number}">{"".join(pieces)}</section>')
         links.append(f'<li><a href="#s{number}">{escape(section.title)}</a></li>')
     body.insert(1, f'<nav aria-label="Sections"><ul>{"".join(links[1:])}</ul></nav>')

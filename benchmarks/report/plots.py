@@ -56,7 +56,7 @@ class Plot:
     height: float  # inches, beside a width of `_WIDTH`
     caption: str
 
-    def to_figure(self) -> Figure:
+    def to_html(self) -> str:
         """Return it as SVG."""
         content = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the same bytes for the same records
@@ -64,7 +64,7 @@ class Plot:
             figure = _canvas(_WIDTH, self.height)
             self.draw(figure)
             figure.savefig(content, format="svg", bbox_inches="tight", metadata=nothing)
-        return Figure(content.getvalue(), "image/svg+xml", self.caption)
+        return Figure(content.getvalue(), "image/svg+xml", self.caption).to_html()
 
 
 def save_plots(plots: Sequence[Plot], path: Path) -> None:

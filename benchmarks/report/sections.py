@@ -11,16 +11,17 @@ from rfedge.benchmarks.report.markdown import (
     Cell,
     Part,
     Section,
+    Table,
     interval,
     megabytes,
     milliseconds,
     missing,
     percentiles,
     share,
-    table,
     times_faster,
 )
 from rfedge.benchmarks.report.plots import Bar, plot_bars
+from rfedge.benchmarks.report.speed import isolated, latency, resource_tables
 
 Document = dict[str, Any]
 _MAX_FACTS: Final = 40
@@ -45,34 +46,36 @@ def record_sections(collection: Collection, names: Names) -> list[Section]:
     for caption, form, part in tasks:
         found = [one for one in parts if one.form == form]
         scores = dict(pair for one in found for pair in collection.read(one, _scores(one, part, names)))
-        sections["Task by task"] += filter(None, [_tasks(caption, scores)])
+        sections["Task by task"] += _tasks(caption, scores)
     return [Section(title, shown) for title, shown in sections.items() if shown]
 
 
 def _success(name: str, document: Document, names: Names) -> Iterator[Part]:
     rows, conditions = document["rows"], document["conditions"]
     said = f"{name}: at most {conditions['max_steps']} control steps per task, seed {conditions['seed']}, 95 % intervals"
+    if left_out := conditions.get("left_out_instructions"):
+        said += f", without {len(left_out)} instructions that a bundle does not know"
     chains = [(names.run(name, row["name"]), row, row["chains"]) for row in rows if row["chains"]]
     if chains:
         cells = [[run, *_rates(part), *_effort(row, part)] for run, row, part in chains]
         caption = f"{said}. Share of {conditions['num_chains']} chains with at least so many tasks solved."
-        columns = ["run", "average length", "1", "2", "3", "4", "5", "steps of a solved task", "jerk"]
-        yield table(caption, columns, cells)
+        columns = ["run", "average length", "1", "2", "3", "4", "5", "steps of a solved task", *_MOTION]
+        yield Table(caption, columns, cells)
     single = [(names.run(name, row["name"]), row, row["single_tasks"]) for row in rows if row["single_tasks"]]
     if single:
         cells = [[run, share(part["success"]), *_effort(row, part)] for run, row, part in single]
-        columns = ["run", "solved", "steps of a solved start", "jerk"]
-        yield table(f"{said}. Single tasks from prepared starts.", columns, cells)
+        columns = ["run", "solved", "steps of a solved start", *_MOTION]
+        yield Table(f"{said}. Single tasks from prepared starts.", columns, cells)
     paired = [(names.run(name, row["name"]), row["paired"]) for row in rows if row["paired"]]
     if paired:
         cells = [[run, names.run(name, pair["reference"]), *_difference(pair)] for run, pair in paired]
         columns = ["run", "reference", "average length", "of the reference", "single tasks", "of the reference"]
-        yield table(f"{name}: differences from the reference over the same chains and starts.", columns, cells, 2)
+        yield Table(f"{name}: differences from the reference over the same chains and starts.", columns, cells, 2)
     if document["not_possible"]:
         cells = [
             [names.bundle(name, one["policy"]), str(one["execute_steps"]), one["reason"]] for one in document["not_possible"]
         ]
-        yield table(f"{name}: asked for and not possible.", ["bundle", "execute_steps", "why"], cells, 3)
+        yield Table(f"{name}: asked for and not possible.", ["bundle", "execute_steps", "why"], cells, 3)
 
 
 def _rates(chains: Document) -> list[Cell]:
@@ -83,11 +86,18 @@ def _rates(chains: Document) -> list[Cell]:
     return [interval(chains["average_length"]), *(rate.replace("%", " %") for rate in rates)]
 
 
+_MOTION: Final = ("jerk", "call p50 / p99 ms, workers beside", "control steps")
+
+
 def _effort(row: Document, part: Document) -> list[Cell]:
     steps, jerk = part["mean_solved_steps"], row["jerk"]
+    changed = ", ".join(f"{count} {name}" for name, count in row.get("interventions", {}).items())
+    p50, _, p99 = percentiles(row["call_ms"], "no call was timed")
     return [
         missing("nothing was solved") if steps is None else f"{steps:.1f}",
         missing("no task took three steps") if jerk is None else f"{jerk:.4f}",
+        f"{p50} / {p99}" if row["call_ms"] else p50,
+        (str(row["num_control_steps"]), changed and f"actions that the guard changed: {changed}"),
     ]
 
 
@@ -103,14 +113,14 @@ def _difference(paired: Document) -> Iterator[Cell]:
         yield nothing if ratio is None else share(ratio)
 
 
-def _tasks(caption: str, scores: Mapping[str, Document]) -> str:
-    """Return tasks as rows and runs as columns; "" for no run."""
+def _tasks(caption: str, scores: Mapping[str, Document]) -> list[Table]:
+    """Return one table with tasks as rows and runs as columns, or none for no run."""
     solved = {run: {task: one["success"] for task, one in tasks.items()} for run, tasks in scores.items()}
     rows: list[list[Cell]] = [
         [task, *(f"{one[task]['successes']}/{one[task]['n']}" if task in one else "" for one in solved.values())]
         for task in sorted({task for tasks in scores.values() for task in tasks})
     ]
-    return table(caption, ["task", *scores], rows) if rows else ""
+    return [Table(caption, ["task", *scores], rows)] if rows else []
 
 
 def _scores(one: Found, part: str, names: Names) -> Iterator[tuple[str, Document]]:
@@ -126,48 +136,6 @@ def _scores(one: Found, part: str, names: Names) -> Iterator[tuple[str, Document
 
 def _world(facts: Document) -> str:
     return world(facts["environment"], facts.get("looks"), facts.get("renderer", ""), facts["scene"])
-
-
-def _latency(name: str, document: Document, names: Names) -> Iterator[Part]:
-    conditions, variants = document["conditions"], document["variants"]
-    bars = []
-    for number, variant in enumerate(variants):
-        total = variant["per_call_ms"]["total"]
-        text = f"{milliseconds(total['p50'])}, p99 {milliseconds(total['p99'])}"
-        bars.append(Bar(names.bundle(name, variant["name"]), total["p50"], text, high=total["p99"], colour=number % 10))
-    caption = f"{name}: median of {conditions['iterations']} policy calls, the line reaches to p99."
-    yield plot_bars(bars, "policy call, ms", caption).to_figure()
-    cells = [
-        [
-            names.bundle(name, variant["name"]),
-            stage,
-            *percentiles(summary),
-            milliseconds(summary["mean"]),
-            milliseconds(summary["max"]),
-        ]
-        for variant in variants
-        for stage, summary in variant["per_call_ms"].items()
-    ]
-    caption = (
-        f"{name}: milliseconds per policy call on {names.mark(document['machine'])}, "
-        f"{conditions['iterations']} calls after {conditions['warmup']} untimed, "
-        f"{conditions['order']}, {conditions['threads']} threads."
-    )
-    yield table(caption, ["variant", "stage", "p50", "p90", "p99", "mean", "max"], cells, 2)
-    cells = [
-        [
-            names.bundle(name, one["variant"]),
-            names.bundle(name, one["baseline"]),
-            one["stage"],
-            times_faster(one["speedup"], ""),
-        ]
-        for one in document["comparisons"]
-    ]
-    cells.append(["the first bundle", "itself", "total", times_faster(document["noise_floor"], "")])
-    caption = (
-        f"{name}: speed over a baseline, ratio of medians with 95 % interval; the last row is the noise of the machine."
-    )
-    yield table(caption, ["variant", "over", "stage", "speed-up"], cells, 3)
 
 
 def _precisions(name: str, document: Document, names: Names) -> Iterator[Part]:
@@ -191,7 +159,7 @@ def _precisions(name: str, document: Document, names: Names) -> Iterator[Part]:
         f"errors against PyTorch over {document['parity_steps']} steps with carried state (1.0 is 20 mm or 0.05 rad)."
     )
     columns = ["bundle", "MB", "backbone MB", "p50 ms", "p90 ms", "p99 ms", "over fp32", *_ERRORS.values(), "gates"]
-    yield table(caption, columns, cells)
+    yield Table(caption, columns, cells)
     engines = [(one["name"], one["engine"]) for one in document["engines"] if one["engine"]]
     if engines:
         cells = [
@@ -199,7 +167,7 @@ def _precisions(name: str, document: Document, names: Names) -> Iterator[Part]:
             for label, engine in engines
         ]
         caption = f"{name}: TensorRT engines of the backbone, built ahead of time without a GPU and not run."
-        yield table(caption, ["bundle", "builder", "engine MB", "build s"], cells, 2)
+        yield Table(caption, ["bundle", "builder", "engine MB", "build s"], cells, 2)
 
 
 _ERRORS: Final = {
@@ -231,7 +199,7 @@ def _parity(name: str, manifest: Document, _: Names) -> Iterator[Part]:
         ]
     ]
     columns = ["policy", "precision", *_ERRORS.values(), "gates"]
-    yield table(f"{name}: what the export measured against PyTorch, with carried state.", columns, cells, 2)
+    yield Table(f"{name}: what the export measured against PyTorch, with carried state.", columns, cells, 2)
 
 
 def _mixed(name: str, search: Document, _: Names) -> Iterator[Part]:
@@ -245,41 +213,37 @@ def _mixed(name: str, search: Document, _: Names) -> Iterator[Part]:
     caption = (
         f"{name}: mean action error of int8 in this block alone over {search['num_steps']} steps (1.0 is 20 mm or 0.05 rad)."
     )
-    yield plot_bars(errors, "mean action error", caption, legend).to_figure()
+    yield plot_bars(errors, "mean action error", caption, legend)
     caption = f"{name}: milliseconds of a backbone call that int8 saves in this block."
-    yield plot_bars(saved, "ms saved by int8", caption, legend).to_figure()
-    metric = search["budget_metric"]
-    reached = search["metrics"].get(metric, float("nan"))
-    caption = f"{name}: budget {metric} at most {search['budget']:g}; the plan has {reached:.4g}."
-    ratios: list[list[Cell]] = [[ratio, f"{value:.3f}"] for ratio, value in search["time_ratios"].items()]
-    yield table(caption, ["backbone call, ratio of medians", "time"], ratios)
-
-
-def _peers(name: str, document: Document, names: Names) -> Iterator[Part]:
-    rows = document["rows"]
-    timed = [(row["name"], row["call_ms"]["p50"]) for row in rows if row["call_ms"]]
-    if timed:
-        bars = [Bar(label, value, f"{milliseconds(value)} ms") for label, value in timed]
-        yield plot_bars(bars, "p50 of a call, ms", f"{name}: median policy call; shorter is better.").to_figure()
-    cells = []
-    for row in rows:
-        reason = row["failed"] or "not timed"
-        ratio = times_faster(row["speedup"], reason)
-        cells.append([row["name"], *percentiles(row["call_ms"], reason), ratio, megabytes(row["peak_bytes"], reason)])
-    limit = document["limit"]
+    yield plot_bars(saved, "ms saved by int8", caption, legend)
+    cells: list[list[Cell]] = [
+        [
+            block,
+            found["precision"],
+            f"{found['saved_ms']:+.3f}",
+            *(f"{found['metrics'][key]:.2g}" for key in ("action_mean_error", "action_max_error")),
+            found["reason"],
+        ]
+        for block, found in search["blocks"].items()
+    ]
+    columns = ["block", "plan", "ms saved", "mean error", "largest error", "why"]
+    caption = f"{name}: int8 in one block alone, over {search['num_steps']} steps with carried state."
+    yield Table(caption, columns, cells, 2)
+    metric, nan = search["budget_metric"], float("nan")
+    reached, *others = (search[key].get(metric, nan) for key in ("metrics", "int8_metrics", "uniform_metrics"))
     caption = (
-        f"{name}: {document['size']} on {names.mark(document['machine'])}, {document['threads']} threads, "
-        f"{document['num_tokens']} text tokens; the machine's own limit is {milliseconds(limit['int8_ms'])} ms in int8 and "
-        f"{milliseconds(limit['fp32_ms'])} ms in fp32."
+        f"{name}: budget {metric} at most {search['budget']:g}; the plan has {reached:.4g}, int8 {others[0]:.4g}, int8 in "
+        f"every block {others[1]:.4g}; {search['num_measured']} errors measured, {search['num_reused']} found from before."
     )
-    yield table(caption, ["runtime", "p50 ms", "p90 ms", "p99 ms", "speed-up", "peak MB"], cells)
+    ratios: list[list[Cell]] = [[ratio, f"{value:.3f}"] for ratio, value in search["time_ratios"].items()]
+    yield Table(caption, ["backbone call, ratio of medians", "time"], ratios)
 
 
 def _chains(name: str, document: Document, _: Names) -> Iterator[Part]:
     conditions = document["conditions"]
     place = _world({**document, **conditions})
     caption = f"{name}: {conditions['agent'].get('name', 'unknown')} in {place}, {conditions['num_chains']} chains."
-    yield table(caption, ["average length", "1", "2", "3", "4", "5"], [_rates(document)], 0)
+    yield Table(caption, ["average length", "1", "2", "3", "4", "5"], [_rates(document)], 0)
 
 
 def _rollouts(name: str, document: Document, _: Names) -> Iterator[Part]:
@@ -290,7 +254,9 @@ def _rollouts(name: str, document: Document, _: Names) -> Iterator[Part]:
         f"{sum(known)}/{len(known)}",
         *percentiles(document["per_call_ms"].get("total"), "no call"),
     ]
-    yield table(f"{name}: {how}.", ["instruction", "solved", "p50 ms", "p90 ms", "p99 ms"], [cells])
+    yield Table(f"{name}: {how}.", ["instruction", "solved", "p50 ms", "p90 ms", "p99 ms"], [cells])
+    if document.get("resources"):
+        yield from resource_tables(f"{name}: beside the run, simulator included", {"run": document["resources"]})
 
 
 def _facts(name: str, document: Document, names: Names) -> Iterator[Part]:
@@ -301,7 +267,7 @@ def _facts(name: str, document: Document, names: Names) -> Iterator[Part]:
     cells: list[list[Cell]] = [[*fact] for fact in facts[:_MAX_FACTS]]
     more = f"; {len(facts) - _MAX_FACTS} more in the record" if len(facts) > _MAX_FACTS else ""
     place = names.mark(document["machine"])
-    yield table(f"{name}: {document['format'].removeprefix('rfedge-')} on {place}{more}.", ["what", "measured"], cells, 2)
+    yield Table(f"{name}: {document['format'].removeprefix('rfedge-')} on {place}{more}.", ["what", "measured"], cells, 2)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -332,11 +298,11 @@ Render = Callable[[str, Document, Names], Iterator[Part]]
 _SECTIONS: Final[dict[str, tuple[str, Render]]] = {
     "rfedge-success": ("Success", _success),
     "rfedge-rollouts": ("Episodes", _rollouts),
-    "rfedge-latency": ("Latency", _latency),
+    "rfedge-latency": ("Latency", latency),
     "rfedge-precisions": ("Precisions", _precisions),
     "rfedge-bundle": ("Parity of the bundles", _parity),
     MIXED_FORMAT: ("Block by block", _mixed),
-    "rfedge-peers": ("Beside other runtimes", _peers),
+    "rfedge-peers": ("Beside other runtimes", isolated),
     "rfedge-chains": ("Chains", _chains),
     "rfedge-expert-success": ("Scripted experts", lambda *_: iter(())),  # a column of the tasks
 }

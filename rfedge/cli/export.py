@@ -23,9 +23,11 @@ def export(
 ) -> None:
     import sys
     from dataclasses import replace
+    from json import loads
 
     from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
     from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.reports import show_record
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.cli.show.tables import print_manifest
     from rfedge.export.mixed.chart import default_chart
@@ -56,44 +58,9 @@ def export(
             options = replace(options, data=demonstrations.folder, data_description=demonstrations.description)
         bundle = export_checkpoint(folder, output, options, progress=progress)
     if bundle.manifest.precision.requested == "mixed":
-        _print_evidence(bundle.root / "mixed.json", options.chart, f"{output}.search", to_stderr=json)
+        search = loads((bundle.root / "mixed.json").read_bytes())
+        show_record("rfedge-mixed", search, to_stderr=json)
+        chart = "" if options.chart is None else f"chart in {options.chart}; "
+        kept = f"{output}.search holds what was measured, the same export with another --budget goes on from it"
+        print(chart + kept, file=sys.stderr if json else sys.stdout)
     print_manifest(bundle, as_json=json)
-
-
-def _print_evidence(path: Path, chart: Path | None, search: str, *, to_stderr: bool) -> None:
-    import sys
-
-    from rfedge.cli.show.tables import print_table
-    from rfedge.export.mixed.record import SearchRecord
-
-    record = SearchRecord.model_validate_json(path.read_bytes())
-    print_table(
-        f"int8 in one block alone, over {record.num_steps} steps with carried state",
-        ("block", "plan", "ms saved", "mean error", "largest error", "why"),
-        [
-            (
-                name,
-                block.precision,
-                f"{block.saved_ms:+.3f}",
-                f"{block.metrics['action_mean_error']:.2g}",
-                f"{block.metrics['action_max_error']:.2g}",
-                block.reason,
-            )
-            for name, block in record.blocks.items()
-        ],
-        to_stderr=to_stderr,
-    )
-    ratios = record.time_ratios
-    print(
-        f"plan: {record.budget_metric} {record.metrics[record.budget_metric]:.4g} of {record.budget:g} "
-        f"(int8 {record.int8_metrics[record.budget_metric]:.4g}, int8 in every block "
-        f"{record.uniform_metrics[record.budget_metric]:.4g}); time {ratios['mixed/int8']:.2f} of int8, "
-        f"{ratios['mixed/uniform']:.2f} of int8 in every block, {ratios['mixed/fp32']:.2f} of fp32; "
-        f"{record.num_measured} errors measured, {record.num_reused} found from before"
-        + (f"; chart in {chart}" if chart is not None else ""),
-        file=sys.stderr if to_stderr else sys.stdout,
-    )
-    print(
-        f"{search} holds what was measured: the same export with another --budget goes on from it; it may be deleted",
-        file=sys.stderr if to_stderr else sys.stdout,
-    )

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter, model_validator
 
 from rfedge.envs import Environment, make_environment
+from rfedge.machine.power.record import ResourceRecord
 from rfedge.records.record import Record
 from rfedge.records.statistics import Summary, summarise
 from rfedge.robot.conventions import conventions_of
@@ -30,7 +31,7 @@ from rfedge.runtimes.rollout import Goal, Rollout, RolloutRecord, roll_out
 from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
-from rfedge.runtimes.rollout.resources import ResourceRecord, open_sampler
+from rfedge.runtimes.rollout.resources import open_sampler
 from rfedge.runtimes.rollout.run_files import RunFiles, run_header
 from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine
 
@@ -194,7 +195,7 @@ def run_rollouts(
             mean_per_control_step_ms={
                 stage: sum(samples) / num_actions for stage in STAGES if (samples := _gather(rollouts, stage))
             },
-            resources=None if sampler is None else ResourceRecord.of(sampler.summary(), num_actions),
+            resources=None if sampler is None else sampler.summary(num_actions),
             record_error=None if files.recorder is None else files.recorder.error,
         )
 

@@ -22,9 +22,9 @@ from rfedge.benchmarks.success.report import (
 )
 from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import TASKS
+from rfedge.machine.power.record import PowerRecord, ResourceRecord
 from rfedge.records.machine import Machine
 from rfedge.records.statistics import Mean, Proportion, Ratio, Summary, proportion, summarise
-from rfedge.runtimes.rollout.resources import PowerRecord, ResourceRecord
 
 LAPTOP = Machine(
     cpu="Test CPU <&>",
@@ -50,18 +50,18 @@ MIXED = {
             "precision": "int8",
             "reason": "fast",
             "saved_ms": 1.25,
-            "metrics": {"action_mean_error": 0.0123},
+            "metrics": {"action_mean_error": 0.0123, "action_max_error": 0.1},
         },
         "decoder.layers.1.block": {
             "precision": "fp32",
             "reason": "slow",
             "saved_ms": -0.5,
-            "metrics": {"action_mean_error": 0.0456},
+            "metrics": {"action_mean_error": 0.0456, "action_max_error": 0.2},
         },
     },
     "metrics": {"action_max_error": 0.0187},
-    "int8_metrics": {},
-    "uniform_metrics": {},
+    "int8_metrics": {"action_max_error": 0.1},
+    "uniform_metrics": {"action_max_error": 0.2},
     "time_ratios": {"mixed/fp32": 0.625},
     "num_measured": 3,
     "num_reused": 0,

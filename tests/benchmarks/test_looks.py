@@ -113,4 +113,4 @@ def test_the_command_writes_document_and_pictures(tmp_path: Path, capsys: pytest
     written = LooksReport.model_validate_json((tmp_path / "out" / "looks.json").read_text())
     assert LooksReport.model_validate_json(line) == written
     assert (tmp_path / "out" / "looks.png").is_file()
-    assert "grey levels between PlayTable" in err
+    assert "differences playtable static mean" in err

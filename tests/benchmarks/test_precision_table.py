@@ -136,7 +136,7 @@ def test_one_command_makes_the_table(checkpoint: Path, data: Path, tmp_path: Pat
         (str(tmp_path / "table.bundles" / "fp32"), "bundle"),
         (str(checkpoint), "torch"),
     ]
-    assert "every precision in" in result.stderr
+    assert "beside speed and size of the same bundle" in result.stderr
     assert json.loads(result.stdout)["rows"][1]["per_call_ms"]["p50"] > 0
     assert CliRunner().invoke(app, [*command, "--data", str(data)]).exit_code == 0
     assert SweepReport.model_validate_json((output / "sweep.json").read_bytes()).latency == report.latency, "timed once"

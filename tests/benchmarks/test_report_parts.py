@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from xml.etree import ElementTree
 
 import pytest
 
 from rfedge.benchmarks.report.build import quoted_baselines
-from rfedge.benchmarks.report.markdown import Section, interval, share, table, to_page
+from rfedge.benchmarks.report.markdown import Section, Table, interval, share, to_page
 from rfedge.benchmarks.report.plots import Bar, Point, plot_bars, plot_points
 
 
@@ -25,29 +26,34 @@ def test_quoted_rows_have_a_source_and_lengths_that_are_the_sums_of_their_rates(
     assert headline["rates"] == [0.964, 0.896, 0.824, 0.74, 0.66]
 
 
+def drawn(figure: str) -> bytes:
+    """Return the picture in an element of the page."""
+    return base64.b64decode(figure.split("base64,")[1].split('"')[0])
+
+
 def test_bars_stand_in_proportion_and_their_labels_are_inside() -> None:
     bars = [Bar("a name of more than thirty-eight letters, as it is", 1.0, "one"), Bar("b <", 2.0, "two", high=9.0)]
-    figure = plot_bars([*bars, Bar("c", -1.0, "less")], "ms", "a caption", ("first",)).to_figure()
-    drawing = ElementTree.fromstring(figure.content)
+    figure = plot_bars([*bars, Bar("c", -1.0, "less")], "ms", "a caption", ("first",)).to_html()
+    drawing = ElementTree.fromstring(drawn(figure))
     paths = [one.get("d", "") for one in drawing.iterfind(".//{*}g[@id='axes_1']/{*}g/{*}path")]
     boxes = [[float(number) for number in re.findall(r"-?\d+\.?\d*", path)] for path in paths if path.count("L") == 3]
     widths = [max(box[::2]) - min(box[::2]) for box in boxes][-3:]
     assert widths[1] == pytest.approx(2 * widths[0], rel=0.01)
     assert widths[2] == pytest.approx(widths[0], rel=0.01)
     for one in ([Bar("a", 0.0, "0")], [Bar("a", 0.0, "0"), Bar("b", 0.0, "0", high=0.0)]):
-        ElementTree.fromstring(plot_bars(one, "ms", "").to_figure().content)
+        ElementTree.fromstring(drawn(plot_bars(one, "ms", "").to_html()))
 
 
 def test_points_without_spread_are_plotted_and_the_same_points_give_the_same_bytes() -> None:
     for log in (False, True):
         points = [Point("s <", 2.0, 0.0, 0.0, 0.0, "k=1"), Point("s <", 2.0, 0.0, 0.0, 0.0, "k=2")]
-        first, again = (plot_points(points, "x", "y", 5.0, "c", log=log).to_figure().content for _ in range(2))
+        first, again = (plot_points(points, "x", "y", 5.0, "c", log=log).to_html() for _ in range(2))
         assert first == again
 
 
 def test_tables_escape_and_number_their_footnotes() -> None:
-    text = table("c | c", ["a|b", "*n*"], [["x\ny", ("1", "why [so]")], ["|", ("2", "why [so]")]])
-    assert text.splitlines() == [
+    table = Table("c | c", ["a|b", "*n*"], [["x\ny", ("1", "why [so]")], ["|", ("2", "why [so]")]])
+    assert table.to_markdown().splitlines() == [
         "c \\| c",
         "",
         "| a\\|b | \\*n\\* |",
@@ -57,7 +63,7 @@ def test_tables_escape_and_number_their_footnotes() -> None:
         "",
         "[1] why [so]",
     ]
-    assert table("", ["[a](http://b)"], []).splitlines()[0] == "| \\[a](http://b) |"
+    assert Table("", ["[a](http://b)"], []).to_markdown().splitlines()[0] == "| \\[a](http://b) |"
 
 
 def test_an_interval_says_how_many_samples_it_is_of_and_none_is_shown_without_spread() -> None:
@@ -68,7 +74,7 @@ def test_an_interval_says_how_many_samples_it_is_of_and_none_is_shown_without_sp
 
 def test_a_page_escapes_scripts_and_gives_solved_shares_a_background() -> None:
     words = "<script>alert(1)</script> ![x](http://127.0.0.1/x.png)"
-    html = to_page(words, [Section("first", [table(words, ["task", "run"], [[words, "1/2"]])]), Section(words, [words])])
+    html = to_page(words, [Section("first", [Table(words, ["task", "run"], [[words, "1/2"]])]), Section(words, [words])])
     assert "<script" not in html
-    assert 'src="http' not in table(words, [words], []) + html.split("<nav")[0]
+    assert 'src="http' not in Table(words, [words], []).to_markdown() + html.split("<nav")[0]
     assert '--heat:0.500" data-heat=""' in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,9 @@ from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.cli.app import main
 from rfedge.errors import ConfigError
 from rfedge.machine.power.energy import Reading
-from rfedge.machine.power.sampler import MemoryUse, PowerUse, ResourceUse, Sampler
+from rfedge.machine.power.sampler import Sampler
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.rollout import resources
-from rfedge.runtimes.rollout.resources import ResourceRecord
 from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
@@ -90,15 +90,14 @@ def test_a_report_without_them_has_no_word_of_them(bundle: Path) -> None:
 
 
 def test_idle_power_is_subtracted_for_the_time_of_the_meter() -> None:
-    def use(energy_j: float, duration_s: float) -> ResourceUse:
-        power = (PowerUse("GPU by NVML", energy_j, energy_j / duration_s, 0.0, duration_s),)
-        return ResourceUse(duration_s, 2, 0.1, 0.0, MemoryUse(1, 1, None, None), power, "", (), "")
-
-    idle = ResourceRecord.of(use(20.0, 2.0), 0)
-    record = ResourceRecord.of(use(120.0, 4.0), 8, idle)
-    assert record.power[0].joules_per_action == 15.0
-    assert record.power[0].joules_per_action_above_idle == 10.0
-    assert ResourceRecord.of(use(120.0, 4.0), 8).power[0].joules_per_action_above_idle is None
+    with Sampler(0.01, sources=[Supply()]) as sampler:
+        time.sleep(0.1)
+    idle = sampler.summary()
+    idle = idle.model_copy(update={"power": (idle.power[0].model_copy(update={"mean_w": 4.0}),)})
+    (power,) = sampler.summary(8, idle).power
+    assert power.joules_per_action == pytest.approx(power.energy_j / 8)
+    assert power.joules_per_action_above_idle == pytest.approx(0.6 * power.energy_j / 8)
+    assert sampler.summary(8).power[0].joules_per_action_above_idle is None
 
 
 def test_the_command_shows_them_and_what_is_missing(
@@ -111,7 +110,7 @@ def test_the_command_shows_them_and_what_is_missing(
     assert end.value.code in (None, 0)
     shown = capsys.readouterr().out
     assert "called in a row" in shown
-    assert "power, called in a row" not in shown
+    assert "called in a row: power" not in shown
     assert "of one core" in shown
     monkeypatch.setattr(resources, "open_sampler", lambda: Sampler(0.01, sources=[Supply()]))
     with pytest.raises(SystemExit):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rfedge.benchmarks.success.chain_report import ChainReport
     from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 
 _TASKS_FILE = "experts.json"
@@ -39,7 +38,7 @@ def measure_experts(
     from rfedge.cli.bench.success_options import Worlds, kept_note
     from rfedge.cli.options import plan_of
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.reports import write_report
+    from rfedge.cli.show.reports import show_report, write_report
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.envs.chains import make_chains
     from rfedge.envs.experts import EXPERT_TASKS
@@ -83,8 +82,7 @@ def measure_experts(
         chains = run_chains(
             chain_plan, sampled, output, workers=workers, on_chain=lambda done, total: progress("chains", done, total)
         )
-    _print_chains(chains, as_json=as_json)
-    write_report(chains, as_json=as_json)
+    show_report(chains, as_json=as_json)
 
 
 def _print_tasks(report: ExpertSuccessReport, *, as_json: bool) -> None:
@@ -103,29 +101,5 @@ def _print_tasks(report: ExpertSuccessReport, *, as_json: bool) -> None:
     print(
         f"{report.num_nearly_always} of {len(report.tasks)} tasks at 95 % or more, the least at {worst:.0%}; "
         f"{report.episodes} starts per task, at most {report.limit_steps} steps; {report.wall_seconds:.1f} s",
-        file=sys.stderr if as_json else sys.stdout,
-    )
-
-
-def _print_chains(report: ChainReport, *, as_json: bool) -> None:
-    import sys
-
-    from rfedge.cli.show.tables import print_table
-
-    rows = []
-    for task, score in report.tasks.items():
-        success, steps = score.success, "" if score.mean_steps is None else f"{score.mean_steps:.1f}"
-        rows.append((task, success.successes, success.n, f"{success.value:.3f}", steps))
-    print_table("tasks that were begun", ("task", "solved", "begun", "rate", "mean steps"), rows, to_stderr=as_json)
-    rates = [
-        (f">= {length}", f"{rate.value:.3f}", f"[{rate.low:.3f}, {rate.high:.3f}]")
-        for length, rate in report.success_rates.items()
-    ]
-    print_table("solved in a row, 95 % interval", ("tasks", "rate", "interval"), rates, to_stderr=as_json)
-    length, conditions = report.average_length, report.conditions
-    print(
-        f"average length {length.value:.3f} [{length.low:.3f}, {length.high:.3f}] over {length.n} chains: "
-        f"{conditions.agent['name']} in {conditions.environment}, scene {conditions.scene}, seed {conditions.seed}; "
-        f"{report.wall_seconds:.1f} s with {report.num_workers} workers, {report.num_resumed} chains were there before",
         file=sys.stderr if as_json else sys.stdout,
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rfedge.benchmarks.success.sweep_report import SweepReport
     from rfedge.runtimes.rollout.policy_source import TorchPolicy
 
 _SUFFIX = ".bundles"
@@ -83,32 +82,3 @@ def prepare_table(
 def _name(checkpoint: Path) -> str:
     """Return what tells checkpoints apart: training runs all call theirs `checkpoint`."""
     return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
-
-
-def print_precisions(report: SweepReport, *, to_stderr: bool) -> None:
-    """Print one row for each policy: success, what it keeps of fp32, latency, size and memory."""
-    from rfedge.cli.show.tables import print_table
-
-    variants = {variant.name: variant for variant in report.latency.variants}
-    cells = []
-    for row, joined in zip(report.success.rows, report.rows, strict=True):
-        policy, variant = report.success.policy_of(row), variants[joined.variant]
-        success = row.chains.average_length if row.chains else row.single_tasks.success if row.single_tasks else None
-        paired = row.paired
-        share = None if paired is None else paired.average_length_share if row.chains else paired.single_task_share
-        cells.append(
-            (
-                row.policy,
-                row.loop,
-                str(row.execute_steps),
-                "-" if success is None else f"{success.value:.3f} [{success.low:.3f}, {success.high:.3f}]",
-                "-" if share is None else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]",
-                f"{joined.per_call_ms.p50:.1f} / {joined.per_call_ms.p99:.1f}",
-                f"{policy.size_bytes / 1e6:.1f}",
-                f"{variant.load_rss_bytes / 1e6:.0f}",
-                policy.backend or report.success.conditions.backend,
-            )
-        )
-    measure = "average length" if report.success.conditions.num_chains else "success"
-    columns = ("policy", "loop", "k", measure, "of fp32", "call p50 / p99 ms", "MB", "loaded MB", "backend")
-    print_table(f"every precision in {report.success.world}", columns, cells, to_stderr=to_stderr)

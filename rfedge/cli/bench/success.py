@@ -101,11 +101,10 @@ def success(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rfedge.cli.bench.precision_table import prepare_table, print_precisions
+    from rfedge.cli.bench.precision_table import prepare_table
     from rfedge.cli.bench.success_options import check_gates, measure
-    from rfedge.cli.bench.success_tables import print_speed, print_success
     from rfedge.cli.show.progress import round_progress
-    from rfedge.cli.show.reports import write_report
+    from rfedge.cli.show.reports import show_report
     from rfedge.errors import ConfigError
     from rfedge.io.plotting import check_matplotlib
     from rfedge.policies import find_bundle
@@ -134,18 +133,15 @@ def success(
     plan = plan_of(SuccessPlan, given, **fixed)
     if precisions is None and len(plan.execute_steps) < 2:
         report = measure(plan, num=num, output=output, workers=workers, ray=ray)
-        print_success(report, to_stderr=as_json)
-        write_report(report, as_json=as_json)
+        show_report(report, as_json=as_json)
     else:
         sweep = plan_of(SweepPlan, given, success=plan)
         report = measure(sweep.success, num=num, output=output, workers=workers, ray=ray)
         with round_progress() as on_round:  # with nothing beside it
             joined = finish_sweep(sweep, report, output, on_round=on_round)
-        print_success(report, to_stderr=as_json)
-        (print_speed if precisions is None else print_precisions)(joined, to_stderr=as_json)
         if precisions is None:
             _plot(joined, plot, output)
-        write_report(joined, as_json=as_json)
+        show_report(joined, as_json=as_json)
     check_gates(report, assert_average_length, assert_share)
 
 

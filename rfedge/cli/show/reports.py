@@ -1,10 +1,54 @@
-"""How commands hand over the document of a measurement."""
+"""How commands show the document of a measurement: the tables that `rfedge bench report` makes of it, on the screen."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rfedge.records.record import Record
+
+
+def show_report(report: Record, output: Path | None = None, *, as_json: bool) -> None:
+    """Print the record's tables, see `show_record`, and hand it over as `write_report` does."""
+    document = report.model_dump(mode="json")
+    show_record(document["format"], document, to_stderr=as_json)
+    write_report(report, output, as_json=as_json)
+
+
+def show_record(form: str, document: dict[str, Any], *, to_stderr: bool) -> None:
+    """Print a document of the format `form` as tables, and what measured it."""
+    from rfedge.benchmarks.report.bundles import Names, bundle_rows, bundle_tables
+    from rfedge.benchmarks.report.collect import Collection, Found
+    from rfedge.benchmarks.report.sections import record_sections
+
+    names, collection = Names(), Collection([Found(form.removeprefix("rfedge-"), form, document)], [])
+    rows = bundle_rows(collection, names) if form == "rfedge-sweep" else []
+    show_parts(bundle_tables(rows, names), to_stderr=to_stderr)
+    for section in record_sections(collection, names):
+        show_parts(section.parts, to_stderr=to_stderr)
+    versions = document.get("versions", {}) | document.get("simulator_versions", {})
+    for machine in names.machines:
+        print(
+            f"{names.mark(machine)}: {machine['cpu']}, {machine['usable_cores']} cores, {' '.join(machine['cpu_flags'])}; "
+            f"{', '.join(f'{name} {version}' for name, version in versions.items())}; commit {document.get('commit')}",
+            file=sys.stderr if to_stderr else sys.stdout,
+        )
+
+
+def show_parts(parts: Iterable[object], *, to_stderr: bool) -> None:
+    """Print tables with their footnotes, and sentences; pictures are for the page."""
+    from rfedge.benchmarks.report.markdown import Table
+    from rfedge.cli.show.tables import print_table
+
+    for part in parts:
+        lines = [part] if isinstance(part, str) else []
+        if isinstance(part, Table):
+            rows, lines = part.numbered()
+            print_table(part.caption, part.columns, rows, text_columns=part.text_columns, to_stderr=to_stderr)
+        for line in lines:
+            print(line, file=sys.stderr if to_stderr else sys.stdout)
 
 
 def write_report(report: Record, output: Path | None = None, *, as_json: bool) -> None:

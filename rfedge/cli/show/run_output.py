@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rfedge.cli.show.resource_tables import print_resources
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path | None]) -> None:
     """Print what was run, how each episode ended and the times; `files` names what was written."""
-    from rich.table import Table
+    from rfedge.cli.show.tables import print_table
 
     console.print(
         f"{report.policy} {report.precision}, {report.mode}, {report.execute_steps} of each chunk; "
@@ -47,16 +45,18 @@ def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path 
         console.print(f"stopped by {report.stopped_by}: zero motion, gripper held", highlight=False)
     if report.num_successes is not None:
         console.print(f"{report.num_successes} of {len(report.episodes)} episodes succeeded", highlight=False)
-    table = Table(title="milliseconds per policy call")
-    table.add_column("stage")
-    for name in ("p50", "p90", "p99", "max", "mean per control step"):
-        table.add_column(name, justify="right")
+    rows = []
     for stage, summary in report.per_call_ms.items():
         numbers = (summary.p50, summary.p90, summary.p99, summary.max, report.mean_per_control_step_ms[stage])
-        table.add_row(stage, *(f"{number:.3f}" for number in numbers))
-    console.print(table)
+        rows.append((stage, *(f"{number:.3f}" for number in numbers)))
+    columns = ("stage", "p50", "p90", "p99", "max", "mean per control step")
+    print_table("milliseconds per policy call", columns, rows, to_stderr=console.stderr)
     if report.resources is not None:
-        print_resources(console, {"run": report.resources}, when="beside the run, simulator included")
+        from rfedge.benchmarks.report.speed import resource_tables
+        from rfedge.cli.show.reports import show_parts
+
+        used = {"run": report.resources.model_dump(mode="json")}
+        show_parts(resource_tables("beside the run, simulator included", used), to_stderr=console.stderr)
     for name, path in files.items():
         if path is not None:
             cut = f", cut: {report.record_error}" if name == "record" and report.record_error is not None else ""

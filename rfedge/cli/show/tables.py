@@ -17,14 +17,21 @@ from rfedge.bundle.gates import allowed, is_met
 _WIDTH_OF_A_PIPE: Final = 125
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
-    """Print one table; the first column is left-aligned, all others right-aligned.
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    text_columns: int = 1,
+    to_stderr: bool = False,
+) -> None:
+    """Print one table; the first columns are left-aligned, those behind `text_columns` right-aligned.
 
     With `--json` stdout belongs to the JSON document, so tables go to stderr.
     """
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
+        table.add_column(column, justify="left" if index < text_columns else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # text, in which [brackets] are no markup
     console = Console(stderr=to_stderr)

@@ -2,11 +2,10 @@
 
     with Sampler() as sampler:
         ...                                   # load a policy, run a loop
-    use = sampler.summary()
-    use.joules_per_action(num_actions=300)    # {"GPU (...) by NVML": 1.7}
+    use = sampler.summary(num_actions=300)    # use.power[0].joules_per_action
 
 Enter it before the policy is loaded to see what loading takes. Energy is that of the whole part which the meter sees,
-other programs and idling included; `rfedge bench latency --resources` measures the idle power too.
+other programs and idling included; `rfedge bench latency --resource-seconds` measures the idle power too.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -24,100 +22,16 @@ import psutil
 from rfedge.errors import ConfigError
 from rfedge.machine.memory import parse_meminfo
 from rfedge.machine.power.energy import EnergyMeter
+from rfedge.machine.power.record import PowerRecord, ResourceRecord, TemperatureRecord
 from rfedge.machine.power.sources import PowerSource, find_power_sources
 from rfedge.machine.power.temperatures import KernelThermometers
 from rfedge.machine.probing import probe, read_text
 
-__all__ = ["DEFAULT_PERIOD_S", "MemoryUse", "PowerUse", "ResourceUse", "Sampler", "TemperatureUse"]
+__all__ = ["DEFAULT_PERIOD_S", "Sampler"]
 
 DEFAULT_PERIOD_S: Final = 0.1
 _TEMPERATURE_PERIOD_S: Final = 1.0  # they move slowly, and some sensors take milliseconds to read
 _MIN_PERIOD_S: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """Memory in bytes.
-
-    Attributes:
-        rss_start, rss_peak: resident memory of this process, and the most of all samples.
-        available_start, available_lowest: `MemAvailable` of the machine; None where the kernel does not tell. Their
-            difference is what a policy takes on a board whose GPU shares the memory, other programs included.
-    """
-
-    rss_start: int
-    rss_peak: int
-    available_start: int | None
-    available_lowest: int | None
-
-    @property
-    def available_taken(self) -> int | None:
-        """By how much `MemAvailable` fell at most."""
-        if self.available_start is None or self.available_lowest is None:
-            return None
-        return self.available_start - self.available_lowest
-
-    def after(self, rss: int, available: int | None) -> MemoryUse:
-        """Return this with one more sample."""
-        known = available is not None and self.available_lowest is not None
-        lowest = min(available, self.available_lowest) if known else None  # type: ignore[type-var]
-        return MemoryUse(self.rss_start, max(rss, self.rss_peak), self.available_start, lowest)
-
-
-@dataclass(frozen=True, slots=True)
-class PowerUse:
-    """One meter: what it measured, and over how long."""
-
-    source: str
-    energy_j: float
-    mean_w: float
-    peak_w: float
-    duration_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class TemperatureUse:
-    """One sensor in degrees Celsius."""
-
-    sensor: str
-    start_c: float
-    highest_c: float
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceUse:
-    """What one run took.
-
-    Attributes:
-        sampler_share: share of one core that the sampler itself used.
-        power: one entry a meter; empty where none is readable, and then `power_reason` says why.
-        power_reason: why there is no more: "not readable here: ..."; "" when nothing is missing.
-    """
-
-    duration_s: float
-    num_samples: int
-    period_s: float
-    sampler_share: float
-    memory: MemoryUse
-    power: tuple[PowerUse, ...]
-    power_reason: str
-    temperatures: tuple[TemperatureUse, ...]
-    temperatures_reason: str
-
-    def joules_per_action(self, num_actions: int) -> dict[str, float]:
-        """Return joules a control step, by meter; empty where no meter is readable.
-
-        Args:
-            num_actions: control steps that were played meanwhile.
-
-        Raises:
-            ConfigError: there were none.
-        """
-        if num_actions < 1:
-            raise ConfigError(
-                "joules per action", got=f"{num_actions} actions", expected="1 or more", remedy="Run a step first."
-            )
-        return {use.source: use.energy_j / num_actions for use in self.power}
 
 
 class Sampler:
@@ -160,12 +74,12 @@ class Sampler:
         )
         self._meters = {source.name: EnergyMeter() for source in self._sources}
         self._thermometers = KernelThermometers(self._root)
-        self._temperatures: dict[str, TemperatureUse] = {}
+        self._temperatures: dict[str, TemperatureRecord] = {}
         self._temperature_time_s = float("-inf")
         self._num_samples = 0
         self._thread_cpu_s = 0.0
-        rss, available = self._process.memory_info().rss, self._available_bytes()
-        self._memory = MemoryUse(rss, rss, available, available)
+        self._rss_start = self._rss_peak = self._process.memory_info().rss
+        self._available_start = self._available_lowest = self._available_bytes()
         self._started_s = self._ended_s = time.monotonic()
         self._sample()
         self._thread = threading.Thread(target=self._run, name="rfedge-sampler", daemon=True)
@@ -182,8 +96,12 @@ class Sampler:
         for source in self._sources:
             source.close()
 
-    def summary(self) -> ResourceUse:
+    def summary(self, num_actions: int = 0, idle: ResourceRecord | None = None) -> ResourceRecord:
         """Return what was used since it was entered, until now or until it was left.
+
+        Args:
+            num_actions: control steps that were played meanwhile, 0 for none.
+            idle: of the same machine while it did nothing.
 
         Raises:
             RuntimeError: it was never entered.
@@ -192,18 +110,20 @@ class Sampler:
             raise RuntimeError("the Sampler was never entered; use it in a with statement")
         if self._thread is not None:
             self._sample()
+        idle_w = {} if idle is None else {power.source: power.mean_w for power in idle.power}
         with self._lock:
             duration_s = self._ended_s - self._started_s
-            return ResourceUse(
+            return ResourceRecord(
                 duration_s=duration_s,
+                num_actions=num_actions,
                 num_samples=self._num_samples,
                 period_s=self._period_s,
                 sampler_share=self._thread_cpu_s / duration_s if duration_s > 0 else 0.0,
-                memory=self._memory,
-                power=tuple(
-                    PowerUse(name, meter.energy_j, meter.mean_w, meter.peak_w, meter.duration_s)
-                    for name, meter in self._meters.items()
-                ),
+                rss_start_bytes=self._rss_start,
+                rss_peak_bytes=self._rss_peak,
+                available_start_bytes=self._available_start,
+                available_lowest_bytes=self._available_lowest,
+                power=tuple(_power(name, meter, num_actions, idle_w.get(name)) for name, meter in self._meters.items()),
                 power_reason=_not_readable(self._reasons),
                 temperatures=tuple(self._temperatures.values()),
                 temperatures_reason=""
@@ -224,12 +144,9 @@ class Sampler:
                     self._drop(source, reading.reason)
                 else:
                     self._meters[source.name].add(time.monotonic(), reading.value)
-            rss, available = self._process.memory_info().rss, self._available_bytes()
-            memory = self._memory
-            lowest = (
-                None if available is None or memory.available_lowest is None else min(available, memory.available_lowest)
-            )
-            self._memory = MemoryUse(memory.rss_start, max(rss, memory.rss_peak), memory.available_start, lowest)
+            self._rss_peak = max(self._rss_peak, self._process.memory_info().rss)
+            if (available := self._available_bytes()) is not None and self._available_lowest is not None:
+                self._available_lowest = min(available, self._available_lowest)
             now_s = time.monotonic()
             if now_s - self._temperature_time_s >= _TEMPERATURE_PERIOD_S:
                 self._temperature_time_s = now_s
@@ -249,11 +166,24 @@ class Sampler:
         for source in self._sources:
             readings = {**readings, **(probe(source.temperatures_c).value or {})}
         for name, celsius in readings.items():
-            known = self._temperatures.get(name, TemperatureUse(name, celsius, celsius))
-            self._temperatures[name] = TemperatureUse(name, known.start_c, max(known.highest_c, celsius))
+            known = self._temperatures.get(name)
+            start_c, highest_c = (celsius, celsius) if known is None else (known.start_c, max(known.highest_c, celsius))
+            self._temperatures[name] = TemperatureRecord(sensor=name, start_c=start_c, highest_c=highest_c)
 
     def _available_bytes(self) -> int | None:
         return parse_meminfo(read_text(self._root / "proc/meminfo")).get("MemAvailable")
+
+
+def _power(source: str, meter: EnergyMeter, num_actions: int, idle_w: float | None) -> PowerRecord:
+    above_idle_j = None if idle_w is None else meter.energy_j - idle_w * meter.duration_s
+    return PowerRecord(
+        source=source,
+        energy_j=meter.energy_j,
+        mean_w=meter.mean_w,
+        peak_w=meter.peak_w,
+        joules_per_action=meter.energy_j / num_actions if num_actions else None,
+        joules_per_action_above_idle=above_idle_j / num_actions if num_actions and above_idle_j is not None else None,
+    )
 
 
 def _not_readable(reasons: list[str]) -> str:
