@@ -1,4 +1,4 @@
-"""Numbers in the README come from a committed result, and its commands exist."""
+"""Numbers in the README come from a committed result, and its links lead somewhere."""
 
 import json
 import re
@@ -45,18 +45,6 @@ def test_the_small_size_figures_are_those_of_the_committed_result() -> None:
         f"eager PyTorch, fp32 {call_ms['torchfp32'] / call_ms['bundlefp32']:.1f}x"
     )
     assert expected in " ".join(README.split())
-
-
-def test_every_command_and_flag_in_the_readme_exists() -> None:
-    surface = json.loads((ROOT / "tests" / "cli" / "surface.json").read_text())
-    commands = [line for line in README.splitlines() if line.startswith("rfedge ")]
-    assert len(commands) >= 5
-    for line in commands:
-        words = line.split()
-        name = " ".join(words[1:3]) if " ".join(words[1:3]) in surface else words[1]
-        assert name in surface, line
-        for flag in re.findall(r"--[a-z-]+", line):
-            assert flag in surface[name], f"{line}: {flag}"
 
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
