@@ -22,6 +22,7 @@ RECORDS = (
 )
 # Every precision, here and in CALVIN's simulator; the first one's latency counts.
 PRECISIONS = tuple(RESULTS / f"sweep_precisions_{name}-d_cpu_202611.json" for name in ("playtable", "calvin"))
+ABLATIONS = RESULTS / "ablations_playtable-d_cpu_202611.json"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results" / "playtable_policies.md"
 # A phone shows the first three or four.
 _COLUMNS = (
@@ -45,6 +46,7 @@ def render() -> list[tuple[Path, str]]:
         (README, _marked("measured table", success_table(records))),
         (PAGE, _marked("success", rates_table(records))),
         (PAGE, _marked("precisions", precisions_table(*map(_read, PRECISIONS)))),
+        (PAGE, _marked("ablations", ablations_table(_read(ABLATIONS)))),
     ]
 
 
@@ -142,8 +144,30 @@ def _kept(paired: dict[str, Any] | None) -> str:
     return "-" if paired is None else interval(paired["average_length_share"])
 
 
+def ablations_table(record: dict[str, Any]) -> str:
+    """Return the Markdown table of the report of `python -m rfedge.benchmarks.studies.ablations`."""
+    rows = []
+    for variant, row in zip(record["variants"], record["success"]["rows"], strict=True):
+        paired = row["paired"]
+        cells = (
+            variant["name"],
+            variant["change"],
+            str(variant["steps"]),
+            f"{variant['held_out_loss']:.4f}",
+            share(row["single_tasks"]["success"]),
+            "-" if paired is None else share(paired["single_task_share"]),
+        )
+        rows.append(cells)
+    return grid(("variant", "what is changed", "training steps", "held-out loss", "single tasks", "of the first row"), rows)
+
+
 def _policy(policy: dict[str, Any]) -> str:
     return "jump-step" if policy["frame_stride"] > 1 else "closed-loop"
+
+
+def share(value: dict[str, float]) -> str:
+    """Return a share and its interval in per cent."""
+    return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
 
 
 def _link(path: Path) -> str:

@@ -239,6 +239,26 @@ def _mixed(name: str, search: Document, _: Names) -> Iterator[Part]:
     yield Table(caption, ["backbone call, ratio of medians", "time"], ratios)
 
 
+def _ablations(name: str, document: Document, _: Names) -> Iterator[Part]:
+    cells: list[list[Cell]] = []
+    for variant, row in zip(document["variants"], document["success"]["rows"], strict=True):
+        loss, single, chains = variant["held_out_loss"], row["single_tasks"], row["chains"]
+        cells.append(
+            [
+                variant["name"],
+                variant["change"],
+                str(variant["steps"]),
+                missing("nothing was held out") if loss is None else f"{loss:.4f}",
+                share(single["success"]) if single else missing("not asked for"),
+                interval(chains["average_length"]) if chains else missing("not asked for"),
+            ]
+        )
+    minutes = max(variant["seconds"] for variant in document["variants"]) / 60
+    caption = f"{name}: {minutes:.0f} minutes of training with one thing changed, then the same rollouts; 95 % intervals."
+    columns = ["variant", "what is changed", "training steps", "held-out loss", "single tasks", "average length of 5"]
+    yield table(caption, columns, cells, 2)
+
+
 def _chains(name: str, document: Document, _: Names) -> Iterator[Part]:
     conditions = document["conditions"]
     place = _world({**document, **conditions})
@@ -297,6 +317,7 @@ Render = Callable[[str, Document, Names], Iterator[Part]]
 # format -> heading, and what fills the section; in the order of the page
 _SECTIONS: Final[dict[str, tuple[str, Render]]] = {
     "rfedge-success": ("Success", _success),
+    "rfedge-ablations": ("What each part is worth", _ablations),
     "rfedge-rollouts": ("Episodes", _rollouts),
     "rfedge-latency": ("Latency", latency),
     "rfedge-precisions": ("Precisions", _precisions),

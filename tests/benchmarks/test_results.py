@@ -10,6 +10,8 @@ from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.latency.isolated import IsolatedReport
 from rfedge.benchmarks.latency.tune import TuneReport
 from rfedge.benchmarks.records.schema import LatencyReport
+from rfedge.benchmarks.studies.ablations import AblationsReport
+from rfedge.benchmarks.studies.full_size_engines import EnginesReport
 from rfedge.benchmarks.success.chain_report import ChainReport
 from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.success.looks import LooksReport
@@ -20,9 +22,11 @@ from rfedge.records.machine import Measurement, provenance
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 DEMO = RESULTS / "demo_playtable-small_cpu_202611.json"
 REPORTS: dict[str, type[BaseModel]] = {
+    "rfedge-ablations": AblationsReport,
     "rfedge-chains": ChainReport,
     "rfedge-environment-speed": EnvironmentSpeedReport,
     "rfedge-expert-success": ExpertSuccessReport,
+    "rfedge-full-size-engines": EnginesReport,
     "rfedge-latency": LatencyReport,
     "rfedge-looks": LooksReport,
     "rfedge-peers": IsolatedReport,
