@@ -256,7 +256,7 @@ def _ablations(name: str, document: Document, _: Names) -> Iterator[Part]:
     minutes = max(variant["seconds"] for variant in document["variants"]) / 60
     caption = f"{name}: {minutes:.0f} minutes of training with one thing changed, then the same rollouts; 95 % intervals."
     columns = ["variant", "what is changed", "training steps", "held-out loss", "single tasks", "average length of 5"]
-    yield table(caption, columns, cells, 2)
+    yield Table(caption, columns, cells, 2)
 
 
 def _chains(name: str, document: Document, _: Names) -> Iterator[Part]:
