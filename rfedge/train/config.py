@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -115,15 +115,6 @@ def recipe_for(name: str, history: Mapping[str, Any] | None = None) -> Recipe:
     return _FROM_NOTHING
 
 
-VOCAB_SIZE_HELP: Final = (
-    "Train a tokenizer of at most this many entries anew, and the word embedding with it: for a checkpoint whose "
-    "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
-)
-INSTRUCTIONS_HELP: Final = (
-    "data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task)."
-)
-
-
 @dataclass(frozen=True)
 class PolicyChanges:
     """Fields of `PolicyConfig` that a training run changes; None keeps the preset's or the checkpoint's."""
@@ -144,27 +135,17 @@ class PolicyChanges:
     proprioception: Annotated[bool | None, Option("Also read the arm's pose and the gripper's last command.")] = None
 
 
-class TrainConfig(_Config):
-    """One training run.
+class RunConfig(_Config):
+    """What every training run is asked for.
 
     Attributes:
         policy: what is trained; window, frame_stride and chunk_size also say how the data is cut.
         initial_checkpoint: checkpoint whose weights and tokenizer to start from; None initialises weights from `seed`.
         output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
-        steps, epochs, minutes: when to stop; the first one reached counts, one at least is set.
-        batch_size: over all processes and gradient accumulation steps.
-        head_first_steps: the features are computed once, not augmented.
-        head_first_batch_size: windows per step in these.
-        augmentation: one random shift per window keeps its motion; per frame is what the released code does.
+        steps, minutes: when to stop; the first one reached counts.
         vocab_size: the policy's decoder must say the same; None keeps the initial checkpoint's tokenizer.
-        vision_tokens: kept in fp16.
-        pointing_weight: see `rfedge.train.pretraining.pointing`.
-        pointing_batch_size: frames per step that its queries point at.
-        task_weight: see `rfedge.train.task_probe`.
         light: see `rfedge.train.pretraining.scene_batches`.
-        validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
         validate_every: steps between two measurements; 0 for the end only.
-        device: "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
         mixed_precision: weights, moments and states stay float32.
     """
 
@@ -173,14 +154,73 @@ class TrainConfig(_Config):
     data: Annotated[Path, Option("Demonstrations in the CALVIN format.")]
     output: Annotated[Path, Option("Folder of the run; the result is its checkpoint/ folder.")]
     steps: Annotated[int | None, Option("Stop after this many steps.", panel="Length", min=1)] = Field(None, ge=1)
-    epochs: Annotated[float | None, Option("Stop after this many epochs; default 5 if nothing else stops.")] = Field(
-        None, gt=0
-    )
     minutes: Annotated[float | None, Option("Stop after this much training time, resumed parts included.")] = Field(
         None, gt=0
     )
-    save_every: Annotated[int, Option("Steps between two states to resume from.", min=0)] = Field(200, ge=0)
+    save_every: Annotated[int, Option("Steps between two states to resume from; 0 for the end only.", min=0)] = Field(
+        200, ge=0
+    )
     resume: Annotated[bool, Option("Go on from the newest state in --output, or start over.")] = True
+    keep_states: int = Field(2, ge=1)
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = Field(ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    seed: Annotated[int, Option("Decides weights, order of the data, shifts, questions and dropout.", min=0)] = Field(
+        0, ge=0
+    )
+    instructions: Annotated[
+        InstructionSource,
+        Option(
+            "data (the demonstrations' own) or grammar (sampled at every step, thousands of sentences per task).",
+            panel="Data",
+        ),
+    ] = "data"
+    vocab_size: Annotated[
+        int | None,
+        Option(
+            "Train a tokenizer of at most this many entries anew, and the word embedding with it: for a checkpoint whose "
+            "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
+        ),
+    ] = Field(None, ge=512)
+    light: float = Field(0.0, ge=0)
+    validation_fraction: float
+    validate_every: int = Field(500, ge=0)
+    cache: Annotated[Path | None, Option("Folder of the frame cache; default beside the data.")] = None
+    num_threads: Annotated[int | None, Option("CPU threads of PyTorch.", panel="Machine", min=1)] = Field(None, ge=1)
+    mixed_precision: MixedPrecision = "no"
+
+    # Fields that may change when a run is resumed.
+    free: ClassVar[frozenset[str]] = frozenset({
+        "data", "output", "steps", "minutes", "validate_every", "save_every", "keep_states", "resume", "num_threads",
+        "cache",
+    })  # fmt: skip
+
+    def resume_key(self) -> dict[str, Any]:
+        """Return the fields that must not change when a run is resumed, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.free))
+
+
+class TrainConfig(RunConfig):
+    """One training run.
+
+    Attributes:
+        steps, epochs, minutes: when to stop; the first one reached counts, one at least is set.
+        batch_size: over all processes and gradient accumulation steps.
+        head_first_steps: the features are computed once, not augmented.
+        head_first_batch_size: windows per step in these.
+        augmentation: one random shift per window keeps its motion; per frame is what the released code does.
+        vision_tokens: kept in fp16.
+        pointing_weight: see `rfedge.train.pretraining.pointing`.
+        pointing_batch_size: frames per step that its queries point at.
+        task_weight: see `rfedge.train.task_probe`.
+        validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
+        device: "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
+    """
+
+    epochs: Annotated[
+        float | None, Option("Stop after this many epochs; default 5 if nothing else stops.", panel="Length")
+    ] = Field(None, gt=0)
     batch_size: Annotated[
         int, Option("Windows per step, over all processes and gradient accumulation steps.", panel="Optimization", min=1)
     ] = Field(8, ge=1)
@@ -191,10 +231,8 @@ class TrainConfig(_Config):
     head_rate: Annotated[
         float, Option("Factor of the learning rate for the head; default from the recipe.", optional=True)
     ] = Field(gt=0)
-    warmup_steps: int = Field(ge=0)
     schedule: ScheduleKind
     weight_decay: float = Field(0.1, ge=0)
-    gradient_clip: float = Field(1.0, gt=0)
     optimizer: Annotated[OptimizerKind, Option("adamw, or adamw-8bit, with moments of 8 bits (bitsandbytes).")] = "adamw"
     trainable: Annotated[
         TrainableScheme,
@@ -211,7 +249,6 @@ class TrainConfig(_Config):
         int, Option("Steps in which only the head is trained, on cached features.", min=0, optional=True)
     ] = Field(ge=0)
     head_first_batch_size: int = Field(32, ge=1)
-    seed: Annotated[int, Option("Decides weights, order, shifts and dropout.", min=0)] = Field(0, ge=0)
     loss: Annotated[LossKind, Option("huber or mse.", panel="Losses")] = "huber"
     gripper_weight: Annotated[float, Option("Factor of the gripper's cross-entropy.", optional=True)] = Field(ge=0)
     caption_weight: Annotated[float, Option("Factor of the captions' language loss.")] = Field(0.005, ge=0)
@@ -227,11 +264,9 @@ class TrainConfig(_Config):
         float,
         Option("Factor of the loss of a probe that reads the task off the feature; default 0.", min=0, optional=True),
     ] = Field(0.0, ge=0)
-    instructions: Annotated[InstructionSource, Option(INSTRUCTIONS_HELP, panel="Data")] = "data"
-    vocab_size: Annotated[int | None, Option(VOCAB_SIZE_HELP)] = Field(None, ge=512)
     vision_tokens: Annotated[
         bool,
-        Option("With a frozen vision tower: compute its tokens of each frame once, and keep them on disk."),
+        Option("With a frozen vision tower: compute its tokens of each frame once, and keep them on disk.", panel="Data"),
     ] = False
     image_text: Annotated[
         tuple[Path, ...],
@@ -255,11 +290,7 @@ class TrainConfig(_Config):
         float, Option("Share of the other segments to train on, such as 0.1 to see what data is worth.")
     ] = Field(1.0, gt=0, le=1)
     validation_windows: int = Field(64, ge=1)
-    validate_every: int = Field(500, ge=0)
-    keep_states: int = Field(2, ge=1)
-    cache: Annotated[Path | None, Option("Folder for the frame cache; default beside the data.")] = None
-    num_threads: Annotated[int | None, Option("CPU threads of PyTorch.", panel="Machine", min=1)] = Field(None, ge=1)
-    device: Annotated[str, Option("cpu or cuda.")] = "cpu"
+    device: Annotated[str, Option("cpu or cuda.", panel="Machine")] = "cpu"
     parallel: Annotated[
         ParallelKind,
         Option("Among processes that torchrun started: ddp (each holds the policy) or fsdp (each a part of it)."),
@@ -269,13 +300,9 @@ class TrainConfig(_Config):
         Option("no, bf16, or on a GPU fp16: what MatMuls are computed in; weights stay float32."),
     ] = "no"
 
-    def resume_key(self) -> dict[str, Any]:
-        """Return the fields that must not change when a run is resumed, as JSON values."""
-        free = {
-            "data", "output", "steps", "epochs", "minutes", "validation_windows", "validate_every", "save_every",
-            "keep_states", "resume", "num_threads", "device", "cache", "image_text", "accumulate", "parallel",
-        }  # fmt: skip
-        return self.model_dump(mode="json", exclude=free)
+    free: ClassVar[frozenset[str]] = RunConfig.free | {
+        "epochs", "validation_windows", "device", "image_text", "accumulate", "parallel",
+    }  # fmt: skip
 
 
 def change_policy(policy: PolicyConfig, **changes: object) -> PolicyConfig:
@@ -333,13 +360,8 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
     given = {key: value for key, value in options.items() if value is not None}
     batch_size = given.get("batch_size", TrainConfig.model_fields["batch_size"].default)
     filled: dict[str, Any] = {
+        **recipe.model_dump(exclude={"reference_batch_size"}),
         "learning_rate": recipe.learning_rate * batch_size / recipe.reference_batch_size,
-        "head_rate": recipe.head_rate,
-        "warmup_steps": recipe.warmup_steps,
-        "schedule": recipe.schedule,
-        "gripper_weight": recipe.gripper_weight,
-        "trainable": recipe.trainable,
-        "augmentation": recipe.augmentation,
         "head_first_steps": recipe.head_first_steps if initial is None else 0,
         **given,
     }

@@ -1,14 +1,13 @@
-"""The training loop: data, policy and optimizer from a TrainConfig, steps until the end, one checkpoint."""
+"""Imitation: data, policy and optimizer from a TrainConfig, steps until the end, one checkpoint."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -19,20 +18,18 @@ from rfedge.model import RoboFlamingo
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.weight_shards import TensorSpec
 from rfedge.train.batches.features import FeatureBatch, FeatureTable
-from rfedge.train.batches.image_text import CoTraining
+from rfedge.train.batches.image_text import CoTraining, PairPass
 from rfedge.train.batches.loader import BatchLoader, SplitBatch, TensorBatch, batch_tensors, window_forward
 from rfedge.train.batches.wording import Grammar
 from rfedge.train.compute_context import ComputeContext, full_weights, reach_all, shard
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes, join
-from rfedge.train.losses import StepLosses
-from rfedge.train.metrics import open_metrics
-from rfedge.train.optimizer import make_optimizer
-from rfedge.train.output import check_training_room, claimed_by_first, raise_together
-from rfedge.train.pretraining.scene_training import POINTING, SceneTraining
-from rfedge.train.result import TrainingStep, TrainResult, checkpoint_metadata, train_result
-from rfedge.train.run import TrainingRun
-from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.losses import LossParts, policy_loss
+from rfedge.train.pretraining.pointing import Pointing
+from rfedge.train.pretraining.scene_batches import SceneLoader
+from rfedge.train.pretraining.scene_training import POINTING, pointing_loader, pointing_loss
+from rfedge.train.result import VALIDATION_FIELDS, TrainingStep, TrainResult, checkpoint_metadata
+from rfedge.train.run import Pass, TrainingRun, claimed_by_first
 from rfedge.train.settings import check_batches, open_device, torch_settings
 from rfedge.train.sources import (
     TrainingData,
@@ -41,19 +38,12 @@ from rfedge.train.sources import (
     standardise_features,
     start_policy,
 )
-from rfedge.train.state import (
-    CHECKPOINT_FOLDER,
-    Progress,
-    load_moments,
-    load_weights,
-    newest_state,
-    read_document,
-)
+from rfedge.train.state import resume_weights
 from rfedge.train.stopping import TrainingStop
 from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
-from rfedge.train.trainable import freeze, optimizer_groups, reinit_vl_layers
-from rfedge.train.validation import measure_windows
+from rfedge.train.trainable import freeze, make_optimizer, reinit_vl_layers
 
+_WINDOW_METRICS: Final = ("loss", "pose_loss", "gripper_loss", "gripper_accuracy")  # in the order of `LossParts`
 B = TypeVar("B", TensorBatch, FeatureBatch)
 
 
@@ -104,20 +94,17 @@ def _train(
         policy = start.policy
         if not config.vl_pretraining:  # in vain where a run goes on: its state holds what became of them
             reinit_vl_layers(policy, config.seed)
-        sources = open_training_data(config, start.tokenizer, progress, processes, grammar)
+        sources = open_training_data(config, start.tokenizer, progress, processes, grammar, share=config.data_share)
         key = {
             **config.resume_key(),
             "frames": sources.cache.content_sha256,
             "image-text files": None if pairs is None else pairs.content_sha256,
         }
         if config.pointing_weight:
-            SceneTraining.attach(policy, config.seed)
+            policy.add_module(POINTING, Pointing.of(policy, config.seed))
         if config.task_weight:
             attach_task_probe(policy, len(sources.table.tasks), config.seed)
-        resumed = newest_state(config.output, resume=config.resume, processes=processes)
-        state = Progress() if resumed is None else read_document(resumed, key)
-        if resumed is not None:
-            load_weights(resumed, policy)
+        state, resumed = resume_weights(config.output, policy, key, resume=config.resume, processes=processes)
         if config.vision_tokens:
             sources = precompute_vision_tokens(config, sources, policy.to(device), device, processes, progress)
         is_sharded = processes.world_size > 1 and config.parallel == "fsdp"
@@ -127,41 +114,35 @@ def _train(
         sharded = shard(policy, device, processes) if is_sharded else None
         policy = policy.to(device)
         trained = freeze(policy, config.trainable)
-        groups = optimizer_groups(trained, weight_decay=config.weight_decay, head_rate=config.head_rate)
-        optimizer = make_optimizer(config, groups)
-        raise_together(processes, partial(check_training_room, config, policy, trained, goes_on=resumed is not None))
-        if resumed is not None:
-            load_moments(resumed, policy, optimizer, trained)
-        co_training = (
-            None if pairs is None else CoTraining(pairs, sources.tokenizer, config, device, state.image_text, processes)
+        run = _Run(
+            config=config,
+            learner=policy,
+            optimizer=make_optimizer(config, trained),
+            trained=[parameter for _, parameter in trained],
+            resume_key=key,
+            resumed=resumed,
+            state=state,
+            processes=processes,
+            scope=ComputeContext(device, config.mixed_precision, sharded),
+            stop=stop,
+            on_step=on_step,
+            last_step=_last_step(config, len(sources.training)),
+            schedule=config.schedule,
+            head_first_steps=config.head_first_steps,
+            sources=sources,
+            progress=progress,
+            co_training=None
+            if pairs is None
+            else CoTraining(pairs, sources.tokenizer, config, device, state.image_text, processes),
         )
-        scope = ComputeContext(device, config.mixed_precision, sharded)
-        with (
-            open_metrics(config.output, resumed_step=state.step)
-            if processes.is_first
-            else nullcontext(_write_nothing) as write
-        ):
-            run = _Run(
-                config=config,
-                learner=policy,
-                optimizer=optimizer,
-                trained=trained,
-                resume_key=key,
-                state=state,
-                write=write,
-                processes=processes,
-                device=device,
-                stop=stop,
-                last_step=_last_step(config, len(sources.training)),
-                sources=sources,
-                policy=policy,
-                scope=scope,
-                progress=progress,
-                co_training=co_training,
-            )
-            validation = run.train(on_step)
-        result = train_result(config, sources, state, validation, start.initialised, config.output / CHECKPOINT_FOLDER)
-        result = replace(result, stopped=run.is_stopped)
+        validation = run.train()
+        measured: dict[str, Any] = {name: validation.get(name) for name in VALIDATION_FIELDS}
+        result = TrainResult(
+            **run.result(),
+            **measured,
+            initialised=tuple(sorted({".".join(name.split(".")[:2]) for name in start.initialised})),
+            epochs=max(0, state.step - config.head_first_steps) * config.batch_size / len(sources.training),
+        )
         weights = full_weights(policy, processes)
         if processes.is_first:
             metadata = checkpoint_metadata(config, sources, pairs, result, processes.world_size, start.history)
@@ -179,40 +160,60 @@ class _Run(TrainingRun):
     """Steps of windows, and of image-text pairs and frames that are pointed at where the run has them."""
 
     config: TrainConfig
+    learner: RoboFlamingo
     sources: TrainingData
-    policy: RoboFlamingo
-    scope: ComputeContext
     progress: StageProgress | None
     co_training: CoTraining | None
 
-    def train_steps(self, on_step: Callable[[TrainingStep], None] | None) -> None:
+    def train_steps(self) -> None:
         if self.state.step < self.config.head_first_steps and not self.is_over():
-            self.train_head(on_step)
+            self._train_head()
         if not self.is_over():
-            self.train_all(on_step)
+            self._train_all()
 
+    @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        self.policy.eval()
-        values = measure_windows(self.policy, self.sources, self.config, self.scope, self.processes)
+        """Return losses of evenly spread held-out windows, and of pairs; several processes measure a part each."""
+        self.learner.eval()
+        config, index, values = self.config, self.sources.held_out, dict[str, float]()
+        sums = dict.fromkeys((*_WINDOW_METRICS, "num_actions"), 0.0)
+        for numbers, counts in self.processes.shares(index.spread(config.validation_windows), config.batch_size):
+            batch = batch_tensors(index, self.sources.cache, self.sources.table, list(numbers)).to(self.scope.device)
+            losses = self._compare(batch, self.scope.run(partial(window_forward, self.learner, batch)))
+            if counts:  # batches weigh by what they hold, so their size does not matter
+                count = int(batch.action_mask.sum())
+                sums["num_actions"] += count
+                for name, value in zip(_WINDOW_METRICS, losses, strict=True):
+                    sums[name] += float(value) * count
+        if len(index):
+            totals = self.processes.sum(sums)
+            values = {f"validation_{name}": totals[name] / totals["num_actions"] for name in _WINDOW_METRICS}
         if self.co_training is not None:
-            values |= self.co_training.measure(self.policy, self.scope)
+            values |= self.co_training.measure(self.learner, self.scope)
         return values
 
-    def shared(self, module: torch.nn.Module) -> ComputeContext:
+    def _shared(self, module: torch.nn.Module) -> ComputeContext:
         """Where `module` learns: processes that all hold the whole policy give each other the gradients of that alone."""
         if self.processes.world_size == 1 or self.config.parallel == "fsdp":
             return self.scope
-        all_learn = module is self.policy.head or (self.co_training is None and self.all_learn())
+        all_learn = module is self.learner.head or (self.co_training is None and self._all_learn())
         return self.scope.share_gradients_of(module, all_learn=all_learn)
 
-    def train_head(self, on_step: Callable[[TrainingStep], None] | None) -> None:
+    def _all_learn(self) -> bool:
+        """Whether each parameter that is not frozen gets a gradient from a window; a last block may serve pairs alone."""
+        sources = self.sources
+        self.learner.eval()
+        batch = batch_tensors(sources.training, sources.cache, sources.table, [0]).to(self.scope.device)
+        return reach_all(self.scope.run(partial(window_forward, self.learner, batch)), self.trained)
+
+    def _train_head(self) -> None:
         """The first steps: only the head learns, on features computed once."""
-        config, state, sources, head = self.config, self.state, self.sources, self.policy.head
+        config, state, sources, head = self.config, self.state, self.sources, self.learner.head
         sampler = WindowSampler(len(sources.training), config.head_first_batch_size, config.seed, state.sampler)
         parts = self.processes.parts(config.head_first_batch_size)
         report = self.progress
         table = FeatureTable.build(
-            self.policy,
+            self.learner,
             sources.training,
             sources.cache,
             sources.table,
@@ -221,25 +222,18 @@ class _Run(TrainingRun):
             scope=self.scope,
             processes=self.processes,
         )
-        scope = self.shared(head)
+        scope = self._shared(head)
         while state.step < config.head_first_steps and not self.is_over():
             batch = table.split(sampler.next_batch(), parts)
             is_last = state.step + 1 == config.head_first_steps
             state.sampler = SamplerState() if is_last else sampler.state  # the steps of the whole policy start afresh
-            self.step(scope, batch, lambda part: head.unroll(part.features), on_step)
+            self.step(scope, self._passes(batch, lambda part: head.unroll(part.features)), batch.num_frames)
 
-    def all_learn(self) -> bool:
-        """Whether each parameter that is not frozen gets a gradient from a window; a last block may serve pairs alone."""
-        sources = self.sources
-        self.policy.eval()
-        batch = batch_tensors(sources.training, sources.cache, sources.table, [0]).to(self.scope.device)
-        return reach_all(self.scope.run(partial(window_forward, self.policy, batch)), self.descent.parameters)
-
-    def train_all(self, on_step: Callable[[TrainingStep], None] | None) -> None:
+    def _train_all(self) -> None:
         """The steps in which everything that is not frozen learns."""
-        config, state, sources = self.config, self.state, self.sources
+        config, state, sources, policy = self.config, self.state, self.sources, self.learner
         sampler = WindowSampler(len(sources.training), config.batch_size, config.seed, state.sampler)
-        scope = self.shared(self.policy)
+        scope = self._shared(policy)
         with (
             BatchLoader(
                 sources.training,
@@ -253,7 +247,7 @@ class _Run(TrainingRun):
             ) as loader,
             self.co_training or nullcontext() as co_training,
             (
-                SceneTraining(config, sources, state.scene, state.step, self.processes)
+                pointing_loader(config, sources, state.scene, state.step, self.processes)
                 if config.pointing_weight
                 else nullcontext()
             ) as scene,
@@ -261,62 +255,59 @@ class _Run(TrainingRun):
             while not self.is_over():
                 loaded, state.sampler = loader.next()
                 batch = SplitBatch([part.to(scope.device) for part in loaded.parts], loaded.num_actions)
-                self.step(scope, batch, partial(window_forward, self.policy), on_step, co_training, scene)
+                passes = self._passes(batch, partial(window_forward, policy))
+                pairs: list[PairPass] = []
+                if co_training is not None:
+                    pairs, state.image_text = co_training.passes(policy)
+                passes += [partial(self._of_pairs, one) for one in pairs if one.weight > 0.0]
+                if scene is not None:
+                    passes.append(partial(self._of_scene, scene))
+                unlearned = [partial(self._of_pairs, one) for one in pairs if one.weight == 0.0]
+                self.step(scope, passes, batch.num_frames, unlearned=unlearned)
 
-    def step(
-        self,
-        scope: ComputeContext,
-        batch: SplitBatch[B],
-        forward: Callable[[B], tuple[torch.Tensor, ...]],
-        on_step: Callable[[TrainingStep], None] | None,
-        co_training: CoTraining | None = None,
-        scene: SceneTraining | None = None,
-    ) -> None:
-        """One optimizer step, its metrics, and whatever is due after it.
+    def _passes(self, batch: SplitBatch[B], forward: Callable[[B], tuple[torch.Tensor, ...]]) -> list[Pass]:
+        return [partial(self._of_windows, part, batch.num_actions, forward) for part in batch.parts]
 
-        `loss` in the metrics is the robot's alone, with and without image-text pairs; the norm is of the sum's gradient.
+    def _of_windows(self, part: B, num_actions: int, forward: Callable[[B], tuple[torch.Tensor, ...]]) -> torch.Tensor:
+        """Return the loss of some windows, as their part in the mean over all `num_actions` of the batch.
+
+        `loss` in the metrics is this alone, with and without image-text pairs; the norm is of the sum's gradient.
+
+        Args:
+            forward: returns pose and gripper logit, and where there is a task probe its loss.
         """
-        config: TrainConfig = self.config
-        state: Progress = self.state
-        before = time.perf_counter()
-        learning_rate = self.set_learning_rates()
-        self.policy.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.processes.seed_dropout(config.seed, state.step)
-        losses = StepLosses()
-        passes = [partial(losses.of_windows, config, part, batch.num_actions, forward) for part in batch.parts]
-        if co_training is not None:
-            pair_passes, state.image_text = co_training.next(self.policy)
-            passes += [partial(losses.of_pairs, pairs) for pairs in pair_passes if pairs.weight > 0.0]
-        if scene is not None:
-            passes.append(partial(self.point, scene, losses))
-        for number, compute in enumerate(passes, 1):  # one after the other, so that only one graph is held
-            with scope.gradients(shared=number == len(passes)):
-                # Every process has its part of one mean, and the mean of these parts is taken where they meet.
-                self.descent.backward(scope.run(compute) * self.processes.world_size)
-        if co_training is not None:
-            with torch.no_grad():  # not a gradient of zeros: what has none does not decay
-                for pairs in pair_passes:
-                    if pairs.weight == 0.0:
-                        scope.run(partial(losses.of_pairs, pairs))
-        self.end_step(losses.values(), learning_rate, batch.num_frames, before, on_step)
+        acted = forward(part)
+        losses = self._compare(part, acted, num_actions)
+        for name, value in zip(_WINDOW_METRICS, losses, strict=True):
+            self.keep(name, value)
+        if len(acted) < 3:
+            return losses.total
+        self.keep("task_loss", acted[2])
+        return losses.total + self.config.task_weight * (part.action_mask.sum() / num_actions) * acted[2]
 
-    def point(self, scene: SceneTraining, losses: StepLosses) -> torch.Tensor:
-        """The pass of the frames that are pointed at."""
-        loss, self.state.scene = scene.loss(self.policy)
-        return losses.keep("pointing_loss", loss)
+    def _compare(
+        self, batch: TensorBatch | FeatureBatch, acted: tuple[torch.Tensor, ...], num_actions: int | None = None
+    ) -> LossParts:
+        return policy_loss(
+            acted[0].float(),
+            acted[1].float(),
+            batch.actions,
+            batch.action_mask,
+            kind=self.config.loss,
+            gripper_weight=self.config.gripper_weight,
+            num_actions=num_actions,
+        )
 
-    def set_learning_rates(self) -> float:
-        """Set every group's rate for the step to come; return the backbone's (its warm-up starts when it joins)."""
-        config, step = self.config, self.state.step
-        factor = learning_rate_factor(config.schedule, step=step, warmup_steps=config.warmup_steps, progress=self.share())
-        joining = 1.0
-        if config.head_first_steps and config.warmup_steps:
-            joining = min(1.0, max(0, step + 1 - config.head_first_steps) / config.warmup_steps)
-        for group in self.optimizer.param_groups:
-            part = factor if group["is_head"] else factor * joining
-            group["lr"] = config.learning_rate * part * group["rate_factor"]
-        return config.learning_rate * factor * joining
+    def _of_pairs(self, pairs: PairPass) -> torch.Tensor:
+        loss = pairs.loss()
+        self.keep(pairs.name, loss)
+        return pairs.weight * loss
+
+    def _of_scene(self, scene: SceneLoader) -> torch.Tensor:
+        batch, self.state.scene = scene.next()
+        loss = self.config.pointing_weight * pointing_loss(self.learner, batch.to(self.scope.device), self.config.light)
+        self.keep("pointing_loss", loss)
+        return loss
 
 
 def _last_step(config: TrainConfig, num_windows: int) -> int | None:
@@ -333,7 +324,3 @@ def _open_pairs(config: TrainConfig, progress: StageProgress | None) -> ImageTex
     return open_image_text(
         config.image_text, validation_fraction=config.validation_fraction, seed=config.seed, on_byte=on_byte
     )
-
-
-def _write_nothing(step: int, values: dict[str, float]) -> None:
-    """Stand in for the metrics of a process that is not the first."""

@@ -5,37 +5,18 @@ Source: RoboFlamingo section 4.4; its paper writes MSE, its released code a Hube
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from rfedge.messages import POSE_SIZE
-from rfedge.train.config import LossKind, TrainConfig
-
-if TYPE_CHECKING:
-    from rfedge.train.batches.image_text import PairPass
+from rfedge.train.config import LossKind
 
 # B = windows, W = frames, K = chunk
 
 
-class LabelledBatch(Protocol):
-    """Labels (B, W, K, 7) and which of them were recorded, bool (B, W, K)."""
-
-    @property
-    def actions(self) -> torch.Tensor: ...
-
-    @property
-    def action_mask(self) -> torch.Tensor: ...
-
-
-B = TypeVar("B", bound=LabelledBatch)
-
-
-@dataclass(frozen=True, slots=True)
-class LossParts:
+class LossParts(NamedTuple):
     """Scalars of one batch.
 
     Attributes:
@@ -49,25 +30,6 @@ class LossParts:
     pose: torch.Tensor
     gripper: torch.Tensor
     gripper_accuracy: torch.Tensor
-
-
-def batch_loss(
-    config: TrainConfig,
-    batch: LabelledBatch,
-    pose: torch.Tensor,
-    gripper_logit: torch.Tensor,
-    num_actions: int | None = None,
-) -> LossParts:
-    """Compare the predictions for a batch with its labels, with the run's kind of loss and weight of the gripper."""
-    return policy_loss(
-        pose.float(),
-        gripper_logit.float(),
-        batch.actions,
-        batch.action_mask,
-        kind=config.loss,
-        gripper_weight=config.gripper_weight,
-        num_actions=num_actions,
-    )
 
 
 def policy_loss(
@@ -106,50 +68,3 @@ def policy_loss(
         gripper=gripper_loss.detach(),
         gripper_accuracy=(right * weight).sum() / count,
     )
-
-
-class StepLosses:
-    """Computes the losses of a step's passes and keeps what the metrics say of them: sums over the passes."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[torch.Tensor]] = {}
-
-    def of_windows(
-        self,
-        config: TrainConfig,
-        part: B,
-        num_actions: int,
-        forward: Callable[[B], tuple[torch.Tensor, ...]],
-    ) -> torch.Tensor:
-        """Return the loss of some windows, as their part in the mean over all `num_actions` of the batch.
-
-        `forward` returns pose and gripper logit, and where there is a task probe its loss.
-        """
-        pose, gripper_logit, *probed = forward(part)
-        losses = batch_loss(config, part, pose, gripper_logit, num_actions)
-        self._keep("loss", losses.total)
-        self._keep("pose_loss", losses.pose)
-        self._keep("gripper_loss", losses.gripper)
-        self._keep("gripper_accuracy", losses.gripper_accuracy)
-        if not probed:
-            return losses.total
-        share = part.action_mask.sum() / num_actions
-        return losses.total + config.task_weight * share * self.keep("task_loss", probed[0])
-
-    def of_pairs(self, pairs: PairPass) -> torch.Tensor:
-        """Return the weighted loss of some image-text pairs."""
-        loss = pairs.loss()
-        self._keep(pairs.name, loss)
-        return pairs.weight * loss
-
-    def keep(self, name: str, loss: torch.Tensor) -> torch.Tensor:
-        """Return a pass's loss, which the metrics call `name`."""
-        self._keep(name, loss)
-        return loss
-
-    def values(self) -> dict[str, float]:
-        """Return the sums, asked for once a step has been taken: numbers make a GPU wait."""
-        return {name: sum(float(value) for value in values) for name, values in self._values.items()}
-
-    def _keep(self, name: str, value: torch.Tensor) -> None:
-        self._values.setdefault(name, []).append(value.detach())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +12,15 @@ import rfedge
 from rfedge.data.image_text import ImageTextData
 from rfedge.train.config import TrainConfig
 from rfedge.train.sources import TrainingData
-from rfedge.train.state import Progress
 
 _PLACES: Final = ("output", "cache", "resume", "data", "initial_checkpoint", "image_text")
+VALIDATION_FIELDS: Final = (
+    "validation_loss",
+    "validation_gripper_accuracy",
+    "validation_caption_perplexity",
+    "validation_vqa_perplexity",
+)
+_NOT_IN_CHECKPOINT: Final = ("initialised", "num_averaged", "checkpoint", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,59 +34,43 @@ class TrainingStep:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a run came to.
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Results of any run.
 
     Attributes:
-        first_loss, last_loss: mean training loss of the first and of the last `num_averaged` steps.
-        validation_loss, validation_gripper_accuracy: on held-out segments at the end; None when none were held out.
-        validation_caption_perplexity, validation_vqa_perplexity: a token of the held-out pairs of each kind at the end;
-            None when there were none.
-        initialised: parts of the policy from the seed, such as "head.pose"; empty when a checkpoint had them all.
-        steps, epochs, seconds: over all parts of the run; seconds of training and measuring, without the frame cache.
+        first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps.
+        steps, seconds: over all parts of the run; seconds of training and measuring, without the frame cache.
         stopped: the run was asked to stop before its end; state and checkpoint are of the last step.
     """
 
     first_loss: float
     last_loss: float
     num_averaged: int
+    checkpoint: Path
+    steps: int
+    seconds: float
+    stopped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(RunResult):
+    """Results of `train_policy`.
+
+    Attributes:
+        validation_loss, validation_gripper_accuracy: on held-out segments at the end; None when none were held out.
+        validation_caption_perplexity, validation_vqa_perplexity: a token of the held-out pairs of each kind at the end;
+            None when there were none.
+        initialised: parts of the policy from the seed, such as "head.pose"; empty when a checkpoint had them all.
+        epochs: over all parts of the run.
+    """
+
     validation_loss: float | None
     validation_gripper_accuracy: float | None
     validation_caption_perplexity: float | None
     validation_vqa_perplexity: float | None
     initialised: tuple[str, ...]
-    checkpoint: Path
-    steps: int
     epochs: float
-    seconds: float
-    stopped: bool = False
-
-
-def train_result(
-    config: TrainConfig,
-    sources: TrainingData,
-    state: Progress,
-    validation: dict[str, float],
-    initialised: Collection[str],
-    checkpoint: Path,
-) -> TrainResult:
-    """Sum up a run that stands at `state`, measured `validation` last and sampled the parameters `initialised`."""
-    first_loss, last_loss = state.mean_losses()
-    return TrainResult(
-        first_loss=first_loss,
-        last_loss=last_loss,
-        num_averaged=state.num_averaged,
-        validation_loss=validation.get("validation_loss"),
-        validation_gripper_accuracy=validation.get("validation_gripper_accuracy"),
-        validation_caption_perplexity=validation.get("validation_caption_perplexity"),
-        validation_vqa_perplexity=validation.get("validation_vqa_perplexity"),
-        initialised=tuple(sorted({".".join(name.split(".")[:2]) for name in initialised})),
-        checkpoint=checkpoint,
-        steps=state.step,
-        epochs=max(0, state.step - config.head_first_steps) * config.batch_size / len(sources.training),
-        seconds=state.seconds,
-    )
 
 
 def checkpoint_metadata(
@@ -104,7 +93,7 @@ def checkpoint_metadata(
         "num_processes": num_processes,  # at the end: a run may go on with another number
         "dataset": {
             "frames_sha256": sources.cache.content_sha256,
-            "scenes": list(sources.scenes),
+            "scenes": sources.scenes,
             "num_segments": len(segments),
             "num_frames": len(sources.cache.numbers),
             "tasks": sorted({segment.task for segment in segments}),
@@ -117,17 +106,9 @@ def checkpoint_metadata(
             "num_held_out": {kind: len(part) for kind, part in pairs.held_out.items()},
         },
         "result": {
-            "steps": result.steps,
-            "epochs": result.epochs,
-            "seconds": result.seconds,
-            "first_loss": result.first_loss,
-            "last_loss": result.last_loss,
             "drawn_from_seed": list(result.initialised),
             "num_averaged_steps": result.num_averaged,
-            "validation_loss": result.validation_loss,
-            "validation_gripper_accuracy": result.validation_gripper_accuracy,
-            "validation_caption_perplexity": result.validation_caption_perplexity,
-            "validation_vqa_perplexity": result.validation_vqa_perplexity,
+            **{name: value for name, value in asdict(result).items() if name not in _NOT_IN_CHECKPOINT},
         },
         "initial": history,
     }

@@ -1,26 +1,34 @@
-"""What every training run does around its steps: ends, metrics, states, and the refusal of what is not finite."""
+"""The loop of every training run: optimizer steps, metrics, states, ends, and the refusal of what is not finite."""
 
 from __future__ import annotations
 
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
-from rfedge.errors import GateError
-from rfedge.train.config import TrainConfig
+from rfedge.errors import ArtifactError, GateError
+from rfedge.io.atomic import claimed
+from rfedge.io.disk import check_room
+from rfedge.train.compute_context import ComputeContext, full_tensor
+from rfedge.train.config import RunConfig, ScheduleKind
 from rfedge.train.distributed import Processes
-from rfedge.train.metrics import MetricsWriter
-from rfedge.train.optimizer import OptimizerStep
-from rfedge.train.pretraining.config import PretrainConfig
+from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.result import TrainingStep
-from rfedge.train.state import STATE_FOLDER, Progress, save_state
+from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.state import CHECKPOINT_FOLDER, STATE_FOLDER, Progress, load_moments, save_state
 from rfedge.train.stopping import TrainingStop
+
+# Computes a loss with a gradient; what the metrics say of it goes through `TrainingRun.keep`.
+Pass = Callable[[], torch.Tensor]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -28,49 +36,83 @@ class TrainingRun(ABC):
     """The steps of one process, from `state` to the end; a kind of run adds what a step computes and what it measures.
 
     Attributes:
-        learner: all that a state stores; `optimizer` is over its `trained` parameters, by name.
+        learner: all that a state stores.
+        optimizer: AdamW over `trained`; each group has its `rate_factor` and says whether it `is_head`.
         resume_key: JSON values that a resumed run must repeat.
+        resumed: the state on disk that `state` and the weights were read from; None at the start of a run.
         last_step: after which the run ends; None where only time ends it.
+        head_first_steps: steps in which only the head learns; the others begin their own warm-up after them.
         is_stopped: whether `stop` ended it, in every process after the same step.
     """
 
-    config: TrainConfig | PretrainConfig
+    config: RunConfig
     learner: nn.Module
     optimizer: torch.optim.Optimizer
-    trained: list[tuple[str, nn.Parameter]]
+    trained: list[nn.Parameter]
     resume_key: dict[str, Any]
+    resumed: Path | None
     state: Progress
-    write: MetricsWriter
     processes: Processes
-    device: torch.device
+    scope: ComputeContext
     stop: TrainingStop
+    on_step: Callable[[TrainingStep], None] | None
     last_step: int | None
+    schedule: ScheduleKind = "cosine"
+    head_first_steps: int = 0
     is_stopped: bool = False
 
     def __post_init__(self) -> None:
-        """Begin the clock."""
-        parameters = [parameter for _, parameter in self.trained]
-        self.descent = OptimizerStep(self.config, self.optimizer, parameters, self.device, self.state.scaler)
-        self.started = time.perf_counter() - self.state.seconds
+        self.scaler = torch.amp.GradScaler(self.scope.device.type, enabled=self.config.mixed_precision == "fp16")
+        self.losses: dict[str, list[torch.Tensor | float]] = {}
+        self.write: MetricsWriter = lambda step, values: None
         self.saved = self.state.step
 
     @abstractmethod
-    def train_steps(self, on_step: Callable[[TrainingStep], None] | None) -> None:
+    def train_steps(self) -> None:
         """Take the steps that are left."""
 
     @abstractmethod
     def measure(self) -> dict[str, float]:
         """Return metrics of what was held out; an empty dict when nothing was."""
 
-    def train(self, on_step: Callable[[TrainingStep], None] | None) -> dict[str, float]:
-        """Run the steps that are left; return the last measurement."""
-        self.stop.is_heard = True
-        self.train_steps(on_step)
-        measured = {} if self.is_stopped else self.validate()
-        self.state.seconds = self.processes.sum({"seconds": self.my_seconds()})["seconds"]
-        if self.saved != self.state.step:
-            self.save()
+    def train(self) -> dict[str, float]:
+        """Run the steps that are left; return the last measurement.
+
+        Raises:
+            ArtifactError: the state to go on from is damaged, or the disk has no room for checkpoint and states.
+            GateError: a loss or its gradient is not finite; the last good weights are saved.
+        """
+        raise_together(self.processes, self._check_room)
+        if self.resumed is not None:
+            load_moments(self.resumed, self.learner, self.optimizer)
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+        self.started = time.perf_counter() - self.state.seconds
+        with (
+            open_metrics(self.config.output, resumed_step=self.state.step)
+            if self.processes.is_first
+            else nullcontext(self.write) as self.write
+        ):
+            self.stop.is_heard = True
+            self.train_steps()
+            measured = {} if self.is_stopped else self.validate()
+            self.state.seconds = self.processes.sum({"seconds": self.my_seconds()})["seconds"]
+            if self.saved != self.state.step:
+                self.save()
         return measured
+
+    def result(self) -> dict[str, Any]:
+        """Return the fields of a `RunResult`."""
+        first_loss, last_loss = self.state.mean_losses()
+        return {
+            "first_loss": first_loss,
+            "last_loss": last_loss,
+            "num_averaged": self.state.num_averaged,
+            "checkpoint": self.config.output / CHECKPOINT_FOLDER,
+            "steps": self.state.step,
+            "seconds": self.state.seconds,
+            "stopped": self.is_stopped,
+        }
 
     def share(self) -> float:
         """Part of the run that was done at the end of the last step: of its steps or of its time, whichever is further."""
@@ -86,51 +128,88 @@ class TrainingRun(ABC):
         """What this process adds to the training time, which is by the clock of the first one: all must end together."""
         return time.perf_counter() - self.started if self.processes.is_first else 0.0
 
-    def end_step(
-        self,
-        values: dict[str, float],
-        learning_rate: float,
-        num_frames: int,
-        started_s: float,
-        on_step: Callable[[TrainingStep], None] | None,
+    def keep(self, name: str, value: torch.Tensor | float) -> None:
+        """Keep a number of the step's passes; the metrics say its sum over passes and processes."""
+        self.losses.setdefault(name, []).append(value.detach() if isinstance(value, torch.Tensor) else value)
+
+    def step(
+        self, scope: ComputeContext, passes: Sequence[Pass], num_frames: int, *, unlearned: Iterable[Pass] = ()
     ) -> None:
-        """Take the optimizer's step, add up what all processes computed, and do whatever is due.
+        """Take one optimizer step over the sum of `passes`, write its metrics, and do whatever is due after it.
 
         Args:
-            values: metrics of this process, which are summed; "loss" among them.
-            started_s: when the step began, by `time.perf_counter`.
-
-        Raises:
-            GateError: the loss or its gradient is not finite; the last good weights are saved.
+            scope: where the passes run, one after the other, so that only one graph is held.
+            num_frames: of this process, for the metrics.
+            unlearned: passes that are measured alone.
         """
         state, config = self.state, self.config
-        norm = self.descent.step()
-        state.scaler = self.descent.scaler_state
+        started = time.perf_counter()
+        learning_rate = self._set_learning_rates()
+        self.learner.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.processes.seed_dropout(config.seed, state.step)
+        self.losses = {}
+        for number, compute in enumerate(passes, 1):
+            with scope.gradients(shared=number == len(passes)):
+                # Every process has its part of one mean, and the mean of these parts is taken where they meet.
+                self.scaler.scale(scope.run(compute) * self.processes.world_size).backward()
+        with torch.no_grad():  # not a gradient of zeros: what has none does not decay
+            for compute in unlearned:
+                scope.run(compute)
+        norm = self.descend()
+        state.scaler = self.scaler.state_dict()
+        # Numbers make a GPU wait, so they are asked for once the step has been taken.
+        values = {name: sum(float(value) for value in kept) for name, kept in self.losses.items()}
         stop = float(self.stop.reason is not None)
         values = self.processes.sum({**values, "num_frames": num_frames, "seconds": self.my_seconds(), "stop": stop})
         self.is_stopped = values.pop("stop") > 0.0
-        self.refuse_nonfinite(values["loss"], norm)
-        frames_per_second = values.pop("num_frames") / (time.perf_counter() - started_s)
+        self._refuse_nonfinite(values["loss"], norm)
+        frames_per_second = values.pop("num_frames") / (time.perf_counter() - started)
         state.seconds = values.pop("seconds")
         state.step += 1
         state.add_loss(values["loss"])
-        rates = {"learning_rate": learning_rate, **self.descent.report(norm), "frames_per_second": frames_per_second}
-        self.write(state.step, {**values, **rates})
+        values["learning_rate"] = learning_rate
+        if self.scaler.is_enabled():
+            values["loss_scale"] = self.scaler.get_scale()
+        if math.isfinite(norm):  # JSON has no infinity, and overflows in fp16 are part of the search for a scale
+            values["gradient_norm"] = norm
+        self.write(state.step, {**values, "frames_per_second": frames_per_second})
         share = self.share()
-        if on_step is not None:
-            on_step(TrainingStep(state.step, min(share, 1.0), values["loss"], learning_rate, state.seconds))
-        if share < 1.0 and _is_due(config.validate_every, state.step):
+        if self.on_step is not None:
+            self.on_step(TrainingStep(state.step, min(share, 1.0), values["loss"], learning_rate, state.seconds))
+        if share < 1.0 and config.validate_every and state.step % config.validate_every == 0:
             self.validate()
-        if _is_due(config.save_every, state.step):
+        if config.save_every and state.step % config.save_every == 0:
             self.save()
 
-    def refuse_nonfinite(self, loss: float, norm: float) -> None:
-        """Raise GateError, with the last good weights saved, when a loss or gradient is not finite.
+    def descend(self) -> float:
+        """Clip the norm of all gradients, take a step, and return the norm before.
 
-        In fp16 a gradient may overflow while the scale is searched for; the loss is not scaled.
+        A step whose gradients are not finite is left out, so that the weights stay those of the last good one; in fp16 it is
+        part of the search for a scale, which is halved.
         """
-        is_searching = self.config.mixed_precision == "fp16"
-        if math.isfinite(loss) and (is_searching or math.isfinite(norm)):
+        self.scaler.unscale_(self.optimizer)
+        norm = float(full_tensor(clip_grad_norm_(self.trained, self.config.gradient_clip)))
+        if self.scaler.is_enabled() or math.isfinite(norm):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return norm
+
+    def _set_learning_rates(self) -> float:
+        """Set every group's rate for the step to come; return the backbone's (its warm-up starts when it joins)."""
+        config, step = self.config, self.state.step
+        factor = learning_rate_factor(self.schedule, step=step, warmup_steps=config.warmup_steps, progress=self.share())
+        joining = 1.0
+        if self.head_first_steps and config.warmup_steps:
+            joining = min(1.0, max(0, step + 1 - self.head_first_steps) / config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            part = factor if group["is_head"] else factor * joining
+            group["lr"] = config.learning_rate * part * group["rate_factor"]
+        return config.learning_rate * factor * joining
+
+    def _refuse_nonfinite(self, loss: float, norm: float) -> None:
+        """Raise GateError when a loss or gradient is not finite; in fp16 a gradient may overflow, the loss is not scaled."""
+        if math.isfinite(loss) and (self.scaler.is_enabled() or math.isfinite(norm)):
             return
         if self.saved != self.state.step:
             self.save()
@@ -155,7 +234,6 @@ class TrainingRun(ABC):
             self.config.output / STATE_FOLDER,
             self.learner,
             self.optimizer,
-            self.trained,
             self.state,
             self.resume_key,
             keep=self.config.keep_states,
@@ -163,6 +241,29 @@ class TrainingRun(ABC):
         )
         self.saved = self.state.step
 
+    def _check_room(self) -> None:
+        """Look for the room of checkpoint and states; a run that goes on has most of it already."""
+        whole_bytes = sum(tensor.numel() * tensor.element_size() for tensor in self.learner.state_dict().values())
+        state_bytes = whole_bytes + sum(2 * parameter.numel() * parameter.element_size() for parameter in self.trained)
+        num_states = self.config.keep_states + 1 if self.resumed is None else 1
+        check_room(self.config.output, whole_bytes + num_states * state_bytes, what="checkpoint and training states")
 
-def _is_due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
+
+@contextmanager
+def claimed_by_first(output: Path, processes: Processes) -> Iterator[None]:
+    """Keep other runs out of `output`; every process of this one raises what the first one met."""
+    with ExitStack() as stack:
+        raise_together(processes, lambda: stack.enter_context(claimed(output)))
+        yield
+
+
+def raise_together(processes: Processes, check: Callable[[], object]) -> None:
+    """Let the first process check, and every process raise the ArtifactError that it met."""
+    refusal = ""
+    try:
+        if processes.is_first:
+            check()
+    except ArtifactError as error:
+        refusal = str(error)
+    if refusal := processes.agree(refusal):
+        raise ArtifactError(refusal)

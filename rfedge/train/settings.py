@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rfedge.errors import BackendUnavailableError, ConfigError
-from rfedge.train.config import MixedPrecision, TrainConfig
+from rfedge.train.config import RunConfig, TrainConfig
 from rfedge.train.distributed import Processes
 
 
@@ -32,19 +31,8 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-class _RunSettings(Protocol):
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def mixed_precision(self) -> MixedPrecision: ...
-
-    @property
-    def num_threads(self) -> int | None: ...
-
-
 @contextmanager
-def torch_settings(config: _RunSettings, device: torch.device) -> Iterator[None]:
+def torch_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
     """Seed PyTorch and set its threads and attention for the run alone: the caller's settings come back at the end."""
     num_threads = torch.get_num_threads()
     plain = device.type == "cpu" and config.mixed_precision == "bf16"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -20,7 +21,7 @@ from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_
 from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from rfedge.train.batches.vocabulary import learn_tokenizer
 from rfedge.train.batches.wording import Grammar, check_grammar
-from rfedge.train.config import TrainConfig
+from rfedge.train.config import RunConfig, TrainConfig
 from rfedge.train.distributed import Processes
 
 _NUM_STATISTICS_WINDOWS: Final = 32
@@ -28,18 +29,25 @@ _NUM_STATISTICS_WINDOWS: Final = 32
 WORD_WEIGHTS: Final = ("embedding.weight", "output_projection.weight")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainingData:
-    """The data of a run, cut and tokenized, the split folder it lies in and the scenes it shows; `held_out` may be empty."""
+    """The data of a run, cut and tokenized; `held_out` may be empty. With `grammar` its instructions are sampled."""
 
-    folder: Path
     dataset: CalvinDataset
-    scenes: tuple[str, ...]
     cache: FrameCache
     training: WindowIndex
     held_out: WindowIndex
     tokenizer: InstructionTokenizer
-    table: InstructionTable
+    grammar: Grammar | None
+
+    @property
+    def scenes(self) -> list[str]:
+        return sorted({frames.scene for frames in self.dataset.scenes})
+
+    @cached_property
+    def table(self) -> InstructionTable:
+        """Tokens of every segment's instruction; raises ContractError where one has more than the policy reads."""
+        return InstructionTable(self.tokenizer, self.training, self.grammar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ class Start:
         return {name for name, _ in self.policy.named_parameters() if name.startswith("head.")} <= self.initialised
 
 
-def start_policy(config: TrainConfig) -> Start:
+def start_policy(config: RunConfig, *, keep_untrained_head: bool = False) -> Start:
     """Return random weights sampled from the seed, or those of the initial checkpoint.
 
     A checkpoint may be trained on with another head, more actions a chunk, older frames or proprioception: the weights of
@@ -88,7 +96,8 @@ def start_policy(config: TrainConfig) -> Start:
             remedy="A GPT head has learnt one position for each frame of its window; leave --window out.",
         )
     shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
-    keeps_head = before.head.kind == config.policy.head.kind and not loaded.metadata.get(HEAD_IS_UNTRAINED)
+    is_trained = keep_untrained_head or not loaded.metadata.get(HEAD_IS_UNTRAINED)
+    keeps_head = before.head.kind == config.policy.head.kind and is_trained
     kept = {
         name: tensor
         for name, tensor in loaded.policy.state_dict().items()
@@ -128,17 +137,25 @@ def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: Tr
 
 
 def open_training_data(
-    config: TrainConfig,
+    config: RunConfig,
     tokenizer: InstructionTokenizer | None,
     progress: StageProgress | None,
     processes: Processes | None = None,
     grammar: Grammar | None = None,
+    *,
+    share: float = 1.0,
+    single_frames: bool = False,
+    other_words: Iterable[str] = (),
 ) -> TrainingData:
-    """Open the dataset and its frame cache; without a tokenizer, learn one from its instructions and general words.
+    """Open the dataset and its frame cache.
+
+    Args:
+        tokenizer: None learns one from the instructions, general words and `other_words`.
+        share: see `split_segments`.
+        single_frames: cut into windows of one frame, not into those of the policy.
 
     Raises:
         DatasetError: the demonstrations are missing or damaged.
-        ContractError: an instruction has more tokens than the policy reads.
         ConfigError: instructions are to be sampled, and `grammar` is missing or does not know a task.
     """
     dataset = CalvinDataset.open(config.data)
@@ -146,21 +163,15 @@ def open_training_data(
     on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
     with (processes or Processes()).rank0_first():  # the first process builds the cache, the others find it
         cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
-    training, held_out = (
-        WindowIndex(
-            dataset.segments,
-            chosen,
-            window=config.policy.window,
-            frame_stride=config.policy.frame_stride,
-            chunk_size=config.policy.chunk_size,
-        )
-        for chosen in split_segments(dataset, config.validation_fraction, config.seed, share=config.data_share)
-    )
+    policy = config.policy
+    cut = {"window": policy.window, "frame_stride": policy.frame_stride, "chunk_size": policy.chunk_size}
+    if single_frames:
+        cut = {"window": 1}
+    parts = split_segments(dataset, config.validation_fraction, config.seed, share=share)
+    training, held_out = (WindowIndex(dataset.segments, chosen, **cut) for chosen in parts)
     if tokenizer is None:
-        tokenizer = learn_tokenizer(dataset.instructions, config.policy.decoder, grammar)
-    scenes = tuple(sorted({frames.scene for frames in dataset.scenes}))
-    table = InstructionTable(tokenizer, training, grammar)
-    return TrainingData(dataset.folder, dataset, scenes, cache, training, held_out, tokenizer, table)
+        tokenizer = learn_tokenizer(dataset.instructions, policy.decoder, grammar, other_words)
+    return TrainingData(dataset, cache, training, held_out, tokenizer, grammar)
 
 
 def precompute_vision_tokens(
@@ -172,7 +183,7 @@ def precompute_vision_tokens(
     progress: StageProgress | None,
 ) -> TrainingData:
     """Return the data with the frozen vision tower's tokens in place of the images."""
-    folder = sources.folder / TOKENS_FOLDER if config.cache is None else config.cache.parent / TOKENS_FOLDER
+    folder = sources.dataset.folder / TOKENS_FOLDER if config.cache is None else config.cache.parent / TOKENS_FOLDER
     on_frame = None if progress is None else lambda done, total: progress("vision tokens", done, total)
     with processes.rank0_first():  # the first process computes them, the others find them
         seen = with_vision_tokens(

@@ -98,7 +98,6 @@ def save_state(
     folder: Path,
     policy: nn.Module,
     optimizer: torch.optim.Optimizer,
-    trained: list[tuple[str, torch.nn.Parameter]],
     progress: Progress,
     resume_key: dict[str, Any],
     *,
@@ -111,12 +110,12 @@ def save_state(
 
     Args:
         policy: stored whole, frozen parts included, with whatever learns beside it.
-        optimizer: AdamW over some of its parameters,
-        decisive: JSON values that a resumed run must repeat.
+        optimizer: AdamW over some of its parameters.
+        resume_key: JSON values that a resumed run must repeat.
     """
     weights = full_weights(policy, processes)
     tensors = {_RNG: torch.get_rng_state()}
-    for name, parameter in trained:
+    for name, parameter in policy.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             whole = full_tensor(torch.as_tensor(value))
             if processes.is_first:
@@ -135,10 +134,19 @@ def save_state(
         shutil.rmtree(old)
 
 
-def newest_state(output: Path, *, resume: bool, processes: Processes) -> Path | None:
-    """Return the state that all processes go on from, as the first one sees it; None begins anew.
+def resume_weights(
+    output: Path, learner: nn.Module, resume_key: dict[str, Any], *, resume: bool, processes: Processes
+) -> tuple[Progress, Path | None]:
+    """Put the weights of the newest state in `output`, as the first process sees it, into `learner`, which must be whole.
 
     Without `resume` everything that an earlier run wrote to go on from is forgotten, unless torchrun has restarted this one.
+
+    Returns:
+        Where the run stands, and the state for `load_moments`; None where it begins.
+
+    Raises:
+        ConfigError: an option differs from the one the run was started with; the text names it.
+        ArtifactError: the state is damaged or of another policy.
     """
     folder = output / STATE_FOLDER
     if processes.is_first and not (resume or processes.restarted):
@@ -147,27 +155,18 @@ def newest_state(output: Path, *, resume: bool, processes: Processes) -> Path | 
         shutil.rmtree(output / _TENSORBOARD_FOLDER, ignore_errors=True)
     newest = next(reversed(_states(folder)), None)
     name = processes.agree("" if newest is None else newest.name)
-    return folder / name if name else None
+    if not name:
+        return Progress(), None
+    path = folder / name
+    progress = _read_document(path, resume_key)
+    try:
+        learner.load_state_dict(load_file(path / _PARAMETERS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+    return progress, path
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _states(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = (path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.name[len(_PREFIX) :].isdecimal())
-    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
-
-
-def read_document(path: Path, resume_key: dict[str, Any]) -> Progress:
-    """Return where the run in state `path` stands.
-
-    Raises:
-        ConfigError: an option differs from the one the run was started with; the text names it.
-        ArtifactError: the state is damaged.
-    """
+def _read_document(path: Path, resume_key: dict[str, Any]) -> Progress:
     try:
         document = read_json(path / _DOCUMENT)
         before = {**_LATER_OPTIONS, **document["decisive"]}
@@ -188,24 +187,18 @@ def read_document(path: Path, resume_key: dict[str, Any]) -> Progress:
     return progress
 
 
-def load_weights(path: Path, policy: nn.Module) -> None:
-    """Put the weights of the state `path` into `policy`, whose weights must be whole.
-
-    Raises:
-        ArtifactError: the file is damaged or of another policy.
-    """
-    try:
-        policy.load_state_dict(load_file(path / _PARAMETERS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise _damaged(path, error) from None
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
-def load_moments(
-    path: Path,
-    policy: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    trained: list[tuple[str, torch.nn.Parameter]],
-) -> None:
+def _states(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name.startswith(_PREFIX) and path.name[len(_PREFIX) :].isdecimal())
+    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
+
+
+def load_moments(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the rest of the state `path` into `optimizer`, whose parameters may be spread, and PyTorch's random state.
 
     Raises:
@@ -223,7 +216,7 @@ def load_moments(
     for name, tensor in tensors.items():
         key, _, parameter_name = name.partition(".")
         by_name.setdefault(parameter_name, {})[key] = tensor
-    for name, parameter in trained:
+    for name, parameter in policy.named_parameters():
         if name in by_name:
             optimizer.state[parameter] = {key: _moment(value, parameter) for key, value in by_name[name].items()}
 

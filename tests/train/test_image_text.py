@@ -249,7 +249,7 @@ def test_the_gradients_of_both_kinds_are_added_with_their_weights(
     robot_loss = policy.embedding.weight.square().sum() + policy.backbone.resampler.latents.sum()
     robot_loss.backward()
     with CoTraining(data, tokenizer, config, torch.device("cpu"), {}) as co_training:
-        passes, states = co_training.next(policy)
+        passes, states = co_training.passes(policy)
         metrics = {}
         for pairs in passes:
             loss = pairs.loss()

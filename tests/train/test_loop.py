@@ -20,7 +20,7 @@ from rfedge.train import TrainConfig, TrainingStep, train_config, train_policy
 from rfedge.train.batches.features import FeatureTable
 from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_forward
 from rfedge.train.losses import policy_loss
-from rfedge.train.optimizer import OptimizerStep
+from rfedge.train.run import TrainingRun
 from rfedge.train.sources import open_training_data, start_policy
 from tests.synthetic_demonstrations import write_demonstrations
 from tests.tolerances import assert_same_in_fp32, policy_terms
@@ -329,17 +329,17 @@ def test_rate_and_camera_geometry_come_from_the_data(demonstrations: Path, tmp_p
 def test_training_never_ends_well_with_nan(configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     train_policy(configure(tmp_path / "whole", save_every=3))
     config = configure(tmp_path / "run", save_every=0)
-    real, calls = OptimizerStep.step, list[int]()
+    real, calls = TrainingRun.descend, list[int]()
 
-    def poisoned(descent: OptimizerStep) -> float:
+    def poisoned(run: TrainingRun) -> float:
         calls.append(1)
         if len(calls) == 4:
-            for parameter in descent.parameters:
+            for parameter in run.trained:
                 if parameter.grad is not None:
                     parameter.grad.fill_(float("nan"))
-        return real(descent)
+        return real(run)
 
-    monkeypatch.setattr(OptimizerStep, "step", poisoned)
+    monkeypatch.setattr(TrainingRun, "descend", poisoned)
     with pytest.raises(GateError, match=r"step 4: got loss [\d.]+, gradient norm nan, expected finite.*after step 3 are"):
         train_policy(config)
     assert not (tmp_path / "run/checkpoint").exists()

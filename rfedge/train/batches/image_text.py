@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -143,7 +142,7 @@ class PairPass:
     loss: Callable[[], torch.Tensor]
 
 
-class CoTraining:
+class CoTraining(Prefetch[tuple[list[_Planned], dict[str, SamplerState]]]):
     """Samples and loads image-text pairs beside the robot's windows; a context manager around the steps.
 
     Args:
@@ -175,9 +174,9 @@ class CoTraining:
             )
             for kind, part in data.training.items()
         }
-        self._batches: Prefetch[tuple[list[_Planned], dict[str, SamplerState]]] | None = None
+        super().__init__(self._sample)
 
-    def _plan(self) -> Callable[[], tuple[list[_Planned], dict[str, SamplerState]]]:
+    def _sample(self) -> Callable[[], tuple[list[_Planned], dict[str, SamplerState]]]:
         chosen = {kind: sampler.next_batch() for kind, sampler in self._samplers.items()}
         states: dict[str, SamplerState] = {kind: sampler.state for kind, sampler in self._samplers.items()}
         return lambda: ([planned for kind in chosen for planned in self._split(kind, chosen[kind])], states)
@@ -190,20 +189,9 @@ class CoTraining:
     def _load(self, examples: Sequence[ImageTextExample]) -> ImageTextBatch:
         return image_text_batch(examples, self._tokenizer, self._config.policy.vision.image_size)
 
-    def __enter__(self) -> CoTraining:
-        self._batches = Prefetch(self._plan)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._batches is not None:
-            self._batches.__exit__(kind, error, traceback)
-
-    def next(self, policy: RoboFlamingo) -> tuple[list[PairPass], dict[str, SamplerState]]:
+    def passes(self, policy: RoboFlamingo) -> tuple[list[PairPass], dict[str, SamplerState]]:
         """Return this process's passes over the next batch of each kind, and the samplers' states after it."""
-        assert self._batches is not None, "enter the context first"
-        planned, states = self._batches.next()
+        planned, states = self.next()
         passes = []
         for kind, batch, num_tokens in planned:
             weight = self._config.caption_weight if kind == "caption" else self._config.vqa_weight

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-Self = TypeVar("Self")
+Self = TypeVar("Self", bound="Prefetch[Any]")
 
 
 class Prefetch(Generic[T]):
-    """Makes one item ahead; use it as a context manager, leaving ends the thread.
+    """Makes one item ahead inside its context; leaving ends the thread.
 
     Args:
         plan: called here, in order, for every item: samples what it holds and returns the work that makes it, which runs
@@ -21,8 +21,7 @@ class Prefetch(Generic[T]):
 
     def __init__(self, plan: Callable[[], Callable[[], T]]) -> None:
         self._plan = plan
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rfedge-batches")
-        self._next: Future[T] = self._executor.submit(plan())
+        self._next: Future[T]
 
     def next(self) -> T:
         """Return the next item, or raise what making it raised."""
@@ -31,6 +30,8 @@ class Prefetch(Generic[T]):
         return ready
 
     def __enter__(self: Self) -> Self:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rfedge-batches")
+        self._next = self._executor.submit(self._plan())
         return self
 
     def __exit__(

@@ -192,7 +192,7 @@ def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: VisionFeatures, 
 
     Args:
         policy: whose decoder and final norm run, whatever state its action is read from.
-        sight: what `see` made of the frames.
+        sight: what `encode_images` made of the frames.
     """
     backbone = policy.backbone
     media = sight.latents.repeat_interleave(2, dim=0)
