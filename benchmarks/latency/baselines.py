@@ -36,9 +36,9 @@ def missing_memory(source: Path) -> str | None:
     """Return why the graph at `source` is too large for this machine now, or None."""
     from rfedge.export.passes.graph_files import file_bytes
 
-    size, available = file_bytes(source), psutil.virtual_memory().available
+    size, available = file_bytes(source), psutil.virtual_memory().available + psutil.swap_memory().free
     if _COPIES * size > available:
-        return f"needs {_COPIES * size / 1e9:.1f} GB to quantize {size / 1e9:.1f} GB, {available / 1e9:.1f} GB available"
+        return f"needs {_COPIES * size / 1e9:.1f} GB to quantize {size / 1e9:.1f} GB, {available / 1e9:.1f} GB available, swap included"
     return None
 
 
