@@ -38,7 +38,8 @@ def missing_memory(source: Path) -> str | None:
 
     size, available = file_bytes(source), psutil.virtual_memory().available + psutil.swap_memory().free
     if _COPIES * size > available:
-        return f"needs {_COPIES * size / 1e9:.1f} GB to quantize {size / 1e9:.1f} GB, {available / 1e9:.1f} GB available, swap included"
+        needed = f"needs {_COPIES * size / 1e9:.1f} GB to quantize {size / 1e9:.1f} GB"
+        return f"{needed}, {available / 1e9:.1f} GB available, swap included"
     return None
 
 
