@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
+from rfedge.errors import ConfigError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.robot.conventions import Conventions, conventions_of, refuse_disagreement
 from rfedge.runtimes.control.clock import Clock, MonotonicClock, Pace, RateKeeper
@@ -23,7 +23,7 @@ from rfedge.runtimes.control.lateness import LatePolicy
 from rfedge.runtimes.control.modes import Controller, ControlStep, Missing
 from rfedge.runtimes.control.resting import Rest, driving
 from rfedge.runtimes.control.robot import HeartbeatRobot, Robot, SimulatedRobot
-from rfedge.runtimes.control.safety import INTERVENTIONS, SafetyGuard, not_finite_message
+from rfedge.runtimes.control.safety import INTERVENTIONS, SafetyGuard, not_finite
 from rfedge.runtimes.control.scheduling import realtime_priority
 from rfedge.runtimes.control.stillness import FrozenFrames
 from rfedge.runtimes.control.stopping import StopRequest
@@ -306,7 +306,7 @@ class _Run:
         if self._on_step is not None:
             self._on_step(step)
         if "not-finite" in interventions:
-            raise ContractError(not_finite_message())
+            raise not_finite()
         return self._end()
 
     def _follow(self) -> str | None:

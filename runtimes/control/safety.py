@@ -13,7 +13,7 @@ from typing import Annotated, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError, ContractError, explain
+from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import (
     ACTION_SIZE,
     GRIPPER_CLOSE,
@@ -37,7 +37,7 @@ __all__ = [
     "Workspace",
     "guard_action",
     "hold_action",
-    "not_finite_message",
+    "not_finite",
 ]
 
 # not-finite: NaN or Inf, zero motion was sent. clamped: a component beyond [-1, 1] or a gripper other than -1 or 1.
@@ -319,13 +319,14 @@ def guard_action(action: FloatArray) -> Float32Array:
     """
     _check_shape(action)
     if not np.isfinite(action).all():
-        raise ContractError(not_finite_message())
+        raise not_finite()
     return _clamped(action)
 
 
-def not_finite_message() -> str:
-    """Return the sentence about an action with NaN or Inf, however it came up."""
-    return explain("action", got="NaN or Inf", expected="finite values", remedy="The robot was not moved; check the policy.")
+def not_finite() -> ContractError:
+    """Return the error about an action with NaN or Inf, however it came up."""
+    remedy = "The robot was not moved; check the policy."
+    return ContractError("action", got="NaN or Inf", expected="finite values", remedy=remedy)
 
 
 def _check_shape(action: FloatArray) -> None:

@@ -11,6 +11,7 @@ from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper, make_c
 from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.safety import guard_action
+from tests.errors import raises
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 
@@ -50,12 +51,8 @@ def test_reset_drops_the_rest_of_the_chunk() -> None:
 
 @pytest.mark.parametrize("execute_steps", [0, -1, 5, 9])
 def test_execute_steps_must_fit_the_chunk(execute_steps: int) -> None:
-    with pytest.raises(ConfigError) as error:
+    with raises(ConfigError, "execute_steps", got=f"{execute_steps}", expected="1 to 4 (chunk_size)"):
         make_controller(CountingPolicy(), "open-loop", execute_steps)
-    assert str(error.value) == (
-        f"execute_steps: got {execute_steps}, expected 1 to 4 (chunk_size). "
-        "Choose --execute-steps in that range, or a policy trained with a longer chunk."
-    )
 
 
 @pytest.mark.parametrize(
@@ -79,15 +76,12 @@ def test_a_policy_runs_as_it_was_trained_unless_asked(
 
 
 def test_modes_are_spelled_out() -> None:
-    with pytest.raises(ConfigError) as error:
+    expected = "one of closed-loop, open-loop, jump-step, overlapped (did you mean 'open-loop'?)"
+    with raises(ConfigError, "mode", got="'openloop'", expected=expected):
         make_controller(CountingPolicy(), "openloop", 2)
-    assert str(error.value) == (
-        "mode: got 'openloop', expected one of closed-loop, open-loop, jump-step, overlapped (did you mean 'open-loop'?). "
-        "Choose one of these names."
-    )
-    with pytest.raises(ConfigError, match="mode: got 'overlapped', expected one of closed-loop, open-loop, jump-step"):
+    with raises(ConfigError, "mode", got="'overlapped'", expected="one of closed-loop, open-loop, jump-step"):
         make_controller(CountingPolicy(), "overlapped", modes=SYNCHRONOUS_MODES)
-    with pytest.raises(ConfigError, match="execute_steps: got 2, expected 1 in closed-loop mode"):
+    with raises(ConfigError, "execute_steps", got=2, expected="1 in closed-loop mode"):
         make_controller(CountingPolicy(), "closed-loop", 2)
 
 
@@ -120,7 +114,7 @@ def test_actions_are_guarded_before_they_reach_the_robot() -> None:
     np.testing.assert_array_equal(
         guard_action(np.array([2, -3, 0.5, 0, 0, 0, 0.2])), np.array([1, -1, 0.5, 0, 0, 0, 1], dtype=np.float32)
     )
-    with pytest.raises(ContractError, match=r"action: got shape \(6,\), expected \(7,\)"):
+    with raises(ContractError, "action", got="shape (6,)", expected="(7,)"):
         guard_action(np.zeros(6))
 
     class Broken(CountingPolicy):
@@ -128,9 +122,8 @@ def test_actions_are_guarded_before_they_reach_the_robot() -> None:
             return PolicyStep(actions=np.full((4, 7), np.nan, dtype=np.float32), timings_ms={})
 
     robot = Robot()
-    with pytest.raises(ContractError) as error:
+    with raises(ContractError, "action", got="NaN or Inf", expected="finite values"):
         ControlLoop(ClosedLoop(Broken()), robot).run("go", max_steps=3)
-    assert str(error.value) == ("action: got NaN or Inf, expected finite values. The robot was not moved; check the policy.")
     np.testing.assert_array_equal(robot.actions, [[0, 0, 0, 0, 0, 0, 0]], "nobody knows what the gripper does")
     assert robot.num_stops == 1
 
@@ -160,5 +153,5 @@ def test_a_late_step_is_told_and_its_grid_kept() -> None:
     assert (keeper.num_late, keeper.num_skipped) == (2, 2)
     keeper.wait()
     assert clock.time_s == pytest.approx(100.6)
-    with pytest.raises(ConfigError, match="rate_hz: got 0.0, expected a positive number"):
+    with raises(ConfigError, "rate_hz", got="0.0", expected="a positive number"):
         RateKeeper(0.0)

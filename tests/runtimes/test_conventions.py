@@ -18,6 +18,7 @@ from rfedge.runtimes.control.modes import ClosedLoop, JumpStep, OpenLoop
 from rfedge.runtimes.control.overlapped import Overlapped
 from rfedge.runtimes.control.robot import SimulatedRobot
 from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot
+from tests.errors import raises
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, FakeClock, Robot
 
 
@@ -38,30 +39,20 @@ def run(robot: Robot | SimulatedRobot, rate_hz: float | None = None, speed: floa
 
 
 @pytest.mark.parametrize(
-    ("conventions", "rate_hz", "speed", "text"),
+    ("conventions", "rate_hz", "speed", "subject", "got", "expected"),
     [
-        (Conventions(), 30.0, 1.0, "control rate of the loop: got 30 Hz, expected 10 Hz, that of the policy"),
-        (Conventions(), 10.0, 0.5, "control rate of the loop: got 10 Hz, expected 5 Hz, that of the policy at speed 0.5"),
-        (Conventions(30.0), 10.0, 1.0, "control rate of the robot: got 30 Hz, expected 10 Hz, that of the policy"),
-        (
-            Conventions(10.0),
-            5.0,
-            0.5,
-            "control rate of the robot: got 10 Hz, expected 5 Hz, that of the policy at speed",
-        ),
-        (
-            Conventions(None, "crop"),
-            None,
-            1.0,
-            "camera geometry of the robot: got crop, expected stretch, that of the",
-        ),
+        (Conventions(), 30.0, 1.0, "control rate of the loop", "30 Hz", "10 Hz, that of the policy"),
+        (Conventions(), 10.0, 0.5, "control rate of the loop", "10 Hz", "5 Hz, that of the policy at speed 0.5"),
+        (Conventions(30.0), 10.0, 1.0, "control rate of the robot", "30 Hz", "10 Hz, that of the policy"),
+        (Conventions(10.0), 5.0, 0.5, "control rate of the robot", "10 Hz", "5 Hz, that of the policy at speed 0.5"),
+        (Conventions(None, "crop"), None, 1.0, "camera geometry of the robot", "crop", "stretch, that of the policy"),
     ],
 )
 def test_a_loop_of_another_rate_or_geometry_is_refused(
-    conventions: Conventions, rate_hz: float, speed: float, text: str
+    conventions: Conventions, rate_hz: float, speed: float, subject: str, got: str, expected: str
 ) -> None:
     robot = StatingRobot(conventions)
-    with pytest.raises(ConfigError, match=text):
+    with raises(ConfigError, subject, got=got, expected=expected):
         run(robot, rate_hz, speed)
     assert (robot.actions, robot.num_stops, robot.num_frames) == ([], 0, 0), "it was not touched"
 
@@ -87,7 +78,7 @@ def test_a_simulators_time_passes_with_actions() -> None:
 
     run(SimulatedRobot(plant(10)))
     run(SimulatedRobot(plant(10)), rate_hz=2.0, speed=0.2)
-    with pytest.raises(ConfigError, match="control rate of the robot: got 30 Hz, expected 10 Hz, that of the policy. An"):
+    with raises(ConfigError, "control rate of the robot", got="30 Hz", expected="10 Hz, that of the policy", remedy="An..."):
         run(SimulatedRobot(plant(30)), rate_hz=2.0, speed=0.2)
 
 
@@ -110,11 +101,11 @@ def test_ros_settings_take_the_policys_or_refuse() -> None:
     settings = Ros2Settings.for_policy(TenHertzPolicy(), pose_topic="/pose")
     assert (settings.rate_hz, settings.resize, settings.pose_topic) == (10.0, "stretch", "/pose")
     assert Ros2Settings.for_policy(TenHertzPolicy(), rate_hz=10.0).rate_hz == 10.0
-    with pytest.raises(ConfigError, match="control rate of Ros2Settings: got 30 Hz, expected 10 Hz"):
+    with raises(ConfigError, "control rate of Ros2Settings", got="30 Hz", expected="10 Hz, that of the policy"):
         Ros2Settings.for_policy(TenHertzPolicy(), rate_hz=30.0)
-    with pytest.raises(ConfigError, match="camera geometry of Ros2Settings: got pad, expected stretch"):
+    with raises(ConfigError, "camera geometry of Ros2Settings", got="pad", expected="stretch, that of the policy"):
         Ros2Settings.for_policy(TenHertzPolicy(), resize="pad")
-    with pytest.raises(ConfigError, match="resize: got 'squeeze', expected one of crop, stretch, pad"):
+    with raises(ConfigError, "resize", got="'squeeze'", expected="one of crop, stretch, pad"):
         Ros2Settings(resize="squeeze")
 
 

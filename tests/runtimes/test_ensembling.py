@@ -10,6 +10,7 @@ from rfedge.messages import Observation
 from rfedge.runtimes import PolicyStep, make_controller
 from rfedge.runtimes.control.ensembling import TemporalEnsemble
 from rfedge.runtimes.control.loop import ControlLoop
+from tests.errors import raises
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, Robot
 
 
@@ -70,13 +71,9 @@ def test_a_drawn_vote_is_the_newest_one() -> None:
 
 
 def test_chunks_that_do_not_overlap_are_refused() -> None:
-    with pytest.raises(ConfigError) as error:
+    with raises(ConfigError, "ensemble", got="4 steps of each chunk of 4"):
         make_controller(CountingPolicy(4), "open-loop", ensemble=0.01)
-    assert str(error.value) == (
-        "ensemble: got 4 steps of each chunk of 4, expected fewer steps than a chunk has, so that chunks overlap. "
-        "Lower --execute-steps, or leave out --ensemble."
-    )
-    with pytest.raises(ConfigError, match="ensemble: got nan, expected a finite decay"):
+    with raises(ConfigError, "ensemble", got="nan", expected="a finite decay"):
         TemporalEnsemble(CountingPolicy(4), 1, decay=float("nan"))
 
 
@@ -86,11 +83,7 @@ def test_jump_step_is_the_policys_own_stride(caplog: pytest.LogCaptureFixture) -
         ControlLoop(make_controller(CountingPolicy(4, frame_stride=3), "jump-step"), robot).run("go", max_steps=7)
     assert not caplog.messages
     assert [round(float(action[0]) * 100) for action in robot.actions] == [0, 1, 2, 10, 11, 12, 20]
-    with pytest.raises(ConfigError) as error:
+    with raises(ConfigError, "mode jump-step", got="a policy with frame_stride 1"):
         make_controller(CountingPolicy(4), "jump-step")
-    assert str(error.value) == (
-        "mode jump-step: got a policy with frame_stride 1, expected one that was trained on every k-th frame. "
-        "Train with a frame stride, or pass --mode open-loop."
-    )
-    with pytest.raises(ConfigError, match="execute_steps: got 2, expected 3 in jump-step mode"):
+    with raises(ConfigError, "execute_steps", got=2, expected="3 in jump-step mode"):
         make_controller(CountingPolicy(4, frame_stride=3), "jump-step", 2)

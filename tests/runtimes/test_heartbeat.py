@@ -13,6 +13,7 @@ import pytest
 
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.runtimes.control.heartbeat import Heartbeat, watch
+from tests.errors import raises
 
 ROOT = Path(__file__).parents[2]
 # The arm of these tests: a file that gets one line per stop.
@@ -87,14 +88,14 @@ def test_a_killed_loop_leaves_a_robot_that_rests(arm: str, log: Path) -> None:
 
 
 def test_a_heartbeat_that_cannot_stop_the_robot_is_an_error(log: Path) -> None:
-    with pytest.raises(BackendUnavailableError, match="heartbeat process: got no connection"):
+    with raises(BackendUnavailableError, "heartbeat process", got="no connection"):
         Heartbeat("hostile_arm:broken", 1.0)
-    with pytest.raises(ConfigError, match="heartbeat: got inf, expected a positive number of seconds"):
+    with raises(ConfigError, "heartbeat", got="inf", expected="a positive number of seconds"):
         Heartbeat("hostile_arm:connect", float("inf"))
     with Heartbeat("hostile_arm:connect", 9.0) as heartbeat:
         heartbeat._process.kill()
         heartbeat._process.wait()
-        with pytest.raises(BackendUnavailableError, match="heartbeat process: got it ended"):
+        with raises(BackendUnavailableError, "heartbeat process", got="it ended"):
             heartbeat.beat()
 
 

@@ -18,6 +18,7 @@ from rfedge.runtimes.control.loop import STOPPED, ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.control.watchdog import Watchdog
+from tests.errors import raises
 from tests.runtimes.loop_parts import CountingPolicy, FakeClock, Robot
 
 
@@ -68,9 +69,9 @@ def test_misses_in_a_row_stop_the_robot() -> None:
 
 
 def test_late_policies_are_spelled_out() -> None:
-    with pytest.raises(ConfigError, match=r"late: got 'holt', expected one of send, hold, repeat \(did you mean 'hold'\?\)"):
+    with raises(ConfigError, "late", got="'holt'", expected="one of send, hold, repeat (did you mean 'hold'?)"):
         LatePolicy("holt")
-    with pytest.raises(ConfigError, match="stop_after_misses: got 0, expected 1 or more"):
+    with raises(ConfigError, "stop_after_misses", got=0, expected="1 or more"):
         LatePolicy(stop_after_misses=0)
 
 
@@ -108,7 +109,7 @@ def test_a_watchdog_sees_a_call_that_is_still_running() -> None:
             watchdog.check()
     watchdog.expire("too late to ask")
     assert stops == [pytest.approx(120.8)], "it stops the robot once"
-    with pytest.raises(ConfigError, match="backbone deadline: got 0, expected a positive number of seconds"):
+    with raises(ConfigError, "backbone deadline", got=0, expected="a positive number of seconds"):
         Watchdog({"backbone": 0}, list)
 
 
@@ -289,5 +290,5 @@ def test_equal_frames_are_counted_and_may_end_the_run() -> None:
     assert (summary.ended, summary.num_steps, len(robot.actions), robot.num_stops) == ("frozen", 14, 14, 1)
     assert "frozen" in STOPPED
     assert ControlLoop(OpenLoop(CountingPolicy(), 1), Camera(100)).run("go", max_steps=2).frozen == {}
-    with pytest.raises(ConfigError, match="stop_after_frozen: got 0, expected 1 or more"):
+    with raises(ConfigError, "stop_after_frozen", got=0, expected="1 or more"):
         ControlLoop(OpenLoop(CountingPolicy(), 1), robot, stop_after_frozen=0)

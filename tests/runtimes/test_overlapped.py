@@ -16,6 +16,7 @@ from rfedge.runtimes.control.lateness import LatePolicy
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.overlapped import Overlapped
+from tests.errors import raises
 from tests.runtimes.loop_parts import CountingPolicy, FakeClock, Robot
 
 
@@ -132,7 +133,7 @@ def test_errors_of_the_policy_reach_the_loop_and_stop_the_robot() -> None:
     policy = HeldPolicy()
     policy.errors[1] = ContractError("backbone output 'feature': got NaN or Inf")
     bench = Bench(policy, {1, 3})
-    with pytest.raises(ContractError, match="got NaN or Inf"):
+    with raises(ContractError, "backbone output 'feature': got NaN or Inf"):
         bench.run(9)
     assert (len(bench.robot.actions), bench.robot.num_stops) == (3, 1)
 
@@ -214,11 +215,11 @@ def test_a_recorded_run_arrives_in_the_same_steps() -> None:
 
 
 def test_what_cannot_overlap_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ConfigError, match="mode overlapped: got a policy with chunk_size 1, expected 2 or more actions"):
+    with raises(ConfigError, "mode overlapped", got="a policy with chunk_size 1", expected="2 or more actions..."):
         make_controller(CountingPolicy(chunk_size=1), "overlapped")
-    with pytest.raises(ConfigError, match=r"execute_steps: got 4, expected 1 to 3 \(chunk_size\)"):
+    with raises(ConfigError, "execute_steps", got=4, expected="1 to 3 (chunk_size)"):
         make_controller(CountingPolicy(chunk_size=4), "overlapped", 4)
-    with pytest.raises(ConfigError, match="ensemble: got overlapped mode"):
+    with raises(ConfigError, "ensemble", got="overlapped mode"):
         make_controller(CountingPolicy(), "overlapped", ensemble=0.01)
     with caplog.at_level(logging.WARNING):
         make_controller(CountingPolicy(frame_stride=3), "overlapped").close()

@@ -16,6 +16,7 @@ from rfedge.policies import FOLDER
 from rfedge.recurrence import acting_row
 from rfedge.runtimes import STAGES, EdgePolicy, RuntimeSettings
 from rfedge.runtimes.policy.text import open_encoder
+from tests.errors import raises
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, tiny_config, write_handmade_bundle
 from tests.tolerances import assert_same_in_fp32
 
@@ -123,30 +124,18 @@ def test_every_stage_is_timed(tmp_path: Path) -> None:
 def test_bad_observations_are_one_clear_line_and_leave_the_state(tmp_path: Path) -> None:
     policy, _ = _load(tmp_path / "b")
     (frame,) = _frames(1)
-    with pytest.raises(ContractError) as error:
+    with raises(ContractError, "policy", got="act() without an instruction", expected="reset(instruction) first"):
         policy.act(frame)
-    assert str(error.value) == ("policy: got act() without an instruction, expected reset(instruction) first. Call it once.")
     policy.reset(INSTRUCTIONS[0])
     policy.act(frame)
     state = policy._state
     nan_image = np.full((200, 200, 3), np.nan)
-    bad = [
-        (
-            Observation(static=nan_image, gripper=frame.gripper),  # type: ignore[arg-type]
-            (
-                "observation.images.static: got NaN or Inf pixels, expected uint8 pixels 0 to 255. "
-                "Drop this frame; check the camera."
-            ),
-        ),
-        (
-            Observation(static=frame.static, gripper=frame.gripper, state=np.full(15, np.inf)),
-            "observation.state: got NaN or Inf, expected finite values. Check the sensor that fills it.",
-        ),
-    ]
-    for observation, text in bad:
-        with pytest.raises(ContractError) as error:
+    for subject, got, observation in (
+        ("images.static", "NaN or Inf pixels", Observation(static=nan_image, gripper=frame.gripper)),  # type: ignore[arg-type]
+        ("state", "NaN or Inf", Observation(static=frame.static, gripper=frame.gripper, state=np.full(15, np.inf))),
+    ):
+        with raises(ContractError, f"observation.{subject}", got=got):
             policy.act(observation)
-        assert str(error.value) == text
         assert policy._state is state
 
 
@@ -156,12 +145,8 @@ def test_nan_from_a_graph_names_the_stage_and_leaves_the_state(tmp_path: Path, s
     policy = EdgePolicy.load(tmp_path / "b", settings=SETTINGS)
     policy.reset(INSTRUCTIONS[0])
     state = policy._state
-    with pytest.raises(ContractError) as error:
+    with raises(ContractError, f"{stage} output '{name}'", got="NaN or Inf", expected="finite values"):
         policy.act(_frames(1)[0])
-    assert str(error.value) == (
-        f"{stage} output '{name}': got NaN or Inf, expected finite values. "
-        "Run `rfedge verify` on the bundle and export it again at a higher precision."
-    )
     assert policy._state is state
 
 
@@ -170,9 +155,9 @@ def test_a_refused_instruction_leaves_the_policy_as_it_was(tmp_path: Path) -> No
     policy.reset(INSTRUCTIONS[0])
     policy.act(_frames(1)[0])
     state = policy._state
-    with pytest.raises(ContractError, match="instruction: got empty text"):
+    with raises(ContractError, "instruction", got="empty text"):
         policy.reset("  ")
-    with pytest.raises(ContractError, match="tokens, expected at most 16"):
+    with raises(ContractError, got="...tokens", expected="at most 16"):
         policy.reset("zebra quickly jumps over xylophones " * 9)
     assert policy._state is state
 
@@ -194,7 +179,7 @@ def test_an_altered_byte_is_refused_by_name(tmp_path: Path, name: str) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ArtifactError, match=rf"bundle file {name}: got sha256 [0-9a-f]{{12}}, expected [0-9a-f]{{12}}\."):
+    with raises(ArtifactError, f"bundle file {name}", got="sha256 ..."):
         EdgePolicy.load(tmp_path / "b")
 
 
@@ -236,7 +221,7 @@ def test_torch_runs_the_same_contract(tmp_path: Path) -> None:
     assert first[0].shape == (2, 7)
     check_action(np.concatenate(first))
     np.testing.assert_array_equal(first, again)
-    with pytest.raises(ArtifactError, match="checkpoint"):
+    with raises(ArtifactError, "checkpoint..."):
         EdgePolicy.load(tmp_path / "none", backend="torch")
 
 
@@ -246,10 +231,10 @@ def test_a_manifest_that_is_not_of_its_graphs_is_refused_in_one_line(tmp_path: P
     manifest = load_bundle(path).manifest
     for config in (tiny_config(time_keeping="window", chunk_size=4), tiny_config(time_keeping="carry", chunk_size=8)):
         write_manifest(path, manifest.model_copy(update={"policy": config}))
-        with pytest.raises(ArtifactError, match="contract: got another one than the policy's sizes make"):
+        with raises(ArtifactError, got="...contract: got another one than the policy's sizes make"):
             EdgePolicy.load(path)
         write_manifest(path, manifest.model_copy(update={"policy": config, "contract": policy_contract(config)}))
-        with pytest.raises(ArtifactError, match=r"graph head.onnx, \w+: got shape .*, expected .*, as the manifest says"):
+        with raises(ArtifactError, "graph head.onnx, ...", got="shape ...", expected="..., as the manifest says"):
             EdgePolicy.load(path)
 
 

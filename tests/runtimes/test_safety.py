@@ -10,6 +10,7 @@ from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ClosedLoop
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits, Workspace
 from rfedge.runtimes.policy.step import PolicyStep
+from tests.errors import raises
 from tests.runtimes.loop_parts import FRAME, CountingPolicy, Robot
 
 BOX = Workspace((-0.1, -0.2, 0.3), (0.1, 0.2, 0.5))
@@ -72,7 +73,7 @@ def test_not_finite_is_zero_motion_with_the_gripper_as_it_was(poison: float) -> 
 
 def test_not_finite_ends_the_run_after_zero_motion() -> None:
     robot = Robot(_state(gripper=-1.0))
-    with pytest.raises(ContractError, match="action: got NaN or Inf"):
+    with raises(ContractError, "action: got NaN or Inf..."):
         ControlLoop(ClosedLoop(OneAction(*[np.nan] * 7)), robot).run("go", max_steps=3)
     np.testing.assert_array_equal(robot.actions, [[0, 0, 0, 0, 0, 0, -1]])
     assert robot.num_stops == 1
@@ -129,22 +130,18 @@ def test_an_arm_outside_its_workspace_may_come_back_at_its_own_pace() -> None:
 def test_a_workspace_needs_a_robot_that_tells_where_it_is() -> None:
     robot = Robot()
     loop = ControlLoop(ClosedLoop(CountingPolicy()), robot, guard=SafetyGuard(SafetyLimits(workspace=BOX)))
-    with pytest.raises(ContractError) as error:
+    with raises(ContractError, "workspace", got="an observation without state"):
         loop.run("go", max_steps=1)
-    assert str(error.value) == (
-        "workspace: got an observation without state, expected the tool centre point in observation.state. "
-        "Run without --workspace, or let the robot report its state."
-    )
     assert robot.actions == []
 
 
 def test_limits_that_allow_nothing_are_refused() -> None:
     assert Workspace.parse("-0.1,-0.2,0.3, 0.1,0.2,0.5") == BOX
-    with pytest.raises(ConfigError, match="workspace: got '1,2,3', expected six numbers in metres"):
+    with raises(ConfigError, "workspace", got="'1,2,3'", expected="six numbers in metres"):
         Workspace.parse("1,2,3")
-    with pytest.raises(ConfigError, match="expected three finite lower bounds, each below its upper bound"):
+    with raises(ConfigError, expected="three finite lower bounds, each below its upper bound"):
         Workspace.parse("0,0,0,1,0,1")
-    with pytest.raises(ConfigError, match="max_step_m: got 0.0, expected a positive number"):
+    with raises(ConfigError, "max_step_m", got="0.0", expected="a positive number"):
         SafetyLimits(max_step_m=0.0)
 
 

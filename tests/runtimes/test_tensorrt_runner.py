@@ -23,6 +23,7 @@ from rfedge.runtimes.backends.registry import open_parts
 from rfedge.runtimes.backends.tensorrt.buffers import plan_buffers, text_inputs
 from rfedge.runtimes.backends.tensorrt.opening import open_bundle, open_engines
 from rfedge.runtimes.backends.tensorrt.runner import TensorRtRunner
+from tests.errors import raises
 from tests.export.tensorrt_bundles import build_ahead, load_rtx
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, _model, tiny_config, write_handmade_bundle
 from tests.runtimes.imitated_gpu import ORIN, ImitatedDriver, imitated_module, write_engine
@@ -123,7 +124,7 @@ def test_text_runs_in_the_smallest_profile_and_its_padding_changes_nothing(
 def test_a_text_beyond_the_longest_profile_is_refused(tmp_path: Path, driver: ImitatedDriver) -> None:
     write_handmade_bundle(tmp_path / "b")
     write_engine(load_bundle(tmp_path / "b"), "backbone", text_lengths=(4,))
-    with load(tmp_path / "b", driver) as policy, pytest.raises(ContractError, match="5 tokens, expected at most 4"):
+    with load(tmp_path / "b", driver) as policy, raises(ContractError, got="5 tokens"):
         policy.parts.backbone.infer(policy.parts.contract.backbone.sample_inputs(np.random.default_rng(0), dynamic_size=5))
 
 
@@ -183,20 +184,16 @@ def test_engines_that_do_not_belong_here_are_refused_with_their_reasons(tmp_path
     write_handmade_bundle(path)
     bundle, module = load_bundle(path), imitated_module(driver)
 
-    def refusal() -> str:
-        with pytest.raises(ArtifactError) as error:
+    def refuses(got: str) -> None:
+        with raises(ArtifactError, got=got):
             open_engines(path, SETTINGS, [module], ORIN, library=driver)
-        return str(error.value)
 
-    assert refusal() == (
-        f"backbone engine of {path}: got none, expected one for tensorrt 10.3.0 on SM87. Run `rfedge build {path}` on this "
-        "device."
-    )
+    refuses("none")
     write_engine(bundle, "backbone", text_lengths=(16,), version="10.16.0")
-    assert "(built with tensorrt 10.16.0, this is 10.3.0)" in refusal()
+    refuses("...(built with tensorrt 10.16.0, this is 10.3.0)...")
     plan = write_engine(bundle, "backbone", text_lengths=(16,))
     plan.write_bytes(plan.read_bytes()[:-1] + b"?")
-    assert "backbone.plan with sha256" in refusal()
+    refuses("...backbone.plan with sha256...")
     write_handmade_bundle(tmp_path / "other", seed=1)
     write_engine(load_bundle(tmp_path / "other"), "backbone", text_lengths=(16,))
     (tmp_path / "other" / "engines").rename(tmp_path / "engines")
@@ -206,7 +203,7 @@ def test_engines_that_do_not_belong_here_are_refused_with_their_reasons(tmp_path
     (tmp_path / "engines").rename(tmp_path / "swapped")
     for folder in (tmp_path / "swapped").iterdir():
         folder.rename(path / "engines" / "copied")
-    assert "copied (stale: the graph changed" in refusal()
+    refuses("...copied (stale: the graph changed...")
 
 
 def test_a_plan_that_does_not_open_is_one_line(bundle: tuple[Path, Oracle], driver: ImitatedDriver) -> None:
@@ -214,13 +211,9 @@ def test_a_plan_that_does_not_open_is_one_line(bundle: tuple[Path, Oracle], driv
     runner = parts.backbone
     assert isinstance(runner, TensorRtRunner)
     runner._plan_path.write_bytes(b"not a plan")
-    with pytest.raises(ArtifactError) as error:
+    got = "TensorRT error 'IRuntime::deserializeCudaEngine: Error Code 1: magicTag mismatch'"
+    with raises(ArtifactError, "engine backbone.plan", got=got):
         runner.activate()
-    assert str(error.value) == (
-        "engine backbone.plan: got TensorRT error 'IRuntime::deserializeCudaEngine: Error Code 1: magicTag mismatch', "
-        "expected a plan that this TensorRT opens on this GPU. Close other programs on the GPU, or build it again with "
-        "`rfedge build --overwrite`."
-    )
     assert (driver.memory, driver.streams, driver.retained) == ({}, {}, 0), "nothing stays behind"
 
 
@@ -228,7 +221,7 @@ def test_a_plan_of_other_tensors_is_refused(bundle: tuple[Path, Oracle], driver:
     opened = load_bundle(bundle[0])
     write_engine(opened, "backbone", text_lengths=(16,), graph=opened.path("head"))
     parts = open_engines(bundle[0], SETTINGS, [imitated_module(driver)], ORIN, library=driver)
-    with pytest.raises(ArtifactError, match=r"engine backbone.plan inputs: got \{'features': 'float32'"):
+    with raises(ArtifactError, "engine backbone.plan inputs", got="{'features': 'float32'..."):
         parts.backbone.activate()
     assert driver.retained == 0
 
@@ -237,12 +230,8 @@ def test_without_a_gpu_the_reason_is_one_line(
     bundle: tuple[Path, Oracle], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("rfedge.nvidia.device._LIBRARY", "libcuda-of-nobody.so")
-    with pytest.raises(BackendUnavailableError) as error:
+    with raises(BackendUnavailableError, "backend 'tensorrt'", got="no libcuda-of-nobody.so") as error:
         open_parts("tensorrt", bundle[0], SETTINGS)
-    assert str(error.value) == (
-        "backend 'tensorrt': got no libcuda-of-nobody.so, expected an NVIDIA GPU. Run the bundle with onnxruntime, which "
-        "needs none."
-    )
     with pytest.raises(SystemExit) as end:
         main(["run", str(bundle[0]), "--backend", "tensorrt", "--instruction", "open the drawer"])
     assert end.value.code == 2
@@ -250,7 +239,7 @@ def test_without_a_gpu_the_reason_is_one_line(
 
 
 def test_a_wrong_path_is_told_before_a_missing_gpu(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="got no folder"):
+    with raises(ArtifactError, got="no folder"):
         open_bundle(tmp_path / "nothing", SETTINGS)
 
 
@@ -329,7 +318,7 @@ def test_a_backbone_in_two_stages_is_two_engines(tmp_path: Path, driver: Imitate
     write_two_stage_bundle(path)
     bundle = load_bundle(path)
     write_engine(bundle, "vision")
-    with pytest.raises(ArtifactError, match=r"decoder engine of .*: got tensorrt-10.3.0-sm87-.* \(no decoder\)"):
+    with raises(ArtifactError, "decoder engine of ...", got="tensorrt-10.3.0-sm87-... (no decoder)"):
         load(path, driver)
     write_engine(bundle, "decoder", text_lengths=(4, 16))
     with (
@@ -360,11 +349,9 @@ def test_a_real_plan_goes_as_far_as_this_machine_does(tmp_path: Path, driver: Im
     build_ahead(path, 86, text_lengths=(8, 16))
     here = CudaDevice(name="RTX A2000", sm=86, cuda="13.0", driver="580.1", memory_bytes=8 << 30)
     parts = open_engines(path, SETTINGS, [module], here, library=driver)
-    with pytest.raises(
-        ArtifactError, match=r"^engine backbone.plan: got TensorRT error .*CUDA driver version is insufficient"
-    ):
+    with raises(ArtifactError, "engine backbone.plan", got="TensorRT error ...CUDA driver version is insufficient..."):
         parts.backbone.activate()
     assert driver.retained == 0
     there = CudaDevice(name="RTX 4090", sm=89, cuda="13.0", driver="580.1", memory_bytes=24 << 30)
-    with pytest.raises(ArtifactError, match=r"\(built for SM86, this is SM89\)"):
+    with raises(ArtifactError, got="...(built for SM86, this is SM89)"):
         open_engines(path, SETTINGS, [module], there, library=driver)

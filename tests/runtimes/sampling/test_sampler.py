@@ -15,6 +15,7 @@ from rfedge.errors import ConfigError
 from rfedge.machine.power.energy import Reading
 from rfedge.machine.power.sampler import Sampler
 from rfedge.machine.probing import Absent
+from tests.errors import raises
 
 
 class ConstantPower:
@@ -122,9 +123,9 @@ def test_it_takes_little_of_a_core() -> None:
 
 
 def test_wrong_uses_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"sampling period: got 0.001 s, expected 0.01 s or more"):
+    with raises(ConfigError, "sampling period", got="0.001 s", expected="0.01 s or more"):
         Sampler(0.001)
-    with pytest.raises(ConfigError, match="sampling period: got nan s"):
+    with raises(ConfigError, "sampling period", got="nan s"):
         Sampler(float("nan"))
     sampler = Sampler(sources=[])
     with pytest.raises(RuntimeError, match="never entered"):

@@ -17,6 +17,7 @@ from rfedge.errors import ConfigError
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.server.settings import ServerSettings
 from rfedge.runtimes.server.wire import pack, unpack
+from tests.errors import raises
 from tests.runtimes.handmade_bundle import INSTRUCTIONS
 from tests.runtimes.server.running_server import (
     GatedPolicy,
@@ -317,18 +318,15 @@ def test_health_tells_of_a_policy_that_hangs(policy: GatedPolicy) -> None:
 
 
 def test_settings_that_allow_nothing_are_refused(policy: GatedPolicy) -> None:
-    with pytest.raises(ConfigError, match=r"max_connections: got 0, expected 1 or more. Raise --max-connections."):
+    with raises(ConfigError, "max_connections", got=0, expected="1 or more", remedy="Raise --max-connections."):
         ServerSettings(max_connections=0)
-    with pytest.raises(ConfigError, match="deadline_ms: got nan"):
+    with raises(ConfigError, "deadline_ms", got="nan"):
         ServerSettings(deadline_ms=float("nan"))
-    with pytest.raises(ConfigError, match="port: got 70000"):
+    with raises(ConfigError, "port", got=70000):
         ServerSettings(port=70000)
     with running(policy) as (_, url):
         port = int(url.rsplit(":", 1)[1])
-        with (
-            pytest.raises(ConfigError, match=f"address 127.0.0.1:{port}: got Address already in use"),
-            running(policy, port=port),
-        ):
+        with raises(ConfigError, f"address 127.0.0.1:{port}", got="Address already in use"), running(policy, port=port):
             pass
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rfedge.errors import ContractError
 from rfedge.runtimes.server.wire import ALLOWED_DTYPES, MalformedError, error_line, pack, parse_error_line, unpack
+from tests.errors import raises
 
 
 def array(**changes: Any) -> dict[bytes, Any]:
@@ -57,7 +58,7 @@ def test_an_array_is_packed_as_openpi_packs_it() -> None:
     "bad", [np.array([object()]), np.array([1j]), np.zeros(2, "i4"), np.array(["a"]), np.zeros(2, ">f4")]
 )
 def test_other_dtypes_are_not_packed(bad: np.ndarray[Any, Any]) -> None:
-    with pytest.raises(ContractError, match="array: got dtype"):
+    with raises(ContractError, "array", got="dtype..."):
         pack({"x": bad})
     with pytest.raises(TypeError, match="cannot pack a set"):
         pack({"x": {1}})
