@@ -91,8 +91,9 @@ def _round(graph: ir.Graph, matmul: MatMul) -> None:
     known = set(graph.initializers)
     insert_rounded(graph, matmul, matmul.source, _ones(matmul), _INT8_STEP, activation_type="int8")
     for name, value in graph.initializers.items():
-        if name not in known and value.const_value is not None and value.const_value.nbytes >= _LARGE_BYTES:
-            shape = tensor_shape(value.const_value)
+        levels = value.const_value
+        if name not in known and levels is not None and levels.dtype == ir.DataType.INT8 and levels.nbytes >= _LARGE_BYTES:
+            shape = tensor_shape(levels)
             value.const_value = ir.LazyTensor(_never, dtype=ir.DataType.INT8, shape=ir.Shape(shape), name=name)
 
 
