@@ -1,7 +1,5 @@
 """One block of each kind at its real size, with random weights, as graphs for the TensorRT builder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 

@@ -14,8 +14,6 @@ Every value carries a bound e: the form's value differs by at most e. A bound fo
 Bounds assume that every operator of the graph rounds its result to the format: islands of fp32 can only do better.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal

@@ -1,7 +1,5 @@
 """Graphs of a few nodes and traced ones, run in ONNX Runtime: the oracle of every pass and form is the graph before it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Bundles of `tiny` in fp32, fp16 and int8 from one trace, and graphs of a few nodes, for the TensorRT builder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

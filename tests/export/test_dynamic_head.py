@@ -27,6 +27,7 @@ from rfedge.model.meta import random_policy
 from rfedge.runtimes import EdgePolicy
 from rfedge.runtimes.backends.ort import OrtRunner
 from rfedge.runtimes.policy.head import HeadRuntime
+from tests.errors import raises
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,5 @@ def test_a_bundle_with_an_int8_head_is_proved_with_it_and_runs_it(
 
 def test_an_unknown_precision_of_the_head(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     options = ExportOptions(precision="fp32", head_precision="int4")
-    words = r"^--head-precision: got 'int4', expected one of fp32, int8 .*did you mean 'int8'"
-    with pytest.raises(ConfigError, match=words):
+    with raises(ConfigError, "--head-precision", got="'int4'", expected="one of fp32, int8 (did you mean 'int8'?)"):
         export_checkpoint(checkpoints["carry"], tmp_path / "bundle", options)

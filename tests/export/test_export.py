@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import torch
 
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.data import CalvinDataset
-from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
+from rfedge.errors import ArtifactError, ConfigError, DatasetError, ExportError, GateError
 from rfedge.export import pipeline
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import check_export, export_checkpoint
@@ -29,6 +28,7 @@ from rfedge.model import load_checkpoint
 from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 from rfedge.runtimes import EdgePolicy
 from rfedge.runtimes.roofline.report import inspect_bundle
+from tests.errors import raises
 from tests.export.conftest import write_checkpoint
 from tests.tolerances import assert_same_in_fp32, fp32_tolerance, head_terms, policy_terms
 
@@ -145,7 +145,7 @@ def test_int8_weights_and_activations_are_symmetric_and_per_channel(bundles: dic
 
 def test_the_audit_notices_matmuls_that_fell_back_to_float(bundles: dict[str, Bundle]) -> None:
     path = bundles["window"].path("backbone")
-    with pytest.raises(Exception, match="got 0 MatMuls on integer kernels, expected 5"):
+    with raises(ExportError, got="0 MatMuls on integer kernels", expected=5):
         require_integer_kernels(path, num_expected=5)
     assert {found.kind for found in effective_precisions(onnx.load(path)).values()} == {"fp32"}
 
@@ -171,11 +171,7 @@ def test_calibration_is_recorded_and_repeatable(
     assert again.manifest.calibration == record
     hashes = [{item.path: item.sha256 for item in bundle.manifest.artifacts} for bundle in (bundles["int8"], again)]
     assert hashes[0] == hashes[1], "same seed, same bytes"
-    other = export_checkpoint(
-        checkpoints["window"],
-        tmp_path / "other",
-        dataclasses.replace(options, seed=1),
-    )
+    other = export_checkpoint(checkpoints["window"], tmp_path / "other", dataclasses.replace(options, seed=1))
     assert other.manifest.calibration is not None
     assert other.manifest.calibration.sha256 != record.sha256
 
@@ -214,7 +210,7 @@ def test_verify_measures_parity_again_and_refuses_another_checkpoint(
     verified = verify_parity(bundles["int8"], checkpoints["window"], data=demonstrations, num_steps=8, seed=5)
     assert verified.manifest.parity.num_steps == 8
     other = write_checkpoint(tmp_path / "other", load_checkpoint(checkpoints["window"]).config, seed=9)
-    with pytest.raises(ArtifactError, match="got weights with sha256 [0-9a-f]{12}, expected [0-9a-f]{12}, which"):
+    with raises(ArtifactError, got="weights with sha256 ...", expected="..., which..."):
         verify_parity(bundles["int8"], other, data=None, num_steps=1, seed=0)
 
 
@@ -223,11 +219,8 @@ def test_a_missed_gate_ends_with_the_numbers_and_writes_nothing(
 ) -> None:
     monkeypatch.setitem(THRESHOLDS, "int8", {"feature_relative_rms": 1e-9, "min_feature_cosine": 2.0})
     options = ExportOptions(precision="int8", data=demonstrations, num_calibration_frames=4, num_parity_steps=4)
-    with pytest.raises(
-        GateError,
-        match=r"parity of the int8 export: got feature_relative_rms 0\.\d+ \(allowed <= 1e-09\); "
-        r"min_feature_cosine 0\.99\d* \(allowed >= 2\), expected every threshold met.",
-    ):
+    got = "feature_relative_rms 0... (allowed <= 1e-09); min_feature_cosine 0.99... (allowed >= 2)"
+    with raises(GateError, "parity of the int8 export", got=got):
         export_checkpoint(checkpoints["window"], tmp_path / "bundle", options)
     assert list(tmp_path.iterdir()) == []
     forced = export_checkpoint(checkpoints["window"], tmp_path / "bundle", dataclasses.replace(options, force=True))
@@ -260,22 +253,16 @@ def test_query_attention_stays_in_float_where_its_rows_miss_a_gate(
 
 def test_wrong_requests_are_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    with pytest.raises(
-        ConfigError,
-        match=re.escape(
-            "precision: got 'int7', expected one of fp32, fp16, bf16, int8, int8-weight, int4-weight, mixed "
-            "(did you mean 'int8'?)"
-        ),
-    ):
+    with raises(ConfigError, "precision", got="'int7'"):
         check_export(checkpoints["window"], output, ExportOptions(precision="int7"))
-    with pytest.raises(ConfigError, match="precision int8: got no demonstrations, .*synthetic calibration is refused"):
+    with raises(ConfigError, "precision int8", got="no demonstrations", expected="...synthetic calibration is refused..."):
         check_export(checkpoints["window"], output, ExportOptions(precision="int8"))
     with pytest.raises(DatasetError):
         check_export(checkpoints["window"], output, ExportOptions(precision="int8", data=tmp_path))
-    with pytest.raises(ArtifactError, match="checkpoint .*nowhere: got no folder"):
+    with raises(ArtifactError, "checkpoint ...nowhere", got="no folder"):
         check_export(tmp_path / "nowhere", output, ExportOptions(precision="fp32"))
     output.mkdir()
-    with pytest.raises(ArtifactError, match="got an existing path, expected a free name. Pass --overwrite"):
+    with raises(ArtifactError, got="an existing path", expected="a free name"):
         check_export(checkpoints["window"], output, ExportOptions(precision="fp32"))
 
 
@@ -338,7 +325,7 @@ def test_named_blocks_stay_in_float_and_unknown_ones_are_refused(
     assert blocks["resampler.layers.0"].kind == "fp32"
     assert blocks["vision.blocks.0"].kind == blocks["decoder.layers.0.block"].kind == "int8"
     wrong = dataclasses.replace(options, keep_float=("vision.block.0",))
-    with pytest.raises(ConfigError, match=r"keep_float: got 'vision.block.0', .* \(did you mean 'vision.blocks.0'\?\)"):
+    with raises(ConfigError, "keep_float", got="'vision.block.0'", expected="... (did you mean 'vision.blocks.0'?)"):
         export_checkpoint(checkpoints["window"], tmp_path / "other", wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -349,5 +336,5 @@ def test_demonstrations_of_another_rate_are_refused(
     data = tmp_path / "data"
     shutil.copytree(demonstrations, data)
     (data / "conversion.json").write_text(json.dumps({"frequency_hz": 10.0, "options": {"resize": "crop"}}))
-    with pytest.raises(ConfigError, match=r"control rate of demonstrations .*: got 10 Hz, expected 30 Hz, that of the"):
+    with raises(ConfigError, "control rate of demonstrations ...", got="10 Hz", expected="30 Hz, that of the checkpoint"):
         export_checkpoint(checkpoints["window"], tmp_path / "bundle", ExportOptions(precision="fp32", data=data))

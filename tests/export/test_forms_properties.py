@@ -1,7 +1,5 @@
 """Random small graphs: every form is valid, runs, keeps contract and source, and errs no more than its format may."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -125,10 +123,7 @@ Make = Callable[[Path, Path, Arrays], object]
 FORMS: dict[str, tuple[Make, Format]] = {
     "fp16": (lambda source, target, _: make_fp16(source, target), Format(unit=2.0**-11, least=2.0**-25)),
     "bf16": (lambda source, target, _: make_bf16(source, target), Format(unit=2.0**-8)),
-    "int8-weight": (
-        lambda source, target, _: make_int8_weight(source, target),
-        Format(weights="columns", rounds_rows=True),
-    ),
+    "int8-weight": (lambda source, target, _: make_int8_weight(source, target), Format(weights="columns", rounds_rows=True)),
     "int4-weight": (
         lambda source, target, _: make_int4_weight(source, target),
         Format(weights="4-bit symmetric blocks", rounds_rows=True),

@@ -18,13 +18,9 @@ from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, ExportError
 from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
-from rfedge.export.precisions.block_quantization import (
-    BLOCK_SIZE,
-    dequantize_blocks,
-    quantize_blocks,
-    quantize_columns,
-)
+from rfedge.export.precisions.block_quantization import BLOCK_SIZE, dequantize_blocks, quantize_blocks, quantize_columns
 from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
+from tests.errors import raises
 from tests.export.float_graphs import TracedPolicy, draw, graph_of, op_types, open_session, passed_policy, relative_rms, run
 
 node = helper.make_node
@@ -83,7 +79,7 @@ def test_blocks_can_be_kept_in_fp32(tiny: TracedPolicy, tmp_path: Path) -> None:
     report = make_int4_weight(tiny.backbone, tmp_path / "form.onnx", keep_float=("decoder",))
     assert report.blocks["decoder.layers.0.block"].kind == "fp32"
     assert report.blocks["vision.blocks.0"].kind == "int4-weight"
-    with pytest.raises(ConfigError, match=r"keep_float: got 'language', expected one of .*"):
+    with raises(ConfigError, "keep_float", got="'language'", expected="one of ..."):
         make_int4_weight(tiny.backbone, tmp_path / "other.onnx", keep_float=("language",))
 
 
@@ -92,7 +88,7 @@ def test_a_weight_that_is_no_number_is_named(options: tuple[Any, dict[str, Any]]
     weight = draw(np.random.default_rng(0), 32, 4)
     weight[3, 1] = np.nan
     write_graph(graph_of([node("MatMul", ["x", "w"], ["y"])], {"w": weight}, {"x": (2, 32)}, ["y"]), tmp_path / "fp32.onnx")
-    with pytest.raises(ExportError, match=r"^weight 'w': got NaN or Inf, expected finite numbers. Repair the checkpoint"):
+    with raises(ExportError, "weight 'w'", got="NaN or Inf", expected="finite numbers", remedy="Repair the checkpoint..."):
         options[0](tmp_path / "fp32.onnx", tmp_path / "form.onnx", **options[1])
     assert [item.name for item in tmp_path.iterdir()] == ["fp32.onnx"]
 

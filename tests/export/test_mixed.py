@@ -38,6 +38,7 @@ from rfedge.export.passes.standard import apply_passes
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import build_policy
+from tests.errors import raises
 
 Inputs = dict[str, npt.NDArray[Any]]
 CONFIG = preset("tiny")
@@ -93,19 +94,18 @@ def test_a_budget_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "expected"),
     [
-        ("0.01", "--budget: got '0.01', expected NAME=NUMBER. Such as action_error=0.01."),
-        ("action_eror=0.01", "'action_error'"),
-        ("action_error=small", "expected a number after ="),
-        ("action_error=-1", "expected a number of 0 or more after ="),
-        ("action_error=nan", "expected a number of 0 or more after ="),
+        ("0.01", "NAME=NUMBER"),
+        ("action_eror=0.01", "...'action_error'..."),
+        ("action_error=small", "a number after ="),
+        ("action_error=-1", "a number of 0 or more after ="),
+        ("action_error=nan", "a number of 0 or more after ="),
     ],
 )
-def test_a_wrong_budget_is_one_line(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as error:
+def test_a_wrong_budget_is_one_line(text: str, expected: str) -> None:
+    with raises(ConfigError, expected=expected) as error:
         parse_budget(text)
-    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -275,7 +275,7 @@ def test_the_evidence_is_drawn(search: Any, tmp_path: Path, monkeypatch: pytest.
     draw_sensitivity(record, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BackendUnavailableError, match=r"--chart: got no matplotlib, .*pip install 'rfedge\[plots\]'"):
+    with raises(BackendUnavailableError, "--chart", got="no matplotlib", remedy="pip install 'rfedge[plots]'."):
         draw_sensitivity(record, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 

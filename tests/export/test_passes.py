@@ -88,10 +88,7 @@ def test_a_gate_goes_into_the_projection_and_its_bias(order: str, tanh: bool, bi
 
 
 def test_a_gate_that_leaves_the_graph_keeps_the_outputs_name() -> None:
-    nodes = [
-        node("Gemm", ["x", "weight", "offset"], ["MatMul"], transB=1),
-        node("Mul", ["MatMul", "gate"], ["y"]),
-    ]
+    nodes = [node("Gemm", ["x", "weight", "offset"], ["MatMul"], transB=1), node("Mul", ["MatMul", "gate"], ["y"])]
     rng = np.random.default_rng(0)
     constants = {"weight": draw(rng, 3, 6), "offset": draw(rng, 3), "gate": np.float32(0.3)}
     model = graph_of(nodes, {name: np.asarray(value) for name, value in constants.items()}, {"x": (2, 6)}, ["y"])

@@ -39,13 +39,7 @@ def same_numbers(graph_pass: GraphPass, model: ir.Model, inputs: dict[str, Array
     seed=st.integers(0, 99),
 )
 def test_gates(
-    sizes: tuple[int, int, int],
-    gate: float,
-    gate_first: bool,
-    tanh: bool,
-    bias: str | None,
-    gate_rank: int,
-    seed: int,
+    sizes: tuple[int, int, int], gate: float, gate_first: bool, tanh: bool, bias: str | None, gate_rank: int, seed: int
 ) -> None:
     rows, inner, columns = sizes
     rng = np.random.default_rng(seed)

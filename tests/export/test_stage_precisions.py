@@ -2,15 +2,13 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from rfedge.config import PRECISIONS
 from rfedge.errors import ConfigError
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import check_export
 from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, loosest_thresholds
+from tests.errors import raises
 
 MIXED = "vision=fp16,decoder=int8"
 
@@ -27,21 +25,16 @@ def test_each_precision_allows_at_least_what_the_stricter_one_does() -> None:
 
 
 def test_what_two_stages_cannot_be_is_refused_before_any_work(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    def refusal(**options: Any) -> str:
-        with pytest.raises(ConfigError) as caught:
-            check_export(checkpoints["window"], tmp_path / "bundle", ExportOptions(**options))
-        return str(caught.value)
-
-    assert refusal(precision="fp32", stages="tow").startswith(
-        "--stages: got 'tow', expected one of one, two (did you mean 'two'?)"
-    )
-    assert "mixed is searched over one graph" in refusal(precision="mixed", stages="two")
-    assert "mixed is searched over one graph" in refusal(precision="vision=mixed,decoder=int8", stages="two")
-    assert refusal(precision=MIXED) == (
-        f"precision: got '{MIXED}', expected one precision for a backbone in one graph. "
-        "Pass --stages two, or name one precision."
-    )
-    for text in ("vision=fp16", "vision=fp16,decoder=int8,head=int8", "vision=fp16,vision=int8"):
-        assert "expected each of vision and decoder once" in refusal(precision=text, stages="two")
-    assert "(did you mean 'int8'?)" in refusal(precision="vision=fp16,decoder=int9", stages="two")
-    assert refusal(precision=MIXED, stages="two").startswith(f"precision {MIXED}: got no demonstrations")
+    for precision, stages, parts in (
+        ("fp32", "tow", {"subject": "--stages", "got": "'tow'", "expected": "one of one, two (did you mean 'two'?)"}),
+        ("mixed", "two", {"expected": "...mixed is searched over one graph"}),
+        ("vision=mixed,decoder=int8", "two", {"expected": "...mixed is searched over one graph"}),
+        (MIXED, "one", {"got": f"'{MIXED}'", "expected": "one precision for a backbone in one graph"}),
+        ("vision=fp16", "two", {"expected": "each of vision and decoder once..."}),
+        ("vision=fp16,decoder=int8,head=int8", "two", {"expected": "each of vision and decoder once..."}),
+        ("vision=fp16,vision=int8", "two", {"expected": "each of vision and decoder once..."}),
+        ("vision=fp16,decoder=int9", "two", {"expected": "...(did you mean 'int8'?)"}),
+        (MIXED, "two", {"subject": f"precision {MIXED}", "got": "no demonstrations"}),
+    ):
+        with raises(ConfigError, **parts):
+            check_export(checkpoints["window"], tmp_path / "bundle", ExportOptions(precision=precision, stages=stages))

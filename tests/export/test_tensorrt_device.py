@@ -1,7 +1,5 @@
 """Engines on a GPU: what only the device can show. Run with `pytest -m trt` where a GPU and TensorRT are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Engines ahead of time, with the real builder and no GPU: sizes, what layers compute in, what is refused and how."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path
@@ -24,6 +22,7 @@ from rfedge.export.tensorrt.precision_support import check_precisions
 from rfedge.export.tensorrt.prepare import cast_bytes_first, load_graph, prepare_graph
 from rfedge.model.vision import VisionBlock
 from rfedge.nvidia.tensorrt import TensorRt
+from tests.errors import raises
 from tests.export.tensorrt_bundles import (
     PRECISIONS,
     build_ahead,
@@ -171,22 +170,18 @@ def test_weights_in_a_file_beside_the_graph_reach_the_engine(
 
 
 def test_each_unsupported_precision_ends_with_its_reason(rtx: TensorRt, bundles: dict[str, Path]) -> None:
-    def refused(element_type: int, sm: int) -> str:
+    for element_type, sm, name, expected in (
+        (TensorProto.FLOAT8E4M3FN, 86, "fp8", "SM89 or newer for fp8"),
+        (TensorProto.BFLOAT16, 75, "bf16", "SM80 or newer for bf16"),
+        (TensorProto.INT4, 75, "int4", "SM80 or newer for int4"),
+        (TensorProto.FLOAT4E2M1, 89, "fp4", "SM100 or newer for fp4"),
+        (TensorProto.FLOAT8E5M2, 120, "fp8 (e5m2)", "fp32, fp16, bf16 or int8"),
+    ):
         weight = helper.make_tensor("weight", element_type, [64, 64], np.zeros(64 * 64).tolist())
         node = helper.make_node("MatMul", ["x", "weight"], ["y"], name="MatMul")
-        model = small_graph([node], [weight], width=64)
-        with pytest.raises(ExportError) as caught:
-            check_precisions(model, rtx.ahead_of_time_target(sm))
-        return str(caught.value)
-
-    assert "got fp8 in weight weight, expected SM89 or newer for fp8. Export int8" in refused(TensorProto.FLOAT8E4M3FN, 86)
-    assert "got bf16 in weight weight, expected SM80 or newer" in refused(TensorProto.BFLOAT16, 75)
-    assert "got int4 in weight weight, expected SM80 or newer" in refused(TensorProto.INT4, 75)
-    assert "got fp4 in weight weight, expected SM100 or newer" in refused(TensorProto.FLOAT4E2M1, 89)
-    assert "got fp8 (e5m2) in weight weight, expected fp32, fp16, bf16 or int8" in refused(TensorProto.FLOAT8E5M2, 120)
-    with pytest.raises(
-        ConfigError, match=r"ahead-of-time target: got sm87, expected one of sm75, sm80, sm86, .*device itself"
-    ):
+        with raises(ExportError, got=f"{name} in weight weight", expected=expected):
+            check_precisions(small_graph([node], [weight], width=64), rtx.ahead_of_time_target(sm))
+    with raises(ConfigError, "ahead-of-time target", got="sm87", expected="one of sm75, sm80, sm86, ..."):
         build_ahead(bundles["fp32"], 87)
 
 
@@ -196,10 +191,10 @@ def test_quantizations_that_only_onnxruntime_knows_are_refused_by_node(rtx: Tens
     quantize = helper.make_node("QuantizeLinear", ["x", "scale", "zero_point"], ["q"], name="quantize")
     dequantize = helper.make_node("DequantizeLinear", ["q", "scale", "zero_point"], ["y"], name="dequantize")
     model = small_graph([quantize, dequantize], [scale, zero_point], width=64)
-    with pytest.raises(ExportError, match="got uint8 at node quantize .*expected symmetric int8 with zero-point 0"):
+    with raises(ExportError, got="uint8 at node quantize ...", expected="symmetric int8 with zero-point 0"):
         check_precisions(model, rtx.ahead_of_time_target(86))
     bits = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], name="bits", domain="com.microsoft")
-    with pytest.raises(ExportError, match=r"com.microsoft.MatMulNBits at node bits \(decoder.layers.7\), int4 weights in"):
+    with raises(ExportError, got="com.microsoft.MatMulNBits at node bits (decoder.layers.7), int4 weights in..."):
         check_precisions(small_graph([bits], [], width=64), rtx.ahead_of_time_target(86))
 
 

@@ -1,7 +1,5 @@
 """Nothing that is exported breaks a rule of the parsers on Jetson boards, whose libraries are not here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The parts of the TensorRT builder that need no TensorRT: graph changes, texts about engines, targets, the driver."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 from typing import Any
@@ -23,6 +21,7 @@ from rfedge.export.tensorrt.prepare import cast_bytes_first
 from rfedge.export.tensorrt.split_packed import split_packed_matmuls
 from rfedge.nvidia.device import read_cuda_device
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt, parse_compute_capabilities
+from tests.errors import raises
 from tests.export.tensorrt_bundles import small_graph
 
 WIDTH = 64
@@ -252,10 +251,10 @@ def test_a_target_says_why_it_is_not_this_device() -> None:
 def test_compute_capabilities_are_read_and_mistakes_named() -> None:
     assert parse_compute_capabilities("sm86, SM89,sm_120") == (86, 89, 120)
     for text in ("", "86", "sm86,sm86", "sm8.6", "sm86 sm89"):
-        with pytest.raises(ConfigError, match="--aot: got .*expected compute capabilities such as sm86,sm89"):
+        with raises(ConfigError, "--aot", expected="compute capabilities such as sm86,sm89"):
             parse_compute_capabilities(text)
     standard = TensorRt(name="tensorrt", trt=object(), version="10.3.0")
-    with pytest.raises(ConfigError, match="got sm86, expected no --aot with tensorrt. Pass --target tensorrt-rtx"):
+    with raises(ConfigError, got="sm86", expected="no --aot with tensorrt", remedy="Pass --target tensorrt-rtx..."):
         standard.ahead_of_time_target(86)
 
 
@@ -263,9 +262,9 @@ def test_a_module_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.Monke
     import sys
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendUnavailableError, match="target tensorrt: got .*On Jetson it comes with JetPack"):
+    with raises(BackendUnavailableError, "target tensorrt", remedy="On Jetson it comes with JetPack..."):
         load_tensorrt("tensorrt")
-    with pytest.raises(ConfigError, match="--target: got 'tensorr', .*did you mean 'tensorrt'?"):
+    with raises(ConfigError, "--target", got="'tensorr'", expected="...did you mean 'tensorrt..."):
         load_tensorrt("tensorr")
 
 
@@ -301,14 +300,12 @@ class Driver:
 def test_the_driver_tells_which_gpu_this_is() -> None:
     device = read_cuda_device(library=Driver())
     assert (device.name, device.sm, device.cuda, device.memory_bytes) == ("Orin", 87, "12.6", 8 << 30)
-    with pytest.raises(BackendUnavailableError, match="got cuInit with status 100, expected a GPU the driver can open"):
+    with raises(BackendUnavailableError, got="cuInit with status 100", expected="a GPU the driver can open"):
         read_cuda_device(library=Driver(status=100))
-    with pytest.raises(BackendUnavailableError, match="got cuDeviceGet with status 101"):
+    with raises(BackendUnavailableError, got="cuDeviceGet with status 101"):
         read_cuda_device(1, library=Driver())
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        with pytest.raises(
-            BackendUnavailableError, match=r"got no libcuda.so.1, .*ahead of time with --target tensorrt-rtx"
-        ):
+        with raises(BackendUnavailableError, got="no libcuda.so.1", remedy="...ahead of time with --target tensorrt-rtx..."):
             read_cuda_device()

@@ -1,7 +1,5 @@
 """Lengths of the text that an engine is built for: what is asked, what is refused, and which profile a sentence takes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +20,7 @@ from rfedge.export.tensorrt.engine_layers import EngineLayer, Operand
 from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.profiles import check_text_lengths, parse_text_lengths, plan_profiles, text_lengths_of
 from rfedge.language.instructions import write_instruction_table
+from tests.errors import raises
 from tests.export.tensorrt_bundles import load_rtx, small_graph
 from tests.runtimes.handmade_bundle import write_handmade_bundle
 
@@ -56,20 +55,16 @@ def test_every_length_is_a_static_profile_and_the_head_has_one(bundle: Bundle) -
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("texts", "expected"),
     [
-        ("0,8", "got 0,8, expected rising numbers from 1 to 16, the policy's longest text. Name each length once"),
-        ("8,17", "got 8,17, expected rising numbers from 1 to 16"),
-        ("8,8", "got 8,8, expected rising numbers"),
-        ("16,8", "got 16,8, expected rising numbers"),
-        ("-4", "got -4, expected rising numbers"),
-        ("8,", "got '8,', expected whole numbers such as 8,16,32"),
-        ("all", "got 'all', expected whole numbers"),
+        (("0,8", "8,17", "8,8", "16,8", "-4"), "rising numbers from 1 to 16, the policy's longest text"),
+        (("'8,'", "'all'"), "whole numbers such as 8,16,32"),
     ],
 )
-def test_lengths_that_make_no_profiles_are_one_line(bundle: Bundle, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"--text-lengths: {message}"):
-        check_text_lengths(parse_text_lengths(text), bundle)
+def test_lengths_that_make_no_profiles_are_one_line(bundle: Bundle, texts: tuple[str, ...], expected: str) -> None:
+    for text in texts:
+        with raises(ConfigError, "--text-lengths", got=text, expected=expected):
+            check_text_lengths(parse_text_lengths(text.strip("'")), bundle)
 
 
 def test_no_sentence_of_the_bundle_is_longer_than_every_profile(bundle: Bundle, tmp_path: Path) -> None:
@@ -81,7 +76,7 @@ def test_no_sentence_of_the_bundle_is_longer_than_every_profile(bundle: Bundle, 
         writer.finish(bundle.manifest)
     knows = load_bundle(tmp_path / "knows")
     assert check_text_lengths((4, 9), knows) == (4, 9)
-    with pytest.raises(ConfigError, match="--text-lengths: got 4,8, expected one of 9 or more, which a sentence of this"):
+    with raises(ConfigError, "--text-lengths", got="4,8", expected="one of 9 or more, which a sentence of this..."):
         check_text_lengths((4, 8), knows)
 
 
@@ -91,11 +86,11 @@ def test_an_instruction_takes_the_smallest_profile_that_it_fits() -> None:
     record = EngineRecord(key=key, plan="a", sha256="", size_bytes=0, precisions={}, build_seconds=0, text_lengths=(4, 12))
     assert record.choose_profile(4) == (0, 4)
     assert record.choose_profile(5) == (1, 12)
-    with pytest.raises(ContractError, match="instruction: got 13 tokens, expected at most 12, the longest text of this eng"):
+    with raises(ContractError, "instruction", got="13 tokens", expected="at most 12, the longest text of this engine"):
         record.choose_profile(13)
     old = EngineRecord.model_validate_json(record.model_dump_json(exclude={"text_lengths"}))
     assert old.text_lengths == (), "an engine.json from before profiles is still read"
-    with pytest.raises(ContractError, match="expected at most 0"):
+    with raises(ContractError, expected="at most 0, the longest text of this engine"):
         old.choose_profile(1)
 
 

@@ -16,6 +16,7 @@ from rfedge.export.parity import backbone_call
 from rfedge.export.pipeline import check_export, export_checkpoint
 from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS
 from rfedge.model import load_checkpoint
+from tests.errors import raises
 from tests.export.tensorrt_bundles import build_ahead, load_rtx
 from tests.export.test_tensorrt_parser_rules import assert_parses
 from tests.tolerances import assert_same_in_fp32, backbone_terms
@@ -67,5 +68,5 @@ def test_engines_are_built_of_it_ahead_of_time(int8: Bundle) -> None:
 
 
 def test_more_than_half_of_the_patches_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--merge-tokens: got 9, expected at most 8, half of the patches of an image"):
+    with raises(ConfigError, "--merge-tokens", got=9, expected="at most 8, half of the patches of an image"):
         check_export(checkpoints["carry"], tmp_path / "bundle", replace(OPTIONS, merge_tokens=9))

@@ -3,8 +3,6 @@
 Written down from the released files' key lists, not derived from the tables that the import reads them with.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from rfedge.config import (

@@ -3,8 +3,6 @@
 The time and memory of an import depend on names, shapes and dtypes alone; the optimizer's state is there too.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

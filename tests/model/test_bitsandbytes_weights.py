@@ -1,7 +1,5 @@
 """nf4 and llm-int8 in the torch backend: what they do where bitsandbytes is, and what is said where it is not."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path
@@ -20,6 +18,7 @@ from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in, s
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.backends.base import TORCH_WEIGHTS
 from rfedge.runtimes.backends.reference import try_bitsandbytes
+from tests.errors import raises
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +32,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_settings_know_every_format() -> None:
     assert ("as-is", *WEIGHT_FORMATS) == TORCH_WEIGHTS
-    with pytest.raises(
-        ConfigError, match=r"torch_weights: got 'nf5', expected one of as-is, nf4, llm-int8 \(did you mean 'nf4'"
-    ):
+    with raises(ConfigError, "torch_weights", got="'nf5'", expected="one of as-is, nf4, llm-int8 (did you mean 'nf4'..."):
         RuntimeSettings(torch_weights="nf5")
-    with pytest.raises(ConfigError, match="weights: got 'int3'"):
+    with raises(ConfigError, "weights", got="'int3'"):
         keep_weights_in(nn.Sequential(), "int3", torch.float32)
 
 
 def test_without_the_library_the_extra_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(BackendUnavailableError, match=r"^bitsandbytes: got .* pip install 'rfedge\[bnb\]'\.$"):
+    with raises(BackendUnavailableError, "bitsandbytes", remedy="Install it: pip install 'rfedge[bnb]'."):
         EdgePolicy.load(checkpoint, backend="torch", settings=RuntimeSettings(torch_weights="nf4"))
 
 

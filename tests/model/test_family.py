@@ -12,6 +12,7 @@ from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError
 from rfedge.model import RoboFlamingo, build_policy
 from rfedge.recurrence import Arrays, advance, initial_state, observe
+from tests.errors import raises
 from tests.model.family import CHANGES, member
 from tests.tolerances import assert_same_in_fp32, backbone_terms, head_terms, policy_terms
 
@@ -159,7 +160,7 @@ def test_heads_of_the_released_size() -> None:
     assert head_of_kind("gpt", head) == GPTHeadConfig(kind="gpt", width=768, layers=8, heads=8)
     assert head_of_kind("mlp", head) == MLPHeadConfig(kind="mlp", hidden_size=1024)
     assert head_of_kind("lstm", head) is head
-    with pytest.raises(ConfigError, match="^head: got 'lstn', expected one of lstm, gpt, mlp"):
+    with raises(ConfigError, "head", got="'lstn'", expected="one of lstm, gpt, mlp (did you mean 'lstm'?)"):
         head_of_kind("lstn", head)
 
 

@@ -1,7 +1,5 @@
 """Resident memory: of a policy at its real size with random weights, and of importing original files."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

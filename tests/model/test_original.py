@@ -18,6 +18,7 @@ from rfedge.model.original.fixture import open_fixture
 from rfedge.model.original.names import OUTPUT_PROJECTION, model_names
 from rfedge.model.original.parity import compare
 from rfedge.model.original.tensor_files import read_tensors
+from tests.errors import raises
 from tests.model import original_models as original
 
 TOLERANCE = 2e-4
@@ -164,10 +165,10 @@ def test_a_name_that_nobody_knows_is_told_from_one_that_is_not_needed() -> None:
 def test_code_in_a_weight_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"weights": Path("/")}, path)
-    with pytest.raises(ArtifactError, match="expected a file of tensors"):
+    with raises(ArtifactError, expected="a file of tensors"):
         read_tensors(path)
 
 
 def test_no_fixture_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="expected config.json, io.npz and weights"):
+    with raises(ArtifactError, expected="config.json, io.npz and weights"):
         run_parity(tmp_path)
