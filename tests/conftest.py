@@ -1,7 +1,5 @@
 """Fixtures of more than one folder."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Each kind sends one thing over a socket of its own, written by hand where a webs
 Everything is sampled from the generator that is passed in.
 """
 
-from __future__ import annotations
-
 import base64
 import socket
 import struct

@@ -1,7 +1,5 @@
 """The core wheel on a 64-bit ARM, by qemu: what a Jetson's CPU does with a shipped bundle is run here, not assumed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Commands in README and documentation are ones that this command line takes."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator

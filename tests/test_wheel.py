@@ -1,7 +1,5 @@
 """The wheel in an empty environment, on the Pythons of JetPack 6 and 7: the core alone does a robot's part."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -9,8 +9,6 @@ Source: Higham, Mary: Sharper Probabilistic Backward Error Analysis for Basic Li
 Journal on Scientific Computing 42 (5), 2020.
 """
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 import numpy as np

@@ -5,8 +5,6 @@
 A process of its own that forks: libraries that other tests load change what a signal does to a process.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

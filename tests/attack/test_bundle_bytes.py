@@ -1,7 +1,5 @@
 """A byte of a bundle is changed, or the rest of a file cut off: the bundle is refused in one line."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

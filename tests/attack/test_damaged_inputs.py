@@ -1,7 +1,5 @@
 """Files that claim too much, paths that are none, sizes that no machine has: one line, and no memory for it."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Every command that writes, on a full and on a read-only disk: one line, and what was there before stays."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import shutil

@@ -1,7 +1,5 @@
 """A graph with a loop of 2**62 turns ends with its deadline, and the robot was stopped."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path

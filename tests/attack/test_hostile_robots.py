@@ -1,7 +1,5 @@
 """Robots, policies and judges that hang, lie or fail: each run ends in `stop` within its deadline."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

@@ -1,7 +1,5 @@
 """100,000 control steps and 100,000 requests: resident memory at the end is that of the beginning within 1 %."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

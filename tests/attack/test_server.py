@@ -1,7 +1,5 @@
 """A served bundle in a process of its own under hostile messages and sockets: an authorised client is answered as before."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

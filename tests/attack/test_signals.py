@@ -1,7 +1,5 @@
 """Signals of six kinds, one to three of them at random moments, into loops that step, sleep or hang in C."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Ctrl-C, SIGTERM and a lost terminal in every long command: what was kept is said, and the same command goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

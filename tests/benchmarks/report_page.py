@@ -1,7 +1,5 @@
 """Reads a report's page as a test wants it."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 VOID = {"meta", "img", "br", "link", "hr"}

@@ -1,7 +1,5 @@
 """Small records of every kind that a report joins, built from the classes that write the real ones."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

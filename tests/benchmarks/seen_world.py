@@ -1,7 +1,5 @@
 """The world of doors and lights with cameras that see them, so that what a policy does depends on where it is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

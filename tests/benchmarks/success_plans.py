@@ -1,7 +1,5 @@
 """Small policies and a short plan for measurements of success."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The long-horizon protocol: what counts, and that neither kills nor processes show in the result."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """`rfedge run` and `rfedge bench latency` as a user meets them."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Recorded episodes keep the frame contract and depend on task, scene and seed alone."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`rfedge bench env`: what it reports, and its gate."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

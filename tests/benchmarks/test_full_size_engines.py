@@ -1,7 +1,5 @@
 """Engines of real size, by the study on `tiny`; what its records must show."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The study for a GPU, as far as a machine without one allows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

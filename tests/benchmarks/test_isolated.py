@@ -1,7 +1,5 @@
 """Every variant in a process of its own, on `tiny`: rows, baselines of other tools, and the gates on the figures."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -10,14 +8,7 @@ import pytest
 import typer
 from onnx import helper
 
-from rfedge.benchmarks.latency.baselines import (
-    DYNAMIC,
-    OPTIMUM,
-    QUANTIZED,
-    missing_memory,
-    missing_package,
-    quantize,
-)
+from rfedge.benchmarks.latency.baselines import DYNAMIC, OPTIMUM, QUANTIZED, missing_memory, missing_package, quantize
 from rfedge.benchmarks.latency.isolated import (
     BASELINES,
     REFERENCE,

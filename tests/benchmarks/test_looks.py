@@ -1,7 +1,5 @@
 """`rfedge bench looks`: what it compares, its gate and its sheet of pictures."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What measures success is what runs a robot: the same starts, the same loop, the same actions bit for bit."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One checkpoint in every precision: what is exported once, what PyTorch runs, and what one row says of it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

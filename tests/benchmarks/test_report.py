@@ -1,7 +1,5 @@
 """The report: every number is a record's, what is missing is said, and the page loads nothing."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """The pieces of a report: quoted rows, plots, tables."""
 
-from __future__ import annotations
-
 import base64
 import re
 from xml.etree import ElementTree

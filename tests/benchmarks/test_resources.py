@@ -1,7 +1,5 @@
 """Memory and power in the latency report, where they are asked for."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`rfedge bench server` in small, and that its gates see what they are for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Success of compiled policies: what rows add up to, how they are paired, and that neither kills nor processes show."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """The parts below a measurement of success: sessions, starts, ratios, and workers that can be stopped."""
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

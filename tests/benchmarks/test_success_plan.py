@@ -1,7 +1,5 @@
 """What a measurement of success refuses, and how steps and training make a mode."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

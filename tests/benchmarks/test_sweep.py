@@ -1,7 +1,5 @@
 """The sweep: every combination is run or said to be impossible, and success meets the latency of its own bundle."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys
@@ -106,10 +104,7 @@ def test_a_second_call_times_nothing_again(swept: tuple[Path, SweepReport], bund
     folder, report = swept
     plan, rounds = sweep_plan(bundles), list[tuple[int, int]]()
     again = finish_sweep(
-        plan,
-        run_success(plan.success, CHAINS, folder),
-        folder,
-        on_round=lambda *counts: rounds.append(counts),
+        plan, run_success(plan.success, CHAINS, folder), folder, on_round=lambda *counts: rounds.append(counts)
     )
     assert rounds == []
     assert (again.success, again.latency, again.rows) == (report.success, report.latency, report.rows)

@@ -183,9 +183,7 @@ def test_train_export_run_on_tiny(tmp_path: Path) -> None:
         *("--parity-steps", 8),
     )
     assert exported.returncode == 0, exported.stderr
-    driven = rfedge(
-        *("run", output, "--mode", "open-loop", "--task", "open_drawer", "--max-steps", 4, "--json"),
-    )
+    driven = rfedge(*("run", output, "--mode", "open-loop", "--task", "open_drawer", "--max-steps", 4, "--json"))
     assert driven.returncode == 0, driven.stderr
     report = json.loads(driven.stdout.splitlines()[-1])
     (episode,) = report["episodes"]

@@ -1,7 +1,5 @@
 """CALVIN's chains on the command line: themselves, and with the scripted experts in them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Whatever goes wrong in `rfedge build`: one line, exit 2, and the bundle acts as it did before."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A bundle that missed its gates and was written with --force: it runs, and nobody can overlook what it is."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """`rfedge run` as a process: signals, kills, records and exit statuses."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

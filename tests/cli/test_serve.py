@@ -1,7 +1,5 @@
 """`rfedge serve` and `rfedge run --server` as processes, and what a user's mistakes end in."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

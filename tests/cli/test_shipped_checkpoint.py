@@ -1,7 +1,5 @@
 """A shipped policy is exported by its name alone: the demonstrations are collected once, by scripted experts."""
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Three robots' conventions, from a recording to a client: units, sign, rate and camera geometry arrive as they began."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One geometry wherever a picture is brought to size: the same post is in the same column in data and on the robot."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Euler, quaternion and matrix forms of the same rotation agree."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

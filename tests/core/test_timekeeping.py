@@ -33,16 +33,7 @@ def test_carry_never_forgets() -> None:
 
 
 def test_window_carries_until_full_then_has_seen_the_last_features_alone() -> None:
-    assert run("window", 8) == [
-        (1, 1),
-        (11, 2),
-        (111, 3),
-        (1110, 3),
-        (11100, 3),
-        (111000, 3),
-        (1110000, 3),
-        (11100000, 3),
-    ]
+    assert run("window", 8) == [(1, 1), (11, 2), (111, 3), (1110, 3), (11100, 3), (111000, 3), (1110000, 3), (11100000, 3)]
 
 
 @pytest.mark.parametrize("time_keeping", ["carry", "window"])

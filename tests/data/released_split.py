@@ -57,11 +57,7 @@ def release_frame(rng: np.random.Generator, dtype: type = np.float64) -> dict[st
         "robot_obs": robot_obs,
         "scene_obs": np.append([0.1, 0.0, 0.0, 0.0, 1.0, 0.0], rng.uniform(-0.3, 0.3, 18)),
     }
-    images = {
-        "rgb_static": (200, 200, 3),
-        "rgb_gripper": (84, 84, 3),
-        "rgb_tactile": (160, 120, 6),
-    }
+    images = {"rgb_static": (200, 200, 3), "rgb_gripper": (84, 84, 3), "rgb_tactile": (160, 120, 6)}
     ramp = {key: np.broadcast_to(np.arange(shape[1])[:, None], shape).astype(np.uint8) for key, shape in images.items()}
     depth = {"depth_static": (200, 200), "depth_gripper": (84, 84), "depth_tactile": (160, 120, 2)}
     return {

@@ -170,13 +170,7 @@ def test_damaged_index_files_are_listed_and_the_rest_is_checked(folder: Path) ->
     (folder / "statistics.yaml").write_text("robot_obs: [")
     change_frame(folder, scene_obs=np.zeros(3))
     files = [finding.file for finding in inspect(folder).findings]
-    assert files == [
-        "ep_start_end_ids.npy",
-        "scene_info.npy",
-        "auto_lang_ann.npy",
-        frame_name(FRAME),
-        "statistics.yaml",
-    ]
+    assert files == ["ep_start_end_ids.npy", "scene_info.npy", "auto_lang_ann.npy", frame_name(FRAME), "statistics.yaml"]
 
 
 def test_index_files_that_contradict_each_other(folder: Path) -> None:

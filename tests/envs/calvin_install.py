@@ -1,7 +1,5 @@
 """Whether CALVIN's simulator can be started here, and by which interpreter."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

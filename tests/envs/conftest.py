@@ -1,7 +1,5 @@
 """Environments shared by a whole test module, and scene snapshots built by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -8,8 +8,6 @@ With `tasks` (n,) every start but the first goes on where the one before ended, 
 also holds `done` (n, k): whether the task of a row is done after each of its steps.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The adapter against calvin_env itself: the same numbers, the same pictures, the same verdicts."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

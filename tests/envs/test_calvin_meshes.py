@@ -1,7 +1,5 @@
 """Reading what calvin_env draws: meshes cut at their materials, URDF visuals, and the folder they are in."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The simulator's process without a simulator: framing, and that nothing hangs or stays behind. Every process is real."""
 
-from __future__ import annotations
-
 import gc
 import importlib.util
 import os

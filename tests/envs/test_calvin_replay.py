@@ -1,7 +1,5 @@
 """What an expert does in PlayTable ends alike when its actions are played again, unseen, in the real CALVIN."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -48,10 +46,7 @@ def work(environment: Environment, task: str, seed: int) -> tuple[tuple[Float64A
 def test_actions_replayed_in_the_other_simulator_end_alike() -> None:
     calvin_python()
     ends: dict[tuple[str, int], tuple[bool, bool]] = {}
-    with (
-        make_environment("playtable", render=False) as playtable,
-        make_environment("calvin", render=False) as calvin,
-    ):
+    with make_environment("playtable", render=False) as playtable, make_environment("calvin", render=False) as calvin:
         for task, seed in itertools.product(EXPERT_TASKS, range(STARTS)):
             start, actions = work(playtable, task, seed)
             ends[task, seed] = replay(playtable, task, start, actions), replay(calvin, task, start, actions)

@@ -1,7 +1,5 @@
 """The cameras see CALVIN's landmarks at CALVIN's pixels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """CALVIN's chains exactly, and the starts that their states stand for."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import Counter
@@ -10,15 +8,7 @@ import numpy as np
 import pytest
 
 from rfedge.envs import TASKS, make_environment
-from rfedge.envs.chains import (
-    OFFICIAL_SHA256,
-    Chain,
-    SymbolicState,
-    chains_sha256,
-    initial_states,
-    make_chains,
-    state_after,
-)
+from rfedge.envs.chains import OFFICIAL_SHA256, Chain, SymbolicState, chains_sha256, initial_states, make_chains, state_after
 from rfedge.envs.initial_conditions import condition_seed, initial_state
 from rfedge.errors import ConfigError
 from tests.errors import raises

@@ -1,7 +1,5 @@
 """What `rfedge.envs.interface.Environment` promises, asked of every environment there is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every scripted expert does its task, from random starts and with valid actions."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What can follow: each precondition on a real table, and experts for everything that is called feasible."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The training grammar: much to say, each sentence with one meaning, and none that a policy is evaluated with."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The environment registry, and that looking at it costs no simulator."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """The arm's kinematics against CALVIN's recorded neutral pose, and the inverse against the forward."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

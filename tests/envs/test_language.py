@@ -1,7 +1,5 @@
 """Training paraphrases and held-out sentences: apart from each other, and each with one meaning."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Random looks change the pictures and nothing else, and a seed decides them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

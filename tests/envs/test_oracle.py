@@ -1,7 +1,5 @@
 """Each family of tasks, on both sides of its threshold."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -102,8 +100,7 @@ def test_rotate(side: str, sign: float) -> None:
     assert not ORACLE.solved(task, start, end(61, touches=[FINGER])), "it must stand on something"
     assert not ORACLE.solved(task, start, end(61, at=(0.31, -0.1, 0.46))), "it must not be carried away"
     tilted = dataclasses.replace(
-        end(61).blocks["block_blue"],
-        orientation_xyzw=euler_to_quaternion(np.radians([35.0, 0.0, 170.0 + sign * 61])),
+        end(61).blocks["block_blue"], orientation_xyzw=euler_to_quaternion(np.radians([35.0, 0.0, 170.0 + sign * 61]))
     )
     assert not ORACLE.solved(task, start, scene({"block_blue": tilted}))
 

@@ -1,7 +1,5 @@
 """Control, states, brakes, lights and determinism of the PlayTable."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """PlayTable in CALVIN's meshes and textures: its pictures are CALVIN's, its physics is PlayTable's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +38,7 @@ def episode(environment: Environment, task: str, num_steps: int) -> list[Float64
 
 @pytest.mark.parametrize("scene", ["A", "B", "C", "D"])
 def test_pictures_are_those_of_calvin(cache: Path, scene: str) -> None:
-    with (
-        make_environment("playtable", looks="calvin", scene=scene) as skin,
-        make_environment("calvin", scene=scene) as real,
-    ):
+    with make_environment("playtable", looks="calvin", scene=scene) as skin, make_environment("calvin", scene=scene) as real:
         for task in TASKS:
             state = episode(skin, task, 25)[-1]
             ours, theirs = (environment.reset(state[:15], state[15:]) for environment in (skin, real))

@@ -1,7 +1,5 @@
 """Task names, evaluation instructions and training paraphrases."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rfedge.envs.language import PARAPHRASES, sample_instruction

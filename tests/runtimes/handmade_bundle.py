@@ -4,8 +4,6 @@ backbone: feature = tanh(mean pixel of both cameras @ W + masked mean of the tex
 head:     a stack of ONNX LSTM nodes, then one matrix for the pose (tanh) and one for the gripper (sigmoid)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

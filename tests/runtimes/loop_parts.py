@@ -1,7 +1,5 @@
 """A policy, a robot and a clock for tests of the loop: nothing here sleeps."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from rfedge.messages import Observation

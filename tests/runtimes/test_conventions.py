@@ -1,7 +1,5 @@
 """A policy's rate and camera geometry are used by the loop and by robots, or they are refused before anything moves."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The process that stops a robot by itself: after silence, after SIGKILL, and not after a farewell."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

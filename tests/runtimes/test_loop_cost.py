@@ -1,7 +1,5 @@
 """What the control loop costs beside the policy: limits and watchdog are on, the policy takes no time."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

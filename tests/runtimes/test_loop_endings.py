@@ -1,7 +1,5 @@
 """Late steps, hung backbones, new instructions, stops: what the loop does when not all is well."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Execution providers by name, inputs on a device, and what a step allocates."""
 
-from __future__ import annotations
-
 import tracemalloc
 from pathlib import Path
 

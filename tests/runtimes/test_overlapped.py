@@ -1,7 +1,5 @@
 """The worker is held and released by hand: what is played does not depend on how fast this machine is."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import logging
 import threading

@@ -1,7 +1,5 @@
 """The robots that come with rfedge, the adapters' arithmetic, and the template."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

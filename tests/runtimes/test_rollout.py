@@ -1,7 +1,5 @@
 """One rollout: what it gathers, what its record keeps, and that simulated time stands still between two of them."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

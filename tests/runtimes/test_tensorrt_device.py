@@ -1,7 +1,5 @@
 """The TensorRT runner on a GPU: its numbers against onnxruntime's, its time against PyTorch's. Run with `pytest -m gpu`."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The TensorRT runner without a GPU: buffers and profiles as they are, driver and engine imitated in memory."""
 
-from __future__ import annotations
-
 import gc
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """Readings of real tools to watts, joules and degrees, without the tools."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

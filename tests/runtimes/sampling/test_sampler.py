@@ -1,7 +1,5 @@
 """The sampler beside real work: what it adds up, what it admits, and what it costs."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -1,7 +1,5 @@
 """Real servers for tests: in a thread of this process, with a policy whose calls a test can hold back."""
 
-from __future__ import annotations
-
 import asyncio
 import http.client
 import socket

@@ -1,7 +1,5 @@
 """The server against those who mean it no good: over real sockets, and a good client is served after each."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import ssl

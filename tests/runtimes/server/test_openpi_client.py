@@ -1,7 +1,5 @@
 """openpi's own client asks a served policy, and the guide's snippet runs as it is printed."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a decoded message must hold, field by field, and how images of other sizes are brought to the policy's."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

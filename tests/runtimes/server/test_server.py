@@ -1,7 +1,5 @@
 """The server over real sockets: answers, states that never mix, deadlines, and clean ends."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path
@@ -19,17 +17,7 @@ from rfedge.runtimes.server.settings import ServerSettings
 from rfedge.runtimes.server.wire import pack, unpack
 from tests.errors import raises
 from tests.runtimes.handmade_bundle import INSTRUCTIONS
-from tests.runtimes.server.running_server import (
-    GatedPolicy,
-    ask,
-    client,
-    frame,
-    get,
-    metric,
-    receive,
-    request,
-    running,
-)
+from tests.runtimes.server.running_server import GatedPolicy, ask, client, frame, get, metric, receive, request, running
 
 
 def solo(bundle: Path, steps: list[tuple[int, str]]) -> list[np.ndarray[Any, Any]]:

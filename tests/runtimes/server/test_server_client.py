@@ -1,7 +1,5 @@
 """The client: the same actions as the policy itself, never longer than its deadline, and back after a loss."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

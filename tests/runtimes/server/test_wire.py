@@ -1,7 +1,5 @@
 """The codec alone: what it carries, and that nothing hostile gets further than one ContractError."""
 
-from __future__ import annotations
-
 import contextlib
 import struct
 import tracemalloc
