@@ -20,6 +20,7 @@ from rfedge.model import build_policy, save_checkpoint
 from rfedge.train import TrainConfig, train_config, train_policy
 from rfedge.train.compute_context import reach_all
 from rfedge.train.distributed import Processes, join
+from tests.errors import raises
 from tests.synthetic_demonstrations import TASKS
 from tests.synthetic_image_text import QUESTIONS, WORDS, write_image_text
 from tests.train.distributed_worker import write_jobs
@@ -295,18 +296,18 @@ def test_what_each_process_takes() -> None:
 
 
 def test_a_batch_must_hold_something_for_every_pass(plain: Configure, co_training: Configure, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^batch_size: got 5, expected at least 6.*processes times passes.*--accumulate"):
+    with raises(ConfigError, "batch_size", got=5, expected="at least 6...processes times passes"):
         train_policy(plain(tmp_path / "run", accumulate=6))
-    with pytest.raises(ConfigError, match="^image_text_batch_size: got 5, expected at least 6"):
+    with raises(ConfigError, "image_text_batch_size", got=5, expected="at least 6..."):
         train_policy(co_training(tmp_path / "run", accumulate=6, batch_size=6))
 
 
 def test_options_that_do_not_go_together(plain: Configure, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^mixed-precision: got fp16 on the CPU, expected bf16 or no there"):
+    with raises(ConfigError, "mixed-precision", got="fp16 on the CPU", expected="bf16 or no there"):
         plain(tmp_path, mixed_precision="fp16")
-    with pytest.raises(ConfigError, match="^optimizer: got adamw-8bit with parallel fsdp, expected adamw-8bit with ddp"):
+    with raises(ConfigError, "optimizer", got="adamw-8bit with parallel fsdp"):
         plain(tmp_path, optimizer="adamw-8bit", parallel="fsdp")
-    with pytest.raises(ConfigError, match="parallel: got 'tensor', expected input should be 'ddp' or 'fsdp'"):
+    with raises(ConfigError, "parallel", got="'tensor'", expected="input should be 'ddp' or 'fsdp'"):
         plain(tmp_path, parallel="tensor")
 
 
@@ -314,17 +315,17 @@ def test_half_an_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE=2: got no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.*torchrun"):
+    with raises(ConfigError, "WORLD_SIZE=2", got="no RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT", remedy="...torchrun..."):
         join("cpu").__enter__()
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(ConfigError, match="^WORLD_SIZE: got 'two'"):
+    with raises(ConfigError, "WORLD_SIZE", got="'two'"):
         join("cpu").__enter__()
     for name, value in environment(0, 2, 1).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="device: got 'cuda:1', expected cuda, of which every process takes the GPU"):
+    with raises(ConfigError, "device", got="'cuda:1'", expected="cuda, of which every process takes the GPU..."):
         join("cuda:1").__enter__()
     if not torch.cuda.is_available():
-        with pytest.raises(BackendUnavailableError, match="device: got 0 CUDA GPUs .*, expected one for each process, 1 or"):
+        with raises(BackendUnavailableError, "device", got="0 CUDA GPUs that PyTorch can use"):
             join("cuda").__enter__()
 
 
@@ -338,7 +339,7 @@ def test_bf16_stays_near_and_keeps_float32(plain: Configure, tmp_path: Path) -> 
         assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
     moments = load_file(state / "optimizer.safetensors")
     assert {tensor.dtype for name, tensor in moments.items() if name.startswith("exp_avg")} == {torch.float32}
-    with pytest.raises(ConfigError, match="mixed_precision of the run in .*got no, expected bf16"):
+    with raises(ConfigError, "mixed_precision of the run in ...", got="no", expected="bf16, with which it was started"):
         train_policy(plain(tmp_path / "bf16", steps=6))
 
 
@@ -374,7 +375,7 @@ def test_states_of_before_still_load(plain: Configure, tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     del document["progress"]["scaler"], document["decisive"]["mixed_precision"], document["decisive"]["optimizer"]
     path.write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match="mixed_precision of the run in .*got bf16, expected no, with which"):
+    with raises(ConfigError, "mixed_precision of the run in ...", got="bf16", expected="no, with which it was started"):
         train_policy(plain(tmp_path / "run", mixed_precision="bf16"))
     assert train_policy(plain(tmp_path / "run", steps=4, accumulate=2)).steps == 4
 
@@ -394,7 +395,7 @@ def test_eight_bit_moments(plain: Configure, tmp_path: Path) -> None:
 
 def test_without_bitsandbytes_it_is_told(plain: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(BackendUnavailableError, match=r"^bitsandbytes: got .*Install it: pip install 'rfedge\[bnb\]'"):
+    with raises(BackendUnavailableError, "bitsandbytes", remedy="Install it: pip install 'rfedge[bnb]'."):
         train_policy(plain(tmp_path / "run", optimizer="adamw-8bit"))
 
 

@@ -17,6 +17,7 @@ from rfedge.train import TrainConfig, train_policy
 from rfedge.train.batches.features import FeatureTable
 from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_features, window_forward
 from rfedge.train.sources import start_policy
+from tests.errors import raises
 from tests.model.family import CHANGES, member
 from tests.tolerances import assert_same_in_fp32, backbone_terms, policy_terms
 
@@ -66,5 +67,5 @@ def test_a_gpt_head_keeps_its_window(configure: Callable[..., TrainConfig], tmp_
     other = config.model_copy(
         update={"initial_checkpoint": checkpoint, "policy": config.policy.model_copy(update={"window": 6})}
     )
-    with pytest.raises(ConfigError, match="^window: got 6, expected 4, that of "):
+    with raises(ConfigError, "window", got=6, expected="4, that of ..."):
         start_policy(other)

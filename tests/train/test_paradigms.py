@@ -16,6 +16,7 @@ from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.train import TrainConfig, train_config, train_policy
 from rfedge.train.config import TrainableScheme
 from rfedge.train.trainable import freeze, reinit_vl_layers
+from tests.errors import raises
 from tests.synthetic_image_text import write_image_text
 from tests.train.test_loop import KilledError, assert_same_weights, kill_after, weights
 
@@ -161,7 +162,7 @@ def test_a_run_without_vl_pretraining(configure: Configure, tmp_path: Path, demo
         train_policy(start(tmp_path / "parts", steps=3, save_every=1), on_step=kill_after(2))
     train_policy(start(tmp_path / "parts", steps=3, save_every=1))
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    with pytest.raises(ConfigError, match="no-vl-pretraining: got preset tiny, all of it random, expected a checkpoint"):
+    with raises(ConfigError, "no-vl-pretraining", got="preset tiny, all of it random", expected="a checkpoint..."):
         configure(tmp_path / "preset", vl_pretraining=False)
 
 

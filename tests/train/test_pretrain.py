@@ -34,6 +34,7 @@ from rfedge.train.pretraining.scene_batches import (
     scene_score,
 )
 from rfedge.train.sources import start_policy
+from tests.errors import raises
 from tests.synthetic_demonstrations import write_demonstrations
 
 
@@ -131,7 +132,7 @@ def test_the_order_of_blocks_is_the_scenes(dataset: CalvinDataset, tmp_path: Pat
     assert COLOURS == ("red", "blue", "pink")
     np.testing.assert_array_equal(in_a.blocks_m, in_d.blocks_m[:, [2, 1, 0]])  # A has pink, blue, red
     unknown = CalvinDataset(dataset.folder, dataset.segments, dataset.episodes, ())
-    with pytest.raises(DatasetError, match=r"got 10 frames of an unknown scene, expected scene_info\.npy"):
+    with raises(DatasetError, got="10 frames of an unknown scene", expected="scene_info.npy..."):
         SceneFacts.of(unknown, cache, index)
 
 
@@ -160,9 +161,7 @@ def test_only_answers_are_learnt_and_every_number_is_one_token(dataset: CalvinDa
 
 def test_a_tokenizer_without_numbers_is_refused(dataset: CalvinDataset) -> None:
     few = InstructionTokenizer.from_corpus(dataset.instructions, vocab_size=300, text_length=16)
-    with pytest.raises(
-        ConfigError, match="tokenizer: got several tokens for the number [0-9]+, expected one token for each"
-    ):
+    with raises(ConfigError, "tokenizer", got="several tokens for the number ...", expected="one token for each..."):
         number_ids(few)
 
 
@@ -373,7 +372,7 @@ def test_imitation_starts_from_a_pretrained_backbone_with_a_new_head(dataset: Ca
 
 def test_states_of_other_options_are_refused(dataset: CalvinDataset, tmp_path: Path) -> None:
     pretrain_policy(_config(dataset, tmp_path / "run", steps=2))
-    with pytest.raises(ConfigError, match="learning_rate"):
+    with raises(ConfigError, "learning_rate..."):
         pretrain_policy(_config(dataset, tmp_path / "run", steps=4, learning_rate=1e-3))
 
 
@@ -448,7 +447,5 @@ def test_frames_that_a_tower_has_seen_are_not_looked_at_again(dataset: CalvinDat
 
 
 def test_a_tower_that_learns_cannot_look_once(dataset: CalvinDataset, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="vision-tokens: got trainable full, augmentation none, expected a frozen vision tower"
-    ):
+    with raises(ConfigError, "vision-tokens", got="trainable full, augmentation none", expected="a frozen vision tower..."):
         train_config("tiny", data=dataset.folder, output=tmp_path, policy_changes={}, steps=2, vision_tokens=True)

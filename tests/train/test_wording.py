@@ -1,7 +1,5 @@
 """Instructions sampled at every step: decided by (seed, step), short enough, and of the window's task."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from rfedge.train.config import with_vocabulary
 from rfedge.train.distributed import Processes
 from rfedge.train.pretraining.config import PretrainConfig
 from rfedge.train.pretraining.pretrain import pretrain_policy
+from tests.errors import raises
 from tests.synthetic_demonstrations import write_demonstrations
 
 GRAMMAR = Grammar(sample_grammar, GRAMMAR_WORDS)
@@ -106,13 +105,13 @@ def test_straight_equals_killed_and_resumed(configure: Configure, tmp_path: Path
 
 def test_a_run_that_samples_needs_a_grammar_that_knows_its_tasks(configure: Configure, tmp_path: Path) -> None:
     config = configure(tmp_path, instructions="grammar")
-    with pytest.raises(ConfigError, match=r"grammar: got none, expected one with instructions 'grammar'"):
+    with raises(ConfigError, "grammar", got="none", expected="one with instructions 'grammar'"):
         train_policy(config)
 
     def know_nothing(task: str, rng: np.random.Generator) -> str:
         raise ConfigError(f"no sentence of {task}")
 
-    with pytest.raises(ConfigError, match="no sentence of"):
+    with raises(ConfigError, "no sentence of close_drawer"):
         train_policy(config, grammar=Grammar(know_nothing, ()))
 
 
