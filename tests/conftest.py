@@ -23,6 +23,16 @@ def mounted(folder: Path, options: str) -> bool:
         return False
 
 
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A handmade bundle that acts four steps at once; no test may change it."""
+    from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
+
+    path = tmp_path_factory.mktemp("bundles") / "b"
+    write_handmade_bundle(path, tiny_config(chunk_size=4))
+    return path
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of one megabyte."""

@@ -11,8 +11,6 @@ ROOT = Path(__file__).parent.parent
 def load_tool(name: str) -> ModuleType:
     """Return tools/`name`.py as a module of its own."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look themselves up
     spec.loader.exec_module(module)

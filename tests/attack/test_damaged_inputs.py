@@ -149,24 +149,6 @@ def test_a_path_that_is_none_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["run", "BUNDLE", "--task", "open_drawer", "--threads", "1000000000"], "threads: got 1000000000, expected 0"),
-        (["run", "BUNDLE", "--task", "open_drawer", "--execute-steps", "1000000000"], "execute_steps: got 1000000000"),
-        (["serve", "BUNDLE", "--port", "1000000000"], "port: got 1000000000, expected 0 to 65535"),
-    ],
-)
-def test_sizes_of_a_billion_are_one_line(
-    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_handmade_bundle(tmp_path / "b", tiny_config(chunk_size=4))
-    with pytest.raises(SystemExit) as end:
-        main([str(tmp_path / "b") if word == "BUNDLE" else word for word in words])
-    assert end.value.code == 2
-    assert text in one_line(capsys)
-
-
-@pytest.mark.parametrize(
     "content", ["/dev/zero", "[" * 200_000, '{"a":' * 200_000, "null", "NaN", "\ud800"], ids=str.__len__
 )
 @pytest.mark.parametrize(

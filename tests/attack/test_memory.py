@@ -13,7 +13,6 @@ import pytest
 from rfedge.runtimes import EdgePolicy, RuntimeSettings, make_controller
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
-from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.loop_parts import Robot
 from tests.runtimes.server.running_server import ask, client, frame, request
 
@@ -27,13 +26,6 @@ class ForgetfulRobot(Robot):
 
     def apply(self, action: np.ndarray) -> None:
         assert action.shape == (7,)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "b"
-    write_handmade_bundle(path, tiny_config(chunk_size=4))
-    return path
 
 
 def test_control_steps_keep_memory_flat(bundle: Path) -> None:
@@ -55,7 +47,6 @@ def test_requests_keep_memory_flat(bundle: Path) -> None:
     command = [sys.executable, "-m", "rfedge.cli.app", "serve", str(bundle), "--port", "0", "--threads", "1", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
-            assert server.stdout is not None
             url = server.stdout.readline().split('"url": "')[1].split('"')[0]
             process, sizes, fields = psutil.Process(server.pid), list[int](), request(frame(0), "push the button")
             started_s, num_files = time.monotonic(), 0

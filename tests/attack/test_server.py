@@ -34,7 +34,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psut
         (folder / "log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as server,
     ):
-        assert server.stdout is not None
         url = server.stdout.readline().split('"url": "')[1].split('"')[0]
         try:
             yield url, psutil.Process(server.pid), folder / "log"

@@ -44,7 +44,6 @@ def test_the_page_shows_what_each_part_is_worth(tmp_path: Path) -> None:
     (table,) = [rows for caption, rows in page.tables.items() if "6 minutes of training" in caption]
     assert [row[0] for row in table[1:]] == [variant.name for variant in VARIANTS]
     chains = success.rows[-1].chains
-    assert chains is not None
     assert table[-1][1:] == [VARIANTS[-1].change, "7", "- [1]", "90 % [88, 92], n = 680", table[-1][-1]]
     assert table[-1][-1].startswith(f"{chains.average_length.value:.2f} [")
 

@@ -12,18 +12,10 @@ from rfedge.cli.bench.app import bench_app
 from rfedge.cli.run import run
 from rfedge.errors import BackendUnavailableError, GateError, RfedgeError
 from tests.errors import raises
-from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 app = typer.Typer()
 app.command()(run)
 app.add_typer(bench_app, name="bench")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "b"
-    write_handmade_bundle(path, tiny_config(chunk_size=4))
-    return path
 
 
 def _call(*arguments: object) -> None:
@@ -50,25 +42,6 @@ def test_users_errors_are_one_sentence(bundle: Path, tmp_path: Path) -> None:
     assert _refusal("run", bundle).startswith("goal: got neither")
     assert _refusal("bench", "latency", bundle, "--iterations", 0).startswith("iterations: got 0")
     assert "(did you mean 'never'?)" in _refusal("bench", "latency", bundle, "--spinning", "nevr")
-
-
-@pytest.mark.parametrize("command", [["run"], ["bench", "latency"]])
-def test_the_real_command_line_exits_with_2_and_one_line(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        from rfedge.cli.app import main
-    except ImportError as error:
-        pytest.skip(f"a command of the application is not there yet: {error}")
-    goal = ["--task", "open_drawer"] if command == ["run"] else []
-    with pytest.raises(SystemExit) as stop:
-        main([*command, str(tmp_path / "none"), *goal])
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert err.startswith("rfedge: bundle ")
-    assert "Traceback" not in err
 
 
 def test_bench_latency_prints_a_table_and_ends_in_one_document(
@@ -115,8 +88,3 @@ def test_run_prints_episodes_stages_and_one_document(bundle: Path, capsys: pytes
     assert "success is not checked" in err
     assert "seed 0: not checked, 3 steps, 3 inferences" in err
     assert "postprocess" in err
-
-
-def test_help_needs_no_heavy_library(capsys: pytest.CaptureFixture[str]) -> None:
-    _call("run", "--help")
-    assert "--execute-steps" in capsys.readouterr().out.replace("\n", "")

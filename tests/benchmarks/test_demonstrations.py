@@ -198,7 +198,6 @@ def test_a_failed_task_ends_the_chain_and_is_left_out(physics: Environment, monk
         if episode.frames["scene_obs"][0, 5] == 0:
             found = episode
             break
-    assert found is not None
     assert found.success
     assert [segment.task for segment in found.segments] == ["open_drawer"]
     assert len(found.frames["actions"]) == found.segments[0].num_frames

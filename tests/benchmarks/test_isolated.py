@@ -120,11 +120,9 @@ def test_every_row_runs(checkpoint: Path, bundle: Path) -> None:
     absent = {"rfedge fp32 on OpenVINO": "openvino is not installed", BASELINES[OPTIMUM]: "optimum-onnx is not installed"}
     assert set(failed) <= set(absent), failed
     assert all(absent[name] in str(reason) for name, reason in failed.items())
-    assert by_name[REFERENCE].speedup is not None
     assert by_name[REFERENCE].speedup.value == 1.0
     for name, row in by_name.items():
         if name not in failed:
-            assert row.call_ms is not None
             assert row.call_ms.n == 6
             assert row.peak_bytes is not None
     assert measured.limit.fp32_share is not None

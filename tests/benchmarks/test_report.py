@@ -89,7 +89,6 @@ def test_the_first_table_holds_the_numbers_of_the_records(page: Page, records: P
     ]
     on_laptop = [row for row in rows if row[-1].startswith("M1")]
     for row, success, timed in zip(on_laptop, document.success.rows, document.rows, strict=True):
-        assert success.chains is not None
         length, call = success.chains.average_length, timed.per_call_ms
         assert row[:2] == [f"{success.policy} [1]", "PlayTable D"]
         assert row[2].startswith(f"{length.value:.2f} [{length.low:.2f}, {length.high:.2f}], n = 200")
@@ -123,7 +122,6 @@ def test_the_page_leads_with_the_bundle_to_use_and_why(report: Report, records: 
 def test_a_bundle_that_loses_success_is_not_advised(tmp_path: Path) -> None:
     document = sweep_report({"whole": "fp32", "small": "int8"}, (1,))
     reference, lossy = document.success.rows
-    assert lossy.paired is not None
     worse = lossy.paired.model_copy(update={"average_length_share": Ratio(value=0.8, low=0.7, high=0.9)})
     rows = (reference, lossy.model_copy(update={"paired": worse}))
     success = document.success.model_copy(update={"rows": rows})
@@ -150,7 +148,6 @@ def test_a_bundle_has_one_name_whatever_its_records_call_it(tmp_path: Path) -> N
 def test_rates_tasks_and_differences_are_those_of_the_success(page: Page, records: Path) -> None:
     document = sweep(records)
     first = document.success.rows[0].chains
-    assert first is not None
     (caption,) = [caption for caption in page.tables if "Share of 200 chains with at least so many" in caption]
     _, row, *_ = page.tables[caption]
     rates = [(rate.value, 100 * rate.low, 100 * rate.high) for rate in first.success_rates.values()]
@@ -291,7 +288,6 @@ def test_bundles_of_one_size_are_told_apart_by_their_manifests(tmp_path: Path) -
     longer.model_copy(update={"policies": moved, "wall_seconds": 9.0}).write(tmp_path / "longer.json")
     page = build_report(ReportPlan((tmp_path / "sweep.json", tmp_path / "longer.json")))
     (row,) = (row for row in page.rows if row.record == "longer.json")
-    assert row.speed is not None
     assert (row.speed.record, row.speed.label) == ("sweep.json", "second")
 
 

@@ -16,7 +16,6 @@ from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.rollouts import RolloutReport, run_rollouts
 from rfedge.runtimes.rollout.video import VideoRecorder
 from tests.errors import raises
-from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
 SETTINGS = RuntimeSettings(threads=1)
 
@@ -52,13 +51,6 @@ def world(monkeypatch: pytest.MonkeyPatch) -> BlankWorld:
     world = BlankWorld()
     monkeypatch.setattr(rollouts, "make_environment", lambda *_, **__: world)
     return world
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "b"
-    write_handmade_bundle(path, tiny_config(chunk_size=4))
-    return path
 
 
 def test_goals_complete_each_other() -> None:

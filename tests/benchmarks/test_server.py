@@ -10,17 +10,10 @@ from rfedge.cli.bench.server import server
 from rfedge.errors import ConfigError, ContractError, GateError
 from rfedge.runtimes.rollout.plan import RolloutPlan, ServerAddress
 from tests.errors import raises
-from tests.runtimes.handmade_bundle import INSTRUCTIONS, write_handmade_bundle
+from tests.runtimes.handmade_bundle import INSTRUCTIONS
 
 app = typer.Typer()
 app.command()(server)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "b"
-    write_handmade_bundle(path)
-    return path
 
 
 @pytest.fixture(scope="module")

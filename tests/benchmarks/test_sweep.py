@@ -67,7 +67,6 @@ def test_success_meets_the_latency_of_its_own_bundle(swept: tuple[Path, SweepRep
         assert joined.per_call_ms == variant.per_call_ms["total"]
         assert joined.per_control_step_ms.p50 == pytest.approx(joined.per_call_ms.p50 / row.execute_steps)
         assert joined.jerk == row.jerk
-        assert row.chains is not None
         steps = row.chains.mean_solved_steps
         if steps is None:
             assert joined.completion_s is None
@@ -92,7 +91,6 @@ def test_a_slow_policy_makes_the_robot_wait(swept: tuple[Path, SweepReport]) -> 
     rows = join(report.success, report.latency.model_copy(update={"variants": tuple(slow)}))
     for row, joined in zip(report.success.rows, rows, strict=True):
         if joined.completion_s is not None and joined.synchronous_completion_s is not None:
-            assert row.chains is not None
             steps = row.chains.mean_solved_steps or 0.0
             # Of every k steps one lasts as long as the call.
             k, call_s = row.execute_steps, joined.per_call_ms.p50 / 1000

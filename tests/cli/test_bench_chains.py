@@ -50,11 +50,6 @@ def test_experts_run_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
         _call("success", *arguments, "--num", 1)
 
 
-def test_users_errors_are_one_sentence(tmp_path: Path) -> None:
-    with raises(ConfigError, expected="...did you mean 'playtable'..."):
-        _call("success", "--expert", "--num", 1, "--env", "playtabel", "--output", tmp_path / "run")
-    with raises(ConfigError, "scene", got="'E'"):
-        _call("success", "--expert", "--num", 1, "--scene", "E", "--output", tmp_path / "run")
+def test_somebody_has_to_act() -> None:
     with raises(ConfigError, got="neither policies nor --expert"):
         _call("success", "--num", 1)
-    assert list(tmp_path.iterdir()) == []

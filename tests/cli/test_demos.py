@@ -118,8 +118,6 @@ def test_a_policy_drives_and_its_failures_are_kept(bundle: Path, tmp_path: Path,
         (["--expert-share", 0.5], "--expert-share: got no --policy"),
         (["--max-steps", 100], "--max-steps: got no --policy"),
         (["--noise-share", 0.5], "--noise-share: got no --action-noise"),
-        (["--action-noise", 2], "action noise: got 2.0, expected 0 < noise <= 1"),
-        (["--env", "playtabel"], "did you mean 'playtable'?"),
         (["--policy", "nowhere"], "got no folder"),
     ],
 )

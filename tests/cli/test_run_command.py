@@ -120,7 +120,6 @@ def test_a_signal_ends_with_zero_motion_a_summary_and_a_whole_record(
     run = read_run(record)
     assert not run.is_cut
     (episode,) = run.episodes
-    assert episode.end is not None
     assert episode.end.ended == number.name
     assert len(episode.steps) == report["episodes"][0]["num_steps"] > 6
     status, stdout = _replay(record, capsys, "--json")

@@ -129,16 +129,15 @@ def test_conventions_arrive_as_they_began(name: str, tmp_path: Path) -> None:
     with EdgePolicy.load(tmp_path / "bundle", settings=settings) as policy:
         policy.reset("pour the water")
         expected = policy.act(Observation(frames[3]["rgb_static"], frames[3]["rgb_gripper"])).actions
-    with GatedPolicy(open_parts("onnxruntime", tmp_path / "bundle", settings)) as served:
-        assert isinstance(served, GatedPolicy)
-        with running(served, resize=True) as (_, url):
-            with RemotePolicy(url) as remote:
-                assert (remote.conventions.control_hz, remote.conventions.resize) == (kind.hz, kind.resize)
-                said = remote.metadata["action"]
-            with client(url) as connection:  # the robot's own pictures: the server cuts them as the converter did
-                raw = recording.pictures[3]
-                sent = {"observation/image": raw, "observation/wrist_image": raw, "prompt": "pour the water"}
-                answer = ask(connection, sent)
+    parts = open_parts("onnxruntime", tmp_path / "bundle", settings)
+    with GatedPolicy(parts) as served, running(served, resize=True) as (_, url):
+        with RemotePolicy(url) as remote:
+            assert (remote.conventions.control_hz, remote.conventions.resize) == (kind.hz, kind.resize)
+            said = remote.metadata["action"]
+        with client(url) as connection:  # the robot's own pictures: the server cuts them as the converter did
+            raw = recording.pictures[3]
+            sent = {"observation/image": raw, "observation/wrist_image": raw, "prompt": "pour the water"}
+            answer = ask(connection, sent)
     assert isinstance(answer, dict)
     np.testing.assert_allclose(answer["actions"], expected, atol=0.02)
     assert (said["position_scale_m"], said["rotation_scale_rad"], said["gripper"]) == (0.02, 0.05, "-1 close, 1 open")

@@ -66,7 +66,6 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) ->
         "    (t / 'half').write_text('x'); print('writing', flush=True); time.sleep(60)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert writer.stdout is not None
     assert writer.stdout.readline() == "writing\n"
     with atomic_directory(tmp_path / "bundle-2"):
         pass  # a running writer of another name is left alone

@@ -109,18 +109,6 @@ def test_the_width_stays_within_the_grippers_range_when_the_fingers_are_pressed_
     assert ends <= set(widths), "no longer pressed hard enough to leave the range"
 
 
-def test_increments_add_up_on_the_target_and_not_on_the_measured_pose(physics: Environment) -> None:
-    physics.restore()
-    start = physics.robot_state()[:3]
-    action = still()
-    action[2] = 0.5
-    for _ in range(8):
-        physics.advance(action)
-    for _ in range(15):
-        physics.advance(still())
-    np.testing.assert_allclose(physics.robot_state()[:3] - start, [0, 0, 0.08], atol=1.5e-3)
-
-
 @pytest.mark.parametrize("scene", ["A", "B", "C", "D"])
 def test_restored_scenes_read_back(scene: str) -> None:
     with make_environment("playtable", scene=scene, render=False) as environment:

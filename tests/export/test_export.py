@@ -161,7 +161,6 @@ def test_calibration_is_recorded_and_repeatable(
     bundles: dict[str, Bundle], checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
 ) -> None:
     record = bundles["int8"].manifest.calibration
-    assert record is not None
     assert len(record.frames) == len(set(record.frames)) == 24
     assert {episode for episode, _ in record.frames} == set(range(6)), "every episode lends frames"
     options = ExportOptions(
@@ -172,7 +171,6 @@ def test_calibration_is_recorded_and_repeatable(
     hashes = [{item.path: item.sha256 for item in bundle.manifest.artifacts} for bundle in (bundles["int8"], again)]
     assert hashes[0] == hashes[1], "same seed, same bytes"
     other = export_checkpoint(checkpoints["window"], tmp_path / "other", dataclasses.replace(options, seed=1))
-    assert other.manifest.calibration is not None
     assert other.manifest.calibration.sha256 != record.sha256
 
 
@@ -190,7 +188,6 @@ def test_demonstrations_round_the_weights_of_int4(
         for name, data in (("calibrated", demonstrations), ("nearest", None))
     }
     record = made["calibrated"].manifest.calibration
-    assert record is not None
     assert record.method == "GPTQ in blocks of 32, symmetric, corrected bias"
     assert made["nearest"].manifest.calibration is None
     verified = [
@@ -281,7 +278,6 @@ def test_an_export_killed_half_way_leaves_no_bundle(
         f"main(['export', {str(checkpoints['window'])!r}, '--output', {str(output)!r}])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
     assert process.stdout.readline() == "half-way\n"
     os.kill(process.pid, signal_number)
     process.communicate()

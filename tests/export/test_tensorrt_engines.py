@@ -115,7 +115,6 @@ def vit_l(rtx: TensorRt, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
             block, (torch.randn(1, 257, 1024),), dynamo=True, input_names=["x"], output_names=["y"], opset_version=20,
             verbose=False,
         )  # fmt: skip
-    assert program is not None
     program.save(str(folder / "fp32.onnx"))
     tokens = np.random.default_rng(0).standard_normal((1, 257, 1024)).astype(np.float32)
     assert quantize_int8(folder / "fp32.onnx", folder / "int8.onnx", [{"x": tokens}]) == 6, "q, k and v have a weight each"

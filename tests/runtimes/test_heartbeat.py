@@ -77,8 +77,6 @@ def test_a_killed_loop_leaves_a_robot_that_rests(arm: str, log: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{log.parent}"}
     command, pipe = [sys.executable, "-c", LOOP, arm], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment) as loop:
-        assert loop.stdout is not None
-        assert loop.stderr is not None
         loop.stderr.close()  # as a terminal that is gone
         assert loop.stdout.readline() == b"moving\n"
         loop.send_signal(signal.SIGKILL)

@@ -403,8 +403,6 @@ class Driver:
 
 def test_the_template_drives_an_arm(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("robot_template", ROOT / "examples" / "robot_template.py")
-    assert spec is not None
-    assert spec.loader is not None
     template = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(template)
     write_handmade_bundle(tmp_path / "b", tiny_config())

@@ -173,7 +173,6 @@ def test_peaks_from_clocks_and_units_are_those_of_the_data_sheet(
     gpu: Gpu, fp16_tflops: float, bandwidth_gb_s: float
 ) -> None:
     found = device_of_gpu(gpu)
-    assert found is not None
     assert found.peaks["fp16"] / 1e12 == pytest.approx(fp16_tflops, rel=0.01)
     assert found.peaks["int8"] == 2 * found.peaks["fp16"]
     assert found.bandwidth / 1e9 == pytest.approx(bandwidth_gb_s, rel=0.01)

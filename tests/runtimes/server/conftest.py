@@ -7,19 +7,10 @@ import pytest
 
 from rfedge.runtimes import RuntimeSettings
 from rfedge.runtimes.backends.registry import open_parts
-from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 from tests.runtimes.server.running_server import GatedPolicy
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("served") / "b"
-    write_handmade_bundle(path, tiny_config(chunk_size=4))
-    return path
 
 
 @pytest.fixture
 def policy(bundle: Path) -> Iterator[GatedPolicy]:
     with GatedPolicy(open_parts("onnxruntime", bundle, RuntimeSettings(threads=1))) as policy:
-        assert isinstance(policy, GatedPolicy)
         yield policy

@@ -92,10 +92,8 @@ def test_the_guides_snippet_runs_as_printed_on_the_shipped_policies(
                 policy.reset("open the drawer")
             observation = frame(seed)
             expected.append(policy.act(type(observation)(observation.static, observation.gripper, NEUTRAL_STATE)).actions)
-    with GatedPolicy(open_parts("onnxruntime", bundle, settings)) as served:
-        assert isinstance(served, GatedPolicy)
-        with running(served) as (_, url):
-            played = run_snippet(url)
+    with GatedPolicy(open_parts("onnxruntime", bundle, settings)) as served, running(served) as (_, url):
+        played = run_snippet(url)
     # The second episode begins as the first did: openpi's own reset() sends nothing, the snippet's `reset` does.
     for actions, right in zip(played, [*expected, *expected], strict=True):
         np.testing.assert_array_equal(actions, right)
