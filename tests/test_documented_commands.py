@@ -34,7 +34,7 @@ def lines(text: str) -> Iterator[tuple[str, bool]]:
     text = text.replace("\\\n", " ")
     for block in BLOCK.findall(text):
         for line in block.splitlines():
-            for words in re.findall(r"(?:^|[\s/$])rfedge +([a-z].*)", line):
+            for words in re.findall(r"(?:^|[\s/$])rfedge +([a-z].*)", re.sub(r"(^|\s)#.*", "", line)):
                 yield re.split(r"[;|]", words)[0], True
     for words in re.findall(r"`(?:[^`]*-m )?rfedge\s+([a-z][^`:]*)`", BLOCK.sub("", text)):
         yield " ".join(words.split()), False

@@ -10,6 +10,7 @@ from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
 from rfedge.benchmarks.success.plan import SuccessPlan
 from rfedge.benchmarks.success.run import run_success
 from rfedge.bundle.artifact import hash_file, load_bundle
+from rfedge.errors import ArtifactError
 from rfedge.messages import Observation
 from rfedge.policies import CLOSED_LOOP, JUMP_STEP, SHIPPED, default_bundle, find_bundle
 from rfedge.runtimes import EdgePolicy
@@ -70,3 +71,6 @@ def test_a_name_is_a_policy_and_a_folder_is_a_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path(JUMP_STEP).mkdir()
     assert find_bundle(Path(JUMP_STEP)) == Path(JUMP_STEP), "what lies here goes first"
+    with pytest.raises(ArtifactError) as raised:
+        find_bundle(Path("playtable-jmp-step"))
+    assert raised.value.remedy == f"Did you mean {JUMP_STEP}?"

@@ -7,6 +7,7 @@ rfedge/policies/<name>/checkpoint/      what was trained, stored in 16 bits: any
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Final
 
@@ -33,14 +34,24 @@ FOLDER = Path(__file__).parent
 def is_shipped(path: Path) -> bool:
     """Whether `path` is the name of a shipped policy, and nothing of that name lies here.
 
+    Raises:
+        ArtifactError: it is nearly one.
+
     >>> is_shipped(Path("playtable-jump-step")), is_shipped(Path("out/bundle"))
     (True, False)
     """
-    return str(path) in SHIPPED and not path.exists()
+    if path.exists():
+        return False
+    if str(path) not in SHIPPED and (near := difflib.get_close_matches(str(path), SHIPPED, n=1, cutoff=0.8)):
+        raise ArtifactError(str(path), got="no such folder", expected="a bundle", remedy=f"Did you mean {near[0]}?")
+    return str(path) in SHIPPED
 
 
 def find_bundle(path: Path) -> Path:
     """Return the bundle folder that `path` names: a shipped policy by its name alone, anything else is a path.
+
+    Raises:
+        ArtifactError: it is nearly the name of a shipped policy.
 
     >>> find_bundle(Path("playtable-jump-step")).name
     'bundle'
@@ -54,7 +65,7 @@ def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint folder that `path` names, as `find_bundle` does.
 
     Raises:
-        ArtifactError: the shipped policy has none.
+        ArtifactError: the shipped policy has none, or it is nearly the name of one.
     """
     if not is_shipped(path):
         return path
