@@ -21,19 +21,6 @@ class SeenWorld(JointWorld):
 
 
 @dataclass(frozen=True)
-class SeenElsewhere:
-    """Opens it on a machine that draws otherwise."""
-
-    name: str = "seen joints"
-    scene: str = "D"
-
-    def open(self) -> SeenWorld:
-        world = SeenWorld()
-        world.renderer = "osmesa"
-        return world
-
-
-@dataclass(frozen=True)
 class SeenSimulator:
     """Opens it."""
 
@@ -42,3 +29,12 @@ class SeenSimulator:
 
     def open(self) -> SeenWorld:
         return SeenWorld()
+
+
+class SeenElsewhere(SeenSimulator):
+    """Opens it on a machine that draws otherwise."""
+
+    def open(self) -> SeenWorld:
+        world = super().open()
+        world.renderer = "osmesa"
+        return world

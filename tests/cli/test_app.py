@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 
 from rfedge.cli.app import app
 from rfedge.config import preset
-from rfedge.language.tokenizer import InstructionTokenizer
-from rfedge.model import build_policy, save_checkpoint
-from tests.synthetic_demonstrations import TASKS, write_demonstrations
+from tests.export.conftest import write_checkpoint
+from tests.synthetic_demonstrations import write_demonstrations
 
 
 def rfedge(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -32,11 +31,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> No
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = preset("tiny")
-    tokenizer = InstructionTokenizer.from_corpus(TASKS.values(), vocab_size=400, text_length=config.decoder.text_length)
-    path = tmp_path_factory.mktemp("cli") / "checkpoint"
-    save_checkpoint(path, build_policy(config, seed=0), tokenizer, {})
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("cli") / "checkpoint", preset("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,8 @@ from typer.testing import CliRunner
 from rfedge.cli.app import app
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.language.tokenizer import InstructionTokenizer
-from rfedge.model import build_policy, save_checkpoint
+from tests.export.conftest import write_checkpoint
 from tests.export.tensorrt_bundles import load_rtx
-from tests.synthetic_demonstrations import TASKS
 
 PRECISION = "vision=int8-weight,decoder=fp16"
 
@@ -34,13 +32,7 @@ def refused(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = preset("tiny")
-    tokenizer = InstructionTokenizer.from_corpus(TASKS.values(), vocab_size=400, text_length=config.decoder.text_length)
-    path = tmp_path_factory.mktemp("cli") / "checkpoint"
-    policy = build_policy(config, seed=0)
-    policy.head.gripper[-1].bias.data.fill_(1.0)  # an untrained gripper hovers at one half, where any rounding flips it
-    save_checkpoint(path, policy, tokenizer, {})
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("cli") / "checkpoint", preset("tiny"))
 
 
 @pytest.fixture(scope="module")
