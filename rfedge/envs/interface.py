@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeVar, cast, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ __all__ = [
     "make_environment",
 ]
 
+Self = TypeVar("Self", bound="Environment")
 Float64Array = npt.NDArray[np.float64]
 Camera = Literal["static", "gripper"]
 Contact = tuple[str, str]  # the touched (body, link), for instance ("table", "drawer_link")
@@ -101,33 +102,28 @@ class Environment(Protocol):
     7 arm joints in radians, last gripper action (-1 closes, 1 opens). `scene_obs` is float64 (24,): sliding door,
     drawer, button and switch joints in metres, bulb and LED as 0 or 1, then xyz and euler xyz of three blocks in the
     order that `block_order` names.
+
+    Attributes:
+        control_hz: control steps per second of simulated time.
+        renderer: what draws the images, for instance "egl"; "none" for a world without cameras.
+        looks: what the images show, see `rfedge.envs.looks`; images of different looks are not to be compared or mixed up.
+        scene: name of the table layout, "A" to "D".
+        block_order: the blocks in the order in which `scene_state` lists them.
     """
 
-    @property
-    def control_hz(self) -> int:
-        """Control steps per second of simulated time."""
-
-    @property
-    def renderer(self) -> str:
-        """What draws the images, for instance "egl"; "none" for a world without cameras."""
-
-    @property
-    def looks(self) -> str:
-        """What the images show, see `rfedge.envs.looks`; images of different looks are not to be compared or mixed up."""
-
-    @property
-    def scene(self) -> str:
-        """Name of the table layout, "A" to "D"."""
-
-    @property
-    def block_order(self) -> tuple[str, str, str]:
-        """The blocks in the order in which `scene_state` lists them."""
+    control_hz: int = CONTROL_HZ
+    renderer: str
+    looks: str
+    scene: str
+    block_order: tuple[str, str, str]
 
     def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
         """Set the state without rendering: (15,) and (24,) as observed, or neutral pose and random blocks where None."""
 
     def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
         """`restore`, then `observe`."""
+        self.restore(robot_obs, scene_obs)
+        return self.observe()
 
     def advance(self, action: Float64Array) -> None:
         """Run one control step of a relative action (7,), see `rfedge.messages`, without rendering.
@@ -139,6 +135,8 @@ class Environment(Protocol):
 
     def step(self, action: Float64Array) -> Observation:
         """`advance`, then `observe`."""
+        self.advance(action)
+        return self.observe()
 
     def observe(self) -> Observation:
         """Render both cameras at the present state."""
@@ -158,11 +156,13 @@ class Environment(Protocol):
     def close(self) -> None:
         """Free the simulator and its renderer; a second call does nothing."""
 
-    def __enter__(self) -> Environment:
+    def __enter__(self: Self) -> Self:
         """Return the environment itself."""
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close it."""
+        self.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,9 @@ class OpenLoop:
         """
         inference = None
         if not self._pending:
-            inference = self._policy.act(_require_frame(observation))
+            if observation is None:
+                raise RuntimeError("the controller needs an observation now; ask needs_observation first")
+            inference = self._policy.act(observation)
             self._pending = list(inference.actions[: self._execute_steps])
         age_steps = self._execute_steps - len(self._pending)
         return ControlStep(action=self._pending.pop(0), inference=inference, age_steps=age_steps)
@@ -158,36 +160,11 @@ class JumpStep(OpenLoop):
         super().__init__(policy, policy.frame_stride)
 
 
-class ClosedLoop:
+class ClosedLoop(OpenLoop):
     """Asks the policy on every control step and plays the first action of its answer."""
 
     def __init__(self, policy: Policy) -> None:
-        warn_of_time_base(1, policy.frame_stride)
-        self._policy = policy
-
-    @property
-    def conventions(self) -> Conventions:
-        return conventions_of(self._policy)
-
-    @property
-    def needs_observation(self) -> bool:
-        return True
-
-    def reset(self, instruction: str) -> None:
-        """Reset the policy."""
-        self._policy.reset(instruction)
-
-    def control(self, observation: Observation | None) -> ControlStep:
-        """Return the first action of a new inference.
-
-        Raises:
-            ContractError: the policy refuses the frame.
-        """
-        inference = self._policy.act(_require_frame(observation))
-        return ControlStep(action=inference.actions[0], inference=inference)
-
-    def close(self) -> None:
-        """Do nothing: nothing runs beside the loop."""
+        super().__init__(policy, 1)
 
 
 def check_execute_steps(execute_steps: int, chunk_size: int) -> None:
@@ -229,9 +206,3 @@ def warn_of_time_base(execute_steps: int, frame_stride: int) -> None:
             "the RoboFlamingo paper reports a loss in success for this (Fig. 3c).",
             execute_steps,
         )
-
-
-def _require_frame(observation: Observation | None) -> Observation:
-    if observation is None:
-        raise RuntimeError("the controller needs an observation now; ask needs_observation first")
-    return observation

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import numpy as np
@@ -17,12 +16,12 @@ from rfedge.envs.calvin.connection import SimulatorProcess
 from rfedge.envs.calvin.installation import PYTHON_VARIABLE
 from rfedge.envs.interface import (
     CAMERAS,
-    CONTROL_HZ,
     ROBOT_STATE_SIZE,
     SCENE_STATE_SIZE,
     BlockState,
     Camera,
     Contact,
+    Environment,
     Float64Array,
     SceneInfo,
     check_state,
@@ -42,7 +41,7 @@ _LIGHTS: Final = slice(4, 6)  # within scene_obs
 _DEVICE_LINE: Final = re.compile(r"^GL_RENDERER=(.+)$", re.MULTILINE)
 
 
-class CalvinEnvironment:
+class CalvinEnvironment(Environment):
     """One calvin_env environment in a process of its own; see `rfedge.envs.interface.Environment`.
 
     A fresh environment with the same scene, seed and calls gives bit-identical states. A state that is restored again
@@ -86,41 +85,17 @@ class CalvinEnvironment:
         if not 0 <= seed <= _MAX_SEED:
             raise ConfigError("seed", got=seed, expected=f"0 to {_MAX_SEED}", remedy="Choose another seed.")
         self.task = task
-        self._scene = scene
+        self.scene, self.looks = scene, "calvin"
         self._call_timeout_s = call_timeout_s
         self._has_cameras = render
         interpreter = os.fspath(python or os.environ.get(PYTHON_VARIABLE) or sys.executable)
         self._process = SimulatorProcess([interpreter, str(Path(server.__file__).resolve())])
         request = {"method": "open", "scene": scene, "seed": int(seed), "renderer": renderer if render else "none"}
         facts, self._states = self._process.request(request, timeout_s=start_timeout_s)
-        self._block_order = cast("tuple[str, str, str]", tuple(facts["block_order"]))
+        self.block_order = cast("tuple[str, str, str]", tuple(facts["block_order"]))
         self._versions = {str(name): str(version) for name, version in facts["versions"].items()}
-        self._renderer = _renderer_name(renderer, self._process.log()) if render else "none"
-
-    @property
-    def control_hz(self) -> int:
-        """Control steps per second of simulated time."""
-        return CONTROL_HZ
-
-    @property
-    def renderer(self) -> str:
-        """What draws the images and on which device, for instance "egl (llvmpipe)", or "tiny"; "none" without cameras."""
-        return self._renderer
-
-    @property
-    def looks(self) -> str:
-        """Always "calvin"."""
-        return "calvin"
-
-    @property
-    def scene(self) -> str:
-        """Name of the table layout."""
-        return self._scene
-
-    @property
-    def block_order(self) -> tuple[str, str, str]:
-        """The blocks in the order in which `scene_state` lists them."""
-        return self._block_order
+        # With the device, for instance "egl (llvmpipe)".
+        self.renderer = _renderer_name(renderer, self._process.log()) if render else "none"
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -142,11 +117,6 @@ class CalvinEnvironment:
             arrays["scene_obs"] = scene_obs
         _, self._states = self._call("restore", arrays)
 
-    def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
-        """`restore`, then `observe`."""
-        self.restore(robot_obs, scene_obs)
-        return self.observe()
-
     def advance(self, action: Float64Array) -> None:
         """Run one control step.
 
@@ -154,11 +124,6 @@ class CalvinEnvironment:
             ContractError: see `rfedge.envs.interface.check_step`.
         """
         _, self._states = self._call("advance", {"action": check_step(action)})
-
-    def step(self, action: Float64Array) -> Observation:
-        """`advance`, then `observe`."""
-        self.advance(action)
-        return self.observe()
 
     def observe(self) -> Observation:
         """Render both cameras.
@@ -202,14 +167,6 @@ class CalvinEnvironment:
     def close(self) -> None:
         """End the simulator's process; a second call does nothing."""
         self._process.close()
-
-    def __enter__(self) -> CalvinEnvironment:
-        """Return the environment itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close it."""
-        self.close()
 
 
 def parse_info(fields: Mapping[str, Any]) -> SceneInfo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,12 @@ import numpy as np
 from rfedge.envs.interface import (
     BLOCKS,
     CAMERAS,
-    CONTROL_HZ,
     SCENE_STATE_SIZE,
     TABLE,
     BlockState,
     Camera,
     Contact,
+    Environment,
     Float64Array,
     SceneInfo,
     check_state,
@@ -43,7 +42,7 @@ _LIGHT_RGBA = {
 }
 
 
-class PlayTable:
+class PlayTable(Environment):
     """One table with its arm; see `rfedge.envs.interface.Environment` for what each method promises.
 
     The same scene, seed and calls give bit-identical states in every process on the same machine, and a restored state
@@ -68,14 +67,15 @@ class PlayTable:
             BackendUnavailableError: MuJoCo, its renderer or the calvin_env that the looks need is missing.
         """
         self._layout = find_layout(scene)
-        self._looks = check_looks(looks)
+        self.scene, self.block_order, self.looks = scene, self._layout.block_order, check_looks(looks)
         self.task = task
         self._rng = np.random.default_rng(seed)
         self._mujoco = load_mujoco()
-        self._model: Any = load_model(self._mujoco, self._layout, self._looks if render else "playtable")
+        self._model: Any = load_model(self._mujoco, self._layout, self.looks if render else "playtable")
         self._data: Any = self._mujoco.MjData(self._model)
         self._robot = RobotControl(self._model)
         self._cameras = Cameras(self._model) if render else None
+        self.renderer = self._cameras.backend if self._cameras else "none"
         self._wardrobe = Wardrobe(self._mujoco, self._model, self._layout) if render and looks == "random" else None
         self.redress((seed,))
         self._joint_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in _JOINTS}
@@ -96,37 +96,12 @@ class PlayTable:
         body, _, link = self._model.body(int(self._model.geom_bodyid[geom])).name.partition("/")
         return body, link
 
-    @property
-    def control_hz(self) -> int:
-        """Control steps per second of simulated time."""
-        return CONTROL_HZ
-
-    @property
-    def renderer(self) -> str:
-        """The OpenGL back end, or "none"."""
-        return self._cameras.backend if self._cameras else "none"
-
-    @property
-    def looks(self) -> Looks:
-        """What the cameras see."""
-        return self._looks
-
-    @property
-    def scene(self) -> str:
-        """Name of the layout."""
-        return self._layout.scene
-
     def redress(self, seed: Sequence[int]) -> None:
         """Draw other random looks, which `seed` decides; any other looks stay as they are. States do not change."""
         if self._wardrobe is not None and self._cameras is not None:
             self._wardrobe.change(np.random.default_rng(seed))
             self._cameras.upload_textures()
             self._mujoco.mj_camlight(self._model, self._data)
-
-    @property
-    def block_order(self) -> tuple[str, str, str]:
-        """The blocks in the order in which `scene_state` lists them."""
-        return self._layout.block_order
 
     def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
         """Set the state; None means neutral pose and random blocks.
@@ -160,11 +135,6 @@ class PlayTable:
         # Contacts and body poses of the state just reached; a step leaves those of the state before it.
         self._mujoco.mj_forward(self._model, self._data)
 
-    def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
-        """`restore`, then `observe`."""
-        self.restore(robot_obs, scene_obs)
-        return self.observe()
-
     def advance(self, action: Float64Array) -> None:
         """Run one control step.
 
@@ -177,11 +147,6 @@ class PlayTable:
             self._mujoco.mj_step(self._model, self._data)
         self._refresh()
         self._update_lights()
-
-    def step(self, action: Float64Array) -> Observation:
-        """`advance`, then `observe`."""
-        self.advance(action)
-        return self.observe()
 
     def _update_lights(self) -> None:
         pressed = self._joint("base__button") > BUTTON_TRIGGER_M
@@ -273,11 +238,3 @@ class PlayTable:
         if self._cameras is not None:
             self._cameras.close()
             self._cameras = None
-
-    def __enter__(self) -> PlayTable:
-        """Return the environment itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close it."""
-        self.close()
