@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -30,18 +30,17 @@ from rfedge.export.passes.graph_files import graph_files, read_graph, write_grap
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.precisions.block_quantization import BLOCK_SIZE
 from rfedge.export.precisions.cpu_int8 import lower_int8
-from rfedge.export.precisions.half import make_bf16, make_fp16
+from rfedge.export.precisions.half import make_half
 from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.row_int8 import RowMatMul, store_rows
 from rfedge.export.precisions.runs_here import write_stand_in
-from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
+from rfedge.export.precisions.weight_only import make_weight_only
 from rfedge.export.quantize import quantize_int8
 from rfedge.jobs.progress import StageProgress
 
 # What calibration frames make better; int8 and mixed cannot do without.
 CALIBRATED: Final = ("int8", "mixed", "int8-weight", "int4-weight")
-_HALF: Final = {"fp16": make_fp16, "bf16": make_bf16}
-_WEIGHT_ONLY: Final = {"int8-weight": make_int8_weight, "int4-weight": make_int4_weight}
+_WEIGHT_BITS: Final[dict[str, Literal[4, 8]]] = {"int8-weight": 8, "int4-weight": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +139,9 @@ def write_form(
     def on_weight(done: int, total: int) -> None:
         progress(_label(name, precision), done, total)
 
-    if precision in _WEIGHT_ONLY:
-        report = _WEIGHT_ONLY[precision](
+    if precision in _WEIGHT_BITS:
+        report = make_weight_only(
+            _WEIGHT_BITS[precision],
             source,
             target,
             keep_float=keep_float,
@@ -150,7 +150,8 @@ def write_form(
             on_frame=lambda done, total: progress(_label(name, "calibrate"), done, total),
         )
     else:
-        report = _HALF[precision](source, target, keep_float=keep_float or (), on_weight=on_weight)
+        form: Literal["fp16", "bf16"] = "fp16" if precision == "fp16" else "bf16"
+        report = make_half(form, source, target, keep_float=keep_float, on_weight=on_weight)
     remove_graph(source)
     files = file_roles(report.files, name)
     return WrittenGraph(files, report.blocks, *graph_to_prove(name, target, precision, work=work))

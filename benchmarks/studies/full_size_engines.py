@@ -139,7 +139,7 @@ def write_full_size_graph(
     if floats == "fp16":
         to_engine_form(model, islands)
     use_windows(model, folder / GRAPH_NAME, np.random.default_rng(seed))
-    graph = finish_graph(ir.to_proto(model), folder)
+    graph = finish_graph(ir.to_proto(model))
     (folder / GRAPH_NAME).write_bytes(graph.SerializeToString())
     facts = GraphFacts(
         preset=name,

@@ -13,7 +13,6 @@ from rfedge.contract import policy_contract
 from rfedge.export.int8.insert import insert_rounded
 from rfedge.export.int8.matmuls import QUERY_ATTENTION, MatMul, as_matmul, quantizable_matmuls
 from rfedge.export.int8.rounding import Rounded
-from rfedge.export.passes.graph_pass import run_passes
 from rfedge.export.passes.graph_queries import tensor_shape
 from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.passes.standard import standard_passes
@@ -36,7 +35,8 @@ def random_backbone(config: PolicyConfig, precision: GraphPrecision, *, seed: in
     """Return the backbone's graph; large weights are not to be read before `use_windows`."""
     policy = pooled_policy(config, seed)
     model = trace_program(policy.backbone, policy_contract(config).backbone).model
-    run_passes(model, standard_passes())
+    for graph_pass in standard_passes():
+        graph_pass(model)
     if precision in ("int8", "mixed"):
         SplitWeights()(model)
         for matmul in quantizable_matmuls(model.graph, None if precision == "int8" else _MIXED_FLOAT):

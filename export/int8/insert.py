@@ -17,7 +17,16 @@ import onnx_ir as ir
 from rfedge.export.int8.balance import Balance
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.rounding import Rounded
-from rfedge.export.passes.graph_queries import add_computed, add_constant, constant_array, only_reader, replace_node
+from rfedge.export.passes.graph_queries import (
+    add_computed,
+    add_constant,
+    array_of,
+    constant_array,
+    input_of,
+    only_reader,
+    replace_node,
+    tensor_of,
+)
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
@@ -25,8 +34,7 @@ Int8 = npt.NDArray[np.int8]
 
 def read_weight(value: ir.Value, *, is_transposed: bool) -> Float32:
     """Return a weight as (inputs, outputs); this is where it is read from disk."""
-    assert value.const_value is not None
-    weight = value.const_value.numpy()
+    weight = tensor_of(value).numpy()
     return weight.T if is_transposed else weight
 
 
@@ -60,12 +68,9 @@ def _rewrite_gain(graph: ir.Graph, node: ir.Node, balance: Balance) -> ir.Value:
         for position in (1, 0)
         if (array := constant_array(inputs[position])) is not None and array.shape == scale.shape
     )
-    gain = constant_array(inputs[index])
-    assert gain is not None
-    inputs[index] = add_constant(graph, f"{node.name}/gain", (gain / scale).astype(np.float32))
+    inputs[index] = add_constant(graph, f"{node.name}/gain", (array_of(inputs[index]) / scale).astype(np.float32))
     if balance.is_absorbed:
-        bias = constant_array(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.zeros_like(scale)
-        assert bias is not None
+        bias = array_of(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.zeros_like(scale)
         inputs = [
             *inputs[:2],
             add_constant(graph, f"{node.name}/bias", ((bias - balance.centre) / scale).astype(np.float32)),
@@ -80,8 +85,7 @@ def _rewrite_gain(graph: ir.Graph, node: ir.Node, balance: Balance) -> ir.Value:
 
 def rewrite_float_reader(graph: ir.Graph, node: ir.Node, balance: Balance) -> None:
     """Let a MatMul that stays in float give the same output although its input was balanced."""
-    weight_value = node.inputs[1]
-    assert weight_value is not None
+    weight_value = input_of(node, 1)
     transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
     weight = read_weight(weight_value, is_transposed=transposed)
     bias = balance.centre.astype(np.float64) @ weight if balance.is_absorbed else None

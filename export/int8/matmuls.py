@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from rfedge.bundle.block_names import SCOPES_KEY, UNNAMED
 from rfedge.errors import ConfigError, did_you_mean
-from rfedge.export.passes.graph_queries import block_of, is_constant, is_weight_matmul, tensor_shape
+from rfedge.export.passes.graph_queries import block_of, input_of, is_constant, is_weight_matmul, tensor_of, tensor_shape
 
 # Everything that the cameras say passes through these few MatMuls one after the other, and no residual path leads
 # around them: a tenth of the multiplications of playtable-small and four fifths of its int8 error (docs/adr/0008).
@@ -44,21 +44,16 @@ class MatMul:
     @property
     def source(self) -> ir.Value:
         """What is multiplied, (..., channels)."""
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
+        return input_of(self.node, 0)
 
     @property
     def weight(self) -> ir.Value:
-        value = self.node.inputs[1]
-        assert value is not None
-        return value
+        return input_of(self.node, 1)
 
     @property
     def num_channels(self) -> int:
         """Channels of the input: the axis that is summed over."""
-        assert self.weight.const_value is not None
-        return tensor_shape(self.weight.const_value)[1 if self.is_transposed else 0]
+        return tensor_shape(tensor_of(self.weight))[1 if self.is_transposed else 0]
 
     def begins_with_any(self, patterns: Iterable[str]) -> bool:
         """Whether the module's name begins with one of `patterns`, in which `*` stands for anything."""

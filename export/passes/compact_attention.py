@@ -14,12 +14,16 @@ Ensures: neither case is left.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 
 from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import (
+    Array,
     add_constant,
+    array_of,
     is_constant,
     named_shape,
     only_reader,
@@ -29,6 +33,14 @@ from rfedge.export.passes.graph_queries import (
     static_shape,
 )
 from rfedge.export.passes.slim import infer_shapes
+
+
+class _Scale(NamedTuple):
+    """A Mul by one number: the node, the place of the number among its inputs, and the number."""
+
+    node: ir.Node
+    place: int
+    number: Array
 
 
 class CompactAttention(GraphPass):
@@ -53,9 +65,7 @@ class CompactAttention(GraphPass):
         for node in list(graph):
             scales = _two_scales(node)
             if scales is not None:
-                left, right = scales
-                _merge_scales(graph, node, left, right)
-                changes.append(f"{node.name}: {right.name} into {left.name}")
+                changes.append(f"{node.name}: {_merge_scales(graph, node, *scales)}")
         return changes
 
     def ensures(self, model: ir.Model) -> None:
@@ -83,8 +93,8 @@ def _flat_transpose(last: ir.Node) -> tuple[ir.Node, ir.Node, int] | None:
     return first, middle, len(before)
 
 
-def _scale_before(node: ir.Node, index: int) -> tuple[ir.Node, int] | None:
-    """Return the Mul by one number that makes this factor, and the place of the number."""
+def _scale_before(node: ir.Node, index: int) -> _Scale | None:
+    """Return the Mul by one number that makes this factor."""
     scale = parent(node, index, "Mul")
     if scale is None or only_reader(scale.outputs[0]) is not node:
         return None
@@ -92,27 +102,22 @@ def _scale_before(node: ir.Node, index: int) -> tuple[ir.Node, int] | None:
     if place is None or is_constant(scale.inputs[1 - place]):
         return None
     number, other = static_shape(scale.inputs[place]), static_shape(scale.inputs[1 - place])
-    return (scale, place) if number is not None and (other is None or len(number) <= len(other)) else None
+    if number is None or (other is not None and len(number) > len(other)):
+        return None
+    return _Scale(scale, place, array_of(scale.inputs[place]))
 
 
-def _two_scales(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+def _two_scales(node: ir.Node) -> tuple[_Scale, _Scale] | None:
     """Case 2: the Muls before the first and before the second factor."""
     if node.op_type != "MatMul" or node.domain:
         return None
     left, right = _scale_before(node, 0), _scale_before(node, 1)
-    return (left[0], right[0]) if left is not None and right is not None else None
+    return (left, right) if left is not None and right is not None else None
 
 
-def _merge_scales(graph: ir.Graph, matmul: ir.Node, left: ir.Node, right: ir.Node) -> None:
-    found = [_scale_before(matmul, 0), _scale_before(matmul, 1)]
-    (_, left_place), (_, right_place) = (item for item in found if item is not None)
-    left_number, right_number = single_number(left.inputs[left_place]), single_number(right.inputs[right_place])
-    assert left_number is not None, f"{left.name} scales by a constant"
-    assert right_number is not None, f"{right.name} scales by a constant"
-    old = left.inputs[left_place]
-    assert old is not None, f"{left.name} scales by a constant"
-    assert old.dtype is not None, f"{old.name} is an initializer"
-    merged = np.full(static_shape(old) or (), left_number * right_number, old.dtype.numpy())
-    left.replace_input_with(left_place, add_constant(graph, f"{left.name}.scale", merged))
-    matmul.replace_input_with(1, right.inputs[1 - right_place])
-    graph.remove(right, safe=True)
+def _merge_scales(graph: ir.Graph, matmul: ir.Node, left: _Scale, right: _Scale) -> str:
+    merged = np.full(left.number.shape, float(left.number.item()) * float(right.number.item()), left.number.dtype)
+    left.node.replace_input_with(left.place, add_constant(graph, f"{left.node.name}.scale", merged))
+    matmul.replace_input_with(1, right.node.inputs[1 - right.place])
+    graph.remove(right.node, safe=True)
+    return f"{right.node.name} into {left.node.name}"

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_pass import MatchPass
-from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent
+from rfedge.export.passes.graph_queries import add_constant, array_of, constant_array, only_reader, parent
 from rfedge.export.precisions.int8_kernel import KERNEL
 
 _KERNEL_BIAS = 6
@@ -44,9 +44,7 @@ class FoldCentres(MatchPass[_Found]):
         return _centre(node)
 
     def replace(self, graph: ir.Graph, node: ir.Node, found: _Found) -> str:
-        bias, centre = constant_array(found.biased.inputs[found.place]), constant_array(found.sub.inputs[1])
-        assert bias is not None, f"{found.biased.name} has a constant bias"
-        assert centre is not None, f"{found.sub.name} has a constant"
+        bias, centre = array_of(found.biased.inputs[found.place]), array_of(found.sub.inputs[1])
         moved = add_constant(graph, f"{found.biased.name}/centred_bias", bias - centre)
         found.biased.replace_input_with(found.place, moved)
         found.sub.outputs[0].replace_all_uses_with(node.outputs[0])

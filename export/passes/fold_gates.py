@@ -19,11 +19,14 @@ from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import (
     add_computed,
     add_constant,
+    array_of,
     constant_array,
+    input_of,
     is_constant,
     is_weight_matmul,
     only_reader,
     single_number,
+    tensor_of,
     tensor_shape,
 )
 
@@ -70,9 +73,7 @@ def _is_constant_tanh(node: ir.Node) -> bool:
 
 
 def _compute_tanh(graph: ir.Graph, node: ir.Node) -> None:
-    gate = constant_array(node.inputs[0])
-    assert gate is not None, f"{node.name} was chosen for its constant input"
-    value = add_constant(graph, f"{node.name}.tanh", np.tanh(gate))
+    value = add_constant(graph, f"{node.name}.tanh", np.tanh(array_of(node.inputs[0])))
     if node.outputs[0].is_graph_output():
         raise ir.passes.PreconditionError(f"pass fold-gates: the output of {node.name} is a constant")
     node.outputs[0].replace_all_uses_with(value)
@@ -123,10 +124,8 @@ def _constant_inputs(node: ir.Node) -> list[int]:
 
 
 def _scale_input(graph: ir.Graph, node: ir.Node, index: int, gate: float, gate_name: str) -> None:
-    old = node.inputs[index]
-    assert old is not None, f"{node.name} has a constant input {index}"
-    tensor = old.const_value
-    assert tensor is not None, f"{old.name} is an initializer"
+    old = input_of(node, index)
+    tensor = tensor_of(old)
     new = add_computed(
         graph,
         f"{old.name}/{gate_name}",

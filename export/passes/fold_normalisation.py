@@ -23,8 +23,10 @@ from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import (
     add_computed,
     constant_array,
+    input_of,
     is_constant,
     only_reader,
+    tensor_of,
     tensor_shape,
 )
 
@@ -68,12 +70,7 @@ def _is_open_convolution(node: ir.Node) -> bool:
 
 def _affine_branches(convolution: ir.Node) -> list[_Affine] | None:
     """Return the normalisation of every image that the convolution reads, or None where there is no common one."""
-    image = convolution.inputs[0]
-    assert image is not None, f"{convolution.name} has an input"
-    weight = convolution.inputs[1]
-    assert weight is not None, f"{convolution.name} has a weight"
-    assert weight.const_value is not None, f"{convolution.name} has a constant weight"
-    channels = int(weight.const_value.shape[1])  # type: ignore[arg-type]
+    image, channels = input_of(convolution, 0), tensor_shape(tensor_of(input_of(convolution, 1)))[1]
     concat = image.producer()
     if concat is not None and concat.op_type == "Concat" and concat.attributes.get_int("axis", 1) == 0:
         if only_reader(image) is not convolution:
@@ -125,10 +122,8 @@ def _per_channel(value: ir.Value | None, channels: int) -> Float64 | None:
 
 
 def _fold(graph: ir.Graph, convolution: ir.Node, branches: list[_Affine]) -> int:
-    weight = convolution.inputs[1]
-    assert weight is not None, f"{convolution.name} has a weight"
-    tensor = weight.const_value
-    assert tensor is not None, f"{convolution.name} has a constant weight"
+    weight = input_of(convolution, 1)
+    tensor = tensor_of(weight)
     bias = constant_array(convolution.inputs[2]) if len(convolution.inputs) > 2 else None
     scale, shift = branches[0].scale, branches[0].shift
     shape = tensor_shape(tensor)

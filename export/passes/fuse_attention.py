@@ -27,7 +27,7 @@ from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import (
     add_constant,
-    constant_array,
+    array_of,
     is_constant,
     only_reader,
     parent,
@@ -201,8 +201,7 @@ def _as_tokens(graph: ir.Graph, value: ir.Value) -> ir.Value:
     stored = _constant_in_heads(value)
     if stored is None:
         return value
-    array = constant_array(stored, largest=1 << 24)
-    assert array is not None, f"{stored.name} is a constant"
+    array = array_of(stored, largest=1 << 24)
     batch, heads, tokens, width = array.shape
     laid_out = np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(batch, tokens, heads * width)
     constant = add_constant(graph, f"{stored.name}/tokens", laid_out)

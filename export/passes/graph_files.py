@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from rfedge.errors import ArtifactError
 from rfedge.export.passes.graph_pass import weight_bytes
-from rfedge.export.passes.graph_queries import tensor_shape
+from rfedge.export.passes.graph_queries import tensor_of, tensor_shape
 from rfedge.io.atomic import atomic_file
 from rfedge.jobs.progress import Count
 
@@ -122,8 +122,7 @@ def _write_weights(graph: ir.Graph, path: Path, final_path: Path, on_weight: Wei
 
 def _evaluated(value: ir.Value) -> ir.TensorProtocol:
     """Return the tensor in memory under the name of its value; the graph's weights are read here, one at a time."""
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is an initializer"
+    tensor = tensor_of(value)
     if isinstance(tensor, ir.LazyTensor):
         tensor = tensor.raw()
     if isinstance(tensor, ir.ExternalTensor):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import onnx_ir as ir
@@ -13,24 +11,8 @@ Found = TypeVar("Found")
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
 
-@dataclass(frozen=True, slots=True)
-class PassReport:
-    """What one pass did to one graph.
-
-    Attributes:
-        changes: one line each, naming the node that was changed; empty when there was nothing to do.
-    """
-
-    name: str
-    changes: tuple[str, ...]
-    nodes_before: int
-    nodes_after: int
-    bytes_before: int
-    bytes_after: int
-
-
 class GraphPass(ir.passes.InPlacePass):
-    """A pass that notes its changes.
+    """A pass that notes its changes, one line each, naming the node; raises PreconditionError or PostconditionError.
 
     A subclass gives `name` and `rewrite`, which returns one line per change. Weights are read only where a new one is
     computed from them, and then not before the graph is written: graphs of many gigabytes pass through in little memory.
@@ -90,22 +72,6 @@ class MatchPass(GraphPass, Generic[Found]):
         for node in model.graph:
             if self.match(node) is not None:
                 raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} {self.left}")
-
-
-def run_passes(model: ir.Model, passes: Sequence[GraphPass]) -> list[PassReport]:
-    """Run the passes in order on `model`, in place.
-
-    Raises:
-        ir.passes.PreconditionError, ir.passes.PostconditionError: a pass does not hold what it promises.
-    """
-    reports = []
-    for graph_pass in passes:
-        nodes, size = len(model.graph), weight_bytes(model.graph)
-        graph_pass(model)
-        reports.append(
-            PassReport(graph_pass.name, graph_pass.changes, nodes, len(model.graph), size, weight_bytes(model.graph))
-        )
-    return reports
 
 
 def weight_bytes(graph: ir.Graph) -> int:

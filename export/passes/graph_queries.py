@@ -35,6 +35,26 @@ def constant_array(value: ir.Value | None, *, largest: int = _SMALL) -> Array | 
     return None if tensor is None or tensor.size > largest else tensor.numpy()
 
 
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """Return an input that the node has."""
+    value = node.inputs[index]
+    assert value is not None, f"{node.name} has an input {index}"
+    return value
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol:
+    """Return the tensor of a value that is a constant, without reading it."""
+    assert value.const_value is not None, f"{value.name} is a constant"
+    return value.const_value
+
+
+def array_of(value: ir.Value | None, *, largest: int = _SMALL) -> Array:
+    """Return the array of what is a small constant."""
+    array = constant_array(value, largest=largest)
+    assert array is not None, f"{value and value.name} is a constant"
+    return array
+
+
 def single_number(value: ir.Value | None) -> float | None:
     """Return the number in a floating-point constant of one element; None for anything else."""
     array = constant_array(value, largest=1)
@@ -84,9 +104,7 @@ def is_weight_matmul(node: ir.Node) -> bool:
         and node.domain == ""
         and not is_constant(node.inputs[0])
         and is_constant(node.inputs[1])
-        and node.inputs[1] is not None
-        and node.inputs[1].const_value is not None
-        and len(node.inputs[1].const_value.shape) == 2
+        and len(tensor_of(input_of(node, 1)).shape) == 2
     )
 
 

@@ -20,7 +20,16 @@ import numpy as np
 import onnx_ir as ir
 
 from rfedge.export.passes.graph_pass import MatchPass
-from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent, replace_node, single_number
+from rfedge.export.passes.graph_queries import (
+    add_constant,
+    array_of,
+    constant_array,
+    input_of,
+    only_reader,
+    parent,
+    replace_node,
+    single_number,
+)
 
 _DOMAIN: Final = "com.microsoft"
 _KERNEL: Final = "MatMulIntegerToFloat"
@@ -93,11 +102,8 @@ def _has(node: ir.Node, index: int) -> bool:
 
 def _scale_input(graph: ir.Graph, node: ir.Node, index: int, factor: float) -> None:
     """Multiply a constant that a node reads; other readers keep theirs."""
-    value = node.inputs[index]
-    array = constant_array(value)
-    assert value is not None, f"{node.name} reads a constant"
-    assert array is not None, f"{value.name} is a constant"
-    scaled = (array.astype(np.float64) * factor).astype(np.float32)
+    value = input_of(node, index)
+    scaled = (array_of(value).astype(np.float64) * factor).astype(np.float32)
     node.replace_input_with(index, add_constant(graph, f"{value.name}/scaled", scaled))
     if not value.uses() and graph.initializers.get(str(value.name)) is value:
         del graph.initializers[str(value.name)]

@@ -18,10 +18,9 @@ Ensures: no node reads constants alone, within the sizes above, and none does no
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
@@ -31,12 +30,14 @@ from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import (
     add_constant,
     constant_array,
+    input_of,
     is_constant,
     named_shape,
     only_reader,
     parent,
     replace_node,
     static_shape,
+    tensor_of,
 )
 
 # The queries of the released resampler are 256 KiB; a folded causal bias or a rotary table is less.
@@ -76,9 +77,7 @@ class Slim(GraphPass):
                 changes.append(f"{nodes[node]} and {nodes[split]} become a Reshape")
                 continue
             if _does_nothing(node):
-                source = node.inputs[0]
-                assert source is not None, f"{node.name} has an input"
-                node.outputs[0].replace_all_uses_with(source)
+                node.outputs[0].replace_all_uses_with(input_of(node, 0))
                 graph.remove(node, safe=True)
                 changes.append(f"{nodes[node]} does nothing")
         for name in [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]:
@@ -116,7 +115,7 @@ def infer_shapes(model: ir.Model) -> None:
 
 def _compute(model: ir.Model, node: ir.Node) -> None:
     graph = model.graph
-    arrays = {str(value.name): _read(value) for value in node.inputs if value is not None}
+    arrays = {str(value.name): tensor_of(value).numpy() for value in node.inputs if value is not None}
     outputs = [onnx.ValueInfoProto(name=str(node.outputs[0].name))]
     inputs = [onnx.ValueInfoProto(name=name) for name in arrays]
     opsets = [onnx.OperatorSetIdProto(domain=domain, version=version) for domain, version in graph.opset_imports.items()]
@@ -127,11 +126,6 @@ def _compute(model: ir.Model, node: ir.Node) -> None:
     value = add_constant(graph, f"{node.outputs[0].name}/constant", np.asarray(result))
     node.outputs[0].replace_all_uses_with(value)
     graph.remove(node, safe=True)
-
-
-def _read(value: ir.Value) -> npt.NDArray[Any]:
-    assert value.const_value is not None, f"{value.name} is a constant"
-    return value.const_value.numpy()
 
 
 def _does_nothing(node: ir.Node) -> bool:
@@ -174,8 +168,6 @@ def _joined_rows(node: ir.Node) -> ir.Node | None:
 
 
 def _join_rows(graph: ir.Graph, split: ir.Node, concat: ir.Node) -> None:
-    shape = static_shape(concat.outputs[0])
-    assert shape is not None, f"{concat.name} was matched by its shape"
-    target = add_constant(graph, f"{concat.name}/shape", np.array(shape, np.int64))
+    target = add_constant(graph, f"{concat.name}/shape", np.array(static_shape(concat.outputs[0]), np.int64))
     replace_node(concat, ir.node("Reshape", [split.inputs[0], target], name=str(concat.name)))
     graph.remove(split, safe=True)

@@ -2,8 +2,9 @@
 
 MatMul (and its bias) -> Split along the last axis becomes one MatMul, with its part of the bias, for each part. Every
 output column is computed from its own weight column alone, so the numbers are the same; the copies of the Split go.
-After quantization each part has its own Q/DQ pair with the scale of the whole, as TensorRT's form has them anyway
-(`rfedge.export.tensorrt.split_packed`): levels and scales are those of the packed matrix, column by column.
+After quantization each part has its own Q/DQ pair with the scale of the whole: levels and scales are those of the packed
+matrix, column by column. TensorRT for RTX 1.7 dequantizes a packed int8 weight while the engine runs and multiplies floats;
+three MatMuls that read the same int8 tensor stay int8, and the builder may still run them as one kernel.
 
 Requires: no quantizers.
 Ensures: no Split of a packed projection is left.
@@ -11,25 +12,23 @@ Ensures: no Split of a packed projection is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import (
     add_computed,
     constant_array,
+    input_of,
     is_constant,
     is_weight_matmul,
     only_reader,
     parent,
+    tensor_of,
     tensor_shape,
 )
-
-Array = npt.NDArray[Any]
 
 
 class _Packed(NamedTuple):
@@ -76,13 +75,8 @@ def _packed(split: ir.Node) -> _Packed | None:
         return None
     if any(only_reader(node.outputs[0]) is None for node in (matmul, add) if node is not None):
         return None
-    weight, result = matmul.inputs[1], split.inputs[0]
-    assert weight is not None, f"{matmul.name} has a weight"
-    assert weight.const_value is not None, f"{weight.name} is a constant"
-    width = tensor_shape(weight.const_value)[1]
-    if bias is not None and (
-        not is_constant(bias) or bias.const_value is None or tensor_shape(bias.const_value) != (width,)
-    ):
+    width, result = tensor_shape(tensor_of(input_of(matmul, 1)))[1], split.inputs[0]
+    if bias is not None and (not is_constant(bias) or tensor_shape(tensor_of(bias)) != (width,)):
         return None
     rank = None if result is None or result.shape is None else len(result.shape)
     if split.attributes.get_int("axis", 0) not in (-1, *(() if rank is None else (rank - 1,))):
@@ -100,8 +94,7 @@ def _sizes(split: ir.Node, width: int) -> tuple[int, ...] | None:
 
 
 def _take_apart(graph: ir.Graph, split: ir.Node, packed: _Packed) -> None:
-    matmul, weight = packed.matmul, packed.matmul.inputs[1]
-    assert weight is not None, f"{matmul.name} has a weight"
+    matmul, weight = packed.matmul, input_of(packed.matmul, 1)
     starts = np.cumsum([0, *packed.sizes])
     for index, output in enumerate(split.outputs):
         columns = slice(int(starts[index]), int(starts[index + 1]))
@@ -125,12 +118,7 @@ def _take_apart(graph: ir.Graph, split: ir.Node, packed: _Packed) -> None:
 
 
 def _columns(graph: ir.Graph, value: ir.Value, columns: slice, index: int) -> ir.Value:
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is a constant"
-    assert value.dtype is not None, f"{value.name} is an initializer"
+    tensor = tensor_of(value)
     shape = (*tensor_shape(tensor)[:-1], columns.stop - columns.start)
-    return add_computed(graph, f"{value.name}/{index}", _cut(tensor.numpy, columns), value.dtype, shape)
-
-
-def _cut(read: Callable[[], Array], columns: slice) -> Callable[[], Array]:
-    return lambda: np.ascontiguousarray(read()[..., columns])
+    cut = lambda: np.ascontiguousarray(tensor.numpy()[..., columns])  # noqa: E731 - read when it is written
+    return add_computed(graph, f"{value.name}/{index}", cut, tensor.dtype, shape)

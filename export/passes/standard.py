@@ -12,7 +12,7 @@ from rfedge.export.passes.fold_gates import FoldGates
 from rfedge.export.passes.fold_normalisation import FoldNormalisation
 from rfedge.export.passes.fusible_rms_norm import FusibleRMSNorm
 from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
-from rfedge.export.passes.graph_pass import GraphPass, PassReport, run_passes
+from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.slim import Slim
 
 # The exporter writes an LSTM's weights as slices of PyTorch's, put together in ONNX's order: a runtime that does this when
@@ -36,7 +36,7 @@ def apply_passes(
     passes: Sequence[GraphPass] | None = None,
     *,
     on_weight: WeightProgress = lambda *_: None,
-) -> tuple[list[PassReport], list[Path]]:
+) -> list[Path]:
     """Run passes on the graph at `source` and write it to `target`; both may be the same path.
 
     Args:
@@ -46,11 +46,12 @@ def apply_passes(
         on_weight: called with (weights written, weights in all).
 
     Returns:
-        What each pass did, and every file written, the graph first.
+        Every file written, the graph first.
 
     Raises:
         ArtifactError: `source` is no graph.
     """
     model = read_graph(source)
-    reports = run_passes(model, standard_passes() if passes is None else passes)
-    return reports, write_graph(model, target, on_weight=on_weight)
+    for graph_pass in standard_passes() if passes is None else passes:
+        graph_pass(model)
+    return write_graph(model, target, on_weight=on_weight)

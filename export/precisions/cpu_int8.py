@@ -26,7 +26,15 @@ from rfedge.bundle.int8_kernels import knows_attention
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.fold_centres import FoldCentres
 from rfedge.export.passes.fuse_attention import FuseAttention
-from rfedge.export.passes.graph_queries import add_constant, constant_array, is_constant, only_reader, parent
+from rfedge.export.passes.graph_queries import (
+    add_constant,
+    array_of,
+    constant_array,
+    input_of,
+    is_constant,
+    only_reader,
+    parent,
+)
 from rfedge.export.passes.quick_gelu import PlainQuickGelu
 from rfedge.export.precisions.int8_kernel import UINT8_ZERO, make_kernel
 from rfedge.export.precisions.row_int8 import LowerRows, RowMatMul
@@ -117,14 +125,8 @@ def _matmul(node: ir.Node) -> _MatMul | None:
     quantize = parent(read, 0, "QuantizeLinear")
     if quantize is None or not _is_int8(quantize, read) or not _is_per_column(weight):
         return None
-    source, scale = quantize.inputs[0], quantize.inputs[1]
-    matrix, matrix_scale = weight.inputs[0], weight.inputs[1]
-    assert source is not None, f"{quantize.name} reads nothing"
-    assert scale is not None, f"{quantize.name} has no scale"
-    assert matrix is not None, f"{weight.name} reads nothing"
-    assert matrix_scale is not None, f"{weight.name} has no scale"
-    bias, last = _bias_after(node)
-    return _MatMul(node, source, scale, matrix, matrix_scale, bias, last)
+    source, scale = input_of(quantize, 0), input_of(quantize, 1)
+    return _MatMul(node, source, scale, input_of(weight, 0), input_of(weight, 1), *_bias_after(node))
 
 
 def _is_int8(quantize: ir.Node, dequantize: ir.Node) -> bool:
@@ -165,9 +167,7 @@ def _bias_after(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
 def _quantize(
     graph: ir.Graph, matmul: _MatMul, quantized: dict[tuple[str, float], ir.Value], zero_point: ir.Value
 ) -> ir.Value:
-    scale = constant_array(matmul.source_scale, largest=1)
-    assert scale is not None, f"{matmul.source_scale.name} is a constant of one number"
-    key = (str(matmul.source.name), float(scale.reshape(())))
+    key = (str(matmul.source.name), float(array_of(matmul.source_scale, largest=1).reshape(())))
     if key not in quantized:
         node = ir.node("QuantizeLinear", [matmul.source, matmul.source_scale, zero_point])
         producer = matmul.source.producer()

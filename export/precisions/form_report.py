@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from rfedge.bundle.precision import BlockPrecision
 from rfedge.errors import ConfigError, ExportError, did_you_mean
-from rfedge.export.passes.graph_queries import block_of, is_weight_matmul, tensor_shape
+from rfedge.export.passes.graph_queries import block_of, input_of, is_weight_matmul, tensor_of, tensor_shape
 
 # The camera resize is exact in float; of the robot's state a MatMul of six numbers is all there is to save.
 _ALWAYS_FLOAT = {
@@ -30,21 +30,16 @@ class FormReport:
     """One written form.
 
     Attributes:
-        form: its name, such as "fp16".
         converted: names of the MatMuls (MatMul, Gemm, Conv with a weight) that compute or store in the form.
         kept: name -> why, of the MatMuls that stay in fp32.
         blocks: PyTorch block -> what it computes in.
-        bytes_before, bytes_after: size of the files, weights included.
         files: what was written, the graph first.
     """
 
-    form: str
     converted: tuple[str, ...]
     kept: dict[str, str]
     blocks: dict[str, BlockPrecision]
-    bytes_before: int
-    bytes_after: int
-    files: tuple[Path, ...]
+    files: list[Path]
 
 
 @dataclass(slots=True)
@@ -64,7 +59,7 @@ class MatMuls:
         return [
             node
             for node, reason in self.kept.items()
-            if reason == _CONVOLUTION and _weight_shape(node)[1] > _CAMERA_CHANNELS
+            if reason == _CONVOLUTION and tensor_shape(tensor_of(input_of(node, 1)))[1] > _CAMERA_CHANNELS
         ]
 
     def names(self) -> tuple[str, ...]:
@@ -129,13 +124,6 @@ def _require_fp32(graph: ir.Graph) -> None:
         raise ExportError(
             "graph for another form", got=found, expected="a graph in fp32", remedy="Start from the fp32 export."
         )
-
-
-def _weight_shape(node: ir.Node) -> tuple[int, ...]:
-    weight = node.inputs[1]
-    assert weight is not None, f"{node.name} has a weight"
-    assert weight.const_value is not None, f"{weight.name} is a constant"
-    return tensor_shape(weight.const_value)
 
 
 def _is_convolution(node: ir.Node) -> bool:

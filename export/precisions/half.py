@@ -21,10 +21,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.errors import ExportError
-from rfedge.export.passes.graph_files import WeightProgress, file_bytes, read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_computed, is_constant, tensor_shape
+from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
+from rfedge.export.passes.graph_queries import add_computed, is_constant, tensor_of, tensor_shape
 from rfedge.export.passes.slim import infer_shapes
-from rfedge.export.precisions.form_report import FormReport, MatMuls, choose_matmuls
+from rfedge.export.precisions.form_report import FormReport, choose_matmuls
 from rfedge.export.precisions.half_islands import half_nodes
 
 _FLOAT: Final = ir.DataType.FLOAT
@@ -39,64 +39,38 @@ _FORMATS: Final[dict[ir.DataType, tuple[Any, float]]] = {
 _ANY_TYPE: Final = ("Cast", "Shape")
 
 
-def make_fp16(
-    source: Path, target: Path, *, keep_float: Sequence[str] = (), on_weight: WeightProgress = lambda *_: None
+def make_half(
+    form: Literal["fp16", "bf16"],
+    source: Path,
+    target: Path,
+    *,
+    keep_float: Sequence[str] | None = None,
+    on_weight: WeightProgress = lambda *_: None,
 ) -> FormReport:
-    """Write the fp16 form of the fp32 graph at `source` to `target`; both may be the same path.
+    """Write the fp16 or bf16 form of the fp32 graph at `source` to `target`; both may be the same path.
+
+    bf16 has the range of fp32 with 8 bits of precision, so nothing overflows. ONNX Runtime has no bf16 kernels for the CPU
+    (`rfedge.export.precisions.runs_here` says what is missing); TensorRT takes the graph from compute capability 8.0 on.
 
     Args:
         source: fp32 graph, weights in it or in a file beside it.
         target: the file to write; weights above 1.5 GB go into `target` + ".data".
-        keep_float: beginnings of the names of blocks that stay in fp32.
+        keep_float: beginnings of the names of blocks that stay in fp32; None for none.
         on_weight: called with (weights written, weights in all).
 
     Raises:
         ArtifactError: `source` is no graph.
         ConfigError: no block begins with one of `keep_float`.
-        ExportError: a weight is NaN, infinite or beyond 65504, which the text names; or the graph is not in fp32.
+        ExportError: a weight is NaN, infinite or beyond the format (fp16: 65504), which the text names; or the graph is not
+            in fp32.
     """
-    return _make("fp16", source, target, keep_float, on_weight)
-
-
-def make_bf16(
-    source: Path, target: Path, *, keep_float: Sequence[str] = (), on_weight: WeightProgress = lambda *_: None
-) -> FormReport:
-    """Write the bf16 form, as `make_fp16`: the range of fp32 with 8 bits of precision, so nothing overflows.
-
-    ONNX Runtime has no bf16 kernels for the CPU (`rfedge.export.precisions.runs_here` says what is missing); TensorRT
-    takes the graph from compute capability 8.0 on.
-    """
-    return _make("bf16", source, target, keep_float, on_weight)
-
-
-def _make(
-    form: Literal["fp16", "bf16"], source: Path, target: Path, keep_float: Sequence[str], on_weight: WeightProgress
-) -> FormReport:
     model = read_graph(source)
-    size_before = file_bytes(source)
     infer_shapes(model)
-    matmuls = choose_matmuls(model.graph, keep_float)
-    to_half(model, matmuls, HALF_TYPES[form])
-    files = write_graph(model, target, on_weight=on_weight)
+    matmuls = choose_matmuls(model.graph, keep_float or ())
+    set_types(model, half_nodes(model.graph, matmuls), HALF_TYPES[form])
     return FormReport(
-        form=form,
-        converted=matmuls.names(),
-        kept=matmuls.reasons(),
-        blocks=matmuls.blocks(form),
-        bytes_before=size_before,
-        bytes_after=file_bytes(target),
-        files=tuple(files),
+        matmuls.names(), matmuls.reasons(), matmuls.blocks(form), write_graph(model, target, on_weight=on_weight)
     )
-
-
-def to_half(model: ir.Model, matmuls: MatMuls, dtype: ir.DataType) -> None:
-    """Change the types of `model` in place; weights are converted when they are written.
-
-    Args:
-        model: in fp32, with types on all values; the weights of MatMuls may be unpacked by DequantizeLinear.
-        dtype: FLOAT16 or BFLOAT16.
-    """
-    set_types(model, half_nodes(model.graph, matmuls), dtype)
 
 
 def set_types(model: ir.Model, half: Collection[ir.Node], dtype: ir.DataType) -> None:
@@ -158,8 +132,7 @@ def _restore_output(graph: ir.Graph, place: int, output: ir.Value) -> None:
 
 
 def _converted_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is a constant"
+    tensor = tensor_of(value)
     name, shape = str(value.name), tensor_shape(tensor)
     if dtype == _FLOAT:
         return add_computed(graph, f"{name}/fp32", lambda: tensor.numpy().astype(np.float32), dtype, shape)

@@ -13,10 +13,10 @@ import onnx_ir as ir
 from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.passes.graph_files import WeightProgress
-from rfedge.export.passes.graph_queries import add_computed, tensor_shape
+from rfedge.export.passes.graph_queries import add_computed, input_of, tensor_of, tensor_shape
 from rfedge.export.precisions.block_quantization import BLOCK_SIZE, quantize_columns
 from rfedge.export.precisions.weight_calibration import Frame, observe_weights
-from rfedge.export.precisions.weight_parts import WeightParts, finite_weight, weight_shape
+from rfedge.export.precisions.weight_parts import WeightParts, finite_weight
 from rfedge.export.precisions.weight_rounding import WeightRounding
 
 Array = npt.NDArray[Any]
@@ -73,7 +73,7 @@ class RoundedWeights:
         """Put DequantizeLinear before the MatMul; return its output."""
         rounding, node, weight = self._rounding_of(matmul), matmul.node, matmul.weight
         parts, name = self._parts(matmul), str(weight.name)
-        rows, columns = weight_shape(weight)
+        rows, columns = tensor_shape(tensor_of(weight))
         # A Gemm may hold its weight transposed, one row per output.
         transposed = matmul.is_transposed
         take = parts.part("numbers")
@@ -96,10 +96,8 @@ class RoundedWeights:
 
 def dequantize_kernel(graph: ir.Graph, node: ir.Node) -> None:
     """Let a convolution read its kernel (outputs, channels, rows, columns) from int8."""
-    weight = node.inputs[1]
-    assert weight is not None, f"{node.name} has a kernel"
-    assert weight.const_value is not None, f"{weight.name} is a constant"
-    shape, read = tensor_shape(weight.const_value), finite_weight(weight)
+    weight = input_of(node, 1)
+    shape, read = tensor_shape(tensor_of(weight)), finite_weight(weight)
 
     def rounded() -> dict[str, Array]:
         numbers, scales = quantize_columns(read().reshape(shape[0], -1).T)

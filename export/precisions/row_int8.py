@@ -25,7 +25,7 @@ from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.ranges import LEVELS
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_pass import GraphPass
-from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader, parent
+from rfedge.export.passes.graph_queries import add_constant, constant_array, input_of, only_reader, parent
 from rfedge.export.precisions.int8_kernel import make_kernel
 
 Float32 = npt.NDArray[np.float32]
@@ -50,8 +50,7 @@ class RowMatMul(NamedTuple):
 def store_rows(graph: ir.Graph, rows: Mapping[str, RowMatMul]) -> None:
     """Let the MatMuls named in `rows` read their int8 weights, dequantized, in place of float ones."""
     for node in [node for node in graph if node.op_type == "MatMul" and str(node.name) in rows]:
-        row, weight, name = rows[str(node.name)], node.inputs[1], str(node.name)
-        assert weight is not None, f"{name} has a weight"
+        row, weight, name = rows[str(node.name)], input_of(node, 1), str(node.name)
         constants = [add_constant(graph, f"{name}/levels", row.levels), add_constant(graph, f"{name}/steps", row.steps)]
         dequantize = ir.node("DequantizeLinear", constants, {"axis": 1}, name=f"{name}/weight")
         dequantize.metadata_props.update(node.metadata_props)
@@ -88,8 +87,7 @@ class LowerRows(GraphPass):
         for node in list(graph):
             if not self._is_row(node):
                 continue
-            source, row = node.inputs[0], self.rows[str(node.name)]
-            assert source is not None, f"{node.name} reads nothing"
+            source, row = input_of(node, 0), self.rows[str(node.name)]
             if source not in quantized:
                 quantized[source] = _quantize_rows(graph, node, source, row.centre)
             _replace(graph, node, *quantized[source], row)
@@ -148,9 +146,7 @@ def _replace(graph: ir.Graph, matmul: ir.Node, numbers: ir.Value, largest: ir.Va
     old = last.outputs[0]
     dequantize = parent(matmul, 1, "DequantizeLinear")
     assert dequantize is not None, f"{name} reads stored rows"
-    weight, steps = dequantize.inputs[0], dequantize.inputs[1]
-    assert weight is not None, f"{dequantize.name} has numbers"
-    assert steps is not None, f"{dequantize.name} has steps"
+    weight, steps = input_of(dequantize, 0), input_of(dequantize, 1)
     kernel = make_kernel(graph, name, numbers, weight, np.float32(1.0 / LEVELS), steps)
     scaled = ir.node("Mul", [kernel.outputs[0], largest], name=f"{name}/scaled")
     added = ir.node("Add", [scaled.outputs[0], add_constant(graph, f"{name}/row_bias", bias)], name=f"{name}/biased")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_computed, tensor_shape
+from rfedge.export.passes.graph_queries import add_computed, tensor_of, tensor_shape
 
 _HALF: Final = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 # They copy numbers that are rounded already.
@@ -55,8 +55,7 @@ def round_to_half(graph: ir.Graph, *, rounds: bool = True) -> None:
 
 
 def _widen_constant(graph: ir.Graph, value: ir.Value) -> None:
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is an initializer"
+    tensor = tensor_of(value)
 
     def widened() -> npt.NDArray[Any]:
         return tensor.numpy().astype(np.float32)

@@ -17,10 +17,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from rfedge.export.int8.matmuls import QUERY_ATTENTION, MatMul, as_matmul
-from rfedge.export.passes.graph_files import WeightProgress, file_bytes, read_graph, write_graph
+from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
 from rfedge.export.precisions.form_report import FormReport, choose_matmuls
 from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.rounded_weights import RoundedWeights, dequantize_kernel
@@ -32,7 +32,8 @@ _INT4_OPSET: Final = 21
 _EIGHT_BITS: Final = "int8-weight"
 
 
-def make_int8_weight(
+def make_weight_only(
+    bits: Literal[4, 8],
     source: Path,
     target: Path,
     *,
@@ -41,12 +42,13 @@ def make_int8_weight(
     on_weight: WeightProgress = lambda *_: None,
     on_frame: WeightProgress = lambda *_: None,
 ) -> FormReport:
-    """Write the graph at `source` with int8 weights to `target`; both may be the same path.
+    """Write the graph at `source` to `target` with int8 weights, or int4 ones in blocks of 32; both may be the same path.
 
     Args:
         source: fp32 graph, weights in it or in a file beside it.
         target: the file to write; weights above 1.5 GB go into `target` + ".data".
-        keep_float: beginnings of the names of blocks that stay in fp32; None for none.
+        keep_float: beginnings of the names of blocks that stay in fp32. None keeps none, and with 4 bits rounds what is most
+            sensitive, `QUERY_ATTENTION`, to 8; any names, or none of them, replace that.
         frames: inputs of the graph by name, to round by; none rounds to the nearest.
         on_weight: called with (weights written, weights in all).
         on_frame: called with (frames done, frames in all passes over them).
@@ -56,45 +58,15 @@ def make_int8_weight(
         ConfigError: no block begins with one of `keep_float`.
         ExportError: a weight holds NaN or Inf, which the text names; or the graph is not in fp32.
     """
-    return _make(8, (), source, target, keep_float or (), frames, on_weight, on_frame)
-
-
-def make_int4_weight(
-    source: Path,
-    target: Path,
-    *,
-    keep_float: Sequence[str] | None = None,
-    frames: Sequence[Frame] = (),
-    on_weight: WeightProgress = lambda *_: None,
-    on_frame: WeightProgress = lambda *_: None,
-) -> FormReport:
-    """Write the graph at `source` with int4 weights in blocks of 32; arguments and errors as `make_int8_weight`.
-
-    With `keep_float` None what is most sensitive, `QUERY_ATTENTION`, is rounded to 8 bits; any names, or none of them,
-    replace that.
-    """
     eight_bits = QUERY_ATTENTION if keep_float is None else ()
-    return _make(4, eight_bits, source, target, keep_float or (), frames, on_weight, on_frame)
 
-
-def _make(
-    bits: int,
-    eight_bits: Sequence[str],
-    source: Path,
-    target: Path,
-    keep_float: Sequence[str],
-    frames: Sequence[Frame],
-    on_weight: WeightProgress,
-    on_frame: WeightProgress,
-) -> FormReport:
     def rounding_of(matmul: MatMul) -> WeightRounding:
         return WeightRounding(8 if matmul.begins_with_any(eight_bits) else bits)
 
     form = f"int{bits}-weight"
     model = read_graph(source)
-    size_before = file_bytes(source)
     graph = model.graph
-    matmuls = choose_matmuls(graph, keep_float)
+    matmuls = choose_matmuls(graph, keep_float or ())
     for node in list(matmuls.converted):
         matmul = as_matmul(node)
         reason = rounding_of(matmul).reason_to_keep(matmul)
@@ -120,12 +92,4 @@ def _make(
             model.ir_version = max(model.ir_version, 10)
         store_weights_half(graph)
         files = write_graph(model, target, on_weight=on_weight)
-    return FormReport(
-        form=form,
-        converted=matmuls.names(),
-        kept=matmuls.reasons(),
-        blocks=matmuls.blocks(form, lower),
-        bytes_before=size_before,
-        bytes_after=file_bytes(target),
-        files=tuple(files),
-    )
+    return FormReport(matmuls.names(), matmuls.reasons(), matmuls.blocks(form, lower), files)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.errors import ExportError
-from rfedge.export.passes.graph_queries import tensor_shape
+from rfedge.export.passes.graph_queries import tensor_of
 
 Array = npt.NDArray[Any]
 
@@ -33,22 +33,12 @@ class WeightParts:
         return take
 
 
-def weight_shape(weight: ir.Value | None) -> tuple[int, int]:
-    """Return (rows, columns) of a MatMul's constant matrix."""
-    assert weight is not None, "a MatMul has a weight"
-    assert weight.const_value is not None, f"{weight.name} is a constant"
-    rows, columns = tensor_shape(weight.const_value)
-    return rows, columns
-
-
 def finite_weight(value: ir.Value) -> Callable[[], npt.NDArray[np.float32]]:
     """Return a function that reads the weight and makes sure of its numbers.
 
     It raises ExportError where the weight holds NaN or Inf.
     """
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is a constant"
-    name = value.name
+    tensor, name = tensor_of(value), value.name
 
     def read() -> npt.NDArray[np.float32]:
         array: npt.NDArray[np.float32] = tensor.numpy().astype(np.float32, copy=False)

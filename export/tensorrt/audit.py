@@ -21,8 +21,6 @@ from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import EngineLayer
 from rfedge.export.tensorrt.network import ModuleNames
 
-__all__ = ["AttentionAudit", "LayerAudit", "MatMulAudit", "StageAudit", "audit_built", "audit_engine", "graph_matmuls"]
-
 _FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _QUANTIZED: Final[dict[int, str]] = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
 _NARROW: Final = tuple(_QUANTIZED.values())

@@ -13,8 +13,6 @@ from typing import Final, NamedTuple
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.tensorrt.audit import LayerAudit, StageAudit
 
-__all__ = ["BlockRow", "LayerLimit", "block_rows", "exceeded", "fp32_rows", "parse_limit"]
-
 _NUMBER = re.compile(r"\d+")
 _LIMIT = re.compile(r"(?P<kind>[\w-]+)\s*>\s*(?P<number>\d+(?:\.\d+)?)(?P<percent>%?)")
 _KINDS: Final = ("fp32", "fp16", "bf16", "unfused")

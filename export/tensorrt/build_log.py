@@ -11,8 +11,6 @@ from typing import Any, Final
 
 from rfedge.nvidia.tensorrt import TensorRt
 
-__all__ = ["BuildLog", "attach_log"]
-
 _LAYERS_HEADER: Final = "Layers:"
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")

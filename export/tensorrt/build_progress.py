@@ -8,8 +8,6 @@ from rfedge.export.tensorrt.build_log import BuildLog
 from rfedge.jobs.progress import Count
 from rfedge.nvidia.tensorrt import TensorRt
 
-__all__ = ["PERMILLE", "PhaseFraction", "attach_progress"]
-
 PERMILLE: Final = 1000
 
 

@@ -22,8 +22,6 @@ from rfedge.export.tensorrt.profiles import Profile
 from rfedge.jobs.progress import Count
 from rfedge.nvidia.tensorrt import TensorRt
 
-__all__ = ["BuiltEngine", "build_engine"]
-
 _MIB = 1 << 20
 
 

@@ -17,12 +17,10 @@ import onnx_ir as ir
 
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_files import read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_constant, constant_array, is_constant
+from rfedge.export.passes.graph_queries import add_constant, array_of, constant_array, input_of, is_constant
 from rfedge.export.precisions.cpu_int8 import LowerInt8
 from rfedge.export.precisions.runs_here import MOVES, round_to_half
 from rfedge.export.tensorrt.engine_form import HIDDEN, Int8MatMul, int8_matmuls, to_engine_form
-
-__all__ = ["LARGEST_NAME", "write_emulation"]
 
 _FLOAT: Final = ir.DataType.FLOAT
 _HALF: Final = ir.DataType.FLOAT16
@@ -70,8 +68,7 @@ def write_emulation(source: Path, islands: Iterable[str], target: Path, *, obser
 def _scale_columns_after(graph: ir.Graph, matmul: Int8MatMul) -> None:
     """Let the MatMul give its sums times the activation's scale, and a Mul of its own scale the columns."""
     node, quantize, dequantize, weight = matmul
-    columns, whole = weight.inputs[1], quantize.inputs[1]
-    assert columns is not None, f"{weight.name} has a scale"
+    columns, whole = input_of(weight, 1), quantize.inputs[1]
     power = _number(dequantize) / _number(quantize)  # what was taken from the columns
     weight.replace_input_with(1, add_constant(graph, f"{weight.name}/power", np.array(power, np.float32)))
     dequantize.replace_input_with(1, whole)
@@ -92,9 +89,7 @@ def _scale_columns_after(graph: ir.Graph, matmul: Int8MatMul) -> None:
 
 
 def _number(node: ir.Node) -> float:
-    array = constant_array(node.inputs[1], largest=1)
-    assert array is not None, f"{node.name} has one scale"
-    return float(array.reshape(()))
+    return float(array_of(node.inputs[1], largest=1).reshape(()))
 
 
 def _observe(graph: ir.Graph) -> Iterable[tuple[str, ir.Value]]:

@@ -21,19 +21,25 @@ Ensures: no node reads two float types; inputs and outputs have the types of the
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.errors import ExportError
-from rfedge.export.passes.graph_queries import add_constant, block_of, constant_array, is_constant, parent, static_shape
+from rfedge.export.passes.graph_queries import (
+    add_constant,
+    array_of,
+    block_of,
+    constant_array,
+    input_of,
+    is_constant,
+    parent,
+    static_shape,
+)
 from rfedge.export.passes.slim import infer_shapes
 from rfedge.export.precisions.half import set_types
 from rfedge.export.tensorrt.head_norms import normalise_in_heads
-
-__all__ = ["HIDDEN", "Int8MatMul", "default_islands", "int8_matmuls", "to_engine_form"]
 
 _FLOAT: Final = ir.DataType.FLOAT
 _HALF: Final = ir.DataType.FLOAT16
@@ -154,21 +160,14 @@ def _soften_mask(graph: ir.Graph, value: ir.Value) -> None:
 
 def _balance_scales(graph: ir.Graph, matmul: Int8MatMul) -> None:
     """Case 2; scales stay in fp32 here, `set_types` rounds them."""
-    scale, columns = (_scale(node) for node in (matmul.dequantize, matmul.weight))
+    scale, columns = (array_of(node.inputs[1]).astype(np.float64) for node in (matmul.dequantize, matmul.weight))
     largest = float(columns.max(initial=0.0))
     power = np.exp2(np.ceil(np.log2(max(largest, _SMALLEST_NORMAL / float(scale.max())))))
     for node, array in ((matmul.dequantize, scale * power), (matmul.weight, np.maximum(columns / power, _SMALLEST))):
-        old = node.inputs[1]
-        assert old is not None, f"{node.name} has a scale"
+        old = input_of(node, 1)
         node.replace_input_with(1, add_constant(graph, f"{node.name}/scale", array.astype(np.float32)))
         if not old.uses():
             del graph.initializers[str(old.name)]
-
-
-def _scale(node: ir.Node) -> npt.NDArray[Any]:
-    array = constant_array(node.inputs[1])
-    assert array is not None, f"{node.name} has a constant scale"
-    return array.astype(np.float64)
 
 
 def _channels(weight: ir.Value) -> int | None:

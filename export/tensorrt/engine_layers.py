@@ -12,8 +12,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["EngineLayer", "Operand", "layers_from_inspector", "layers_from_log"]
-
 _PROFILE = re.compile(r"\[profile (\d+)\]|_myl(\d+)_\d+$")
 _ONNX_NODES = re.compile(r"\[ONNX Layer: (.*?)\]")
 _LINE = re.compile(

@@ -28,8 +28,6 @@ from rfedge.export.tensorrt.emulation import LARGEST_NAME, write_emulation
 from rfedge.export.tensorrt.engine_form import default_islands
 from rfedge.recurrence import Arrays
 
-__all__ = ["EngineGraphs", "choose_forms", "prove_engines"]
-
 _LARGEST: Final = float(np.finfo(np.float16).max)
 # Frames that nobody has seen may reach further than those of the check.
 _MARGIN: Final = 4.0

@@ -12,8 +12,6 @@ from rfedge.errors import ConfigError
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.tensorrt.engine_form import default_islands
 
-__all__ = ["choose_islands", "float_key"]
-
 
 def choose_islands(bundle: Bundle, stage: GraphName, floats: Literal["fp16", "fp32"] | None) -> dict[str, str] | None:
     """Return the nodes of a graph that stay in fp32 while its other floats are fp16, with the reason; None leaves all types.

@@ -19,9 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from rfedge.export.passes.graph_queries import add_constant, constant_array, only_reader
-
-__all__ = ["normalise_in_heads"]
+from rfedge.export.passes.graph_queries import add_constant, array_of, constant_array, only_reader
 
 _HALF: Final = ir.DataType.FLOAT16
 _FLOAT: Final = ir.DataType.FLOAT
@@ -92,11 +90,9 @@ def _rewrite(graph: ir.Graph, found: _Norm) -> None:
     for op_type, index in (("Mul", 1), ("Add", 2)):
         constant = norm.inputs[index] if index < len(norm.inputs) else None
         if constant is not None:
-            array = constant_array(constant)
-            assert array is not None, f"{constant.name} is a constant"
             assert reshape.outputs[0].shape is not None, f"{reshape.name} has a shape"
             heads, elements = (int(size) for size in reshape.outputs[0].shape[_HEAD:])  # type: ignore[arg-type]
-            part = np.ascontiguousarray(array.reshape(1, 1, heads, elements).transpose(order))
+            part = np.ascontiguousarray(array_of(constant).reshape(1, 1, heads, elements).transpose(order))
             value = add(
                 op_type, op_type.lower(), [value, add_constant(graph, f"{norm.name}/{op_type.lower()}/heads", part)], _HALF
             )

@@ -15,8 +15,6 @@ from rfedge.errors import ExportError
 from rfedge.export.tensorrt.build_log import BuildLog
 from rfedge.nvidia.tensorrt import TensorRt
 
-__all__ = ["ModuleNames", "constant_bytes", "name_failure", "parse_network"]
-
 _INNER = re.compile(r"Error Code \d+: [\w ]+\((?P<text>.*?)(?:\.? In \w+ at [^)]*)?\)\s*$", re.DOTALL)
 
 

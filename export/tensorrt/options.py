@@ -10,8 +10,6 @@ from rfedge.export.tensorrt.profiles import Profile, parse_text_lengths
 from rfedge.nvidia.tensorrt import TARGETS, parse_compute_capabilities
 from rfedge.records.plan import Option, Uses
 
-__all__ = ["BuildOptions", "BuilderSettings"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderSettings:

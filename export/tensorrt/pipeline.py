@@ -45,8 +45,6 @@ from rfedge.io.atomic import atomic_directory
 from rfedge.jobs.progress import StageProgress
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt
 
-__all__ = ["PlannedEngine", "StageResult", "build_bundle", "open_target", "plan_build"]
-
 _ALL: Final = "all"
 
 

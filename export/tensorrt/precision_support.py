@@ -18,8 +18,6 @@ from rfedge.bundle.engines import EngineTarget
 from rfedge.errors import ExportError
 from rfedge.export.precision_audit import block_of_node
 
-__all__ = ["check_precisions", "graph_formats"]
-
 # ONNX type -> (name, first compute capability that has it, what to do without)
 _FORMATS: Final[dict[int, tuple[str, int, str]]] = {
     TensorProto.BFLOAT16: ("bf16", 80, "Export fp16 or int8."),

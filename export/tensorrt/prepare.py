@@ -3,8 +3,7 @@
 Case 1: with fp16 for floats, the graph takes that form (`engine_form`).
 Case 2: TensorRT knows uint8 only at the border of a graph. Camera frames enter as uint8 rows of pixels, are transposed
 and then cast; here they are cast first and transposed after. Both orders give the same numbers.
-Case 3: a packed int8 MatMul that is split afterwards becomes one MatMul a part (`split_packed`).
-Case 4: a node without a name gets one, so that errors and the audit can tell which one it is.
+Case 3: a node without a name gets one, so that errors and the audit can tell which one it is.
 
 Requires: a graph with static shapes, or dynamic ones at its inputs only.
 Ensures: no node but a Cast reads a uint8 graph input, unless the parser is to refuse it; every node has a name.
@@ -22,12 +21,9 @@ from onnx import TensorProto
 
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.tensorrt.engine_form import to_engine_form
-from rfedge.export.tensorrt.split_packed import split_packed_matmuls
-
-__all__ = ["PREPARATION", "cast_bytes_first", "finish_graph", "load_graph", "prepare_graph"]
 
 # Part of the cache key: raise it when the changes below change.
-PREPARATION: Final = 2
+PREPARATION: Final = 3
 
 
 def load_graph(data: bytes) -> onnx.ModelProto:
@@ -53,20 +49,15 @@ def prepare_graph(path: Path, *, islands: Collection[str] | None = None) -> onnx
         changed = read_graph(path)
         to_engine_form(changed, islands)
         model = ir.to_proto(changed)
-    return finish_graph(model, path.parent)
+    return finish_graph(model)
 
 
-def finish_graph(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Make the changes that do not depend on types, in place, and return `model`; its weights may be in `folder`."""
+def finish_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make the changes that do not depend on types, in place, and return `model`."""
     cast_bytes_first(model)
-    split_packed_matmuls(model, folder)
-    _name_nodes(model)
-    return model
-
-
-def _name_nodes(model: onnx.ModelProto) -> None:
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
+    return model
 
 
 def cast_bytes_first(model: onnx.ModelProto) -> int:

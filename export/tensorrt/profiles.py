@@ -15,8 +15,6 @@ from rfedge.contract import GraphContract
 from rfedge.errors import ConfigError
 from rfedge.language.instructions import InstructionTable
 
-__all__ = ["Profile", "check_text_lengths", "parse_text_lengths", "plan_profiles", "text_lengths_of"]
-
 # input with an open axis -> its (least, usual, greatest) size
 Profile = Mapping[str, tuple[int, int, int]]
 _TEXT_AXIS: Final = "token"

@@ -12,7 +12,6 @@ from rfedge.contract import GraphContract, TensorSpec
 from rfedge.export.int8.options import PLAIN
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.passes.standard import apply_passes
-from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
 from rfedge.export.tensorrt.builder import BuilderSettings, BuiltEngine, build_engine
@@ -23,6 +22,7 @@ from rfedge.model.decoder import FusionDecoder
 from rfedge.model.resampler import ResamplerLayer
 from rfedge.model.vision import VisionBlock
 from rfedge.nvidia.tensorrt import TensorRt
+from tests.export.float_graphs import make_int4_weight, make_int8_weight
 
 TOKENS: Final = 32
 DECODERS: Final = {"mpt": "M-3B", "llama": "L-9B", "neox": "G-4B"}

@@ -1,6 +1,7 @@
 """Graphs of a few nodes and traced ones, run in ONNX Runtime: the oracle of every pass and form is the graph before it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.export.passes.standard import apply_passes
+from rfedge.export.precisions.half import make_half
+from rfedge.export.precisions.weight_only import make_weight_only
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import build_policy
 
 Array = npt.NDArray[Any]
+make_fp16, make_bf16 = (partial(make_half, form) for form in ("fp16", "bf16"))
+make_int8_weight, make_int4_weight = (partial(make_weight_only, bits) for bits in (8, 4))
 
 
 def graph_of(

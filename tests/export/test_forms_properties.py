@@ -19,12 +19,10 @@ from rfedge.bundle.artifact import hash_file
 from rfedge.export.int8.options import PLAIN, Int8Options
 from rfedge.export.passes.graph_files import write_graph
 from rfedge.export.precisions.cpu_int8 import lower_int8
-from rfedge.export.precisions.half import make_bf16, make_fp16
 from rfedge.export.precisions.runs_here import write_stand_in
-from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
 from rfedge.export.quantize import quantize_int8
 from tests.export.error_bounds import Format, bound_errors
-from tests.export.float_graphs import graph_of, run
+from tests.export.float_graphs import graph_of, make_bf16, make_fp16, make_int4_weight, make_int8_weight, run
 
 node = helper.make_node
 Arrays = dict[str, npt.NDArray[np.float32]]

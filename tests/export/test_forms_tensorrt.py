@@ -11,9 +11,7 @@ from onnx import helper
 from rfedge.contract import GraphContract, TensorSpec
 from rfedge.errors import BackendUnavailableError
 from rfedge.export.passes.graph_files import write_graph
-from rfedge.export.precisions.half import make_bf16, make_fp16
-from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
-from tests.export.float_graphs import draw, graph_of
+from tests.export.float_graphs import draw, graph_of, make_bf16, make_fp16, make_int4_weight, make_int8_weight
 
 pytestmark = pytest.mark.trt
 

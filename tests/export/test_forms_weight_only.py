@@ -18,10 +18,25 @@ from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, ExportError
 from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
-from rfedge.export.precisions.block_quantization import BLOCK_SIZE, dequantize_blocks, quantize_blocks, quantize_columns
-from rfedge.export.precisions.weight_only import make_int4_weight, make_int8_weight
+from rfedge.export.precisions.block_quantization import (
+    BLOCK_SIZE,
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_columns,
+)
 from tests.errors import raises
-from tests.export.float_graphs import TracedPolicy, draw, graph_of, op_types, open_session, passed_policy, relative_rms, run
+from tests.export.float_graphs import (
+    TracedPolicy,
+    draw,
+    graph_of,
+    make_int4_weight,
+    make_int8_weight,
+    op_types,
+    open_session,
+    passed_policy,
+    relative_rms,
+    run,
+)
 
 node = helper.make_node
 
@@ -43,13 +58,12 @@ def test_tiny_runs_smaller_and_close(variant: str, tiny: TracedPolicy, tmp_path:
     """Six random frames with carried state. 4-bit rounding of random weights is coarse; trained ones are no worse."""
     make, options, size, feature_bound, action_bound = VARIANTS[variant]
     report = make(tiny.backbone, tmp_path / "form.onnx", **options)
-    assert report.form == f"{variant}-weight"
     assert len(report.converted) == 30
     assert len(report.kept) == 3
-    assert report.blocks["vision.blocks.1"].kind == report.blocks["resampler.layers.0"].kind == report.form
+    assert report.blocks["vision.blocks.1"].kind == report.blocks["resampler.layers.0"].kind == f"{variant}-weight"
     assert report.blocks["preprocess_gripper"].kind == "fp32"
     # names and the exporter's notes weigh 0.3 MB, which no form makes smaller
-    assert report.bytes_after - 300_000 < size * report.bytes_before
+    assert (tmp_path / "form.onnx").stat().st_size - 300_000 < size * tiny.backbone.stat().st_size
     onnx.checker.check_model(onnx.load(tmp_path / "form.onnx"), full_check=True)
     rng = np.random.default_rng(1)
     episode = [policy_contract(tiny.config).backbone.sample_inputs(rng) for _ in range(6)]
@@ -161,7 +175,7 @@ def test_attention_to_the_cameras_has_eight_bits_unless_names_replace_it(tiny: T
     assert report.blocks["resampler.layers.0"].matmuls == {"int4-weight": 2, "int8-weight": 2}
     everything = make_int4_weight(tiny.backbone, tmp_path / "all.onnx", keep_float=())
     assert everything.blocks["resampler.layers.0"].kind == "int4-weight"
-    assert everything.bytes_after < report.bytes_after
+    assert (tmp_path / "all.onnx").stat().st_size < (tmp_path / "form.onnx").stat().st_size
     reference, mixed, coarse = (
         run(path, tiny.inputs)[0] for path in (tiny.backbone, tmp_path / "form.onnx", tmp_path / "all.onnx")
     )

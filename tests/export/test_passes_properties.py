@@ -9,7 +9,7 @@ from onnx import helper
 from rfedge.export.passes.compact_attention import CompactAttention
 from rfedge.export.passes.fold_gates import FoldGates
 from rfedge.export.passes.fold_normalisation import FoldNormalisation
-from rfedge.export.passes.graph_pass import GraphPass, run_passes
+from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.slim import Slim
 from tests.export.float_graphs import Array, draw, graph_of, op_types, run
 from tests.tolerances import fp32_tolerance
@@ -22,7 +22,7 @@ quick = settings(max_examples=25, deadline=None)
 
 def same_numbers(graph_pass: GraphPass, model: ir.Model, inputs: dict[str, Array]) -> None:
     before = run(model, inputs)
-    run_passes(model, [graph_pass])
+    graph_pass(model)
     for expected, result in zip(before, run(model, inputs), strict=True):
         largest = max(1.0, float(np.abs(expected).max()))  # what is less is a difference of numbers about 1
         np.testing.assert_allclose(result, expected, rtol=0.0, atol=fp32_tolerance(MOST_TERMS) * largest)

@@ -12,14 +12,14 @@ from rfedge.config import head_of_kind, preset
 from rfedge.contract import policy_contract
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.passes.standard import apply_passes, head_passes
-from rfedge.export.precisions.half import make_bf16, make_fp16
 from rfedge.export.precisions.half_storage import store_half
 from rfedge.export.tensorrt.engine_form import default_islands
-from rfedge.export.tensorrt.parser_rules import PARSERS, broken_rules
 from rfedge.export.tensorrt.prepare import prepare_graph
 from rfedge.export.trace import trace_backbone, trace_head
 from rfedge.model import build_policy
 from tests.export.engine_blocks import DECODERS, KINDS, write_block, write_form
+from tests.export.float_graphs import make_bf16, make_fp16
+from tests.export.parser_rules import PARSERS, broken_rules
 from tests.export.tensorrt_bundles import small_graph
 
 FORMS = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4")

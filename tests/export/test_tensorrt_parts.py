@@ -18,7 +18,6 @@ from rfedge.export.tensorrt.build_progress import PhaseFraction
 from rfedge.export.tensorrt.engine_layers import layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, name_failure
 from rfedge.export.tensorrt.prepare import cast_bytes_first
-from rfedge.export.tensorrt.split_packed import split_packed_matmuls
 from rfedge.nvidia.device import read_cuda_device
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt, parse_compute_capabilities
 from tests.errors import raises
@@ -59,29 +58,6 @@ def packed_graph(*, scale_per_column: bool = True) -> onnx.ModelProto:
     ]
     initializers = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
     return small_graph(nodes, initializers, width=WIDTH, module="vision.blocks.0.qkv")
-
-
-@pytest.mark.parametrize("scale_per_column", [True, False])
-def test_a_packed_matmul_taken_apart_gives_the_same_bits(tmp_path: Any, scale_per_column: bool) -> None:
-    model = packed_graph(scale_per_column=scale_per_column)
-    x = np.random.default_rng(1).standard_normal((1, 32, WIDTH)).astype(np.float32)
-    expected = run(model, {"x": x})
-    assert split_packed_matmuls(model, tmp_path) == 1
-    onnx.checker.check_model(model)
-    np.testing.assert_array_equal(run(model, {"x": x}), expected)
-    assert [node.name for node in model.graph.node if node.op_type == "MatMul"] == ["qkv/0", "qkv/1", "qkv/2"]
-    assert {tensor.name for tensor in model.graph.initializer} >= {"weight/0", "weight/1", "weight/2", "bias/2"}
-    assert not {"weight", "bias"} & {tensor.name for tensor in model.graph.initializer}
-    assert ModuleNames(model).module("qkv/1") == "vision.blocks.0.qkv"
-    assert split_packed_matmuls(model, tmp_path) == 0
-
-
-def test_a_packed_matmul_that_others_read_stays_whole(tmp_path: Any) -> None:
-    model = packed_graph()
-    model.graph.output.append(helper.make_tensor_value_info("biased", TensorProto.FLOAT, [1, 32, 3 * WIDTH]))
-    before = model.SerializeToString()
-    assert split_packed_matmuls(model, tmp_path) == 0
-    assert model.SerializeToString() == before
 
 
 def test_bytes_are_cast_before_they_are_transposed() -> None:

@@ -26,8 +26,6 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-__all__ = ["PARSERS", "ParserRules", "broken_rules"]
-
 _FLOATS: Final = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
 _NUMBERS: Final = _FLOATS | {"INT32", "INT64"}
 _ALL: Final = _NUMBERS | {"BOOL"}
