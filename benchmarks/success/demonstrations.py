@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.data.collection.journal import SegmentRecord
 from rfedge.envs.action_noise import ActionNoise, NoiseBursts
 from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
 from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
@@ -110,23 +111,6 @@ class RecordingOptions:
             check_task(task)
 
 
-@dataclass(frozen=True, slots=True)
-class EpisodeSegment:
-    """Consecutive frames of an episode under one instruction.
-
-    Attributes:
-        task: one of `rfedge.envs.tasks.TASKS`.
-        instruction: a training paraphrase of it, never the evaluation instruction.
-        num_frames: 64 at most.
-        solved: whether the task oracle sees the task done after the last of these frames.
-    """
-
-    task: str
-    instruction: str
-    num_frames: int
-    solved: bool
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Episode:
     """One rollout, stacked over its T frames.
@@ -147,7 +131,7 @@ class Episode:
     seed: int
     success: bool
     frames: dict[str, npt.NDArray[Any]]
-    segments: tuple[EpisodeSegment, ...]
+    segments: tuple[SegmentRecord, ...]
 
 
 def record_episode(
@@ -227,7 +211,7 @@ class _Rollout:
         stream: tuple[int, int],
     ) -> None:
         self.columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
-        self.segments: list[EpisodeSegment] = []
+        self.segments: list[SegmentRecord] = []
         self._environment = environment
         self._robot = StandingSimulator(environment)
         self._options = options
@@ -274,7 +258,7 @@ class _Rollout:
         bounds = [num_frames * window // num_windows for window in range(num_windows + 1)]
         for window, (start, end) in enumerate(itertools.pairwise(bounds)):
             is_last = window == num_windows - 1
-            self.segments.append(EpisodeSegment(task, instruction, end - start, solved=solved and is_last))
+            self.segments.append(SegmentRecord(task, instruction, end - start, solved=solved and is_last))
 
     def _run_task(self, task: str, instruction: str, expert: Expert, *, must_let_go: bool) -> bool:
         """Record until `task` has stayed done for some frames, or to the last step; return whether it is done then."""

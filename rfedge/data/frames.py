@@ -19,7 +19,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -179,52 +178,48 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     return shape, is_fortran, dtype
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayProblem:
-    """What is wrong with one array of a frame; `subject` names the array or the part of it."""
-
-    subject: str
-    got: str
-    expected: str
-    remedy: str
-
-
-def check_frame_array(subject: str, key: str, array: Array) -> None:
-    """Raise DatasetError unless `array` has the shape, kind and range of `key`; `subject` names its file or episode."""
-    problem = array_problem(key, array)
+def raise_problem(problem: DatasetError | None, subject: str) -> None:
+    """Raise what is wrong with an array, if anything is; `subject` names its file or episode."""
     if problem is not None:
         raise DatasetError(
             f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy
         )
 
 
-def array_problem(key: str, array: Array) -> ArrayProblem | None:
+def check_frame_array(subject: str, key: str, array: Array) -> None:
+    """Raise DatasetError unless `array` has the shape, kind and range of `key`; `subject` names its file or episode."""
+    raise_problem(array_problem(key, array), subject)
+
+
+def array_problem(key: str, array: Array) -> DatasetError | None:
     """Return the first thing wrong with the array stored under `key`, or None."""
     shape = FRAME_SHAPES[key]
     if array.shape != shape:
         remedy = "Use frames in the CALVIN format."
         if key == "robot_obs":
             remedy = "These demonstrations are of another robot; the policy acts for a Franka Panda as in CALVIN."
-        return ArrayProblem(key, f"shape {array.shape}", f"shape {shape}", remedy)
+        return _problem(key, f"shape {array.shape}", f"shape {shape}", remedy)
     if key.startswith("rgb_"):
         if array.dtype != np.uint8:
-            return ArrayProblem(key, f"dtype {array.dtype}", "dtype uint8", "Store raw RGB bytes.")
+            return _problem(key, f"dtype {array.dtype}", "dtype uint8", "Store raw RGB bytes.")
         return None
     if array.dtype.kind != "f":
-        return ArrayProblem(key, f"dtype {array.dtype}", "a float dtype", "Store it as float64.")
+        return _problem(key, f"dtype {array.dtype}", "a float dtype", "Store it as float64.")
     if not np.isfinite(array).all():
-        return ArrayProblem(key, "NaN or Inf", "finite values", "Drop this episode.")
+        return _problem(key, "NaN or Inf", "finite values", "Drop this episode.")
     if key in ("actions", "rel_actions"):
         gripper = float(array[POSE_SIZE])
         if gripper not in (GRIPPER_CLOSE, GRIPPER_OPEN):
-            return ArrayProblem(
-                f"gripper in {key}", str(gripper), "-1 (close) or 1 (open)", "Threshold it, do not scale it."
-            )
+            return _problem(f"gripper in {key}", str(gripper), "-1 (close) or 1 (open)", "Threshold it, do not scale it.")
     if key == "rel_actions" and np.abs(array[:POSE_SIZE]).max() > _POSE_LIMIT:
-        return ArrayProblem(
+        return _problem(
             key,
             f"pose up to {np.abs(array[:POSE_SIZE]).max():.3f}",
             "[-1, 1]",
             "Store rel_actions divided by 0.02 m and 0.05 rad and clipped, as CALVIN does.",
         )
     return None
+
+
+def _problem(subject: str, got: str, expected: str, remedy: str) -> DatasetError:
+    return DatasetError(subject, got=got, expected=expected, remedy=remedy)

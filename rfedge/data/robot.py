@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.data.frames import Array, ArrayProblem
+from rfedge.data.frames import Array, raise_problem
 from rfedge.errors import DatasetError
 from rfedge.messages import STATE_SIZE
 
@@ -25,37 +25,37 @@ _SHOULDER_M: Final = np.array([-0.34, -0.46, 0.573])  # BASE_M plus the first li
 _REACH_M: Final = 1.0
 _FLOOR_M: Final = 0.0  # a policy that errs leads the arm past the table's edge, down to the ground
 _WIDTH_RANGE_M: Final = (-0.005, 0.09)  # the fingers open 0.08 m
-_REMEDY: Final = "These demonstrations are of another robot or another world frame; the policy acts for CALVIN's Panda."
 
 
-def state_problem(robot_obs: Array) -> ArrayProblem | None:
+def state_problem(robot_obs: Array) -> DatasetError | None:
     """Return why float (15,) `robot_obs` cannot be a Panda at CALVIN's table, or None; joints of 0 are unknown."""
     if robot_obs.shape != (STATE_SIZE,):
-        return ArrayProblem("robot_obs", f"shape {robot_obs.shape}", f"shape {(STATE_SIZE,)}", _REMEDY)
+        return _problem("robot_obs", f"shape {robot_obs.shape}", f"shape {(STATE_SIZE,)}")
     joints = robot_obs[7:14]
     beyond = np.maximum(_LOWER_RAD - joints, joints - _UPPER_RAD)
     worst = int(beyond.argmax())
     if joints.any() and beyond[worst] > _JOINT_MARGIN_RAD:
         limits = f"{_LOWER_RAD[worst]:g} to {_UPPER_RAD[worst]:g} rad"
-        return ArrayProblem(f"joint {worst + 1} in robot_obs", f"{joints[worst]:.3f} rad", limits, _REMEDY)
+        return _problem(f"joint {worst + 1} in robot_obs", f"{joints[worst]:.3f} rad", limits)
     reach_m = float(np.linalg.norm(robot_obs[:3] - _SHOULDER_M))
     if reach_m > _REACH_M or robot_obs[2] <= _FLOOR_M:
         place = ", ".join(f"{value:.3f}" for value in robot_obs[:3])
         expected = f"within {_REACH_M:g} m of the shoulder and above {_FLOOR_M:g} m"
-        return ArrayProblem("tcp in robot_obs", f"({place}) m", expected, _REMEDY)
+        return _problem("tcp in robot_obs", f"({place}) m", expected)
     low_m, high_m = _WIDTH_RANGE_M
     if not low_m <= robot_obs[6] <= high_m:
-        return ArrayProblem("gripper width in robot_obs", f"{robot_obs[6]:.3f} m", "0 to 0.08 m", _REMEDY)
+        return _problem("gripper width in robot_obs", f"{robot_obs[6]:.3f} m", "0 to 0.08 m")
     return None
 
 
 def refuse_another_robot(subject: str, robot_obs: Array) -> None:
     """Raise DatasetError when `robot_obs` cannot be a Panda at CALVIN's table; `subject` names its frame."""
-    problem = state_problem(robot_obs)
-    if problem is not None:
-        raise DatasetError(
-            f"{problem.subject} of {subject}", got=problem.got, expected=problem.expected, remedy=problem.remedy
-        )
+    raise_problem(state_problem(robot_obs), subject)
+
+
+def _problem(subject: str, got: str, expected: str) -> DatasetError:
+    remedy = "These demonstrations are of another robot or another world frame; the policy acts for CALVIN's Panda."
+    return DatasetError(subject, got=got, expected=expected, remedy=remedy)
 
 
 def from_base(positions_m: Array) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,14 @@ _SMALLEST_DEVIATION = 1e-6
 
 
 class RunningMoments:
-    """Mean and standard deviation of rows that come in pieces, without keeping the rows (Chan's update)."""
+    """Mean, deviation and bounds, (size,) each, of rows that come in pieces, without keeping the rows (Chan's update)."""
 
     def __init__(self, size: int) -> None:
         self.num_rows = 0
         self.mean: FloatArray = np.zeros(size)
         self._squares: FloatArray = np.zeros(size)
+        self.minimum: FloatArray = np.full(size, np.inf)
+        self.maximum: FloatArray = np.full(size, -np.inf)
 
     def add(self, rows: Array) -> None:
         """Add float (n, size) rows."""
@@ -36,6 +38,8 @@ class RunningMoments:
         self._squares = self._squares + squares + np.square(delta) * (self.num_rows * len(rows) / total)
         self.mean = self.mean + delta * (len(rows) / total)
         self.num_rows = total
+        self.minimum = np.minimum(self.minimum, rows.min(axis=0))
+        self.maximum = np.maximum(self.maximum, rows.max(axis=0))
 
     @property
     def deviation(self) -> FloatArray:
@@ -87,38 +91,34 @@ def _flow(values: Iterable[float]) -> str:
     return "[" + ", ".join(f"{float(value):.8f}" for value in values) + "]"
 
 
-@dataclass(slots=True)
 class StatisticsBuilder:
     """Collects the numbers one episode at a time."""
 
-    _robot: RunningMoments = field(default_factory=lambda: RunningMoments(FRAME_SHAPES["robot_obs"][0]))
-    _scene: RunningMoments = field(default_factory=lambda: RunningMoments(FRAME_SHAPES["scene_obs"][0]))
-    _minimum: FloatArray = field(default_factory=lambda: np.full(FRAME_SHAPES["rel_actions"], np.inf))
-    _maximum: FloatArray = field(default_factory=lambda: np.full(FRAME_SHAPES["rel_actions"], -np.inf))
-    _tasks: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self._moments = {key: RunningMoments(*FRAME_SHAPES[key]) for key in ("robot_obs", "scene_obs", "rel_actions")}
+        self._tasks: Counter[str] = Counter()
 
     def add(self, task: str, frames: Mapping[str, Array]) -> None:
         """Add one episode: `robot_obs` (T, 15), `scene_obs` (T, 24), `rel_actions` (T, 7)."""
-        self._robot.add(frames["robot_obs"])
-        self._scene.add(frames["scene_obs"])
-        self._minimum = np.minimum(self._minimum, frames["rel_actions"].min(axis=0))
-        self._maximum = np.maximum(self._maximum, frames["rel_actions"].max(axis=0))
+        for key, moments in self._moments.items():
+            moments.add(frames[key])
         self._tasks[task] += 1
 
     def add_rows(self, task: str, rows: Sequence[Mapping[str, Array]]) -> None:
         """Add one episode given frame by frame."""
-        self.add(task, {key: np.stack([row[key] for row in rows]) for key in ("robot_obs", "scene_obs", "rel_actions")})
+        self.add(task, {key: np.stack([row[key] for row in rows]) for key in self._moments})
 
     def result(self) -> DatasetStatistics:
         """Return the numbers of everything added so far."""
+        robot, scene, actions = self._moments.values()
         return DatasetStatistics(
-            num_frames=self._robot.num_rows,
+            num_frames=robot.num_rows,
             num_episodes=self._tasks.total(),
             episodes_per_task=dict(sorted(self._tasks.items())),
-            robot_obs_mean=self._robot.mean,
-            robot_obs_deviation=self._robot.deviation,
-            scene_obs_mean=self._scene.mean,
-            scene_obs_deviation=self._scene.deviation,
-            action_minimum=self._minimum,
-            action_maximum=self._maximum,
+            robot_obs_mean=robot.mean,
+            robot_obs_deviation=robot.deviation,
+            scene_obs_mean=scene.mean,
+            scene_obs_deviation=scene.deviation,
+            action_minimum=actions.minimum,
+            action_maximum=actions.maximum,
         )

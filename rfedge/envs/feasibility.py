@@ -24,18 +24,22 @@ _PLACES: Final = {link: place for place, (link, _) in LIFT_FROM.items()}
 _SLIDE_LEFT_M: Final = 0.17
 _DRAWER_LEFT_M: Final = 0.14
 _DRAWER_OPEN_M: Final = 0.15
-# What the arm reaches, see `rfedge.envs.experts.preparation`.
-_REACH_M: Final = 0.77
-_CABINET_Y_M: Final = -0.07
+# Horizontal distance from the base at which an upright gripper still comes down to the table. A part of CALVIN's random
+# area lies beyond it; an episode should not start with a block that cannot be gripped.
+REACH_M: Final = 0.77
+# Nearer to the cabinet than this an open finger meets the handle of the sliding door or the lever of the switch.
+CABINET_Y_M: Final = -0.07
 _BLOCK_Z_M: Final = (TABLE_TOP_M + 0.01, TABLE_TOP_M + 0.05)  # of a centre, lying or standing on end
-_HALF_HAND_M: Final = 0.107
-_SHELF_YAW_RAD: Final = math.pi / 8
-_DRAWER_YAW_RAD: Final = 0.7
-_ROTATE_YAW_RAD: Final = 0.8
+HALF_HAND_M: Final = 0.107
+SHELF_YAW_RAD: Final = math.pi / 8  # as CALVIN's benchmark places them
+DRAWER_YAW_RAD: Final = 0.7
+# A block to be rotated starts within this of the neutral gripper's yaw: turning the wrist to it and then the block would
+# not fit into one window of 64 frames.
+ROTATE_YAW_RAD: Final = 0.8
 _DRAWER_HALF_X_M: Final = 0.13
 _FINGER_ROOM_M: Final = 0.10  # between the centres of a block that is gripped and its neighbour
-_PUSH_ROOM_M: Final = 0.12
-_BEHIND_M: Final = 0.09
+PUSH_ROOM_M: Final = 0.12  # free table ahead of a block that is to be pushed
+BEHIND_M: Final = 0.09  # where the fingers stand behind it
 _LANE_M: Final = 0.08
 
 
@@ -131,7 +135,7 @@ def _place_of(block: str, info: SceneInfo) -> str:
 
 
 def _is_near(x_m: float, y_m: float) -> bool:
-    return math.hypot(x_m - BASE_POSITION_M[0], y_m - BASE_POSITION_M[1]) <= _REACH_M and y_m < _CABINET_Y_M
+    return math.hypot(x_m - BASE_POSITION_M[0], y_m - BASE_POSITION_M[1]) <= REACH_M and y_m < CABINET_Y_M
 
 
 def _neighbours(view: _View, block: str) -> list[Float64Array]:
@@ -153,9 +157,9 @@ def _can_lift(view: _View, *, block: str, place: str) -> bool:
         return _is_graspable_on_table(view, block)
     if place == "drawer":
         inside = abs(x_m - view.layout.drawer_x_m) < _DRAWER_HALF_X_M
-        return view.drawer_m > _DRAWER_OPEN_M and inside and view.turns_rad[block] < _DRAWER_YAW_RAD
-    fits = any(low_m + _HALF_HAND_M < x_m < high_m - _HALF_HAND_M for low_m, high_m in _open_cabinet(view))
-    return fits and view.turns_rad[block] < _SHELF_YAW_RAD
+        return view.drawer_m > _DRAWER_OPEN_M and inside and view.turns_rad[block] < DRAWER_YAW_RAD
+    fits = any(low_m + HALF_HAND_M < x_m < high_m - HALF_HAND_M for low_m, high_m in _open_cabinet(view))
+    return fits and view.turns_rad[block] < SHELF_YAW_RAD
 
 
 def _open_cabinet(view: _View) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -166,14 +170,14 @@ def _open_cabinet(view: _View) -> tuple[tuple[float, float], tuple[float, float]
 
 
 def _can_rotate(view: _View, *, block: str) -> bool:
-    return not view.is_holding and _is_graspable_on_table(view, block) and view.turns_rad[block] < _ROTATE_YAW_RAD
+    return not view.is_holding and _is_graspable_on_table(view, block) and view.turns_rad[block] < ROTATE_YAW_RAD
 
 
 def _can_push(view: _View, *, block: str, sign: float) -> bool:
     x_m, y_m = (float(value) for value in view.positions_m[block][:2])
     low_m, high_m = view.layout.table_area_m[0]
-    has_room = _is_near(x_m - sign * _BEHIND_M, y_m) and low_m <= x_m + sign * _PUSH_ROOM_M <= high_m
-    ahead = (-_BEHIND_M - _FINGER_ROOM_M, _PUSH_ROOM_M + _FINGER_ROOM_M)  # along the push: where the hand and block will be
+    has_room = _is_near(x_m - sign * BEHIND_M, y_m) and low_m <= x_m + sign * PUSH_ROOM_M <= high_m
+    ahead = (-BEHIND_M - _FINGER_ROOM_M, PUSH_ROOM_M + _FINGER_ROOM_M)  # along the push: where the hand and block will be
     lane_is_free = not any(
         ahead[0] < sign * float(along_m) < ahead[1] and abs(float(beside_m)) < _LANE_M
         for along_m, beside_m in _neighbours(view, block)
@@ -182,7 +186,7 @@ def _can_push(view: _View, *, block: str, sign: float) -> bool:
 
 
 def _can_place_in_slider(view: _View) -> bool:
-    return view.is_holding and any(high_m - low_m > 2.0 * _HALF_HAND_M for low_m, high_m in _open_cabinet(view))
+    return view.is_holding and any(high_m - low_m > 2.0 * HALF_HAND_M for low_m, high_m in _open_cabinet(view))
 
 
 def _can_stack(view: _View) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.data.collection.journal import SegmentRecord
 from rfedge.envs.interface import Environment, Float64Array
 from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, inverse, tcp_pose
 from rfedge.envs.playtable.layout import BLOCK_WIDTH_M, DRAWER_MAX_M, SWITCH_MAX_M, TableLayout, find_layout
@@ -38,17 +39,11 @@ class Snapshots:
     task: str = SNAPSHOT_TASK
     instruction: str = _INSTRUCTION
     success: bool = True
-    solved: bool = True
 
     @property
-    def num_frames(self) -> int:
-        """Pictures of each camera."""
-        return len(self.frames["rel_actions"])
-
-    @property
-    def segments(self) -> tuple[Snapshots]:
+    def segments(self) -> tuple[SegmentRecord]:
         """The one segment."""
-        return (self,)
+        return (SegmentRecord(self.task, self.instruction, len(self.frames["rel_actions"]), solved=True),)
 
 
 def record_snapshots(environment: Environment, rng: np.random.Generator, num_frames: int) -> Snapshots:

@@ -4,15 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rfedge.data.collection.journal import SegmentRecord
 from rfedge.data.frames import Array
-
-
-@dataclass(frozen=True)
-class SyntheticSegment:
-    task: str
-    instruction: str
-    num_frames: int
-    solved: bool
 
 
 @dataclass(frozen=True)
@@ -26,10 +19,10 @@ class SyntheticEpisode:
     lengths: tuple[int, ...] = ()
 
     @property
-    def segments(self) -> tuple[SyntheticSegment, ...]:
+    def segments(self) -> tuple[SegmentRecord, ...]:
         lengths = self.lengths or (len(self.frames["rel_actions"]),)
         return tuple(
-            SyntheticSegment(task, self.instruction, length, self.success)
+            SegmentRecord(task, self.instruction, length, self.success)
             for task, length in zip(self.tasks, lengths, strict=True)
         )
 

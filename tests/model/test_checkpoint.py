@@ -17,6 +17,7 @@ from rfedge.model.checkpoint import checkpoint_sha256, write_checkpoint
 from rfedge.model.weight_shards import TensorSpec, read_weights, write_weights
 from tests.errors import raises
 from tests.tolerances import assert_same_in_fp32, policy_terms
+from tests.whole_windows import forward_window
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_a_loaded_policy_computes_what_the_saved_one_did(name: str, tmp_path: Pa
     gripper = torch.randint(0, 256, (2, 84, 84, 3), dtype=torch.uint8)
     ids, mask = (torch.from_numpy(part)[None] for part in tokenizer.encode("open the drawer"))
     with torch.no_grad():
-        ours, theirs = (one.forward_window(static[None], gripper[None], ids, mask) for one in (loaded, policy))
+        ours, theirs = (forward_window(one, static[None], gripper[None], ids, mask) for one in (loaded, policy))
     for left, right in zip(ours, theirs, strict=True):
         assert_same_in_fp32(left, right, policy_terms(config))  # mapped weights lie elsewhere: sums in another order
 

@@ -15,6 +15,7 @@ from rfedge.recurrence import Arrays, advance, initial_state, observe
 from tests.errors import raises
 from tests.model.family import CHANGES, member
 from tests.tolerances import assert_same_in_fp32, backbone_terms, head_terms, policy_terms
+from tests.whole_windows import forward_window
 
 
 def graph(module: torch.nn.Module, names: list[str]) -> Callable[[Arrays], Arrays]:
@@ -64,7 +65,7 @@ def unrolled(policy: RoboFlamingo, sequence: list[dict[str, np.ndarray]]) -> tup
     policy.embed_text = lambda token_ids: text  # type: ignore[method-assign]
     state = window("robot_state") if policy.config.proprioception else None
     mask = torch.ones_like(ids, dtype=torch.bool)
-    pose, logit = policy.forward_window(window("image_static"), window("image_gripper"), ids, mask, state)
+    pose, logit = forward_window(policy, window("image_static"), window("image_gripper"), ids, mask, state)
     return pose[0].numpy(), torch.sigmoid(logit[0]).numpy()
 
 

@@ -9,6 +9,7 @@ from rfedge.model import RoboFlamingo, build_policy
 from rfedge.model.mpt import alibi_bias
 from rfedge.model.resize import BicubicResize
 from tests.tolerances import assert_same_in_fp32, backbone_terms, head_terms, policy_terms
+from tests.whole_windows import forward_window
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_forward_window_equals_frame_by_frame(policy: RoboFlamingo) -> None:
     ids = torch.from_numpy(rng.integers(0, 100, (2, policy.config.decoder.text_length)))
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.inference_mode():
-        pose, logit = policy.forward_window(static, gripper, ids, mask)
+        pose, logit = forward_window(policy, static, gripper, ids, mask)
         features = torch.stack(
             [policy.backbone(static[:, step], gripper[:, step], policy.embed_text(ids), mask) for step in range(3)], dim=1
         )

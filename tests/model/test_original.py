@@ -17,7 +17,7 @@ from rfedge.model.original import load_original, run_parity
 from rfedge.model.original.fixture import open_fixture
 from rfedge.model.original.names import OUTPUT_PROJECTION, model_names
 from rfedge.model.original.parity import compare
-from rfedge.model.original.tensor_files import read_tensors
+from rfedge.model.original.tensor_files import open_tensor_file
 from tests.errors import raises
 from tests.model import original_models as original
 
@@ -166,7 +166,7 @@ def test_code_in_a_weight_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"weights": Path("/")}, path)
     with raises(ArtifactError, expected="a file of tensors"):
-        read_tensors(path)
+        open_tensor_file(path)
 
 
 def test_no_fixture_is_one_clear_error(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from rfedge.train.sources import start_policy
 from tests.errors import raises
 from tests.model.family import CHANGES, member
 from tests.tolerances import assert_same_in_fp32, backbone_terms, policy_terms
+from tests.whole_windows import forward_window
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -37,7 +38,9 @@ def test_the_training_path_equals_the_plain_one(name: str, demonstrations: Path,
     with torch.inference_mode():
         pose, logit = window_forward(policy, batch)
         robot_state = batch.robot_state if config.proprioception else None
-        plain = policy.forward_window(batch.image_static, batch.image_gripper, batch.token_ids, batch.text_mask, robot_state)
+        plain = forward_window(
+            policy, batch.image_static, batch.image_gripper, batch.token_ids, batch.text_mask, robot_state
+        )
         real = batch.frame_mask
         assert_same_in_fp32(pose[real], plain[0][real], policy_terms(config))
         assert_same_in_fp32(logit[real], plain[1][real], policy_terms(config))

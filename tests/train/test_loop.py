@@ -25,6 +25,7 @@ from rfedge.train.sources import open_training_data, start_policy
 from tests.errors import raises
 from tests.synthetic_demonstrations import write_demonstrations
 from tests.tolerances import assert_same_in_fp32, policy_terms
+from tests.whole_windows import forward_window
 
 Configure = Callable[..., TrainConfig]
 
@@ -71,8 +72,8 @@ def test_only_real_frames_run_and_the_outcome_is_the_models_own(demonstrations: 
     policy = build_policy(config, seed=0).eval()
     with torch.no_grad():
         pose, logit = window_forward(policy, batch)
-        whole_pose, whole_logit = policy.forward_window(
-            batch.image_static, batch.image_gripper, batch.token_ids, batch.text_mask
+        whole_pose, whole_logit = forward_window(
+            policy, batch.image_static, batch.image_gripper, batch.token_ids, batch.text_mask
         )
     real = batch.frame_mask
     assert_same_in_fp32(pose[real], whole_pose[real], policy_terms(config))

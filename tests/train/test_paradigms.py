@@ -19,6 +19,7 @@ from rfedge.train.trainable import freeze, reinit_vl_layers
 from tests.errors import raises
 from tests.synthetic_image_text import write_image_text
 from tests.train.test_loop import KilledError, assert_same_weights, kill_after, weights
+from tests.whole_windows import forward_window
 
 Configure = Callable[..., TrainConfig]
 
@@ -48,7 +49,8 @@ def test_frozen_parameters_get_no_gradient(scheme: TrainableScheme) -> None:
     policy = build_policy(preset("tiny"), seed=0)
     trained = dict(freeze(policy, scheme))
     config = policy.config
-    pose, gripper = policy.forward_window(
+    pose, gripper = forward_window(
+        policy,
         torch.randint(0, 256, (1, 2, 200, 200, 3), dtype=torch.uint8),
         torch.randint(0, 256, (1, 2, 84, 84, 3), dtype=torch.uint8),
         torch.arange(5)[None] + 7,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
@@ -42,19 +42,6 @@ _ROLLOUT_BYTES: Final = 400_000  # of PlayTable: 40 frames of 10 kB
 _SCHEMA_VERSION: Final = 1
 
 
-class RecordedSegment(Protocol):
-    """Consecutive frames under one instruction; `rfedge.benchmarks.success.demonstrations.EpisodeSegment` is one."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def instruction(self) -> str: ...
-    @property
-    def num_frames(self) -> int: ...
-    @property
-    def solved(self) -> bool: ...
-
-
 class RecordedEpisode(Protocol):
     """What `record` returns; `rfedge.benchmarks.success.demonstrations.Episode` is one."""
 
@@ -65,7 +52,7 @@ class RecordedEpisode(Protocol):
     @property
     def frames(self) -> Mapping[str, Array]: ...
     @property
-    def segments(self) -> Sequence[RecordedSegment]: ...
+    def segments(self) -> tuple[SegmentRecord, ...]: ...
 
 
 Record = Callable[[str, int], RecordedEpisode]
@@ -156,13 +143,6 @@ class CollectionResult:
     num_resumed: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempts:
-    episode: RecordedEpisode | None
-    seed: int
-    num_failed: int
-
-
 def attempt_seed(seed: int, task: str, episode: int, attempt: int) -> int:
     """Seed of one recording; it depends on these four alone, so more tasks or episodes leave the others as they were."""
     return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), episode, attempt]).generate_state(1)[0] >> 1)
@@ -215,8 +195,8 @@ def collect(
         open_jobs = [job for job in jobs if job not in done]
         check_room(output, len(open_jobs) * _ROLLOUT_BYTES, what=f"{len(open_jobs)} episodes")
         call = functools.partial(_record_until_kept, record=record, request=request)
-        for job, attempts in run_jobs(call, open_jobs, workers):
-            done[job] = _store(folder, request, first_frames[job], job, attempts)
+        for job, (recorded, seed, num_failed) in run_jobs(call, open_jobs, workers):
+            done[job] = _store(folder, request, first_frames[job], job, recorded, seed, num_failed)
             append_line(file, journal, asdict(done[job]), sync=False)
             if on_progress is not None:
                 on_progress(len(done), len(jobs), job[0])
@@ -253,31 +233,36 @@ def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
     compare_arguments({name: before[name] for name in now if name in before}, now, f"the collection in {output}")
 
 
-def _record_until_kept(job: tuple[str, int], *, record: Record, request: CollectionRequest) -> _Attempts:
+def _record_until_kept(
+    job: tuple[str, int], *, record: Record, request: CollectionRequest
+) -> tuple[RecordedEpisode | None, int, int]:
+    """Return the rollout, None where every attempt failed, with its seed and the number of failed attempts."""
     task, episode = job
     for attempt in range(request.max_attempts):
         seed = attempt_seed(request.seed, task, episode, attempt)
         recorded = record(task, seed)
         if recorded.success or request.keep_failures:
-            return _Attempts(recorded, seed, attempt)
-    return _Attempts(None, seed, request.max_attempts)
+            return recorded, seed, attempt
+    return None, seed, request.max_attempts
 
 
-def _store(folder: Path, request: CollectionRequest, first: int, job: tuple[str, int], attempts: _Attempts) -> EpisodeRecord:
+def _store(
+    folder: Path,
+    request: CollectionRequest,
+    first: int,
+    job: tuple[str, int],
+    recorded: RecordedEpisode | None,
+    seed: int,
+    num_failed: int,
+) -> EpisodeRecord:
     for number in range(first, first + request.frames_per_episode):
         (folder / frame_name(number)).unlink(missing_ok=True)  # what a killed run left of this rollout
-    task, episode = job
-    num_frames, instruction = 0, ""
-    segments: tuple[SegmentRecord, ...] = ()
-    recorded = attempts.episode
-    if recorded is not None:
-        segments = tuple(
-            SegmentRecord(part.task, part.instruction, part.num_frames, part.solved) for part in recorded.segments
-        )
-        _check_lengths(task, len(recorded.frames.get("rel_actions", ())), segments, request.frames_per_episode)
-        num_frames = write_episode(folder, first, recorded.frames)
-        instruction = recorded.instruction
-    return EpisodeRecord(task, episode, first, num_frames, attempts.seed, attempts.num_failed, instruction, segments)
+    if recorded is None:
+        return EpisodeRecord(*job, first, 0, seed, num_failed, "", ())
+    num_frames = len(recorded.frames.get("rel_actions", ()))
+    _check_lengths(job[0], num_frames, recorded.segments, request.frames_per_episode)
+    num_frames = write_episode(folder, first, recorded.frames)
+    return EpisodeRecord(*job, first, num_frames, seed, num_failed, recorded.instruction, recorded.segments)
 
 
 def _check_lengths(task: str, num_frames: int, segments: tuple[SegmentRecord, ...], most: int) -> None:

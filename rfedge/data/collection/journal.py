@@ -18,6 +18,8 @@ class SegmentRecord:
     """One language segment of a rollout.
 
     Attributes:
+        instruction: a training paraphrase of the task, never the evaluation instruction.
+        num_frames: 64 at most.
         solved: whether the task was done after its last frame.
     """
 

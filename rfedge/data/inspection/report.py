@@ -223,8 +223,6 @@ class _Totals:
     def __init__(self, scenes: Sequence[SceneFrames]) -> None:
         self._scenes = scenes if len({scene.scene for scene in scenes}) > 1 else ()
         self._moments: dict[str, RunningMoments] = {}
-        self._minimum: dict[str, npt.NDArray[np.float64]] = {}
-        self._maximum: dict[str, npt.NDArray[np.float64]] = {}
         self.num_files = 0
         self.size_bytes = 0
 
@@ -238,18 +236,15 @@ class _Totals:
             self._add(f"scene_obs of {scene.scene}", checked.values["scene_obs"][own])
 
     def _add(self, name: str, rows: npt.NDArray[np.float64]) -> None:
-        if not len(rows):
-            return
-        size = rows.shape[1]
-        self._moments.setdefault(name, RunningMoments(size)).add(rows)
-        self._minimum[name] = np.minimum(self._minimum.get(name, np.full(size, np.inf)), rows.min(axis=0))
-        self._maximum[name] = np.maximum(self._maximum.get(name, np.full(size, -np.inf)), rows.max(axis=0))
+        if len(rows):
+            self._moments.setdefault(name, RunningMoments(rows.shape[1])).add(rows)
 
     def spreads(self) -> dict[str, Spread]:
         return {
-            name: Spread(*(tuple(row.tolist()) for row in (moments.mean, moments.deviation, low, high)))
+            name: Spread(
+                *(tuple(row.tolist()) for row in (moments.mean, moments.deviation, moments.minimum, moments.maximum))
+            )
             for name, moments in self._moments.items()
-            for low, high in ((self._minimum[name], self._maximum[name]),)
         }
 
 

@@ -9,6 +9,16 @@ import numpy as np
 
 from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.scripts import make_expert
+from rfedge.envs.feasibility import (
+    BEHIND_M,
+    CABINET_Y_M,
+    DRAWER_YAW_RAD,
+    HALF_HAND_M,
+    PUSH_ROOM_M,
+    REACH_M,
+    ROTATE_YAW_RAD,
+    SHELF_YAW_RAD,
+)
 from rfedge.envs.initial_conditions import block_spots
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
 from rfedge.envs.looks import redress
@@ -26,20 +36,7 @@ _START_JITTER_RAD: Final = 0.1  # yaw
 _START_ITERATIONS: Final = 60
 _PLAIN_GAP_M: Final = 0.004
 _GRASP_GAP_M: Final = 0.05  # room for a finger beside the block
-# Horizontal distance from the base at which an upright gripper still comes down to the table. A part of CALVIN's random
-# area lies beyond it; an episode should not start with a block that cannot be gripped.
-_REACH_M: Final = 0.77
-# Nearer to the cabinet than this an open finger meets the handle of the sliding door or the lever of the switch.
-_CABINET_Y_M: Final = -0.07
-_HALF_HAND_M: Final = 0.107
-_SHELF_YAW_RAD: Final = math.pi / 8  # as CALVIN's benchmark places them
-_DRAWER_YAW_RAD: Final = 0.7
 _ON_TABLE: Final = ("table", "left", "right")  # how the names of tasks end that handle a block on the table
-_PUSH_ROOM_M: Final = 0.12  # free table ahead of a block that is to be pushed
-_BEHIND_M: Final = 0.09  # where the fingers stand behind it
-# A block to be rotated starts within this of the neutral gripper's yaw: turning the wrist to it and then the block would
-# not fit into one window of 64 frames.
-_ROTATE_YAW_RAD: Final = 0.8
 
 # task -> what must hold at its start; everything it does not name is sampled at random
 _REQUIRED: Final[dict[str, dict[str, bool]]] = {
@@ -248,18 +245,18 @@ def _is_workable(task: str, layout: TableLayout, scene_obs: Float64Array, block:
     """Tell whether the block can be gripped, pushed or turned from where it stands, as the task asks."""
     x_m, y_m, _, _, _, yaw_rad = scene_obs[block_slice(layout, block)]
     sign = 0.0 if not task.startswith("push_") else 1.0 if task.endswith("right") else -1.0
-    behind_m = x_m - sign * _BEHIND_M
-    if math.hypot(behind_m - BASE_POSITION_M[0], y_m - BASE_POSITION_M[1]) > _REACH_M:
+    behind_m = x_m - sign * BEHIND_M
+    if math.hypot(behind_m - BASE_POSITION_M[0], y_m - BASE_POSITION_M[1]) > REACH_M:
         return False
     turn_rad = abs(math.remainder(yaw_rad - 0.5 * math.pi, math.pi))
     if task.endswith("drawer"):
-        return turn_rad < _DRAWER_YAW_RAD
+        return turn_rad < DRAWER_YAW_RAD
     if task.endswith("slider"):
         # The hand is wide: beside the door or a wall, or turned away from the cabinet's direction, it does not fit in.
         door_low_m, door_high_m = (x - scene_obs[0] for x in layout.door_x_m)
         low_m, high_m = layout.opening_x_m
         low_m, high_m = (door_high_m, high_m) if x_m > door_low_m else (low_m, door_low_m)
-        return bool(low_m + _HALF_HAND_M < x_m < high_m - _HALF_HAND_M) and turn_rad < _SHELF_YAW_RAD
+        return bool(low_m + HALF_HAND_M < x_m < high_m - HALF_HAND_M) and turn_rad < SHELF_YAW_RAD
     low_m, high_m = layout.table_area_m[0]
-    has_room = y_m < _CABINET_Y_M and low_m <= x_m + sign * _PUSH_ROOM_M <= high_m
-    return bool(has_room and (turn_rad < _ROTATE_YAW_RAD or not task.startswith("rotate_")))
+    has_room = y_m < CABINET_Y_M and low_m <= x_m + sign * PUSH_ROOM_M <= high_m
+    return bool(has_room and (turn_rad < ROTATE_YAW_RAD or not task.startswith("rotate_")))

@@ -60,15 +60,6 @@ def open_tensor_file(path: Path) -> TensorFile:
     return TensorFile(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, epoch)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a .safetensors, .bin, .pt or .pth file, without the optimizer's.
-
-    Raises:
-        ArtifactError: the file is missing, damaged, or holds more than tensors and plain containers.
-    """
-    return _read(path)[0]
-
-
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
     try:
         with path.open("rb") as file:

@@ -129,7 +129,7 @@ def batch_tensors(
 
 
 def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, ...]:
-    """Same as `policy.forward_window`, without running the backbone on what only fills a window or a text.
+    """Run windows, the head remembering nothing before the first frame, but not what only fills a window or a text.
 
     Returns:
         pose (B, W, K, 6) and gripper logit (B, W, K); where `frame_mask` is false they mean nothing. Filling comes last
