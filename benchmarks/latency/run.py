@@ -36,11 +36,11 @@ from rfedge.bundle.artifact import load_bundle
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
 from rfedge.jobs.progress import Count
-from rfedge.machine.power.record import ResourceRecord
 from rfedge.messages import STATE_SIZE, Observation
 from rfedge.policies import bundle_name, find_bundle, find_checkpoint
 from rfedge.records.machine import peak_rss_bytes, provenance
 from rfedge.records.plan import Option, Uses, check_least
+from rfedge.records.resources import ResourceRecord
 from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import AUTO, BACKENDS

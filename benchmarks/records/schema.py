@@ -7,9 +7,9 @@ from typing import Any, Final, Literal
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from rfedge.benchmarks.latency.profile import CallProfile
-from rfedge.machine.power.record import ResourceRecord
 from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
+from rfedge.records.resources import ResourceRecord
 from rfedge.records.statistics import Ratio, Summary
 
 LATENCY_SCHEMA_VERSION: Final = 1

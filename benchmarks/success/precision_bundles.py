@@ -6,10 +6,9 @@ folder for each checkpoint and are kept, so that a killed measurement goes on an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean
@@ -48,83 +47,59 @@ def parse_table_precisions(text: str) -> tuple[str, ...]:
     return ("fp32", *(name for name in TABLE_PRECISIONS if name in names and name != "fp32"))
 
 
-@dataclass(frozen=True, slots=True)
-class PrecisionRequest:
-    """How missing bundles are exported.
-
-    Attributes:
-        mixed: budget of the mixed plan.
-        data: returns demonstrations and what they are, or None for nothing to say; called when a bundle is missing.
-    """
-
-    precisions: tuple[str, ...]
-    mixed: Budget
-    data: Callable[[], tuple[Path, str | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointPolicies:
-    """What a checkpoint is run as.
-
-    Attributes:
-        bundles: precision -> folder.
-    """
-
-    bundles: dict[str, Path]
-    torch: tuple[TorchPolicy, ...]
-
-
 def prepare_policies(
     checkpoint: Path,
     folder: Path,
-    request: PrecisionRequest,
+    precisions: Sequence[str],
+    mixed: Budget,
+    data: Callable[[], tuple[Path, str | None]],
     *,
     shipped: Path | None = None,
     progress: StageProgress = lambda *_: None,
-) -> CheckpointPolicies:
+) -> dict[str, Path | TorchPolicy]:
     """Export what is missing in `folder`; a bundle that misses its gates too, because its success is the question.
 
     Args:
         folder: holds one bundle for each precision.
+        mixed: budget of the mixed plan.
+        data: returns demonstrations and what they are, or None for nothing to say; called when a bundle is missing.
         shipped: bundle that comes with the checkpoint; it stands for its precision if it was made of it.
         progress: called with (precision and stage, done, total).
+
+    Returns:
+        precision -> bundle, or the checkpoint in PyTorch.
 
     Raises:
         ArtifactError: the checkpoint is damaged, or `folder` holds bundles of another one.
         DatasetError: the demonstrations are damaged or empty.
     """
     sha256 = checkpoint_sha256(checkpoint)
-    found: dict[str, Path] = {}
+    found: dict[str, Path | TorchPolicy] = {}
     if shipped is not None and (bundle := load_bundle(shipped)).manifest.source.get("checkpoint_sha256") == sha256:
         found[bundle.manifest.precision.requested] = shipped
-    bundles: dict[str, Path] = {}
-    for precision in request.precisions:
+    for precision in precisions:
+        target = folder / (f"mixed-{mixed.metric}-{mixed.limit:g}" if precision == "mixed" else precision)
         if precision in _BY_TORCH:
-            continue
-        target = folder / (f"mixed-{request.mixed.metric}-{request.mixed.limit:g}" if precision == "mixed" else precision)
-        if precision in found:
-            target = found[precision]
-        elif target.exists():
-            _check_source(load_bundle(target), sha256)
-        else:
-            _export(checkpoint, target, precision, request, progress)
-        bundles[precision] = target
-    torch = tuple(TorchPolicy(checkpoint, *_BY_TORCH[name]) for name in request.precisions if name in _BY_TORCH)
-    return CheckpointPolicies(bundles, torch)
+            found[precision] = TorchPolicy(checkpoint, *_BY_TORCH[precision])
+        elif precision not in found:
+            found[precision] = target
+            if target.exists():
+                _check_source(load_bundle(target), sha256)
+                continue
+            demonstrations, description = data()
+            options = ExportOptions(
+                precision=precision,
+                data=demonstrations,
+                data_description=description,
+                budget=mixed if precision == "mixed" else None,
+                force=True,
+            )
+            export_checkpoint(checkpoint, target, options, progress=_named(precision, progress))
+    return {precision: found[precision] for precision in precisions}
 
 
-def _export(checkpoint: Path, target: Path, precision: str, request: PrecisionRequest, progress: StageProgress) -> None:
-    data, description = request.data()
-    options = ExportOptions(
-        precision=precision,
-        data=data,
-        data_description=description,
-        budget=request.mixed if precision == "mixed" else None,
-        force=True,
-    )
-    export_checkpoint(
-        checkpoint, target, options, progress=lambda stage, done, total: progress(f"{precision}: {stage}", done, total)
-    )
+def _named(precision: str, progress: StageProgress) -> StageProgress:
+    return lambda stage, done, total: progress(f"{precision}: {stage}", done, total)
 
 
 def _check_source(bundle: Bundle, sha256: str) -> None:
@@ -138,17 +113,20 @@ def _check_source(bundle: Bundle, sha256: str) -> None:
         )
 
 
-def labels_of(names: Sequence[str], policies: Sequence[CheckpointPolicies]) -> tuple[str, ...]:
-    """Return what rows call the policies, bundles first: the precision, with a name where there are several checkpoints."""
-    several = len(names) > 1
-    bundles = [
-        f"{name} {precision}" if several else precision
-        for name, found in zip(names, policies, strict=True)
-        for precision in found.bundles
+def rows_of(found: Mapping[str, Mapping[str, Path | TorchPolicy]]) -> dict[str, Any]:
+    """Return the fields of a `SuccessPlan` for name of a checkpoint -> its policies, which are paired in the same loop.
+
+    Labels are the precisions, with the name of the checkpoint where there are several.
+    """
+    labelled = [
+        (f"{name} {precision}" if len(found) > 1 else precision, policy)
+        for name, policies in found.items()
+        for precision, policy in policies.items()
     ]
-    torch = [
-        f"{name} {item.precision}" if several else item.precision
-        for name, found in zip(names, policies, strict=True)
-        for item in found.torch
-    ]
-    return (*bundles, *torch)
+    labelled.sort(key=lambda row: isinstance(row[1], TorchPolicy))  # bundles come first
+    return {
+        "bundles": tuple(policy for _, policy in labelled if isinstance(policy, Path)),
+        "torch": tuple(policy for _, policy in labelled if isinstance(policy, TorchPolicy)),
+        "labels": tuple(label for label, _ in labelled),
+        "pairing": "same-loop",
+    }

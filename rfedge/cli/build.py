@@ -14,8 +14,6 @@ from rfedge.export.tensorrt.options import BuildOptions
 if TYPE_CHECKING:
     from rfedge.export.tensorrt.pipeline import PlannedEngine, StageResult
 
-__all__ = ["build"]
-
 
 @with_options(BuildOptions)
 def build(

@@ -10,8 +10,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
-from rfedge.errors import ConfigError
-
 
 class LazyCommand(TyperCommand):
     """A name and a sentence for `--help`; its module is imported when it is called.
@@ -39,14 +37,11 @@ class LazyCommand(TyperCommand):
         return self.load().make_context(info_name, args, parent=parent, **extra)
 
 
-def lazy_group(
-    package: str, commands: Mapping[str, tuple[str, str]], moved: Mapping[str, str] | None = None
-) -> type[TyperGroup]:
+def lazy_group(package: str, commands: Mapping[str, tuple[str, str]]) -> type[TyperGroup]:
     """Return a class of groups, for `typer.Typer(cls=...)`.
 
     Args:
         commands: name -> (target, sentence), see `LazyCommand`, in the order of `--help`.
-        moved: former name -> what to type instead.
     """
 
     class Group(TyperGroup):
@@ -54,11 +49,6 @@ def lazy_group(
             super().__init__(**settings)
             for name, (target, sentence) in commands.items():
                 self.add_command(LazyCommand(name, f"{package}.{target}", sentence))
-
-        def get_command(self, ctx: Any, cmd_name: str) -> Any:
-            if moved is not None and cmd_name in moved:
-                raise ConfigError(ctx.command_path, got=cmd_name, expected=moved[cmd_name], remedy="It moved there.")
-            return super().get_command(ctx, cmd_name)
 
     return Group
 

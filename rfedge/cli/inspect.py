@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from rfedge.runtimes.roofline.engine_work import EngineShares
     from rfedge.runtimes.roofline.report import Inspection
 
-__all__ = ["inspect"]
-
 
 def inspect(
     bundle: Annotated[

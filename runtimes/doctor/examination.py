@@ -30,8 +30,6 @@ from rfedge.runtimes.doctor.software import (
     probe_tensorrt,
 )
 
-__all__ = ["Examination", "Line", "Verdict", "examine"]
-
 # problem: rfedge does not work here; note: it works, with this to know; absent: fine, but not here
 Verdict = Literal["ok", "note", "absent", "problem"]
 _LITTLE_DISK_BYTES = 5_000_000_000

@@ -12,8 +12,6 @@ from rfedge.machine.probing import Probed
 from rfedge.machine.processor import Processor
 from rfedge.runtimes.doctor.software import OnnxRuntime, TensorRt
 
-__all__ = ["PRECISION_NAMES", "Machine", "PrecisionVerdict", "judge_precisions"]
-
 PRECISION_NAMES: Final = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed", "nf4", "llm-int8")
 # Weight formats of bitsandbytes; they are for the torch runner and are never exported.
 _BITSANDBYTES: Final = ("nf4", "llm-int8")

@@ -13,21 +13,6 @@ from typing import Final
 from rfedge.bundle.int8_kernels import int8_saturates
 from rfedge.machine.probing import Absent, Probed, command_output, probe
 
-__all__ = [
-    "RTX_MODULE",
-    "Extra",
-    "OnnxRuntime",
-    "Python",
-    "TensorRt",
-    "parse_requirements",
-    "probe_bitsandbytes",
-    "probe_extras",
-    "probe_onnxruntime",
-    "probe_python",
-    "probe_tensorrt",
-    "try_provider",
-]
-
 RTX_MODULE: Final = "tensorrt_rtx_bindings"
 # TensorRT for RTX has its libraries in another wheel than its bindings, which find them once they are loaded.
 _LOAD_RTX_LIBRARIES: Final = """

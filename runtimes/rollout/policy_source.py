@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Final
 
 from rfedge.errors import ConfigError
 from rfedge.policies import find_bundle
@@ -19,7 +19,7 @@ from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, make_controll
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.policy.step import Policy
-from rfedge.runtimes.rollout.plan import ServerAddress
+from rfedge.runtimes.rollout.plan import RolloutPlan, ServerAddress
 
 if TYPE_CHECKING:
     from rfedge.runtimes.rollout.chain_agents import Agent
@@ -146,27 +146,7 @@ class PolicyLoop:
         return lambda subtask, environment: controller
 
 
-class PolicyChoice(Protocol):
-    """The part of a plan that says which policy runs."""
-
-    @property
-    def bundle(self) -> Path | None:
-        """Folder of a bundle, or None."""
-
-    @property
-    def server(self) -> ServerAddress | None:
-        """Where a policy is served, or None."""
-
-    @property
-    def backend(self) -> str:
-        """Of a bundle."""
-
-    @property
-    def settings(self) -> RuntimeSettings:
-        """Of a bundle."""
-
-
-def open_policy(stack: ExitStack, plan: PolicyChoice, on_load: Callable[[EdgePolicy], None] | None) -> OpenedPolicy:
+def open_policy(stack: ExitStack, plan: RolloutPlan, on_load: Callable[[EdgePolicy], None] | None) -> OpenedPolicy:
     """Load the plan's bundle or connect to its server; `stack` closes it.
 
     Args:

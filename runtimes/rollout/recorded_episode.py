@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,38 +17,42 @@ _KEYS = ("rgb_static", "rgb_gripper", "robot_obs")
 
 
 class RecordedFrames(Sequence[Observation]):
-    """The frames of one language segment, read from disk one by one."""
+    """Frames that are read from disk one by one, `read` with an index from 0."""
 
-    def __init__(self, dataset: CalvinDataset, segment: Segment) -> None:
-        self._dataset = dataset
-        self._segment = segment
+    def __init__(self, read: Callable[[int], Observation], num_frames: int) -> None:
+        self._read = read
+        self._num_frames = num_frames
+
+    @classmethod
+    def of(cls, dataset: CalvinDataset, segment: Segment) -> RecordedFrames:
+        """Return those of one language segment; reading one raises DatasetError where it is missing or damaged."""
+
+        def read(index: int) -> Observation:
+            return Observation.from_dict({**dataset.frame(segment.start + index, _KEYS), "task": segment.instruction})
+
+        return cls(read, segment.num_frames)
 
     def __len__(self) -> int:
-        return self._segment.num_frames
+        return self._num_frames
 
     def __getitem__(self, index: object) -> Observation:  # type: ignore[override]
-        """Read frame `index`, an int from 0.
-
-        Raises:
-            DatasetError: the frame is missing or damaged.
-        """
         if not isinstance(index, int):
             raise TypeError(f"one frame at a time: got index {index!r}")
         if not 0 <= index < len(self):
             raise IndexError(index)
-        frame = self._dataset.frame(self._segment.start + index, _KEYS)
-        return Observation.from_dict({**frame, "task": self._segment.instruction})
+        return self._read(index)
 
-    def rel_actions(self) -> npt.NDArray[np.float64]:
-        """Return what was recorded in these frames, float64 (frame, 7)."""
-        numbers = range(self._segment.start, self._segment.end + 1)
-        return np.array([self._dataset.frame(number, ("rel_actions",))["rel_actions"] for number in numbers])
+
+def recorded_actions(dataset: CalvinDataset, segment: Segment) -> npt.NDArray[np.float64]:
+    """Return what was recorded in a language segment, float64 (frame, 7)."""
+    numbers = range(segment.start, segment.end + 1)
+    return np.array([dataset.frame(number, ("rel_actions",))["rel_actions"] for number in numbers])
 
 
 class RecordedEpisodeRobot:
     """Shows one frame per control step, also where the loop did not look at the one before; the last one stays.
 
-    To see what a policy would have done where a person did something: compare `sent` with `RecordedFrames.rel_actions`.
+    To see what a policy would have done where a person did something: compare `sent` with `recorded_actions`.
 
     Args:
         resize: the camera geometry that they have, see `rfedge.robot.camera`; None where the cameras were square.
@@ -85,7 +89,7 @@ class RecordedEpisodeRobot:
                 expected=f"0 to {len(dataset.segments) - 1}",
                 remedy="`rfedge demos inspect` lists the segments.",
             )
-        return cls(RecordedFrames(dataset, dataset.segments[segment]), resize=dataset.conventions.resize)
+        return cls(RecordedFrames.of(dataset, dataset.segments[segment]), resize=dataset.conventions.resize)
 
     @property
     def conventions(self) -> Conventions:

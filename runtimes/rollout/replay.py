@@ -11,7 +11,7 @@ says it was; so an overlapped run can be replayed too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.errors import ArtifactError, ConfigError, ContractError
-from rfedge.messages import Observation
 from rfedge.records.machine import library_versions
 from rfedge.records.record import Record
 from rfedge.runtimes.control.controllers import choose_loop, make_controller
@@ -36,7 +35,7 @@ from rfedge.runtimes.rollout import roll_out
 from rfedge.runtimes.rollout.episode import choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
-from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot
+from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot, RecordedFrames
 from rfedge.runtimes.rollout.recorder import FRAMES_SUFFIX, frame_checksum, read_frame, state_hash
 from rfedge.runtimes.rollout.rollouts import recorded_instructions, run_rollouts
 from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine, read_run
@@ -153,7 +152,7 @@ def _show_frames(
     comparison: _Comparison,
 ) -> None:
     """Run the policy on the recorded frames, with the recorded times and instructions."""
-    goal = choose_goal(plan.task, plan.instruction)
+    goal, frames = choose_goal(plan.task, plan.instruction), path.with_name(path.name + FRAMES_SUFFIX)
     with ExitStack() as stack:
         opened = open_policy(stack, plan, on_load)
         mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
@@ -162,7 +161,7 @@ def _show_frames(
         for number, episode in enumerate(record.episodes):
             loop = ControlLoop(
                 controller,
-                RecordedEpisodeRobot(_Frames(path, number, len(episode.steps))),
+                RecordedEpisodeRobot(RecordedFrames(partial(read_frame, frames, number), len(episode.steps))),
                 pace=RecordedPace(episode.steps),
                 late=plan.late,
                 guard=SafetyGuard(plan.limits),
@@ -180,23 +179,6 @@ def _show_frames(
             )
             if comparison.stop.reason is not None:
                 break
-
-
-class _Frames(Sequence[Observation]):
-    """The frames that one episode of a record kept, by control step."""
-
-    def __init__(self, record: Path, episode: int, num_steps: int) -> None:
-        self._folder = record.with_name(record.name + FRAMES_SUFFIX)
-        self._episode = episode
-        self._num_steps = num_steps
-
-    def __len__(self) -> int:
-        return self._num_steps
-
-    def __getitem__(self, index: object) -> Observation:  # type: ignore[override]
-        if not isinstance(index, int):
-            raise TypeError(f"one frame at a time: got index {index!r}")
-        return read_frame(self._folder, self._episode, index)
 
 
 class _Comparison:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from rfedge.machine.power.record import ResourceRecord
 from rfedge.messages import Observation
+from rfedge.records.resources import ResourceRecord
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 
 if TYPE_CHECKING:

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Final, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, model_validator
 
-from rfedge.envs import Environment, make_environment
-from rfedge.machine.power.record import ResourceRecord
+from rfedge.envs import make_environment
 from rfedge.records.record import Record
+from rfedge.records.resources import ResourceRecord
 from rfedge.records.statistics import Summary, summarise
 from rfedge.robot.conventions import conventions_of
 from rfedge.runtimes.control.clock import Pace, RateKeeper
 from rfedge.runtimes.control.controllers import choose_loop, make_controller
 from rfedge.runtimes.control.loop import STOPPED, ControlLoop
-from rfedge.runtimes.control.modes import Controller, ControlStep
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.robot import SimulatedRobot
 from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
@@ -32,7 +32,7 @@ from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
 from rfedge.runtimes.rollout.resources import open_sampler
-from rfedge.runtimes.rollout.run_files import RunFiles, run_header
+from rfedge.runtimes.rollout.run_files import RunFiles, open_files
 from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine
 
 ROLLOUT_SCHEMA_VERSION: Final = 3
@@ -81,19 +81,6 @@ class RolloutReport(Record):
     record_error: str | None = None
     looks: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_version_2(cls, document: Any) -> Any:
-        """Read episodes without task and instruction, and with lags in milliseconds."""
-        if not isinstance(document, dict) or document.get("schema_version") != 2:
-            return document
-        goal = {name: document.get(name) for name in ("task", "instruction")}
-        episodes = [
-            {"max_lag_s": episode["max_lag_ms"] / 1000, **goal, **{k: v for k, v in episode.items() if k != "max_lag_ms"}}
-            for episode in document["episodes"]
-        ]
-        return {**document, "episodes": episodes}
-
     @property
     def was_stopped(self) -> bool:
         """Whether the loop stopped the robot: too many misses in a row, a frozen camera, or a hung step."""
@@ -131,43 +118,57 @@ def run_rollouts(
         ConfigError: mode, execute_steps, task, environment, scene or a file's name is not possible.
         BackendUnavailableError: the simulator or the film writer is not installed.
     """
-    goal = choose_goal(plan.task, plan.instruction)
+    goal, stop = choose_goal(plan.task, plan.instruction), stop or StopRequest()
     with ExitStack() as stack:
         sampler = stack.enter_context(open_sampler()) if plan.resources and record is None else None
         opened = open_policy(stack, plan, on_load)
         mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
         plan = replace(plan, mode=mode, execute_steps=execute_steps)
-        controller = make_controller(
-            opened.policy,
-            mode,
-            execute_steps,
-            ensemble=plan.ensemble,
-            arrivals=None if record is None else record.arrivals(),
-        )
+        arrivals = None if record is None else record.arrivals()
+        controller = make_controller(opened.policy, mode, execute_steps, ensemble=plan.ensemble, arrivals=arrivals)
         stack.callback(controller.close)
         opened.policy.reset(goal.instruction)  # words that the policy does not know end here, not after a simulator's start
         environment = stack.enter_context(
             make_environment(plan.env, looks=plan.looks, renderer=plan.renderer, scene=plan.scene, seed=plan.seed)
         )
-        run = _Run(plan, controller, environment, stop or StopRequest(), record, on_step, opened.cancel)
-        files = stack.enter_context(run.open_files())
+        own_hz = conventions_of(controller).control_hz or float(environment.control_hz)
+        rate_hz = (plan.rate_hz or own_hz * plan.speed) if plan.holds_rate and record is None else None
+        files = RunFiles() if record is not None else stack.enter_context(open_files(plan, environment, rate_hz))
+        guard = SafetyGuard(plan.limits)
         rollouts: list[Rollout] = []
         for episode in range(plan.episodes if record is None else len(record.episodes)):
-            seed = plan.seed + episode
+            seed, recorded = plan.seed + episode, None if record is None else record.episodes[episode].steps
+            pace: Pace | None = None if rate_hz is None else RateKeeper(rate_hz)
+            loop = ControlLoop(
+                controller,
+                SimulatedRobot(environment),
+                pace=pace if recorded is None else RecordedPace(recorded),
+                late=plan.late,
+                guard=guard,
+                backbone_deadline_s=None
+                if plan.backbone_deadline_ms is None or record is not None
+                else plan.backbone_deadline_ms / 1000,
+                stop=stop,
+                priority=plan.realtime_priority,
+                speed=plan.speed,
+                stop_after_frozen=plan.stop_after_frozen,
+                step_deadline_s=plan.step_deadline_s if record is None else math.inf,
+                cancel=opened.cancel,
+            )
             with files.episode(episode, seed=seed, instruction=goal.instruction):
                 rollout = roll_out(
-                    run.loop(episode),
+                    loop,
                     goal,
-                    max_steps=plan.max_steps if record is None else len(record.episodes[episode].steps),
+                    max_steps=plan.max_steps if recorded is None else len(recorded),
                     success=begin_episode(environment, goal, seed),
-                    instruction=None if record is None else recorded_instructions(record.episodes[episode].steps, goal),
-                    on_step=run.report_step(episode, files),
+                    instruction=None if recorded is None else recorded_instructions(recorded, goal),
+                    on_step=partial(_report_step, files, on_step, episode),
                     observe_every_step=plan.video is not None or plan.rerun is not None or plan.record_frames,
                     seed=seed,
                 )
             files.end_episode(rollout.record)
             rollouts.append(rollout)
-            if run.stop.reason is not None or rollouts[-1].record.ended in STOPPED:
+            if stop.reason is not None or rollout.record.ended in STOPPED:
                 break
         files.write_film()
         num_actions = sum(len(rollout.actions) for rollout in rollouts)
@@ -185,9 +186,9 @@ def run_rollouts(
             looks=environment.looks,
             control_hz=environment.control_hz,
             realtime=plan.realtime,
-            rate_hz=run.rate_hz,
+            rate_hz=rate_hz,
             realtime_priority=plan.realtime_priority,
-            stopped_by=run.stop.reason,
+            stopped_by=stop.reason,
             task=goal.task,
             instruction=goal.instruction,
             episodes=tuple(rollout.record for rollout in rollouts),
@@ -200,78 +201,12 @@ def run_rollouts(
         )
 
 
-class _Run:
-    """The loop and files of one plan."""
-
-    def __init__(
-        self,
-        plan: RolloutPlan,
-        controller: Controller,
-        environment: Environment,
-        stop: StopRequest,
-        record: RunRecord | None,
-        on_step: Callable[[int, ControlStep], None] | None,
-        cancel: Callable[[], None] | None,
-    ) -> None:
-        self.stop = stop
-        self._cancel = cancel
-        own_hz = conventions_of(controller).control_hz or float(environment.control_hz)
-        self.rate_hz = (plan.rate_hz or own_hz * plan.speed) if plan.holds_rate and record is None else None
-        self._plan = plan
-        self._controller = controller
-        self._environment = environment
-        self._record = record
-        self._on_step = on_step
-        self._guard = SafetyGuard(plan.limits)
-
-    def open_files(self) -> AbstractContextManager[RunFiles]:
-        """Open what the plan wants written; a replay writes nothing."""
-        plan, environment = self._plan, self._environment
-        if self._record is not None:
-            return nullcontext(RunFiles())
-        header = None
-        if plan.record is not None and plan.bundle is not None:
-            asked = TypeAdapter(RolloutPlan).dump_python(plan, mode="json")
-            header = run_header(plan.bundle, plan=asked, environment=environment, name=plan.env, rate_hz=self.rate_hz)
-        return RunFiles.open(
-            film=plan.video,
-            film_hz=self.rate_hz or environment.control_hz,
-            record=plan.record,
-            header=header,
-            with_frames=plan.record_frames,
-            rerun=plan.rerun,
-        )
-
-    def loop(self, episode: int) -> ControlLoop:
-        """Return the control loop of one episode."""
-        plan, record = self._plan, self._record
-        pace: Pace | None = None if self.rate_hz is None else RateKeeper(self.rate_hz)
-        return ControlLoop(
-            self._controller,
-            SimulatedRobot(self._environment),
-            pace=pace if record is None else RecordedPace(record.episodes[episode].steps),
-            late=plan.late,
-            guard=self._guard,
-            backbone_deadline_s=None
-            if plan.backbone_deadline_ms is None or record is not None
-            else plan.backbone_deadline_ms / 1000,
-            stop=self.stop,
-            priority=plan.realtime_priority,
-            speed=plan.speed,
-            stop_after_frozen=plan.stop_after_frozen,
-            step_deadline_s=plan.step_deadline_s if record is None else math.inf,
-            cancel=self._cancel,
-        )
-
-    def report_step(self, episode: int, files: RunFiles) -> Callable[[ControlStep], None]:
-        """Return what is called after each step of an episode."""
-
-        def report(step: ControlStep) -> None:
-            files.add(step)
-            if self._on_step is not None:
-                self._on_step(episode, step)
-
-        return report
+def _report_step(
+    files: RunFiles, on_step: Callable[[int, ControlStep], None] | None, episode: int, step: ControlStep
+) -> None:
+    files.add(step)
+    if on_step is not None:
+        on_step(episode, step)
 
 
 def recorded_instructions(steps: Sequence[StepLine], goal: Goal) -> Callable[[], str]:

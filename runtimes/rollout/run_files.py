@@ -7,13 +7,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
 
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
 from rfedge.envs import Environment
 from rfedge.records.machine import library_versions
 from rfedge.runtimes.control.loop import LoopSummary
 from rfedge.runtimes.control.modes import ControlStep
+from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.run_record import RunHeader
 
 if TYPE_CHECKING:
@@ -33,40 +36,6 @@ class RunFiles:
     film: VideoRecorder | None = None
     recorder: RunRecorder | None = None
     rerun: RerunLog | None = None
-
-    @classmethod
-    @contextmanager
-    def open(
-        cls,
-        *,
-        film: Path | None,
-        film_hz: float,
-        record: Path | None,
-        header: RunHeader | None,
-        with_frames: bool,
-        rerun: Path | None,
-    ) -> Iterator[RunFiles]:
-        """Open what has a name; on the way out, an error's too, it is closed. The film is written by `write_film`.
-
-        Raises:
-            ConfigError: a name is not possible or taken.
-            BackendUnavailableError: what writes the film or the viewer's file is not installed.
-        """
-        files = cls()  # each library is imported for the file that needs it
-        with ExitStack() as stack:
-            if film is not None:
-                from rfedge.runtimes.rollout.video import VideoRecorder
-
-                files.film = VideoRecorder(film, film_hz)
-            if record is not None and header is not None:
-                from rfedge.runtimes.rollout.recorder import RunRecorder
-
-                files.recorder = stack.enter_context(RunRecorder(record, header, with_frames=with_frames))
-            if rerun is not None:
-                from rfedge.runtimes.rollout.rerun_log import RerunLog
-
-                files.rerun = stack.enter_context(RerunLog(rerun))
-            yield files
 
     @contextmanager
     def episode(self, episode: int, *, seed: int, instruction: str) -> Iterator[None]:
@@ -100,24 +69,45 @@ class RunFiles:
             self.film.write()
 
 
-def run_header(
-    bundle: Path, *, plan: dict[str, Any], environment: Environment, name: str, rate_hz: float | None
-) -> RunHeader:
-    """Return the first line of a record.
+@contextmanager
+def open_files(plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> Iterator[RunFiles]:
+    """Open what the plan names; on the way out, an error's too, it is closed. The film is written by `write_film`.
 
     Args:
-        plan: all that was asked for, as JSON values, its loop's mode among them.
-        environment: what is driven, opened under `name`.
+        plan: with the loop's mode in it.
         rate_hz: the rate that is held, or None.
+
+    Raises:
+        ConfigError: a name is not possible or taken.
+        BackendUnavailableError: what writes the film or the viewer's file is not installed.
     """
+    files = RunFiles()  # each library is imported for the file that needs it
+    with ExitStack() as stack:
+        if plan.video is not None:
+            from rfedge.runtimes.rollout.video import VideoRecorder
+
+            files.film = VideoRecorder(plan.video, rate_hz or environment.control_hz)
+        if plan.record is not None and plan.bundle is not None:
+            from rfedge.runtimes.rollout.recorder import RunRecorder
+
+            header = _header(plan.bundle, plan, environment, rate_hz)
+            files.recorder = stack.enter_context(RunRecorder(plan.record, header, with_frames=plan.record_frames))
+        if plan.rerun is not None:
+            from rfedge.runtimes.rollout.rerun_log import RerunLog
+
+            files.rerun = stack.enter_context(RerunLog(plan.rerun))
+        yield files
+
+
+def _header(bundle: Path, plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> RunHeader:
     return RunHeader(
         recorded_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         bundle=str(bundle.resolve()),
         manifest_sha256=hash_file(bundle / MANIFEST_NAME),
-        mode=plan["mode"],
-        plan=plan,
+        mode=str(plan.mode),
+        plan=TypeAdapter(RolloutPlan).dump_python(plan, mode="json"),
         environment={
-            "name": name,
+            "name": plan.env,
             "scene": environment.scene,
             "renderer": environment.renderer,
             "looks": environment.looks,

@@ -17,8 +17,6 @@ from rfedge.messages import GRIPPER_IMAGE_SHAPE, POSE_SIZE, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.roofline.graph_work import head_steps
 from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, stage_of_block
 
-__all__ = ["ANALYTIC_PRECISIONS", "analytic_work"]
-
 FLOAT_BYTES: Final = 4
 # Norms, activations, additions and moves beside each MatMul, as in the exporter's graphs (315 operators of 86 MatMuls).
 _OPERATORS_PER_MATMUL: Final = 4

@@ -14,9 +14,6 @@ from typing import Final, Literal
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.runtimes.roofline.work import Arithmetic
 
-__all__ = ["DEVICES", "Device", "device", "device_of_board"]
-
-
 Origin = Literal["data sheet", "derived", "measured"]
 
 

@@ -10,8 +10,6 @@ from rfedge.bundle.stages import graph_of_block
 from rfedge.errors import ArtifactError
 from rfedge.runtimes.roofline.work import MatMul, PolicyWork, Stage
 
-__all__ = ["EngineShares", "engine_shares", "engine_work"]
-
 
 @dataclass(frozen=True, slots=True)
 class EngineShares:

@@ -11,8 +11,6 @@ from typing import Any
 from rfedge.bundle.block_names import SCOPES_KEY
 from rfedge.errors import ArtifactError
 
-__all__ = ["Dimension", "Graph", "Node", "Tensor", "element_bits", "read_graph"]
-
 # One axis: its size, the name of a dynamic axis, or None where the file does not say.
 Dimension = int | str | None
 

@@ -12,8 +12,6 @@ from rfedge.config import PolicyConfig
 from rfedge.runtimes.roofline.graph_file import Graph, Node, Tensor, element_bits, read_graph
 from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, Stage, stage_of_block
 
-__all__ = ["GraphCount", "bundle_work", "head_steps"]
-
 # Operators that hand on a weight without computing with it.
 _HANDS_ON: Final = frozenset(
     {"Cast", "Concat", "DequantizeLinear", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}

@@ -14,8 +14,6 @@ from rfedge.runtimes.roofline.devices import Device
 from rfedge.runtimes.roofline.report import Inspection
 from rfedge.runtimes.roofline.work import STAGES, Arithmetic
 
-__all__ = ["plot_roofline"]
-
 _MARKERS: Final = {"preprocess": "P", "vision": "o", "resampler": "s", "decoder": "D", "head": "^"}
 _MOST_DEVICES: Final = 6
 _FAMILIES: Final = ("orin-nano-8gb-super", "orin-nx-16gb-super", "agx-orin-64gb", "thor-t5000")

@@ -23,8 +23,6 @@ from rfedge.runtimes.roofline.roofline import Prediction, predict
 from rfedge.runtimes.roofline.this_machine import MeasuredCalls, device_of_gpu, measure_bundle, measure_cpu, this_gpu
 from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_matmuls
 
-__all__ = ["GraphFiles", "Inspection", "inspect_bundle", "inspect_config"]
-
 
 @dataclass(frozen=True, slots=True)
 class GraphFiles:

@@ -13,8 +13,6 @@ from typing import Final, Literal
 from rfedge.runtimes.roofline.devices import Device
 from rfedge.runtimes.roofline.work import STAGES, Arithmetic, MatMul, PolicyWork, Stage, Sums
 
-__all__ = ["Prediction", "StagePrediction", "limit_ms", "predict"]
-
 _FLOAT_BYTES: Final = 4
 Bound = Literal["launches", "compute", "memory"]
 

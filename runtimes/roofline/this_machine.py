@@ -27,8 +27,6 @@ from rfedge.runtimes.roofline.devices import Device
 from rfedge.runtimes.roofline.graph_work import head_steps
 from rfedge.runtimes.roofline.work import Arithmetic
 
-__all__ = ["MeasuredCalls", "cpu_device", "device_of_gpu", "measure_bundle", "measure_cpu", "this_gpu"]
-
 # Between the decoder's 32 rows and the 514 of the ViT's two cameras, and short enough to find an undisturbed moment.
 _ROWS, _INNER, _COLUMNS = 128, 1024, 1024
 _SECONDS_OF_MATMULS: Final = 1.2

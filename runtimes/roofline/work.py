@@ -13,8 +13,6 @@ from typing import Final, Literal
 
 from rfedge.bundle.precision import BlockPrecision
 
-__all__ = ["STAGES", "Arithmetic", "MatMul", "PolicyWork", "Stage", "Sums", "label_of", "sum_matmuls"]
-
 Arithmetic = Literal["fp32", "fp16", "bf16", "int8"]
 Stage = Literal["preprocess", "vision", "resampler", "decoder", "head"]
 STAGES: Final[tuple[Stage, ...]] = ("preprocess", "vision", "resampler", "decoder", "head")

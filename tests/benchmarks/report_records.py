@@ -20,8 +20,8 @@ from rfedge.benchmarks.success.report import (
 )
 from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import TASKS
-from rfedge.machine.power.record import PowerRecord, ResourceRecord
 from rfedge.records.machine import Machine
+from rfedge.records.resources import PowerRecord, ResourceRecord
 from rfedge.records.statistics import Mean, Proportion, Ratio, Summary, proportion, summarise
 
 LAPTOP = Machine(

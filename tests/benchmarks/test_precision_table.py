@@ -8,11 +8,9 @@ from typer.testing import CliRunner
 
 from rfedge.benchmarks.success.precision_bundles import (
     TABLE_PRECISIONS,
-    CheckpointPolicies,
-    PrecisionRequest,
-    labels_of,
     parse_table_precisions,
     prepare_policies,
+    rows_of,
 )
 from rfedge.benchmarks.success.run import run_success
 from rfedge.benchmarks.success.sweep_report import SweepReport
@@ -73,27 +71,32 @@ def test_what_is_missing_is_exported_once(checkpoint: Path, data: Path, fp32: Pa
         asked.append("data")
         return data, "of a test"
 
-    request = PrecisionRequest(("fp32", "bf16", "int8-weight", "nf4"), Budget("action_max_error", 0.05), demonstrations)
-    found = prepare_policies(checkpoint, tmp_path / "bundles", request, shipped=fp32)
-    assert found.bundles == {"fp32": fp32, "int8-weight": tmp_path / "bundles" / "int8-weight"}, "the one that is shipped"
-    assert found.torch == (TorchPolicy(checkpoint, "bfloat16"), TorchPolicy(checkpoint, weights="nf4"))
-    manifest = load_bundle(found.bundles["int8-weight"]).manifest
+    how = Budget("action_max_error", 0.05), demonstrations
+    names, folder = ("fp32", "bf16", "int8-weight", "nf4"), tmp_path / "bundles"
+    found = prepare_policies(checkpoint, folder, names, *how, shipped=fp32)
+    assert found == {
+        "fp32": fp32,  # the one that is shipped
+        "bf16": TorchPolicy(checkpoint, "bfloat16"),
+        "int8-weight": folder / "int8-weight",
+        "nf4": TorchPolicy(checkpoint, weights="nf4"),
+    }
+    manifest = load_bundle(folder / "int8-weight").manifest
     assert manifest.source == {
         "checkpoint_sha256": checkpoint_sha256(checkpoint),
         "name": "tiny",
         "demonstrations": "of a test",
     }
-    assert prepare_policies(checkpoint, tmp_path / "bundles", request, shipped=fp32) == found
+    assert prepare_policies(checkpoint, folder, names, *how, shipped=fp32) == found
     assert asked == ["data"]
     other = trained(tmp_path / "other", seed=3)
     with raises(ArtifactError, "bundle ...int8-weight", got="one of checkpoint ..."):
-        prepare_policies(other, tmp_path / "bundles", PrecisionRequest(("int8-weight",), request.mixed, demonstrations))
+        prepare_policies(other, folder, ("int8-weight",), *how)
 
 
 def test_several_checkpoints_are_told_apart() -> None:
-    found = CheckpointPolicies({"fp32": Path("a"), "int8": Path("b")}, (TorchPolicy(Path("c"), weights="nf4"),))
-    assert labels_of(["one"], [found]) == ("fp32", "int8", "nf4")
-    assert labels_of(["one", "two"], [found, found]) == (
+    found = {"fp32": Path("a"), "nf4": TorchPolicy(Path("c"), weights="nf4"), "int8": Path("b")}
+    assert rows_of({"one": found})["labels"] == ("fp32", "int8", "nf4")
+    assert rows_of({"one": found, "two": found})["labels"] == (
         *("one fp32", "one int8", "two fp32", "two int8"),
         *("one nf4", "two nf4"),
     )

@@ -145,9 +145,3 @@ def test_the_command(bundles: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert "beside speed and size of the same bundle" in err
     assert (tmp_path / "run" / "sweep.png").exists() == HAS_MATPLOTLIB
     assert all(variant.load_rss_bytes > 100_000 for variant in report.latency.variants if variant.role == "bundle")
-
-
-def test_the_former_command_names_the_present_one(bundles: tuple[Path, Path]) -> None:
-    for former, present in (("sweep", "bench success BUNDLES --execute-steps"), ("experts", "bench success --expert")):
-        with raises(ConfigError, got=former, expected=f"rfedge {present}..."):
-            app(args=["bench", former, str(bundles[0])], standalone_mode=False)

@@ -18,7 +18,7 @@ from rfedge.runtimes.adapters.ros2 import Ros2Robot, Ros2Settings, image_from_me
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import OpenLoop
 from rfedge.runtimes.control.robot import SimulatedRobot
-from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot, RecordedFrames
+from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot, RecordedFrames, recorded_actions
 from rfedge.runtimes.rollout.rerun_log import RerunLog
 from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
@@ -31,7 +31,7 @@ ACTION = np.array([0.5, -1.0, 0.0, 0.2, 0.0, -0.4, -1.0], dtype=np.float32)
 
 def test_a_recorded_episode_shows_its_frames_and_does_not_move(tmp_path: Path) -> None:
     dataset = CalvinDataset.open(write_demonstrations(tmp_path, episodes_per_task=1, num_frames=6))
-    frames = RecordedFrames(dataset, dataset.segments[1])
+    frames = RecordedFrames.of(dataset, dataset.segments[1])
     robot = RecordedEpisodeRobot.open(tmp_path, 1)
     seen: list[Observation] = []
     loop = ControlLoop(OpenLoop(CountingPolicy(), 2), robot)
@@ -42,7 +42,7 @@ def test_a_recorded_episode_shows_its_frames_and_does_not_move(tmp_path: Path) -
         np.testing.assert_array_equal(observation.state, frames[index].state)
     assert frames[0].task == dataset.segments[1].instruction
     assert (len(robot.sent), robot.num_stops) == (8, 1)
-    assert frames.rel_actions().shape == (6, 7)
+    assert recorded_actions(dataset, dataset.segments[1]).shape == (6, 7)
     with pytest.raises(IndexError):
         frames[6]
     with raises(ConfigError, "segment", got=9, expected="0 to ..."):

@@ -28,12 +28,7 @@ _COMMANDS = {
         "Join records of success, sweep, latency and the rest into one page, with what is missing named.",
     ),
 }
-_MOVED = {
-    "peers": "rfedge bench latency BUNDLES --checkpoint DIR --isolate",
-    "sweep": "rfedge bench success BUNDLES --execute-steps 1,2,4,8",
-    "experts": "rfedge bench success --expert --single-tasks 50",
-}
-bench_app = typer.Typer(name="bench", cls=lazy_group("rfedge.cli.bench", _COMMANDS, _MOVED), no_args_is_help=True)
+bench_app = typer.Typer(name="bench", cls=lazy_group("rfedge.cli.bench", _COMMANDS), no_args_is_help=True)
 
 
 @bench_app.callback()

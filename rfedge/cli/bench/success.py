@@ -126,8 +126,7 @@ def success(
     found = policies or []
     if precisions is not None:
         prepared = prepare_table(found, precisions, output=output, data=data, mixed_budget=mixed_budget)
-        fixed |= {"bundles": prepared.bundles, "torch": prepared.torch, "pairing": "same-loop"}
-        fixed |= {} if given["label"] else {"labels": prepared.labels}
+        fixed |= {key: value for key, value in prepared.items() if key != "labels" or not given["label"]}
     else:
         fixed["bundles"] = tuple(map(find_bundle, found))
     plan = plan_of(SuccessPlan, given, **fixed)

@@ -22,10 +22,10 @@ import psutil
 from rfedge.errors import ConfigError
 from rfedge.machine.memory import parse_meminfo
 from rfedge.machine.power.energy import EnergyMeter
-from rfedge.machine.power.record import PowerRecord, ResourceRecord, TemperatureRecord
 from rfedge.machine.power.sources import PowerSource, find_power_sources
 from rfedge.machine.power.temperatures import KernelThermometers
 from rfedge.machine.probing import probe, read_text
+from rfedge.records.resources import PowerRecord, ResourceRecord, TemperatureRecord
 
 __all__ = ["DEFAULT_PERIOD_S", "Sampler"]
 
