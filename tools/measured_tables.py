@@ -1,4 +1,7 @@
-"""Write the measured tables of README and policies page from the committed results; a test checks that they agree."""
+"""Write what pages show of the committed results: tables of README, policies and PlayTable, and the report as one page.
+
+Tests check that they agree. The report has nothing to load: open it in a browser.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rfedge.benchmarks.report.markdown import grid
+from rfedge.benchmarks.report.build import Report, build_report
+from rfedge.benchmarks.report.markdown import bracketed, grid
 from rfedge.benchmarks.success.report import loop_name
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +28,10 @@ RECORDS = (
 PRECISIONS = tuple(RESULTS / f"sweep_precisions_{name}-d_cpu_202611.json" for name in ("playtable", "calvin"))
 ABLATIONS = RESULTS / "ablations_playtable-d_cpu_202611.json"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results" / "playtable_policies.md"
+PLAYTABLE, REPORT = ROOT / "docs" / "playtable.md", ROOT / "docs" / "results" / "report.html"
+FILM = ROOT / "docs" / "images" / "jump_step_policy.gif"
+SCENES = ("D", "A", "B", "C")
+CAMERAS = ("static", "gripper")
 # A phone shows the first three or four.
 _COLUMNS = (
     "policy, precision",
@@ -47,6 +55,7 @@ def render() -> list[tuple[Path, str]]:
         (PAGE, _marked("success", rates_table(records))),
         (PAGE, _marked("precisions", precisions_table(*map(_read, PRECISIONS)))),
         (PAGE, _marked("ablations", ablations_table(_read(ABLATIONS)))),
+        *((PLAYTABLE, _marked(f"measured {make.__name__}", make())) for make in (looks, experts, chains, cost)),
     ]
 
 
@@ -75,7 +84,7 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
         cells = (
             f"{_policy(policy)} {row['precision']}",
             simulator,
-            interval(chains["average_length"]),
+            bracketed(chains["average_length"]),
             str(chains["num_chains"]),
             f"{tasks['success']['value']:.0%}" if tasks else "-",
             f"{call['p50']:.1f} / {call['p99']:.1f}",
@@ -101,7 +110,7 @@ def rates_table(records: dict[Path, dict[str, Any]]) -> str:
         if (chains := row["chains"]) is not None:
             rates = (f"{chains['success_rates'][str(number)]['value']:.0%}" for number in range(1, 6))
             cells = (_policy(policy), row["precision"], simulator, row["language"], str(chains["num_chains"]), *rates)
-            rows.append((*cells, interval(chains["average_length"])))
+            rows.append((*cells, bracketed(chains["average_length"])))
     return grid((*_RATES, "average length"), rows)
 
 
@@ -115,7 +124,7 @@ def precisions_table(*records: dict[str, Any]) -> str:
         here = [record["success"]["rows"][number] for record in records]
         assert {one["policy"] for one in here} == {row["policy"]}
         policy, call = policies[row["policy"]], joined["per_call_ms"]
-        cells = [cell for one in here for cell in (interval(one["chains"]["average_length"]), _kept(one["paired"]))]
+        cells = [cell for one in here for cell in (bracketed(one["chains"]["average_length"]), _kept(one["paired"]))]
         loaded = variants[joined["variant"]]["load_rss_bytes"]
         sizes = (f"{call['p50']:.1f} / {call['p99']:.1f}", f"{policy['size_bytes'] / 1e6:.1f}", f"{loaded / 1e6:.0f}")
         rows.append((row["precision"], *cells, *sizes, policy.get("backend") or first["success"]["conditions"]["backend"]))
@@ -141,7 +150,7 @@ def precisions_table(*records: dict[str, Any]) -> str:
 
 
 def _kept(paired: dict[str, Any] | None) -> str:
-    return "-" if paired is None else interval(paired["average_length_share"])
+    return "-" if paired is None else bracketed(paired["average_length_share"])
 
 
 def ablations_table(record: dict[str, Any]) -> str:
@@ -179,15 +188,87 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def interval(value: dict[str, float]) -> str:
-    """Return a mean and its interval."""
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+def load(name: str) -> dict[str, Any]:
+    """Return one committed result."""
+    return _read(RESULTS / f"{name}_202611.json")
+
+
+def solved(report: dict[str, Any], task: str) -> str:
+    """Return "49/50" for a task."""
+    success = report["tasks"][task]["success"]
+    return f"{success['successes']}/{success['n']}"
+
+
+def total(report: dict[str, Any]) -> str:
+    """Return the successes of all tasks together and their share."""
+    scores = [score["success"] for score in report["tasks"].values()]
+    successes, trials = sum(score["successes"] for score in scores), sum(score["n"] for score in scores)
+    return f"{successes}/{trials} ({successes / trials:.1%})"
+
+
+def experts() -> str:
+    """Return the experts' success per task, in PlayTable and in the real CALVIN."""
+    playtable = {scene: load(f"experts_playtable-{scene.lower()}") for scene in SCENES}
+    anywhere = load("experts_playtable-d-anywhere")
+    calvin = {scene: load(f"experts_calvin-{scene.lower()}") for scene in SCENES}
+    rows: list[tuple[object, ...]] = []
+    for task, score in playtable["D"]["tasks"].items():
+        in_d = (solved(playtable["D"], task), score["within_window"], f"{score['median_steps']:.0f}")
+        others = (solved(playtable[scene], task) for scene in SCENES[1:])
+        rows.append((task, *in_d, *others, solved(anywhere, task), solved(calvin["D"], task)))
+    sums = (total(playtable[scene]) for scene in SCENES[1:])
+    rows.append(("**all**", total(playtable["D"]), "", "", *sums, total(anywhere), total(calvin["D"])))
+    columns = ("task", "D", "D within 64", "D median steps", "A", "B", "C", "D, starts anywhere", "real CALVIN, D")
+    others_text = ", ".join(f"{scene} {total(calvin[scene])}" for scene in SCENES[1:])
+    return f"{grid(columns, rows)}\n\nThe other scenes of the real CALVIN: {others_text}."
+
+
+def chains() -> str:
+    """Return how far the experts get in CALVIN's chains, in PlayTable and in the real CALVIN."""
+    rows: list[tuple[object, ...]] = []
+    for name, title in (("chains_playtable-d", "PlayTable"), ("chains_calvin-d", "real CALVIN")):
+        report = load(name)
+        rates = (f"{report['success_rates'][str(count)]['value']:.1%}" for count in range(1, 6))
+        rows.append((title, report["conditions"]["num_chains"], *rates, bracketed(report["average_length"], 3)))
+    return grid(("scene D", "chains", ">= 1", ">= 2", ">= 3", ">= 4", "5", "average length, 95 % interval"), rows)
+
+
+def cost() -> str:
+    """Return what a control step costs."""
+    rows: list[tuple[object, ...]] = []
+    for name, title in (("env_playtable-d_cpu", "PlayTable"), ("env_calvin-d_cpu", "real CALVIN")):
+        report = load(name)
+        calls = (report["per_call_ms"][call] for call in ("advance", "observe", "step", "reset"))
+        times = (f"{call['p50']:.1f} / {call['p90']:.1f}" for call in calls)
+        rows.append((title, report["renderer"], *times, f"{report['build_ms']:.0f}"))
+    machine = load("env_playtable-d_cpu")["machine"]
+    columns = ("p50 / p90 ms", "renderer", "physics of a step", "both cameras", "a whole step", "reset", "building, once")
+    return f"{grid(columns, rows)}\n\nMeasured on {machine['cpu']}, {machine['usable_cores']} cores, without a GPU."
+
+
+def looks() -> str:
+    """Return by how much the pictures differ from the real simulator's."""
+    rows: list[tuple[object, ...]] = []
+    for scene in SCENES:
+        report = load(f"looks_calvin-{scene.lower()}")
+        levels = [
+            f"{report['differences'][name][camera]['mean']:.1f}" for name in ("playtable", "calvin") for camera in CAMERAS
+        ]
+        rows.append((scene, len(report["tasks"]), *levels))
+    columns = tuple(f"`{name}`, {camera}" for name in ("playtable", "calvin") for camera in CAMERAS)
+    return grid(("scene", "states", *columns), rows)
+
+
+def make_report() -> Report:
+    """Return the report of all committed results and the film of the shipped policy."""
+    return build_report((RESULTS,), (FILM,) if FILM.is_file() else (), "rfedge: what was measured")
 
 
 def main() -> int:
     for path, part in render():
         text, (first, *_, last) = path.read_text(), part.splitlines()
         path.write_text(text[: text.index(first)] + part + text[text.index(last) + len(last) :])
+    make_report().write(REPORT, REPORT.with_suffix(".md"))
     return 0
 
 

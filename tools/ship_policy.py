@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rfedge.benchmarks.report.markdown import bracketed, grid
 from rfedge.benchmarks.success.report import ensemble_suffix
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.bundle.traces import Episodes, compare_traces
@@ -55,7 +56,6 @@ _COLUMNS = (
     "single tasks",
     "call p50 / p99 ms",
 )
-_TABLE_HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
 _CARD = """# {name}
 
 A RoboFlamingo-style policy for the PlayTable simulator, trained from nothing with this package and compiled to int8. It
@@ -100,13 +100,13 @@ def render_card(name: str, bundle: Bundle, storage: dict[str, Any] | None = None
         }
         for row in (row for row in report["rows"] if row["policy"] in labels):
             ours.append(row)
-            lines[_table_line(report["conditions"]["environment"], row, latencies.get(row["name"]))] = None
+            lines[_cells(report["conditions"]["environment"], row, latencies.get(row["name"]))] = None
             links[f"[{path.name}](../../../{path.relative_to(ROOT)})"] = None
             machines[f"{report['machine']['cpu']}, {report['machine']['usable_cores']} cores"] = None
     measured = "Nothing yet."
     if lines:
-        table, where = "\n".join([_TABLE_HEAD, *lines]), f"On {'; '.join(machines)}. Intervals are of 95 %."
-        measured = f"{table}\n\n{where} Every figure, and the table of all tasks: {', '.join(links)}."
+        where = f"On {'; '.join(machines)}. Intervals are of 95 %."
+        measured = f"{grid(_COLUMNS, [*lines])}\n\n{where} Every figure, and the table of all tasks: {', '.join(links)}."
     return _CARD.format(
         name=name,
         ensemble=_ensemble(ours),
@@ -127,7 +127,7 @@ def _facts(bundle: Bundle, storage: dict[str, Any] | None) -> str:
     policy, manifest = bundle.policy, bundle.manifest
     cameras = f"static 200 x 200 and gripper 84 x 84{', arm pose and gripper command' if policy.proprioception else ''}"
     parity = manifest.parity
-    facts = {
+    facts: dict[str, object] = {
         "preset": policy.name,
         "reads": f"{cameras}, every {policy.frame_stride} control steps, and an instruction",
         "says": f"{policy.chunk_size} actions a call: relative pose and gripper, {policy.control_hz:g} Hz",
@@ -138,7 +138,7 @@ def _facts(bundle: Bundle, storage: dict[str, Any] | None) -> str:
         **({} if storage is None else {"checkpoint": _storage_fact(storage)}),
         "made with": f"rfedge {manifest.versions.get('rfedge', '')}, PyTorch {manifest.versions.get('torch', '')}",
     }
-    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return grid(("", ""), [*facts.items()])
 
 
 def _stages(training: dict[str, Any] | None) -> Iterator[str]:
@@ -167,23 +167,18 @@ def _stages(training: dict[str, Any] | None) -> Iterator[str]:
         )
 
 
-def _table_line(environment: str, row: dict[str, Any], call_ms: dict[str, Any] | None) -> str:
+def _cells(environment: str, row: dict[str, Any], call_ms: dict[str, Any] | None) -> tuple[str, ...]:
     chains, tasks = row["chains"], row["single_tasks"]
-    cells = (
+    return (
         row["precision"],
         row["kind"] + ensemble_suffix(row["ensemble"]),
         str(row["execute_steps"]),
         f"{environment} {row['scene']}",
         row["language"],
-        _interval(chains["average_length"], f" over {chains['num_chains']} chains") if chains else "-",
-        _interval(tasks["success"], f" of {tasks['success']['n']}") if tasks else "-",
+        f"{bracketed(chains['average_length'])} over {chains['num_chains']} chains" if chains else "-",
+        f"{bracketed(tasks['success'])} of {tasks['success']['n']}" if tasks else "-",
         "-" if call_ms is None else f"{call_ms['p50']:.1f} / {call_ms['p99']:.1f}",
     )
-    return f"| {' | '.join(cells)} |"
-
-
-def _interval(value: dict[str, Any], what: str) -> str:
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]{what}"
 
 
 def _storage_fact(storage: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ limit is what the machine's own int8 and fp32 MatMuls and copies, measured befor
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 
@@ -135,12 +136,7 @@ class IsolatedReport(Measurement):
         return next(row for row in self.rows if row.name == name)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What one row runs, or why it cannot."""
-
-    job: ProcessJob | None
-    failed: str | None = None
+_Row = ProcessJob | str  # what a row runs, or why it cannot
 
 
 def run_isolated(plan: IsolatedPlan, *, progress: StageProgress = lambda *_: None) -> IsolatedReport:
@@ -169,46 +165,37 @@ def _rows(plan: IsolatedPlan, bundles: Mapping[str, Bundle], progress: StageProg
     latency = plan.latency
     first, bundle = next(iter(bundles.items()))
 
-    def job(path: Path, backend: str, **more: Any) -> _Row:
-        return _Row(
-            ProcessJob(
-                path=path,
-                backend=backend,
-                instruction=latency.instruction,
-                num_calls=plan.calls,
-                threads=latency.settings.threads,
-                seed=latency.seed,
-                **more,
-            )
-        )
+    job = functools.partial(
+        ProcessJob,
+        instruction=latency.instruction,
+        num_calls=plan.calls,
+        threads=latency.settings.threads,
+        seed=latency.seed,
+    )
 
     rows: dict[str, _Row] = {}
     if latency.checkpoint is not None:
-        rows[REFERENCE] = job(latency.checkpoint, "torch")
+        rows[REFERENCE] = job(path=latency.checkpoint, backend="torch")
         if "pytorch-bf16" in plan.baselines:
-            rows[BASELINES["pytorch-bf16"]] = job(latency.checkpoint, "torch", torch_dtype="bfloat16")
+            rows[BASELINES["pytorch-bf16"]] = job(path=latency.checkpoint, backend="torch", torch_dtype="bfloat16")
     for name, item in bundles.items():
-        rows[name] = job(item.root, latency.backend)
-    rows[first + _AGAIN] = job(bundle.root, latency.backend)
+        rows[name] = job(path=item.root, backend=latency.backend)
+    rows[first + _AGAIN] = job(path=bundle.root, backend=latency.backend)
     if "openvino" in plan.baselines:
         missing = None if find_spec("openvino") else "openvino is not installed (pip install 'rfedge[openvino]')"
-        rows[f"{first} {BASELINES['openvino']}"] = job(bundle.root, "openvino") if missing is None else _Row(None, missing)
+        rows[f"{first} {BASELINES['openvino']}"] = missing or job(path=bundle.root, backend="openvino")
     plain = next((item for item in bundles.values() if item.manifest.precision.requested == "fp32"), None)
     with tempfile.TemporaryDirectory() as folder:
         for baseline in (DYNAMIC, OPTIMUM):
             if baseline not in plan.baselines:
                 continue
             progress(baseline, 0, 1)
-            graphs = {} if plain is None else plain.backbone_graphs(for_cpu=False)
-            if plain is None or len(graphs) != 1:
-                missing = "no fp32 bundle with one graph among the bundles to quantize"
-            else:
-                missing = quantize(baseline, graphs["backbone"], Path(folder) / baseline)
-            rows[BASELINES[baseline]] = (
-                job(plain.root, "onnxruntime", graph=Path(folder) / baseline / QUANTIZED)
-                if plain is not None and missing is None
-                else _Row(None, missing)
-            )
+            target = Path(folder) / baseline
+            row: _Row = "no fp32 bundle with one graph among the bundles to quantize"
+            if plain is not None and len(graphs := plain.backbone_graphs(for_cpu=False)) == 1:
+                run = job(path=plain.root, backend="onnxruntime", graph=target / QUANTIZED)
+                row = quantize(baseline, graphs["backbone"], target) or run
+            rows[BASELINES[baseline]] = row
             progress(baseline, 1, 1)
         yield rows
 
@@ -218,11 +205,11 @@ def _measure(
 ) -> IsolatedReport:
     latency = plan.latency
     reference_name, first = next(iter(rows)), next(iter(bundles))
-    failed = {name: row.failed for name, row in rows.items() if row.failed is not None}
+    failed = {name: row for name, row in rows.items() if isinstance(row, str)}
     device = measure_cpu(latency.settings.threads)
     rng = np.random.default_rng(latency.seed)
     results: dict[str, list[ProcessResult]] = {name: [] for name in rows}
-    running = [(name, row.job) for name, row in rows.items() if row.job is not None]
+    running = [(name, row) for name, row in rows.items() if isinstance(row, ProcessJob)]
     total, done = plan.rounds * len(running), 0
     for _ in range(plan.rounds):
         for index in rng.permutation(len(running)):

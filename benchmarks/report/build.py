@@ -39,20 +39,6 @@ _WANTED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class ReportPlan:
-    """What to write.
-
-    Attributes:
-        sources: files and folders with records.
-        pictures: GIF, PNG or JPEG files, and folders of GIFs.
-    """
-
-    sources: tuple[Path, ...]
-    pictures: tuple[Path, ...] = ()
-    title: str = "rfedge: measured"
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """A finished report.
 
@@ -84,10 +70,18 @@ class Report:
                     temporary.write_text(text, encoding="utf-8")
 
 
-def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None) -> Report:
+def build_report(
+    sources: Sequence[Path],
+    pictures: Sequence[Path] = (),
+    title: str = "rfedge: measured",
+    *,
+    progress: StageProgress = lambda *_: None,
+) -> Report:
     """Read, join and render.
 
     Args:
+        sources: files and folders with records.
+        pictures: GIF, PNG or JPEG files, and folders of GIFs.
         progress: called with (stage, done, total).
 
     Raises:
@@ -95,20 +89,20 @@ def build_report(plan: ReportPlan, *, progress: StageProgress = lambda *_: None)
         BackendUnavailableError: matplotlib is not installed.
     """
     check_matplotlib("a report")
-    collection = collect(plan.sources, on_file=lambda done, total: progress("records", done, total))
-    pictures = [_picture(path) for path in _picture_files(plan.pictures)]
+    collection = collect(sources, on_file=lambda done, total: progress("records", done, total))
+    shown = [_picture(path) for path in _picture_files(pictures)]
     names = Names()
     rows = bundle_rows(collection, names)
     message = advice(rows, names)
     sections = [Section("Summary", [*message, *plots(rows), *bundle_tables(rows, names)])]
-    sections += [Section("Rollouts", pictures)] if pictures else []
+    sections += [Section("Rollouts", shown)] if shown else []
     sections += record_sections(collection, names)
-    absent = _missing(collection, rows, len(pictures))
+    absent = _missing(collection, rows, len(shown))
     sections += [_quoted(), _records(collection, names), _gaps(collection, absent)]
-    markdown = "\n\n".join([f"# {plain(plan.title)}", *(section.to_markdown() for section in sections)]) + "\n"
-    html = to_page(plan.title, sections)
+    markdown = "\n\n".join([f"# {plain(title)}", *(section.to_markdown() for section in sections)]) + "\n"
+    html = to_page(title, sections)
     sentence = re.sub(r"\*\*|\\(?=\W)", "", message[0])  # without what Markdown reads
-    return Report(html, markdown, sentence, collection, tuple(rows), absent, len(pictures))
+    return Report(html, markdown, sentence, collection, tuple(rows), absent, len(shown))
 
 
 def plot_record(form: str, document: dict[str, Any], path: Path) -> None:

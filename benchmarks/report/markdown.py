@@ -103,11 +103,17 @@ def missing(reason: str) -> Cell:
     return "-", reason
 
 
+def bracketed(value: Mapping[str, Any], digits: int = 2) -> str:
+    """Return a value with its 95 % interval, such as "2.31 [2.02, 2.60]"."""
+    number, low, high = (f"{value[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{number} [{low}, {high}]"
+
+
 def interval(value: Mapping[str, Any]) -> str:
     """Return a mean with its 95 % interval and the number of samples, such as "2.31 [2.02, 2.60], n = 60"."""
     if value["low"] == value["high"]:  # an interval without width says that the samples agree, not that the mean is known
         return f"{value['value']:.2f}, n = {value['n']}"
-    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}], n = {value['n']}"
+    return f"{bracketed(value)}, n = {value['n']}"
 
 
 def share(value: Mapping[str, Any], n: int | None = None) -> str:

@@ -120,7 +120,6 @@ def examine(on_probe: StageProgress = lambda *_: None) -> Examination:
     machine = Machine(
         processor=found["processor"].value,
         gpu=found["gpu"].value,
-        jetson=found["jetson"].value,
         onnxruntime=found["onnxruntime"].value,
         tensorrt=found["tensorrt"].value,
         backends=BACKENDS,

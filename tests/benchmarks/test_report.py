@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import typer
 
-from rfedge.benchmarks.report.build import Report, ReportPlan, build_report, quoted_baselines
+from rfedge.benchmarks.report.build import Report, build_report, quoted_baselines
 from rfedge.benchmarks.report.bundles import most_rows
 from rfedge.benchmarks.success.chain_report import ChainConditions, ChainReport
 from rfedge.benchmarks.success.sweep_report import SweepReport
@@ -58,7 +58,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     gif = write_gif(tmp_path_factory.mktemp("gifs") / "open-drawer.gif")
-    return build_report(ReportPlan((records,), (gif.parent,), "A <title> & more"))
+    return build_report((records,), (gif.parent,), "A <title> & more")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_bundle_that_loses_success_is_not_advised(tmp_path: Path) -> None:
     rows = (reference, lossy.model_copy(update={"paired": worse}))
     success = document.success.model_copy(update={"rows": rows})
     document.model_copy(update={"success": success}).write(tmp_path / "sweep.json")
-    assert build_report(ReportPlan((tmp_path,))).sentence.startswith("Put whole on the robot: no faster bundle")
+    assert build_report((tmp_path,)).sentence.startswith("Put whole on the robot: no faster bundle")
 
 
 def test_a_bundle_has_one_name_whatever_its_records_call_it(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_bundle_has_one_name_whatever_its_records_call_it(tmp_path: Path) -> N
     success.model_copy(update={"policies": policies}).write(tmp_path / "success.json")
     latency_report(variant("int8", "int8"), variant("fp32", "fp32")).write(tmp_path / "latency.json")
     latency_report(variant("int4-weight", "int4-weight")).write(tmp_path / "other.json")
-    built = build_report(ReportPlan((tmp_path,)))
+    built = build_report((tmp_path,))
     assert [row.name for row in built.rows] == ["table fp32", "table int8", "test-policy int4-weight"]
     names = {
         row[0] for caption, rows in Page(built.html).tables.items() if "milliseconds per" in caption for row in rows[1:]
@@ -266,7 +266,7 @@ def test_markdown_has_what_the_page_has(report: Report, page: Page) -> None:
 def test_speed_without_success_says_so_and_is_joined_where_a_success_comes(tmp_path: Path) -> None:
     alone = tmp_path / "latency.json"
     latency_report(variant("int8", "int8"), execute_steps=4).write(alone)
-    page = build_report(ReportPlan((alone,)))
+    page = build_report((alone,))
     assert page.sentence.startswith("No record compares the success and speed of two bundles yet")
     _, row = Page(page.html).table("Timed without a record of success, so nothing is known of its worth")
     assert (row[0], row[3]) == ("test-policy int8", "4")
@@ -274,10 +274,10 @@ def test_speed_without_success_says_so_and_is_joined_where_a_success_comes(tmp_p
     assert "success of a policy: rfedge bench success" in page.missing
     together = tmp_path / "success.json"
     success_report({"small": "int8"}, (1,)).write(together)
-    page = build_report(ReportPlan((alone, together)))
+    page = build_report((alone, together))
     assert "timed in latency.json" in page.html
     assert [(row.label, row.execute_steps) for row in page.rows] == [("small", 1)]
-    page = build_report(ReportPlan((together,)))
+    page = build_report((together,))
     assert "small: no latency" in page.missing
 
 
@@ -286,7 +286,7 @@ def test_bundles_of_one_size_are_told_apart_by_their_manifests(tmp_path: Path) -
     longer = success_report({"second": "int8"}, (1,))
     moved = tuple(policy.model_copy(update={"path": "elsewhere"}) for policy in longer.policies)
     longer.model_copy(update={"policies": moved, "wall_seconds": 9.0}).write(tmp_path / "longer.json")
-    page = build_report(ReportPlan((tmp_path / "sweep.json", tmp_path / "longer.json")))
+    page = build_report((tmp_path / "sweep.json", tmp_path / "longer.json"))
     (row,) = (row for row in page.rows if row.record == "longer.json")
     assert (row.speed.record, row.speed.label) == ("sweep.json", "second")
 
@@ -323,7 +323,7 @@ def test_a_record_twice_is_taken_once_and_a_sweep_keeps_its_own_success(tmp_path
             num_workers=1,
             num_resumed=0,
         ).write(tmp_path / f"{name}.json")
-    built = build_report(ReportPlan((tmp_path,)))
+    built = build_report((tmp_path,))
     assert {name.split("/")[1]: reason.split("/")[0] for name, reason in built.collection.left_out} == {
         "sweep.json": f"the same record as {tmp_path.name}",
         "success.json": f"a part of {tmp_path.name}",
@@ -340,7 +340,7 @@ def test_two_bundles_of_one_label_stay_apart(tmp_path: Path) -> None:
     other_bundle = tuple(policy.model_copy(update={"manifest_sha256": "2" * 64}) for policy in first.policies)
     first.model_copy(update={"policies": other_bundle}).write(tmp_path / "first.json")
     success_report({"policy": "fp32"}, (1, 4)).write(tmp_path / "second.json")
-    built = build_report(ReportPlan((tmp_path / "first.json", tmp_path / "second.json")))
+    built = build_report((tmp_path / "first.json", tmp_path / "second.json"))
     assert built.rows[0].name == "policy (62.0 MB, 222222)"
     assert len({row.name for row in built.rows}) == 2
     assert all(re.search(rf"\[\d\] {name}.json", built.html) is not None for name in ("first", "second"))
@@ -349,7 +349,7 @@ def test_two_bundles_of_one_label_stay_apart(tmp_path: Path) -> None:
 def test_what_several_records_measured_is_plotted_once(tmp_path: Path) -> None:
     success_report({"policy": "fp32"}, (1,)).write(tmp_path / "few.json")
     success_report({"policy": "fp32"}, (1, 4)).write(tmp_path / "more.json")
-    built = build_report(ReportPlan((tmp_path / "few.json", tmp_path / "more.json")))
+    built = build_report((tmp_path / "few.json", tmp_path / "more.json"))
     assert len(built.rows) == 3, "all are in the table"
     assert [row.record for row in most_rows(built.rows)] == ["more.json"] * 2
 
@@ -357,7 +357,7 @@ def test_what_several_records_measured_is_plotted_once(tmp_path: Path) -> None:
 def test_a_mixed_search_becomes_bars(tmp_path: Path) -> None:
     (tmp_path / "mixed.json").write_text(json.dumps(MIXED))
     latency_report(variant("int8", "int8")).write(tmp_path / "latency.json")
-    html = build_report(ReportPlan((tmp_path,))).html
+    html = build_report((tmp_path,)).html
     assert html.count("mean action error of int8 in this block alone over 16 steps") == 2  # name and caption
     (caption,) = [caption for caption in Page(html).tables if "budget" in caption]
     assert "budget action_max_error at most 0.02; the plan has 0.0187, int8 0.1, int8 in every block 0.2;" in caption
@@ -365,7 +365,7 @@ def test_a_mixed_search_becomes_bars(tmp_path: Path) -> None:
 
 
 def test_every_committed_record_is_on_the_page() -> None:
-    built = build_report(ReportPlan((RESULTS,)))
+    built = build_report((RESULTS,))
     assert [one for one in built.collection.left_out if not one[1].startswith("a part of")] == []
     on_page = built.markdown.replace("\\_", "_")
     assert all(f"{path.name}" in on_page for path in RESULTS.glob("*.json"))
@@ -375,7 +375,7 @@ def test_a_record_of_another_version_is_left_out_with_what_it_lacks(tmp_path: Pa
     latency_report(variant("int8", "int8")).write(tmp_path / "good.json")
     for form in ("success", "sweep", "latency", "peers", "loop", "expert-success"):
         (tmp_path / f"{form}.json").write_text(json.dumps({"format": f"rfedge-{form}", "schema_version": 9}))
-    built = build_report(ReportPlan((tmp_path,)))
+    built = build_report((tmp_path,))
     reasons = {name.split("/")[1]: reason for name, reason in built.collection.left_out}
     assert sorted(reasons) == [
         "expert-success.json",
@@ -391,8 +391,8 @@ def test_a_record_of_another_version_is_left_out_with_what_it_lacks(tmp_path: Pa
 
 def test_building_a_report_from_records_imports_few_modules(records: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from rfedge.benchmarks.report.build import ReportPlan, build_report\n"
-        f"build_report(ReportPlan((Path({str(records)!r}),)))\n"
+        "import sys; from pathlib import Path; from rfedge.benchmarks.report.build import build_report\n"
+        f"build_report((Path({str(records)!r}),))\n"
         "print(sum(name.partition('.')[0] == 'rfedge' for name in sys.modules), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -404,7 +404,7 @@ def test_building_a_report_from_records_imports_few_modules(records: Path) -> No
 def test_users_errors_name_the_file(tmp_path: Path) -> None:
     def refusal(*sources: Path, pictures: tuple[Path, ...] = ()) -> str:
         with pytest.raises(ArtifactError) as error:
-            build_report(ReportPlan(sources, pictures))
+            build_report(sources, pictures)
         return str(error.value)
 
     assert "got no such file or folder" in refusal(tmp_path / "none")
@@ -418,7 +418,7 @@ def test_users_errors_name_the_file(tmp_path: Path) -> None:
     assert "got another kind of file" in refusal(tmp_path / "good.json", pictures=(named,))
     assert "got No such file" in refusal(tmp_path / "good.json", pictures=(tmp_path / "none.gif",))
     with raises(ConfigError, got="a folder", expected="a file"):
-        build_report(ReportPlan((tmp_path / "good.json",))).write(tmp_path)
+        build_report((tmp_path / "good.json",)).write(tmp_path)
     assert "got no GIF in it" in refusal(tmp_path / "good.json", pictures=(tmp_path,))
 
 

@@ -19,13 +19,12 @@ def report(
     import json
     import sys
 
-    from rfedge.benchmarks.report.build import ReportPlan, build_report
+    from rfedge.benchmarks.report.build import build_report
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.tables import print_table
 
-    plan = ReportPlan(tuple(sources), tuple(gif or ()), title)
     with stage_progress() as progress:
-        built = build_report(plan, progress=progress)
+        built = build_report(sources, gif or (), title, progress=progress)
     built.write(output, markdown)
     collection = built.collection
     print_table("records", ("record", "format"), [(one.name, one.form) for one in collection.found], to_stderr=as_json)

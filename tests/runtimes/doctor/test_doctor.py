@@ -58,7 +58,7 @@ def processor(cpuinfo: str = recorded.XEON, **changes: object) -> Processor:
 
 def machine(**changes: object) -> Machine:
     base = Machine(
-        processor(), None, None, CPU_RUNTIME, None, ("onnxruntime", "torch"), Probed(None, "bitsandbytes is not installed")
+        processor(), None, CPU_RUNTIME, None, ("onnxruntime", "torch"), Probed(None, "bitsandbytes is not installed")
     )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -282,7 +282,7 @@ def test_what_is_exported_decides_and_not_a_list_in_the_doctor() -> None:
 
 def test_gpus_are_judged_by_what_can_use_them() -> None:
     everything = ("fp32", "fp16", "bf16", "int8", "mixed")
-    unusable = judged(machine(gpu=ORIN, jetson=JETSON), everything)
+    unusable = judged(machine(gpu=ORIN), everything)
     assert unusable["fp32"].backend == "onnxruntime CPU"
     assert unusable["bf16"].reason.endswith("this onnxruntime cannot use the Orin")
     cuda = judged(machine(gpu=ORIN, onnxruntime=CUDA_RUNTIME), everything)
@@ -293,7 +293,7 @@ def test_gpus_are_judged_by_what_can_use_them() -> None:
         "bf16 needs SM80+; T4 is SM75"
     )
     engines = {"tensorrt": TensorRt("tensorrt", "10.3.0"), "backends": ("onnxruntime", "tensorrt")}
-    fast = judged(machine(gpu=ORIN, jetson=JETSON, **engines), everything)
+    fast = judged(machine(gpu=ORIN, **engines), everything)
     assert (fast["int8"].backend, fast["int8"].speed) == ("TensorRT 10.3.0 on Orin", "fast")
     assert judged(machine(onnxruntime=None), everything)["fp32"].reason == "onnxruntime is not usable here"
 
