@@ -53,7 +53,6 @@ from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
 from rfedge.runtimes.rollout.rollout_session import (
     RolloutSetup,
     Simulator,
-    World,
     close_session,
     common_environment,
     open_session,
@@ -88,7 +87,7 @@ class ChainPlan:
     make_agent: Callable[[], Agent]
     agent_name: str
     agent_facts: Mapping[str, str] = field(default_factory=dict)
-    world: World = field(default_factory=Simulator)
+    world: Simulator = field(default_factory=Simulator)
     language: str = "evaluation"
     instructions: Mapping[str, str] | None = None
     left_out: frozenset[str] = frozenset()
@@ -204,7 +203,7 @@ def run_chains(
         journal = stack.enter_context(open_journal(folder / CHAINS_FILE, arguments))
         done = _parse(journal.records, folder / CHAINS_FILE)
         _check_same_chains(done, chains, folder)
-        environment = common_environment(plan.environment, done.values())
+        environment = common_environment(plan.environment, (record.environment for record in done.values()))
         num_resumed = len(done)
         if on_chain is not None:
             on_chain(len(done), len(jobs))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, cast
 
@@ -179,23 +178,6 @@ def record_episode(
         success = rollout.run_chain(task, instruction, expert)
         frames = {name: np.stack(column) for name, column in rollout.columns.items() if column}
         return Episode(task, instruction, seed, success, frames, tuple(rollout.segments))
-
-
-def record_episodes(
-    tasks: Iterable[str], seeds: Iterable[int], *, scene: str = "D", environment: Environment | None = None
-) -> Iterator[Episode]:
-    """Yield one episode for every seed and task, seeds outermost, all in one environment; failed ones are included.
-
-    Raises:
-        ConfigError, BackendUnavailableError: see `record_episode`.
-    """
-    tasks = tuple(tasks)
-    with contextlib.ExitStack() as stack:
-        if environment is None:
-            environment = stack.enter_context(make_environment("playtable", scene=scene))
-        for seed in seeds:
-            for task in tasks:
-                yield record_episode(task, scene=scene, seed=seed, environment=environment)
 
 
 class _Rollout:

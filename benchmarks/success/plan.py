@@ -26,7 +26,7 @@ from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.modes import check_execute_steps
 from rfedge.runtimes.rollout.policy_source import TORCH, PolicyLoop, TorchPolicy
-from rfedge.runtimes.rollout.rollout_session import Simulator, World
+from rfedge.runtimes.rollout.rollout_session import Simulator
 
 ENRICHED: Final = "enriched"
 
@@ -122,7 +122,7 @@ class SuccessPlan:
             commas=True,
         ),
     ] = ()
-    worlds: tuple[World, ...] = (Simulator(),)
+    worlds: tuple[Simulator, ...] = (Simulator(),)
     languages: tuple[str, ...] = ("evaluation",)
     left_out: frozenset[str] = frozenset()
     starts_per_task: Annotated[
@@ -155,15 +155,12 @@ class SuccessPlan:
         """Refuse a plan that cannot run.
 
         Raises:
-            ConfigError: there is no bundle, a number of steps is below 1, something is listed twice, a mode or kind of row
-                is unknown, or there are not as many labels as bundles.
+            ConfigError: there is no bundle, a number of steps is below 1, something is listed twice, a kind of row is
+                unknown, or there are not as many labels as bundles.
         """
         check_least(1, {"bundles": len(self.bundles), "ensembles": len(self.ensembles)}, remedy="Name one.")
         check_least(1, {"execute_steps": min(self.execute_steps, default=1)})
         check_least(0, {"single_tasks": self.starts_per_task, "seed": self.seed})
-        if self.mode is not None and self.mode not in SYNCHRONOUS_MODES:
-            expected = did_you_mean(self.mode, SYNCHRONOUS_MODES)
-            raise ConfigError("mode", got=repr(self.mode), expected=expected, remedy="Choose one of these names.")
         num_policies = len(self.bundles) * (1 + self.emulate_engines) + len(self.torch)
         for name, values in (("label", self.labels), ("trained-on", self.trained_on)):
             if values and len(values) != num_policies:
@@ -197,7 +194,7 @@ class RowPlan:
     mode: str
     execute_steps: int
     ensemble: float | None
-    world: World
+    world: Simulator
     language: str
     torch: TorchPolicy | None = None
     reference: RowPlan | None = None

@@ -235,10 +235,6 @@ class SuccessReport(Measurement):
         """What tables call the world of all rows."""
         return world_name(self.conditions.environment, self.rows[0].looks, self.rows[0].renderer)
 
-    def policy_of(self, row: SuccessRow) -> PolicyRecord:
-        """Return the record of the bundle that a row ran."""
-        return next(policy for policy in self.policies if policy.label == row.policy)
-
 
 def assert_average_length(report: SuccessReport, least: float) -> None:
     """Check the average length of every row.

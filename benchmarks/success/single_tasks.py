@@ -120,7 +120,7 @@ def run_trials(
         _check_no_more(done.values(), plan.seed + starts_per_task - 1, output)
         if on_trial is not None:
             on_trial(len(done), len(trials))
-        environment = common_environment(plan.environment, done.values())
+        environment = common_environment(plan.environment, (record.environment for record in done.values()))
         call = functools.partial(_run_trial, plan.setup(environment), workers)
         try:
             for _, record in runner(call, [trial for trial in trials if trial.key not in done], workers):

@@ -25,8 +25,6 @@ def replay(
     ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
 ) -> None:
-    from rich.console import Console
-
     from rfedge.cli.show.progress import step_progress
     from rfedge.cli.show.run_output import print_replay
     from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
@@ -45,7 +43,7 @@ def replay(
             on_step=lambda *_: advance(None),
             stop=stop,
         )
-    print_replay(Console(stderr=as_json), report)
+    print_replay(report, to_stderr=as_json)
     if as_json:
         typer.echo(report.model_dump_json())
     if report.difference is not None:

@@ -23,8 +23,6 @@ def run(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rich.console import Console
-
     from rfedge.cli.show.progress import step_progress
     from rfedge.cli.show.run_output import print_run
     from rfedge.policies import default_bundle
@@ -47,7 +45,7 @@ def run(
             advance(episode * plan.max_steps + step.index + 1)
 
         report = run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
-    print_run(Console(stderr=as_json), report, files={"video": plan.video, "record": plan.record, "rerun": plan.rerun})
+    print_run(report, files={"video": plan.video, "record": plan.record, "rerun": plan.rerun}, to_stderr=as_json)
     if as_json:
         typer.echo(report.model_dump_json())
     if report.stopped_by is not None:

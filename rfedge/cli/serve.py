@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -64,16 +65,15 @@ def serve(
     security.check_exposure(settings.host, token, insecure=insecure)
     tls = security.tls_context(certificate, key)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    console = Console(stderr=True)
     if token is not None and tls is None and not security.is_loopback(settings.host):
-        console.print("warning: the token crosses the network in the clear; give --certificate and --key", highlight=False)
-    with console.status(f"loading {bundle}"):
+        print("warning: the token crosses the network in the clear; give --certificate and --key", file=sys.stderr)
+    with Console(stderr=True).status(f"loading {bundle}"):
         policy = EdgePolicy.load(bundle, backend=plan.backend, settings=plan.settings)
     if policy.parts.tuned:
-        console.print(f"tuned: {policy.parts.tuned}", highlight=False, soft_wrap=True, markup=False)
+        print(f"tuned: {policy.parts.tuned}", file=sys.stderr)
     if missed := policy.parts.forced_past:
         text = f"warning: {bundle} was exported with --force; its proof missed {'; '.join(missed)}"
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+        print(text, file=sys.stderr)
     with policy:
         _serve(PolicyServer(policy, settings, token=token, tls=tls), as_json=as_json)
 
@@ -83,16 +83,11 @@ def _serve(server: PolicyServer, *, as_json: bool) -> None:
     import json
     import signal
 
-    from rich.console import Console
-
-    console = Console(stderr=True)
-
     def announce(url: str) -> None:
         metadata = server.metadata
-        console.print(
+        print(
             f"{metadata['policy']} {metadata['precision']} on {url}, health on /healthz, metrics on /metrics",
-            highlight=False,
-            soft_wrap=True,
+            file=sys.stderr,
         )
         if as_json:
             typer.echo(json.dumps({"url": url} | metadata))
@@ -107,7 +102,7 @@ def _serve(server: PolicyServer, *, as_json: bool) -> None:
             for each in numbers:
                 loop.remove_signal_handler(each)
                 signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once, whatever hangs
-            console.print(f"{number.name}: answering what is under way", highlight=False)
+            print(f"{number.name}: answering what is under way", file=sys.stderr)
             server.stop()
 
         for number in numbers:

@@ -17,8 +17,6 @@ def tune(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rich.console import Console
-
     from rfedge.benchmarks.latency.tune import run_tune
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report
@@ -26,11 +24,13 @@ def tune(
     plan = plan_of(TunePlan, given)
     with stage_progress() as progress:
         report = run_tune(plan, progress=progress)
-    _print(Console(stderr=as_json), report)
+    _print(report, to_stderr=as_json)
     write_report(report, output, as_json=as_json)
 
 
-def _print(console: Any, report: TuneReport) -> None:
+def _print(report: TuneReport, *, to_stderr: bool) -> None:
+    import sys
+
     from rfedge.cli.show.tables import print_table
     from rfedge.runtimes.backends.tuned import choice_file
 
@@ -48,11 +48,9 @@ def _print(console: Any, report: TuneReport) -> None:
             )
         )
     columns = ("candidate", "call p50 ms", "over, call p50 ms", "speed-up [95 %]", "action error", "verdict")
-    print_table(f"{report.bundle}, checked on {report.checked_on}", columns, rows, to_stderr=console.stderr)
+    print_table(f"{report.bundle}, checked on {report.checked_on}", columns, rows, to_stderr=to_stderr)
+    out = sys.stderr if to_stderr else sys.stdout
     if report.not_tried:
-        text = f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)"
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"tuned: {report.choice.describe()}", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"kept in {choice_file(report.choice.key)}; run, serve and bench latency follow it", highlight=False, soft_wrap=True
-    )
+        print(f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)", file=out)
+    print(f"tuned: {report.choice.describe()}", file=out)
+    print(f"kept in {choice_file(report.choice.key)}; run, serve and bench latency follow it", file=out)

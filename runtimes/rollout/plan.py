@@ -166,7 +166,20 @@ class RolloutPlan:
             ConfigError: no episode or no step, a late policy without a rate, frames without a record, neither bundle nor
                 server or both, or the record of a policy that is not here.
         """
-        _check_source(self.bundle, self.server, self.record)
+        if (self.bundle is None) == (self.server is None):
+            raise ConfigError(
+                "policy",
+                got="neither bundle nor server" if self.bundle is None else "a bundle and a server",
+                expected="one of them",
+                remedy="Name a bundle's folder, or pass --server ws://HOST:PORT.",
+            )
+        if self.server is not None and self.record is not None:
+            raise ConfigError(
+                "--record",
+                got="a policy on a server",
+                expected="a bundle, whose hash a record holds",
+                remedy="Leave out --record, or run the bundle here.",
+            )
         check_least(1, {"episodes": self.episodes, "max_steps": self.max_steps})
         if not self.holds_rate and self.late != LatePolicy():
             raise ConfigError(
@@ -197,25 +210,3 @@ class RolloutPlan:
         """Whether the run waits for deadlines."""
         asked = self.realtime or self.rate_hz is not None or self.speed != 1.0
         return asked or self.mode == "overlapped" or self.server is not None
-
-
-def _check_source(bundle: Path | None, server: ServerAddress | None, record: Path | None) -> None:
-    """Check that a plan names one policy.
-
-    Raises:
-        ConfigError: neither bundle nor server or both, or a record of a policy that is not here.
-    """
-    if (bundle is None) == (server is None):
-        raise ConfigError(
-            "policy",
-            got="neither bundle nor server" if bundle is None else "a bundle and a server",
-            expected="one of them",
-            remedy="Name a bundle's folder, or pass --server ws://HOST:PORT.",
-        )
-    if server is not None and record is not None:
-        raise ConfigError(
-            "--record",
-            got="a policy on a server",
-            expected="a bundle, whose hash a record holds",
-            remedy="Leave out --record, or run the bundle here.",
-        )

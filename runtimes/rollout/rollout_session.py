@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from rfedge.envs import Environment, make_environment
 from rfedge.envs.interface import EnvironmentIdentity
@@ -17,24 +16,9 @@ from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
 from rfedge.runtimes.rollout.episode import judge_of
 
 
-class World(Protocol):
-    """Opens environments: one in every process that runs tasks. Hashable, and picklable for more than one worker."""
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-
-    @property
-    def scene(self) -> str:
-        """Name of the table layout."""
-
-    def open(self) -> Environment:
-        """Return a new environment."""
-
-
 @dataclass(frozen=True, slots=True)
 class Simulator:
-    """A known environment.
+    """Opens a known environment, one in every process that runs tasks.
 
     Attributes:
         scene: "A" to "D"; CALVIN's benchmark is scene D.
@@ -69,7 +53,7 @@ class RolloutSetup:
     """
 
     make_agent: Callable[[], Agent]
-    world: World
+    world: Simulator
     max_steps: int
     limits: SafetyLimits = field(default_factory=SafetyLimits)
     environment: EnvironmentIdentity | None = None
@@ -123,20 +107,16 @@ class RolloutSession:
             self.environment.close()
 
 
-class _Made(Protocol):
-    @property
-    def environment(self) -> EnvironmentIdentity:
-        """What a record was made in."""
-
-
-def common_environment(before: EnvironmentIdentity | None, records: Iterable[_Made]) -> EnvironmentIdentity | None:
-    """Return what all records were made in, and `before` with them; None where there is nothing yet.
+def common_environment(
+    before: EnvironmentIdentity | None, found: Iterable[EnvironmentIdentity]
+) -> EnvironmentIdentity | None:
+    """Return the one environment that all are, and `before` with them; None where there is nothing yet.
 
     Raises:
         ConfigError: they differ.
     """
-    for record in records:
-        before = record.environment.check_same(before)
+    for environment in found:
+        before = environment.check_same(before)
     return before
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,9 @@ from rfedge.messages import Observation
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.robot import SimulatedRobot
 
-Float64Array = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from rfedge.envs import Environment
+    from rfedge.envs.experts import Expert
 
 
 class StandingSimulator(SimulatedRobot):
@@ -24,34 +26,17 @@ class StandingSimulator(SimulatedRobot):
         """Do nothing: nothing moves until the next action."""
 
 
-class _Expert(Protocol):
-    """The part of `rfedge.envs.experts.Expert` that acts."""
-
-    def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
-        """Return the action (7,) for robot_obs (15,) and scene_obs (24,)."""
-
-
-class _States(Protocol):
-    """The part of `rfedge.envs.Environment` that an expert reads."""
-
-    def robot_state(self) -> Float64Array:
-        """Return robot_obs, float64 (15,)."""
-
-    def scene_state(self) -> Float64Array:
-        """Return scene_obs, float64 (24,)."""
-
-
 class ExpertController:
     """A scripted expert in a policy's place; it reads states and renders nothing.
 
     Args:
         expert: of the rollout's task; a new one for every rollout.
-        states: of the simulator that the loop drives.
+        environment: the simulator that the loop drives.
     """
 
-    def __init__(self, expert: _Expert, states: _States) -> None:
+    def __init__(self, expert: Expert, environment: Environment) -> None:
         self._expert = expert
-        self._states = states
+        self._environment = environment
 
     @property
     def needs_observation(self) -> bool:
@@ -62,7 +47,7 @@ class ExpertController:
 
     def control(self, observation: Observation | None) -> ControlStep:
         """Return the expert's answer to the present states, in its own double precision, which a simulator gets."""
-        action = self._expert.act(self._states.robot_state(), self._states.scene_state())
+        action = self._expert.act(self._environment.robot_state(), self._environment.scene_state())
         return ControlStep(action=cast("npt.NDArray[np.float32]", action), inference=None)
 
     def close(self) -> None:

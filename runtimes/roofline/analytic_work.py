@@ -44,7 +44,6 @@ _FORMS: Final = {
     "int8-weight": _Form("fp32", "int8-weight", 8, 4, 4, scale_bytes=4),
     "int4-weight": _Form("fp32", "int4-weight", 4.5, 4, 4),
 }
-ANALYTIC_PRECISIONS: Final = tuple(_FORMS)
 
 
 def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens: int | None = None) -> PolicyWork:
@@ -52,8 +51,8 @@ def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens:
 
     Args:
         config: the policy.
-        precision: one of `ANALYTIC_PRECISIONS`; camera resize, patch convolution (int8), attention scores (fp16) and the
-            head stay in fp32, as the exporter leaves them.
+        precision: fp32, fp16, bf16, int8, int8-weight or int4-weight; camera resize, patch convolution (int8), attention
+            scores (fp16) and the head stay in fp32, as the exporter leaves them.
         text_tokens: tokens that the decoder runs over; by default the padded length, as in an exported graph.
 
     Raises:

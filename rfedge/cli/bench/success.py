@@ -101,10 +101,14 @@ def success(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
+    from rfedge.benchmarks.success import report as library
+    from rfedge.benchmarks.success.run import run_success
     from rfedge.cli.bench.precision_table import prepare_table
-    from rfedge.cli.bench.success_options import check_gates, measure
-    from rfedge.cli.show.progress import round_progress
+    from rfedge.cli.bench.success_options import kept_note, open_workers
+    from rfedge.cli.show.progress import round_progress, stage_progress
     from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.envs.chains import make_chains
     from rfedge.errors import ConfigError
     from rfedge.io.plotting import check_matplotlib
     from rfedge.policies import find_bundle
@@ -130,18 +134,35 @@ def success(
     else:
         fixed["bundles"] = tuple(map(find_bundle, found))
     plan = plan_of(SuccessPlan, given, **fixed)
-    if precisions is None and len(plan.execute_steps) < 2:
-        report = measure(plan, num=num, output=output, workers=workers, ray=ray)
+    is_timed = precisions is not None or len(plan.execute_steps) > 1
+    sweep = plan_of(SweepPlan, given, success=plan) if is_timed else None
+    with (
+        kept_when_stopped(kept_note(output)),
+        open_workers(ray, workers) as (runner, executor),
+        stage_progress() as progress,
+    ):
+        report = run_success(
+            plan if sweep is None else sweep.success,
+            make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total)) if num else (),
+            output,
+            workers=workers,
+            runner=runner,
+            executor=executor,
+            on_progress=lambda done, total: progress("rollouts", done, total),
+        )
+    if sweep is None:
         show_report(report, as_json=as_json)
     else:
-        sweep = plan_of(SweepPlan, given, success=plan)
-        report = measure(sweep.success, num=num, output=output, workers=workers, ray=ray)
         with round_progress() as on_round:  # with nothing beside it
             joined = finish_sweep(sweep, report, output, on_round=on_round)
         if precisions is None:
             _plot(joined, plot, output)
         show_report(joined, as_json=as_json)
-    check_gates(report, assert_average_length, assert_share)
+    # Last, so that the numbers behind a failed gate are on the screen.
+    if assert_average_length is not None:
+        library.assert_average_length(report, assert_average_length)
+    if assert_share is not None:
+        library.assert_share(report, assert_share)
 
 
 def _plot(report: SweepReport, plot: Path | None, output: Path | None) -> None:

@@ -16,8 +16,6 @@ from rfedge.records.plan import Option
 from rfedge.runtimes.rollout.rollout_session import Simulator
 
 if TYPE_CHECKING:
-    from rfedge.benchmarks.success.plan import SuccessPlan
-    from rfedge.benchmarks.success.report import SuccessReport
     from rfedge.jobs.processes import JobRunner
 
 Num = Annotated[int, typer.Option(min=0, help="Number of evaluation chains, from the first of CALVIN's 1000; 0 for none.")]
@@ -46,46 +44,8 @@ def kept_note(output: Path | None) -> str:
     return f"what was finished is in {output}, the same command goes on" if output else "nothing was kept without --output"
 
 
-def measure(plan: SuccessPlan, *, num: int, output: Path | None, workers: int, ray: str | None) -> SuccessReport:
-    """Run the plan on the first `num` chains behind a progress bar.
-
-    Raises:
-        BackendUnavailableError: Ray is not installed or not there.
-    """
-    from rfedge.benchmarks.success.run import run_success
-    from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.stopped import kept_when_stopped
-    from rfedge.envs.chains import make_chains
-
-    with (
-        kept_when_stopped(kept_note(output)),
-        _open_workers(ray, workers) as (runner, executor),
-        stage_progress() as progress,
-    ):
-        chains = make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total)) if num else ()
-        return run_success(
-            plan,
-            chains,
-            output,
-            workers=workers,
-            runner=runner,
-            executor=executor,
-            on_progress=lambda done, total: progress("rollouts", done, total),
-        )
-
-
-def check_gates(report: SuccessReport, least_length: float | None, least_share: float | None) -> None:
-    """Hold the report to what was asked for; last in a command, so that the numbers behind a failed gate are seen."""
-    from rfedge.benchmarks.success.report import assert_average_length, assert_share
-
-    if least_length is not None:
-        assert_average_length(report, least_length)
-    if least_share is not None:
-        assert_share(report, least_share)
-
-
 @contextmanager
-def _open_workers(ray: str | None, workers: int) -> Iterator[tuple[JobRunner, str]]:
+def open_workers(ray: str | None, workers: int) -> Iterator[tuple[JobRunner, str]]:
     """Yield where jobs run, and what reports call it."""
     from rfedge.jobs.processes import run_jobs
     from rfedge.jobs.ray import RayWorkers

@@ -2,65 +2,62 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rfedge.runtimes.rollout import RolloutRecord
     from rfedge.runtimes.rollout.replay import ReplayReport
     from rfedge.runtimes.rollout.rollouts import RolloutReport
 
 
-def print_run(console: Console, report: RolloutReport, *, files: dict[str, Path | None]) -> None:
+def print_run(report: RolloutReport, *, files: dict[str, Path | None], to_stderr: bool) -> None:
     """Print what was run, how each episode ended and the times; `files` names what was written."""
     from rfedge.cli.show.tables import print_table
 
-    console.print(
+    out = sys.stderr if to_stderr else sys.stdout
+    print(
         f"{report.policy} {report.precision}, {report.mode}, {report.execute_steps} of each chunk; "
         f"{report.environment} scene {report.scene}, looks {report.looks}, renderer {report.renderer}",
-        highlight=False,
-        soft_wrap=True,
+        file=out,
     )
     if "tuned" in report.settings:
-        console.print(f"tuned: {report.settings['tuned']}", highlight=False, soft_wrap=True, markup=False)
+        print(f"tuned: {report.settings['tuned']}", file=out)
     if report.task is None:
-        console.print(
+        print(
             f"instruction {report.instruction!r} is none of the simulator's tasks: success is not checked",
-            highlight=False,
-            soft_wrap=True,
+            file=out,
         )
     else:
-        console.print(f"task {report.task}: {report.instruction!r}", highlight=False, soft_wrap=True)
+        print(f"task {report.task}: {report.instruction!r}", file=out)
     outcome = {True: "success", False: "failure", None: "not checked"}
     for episode in report.episodes:
-        console.print(
+        print(
             f"seed {episode.seed}: {outcome[episode.success]}, {episode.num_steps} steps, "
             f"{episode.num_inferences} inferences{_details(episode, holds_rate=report.rate_hz is not None)}",
-            highlight=False,
-            soft_wrap=True,
+            file=out,
         )
     if report.stopped_by is not None:
-        console.print(f"stopped by {report.stopped_by}: zero motion, gripper held", highlight=False)
+        print(f"stopped by {report.stopped_by}: zero motion, gripper held", file=out)
     if report.num_successes is not None:
-        console.print(f"{report.num_successes} of {len(report.episodes)} episodes succeeded", highlight=False)
+        print(f"{report.num_successes} of {len(report.episodes)} episodes succeeded", file=out)
     rows = []
     for stage, summary in report.per_call_ms.items():
         numbers = (summary.p50, summary.p90, summary.p99, summary.max, report.mean_per_control_step_ms[stage])
         rows.append((stage, *(f"{number:.3f}" for number in numbers)))
     columns = ("stage", "p50", "p90", "p99", "max", "mean per control step")
-    print_table("milliseconds per policy call", columns, rows, to_stderr=console.stderr)
+    print_table("milliseconds per policy call", columns, rows, to_stderr=to_stderr)
     if report.resources is not None:
         from rfedge.benchmarks.report.speed import resource_tables
         from rfedge.cli.show.reports import show_parts
 
         used = {"run": report.resources.model_dump(mode="json")}
-        show_parts(resource_tables("beside the run, simulator included", used), to_stderr=console.stderr)
+        show_parts(resource_tables("beside the run, simulator included", used), to_stderr=to_stderr)
     for name, path in files.items():
         if path is not None:
             cut = f", cut: {report.record_error}" if name == "record" and report.record_error is not None else ""
-            console.print(f"{name}: {path}{cut}", highlight=False, soft_wrap=True)
+            print(f"{name}: {path}{cut}", file=out)
 
 
 def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
@@ -83,13 +80,14 @@ def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
     return "".join(f", {part}" for part in parts)
 
 
-def print_replay(console: Console, report: ReplayReport) -> None:
+def print_replay(report: ReplayReport, *, to_stderr: bool) -> None:
     """Print whether every action came out as recorded, or the first one that did not."""
+    out = sys.stderr if to_stderr else sys.stdout
     if report.is_cut:
         note = f"note: the last line of {report.record} is not finished; it was left out"
-        console.print(note, highlight=False, soft_wrap=True)
+        print(note, file=out)
     if report.difference is None and not report.num_steps:
-        console.print(f"{report.record} holds no step: nothing to compare", highlight=False, soft_wrap=True)
+        print(f"{report.record} holds no step: nothing to compare", file=out)
         return
     if report.difference is None:
         alike = (
@@ -98,14 +96,13 @@ def print_replay(console: Console, report: ReplayReport) -> None:
             else "bit for bit"
         )
         text = f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, {alike}"
-        console.print(text, highlight=False, soft_wrap=True)
+        print(text, file=out)
         return
     for difference in filter(None, (report.cause, report.difference)):
-        console.print(
+        print(
             f"episode {difference.episode}, step {difference.step}: {difference.what} differs\n"
             f"  recorded {difference.recorded}\n  replayed {difference.replayed}",
-            highlight=False,
-            soft_wrap=True,
+            file=out,
         )
     for name, versions in report.changed_versions.items():
-        console.print(f"{name}: {versions}", highlight=False)
+        print(f"{name}: {versions}", file=out)
