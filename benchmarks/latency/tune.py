@@ -117,11 +117,10 @@ def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> Tu
         ArtifactError: the bundle cannot be loaded.
     """
     bundle = load_bundle(plan.bundle)
-    tuning = _Tuning(plan, {**bundle.manifest.parity.thresholds}, time.monotonic(), progress)
+    tuning = _Tuning(plan, bundle.manifest.parity.thresholds, progress)
     tuning.read_proof(bundle.path("proof") if bundle.has("proof") else None)
     tuning.run()
     head = provenance()
-    last = tuning.speedup_over_default()
     key = tuning_key(bundle)
     choice = TunedChoice(
         measured_at=head["measured_at"],
@@ -129,7 +128,7 @@ def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> Tu
         backend=tuning.best.backend,
         **{name: getattr(tuning.best.settings, name) for name in ("threads", "spinning", "precision_hint")},
         call_ms=tuning.call_ms,
-        speedup=last,
+        speedup=tuning.speedup,
         noise_floor=tuning.floor,
     )
     file = choice_file(key)
@@ -148,36 +147,37 @@ def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> Tu
     )
 
 
+_DEFAULT: Final = Candidate(settings=RuntimeSettings(verify=False))
+_NO_CHANGE: Final = Ratio(value=1.0, low=1.0, high=1.0)
+
+
+@dataclass(slots=True)
 class _Tuning:
-    def __init__(
-        self,
-        plan: TunePlan,
-        thresholds: Mapping[str, float],
-        started_s: float,
-        progress: StageProgress,
-    ) -> None:
-        self._plan, self._thresholds, self._started_s, self._progress = plan, thresholds, started_s, progress
-        self.best = Candidate(settings=RuntimeSettings(verify=False))
-        self._default = self.best
-        self.duels: list[TuneDuel] = []
-        self.not_tried: list[str] = []
-        self.checked_on = ""
-        self.floor = self._speedup = Ratio(value=1.0, low=1.0, high=1.0)
-        self.call_ms = 0.0
-        self._episodes: Episodes = ()
-        self._reference: RolloutTrace | None = None
+    plan: TunePlan
+    thresholds: Mapping[str, float]
+    progress: StageProgress
+    started_s: float = field(default_factory=time.monotonic)
+    best: Candidate = _DEFAULT
+    duels: list[TuneDuel] = field(default_factory=list)
+    not_tried: list[str] = field(default_factory=list)
+    checked_on: str = ""
+    floor: Ratio = _NO_CHANGE
+    speedup: Ratio = _NO_CHANGE  # of the best over the default, from duels
+    call_ms: float = 0.0
+    episodes: Episodes = ()
+    reference: RolloutTrace | None = None
 
     def read_proof(self, path: Path | None) -> None:
         """Take what candidates are held to from the bundle, or from its default form."""
         if path is not None:
-            self._episodes, self._reference = load_proof(path)
-            self.checked_on = f"{len(self._episodes[0])} recorded steps, against PyTorch, by the gates of the export"
+            self.episodes, self.reference = load_proof(path)
+            self.checked_on = f"{len(self.episodes[0])} recorded steps, against PyTorch, by the gates of the export"
             return
         with self._open(self.best) as policy:
-            rng = np.random.default_rng(self._plan.seed)
+            rng = np.random.default_rng(self.plan.seed)
             inputs = [policy.parts.contract.backbone.sample_inputs(rng, dynamic_size=12) for _ in range(PROOF_STEPS)]
-            self._episodes = [[{**step, "text_mask": np.ones_like(step["text_mask"])} for step in inputs]]
-            self._reference = self._trace(policy)
+            self.episodes = [[{**step, "text_mask": np.ones_like(step["text_mask"])} for step in inputs]]
+            self.reference = self._trace(policy)
         self.checked_on = f"{PROOF_STEPS} frames of noise, against the default form, by the gates of the export"
 
     def run(self) -> None:
@@ -186,11 +186,7 @@ class _Tuning:
         for candidates in (self._backends, self._threads, self._spinnings):
             for candidate in candidates():
                 self._duel(candidate)
-        self._progress("tune", 1, 1)
-
-    def speedup_over_default(self) -> Ratio:
-        """Return the last ratio of best over default, from a duel of these two."""
-        return self._speedup
+        self.progress("tune", 1, 1)
 
     def _backends(self) -> Iterator[Candidate]:
         if find_spec("openvino") is None:
@@ -198,7 +194,7 @@ class _Tuning:
         features = probe_processor().features
         for hint, needed in _HINTS.items():
             if not needed or any(name in features for name in needed):
-                yield Candidate("openvino", dataclasses.replace(self._default.settings, precision_hint=hint))
+                yield Candidate("openvino", dataclasses.replace(_DEFAULT.settings, precision_hint=hint))
 
     def _threads(self) -> Iterator[Candidate]:
         cores = probe_processor().usable_cores
@@ -212,16 +208,17 @@ class _Tuning:
         yield dataclasses.replace(self.best, settings=dataclasses.replace(self.best.settings, spinning="never"))
 
     def _duel(self, challenger: Candidate, *, is_floor: bool = False) -> None:
-        spent_s = time.monotonic() - self._started_s
-        if not is_floor and spent_s > self._plan.budget_s:
+        spent_s = time.monotonic() - self.started_s
+        if not is_floor and spent_s > self.plan.budget_s:
             self.not_tried.append(challenger.name)
             return
-        self._progress(challenger.name, int(min(spent_s, self._plan.budget_s)), int(self._plan.budget_s))
+        self.progress(challenger.name, int(min(spent_s, self.plan.budget_s)), int(self.plan.budget_s))
         name, over = challenger.name, self.best.name
+        assert self.reference is not None, "read_proof comes first"
         try:
             with self._open(challenger) as policy:
-                metrics = {} if is_floor else compare_traces(self._known(), self._trace(policy))
-                wrong = missed(metrics, self._thresholds) if metrics else []
+                metrics = {} if is_floor else compare_traces(self.reference, self._trace(policy))
+                wrong = missed(metrics, self.thresholds) if metrics else []
                 if wrong:
                     self.duels.append(
                         TuneDuel(name=name, over=over, metrics=metrics, verdict="refused: " + "; ".join(wrong))
@@ -240,40 +237,34 @@ class _Tuning:
             verdict = "faster" if ratio.low > 1.0 and ratio.value > beyond else "not faster"
         self.duels.append(TuneDuel(name=name, over=over, call_ms=medians, speedup=ratio, metrics=metrics, verdict=verdict))
         if verdict == "faster":
-            against_default = self.best == self._default
+            factor = _NO_CHANGE if self.best == _DEFAULT else self.speedup
             self.best, self.call_ms = challenger, medians[0]
-            factor = Ratio(value=1.0, low=1.0, high=1.0) if against_default else self._speedup
-            self._speedup = Ratio(
-                value=ratio.value * factor.value, low=ratio.low * factor.low, high=ratio.high * factor.high
-            )
-
-    def _known(self) -> RolloutTrace:
-        assert self._reference is not None, "read_proof comes first"
-        return self._reference
+            ends = {end: getattr(ratio, end) * getattr(factor, end) for end in ("value", "low", "high")}
+            self.speedup = Ratio(**ends)
 
     def _open(self, candidate: Candidate) -> EdgePolicy:
-        return EdgePolicy.load(self._plan.bundle, backend=candidate.backend, settings=candidate.settings)
+        return EdgePolicy.load(self.plan.bundle, backend=candidate.backend, settings=candidate.settings)
 
     def _trace(self, policy: EdgePolicy) -> RolloutTrace:
-        return rollout(policy.config, policy.parts.backbone.infer, policy.parts.head.infer, self._episodes)
+        return rollout(policy.config, policy.parts.backbone.infer, policy.parts.head.infer, self.episodes)
 
     def _time(self, best: EdgePolicy, challenger: EdgePolicy) -> tuple[Ratio, tuple[float, float]]:
         """Return the speed-up of the challenger, and the medians of both, the challenger's first."""
-        observations = sample_observations(best.parts.contract, 4, seed=self._plan.seed)
+        observations = sample_observations(best.parts.contract, 4, seed=self.plan.seed)
         started_s = time.monotonic()
         policies = {"best": best, "challenger": challenger}
-        options = {"seed": self._plan.seed, "settle_ms": _SETTLE_MS}
-        measure_latency(policies, observations, self._plan.instruction, warmup=1, iterations=1, **options)  # type: ignore[arg-type]
+        options = {"seed": self.plan.seed, "settle_ms": _SETTLE_MS}
+        measure_latency(policies, observations, self.plan.instruction, warmup=1, iterations=1, **options)  # type: ignore[arg-type]
         round_s = (time.monotonic() - started_s) / 2
-        calls = max(_FEWEST_CALLS, min(_CALLS, int(_SHARE * self._plan.budget_s / round_s)))
+        calls = max(_FEWEST_CALLS, min(_CALLS, int(_SHARE * self.plan.budget_s / round_s)))
         samples = measure_latency(
             policies,
             observations,
-            self._plan.instruction,
+            self.plan.instruction,
             warmup=2,
             iterations=calls,
             **options,  # type: ignore[arg-type]
         )
         before, after = samples["best"]["total"], samples["challenger"]["total"]
-        ratio = ratio_of_medians(before, after, seed=self._plan.seed)
+        ratio = ratio_of_medians(before, after, seed=self.plan.seed)
         return ratio, (float(np.median(after)), float(np.median(before)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, cast
 
 import numpy as np
@@ -249,7 +249,7 @@ class _Rollout:
         if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
             driver = None
         start = environment.info()
-        judge = _Judge(self._oracle, task, start, must_let_go=must_let_go)
+        judge = _Judge(self._oracle, task, start, must_let_go)
         if driver is not None and self._options.takeover_steps is not None:
             expert.begin(environment.scene_state())
             num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
@@ -263,7 +263,7 @@ class _Rollout:
             if driven.record.success:
                 return True
             driver = None
-            judge = _Judge(self._oracle, task, start, must_let_go=must_let_go)
+            judge = _Judge(self._oracle, task, start, must_let_go)
         labelled = _Labelled(environment, expert, driver, self._noise)
         num_steps = 0
 
@@ -285,9 +285,10 @@ class _Rollout:
             on_step=record,
             observe_every_step=True,
         )
-        return judge.sees_it_done
+        return judge.num_frames > 0  # done in the last frame
 
 
+@dataclass(slots=True)
 class _Labelled:
     """An expert that says at every step what it would do, and acts unless a driver does; noise is added to what is sent.
 
@@ -295,42 +296,39 @@ class _Labelled:
         row: robot_obs (15,), scene_obs (24,) and the expert's action (7,) of the last step.
     """
 
-    def __init__(
-        self, environment: Environment, expert: Expert, driver: Controller | None, noise: NoiseBursts | None
-    ) -> None:
-        self.row: tuple[Float64Array, Float64Array, Float64Array]
-        self._environment = environment
-        self._expert = expert
-        self._driver = driver
-        self._noise = noise
+    environment: Environment
+    expert: Expert
+    driver: Controller | None
+    noise: NoiseBursts | None
+    row: tuple[Float64Array, Float64Array, Float64Array] = field(init=False)
 
     @property
     def conventions(self) -> Conventions:
         """Those of the driver."""
-        return conventions_of(self._driver)
+        return conventions_of(self.driver)
 
     @property
     def needs_observation(self) -> bool:
-        return self._driver is not None and self._driver.needs_observation
+        return self.driver is not None and self.driver.needs_observation
 
     def reset(self, instruction: str) -> None:
         """Tell the driver."""
-        if self._driver is not None:
-            self._driver.reset(instruction)
+        if self.driver is not None:
+            self.driver.reset(instruction)
 
     def control(self, observation: Observation | None) -> ControlStep:
         """Return what is sent."""
-        robot_obs, scene_obs = self._environment.robot_state(), self._environment.scene_state()
-        label = sent = self._expert.act(robot_obs, scene_obs)
+        robot_obs, scene_obs = self.environment.robot_state(), self.environment.scene_state()
+        label = sent = self.expert.act(robot_obs, scene_obs)
         self.row = (robot_obs, scene_obs, label)
         step = None
-        if self._driver is not None:
-            step = self._driver.control(observation if self._driver.needs_observation else None)
+        if self.driver is not None:
+            step = self.driver.control(observation if self.driver.needs_observation else None)
             sent = guard_action(step.action).astype(np.float64)
-        if self._noise is not None:
-            sent = self._noise.disturb(sent)
+        if self.noise is not None:
+            sent = self.noise.disturb(sent)
         if sent is not label:
-            self._expert.observe_executed(sent)
+            self.expert.observe_executed(sent)
         # In double precision, as the expert computes: a simulator gets what comes.
         return ControlStep(cast("npt.NDArray[np.float32]", sent), None if step is None else step.inference)
 
@@ -338,25 +336,20 @@ class _Labelled:
         """Do nothing: nothing runs beside the loop."""
 
 
+@dataclass(slots=True)
 class _Judge:
     """Says when a task has stayed done for some frames in a row: a block that is dropped again, or only touched in passing,
     teaches the wrong thing.
     """
 
-    def __init__(self, oracle: TaskOracle, task: str, start: SceneInfo, *, must_let_go: bool) -> None:
-        self._oracle = oracle
-        self._task = task
-        self._start = start
-        self._must_let_go = must_let_go
-        self._num_frames = 0
-
-    @property
-    def sees_it_done(self) -> bool:
-        """Whether the task was done in the last frame."""
-        return self._num_frames > 0
+    oracle: TaskOracle
+    task: str
+    start: SceneInfo
+    must_let_go: bool
+    num_frames: int = 0
 
     def is_over(self, info: SceneInfo) -> bool:
         """Look at the next frame; return whether the task is over."""
-        self._num_frames = self._num_frames + 1 if self._oracle.solved(self._task, self._start, info) else 0
+        self.num_frames = self.num_frames + 1 if self.oracle.solved(self.task, self.start, info) else 0
         # The next task of a chain must not drag along a block that this one still grips.
-        return self._num_frames > SETTLE_FRAMES and not (self._must_let_go and gripped_blocks(info))
+        return self.num_frames > SETTLE_FRAMES and not (self.must_let_go and gripped_blocks(info))

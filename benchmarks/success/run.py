@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -115,6 +116,7 @@ def run_success(
         return report
 
 
+@dataclass(slots=True)
 class _Work:
     """Runs the rows one after the other in `folder`.
 
@@ -122,37 +124,27 @@ class _Work:
         num_finished: chains and starts that were not there before.
     """
 
-    def __init__(
-        self,
-        plan: SuccessPlan,
-        chains: Sequence[Chain],
-        folder: Path,
-        workers: int,
-        runner: JobRunner,
-        num_rows: int,
-        on_progress: Count | None,
-    ) -> None:
-        self.num_finished = 0
-        self._plan = plan
-        self._chains = chains
-        self._folder = folder
-        self._workers = workers
-        self._runner = runner
-        self._on_progress = on_progress
-        self._environment: EnvironmentIdentity | None = None  # of all rows: those of others say nothing about each other
-        self._num_done = 0
-        self._num_jobs = num_rows * (len(chains) + plan.starts_per_task * len(plan.tasks))
+    plan: SuccessPlan
+    chains: Sequence[Chain]
+    folder: Path
+    workers: int
+    runner: JobRunner
+    num_rows: int
+    on_progress: Count | None
+    num_finished: int = 0
+    environment: EnvironmentIdentity | None = None  # of all rows: those of others say nothing about each other
+    num_done: int = 0
 
     def run(self, row: RowPlan) -> RowRecords:
         """Run what is left of a row and return all of it."""
-        plan, chain_plan = self._plan, row.chain_plan(self._plan, self._environment)
+        plan, chain_plan = self.plan, row.chain_plan(self.plan, self.environment)
         chains: tuple[ChainRecord, ...] = ()
         trials: tuple[TrialRecord, ...] = ()
         num_workers = 0
-        if self._chains:
-            path = self._folder / _CHAINS_FOLDER / row.folder_name
+        if self.chains:
+            path = self.folder / _CHAINS_FOLDER / row.folder_name
             report = run_chains(
-                chain_plan, self._chains, path, workers=self._workers, runner=self._runner, on_chain=self._counter()
+                chain_plan, self.chains, path, workers=self.workers, runner=self.runner, on_chain=self._counter()
             )
             chains, num_workers = read_chains(path), report.num_workers
             chain_plan = dataclasses.replace(chain_plan, environment=chains[0].environment)
@@ -160,25 +152,26 @@ class _Work:
             trials = run_trials(
                 chain_plan,
                 plan.starts_per_task,
-                self._folder / _TRIALS_FOLDER / row.folder_name,
+                self.folder / _TRIALS_FOLDER / row.folder_name,
                 tasks=plan.tasks,
-                workers=self._workers,
-                runner=self._runner,
+                workers=self.workers,
+                runner=self.runner,
                 on_trial=self._counter(),
             )
         records = RowRecords(chains, trials, max([num_workers, *(trial.num_workers for trial in trials)]))
-        self._environment = records.environment
+        self.environment = records.environment
         return records
 
     def _counter(self) -> Count:
         """Return what counts the jobs of one run into those of all rows; its first call counts what was there before."""
-        before, calls = self._num_done, itertools.count()
+        before, calls = self.num_done, itertools.count()
 
         def count(done: int, _total: int) -> None:
             self.num_finished += next(calls) > 0
-            self._num_done = before + done
-            if self._on_progress is not None:
-                self._on_progress(self._num_done, self._num_jobs)
+            self.num_done = before + done
+            if self.on_progress is not None:
+                num_jobs = self.num_rows * (len(self.chains) + self.plan.starts_per_task * len(self.plan.tasks))
+                self.on_progress(self.num_done, num_jobs)
 
         return count
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
-from rfedge.cli.options import plan_of, with_options
+from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.export.tensorrt.options import BuildOptions
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be built, write nothing.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
     **given: Any,
 ) -> None:
     import sys

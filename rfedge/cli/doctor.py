@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from rfedge.cli.options import AsJson
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     import json
 

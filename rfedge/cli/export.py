@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rfedge.cli.options import plan_of, with_options
+from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.export.options import ExportOptions
 
 
@@ -18,7 +18,7 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every input and write nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
+    json: AsJson = False,
     **given: Any,
 ) -> None:
     import sys

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
+from rfedge.cli.options import AsJson
 
 if TYPE_CHECKING:
     from rfedge.runtimes.roofline.devices import Device
@@ -30,7 +31,7 @@ def inspect(
     threads: Annotated[int, typer.Option(min=0, help="Threads of this CPU's calibration; 0 is every usable core.")] = 0,
     blocks: Annotated[bool, typer.Option("--blocks", help="List every block, not only the stages.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the roofline to this picture file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     import json
 

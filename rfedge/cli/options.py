@@ -23,6 +23,7 @@ from rfedge.records.plan import Option, Uses
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P")
 _REQUIRED: Final = inspect.Parameter.empty
+Output = Annotated[Path | None, typer.Option(help="Write the JSON document here too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")]
 
 

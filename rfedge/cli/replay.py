@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
+from rfedge.cli.options import AsJson
 
 
 def replay(
@@ -23,7 +24,7 @@ def replay(
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="With --from-frames: how far a number of an action may be off.")
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     from rfedge.cli.show.progress import step_progress
     from rfedge.cli.show.run_output import print_replay

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from rfedge.cli.bundle_names import bundle_folder
-from rfedge.cli.options import plan_of, with_options
+from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.records.plan import Option, Uses
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import AUTO, BACKEND_HELP, BACKENDS
@@ -47,9 +47,7 @@ def serve(
         bool,
         typer.Option("--insecure", help="Listen beyond this machine without a token.", rich_help_panel=_ACCESS),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout once clients can connect, the rest on stderr.")
-    ] = False,
+    as_json: AsJson = False,
     **given: Any,
 ) -> None:
     import logging

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from rfedge.cli.options import given_fields, with_options
+from rfedge.cli.options import AsJson, given_fields, with_options
 from rfedge.train.config import PolicyChanges, TrainConfig, train_config
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _NUM_CHECKED_IMAGES = 16
 def train(
     config: Annotated[str, typer.Option(help="Preset, or a checkpoint folder to start from.")] = "playtable-small",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check options and data, write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, last on stdout.")] = False,
+    as_json: AsJson = False,
     **given: Any,
 ) -> None:
     _require_torch()

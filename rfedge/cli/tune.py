@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from rfedge.benchmarks.latency.tune import TunePlan, TuneReport
-from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.options import AsJson, Output, plan_of, with_options
 
 
 @with_options(TunePlan)
 def tune(
-    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    output: Output = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from rfedge.cli.bundle_names import bundle_folder, checkpoint_folder
 from rfedge.cli.groups import CommandWithSubcommands
+from rfedge.cli.options import AsJson
 from rfedge.cli.verify_parity import parity
 
 verify_app = typer.Typer(
@@ -31,7 +32,7 @@ def verify(
     data: Annotated[Path | None, typer.Option(help="Demonstrations for the parity rollout; random frames without.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the parity rollout.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the rollout's episodes or frames.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Check every file's sha256 and, given the checkpoint, the parity; fail when something is not as it was."""
     from rfedge.bundle.artifact import load_bundle

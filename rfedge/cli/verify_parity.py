@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from rfedge.cli.options import AsJson
+
 
 def parity(
     fixture: Annotated[Path, typer.Option(help="Folder with a model, inputs and outputs saved by the original code.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Run a small model of the original code, stage by stage; exit 1 when a stage or a tensor is off."""
     import dataclasses

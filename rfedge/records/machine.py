@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import psutil
 
+from rfedge.machine.memory import parse_meminfo
+from rfedge.machine.probing import read_text
 from rfedge.records.record import Record
 
 # The processor flags that decide how fast int8 and 16-bit MatMuls are.
@@ -73,10 +75,10 @@ def provenance() -> dict[str, Any]:
 
 def describe_machine() -> Machine:
     """Read the facts from the operating system."""
-    cpuinfo = _read(Path("/proc/cpuinfo"))
+    cpuinfo = read_text(Path("/proc/cpuinfo"))
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    board = _read(Path("/proc/device-tree/model")).strip("\0\n ")  # "NVIDIA Jetson ..." on the boards this is for
+    board = read_text(Path("/proc/device-tree/model"))  # "NVIDIA Jetson ..." on the boards this is for
     return Machine(
         cpu=fields.get("model name") or board or platform.processor() or "unknown",
         architecture=platform.machine(),
@@ -85,7 +87,7 @@ def describe_machine() -> Machine:
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         cpu_flags=tuple(flag for flag in INTERESTING_FLAGS if flag in flags),
-        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")).strip() or None,
+        governor=read_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
         system=platform.platform(),
     )
 
@@ -111,19 +113,9 @@ def peak_rss_bytes() -> int | None:
 
     Read from VmHWM: `ru_maxrss` starts a child process at its parent's peak.
     """
-    for line in _read(Path("/proc/self/status")).splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return parse_meminfo(read_text(Path("/proc/self/status"))).get("VmHWM")
 
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -181,31 +182,25 @@ def _show_frames(
                 break
 
 
+@dataclass(slots=True)
 class _Comparison:
     """Looks at each step of a replay; the first action that differs ends it."""
 
-    def __init__(
-        self,
-        record: RunRecord,
-        stop: StopRequest,
-        on_step: Callable[[int, ControlStep], None] | None,
-        tolerance: float,
-    ) -> None:
-        self.stop = stop
-        self.largest_difference = 0.0
-        self._tolerance = tolerance
-        self.num_alike = 0
-        self.difference: Difference | None = None
-        self.cause: Difference | None = None
-        self._record = record
-        self._on_step = on_step
+    record: RunRecord
+    stop: StopRequest
+    on_step: Callable[[int, ControlStep], None] | None
+    tolerance: float
+    largest_difference: float = 0.0
+    num_alike: int = 0
+    difference: Difference | None = None
+    cause: Difference | None = None
 
     @property
     def is_complete(self) -> bool:
-        return self.num_alike == sum(len(episode.steps) for episode in self._record.episodes)
+        return self.num_alike == sum(len(episode.steps) for episode in self.record.episodes)
 
     def compare(self, episode: int, step: ControlStep) -> None:
-        line = self._record.episodes[episode].steps[step.index]
+        line = self.record.episodes[episode].steps[step.index]
         differences = [
             Difference(episode=episode, step=step.index, what=what, recorded=recorded, replayed=replayed)
             for what, recorded, replayed in _compared(line, step)
@@ -215,7 +210,7 @@ class _Comparison:
         self.largest_difference = max(self.largest_difference, off)
         for difference in differences:
             if difference.what.endswith("action"):
-                if off <= self._tolerance:
+                if off <= self.tolerance:
                     continue
                 self.difference = self.difference or difference
             else:
@@ -224,15 +219,15 @@ class _Comparison:
             self.num_alike += 1
         else:
             self.stop.ask(_DIFFERS)
-        if self._on_step is not None:
-            self._on_step(episode, step)
+        if self.on_step is not None:
+            self.on_step(episode, step)
 
     def missing_steps(self) -> Difference | None:
         """Return the difference of a replay that ended early, such as by success in another step."""
         if self.is_complete or self.stop.reason is not None:
             return None
         done = self.num_alike
-        for episode in self._record.episodes:
+        for episode in self.record.episodes:
             if done < len(episode.steps):
                 return Difference(
                     episode=episode.begin.episode,

@@ -15,7 +15,7 @@ from rfedge.config import GPTNeoXConfig, LlamaConfig, LSTMHeadConfig, MPTConfig,
 from rfedge.errors import ConfigError, did_you_mean
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, POSE_SIZE, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.roofline.graph_work import head_steps
-from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, stage_of_block
+from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork
 
 FLOAT_BYTES: Final = 4
 # Norms, activations, additions and moves beside each MatMul, as in the exporter's graphs (315 operators of 86 MatMuls).
@@ -129,14 +129,9 @@ class _Tally:
 
     def gates(self, block: str, rows: int, width: int, gates: int) -> None:
         """One of the two matrices of an LSTM layer; what it writes are gates, which stay inside the operator."""
-        self._add(
-            block,
-            macs=rows * width * gates,
-            form=_FLOAT,
-            parameters=width * gates,
-            weight_bytes=width * gates * FLOAT_BYTES,
-            activation_bytes=rows * width * FLOAT_BYTES,
-        )
+        elements = width * gates
+        sizes = {"weight_bytes": elements * FLOAT_BYTES, "activation_bytes": rows * width * FLOAT_BYTES}
+        self._add(block, macs=rows * elements, form=_FLOAT, parameters=elements, **sizes)
 
     def attention(self, block: str, batch_heads: int, queries: int, keys: int, head_size: int) -> None:
         """Scores, which stay in fp32, and the sum of values, which an fp16 graph computes in fp16."""
@@ -148,13 +143,8 @@ class _Tally:
 
     def constant_matmul(self, block: str, macs: int, constant_elements: int, activation_elements: int) -> None:
         """A MatMul with a float constant that nobody trained."""
-        self._add(
-            block,
-            macs=macs,
-            form=_FLOAT,
-            weight_bytes=constant_elements * FLOAT_BYTES,
-            activation_bytes=activation_elements * FLOAT_BYTES,
-        )
+        sizes = {"weight_bytes": constant_elements * FLOAT_BYTES, "activation_bytes": activation_elements * FLOAT_BYTES}
+        self._add(block, macs=macs, form=_FLOAT, **sizes)
 
     def _add(
         self,
@@ -168,7 +158,6 @@ class _Tally:
     ) -> None:
         self.matmuls.append(
             MatMul(
-                stage=stage_of_block(block),
                 block=block,
                 macs=macs,
                 arithmetic=form.arithmetic,

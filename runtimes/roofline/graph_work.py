@@ -220,14 +220,12 @@ class GraphCount:
         out_elements = _elements(output) if output.shape is not None else macs // max(_inner_size(node, left, right), 1)
         activation_bytes += out_elements * element_bits(output.dtype) // 8
         arithmetic = self._arithmetic(node, output)
-        stage = stage_of_block(block)
         return MatMul(
-            stage=stage,
             block=block,
             macs=macs,
             arithmetic=arithmetic,
             label=_label(arithmetic, stored_types),
-            parameters=0 if stage == "preprocess" else parameters,
+            parameters=0 if stage_of_block(block) == "preprocess" else parameters,
             weight_bytes=weight_bytes,
             activation_bytes=activation_bytes,
             logit_bytes=0 if stored_types else self._logit_bytes(node, left, output),
@@ -260,7 +258,6 @@ class GraphCount:
         rows = _elements(left) // inner
         arithmetic = _FLOATS.get(left.dtype, "fp32")
         return MatMul(
-            stage=stage_of_block(block),
             block=block,
             macs=rows * inner * columns,
             arithmetic=arithmetic,
@@ -285,7 +282,6 @@ class GraphCount:
             rows, width = _elements(weight) // int(weight.shape[-1] or 1), int(weight.shape[-1] or 0)
             matmuls.append(
                 MatMul(
-                    stage=stage_of_block(block),
                     block=block,
                     macs=steps * batch * rows * width,
                     arithmetic=arithmetic,

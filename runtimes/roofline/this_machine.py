@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from rfedge.runtimes.roofline.devices import Device
 from rfedge.runtimes.roofline.graph_work import head_steps
 from rfedge.runtimes.roofline.work import Arithmetic
 
+T = TypeVar("T")
 # Between the decoder's 32 rows and the 514 of the ViT's two cameras, and short enough to find an undisturbed moment.
 _ROWS, _INNER, _COLUMNS = 128, 1024, 1024
 _SECONDS_OF_MATMULS: Final = 1.2
@@ -137,30 +138,31 @@ def _disturbed(cores: int) -> str:
 def _matmul_rates(kinds: tuple[MatMulKind, ...], threads: int) -> dict[Arithmetic, float]:
     """Return operations a second of the best MatMul: a roof is what the machine can do when nobody disturbs it."""
     x = np.random.default_rng(0).standard_normal((_ROWS, _INNER)).astype(np.float32)
-    sessions = {kind: _session(matmul_model(kind, _ROWS, _INNER, _COLUMNS), threads) for kind in kinds}
-    best_s = dict.fromkeys(kinds, float("inf"))
-    rounds = 0
-    end_s = time.perf_counter() + _SECONDS_OF_MATMULS
-    while time.perf_counter() < end_s or rounds < 3:
-        for kind, session in sessions.items():  # taking turns, so that a disturbance hits both
-            start_s = time.perf_counter()
-            session.run(None, {"x": x})
-            best_s[kind] = min(best_s[kind], time.perf_counter() - start_s)
-        rounds += 1
+    models = {kind: matmul_model(kind, _ROWS, _INNER, _COLUMNS) for kind in kinds}
+    best_s = _best_s(models, x, threads, _SECONDS_OF_MATMULS)
     return {kind: 2 * _ROWS * _INNER * _COLUMNS / seconds for kind, seconds in best_s.items()}
 
 
 def _operator_us(threads: int) -> float:
     """Return the best time of one operator that computes next to nothing."""
-    session = _session(chain_model(_OPERATORS), threads)
-    x = np.ones((1, 16), np.float32)
-    best_s = float("inf")
-    end_s = time.perf_counter() + _SECONDS_OF_OPERATORS
-    while time.perf_counter() < end_s:
-        start_s = time.perf_counter()
-        session.run(None, {"x": x})
-        best_s = min(best_s, time.perf_counter() - start_s)
-    return 1e6 * best_s / _OPERATORS
+    (seconds,) = _best_s(
+        {"": chain_model(_OPERATORS)}, np.ones((1, 16), np.float32), threads, _SECONDS_OF_OPERATORS
+    ).values()
+    return 1e6 * seconds / _OPERATORS
+
+
+def _best_s(models: Mapping[T, bytes], x: npt.NDArray[np.float32], threads: int, for_s: float) -> dict[T, float]:
+    """Return the shortest time of each model, which take turns, so that a disturbance hits all of them."""
+    sessions = {name: _session(model, threads) for name, model in models.items()}
+    best_s = dict.fromkeys(models, float("inf"))
+    rounds, end_s = 0, time.perf_counter() + for_s
+    while time.perf_counter() < end_s or rounds < 3:
+        for name, session in sessions.items():
+            start_s = time.perf_counter()
+            session.run(None, {"x": x})
+            best_s[name] = min(best_s[name], time.perf_counter() - start_s)
+        rounds += 1
+    return best_s
 
 
 def _session(model: bytes, threads: int) -> ort.InferenceSession:

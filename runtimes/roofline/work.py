@@ -34,7 +34,6 @@ class MatMul:
         logit_bytes: of these, attention's logits or probabilities: a kernel that fuses attention keeps them to itself.
     """
 
-    stage: Stage
     block: str
     macs: int
     arithmetic: Arithmetic
@@ -43,6 +42,10 @@ class MatMul:
     weight_bytes: int
     activation_bytes: int
     logit_bytes: int = 0
+
+    @property
+    def stage(self) -> Stage:
+        return stage_of_block(self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +99,19 @@ class PolicyWork:
 
     def stage(self, stage: Stage) -> Sums:
         """Return the sums of one stage."""
-        return self._sums(lambda matmul_stage, _: matmul_stage == stage)
+        return self._sums(lambda block: stage_of_block(block) == stage)
 
     def blocks(self) -> dict[tuple[Stage, str], Sums]:
         """Return the sums of every block, in the order in which a call reaches them."""
         names = dict.fromkeys((matmul.stage, matmul.block) for matmul in self.matmuls)
         return {
-            name: self._sums(lambda stage, block, name=name: (stage, block) == name)  # type: ignore[misc]
+            name: self._sums(name[1].__eq__)  # a block lies in one stage
             for name in sorted(names, key=lambda name: STAGES.index(name[0]))
         }
 
     def total(self) -> Sums:
         """Return the sums over everything."""
-        return self._sums(lambda *_: True)
+        return self._sums(lambda _: True)
 
     @property
     def memory_bytes(self) -> int:
@@ -116,12 +119,9 @@ class PolicyWork:
         largest = max((matmul.activation_bytes for matmul in self.matmuls), default=0)
         return self.total().weight_bytes + self.table_bytes + self.embedding_bytes + largest
 
-    def _sums(self, wanted: Callable[[Stage, str], bool]) -> Sums:
-        chosen = [matmul for matmul in self.matmuls if wanted(matmul.stage, matmul.block)]
-        vectors = [
-            counts for block, counts in self.vectors.items() if wanted(stage_of_block(block), block)
-        ]  # a block lies in one stage
-        return sum_matmuls(chosen, vectors)
+    def _sums(self, wanted: Callable[[str], bool]) -> Sums:
+        chosen = [matmul for matmul in self.matmuls if wanted(matmul.block)]
+        return sum_matmuls(chosen, [counts for block, counts in self.vectors.items() if wanted(block)])
 
 
 def stage_of_block(block: str) -> Stage:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
@@ -15,6 +15,7 @@ from rfedge.runtimes.server.sockets import SocketGate
 from rfedge.runtimes.server.worker import PolicyWorker
 
 
+@dataclass(frozen=True, slots=True)
 class Admission:
     """Answers every HTTP request: a page, a refusal, or None for a websocket.
 
@@ -22,26 +23,17 @@ class Admission:
         token: what a client must carry, or None.
     """
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        metrics: ServerMetrics,
-        worker: PolicyWorker,
-        token: str | None,
-        gate: SocketGate,
-    ) -> None:
-        self._settings: Final = settings
-        self._metrics: Final = metrics
-        self._worker: Final = worker
-        self._token: Final = token
-        self._gate: Final = gate
-        self._checks_host: Final = is_loopback(settings.host)
+    settings: ServerSettings
+    metrics: ServerMetrics
+    worker: PolicyWorker
+    token: str | None
+    gate: SocketGate
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """Decide about one request, as `process_request` of a websockets server."""
         response = self._decide(connection, request)
         if response is None:
-            self._gate.enter(connection.remote_address)
+            self.gate.enter(connection.remote_address)
         return response
 
     def _decide(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -50,28 +42,28 @@ class Admission:
             return connection.respond(HTTPStatus.FORBIDDEN, "not for web pages\n")
         # A name that a page's owner points at this machine makes a page of the same origin, which sends none.
         hosts = request.headers.get_all("Host")
-        if self._checks_host and not all(self._is_ours(host) for host in hosts):
+        if is_loopback(self.settings.host) and not all(self._is_ours(host) for host in hosts):
             return connection.respond(HTTPStatus.FORBIDDEN, "ask for 127.0.0.1 or localhost; --allow-host names others\n")
         if request.path == "/healthz":  # open to all: a supervisor has no token
-            if self._worker.busy_s() > self._settings.hung_after_s:
+            if self.worker.busy_s() > self.settings.hung_after_s:
                 return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "the policy hangs\n")
             return connection.respond(HTTPStatus.OK, "OK\n")
         if request.path not in ("/", "/metrics"):
             return connection.respond(HTTPStatus.NOT_FOUND, "paths: / for websockets, /healthz, /metrics\n")
         # get_all: a header sent twice must not raise.
         given = request.headers.get_all("Authorization")
-        if not is_authorised(given[0] if len(given) == 1 else None, self._token):
+        if not is_authorised(given[0] if len(given) == 1 else None, self.token):
             response = connection.respond(HTTPStatus.UNAUTHORIZED, "send the header Authorization: Bearer TOKEN\n")
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         if request.path == "/metrics":
-            response = connection.respond(HTTPStatus.OK, self._metrics.render())
+            response = connection.respond(HTTPStatus.OK, self.metrics.render())
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = CONTENT_TYPE
             return response
-        if self._gate.num_clients >= self._settings.max_connections:
+        if self.gate.num_clients >= self.settings.max_connections:
             return connection.respond(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"{self._settings.max_connections} clients are connected already\n"
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{self.settings.max_connections} clients are connected already\n"
             )
         return None
 
@@ -80,4 +72,4 @@ class Admission:
         if not port.isdecimal():  # no port, or the end of an IPv6 address
             name = host
         name = name.strip("[]").lower()
-        return is_loopback(name) or name in self._settings.allowed_hosts
+        return is_loopback(name) or name in self.settings.allowed_hosts

@@ -210,7 +210,7 @@ class PolicyServer:
             try:
                 answer = await self._answer(mail, session, inbox)
             except _RequestFailed as failure:
-                self.metrics.count_request(failure.kind)
+                self.metrics.requests.labels(failure.kind).inc()
                 await self._send(connection, error_line(failure.kind, str(failure)))
                 if failure.close_code is not None:
                     await connection.close(failure.close_code, failure.kind)
@@ -259,7 +259,7 @@ class PolicyServer:
         timing_ms = answer["server_timing"]
         timing_ms["queue_ms"] = (began_s - mail.arrived_s) * _MS_PER_S
         is_frame = "actions" in answer
-        self.metrics.count_request("ok" if is_frame else "reset")
+        self.metrics.requests.labels("ok" if is_frame else "reset").inc()
         if is_frame:
             self.metrics.observe_ms({name.removesuffix("_ms"): duration_ms for name, duration_ms in timing_ms.items()})
         return answer

@@ -83,7 +83,7 @@ class SocketGate:
     def _close(self, address: Address, reason: str) -> None:
         with contextlib.suppress(OSError):
             self._waiting.pop(address).shutdown(socket.SHUT_RDWR)  # its transport finds the end and closes it
-        self._metrics.count_closed_socket(reason)
+        self._metrics.closed_sockets.labels(reason).inc()
         self._num_closed += 1
         now_s = self._now_s()
         if now_s - self._logged_s >= _LOG_EVERY_S:
@@ -142,7 +142,7 @@ def connection_class(gate: SocketGate, metrics: ServerMetrics) -> type[ServerCon
             send_response = protocol.send_response
 
             def send_and_count(response: Any) -> None:
-                metrics.count_handshake(int(response.status_code))
+                metrics.handshakes.labels(int(response.status_code)).inc()
                 send_response(response)
 
             protocol.send_response = send_and_count  # also of what the library refuses by itself, such as 405 and 431
@@ -154,7 +154,7 @@ def connection_class(gate: SocketGate, metrics: ServerMetrics) -> type[ServerCon
         def connection_lost(self, exc: Exception | None) -> None:
             gate.leave(self._address)
             if (sent := self.protocol.close_sent) is not None:
-                metrics.count_close(int(sent.code))
+                metrics.closes.labels(int(sent.code)).inc()
             super().connection_lost(exc)
 
         def send_data(self) -> None:
@@ -175,14 +175,14 @@ def connection_class(gate: SocketGate, metrics: ServerMetrics) -> type[ServerCon
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-                metrics.count_closed_socket("unread")
+                metrics.closed_sockets.labels("unread").inc()
                 self.transport.abort()
 
         def process_event(self, event: Any) -> None:
             if isinstance(event, Frame) and event.opcode in DATA_OPCODES:
                 self._num_fragments = 0 if event.fin else self._num_fragments + 1
                 if self._num_fragments > MAX_FRAGMENTS:
-                    metrics.count_closed_socket("fragments")
+                    metrics.closed_sockets.labels("fragments").inc()
                     self.transport.abort()
                     return
             super().process_event(event)

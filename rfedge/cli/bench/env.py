@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rfedge.benchmarks.latency import environment_speed as library
-from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.options import AsJson, Output, plan_of, with_options
 
 
 @with_options(library.EnvironmentSpeedPlan)
@@ -16,7 +15,7 @@ def env(
     assert_step_ms: Annotated[
         float | None, typer.Option(help="Fail unless the median step with both cameras takes less.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    output: Output = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:

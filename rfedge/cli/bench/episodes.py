@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rfedge.benchmarks.success.episodes import EpisodesPlan, run_episodes
-from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.options import AsJson, Output, plan_of, with_options
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.success.episodes import EpisodesReport
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @with_options(EpisodesPlan)
 def episodes(
     plot: Annotated[Path | None, typer.Option(help="Draw predicted and recorded actions to this file.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    output: Output = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:

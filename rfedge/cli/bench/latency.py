@@ -9,7 +9,7 @@ import typer
 
 from rfedge.benchmarks.latency import run as library
 from rfedge.benchmarks.latency.isolated import IsolatedPlan
-from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.options import AsJson, Output, plan_of, with_options
 
 
 @with_options(library.LatencyPlan, IsolatedPlan)
@@ -38,7 +38,7 @@ def latency(
         typer.Option(help="With --assert-speedup: most memory of the first bundle.", rich_help_panel="Isolated"),
     ] = None,
     assert_faster: Annotated[bool, typer.Option("--assert-faster", help="Fail unless int8 < fp32 < PyTorch.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    output: Output = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rfedge.cli.options import AsJson
+
 
 def report(
     sources: Annotated[list[Path], typer.Argument(help="JSON records, and folders in which they lie at any depth.")],
@@ -14,7 +16,7 @@ def report(
     markdown: Annotated[Path | None, typer.Option(help="Write the same without plots here, as Markdown.")] = None,
     gif: Annotated[list[Path] | None, typer.Option(help="GIF, PNG or JPEG to show, or a folder of GIFs; repeat it.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "rfedge: measured",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     import json
     import sys

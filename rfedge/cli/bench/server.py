@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rfedge.benchmarks.latency import server as library
-from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.options import AsJson, Output, plan_of, with_options
 
 
 @with_options(library.ServerPlan)
@@ -17,7 +16,7 @@ def server(
         bool, typer.Option("--assert-sound", help="Fail if states mix, an answer is late or the server ends badly.")
     ] = False,
     assert_p99_ms: Annotated[float | None, typer.Option(help="Fail unless the round trips' p99 is at most this.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    output: Output = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:

@@ -12,7 +12,7 @@ import typer
 from rfedge.benchmarks.success.demonstrations import RecordingOptions
 from rfedge.cli.demos.recording import Recorder
 from rfedge.cli.groups import lazy_group
-from rfedge.cli.options import plan_of, with_options
+from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.data.collection.collect import CollectionRequest
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def demos(
         float | None, typer.Option(help="Part of the steps with noise; default 0.3.", rich_help_panel="Episodes")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all options and the renderer; write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON document.")] = False,
+    as_json: AsJson = False,
     **given: Any,
 ) -> int:
     """Collect demonstrations with scripted experts; resumable, and the same for any number of workers."""

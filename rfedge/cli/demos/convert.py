@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rfedge.cli.options import plan_of, with_options
+from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.data.conversion import ConversionOptions
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the whole source, map the first episode, write nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+    as_json: AsJson = False,
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import stage_progress

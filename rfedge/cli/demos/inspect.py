@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.options import AsJson
+
 if TYPE_CHECKING:
     from rfedge.data.inspection.report import InspectionReport
 
@@ -31,7 +33,7 @@ def inspect(
     frames: Annotated[str, typer.Option(help="Number of frames to read and check, sampled by --seed, or `all`.")] = "1000",
     workers: Annotated[int, typer.Option(min=1, help="Processes that read; the report does not depend on it.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Decides which frames.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> int:
     from rfedge.cli.show.progress import stage_progress
     from rfedge.data.inspection.report import inspect_dataset

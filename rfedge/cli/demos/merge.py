@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from rfedge.cli.options import AsJson
+
 
 def merge(
     datasets: Annotated[list[Path], typer.Argument(help="Two or more datasets in the CALVIN format.")],
     output: Annotated[Path, typer.Option(help="New folder for the merged dataset.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rfedge.cli.options import AsJson
 from rfedge.envs.looks import LOOKS_HELP, Looks
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def snapshots(
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
     scene: Annotated[str, typer.Option(help="CALVIN scene.")] = "D",
     looks: Annotated[Looks, typer.Option(help=LOOKS_HELP)] = "playtable",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     from rfedge.cli.show.progress import stage_progress
     from rfedge.data.collection.collect import CollectionRequest, collect

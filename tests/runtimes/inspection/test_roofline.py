@@ -37,7 +37,7 @@ def cpu_of(fp32_flops: float, int8_ops: float, bandwidth_bytes: float, launch_us
 
 
 def one_matmul(arithmetic: Arithmetic = "int8", *, macs: int = 500_000_000, weight_bytes: int = 1_000_000) -> PolicyWork:
-    matmul = MatMul("decoder", "decoder.layers.0.block", macs, arithmetic, arithmetic, weight_bytes, weight_bytes, 0)
+    matmul = MatMul("decoder.layers.0.block", macs, arithmetic, arithmetic, weight_bytes, weight_bytes, 0)
     return PolicyWork((matmul,), {}, head_steps=1, operators={"decoder": 10})
 
 
