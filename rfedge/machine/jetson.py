@@ -83,11 +83,11 @@ def jetpack_of(l4t: str) -> str:
     return _JETPACKS.get(padded) or _JETPACK_LINES.get(int(l4t.split(".")[0]), "unknown")
 
 
-def parse_power_mode(text: str) -> PowerMode | None:
-    """Return the mode from `nvpmodel -q`, or None when the text names none."""
+def parse_power_mode(text: str) -> PowerMode:
+    """Return the mode from `nvpmodel -q`; raises Absent when the text names none."""
     match = re.search(r"NV Power Mode:\s*(\S+)", text)
     if match is None:
-        return None
+        raise Absent("nvpmodel -q names no mode")
     number = re.search(r"^\s*(\d+)\s*$", text, re.MULTILINE)
     return PowerMode(match.group(1).removeprefix("MODE_"), int(number.group(1)) if number else None)
 
@@ -110,13 +110,12 @@ def parse_clocks(text: str) -> dict[str, Clock]:
     return clocks
 
 
-def parse_cuda_version(text: str) -> str | None:
-    """Return the toolkit's version from CUDA's version.json, or None when it names none."""
+def parse_cuda_version(text: str) -> str:
+    """Return the toolkit's version from CUDA's version.json; raises Absent when it names none."""
     try:
-        version = json.loads(text)["cuda"]["version"]
+        return str(json.loads(text)["cuda"]["version"])
     except (ValueError, KeyError, TypeError):
-        return None
-    return str(version)
+        raise Absent("no CUDA toolkit under /usr/local/cuda") from None
 
 
 def probe_jetson(root: Path = Path("/")) -> Jetson:
@@ -135,8 +134,8 @@ def probe_jetson(root: Path = Path("/")) -> Jetson:
         model=model or "unknown board",
         l4t=l4t or "unknown",
         jetpack=_installed_jetpack() or (jetpack_of(l4t) if l4t else "unknown"),
-        cuda=probe(lambda: _cuda_version(root)),
-        power_mode=probe(_power_mode),
+        cuda=probe(lambda: parse_cuda_version(read_text(root / "usr/local/cuda/version.json"))),
+        power_mode=probe(lambda: parse_power_mode(command_output(["nvpmodel", "-q"]))),
         clocks=clocks,
         clocks_reason="" if clocks else shown.reason or "jetson_clocks --show needs root; run `sudo jetson_clocks --show`",
     )
@@ -151,20 +150,6 @@ def _devfreq_clocks(root: Path) -> dict[str, Clock]:
         if all(value.isdigit() for value in values):
             return {"gpu": Clock(*(int(value) / 1e6 for value in values))}
     return {}
-
-
-def _power_mode() -> PowerMode:
-    mode = parse_power_mode(command_output(["nvpmodel", "-q"]))
-    if mode is None:
-        raise Absent("nvpmodel -q names no mode")
-    return mode
-
-
-def _cuda_version(root: Path) -> str:
-    version = parse_cuda_version(read_text(root / "usr/local/cuda/version.json"))
-    if version is None:
-        raise Absent("no CUDA toolkit under /usr/local/cuda")
-    return version
 
 
 def _installed_jetpack() -> str | None:

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_file
+from rfedge.records.record import Record
 from rfedge.runtimes.control.modes import Missing
 
 _MAX_RECORD_BYTES: Final = 1 << 30  # a million steps and more
@@ -20,11 +21,7 @@ RUN_SCHEMA_VERSION: Final = 2  # 1 prepared other starts from the same seeds
 Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RunHeader(_Line):
+class RunHeader(Record):
     """What ran.
 
     Attributes:
@@ -45,7 +42,7 @@ class RunHeader(_Line):
     versions: dict[str, str]
 
 
-class EpisodeLine(_Line):
+class EpisodeLine(Record):
     """One episode begins; `instruction` is the first one."""
 
     kind: Literal["episode"] = "episode"
@@ -54,7 +51,7 @@ class EpisodeLine(_Line):
     instruction: str
 
 
-class StepLine(_Line):
+class StepLine(Record):
     """One control step.
 
     Attributes:
@@ -87,7 +84,7 @@ class StepLine(_Line):
     frame: int | None
 
 
-class EndLine(_Line):
+class EndLine(Record):
     """An episode ended; `error` is the text of what ended it, if it was one."""
 
     kind: Literal["end"] = "end"

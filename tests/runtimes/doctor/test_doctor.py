@@ -79,7 +79,8 @@ def test_releases_become_jetpacks() -> None:
 def test_power_modes_and_clocks() -> None:
     assert parse_power_mode(recorded.NVPMODEL_30W) == PowerMode("30W", 2)
     assert parse_power_mode(recorded.NVPMODEL_MAXN_SUPER) == PowerMode("MAXN_SUPER", 2)
-    assert parse_power_mode("nvpmodel: command failed") is None
+    with pytest.raises(Absent, match="names no mode"):
+        parse_power_mode("nvpmodel: command failed")
     floating = parse_clocks(recorded.CLOCKS_FLOATING)
     assert floating["gpu"] == Clock(306, 918, 306)
     assert floating["emc"] == Clock(204, 3199, 2133)
@@ -113,7 +114,8 @@ def test_a_jetson_is_read_from_its_files_without_its_commands(tmp_path: Path, mo
     assert board.clocks == {"gpu": Clock(306, 624.75, 306)}
     with pytest.raises(Absent, match="not a Jetson"):
         probe_jetson(tmp_path / "elsewhere")
-    assert parse_cuda_version("not json") is None
+    with pytest.raises(Absent, match="no CUDA toolkit"):
+        parse_cuda_version("not json")
 
 
 def test_int8_instructions() -> None:

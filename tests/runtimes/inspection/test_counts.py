@@ -12,7 +12,7 @@ from rfedge.config import GPTNeoXConfig, LlamaConfig, MPTConfig, PolicyConfig, p
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.export.precision_audit import effective_precisions
 from rfedge.model import build_policy
-from rfedge.runtimes.roofline.analytic_work import ANALYTIC_PRECISIONS, analytic_work
+from rfedge.runtimes.roofline.analytic_work import _FORMS, analytic_work
 from rfedge.runtimes.roofline.graph_file import read_graph
 from rfedge.runtimes.roofline.graph_work import GraphCount, bundle_work, head_steps
 from rfedge.runtimes.roofline.report import inspect_bundle
@@ -132,7 +132,7 @@ def test_parameters_are_those_of_the_model_less_its_tables(name: str) -> None:
 
 def test_precisions_change_bytes_and_arithmetic_but_not_the_work() -> None:
     config = preset("playtable-small")
-    works = {precision: analytic_work(config, precision).total() for precision in ANALYTIC_PRECISIONS}
+    works = {precision: analytic_work(config, precision).total() for precision in _FORMS}
     assert len({sums.macs for sums in works.values()}) == len({sums.parameters for sums in works.values()}) == 1
     sizes = [works[name].weight_bytes for name in ("fp32", "fp16", "int8", "int4-weight")]
     assert sizes == sorted(sizes, reverse=True)
