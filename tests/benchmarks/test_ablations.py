@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.benchmarks.report.build import ReportPlan, build_report
+from rfedge.benchmarks.report.build import build_report
 from rfedge.benchmarks.studies.ablations import VARIANTS, AblationPlan, AblationsReport, choose, main, measure_ablations
 from rfedge.cli.app import app
 from rfedge.errors import ArtifactError, ConfigError
@@ -40,7 +40,7 @@ def test_the_page_shows_what_each_part_is_worth(tmp_path: Path) -> None:
         {**head(), "training": ("--minutes", "6"), "variants": variants, "success": success}
     )
     report.write(tmp_path / "ablations.json")
-    page = Page(build_report(ReportPlan((tmp_path,))).html)
+    page = Page(build_report((tmp_path,)).html)
     (table,) = [rows for caption, rows in page.tables.items() if "6 minutes of training" in caption]
     assert [row[0] for row in table[1:]] == [variant.name for variant in VARIANTS]
     chains = success.rows[-1].chains
