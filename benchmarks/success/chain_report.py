@@ -19,25 +19,15 @@ from rfedge.runtimes.rollout import RolloutRecord
 CHAINS_SCHEMA_VERSION: Final = 1
 
 
-class JournalRecord(Record):
-    """What was run in one go; one line of a journal.
-
-    Attributes:
-        environment: what it was run in; renderer "none" when the agent did not look.
-        duration_s: wall-clock time, preparations left out.
-    """
-
-    environment: EnvironmentIdentity
-    duration_s: float
-
-
-class ChainRecord(JournalRecord):
+class ChainRecord(Record):
     """One chain; one line of `chains.jsonl`.
 
     Attributes:
         index: place in the set of chains.
         num_solved: 0 to 5, in a row from the first.
         subtasks: those that were begun: the solved ones and the one that ended the chain.
+        environment: what it was run in; renderer "none" when the agent did not look.
+        duration_s: wall-clock time.
     """
 
     index: int
@@ -45,6 +35,8 @@ class ChainRecord(JournalRecord):
     tasks: tuple[str, ...]
     num_solved: int
     subtasks: tuple[RolloutRecord, ...]
+    environment: EnvironmentIdentity
+    duration_s: float
 
 
 class TaskScore(Record):

@@ -14,11 +14,11 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from rfedge.benchmarks.success.chain_report import (
     ChainConditions,
     ChainRecord,
     ChainReport,
-    JournalRecord,
     average_length,
     begun_subtasks,
     calvin_results,
@@ -59,9 +58,6 @@ from rfedge.runtimes.rollout.rollout_session import (
     open_session,
 )
 
-K = TypeVar("K")
-J = TypeVar("J")
-R = TypeVar("R", bound=JournalRecord)
 CHAINS_FILE: Final = "chains.jsonl"
 RESULTS_FILE: Final = "results.json"
 REPORT_FILE: Final = "report.json"
@@ -116,21 +112,10 @@ class ChainPlan:
         """Return what a process needs, whose rollouts join those made in `environment`."""
         return RolloutSetup(self.make_agent, self.world, self.max_steps, self.limits, environment)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what decides the rollouts, as reports hold it."""
-        return {
-            "environment": self.world.name,
-            "scene": self.world.scene,
-            "agent": {"name": self.agent_name, **self.agent_facts},
-            "language": self.language,
-            "max_steps": self.max_steps,
-            "seed": self.seed,
-        }
-
-    def arguments(self) -> dict[str, Any]:
-        """Return what journals hold: the facts, and the instructions beside the name of the language."""
-        arguments = {**self.facts(), "instructions": self.instructions and dict(self.instructions)}
-        return arguments | ({"left_out_instructions": sorted(self.left_out)} if self.left_out else {})
+    def words(self) -> dict[str, Any]:
+        """Return what a journal says of the instructions beside the name of the language."""
+        words: dict[str, Any] = {"instructions": self.instructions and dict(self.instructions)}
+        return words | ({"left_out_instructions": sorted(self.left_out)} if self.left_out else {})
 
     def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
         """Return the agent's subtasks in the chain at `index`.
@@ -146,16 +131,22 @@ class ChainPlan:
         Raises:
             ConfigError: `instructions` lacks the task.
         """
-        if self.instructions is None:
-            rng = np.random.default_rng([*entropy, _INSTRUCTION_STREAM])
-            instruction = choose_instruction(task, self.language, rng, self.left_out)
-        elif task in self.instructions:
-            instruction = self.instructions[task]
-        else:
-            expected = did_you_mean(task, self.instructions)
-            raise ConfigError("instruction", got=f"none for {task!r}", expected=expected, remedy="Add the task.")
+        instruction = self.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         return Subtask(instruction=instruction, task=task, seed=seed)
+
+    def instruction(self, task: str, rng: np.random.Generator) -> str:
+        """Return the instruction for `task`, sampled from `rng` where the language has several.
+
+        Raises:
+            ConfigError: `instructions` lacks the task.
+        """
+        if self.instructions is None:
+            return choose_instruction(task, self.language, rng, self.left_out)
+        if task in self.instructions:
+            return self.instructions[task]
+        expected = did_you_mean(task, self.instructions)
+        raise ConfigError("instruction", got=f"none for {task!r}", expected=expected, remedy="Add the task.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,31 +181,46 @@ def run_chains(
         ArtifactError: `chains.jsonl` is damaged.
     """
     check_least(1, {"number of chains": len(chains), "workers": workers}, remedy="Give a positive whole number.")
-    jobs = {index: _Job(index, chain, plan.subtasks(index, chain)) for index, chain in enumerate(chains)}
-    conditions = ChainConditions(**plan.facts(), num_chains=len(chains), chains_sha256=chains_sha256(chains))
+    jobs = [_Job(index, chain, plan.subtasks(index, chain)) for index, chain in enumerate(chains)]
+    conditions = ChainConditions(
+        environment=plan.world.name,
+        scene=plan.world.scene,
+        agent={"name": plan.agent_name, **plan.agent_facts},
+        language=plan.language,
+        max_steps=plan.max_steps,
+        seed=plan.seed,
+        num_chains=len(chains),
+        chains_sha256=chains_sha256(chains),
+    )
+    arguments = {
+        "schema_version": _JOURNAL_VERSION,
+        **conditions.model_dump(exclude={"num_chains", "chains_sha256"}),  # a run may go on with more of them
+        **plan.words(),
+    }
     begun_s = time.perf_counter()
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        done, num_resumed = run_journaled(
-            plan,
-            jobs,
-            _run_chain,
-            ChainRecord,
-            folder / CHAINS_FILE,
-            {"schema_version": _JOURNAL_VERSION, **plan.arguments()},
-            key=lambda record: record.index,
-            what="chain",
-            check=functools.partial(_check_same_chains, chains, folder),
-            workers=workers,
-            runner=runner,
-            on_job=on_chain,
-        )
+        journal = stack.enter_context(open_journal(folder / CHAINS_FILE, arguments))
+        done = _parse(journal.records, folder / CHAINS_FILE)
+        _check_same_chains(done, chains, folder)
+        environment = common_environment(plan.environment, (record.environment for record in done.values()))
+        num_resumed = len(done)
+        if on_chain is not None:
+            on_chain(len(done), len(jobs))
         if num_resumed == len(jobs) and (folder / REPORT_FILE).is_file():
             before = ChainReport.model_validate_json((folder / REPORT_FILE).read_bytes())
             if before.conditions.num_chains == len(jobs):
                 # It says when and on what the chains were run; a new one would claim that it was here and now.
                 return before
-        records = [*done.values()]
+        stack.callback(close_session)  # of a run in this process
+        call = functools.partial(_run_chain, plan.setup(environment))
+        for _, record in runner(call, [job for job in jobs if job.index not in done], workers):
+            environment = record.environment.check_same(environment)  # workers may run on several machines
+            journal.append(record.model_dump(mode="json"))
+            done[record.index] = record
+            if on_chain is not None:
+                on_chain(len(done), len(jobs))
+        records = [done[index] for index in range(len(jobs))]
         report = ChainReport(
             **provenance(),
             conditions=conditions,
@@ -235,64 +241,17 @@ def run_chains(
         return report
 
 
-def run_journaled(
-    plan: ChainPlan,
-    jobs: Mapping[K, J],
-    call: Callable[[RolloutSetup, J], R],
-    kind: type[R],
-    path: Path,
-    arguments: Mapping[str, Any],
-    *,
-    key: Callable[[R], K],
-    what: str,
-    check: Callable[[Mapping[K, R]], None],
-    workers: int,
-    runner: JobRunner,
-    on_job: Count | None,
-) -> tuple[dict[K, R], int]:
-    """Run the jobs that the journal at `path` lacks; return all records in the order of the jobs, and how many it had.
-
-    Args:
-        call: runs a job and returns a record of `kind`.
-        key: of the job that a record is of.
-        what: a line is called in errors.
-        check: refuses what is done already, if that is of another run.
-
-    Raises:
-        ConfigError: the journal is of another run or environment, or another process writes it.
-        ArtifactError: it is damaged.
-    """
-    with open_journal(path, arguments) as journal:
-        done = {key(record): record for record in parse_lines(kind, journal.records, path, what=what)}
-        check(done)
-        environment = common_environment(plan.environment, (record.environment for record in done.values()))
-        num_before = len(done)
-        if on_job is not None:
-            on_job(num_before, len(jobs))
-        left = [job for name, job in jobs.items() if name not in done]
-        try:
-            for _, record in runner(functools.partial(call, plan.setup(environment)), left, workers):
-                environment = record.environment.check_same(environment)  # workers may run on several machines
-                journal.append(record.model_dump(mode="json"))
-                done[key(record)] = record
-                if on_job is not None:
-                    on_job(len(done), len(jobs))
-        finally:
-            close_session()  # of a run in this process
-    return {name: done[name] for name in jobs}, num_before
-
-
 def read_chains(folder: Path) -> tuple[ChainRecord, ...]:
     """Return the chains of a run in the order of their set.
 
     Raises:
         ArtifactError: `chains.jsonl` is missing or damaged.
     """
-    path = folder / CHAINS_FILE
-    return tuple(sorted(parse_lines(ChainRecord, read_journal(path), path, what="chain"), key=lambda record: record.index))
+    done = _parse(read_journal(folder / CHAINS_FILE), folder / CHAINS_FILE)
+    return tuple(done[index] for index in sorted(done))
 
 
-def _check_same_chains(chains: Sequence[Chain], folder: Path, done: Mapping[int, ChainRecord]) -> None:
+def _check_same_chains(done: Mapping[int, ChainRecord], chains: Sequence[Chain], folder: Path) -> None:
     """Refuse a folder that holds more chains than asked for, or other ones.
 
     Raises:
@@ -313,6 +272,10 @@ def _check_same_chains(chains: Sequence[Chain], folder: Path, done: Mapping[int,
                 expected=f"{', '.join(record.tasks)} from the same state, with which it was run",
                 remedy="Repeat the arguments to go on, or choose another --output.",
             )
+
+
+def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRecord]:
+    return {record.index: record for record in parse_lines(ChainRecord, lines, path, what="chain")}
 
 
 def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from rfedge.benchmarks.success.chain_report import JournalRecord
-from rfedge.benchmarks.success.chains import ChainPlan, run_journaled
+from rfedge.benchmarks.success.chains import ChainPlan
 from rfedge.envs.experts import prepare_start
+from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError
+from rfedge.io.journal import open_journal
 from rfedge.jobs.processes import JobRunner, run_jobs
 from rfedge.jobs.progress import Count
 from rfedge.records.plan import check_least
+from rfedge.records.record import Record, parse_lines
 from rfedge.runtimes.rollout import RolloutRecord
 from rfedge.runtimes.rollout.chain_agents import Subtask
-from rfedge.runtimes.rollout.rollout_session import RolloutSetup, open_session
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, close_session, common_environment, open_session
 
 TRIALS_FILE: Final = "trials.jsonl"
 _TRIALS_SCHEMA_VERSION: Final = 2
 
 
-class TrialRecord(JournalRecord):
+class TrialRecord(Record):
     """One start of one task, whose number is `rollout.seed`; one line of `trials.jsonl`.
 
     Attributes:
         num_workers: processes that ran beside each other.
+        duration_s: wall-clock time, the preparation left out.
     """
 
     rollout: RolloutRecord
+    environment: EnvironmentIdentity
     num_workers: int
+    duration_s: float
+
+    @property
+    def key(self) -> tuple[str | None, int | None]:
+        """Task and start."""
+        return self.rollout.task, self.rollout.seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,11 @@ class Trial:
 
     subtask: Subtask
     start: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Task and start."""
+        return self.subtask.task, self.start
 
 
 def make_trials(plan: ChainPlan, starts_per_task: int, tasks: Sequence[str] = TASKS) -> tuple[Trial, ...]:
@@ -87,30 +102,45 @@ def run_trials(
         ArtifactError: `trials.jsonl` is damaged.
     """
     check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")
-    done, _ = run_journaled(
-        plan,
-        {(trial.subtask.task, trial.start): trial for trial in make_trials(plan, starts_per_task, tasks)},
-        functools.partial(_run_trial, workers),
-        TrialRecord,
-        output / TRIALS_FILE,
-        {"schema_version": _TRIALS_SCHEMA_VERSION, **plan.arguments(), "tasks": list(tasks)},
-        key=lambda record: (record.rollout.task or "", record.rollout.seed or 0),
-        what="start",
-        check=functools.partial(_check_no_more, plan.seed + starts_per_task - 1, output),
-        workers=workers,
-        runner=runner,
-        on_job=on_trial,
-    )
-    return tuple(done.values())
+    trials = make_trials(plan, starts_per_task, tasks)
+    arguments = {
+        "schema_version": _TRIALS_SCHEMA_VERSION,
+        "environment": plan.world.name,
+        "scene": plan.world.scene,
+        "agent": {"name": plan.agent_name, **plan.agent_facts},
+        "language": plan.language,
+        **plan.words(),
+        "max_steps": plan.max_steps,
+        "seed": plan.seed,
+        "tasks": list(tasks),
+    }
+    path = output / TRIALS_FILE
+    with open_journal(path, arguments) as journal:
+        done = {record.key: record for record in parse_lines(TrialRecord, journal.records, path, what="start")}
+        _check_no_more(done.values(), plan.seed + starts_per_task - 1, output)
+        if on_trial is not None:
+            on_trial(len(done), len(trials))
+        environment = common_environment(plan.environment, (record.environment for record in done.values()))
+        call = functools.partial(_run_trial, plan.setup(environment), workers)
+        try:
+            for _, record in runner(call, [trial for trial in trials if trial.key not in done], workers):
+                environment = record.environment.check_same(environment)  # workers may run on several machines
+                journal.append(record.model_dump(mode="json"))
+                done[record.key] = record
+                if on_trial is not None:
+                    on_trial(len(done), len(trials))
+        finally:
+            close_session()  # of a run in this process
+    return tuple(done[trial.key] for trial in trials)
 
 
-def _check_no_more(last: int, folder: Path, done: Mapping[Any, TrialRecord]) -> None:
+def _check_no_more(done: Iterable[TrialRecord], last: int, folder: Path) -> None:
     """Refuse a folder that holds starts beyond the last one asked for.
 
     Raises:
         ConfigError: it does.
     """
-    num_more = max((record.rollout.seed or 0 for record in done.values()), default=last) - last
+    num_more = max((record.rollout.seed or 0 for record in done), default=last) - last
     if num_more > 0:
         raise ConfigError(
             f"starts per task of the run in {folder}",
@@ -120,7 +150,7 @@ def _check_no_more(last: int, folder: Path, done: Mapping[Any, TrialRecord]) -> 
         )
 
 
-def _run_trial(num_workers: int, setup: RolloutSetup, trial: Trial) -> TrialRecord:
+def _run_trial(setup: RolloutSetup, num_workers: int, trial: Trial) -> TrialRecord:
     session = open_session(setup)
     prepare_start(trial.subtask.task, session.environment, trial.start)
     begun_s = time.perf_counter()

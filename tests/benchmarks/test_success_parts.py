@@ -53,7 +53,7 @@ def test_single_tasks_begin_where_the_experts_begin(tmp_path: Path) -> None:
     tasks = ("turn_on_led", "open_drawer")
     told: list[tuple[int, int]] = []
     found = run_trials(plan, 2, tmp_path / "a", tasks=tasks, on_trial=lambda *counts: told.append(counts))
-    assert [(trial.subtask.task, trial.start) for trial in found] == [(task, start) for task in tasks for start in (0, 1)]
+    assert [trial.key for trial in found] == [(task, start) for task in tasks for start in (0, 1)]
     assert all(trial.rollout.success for trial in found), "experts do these from their own starts"
     assert told == [(done, 4) for done in range(5)]
     with Simulator(render=False).open() as environment:
