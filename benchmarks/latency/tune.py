@@ -117,7 +117,7 @@ def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> Tu
         ArtifactError: the bundle cannot be loaded.
     """
     bundle = load_bundle(plan.bundle)
-    tuning = _Tuning(plan, bundle.manifest.parity.thresholds, progress)
+    tuning = _Tuning(plan, bundle.manifest.parity.thresholds, time.monotonic(), progress)
     tuning.read_proof(bundle.path("proof") if bundle.has("proof") else None)
     tuning.run()
     head = provenance()
@@ -155,8 +155,8 @@ _NO_CHANGE: Final = Ratio(value=1.0, low=1.0, high=1.0)
 class _Tuning:
     plan: TunePlan
     thresholds: Mapping[str, float]
+    started_s: float
     progress: StageProgress
-    started_s: float = field(default_factory=time.monotonic)
     best: Candidate = _DEFAULT
     duels: list[TuneDuel] = field(default_factory=list)
     not_tried: list[str] = field(default_factory=list)
