@@ -154,8 +154,8 @@ def run_isolated(plan: IsolatedPlan, *, progress: StageProgress = lambda *_: Non
 def _named_bundles(paths: tuple[Path, ...]) -> dict[str, Path]:
     precisions = [load_bundle(path, verify=False).manifest.precision.requested for path in paths]
     return {
-        f"rfedge {precision}" + ("" if precisions.count(precision) == 1 else f", {path.name}"): path
-        for precision, path in zip(precisions, paths, strict=True)
+        f"rfedge {precision}" + ("" if precisions.index(precision) == index else f", {path.name}"): path
+        for index, (precision, path) in enumerate(zip(precisions, paths, strict=True))
     }
 
 
