@@ -75,7 +75,7 @@ def test_every_bundle_is_run_with_every_number_of_steps(whole: tuple[Path, Succe
     assert [policy.label for policy in report.policies] == ["fp32", "int8"]
     assert report.policies[1].provenance == {"made": "by hand"}
     assert report.policies[1].block_precisions == {"vision": "int8", "head": "fp32"}
-    assert report.policy_of(report.rows[3]) is report.policies[1]
+    assert report.rows[3].policy == report.policies[1].label
     assert (report.conditions.num_chains, report.conditions.executor) == (10, "processes")
     assert report.not_possible == ()
 

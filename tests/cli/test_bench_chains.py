@@ -45,7 +45,7 @@ def test_experts_run_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "average length" in err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"chains.jsonl", "results.json", "report.json"}
     _call("success", *arguments)
-    assert f"average length {report.average_length.value:.3f}" in capsys.readouterr().out
+    assert f"{report.average_length.value:.2f} [" in capsys.readouterr().out
     with raises(ConfigError, "number of chains of the run in ...", got=1, expected="at least 2, which are there"):
         _call("success", *arguments, "--num", 1)
 

@@ -211,7 +211,7 @@ def test_a_damaged_state_is_named(configure: Configure, tmp_path: Path, name: st
     train_policy(configure(tmp_path / "run", steps=1))
     path = tmp_path / "run" / "state" / "step-0000001" / name
     path.write_bytes(path.read_bytes()[:20])
-    with raises(ArtifactError, "training state ...step-0000001", remedy="...go on from the one before..."):
+    with raises(ArtifactError, "training state ...step-0000001...", remedy="...go on from the one before..."):
         train_policy(configure(tmp_path / "run", steps=2))
 
 
