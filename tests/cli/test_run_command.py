@@ -179,7 +179,7 @@ def test_a_missing_record_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     ("arguments", "text"),
     [
         ((), "rfedge: goal: got neither, expected --task or --instruction. Pass --task open_drawer, for instance."),
-        (("playtable-jump-stop", "--task", "open_drawer"), "rfedge: playtable-jump-stop: got no such folder, expected a bundle. Did you mean playtable-jump-step?"),
+        (("playtable-jump-stop", "--task", "open_drawer"), "rfedge: playtable-jump-stop: got no such folder"),
         (("b", "--workspace", "1,2"), "rfedge: workspace: got '1,2', expected six numbers in metres."),
         (("b", "--late", "never"), "rfedge: --late: got 'never', expected one of send, hold, repeat"),
     ],
