@@ -230,7 +230,7 @@ def advice(rows: Sequence[Row], names: Names) -> list[str]:
     """Return which bundle to put on the robot and why, as Markdown.
 
     Asked of the record that compares most bundles: the fastest per control step of those whose success is not measurably
-    below the reference's.
+    below the reference's; among those within 5 % of its time, the one that surely keeps most.
     """
     timed = [row for row in rows if row.chains is not None and row.speed is not None]
     records = [[row for row in timed if row.record == record] for record in dict.fromkeys(row.record for row in timed)]
@@ -241,7 +241,9 @@ def advice(rows: Sequence[Row], names: Names) -> list[str]:
     reference = references[0]
     together = [row for row in together if row.speed and reference.speed and row.speed.machine == reference.speed.machine]
     kept = [row for row in together if row is reference or ((ratio := _kept(row)) and ratio["high"] >= 1.0)]
-    best = min(kept, key=lambda row: row.step_ms or 0.0)
+    fastest_ms = min(row.step_ms or 0.0 for row in kept)
+    level = [row for row in kept if (row.step_ms or 0.0) <= 1.05 * fastest_ms]
+    best = max(level, key=lambda row: (_kept(row) or {"low": 1.0})["low"])
     if best is reference:
         return [f"**Put {best.name} on the robot**: no faster bundle kept its success."]
     if best.chains is None or reference.chains is None or best.speed is None or reference.speed is None:
