@@ -23,6 +23,7 @@ from rfedge.records.statistics import Ratio
 from tests.benchmarks.report_page import Page
 from tests.benchmarks.report_records import (
     BOARD,
+    CALL_MS,
     MIXED,
     head,
     latency_report,
@@ -127,6 +128,19 @@ def test_a_bundle_that_loses_success_is_not_advised(tmp_path: Path) -> None:
     success = document.success.model_copy(update={"rows": rows})
     document.model_copy(update={"success": success}).write(tmp_path / "sweep.json")
     assert build_report((tmp_path,)).sentence.startswith("Put whole on the robot: no faster bundle")
+
+
+@pytest.mark.parametrize(("slower", "advised"), [(1.04, "surer"), (1.06, "small")])
+def test_of_bundles_of_about_one_speed_the_surer_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float, advised: str
+) -> None:
+    monkeypatch.setitem(CALL_MS, "int4-weight", slower * CALL_MS["int8"])
+    document = sweep_report({"whole": "fp32", "small": "int8", "surer": "int4-weight"}, (1,))
+    reference, small, surer = document.success.rows
+    better = surer.paired.model_copy(update={"average_length_share": Ratio(value=1.0, low=0.98, high=1.02)})
+    success = document.success.model_copy(update={"rows": (reference, small, surer.model_copy(update={"paired": better}))})
+    document.model_copy(update={"success": success}).write(tmp_path / "sweep.json")
+    assert build_report((tmp_path,)).sentence.startswith(f"Put {advised} on the robot.")
 
 
 def test_a_bundle_has_one_name_whatever_its_records_call_it(tmp_path: Path) -> None:
