@@ -105,7 +105,7 @@ class Environment(Protocol):
 
     Attributes:
         control_hz: control steps per second of simulated time.
-        renderer: what draws the images, for instance "egl"; "none" for a world without cameras.
+        renderer: what renders the images, for instance "egl"; "none" for a world without cameras.
         looks: what the images show, see `rfedge.envs.looks`; images of different looks are not to be compared or mixed up.
         scene: name of the table layout, "A" to "D".
         block_order: the blocks in the order in which `scene_state` lists them.

@@ -106,7 +106,7 @@ class JointSimulator:
 
 
 class DrawnElsewhere(JointSimulator):
-    """Opens the same world on a machine that draws otherwise."""
+    """Opens the same world on a machine that renders otherwise."""
 
     def open(self) -> JointWorld:
         world = JointWorld()

@@ -32,7 +32,7 @@ class SeenSimulator:
 
 
 class SeenElsewhere(SeenSimulator):
-    """Opens it on a machine that draws otherwise."""
+    """Opens it on a machine that renders otherwise."""
 
     def open(self) -> SeenWorld:
         world = super().open()

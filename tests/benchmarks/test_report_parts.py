@@ -24,7 +24,7 @@ def test_quoted_rows_have_a_source_and_lengths_that_are_the_sums_of_their_rates(
     assert headline["rates"] == [0.964, 0.896, 0.824, 0.74, 0.66]
 
 
-def drawn(figure: str) -> bytes:
+def svg_of(figure: str) -> bytes:
     """Return the picture in an element of the page."""
     return base64.b64decode(figure.split("base64,")[1].split('"')[0])
 
@@ -32,14 +32,14 @@ def drawn(figure: str) -> bytes:
 def test_bars_stand_in_proportion_and_their_labels_are_inside() -> None:
     bars = [Bar("a name of more than thirty-eight letters, as it is", 1.0, "one"), Bar("b <", 2.0, "two", high=9.0)]
     figure = plot_bars([*bars, Bar("c", -1.0, "less")], "ms", "a caption", ("first",)).to_html()
-    drawing = ElementTree.fromstring(drawn(figure))
+    drawing = ElementTree.fromstring(svg_of(figure))
     paths = [one.get("d", "") for one in drawing.iterfind(".//{*}g[@id='axes_1']/{*}g/{*}path")]
     boxes = [[float(number) for number in re.findall(r"-?\d+\.?\d*", path)] for path in paths if path.count("L") == 3]
     widths = [max(box[::2]) - min(box[::2]) for box in boxes][-3:]
     assert widths[1] == pytest.approx(2 * widths[0], rel=0.01)
     assert widths[2] == pytest.approx(widths[0], rel=0.01)
     for one in ([Bar("a", 0.0, "0")], [Bar("a", 0.0, "0"), Bar("b", 0.0, "0", high=0.0)]):
-        ElementTree.fromstring(drawn(plot_bars(one, "ms", "").to_html()))
+        ElementTree.fromstring(svg_of(plot_bars(one, "ms", "").to_html()))
 
 
 def test_points_without_spread_are_plotted_and_the_same_points_give_the_same_bytes() -> None:

@@ -63,7 +63,7 @@ def machine(**changes: object) -> Machine:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def judged(judge: Machine, exported: tuple[str, ...] = ("fp32", "int8")) -> dict[str, PrecisionVerdict]:
+def verdicts_on(judge: Machine, exported: tuple[str, ...] = ("fp32", "int8")) -> dict[str, PrecisionVerdict]:
     return {verdict.name: verdict for verdict in judge_precisions(judge, exported)}
 
 
@@ -257,14 +257,14 @@ def test_extras_come_from_the_distribution() -> None:
 
 
 def test_every_precision_is_judged_on_a_plain_cpu() -> None:
-    verdicts = judged(machine())
+    verdicts = verdicts_on(machine())
     assert tuple(verdicts) == PRECISION_NAMES
     assert {name for name, verdict in verdicts.items() if verdict.possible} == {"fp32", "int8"}
     assert verdicts["int8"].speed == "fast (AMX-INT8)"
     assert verdicts["fp16"].reason == "this version of rfedge exports fp32, int8 only"
     assert verdicts["bf16"].reason == "onnxruntime has no bf16 MatMuls on the CPU; no NVIDIA GPU"
     assert verdicts["nf4"].reason == "bitsandbytes is not installed"
-    able = judged(machine(bitsandbytes=Probed("0.50.2")))
+    able = verdicts_on(machine(bitsandbytes=Probed("0.50.2")))
     assert able["nf4"].possible
     assert able["llm-int8"].backend == "PyTorch on the CPU with bitsandbytes 0.50.2"
     assert all(verdict.possible or verdict.reason for verdict in verdicts.values())
@@ -272,32 +272,32 @@ def test_every_precision_is_judged_on_a_plain_cpu() -> None:
 
 def test_what_is_exported_decides_and_not_a_list_in_the_doctor() -> None:
     everything = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed")
-    verdicts = judged(machine(), everything)
+    verdicts = verdicts_on(machine(), everything)
     assert {name for name, verdict in verdicts.items() if not verdict.possible} == {"bf16", "nf4", "llm-int8"}
     assert "cast to fp32" in verdicts["fp16"].speed
-    arm = judged(machine(processor=processor(recorded.CORTEX_A78)), everything)
+    arm = verdicts_on(machine(processor=processor(recorded.CORTEX_A78)), everything)
     assert arm["fp16"].speed.startswith("fast")
-    old = judged(machine(processor=processor(recorded.HASWELL)))
+    old = verdicts_on(machine(processor=processor(recorded.HASWELL)))
     assert old["int8"].possible
     assert "AVX2 without VNNI" in old["int8"].speed
 
 
 def test_gpus_are_judged_by_what_can_use_them() -> None:
     everything = ("fp32", "fp16", "bf16", "int8", "mixed")
-    unusable = judged(machine(gpu=ORIN), everything)
+    unusable = verdicts_on(machine(gpu=ORIN), everything)
     assert unusable["fp32"].backend == "onnxruntime CPU"
     assert unusable["bf16"].reason.endswith("this onnxruntime cannot use the Orin")
-    cuda = judged(machine(gpu=ORIN, onnxruntime=CUDA_RUNTIME), everything)
+    cuda = verdicts_on(machine(gpu=ORIN, onnxruntime=CUDA_RUNTIME), everything)
     assert cuda["bf16"].backend == "onnxruntime CUDA on Orin"
     assert cuda["int8"].backend == "onnxruntime CPU"
     turing = Gpu("T4", 75, 16 * 10**9, "560", "12.6", "NVML")
-    assert judged(machine(gpu=turing, onnxruntime=CUDA_RUNTIME), everything)["bf16"].reason.endswith(
+    assert verdicts_on(machine(gpu=turing, onnxruntime=CUDA_RUNTIME), everything)["bf16"].reason.endswith(
         "bf16 needs SM80+; T4 is SM75"
     )
     engines = {"tensorrt": TensorRt("tensorrt", "10.3.0"), "backends": ("onnxruntime", "tensorrt")}
-    fast = judged(machine(gpu=ORIN, **engines), everything)
+    fast = verdicts_on(machine(gpu=ORIN, **engines), everything)
     assert (fast["int8"].backend, fast["int8"].speed) == ("TensorRT 10.3.0 on Orin", "fast")
-    assert judged(machine(onnxruntime=None), everything)["fp32"].reason == "onnxruntime is not usable here"
+    assert verdicts_on(machine(onnxruntime=None), everything)["fp32"].reason == "onnxruntime is not usable here"
 
 
 def examined(**changes: object) -> Examination:
