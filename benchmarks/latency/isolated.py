@@ -1,8 +1,9 @@
 """Variants of a policy, each timed in a process of its own: time, memory, and the machine's limit.
 
-Full-size variants do not fit into memory together, so they run in rounds: every round runs every variant once, in a new
-order, and the first bundle twice (the second is the noise floor). Ratios are of medians with whole rounds resampled. The
-limit is what the machine's own int8 and fp32 MatMuls and copies, measured before, would need for the same work.
+Full-size variants do not fit into memory together, so each is loaded beside the first bundle alone, and the two are called
+in turn: a disturbance hits both. A round does so once with every variant, in a new order, and with the first bundle again,
+which is the noise floor. Ratios are of medians, pairs of calls resampled. The limit is what the machine's own int8 and fp32
+MatMuls and copies, measured before, would need for the same work.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Annotated, Final, Literal, Self
 
 import numpy as np
 
@@ -35,7 +37,7 @@ from rfedge.runtimes.roofline.roofline import limit_ms
 from rfedge.runtimes.roofline.this_machine import measure_cpu
 from rfedge.runtimes.roofline.work import STAGES
 
-REFERENCE: Final = "PyTorch fp32"
+PYTORCH: Final = "PyTorch fp32"
 # what `--baseline` calls a row -> what tables call it
 BASELINES: Final = {
     "pytorch-bf16": "PyTorch bf16",
@@ -44,6 +46,7 @@ BASELINES: Final = {
     "openvino": "on OpenVINO",  # of the first bundle
 }
 _AGAIN: Final = " (again)"
+_SETTLE_S: Final = 0.02  # before a call, for the other's threads to sleep
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,6 @@ class IsolatedPlan:
     """What to measure beside `LatencyPlan`, whose bundles, checkpoint, backend, instruction, threads and seed count.
 
     Attributes:
-        latency: without a checkpoint the first bundle is the reference.
         baselines: the dynamic ones are made of the first fp32 bundle, and kept nowhere.
     """
 
@@ -65,8 +67,8 @@ class IsolatedPlan:
             choices=tuple(BASELINES),
         ),
     ] = ()
-    rounds: Annotated[int, Option("With --isolate: processes of every row.")] = 3
-    calls: Annotated[int, Option("With --isolate: timed calls per process.")] = 5
+    rounds: Annotated[int, Option("With --isolate: pairs of processes of every row.")] = 3
+    calls: Annotated[int, Option("With --isolate: timed calls per process, in turn with the first bundle.")] = 5
 
     def __post_init__(self) -> None:
         """Refuse a plan that measures nothing.
@@ -84,7 +86,7 @@ class IsolatedRow(Record):
 
     Attributes:
         call_ms: whole policy calls of all rounds.
-        speedup: over the reference; None where a row could not run.
+        speedup: over the first row, called in turn with it; None where a row could not run.
         peak_bytes: highest resident memory of its process, the largest of all rounds.
         failed: why it could not run.
     """
@@ -161,31 +163,28 @@ def _named_bundles(paths: tuple[Path, ...]) -> dict[str, Path]:
 
 @contextmanager
 def _rows(plan: IsolatedPlan, bundles: Mapping[str, Bundle], progress: StageProgress) -> Iterator[dict[str, _Row]]:
-    """Yield name -> row, the reference first; graphs of baselines lie in a temporary folder meanwhile."""
+    """Yield name -> row, the first bundle first; graphs of baselines lie in a temporary folder meanwhile."""
     latency = plan.latency
     first, bundle = next(iter(bundles.items()))
 
     job = functools.partial(
         ProcessJob,
         instruction=latency.instruction,
-        num_calls=plan.calls,
         threads=latency.settings.threads,
         seed=latency.seed,
     )
 
-    rows: dict[str, _Row] = {}
+    rows: dict[str, _Row] = {name: job(path=item.root, backend=latency.backend) for name, item in bundles.items()}
+    rows[first + _AGAIN] = rows[first]
     if latency.checkpoint is not None:
-        rows[REFERENCE] = job(path=latency.checkpoint, backend="torch")
+        rows[PYTORCH] = job(path=latency.checkpoint, backend="torch")
         if "pytorch-bf16" in plan.baselines:
             rows[BASELINES["pytorch-bf16"]] = job(path=latency.checkpoint, backend="torch", torch_dtype="bfloat16")
-    for name, item in bundles.items():
-        rows[name] = job(path=item.root, backend=latency.backend)
-    rows[first + _AGAIN] = job(path=bundle.root, backend=latency.backend)
     if "openvino" in plan.baselines:
         missing = None if find_spec("openvino") else "openvino is not installed (pip install 'rfedge[openvino]')"
         rows[f"{first} {BASELINES['openvino']}"] = missing or job(path=bundle.root, backend="openvino")
     plain = next((item for item in bundles.values() if item.manifest.precision.requested == "fp32"), None)
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         for baseline in (DYNAMIC, OPTIMUM):
             if baseline not in plan.baselines:
                 continue
@@ -204,36 +203,39 @@ def _measure(
     plan: IsolatedPlan, bundles: Mapping[str, Bundle], rows: Mapping[str, _Row], progress: StageProgress
 ) -> IsolatedReport:
     latency = plan.latency
-    reference_name, first = next(iter(rows)), next(iter(bundles))
+    first = next(iter(rows))
+    alone = rows[first]
+    assert isinstance(alone, ProcessJob), "a bundle runs in a process"
     failed = {name: row for name, row in rows.items() if isinstance(row, str)}
     device = measure_cpu(latency.settings.threads)
     rng = np.random.default_rng(latency.seed)
-    results: dict[str, list[ProcessResult]] = {name: [] for name in rows}
-    running = [(name, row) for name, row in rows.items() if isinstance(row, ProcessJob)]
+    pairs: dict[str, list[tuple[ProcessResult, ProcessResult]]] = {name: [] for name in rows}
+    running = [(name, row) for name, row in rows.items() if isinstance(row, ProcessJob) and name != first]
     total, done = plan.rounds * len(running), 0
     for _ in range(plan.rounds):
         for index in rng.permutation(len(running)):
             name, job = running[int(index)]
-            progress("processes", done, total)
+            progress("pairs of processes", done, total)
             done += 1
             if name in failed:
                 continue
-            outcome = _run(job)
-            if isinstance(outcome, ProcessResult):
-                results[name].append(outcome)
-            elif name in (reference_name, first, first + _AGAIN):
-                raise ConfigError(name, got=outcome, expected="a process that ends well", remedy="Run it alone to see why.")
-            else:
-                failed[name] = outcome
-    progress("processes", total, total)
-    reference = _calls(results[reference_name])
+            try:
+                pairs[name].append(_run_pair(alone, job, plan.calls, rng))
+            except _EndedError as error:
+                if error.job is alone:
+                    raise ConfigError(
+                        first, got=str(error), expected="a process that ends well", remedy="Run it alone to see why."
+                    ) from error
+                failed[name] = str(error)
+    progress("pairs of processes", total, total)
+    pairs[first] = [(one, one) for name in rows for one, _ in pairs[name]]
     made = {
-        name: IsolatedRow(name=name, failed=failed[name])
-        if name in failed
-        else _row(name, results[name], reference, latency.seed)
+        name: IsolatedRow(name=name, failed=failed[name]) if name in failed else _row(name, pairs[name], latency.seed)
         for name in rows
     }
-    config, num_tokens = bundles[first].policy, results[first][0].num_tokens
+    floor = made[first + _AGAIN].speedup
+    assert floor is not None, "the first bundle ran"
+    config, num_tokens = bundles[first].policy, pairs[first][0][0].num_tokens
     limits = {}
     for precision in ("int8", "fp32"):
         work = analytic_work(config, precision, text_tokens=num_tokens)
@@ -247,7 +249,7 @@ def _measure(
         rounds=plan.rounds,
         calls=plan.calls,
         rows=tuple(made.values()),
-        noise_floor=ratio_of_medians(_calls(results[first]), _calls(results[first + _AGAIN]), seed=latency.seed),
+        noise_floor=floor,
         limit=IsolatedLimit(
             int8_ops=device.rate("int8")[1],
             fp32_flops=device.rate("fp32")[1],
@@ -261,15 +263,18 @@ def _measure(
 
 
 def assert_isolated(report: IsolatedReport, *, speedup: float, peak_gib: float | None) -> None:
-    """Hold the first bundle to a speed-up over the reference and to a peak of memory.
+    """Hold the first bundle to a speed-up over PyTorch and to a peak of memory.
 
     Raises:
+        ConfigError: PyTorch was not measured.
         GateError: one is missed; the text holds the numbers.
     """
-    row = next(row for row in report.rows if row.name + _AGAIN in {other.name for other in report.rows})
+    row, pytorch = report.rows[0], next((row.speedup for row in report.rows if row.name == PYTORCH), None)
+    if pytorch is None:
+        raise ConfigError("--assert-speedup", got="no row of PyTorch", expected="--checkpoint DIR", remedy="Pass it.")
     missed = []
-    if row.speedup is None or row.speedup.value < speedup:
-        missed.append(f"{0.0 if row.speedup is None else row.speedup.value:.2f}x of {speedup:g}x")
+    if 1.0 / pytorch.value < speedup:
+        missed.append(f"{1.0 / pytorch.value:.2f}x of {speedup:g}x")
     if peak_gib is not None and (row.peak_bytes is None or row.peak_bytes > peak_gib * 2**30):
         missed.append(f"peak {(row.peak_bytes or 0) / 2**30:.2f} GiB of {peak_gib:g} GiB")
     if missed:
@@ -277,33 +282,89 @@ def assert_isolated(report: IsolatedReport, *, speedup: float, peak_gib: float |
         raise GateError(subject, got="; ".join(missed), expected="every figure met", remedy="See the table.")
 
 
-def _run(job: ProcessJob) -> ProcessResult | str:
-    """Run one process; a row that fails says why in its last line."""
-    command = [sys.executable, "-m", "rfedge.benchmarks.latency.isolated_process", job.model_dump_json()]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"ended with status {process.returncode}"]
-        return lines[-1]
-    return ProcessResult.model_validate_json(process.stdout)
+class _EndedError(Exception):
+    """The process of `job` ended; the text is the last line of its errors."""
+
+    def __init__(self, job: ProcessJob, text: str) -> None:
+        super().__init__(text)
+        self.job = job
 
 
-def _calls(results: list[ProcessResult]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.array([value for result in results for value in result.call_ms])
+class _Process:
+    """A process that has loaded a job and waits for its turn."""
+
+    def __init__(self, job: ProcessJob, errors: IO[str]) -> None:
+        command = [sys.executable, "-m", "rfedge.benchmarks.latency.isolated_process", job.model_dump_json()]
+        self.job, self._errors = job, errors
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(BrokenPipeError), self._process:  # closes the pipes
+            self._process.kill()
+
+    def loaded(self) -> Self:
+        self._line()
+        return self
+
+    def call(self) -> None:
+        assert self._process.stdin is not None, "a pipe"
+        with suppress(BrokenPipeError):  # what ended it is what `_line` raises
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        self._line()
+
+    def result(self) -> ProcessResult:
+        assert self._process.stdin is not None, "a pipe"
+        self._process.stdin.close()
+        return ProcessResult.model_validate_json(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None, "a pipe"
+        if line := self._process.stdout.readline():
+            return line
+        status = self._process.wait()
+        self._errors.seek(0)
+        raise _EndedError(self.job, (self._errors.read().strip().splitlines() or [f"ended with status {status}"])[-1])
 
 
-def _row(
-    name: str, results: list[ProcessResult], reference: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int
-) -> IsolatedRow:
-    calls = _calls(results)
-    peaks = [result.peak_bytes for result in results if result.peak_bytes is not None]
+def _run_pair(
+    first: ProcessJob, job: ProcessJob, num_calls: int, rng: np.random.Generator
+) -> tuple[ProcessResult, ProcessResult]:
+    """Load both, call them in turn, the order of each pair of calls at random, and return what both say."""
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(_Process(each, stack.enter_context(TemporaryFile("w+")))).loaded() for each in (first, job)
+        ]
+        for _ in range(num_calls):
+            for index in rng.permutation(2):
+                time.sleep(_SETTLE_S)
+                processes[int(index)].call()
+        one, other = (process.result() for process in processes)
+    return one, other
+
+
+def _row(name: str, pairs: list[tuple[ProcessResult, ProcessResult]], seed: int) -> IsolatedRow:
+    own = [result for _, result in pairs]
+    first, calls, backbone, head = (
+        np.concatenate([getattr(result, times) for result in results])
+        for results, times in (
+            ([result for result, _ in pairs], "call_ms"),
+            (own, "call_ms"),
+            (own, "backbone_ms"),
+            (own, "head_ms"),
+        )
+    )
     return IsolatedRow(
         name=name,
         call_ms=summarise(calls),
-        backbone_ms=summarise(np.array([value for result in results for value in result.backbone_ms])),
-        head_ms=summarise(np.array([value for result in results for value in result.head_ms])),
-        speedup=ratio_of_medians(reference, calls, seed=seed),
-        peak_bytes=max(peaks, default=None),
-        load_s=float(np.median([result.load_s for result in results])),
+        backbone_ms=summarise(backbone),
+        head_ms=summarise(head),
+        speedup=ratio_of_medians(first, calls, seed=seed),
+        peak_bytes=max((result.peak_bytes for result in own if result.peak_bytes is not None), default=None),
+        load_s=float(np.median([result.load_s for result in own])),
     )
 
 

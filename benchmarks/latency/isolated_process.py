@@ -2,7 +2,8 @@
 
     python -m rfedge.benchmarks.latency.isolated_process '{"path": ..., ...}'
 
-Prints one JSON document. A call is a whole policy call (camera resize, backbone, head in its steady state).
+Writes a line when it has loaded. Each line that it reads is a call, answered by a line: so two processes take turns. At the
+end of its input it writes one JSON document. A call is one of the policy: camera resize, backbone, head in its steady state.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,6 @@ class ProcessJob(Record):
         path: bundle, or checkpoint for `backend` "torch".
         graph: run this backbone graph instead of the bundle's.
         torch_dtype: "float32" or "bfloat16".
-        num_calls: timed calls, after one that is not timed.
     """
 
     path: Path
@@ -39,7 +40,6 @@ class ProcessJob(Record):
     graph: Path | None = None
     torch_dtype: str = "float32"
     instruction: str
-    num_calls: int
     threads: int
     seed: int
 
@@ -55,8 +55,8 @@ class ProcessResult(Record):
     peak_bytes: int | None
 
 
-def run_job(job: ProcessJob) -> ProcessResult:
-    """Load the variant and time it."""
+def run_job(job: ProcessJob, turns: Iterator[object]) -> ProcessResult:
+    """Load the variant, call it once untimed, then time one call for each of `turns`."""
     settings = RuntimeSettings(threads=job.threads, verify=False, torch_dtype=job.torch_dtype)
     started = time.perf_counter()
     parts = open_parts(job.backend, job.path, settings)
@@ -71,7 +71,7 @@ def run_job(job: ProcessJob) -> ProcessResult:
         num_tokens = int(parts.encoder(job.instruction).mask.sum())
         policy.infer(observation, job.instruction, state)
         load_s = time.perf_counter() - started
-        timings = [policy.infer(observation, job.instruction, state).timings_ms for _ in range(job.num_calls)]
+        timings = [policy.infer(observation, job.instruction, state).timings_ms for _ in turns]
     return ProcessResult(
         call_ms=tuple(timing["total"] for timing in timings),
         backbone_ms=tuple(timing["backbone"] for timing in timings),
@@ -103,5 +103,18 @@ def _with_graph(parts: PolicyParts, graph: Path, settings: RuntimeSettings) -> P
     return dataclasses.replace(parts, backbone=OrtRunner("backbone", graph, contract, settings))
 
 
+def _turns() -> Iterator[str]:
+    """Yield a line of the input for each call; the next one, or the end, answers it."""
+    _write_line("")
+    for line in sys.stdin:
+        yield line
+        _write_line("")
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    sys.stdout.write(run_job(ProcessJob.model_validate_json(sys.argv[1])).model_dump_json() + "\n")
+    _write_line(run_job(ProcessJob.model_validate_json(sys.argv[1]), _turns()).model_dump_json())

@@ -11,7 +11,7 @@ from onnx import helper
 from rfedge.benchmarks.latency.baselines import DYNAMIC, OPTIMUM, QUANTIZED, missing_memory, missing_package, quantize
 from rfedge.benchmarks.latency.isolated import (
     BASELINES,
-    REFERENCE,
+    PYTORCH,
     IsolatedLimit,
     IsolatedPlan,
     IsolatedReport,
@@ -38,8 +38,8 @@ app.add_typer(bench_app, name="bench")
 
 
 def report(speedup: float, peak_gib: float) -> IsolatedReport:
-    def row(name: str) -> IsolatedRow:
-        ratio = Ratio(value=speedup, low=speedup, high=speedup)
+    def row(name: str, value: float = 1.0) -> IsolatedRow:
+        ratio = Ratio(value=value, low=value, high=value)
         return IsolatedRow(name=name, speedup=ratio, peak_bytes=int(peak_gib * 2**30))
 
     return IsolatedReport(
@@ -50,7 +50,7 @@ def report(speedup: float, peak_gib: float) -> IsolatedReport:
         threads=1,
         rounds=1,
         calls=1,
-        rows=(row(REFERENCE), row("rfedge int8"), row("rfedge int8 (again)")),
+        rows=(row("rfedge int8"), row("rfedge int8 (again)"), row(PYTORCH, 1 / speedup)),
         noise_floor=Ratio(value=1.0, low=1.0, high=1.0),
         limit=IsolatedLimit(
             int8_ops=1.0, fp32_flops=1.0, bandwidth_bytes=1.0, int8_ms=1.0, fp32_ms=1.0, int8_share=None, fp32_share=None
@@ -73,6 +73,9 @@ def test_the_gates_hold_speed_and_memory() -> None:
     assert_isolated(report(4.6, 2.9), speedup=4.5, peak_gib=3.0)
     with raises(GateError, "rfedge int8 of tiny", got="4.40x of 4.5x; peak 3.10 GiB of 3 GiB"):
         assert_isolated(report(4.4, 3.1), speedup=4.5, peak_gib=3.0)
+    without = report(4.6, 2.9).model_copy(update={"rows": report(4.6, 2.9).rows[:2]})
+    with raises(ConfigError, "--assert-speedup", got="no row of PyTorch"):
+        assert_isolated(without, speedup=4.5, peak_gib=3.0)
 
 
 def test_a_plan_that_measures_nothing_is_refused(tmp_path: Path) -> None:
@@ -120,10 +123,11 @@ def test_every_row_runs(checkpoint: Path, bundle: Path) -> None:
     absent = {"rfedge fp32 on OpenVINO": "openvino is not installed", BASELINES[OPTIMUM]: "optimum-onnx is not installed"}
     assert set(failed) <= set(absent), failed
     assert all(absent[name] in str(reason) for name, reason in failed.items())
-    assert by_name[REFERENCE].speedup.value == 1.0
+    assert measured.rows[0].speedup.value == 1.0
+    assert by_name["rfedge fp32 (again)"].speedup == measured.noise_floor
     for name, row in by_name.items():
         if name not in failed:
-            assert row.call_ms.n == 6
+            assert row.call_ms.n == (6 if name != "rfedge fp32" else 6 * (len(by_name) - len(failed) - 1))
             assert row.peak_bytes is not None
     assert measured.limit.fp32_share is not None
 
@@ -135,6 +139,6 @@ def test_the_command(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     out, err = capsys.readouterr()
     names = [row["name"] for row in json.loads(out)["rows"]]
     assert names == ["rfedge fp32", "rfedge fp32 (again)", BASELINES[DYNAMIC]]
-    assert all(row["call_ms"]["n"] == 2 for row in json.loads(out)["rows"])
+    assert [row["call_ms"]["n"] for row in json.loads(out)["rows"]] == [4, 2, 2]  # the first beside both others
     assert "first bundle against itself" in err
     IsolatedReport.model_validate_json((tmp_path / "i.json").read_bytes())
