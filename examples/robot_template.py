@@ -11,14 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.messages import (
-    GRIPPER_IMAGE_SHAPE,
-    GRIPPER_KEEP,
-    GRIPPER_OPEN,
-    POSE_SIZE,
-    STATIC_IMAGE_SHAPE,
-    Observation,
-)
+from rfedge.messages import GRIPPER_IMAGE_SHAPE, GRIPPER_KEEP, GRIPPER_OPEN, POSE_SIZE, STATIC_IMAGE_SHAPE, Observation
 from rfedge.robot.camera import DEFAULT_RESIZE
 from rfedge.robot.conventions import Conventions
 from rfedge.runtimes import EdgePolicy, RateKeeper, RuntimeSettings, make_controller
@@ -99,12 +92,7 @@ class MyArm:
 
     def observe(self) -> Observation:
         state = np.concatenate(
-            [
-                self._driver.tool_pose(),
-                [self._driver.gripper_width_m()],
-                self._driver.joint_angles(),
-                [self._gripper],
-            ]
+            [self._driver.tool_pose(), [self._driver.gripper_width_m()], self._driver.joint_angles(), [self._gripper]]
         )
         # Brought to size as the pictures of the demonstrations were, and copied.
         return Observation(

@@ -36,10 +36,7 @@ def main() -> int:
     root: Path = options.output
     root.mkdir(parents=True, exist_ok=True)
     reports = {
-        task: run(
-            task,
-            *("run", JUMP_STEP, "--task", task, "--episodes", options.episodes, "--video", root / f"{task}.gif"),
-        )
+        task: run(task, *("run", JUMP_STEP, "--task", task, "--episodes", options.episodes, "--video", root / f"{task}.gif"))
         for task in TASKS
     }
     latency = run(

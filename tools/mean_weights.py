@@ -16,11 +16,7 @@ from rfedge.model import checkpoint_sha256, load_checkpoint, save_checkpoint
 
 
 def write_mean(sources: list[Path], target: Path) -> None:
-    """Write the mean of the weights at `sources` to `target`; the last one gives all that is no weight.
-
-    Raises:
-        ArtifactError: one of them is damaged, or `target` cannot be written.
-    """
+    """Write the mean of the weights at `sources` to `target`; the last one gives all that is no weight."""
     states = [load_checkpoint(source).policy.state_dict() for source in sources]
     last = load_checkpoint(sources[-1])
     means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}

@@ -83,11 +83,7 @@ connect it to a robot. Other sentences, tables and cameras are beyond what was m
 
 
 def render_card(name: str, bundle: Bundle, storage: dict[str, Any] | None = None) -> str:
-    """Return the model card of a shipped policy, with the rows of its checkpoint in every committed record.
-
-    Args:
-        storage: what its checkpoint's metadata says of the 16 bits; None where it has no checkpoint.
-    """
+    """Return the model card of a shipped policy, with the rows of its checkpoint in every committed record."""
     ours, lines, links, machines = [], {}, {}, {}  # what two records say alike is there once
     for path in (*sorted(RESULTS.glob("sweep_*.json")), *sorted(RESULTS.glob("success_*.json"))):
         document = json.loads(path.read_text())
@@ -189,11 +185,7 @@ def _storage_fact(storage: dict[str, Any]) -> str:
 
 
 def store_checkpoint(source: Path, target: Path, data: Path) -> dict[str, Any]:
-    """Write the checkpoint at `source` to `target` in 16 bits and return what its metadata says of them.
-
-    Raises:
-        ArtifactError: it is larger than a shipped checkpoint may be.
-    """
+    """Write the checkpoint at `source` to `target` in 16 bits and return what its metadata says of them."""
     checkpoint = load_checkpoint(source)
     frames = open_frames(checkpoint, data)
     contract, rng = policy_contract(checkpoint.config).backbone, np.random.default_rng(0)
@@ -238,12 +230,7 @@ def _too_large(what: str, size_bytes: int) -> ArtifactError:
 
 
 def ship(name: str, source: Path, demonstrations: Demonstrations, *, progress: StageProgress) -> None:
-    """Write checkpoint and bundle of a policy into the package.
-
-    Raises:
-        ArtifactError: one of them is too large.
-        GateError: the bundle misses a threshold.
-    """
+    """Write checkpoint and bundle of a policy into the package."""
     options = ExportOptions(
         precision="int8",
         data=demonstrations.folder,

@@ -11,14 +11,9 @@ from typing import Any
 
 
 def run_rfedge(arguments: Sequence[str], *, folder: Path | None = None) -> dict[str, Any]:
-    """Run `rfedge ARGUMENTS --json`, its tables and bars on the screen, and return the document it prints last.
+    """Run `rfedge ARGUMENTS --json` in `folder`, tables and bars on the screen; return the document that it prints last.
 
-    Args:
-        arguments: without `--json`.
-        folder: to run it in; None is this process's own.
-
-    Raises:
-        subprocess.CalledProcessError: its exit status is not 0; it said why on stderr.
+    Raises subprocess.CalledProcessError where its exit status is not 0; it said why on stderr.
     """
     script = str(Path(sys.executable).parent / "rfedge")
     ended = subprocess.run([script, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)

@@ -46,11 +46,7 @@ class EnvironmentSpeedPlan:
     seed: Annotated[int, Option("Seed of actions and block poses.", min=0)] = 0
 
     def __post_init__(self) -> None:
-        """Refuse a plan that measures nothing.
-
-        Raises:
-            ConfigError: no step.
-        """
+        """Raise ConfigError without a step."""
         check_least(1, {"steps": self.steps})
 
 
@@ -81,12 +77,7 @@ class EnvironmentSpeedReport(Measurement):
 
 
 def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None = None) -> EnvironmentSpeedReport:
-    """Build the environment, time it and report.
-
-    The calls of a round follow each other, so that a machine which slows down does so for all of them.
-
-    Args:
-        on_round: called with (rounds done, rounds in all), warm-up and resets included.
+    """Build the environment, time it and report; `on_round` counts warm-up and resets too.
 
     Raises:
         ConfigError: environment or scene is unknown.
@@ -114,10 +105,8 @@ def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None 
 
 
 def assert_step_ms(report: EnvironmentSpeedReport, limit_ms: float) -> None:
-    """Check that the median `step`, pictures included, takes less than `limit_ms`.
-
-    Raises:
-        GateError: it does not; the text has both.
+    """Check that the median `step`, pictures included, takes less than `limit_ms`. Raises GateError if it does not; the text
+    has both.
     """
     median_ms = report.per_call_ms["step"].p50
     if median_ms >= limit_ms:

@@ -19,11 +19,7 @@ _OTHER_PROCESS: Final = 2  # workers: one would be this process, and of two a si
 
 
 def loaded_bytes(plan: LatencyPlan) -> tuple[int, ...]:
-    """Return by how much loading each policy makes a process grow whose libraries are imported, bundles first.
-
-    Raises:
-        BackendUnavailableError: a process died.
-    """
+    """Return by how much loading each policy makes a process grow whose libraries are imported, bundles first."""
     call = functools.partial(_load, plan)
     return tuple(found for policy in (*plan.bundles, *plan.torch) for _, found in run_jobs(call, [policy], _OTHER_PROCESS))
 

@@ -86,8 +86,7 @@ class LatencyPlan:
         ),
     ] = AUTO
     settings: Annotated[
-        RuntimeSettings,
-        Uses("spinning", "providers", threads="Threads of every variant; 0 is each backend's own choice."),
+        RuntimeSettings, Uses("spinning", "providers", threads="Threads of every variant; 0 is each backend's own choice.")
     ] = field(default_factory=lambda: RuntimeSettings(threads=2))
     instruction: Annotated[str, Option("Instruction of every call.", panel="Calls")] = "pull the handle to open the drawer"
     execute_steps: Annotated[
@@ -102,8 +101,7 @@ class LatencyPlan:
         Option("Schedule all threads before ordinary programs, 1 to 97: the noise of a shared machine goes down."),
     ] = None
     resource_seconds: Annotated[
-        float,
-        Option("Then call each variant back to back for this long and sample memory, power, temperature; 0 does not."),
+        float, Option("Then call each variant back to back for this long and sample memory, power, temperature; 0 does not.")
     ] = 0.0
 
     profile: Annotated[
@@ -111,11 +109,7 @@ class LatencyPlan:
     ] = False
 
     def __post_init__(self) -> None:
-        """Refuse a plan that measures nothing.
-
-        Raises:
-            ConfigError: no bundle, no iteration, or a negative warm-up, pause or time.
-        """
+        """Raise ConfigError without a bundle or an iteration, or with a negative warm-up, pause or time."""
         check_priority(self.realtime_priority)
         check_least(1, {"bundles": len(self.bundles), "iterations": self.iterations})
         check_least(0, {"warmup": self.warmup, "settle_ms": self.settle_ms, "resource_seconds": self.resource_seconds})
@@ -204,11 +198,7 @@ def sample_observations(contract: PolicyContract, count: int, *, seed: int) -> l
 
 
 def dataset_observations(path: Path, count: int = NUM_OBSERVATIONS) -> list[Observation]:
-    """Return `count` frames spread evenly over a CALVIN dataset.
-
-    Raises:
-        DatasetError: the dataset is missing or damaged.
-    """
+    """Return `count` frames spread evenly over a CALVIN dataset. Raises DatasetError if it is missing or damaged."""
     from rfedge.data.calvin import CalvinDataset
 
     dataset = CalvinDataset.open(path)
@@ -228,9 +218,8 @@ def measure_latency(
     settle_ms: float = 0.0,
     on_round: Count | None = None,
 ) -> dict[str, Samples]:
-    """Call every policy once a round, in shuffled order, and return milliseconds per policy and stage.
-
-    Every policy is reset once and then sees `observations` in a cycle. The garbage collector rests meanwhile.
+    """Call every policy once a round, in shuffled order, on `observations` in a cycle; return milliseconds per policy and
+    stage.
     """
     order = list(policies)
     rng = np.random.default_rng(seed)

@@ -63,11 +63,7 @@ class ServerPlan:
     ] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a plan that measures nothing.
-
-        Raises:
-            ConfigError: a number is too small.
-        """
+        """Raise ConfigError where a number is too small."""
         check_least(1, {"clients": self.clients})
         check_least(0, {"threads": self.threads, "seed": self.seed})
         if not self.seconds > 0:
@@ -225,11 +221,7 @@ async def _stream(clients: Sequence[_Client], url: str, token: str, seconds: flo
 
 
 def assert_sound(report: ServerReport) -> None:
-    """Check everything but speed.
-
-    Raises:
-        GateError: states mixed, a request was late, or the server did not end well.
-    """
+    """Check everything but speed. Raises GateError if states mixed, a request was late, or the server did not end well."""
     found = {
         "answers that differ from a solo run": report.num_mixed,
         "late answers": report.num_late,
@@ -241,11 +233,7 @@ def assert_sound(report: ServerReport) -> None:
 
 
 def assert_p99_ms(report: ServerReport, limit_ms: float) -> None:
-    """Check the round trips.
-
-    Raises:
-        GateError: their p99 is above the limit; the text has both.
-    """
+    """Check the round trips. Raises GateError if their p99 is above the limit; the text has both."""
     measured = f"{report.round_trip_ms.p99:.1f} ms"
     if report.round_trip_ms.p99 > limit_ms:
         expected, remedy = f"at most {limit_ms:g} ms", "Measure on a quiet machine."

@@ -56,7 +56,7 @@ class TunePlan:
     seed: Annotated[int, Option("Seed of inputs, order and bootstrap.")] = 0
 
     def __post_init__(self) -> None:
-        """Refuse a budget of nothing; raises ConfigError."""
+        """Raise ConfigError for a budget below a second."""
         check_least(1, {"budget_s": self.budget_s})
 
 
@@ -112,9 +112,7 @@ class TuneReport(Measurement):
 
 def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> TuneReport:
     """Find the fastest way to run the bundle here, and write it down for `rfedge.runtimes.backends.tuned.find_choice`.
-
-    Raises:
-        ArtifactError: the bundle cannot be loaded.
+    Raises ArtifactError if the bundle cannot be loaded.
     """
     bundle = load_bundle(plan.bundle)
     tuning = _Tuning(plan, bundle.manifest.parity.thresholds, time.monotonic(), progress)

@@ -56,11 +56,7 @@ class Report:
     num_pictures: int
 
     def write(self, output: Path, markdown: Path | None = None) -> None:
-        """Write the page, and the Markdown where a file is named.
-
-        Raises:
-            ConfigError: one of them is a folder.
-        """
+        """Write the page, and the Markdown where a file is named. Raises ConfigError if one of them is a folder."""
         for path in (output, markdown):
             if path is not None and path.is_dir():
                 raise ConfigError(str(path), got="a folder", expected="a file", remedy="Add a file name.")
@@ -77,12 +73,7 @@ def build_report(
     *,
     progress: StageProgress = lambda *_: None,
 ) -> Report:
-    """Read, join and render.
-
-    Args:
-        sources: files and folders with records.
-        pictures: GIF, PNG or JPEG files, and folders of GIFs.
-        progress: called with (stage, done, total).
+    """Read records in files and folders, join and render them; `pictures` are GIF, PNG or JPEG files, and folders of GIFs.
 
     Raises:
         ArtifactError: a file is missing or no record, there is no record, or a picture is none.
@@ -106,10 +97,8 @@ def build_report(
 
 
 def plot_record(form: str, document: dict[str, Any], path: Path) -> None:
-    """Plot one record's success over time and steps per call, as the report does, to a picture file.
-
-    Raises:
-        BackendUnavailableError: matplotlib is not installed.
+    """Plot one record's success over time and steps per call, as the report does, to a picture file. Raises
+    BackendUnavailableError if matplotlib is not installed.
     """
     save_plots(plots(bundle_rows(Collection([Found(path.stem, form, document)], []), Names())), path)
 
@@ -169,11 +158,7 @@ def _records(collection: Collection, names: Names) -> Section:
 
 
 def quoted_baselines() -> dict[str, Any]:
-    """Return published numbers on CALVIN, quoted and never measured here: what each paper printed, and where.
-
-    A row's `rates` are the shares of 1000 chains with at least 1 to 5 tasks solved, absent where the paper prints the length
-    alone; `training` "Full" is with vision data that has no language, "Lang" is the part that has.
-    """
+    """Return published numbers on CALVIN: what each paper printed, and where."""
     quoted: dict[str, Any] = json.loads(_QUOTED.read_bytes())
     return quoted
 

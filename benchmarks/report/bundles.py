@@ -196,10 +196,7 @@ def _speeds(one: Found) -> Iterator[Speed]:
 
 
 def _name(rows: Sequence[Row]) -> None:
-    """Give every bundle one name, whatever each record calls it: its policy's name and its precision.
-
-    Bundles of one checkpoint share the longest name that a label of theirs has before its precision.
-    """
+    """Give every bundle one name, whatever each record calls it: its policy's name and its precision."""
 
     def family(row: Row) -> str:
         return str(row.policy.get("provenance", {}).get("checkpoint_sha256") or row.policy["policy"])

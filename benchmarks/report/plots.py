@@ -68,11 +68,7 @@ class Plot:
 
 
 def save_plots(plots: Sequence[Plot], path: Path) -> None:
-    """Write plots side by side to a picture file.
-
-    Raises:
-        BackendUnavailableError: matplotlib is not installed.
-    """
+    """Write plots side by side to a picture file."""
     check_matplotlib("--plot")
     with _style():
         figure = _canvas(_WIDTH * len(plots), max(plot.height for plot in plots))

@@ -105,11 +105,7 @@ class AblationPlan:
 
 
 def measure_ablations(plan: AblationPlan) -> AblationsReport:
-    """Train, export and run every variant.
-
-    Raises:
-        ArtifactError: a command failed; what it said is on stderr.
-    """
+    """Train, export and run every variant."""
     trained = []
     bundles = [plan.output / variant.name / "bundle" for variant in plan.variants]
     for variant, bundle in zip(plan.variants, bundles, strict=True):
@@ -131,13 +127,10 @@ def measure_ablations(plan: AblationPlan) -> AblationsReport:
             _rfedge("export", str(checkpoint), "--data", str(plan.data), "--output", str(bundle), "--overwrite")
     labels = [flag for variant in plan.variants for flag in ("--label", variant.name)]
     success = _rfedge(
-        *("bench", "success", *map(str, bundles), *labels, *plan.success, "--output", str(plan.output / "rollouts")),
+        *("bench", "success", *map(str, bundles), *labels, *plan.success, "--output", str(plan.output / "rollouts"))
     )
     return AblationsReport(
-        **provenance(),
-        training=plan.training,
-        variants=tuple(trained),
-        success=SuccessReport.model_validate(success),
+        **provenance(), training=plan.training, variants=tuple(trained), success=SuccessReport.model_validate(success)
     )
 
 
@@ -162,11 +155,7 @@ def _rfedge(*arguments: str) -> dict[str, Any]:
 
 
 def choose(names: str) -> tuple[Variant, ...]:
-    """Return the variants of a list with commas between.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
+    """Return the variants of a list with commas between."""
     known = {variant.name: variant for variant in VARIANTS}
     for name in (chosen := names.split(",")):
         if name not in known:

@@ -125,13 +125,7 @@ def write_full_size_graph(
     num_layers: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Write the backbone of a preset to `folder`, as the builder gets it, with its facts.
-
-    Args:
-        floats: what is not int8.
-        num_layers: decoder layers, for a policy whose engine does not fit into this machine's memory; None for all.
-        seed: of the random bytes.
-    """
+    """Write the backbone of a preset to `folder`, as the builder gets it, with its facts; `floats` is what is not int8."""
     config = _config(name, num_layers)
     model = random_backbone(config, precision, seed=seed)
     num_weights = _num_weights(model)
@@ -154,12 +148,7 @@ def write_full_size_graph(
 
 
 def build_full_size_engine(folder: Path, *, sm: int) -> FullSizeEngine:
-    """Build what `write_full_size_graph` wrote, for one compute capability, such as 86.
-
-    Raises:
-        BackendUnavailableError: TensorRT for RTX is not installed.
-        ExportError: the builder refuses the graph.
-    """
+    """Build what `write_full_size_graph` wrote, for one compute capability, such as 86."""
     module = load_tensorrt("tensorrt-rtx")
     return build_for(module, module.ahead_of_time_target(sm), folder)[0]
 

@@ -50,10 +50,7 @@ def random_backbone(config: PolicyConfig, precision: GraphPrecision, *, seed: in
 
 
 def use_windows(model: ir.Model, path: Path, rng: np.random.Generator) -> None:
-    """Let every large constant of the graph that will be at `path` lie in a file of random numbers beside it.
-
-    Each begins `_STRIDE_BYTES` after the one before it, so no two are equal and the file is little larger than the largest.
-    """
+    """Let large constants of the graph at `path` lie in one file of random bytes, each `_STRIDE_BYTES` further."""
     values = [
         value
         for value in model.graph.initializers.values()

@@ -50,13 +50,7 @@ from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.safety import SafetyLimits
 from rfedge.runtimes.rollout import RolloutRecord
 from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
-from rfedge.runtimes.rollout.rollout_session import (
-    RolloutSetup,
-    Simulator,
-    close_session,
-    common_environment,
-    open_session,
-)
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Simulator, close_session, common_environment, open_session
 
 CHAINS_FILE: Final = "chains.jsonl"
 RESULTS_FILE: Final = "results.json"
@@ -97,11 +91,7 @@ class ChainPlan:
     environment: EnvironmentIdentity | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a plan that cannot run.
-
-        Raises:
-            ConfigError: the language is unknown, no step is allowed or the seed is negative.
-        """
+        """Raise ConfigError where the language is unknown, no step is allowed or the seed is negative."""
         if self.instructions is None and self.language not in LANGUAGES:
             expected = did_you_mean(self.language, LANGUAGES)
             raise ConfigError("language", got=repr(self.language), expected=expected, remedy="Choose one of them.")
@@ -118,29 +108,17 @@ class ChainPlan:
         return words | ({"left_out_instructions": sorted(self.left_out)} if self.left_out else {})
 
     def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
-        """Return the agent's subtasks in the chain at `index`.
-
-        Raises:
-            ConfigError: `instructions` lacks a task.
-        """
+        """Return the agent's subtasks in the chain at `index`."""
         return tuple(self.subtask(task, [self.seed, index, position]) for position, task in enumerate(chain.tasks))
 
     def subtask(self, task: str, entropy: Sequence[int]) -> Subtask:
-        """Return the subtask `task`; its instruction and seed follow from `entropy`.
-
-        Raises:
-            ConfigError: `instructions` lacks the task.
-        """
+        """Return the subtask `task`; its instruction and seed follow from `entropy`."""
         instruction = self.instruction(task, np.random.default_rng([*entropy, _INSTRUCTION_STREAM]))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         return Subtask(instruction=instruction, task=task, seed=seed)
 
     def instruction(self, task: str, rng: np.random.Generator) -> str:
-        """Return the instruction for `task`, sampled from `rng` where the language has several.
-
-        Raises:
-            ConfigError: `instructions` lacks the task.
-        """
+        """Return the instruction for `task`, sampled from `rng` where the language has several."""
         if self.instructions is None:
             return choose_instruction(task, self.language, rng, self.left_out)
         if task in self.instructions:
@@ -242,21 +220,13 @@ def run_chains(
 
 
 def read_chains(folder: Path) -> tuple[ChainRecord, ...]:
-    """Return the chains of a run in the order of their set.
-
-    Raises:
-        ArtifactError: `chains.jsonl` is missing or damaged.
-    """
+    """Return the chains of a run in the order of their set."""
     done = _parse(read_journal(folder / CHAINS_FILE), folder / CHAINS_FILE)
     return tuple(done[index] for index in sorted(done))
 
 
 def _check_same_chains(done: Mapping[int, ChainRecord], chains: Sequence[Chain], folder: Path) -> None:
-    """Refuse a folder that holds more chains than asked for, or other ones.
-
-    Raises:
-        ConfigError: it does.
-    """
+    """Refuse a folder that holds more chains than asked for, or other ones."""
     if done and max(done) >= len(chains):
         raise ConfigError(
             f"number of chains of the run in {folder}",

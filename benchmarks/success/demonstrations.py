@@ -61,8 +61,7 @@ class RecordingOptions:
 
     noise: ActionNoise | None = None
     chain_length: Annotated[
-        int,
-        Option("Tasks that follow each other without a reset, sampled from --tasks.", panel="Episodes", min=1),
+        int, Option("Tasks that follow each other without a reset, sampled from --tasks.", panel="Episodes", min=1)
     ] = 1
     chain_tasks: tuple[str, ...] = EXPERT_TASKS
     at_spots: Annotated[bool, Option("Begin with the blocks near where CALVIN's chains have them.")] = False

@@ -28,13 +28,7 @@ class EmulatedEngineLoop(PolicyLoop):
     """A bundle as emulated engines; `backend` says so, and is not asked for."""
 
     def load(self) -> EdgePolicy:
-        """Write the emulated graphs to a folder that is gone once they are loaded, and load them.
-
-        Raises:
-            ArtifactError: the bundle cannot be loaded.
-            BackendUnavailableError: the exporter's libraries are not on this machine.
-            ConfigError: the engines compute in the types of the graphs.
-        """
+        """Write the emulated graphs to a folder that is gone once they are loaded, and load them."""
         from rfedge.runtimes.backends.ort import OrtRunner, open_bundle
         from rfedge.runtimes.policy.backbone import open_backbone
 
@@ -59,11 +53,7 @@ class EmulatedEngineLoop(PolicyLoop):
 
 
 def engine_precision(bundle: Bundle) -> str:
-    """Return what the engines of a bundle compute in, such as "int8 + fp16, 21 nodes in fp32".
-
-    Raises:
-        ConfigError: they compute in the types of the graphs, so there is nothing to emulate.
-    """
+    """Return what the engines of a bundle compute in, such as "int8 + fp16, 21 nodes in fp32"."""
     islands = sum(len(form.islands) for form in _record(bundle).graphs.values())
     quantized = "" if (asked := bundle.manifest.precision.requested) == "fp16" else f"{asked} + "
     return f"{quantized}fp16" + (f", {islands} nodes in fp32" if islands else "")

@@ -77,8 +77,7 @@ class EpisodesPlan:
         DEFAULT_BACKEND
     )
     settings: Annotated[
-        RuntimeSettings,
-        Uses("providers", threads="Threads of a policy in each worker; 0 is the backend's own choice."),
+        RuntimeSettings, Uses("providers", threads="Threads of a policy in each worker; 0 is the backend's own choice.")
     ] = field(default_factory=lambda: RuntimeSettings(threads=1))
 
 

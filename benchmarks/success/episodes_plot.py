@@ -17,11 +17,7 @@ _QUANTILES: Final = (0.0, 0.5, 1.0)
 
 
 def draw_episodes(report: EpisodesReport, traces: Traces, path: Path) -> None:
-    """Draw the episodes with the least, median and largest error of the first policy: a column each, a row per axis.
-
-    Raises:
-        BackendUnavailableError: matplotlib is not installed.
-    """
+    """Plot the episodes with the least, median and largest error of the first policy: a column each, a row per axis."""
     check_matplotlib("--plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -55,11 +55,7 @@ class ExpertSuccessPlan:
     anywhere: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a plan that runs nothing.
-
-        Raises:
-            ConfigError: no episode, no step, no task or an unknown one.
-        """
+        """Raise ConfigError without an episode, a step or a task, or for an unknown task."""
         numbers = {"episodes": self.episodes, "limit_steps": self.limit_steps, "tasks": len(self.tasks)}
         check_least(1, numbers, remedy="Ask for more.")
         for task in self.tasks:
@@ -103,11 +99,7 @@ class ExpertSuccessReport(Measurement):
 
 
 def run_expert_success(plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Count | None = None) -> ExpertSuccessReport:
-    """Run every task's expert from its starts, without rendering.
-
-    Args:
-        workers: processes; the result does not depend on it.
-        on_task: called with (tasks done, tasks in all).
+    """Run every task's expert from its starts, without rendering; the number of workers changes no result.
 
     Raises:
         ConfigError: environment or scene is unknown.
@@ -159,11 +151,7 @@ def _environment(env: str, scene: str) -> Environment:
 def roll_out_expert(
     task: str, environment: Environment, seed: int, *, max_steps: int = MAX_STEPS, anywhere: bool = False
 ) -> RolloutRecord:
-    """Run the expert of `task` from its start number `seed`; `anywhere` is explained in `rfedge.envs.experts.prepare`.
-
-    Raises:
-        ConfigError: the task is unknown or has no expert.
-    """
+    """Run the expert of `task` from its start number `seed`; for `anywhere` see `rfedge.envs.experts.prepare`."""
     expert = prepare_start(task, environment, seed, anywhere=anywhere)
     loop = ControlLoop(ExpertController(expert, environment), StandingSimulator(environment))
     goal = Goal(INSTRUCTIONS[task], task)

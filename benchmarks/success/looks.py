@@ -46,11 +46,7 @@ class LooksPlan:
     renderer: Annotated[Renderer, Option(RENDERER_HELP)] = "egl"
 
     def __post_init__(self) -> None:
-        """Refuse a plan that compares nothing.
-
-        Raises:
-            ConfigError: no state, no looks or unknown ones.
-        """
+        """Raise ConfigError without a state, without looks, or for unknown looks."""
         check_least(1, {"states": self.states, "looks": len(self.looks)})
         for looks in self.looks:
             check_looks(looks)
@@ -95,10 +91,7 @@ class LooksReport(Measurement):
 
 
 def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[Sight]]:
-    """Draw every state in the real simulator and in PlayTable, and compare.
-
-    Args:
-        on_state: called with (pictures taken, pictures in all), a state in one look being one.
+    """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state in one look as one.
 
     Raises:
         ConfigError: the scene is unknown.
@@ -159,10 +152,8 @@ def _difference(sights: Sequence[Sight], looks: Looks, camera: Camera) -> Pictur
 
 
 def assert_levels(report: LooksReport, limit: float) -> None:
-    """Check that both cameras differ by at most `limit` grey levels in every look.
-
-    Raises:
-        GateError: one does not; the text has the numbers.
+    """Check that both cameras differ by at most `limit` grey levels in every look. Raises GateError if one does not; the
+    text has the numbers.
     """
     for looks, cameras in report.differences.items():
         worst = max(cameras, key=lambda camera: cameras[camera].mean)
@@ -177,9 +168,7 @@ def assert_levels(report: LooksReport, limit: float) -> None:
 
 def draw_sheet(sights: Sequence[Sight], path: Path) -> None:
     """Write a PNG with a row for each of some states: for either camera the real picture, and beside it each of PlayTable's.
-
-    Raises:
-        BackendUnavailableError: Pillow is not installed.
+    Raises BackendUnavailableError if Pillow is not installed.
     """
     try:
         from PIL import Image

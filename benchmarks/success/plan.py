@@ -75,18 +75,15 @@ class SuccessPlan:
     emulate_engines: Annotated[
         bool,
         Option(
-            "Add rows of what each bundle's TensorRT engines compute in int8 and fp16, emulated on this CPU.",
-            panel="Rows",
+            "Add rows of what each bundle's TensorRT engines compute in int8 and fp16, emulated on this CPU.", panel="Rows"
         ),
     ] = False
     pairing: Literal["first", "same-loop"] = "first"
     labels: Annotated[
-        tuple[str, ...],
-        Option("Name of a bundle in the rows; once for each, in order, emulated ones last.", flag="--label"),
+        tuple[str, ...], Option("Name of a bundle in the rows; once for each, in order, emulated ones last.", flag="--label")
     ] = ()
     trained_on: Annotated[
-        tuple[str, ...],
-        Option("Training data of a bundle, such as A,B,C, where it does not say; once for each, in order."),
+        tuple[str, ...], Option("Training data of a bundle, such as A,B,C, where it does not say; once for each, in order.")
     ] = ()
     execute_steps: Annotated[
         tuple[int, ...],
@@ -99,8 +96,7 @@ class SuccessPlan:
     mode: Annotated[
         str | None,
         Option(
-            "closed-loop, open-loop or jump-step; default: what fits the steps and the training.",
-            choices=SYNCHRONOUS_MODES,
+            "closed-loop, open-loop or jump-step; default: what fits the steps and the training.", choices=SYNCHRONOUS_MODES
         ),
     ] = None
     ensembles: Annotated[
@@ -135,8 +131,7 @@ class SuccessPlan:
         ),
     ] = 0
     tasks: Annotated[
-        tuple[str, ...],
-        Option("With --single-tasks: `all`, or names with commas between.", parse=_parse_tasks, text="all"),
+        tuple[str, ...], Option("With --single-tasks: `all`, or names with commas between.", parse=_parse_tasks, text="all")
     ] = TASKS
     max_steps: Annotated[int, Option("Control steps for each task.", min=1)] = MAX_STEPS
     seed: Annotated[
@@ -146,18 +141,12 @@ class SuccessPlan:
         str, Option("Backend of the bundles: onnxruntime, openvino or tensorrt.", panel="Machine", choices=BACKENDS)
     ] = DEFAULT_BACKEND
     settings: Annotated[
-        RuntimeSettings,
-        Uses("providers", threads="Threads of a policy in each worker; 0 is the backend's own choice."),
+        RuntimeSettings, Uses("providers", threads="Threads of a policy in each worker; 0 is the backend's own choice.")
     ] = field(default_factory=lambda: RuntimeSettings(threads=1))
     skip_impossible: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a plan that cannot run.
-
-        Raises:
-            ConfigError: there is no bundle, a number of steps is below 1, something is listed twice, a kind of row is
-                unknown, or there are not as many labels as bundles.
-        """
+        """Raise ConfigError for a plan that cannot run: too few of something, something twice, or a label missing."""
         check_least(1, {"bundles": len(self.bundles), "ensembles": len(self.ensembles)}, remedy="Name one.")
         check_least(1, {"execute_steps": min(self.execute_steps, default=1)})
         check_least(0, {"single_tasks": self.starts_per_task, "seed": self.seed})
@@ -241,13 +230,7 @@ class RowPlan:
 
 
 def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
-    """Read what each policy is; every file's hash is checked.
-
-    Raises:
-        ArtifactError: a bundle or checkpoint is missing, incomplete or altered.
-        BackendUnavailableError: a checkpoint needs a library that is not on this machine.
-        ConfigError: two labels would share a folder.
-    """
+    """Read what each policy is; every file's hash is checked."""
     found = [_describe_bundle(path) for path in plan.bundles] + [_describe_checkpoint(item, plan) for item in plan.torch]
     if plan.emulate_engines:
         found += [_describe_engines(path) for path in plan.bundles]
@@ -319,11 +302,7 @@ def _describe_checkpoint(torch: TorchPolicy, plan: SuccessPlan) -> PolicyRecord:
 
 
 def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[RowPlan], tuple[NotPossible, ...]]:
-    """Return the rows, each with its reference, and what cannot be run.
-
-    Raises:
-        ConfigError: something cannot be run and the plan does not skip it, or nothing can.
-    """
+    """Return the rows, each with its reference, and what cannot be run."""
     asked = [
         (policy, steps)
         for policy in policies

@@ -19,22 +19,14 @@ from rfedge.jobs.progress import StageProgress
 from rfedge.model import checkpoint_sha256
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 
-_BY_TORCH: Final = {
-    "bf16": ("bfloat16", "as-is"),
-    "nf4": ("float32", "nf4"),
-    "llm-int8": ("float32", "llm-int8"),
-}
+_BY_TORCH: Final = {"bf16": ("bfloat16", "as-is"), "nf4": ("float32", "nf4"), "llm-int8": ("float32", "llm-int8")}
 # fp32 comes first: the others are compared with it.
 TABLE_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed", "nf4", "llm-int8")
 _ALL: Final = "all"
 
 
 def parse_table_precisions(text: str) -> tuple[str, ...]:
-    """Read "all" or "fp32,int8": fp32 is always among them, and first.
-
-    Raises:
-        ConfigError: an unknown name, or one twice.
-    """
+    """Read "all" or "fp32,int8": fp32 is always among them, and first. Raises ConfigError for any other text."""
     if text.strip() == _ALL:
         return TABLE_PRECISIONS
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -114,10 +106,7 @@ def _check_source(bundle: Bundle, sha256: str) -> None:
 
 
 def rows_of(found: Mapping[str, Mapping[str, Path | TorchPolicy]]) -> dict[str, Any]:
-    """Return the fields of a `SuccessPlan` for name of a checkpoint -> its policies, which are paired in the same loop.
-
-    Labels are the precisions, with the name of the checkpoint where there are several.
-    """
+    """Return the fields of a `SuccessPlan` for name of a checkpoint -> its policies, which are paired in the same loop."""
     labelled = [
         (f"{name} {precision}" if len(found) > 1 else precision, policy)
         for name, policies in found.items()

@@ -237,11 +237,7 @@ class SuccessReport(Measurement):
 
 
 def assert_average_length(report: SuccessReport, least: float) -> None:
-    """Check the average length of every row.
-
-    Raises:
-        GateError: one is below; the text has the row and both numbers.
-    """
+    """Check the average length of every row. Raises GateError if one is below; the text has the row and both numbers."""
     for row in report.rows:
         if row.chains is not None and row.chains.average_length.value < least:
             length = row.chains.average_length
@@ -255,9 +251,7 @@ def assert_average_length(report: SuccessReport, least: float) -> None:
 
 def assert_share(report: SuccessReport, least: float) -> None:
     """Check the share of the reference's success that remains in every other row: of chains, or without them of starts.
-
-    Raises:
-        GateError: one is below, or unknown because the reference solved nothing; the text has the row and both numbers.
+    Raises GateError if one is below, or unknown because the reference solved nothing; the text has the row and both numbers.
     """
     for row in report.rows:
         if row.paired is None:

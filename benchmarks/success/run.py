@@ -204,11 +204,7 @@ def _knows(encode: InstructionEncoder, sentence: str) -> bool:
 
 
 def _check_words(plan: SuccessPlan, rows: Sequence[RowPlan], chains: Sequence[Chain]) -> None:
-    """Refuse instructions that a policy does not know now, not after hours.
-
-    Raises:
-        ContractError: there is one.
-    """
+    """Refuse instructions that a policy does not know now, not after hours."""
     asked: dict[str, set[str]] = {}  # bundle -> instructions
     for row in rows:
         chain_plan = row.chain_plan(plan)

@@ -60,11 +60,7 @@ class Trial:
 
 
 def make_trials(plan: ChainPlan, starts_per_task: int, tasks: Sequence[str] = TASKS) -> tuple[Trial, ...]:
-    """Return what is run, task by task.
-
-    Raises:
-        ConfigError: a task is unknown, or the plan's own instructions lack it.
-    """
+    """Return what is run, task by task."""
     return tuple(
         Trial(plan.subtask(check_task(task), [TASKS.index(task), start]), start)
         for task in tasks
@@ -82,24 +78,10 @@ def run_trials(
     runner: JobRunner = run_jobs,
     on_trial: Count | None = None,
 ) -> tuple[TrialRecord, ...]:
-    """Run every start of every task, or those that an earlier call did not finish.
+    """Run every start of every task, or those that an earlier call did not finish; return them task by task.
 
-    Args:
-        plan: agent, world, language, steps and seed; the starts are `plan.seed`, `plan.seed` + 1, ...
-        starts_per_task: at least 1.
-        output: folder for `trials.jsonl`, one line a start in the order in which they end; a run of fewer starts goes on
-            there.
-        workers: processes; the result does not depend on it.
-        on_trial: called with (starts done, starts in all), at the beginning and after every start.
-
-    Returns:
-        Task by task, in the order of the starts.
-
-    Raises:
-        ConfigError: there is nothing to run, a task, an environment or the agent is not possible, `output` holds another
-            run, one begun in another environment or something else, or another process runs there.
-        BackendUnavailableError: the simulator or its renderer is not on this machine.
-        ArtifactError: `trials.jsonl` is damaged.
+    The starts are `plan.seed`, `plan.seed` + 1, ...; `output` gets `trials.jsonl`, one line a start in the order in which
+    they end.
     """
     check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")
     trials = make_trials(plan, starts_per_task, tasks)
@@ -135,11 +117,7 @@ def run_trials(
 
 
 def _check_no_more(done: Iterable[TrialRecord], last: int, folder: Path) -> None:
-    """Refuse a folder that holds starts beyond the last one asked for.
-
-    Raises:
-        ConfigError: it does.
-    """
+    """Refuse a folder that holds starts beyond the last one asked for."""
     num_more = max((record.rollout.seed or 0 for record in done), default=last) - last
     if num_more > 0:
         raise ConfigError(
@@ -156,8 +134,5 @@ def _run_trial(setup: RolloutSetup, num_workers: int, trial: Trial) -> TrialReco
     begun_s = time.perf_counter()
     rollout = session.roll_out(trial.subtask, seed=trial.start)
     return TrialRecord(
-        rollout=rollout,
-        environment=session.identity,
-        num_workers=num_workers,
-        duration_s=time.perf_counter() - begun_s,
+        rollout=rollout, environment=session.identity, num_workers=num_workers, duration_s=time.perf_counter() - begun_s
     )

@@ -57,11 +57,7 @@ class SweepPlan:
     ] = 0
 
     def __post_init__(self) -> None:
-        """Refuse a timing that cannot run now, not after the rollouts.
-
-        Raises:
-            ConfigError: no iteration, a negative warm-up or pause, or emulated engines.
-        """
+        """Raise ConfigError for a timing that cannot run, before the rollouts."""
         if self.success.emulate_engines:
             raise ConfigError(
                 "--emulate-engines",
@@ -90,17 +86,9 @@ class SweepPlan:
 
 
 def finish_sweep(
-    plan: SweepPlan,
-    success: SuccessReport,
-    output: Path | None = None,
-    *,
-    on_round: Count | None = None,
+    plan: SweepPlan, success: SuccessReport, output: Path | None = None, *, on_round: Count | None = None
 ) -> SweepReport:
-    """Time the bundles, unless an earlier call did, and join the times with their success.
-
-    Args:
-        output: folder of the rollouts, for `latency.json` and `sweep.json` too. None keeps nothing.
-        on_round: called with (rounds done, rounds in all).
+    """Time the bundles, unless an earlier call did, and join the times with their success; `output` is the rollouts' folder.
 
     Raises:
         ArtifactError: a bundle is damaged.
@@ -166,11 +154,11 @@ def _stored_latency(path: Path, plan: LatencyPlan) -> LatencyReport | None:
         timed = [(item.source, item.role == "torch" and item.precision) for item in _timed(stored)]
         asked: list[tuple[str, str | bool]] = [(bundle_name(path), False) for path in plan.bundles]
         asked += [(bundle_name(item.checkpoint), item.precision) for item in plan.torch]
-        if timed == asked and (
-            conditions.iterations,
-            conditions.threads,
-            conditions.settle_ms,
-            conditions.seed,
-        ) == (plan.iterations, plan.settings.threads, plan.settle_ms, plan.seed):
+        if timed == asked and (conditions.iterations, conditions.threads, conditions.settle_ms, conditions.seed) == (
+            plan.iterations,
+            plan.settings.threads,
+            plan.settle_ms,
+            plan.seed,
+        ):
             return stored
     return None

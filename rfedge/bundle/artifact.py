@@ -238,13 +238,8 @@ class Bundle:
         return sum(artifact.size_bytes for artifact in self.manifest.artifacts)
 
     def backbone_graphs(self, *, for_cpu: bool) -> dict[GraphName, Path]:
-        """Return the graphs that make up the backbone, in call order: "backbone" alone, or "vision" and "decoder".
-
-        Args:
-            for_cpu: those with integer kernels for CPUs, where there are any.
-
-        Raises:
-            ArtifactError: the bundle lacks one.
+        """Return the graphs of the backbone in call order, "backbone" or "vision" and "decoder", those for CPUs where there
+        are any.
         """
         return {name: self.graph(name, for_cpu=for_cpu) for name in self.contract.graphs if name != "head"}
 
@@ -257,11 +252,7 @@ class Bundle:
         return any(artifact.role == role for artifact in self.manifest.artifacts)
 
     def path(self, role: Role) -> Path:
-        """Return the file that plays `role`.
-
-        Raises:
-            ArtifactError: the bundle has no such file.
-        """
+        """Return the file that plays `role`. Raises ArtifactError if the bundle has no such file."""
         for artifact in self.manifest.artifacts:
             if artifact.role == role:
                 return self.root / artifact.path
@@ -285,10 +276,8 @@ def _digest(file: Any) -> str:  # Python 3.10 has no file_digest
 
 @contextmanager
 def write_bundle(path: Path, *, overwrite: bool = False) -> Iterator[BundleWriter]:
-    """Open a bundle for writing; it appears at `path` only when the block ends without an error.
-
-    Raises:
-        ArtifactError: `path` exists and `overwrite` is false, or the block ended without a manifest.
+    """Open a bundle for writing; it appears at `path` only when the block ends without an error. Raises ArtifactError if
+    `path` exists and `overwrite` is false, or the block ended without a manifest.
     """
     with atomic_directory(path, overwrite=overwrite) as temporary:
         writer = BundleWriter(temporary)
@@ -312,10 +301,8 @@ class BundleWriter:
         return self.root / name
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Hash every registered file, write manifest.json and return the manifest with its artifacts.
-
-        Raises:
-            ArtifactError: a file was written without being registered.
+        """Hash every registered file, write manifest.json and return the manifest with its artifacts. Raises ArtifactError
+        if a file was written without being registered.
         """
         _refuse_others(self.root, set(self._roles))
         artifacts = tuple(

@@ -132,10 +132,8 @@ class EngineRecord(_Record):
     text_lengths: tuple[int, ...] = ()
 
     def choose_profile(self, num_tokens: int) -> TextProfile:
-        """Return the smallest profile that `num_tokens` fit, see `rfedge.runtimes.policy.text.pad_instruction`.
-
-        Raises:
-            ContractError: it is longer than the engine's longest, or the engine reads no text.
+        """Return the smallest profile that `num_tokens` fit, see `rfedge.runtimes.policy.text.pad_instruction`. Raises
+        ContractError if it is longer than the engine's longest, or the engine reads no text.
         """
         for index, length in enumerate(self.text_lengths):
             if num_tokens <= length:
@@ -177,11 +175,7 @@ def engine_folders(bundle: Bundle) -> list[Path]:
 
 
 def read_engine_folder(folder: Path) -> EngineFolder:
-    """Read engine.json.
-
-    Raises:
-        ArtifactError: it is missing, unreadable or of another schema version.
-    """
+    """Read engine.json. Raises ArtifactError if it is missing, unreadable or of another schema version."""
     path = folder / RECORD_NAME
     if not path.is_file():
         raise ArtifactError(f"engines {folder}", got=f"no {RECORD_NAME}", expected="one", remedy="Run `rfedge build` again.")

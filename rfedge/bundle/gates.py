@@ -12,11 +12,7 @@ def is_met(name: str, value: float, limit: float) -> bool:
 
 
 def allowed(name: str, limit: float) -> str:
-    """Return such as "<= 0.05".
-
-    >>> allowed("min_feature_cosine", 0.999)
-    '>= 0.999'
-    """
+    """Return such as ">= 0.999" for a `min_` metric, "<= 0.05" for others."""
     return f"{'>=' if name.startswith('min_') else '<='} {limit:g}"
 
 

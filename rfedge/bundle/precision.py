@@ -65,10 +65,7 @@ class BlockPrecision(BaseModel):
 
 
 def summarise_blocks(requested: str, blocks: Mapping[str, BlockPrecision]) -> str:
-    """Return the precision a bundle may be called by: the requested one if some block has it, else the commonest.
-
-    A mixed plan that left every block in float is fp32. With a precision for each stage, that of each stage's blocks.
-    """
+    """Return the precision a bundle may be called by: the requested one if some block has it, else the commonest."""
     if "=" not in requested:
         return _summarise(requested, blocks.values())
     asked = parse_precisions(requested, two_stages=True)

@@ -70,8 +70,7 @@ class StagePrecisions:
 def parse_precisions(text: str, *, two_stages: bool) -> StagePrecisions:
     """Read a precision for all graphs of the backbone, such as "int8", or one for each, such as "vision=fp16,decoder=int8".
 
-    Raises:
-        ConfigError: unknown names; or one for each of two graphs where there is one, not for both, or `mixed` among them.
+    Raises ConfigError for unknown names; for two where there is one graph; for one of two; or for `mixed` among two.
     """
     if "=" not in text:
         precision = check_precision(text)

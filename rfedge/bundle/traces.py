@@ -93,11 +93,8 @@ def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str
 
 
 def save_proof(path: Path, episodes: Episodes, trace: RolloutTrace) -> None:
-    """Write the first `PROOF_STEPS` steps of the first episode, with what the policy must return there.
-
-    Args:
-        episodes: as a robot sees them, their instructions as the bundle stores them.
-        trace: of the original policy over all of them.
+    """Write the first `PROOF_STEPS` steps of the first episode, instructions as the bundle stores them, with what PyTorch
+    returned.
     """
     steps = episodes[0][:PROOF_STEPS]
     count = len(steps)
@@ -108,11 +105,7 @@ def save_proof(path: Path, episodes: Episodes, trace: RolloutTrace) -> None:
 
 
 def load_proof(path: Path) -> tuple[Episodes, RolloutTrace]:
-    """Return the one episode and the trace of `save_proof`.
-
-    Raises:
-        ArtifactError: the file is damaged.
-    """
+    """Return the one episode and the trace of `save_proof`. Raises ArtifactError if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             trace = RolloutTrace(**{name: file[name] for name in _OUTPUTS})

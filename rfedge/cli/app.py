@@ -16,10 +16,7 @@ from rfedge.errors import GateError, RfedgeError
 _COMMANDS = {
     "doctor": ("doctor:doctor", "Examine this machine; exit 1 when something keeps rfedge from working on it."),
     "demos": ("demos.app:demos_app", "Collect, inspect and convert demonstrations."),
-    "pretrain": (
-        "pretrain:pretrain",
-        "Vision-language pre-training of a preset's backbone on frames of demonstrations.",
-    ),
+    "pretrain": ("pretrain:pretrain", "Vision-language pre-training of a preset's backbone on frames of demonstrations."),
     "train": ("train:train", "Train a policy on demonstrations; repeat the command to go on after a stop."),
     "import": (
         "import_:import_weights",
@@ -41,10 +38,7 @@ _COMMANDS = {
         "build:build",
         "Build the bundle's TensorRT engines, and read back from them what every layer really computes in.",
     ),
-    "tune": (
-        "tune:tune",
-        "Find the fastest way to run a bundle on this machine; run, serve and bench latency follow it.",
-    ),
+    "tune": ("tune:tune", "Find the fastest way to run a bundle on this machine; run, serve and bench latency follow it."),
     "run": ("run:run", "Run a bundle in a simulator: closed loop, open loop, or with the next inference beside the loop."),
     "replay": (
         "replay:replay",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from rfedge.cli.options import AsJson
 
 
-def doctor(
-    as_json: AsJson = False,
-) -> int:
+def doctor(as_json: AsJson = False) -> int:
     import json
 
     from rich.console import Console

@@ -38,11 +38,7 @@ class LazyCommand(TyperCommand):
 
 
 def lazy_group(package: str, commands: Mapping[str, tuple[str, str]]) -> type[TyperGroup]:
-    """Return a class of groups, for `typer.Typer(cls=...)`.
-
-    Args:
-        commands: name -> (target, sentence), see `LazyCommand`, in the order of `--help`.
-    """
+    """Return a class for `typer.Typer(cls=...)`; `commands` are name -> (target, sentence) in the order of `--help`."""
 
     class Group(TyperGroup):
         def __init__(self, **settings: Any) -> None:

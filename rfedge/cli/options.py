@@ -42,14 +42,7 @@ def with_options(*plans: type[Any]) -> Callable[[F], F]:
 
 
 def plan_of(plan: type[P], given: Mapping[str, Any], **fixed: Any) -> P:
-    """Return the plan that a command line asks for.
-
-    Args:
-        **fixed: fields that are no options, or that the command decides.
-
-    Raises:
-        ConfigError: a value is not possible.
-    """
+    """Return the plan that a command line asks for; `fixed` are fields that are no options, or that the command decides."""
     return plan(**{**given_fields(plan, given), **fixed})
 
 

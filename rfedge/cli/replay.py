@@ -14,12 +14,10 @@ from rfedge.cli.options import AsJson
 def replay(
     record: Annotated[Path, typer.Argument(help="File that `rfedge run --record` wrote.")],
     bundle: Annotated[
-        Path | None,
-        typer.Argument(callback=bundle_folder, help="Where its bundle is now; default: where it was."),
+        Path | None, typer.Argument(callback=bundle_folder, help="Where its bundle is now; default: where it was.")
     ] = None,
     from_frames: Annotated[
-        bool,
-        typer.Option("--from-frames", help="Show the frames of `run --record-frames`; needs no simulator."),
+        bool, typer.Option("--from-frames", help="Show the frames of `run --record-frames`; needs no simulator.")
     ] = False,
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="With --from-frames: how far a number of an action may be off.")

@@ -44,8 +44,7 @@ def serve(
     ] = None,
     key: Annotated[Path | None, typer.Option(help="PEM key of the certificate.", rich_help_panel=_ACCESS)] = None,
     insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="Listen beyond this machine without a token.", rich_help_panel=_ACCESS),
+        bool, typer.Option("--insecure", help="Listen beyond this machine without a token.", rich_help_panel=_ACCESS)
     ] = False,
     as_json: AsJson = False,
     **given: Any,

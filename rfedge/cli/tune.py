@@ -9,11 +9,7 @@ from rfedge.cli.options import AsJson, Output, plan_of, with_options
 
 
 @with_options(TunePlan)
-def tune(
-    output: Output = None,
-    as_json: AsJson = False,
-    **given: Any,
-) -> None:
+def tune(output: Output = None, as_json: AsJson = False, **given: Any) -> None:
     from rfedge.benchmarks.latency.tune import run_tune
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report

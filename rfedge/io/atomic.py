@@ -30,10 +30,8 @@ _AT_CWD: Final = -100
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced to disk and renamed, on error removed.
-
-    Raises:
-        ArtifactError: the disk is full or cannot be written.
+    """Yield a temporary path beside `path`; on success it is synced to disk and renamed, on error removed. Raises
+    ArtifactError if the disk is full or cannot be written.
     """
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +94,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Keep other processes from writing `path` inside the block; the lock, a file beside it, ends with its process.
-
-    Raises:
-        ArtifactError: another process writes it.
-    """
+    """Keep other processes from writing `path` inside the block; the lock, a file beside it, ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     while True:

@@ -75,10 +75,8 @@ def check_room(path: Path, needed_bytes: int, *, what: str) -> None:
 
 
 def read_file(path: Path, limit_bytes: int | None = None) -> bytes:
-    """Return what is in a file that others may have made; it may be a device without end.
-
-    Raises:
-        OSError: it cannot be read, or holds more.
+    """Return what is in a file that others may have made; it may be a device without end. Raises OSError if it cannot be
+    read, or holds more.
     """
     limit_bytes = limit_bytes or _MAX_FILE_BYTES
     parts, size = [], 0
@@ -106,12 +104,11 @@ def read_json(path: Path) -> Any:
 
 
 def disk_error(error: BaseException, path: Path | None) -> ArtifactError | None:
-    """Return the one line about an error of the disk or a path, or None if it is neither.
+    """Return the one line about an error of the disk or a path, or None if it is neither; errors behind it are looked at
+    too.
 
-    Args:
-        error: whatever was raised; the errors behind it are looked at too.
-        path: what was being written, named where the error names nothing; while what was written is still there, so that a
-            disk is found full although the error does not say it.
+    `path` was being written. Call it while that is still there: a disk is then found full although the error does not say
+    so.
     """
     seen: BaseException | None = error
     while seen is not None:

@@ -92,10 +92,8 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the records of a journal without changing it.
-
-    Raises:
-        ArtifactError: the file cannot be read, or a whole line is no JSON object.
+    """Return the records of a journal without changing it. Raises ArtifactError if the file cannot be read, or a whole line
+    is no JSON object.
     """
     try:
         content = read_file(path)
@@ -108,12 +106,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
 
 @contextlib.contextmanager
 def open_lines(path: Path, owner: str) -> Iterator[tuple[FileIO, list[dict[str, Any]]]]:
-    """Lock and open a file of lines, and yield it with what is in it; a half-written last line is cut off.
-
-    Raises:
-        ConfigError: another process holds it; the text says that its folder belongs to `owner`.
-        ArtifactError: a whole line is not as it was written.
-    """
+    """Lock a file of lines and yield it and its lines, a half-written last one cut off; its folder belongs to `owner`."""
     with path.open("a+b", buffering=0) as file:  # a buffer would hold what found no room, and try again when it is closed
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,11 +126,7 @@ def write_line(record: Mapping[str, Any]) -> bytes:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Return the record in one line of `write_line`.
-
-    Raises:
-        ValueError: it is another line, or a byte of it has changed.
-    """
+    """Return the record in one line of `write_line`; ValueError for any other line."""
     checked = _CHECKED.fullmatch(line)
     if checked is None:
         raise ValueError("no checksum, or text that is no record")
@@ -147,11 +136,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def append_line(file: FileIO, path: Path, record: Mapping[str, Any], *, sync: bool = True) -> None:
-    """Write one line of `write_line` to the end of an unbuffered file, all of it or none.
-
-    Raises:
-        ArtifactError: the disk is full or cannot be written.
-    """
+    """Write one line of `write_line` to the end of an unbuffered file, all of it or none."""
     line, begin = write_line(record), file.seek(0, os.SEEK_END)
     try:
         while line:  # a part of it may find room, and the next call none

@@ -19,10 +19,8 @@ def has_matplotlib() -> bool:
 
 
 def check_matplotlib(needed_for: str) -> None:
-    """Refuse, before hours of work, a picture that could not be plotted in the end.
-
-    Raises:
-        BackendUnavailableError: matplotlib is not installed.
+    """Refuse, before hours of work, a picture that could not be plotted in the end. Raises BackendUnavailableError if
+    matplotlib is not installed.
     """
     if not has_matplotlib():
         remedy = "pip install 'rfedge[plots]'."

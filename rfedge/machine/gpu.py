@@ -41,11 +41,7 @@ class Gpu:
 
 
 def parse_smi(text: str) -> Gpu:
-    """Return the first GPU of `nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version` in csv, no units.
-
-    Raises:
-        Absent: the text lists none.
-    """
+    """Return the first GPU of `nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version` in csv, no units."""
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
     if not rows or len(rows[0]) != len(_SMI_FIELDS):
         raise Absent("nvidia-smi lists no GPU")
@@ -56,11 +52,7 @@ def parse_smi(text: str) -> Gpu:
 
 
 def probe_gpu() -> Gpu:
-    """Return the first GPU.
-
-    Raises:
-        Absent: nobody knows one; the text holds what each said.
-    """
+    """Return the first GPU; Absent holds what each that was asked said."""
     answers = []
     for ask in (_ask_nvml, _ask_smi, _ask_driver):
         answer = probe(ask)

@@ -119,11 +119,7 @@ def parse_cuda_version(text: str) -> str:
 
 
 def probe_jetson(root: Path = Path("/")) -> Jetson:
-    """Read the board's facts; `root` is the file system to read them from.
-
-    Raises:
-        Absent: this is no Jetson.
-    """
+    """Read the board's facts from the file system at `root`; raises Absent where this is no Jetson."""
     l4t = parse_tegra_release(read_text(root / "etc/nv_tegra_release"))
     model = read_text(root / "proc/device-tree/model")
     if l4t is None and "Jetson" not in model:

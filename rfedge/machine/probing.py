@@ -42,11 +42,7 @@ def read_text(path: Path) -> str:
 
 
 def command_output(arguments: Sequence[str], *, timeout_s: float = 10.0) -> str:
-    """Return what a command prints.
-
-    Raises:
-        Absent: the command is not here, fails, or takes longer than `timeout_s`.
-    """
+    """Return what a command prints. Raises Absent if the command is not here, fails, or takes longer than `timeout_s`."""
     try:
         done = subprocess.run(
             arguments, check=True, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL

@@ -84,9 +84,7 @@ def int8_support(features: tuple[str, ...]) -> Int8Support:
             return Int8Support("fast", instruction, f"{instruction}: int8 MatMuls run several times as fast as fp32")
     if "AVX2" in features:
         return Int8Support(
-            "slow",
-            "AVX2",
-            "AVX2 without VNNI: int8 gains little, its fast kernels saturate and exact ones run instead",
+            "slow", "AVX2", "AVX2 without VNNI: int8 gains little, its fast kernels saturate and exact ones run instead"
         )
     if "NEON" in features:
         return Int8Support("slow", "NEON", "NEON without dotprod (before Armv8.2): int8 gains little")
@@ -94,10 +92,7 @@ def int8_support(features: tuple[str, ...]) -> Int8Support:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return the cores' worth of CPU time that control groups grant this process, or None without a limit.
-
-    Every group from its own up to the root may set a limit; the smallest counts.
-    """
+    """Return the cores' worth of CPU time that control groups grant this process, or None without a limit."""
     quotas = []
     for folder, version in limit_folders(root, "cpu"):
         if version == 2:

@@ -36,12 +36,10 @@ class ImportOptions:
     pooling: Annotated[Literal["max", "average"] | None, Option("Over the tokens; released: max.")] = None
     window: Annotated[int | None, Option("Frames that the head remembers; released: 12.", min=1)] = None
     feature: Annotated[
-        Feature | None,
-        Option("State that the head reads; released: last_block_input for MPT-1B, final_norm for others."),
+        Feature | None, Option("State that the head reads; released: last_block_input for MPT-1B, final_norm for others.")
     ] = None
     chunk_size: Annotated[
-        int | None,
-        Option("Actions per inference, of a head that is initialised; a file's head shows its own.", min=1),
+        int | None, Option("Actions per inference, of a head that is initialised; a file's head shows its own.", min=1)
     ] = None
     text_length: Annotated[int | None, Option("Tokens of the padded prompt; released: 32.", min=4)] = None
     vision_heads: Annotated[int | None, Option("Attention heads of CLIP; heads of 64 without.", min=1)] = None

@@ -55,16 +55,7 @@ class Uses:
 
 
 def check_least(least: int, values: Mapping[str, float], remedy: str | None = None) -> None:
-    """Refuse the first number below `least`.
-
-    Args:
-        least: what each of them must be, or more.
-        values: what messages call it -> number.
-        remedy: None names the flag that is called like the value.
-
-    Raises:
-        ConfigError: one is smaller.
-    """
+    """Raise ConfigError at the first of `values` (name -> number) below `least`; without a `remedy` it names the flag."""
     for name, value in values.items():
         if value < least:
             flag = name.replace("_", "-")

@@ -30,11 +30,7 @@ R = TypeVar("R", bound=Record)
 
 
 def parse_lines(kind: type[R], lines: Iterable[Mapping[str, Any]], path: Path, *, what: str) -> list[R]:
-    """Return the lines of the journal at `path` as records; `what` is what its lines are called in errors.
-
-    Raises:
-        ArtifactError: a line is something else.
-    """
+    """Return the lines of the journal at `path` as records; `what` is what its lines are called in errors."""
     try:
         return [kind.model_validate(line) for line in lines]
     except ValidationError:

@@ -95,11 +95,7 @@ class Examination:
 
 
 def examine(on_probe: StageProgress = lambda *_: None) -> Examination:
-    """Run every probe.
-
-    Args:
-        on_probe: called with ("probe", done, total), for a progress bar.
-    """
+    """Run every probe; `on_probe` is called with ("probe", done, total)."""
     probes: dict[str, Callable[[], Any]] = {
         "python": probe_python,
         "onnxruntime": probe_onnxruntime,

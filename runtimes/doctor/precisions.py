@@ -53,12 +53,7 @@ _Way = tuple[str, str] | str
 
 
 def judge_precisions(machine: Machine, exported: Collection[str]) -> list[PrecisionVerdict]:
-    """Check every precision name.
-
-    Args:
-        machine: what was found.
-        exported: precisions that this version of rfedge can export.
-    """
+    """Check every precision name; `exported` are those that this version can export."""
     return [_judge(name, machine, exported) for name in PRECISION_NAMES]
 
 

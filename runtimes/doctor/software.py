@@ -78,11 +78,7 @@ def probe_python() -> Python:
 
 
 def probe_onnxruntime() -> OnnxRuntime:
-    """List onnxruntime's providers and try each one.
-
-    Raises:
-        Absent: onnxruntime cannot be imported.
-    """
+    """List onnxruntime's providers and try each one."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -97,11 +93,7 @@ def probe_onnxruntime() -> OnnxRuntime:
 
 
 def try_provider(name: str) -> None:
-    """Run one small MatMul on an execution provider.
-
-    Raises:
-        Absent: the provider did not start, or left the MatMul to another one.
-    """
+    """Run one small MatMul on an execution provider; raises Absent where it did not run there."""
     import numpy as np
     import onnxruntime
 
@@ -136,14 +128,7 @@ def _try_apart(name: str) -> None:
 
 
 def probe_tensorrt(module: str) -> TensorRt:
-    """Import a TensorRT module in a process of its own, so that a library that does not load cannot end this one.
-
-    Args:
-        module: "tensorrt", or `RTX_MODULE`, which compiles for other machines where there is no GPU.
-
-    Raises:
-        Absent: it is not installed or does not import.
-    """
+    """Import "tensorrt" or `RTX_MODULE` in a process of its own, which a library that does not load may end."""
     if importlib.util.find_spec(module) is None:
         raise Absent(f"no module {module}")
     code = (
@@ -173,11 +158,7 @@ def parse_requirements(requirements: list[str]) -> dict[str, list[str]]:
 
 
 def probe_extras() -> tuple[Extra, ...]:
-    """Tell of each extra which of its packages are installed.
-
-    Raises:
-        Absent: rfedge itself is not installed, so that nobody knows its extras.
-    """
+    """Tell of each extra which of its packages are installed."""
     try:
         requirements = metadata.requires("rfedge") or []
     except metadata.PackageNotFoundError:
@@ -208,11 +189,7 @@ def _version(package: str) -> str:
 
 
 def probe_bitsandbytes() -> str:
-    """Multiply by weights of both its formats, in a process of its own, and return the version.
-
-    Raises:
-        Absent: it or PyTorch is not installed, or a MatMul does not run.
-    """
+    """Multiply by weights of both its formats, in a process of its own, and return the version."""
     missing = [name for name in ("torch", "bitsandbytes") if not _has_module(name)]
     if missing:
         raise Absent(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")

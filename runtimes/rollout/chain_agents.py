@@ -36,10 +36,6 @@ def expert_agent() -> Agent:
 
 
 def act_as_expert(subtask: Subtask, environment: Environment) -> Controller:
-    """Return the task's expert in the environment.
-
-    Raises:
-        ConfigError: the task has none.
-    """
+    """Return the task's expert in the environment."""
     rng = np.random.default_rng(subtask.seed)
     return ExpertController(make_expert(subtask.task, environment.scene, rng), environment)

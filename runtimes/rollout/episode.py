@@ -13,14 +13,7 @@ from rfedge.runtimes.rollout import Goal
 
 
 def choose_goal(task: str | None, instruction: str | None) -> Goal:
-    """Complete one of the two from the other.
-
-    A task brings its evaluation instruction unless one is given; an instruction alone brings the task it is known to
-    describe, if there is one.
-
-    Raises:
-        ConfigError: both are missing, or the task is unknown; the text names the nearest one.
-    """
+    """Complete one of the two: a task brings its evaluation instruction, an instruction the task it is known to describe."""
     if task is not None:
         return Goal(instruction=instruction or INSTRUCTIONS[check_task(task)], task=task)
     if instruction is None:
@@ -31,13 +24,7 @@ def choose_goal(task: str | None, instruction: str | None) -> Goal:
 
 
 def begin_episode(environment: Environment, goal: Goal, seed: int) -> Callable[[], bool] | None:
-    """Prepare the start number `seed` and return its check of success; without a task a random state, and None.
-
-    Args:
-        environment: an open one; its present state does not matter.
-        goal: from `choose_goal`, or a task of a measurement.
-        seed: see `rfedge.envs.experts.prepare_start`.
-    """
+    """Prepare the start number `seed` and return its check of success; without a task a random state, and None."""
     if goal.task is None:
         environment.restore()
         return None

@@ -42,16 +42,11 @@ class ServerAddress:
     deadline_ms: Annotated[float, Option("Longest wait for an action of the server.", flag="--server-deadline-ms")] = 1000.0
     token: str | None = field(default=None, repr=False)
     certificate: Annotated[
-        Path | None,
-        Option("PEM certificate of who signed the server's; default the system's.", flag="--server-certificate"),
+        Path | None, Option("PEM certificate of who signed the server's; default the system's.", flag="--server-certificate")
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse a deadline that nobody can meet.
-
-        Raises:
-            ConfigError: it is not a positive number.
-        """
+        """Raise ConfigError where the deadline is not a positive number."""
         if not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
             raise ConfigError(
                 "deadline", got=self.deadline_ms, expected="a positive number", remedy="Raise --server-deadline-ms."
@@ -127,13 +122,11 @@ class RolloutPlan:
         float, Option("Share of the policy's own rate to hold, 0.2 for a first run in slow motion.", min=1e-3)
     ] = 1.0
     realtime_priority: Annotated[
-        int | None,
-        Option("With a rate: schedule the control loop before ordinary programs, 1 to 97; needs the right to."),
+        int | None, Option("With a rate: schedule the control loop before ordinary programs, 1 to 97; needs the right to.")
     ] = None
     late: Annotated[LatePolicy, Uses()] = field(default_factory=LatePolicy)
     backbone_deadline_ms: Annotated[
-        float | None,
-        Option("Stop the robot and end with status 1 when an inference takes longer.", panel="Safety"),
+        float | None, Option("Stop the robot and end with status 1 when an inference takes longer.", panel="Safety")
     ] = None
     step_deadline_ms: Annotated[
         float | None,
@@ -160,12 +153,7 @@ class RolloutPlan:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a plan that runs nothing or asks for what it cannot have.
-
-        Raises:
-            ConfigError: no episode or no step, a late policy without a rate, frames without a record, neither bundle nor
-                server or both, or the record of a policy that is not here.
-        """
+        """Raise ConfigError for a plan that runs nothing, or whose options exclude each other."""
         if (self.bundle is None) == (self.server is None):
             raise ConfigError(
                 "policy",

@@ -50,12 +50,7 @@ class TorchPolicy:
         return replace(common, torch_dtype=self.dtype, torch_weights=self.weights)
 
     def open(self, common: RuntimeSettings) -> EdgePolicy:
-        """Load it.
-
-        Raises:
-            ArtifactError: the checkpoint cannot be loaded.
-            BackendUnavailableError: PyTorch or bitsandbytes is not on this machine.
-        """
+        """Load it; errors as those of `EdgePolicy.load`."""
         return EdgePolicy.load(self.checkpoint, backend=TORCH, settings=self.settings(common))
 
 
@@ -114,21 +109,13 @@ class PolicyLoop:
     settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
 
     def load(self) -> EdgePolicy:
-        """Load the bundle.
-
-        Raises:
-            ArtifactError: it cannot be loaded.
-            BackendUnavailableError: the backend's library is not on this machine.
-        """
+        """Load the bundle; errors as those of `EdgePolicy.load`."""
         return EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
 
     def open(self) -> tuple[EdgePolicy, Controller]:
         """Load the bundle and put it into its loop; closing the policy frees both.
 
-        Raises:
-            ArtifactError: the bundle cannot be loaded.
-            ConfigError: mode, steps or ensemble do not fit the policy.
-            BackendUnavailableError: the backend's library is not on this machine.
+        Raises ConfigError if mode, steps or ensemble do not fit the policy, else what `load` raises.
         """
         policy = self.load()
         try:
@@ -147,17 +134,7 @@ class PolicyLoop:
 
 
 def open_policy(stack: ExitStack, plan: RolloutPlan, on_load: Callable[[EdgePolicy], None] | None) -> OpenedPolicy:
-    """Load the plan's bundle or connect to its server; `stack` closes it.
-
-    Args:
-        stack: lives as long as the run.
-
-    Raises:
-        ArtifactError: the bundle cannot be loaded.
-        ContractError: it is another kind of server.
-        ConfigError: address or certificate are no good, or the server refuses this client.
-        PolicyUnavailableError: nobody answers at the server's address.
-    """
+    """Load the plan's bundle or connect to its server; `stack` closes it at the end of the run."""
     if plan.server is not None:
         return _connect(stack, plan.server)
     assert plan.bundle is not None

@@ -146,11 +146,7 @@ def replay_run(
 
 
 def _show_frames(
-    path: Path,
-    plan: RolloutPlan,
-    record: RunRecord,
-    on_load: Callable[[EdgePolicy], None] | None,
-    comparison: _Comparison,
+    path: Path, plan: RolloutPlan, record: RunRecord, on_load: Callable[[EdgePolicy], None] | None, comparison: _Comparison
 ) -> None:
     """Run the policy on the recorded frames, with the recorded times and instructions."""
     goal, frames = choose_goal(plan.task, plan.instruction), path.with_name(path.name + FRAMES_SUFFIX)

@@ -44,12 +44,7 @@ def measure_resources(
     execute_steps: int,
     idle: ResourceRecord,
 ) -> dict[str, ResourceRecord]:
-    """Call each policy in a row for `seconds`, one policy after the other.
-
-    Args:
-        execute_steps: control steps that one call serves.
-        idle: from `measure_idle`, on the same machine just before.
-    """
+    """Call each policy in a row for `seconds`, one after the other; a call serves `execute_steps` control steps."""
     records = {}
     for name, policy in policies.items():
         policy.reset(instruction)

@@ -25,18 +25,9 @@ def roll_out(
     observe_every_step: bool = False,
     seed: int | None = None,
 ) -> Rollout:
-    """Run the loop, see `ControlLoop.run`, and gather what it did.
+    """Run the loop as `ControlLoop.run` does, with its arguments and errors, and gather what it did.
 
-    Args:
-        loop: a policy or an expert, and the robot at its start.
-        success: asked after each step; None when nobody can check.
-        instruction: asked before every step instead of the goal's own.
-        on_step: called with each step after its action was sent.
-        observe_every_step: take a frame on every step for `on_step`, needed or not.
-        seed: of the start, for the record.
-
-    Raises:
-        ContractError: as `ControlLoop.run`.
+    `instruction` is asked before every step instead of the goal's own; `seed` is that of the start, for the record.
     """
     actions: list[FloatArray] = []
     timings_ms: dict[str, list[float]] = {}

@@ -33,12 +33,7 @@ class Simulator:
     renderer: Renderer | None = None
 
     def open(self) -> Environment:
-        """Make it.
-
-        Raises:
-            ConfigError: name or scene is unknown, or looks or renderer are no choice there.
-            BackendUnavailableError: its simulator or renderer is not on this machine.
-        """
+        """Make it; errors as those of `make_environment`."""
         return make_environment(self.name, looks=self.looks, renderer=self.renderer, scene=self.scene, render=self.render)
 
 
@@ -73,11 +68,7 @@ class RolloutSession:
 
     @functools.cached_property
     def environment(self) -> Environment:
-        """The environment, open.
-
-        Raises:
-            ConfigError: it is another than that of the run's earlier rollouts.
-        """
+        """The environment, open."""
         environment = self._setup.world.open()
         try:
             self.identity = EnvironmentIdentity.of(self._setup.world.name, environment).check_same(self._setup.environment)
@@ -91,8 +82,8 @@ class RolloutSession:
         return self._setup.make_agent()
 
     def roll_out(self, subtask: Subtask, *, seed: int | None = None) -> RolloutRecord:
-        """Let the agent work on a task from the present state, start number `seed` if it is one, until it is done or out of
-        steps.
+        """Let the agent work on a task from the present state until it is done or out of steps; `seed` is the start's
+        number.
         """
         environment = self.environment
         loop = ControlLoop(
@@ -110,25 +101,19 @@ class RolloutSession:
 def common_environment(
     before: EnvironmentIdentity | None, found: Iterable[EnvironmentIdentity]
 ) -> EnvironmentIdentity | None:
-    """Return the one environment that all are, and `before` with them; None where there is nothing yet.
-
-    Raises:
-        ConfigError: they differ.
-    """
+    """Return the one environment that all are, and `before` with them; None where there is nothing yet."""
     for environment in found:
         before = environment.check_same(before)
     return before
 
 
+# Building a scene and loading a policy cost more than many tasks, so a worker keeps them from job to job; one that goes on
+# with another policy must not keep both.
 _open: dict[RolloutSetup, RolloutSession] = {}
 
 
 def open_session(setup: RolloutSetup) -> RolloutSession:
-    """Return this process's session for `setup`, and close one that was open for another.
-
-    Building a scene and loading a policy cost more than many tasks, so a worker keeps them from job to job; one that goes
-    on with another policy must not keep both.
-    """
+    """Return this process's session for `setup`, and close one that was open for another."""
     if setup not in _open:
         close_session()
         _open[setup] = RolloutSession(setup)

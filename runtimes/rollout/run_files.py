@@ -71,15 +71,8 @@ class RunFiles:
 
 @contextmanager
 def open_files(plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> Iterator[RunFiles]:
-    """Open what the plan names; on the way out, an error's too, it is closed. The film is written by `write_film`.
-
-    Args:
-        plan: with the loop's mode in it.
-        rate_hz: the rate that is held, or None.
-
-    Raises:
-        ConfigError: a name is not possible or taken.
-        BackendUnavailableError: what writes the film or the viewer's file is not installed.
+    """Open what the plan, with the loop's mode in it, names; whatever ends the block closes it. `write_film` writes the
+    film.
     """
     files = RunFiles()  # each library is imported for the file that needs it
     with ExitStack() as stack:

@@ -47,16 +47,10 @@ _FORMS: Final = {
 
 
 def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens: int | None = None) -> PolicyWork:
-    """Count one policy call of `config`, its head in the steady state.
+    """Count one policy call of `config`, its head in the steady state, over `text_tokens` or else the padded length.
 
-    Args:
-        config: the policy.
-        precision: fp32, fp16, bf16, int8, int8-weight or int4-weight; camera resize, patch convolution (int8), attention
-            scores (fp16) and the head stay in fp32, as the exporter leaves them.
-        text_tokens: tokens that the decoder runs over; by default the padded length, as in an exported graph.
-
-    Raises:
-        ConfigError: unknown precision.
+    `precision` is fp32, fp16, bf16, int8, int8-weight or int4-weight; camera resize, patch convolution (int8), attention
+    scores (fp16) and the head stay in fp32, as the exporter leaves them. Raises ConfigError for any other.
     """
     if precision not in _FORMS:
         raise ConfigError(
@@ -147,14 +141,7 @@ class _Tally:
         self._add(block, macs=macs, form=_FLOAT, **sizes)
 
     def _add(
-        self,
-        block: str,
-        *,
-        macs: int,
-        form: _Form,
-        parameters: int = 0,
-        weight_bytes: int = 0,
-        activation_bytes: int = 0,
+        self, block: str, *, macs: int, form: _Form, parameters: int = 0, weight_bytes: int = 0, activation_bytes: int = 0
     ) -> None:
         self.matmuls.append(
             MatMul(

@@ -116,11 +116,7 @@ DEVICES: Final[dict[str, Device]] = {
 
 
 def device(name: str) -> Device:
-    """Return the known device called `name`.
-
-    Raises:
-        ConfigError: no device has this name; the text names the nearest one.
-    """
+    """Return the known device called `name`. Raises ConfigError if none has this name; the text names the nearest one."""
     if name not in DEVICES:
         choices = [*DEVICES, "this-cpu", "this-gpu"]
         raise ConfigError(
@@ -130,10 +126,8 @@ def device(name: str) -> Device:
 
 
 def device_of_board(model: str, memory_bytes: int) -> str | None:
-    """Return the name of the known device that a Jetson's device tree calls `model`, or None.
-
-    >>> device_of_board("NVIDIA Jetson AGX Orin Developer Kit", 64_300_000_000)
-    'agx-orin-64gb'
+    """Return the known device that a Jetson's device tree calls, for instance, "NVIDIA Jetson AGX Orin Developer Kit", or
+    None.
     """
     super_mode = "-super" if "Super" in model else ""
     if "Orin Nano" in model and memory_bytes > 6e9:

@@ -58,21 +58,13 @@ class Graph:
 
 
 def element_bits(dtype: str) -> int:
-    """Return the bits of an element; of an unknown type, 32.
-
-    >>> [element_bits(dtype) for dtype in ("float32", "bfloat16", "int4", "bool", "")]
-    [32, 16, 4, 8, 32]
-    """
+    """Return the bits of an element; of an unknown type, 32."""
     found = re.search(r"\d+", dtype)
     return int(found[0]) if found else 8 if dtype == "bool" else 32
 
 
 def read_graph(path: Path) -> Graph:
-    """Describe the graph in the ONNX file at `path`.
-
-    Raises:
-        ArtifactError: the file cannot be read or is no ONNX model.
-    """
+    """Describe the graph in the ONNX file at `path`. Raises ArtifactError if the file cannot be read or is no ONNX model."""
     # Here, not above: commands that run a policy do without it.
     import onnx
     from google.protobuf.message import DecodeError

@@ -39,14 +39,9 @@ def head_steps(config: PolicyConfig) -> int:
 
 
 def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork:
-    """Count one policy call of a bundle, with its head in the steady state.
+    """Count one policy call of a bundle, its head in the steady state, over `text_tokens` or else the longest instruction.
 
-    Args:
-        bundle: opened.
-        text_tokens: of the instruction; the longest, the most that a call can cost, if not given.
-
-    Raises:
-        ArtifactError: a graph cannot be read.
+    Raises ArtifactError if a graph cannot be read.
     """
     steps = head_steps(bundle.policy)
     matmuls: list[MatMul] = []

@@ -170,11 +170,7 @@ def inspect_config(
     threads: int | None = None,
     progress: StageProgress = lambda *_: None,
 ) -> Inspection:
-    """Count a configuration's MatMuls without any file and predict; arguments and errors as `inspect_bundle`.
-
-    Raises:
-        ConfigError: `precision` is not one that a configuration can be counted in.
-    """
+    """Count a configuration's MatMuls without any file and predict; errors as `inspect_bundle` and `analytic_work`."""
     work = analytic_work(config, precision)
     return Inspection(
         subject=f"{config.name} in {precision}",
@@ -186,12 +182,7 @@ def inspect_config(
 
 
 def _predict(
-    work: PolicyWork,
-    names: Sequence[str],
-    threads: int | None,
-    progress: StageProgress,
-    *,
-    on_gpu: PolicyWork | None = None,
+    work: PolicyWork, names: Sequence[str], threads: int | None, progress: StageProgress, *, on_gpu: PolicyWork | None = None
 ) -> tuple[Prediction, ...]:
     for name in names:
         if name not in ("this-cpu", "this-gpu"):

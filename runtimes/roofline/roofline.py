@@ -97,11 +97,7 @@ def _predict_stage(work: PolicyWork, stage: Stage, device: Device) -> StagePredi
         if matmul.stage != stage:
             continue
         compute_ms, memory_ms = _matmul_ms(matmul, device, device.best)
-        times: dict[Bound, float] = {
-            "launches": device.least_launch_us / 1e3,
-            "compute": compute_ms,
-            "memory": memory_ms,
-        }
+        times: dict[Bound, float] = {"launches": device.least_launch_us / 1e3, "compute": compute_ms, "memory": memory_ms}
         bound = max(times, key=lambda name: times[name])
         spent[bound] += times[bound]
         high_ms += max(_matmul_ms(matmul, device, device.worst))

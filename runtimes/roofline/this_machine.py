@@ -48,11 +48,7 @@ _MOST_CORES_PER_SM: Final = 128
 
 
 def measure_cpu(threads: int | None = None) -> Device:
-    """Time MatMuls and small operators on onnxruntime and copies in numpy, about two seconds in all; nothing is stored.
-
-    Args:
-        threads: of the MatMuls and the copies; by default as many cores as this process may use.
-    """
+    """Time MatMuls and small operators on onnxruntime and copies in numpy, about two seconds in all; nothing is stored."""
     processor = probe_processor()
     threads = threads or processor.usable_cores
     memory = probe(probe_memory).value
@@ -68,10 +64,7 @@ def measure_cpu(threads: int | None = None) -> Device:
 def cpu_device(
     source: str, memory_bytes: int, bandwidth: float, peaks: Mapping[Arithmetic, float], operator_us: float
 ) -> Device:
-    """Return a CPU as a device, from what was measured on it.
-
-    RoboFlamingo-3B on two cores reached .73 of its roofline in int8 and .85 in fp32, small policies .5 to .6.
-    """
+    """Return a CPU as a device, from what was measured on it."""
     return Device(
         name="this-cpu",
         memory_bytes=memory_bytes,
@@ -80,7 +73,7 @@ def cpu_device(
         source=source,
         origin="measured",
         best=1.0,
-        worst=0.5,
+        worst=0.5,  # RoboFlamingo-3B on two cores reached .73 of its roofline in int8, .85 in fp32; small policies .5 to .6
         least_launch_us=operator_us,
         most_launch_us=3 * operator_us,
     )
@@ -99,15 +92,7 @@ class MeasuredCalls:
 
 
 def measure_bundle(bundle: Bundle, threads: int | None = None) -> MeasuredCalls:
-    """Time policy calls on onnxruntime, for some two seconds: text of the full length, a head in its steady state.
-
-    Args:
-        bundle: opened.
-        threads: see `measure_cpu`.
-
-    Raises:
-        ArtifactError: a graph cannot be loaded.
-    """
+    """Time policy calls on onnxruntime, for some two seconds: text of the full length, a head in its steady state."""
     settings = RuntimeSettings(threads=threads or probe_processor().usable_cores, verify=False)
     parts = open_parts("onnxruntime", bundle.root, settings)
     rng = np.random.default_rng(0)
@@ -170,10 +155,7 @@ def _session(model: bytes, threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     return ort.InferenceSession(
-        model,
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=list(DISABLED_OPTIMIZERS),
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
     )
 
 
@@ -200,11 +182,7 @@ def _slice_rate(part: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -
 
 
 def this_gpu() -> Device:
-    """Return this machine's GPU.
-
-    Raises:
-        BackendUnavailableError: there is none, or its driver does not tell clocks and units.
-    """
+    """Return this machine's GPU."""
     found = probe(probe_gpu)
     if found.value is None:
         raise BackendUnavailableError(

@@ -13,26 +13,9 @@ _TASKS_FILE = "experts.json"
 
 
 def measure_experts(
-    given: Mapping[str, Any],
-    *,
-    num: int,
-    anywhere: bool,
-    gated: bool,
-    workers: int,
-    output: Path | None,
-    as_json: bool,
+    given: Mapping[str, Any], *, num: int, anywhere: bool, gated: bool, workers: int, output: Path | None, as_json: bool
 ) -> None:
-    """Run the experts task by task where `--single-tasks` asks for it, else in chains; they render nothing.
-
-    Args:
-        anywhere: of blocks at the start of a task.
-        gated: hold the tasks to the project's rates.
-        output: folder; chains go on there, tasks write `experts.json`.
-
-    Raises:
-        ConfigError: several scenes, or an unknown one, or task.
-        GateError: a rate is missed.
-    """
+    """Run the experts task by task where `--single-tasks` asks for it, else in chains; they render nothing."""
     from rfedge.benchmarks.success import expert_success
     from rfedge.benchmarks.success.chains import ChainPlan, run_chains
     from rfedge.cli.bench.success_options import Worlds, kept_note
@@ -71,11 +54,7 @@ def measure_experts(
             expert_success.assert_success(tasks)  # last, so that the numbers behind a failed gate are on the screen
         return
     chain_plan = ChainPlan(
-        make_agent=expert_agent,
-        agent_name="expert",
-        world=world,
-        max_steps=given["max_steps"],
-        seed=given["seed"],
+        make_agent=expert_agent, agent_name="expert", world=world, max_steps=given["max_steps"], seed=given["seed"]
     )
     with kept_when_stopped(kept_note(output)), stage_progress() as progress:
         sampled = make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total))

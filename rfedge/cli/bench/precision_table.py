@@ -10,13 +10,7 @@ from typing import Any
 def prepare_table(
     checkpoints: Sequence[Path], precisions: str, *, output: Path | None, data: Path | None, mixed_budget: str
 ) -> dict[str, Any]:
-    """Export what is missing beside `output`, behind progress bars, and return the rows as fields of a `SuccessPlan`.
-
-    Raises:
-        ConfigError: no output, an unknown precision, or a checkpoint without demonstrations to export it with.
-        ArtifactError: a checkpoint or a bundle of an earlier call is damaged, or of another checkpoint.
-        BackendUnavailableError: the simulator, PyTorch or bitsandbytes is not on this machine.
-    """
+    """Export what is missing beside `output`, behind progress bars, and return the rows as fields of a `SuccessPlan`."""
     from rfedge.benchmarks.success.precision_bundles import parse_table_precisions, prepare_policies, rows_of
     from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
     from rfedge.cli.show.progress import stage_progress

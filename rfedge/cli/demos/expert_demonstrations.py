@@ -31,11 +31,7 @@ class Demonstrations(NamedTuple):
 def expert_demonstrations(
     progress: StageProgress, *, episodes_per_task: int = _EPISODES_PER_TASK, tasks: tuple[str, ...] | None = None
 ) -> Demonstrations:
-    """Collect them, or find those of an earlier call of the same simulator.
-
-    Args:
-        progress: called with (stage, episodes done, episodes in all).
-        tasks: None for all.
+    """Collect them, or find those of an earlier call of the same simulator; `tasks` None is all of them.
 
     Raises:
         BackendUnavailableError: the simulator or its renderer is not on this machine.

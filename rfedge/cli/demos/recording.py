@@ -63,15 +63,9 @@ class Recorder:
         )
 
     def describe(self, tasks: Iterable[str], *, keep_open: bool) -> tuple[dict[str, Any], dict[str, str]]:
-        """Open simulator and policy and return what decides a rollout, as JSON values, and the versions behind it.
+        """Open simulator and policy; return what decides a rollout, as JSON values, and the versions behind it.
 
-        Args:
-            tasks: whose instructions the policy must be able to take.
-            keep_open: this process is going to record.
-
-        Raises:
-            ArtifactError, BackendUnavailableError, ConfigError: one of them cannot be opened, or the policy cannot take
-                an instruction.
+        The policy must know the instructions of `tasks`; `keep_open` where this process is going to record.
         """
         environment = _open_environment(self.environment, self.scene, self.looks, self.renderer)
         noise = self.options.noise

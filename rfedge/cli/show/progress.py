@@ -82,9 +82,7 @@ def round_progress() -> Iterator[Count]:
 
 
 @contextmanager
-def training_progress(
-    stage_of_steps: str = "training",
-) -> Iterator[tuple[StageProgress, Callable[[TrainingStep], None]]]:
+def training_progress(stage_of_steps: str = "training") -> Iterator[tuple[StageProgress, Callable[[TrainingStep], None]]]:
     """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
     columns = (
         TextColumn("{task.description:<18}"),

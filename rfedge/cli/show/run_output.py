@@ -25,10 +25,7 @@ def print_run(report: RolloutReport, *, files: dict[str, Path | None], to_stderr
     if "tuned" in report.settings:
         print(f"tuned: {report.settings['tuned']}", file=out)
     if report.task is None:
-        print(
-            f"instruction {report.instruction!r} is none of the simulator's tasks: success is not checked",
-            file=out,
-        )
+        print(f"instruction {report.instruction!r} is none of the simulator's tasks: success is not checked", file=out)
     else:
         print(f"task {report.task}: {report.instruction!r}", file=out)
     outcome = {True: "success", False: "failure", None: "not checked"}

@@ -14,11 +14,7 @@ _STATUSES: Final = (129, 143)  # of SIGHUP and SIGTERM, see `rfedge.cli.app.main
 
 @contextmanager
 def kept_when_stopped(kept: str) -> Iterator[None]:
-    """Print "rfedge: stopped; `kept`" when a signal ends the block, and exit with its status.
-
-    Raises:
-        typer.Exit: as said.
-    """
+    """Print "rfedge: stopped; `kept`" when a signal ends the block, and exit with its status."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as end:

@@ -18,17 +18,9 @@ _WIDTH_OF_A_PIPE: Final = 125
 
 
 def print_table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    text_columns: int = 1,
-    to_stderr: bool = False,
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1, to_stderr: bool = False
 ) -> None:
-    """Print one table; the first columns are left-aligned, those behind `text_columns` right-aligned.
-
-    With `--json` stdout belongs to the JSON document, so tables go to stderr.
-    """
+    """Print one table; numbers, behind `text_columns`, stand to the right."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < text_columns else "right", no_wrap=index == 0, overflow="fold")

@@ -17,11 +17,7 @@ _AGX_XAVIER_RAILS: Final = ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V")
 
 
 def choose_rails(names: Collection[str]) -> tuple[str, ...]:
-    """Return the rails whose sum is the board's power: one at the supply, or the parts that there are.
-
-    Raises:
-        Absent: none of them is known.
-    """
+    """Return the rails whose sum is the board's power: one at the supply, or the parts that there are."""
     for rail in _INPUT_RAILS:
         if rail in names:
             return (rail,)
@@ -32,11 +28,7 @@ def choose_rails(names: Collection[str]) -> tuple[str, ...]:
 
 
 def board_power_w(rails_mw: Mapping[str, float], chosen: Collection[str]) -> float:
-    """Add up the chosen rails.
-
-    Raises:
-        Absent: one is missing.
-    """
+    """Add up the chosen rails."""
     missing = [rail for rail in chosen if rail not in rails_mw]
     if missing:
         raise Absent(f"no more readings of {missing[0]}")

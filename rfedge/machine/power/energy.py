@@ -59,11 +59,7 @@ class EnergyMeter:
         return self.energy_j / self.duration_s if self.duration_s > 0 else 0.0
 
     def add(self, time_s: float, reading: Reading) -> None:
-        """Take the reading of one moment; a source tells either power or energy, always the same.
-
-        Args:
-            time_s: monotonic clock, later than that of the last call.
-        """
+        """Take the reading at `time_s` of a monotonic clock; a source tells either power or energy, always the same."""
         if self._first_s is None:
             self._first_s = time_s
             self.peak_w = reading.power_w or 0.0

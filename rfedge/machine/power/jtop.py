@@ -39,11 +39,7 @@ class JtopSource:
         self.name: Final = f"board, {' + '.join(self._rails)} by jtop"
 
     def read(self) -> Reading:
-        """Return the board's watts as the service reported last.
-
-        Raises:
-            Absent: the service is gone.
-        """
+        """Return the board's watts as the service reported last."""
         if not self._client.ok(spin=True):
             raise Absent("the service of jtop is gone")
         return Reading(power_w=board_power_w(rails_of(self._client.power), self._rails))

@@ -39,11 +39,7 @@ class NvmlSource:
         self.name: Final = f"GPU ({name}) by NVML"
 
     def read(self) -> Reading:
-        """Return the joules of its counter, or its watts.
-
-        Raises:
-            Absent: it no longer tells.
-        """
+        """Return the joules of its counter, or its watts."""
         try:
             if self._counts_energy:
                 return Reading(energy_j=self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) * _M)

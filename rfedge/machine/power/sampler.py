@@ -61,11 +61,7 @@ class Sampler:
         self._entered = False
 
     def __enter__(self) -> Sampler:
-        """Open the meters, take the first sample and start the thread.
-
-        Raises:
-            RuntimeError: it was used before.
-        """
+        """Open the meters, take the first sample and start the thread."""
         if self._entered:
             raise RuntimeError("a Sampler measures once; make another")
         self._entered = True
@@ -99,12 +95,7 @@ class Sampler:
     def summary(self, num_actions: int = 0, idle: ResourceRecord | None = None) -> ResourceRecord:
         """Return what was used since it was entered, until now or until it was left.
 
-        Args:
-            num_actions: control steps that were played meanwhile, 0 for none.
-            idle: of the same machine while it did nothing.
-
-        Raises:
-            RuntimeError: it was never entered.
+        `num_actions` control steps were played meanwhile; `idle` is of the same machine while it did nothing.
         """
         if not self._entered:
             raise RuntimeError("the Sampler was never entered; use it in a with statement")

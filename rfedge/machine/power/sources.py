@@ -26,11 +26,7 @@ class PowerSource(Protocol):
         """What is measured, and by what."""
 
     def read(self) -> Reading:
-        """Return what it shows now.
-
-        Raises:
-            rfedge.machine.probing.Absent: it no longer shows anything.
-        """
+        """Return what it shows now; raises Absent when it no longer shows anything."""
 
     def temperatures_c(self) -> dict[str, float]:
         """Return the temperatures that come with it, by name."""
@@ -40,15 +36,7 @@ class PowerSource(Protocol):
 
 
 def find_power_sources(period_s: float, root: Path = Path("/")) -> tuple[list[PowerSource], list[str]]:
-    """Open every meter that adds something.
-
-    Args:
-        period_s: how often they will be read.
-        root: the file system to look in.
-
-    Returns:
-        The open sources, and why there are no more; of a board's meter nothing more is to be had.
-    """
+    """Open every meter that adds something, to be read every `period_s`; return them, and why there are no more."""
     boards = (lambda: JtopSource(period_s), lambda: TegrastatsSource(period_s))
     board, why_no_board = _open(boards, enough=1)
     if board:

@@ -85,11 +85,7 @@ class TegrastatsSource:
         self.name: Final = f"board, {' + '.join(self._rails)} by tegrastats"
 
     def read(self) -> Reading:
-        """Return the board's watts as last printed.
-
-        Raises:
-            Absent: it fell silent.
-        """
+        """Return the board's watts as last printed."""
         if time.monotonic() - self._line_time_s > self._timeout_s:
             raise Absent("tegrastats fell silent")
         return Reading(power_w=board_power_w(self._line.rails_mw, self._rails))
