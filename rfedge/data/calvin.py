@@ -273,14 +273,10 @@ def _has_frames(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What an annotation file holds.
+    """What an annotation file holds."""
 
-    Attributes:
-        segments: those with an instruction, in the order of the file.
-        blank: (place in the file, segment) of those without one, which nothing can be learned from.
-    """
-
-    segments: tuple[Segment, ...]
+    segments: tuple[Segment, ...]  # those with an instruction, in the order of the file
+    # (place in the file, segment) of those without one, which nothing can be learned from
     blank: tuple[tuple[int, Segment], ...]
 
 

@@ -45,35 +45,24 @@ _REPORT_EVERY_LINES: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class ImageTextExample:
-    """One line.
+    """One line."""
 
-    Attributes:
-        kind: "caption", or "vqa" for a question and its answer.
-        image: path of the image; a relative one was joined to the file's folder.
-        name: the image as the line names it.
-        text: what is to be said: the caption or the answer.
-        file, offset: where the line begins, in bytes.
-    """
-
-    kind: ImageTextKind
-    image: Path
-    name: str
+    kind: ImageTextKind  # "caption", or "vqa" for a question and its answer
+    image: Path  # path of the image; a relative one was joined to the file's folder
+    name: str  # the image as the line names it
     question: str
-    text: str
+    text: str  # what is to be said: the caption or the answer
+    # file, offset: where the line begins, in bytes
     file: Path
     offset: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTextSet:
-    """Examples of one kind.
-
-    Attributes:
-        places: int64 (N, 2), the number of the file and the byte at which the line begins.
-    """
+    """Examples of one kind."""
 
     files: tuple[Path, ...]
-    places: Int64Array
+    places: Int64Array  # int64 (N, 2), the number of the file and the byte at which the line begins
 
     def __len__(self) -> int:
         return len(self.places)
@@ -105,15 +94,11 @@ class ImageTextSet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTextData:
-    """What some files hold, in two parts that share no image; a kind of which a part holds nothing is absent there.
-
-    Attributes:
-        content_sha256: hex, over the files' bytes; images are not part of it.
-    """
+    """What some files hold, in two parts that share no image; a kind of which a part holds nothing is absent there."""
 
     training: dict[ImageTextKind, ImageTextSet]
     held_out: dict[ImageTextKind, ImageTextSet]
-    content_sha256: str
+    content_sha256: str  # hex, over the files' bytes; images are not part of it
 
 
 def open_image_text(

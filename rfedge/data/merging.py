@@ -36,17 +36,12 @@ _KEPT_FIELDS: Final = ("arguments", "labels", "versions", "sources")
 
 @dataclass(frozen=True, slots=True)
 class MergedSource:
-    """One source as it lies in the result.
+    """One source as it lies in the result."""
 
-    Attributes:
-        folder: the split that was read, as it was named.
-        shift: what was added to its frame numbers.
-        num_frames, num_segments: how much of the result came from it.
-    """
-
-    folder: str
+    folder: str  # the split that was read, as it was named
     scene: str | None
-    shift: int
+    shift: int  # what was added to its frame numbers
+    # num_frames, num_segments: how much of the result came from it
     num_frames: int
     num_segments: int
 

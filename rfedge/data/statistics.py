@@ -50,22 +50,18 @@ class RunningMoments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DatasetStatistics:
-    """Numbers of one split.
-
-    Attributes:
-        episodes_per_task: task -> language segments.
-        robot_obs_mean, robot_obs_deviation: float64 (15,), units as in `rfedge.messages`.
-        scene_obs_mean, scene_obs_deviation: float64 (24,).
-        action_minimum, action_maximum: float64 (7,) of rel_actions, normalised units.
-    """
+    """Numbers of one split."""
 
     num_frames: int
     num_episodes: int
-    episodes_per_task: Mapping[str, int]
+    episodes_per_task: Mapping[str, int]  # task -> language segments
+    # robot_obs_mean, robot_obs_deviation: float64 (15,), units as in `rfedge.messages`
     robot_obs_mean: FloatArray
     robot_obs_deviation: FloatArray
+    # scene_obs_mean, scene_obs_deviation: float64 (24,)
     scene_obs_mean: FloatArray
     scene_obs_deviation: FloatArray
+    # action_minimum, action_maximum: float64 (7,) of rel_actions, normalised units
     action_minimum: FloatArray
     action_maximum: FloatArray
 

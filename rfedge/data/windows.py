@@ -64,15 +64,10 @@ class WindowBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowCut:
-    """Where B windows lie and what labels them, without the images; masks and actions as in `WindowBatch`.
+    """Where B windows lie and what labels them, without the images; masks and actions as in `WindowBatch`."""
 
-    Attributes:
-        steps: int64 (B, W) frames after the first of each window's segment.
-        segments: int64 (B,).
-    """
-
-    steps: Int64Array
-    segments: Int64Array
+    steps: Int64Array  # int64 (B, W) frames after the first of each window's segment
+    segments: Int64Array  # int64 (B,)
     actions: npt.NDArray[np.float32]
     frame_mask: BoolArray
     action_mask: BoolArray

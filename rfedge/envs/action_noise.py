@@ -24,15 +24,10 @@ _MEAN_BURST_STEPS: Final = 0.5 * sum(BURST_STEPS)
 
 @dataclass(frozen=True, slots=True)
 class ActionNoise:
-    """How much noise there is.
+    """How much noise there is."""
 
-    Attributes:
-        scale: largest pose component of a burst, as a part of the largest action (0.02 m and 0.05 rad a step).
-        share: part of the steps that are disturbed, on average.
-    """
-
-    scale: float
-    share: float = 0.3
+    scale: float  # largest pose component of a burst, as a part of the largest action (0.02 m and 0.05 rad a step)
+    share: float = 0.3  # part of the steps that are disturbed, on average
 
     def check(self) -> None:
         """Raise ConfigError unless 0 < scale <= 1 and 0 < share < 1."""

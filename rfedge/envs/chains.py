@@ -41,25 +41,19 @@ Value = str | int
 
 @dataclass(frozen=True, slots=True)
 class SymbolicState:
-    """What the chains know about a scene; the order of the fields decides CALVIN's hash of it.
+    """What the chains know about a scene; the order of the fields decides CALVIN's hash of it."""
 
-    Attributes:
-        led, lightbulb: 0 or 1.
-        slider: where the door is, "left" or "right".
-        drawer: "open" or "closed".
-        red_block, blue_block, pink_block: "table", "slider_left", "slider_right", "drawer", "grasped", "stacked_top" or
-            "stacked_bottom".
-        grasped: 1 while the gripper holds a block.
-    """
-
+    # led, lightbulb: 0 or 1
     led: int
     lightbulb: int
-    slider: str
-    drawer: str
+    slider: str  # where the door is, "left" or "right"
+    drawer: str  # "open" or "closed"
+    # red_block, blue_block, pink_block: "table", "slider_left", "slider_right", "drawer", "grasped", "stacked_top" or
+    # "stacked_bottom"
     red_block: str
     blue_block: str
     pink_block: str
-    grasped: int = 0
+    grasped: int = 0  # 1 while the gripper holds a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +66,10 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One way in which a task can be done.
+    """One way in which a task can be done."""
 
-    Attributes:
-        condition: field of the state -> values it may have.
-        effect: field of the state -> value it has afterwards.
-    """
-
-    condition: Mapping[str, tuple[Value, ...]]
-    effect: Mapping[str, Value]
+    condition: Mapping[str, tuple[Value, ...]]  # field of the state -> values it may have
+    effect: Mapping[str, Value]  # field of the state -> value it has afterwards
 
     def applies(self, state: SymbolicState) -> bool:
         """Return whether every condition holds in `state`."""

@@ -45,21 +45,15 @@ _LANE_M: Final = 0.08
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One moment in the words in which preconditions are written.
-
-    Attributes:
-        places: block -> "table", "slider", "drawer", "block" (on another one), "held" or "elsewhere".
-        positions_m: block -> (3,).
-        turns_rad: block -> how far its faces are turned from the gripper's neutral yaw, 0 to pi/2.
-    """
+    """One moment in the words in which preconditions are written."""
 
     layout: TableLayout
     slide_m: float
     drawer_m: float
     lights: Mapping[str, bool]
-    places: Mapping[str, str]
-    positions_m: Mapping[str, Float64Array]
-    turns_rad: Mapping[str, float]
+    places: Mapping[str, str]  # block -> "table", "slider", "drawer", "block" (on another one), "held" or "elsewhere"
+    positions_m: Mapping[str, Float64Array]  # block -> (3,)
+    turns_rad: Mapping[str, float]  # block -> how far its faces are turned from the gripper's neutral yaw, 0 to pi/2
 
     @property
     def is_holding(self) -> bool:

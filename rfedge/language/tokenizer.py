@@ -32,14 +32,10 @@ _TELLING_VOCABULARY: Final = 1000
 
 
 class PromptTokens(NamedTuple):
-    """What a language model's own tokenizer decides about the prompt.
-
-    Attributes:
-        begin_of_text: starts it, or nothing does.
-    """
+    """What a language model's own tokenizer decides about the prompt."""
 
     end_of_text: str = END_OF_TEXT
-    begin_of_text: str = ""
+    begin_of_text: str = ""  # starts it, or nothing does
     pad: str = PAD
 
     def prompt(self, text: str) -> str:

@@ -35,25 +35,17 @@ class _Config(BaseModel):
 
 
 class Recipe(_Config):
-    """The numbers that depend on whether the policy starts from trained weights.
+    """The numbers that depend on whether the policy starts from trained weights."""
 
-    Attributes:
-        learning_rate: at a batch of `reference_batch_size` windows; scaled in proportion for others.
-        head_rate: factor of the learning rate for the head.
-        gripper_weight: factor of the gripper's cross-entropy beside the pose loss.
-        head_first_steps: steps in which only the head learns, on features computed once.
-        augmentation: random shifts of the images.
-    """
-
-    learning_rate: float
+    learning_rate: float  # at a batch of `reference_batch_size` windows; scaled in proportion for others
     reference_batch_size: int
-    head_rate: float
+    head_rate: float  # factor of the learning rate for the head
     warmup_steps: int
     schedule: ScheduleKind
-    gripper_weight: float
+    gripper_weight: float  # factor of the gripper's cross-entropy beside the pose loss
     trainable: TrainableScheme
-    head_first_steps: int
-    augmentation: ShiftKind
+    head_first_steps: int  # steps in which only the head learns, on features computed once
+    augmentation: ShiftKind  # random shifts of the images
 
 
 _PAPER: Final = Recipe(
@@ -136,23 +128,15 @@ class PolicyChanges:
 
 
 class RunConfig(_Config):
-    """What every training run is asked for.
+    """What every training run is asked for."""
 
-    Attributes:
-        policy: what is trained; window, frame_stride and chunk_size also say how the data is cut.
-        initial_checkpoint: checkpoint whose weights and tokenizer to start from; None initialises weights from `seed`.
-        output: gets checkpoint/, state/, tensorboard/ and metrics.jsonl.
-        steps, minutes: when to stop; the first one reached counts.
-        vocab_size: the policy's decoder must say the same; None keeps the initial checkpoint's tokenizer.
-        light: see `rfedge.train.pretraining.scene_batches`.
-        validate_every: steps between two measurements; 0 for the end only.
-        mixed_precision: weights, moments and states stay float32.
-    """
-
-    policy: PolicyConfig
+    policy: PolicyConfig  # what is trained; window, frame_stride and chunk_size also say how the data is cut
+    # checkpoint whose weights and tokenizer to start from; None initialises weights from `seed`
     initial_checkpoint: Path | None = None
     data: Annotated[Path, Option("Demonstrations in the CALVIN format.")]
+    # gets checkpoint/, state/, tensorboard/ and metrics.jsonl
     output: Annotated[Path, Option("Folder of the run; the result is its checkpoint/ folder.")]
+    # steps, minutes: when to stop; the first one reached counts
     steps: Annotated[int | None, Option("Stop after this many steps.", panel="Length", min=1)] = Field(None, ge=1)
     minutes: Annotated[float | None, Option("Stop after this much training time, resumed parts included.")] = Field(
         None, gt=0
@@ -176,6 +160,7 @@ class RunConfig(_Config):
             panel="Data",
         ),
     ] = "data"
+    # the policy's decoder must say the same; None keeps the initial checkpoint's tokenizer
     vocab_size: Annotated[
         int | None,
         Option(
@@ -183,12 +168,12 @@ class RunConfig(_Config):
             "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
         ),
     ] = Field(None, ge=512)
-    light: float = Field(0.0, ge=0)
+    light: float = Field(0.0, ge=0)  # see `rfedge.train.pretraining.scene_batches`
     validation_fraction: float
-    validate_every: int = Field(500, ge=0)
+    validate_every: int = Field(500, ge=0)  # steps between two measurements; 0 for the end only
     cache: Annotated[Path | None, Option("Folder of the frame cache; default beside the data.")] = None
     num_threads: Annotated[int | None, Option("CPU threads of PyTorch.", panel="Machine", min=1)] = Field(None, ge=1)
-    mixed_precision: MixedPrecision = "no"
+    mixed_precision: MixedPrecision = "no"  # weights, moments and states stay float32
 
     # Fields that may change when a run is resumed.
     free: ClassVar[frozenset[str]] = frozenset({
@@ -206,21 +191,12 @@ class TrainConfig(RunConfig):
 
     Attributes:
         steps, epochs, minutes: when to stop; the first one reached counts, one at least is set.
-        batch_size: over all processes and gradient accumulation steps.
-        head_first_steps: the features are computed once, not augmented.
-        head_first_batch_size: windows per step in these.
-        augmentation: one random shift per window keeps its motion; per frame is what the released code does.
-        vision_tokens: kept in fp16.
-        pointing_weight: see `rfedge.train.pretraining.pointing`.
-        pointing_batch_size: frames per step that its queries point at.
-        task_weight: see `rfedge.train.task_probe`.
-        validation_windows: held-out windows, and pairs of each kind, measured, evenly spread.
-        device: "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
     """
 
     epochs: Annotated[
         float | None, Option("Stop after this many epochs; default 5 if nothing else stops.", panel="Length")
     ] = Field(None, gt=0)
+    # over all processes and gradient accumulation steps
     batch_size: Annotated[
         int, Option("Windows per step, over all processes and gradient accumulation steps.", panel="Optimization", min=1)
     ] = Field(8, ge=1)
@@ -245,25 +221,29 @@ class TrainConfig(RunConfig):
     vl_pretraining: Annotated[
         bool, Option("Keep the checkpoint's resampler and cross-attention, or re-initialise them from the seed.")
     ] = True
+    # the features are computed once, not augmented
     head_first_steps: Annotated[
         int, Option("Steps in which only the head is trained, on cached features.", min=0, optional=True)
     ] = Field(ge=0)
-    head_first_batch_size: int = Field(32, ge=1)
+    head_first_batch_size: int = Field(32, ge=1)  # windows per step in these
     loss: Annotated[LossKind, Option("huber or mse.", panel="Losses")] = "huber"
     gripper_weight: Annotated[float, Option("Factor of the gripper's cross-entropy.", optional=True)] = Field(ge=0)
     caption_weight: Annotated[float, Option("Factor of the captions' language loss.")] = Field(0.005, ge=0)
     vqa_weight: Annotated[float, Option("Factor of the answers' language loss.")] = Field(0.5, ge=0)
+    # see `rfedge.train.pretraining.pointing`
     pointing_weight: Annotated[
         float,
         Option(
             "Factor of the loss of queries that point at things, with --trainable full; default 0.", min=0, optional=True
         ),
     ] = Field(0.0, ge=0)
-    pointing_batch_size: int = Field(32, ge=1)
+    pointing_batch_size: int = Field(32, ge=1)  # frames per step that its queries point at
+    # see `rfedge.train.task_probe`
     task_weight: Annotated[
         float,
         Option("Factor of the loss of a probe that reads the task off the feature; default 0.", min=0, optional=True),
     ] = Field(0.0, ge=0)
+    # kept in fp16
     vision_tokens: Annotated[
         bool,
         Option("With a frozen vision tower: compute its tokens of each frame once, and keep them on disk.", panel="Data"),
@@ -276,6 +256,7 @@ class TrainConfig(RunConfig):
         ),
     ] = ()
     image_text_batch_size: Annotated[int, Option("Pairs of each kind per step.", min=1)] = Field(20, ge=1)
+    # one random shift per window keeps its motion; per frame is what the released code does
     augmentation: Annotated[
         ShiftKind, Option("Random shift per window, per frame, or none; default from the recipe.", optional=True)
     ]
@@ -289,7 +270,8 @@ class TrainConfig(RunConfig):
     data_share: Annotated[
         float, Option("Share of the other segments to train on, such as 0.1 to see what data is worth.")
     ] = Field(1.0, gt=0, le=1)
-    validation_windows: int = Field(64, ge=1)
+    validation_windows: int = Field(64, ge=1)  # held-out windows, and pairs of each kind, measured, evenly spread
+    # "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank
     device: Annotated[str, Option("cpu or cuda.", panel="Machine")] = "cpu"
     parallel: Annotated[
         ParallelKind,

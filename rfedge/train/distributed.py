@@ -40,18 +40,13 @@ _turns = itertools.count()
 
 
 class Processes:
-    """This process among those of a run; one process alone needs no group.
-
-    Attributes:
-        rank: of this process, 0 to world_size - 1; the first one writes all files.
-        local_rank: of this process among those of its machine.
-        restarted: whether torchrun has started this process again, after one was lost.
-    """
+    """This process among those of a run; one process alone needs no group."""
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, store: Store | None = None) -> None:
-        self.rank = rank
+        self.rank = rank  # of this process, 0 to world_size - 1; the first one writes all files
         self.world_size = world_size
-        self.local_rank = local_rank
+        self.local_rank = local_rank  # of this process among those of its machine
+        # whether torchrun has started this process again, after one was lost
         self.restarted = _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
         self._store = store
 

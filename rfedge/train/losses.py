@@ -17,19 +17,12 @@ from rfedge.train.config import LossKind
 
 
 class LossParts(NamedTuple):
-    """Scalars of one batch.
+    """Scalars of one batch."""
 
-    Attributes:
-        total: pose + weight * gripper; the only one with a gradient.
-        pose: masked mean of the regression loss, normalised units squared.
-        gripper: masked mean of the cross-entropy, nats.
-        gripper_accuracy: share of recorded actions whose gripper command is right at the threshold of 0.
-    """
-
-    total: torch.Tensor
-    pose: torch.Tensor
-    gripper: torch.Tensor
-    gripper_accuracy: torch.Tensor
+    total: torch.Tensor  # pose + weight * gripper; the only one with a gradient
+    pose: torch.Tensor  # masked mean of the regression loss, normalised units squared
+    gripper: torch.Tensor  # masked mean of the cross-entropy, nats
+    gripper_accuracy: torch.Tensor  # share of recorded actions whose gripper command is right at the threshold of 0
 
 
 def policy_loss(

@@ -36,21 +36,17 @@ class TrainingStep:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Results of any run.
+    """Results of any run."""
 
-    Attributes:
-        first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps.
-        steps, seconds: over all parts of the run; seconds of training and measuring, without the frame cache.
-        stopped: the run was asked to stop before its end; state and checkpoint are of the last step.
-    """
-
+    # first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps
     first_loss: float
     last_loss: float
     num_averaged: int
     checkpoint: Path
+    # steps, seconds: over all parts of the run; seconds of training and measuring, without the frame cache
     steps: int
     seconds: float
-    stopped: bool = False
+    stopped: bool = False  # the run was asked to stop before its end; state and checkpoint are of the last step
 
 
 @dataclass(frozen=True, kw_only=True)

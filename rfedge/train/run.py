@@ -33,33 +33,23 @@ Pass = Callable[[], torch.Tensor]
 
 @dataclass(eq=False, kw_only=True)
 class TrainingRun(ABC):
-    """The steps of one process, from `state` to the end; a kind of run adds what a step computes and what it measures.
-
-    Attributes:
-        learner: all that a state stores.
-        optimizer: AdamW over `trained`; each group has its `rate_factor` and says whether it `is_head`.
-        resume_key: JSON values that a resumed run must repeat.
-        resumed: the state on disk that `state` and the weights were read from; None at the start of a run.
-        last_step: after which the run ends; None where only time ends it.
-        head_first_steps: steps in which only the head learns; the others begin their own warm-up after them.
-        is_stopped: whether `stop` ended it, in every process after the same step.
-    """
+    """The steps of one process, from `state` to the end; a kind of run adds what a step computes and what it measures."""
 
     config: RunConfig
-    learner: nn.Module
-    optimizer: torch.optim.Optimizer
+    learner: nn.Module  # all that a state stores
+    optimizer: torch.optim.Optimizer  # AdamW over `trained`; each group has its `rate_factor` and says whether it `is_head`
     trained: list[nn.Parameter]
-    resume_key: dict[str, Any]
-    resumed: Path | None
+    resume_key: dict[str, Any]  # JSON values that a resumed run must repeat
+    resumed: Path | None  # the state on disk that `state` and the weights were read from; None at the start of a run
     state: Progress
     processes: Processes
     scope: ComputeContext
     stop: TrainingStop
     on_step: Callable[[TrainingStep], None] | None
-    last_step: int | None
+    last_step: int | None  # after which the run ends; None where only time ends it
     schedule: ScheduleKind = "cosine"
-    head_first_steps: int = 0
-    is_stopped: bool = False
+    head_first_steps: int = 0  # steps in which only the head learns; the others begin their own warm-up after them
+    is_stopped: bool = False  # whether `stop` ended it, in every process after the same step
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.scope.device.type, enabled=self.config.mixed_precision == "fp16")

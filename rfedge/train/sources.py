@@ -52,18 +52,12 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run starts from.
-
-    Attributes:
-        tokenizer: the initial checkpoint's; None without one, or where one is to be learnt anew.
-        initialised: parameters that were sampled from the seed, none of them when a checkpoint has all.
-        history: what the initial checkpoint says of its training; None without one.
-    """
+    """What a run starts from."""
 
     policy: RoboFlamingo
-    tokenizer: InstructionTokenizer | None
-    initialised: frozenset[str]
-    history: dict[str, Any] | None = None
+    tokenizer: InstructionTokenizer | None  # the initial checkpoint's; None without one, or where one is to be learnt anew
+    initialised: frozenset[str]  # parameters that were sampled from the seed, none of them when a checkpoint has all
+    history: dict[str, Any] | None = None  # what the initial checkpoint says of its training; None without one
 
     @property
     def head_is_new(self) -> bool:

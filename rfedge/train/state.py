@@ -57,25 +57,17 @@ _LATER_OPTIONS: Final = {
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run stands.
-
-    Attributes:
-        sampler: state after the last batch that was trained on.
-        image_text: the same of each kind of image-text pairs.
-        scene: the same of the frames that are pointed at.
-        seconds: training time so far, over all parts of the run.
-        first_losses, last_losses: losses of the first and the latest steps, oldest first.
-        scaler: state of fp16's loss scale; empty in other precisions.
-    """
+    """Where a run stands."""
 
     step: int = 0
-    sampler: SamplerState = field(default_factory=SamplerState)
-    image_text: dict[str, SamplerState] = field(default_factory=dict)
-    scene: SamplerState = field(default_factory=SamplerState)
-    seconds: float = 0.0
+    sampler: SamplerState = field(default_factory=SamplerState)  # state after the last batch that was trained on
+    image_text: dict[str, SamplerState] = field(default_factory=dict)  # the same of each kind of image-text pairs
+    scene: SamplerState = field(default_factory=SamplerState)  # the same of the frames that are pointed at
+    seconds: float = 0.0  # training time so far, over all parts of the run
+    # first_losses, last_losses: losses of the first and the latest steps, oldest first
     first_losses: list[float] = field(default_factory=list)
     last_losses: list[float] = field(default_factory=list)
-    scaler: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)  # state of fp16's loss scale; empty in other precisions
 
     @property
     def num_averaged(self) -> int:

@@ -13,16 +13,11 @@ _SIGNALS: Final = tuple(name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasa
 
 
 class TrainingStop:
-    """A wish that a run looks at after every step.
-
-    Attributes:
-        reason: the name of the first signal, or whatever asked; None until then.
-        is_heard: whether a run has begun its steps.
-    """
+    """A wish that a run looks at after every step."""
 
     def __init__(self) -> None:
-        self.reason: str | None = None
-        self.is_heard = False
+        self.reason: str | None = None  # the name of the first signal, or whatever asked; None until then
+        self.is_heard = False  # whether a run has begun its steps
 
     def ask(self, reason: str) -> None:
         """End the run after the step under way."""

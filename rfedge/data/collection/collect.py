@@ -60,27 +60,18 @@ Record = Callable[[str, int], RecordedEpisode]
 
 @dataclass(frozen=True, slots=True)
 class CollectionRequest:
-    """Everything that decides a collection.
+    """Everything that decides a collection."""
 
-    Attributes:
-        tasks: names, in the order of their frame numbers.
-        episodes_per_task: rollouts wanted of each, successful ones unless `keep_failures`.
-        seed: every rollout's seed is sampled from it.
-        scene: letter of the CALVIN scene.
-        max_attempts: seeds tried for one rollout before it is given up.
-        frames_per_episode: frame numbers that a rollout owns.
-        keep_failures: keep a rollout whatever came of it, as relabelling does.
-        recording: what else decides the rollouts, by name and as JSON values: it is kept in collection.json beside the
-            other arguments, and a collection only goes on with the same.
-    """
-
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # names, in the order of their frame numbers
+    # rollouts wanted of each, successful ones unless `keep_failures`
     episodes_per_task: Annotated[int, Option("Rollouts that begin with each task.", min=1)] = 50
-    seed: Annotated[int, Option("Decides every episode.", min=0)] = 0
-    scene: str = "D"
-    max_attempts: int = 10
-    frames_per_episode: int = FRAMES_PER_SLOT
-    keep_failures: bool = False
+    seed: Annotated[int, Option("Decides every episode.", min=0)] = 0  # every rollout's seed is sampled from it
+    scene: str = "D"  # letter of the CALVIN scene
+    max_attempts: int = 10  # seeds tried for one rollout before it is given up
+    frames_per_episode: int = FRAMES_PER_SLOT  # frame numbers that a rollout owns
+    keep_failures: bool = False  # keep a rollout whatever came of it, as relabelling does
+    # what else decides the rollouts, by name and as JSON values: it is kept in collection.json beside the other arguments,
+    # and a collection only goes on with the same
     recording: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -111,23 +102,15 @@ class CollectionRequest:
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """Totals of one task.
-
-    Attributes:
-        episodes: rollouts that begin with it.
-        retries: recordings thrown away for them.
-        missing: rollouts given up after every attempt failed.
-        segments: language segments of it, in whichever rollout.
-        solved: those of them that end with the task done.
-    """
+    """Totals of one task."""
 
     task: str
-    episodes: int
+    episodes: int  # rollouts that begin with it
     frames: int
-    retries: int
-    missing: int
-    segments: int
-    solved: int
+    retries: int  # recordings thrown away for them
+    missing: int  # rollouts given up after every attempt failed
+    segments: int  # language segments of it, in whichever rollout
+    solved: int  # those of them that end with the task done
 
     @property
     def mean_frames(self) -> float:

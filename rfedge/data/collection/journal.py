@@ -15,37 +15,26 @@ JOURNAL: Final = "collection.journal"
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecord:
-    """One language segment of a rollout.
-
-    Attributes:
-        instruction: a training paraphrase of the task, never the evaluation instruction.
-        num_frames: 64 at most.
-        solved: whether the task was done after its last frame.
-    """
+    """One language segment of a rollout."""
 
     task: str
-    instruction: str
-    num_frames: int
-    solved: bool
+    instruction: str  # a training paraphrase of the task, never the evaluation instruction
+    num_frames: int  # 64 at most
+    solved: bool  # whether the task was done after its last frame
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRecord:
-    """One line of the journal; `num_frames` 0 means that every attempt failed.
+    """One line of the journal; `num_frames` 0 means that every attempt failed."""
 
-    Attributes:
-        task: the one that was asked for, which is the first of a chain.
-        segments: the tasks in order; their frames lie end to end.
-    """
-
-    task: str
+    task: str  # the one that was asked for, which is the first of a chain
     episode: int
     first_frame: int
     num_frames: int
     seed: int
     failed_attempts: int
     instruction: str
-    segments: tuple[SegmentRecord, ...]
+    segments: tuple[SegmentRecord, ...]  # the tasks in order; their frames lie end to end
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> EpisodeRecord:

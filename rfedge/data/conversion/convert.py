@@ -37,33 +37,23 @@ _EPISODE_BYTES: Final = 100_000  # ten frames of 10 kB: fewer than an episode ha
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """What was written, or, after a trial, what the first episode came to.
+    """What was written, or, after a trial, what the first episode came to."""
 
-    Attributes:
-        folder: the split folder; None after a trial.
-        layout: what the source was taken for.
-        fields: field -> array of the source.
-        segments_per_task: task -> language segments.
-        source_hz, frequency_hz: frames a second, read and written.
-        clipped_share: share of frames whose step was longer than 0.02 m or 0.05 rad and was cut to that.
-        missing: what the source does not have: "gripper" (black images), "joints" and "scene_obs" (zeros).
-        motion_factors: "translation", "rotation" -> measured motion per commanded motion; without what never moved.
-        notes: what was read or allowed differently from what the source says.
-    """
-
-    folder: Path | None
-    layout: str
-    fields: Mapping[str, str]
+    folder: Path | None  # the split folder; None after a trial
+    layout: str  # what the source was taken for
+    fields: Mapping[str, str]  # field -> array of the source
     num_episodes: int
     num_frames: int
     num_segments: int
-    segments_per_task: Mapping[str, int]
+    segments_per_task: Mapping[str, int]  # task -> language segments
+    # source_hz, frequency_hz: frames a second, read and written
     source_hz: float
     frequency_hz: float
-    clipped_share: float
-    missing: tuple[str, ...]
+    clipped_share: float  # share of frames whose step was longer than 0.02 m or 0.05 rad and was cut to that
+    missing: tuple[str, ...]  # what the source does not have: "gripper" (black images), "joints" and "scene_obs" (zeros)
+    # "translation", "rotation" -> measured motion per commanded motion; without what never moved
     motion_factors: Mapping[str, float]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what was read or allowed differently from what the source says
 
 
 def convert_dataset(

@@ -30,46 +30,30 @@ _UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceState:
-    """What the robot measured, at the source's frames.
+    """What the robot measured, at the source's frames."""
 
-    Attributes:
-        pose: float64 (T, 6) tcp xyz in metres, in CALVIN's frame, and fixed-axis xyz angles in rad.
-        width_m: (T, 1) distance of the fingers.
-        joints_rad: (T, 7).
-    """
-
-    pose: Float64Array
-    width_m: Float64Array
-    joints_rad: Float64Array
+    pose: Float64Array  # float64 (T, 6) tcp xyz in metres, in CALVIN's frame, and fixed-axis xyz angles in rad
+    width_m: Float64Array  # (T, 1) distance of the fingers
+    joints_rad: Float64Array  # (T, 7)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Motion:
-    """What the actions ask for, at the source's frames.
+    """What the actions ask for, at the source's frames."""
 
-    Attributes:
-        steps: float64 (T, 6) commanded motion in m and rad of Euler angles, for relative actions; else None.
-        targets: (T, 6) commanded poses, in CALVIN's frame, for absolute actions; else None.
-        gripper: (T,) -1 (close) or 1 (open).
-    """
-
+    # float64 (T, 6) commanded motion in m and rad of Euler angles, for relative actions; else None
     steps: Float64Array | None
-    targets: Float64Array | None
-    gripper: Float64Array
+    targets: Float64Array | None  # (T, 6) commanded poses, in CALVIN's frame, for absolute actions; else None
+    gripper: Float64Array  # (T,) -1 (close) or 1 (open)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MappedEpisode:
-    """One episode in CALVIN's form.
+    """One episode in CALVIN's form."""
 
-    Attributes:
-        frames: arrays of `rfedge.data.frames`, stacked over the frames on axis 0.
-        num_clipped: frames whose step was longer than an action can say.
-    """
-
-    frames: Mapping[str, Array]
+    frames: Mapping[str, Array]  # arrays of `rfedge.data.frames`, stacked over the frames on axis 0
     instructions: tuple[str, ...]
-    num_clipped: int
+    num_clipped: int  # frames whose step was longer than an action can say
 
 
 def map_episode(episode: SourceEpisode, layout: Layout, options: ConversionOptions, old_hz: float) -> MappedEpisode:

@@ -60,27 +60,17 @@ def _parse_offset(text: str) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, slots=True)
 class ConversionOptions:
-    """Everything a user can decide; None leaves it to what is known of the source's layout.
+    """Everything a user can decide; None leaves it to what is known of the source's layout."""
 
-    Attributes:
-        fields: see `parse_fields`.
-        actions: the gripper is always the last number.
-        rotation: fixed-axis xyz angles (or steps of them), or rotation vectors in the world frame, as robosuite's
-            controllers take them.
-        fps: None accepts only 30 Hz, which is CALVIN's.
-        resize: the policy's robot must show its pictures alike.
-        flip: "vertical" for images stored upside down, "both" for images turned by 180 degrees.
-        allow_missing: "joints" writes zeros, as a robot without them reports.
-        tasks: sentence -> task, for instructions whose task is known; matched without regard to case and full stops.
-    """
-
-    fields: Mapping[str, FieldSource] = field(default_factory=dict)
+    fields: Mapping[str, FieldSource] = field(default_factory=dict)  # see `parse_fields`
+    # the gripper is always the last number
     actions: Annotated[
         str,
         Option("relative, absolute, or next-state (the pose of the next frame).", panel="Conventions", choices=ACTION_KINDS),
     ] = "relative"
     position_scale_m: Annotated[float | None, Option("Metres per unit of relative actions.")] = None
     rotation_scale_rad: Annotated[float | None, Option("Radians per unit of relative actions.")] = None
+    # fixed-axis xyz angles (or steps of them), or rotation vectors in the world frame, as robosuite's controllers take them
     rotation: Annotated[
         str | None,
         Option("Of the source's actions: euler or axis-angle; default from the layout, else euler.", choices=ROTATIONS),
@@ -94,16 +84,20 @@ class ConversionOptions:
         ),
     ] = None
     source_fps: Annotated[float | None, Option("Frequency of the source, where it does not say.")] = None
+    # None accepts only 30 Hz, which is CALVIN's
     fps: Annotated[float | None, Option("Frequency to write: the source's keeps the frames, another one resamples.")] = None
+    # the policy's robot must show its pictures alike
     resize: Annotated[
         str, Option("How images reach the policy's square: crop the middle, stretch, or pad with black.", choices=RESIZES)
     ] = DEFAULT_RESIZE
+    # "vertical" for images stored upside down, "both" for images turned by 180 degrees
     flip: Annotated[str | None, Option("none, vertical or both; default from the layout.", choices=FLIPS)] = None
     tcp_offset_m: Annotated[
         tuple[float, float, float],
         Option("X,Y,Z added to tcp positions, to reach CALVIN's frame.", parse=_parse_offset, text="0,0,0"),
     ] = (0.0, 0.0, 0.0)
     instruction: Annotated[str | None, Option("For all episodes, instead of the source's own.", panel="Content")] = None
+    # "joints" writes zeros, as a robot without them reports
     allow_missing: Annotated[
         tuple[str, ...], Option("gripper (black images) or joints (zeros).", choices=CAN_BE_MISSING)
     ] = ()
@@ -112,6 +106,7 @@ class ConversionOptions:
         Option("motion or gripper: convert although actions and measured state disagree about it.", choices=CAN_DISAGREE),
     ] = ()
     split: Annotated[str, Option("training or validation.", choices=("training", "validation"))] = "training"
+    # sentence -> task, for instructions whose task is known; matched without regard to case and full stops
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:

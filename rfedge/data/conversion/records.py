@@ -16,42 +16,28 @@ from rfedge.errors import DatasetError, RfedgeError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is known of a source's conventions.
+    """What is known of a source's conventions."""
 
-    Attributes:
-        name: of the layout, as the user sees it.
-        position_scale_m, rotation_scale_rad: metres and radians per unit of its relative actions.
-        rotation: of its actions, one of `options.ROTATIONS`.
-        gripper: one of `options.GRIPPER_CONVENTIONS`.
-        flip: one of `options.FLIPS`.
-        frequency_hz: of its frames; None when the source does not say.
-    """
-
-    name: str
+    name: str  # of the layout, as the user sees it
     fields: Mapping[str, FieldSource] = field(default_factory=dict)
+    # position_scale_m, rotation_scale_rad: metres and radians per unit of its relative actions
     position_scale_m: float = 0.02
     rotation_scale_rad: float = 0.05
-    rotation: str = "euler"
-    gripper: str = "close-1-open1"
-    flip: str = "none"
-    frequency_hz: float | None = None
+    rotation: str = "euler"  # of its actions, one of `options.ROTATIONS`
+    gripper: str = "close-1-open1"  # one of `options.GRIPPER_CONVENTIONS`
+    flip: str = "none"  # one of `options.FLIPS`
+    frequency_hz: float | None = None  # of its frames; None when the source does not say
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceEpisode:
-    """One episode of T frames.
+    """One episode of T frames."""
 
-    Attributes:
-        name: for error texts.
-        images: "static" uint8 (T, 200, 200, 3) and, where there is one, "gripper" uint8 (T, 84, 84, 3).
-        values: float64 (T, n) of every mapped field of `options.VALUE_FIELDS`.
-        instructions: T sentences, one a frame.
-    """
-
-    name: str
+    name: str  # for error texts
+    # "static" uint8 (T, 200, 200, 3) and, where there is one, "gripper" uint8 (T, 84, 84, 3)
     images: Mapping[str, npt.NDArray[np.uint8]]
-    values: Mapping[str, npt.NDArray[np.float64]]
-    instructions: tuple[str, ...]
+    values: Mapping[str, npt.NDArray[np.float64]]  # float64 (T, n) of every mapped field of `options.VALUE_FIELDS`
+    instructions: tuple[str, ...]  # T sentences, one a frame
 
     @property
     def num_frames(self) -> int:

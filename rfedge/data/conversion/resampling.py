@@ -11,16 +11,13 @@ from rfedge.data.actions import Float64Array, wrap_angles
 
 
 class FrameTimes:
-    """Where the new frames lie among the old ones, in old frames.
-
-    Attributes:
-        starts, ends: float64 (N,) beginning and end of each new control step.
-        held: int64 (N,) last old frame at or before each new one.
-    """
+    """Where the new frames lie among the old ones, in old frames."""
 
     def __init__(self, starts: npt.NDArray[np.floating[Any]], ends: npt.NDArray[np.floating[Any]], num_old: int) -> None:
+        # starts, ends: float64 (N,) beginning and end of each new control step
         self.starts = np.asarray(starts, dtype=np.float64)
         self.ends = np.asarray(ends, dtype=np.float64)
+        # int64 (N,) last old frame at or before each new one
         self.held: npt.NDArray[np.int64] = np.minimum(np.floor(starts + 1e-9).astype(np.int64), num_old - 1)
 
 

@@ -33,17 +33,11 @@ _FAR_M, _FAR_RAD = 0.1, 0.6
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the numbers say; `faults` is empty where the source can be converted.
+    """What the numbers say; `faults` is empty where the source can be converted."""
 
-    Attributes:
-        faults: in the order of the source.
-        notes: what could not be compared, and disagreements that the options allow.
-        factors: group -> measured motion per commanded motion.
-    """
-
-    faults: tuple[RfedgeError, ...]
-    notes: tuple[str, ...]
-    factors: Mapping[str, float]
+    faults: tuple[RfedgeError, ...]  # in the order of the source
+    notes: tuple[str, ...]  # what could not be compared, and disagreements that the options allow
+    factors: Mapping[str, float]  # group -> measured motion per commanded motion
 
 
 def survey_source(source: Source, options: ConversionOptions, source_hz: float, on_episode: Count | None = None) -> Survey:

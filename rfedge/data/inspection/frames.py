@@ -35,40 +35,26 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FrameChecks:
-    """What to check beyond shapes and ranges.
+    """What to check beyond shapes and ranges."""
 
-    Attributes:
-        compare_actions: whether rel_actions must follow from actions and robot_obs by CALVIN's rule; it does not where
-            rel_actions are the commands that were sent and actions the poses that were reached.
-        check_robot: whether robot_obs must be a Panda's at CALVIN's table.
-        absent: image keys that are known to be black, because there was no such camera.
-    """
-
+    # whether rel_actions must follow from actions and robot_obs by CALVIN's rule; it does not where rel_actions are the
+    # commands that were sent and actions the poses that were reached
     compare_actions: bool = True
-    check_robot: bool = True
-    absent: tuple[str, ...] = ()
+    check_robot: bool = True  # whether robot_obs must be a Panda's at CALVIN's table
+    absent: tuple[str, ...] = ()  # image keys that are known to be black, because there was no such camera
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedFrames:
-    """Result for some frames.
+    """Result for some frames."""
 
-    Attributes:
-        numbers: int64 (N,) frames whose numeric arrays are all usable.
-        values: per key of CHECKED_VALUES float64 (N, size).
-        sound: bool (N,) whether nothing at all was found in a frame.
-        pictures: uint64 (N, 2), equal for equal pictures, per key of PICTURES.
-        findings: damage, in the order of the frames.
-        num_files: how many files that are.
-    """
-
-    numbers: npt.NDArray[np.int64]
-    values: dict[str, Array]
-    sound: npt.NDArray[np.bool_]
-    pictures: npt.NDArray[np.uint64]
-    findings: tuple[Finding, ...]
+    numbers: npt.NDArray[np.int64]  # int64 (N,) frames whose numeric arrays are all usable
+    values: dict[str, Array]  # per key of CHECKED_VALUES float64 (N, size)
+    sound: npt.NDArray[np.bool_]  # bool (N,) whether nothing at all was found in a frame
+    pictures: npt.NDArray[np.uint64]  # uint64 (N, 2), equal for equal pictures, per key of PICTURES
+    findings: tuple[Finding, ...]  # damage, in the order of the frames
     size_bytes: int
-    num_files: int
+    num_files: int  # how many files that are
 
 
 def check_frames(folder: Path, numbers: Sequence[int], checks: FrameChecks) -> CheckedFrames:

@@ -19,17 +19,14 @@ _FEWEST_FRAMES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class GripFit:
-    """What command and width say of each other.
+    """What command and width say of each other."""
 
-    Attributes:
-        correlation: of the command (1 open) with the width at the lag where it is strongest; NaN where one never changes.
-        opened, closed: whether the command was ever 1, ever -1.
-        drop_m, rise_m: the most that the fingers closed, and opened, within one run.
-    """
-
+    # of the command (1 open) with the width at the lag where it is strongest; NaN where one never changes
     correlation: float
+    # opened, closed: whether the command was ever 1, ever -1
     opened: bool
     closed: bool
+    # drop_m, rise_m: the most that the fingers closed, and opened, within one run
     drop_m: float
     rise_m: float
 

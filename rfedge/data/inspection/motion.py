@@ -47,21 +47,15 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class MotionFit:
-    """Regression of one group, translation or rotation.
-
-    Attributes:
-        factor: measured motion per commanded motion, all axes together.
-        explained: share of the measured motion that `factor` times the commanded one explains, 0 to 1.
-        axis_factors, axis_explained: the same per axis; NaN where an axis hardly moved.
-        lag: frames by which the motion follows its commands.
-    """
+    """Regression of one group, translation or rotation."""
 
     group: str
-    factor: float
-    explained: float
+    factor: float  # measured motion per commanded motion, all axes together
+    explained: float  # share of the measured motion that `factor` times the commanded one explains, 0 to 1
+    # axis_factors, axis_explained: the same per axis; NaN where an axis hardly moved
     axis_factors: tuple[float, float, float]
     axis_explained: tuple[float, float, float]
-    lag: int
+    lag: int  # frames by which the motion follows its commands
 
     def wrong_axes(self, tolerance: Tolerance) -> tuple[int, ...]:
         """Return the axes, 0 to 2, whose factor is not a step taken in its own direction and about its own length."""

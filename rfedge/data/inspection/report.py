@@ -90,36 +90,30 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class InspectionReport:
-    """Everything about one split.
-
-    Attributes:
-        num_frames, num_frames_checked: frame files on disk, and those that were read.
-        size_bytes: of the frame files; `size_is_estimate` when not all were looked at.
-        spreads: "robot_obs", "scene_obs" and "rel_actions" over the checked frames; with several scenes also
-            "scene_obs of A" and so on, because the order of the blocks in scene_obs differs between scenes.
-        motion_factors: "translation", "rotation" -> measured motion per commanded motion, over the checked runs of frames.
-        against_statistics: per value of statistics.yaml the largest difference; of a mean in standard deviations, of a
-            deviation as a factor, of an action bound in its own units; empty without that file.
-        notes: facts that are not damage.
-        findings: damage; empty for a sound dataset.
-    """
+    """Everything about one split."""
 
     folder: str
+    # num_frames, num_frames_checked: frame files on disk, and those that were read
     num_frames: int
     num_frames_checked: int
-    size_bytes: int
+    size_bytes: int  # of the frame files; `size_is_estimate` when not all were looked at
     size_is_estimate: bool
     num_episodes: int
     num_segments: int
     num_instructions: int
     tasks: tuple[TaskCount, ...]
     scenes: tuple[SceneCount, ...]
+    # "robot_obs", "scene_obs" and "rel_actions" over the checked frames; with several scenes also "scene_obs of A" and so
+    # on, because the order of the blocks in scene_obs differs between scenes
     spreads: Mapping[str, Spread]
+    # "translation", "rotation" -> measured motion per commanded motion, over the checked runs of frames
     motion_factors: Mapping[str, float]
+    # per value of statistics.yaml the largest difference; of a mean in standard deviations, of a deviation as a factor, of
+    # an action bound in its own units; empty without that file
     against_statistics: Mapping[str, float]
     language_folders: tuple[str, ...]
-    notes: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]  # facts that are not damage
+    findings: tuple[Finding, ...]  # damage; empty for a sound dataset
 
 
 def inspect_dataset(

@@ -30,19 +30,12 @@ _SETTLES_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RunRules:
-    """How runs are looked at.
+    """How runs are looked at."""
 
-    Attributes:
-        frequency_hz: of the frames.
-        tolerance: for measured motion per commanded motion.
-        allowed: "motion", "gripper": disagreements that are known and wanted.
-        absent: image keys that are known to be black.
-    """
-
-    frequency_hz: float
-    tolerance: Tolerance = LENIENT
-    allowed: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
+    frequency_hz: float  # of the frames
+    tolerance: Tolerance = LENIENT  # for measured motion per commanded motion
+    allowed: tuple[str, ...] = ()  # "motion", "gripper": disagreements that are known and wanted
+    absent: tuple[str, ...] = ()  # image keys that are known to be black
 
 
 class RunChecks:

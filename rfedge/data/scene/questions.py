@@ -60,29 +60,17 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SceneFacts:
-    """What is true of each frame of a `WindowIndex`, in its order; lengths in m, angles in rad.
+    """What is true of each frame of a `WindowIndex`, in its order; lengths in m, angles in rad."""
 
-    Attributes:
-        blocks_m: float64 (N, 3, 3), centre by colour in the order of `COLOURS`.
-        turns_rad: float64 (N, 3), about the vertical.
-        furniture_m: float64 (N, 4, 3), see `rfedge.data.scene.furniture`.
-        joints_m: float64 (N, 2), door and drawer.
-        lights: bool (N, 2), lamp and led.
-        tool_m: float64 (N, 3).
-        tool_euler_rad: float64 (N, 3).
-        width_m: float64 (N,), between the fingers.
-        goal_m: float64 (N, 3), where the tool goes next.
-    """
-
-    blocks_m: FloatArray
-    turns_rad: FloatArray
-    furniture_m: FloatArray
-    joints_m: FloatArray
-    lights: npt.NDArray[np.bool_]
-    tool_m: FloatArray
-    tool_euler_rad: FloatArray
-    width_m: FloatArray
-    goal_m: FloatArray
+    blocks_m: FloatArray  # float64 (N, 3, 3), centre by colour in the order of `COLOURS`
+    turns_rad: FloatArray  # float64 (N, 3), about the vertical
+    furniture_m: FloatArray  # float64 (N, 4, 3), see `rfedge.data.scene.furniture`
+    joints_m: FloatArray  # float64 (N, 2), door and drawer
+    lights: npt.NDArray[np.bool_]  # bool (N, 2), lamp and led
+    tool_m: FloatArray  # float64 (N, 3)
+    tool_euler_rad: FloatArray  # float64 (N, 3)
+    width_m: FloatArray  # float64 (N,), between the fingers
+    goal_m: FloatArray  # float64 (N, 3), where the tool goes next
 
     @classmethod
     def of(cls, dataset: CalvinDataset, cache: FrameCache, index: WindowIndex) -> SceneFacts:

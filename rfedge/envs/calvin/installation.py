@@ -61,22 +61,15 @@ def _missing(got: str) -> BackendUnavailableError:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Visual:
-    """One mesh or box that a link shows.
+    """One mesh or box that a link shows."""
 
-    Attributes:
-        links: the link's name, then those that carry it, up to the root's.
-        position_m, rotation: (3,) and (3, 3), where it stands when all joints are at 0, in the frame of the URDF's root.
-        rgba: colour, 0 to 1, by which a texture is multiplied.
-        mesh: file, or None for a box.
-        scale: (3,) of the mesh, or the box's half sizes in metres.
-    """
-
-    links: tuple[str, ...]
+    links: tuple[str, ...]  # the link's name, then those that carry it, up to the root's
+    # position_m, rotation: (3,) and (3, 3), where it stands when all joints are at 0, in the frame of the URDF's root
     position_m: Float64Array
     rotation: Float64Array
-    rgba: tuple[float, ...]
-    mesh: Path | None
-    scale: Float64Array
+    rgba: tuple[float, ...]  # colour, 0 to 1, by which a texture is multiplied
+    mesh: Path | None  # file, or None for a box
+    scale: Float64Array  # (3,) of the mesh, or the box's half sizes in metres
 
 
 def read_visuals(urdf: Path, scale: float = 1.0) -> list[Visual]:

@@ -18,20 +18,14 @@ _STL_HEADER_BYTES: Final = 80
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TriangleMesh:
-    """Triangles of one material.
+    """Triangles of one material."""
 
-    Attributes:
-        positions, normals: float64 (V, 3).
-        texture_coordinates: float64 (V, 2), v upwards; all 0 for a material without a texture.
-        faces: int32 (F, 3) into all three.
-        texture: image file of the material.
-    """
-
+    # positions, normals: float64 (V, 3)
     positions: npt.NDArray[np.float64]
     normals: npt.NDArray[np.float64]
-    texture_coordinates: npt.NDArray[np.float64]
-    faces: npt.NDArray[np.int32]
-    texture: Path | None
+    texture_coordinates: npt.NDArray[np.float64]  # float64 (V, 2), v upwards; all 0 for a material without a texture
+    faces: npt.NDArray[np.int32]  # int32 (F, 3) into all three
+    texture: Path | None  # image file of the material
 
     @property
     def area(self) -> float:

@@ -56,15 +56,10 @@ class Expert(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """Bounds of what differs between two episodes of one script.
+    """Bounds of what differs between two episodes of one script."""
 
-    Attributes:
-        speed: range of the largest pose component of an action.
-        patience_steps: control steps after which a waypoint is given up.
-    """
-
-    speed: tuple[float, float] = (0.75, 1.0)
-    patience_steps: int = 45
+    speed: tuple[float, float] = (0.75, 1.0)  # range of the largest pose component of an action
+    patience_steps: int = 45  # control steps after which a waypoint is given up
 
 
 class WaypointExpert:

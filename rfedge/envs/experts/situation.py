@@ -34,20 +34,13 @@ _BUTTON_GAP_M: Final = 0.11
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Situation:
-    """One observed moment.
-
-    Attributes:
-        robot_obs: (15,), see `rfedge.envs.interface.Environment`.
-        scene_obs: (24,).
-        start_scene: scene_obs (24,) when the task began.
-        attempt: 0 for the first try, counting up.
-    """
+    """One observed moment."""
 
     layout: TableLayout
-    robot_obs: Float64Array
-    scene_obs: Float64Array
-    start_scene: Float64Array
-    attempt: int = 0
+    robot_obs: Float64Array  # (15,), see `rfedge.envs.interface.Environment`
+    scene_obs: Float64Array  # (24,)
+    start_scene: Float64Array  # scene_obs (24,) when the task began
+    attempt: int = 0  # 0 for the first try, counting up
 
     @property
     def tcp_m(self) -> Float64Array:

@@ -60,17 +60,13 @@ BASE_POSITION_M: Final = (-0.34, -0.46, 0.24)
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """The tilted face of the cabinet, in which door and switch run.
+    """The tilted face of the cabinet, in which door and switch run."""
 
-    Attributes:
-        foot_y_m, foot_z_m: where the face meets the tabletop.
-        tilt_rad: angle against the horizontal.
-        length_m: from the foot to the upper edge, along the face.
-    """
-
+    # foot_y_m, foot_z_m: where the face meets the tabletop
     foot_y_m: float = 0.02
     foot_z_m: float = TABLE_TOP_M
-    tilt_rad: float = math.radians(60.0)
+    tilt_rad: float = math.radians(60.0)  # angle against the horizontal
+    # from the foot to the upper edge, along the face
     length_m: float = (CABINET_TOP_M - TABLE_TOP_M) / math.sin(math.radians(60.0))
 
     def point(self, along_m: float, out_m: float) -> tuple[float, float]:
@@ -90,35 +86,25 @@ SLOPE: Final = Slope()
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """One scene.
+    """One scene."""
 
-    Attributes:
-        scene: "A" to "D".
-        wood, panel: of table and cabinet, and of door and drawer.
-        grain_axis: the axis along which the grain of the tabletop runs.
-        slide_max_m: travel of the sliding door; 0 is fully right, the maximum fully left.
-        door_x_m: extent of the door at joint position 0.
-        cabinet_x_m: extent of the cabinet's floor behind the door.
-        button_xy_m, switch_x_m, drawer_x_m, led_x_m, bulb_x_m: centres.
-        block_sizes: size name of the red, blue and pink block.
-        block_order: order of the blocks in scene_obs.
-        table_area_m, slider_left_area_m, slider_right_area_m: x and y ranges of random block positions.
-    """
-
-    scene: str
+    scene: str  # "A" to "D"
+    # wood, panel: of table and cabinet, and of door and drawer
     wood: Wood
     panel: Wood
-    grain_axis: int
-    slide_max_m: float
-    door_x_m: Range
-    cabinet_x_m: Range
+    grain_axis: int  # the axis along which the grain of the tabletop runs
+    slide_max_m: float  # travel of the sliding door; 0 is fully right, the maximum fully left
+    door_x_m: Range  # extent of the door at joint position 0
+    cabinet_x_m: Range  # extent of the cabinet's floor behind the door
+    # button_xy_m, switch_x_m, drawer_x_m, led_x_m, bulb_x_m: centres
     button_xy_m: tuple[float, float]
     switch_x_m: float
     drawer_x_m: float
     led_x_m: float
     bulb_x_m: float
-    block_sizes: tuple[str, str, str]
-    block_order: tuple[str, str, str]
+    block_sizes: tuple[str, str, str]  # size name of the red, blue and pink block
+    block_order: tuple[str, str, str]  # order of the blocks in scene_obs
+    # table_area_m, slider_left_area_m, slider_right_area_m: x and y ranges of random block positions
     table_area_m: tuple[Range, Range]
     slider_left_area_m: tuple[Range, Range]
     slider_right_area_m: tuple[Range, Range]

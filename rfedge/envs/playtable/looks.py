@@ -50,28 +50,19 @@ _GRIPPER_TURN_RAD: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Everything that may differ between two pictures of one state.
+    """Everything that may differ between two pictures of one state."""
 
-    Attributes:
-        wood, panel: of table and cabinet, and of door and drawer.
-        floor: the two colours of its squares.
-        materials: colour of every material of `MATERIALS`.
-        sun: direction towards the light, in world axes.
-        gain: brightness of a face that looks straight into the light.
-        ambient: of it, what a face that looks away keeps.
-        shadow: of the rest, what a shadow takes.
-        static_shift, gripper_shift: x, y, z in metres and turns about x, y, z in radians of a camera, in its own axes.
-    """
-
+    # wood, panel: of table and cabinet, and of door and drawer
     wood: Wood
     panel: Wood
     grain_seed: int = 0
-    floor: tuple[RGB, RGB] = _FLOOR
-    materials: Mapping[str, RGB] = field(default_factory=lambda: MATERIALS)
-    sun: RGB = _SUN
-    gain: float = 1.0
-    ambient: float = _AMBIENT
-    shadow: float = _SHADOW
+    floor: tuple[RGB, RGB] = _FLOOR  # the two colours of its squares
+    materials: Mapping[str, RGB] = field(default_factory=lambda: MATERIALS)  # colour of every material of `MATERIALS`
+    sun: RGB = _SUN  # direction towards the light, in world axes
+    gain: float = 1.0  # brightness of a face that looks straight into the light
+    ambient: float = _AMBIENT  # of it, what a face that looks away keeps
+    shadow: float = _SHADOW  # of the rest, what a shadow takes
+    # static_shift, gripper_shift: x, y, z in metres and turns about x, y, z in radians of a camera, in its own axes
     static_shift: tuple[float, ...] = (0.0,) * 6
     gripper_shift: tuple[float, ...] = (0.0,) * 6
 

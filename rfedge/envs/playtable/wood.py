@@ -18,15 +18,10 @@ _WARP_PIXELS: Final = 5.0  # by which broad waves bend the grain
 
 @dataclass(frozen=True, slots=True)
 class Wood:
-    """One kind of wood.
+    """One kind of wood."""
 
-    Attributes:
-        rgb: mean colour, 0 to 1.
-        spread: standard deviation of its brightness, on the same scale.
-    """
-
-    rgb: tuple[float, float, float]
-    spread: float
+    rgb: tuple[float, float, float]  # mean colour, 0 to 1
+    spread: float  # standard deviation of its brightness, on the same scale
 
 
 def _waves(rng: np.random.Generator, along: float, across: float) -> Float64Array:

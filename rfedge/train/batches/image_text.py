@@ -37,17 +37,11 @@ _STREAMS: Final[dict[ImageTextKind, int]] = {"caption": 2, "vqa": 3}
 
 @dataclass(frozen=True, slots=True)
 class ImageTextBatch:
-    """N pairs of one kind.
+    """N pairs of one kind."""
 
-    Attributes:
-        image: uint8 (N, S, S, 3), already of the policy's size.
-        token_ids: int64 (N, T), padded on the right.
-        labels: int64 (N, T), the ids that are to be said, NO_LABEL on all others.
-    """
-
-    image: torch.Tensor
-    token_ids: torch.Tensor
-    labels: torch.Tensor
+    image: torch.Tensor  # uint8 (N, S, S, 3), already of the policy's size
+    token_ids: torch.Tensor  # int64 (N, T), padded on the right
+    labels: torch.Tensor  # int64 (N, T), the ids that are to be said, NO_LABEL on all others
 
     def to(self, device: torch.device) -> ImageTextBatch:
         return ImageTextBatch(self.image.to(device), self.token_ids.to(device), self.labels.to(device))
@@ -129,17 +123,11 @@ _Planned = tuple[ImageTextKind, ImageTextBatch, int]  # pairs, and the tokens to
 
 @dataclass(frozen=True, slots=True)
 class PairPass:
-    """One computation of the loss over pairs of one kind.
+    """One computation of the loss over pairs of one kind."""
 
-    Attributes:
-        name: of the loss in the metrics.
-        weight: of the loss in what is learnt; where it is 0 nothing is, not even a gradient of zeros, which would decay.
-        loss: computes it, nats a token, unweighted; the passes of a batch add up to its mean.
-    """
-
-    name: str
-    weight: float
-    loss: Callable[[], torch.Tensor]
+    name: str  # of the loss in the metrics
+    weight: float  # of the loss in what is learnt; where it is 0 nothing is, not even a gradient of zeros, which would decay
+    loss: Callable[[], torch.Tensor]  # computes it, nats a token, unweighted; the passes of a batch add up to its mean
 
 
 class CoTraining(Prefetch[tuple[list[_Planned], dict[str, SamplerState]]]):

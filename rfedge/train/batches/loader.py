@@ -28,25 +28,19 @@ _WORDING_STREAM: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class TensorBatch:
-    """B windows of W frames with K labels; axes as in `rfedge.data.windows.WindowBatch`.
+    """B windows of W frames with K labels; axes as in `rfedge.data.windows.WindowBatch`."""
 
-    Attributes:
-        image_static, image_gripper: images, or float16 (B, W, P, V) what the vision tower made of them
-            (`rfedge.train.batches.vision_tokens`).
-        token_ids: int64 (B, T).
-        text_mask: bool (B, T).
-        tasks: int64 (B,), as `InstructionTable.tasks` counts them.
-    """
-
+    # image_static, image_gripper: images, or float16 (B, W, P, V) what the vision tower made of them
+    # (`rfedge.train.batches.vision_tokens`)
     image_static: torch.Tensor
     image_gripper: torch.Tensor
-    token_ids: torch.Tensor
-    text_mask: torch.Tensor
+    token_ids: torch.Tensor  # int64 (B, T)
+    text_mask: torch.Tensor  # bool (B, T)
     robot_state: torch.Tensor
     actions: torch.Tensor
     frame_mask: torch.Tensor
     action_mask: torch.Tensor
-    tasks: torch.Tensor
+    tasks: torch.Tensor  # int64 (B,), as `InstructionTable.tasks` counts them
 
     @property
     def num_frames(self) -> int:
@@ -67,15 +61,10 @@ B = TypeVar("B", bound=_CountsFrames)
 
 @dataclass(frozen=True, slots=True)
 class SplitBatch(Generic[B]):
-    """What this process learns of a batch.
+    """What this process learns of a batch."""
 
-    Attributes:
-        parts: of its windows, one a pass.
-        num_actions: recorded actions of the whole batch, over which the loss is the mean.
-    """
-
-    parts: list[B]
-    num_actions: int
+    parts: list[B]  # of its windows, one a pass
+    num_actions: int  # recorded actions of the whole batch, over which the loss is the mean
 
     @property
     def num_frames(self) -> int:
@@ -84,19 +73,15 @@ class SplitBatch(Generic[B]):
 
 
 class InstructionTable:
-    """Tokens of every segment's instruction, encoded once.
-
-    Attributes:
-        wording: says the instructions of training batches anew; None where they stay what they are.
-        tasks: ids of all tasks, sorted.
-    """
+    """Tokens of every segment's instruction, encoded once."""
 
     def __init__(self, tokenizer: InstructionTokenizer, index: WindowIndex, grammar: Grammar | None = None) -> None:
+        # says the instructions of training batches anew; None where they stay what they are
         self.wording = None if grammar is None else Wording(grammar, tokenizer)
         rows = {text: tokenizer.encode(text) for text in {segment.instruction for segment in index.segments}}
         self.token_ids = torch.from_numpy(np.stack([rows[segment.instruction][0] for segment in index.segments]))
         self.text_mask = torch.from_numpy(np.stack([rows[segment.instruction][1] for segment in index.segments]))
-        self.tasks = tuple(sorted({segment.task for segment in index.segments}))
+        self.tasks = tuple(sorted({segment.task for segment in index.segments}))  # ids of all tasks, sorted
         self.task_ids = torch.tensor([self.tasks.index(segment.task) for segment in index.segments])
 
 

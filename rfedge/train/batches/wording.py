@@ -22,15 +22,11 @@ _ATTEMPTS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """Ways to say tasks.
+    """Ways to say tasks."""
 
-    Attributes:
-        sample: (task id, generator) -> an instruction; raises ConfigError for a task that it does not know.
-        words: that it may say, for a tokenizer's vocabulary.
-    """
-
+    # (task id, generator) -> an instruction; raises ConfigError for a task that it does not know
     sample: Callable[[str, np.random.Generator], str]
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # that it may say, for a tokenizer's vocabulary
 
 
 def check_grammar(instructions: str, grammar: Grammar | None, segments: Iterable[Segment]) -> Grammar | None:

@@ -12,18 +12,14 @@ from rfedge.train.config import RunConfig
 
 
 class PretrainConfig(RunConfig):
-    """One run.
-
-    Attributes:
-        learning_rate: after a warm-up; then half a cosine down.
-        validation_frames: of the held-out segments, evenly spread.
-    """
+    """One run."""
 
     data: Annotated[Path, Option("Demonstrations in the CALVIN format, with scene_obs.")]
     save_every: Annotated[int, Option("Steps between two states to resume from; 0 for the end only.", min=0)] = Field(
         250, ge=0
     )
     batch_size: Annotated[int, Option("Frames per step.", panel="Optimization", min=1)] = Field(32, ge=1)
+    # after a warm-up; then half a cosine down
     learning_rate: Annotated[float, Option("Peak learning rate.")] = Field(5e-4, gt=0)
     warmup_steps: int = Field(200, ge=0)
     light: Annotated[
@@ -42,7 +38,7 @@ class PretrainConfig(RunConfig):
     pointing_weight: Annotated[
         float, Option("Factor of the loss of queries that point at things, beside the language loss.")
     ] = Field(1.0, ge=0)
-    validation_frames: int = Field(320, ge=1)
+    validation_frames: int = Field(320, ge=1)  # of the held-out segments, evenly spread
 
     free: ClassVar[frozenset[str]] = RunConfig.free | {"validation_frames", "initial_checkpoint"}
 

@@ -37,20 +37,14 @@ _PLACE, _TURN = 3, 2  # numbers read of a thing: its place, and cosine and sine 
 
 @dataclass(frozen=True, slots=True)
 class PointingScore:
-    """How far off the queries point.
+    """How far off the queries point."""
 
-    Attributes:
-        loss: sum of the errors of places (smooth L1 in 5 cm), turns and patches, of both cameras' queries and the latents';
-            the only one with a gradient.
-        blocks_m: float32 (N, B), distance of each block from where the static camera's queries point.
-        reach_m: float32 (n,), the same for the gripper camera's and what is near it.
-        turns_rad: float32 (n,), error of the turn relative to the tool of what is near it.
-    """
-
+    # sum of the errors of places (smooth L1 in 5 cm), turns and patches, of both cameras' queries and the latents'; the only
+    # one with a gradient
     loss: torch.Tensor
-    blocks_m: torch.Tensor
-    reach_m: torch.Tensor
-    turns_rad: torch.Tensor
+    blocks_m: torch.Tensor  # float32 (N, B), distance of each block from where the static camera's queries point
+    reach_m: torch.Tensor  # float32 (n,), the same for the gripper camera's and what is near it
+    turns_rad: torch.Tensor  # float32 (n,), error of the turn relative to the tool of what is near it
 
 
 class Pointing(nn.Module):

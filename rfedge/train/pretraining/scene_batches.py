@@ -30,27 +30,17 @@ _KEPT_TEXTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SceneBatch:
-    """N frames and two texts of each.
+    """N frames and two texts of each."""
 
-    Attributes:
-        image_static: uint8 (N, 200, 200, 3).
-        image_gripper: uint8 (N, 84, 84, 3).
-        token_ids: int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i.
-        labels: int64 (2 N, T), ids that are to be said, NO_LABEL on all others.
-        places_m: float32 (N, 8, 3), of red, blue and pink block, furniture (`rfedge.data.scene.furniture`) and tool.
-        turns_rad: float32 (N, 3, 2), of the blocks about the vertical, in the world and relative to the tool.
-        uv_static: float32 (N, 8, 2), where `places_m` appear in the static picture (`rfedge.data.scene.cameras`).
-        uv_gripper: float32 (N, 7, 2), where all but the tool appear in the gripper's picture; NaN behind it.
-    """
-
-    image_static: torch.Tensor
-    image_gripper: torch.Tensor
-    token_ids: torch.Tensor
-    labels: torch.Tensor
+    image_static: torch.Tensor  # uint8 (N, 200, 200, 3)
+    image_gripper: torch.Tensor  # uint8 (N, 84, 84, 3)
+    token_ids: torch.Tensor  # int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i
+    labels: torch.Tensor  # int64 (2 N, T), ids that are to be said, NO_LABEL on all others
+    # float32 (N, 8, 3), of red, blue and pink block, furniture (`rfedge.data.scene.furniture`) and tool
     places_m: torch.Tensor
-    turns_rad: torch.Tensor
-    uv_static: torch.Tensor
-    uv_gripper: torch.Tensor
+    turns_rad: torch.Tensor  # float32 (N, 3, 2), of the blocks about the vertical, in the world and relative to the tool
+    uv_static: torch.Tensor  # float32 (N, 8, 2), where `places_m` appear in the static picture (`rfedge.data.scene.cameras`)
+    uv_gripper: torch.Tensor  # float32 (N, 7, 2), where all but the tool appear in the gripper's picture; NaN behind it
 
     def to(self, device: torch.device) -> SceneBatch:
         return SceneBatch(*(getattr(self, name).to(device) for name in self.__slots__))
@@ -67,17 +57,12 @@ class VisionFeatures:
 
 @dataclass(frozen=True, slots=True)
 class SceneScore:
-    """How the texts of a batch were said.
+    """How the texts of a batch were said."""
 
-    Attributes:
-        loss: mean cross-entropy of what was to be said, nats a token; the only one with a gradient.
-        distances: float32 (n,), counts of 5 mm between each number said and the right one, numbers alone.
-    """
-
-    loss: torch.Tensor
+    loss: torch.Tensor  # mean cross-entropy of what was to be said, nats a token; the only one with a gradient
     num_tokens: int
     num_right: int
-    distances: torch.Tensor
+    distances: torch.Tensor  # float32 (n,), counts of 5 mm between each number said and the right one, numbers alone
 
 
 class SceneQuestions:
