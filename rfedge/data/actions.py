@@ -32,15 +32,7 @@ def pose_differences(robot_obs: Array, poses: Array) -> Float64Array:
 
 
 def relative_actions(robot_obs: Array, actions: Array) -> Float64Array:
-    """Turn absolute actions into relative ones.
-
-    Args:
-        robot_obs: float (..., 15), of the same frames.
-        actions: float (..., 7) absolute xyz (m), euler xyz (rad) and gripper.
-
-    Returns:
-        float64 (..., 7): the way from the measured pose in units of 0.02 m and 0.05 rad, clipped to [-1, 1].
-    """
+    """Turn absolute actions (..., 7) into relative ones, float64 (..., 7), clipped to [-1, 1]."""
     relative = np.array(actions, dtype=np.float64)
     relative[..., :POSE_SIZE] = np.clip(pose_differences(robot_obs, actions), -1.0, 1.0)
     return relative

@@ -201,11 +201,7 @@ def _is_root_or_split(path: Path) -> bool:
 
 
 def find_language_file(folder: Path) -> Path:
-    """Return the annotation file of a split; all `lang_<model>` folders hold the same instructions.
-
-    Raises:
-        DatasetError: there is none.
-    """
+    """Return the annotation file of a split; all `lang_<model>` folders hold the same instructions."""
     path = folder / LANGUAGE_FILE
     if path.is_file():
         return path
@@ -220,11 +216,7 @@ def find_language_file(folder: Path) -> Path:
 
 
 def read_episodes(folder: Path) -> tuple[tuple[int, int], ...]:
-    """Return the bounds in ep_start_end_ids.npy, in its order; empty when there is no such file.
-
-    Raises:
-        DatasetError: the file is damaged or holds something else.
-    """
+    """Return the bounds in ep_start_end_ids.npy, in its order; empty when there is no such file."""
     path = folder / EPISODES_FILE
     if not path.is_file():
         return ()
@@ -281,11 +273,7 @@ class Annotations:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Return the segments of an annotation file.
-
-    Raises:
-        DatasetError: the file is missing, damaged or empty, no segment has an instruction, or one has no frames.
-    """
+    """Return the segments of an annotation file."""
     content = read_object_file(path)
     try:
         language, bounds = content["language"], content["info"]["indx"]
@@ -322,11 +310,7 @@ def _words(text: object) -> str:
 
 
 def read_segments(path: Path) -> tuple[Segment, ...]:
-    """Return the segments of an annotation file that have an instruction; the others are named in a warning.
-
-    Raises:
-        DatasetError: as `read_annotations`.
-    """
+    """Return the segments of an annotation file that have an instruction; the others are named in a warning."""
     annotations = read_annotations(path)
     for place, segment in annotations.blank:
         logger.warning(

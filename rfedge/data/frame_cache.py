@@ -90,11 +90,7 @@ class FrameCache:
 
 
 def dataset_fingerprint(dataset: CalvinDataset) -> str:
-    """Return a sha256 over the segments and over name, size and modification time of every frame they use.
-
-    Raises:
-        DatasetError: one of these frames is missing.
-    """
+    """Return a sha256 over the segments and over name, size and modification time of every frame they use."""
     digest = hashlib.sha256(f"frame-cache {_SCHEMA_VERSION}\n".encode())
     for segment in dataset.segments:
         digest.update(f"{segment}\n".encode())

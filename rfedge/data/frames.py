@@ -100,11 +100,7 @@ def read_frame(path: Path, keys: Iterable[str] = FRAME_KEYS) -> dict[str, Array]
 
 
 def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
-    """Read the arrays `keys` of one frame file and leave their shapes and values unchecked.
-
-    Raises:
-        DatasetError: the file is missing or truncated, or lacks a key.
-    """
+    """Read the arrays `keys` of one frame file and leave their shapes and values unchecked."""
     try:
         with zipfile.ZipFile(path) as archive:
             stored = {name.removesuffix(".npy") for name in archive.namelist()}

@@ -68,11 +68,7 @@ class ImageTextSet:
         return len(self.places)
 
     def examples(self, chosen: Iterable[int]) -> list[ImageTextExample]:
-        """Read the lines with these numbers again.
-
-        Raises:
-            DatasetError: a file was altered since it was opened.
-        """
+        """Read the lines with these numbers again."""
         examples = []
         for file_number, offset in self.places[list(chosen)].tolist():
             path = self.files[file_number]

@@ -38,12 +38,7 @@ class _ForbiddenNameError(Exception):
 
 
 def read_object_file(path: Path) -> dict[str, Any]:
-    """Return the dict that `np.save` put into `path`.
-
-    Raises:
-        DatasetError: the file is missing, damaged, holds no dict, or wants to build anything but arrays and numbers;
-            the text names the class.
-    """
+    """Return the dict that `np.save` put into `path`."""
     subject = f"file {path}"
     if not path.is_file():
         raise DatasetError(subject, got="no file", expected="a numpy file", remedy="Copy the dataset again.")

@@ -76,15 +76,8 @@ class WindowCut:
 def label_chunks(
     actions: npt.NDArray[np.float32], steps: Int64Array, chunk_size: int
 ) -> tuple[npt.NDArray[np.float32], BoolArray]:
-    """Stack the `chunk_size` actions that begin at each of `steps`.
-
-    Args:
-        actions: float32 (T, 7), all of one segment.
-        steps: int64 (W,), each in [0, T).
-        chunk_size: K.
-
-    Returns:
-        float32 (W, K, 7) and bool (W, K); past the end: pose zero, last gripper repeated, mask false.
+    """Return the K actions from each of `steps` (W,) on, float32 (W, K, 7), and which were recorded, bool (W, K); `actions`
+    is (T, 7).
     """
     wanted = steps[:, None] + np.arange(chunk_size)
     recorded: BoolArray = wanted < len(actions)

@@ -92,11 +92,7 @@ def initial_states() -> tuple[SymbolicState, ...]:
 
 
 def state_after(state: SymbolicState, task: str) -> SymbolicState | None:
-    """Return the state that `task` leaves, or None when not exactly one of its rules applies.
-
-    Raises:
-        ConfigError: the task is not one of the 34.
-    """
+    """Return the state that `task` leaves, or None when not exactly one of its rules applies."""
     rules = [rule for rule in _rules()[check_task(task)] if rule.applies(state)]
     if len(rules) != 1:
         return None
@@ -197,10 +193,7 @@ def _category(task: str) -> int:
 # --- the draw -------------------------------------------------------------------------------------------------------
 @functools.cache
 def _transitions() -> tuple[dict[SymbolicState, int], npt.NDArray[np.int16]]:
-    """Number every reachable state and tabulate `state_after`: (state, task) -> state, or `_NO_STATE`.
-
-    The last row is what `_NO_STATE` indexes, and leads nowhere.
-    """
+    """Number every reachable state and tabulate `state_after`: (state, task) -> state, or `_NO_STATE`."""
     numbers = {state: number for number, state in enumerate(initial_states())}
     rows = []
     for state in (queue := list(numbers)):
@@ -212,7 +205,7 @@ def _transitions() -> tuple[dict[SymbolicState, int], npt.NDArray[np.int16]]:
                 queue.append(following)
             row.append(_NO_STATE if following is None else numbers[following])
         rows.append(row)
-    rows.append([_NO_STATE] * len(TASKS))
+    rows.append([_NO_STATE] * len(TASKS))  # the row that _NO_STATE indexes
     return numbers, np.array(rows, dtype=np.int16)
 
 
@@ -249,11 +242,8 @@ def _draw_chains(index: int, count: int) -> tuple[Chain, ...]:
 
 
 def _element_at(place: int, partners: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Return the element that each shuffle puts at `place`, for shuffles of 0, 1, 2, ... .
-
-    Args:
-        place: from 0.
-        partners: (n - 1, shuffle): what position n - 1, n - 2, ..., 1 was exchanged with, in this order.
+    """Return the element that shuffles of 0, 1, 2, ... put at `place`; (n - 1, shuffle) `partners` of positions n - 1, ...,
+    1.
     """
     position = np.full(partners.shape[1], place, dtype=np.int8)
     # Backwards through the exchanges, to where the element began.

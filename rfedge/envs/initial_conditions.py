@@ -30,11 +30,7 @@ _SHELF_SPOTS_M: Final = {
 
 
 def condition_seed(state: SymbolicState) -> int:
-    """Return the seed that CALVIN gives `state`.
-
-    It is `pyhash.fnv1_32` of the text of a dictionary's values: 32-bit FNV-1, but from 0 instead of the usual offset
-    basis and over the UTF-16-LE bytes.
-    """
+    """Return CALVIN's seed of `state`: `pyhash.fnv1_32` (from 0, over UTF-16-LE) of the text of a dictionary's values."""
     values = ", ".join(repr(value) for value in astuple(state))
     seed = 0
     for byte in f"dict_values([{values}])".encode("utf-16-le"):

@@ -35,11 +35,7 @@ class RayWorkers:
         self._ray: Any = None
 
     def __enter__(self) -> RayWorkers:
-        """Connect.
-
-        Raises:
-            BackendUnavailableError: Ray is not installed, or nobody answers at the address.
-        """
+        """Connect."""
         try:
             import ray
         except ImportError:
@@ -78,12 +74,7 @@ class RayWorkers:
         self._ray.shutdown()
 
     def __call__(self, call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-        """Yield every job with its result, each as soon as it is there; see `rfedge.jobs.processes.run_jobs`.
-
-        Raises:
-            RfedgeError: what a job raised.
-            BackendUnavailableError: a task or its node died again and again.
-        """
+        """Yield every job with its result, each as soon as it is there; see `rfedge.jobs.processes.run_jobs`."""
         ray = self._ray
         shared = ray.put(call)  # sent once a node, not once a job
         task = ray.remote(_call).options(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")

@@ -32,11 +32,7 @@ _SHOWN_CHARACTERS: Final = 80
 
 
 def plain_words(instruction: str) -> str:
-    """Return the words that a policy gets: outer spaces do not count, case and a full stop do, as in training.
-
-    Raises:
-        ContractError: there are none.
-    """
+    """Return the words that a policy gets: outer spaces do not count, case and a full stop do, as in training."""
     text = instruction.strip()
     if not text:
         raise ContractError(

@@ -37,12 +37,7 @@ class _Computation(nn.Module):
 
 
 class ComputeContext:
-    """Runs computations of a policy in the run's precision, so that gradients are means over the processes.
-
-    Args:
-        mixed_precision: what its MatMuls are computed in.
-        sharded: what `shard` returned for the policy, where it was sharded.
-    """
+    """Runs computations of a policy in the run's precision, so that gradients are means over the processes."""
 
     def __init__(
         self, device: torch.device, mixed_precision: MixedPrecision = "no", sharded: nn.Module | None = None
@@ -53,11 +48,8 @@ class ComputeContext:
         self._ddp: DistributedDataParallel | None = None
 
     def share_gradients_of(self, module: nn.Module, *, all_learn: bool) -> ComputeContext:
-        """Return a scope in which all processes get the mean gradients of `module`: the policy, or a part of it.
-
-        Args:
-            module: its parameters that need a gradient take part.
-            all_learn: whether every one of them gets a gradient in every pass.
+        """Return a context in which all processes get the mean gradients of `module`; `all_learn` says that each pass has
+        all.
         """
         from torch.nn.parallel import DistributedDataParallel
 
@@ -76,10 +68,8 @@ class ComputeContext:
 
     @contextmanager
     def gradients(self, *, shared: bool) -> Iterator[None]:
-        """Around forward and backward of one pass of several: gradients need to be shared in the last one alone.
-
-        FSDP2 shares them in every pass, or it would have to keep all of them, not its part.
-        """
+        """Around forward and backward of one pass of several: gradients need to be shared in the last one alone."""
+        # FSDP2 shares them in every pass, or it would have to keep all of them, not its part.
         with nullcontext() if shared or self._ddp is None else self._ddp.no_sync():
             yield
 

@@ -93,11 +93,7 @@ _TRAINED_FROM_NOTHING: Final = ("tiny", "playtable-small")
 
 
 def recipe_for(name: str, history: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe of a preset: the paper's for the large ones.
-
-    Args:
-        history: what the initial checkpoint says of its training, and of that of its own initial checkpoint.
-    """
+    """Return the recipe of a preset, by what its initial checkpoint says of its training and of its own initial one."""
     if name not in _TRAINED_FROM_NOTHING:
         return _PAPER
     while history is not None:
@@ -288,13 +284,7 @@ class TrainConfig(RunConfig):
 
 
 def change_policy(policy: PolicyConfig, **changes: object) -> PolicyConfig:
-    """Return `policy` with the changes that are not None, checked again.
-
-    `head` may be a kind ("gpt"): then it is a head about the size of the present one.
-
-    Raises:
-        ConfigError: a value is out of range or two contradict each other.
-    """
+    """Return `policy` with the changes that are not None; `head` may be a kind ("gpt"), of the present size."""
     changed = {name: value for name, value in changes.items() if value is not None}
     if isinstance(kind := changed.get("head"), str):
         changed["head"] = head_of_kind(kind, policy.head)

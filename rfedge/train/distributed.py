@@ -61,14 +61,11 @@ class Processes:
         return [slice(bounds[part], bounds[part + 1]) for part in range(first, first + accumulate)]
 
     def shares(self, items: Sequence[T], size: int) -> Iterator[tuple[Sequence[T], bool]]:
-        """Yield this process's part of every `size` items, and whether it counts.
-
-        All processes get as many parts, so that all compute as often; one for whom nothing is left gets an item that it
-        must not count.
-        """
+        """Yield this process's part of every `size` items, and whether it counts."""
         for first in range(0, len(items), size):
             batch = items[first : first + size]
             (part,) = self.parts(len(batch))
+            # All must compute as often: a process for which nothing is left gets an item that it does not count.
             yield (batch[part], True) if batch[part] else (batch[:1], False)
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
@@ -110,10 +107,7 @@ class Processes:
 
     @contextmanager
     def rank0_first(self) -> Iterator[None]:
-        """Let the first process do something that is done once (build a cache), then one of each machine, then the others.
-
-        What fails in one process does not stop the next ones: they meet the same error.
-        """
+        """Let the first process do what is done once (build a cache), then one of each machine, then the others."""
         if self._store is None:
             yield
             return
@@ -123,28 +117,21 @@ class Processes:
             time.sleep(_POLL_S)  # not in the store's own wait, which no signal ends
         try:
             yield
-        finally:
+        finally:  # what fails in one process does not stop the next ones: they meet the same error
             if self.is_first:
                 self._store.set(f"{turn}/first", "done")
             if self.local_rank == 0:
                 self._store.set(f"{turn}/machine-{machine}", "done")
 
     def seed_dropout(self, seed: int, step: int) -> None:
-        """Give each process its own random numbers for `step`, so that no two windows of a batch get the same mask.
-
-        They depend on nothing before, so a run that is resumed by as many processes repeats them. One process alone goes
-        on with one stream, which its training states hold.
-        """
+        """Give each process its own random numbers for `step`, so that no two windows of a batch get the same mask."""
+        # From the step alone, so a resumed run repeats them. One process goes on with one stream, which its states hold.
         if self.world_size > 1:
             torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank, _DROPOUT_STREAM]).generate_state(1)[0]))
 
     @contextmanager
     def translate_peer_failure(self) -> Iterator[None]:
-        """Turn what the survivors of a lost process get to see into one sentence.
-
-        Raises:
-            BackendUnavailableError: another process of the run is gone.
-        """
+        """Turn what the survivors of a lost process get to see into one sentence."""
         try:
             yield
         except RuntimeError as error:
@@ -214,12 +201,10 @@ def join(device: str) -> Iterator[Processes]:
 
 
 def _of_this_start(store: Store) -> Store:
-    """Keep apart what processes tell each other before and after a restart, over which torchrun keeps its store.
-
-    Or a process that was started again would look for the others where they were before.
-    """
+    """Keep apart what processes write before and after a restart, over which torchrun keeps its store."""
     from torch._C._distributed_c10d import PrefixStore
 
+    # Or a process that was started again would look for the others where they were before.
     start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{os.environ['WORLD_SIZE']}"
     return PrefixStore(f"rfedge/start-{start}", store)
 

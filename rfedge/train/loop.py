@@ -269,13 +269,7 @@ class _Run(TrainingRun):
         return [partial(self._of_windows, part, batch.num_actions, forward) for part in batch.parts]
 
     def _of_windows(self, part: B, num_actions: int, forward: Callable[[B], tuple[torch.Tensor, ...]]) -> torch.Tensor:
-        """Return the loss of some windows, as their part in the mean over all `num_actions` of the batch.
-
-        `loss` in the metrics is this alone, with and without image-text pairs; the norm is of the sum's gradient.
-
-        Args:
-            forward: returns pose and gripper logit, and where there is a task probe its loss.
-        """
+        """Return the loss of some windows, as their part in the mean over all `num_actions` of the batch."""
         acted = forward(part)
         losses = self._compare(part, acted, num_actions)
         for name, value in zip(_WINDOW_METRICS, losses, strict=True):

@@ -35,17 +35,9 @@ def policy_loss(
     gripper_weight: float,
     num_actions: int | None = None,
 ) -> LossParts:
-    """Compare predictions with labels where `mask` is true.
+    """Compare pose (B, W, K, 6) and gripper logit (B, W, K) with actions (B, W, K, 7) where `mask` (B, W, K) is true.
 
-    Args:
-        pose: float (B, W, K, 6) in [-1, 1].
-        gripper_logit: float (B, W, K); positive means open.
-        actions: float (B, W, K, 7), gripper -1 or 1.
-        mask: bool (B, W, K), true on recorded actions.
-        kind: "huber" (delta 1) or "mse".
-        gripper_weight: factor of the gripper term.
-        num_actions: recorded actions of the whole batch where this is a part of it: what is returned then adds up, over
-            all parts, to what the whole has. Without it, those of `mask`, at least one.
+    `num_actions` are the recorded actions of a whole batch of which this is a part: the parts add up to its mean.
     """
     regression = functional.huber_loss if kind == "huber" else functional.mse_loss
     is_open = (actions[..., POSE_SIZE] > 0).to(gripper_logit.dtype)

@@ -23,12 +23,8 @@ class MetricsWriter(Protocol):
 
 @contextmanager
 def open_metrics(output: Path, *, resumed_step: int) -> Iterator[MetricsWriter]:
-    """Yield a writer of rows `{"step": ..., name: value, ...}`.
-
-    Rows after `resumed_step`, written by a part of the run that was lost, are dropped first; 0 drops all.
-
-    Raises:
-        BackendUnavailableError: TensorBoard is not installed.
+    """Yield a writer of rows `{"step": ..., name: value, ...}`; rows after `resumed_step` are dropped first, and 0 drops
+    all.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -77,10 +77,7 @@ def checkpoint_metadata(
     num_processes: int,
     history: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what a checkpoint's config.json says of its training, as JSON values, without where files lay.
-
-    `history` is what the initial checkpoint says of its own; it becomes "initial".
-    """
+    """Return what a checkpoint's config.json says of its training, as JSON values; `history` is its initial checkpoint's."""
     segments = sources.training.segments
     return {
         "rfedge_version": rfedge.__version__,

@@ -66,12 +66,7 @@ class TrainingRun(ABC):
         """Return metrics of what was held out; an empty dict when nothing was."""
 
     def train(self) -> dict[str, float]:
-        """Run the steps that are left; return the last measurement.
-
-        Raises:
-            ArtifactError: the state to go on from is damaged, or the disk has no room for checkpoint and states.
-            GateError: a loss or its gradient is not finite; the last good weights are saved.
-        """
+        """Run the steps that are left; return the last measurement."""
         raise_together(self.processes, self._check_room)
         if self.resumed is not None:
             load_moments(self.resumed, self.learner, self.optimizer)
@@ -125,12 +120,8 @@ class TrainingRun(ABC):
     def step(
         self, scope: ComputeContext, passes: Sequence[Pass], num_frames: int, *, unlearned: Iterable[Pass] = ()
     ) -> None:
-        """Take one optimizer step over the sum of `passes`, write its metrics, and do whatever is due after it.
-
-        Args:
-            scope: where the passes run, one after the other, so that only one graph is held.
-            num_frames: of this process, for the metrics.
-            unlearned: passes that are measured alone.
+        """Take one optimizer step over the sum of `passes`, write its metrics, and do whatever is due; `unlearned` are only
+        measured.
         """
         state, config = self.state, self.config
         started = time.perf_counter()
@@ -173,13 +164,10 @@ class TrainingRun(ABC):
             self.save()
 
     def descend(self) -> float:
-        """Clip the norm of all gradients, take a step, and return the norm before.
-
-        A step whose gradients are not finite is left out, so that the weights stay those of the last good one; in fp16 it is
-        part of the search for a scale, which is halved.
-        """
+        """Clip the norm of all gradients, take a step where they are finite, and return the norm before."""
         self.scaler.unscale_(self.optimizer)
         norm = float(full_tensor(clip_grad_norm_(self.trained, self.config.gradient_clip)))
+        # In fp16 an overflow is part of the search for a scale, and the scaler leaves the step out itself.
         if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
             self.scaler.update()

@@ -12,12 +12,9 @@ _LONGEST_WARMUP_SHARE: Final = 0.1
 
 
 def learning_rate_factor(kind: ScheduleKind, *, step: int, warmup_steps: int, progress: float) -> float:
-    """Return the factor of the peak learning rate for `step` (from 0).
+    """Return the factor of the peak learning rate for `step` (from 0); `progress` is the share of the run that is done.
 
-    Args:
-        kind: "constant" or "cosine".
-        warmup_steps: length of the warm-up; it ends at a tenth of the run at the latest.
-        progress: share of the run that is done, 0 to 1; of steps, or of time when time is what ends the run.
+    The warm-up ends at a tenth of the run at the latest.
 
     >>> [round(learning_rate_factor("cosine", step=s, warmup_steps=4, progress=s / 50), 2) for s in (0, 1, 4, 25, 50)]
     [0.25, 0.5, 0.98, 0.5, 0.0]

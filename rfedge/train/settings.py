@@ -14,12 +14,7 @@ from rfedge.train.distributed import Processes
 
 
 def open_device(name: str) -> torch.device:
-    """Return the device of that name.
-
-    Raises:
-        ConfigError: no such name.
-        BackendUnavailableError: the device is not on this machine.
-    """
+    """Return the device of that name."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -48,14 +43,11 @@ def torch_settings(config: RunConfig, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def plain_attention(*, when: bool) -> Iterator[None]:
-    """Let attention be three MatMuls where `when`.
-
-    PyTorch's fused one for CPUs goes back in bf16 an order of magnitude slower than the MatMuls it saves, at the few dozen
-    tokens of these policies; a pre-training step takes a fifth less without it.
-    """
+    """Let attention be three MatMuls where `when`."""
     if not when:
         yield
         return
+    # Backwards in bf16, PyTorch's fused attention for CPUs is ten times slower than these MatMuls, at a few dozen tokens.
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(enabled=True)  # of all devices, whatever its name says
     try:

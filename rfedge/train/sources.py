@@ -66,16 +66,7 @@ class Start:
 
 
 def start_policy(config: RunConfig, *, keep_untrained_head: bool = False) -> Start:
-    """Return random weights sampled from the seed, or those of the initial checkpoint.
-
-    A checkpoint may be trained on with another head, more actions a chunk, older frames or proprioception: the weights of
-    the head (or of its last layers alone) and of the new parts are then sampled from the seed, all others kept. So is the
-    word embedding for a tokenizer that is learnt anew.
-
-    Raises:
-        ArtifactError: the initial checkpoint is damaged.
-        ConfigError: its GPT head was trained on windows of another length.
-    """
+    """Return weights initialised from the seed, or those of the initial checkpoint where it has them in this shape."""
     policy = build_policy(config.policy, config.seed)
     names = frozenset(name for name, _ in policy.named_parameters())
     if config.initial_checkpoint is None:
@@ -92,6 +83,7 @@ def start_policy(config: RunConfig, *, keep_untrained_head: bool = False) -> Sta
     shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
     is_trained = keep_untrained_head or not loaded.metadata.get(HEAD_IS_UNTRAINED)
     keeps_head = before.head.kind == config.policy.head.kind and is_trained
+    # Other heads, older frames, proprioception, and the words of a tokenizer that is learnt anew begin from the seed.
     kept = {
         name: tensor
         for name, tensor in loaded.policy.state_dict().items()
@@ -106,12 +98,7 @@ def start_policy(config: RunConfig, *, keep_untrained_head: bool = False) -> Sta
 
 @torch.no_grad()
 def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: TrainConfig, device: torch.device) -> None:
-    """Give the head of a policy without trained weights features of mean 0 and, together, deviation 1.
-
-    The statistics of evenly spread training windows are folded into the first LSTM layer. Without it the constant part
-    of a feature (a maximum over tokens is far from zero) drowns what changes from frame to frame: 100 steps on
-    PlayTable taught nothing, docs/log.md.
-    """
+    """Give the head of a policy without trained weights features of mean 0 and, together, deviation 1."""
     features = []
     for number in sources.training.spread(_NUM_STATISTICS_WINDOWS):
         batch = batch_tensors(sources.training, sources.cache, sources.table, [number]).to(device)
@@ -127,6 +114,7 @@ def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: Tr
     # One deviation for all numbers of a feature: one that hardly changes now would be blown up, and with it every step
     # that the backbone takes later.
     deviation = stacked.var(dim=0).mean().sqrt()
+    # Or the constant part of a feature (a maximum over tokens) drowns what changes from frame to frame, see docs/log.md.
     policy.head.standardise_input(stacked.mean(dim=0), deviation.expand(stacked.shape[1]))
 
 
@@ -141,16 +129,8 @@ def open_training_data(
     single_frames: bool = False,
     other_words: Iterable[str] = (),
 ) -> TrainingData:
-    """Open the dataset and its frame cache.
-
-    Args:
-        tokenizer: None learns one from the instructions, general words and `other_words`.
-        share: see `split_segments`.
-        single_frames: cut into windows of one frame, not into those of the policy.
-
-    Raises:
-        DatasetError: the demonstrations are missing or damaged.
-        ConfigError: instructions are to be sampled, and `grammar` is missing or does not know a task.
+    """Open the dataset and its frame cache, and cut it; without a tokenizer one is learnt from instructions and
+    `other_words`.
     """
     dataset = CalvinDataset.open(config.data)
     grammar = check_grammar(config.instructions, grammar, dataset.segments)

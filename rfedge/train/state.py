@@ -96,14 +96,8 @@ def save_state(
     keep: int,
     processes: Processes,
 ) -> None:
-    """Write `folder/step-NNNNNNN` atomically, then remove all but the newest `keep` states.
-
-    All processes must call it together; the first one writes.
-
-    Args:
-        policy: stored whole, frozen parts included, with whatever learns beside it.
-        optimizer: AdamW over some of its parameters.
-        resume_key: JSON values that a resumed run must repeat.
+    """Write `folder/step-NNNNNNN` atomically, then remove all but the newest `keep` states; all processes must call it
+    together.
     """
     weights = full_weights(policy, processes)
     tensors = {_RNG: torch.get_rng_state()}
@@ -129,16 +123,8 @@ def save_state(
 def resume_weights(
     output: Path, learner: nn.Module, resume_key: dict[str, Any], *, resume: bool, processes: Processes
 ) -> tuple[Progress, Path | None]:
-    """Put the weights of the newest state in `output`, as the first process sees it, into `learner`, which must be whole.
-
-    Without `resume` everything that an earlier run wrote to go on from is forgotten, unless torchrun has restarted this one.
-
-    Returns:
-        Where the run stands, and the state for `load_moments`; None where it begins.
-
-    Raises:
-        ConfigError: an option differs from the one the run was started with; the text names it.
-        ArtifactError: the state is damaged or of another policy.
+    """Load the newest state in `output` into `learner`, which must be whole; return where the run stands, and the state's
+    folder.
     """
     folder = output / STATE_FOLDER
     if processes.is_first and not (resume or processes.restarted):
@@ -191,11 +177,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def load_moments(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the rest of the state `path` into `optimizer`, whose parameters may be spread, and PyTorch's random state.
-
-    Raises:
-        ArtifactError: the file is damaged.
-    """
+    """Put the rest of the state `path` into `optimizer`, whose parameters may be spread, and PyTorch's random state."""
     try:
         tensors = load_file(path / _OPTIMIZER)
         torch.set_rng_state(tensors.pop(_RNG))

@@ -42,12 +42,7 @@ def freeze(policy: RoboFlamingo, scheme: TrainableScheme) -> list[tuple[str, nn.
 
 
 def reinit_vl_layers(policy: RoboFlamingo, seed: int) -> None:
-    """Replace the weights that vision-language pre-training made by random ones sampled from `seed`.
-
-    These are the resamplers and every gated cross-attention, whose gates start at `decoder.gate_init`. Vision tower,
-    decoder, embedding and head keep theirs, and the caller's random state is not touched. Source: "No VL Pretrain" of
-    RoboFlamingo's Fig. 3b.
-    """
+    """Re-initialise resamplers and gated cross-attention from `seed`: "No VL Pretrain" of RoboFlamingo's Fig. 3b."""
     config, backbone = policy.config, policy.backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -63,10 +58,8 @@ def reinit_vl_layers(policy: RoboFlamingo, seed: int) -> None:
 def optimizer_groups(
     trained: list[tuple[str, nn.Parameter]], *, weight_decay: float, head_rate: float
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups, each with its `rate_factor` of the learning rate.
-
-    Only the matrices of the gated cross-attention decay, not its gates, norms and biases; the head learns at
-    `head_rate` times the rate of everything before it.
+    """Return AdamW's groups, each with its `rate_factor`: only matrices of the gated cross-attention decay, the head has
+    `head_rate`.
     """
     head = [parameter for name, parameter in trained if _is_head(name)]
     decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
@@ -80,13 +73,8 @@ def optimizer_groups(
 
 
 def make_optimizer(config: TrainConfig, trained: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """Return AdamW in 32 bits, or with its moments in 8 (bitsandbytes).
-
-    Two moments in 32 bits cost twice the weights that learn; in 8 bits, with a scale for every 256 numbers, half of them.
-    Source: Dettmers et al., 8-bit Optimizers via Block-wise Quantization (2022).
-
-    Raises:
-        BackendUnavailableError: bitsandbytes is not installed or does not load.
+    """Return AdamW in 32 bits, or with its moments in 8 (Dettmers et al., 8-bit Optimizers via Block-wise Quantization,
+    2022).
     """
     groups = optimizer_groups(trained, weight_decay=config.weight_decay, head_rate=config.head_rate)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else import_bitsandbytes().optim.AdamW8bit

@@ -32,11 +32,7 @@ def find_record(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def read_conventions(folder: Path) -> Conventions:
-    """Return the control rate and camera geometry of a split: CALVIN's 30 Hz and square cameras where no record says more.
-
-    Raises:
-        DatasetError: a record says something that is neither.
-    """
+    """Return control rate and camera geometry of a split, CALVIN's 30 Hz and square cameras where no record says more."""
     conversion, collection = find_record(folder, CONVERSION_RECORD), find_record(folder, COLLECTION_RECORD)
     if conversion is not None:
         options = conversion.get("options")

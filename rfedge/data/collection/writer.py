@@ -32,17 +32,7 @@ _EMBEDDING_SIZE: Final = 384
 
 
 def write_episode(folder: Path, first: int, frames: Mapping[str, Array]) -> int:
-    """Check an episode and write its frames as `first`, `first + 1`, ...
-
-    Args:
-        frames: arrays of `rfedge.data.frames` stacked over T frames on axis 0.
-
-    Returns:
-        T, the number of frames written.
-
-    Raises:
-        DatasetError: an array is missing, has another shape or dtype, is not finite or is out of range.
-    """
+    """Check an episode, arrays stacked over T frames, write it as frames `first`, `first + 1`, ..., and return T."""
     subject = f"episode at frame {first}"
     missing = [key for key in FRAME_KEYS if key not in frames]
     if missing:
@@ -73,13 +63,8 @@ def write_index(
 ) -> None:
     """Write the index files of a split whose frames are all there; each appears whole or not at all.
 
-    CALVIN's sentence embeddings are filled with zeros: this package conditions on tokens and computes none.
-
-    Args:
-        segments: the language segments, in the order of the annotation file.
-        scene: letter of the one scene, or for each letter the first and last frame recorded in it; None when it is not
-            known, which leaves out scene_info.npy.
-        episodes: first and last frame of each rollout; None when every segment is one.
+    `scene` is its letter, or letter -> first and last frame, or None where it is unknown; without `episodes` each segment is
+    one.
     """
     bounds = np.array(episodes or [(segment.start, segment.end) for segment in segments], dtype=np.int64)
     if isinstance(scene, str):

@@ -80,11 +80,7 @@ _LAYOUTS: Final[dict[str, Layout]] = {
 
 
 class Hdf5Source:
-    """One file, or all files of a folder, open for reading; see `records.Source`.
-
-    Raises:
-        DatasetError: there is no such file, it is damaged, or it holds no demonstration.
-    """
+    """One file, or all files of a folder, open for reading; see `records.Source`."""
 
     def __init__(self, path: Path, options: ConversionOptions) -> None:
         self._options = options
@@ -148,11 +144,7 @@ class Hdf5Source:
         return []
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:
-        """Read demonstration `index`, in the order of files and numbers.
-
-        Raises:
-            DatasetError: it is damaged or lacks a field.
-        """
+        """Read demonstration `index`, in the order of files and numbers."""
         path, name = self._demos[index]
         if self._open_file is None or self._open_file[0] != path:
             self.close()

@@ -39,11 +39,7 @@ _STAMP_TOLERANCE: Final = 0.5
 
 
 class LeRobotSource:
-    """A dataset root, open for reading; see `records.Source`.
-
-    Raises:
-        DatasetError: it is no LeRobot dataset of version 3, or its record cannot be read.
-    """
+    """A dataset root, open for reading; see `records.Source`."""
 
     def __init__(self, path: Path, options: ConversionOptions) -> None:
         self._root = path
@@ -120,11 +116,7 @@ class LeRobotSource:
         return notes
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:
-        """Read episode `index` in the order of the record, with or without its images.
-
-        Raises:
-            DatasetError: it is damaged or shorter than its record says.
-        """
+        """Read episode `index` in the order of the record, with or without its images."""
         episode = self._episodes[index]
         number = int(episode["episode_index"])
         subject = f"episode {number}"

@@ -20,11 +20,7 @@ _EPISODE_COLUMNS: Final = ("episode_index", "length", "data/chunk_index", "data/
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Return meta/info.json below the dataset's root `path`.
-
-    Raises:
-        DatasetError: it is no LeRobot dataset of version 3.
-    """
+    """Return meta/info.json below the dataset's root `path`."""
     if not (path / INFO).is_file():
         raise DatasetError(
             f"source {path}", got=f"no {INFO}", expected="the root of a LeRobot dataset", remedy="Check the path."
@@ -51,14 +47,7 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def read_episodes(path: Path, videos: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the rows of meta/episodes by number, without the statistics.
-
-    Args:
-        videos: cameras whose place in their files must be there too.
-
-    Raises:
-        DatasetError: there are none, a file is damaged or lacks a column; the text names all that are missing.
-    """
+    """Return the rows of meta/episodes by number, without the statistics, with the place of each of `videos`."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -83,11 +72,7 @@ def read_episodes(path: Path, videos: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def read_sentences(path: Path) -> dict[int, str]:
-    """Return meta/tasks.parquet as number -> sentence: the column `task`, or the text that indexes the data frame.
-
-    Raises:
-        DatasetError: the file is missing or damaged, has neither, or one number with two sentences.
-    """
+    """Return meta/tasks.parquet as number -> sentence: the column `task`, or the text that indexes the data frame."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -129,11 +114,7 @@ def _index_columns(metadata: Mapping[bytes, bytes] | None) -> list[str]:
 
 
 class RowTables:
-    """The rows of episodes, read file by file.
-
-    Args:
-        template: `data_path` of meta/info.json, or None for the usual one.
-    """
+    """The rows of episodes, read file by file; `template` is `data_path` of meta/info.json, or None for the usual one."""
 
     def __init__(self, path: Path, template: str | None) -> None:
         self._root = path
@@ -143,14 +124,8 @@ class RowTables:
         self.moved: dict[int, tuple[Path, Path]] = {}
 
     def read(self, episode: Mapping[str, Any], columns: Sequence[str], *, whole_file: bool) -> tuple[Path, Any]:
-        """Return the file and the rows of one episode, in the order of its frames.
-
-        Args:
-            columns: what is wanted beside the frames' own numbers; a column that is not there is a fault.
-            whole_file: keep all rows of the file for the next call; for small columns.
-
-        Raises:
-            DatasetError: a file or column is missing or damaged, or the rows are not the episode's frames.
+        """Return the file and the rows of one episode by frame; with `whole_file` the file stays in memory for the next
+        call.
         """
         number = int(episode["episode_index"])
         file = self._find(episode)

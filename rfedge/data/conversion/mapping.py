@@ -57,11 +57,7 @@ class MappedEpisode:
 
 
 def map_episode(episode: SourceEpisode, layout: Layout, options: ConversionOptions, old_hz: float) -> MappedEpisode:
-    """Map one episode; images that it does not have are black.
-
-    Raises:
-        DatasetError: it is of another robot, lacks a field, or its actions do not fit the stated convention.
-    """
+    """Map one episode; images that it does not have are black."""
     times = frame_times(episode.num_frames, old_hz, options.fps or old_hz)
     state = source_state(episode, options)
     motion = source_motion(episode, layout, options, state)
@@ -95,11 +91,7 @@ def map_episode(episode: SourceEpisode, layout: Layout, options: ConversionOptio
 
 
 def source_state(episode: SourceEpisode, options: ConversionOptions) -> SourceState:
-    """Return pose, width and joints as measured, whatever their form in the source.
-
-    Raises:
-        DatasetError: a part is missing, of another size or not finite.
-    """
+    """Return pose, width and joints as measured, whatever their form in the source."""
     values = episode.values
     if "state" in values:
         if values["state"].shape[1] != STATE_SIZE:
@@ -129,11 +121,7 @@ def source_state(episode: SourceEpisode, options: ConversionOptions) -> SourceSt
 
 
 def source_motion(episode: SourceEpisode, layout: Layout, options: ConversionOptions, state: SourceState) -> Motion:
-    """Return what the actions ask for in metres and radians of Euler angles, whatever their form in the source.
-
-    Raises:
-        DatasetError: there are none, of another size, not finite, or not of the stated convention.
-    """
+    """Return what the actions ask for in metres and radians of Euler angles, whatever their form in the source."""
     commands = _actions(episode)
     gripper = _gripper(episode, commands[:, -1], options.gripper or layout.gripper)
     rotation = options.rotation or layout.rotation

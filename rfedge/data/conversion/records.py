@@ -74,11 +74,7 @@ class Source(Protocol):
 
 
 def select_elements(subject: str, source: FieldSource, array: Array) -> npt.NDArray[np.float64]:
-    """Return the elements of (T,) or (T, n) numbers that `source` names, as float64 (T, m).
-
-    Raises:
-        DatasetError: the array holds something else, or fewer elements.
-    """
+    """Return the elements of (T,) or (T, n) numbers that `source` names, as float64 (T, m)."""
     numbers = np.asarray(array)
     if numbers.ndim == 1:
         numbers = numbers[:, None]

@@ -75,10 +75,7 @@ def _wrong_frame(positions_m: Float64Array) -> list[DatasetError]:
 
 
 def raise_all(subject: str, faults: Sequence[RfedgeError]) -> None:
-    """Raise all of `faults` as one error on one line; one alone as it is; nothing when there are none.
-
-    Those that differ in numbers alone are counted, not repeated.
-    """
+    """Raise all of `faults` as one error; those that differ in numbers alone are counted."""
     kinds: dict[str, list[RfedgeError]] = {}
     for fault in faults:
         kinds.setdefault(re.sub(r"\d+", "#", str(fault)), []).append(fault)

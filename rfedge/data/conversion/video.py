@@ -15,11 +15,7 @@ from rfedge.errors import DatasetError
 
 
 class VideoFrames:
-    """One open video file.
-
-    Raises:
-        DatasetError: the file is missing or damaged.
-    """
+    """One open video file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,11 +24,7 @@ class VideoFrames:
         self._open()
 
     def at(self, index: int) -> Array:
-        """Return frame `index` as uint8 (height, width, 3) RGB; cheap when indices only grow.
-
-        Raises:
-            DatasetError: there is none, or it cannot be decoded.
-        """
+        """Return frame `index` as uint8 (height, width, 3) RGB; cheap when indices only grow."""
         import av
 
         try:
@@ -61,11 +53,7 @@ class VideoFrames:
 
 
 def count_frames(path: Path) -> int:
-    """Return how many frames a video has, from its header where that tells, and decode its end to see that it is there.
-
-    Raises:
-        DatasetError: the file is missing, cut short or damaged.
-    """
+    """Return how many frames a video has, from its header where that tells, and decode its end to see that it is there."""
     import av
 
     container, stream = _open_video(path)

@@ -43,11 +43,7 @@ class GripFit:
 
 
 class GripSums:
-    """Sums over any number of runs of consecutive frames.
-
-    Args:
-        frequency_hz: of the frames.
-    """
+    """Sums over any number of runs of consecutive frames."""
 
     def __init__(self, frequency_hz: float) -> None:
         self._num_lags = max(round(frequency_hz * _LONGEST_LAG_S), 1) + 1

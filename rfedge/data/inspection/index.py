@@ -88,10 +88,7 @@ def _run_finding(first: int, last: int) -> Finding:
 
 
 def check_scenes(existing: Int64Array, scenes: Sequence[SceneFrames]) -> list[Finding]:
-    """List scenes that share frames, and frames that belong to none although there is a scene file.
-
-    CALVIN's first release of D, ABC and ABCD had wrong scene files; its changelog says where the mended ones are.
-    """
+    """List scenes that share frames, and frames that belong to none although there is a scene file."""
     findings = []
     for before, after in itertools.pairwise(scenes):
         if before.last is not None and after.first <= before.last:
@@ -125,13 +122,8 @@ def check_embeddings(path: Path, num_segments: int) -> list[Finding]:
 
 
 def parse_statistics(path: Path) -> tuple[dict[str, Any], list[Finding]]:
-    """Read statistics.yaml.
-
-    Returns:
-        per modality its "mean" and "std" and per action bound its values, as float64 arrays; and what is wrong with it.
-
-    Raises:
-        ModuleNotFoundError: PyYAML is not installed.
+    """Read statistics.yaml: per modality its "mean" and "std" and per action bound its values, float64; and what is wrong
+    with it.
     """
     import yaml
 

@@ -64,11 +64,7 @@ class MotionFit:
 
 
 class MotionSums:
-    """Sums of products of commanded and measured motion over any number of episodes.
-
-    Args:
-        frequency_hz: of the frames.
-    """
+    """Sums of products of commanded and measured motion over any number of episodes."""
 
     def __init__(self, frequency_hz: float) -> None:
         self._window = max(round(frequency_hz * _WINDOW_S), 1)
@@ -80,12 +76,8 @@ class MotionSums:
         self._asked = np.zeros(6)
 
     def add(self, commanded: Float64Array, measured: Float64Array, valid: npt.NDArray[np.bool_] | None = None) -> None:
-        """Add one run of consecutive frames.
-
-        Args:
-            commanded: (T, 6) motion that the action of each frame asks for, m and rad.
-            measured: (T, 6) motion from each frame to the next, in the same units.
-            valid: (T,) frames that count; the others leave out every window with them. None for all.
+        """Add consecutive frames: commanded and measured motion (T, 6) in m and rad; no window with a frame outside `valid`
+        (T,) counts.
         """
         total = len(measured)
         self._moved += np.abs(measured).sum(axis=0)

@@ -39,11 +39,7 @@ class RunRules:
 
 
 class RunChecks:
-    """Gathers frames into runs of consecutive numbers within an episode.
-
-    Args:
-        starts: first frames of episodes: a run ends before each.
-    """
+    """Gathers frames into runs of consecutive numbers; a run ends before each of `starts`, the first frames of episodes."""
 
     def __init__(self, rules: RunRules, starts: Iterable[int]) -> None:
         self._rules = rules

@@ -56,10 +56,7 @@ def project_static(points_m: Floats) -> Floats:
 
 
 def project_gripper(points_m: Floats, tcp_pose: Floats) -> Floats:
-    """World points (N, L, 3) -> (N, L, 2) in the picture of the camera on a hand whose tcp is at `tcp_pose` (N, 6).
-
-    The pose is xyz in m and fixed-axis euler xyz in rad; a point behind the camera is NaN.
-    """
+    """World points (N, L, 3) -> (N, L, 2) in the picture of the hand at `tcp_pose` (N, 6), m and rad; NaN behind it."""
     hand = _rotations(tcp_pose[:, 3:6])
     from_tcp = (points_m - tcp_pose[:, None, :3]) @ hand  # into the frame of the hand
     from_tcp[..., 2] += _TCP_BEYOND_HAND_M

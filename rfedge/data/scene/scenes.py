@@ -47,11 +47,7 @@ class SceneFrames:
 
 
 def read_scenes(folder: Path) -> tuple[SceneFrames, ...]:
-    """Return the scenes of a split by first frame; empty when the split does not say.
-
-    Raises:
-        DatasetError: scene_info.npy is damaged or holds something else.
-    """
+    """Return the scenes of a split by first frame; empty when the split does not say."""
     path = folder / SCENE_INFO_FILE
     if not path.is_file():
         configured = _configured_scene(folder)
@@ -75,10 +71,8 @@ def read_scenes(folder: Path) -> tuple[SceneFrames, ...]:
 
 
 def contradicted_by(folder: Path, scenes: tuple[SceneFrames, ...]) -> str | None:
-    """Return the scene that the recorded configuration of a split of one scene names, if it is another one, else None.
-
-    The configuration of a split of several scenes is that of one recording among them, or of the evaluation.
-    """
+    """Return the scene that the recorded configuration of a split of one scene names, if it is another one, else None."""
+    # Of several scenes, the configuration is that of one recording among them, or of the evaluation.
     configured, named = _configured_scene(folder), {scene.scene for scene in scenes}
     return configured if configured is not None and len(named) == 1 and configured not in named else None
 

@@ -27,18 +27,10 @@ _READ_BYTES: Final = 1 << 18
 
 
 class SimulatorProcess:
-    """One child process that answers one request at a time over pipes.
-
-    A request that fails, is late or is not answered in the protocol ends the process: its state is unknown. The child
-    also ends with `close`, when this object is collected, and when this process ends, because its input then ends.
-    """
+    """One child process that answers one request at a time over pipes; any failure ends it, because its state is unknown."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start `command`.
-
-        Raises:
-            BackendUnavailableError: its interpreter does not exist or cannot be started.
-        """
+        """Start `command`."""
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         try:
             # A session of its own: Ctrl-C reaches this process alone, which then closes the simulator.
@@ -51,6 +43,7 @@ class SimulatorProcess:
             remedy = f"Pass python= or set RFEDGE_CALVIN_PYTHON. {_REMEDY}"
             got = f"{command[0]!r} ({error.strerror or error})"
             raise BackendUnavailableError(_SUBJECT, got=got, expected=expected, remedy=remedy) from error
+        # The child also ends when this process does: its input then ends.
         self._finalizer = weakref.finalize(self, _stop, self._process, self._log, os.getpid())
 
     @property
@@ -59,12 +52,7 @@ class SimulatorProcess:
         return self._process.pid
 
     def request(self, header: Header, arrays: Arrays | None = None, *, timeout_s: float) -> tuple[Header, Arrays]:
-        """Send one request and return the reply's header and arrays.
-
-        Raises:
-            BackendUnavailableError: the process is closed, has died, reports an error, says something that is not the
-                protocol, or does not answer within `timeout_s` seconds.
-        """
+        """Send one request and return the reply's header and arrays."""
         method = header.get("method")
         if not self._finalizer.alive:
             raise self._failure("a closed one", "an open environment", "Make a new one.")

@@ -63,20 +63,8 @@ class CalvinEnvironment(Environment):
         start_timeout_s: float = 120.0,
         call_timeout_s: float = 60.0,
     ) -> None:
-        """Start the simulator and build the scene.
-
-        Args:
-            scene: "A" to "D".
-            seed: decides the block poses of every `reset()` without arguments.
-            render: False leaves out the cameras; `observe`, `reset` and `step` then raise, `restore` and `advance` work.
-            python: an interpreter that has calvin_env; None takes the variable `RFEDGE_CALVIN_PYTHON`, or else the
-                running interpreter.
-            renderer: see `rfedge.envs.looks`.
-            start_timeout_s, call_timeout_s: the longest that building and every later call may take.
-
-        Raises:
-            ConfigError: scene, seed or renderer is not possible.
-            BackendUnavailableError: the interpreter, calvin_env or the renderer is missing, or building took too long.
+        """Start the simulator and build the scene; the arguments are those of `PlayTable`, and the longest that calls may
+        take.
         """
         for name, value, known in (("scene", scene, _SCENES), ("renderer", renderer, _RENDERERS)):
             if value not in known:
@@ -103,11 +91,7 @@ class CalvinEnvironment(Environment):
         return dict(self._versions)
 
     def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
-        """Set the state; None means neutral pose and random blocks.
-
-        Raises:
-            ContractError: a state has another shape or is not finite.
-        """
+        """Set the state; None means neutral pose and random blocks."""
         arrays: Arrays = {}
         if robot_obs is not None:
             arrays["robot_obs"] = check_state("robot_obs", robot_obs, ROBOT_STATE_SIZE)
@@ -118,28 +102,16 @@ class CalvinEnvironment(Environment):
         _, self._states = self._call("restore", arrays)
 
     def advance(self, action: Float64Array) -> None:
-        """Run one control step.
-
-        Raises:
-            ContractError: see `rfedge.envs.interface.check_step`.
-        """
+        """Run one control step."""
         _, self._states = self._call("advance", {"action": check_step(action)})
 
     def observe(self) -> Observation:
-        """Render both cameras.
-
-        Raises:
-            ConfigError: the environment was made with render=False.
-        """
+        """Render both cameras."""
         images = self._images(*CAMERAS)
         return Observation(static=images["static"], gripper=images["gripper"], state=self.robot_state(), task=self.task)
 
     def draw_camera(self, camera: Camera) -> UInt8Array:
-        """Render one camera.
-
-        Raises:
-            ConfigError: the environment was made with render=False.
-        """
+        """Render one camera."""
         return self._images(camera)[camera]
 
     def _images(self, *cameras: Camera) -> Arrays:

@@ -26,12 +26,7 @@ _ASK_TIMEOUT_S: Final = 60.0
 
 
 def find_data() -> Path:
-    """Return the folder `data` of calvin_env: in the clone that `RFEDGE_CALVIN_ENV` names, or in the one that the
-    interpreter `RFEDGE_CALVIN_PYTHON` (or the running one) imports.
-
-    Raises:
-        BackendUnavailableError: there is none.
-    """
+    """Return the folder `data` of the calvin_env that `RFEDGE_CALVIN_ENV` names, or that `RFEDGE_CALVIN_PYTHON` imports."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         data, got = Path(folder) / "data", f"{FOLDER_VARIABLE}={folder}"
     else:
@@ -73,11 +68,7 @@ class Visual:
 
 
 def read_visuals(urdf: Path, scale: float = 1.0) -> list[Visual]:
-    """Return what the URDF shows, all lengths multiplied by `scale`.
-
-    Raises:
-        ArtifactError: it is missing or not such a file.
-    """
+    """Return what the URDF shows, all lengths multiplied by `scale`."""
     try:
         root = ET.fromstring(urdf.read_text().strip())
         joints = {_child(joint, "child").attrib["link"]: joint for joint in root.iter("joint")}

@@ -35,11 +35,7 @@ class TriangleMesh:
 
 
 def read_mesh(path: Path) -> list[TriangleMesh]:
-    """Read an .obj, one mesh per material (`usemtl`), or a binary .stl, one mesh with flat normals.
-
-    Raises:
-        ArtifactError: the file is missing or not such a file.
-    """
+    """Read an .obj, one mesh per material (`usemtl`), or a binary .stl, one mesh with flat normals."""
     try:
         return _read_stl(path) if path.suffix.lower() == ".stl" else _read_obj(path)
     except (OSError, ValueError, IndexError, struct.error) as error:
@@ -118,9 +114,8 @@ def _read_textures(path: Path) -> dict[str, Path | None]:
 
 
 def simplify(mesh: TriangleMesh, cell_m: float) -> TriangleMesh:
-    """Merge all vertices within a cube of side `cell_m`, and drop the triangles that this leaves without an area.
-
-    Normals and texture coordinates are merged only where they are alike, so edges and pictures stay sharp.
+    """Merge vertices within cubes of side `cell_m` where normals and texture coordinates are alike; drop triangles without
+    area.
     """
     cells = _groups(np.floor(mesh.positions / cell_m))
     positions = _means(mesh.positions, cells)[cells]

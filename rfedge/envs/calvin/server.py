@@ -64,11 +64,7 @@ def encode(header: Header, arrays: Arrays) -> bytes:
 
 
 def message_lengths(prefix: bytes) -> tuple[int, int]:
-    """Return the lengths of header and payload from the first `PREFIX.size` bytes of a message.
-
-    Raises:
-        ProtocolError: one of them is larger than allowed.
-    """
+    """Return the lengths of header and payload from the first `PREFIX.size` bytes of a message."""
     head_bytes, payload_bytes = PREFIX.unpack(prefix)
     _check_lengths(head_bytes, payload_bytes)
     return head_bytes, payload_bytes
@@ -260,10 +256,8 @@ class Server:
 
 
 def _draw_without_segmentation() -> None:
-    """Let PyBullet leave out the segmentation mask, which calvin_env drops: its pass costs a fifth of a picture.
-
-    calvin_env has no option for it. Both images stay bit for bit the same.
-    """
+    """Let PyBullet leave out the segmentation mask, which calvin_env drops: its pass costs a fifth of a picture."""
+    # calvin_env has no option for it, and both images stay bit for bit the same.
     pybullet: Any = importlib.import_module("pybullet")
     pybullet.getCameraImage = functools.partial(pybullet.getCameraImage, flags=pybullet.ER_NO_SEGMENTATION_MASK)
 

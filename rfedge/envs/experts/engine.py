@@ -140,6 +140,7 @@ class WaypointExpert:
         self._goal_euler = situation.robot_obs[3:6].copy()
         plan = self._script.plan(situation)
         first_m = plan[0].anchor(situation.scene_obs).position_m + np.array(plan[0].offset_m)
+        # Whoever drove before may have done a part of the task: the expert goes on instead of beginning again.
         if self._attempts == 1 and (index := self._joined(plan, situation)) is not None:
             self._plan = plan[index:]
         elif self._script.goes_on(situation):
@@ -149,10 +150,7 @@ class WaypointExpert:
         self._go_to(0, situation)
 
     def _joined(self, plan: tuple[Waypoint, ...], situation: Situation) -> int | None:
-        """Return the waypoint that the arm is on its way to from the one before, with the gripper as it should be.
-
-        Whoever drove before did that much of the task; the expert goes on instead of coming out and beginning again.
-        """
+        """Return the waypoint that the arm is on its way to from the one before, with the gripper as it should be."""
         if situation.held_block() is not None and not self._script.keeps(situation):
             return None
         goal = situation.robot_obs[3:6]
@@ -281,10 +279,8 @@ def _distance_m(point_m: Float64Array, from_m: Float64Array, to_m: Float64Array)
 
 
 def _near(yaw_rad: float, turned_rad: float) -> float:
-    """Return how far a gripper at `yaw_rad` is turned from the neutral one, taking the full turn nearest to `turned_rad`.
-
-    The shortest way between two yaws may lead over a limit of the wrist; over the neutral yaw it never does.
-    """
+    """Return how far a gripper at `yaw_rad` is turned from the neutral one, taking the full turn nearest to `turned_rad`."""
+    # The shortest way between two yaws may lead over a limit of the wrist; over the neutral yaw it never does.
     return turned_rad + float(wrap_angle(yaw_rad - POINTING_YAW_RAD - turned_rad))
 
 

@@ -56,11 +56,8 @@ def is_around(situation: Situation, block: str) -> bool:
 
 
 def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> AnchorFinder:
-    """Return an anchor that follows the block and says where the tcp goes and at which yaw to grip it.
-
-    Args:
-        situation: decides the grip; afterwards it stays the same relative to the block.
-        turn_rad: by how much the gripper will be turned with the block in it; the wrist must allow that too.
+    """Return an anchor that follows the block: where the tcp goes, and a yaw from which the wrist can still turn by
+    `turn_rad`.
     """
     layout = situation.layout
     pose = situation.block_pose(block)

@@ -175,11 +175,7 @@ class PlayTable(Environment):
         return Observation(static=static, gripper=gripper, state=self.robot_state(), task=self.task)
 
     def draw_camera(self, camera: Camera) -> UInt8Array:
-        """Render one camera.
-
-        Raises:
-            ConfigError: the environment was made with render=False.
-        """
+        """Render one camera."""
         if self._cameras is None:
             remedy = "Make the environment with render=True, or use restore and advance."
             raise ConfigError("observe", got="render=False", expected="cameras", remedy=remedy)

@@ -234,11 +234,7 @@ GRIPPER_CAMERA_EULER_RAD: Final = (1.3, 0.0, -1.57)
 
 
 def find_layout(scene: str) -> TableLayout:
-    """Return the layout of `scene`.
-
-    Raises:
-        ConfigError: the scene is not one of A to D.
-    """
+    """Return the layout of `scene`."""
     if scene not in LAYOUTS:
         raise ConfigError(
             "scene", got=repr(scene), expected=did_you_mean(scene, LAYOUTS), remedy="Choose one of the four tables."

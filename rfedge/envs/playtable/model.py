@@ -23,12 +23,7 @@ _CODE: Final = tuple(Path(module.__file__ or "") for module in (installation, me
 
 
 def load_model(mujoco: Any, layout: TableLayout, looks: Looks = "playtable") -> Any:
-    """Return the model of one scene.
-
-    Raises:
-        ArtifactError: a file of calvin_env cannot be read.
-        BackendUnavailableError: looks are "calvin" and calvin_env is not installed.
-    """
+    """Return the model of one scene."""
     mjcf = build_mjcf(layout)
     if looks != "calvin":
         model = mujoco.MjModel.from_xml_string(mjcf)

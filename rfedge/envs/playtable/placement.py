@@ -80,15 +80,8 @@ def sample_scene(
 ) -> Float64Array:
     """Return scene_obs (24,) with random block poses.
 
-    Args:
-        surfaces: block name -> one of `SURFACES` or "drawer"; a block that is not named gets one of `SURFACES`.
-        slide_m, drawer_m, switch_m: joint positions of the sliding door, the drawer and the switch.
-        gap_m: smallest distance between two blocks.
-        spots: surface -> (x, y) in m of places near which blocks stand as CALVIN's chains have them; a surface that is not
-            named, and None, has blocks anywhere on it.
-
-    Raises:
-        ConfigError: the blocks do not fit where they were asked to be.
+    `surfaces` names the surface of a block, one of `SURFACES` or "drawer", else it is sampled; `spots` gives (x, y) in m of
+    places on a surface near which blocks stand as in CALVIN's chains.
     """
     scene = np.zeros(SCENE_STATE_SIZE)
     scene[[0, 1, 3]] = slide_m, drawer_m, switch_m

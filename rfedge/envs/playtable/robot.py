@@ -24,7 +24,7 @@ NEUTRAL_ROBOT_OBS: Final = np.concatenate([tcp_pose(NEUTRAL_RAD), [2.0 * FINGER_
 _LAG_S: Final = 0.049
 _MAX_SPEED_RAD_S: Final = 2.0
 _MAX_TORQUE_NM: Final = 200.0
-_MAX_LEAD_RAD: Final = _MAX_TORQUE_NM / ARM_STIFFNESS_NM_RAD
+_MAX_LEAD_RAD: Final = _MAX_TORQUE_NM / ARM_STIFFNESS_NM_RAD  # so hard presses an arm that is blocked
 # Its fingers close by 0.57 of the way within one control step, and grip hard enough for a 1 kg block to follow a full step.
 _FINGER_LAG_S: Final = 0.0395
 _GRIP_FORCE_N: Final = 200.0
@@ -68,22 +68,14 @@ class RobotControl:
         self._target_pose = tcp_pose(data.qpos[self._arm_qpos])
 
     def command(self, data: Any, action: Float64Array) -> None:
-        """Add one relative action (7,) to the target and set the servos.
-
-        Raises:
-            ContractError: see `rfedge.envs.interface.check_step`.
-        """
+        """Add one relative action (7,) to the target and set the servos."""
         action = check_step(action)
         self._target_pose = self._target_pose + _SCALE * action[:POSE_SIZE]
         self._gripper_action = float(action[POSE_SIZE])
         self._joint_target = inverse(self._target_pose, self._joint_target)
 
     def drive(self, data: Any, step_s: float) -> None:
-        """Move the servos' references towards their targets; called before every physics step of `step_s` seconds.
-
-        The references follow with a first-order lag, the arm's at most at 2 rad/s. They never lead the measured joints
-        by more than the servo turns into 200 Nm (arm) or 200 N (finger), which is how hard a blocked one presses.
-        """
+        """Move the servos' references towards their targets; called before every physics step of `step_s` seconds."""
         self._drive_arm(data, step_s)
         self._drive_fingers(data, step_s)
 

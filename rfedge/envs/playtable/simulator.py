@@ -22,11 +22,7 @@ _MAX_GEOMS: Final = 200
 
 
 def load_mujoco() -> Any:
-    """Import MuJoCo, choosing EGL where there is no screen and the user chose nothing.
-
-    Raises:
-        BackendUnavailableError: MuJoCo is not installed, or its OpenGL library is missing.
-    """
+    """Import MuJoCo, choosing EGL where there is no screen and the user chose nothing."""
     # MuJoCo reads this variable once, while it is imported: set later, it would only hide the cause of an error.
     is_free = "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules
     if is_free and sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):

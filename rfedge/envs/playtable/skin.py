@@ -44,11 +44,7 @@ _SHADOW_MAP_HALF_M: Final = 0.8
 
 
 def skin_model(mujoco: Any, mjcf: str, scene: str, data: Path) -> Any:
-    """Return PlayTable's compiled model (`mjcf`), dressed from calvin_env's folder `data`.
-
-    Raises:
-        ArtifactError: a file of calvin_env is missing or unreadable.
-    """
+    """Return PlayTable's compiled model (`mjcf`), dressed from calvin_env's folder `data`."""
     skin = _Skin(mujoco, mjcf)
     table = data / f"calvin_table_{scene}"
     skin.add("table", read_visuals(table / "urdf" / f"calvin_table_{scene}.urdf", _TABLE_SCALE), (0.0, 0.0, 0.0))

@@ -44,10 +44,7 @@ class FeatureBatch:
 
 
 class FeatureTable:
-    """One feature for every frame of every segment in use, in the order of `index.windows`.
-
-    Every frame starts a window, so the number of a window is also the row of its first frame.
-    """
+    """One feature for every frame of every segment in use: the number of a window is also the row of its first frame."""
 
     def __init__(self, index: WindowIndex, cache: FrameCache, features: torch.Tensor) -> None:
         self.index = index
@@ -68,10 +65,7 @@ class FeatureTable:
         scope: ComputeContext | None = None,
         processes: Processes | None = None,
     ) -> FeatureTable:
-        """Run the backbone, in evaluation mode and without augmentation, over every frame of the index.
-
-        Several processes take some segments each and give each other what they got.
-        """
+        """Run the backbone, without augmentation, over every frame of the index; several processes share the segments."""
         policy.eval()
         scope, processes = scope or ComputeContext(device), processes or Processes()
         shares = _shares(index, processes.world_size)

@@ -65,11 +65,7 @@ def prompt_parts(example: ImageTextExample, tokens: PromptTokens) -> tuple[str, 
 def image_text_batch(
     examples: Sequence[ImageTextExample], tokenizer: InstructionTokenizer, image_size: int
 ) -> ImageTextBatch:
-    """Load the images and encode the texts; a text longer than the tokenizer's rows is cut at its end.
-
-    Raises:
-        DatasetError: an image is damaged; the text names file and line.
-    """
+    """Load the images and encode the texts; a text longer than the tokenizer's rows is cut at its end."""
     rows = [_labelled_tokens(example, tokenizer) for example in examples]
     length = max(len(row) for row in rows)
     padded = np.array([row + [(tokenizer.pad_id, NO_LABEL)] * (length - len(row)) for row in rows], dtype=np.int64)
@@ -93,15 +89,10 @@ def _num_said(example: ImageTextExample, tokenizer: InstructionTokenizer) -> int
 
 
 def language_loss(policy: RoboFlamingo, batch: ImageTextBatch, num_tokens: int | None = None) -> tuple[torch.Tensor, int]:
-    """Return the cross-entropy of the next token, nats, and how many tokens of the batch are to be said.
+    """Return the cross-entropy of the next token, nats, and how many tokens of the batch are labelled.
 
-    The whole decoder and its final norm run, whatever state the action is read from. The image goes the way of the
-    static camera. Where no token is to be said (all answers were cut off), the loss is zero.
-
-    Args:
-        policy: with an output projection, or a decoder whose output is its embedding.
-        num_tokens: what the sum is divided by: the tokens to be said in a larger batch, of which this is a part. Without
-            it the loss is the mean.
+    The sum is divided by `num_tokens`, the labelled tokens of a larger batch of which this is a part; without it, by its
+    own.
     """
     said = batch.labels[:, 1:] != NO_LABEL
     num_said = int(said.sum())
@@ -131,12 +122,7 @@ class PairPass:
 
 
 class CoTraining(Prefetch[tuple[list[_Planned], dict[str, SamplerState]]]):
-    """Samples and loads image-text pairs beside the robot's windows; a context manager around the steps.
-
-    Args:
-        states: where the samplers stand, by kind; empty at the start.
-        processes: of which each takes its part of every batch.
-    """
+    """Samples and loads image-text pairs beside the robot's windows; a context manager around the steps."""
 
     def __init__(
         self,
@@ -192,10 +178,7 @@ class CoTraining(Prefetch[tuple[list[_Planned], dict[str, SamplerState]]]):
 
     @torch.no_grad()
     def measure(self, policy: RoboFlamingo, scope: ComputeContext | None = None) -> dict[str, float]:
-        """Return loss and perplexity a token of the held-out pairs of each kind; the policy must be in evaluation mode.
-
-        Several processes measure a part each; they must call it together.
-        """
+        """Return loss and perplexity per token of the held-out pairs of each kind; all processes must call it together."""
         values = {}
         scope = scope or ComputeContext(self._device)
         size = self._config.image_text_batch_size

@@ -114,14 +114,12 @@ def batch_tensors(
 
 
 def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, ...]:
-    """Run windows, the head remembering nothing before the first frame, but not what only fills a window or a text.
-
-    Returns:
-        pose (B, W, K, 6) and gripper logit (B, W, K); where `frame_mask` is false they mean nothing. Filling comes last
-        in a window, so it cannot reach a real step through the LSTM. With a task probe also its loss.
+    """Return pose (B, W, K, 6) and gripper logit (B, W, K), both meaningless outside `frame_mask`; with a task probe also
+    its loss.
     """
     num_windows, num_frames = batch.frame_mask.shape
     features, real = window_features(policy, batch)
+    # Filling comes last in a window, so it cannot reach a real step through the LSTM.
     filled = features.new_zeros(num_windows * num_frames, features.shape[-1]).index_copy(0, real, features)
     acted = policy.head.unroll(filled.unflatten(0, (num_windows, num_frames)))
     probed = task_loss(policy, features, batch.tasks[real // num_frames])
@@ -152,9 +150,8 @@ def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Ten
 
 
 class BatchLoader(Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]):
-    """Makes training batches one ahead; a batch depends on (seed, step) and the sampler's state alone.
-
-    `next` returns this process's parts of a batch, and the sampler's state after it, which a training state must hold.
+    """Makes batches one ahead, from (seed, step) and the sampler's state alone; `next` also returns the sampler's state
+    after it.
     """
 
     def __init__(

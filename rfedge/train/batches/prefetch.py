@@ -12,12 +12,7 @@ Self = TypeVar("Self", bound="Prefetch[Any]")
 
 
 class Prefetch(Generic[T]):
-    """Makes one item ahead inside its context; leaving ends the thread.
-
-    Args:
-        plan: called here, in order, for every item: samples what it holds and returns the work that makes it, which runs
-            in the thread. So what is sampled does not depend on how far the thread has come.
-    """
+    """Makes one item ahead inside its context: `plan` samples, and returns the work that is left to a thread."""
 
     def __init__(self, plan: Callable[[], Callable[[], T]]) -> None:
         self._plan = plan
@@ -26,6 +21,7 @@ class Prefetch(Generic[T]):
     def next(self) -> T:
         """Return the next item, or raise what making it raised."""
         ready = self._next.result()
+        # Sampled here, not in the thread: so it does not depend on how far that has come.
         self._next = self._executor.submit(self._plan())
         return ready
 

@@ -55,18 +55,8 @@ def with_vision_tokens(
     mixed_precision: MixedPrecision = "no",
     on_frame: Count | None = None,
 ) -> FrameCache:
-    """Return the cache with the tower's tokens, float16 (N, P, V) and read-only, in place of both cameras' images.
-
-    They are computed where `folder` does not hold them for these frames and these weights.
-
-    Args:
-        policy: its tower must not learn as long as the result is used.
-        folder: gets a folder for each tower and set of frames.
-        mixed_precision: what the tower's MatMuls are computed in.
-        on_frame: called as (frames done, frames in all) while they are computed.
-
-    Raises:
-        ArtifactError: the folder cannot be written.
+    """Return the cache with the tower's tokens, float16 (N, P, V), in place of images; they are computed where `folder`
+    lacks them.
     """
     tower = _tower_digest(policy, mixed_precision)
     place = folder / hashlib.sha256(f"{tower} {cache.content_sha256}\n".encode()).hexdigest()[:16]

@@ -29,13 +29,7 @@ TABLETOP_WORDS: Final = tuple(_TEXT.split())
 def learn_tokenizer(
     instructions: Iterable[str], decoder: DecoderConfig, grammar: Grammar | None, other_words: Iterable[str] = ()
 ) -> InstructionTokenizer:
-    """Learn the tokenizer of a policy that starts from nothing.
-
-    Args:
-        decoder: says how many entries, and how many tokens an instruction may have.
-        grammar: whose words it must know too; it then reads capital letters as small ones.
-        other_words: what else it must know, such as those of questions.
-    """
+    """Learn the tokenizer of a policy that starts from nothing; with `grammar`, whose words it knows, in lower case."""
     corpus = (*instructions, *TABLETOP_WORDS, *other_words, *(() if grammar is None else grammar.words))
     return InstructionTokenizer.from_corpus(
         corpus, vocab_size=decoder.vocab_size, text_length=decoder.text_length, lowercase=grammar is not None

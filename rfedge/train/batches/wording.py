@@ -30,11 +30,7 @@ class Grammar:
 
 
 def check_grammar(instructions: str, grammar: Grammar | None, segments: Iterable[Segment]) -> Grammar | None:
-    """Return the grammar that a run samples from, None for the demonstrations' own instructions.
-
-    Raises:
-        ConfigError: there is none although `instructions` is "grammar", or it does not know a task of the demonstrations.
-    """
+    """Return the grammar that a run samples from, None for the demonstrations' own instructions."""
     if instructions == "data":
         return None
     if grammar is None:
@@ -57,11 +53,7 @@ class Wording:
     tokenizer: InstructionTokenizer
 
     def sample(self, segment: Segment, rng: np.random.Generator, most_tokens: int | None = None) -> str:
-        """Return an instruction of the segment's task.
-
-        Args:
-            most_tokens: of the instruction alone; without it, what fits into a prompt.
-        """
+        """Return an instruction of the segment's task of at most `most_tokens`, or of what fits into a prompt."""
         if rng.random() < _OWN_SHARE:
             return segment.instruction
         if most_tokens is None:

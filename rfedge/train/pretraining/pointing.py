@@ -118,14 +118,7 @@ class _Queries(nn.Module):
 
 
 def patch_shares(uv: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Share a point of a picture among the four patches whose centres surround it.
-
-    Args:
-        uv: float (..., 2), shares of width and height.
-
-    Returns:
-        float (..., num_patches), which sums to 1, and to 0 where the point is not in view.
-    """
+    """Share points (..., 2) among the four patches around each: (..., num_patches), of sum 1, or 0 out of view."""
     side = math.isqrt(num_patches)
     inside = ((uv >= 0) & (uv <= 1)).all(dim=-1, keepdim=True)
     at = (uv.nan_to_num() * side - 0.5).clamp(0, side - 1)

@@ -66,15 +66,7 @@ class SceneScore:
 
 
 class SceneQuestions:
-    """The frames of an index with what may be asked about them.
-
-    Args:
-        wording: says the instructions anew at every step; None for the demonstrations' own.
-        has_texts: False leaves them out of the batches, whose `token_ids` and `labels` then have no tokens.
-
-    Raises:
-        ConfigError: the tokenizer has no token for a number; it was learnt for something else.
-    """
+    """The frames of an index with what may be asked about them; without `has_texts` batches have no tokens."""
 
     def __init__(
         self,
@@ -137,11 +129,7 @@ class SceneQuestions:
 
 
 def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
-    """Return int64 (200,): the token of each of `NUMBERS`.
-
-    Raises:
-        ConfigError: a number is more than one token.
-    """
+    """Return int64 (200,): the token of each of `NUMBERS`."""
     ids = [[token_id for token_id, _ in tokenizer.spans(number)] for number in NUMBERS]
     split = [number for number, tokens in zip(NUMBERS, ids, strict=True) if len(tokens) != 1]
     if split:
@@ -155,12 +143,7 @@ def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
 
 
 def encode_images(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -> VisionFeatures:
-    """Look at the frames of a batch.
-
-    Args:
-        light: deviation of a random gain, and half that of a random offset, of each channel of each picture, in units of
-            CLIP's normalised pixels, from PyTorch's random state. Another renderer's light is such a change.
-    """
+    """Encode the frames of a batch; `light` is the deviation of a random gain of each channel, half of it of an offset."""
     backbone = policy.backbone
     images = torch.cat([backbone.preprocess_static(batch.image_static), backbone.preprocess_gripper(batch.image_gripper)])
     if light:
@@ -173,12 +156,7 @@ def encode_images(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -
 
 
 def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: VisionFeatures, numbers: torch.Tensor) -> SceneScore:
-    """Say the texts of a batch.
-
-    Args:
-        policy: whose decoder and final norm run, whatever state its action is read from.
-        sight: what `encode_images` made of the frames.
-    """
+    """Run the language model over the texts of a batch, whose frames `encode_images` has seen."""
     backbone = policy.backbone
     media = sight.latents.repeat_interleave(2, dim=0)
     hidden = backbone.decoder.tokens(policy.embed_text(batch.token_ids[:, :-1]), media, feature="final_norm")

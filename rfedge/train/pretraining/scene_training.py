@@ -26,12 +26,7 @@ _ORDER_STREAM = 7
 def pointing_loader(
     config: TrainConfig, sources: TrainingData, state: SamplerState, step: int, processes: Processes
 ) -> SceneLoader:
-    """Load the frames that the queries point at, from a state on.
-
-    Raises:
-        ConfigError: there are several processes.
-        DatasetError: the demonstrations do not say which scene their frames show.
-    """
+    """Load the frames that the queries point at, from a state on."""
     if processes.world_size > 1:
         remedy = "Leave --pointing-weight out, or train in one process."
         raise ConfigError("pointing-weight", got=f"{processes.world_size} processes", expected="one", remedy=remedy)
