@@ -3,7 +3,8 @@ factor, scale it.
 
 W x = W diag(s) ((x - c) / s) + W c. The right side rounds (x - c) / s and diag(s) W instead of x and W, and W c stays in
 float. A LayerNorm's gain and bias absorb c and s for nothing; the gain of an RMS norm absorbs s. After anything else
-(GELU, attention) c is subtracted by a node of its own and s is 1.
+(GELU, attention) c is subtracted by a node of its own and s is 1. Where one c for all channels holds the same range (every
+channel of a GELU begins at -0.17), it is a whole number of steps, which the CPU form puts into a zero point.
 
 Scales are SmoothQuant's (Xiao et al. 2022): s = a^strength / w^(1 - strength), with the largest magnitudes of the centred
 input channel and of its weights; centring before is from Outlier Suppression+ (Wei et al. 2023).
@@ -31,6 +32,7 @@ _STRENGTHS: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Rounding to the nearest leaves each weight an error of variance step^2 / 12; compensated rounding about a tenth of that
 # reaches the output of a MatMul whose inputs vary together.
 _COMPENSATED_SHARE: Final = 0.1
+_WIDER: Final = 1.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,24 @@ def balance_input(
     if gain is not None and options.smooth_quant is not None:
         largest = np.maximum(high - centre, centre - low)
         scale = _smooth_scale(largest, statistics.variance, weights, options)
+    if gain is None and options.centre and options.ranges == "min-max":
+        centre = _shared_centre(low, high, centre)
     return Balance(centre.astype(np.float32), scale.astype(np.float32), gain)
+
+
+def _shared_centre(low: Float64, high: Float64, centre: Float64) -> Float64:
+    """Return one centre for all channels if that widens the range by less than `_WIDER`, else `centre`.
+
+    It is k steps, with the most k for which 127 steps on either side hold `high` and `low`.
+    """
+    bottom, top = low.min(), high.max()
+    if top <= 0 or bottom >= top:
+        return centre
+    number = np.floor(LEVELS * (top + bottom) / (top - bottom))
+    step = top / (LEVELS + number)
+    if number < 1 or LEVELS * step > _WIDER * (high - centre).max():
+        return centre
+    return np.full_like(centre, number * step)
 
 
 def _smooth_scale(largest: Float64, variance: Float64, weights: Sequence[Float32], options: Int8Options) -> Float64:

@@ -1,18 +1,21 @@
-"""Take the centre off the values of an attention instead of off what it returns.
+"""Take what int8 centres a MatMul's input by off in passing, without an operator of its own.
 
-Attention returns means of values, with weights that add up to 1: to take a constant vector off each value is to take it off
-each mean. So Attention(q, k, v + bias) -> Sub centre becomes Attention(q, k, v + (bias - centre)), a pass over the tokens
-less. The vector is what int8 centres the next MatMul's input by; numbers differ in the last bits, an integer only where it
-lay that near to a half.
+Behind attention, off its values. It returns means of values, with weights that add up to 1: to take a constant vector off
+each value is to take it off each mean. So Attention(q, k, v + bias) -> Sub centre is Attention(q, k, v + (bias - centre));
+numbers differ in the last bits, an integer only where it lay that near to a half.
 
-Requires: attention as one operator (`FuseAttention`), values with a bias of their own.
+Before uint8, by its zero point. Where all channels have one centre of k steps, Sub k s -> QuantizeLinear(s, 128) becomes
+QuantizeLinear(s, 128 - k); readers still take off 128. An integer differs only where x / s lies within 2^-13 of a half.
+
+Requires: attention as one operator (`FuseAttention`), values with a bias of their own; integer kernels.
 Ensures: no such Sub is left.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
 from rfedge.export.passes.drop_dead import DropDead
@@ -21,6 +24,7 @@ from rfedge.export.passes.graph_queries import add_constant, array_of, constant_
 from rfedge.export.precisions.int8_kernel import KERNEL
 
 _KERNEL_BIAS = 6
+_OFF: Final = 2.0**-13  # of a step: what float32 leaves of a whole number of steps, 127 at most
 
 
 class _Found(NamedTuple):
@@ -56,6 +60,37 @@ class FoldCentres(MatchPass[_Found]):
         if changes:
             DropDead().rewrite(model)
         return changes
+
+
+class CentreByZeroPoint(MatchPass[tuple[ir.Node, int]]):
+    """One centre for all channels into the zero point of the uint8 that follows."""
+
+    name = "centre-by-zero-point"
+    left = "still has one centre taken off before it"
+
+    def requires(self, model: ir.Model) -> None:
+        """Nothing: the graph is quantized."""
+
+    def match(self, node: ir.Node) -> tuple[ir.Node, int] | None:
+        sub = parent(node, 0, "Sub") if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+        if sub is None:
+            return None
+        centre, step, zero = constant_array(sub.inputs[1]), constant_array(node.inputs[1]), constant_array(node.inputs[2])
+        if centre is None or step is None or zero is None or step.size != 1 or zero.dtype != np.uint8 or np.ptp(centre):
+            return None
+        steps = float(centre.flat[0]) / float(step.reshape(()))
+        number = round(steps)
+        if abs(steps - number) > _OFF or not 0 <= int(zero.reshape(())) - number <= 255:
+            return None
+        return sub, int(zero.reshape(())) - number
+
+    def replace(self, graph: ir.Graph, node: ir.Node, found: tuple[ir.Node, int]) -> str:
+        sub, zero = found
+        node.replace_input_with(0, sub.inputs[0])
+        node.replace_input_with(2, add_constant(graph, f"{node.outputs[0].name}/zero_point", np.array(zero, np.uint8)))
+        if not sub.outputs[0].uses():
+            graph.remove(sub, safe=True)
+        return f"{sub.name}: into the zero point of {node.outputs[0].name}"
 
 
 def _centre(attention: ir.Node) -> _Found | None:

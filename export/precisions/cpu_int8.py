@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from rfedge.bundle.int8_kernels import knows_attention
 from rfedge.export.passes.drop_dead import DropDead
-from rfedge.export.passes.fold_centres import FoldCentres
+from rfedge.export.passes.fold_centres import CentreByZeroPoint, FoldCentres
 from rfedge.export.passes.fuse_attention import FuseAttention
 from rfedge.export.passes.graph_queries import (
     add_constant,
@@ -110,7 +110,8 @@ def lower_int8(source: Path, target: Path, rows: Mapping[str, RowMatMul] = Mappi
     lower = LowerInt8()
     lower(model)
     LowerRows(rows)(model)
-    for graph_pass in (*((FuseAttention(), FoldCentres()) if knows_attention() else ()), PlainQuickGelu()):
+    by_attention = (FuseAttention(), FoldCentres()) if knows_attention() else ()
+    for graph_pass in (*by_attention, PlainQuickGelu(), CentreByZeroPoint()):
         graph_pass(model)
     ir.save(model, target)
     return lower.num_lowered + len(rows)

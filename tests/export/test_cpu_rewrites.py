@@ -8,8 +8,11 @@ import pytest
 from onnx import helper
 
 from rfedge.bundle import int8_kernels
+from rfedge.export.int8.balance import balance_input
+from rfedge.export.int8.observe import ChannelStatistics
 from rfedge.export.int8.options import Int8Options
-from rfedge.export.passes.fold_centres import FoldCentres
+from rfedge.export.int8.ranges import scale_from_amax
+from rfedge.export.passes.fold_centres import CentreByZeroPoint, FoldCentres
 from rfedge.export.passes.fuse_attention import FuseAttention
 from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import constant_array
@@ -158,6 +161,43 @@ def test_a_centre_after_attention_goes_into_the_bias_of_its_values(producer: str
     assert changed(FoldCentres(), model) == 1
     assert "Sub" not in op_types(model)
     assert_same_in_fp32(run(model, arrays)[0], expected, 2 + channels + KEYS)
+
+
+@pytest.mark.parametrize(("steps", "folds"), [(100, True), (-3, True), (0.5, False), (200, False)])
+def test_one_centre_of_whole_steps_is_a_zero_point(steps: float, folds: bool) -> None:
+    step = np.float32(0.02)
+    nodes = [
+        node("Sub", ["x", "centre"], ["centred"]),
+        node("QuantizeLinear", ["centred", "step", "zero"], ["levels"]),
+        node("DequantizeLinear", ["levels", "step", "zero"], ["y"]),
+    ]
+    constants = {"centre": np.full(8, steps * step, np.float32), "step": step, "zero": np.uint8(128)}
+    model = graph_of(nodes, constants, {"x": (4000, 8)}, ["y"])
+    x = draw(np.random.default_rng(0), 4000, 8) * np.float32(2)
+    (expected,) = run(model, {"x": x})
+    assert changed(CentreByZeroPoint(), model) == folds
+    assert ("Sub" in op_types(model)) is not folds
+    levels = np.rint((run(model, {"x": x})[0] - expected) / step)
+    assert np.abs(levels).max() <= 1
+    assert (levels != 0).sum() <= max(2, 8 * levels.size * 2.0**-12)  # x / s within 2^-13 of a half, on either side
+
+
+def test_channels_that_begin_alike_share_a_centre_of_whole_steps() -> None:
+    rng = np.random.default_rng(4)
+    rows = np.abs(draw(rng, 500, 16)) * rng.uniform(0.1, 5, 16).astype(np.float32) - np.float32(0.17)
+    statistics = ChannelStatistics(16)
+    statistics.add(rows)
+    value = ir.Value(name="gelu")
+    balance = balance_input(value, statistics, (), Int8Options())
+    step = scale_from_amax(balance.peak(statistics.low, statistics.high))
+    steps = balance.centre / step
+    assert np.ptp(balance.centre) == 0
+    assert abs(steps[0] - round(float(steps[0]))) < 2.0**-13
+    assert step * 127 <= 1.02 * (rows.max() - rows.min()) / 2
+    rows[:, 3] -= 7  # a channel of its own range keeps a centre of its own
+    apart = ChannelStatistics(16)
+    apart.add(rows)
+    assert np.ptp(balance_input(value, apart, (), Int8Options()).centre) > 0
 
 
 # QuickGelu
