@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rfedge.config import PolicyConfig
 from rfedge.data import CalvinDataset, Segment
 from rfedge.errors import DatasetError
+from rfedge.export.words import Words
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.recurrence import BackboneCall, history_inputs, initial_state, observe
 
@@ -180,21 +181,24 @@ class FrameInputs:
 
     Attributes:
         embedding: float32 (vocab, width) token table.
+        words: blocks that the graphs lack, to be run on embedded tokens.
     """
 
     config: PolicyConfig
     dataset: CalvinDataset
     tokenizer: InstructionTokenizer
     embedding: npt.NDArray[np.float32]
+    words: Words | None = None
 
     def load(self, pair: EpisodeFrame) -> Inputs:
         segment_index, frame = pair
         images = self.dataset.frame(frame, ("rgb_static", "rgb_gripper", "robot_obs"))
         ids, mask = self.tokenizer.encode(self.dataset.segments[segment_index].instruction)
+        embedded = self.embedding[ids[mask]][None]
         inputs = {
             "image_static": images["rgb_static"][None],
             "image_gripper": images["rgb_gripper"][None],
-            "text_embedding": self.embedding[ids[mask]][None],
+            "text_embedding": embedded if self.words is None else self.words(embedded),
             "text_mask": mask[mask][None],
         }
         if self.config.proprioception:

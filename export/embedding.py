@@ -48,6 +48,12 @@ class StoredTable:
         return rows.astype(self.dtype).astype(np.float32)
 
 
+def stored_words(decoder: DecoderConfig, precision: Precision, *, are_states: bool) -> StoredTable:
+    """Return how what a decoder reads is stored; hidden states, which int8 would round more, in 16 bits."""
+    stored = stored_table(decoder, precision)
+    return StoredTable("float16") if are_states and stored.dtype == "int8" else stored
+
+
 def stored_table(decoder: DecoderConfig, precision: Precision) -> StoredTable:
     """Return how the table of `decoder` is stored in a bundle of this precision."""
     if precision == "fp32":

@@ -90,6 +90,7 @@ def write_graphs(
     progress("trace", 0, 2)
     policy = load_checkpoint(checkpoint).policy
     policy.backbone.vision.merge_tokens = settings.merge_tokens
+    policy.backbone.decoder.first = settings.words_blocks
     trace_backbone(policy, _to_trace(contract), traced)
     progress("trace", 1, 2)
     trace_head(policy, contract.head, traced_head)

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.bundle.artifact import BundleWriter
-from rfedge.config import Precision
 from rfedge.data import CalvinDataset
 from rfedge.errors import ConfigError, ContractError
-from rfedge.export.embedding import stored_table
+from rfedge.export.embedding import StoredTable
+from rfedge.export.words import Words
 from rfedge.language.instructions import MAX_SENTENCE_CHARACTERS, MAX_SENTENCES, write_instruction_table
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import Checkpoint
@@ -62,11 +62,19 @@ def choose_sentences(
 
 
 def write_language(
-    checkpoint: Checkpoint, precision: Precision, sentences: Sequence[str] | None, writer: BundleWriter
+    checkpoint: Checkpoint,
+    stored: StoredTable,
+    sentences: Sequence[str] | None,
+    writer: BundleWriter,
+    words: Words | None = None,
 ) -> None:
-    """Write the files that turn an instruction into embedded tokens: for `sentences` alone, or for any words."""
+    """Write the files that turn an instruction into what the decoder reads: for `sentences` alone, or for any words.
+
+    Args:
+        stored: how rows are stored.
+        words: blocks to run on the sentences; None stores their embedded tokens.
+    """
     table: npt.NDArray[np.float32] = checkpoint.policy.embedding.weight.detach().numpy()
-    stored = stored_table(checkpoint.config.decoder, precision)
     if sentences is None:
         stored.save(table, writer.add("embedding.safetensors", "embedding"))
         checkpoint.tokenizer.save(writer.add("tokenizer.json", "tokenizer"))
@@ -75,8 +83,11 @@ def write_language(
     for sentence in sentences:
         ids, mask = checkpoint.tokenizer.encode(sentence)
         token_ids.append(ids[mask])
-    rows = np.unique(np.concatenate(token_ids))
     path = writer.add("instructions.safetensors", "instructions")
+    if words is not None:
+        places, table = words.states(token_ids, table)
+        token_ids = places
+    rows = np.unique(np.concatenate(token_ids))
     write_instruction_table(path, sentences, token_ids, rows, stored.tensors(table[rows]))
 
 

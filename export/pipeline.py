@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import platform
 import shutil
@@ -27,7 +28,7 @@ from rfedge.config import PolicyConfig
 from rfedge.contract import PolicyContract, policy_contract
 from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
-from rfedge.export.embedding import stored_table
+from rfedge.export.embedding import stored_words
 from rfedge.export.graphs import WrittenGraphs, write_graphs
 from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.mixed.budget import Budget
@@ -46,6 +47,7 @@ from rfedge.export.proof import (
 from rfedge.export.stage_graph import CALIBRATED, GraphSettings, describe_calibration
 from rfedge.export.tensorrt.engine_proof import EngineGraphs, choose_forms, prove_engines
 from rfedge.export.thresholds import mixed_thresholds
+from rfedge.export.words import words_before_media
 from rfedge.io.disk import check_room
 from rfedge.io.plotting import check_matplotlib
 from rfedge.jobs.progress import StageProgress
@@ -147,9 +149,13 @@ def export_checkpoint(
     progress("load checkpoint", 1, 1)
 
     with write_bundle(output, overwrite=options.overwrite) as writer:
-        write_language(checkpoint, precisions.text, _sentences(checkpoint, frames, options), writer)
+        words = None if options.instructions is None else words_before_media(checkpoint.policy)
+        stored_as = stored_words(config.decoder, precisions.text, are_states=words is not None)
+        write_language(checkpoint, stored_as, _sentences(checkpoint, frames, options), writer, words)
+        read_frames = frames if frames is None else dataclasses.replace(frames, words=words)  # as the graphs read them
         training = checkpoint.metadata
-        del checkpoint  # full-size weights are dropped before something else of their size is loaded
+        # Full-size weights are dropped before something else of their size is loaded, but for the blocks of `words`.
+        del checkpoint
         chosen: list[EpisodeFrame] = []
         calibration = None
         if frames is not None and any(kind in CALIBRATED for kind in precisions.graphs.values()):
@@ -164,10 +170,18 @@ def export_checkpoint(
         work.mkdir()
         search = None
         if options.budget is not None:
-            search = _mixed_search(config, contract, frames, chosen, options, options.budget, output)
+            search = _mixed_search(config, contract, read_frames, chosen, options, options.budget, output)
         head_is_int8 = options.head_precision == "int8"
         settings = GraphSettings(
-            precisions, options.keep_float, options.int8, frames, chosen, search, head_is_int8, options.merge_tokens
+            precisions,
+            options.keep_float,
+            options.int8,
+            read_frames,
+            chosen,
+            search,
+            head_is_int8,
+            options.merge_tokens,
+            0 if words is None else words.num_blocks,
         )
         graphs = write_graphs(checkpoint_dir, contract, writer.root, settings, work=work, progress=progress)
         for name, role in graphs.files.items():
@@ -195,6 +209,7 @@ def export_checkpoint(
             graphs.head,
             episodes,
             precisions=precisions,
+            words=words,
             head_is_int8=head_is_int8,
             merge_tokens=options.merge_tokens,
             thresholds=mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None,
@@ -205,14 +220,14 @@ def export_checkpoint(
             for graph in graphs.in_rows:
                 blocks |= graph.leave_floats()
             parity = prove(described)
-        stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
+        stored = as_stored(episodes, config, precisions, words)
         save_proof(writer.add("proof.npz", "proof"), stored, reference)
         tensorrt = None
         if engines is not None:
             seen = (
                 stored
-                if frames is None or not chosen
-                else [[inputs] for inputs in frames.stream(chosen[:: len(chosen) // 32 or 1])]
+                if read_frames is None or not chosen
+                else [[inputs] for inputs in read_frames.stream(chosen[:: len(chosen) // 32 or 1])]
             )
             forms = choose_forms(engines, seen, work)
             tensorrt = prove_engines(engines, forms, reference, stored, described, parity.thresholds, work, on_step=count)
@@ -226,6 +241,7 @@ def export_checkpoint(
                 contract=contract,
                 precision=PrecisionRecord(requested=precisions.requested, blocks=blocks),
                 merge_tokens=options.merge_tokens,
+                words_blocks=settings.words_blocks,
                 calibration=calibration,
                 parity=parity,
                 tensorrt=tensorrt,

@@ -19,10 +19,11 @@ from rfedge.contract import GraphContract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
-from rfedge.export.embedding import StoredTable, stored_table
+from rfedge.export.embedding import stored_words
 from rfedge.export.parity import onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
 from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, loosest_thresholds
+from rfedge.export.words import Words, words_before_media
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import Checkpoint, checkpoint_sha256, load_checkpoint
 from rfedge.robot.conventions import refuse_disagreement
@@ -66,6 +67,7 @@ def measure_parity(
     described: str,
     precisions: StagePrecisions,
     *,
+    words: Words | None = None,
     head_is_int8: bool = False,
     merge_tokens: int = 0,
     thresholds: dict[str, float] | None = None,
@@ -77,10 +79,10 @@ def measure_parity(
     record then names where there are several; a mixed plan has its own (`mixed_thresholds`). PyTorch merges no tokens, so
     a graph that does is checked against the loosest gates of all.
 
-    The graphs read instructions as the bundle stores them (`rfedge.export.embedding`).
+    The graphs read instructions as the bundle stores them (`as_stored`).
     """
     num_steps = sum(len(episode) for episode in episodes)
-    stored = as_stored(episodes, stored_table(config.decoder, precisions.text))
+    stored = as_stored(episodes, config, precisions, words)
     candidate = onnx_rollout(config, backbone, head, stored, on_step=on_step)
     metrics = compare_traces(reference, candidate)
     if thresholds is None:
@@ -110,12 +112,18 @@ def count_steps(progress: StageProgress, num_steps: int) -> Callable[[], None]:
     return count
 
 
-def as_stored(episodes: Episodes, table: StoredTable) -> Episodes:
-    """Return the episodes as a robot sees them, its instructions embedded with what the bundle stores."""
-    return [
-        [{**inputs, "text_embedding": table.as_stored(inputs["text_embedding"])} for inputs in episode]
-        for episode in episodes
-    ]
+def as_stored(episodes: Episodes, config: PolicyConfig, precisions: StagePrecisions, words: Words | None) -> Episodes:
+    """Return the episodes as a robot sees them: of its instructions, embedded tokens, what the bundle stores.
+
+    Args:
+        words: blocks that were run on the bundle's sentences; None where it stores tokens.
+    """
+    table = stored_words(config.decoder, precisions.text, are_states=words is not None)
+
+    def stored(embedding: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        return table.as_stored(embedding if words is None else words(embedding))
+
+    return [[{**inputs, "text_embedding": stored(inputs["text_embedding"])} for inputs in episode] for episode in episodes]
 
 
 def verify_parity(
@@ -156,6 +164,7 @@ def verify_parity(
         seed=seed,
         rng=np.random.default_rng(seed),
     )
+    words = words_before_media(checkpoint.policy) if bundle.manifest.words_blocks else None
     del checkpoint, frames
     with tempfile.TemporaryDirectory() as folder:
         graphs = []
@@ -172,6 +181,7 @@ def verify_parity(
             episodes,
             described,
             precisions,
+            words=words,
             head_is_int8=bundle.has("head-cpu"),
             merge_tokens=bundle.manifest.merge_tokens,
             thresholds=bundle.manifest.parity.thresholds if precisions.requested == "mixed" else None,

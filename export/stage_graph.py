@@ -56,6 +56,7 @@ class GraphSettings:
         head_is_int8: write a head with int8 weights for CPUs too (`rfedge.export.precisions.dynamic_head`), and unless all
             are fp32 store the head itself so (`rfedge.export.precisions.head_weights`).
         merge_tokens: patch tokens that each layer of the vision transformer merges.
+        words_blocks: decoder blocks that are run on the sentences, and lacking in the graph.
     """
 
     precisions: StagePrecisions
@@ -66,6 +67,7 @@ class GraphSettings:
     mixed: MixedSearch | None = None
     head_is_int8: bool = False
     merge_tokens: int = 0
+    words_blocks: int = 0
 
 
 class RowGraphs(NamedTuple):

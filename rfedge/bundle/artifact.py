@@ -182,6 +182,7 @@ class Manifest(_Record):
     """manifest.json.
 
     `merge_tokens` is how many patch tokens each layer of the vision transformer merges (`rfedge.model.token_merging`).
+    `words_blocks` is how many decoder blocks the graphs lack, because the export has run them on the bundle's sentences.
     `tensorrt` is None where engines compute in the types of the graphs.
 
     `training` is what the checkpoint says of how it came to be, as JSON values; `initial` in it is the same of the
@@ -196,6 +197,7 @@ class Manifest(_Record):
     contract: PolicyContract
     precision: PrecisionRecord
     merge_tokens: int = 0
+    words_blocks: int = 0
     calibration: CalibrationRecord | None = None
     parity: ParityRecord
     tensorrt: TensorRtRecord | None = None

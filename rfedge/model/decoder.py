@@ -129,6 +129,7 @@ class FusionDecoder(nn.Module):
     but are never run: nothing of them reaches the action. So does the final norm with `last_block`.
     """
 
+    first: int = 0  # block that `tokens` begins with; an exporter has run those before it
     bias: torch.Tensor
     rotary: torch.Tensor | None
     reads: torch.Tensor | None
@@ -185,6 +186,6 @@ class FusionDecoder(nn.Module):
             bias = bias.expand(x.shape[0], -1, -1, -1).masked_fill(~key_mask_NT[:, None, None, :], lowest)
         rotary = None if self.rotary is None else self.rotary[:, :length]
         live = len(self.layers) - (feature == "last_block_input")
-        for layer in list(self.layers)[:live]:
+        for layer in list(self.layers)[self.first : live]:
             x = layer(x, media_NRV, bias, rotary, mask)
         return self.ln_f(x) if feature == "final_norm" else x

@@ -18,6 +18,7 @@ from rfedge.cli.app import app, main
 from rfedge.config import DecoderConfig, Precision
 from rfedge.errors import ArtifactError, ConfigError, ContractError
 from rfedge.export import embedding
+from rfedge.export.embedding import StoredTable, stored_table
 from rfedge.export.instructions import choose_sentences, write_language
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import export_checkpoint
@@ -45,7 +46,8 @@ def test_a_sentence_is_embedded_as_by_the_whole_table(
     monkeypatch.setattr(embedding, "_LARGE_BYTES", 0)  # so that int8 is stored in 8 bits, as of a full-size model
     for name, sentences in (("whole", None), ("known", SENTENCES)):
         (tmp_path / name).mkdir()
-        write_language(checkpoint, precision, sentences, BundleWriter(tmp_path / name))
+        stored = stored_table(checkpoint.config.decoder, precision)
+        write_language(checkpoint, stored, sentences, BundleWriter(tmp_path / name))
     decoder: DecoderConfig = checkpoint.config.decoder
     any_words = InstructionEncoder(
         checkpoint.tokenizer, EmbeddingTable(tmp_path / "whole" / "embedding.safetensors", decoder.width)
@@ -94,7 +96,7 @@ def test_a_bundle_with_sentences_runs_and_refuses_others_at_the_start(
         for artifact in few.manifest.artifacts:
             if artifact.role != "instructions":
                 shutil.copy(few.root / artifact.path, writer.add(artifact.path, artifact.role))
-        write_language(checkpoint, "fp32", None, writer)
+        write_language(checkpoint, StoredTable("float32"), None, writer)
         writer.finish(few.manifest)
     whole = load_bundle(tmp_path / "whole")
     assert few.path("instructions").stat().st_size < 0.2 * whole.path("embedding").stat().st_size
