@@ -8,14 +8,15 @@ graphs begin behind them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rfedge.model import RoboFlamingo
-from rfedge.model.decoder import FusionDecoder
+from rfedge.model.decoder import FusionDecoder, FusionLayer
 
 Float32 = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -25,8 +26,9 @@ class Words:
     """Embedded tokens -> what the first cross-attention reads, in PyTorch."""
 
     def __init__(self, decoder: FusionDecoder) -> None:
-        layers = itertools.takewhile(lambda layer: layer.cross_attention is None, decoder.layers)
-        self._blocks = [layer.block for layer in layers]  # the rest of the decoder is not kept alive
+        layers = cast("Iterable[FusionLayer]", decoder.layers)
+        leading = itertools.takewhile(lambda layer: layer.cross_attention is None, layers)
+        self._blocks = [layer.block for layer in leading]  # the rest of the decoder is not kept alive
         self._bias: torch.Tensor = decoder.bias
         self._rotary: torch.Tensor | None = decoder.rotary
 
