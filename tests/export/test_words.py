@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from rfedge.bundle.artifact import Bundle
 from rfedge.config import PolicyConfig, preset
+from rfedge.contract import policy_contract
 from rfedge.data import CalvinDataset
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.proof import verify_parity
 from rfedge.export.words import Words, words_before_media
-from rfedge.model import load_checkpoint
+from rfedge.model import build_policy, load_checkpoint
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from tests.export.conftest import write_checkpoint
 from tests.synthetic_demonstrations import write_demonstrations
@@ -33,6 +35,20 @@ def sparse(kind: str) -> PolicyConfig:
         if name in decoder:
             decoder[name] = base.decoder.heads if name == "key_value_heads" else 2 * base.decoder.width
     return PolicyConfig.model_validate({**base.model_dump(), "name": kind, "decoder": decoder})
+
+
+@pytest.mark.parametrize("kind", ["mpt", "llama", "gpt_neox"])
+def test_a_decoder_goes_on_where_its_first_blocks_ended(kind: str) -> None:
+    policy = build_policy(sparse(kind), seed=0).eval()
+    words = Words(policy.backbone.decoder)
+    assert words.num_blocks == EVERY - 1
+    sample = policy_contract(policy.config).backbone.sample_inputs(np.random.default_rng(0), dynamic_size=7)
+    inputs = {name: torch.from_numpy(array) for name, array in sample.items()}
+    with torch.no_grad():
+        whole = policy.backbone(**inputs)
+        policy.backbone.decoder.first = words.num_blocks
+        rest = policy.backbone(**{**inputs, "text_embedding": torch.from_numpy(words(sample["text_embedding"]))})
+    assert torch.equal(rest, whole)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +93,7 @@ def test_sentences_that_begin_alike_share_states(tmp_path: Path) -> None:
         np.testing.assert_allclose(states[place], words(table[ids][None])[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_and_proved_behind_the_blocks(tmp_path: Path, data: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", sparse("mpt"))
     options = ExportOptions(
