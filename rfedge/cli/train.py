@@ -110,6 +110,7 @@ def _check_pairs(run: TrainConfig) -> str:
     """Check every line of the image-text files and some images, and say what there is."""
     from rfedge.cli.show.progress import stage_progress
     from rfedge.data.image_text import load_image, open_image_text
+    from rfedge.data.statistics import evenly_spaced
 
     with stage_progress() as progress:
         data = open_image_text(
@@ -119,7 +120,7 @@ def _check_pairs(run: TrainConfig) -> str:
             on_byte=lambda done, total: progress("image-text files", done, total),
         )
         parts = [*data.training.values(), *data.held_out.values()]
-        examples = [example for part in parts for example in part.examples(part.spread(_NUM_CHECKED_IMAGES))]
+        examples = [example for part in parts for example in part.examples(evenly_spaced(len(part), _NUM_CHECKED_IMAGES))]
         for done, example in enumerate(examples, 1):
             load_image(example, run.policy.vision.image_size)
             progress("images", done, len(examples))

@@ -8,26 +8,19 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from rfedge.data.frames import Array
+from rfedge.data.frames import Array, Float64Array
 from rfedge.messages import POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD
-
-Float64Array = npt.NDArray[np.float64]
+from rfedge.robot.rotations import wrap_angle
 
 # Metres and radians per unit of a relative action.
 ACTION_SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 
 
-def wrap_angles(angles_rad: Array) -> Float64Array:
-    """Return the same angles within [-pi, pi)."""
-    return np.asarray((np.asarray(angles_rad, dtype=np.float64) + np.pi) % (2.0 * np.pi) - np.pi)
-
-
 def pose_differences(robot_obs: Array, poses: Array) -> Float64Array:
     """Return float64 (..., 6): the way from the measured pose to `poses` (..., >= 6), in units, not clipped."""
     difference = np.asarray(poses, dtype=np.float64)[..., :POSE_SIZE] - robot_obs[..., :POSE_SIZE]
-    difference[..., 3:] = wrap_angles(difference[..., 3:])
+    difference[..., 3:] = wrap_angle(difference[..., 3:])
     return np.asarray(difference / ACTION_SCALE)
 
 
@@ -42,5 +35,5 @@ def absolute_actions(robot_obs: Array, rel_actions: Array) -> Float64Array:
     """Turn relative actions into the poses that they ask for; the inverse of `relative_actions` where nothing is clipped."""
     absolute = np.array(rel_actions, dtype=np.float64)
     absolute[..., :POSE_SIZE] = robot_obs[..., :POSE_SIZE] + absolute[..., :POSE_SIZE] * ACTION_SCALE
-    absolute[..., 3:POSE_SIZE] = wrap_angles(absolute[..., 3:POSE_SIZE])
+    absolute[..., 3:POSE_SIZE] = wrap_angle(absolute[..., 3:POSE_SIZE])
     return absolute

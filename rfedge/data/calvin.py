@@ -29,7 +29,7 @@ from rfedge.data.collection.dataset_records import CALVIN_HZ, COLLECTION_RECORD,
 from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read_frame
 from rfedge.data.object_file import read_object_file
 from rfedge.data.scene.scenes import SceneFrames, contradicted_by, read_scenes
-from rfedge.data.statistics import DatasetStatistics, StatisticsBuilder
+from rfedge.data.statistics import DatasetStatistics, StatisticsBuilder, evenly_spaced
 from rfedge.errors import DatasetError
 from rfedge.io.disk import read_json
 from rfedge.robot.conventions import Conventions
@@ -90,12 +90,9 @@ class CalvinDataset:
         folder = find_split(path, split)
         refuse_interrupted_collection(path, folder)
         if not _has_frames(folder):
-            raise DatasetError(
-                f"dataset {folder}",
-                got="no frame files",
-                expected=f"files named {frame_name(0)}",
-                remedy="Give the folder that holds the frames, or make one with `rfedge demos --output`.",
-            )
+            expected = f"files named {frame_name(0)}"
+            remedy = "Give the folder that holds the frames, or make one with `rfedge demos --output`."
+            raise DatasetError(f"dataset {folder}", got="no frame files", expected=expected, remedy=remedy)
         segments = read_segments(find_language_file(folder))
         dataset = cls(folder, segments, read_episodes(folder), read_scenes(folder), read_conventions(folder))
         if (configured := contradicted_by(folder, dataset.scenes)) is not None:
@@ -106,18 +103,15 @@ class CalvinDataset:
     def _probe(self) -> None:
         for segment, number in self._probed_frames():
             if not self.frame_path(number).is_file():
-                raise DatasetError(
-                    f"dataset {self.folder}",
-                    got=f"no {frame_name(number)}",
-                    expected=f"frames {segment.start} to {segment.end} of {segment.task!r}",
-                    remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
-                )
+                got = f"no {frame_name(number)}"
+                expected = f"frames {segment.start} to {segment.end} of {segment.task!r}"
+                remedy = "Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing."
+                raise DatasetError(f"dataset {self.folder}", got=got, expected=expected, remedy=remedy)
 
     def _probed_frames(self) -> Iterable[tuple[Segment, int]]:
         if sum(segment.num_frames for segment in self.segments) <= _NUM_PROBED:
             return ((segment, number) for segment in self.segments for number in range(segment.start, segment.end + 1))
-        chosen = np.linspace(0, len(self.segments) - 1, min(len(self.segments), _NUM_PROBED // 2)).round()
-        spread = [self.segments[int(index)] for index in chosen]
+        spread = [self.segments[index] for index in evenly_spaced(len(self.segments), _NUM_PROBED // 2)]
         return ((segment, number) for segment in spread for number in (segment.start, segment.end))
 
     @property
@@ -167,12 +161,10 @@ def find_split(path: Path, split: str | None = None) -> Path:
         DatasetError: there is none.
     """
     if not path.is_dir():
-        raise DatasetError(
-            f"dataset {path}",
-            got="a file" if path.exists() else "no folder",
-            expected="a CALVIN dataset" if not path.exists() else "the folder of a CALVIN dataset",
-            remedy="Make one with `rfedge demos --output`, or convert one with `rfedge demos convert`.",
-        )
+        got = "a file" if path.exists() else "no folder"
+        expected = "a CALVIN dataset" if not path.exists() else "the folder of a CALVIN dataset"
+        remedy = "Make one with `rfedge demos --output`, or convert one with `rfedge demos convert`."
+        raise DatasetError(f"dataset {path}", got=got, expected=expected, remedy=remedy)
     if split is not None and split not in SPLITS:
         raise DatasetError("split", got=repr(split), expected=" or ".join(SPLITS), remedy="Choose one of them.")
     if split is None and not (path / SPLITS[0]).is_dir():
@@ -180,12 +172,9 @@ def find_split(path: Path, split: str | None = None) -> Path:
         inner = [] if _has_frames(path) else [entry for entry in sorted(path.iterdir()) if _is_root_or_split(entry)]
         if not inner:
             return path
-        raise DatasetError(
-            f"dataset {path}",
-            got=f"a folder that holds {inner[0].name}/",
-            expected="a training split",
-            remedy=f"Give {inner[0]}.",
-        )
+        expected = "a training split"
+        remedy = f"Give {inner[0]}."
+        raise DatasetError(f"dataset {path}", got=f"a folder that holds {inner[0].name}/", expected=expected, remedy=remedy)
     folder = path / (split or SPLITS[0])
     if folder.is_dir():
         return folder
@@ -207,12 +196,8 @@ def find_language_file(folder: Path) -> Path:
         return path
     for other in sorted(folder.glob(f"lang_*/{path.name}")):
         return other
-    raise DatasetError(
-        f"dataset {folder}",
-        got="no language annotations",
-        expected=LANGUAGE_FILE,
-        remedy="Use a split with language, or copy the file again.",
-    )
+    remedy = "Use a split with language, or copy the file again."
+    raise DatasetError(f"dataset {folder}", got="no language annotations", expected=LANGUAGE_FILE, remedy=remedy)
 
 
 def read_episodes(folder: Path) -> tuple[tuple[int, int], ...]:
@@ -228,12 +213,9 @@ def read_episodes(folder: Path) -> tuple[tuple[int, int], ...]:
             f"file {path}", got=f"an unreadable file ({error})", expected="an integer array", remedy="Copy it again."
         ) from None
     if bounds.ndim != 2 or bounds.shape[1] != 2 or bounds.dtype.kind not in "iu" or (bounds[:, 0] > bounds[:, 1]).any():
-        raise DatasetError(
-            f"file {path}",
-            got=f"{bounds.dtype} {bounds.shape}",
-            expected="integers (N, 2), first <= last frame of each episode",
-            remedy="Copy it again.",
-        )
+        expected = "integers (N, 2), first <= last frame of each episode"
+        remedy = "Copy it again."
+        raise DatasetError(f"file {path}", got=f"{bounds.dtype} {bounds.shape}", expected=expected, remedy=remedy)
     return tuple((int(first), int(last)) for first, last in bounds)
 
 
@@ -249,12 +231,8 @@ def refuse_interrupted_collection(path: Path, folder: Path) -> None:
                 f"file {record}", got="unreadable text", expected="a collection record", remedy="Collect again."
             ) from None
         if not complete:
-            raise DatasetError(
-                f"dataset {path}",
-                got="an interrupted collection",
-                expected="a finished one",
-                remedy="Run the same `rfedge demos` command again: it goes on where it stopped.",
-            )
+            remedy = "Run the same `rfedge demos` command again: it goes on where it stopped."
+            raise DatasetError(f"dataset {path}", got="an interrupted collection", expected="a finished one", remedy=remedy)
 
 
 def _has_frames(folder: Path) -> bool:
@@ -281,23 +259,17 @@ def read_annotations(path: Path) -> Annotations:
         rows = list(zip(bounds, tasks, instructions, strict=True))
         listed = [Segment(int(start), int(end), str(task), _words(text)) for (start, end), task, text in rows]
     except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f"file {path}",
-            got=f"another structure ({error!r})",
-            expected="language.ann, language.task and info.indx of one length",
-            remedy="Use CALVIN's auto_lang_ann.npy.",
-        ) from None
+        expected = "language.ann, language.task and info.indx of one length"
+        remedy = "Use CALVIN's auto_lang_ann.npy."
+        raise DatasetError(f"file {path}", got=f"another structure ({error!r})", expected=expected, remedy=remedy) from None
     for segment in listed:
         if not 0 <= segment.start <= segment.end:
             raise DatasetError(f"file {path}", got=str(segment), expected="0 <= start <= end", remedy="Copy it again.")
     segments = tuple(segment for segment in listed if segment.instruction)
     if not segments:
-        raise DatasetError(
-            f"file {path}",
-            got=f"{len(listed)} segments, none with an instruction" if listed else "no segments",
-            expected="at least one",
-            remedy="Collect demonstrations with `rfedge demos`.",
-        )
+        got = f"{len(listed)} segments, none with an instruction" if listed else "no segments"
+        remedy = "Collect demonstrations with `rfedge demos`."
+        raise DatasetError(f"file {path}", got=got, expected="at least one", remedy=remedy)
     blank = tuple((place, segment) for place, segment in enumerate(listed) if not segment.instruction)
     return Annotations(segments, blank)
 

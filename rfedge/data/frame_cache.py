@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -74,15 +74,10 @@ class FrameCache:
         fingerprint = dataset_fingerprint(dataset)
         if _recorded(folder, "fingerprint") != fingerprint:
             _build(dataset, folder, fingerprint, on_frame)
-        return cls(
-            numbers=np.load(folder / "numbers.npy"),
-            rgb_static=np.load(folder / "rgb_static.npy", mmap_mode="r"),
-            rgb_gripper=np.load(folder / "rgb_gripper.npy", mmap_mode="r"),
-            rel_actions=np.load(folder / "rel_actions.npy"),
-            robot_obs=np.load(folder / "robot_obs.npy"),
-            scene_obs=np.load(folder / "scene_obs.npy"),
-            content_sha256=_recorded(folder, "content_sha256") or "",
-        )
+        modes: Any = {key: "r" if dtype is np.uint8 else None for key, dtype in _DTYPES.items()}  # images stay on the disk
+        arrays: dict[str, Any] = {key: np.load(folder / f"{key}.npy", mmap_mode=mode) for key, mode in modes.items()}
+        content = _recorded(folder, "content_sha256") or ""
+        return cls(numbers=np.load(folder / "numbers.npy"), **arrays, content_sha256=content)
 
     def row(self, number: int) -> int:
         """Row of a frame number; the frames of one segment are consecutive rows."""
@@ -99,12 +94,8 @@ def dataset_fingerprint(dataset: CalvinDataset) -> str:
         try:
             status = path.stat()
         except FileNotFoundError:
-            raise DatasetError(
-                f"frame {path}",
-                got="no file",
-                expected="an npz file",
-                remedy="Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing.",
-            ) from None
+            remedy = "Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing."
+            raise DatasetError(f"frame {path}", got="no file", expected="an npz file", remedy=remedy) from None
         digest.update(f"{number} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

@@ -37,6 +37,7 @@ from rfedge.messages import (
 )
 
 Array = npt.NDArray[Any]
+Float64Array = npt.NDArray[np.float64]
 
 SCENE_SIZE: Final = 24
 FRAME_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
@@ -107,12 +108,9 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
             frame: dict[str, Array] = {}
             for key in keys:
                 if key not in stored:
-                    raise DatasetError(
-                        f"frame {path.name}",
-                        got=f"keys {sorted(stored)}",
-                        expected=f"{key!r}",
-                        remedy="Use frames in the CALVIN format.",
-                    )
+                    expected = f"{key!r}"
+                    remedy = "Use frames in the CALVIN format."
+                    raise DatasetError(f"frame {path.name}", got=f"keys {sorted(stored)}", expected=expected, remedy=remedy)
                 frame[key] = _read_array(path, archive, key)
     except FileNotFoundError:
         raise DatasetError(
@@ -134,12 +132,9 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
         MemoryError,
         struct.error,
     ) as error:
-        raise DatasetError(
-            f"frame {path}",
-            got=f"an unreadable file ({error})",
-            expected="a complete npz file",
-            remedy="It is truncated or damaged: copy or collect it again.",
-        ) from None
+        expected = "a complete npz file"
+        remedy = "It is truncated or damaged: copy or collect it again."
+        raise DatasetError(f"frame {path}", got=f"an unreadable file ({error})", expected=expected, remedy=remedy) from None
     return frame
 
 
@@ -149,12 +144,10 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Array:
         shape, is_fortran, dtype = _read_header(member)
         size_bytes = math.prod(shape) * dtype.itemsize
         if size_bytes > _LONGEST_ARRAY_BYTES:
-            raise DatasetError(
-                f"{key} of frame {path}",
-                got=f"an array of {size_bytes / 1e6:.0f} MB",
-                expected=f"at most {_LONGEST_ARRAY_BYTES / 1e6:.0f} MB",
-                remedy="It is no frame of a camera: copy or collect it again.",
-            )
+            got = f"an array of {size_bytes / 1e6:.0f} MB"
+            expected = f"at most {_LONGEST_ARRAY_BYTES / 1e6:.0f} MB"
+            remedy = "It is no frame of a camera: copy or collect it again."
+            raise DatasetError(f"{key} of frame {path}", got=got, expected=expected, remedy=remedy)
         data = member.read(size_bytes + 1)  # to its end, where the archive's checksum is compared
         if len(data) != size_bytes:
             raise ValueError(f"{key} with another size than its header says")

@@ -81,12 +81,6 @@ class ImageTextSet:
             examples.append(_parse(path, offset, line))
         return examples
 
-    def spread(self, count: int) -> list[int]:
-        """Return at most `count` numbers, evenly spread."""
-        if count >= len(self):
-            return list(range(len(self)))
-        return [int(number) for number in np.linspace(0, len(self) - 1, count).round()]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTextData:
@@ -267,12 +261,9 @@ def _split(
             if len(chosen):
                 part[kind] = ImageTextSet(files, chosen)
         if kind in held_out and kind not in training:
-            raise DatasetError(
-                f"image-text pairs of kind {kind}",
-                got=f"{len(held_out[kind])}, whose images are all held out",
-                expected="some to train on",
-                remedy="Add pairs, or pass --validation-fraction 0.",
-            )
+            got = f"{len(held_out[kind])}, whose images are all held out"
+            remedy = "Add pairs, or pass --validation-fraction 0."
+            raise DatasetError(f"image-text pairs of kind {kind}", got=got, expected="some to train on", remedy=remedy)
     return ImageTextData(training, held_out, content_sha256)
 
 

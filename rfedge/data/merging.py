@@ -133,12 +133,9 @@ def _copied_bytes(datasets: Sequence[CalvinDataset], output: Path) -> int:
 def _scene(dataset: CalvinDataset) -> str | None:
     found = {dataset.scene_of(segment.start) for segment in dataset.segments}
     if len(found) > 1:
-        raise DatasetError(
-            f"dataset {dataset.folder}",
-            got=f"scenes {', '.join(sorted(str(scene) for scene in found))}",
-            expected="one scene a dataset",
-            remedy="Merge datasets of single scenes.",
-        )
+        got = f"scenes {', '.join(sorted(str(scene) for scene in found))}"
+        remedy = "Merge datasets of single scenes."
+        raise DatasetError(f"dataset {dataset.folder}", got=got, expected="one scene a dataset", remedy=remedy)
     return found.pop()
 
 
@@ -150,12 +147,8 @@ def _plan(datasets: Sequence[CalvinDataset], scenes: Sequence[str | None]) -> li
         next_number = numbers[-1] + shift + 1
         plan.append((dataset, MergedSource(str(dataset.folder), scene, shift, len(numbers), len(dataset.segments))))
     if next_number - 1 > _MAX_NUMBER:
-        raise DatasetError(
-            "frame numbers",
-            got=f"up to {next_number - 1}",
-            expected=f"at most {_MAX_NUMBER}",
-            remedy="Merge fewer datasets.",
-        )
+        remedy = "Merge fewer datasets."
+        raise DatasetError("frame numbers", got=f"up to {next_number - 1}", expected=f"at most {_MAX_NUMBER}", remedy=remedy)
     return plan
 
 

@@ -49,12 +49,9 @@ def read_object_file(path: Path) -> dict[str, Any]:
             shape, _, dtype = read_header(file)
             content = _Restricted(file).load() if dtype.hasobject else None
     except _ForbiddenNameError as error:
-        raise DatasetError(
-            subject,
-            got=f"the class {error}",
-            expected="numpy arrays, lists, dicts, text and numbers",
-            remedy="Do not open this file with anything else: it may run code. Get the dataset from its authors.",
-        ) from None
+        expected = "numpy arrays, lists, dicts, text and numbers"
+        remedy = "Do not open this file with anything else: it may run code. Get the dataset from its authors."
+        raise DatasetError(subject, got=f"the class {error}", expected=expected, remedy=remedy) from None
     # A damaged pickle can raise nearly anything; all of these come from parsing, none from code of ours.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise DatasetError(

@@ -15,8 +15,8 @@ from rfedge.errors import DatasetError
 from rfedge.messages import STATE_SIZE
 
 NUM_JOINTS: Final = 7
-_LOWER_RAD: Final = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
-_UPPER_RAD: Final = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
+LOWER_RAD: Final = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
+UPPER_RAD: Final = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
 # A simulated joint is pushed a little past its stop; a wrong unit or order is off by far more.
 _JOINT_MARGIN_RAD: Final = 0.05
 BASE_M: Final = (-0.34, -0.46, 0.24)  # of the arm in CALVIN's world
@@ -32,10 +32,10 @@ def state_problem(robot_obs: Array) -> DatasetError | None:
     if robot_obs.shape != (STATE_SIZE,):
         return _problem("robot_obs", f"shape {robot_obs.shape}", f"shape {(STATE_SIZE,)}")
     joints = robot_obs[7:14]
-    beyond = np.maximum(_LOWER_RAD - joints, joints - _UPPER_RAD)
+    beyond = np.maximum(LOWER_RAD - joints, joints - UPPER_RAD)
     worst = int(beyond.argmax())
     if joints.any() and beyond[worst] > _JOINT_MARGIN_RAD:
-        limits = f"{_LOWER_RAD[worst]:g} to {_UPPER_RAD[worst]:g} rad"
+        limits = f"{LOWER_RAD[worst]:g} to {UPPER_RAD[worst]:g} rad"
         return _problem(f"joint {worst + 1} in robot_obs", f"{joints[worst]:.3f} rad", limits)
     reach_m = float(np.linalg.norm(robot_obs[:3] - _SHOULDER_M))
     if reach_m > _REACH_M or robot_obs[2] <= _FLOOR_M:

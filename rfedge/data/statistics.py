@@ -7,13 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from rfedge.data.frames import FRAME_SHAPES, Array
+from rfedge.data.frames import FRAME_SHAPES, Array, Float64Array
 
-FloatArray = npt.NDArray[np.float64]
 # CALVIN divides by the deviation; a joint that never moves must not become a division by zero.
 _SMALLEST_DEVIATION = 1e-6
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return at most `count` of the numbers below `total`."""
+    spaced: list[int] = np.linspace(0, total - 1, min(count, total)).round().astype(np.int64).tolist()
+    return spaced
 
 
 class RunningMoments:
@@ -21,10 +25,10 @@ class RunningMoments:
 
     def __init__(self, size: int) -> None:
         self.num_rows = 0
-        self.mean: FloatArray = np.zeros(size)
-        self._squares: FloatArray = np.zeros(size)
-        self.minimum: FloatArray = np.full(size, np.inf)
-        self.maximum: FloatArray = np.full(size, -np.inf)
+        self.mean: Float64Array = np.zeros(size)
+        self._squares: Float64Array = np.zeros(size)
+        self.minimum: Float64Array = np.full(size, np.inf)
+        self.maximum: Float64Array = np.full(size, -np.inf)
 
     def add(self, rows: Array) -> None:
         """Add float (n, size) rows."""
@@ -42,9 +46,9 @@ class RunningMoments:
         self.maximum = np.maximum(self.maximum, rows.max(axis=0))
 
     @property
-    def deviation(self) -> FloatArray:
+    def deviation(self) -> Float64Array:
         """Population standard deviation (size,)."""
-        spread: FloatArray = np.sqrt(self._squares / max(self.num_rows, 1))
+        spread: Float64Array = np.sqrt(self._squares / max(self.num_rows, 1))
         return spread
 
 
@@ -56,14 +60,14 @@ class DatasetStatistics:
     num_episodes: int
     episodes_per_task: Mapping[str, int]  # task -> language segments
     # robot_obs_mean, robot_obs_deviation: float64 (15,), units as in `rfedge.messages`
-    robot_obs_mean: FloatArray
-    robot_obs_deviation: FloatArray
+    robot_obs_mean: Float64Array
+    robot_obs_deviation: Float64Array
     # scene_obs_mean, scene_obs_deviation: float64 (24,)
-    scene_obs_mean: FloatArray
-    scene_obs_deviation: FloatArray
+    scene_obs_mean: Float64Array
+    scene_obs_deviation: Float64Array
     # action_minimum, action_maximum: float64 (7,) of rel_actions, normalised units
-    action_minimum: FloatArray
-    action_maximum: FloatArray
+    action_minimum: Float64Array
+    action_maximum: Float64Array
 
     def to_yaml(self) -> str:
         """Return CALVIN's `statistics.yaml`: transforms that normalise the states, and the bounds of the actions."""

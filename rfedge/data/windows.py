@@ -26,6 +26,7 @@ from rfedge.data.calvin import CalvinDataset, Segment
 from rfedge.data.frame_cache import FrameCache
 from rfedge.errors import ConfigError
 from rfedge.messages import ACTION_SIZE, POSE_SIZE
+from rfedge.records.plan import check_least
 
 BoolArray = npt.NDArray[np.bool_]
 Int64Array = npt.NDArray[np.int64]
@@ -104,9 +105,8 @@ class WindowIndex:
         frame_stride: int = 1,
         chunk_size: int = 1,
     ) -> None:
-        for name, value in (("window", window), ("frame_stride", frame_stride), ("chunk_size", chunk_size)):
-            if value < 1:
-                raise ConfigError(name, got=value, expected="at least 1", remedy="Give a positive whole number.")
+        numbers = {"window": window, "frame_stride": frame_stride, "chunk_size": chunk_size}
+        check_least(1, numbers, "Give a positive whole number.")
         self.segments = tuple(segments)
         self.window = window
         self.frame_stride = frame_stride
@@ -156,12 +156,6 @@ class WindowIndex:
             segments=cut.segments,
         )
 
-    def spread(self, count: int) -> list[int]:
-        """Return at most `count` window numbers, evenly spread: the fixed batch that validation measures."""
-        if count >= len(self):
-            return list(range(len(self)))
-        return [int(number) for number in np.linspace(0, len(self) - 1, count).round()]
-
 
 @dataclass(frozen=True, slots=True)
 class SamplerState:
@@ -179,12 +173,9 @@ class WindowSampler:
 
     def __init__(self, num_windows: int, batch_size: int, seed: int, state: SamplerState | None = None) -> None:
         if num_windows < 1 or batch_size < 1:
-            raise ConfigError(
-                "windows and batch size",
-                got=f"{num_windows} and {batch_size}",
-                expected="at least 1 of each",
-                remedy="Collect more demonstrations or raise --batch-size.",
-            )
+            got = f"{num_windows} and {batch_size}"
+            remedy = "Collect more demonstrations or raise --batch-size."
+            raise ConfigError("windows and batch size", got=got, expected="at least 1 of each", remedy=remedy)
         self.num_windows = num_windows
         self.batch_size = batch_size
         self.seed = seed

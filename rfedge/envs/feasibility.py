@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -199,6 +200,10 @@ def _can_unstack(view: _View) -> bool:
     return not view.is_holding and any(_is_near(float(top[0]), float(top[1])) for top in on_top)
 
 
+def _can_toggle(view: _View, *, light: str, wanted: bool) -> bool:
+    return not view.is_holding and view.lights[light] != wanted
+
+
 def _preconditions() -> dict[str, Callable[[_View], bool]]:
     table: dict[str, Callable[[_View], bool]] = {
         "move_slider_left": lambda view: not view.is_holding and view.layout.slide_max_m - view.slide_m > _SLIDE_LEFT_M,
@@ -213,31 +218,15 @@ def _preconditions() -> dict[str, Callable[[_View], bool]]:
     }
     for light in ("lightbulb", "led"):
         for wanted, word in ((True, "on"), (False, "off")):
-            table[f"turn_{word}_{light}"] = _toggler(light, wanted=wanted)
+            table[f"turn_{word}_{light}"] = partial(_can_toggle, light=light, wanted=wanted)
     for colour in COLOURS:
         block = f"block_{colour}"
         for side, sign in (("left", -1.0), ("right", 1.0)):
-            table[f"rotate_{colour}_block_{side}"] = _rotator(block)
-            table[f"push_{colour}_block_{side}"] = _pusher(block, sign)
+            table[f"rotate_{colour}_block_{side}"] = partial(_can_rotate, block=block)
+            table[f"push_{colour}_block_{side}"] = partial(_can_push, block=block, sign=sign)
         for place in LIFT_FROM:
-            table[f"lift_{colour}_block_{place}"] = _lifter(block, place)
+            table[f"lift_{colour}_block_{place}"] = partial(_can_lift, block=block, place=place)
     return {task: table[task] for task in TASKS}
-
-
-def _toggler(light: str, *, wanted: bool) -> Callable[[_View], bool]:
-    return lambda view: not view.is_holding and view.lights[light] != wanted
-
-
-def _rotator(block: str) -> Callable[[_View], bool]:
-    return lambda view: _can_rotate(view, block=block)
-
-
-def _pusher(block: str, sign: float) -> Callable[[_View], bool]:
-    return lambda view: _can_push(view, block=block, sign=sign)
-
-
-def _lifter(block: str, place: str) -> Callable[[_View], bool]:
-    return lambda view: _can_lift(view, block=block, place=place)
 
 
 _PRECONDITIONS: Final = _preconditions()

@@ -118,7 +118,11 @@ class Environment(Protocol):
     block_order: tuple[str, str, str]
 
     def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
-        """Set the state without rendering: (15,) and (24,) as observed, or neutral pose and random blocks where None."""
+        """Set the state without rendering: (15,) and (24,) as observed, or neutral pose and random blocks where None.
+
+        Raises:
+            ContractError: a state has another shape or is not finite.
+        """
 
     def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
         """`restore`, then `observe`."""
@@ -139,10 +143,10 @@ class Environment(Protocol):
         return self.observe()
 
     def observe(self) -> Observation:
-        """Render both cameras at the present state."""
+        """Render both cameras at the present state; raises ConfigError in a world that was made without cameras."""
 
     def draw_camera(self, camera: Camera) -> UInt8Array:
-        """Render one camera at the present state: uint8 (200, 200, 3) or (84, 84, 3), RGB."""
+        """Render one camera: uint8 (200, 200, 3) or (84, 84, 3), RGB."""
 
     def robot_state(self) -> Float64Array:
         """Return robot_obs, float64 (15,)."""

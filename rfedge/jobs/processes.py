@@ -63,12 +63,9 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
             for future in finished:
                 yield waiting.pop(future), future.result()
     except BrokenProcessPool:
-        raise BackendUnavailableError(
-            "workers",
-            got="a worker process that died",
-            expected=f"{workers} that live",
-            remedy="Repeat the command to go on; with too little memory, use fewer --workers.",
-        ) from None
+        got = "a worker process that died"
+        remedy = "Repeat the command to go on; with too little memory, use fewer --workers."
+        raise BackendUnavailableError("workers", got=got, expected=f"{workers} that live", remedy=remedy) from None
     except BaseException:
         held.close()  # nobody takes the results of the jobs in work: a stop should not wait minutes for them
         raise

@@ -99,12 +99,9 @@ class RayWorkers:
         except errors.RayTaskError:
             raise  # a bug keeps its traceback
         except errors.RayError as error:
-            raise BackendUnavailableError(
-                "Ray",
-                got=f"{type(error).__name__} in a task",
-                expected="workers that live",
-                remedy="Repeat the command to go on; with too little memory, use fewer --workers.",
-            ) from None
+            got = f"{type(error).__name__} in a task"
+            remedy = "Repeat the command to go on; with too little memory, use fewer --workers."
+            raise BackendUnavailableError("Ray", got=got, expected="workers that live", remedy=remedy) from None
         if isinstance(answer, RfedgeError):
             raise answer
         return answer

@@ -93,12 +93,10 @@ class InstructionTable:
     def _unknown(self, words: str) -> ContractError:
         near = difflib.get_close_matches(words[:MAX_SENTENCE_CHARACTERS], self.sentences, n=1, cutoff=0.4)
         example = f"nearest: {near[0]!r}" if near else f"such as {self.sentences[0]!r}"
-        return ContractError(
-            "instruction",
-            got=repr(words if len(words) <= _SHOWN_CHARACTERS else f"{words[:_SHOWN_CHARACTERS]}..."),
-            expected=f"one of the {len(self.sentences)} sentences of this bundle, {example}",
-            remedy="Say one of them, or export the bundle with this one in --instructions or without that option.",
-        )
+        got = repr(words if len(words) <= _SHOWN_CHARACTERS else f"{words[:_SHOWN_CHARACTERS]}...")
+        expected = f"one of the {len(self.sentences)} sentences of this bundle, {example}"
+        remedy = "Say one of them, or export the bundle with this one in --instructions or without that option."
+        return ContractError("instruction", got=got, expected=expected, remedy=remedy)
 
 
 def write_instruction_table(

@@ -159,12 +159,9 @@ class InstructionTokenizer:
         text = plain_words(instruction)
         ids = self._backend.encode(self.tokens.prompt(text), add_special_tokens=False).ids
         if len(ids) > self.text_length:
-            raise ContractError(
-                "instruction",
-                got=f"{len(ids)} tokens",
-                expected=f"at most {self.text_length}",
-                remedy="Say it in fewer words.",
-            )
+            expected = f"at most {self.text_length}"
+            remedy = "Say it in fewer words."
+            raise ContractError("instruction", got=f"{len(ids)} tokens", expected=expected, remedy=remedy)
         row = np.full(self.text_length, self.pad_id, dtype=np.int64)
         row[: len(ids)] = ids
         return row, np.arange(self.text_length) < len(ids)

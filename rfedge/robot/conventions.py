@@ -53,16 +53,11 @@ def refuse_disagreement(name: str, given: Conventions, owner: str, expected: Con
     """
     mine_hz, theirs_hz = given.control_hz, expected.control_hz
     if mine_hz is not None and theirs_hz is not None and abs(mine_hz - theirs_hz) > _SAME_RATE * theirs_hz:
-        raise ConfigError(
-            f"control rate of {name}",
-            got=f"{mine_hz:g} Hz",
-            expected=f"{theirs_hz:g} Hz, that of {owner}",
-            remedy="An action is the motion of one step: use that rate, or data resampled to the other (--fps).",
-        )
+        got = f"{mine_hz:g} Hz"
+        remedy = "An action is the motion of one step: use that rate, or data resampled to the other (--fps)."
+        raise ConfigError(f"control rate of {name}", got=got, expected=f"{theirs_hz:g} Hz, that of {owner}", remedy=remedy)
     if given.resize is not None and expected.resize is not None and given.resize != expected.resize:
+        remedy = "Cut the pictures alike, or convert the data again with that --resize."
         raise ConfigError(
-            f"camera geometry of {name}",
-            got=given.resize,
-            expected=f"{expected.resize}, that of {owner}",
-            remedy="Cut the pictures alike, or convert the data again with that --resize.",
+            f"camera geometry of {name}", got=given.resize, expected=f"{expected.resize}, that of {owner}", remedy=remedy
         )

@@ -34,7 +34,7 @@ Float64Array = npt.NDArray[np.float64]
 
 def wrap_angle(angle_rad: Float64Array | float) -> Float64Array:
     """Return the same angles within [-pi, pi)."""
-    return np.asarray((np.asarray(angle_rad) + math.pi) % (2.0 * math.pi) - math.pi, dtype=np.float64)
+    return np.asarray((np.asarray(angle_rad, dtype=np.float64) + math.pi) % (2.0 * math.pi) - math.pi)
 
 
 def euler_to_matrix(euler_rad: Float64Array) -> Float64Array:

@@ -351,59 +351,41 @@ def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[st
 def _check_paradigm(config: TrainConfig) -> None:
     """Raise ConfigError where an option would do nothing, or could not be done."""
     if not config.vl_pretraining and config.initial_checkpoint is None:
-        raise ConfigError(
-            "no-vl-pretraining",
-            got=f"preset {config.policy.name}, all of it random",
-            expected="a checkpoint with pre-trained resampler and cross-attention",
-            remedy="Give it as --config, or leave the option out.",
-        )
+        got = f"preset {config.policy.name}, all of it random"
+        expected = "a checkpoint with pre-trained resampler and cross-attention"
+        remedy = "Give it as --config, or leave the option out."
+        raise ConfigError("no-vl-pretraining", got=got, expected=expected, remedy=remedy)
     if config.image_text and config.trainable == "head":
-        raise ConfigError(
-            "image-text",
-            got="trainable head, which image-text pairs teach nothing",
-            expected="trainable paper, freeze-emb, freeze-vision or full",
-            remedy="Choose one, or leave the pairs out.",
-        )
+        got = "trainable head, which image-text pairs teach nothing"
+        expected = "trainable paper, freeze-emb, freeze-vision or full"
+        remedy = "Choose one, or leave the pairs out."
+        raise ConfigError("image-text", got=got, expected=expected, remedy=remedy)
     if config.vision_tokens and (config.trainable == "full" or config.augmentation != "none"):
-        raise ConfigError(
-            "vision-tokens",
-            got=f"trainable {config.trainable}, augmentation {config.augmentation}",
-            expected="a frozen vision tower that sees every frame as it is",
-            remedy="Pass --trainable freeze-vision --augmentation none, or leave the option out.",
-        )
+        got = f"trainable {config.trainable}, augmentation {config.augmentation}"
+        expected = "a frozen vision tower that sees every frame as it is"
+        remedy = "Pass --trainable freeze-vision --augmentation none, or leave the option out."
+        raise ConfigError("vision-tokens", got=got, expected=expected, remedy=remedy)
     if config.pointing_weight and config.trainable != "full":
-        raise ConfigError(
-            "pointing-weight",
-            got=f"trainable {config.trainable}",
-            expected="trainable full: pointing teaches the vision tower",
-            remedy="Pass --trainable full, or leave the option out.",
-        )
+        expected = "trainable full: pointing teaches the vision tower"
+        remedy = "Pass --trainable full, or leave the option out."
+        raise ConfigError("pointing-weight", got=f"trainable {config.trainable}", expected=expected, remedy=remedy)
     decoder = config.policy.decoder
     if config.image_text and not isinstance(decoder, MPTConfig) and not decoder.output_projection:
-        raise ConfigError(
-            "image-text",
-            got=f"a {decoder.kind} decoder without its output projection",
-            expected="a checkpoint that holds it, or an MPT decoder, whose output is its embedding",
-            remedy="Import the original weights again with --keep-output-projection.",
-        )
+        got = f"a {decoder.kind} decoder without its output projection"
+        expected = "a checkpoint that holds it, or an MPT decoder, whose output is its embedding"
+        remedy = "Import the original weights again with --keep-output-projection."
+        raise ConfigError("image-text", got=got, expected=expected, remedy=remedy)
 
 
 def _check_scale(config: TrainConfig) -> None:
     """Raise ConfigError where two options of scale do not go together."""
     if config.mixed_precision == "fp16" and config.device == "cpu":
-        raise ConfigError(
-            "mixed-precision",
-            got="fp16 on the CPU",
-            expected="bf16 or no there",
-            remedy="fp16 is for GPUs: CPUs have no fast MatMuls in it. Pass --mixed-precision bf16, or --device cuda.",
-        )
+        remedy = "fp16 is for GPUs: CPUs have no fast MatMuls in it. Pass --mixed-precision bf16, or --device cuda."
+        raise ConfigError("mixed-precision", got="fp16 on the CPU", expected="bf16 or no there", remedy=remedy)
     if config.optimizer == "adamw-8bit" and config.parallel == "fsdp":
-        raise ConfigError(
-            "optimizer",
-            got="adamw-8bit with parallel fsdp",
-            expected="adamw-8bit with ddp, or adamw with fsdp",
-            remedy="8-bit moments share a scale in blocks that FSDP2 would cut. Choose one of the two.",
-        )
+        expected = "adamw-8bit with ddp, or adamw with fsdp"
+        remedy = "8-bit moments share a scale in blocks that FSDP2 would cut. Choose one of the two."
+        raise ConfigError("optimizer", got="adamw-8bit with parallel fsdp", expected=expected, remedy=remedy)
 
 
 def _config_error(subject: str, error: ValidationError) -> ConfigError:
@@ -411,9 +393,6 @@ def _config_error(subject: str, error: ValidationError) -> ConfigError:
     name = ".".join(str(part) for part in first["loc"]) or subject
     # A validator's own sentence already says what was expected; pydantic's built-in ones follow the same order.
     expected = first["msg"].removeprefix("Value error, ")
-    return ConfigError(
-        name,
-        got=repr(first["input"]) if first["loc"] else "options that contradict each other",
-        expected=expected[0].lower() + expected[1:],
-        remedy="See `rfedge train --help`.",
-    )
+    got = repr(first["input"]) if first["loc"] else "options that contradict each other"
+    remedy = "See `rfedge train --help`."
+    return ConfigError(name, got=got, expected=expected[0].lower() + expected[1:], remedy=remedy)

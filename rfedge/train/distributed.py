@@ -138,12 +138,10 @@ class Processes:
             is_lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS_OF_LOSS)
             if self.world_size == 1 or not is_lost:
                 raise
-            raise BackendUnavailableError(
-                "another process of this run",
-                got="no connection to it any more",
-                expected=f"all {self.world_size} processes",
-                remedy="Repeat the command, with as many processes as you like: the run goes on from its newest state.",
-            ) from None
+            got = "no connection to it any more"
+            expected = f"all {self.world_size} processes"
+            remedy = "Repeat the command, with as many processes as you like: the run goes on from its newest state."
+            raise BackendUnavailableError("another process of this run", got=got, expected=expected, remedy=remedy) from None
 
 
 @contextmanager
@@ -165,28 +163,21 @@ def join(device: str) -> Iterator[Processes]:
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise ConfigError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
-            got=f"no {', '.join(missing)}",
-            expected="the environment that torchrun makes",
-            remedy="Start with `torchrun --standalone --nproc-per-node N -m rfedge train ...`, or unset WORLD_SIZE.",
-        )
+        got = f"no {', '.join(missing)}"
+        expected = "the environment that torchrun makes"
+        remedy = "Start with `torchrun --standalone --nproc-per-node N -m rfedge train ...`, or unset WORLD_SIZE."
+        raise ConfigError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}", got=got, expected=expected, remedy=remedy)
     local_rank = _number("LOCAL_RANK", 0)
     if device.startswith("cuda"):
         if device != "cuda":
-            raise ConfigError(
-                "device",
-                got=repr(device),
-                expected="cuda, of which every process takes the GPU of its local rank",
-                remedy="Leave the number out; CUDA_VISIBLE_DEVICES chooses GPUs.",
-            )
+            expected = "cuda, of which every process takes the GPU of its local rank"
+            remedy = "Leave the number out; CUDA_VISIBLE_DEVICES chooses GPUs."
+            raise ConfigError("device", got=repr(device), expected=expected, remedy=remedy)
         if local_rank >= torch.cuda.device_count():
-            raise BackendUnavailableError(
-                "device",
-                got=f"{torch.cuda.device_count()} CUDA GPUs that PyTorch can use",
-                expected=f"one for each process, {local_rank + 1} or more",
-                remedy="Start fewer processes, or pass --device cpu.",
-            )
+            got = f"{torch.cuda.device_count()} CUDA GPUs that PyTorch can use"
+            expected = f"one for each process, {local_rank + 1} or more"
+            remedy = "Start fewer processes, or pass --device cpu."
+            raise BackendUnavailableError("device", got=got, expected=expected, remedy=remedy)
         torch.cuda.set_device(local_rank)
     # Numbers and texts go through gloo either way: they are on the CPU, and need no GPU to wait for.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from rfedge.data.image_text import ImageTextData, open_image_text
+from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo
@@ -177,7 +178,8 @@ class _Run(TrainingRun):
         self.learner.eval()
         config, index, values = self.config, self.sources.held_out, dict[str, float]()
         sums = dict.fromkeys((*_WINDOW_METRICS, "num_actions"), 0.0)
-        for numbers, counts in self.processes.shares(index.spread(config.validation_windows), config.batch_size):
+        chosen = evenly_spaced(len(index), config.validation_windows)
+        for numbers, counts in self.processes.shares(chosen, config.batch_size):
             batch = batch_tensors(index, self.sources.cache, self.sources.table, list(numbers)).to(self.scope.device)
             losses = self._compare(batch, self.scope.run(partial(window_forward, self.learner, batch)))
             if counts:  # batches weigh by what they hold, so their size does not matter

@@ -67,9 +67,6 @@ def check_batches(config: TrainConfig, processes: Processes) -> None:
         sizes["image_text_batch_size"] = (config.image_text_batch_size, num_parts)
     for name, (size, smallest) in sizes.items():
         if size < smallest:
-            raise ConfigError(
-                name,
-                got=size,
-                expected=f"at least {smallest}, as many as there are processes times passes",
-                remedy="It counts over all of them: raise it, or start fewer processes, or lower --accumulate.",
-            )
+            expected = f"at least {smallest}, as many as there are processes times passes"
+            remedy = "It counts over all of them: raise it, or start fewer processes, or lower --accumulate."
+            raise ConfigError(name, got=size, expected=expected, remedy=remedy)

@@ -11,6 +11,7 @@ import torch
 
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
+from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import WindowIndex, split_segments
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.jobs.progress import StageProgress
@@ -74,12 +75,9 @@ def start_policy(config: RunConfig, *, keep_untrained_head: bool = False) -> Sta
     loaded = load_checkpoint(config.initial_checkpoint)
     before = loaded.config
     if before.head == config.policy.head and before.head.kind == "gpt" and config.policy.window != before.window:
-        raise ConfigError(
-            "window",
-            got=config.policy.window,
-            expected=f"{before.window}, that of {config.initial_checkpoint}",
-            remedy="A GPT head has learnt one position for each frame of its window; leave --window out.",
-        )
+        expected = f"{before.window}, that of {config.initial_checkpoint}"
+        remedy = "A GPT head has learnt one position for each frame of its window; leave --window out."
+        raise ConfigError("window", got=config.policy.window, expected=expected, remedy=remedy)
     shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
     is_trained = keep_untrained_head or not loaded.metadata.get(HEAD_IS_UNTRAINED)
     keeps_head = before.head.kind == config.policy.head.kind and is_trained
@@ -100,17 +98,14 @@ def start_policy(config: RunConfig, *, keep_untrained_head: bool = False) -> Sta
 def standardise_features(policy: RoboFlamingo, sources: TrainingData, config: TrainConfig, device: torch.device) -> None:
     """Give the head of a policy without trained weights features of mean 0 and, together, deviation 1."""
     features = []
-    for number in sources.training.spread(_NUM_STATISTICS_WINDOWS):
+    for number in evenly_spaced(len(sources.training), _NUM_STATISTICS_WINDOWS):
         batch = batch_tensors(sources.training, sources.cache, sources.table, [number]).to(device)
         features.append(window_features(policy, batch)[0])
     stacked = torch.cat(features)
     if len(stacked) < 2 or not bool(stacked.var(dim=0).mean() > 0.0):
-        raise DatasetError(
-            f"demonstrations {config.data}",
-            got=f"{len(stacked)} frames to learn from" if len(stacked) < 2 else "frames that all look alike",
-            expected="two or more that differ",
-            remedy="An episode of one frame shows no motion: record longer ones, or more of them.",
-        )
+        got = f"{len(stacked)} frames to learn from" if len(stacked) < 2 else "frames that all look alike"
+        remedy = "An episode of one frame shows no motion: record longer ones, or more of them."
+        raise DatasetError(f"demonstrations {config.data}", got=got, expected="two or more that differ", remedy=remedy)
     # One deviation for all numbers of a feature: one that hardly changes now would be blown up, and with it every step
     # that the backbone takes later.
     deviation = stacked.var(dim=0).mean().sqrt()

@@ -156,12 +156,9 @@ def _read_document(path: Path, resume_key: dict[str, Any]) -> Progress:
         raise _damaged(path / _DOCUMENT, error) from None
     for name, value in resume_key.items():
         if before.get(name) != value:
-            raise ConfigError(
-                f"{name} of the run in {path.parent.parent}",
-                got=value,
-                expected=f"{before.get(name)}, with which it was started",
-                remedy="Repeat the options to go on, pass --no-resume to start over, or choose another --output.",
-            )
+            expected = f"{before.get(name)}, with which it was started"
+            remedy = "Repeat the options to go on, pass --no-resume to start over, or choose another --output."
+            raise ConfigError(f"{name} of the run in {path.parent.parent}", got=value, expected=expected, remedy=remedy)
     return progress
 
 
@@ -207,9 +204,6 @@ def _device(policy: nn.Module) -> torch.device:
 
 
 def _damaged(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        f"training state {path}",
-        got=f"{type(error).__name__} ({error})",
-        expected="files written by `rfedge train`",
-        remedy="Remove this state's folder to go on from the one before, or pass --no-resume.",
-    )
+    expected = "files written by `rfedge train`"
+    remedy = "Remove this state's folder to go on from the one before, or pass --no-resume."
+    return ArtifactError(f"training state {path}", got=f"{type(error).__name__} ({error})", expected=expected, remedy=remedy)

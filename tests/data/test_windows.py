@@ -9,6 +9,7 @@ import pytest
 
 from rfedge.data import CalvinDataset, FrameCache, Segment, WindowIndex, WindowSampler
 from rfedge.data.frames import read_frame, write_frame
+from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import SamplerState, Window, label_chunks, split_segments
 from rfedge.errors import ArtifactError, ConfigError, DatasetError
 from tests.errors import raises
@@ -77,8 +78,8 @@ def test_with_stride_k_the_chunks_of_a_window_tile_the_segment() -> None:
 
 def test_spread_is_even_and_bounded() -> None:
     index = WindowIndex([Segment(0, 49, "a", "x")], window=4)
-    assert index.spread(3) == [0, 24, 49] or index.spread(3) == [0, 25, 49]
-    assert index.spread(500) == list(range(50))
+    assert evenly_spaced(len(index), 3) == [0, 24, 49]
+    assert evenly_spaced(len(index), 500) == list(range(50))
 
 
 @pytest.mark.parametrize("name", ["window", "frame_stride", "chunk_size"])

@@ -28,7 +28,7 @@ from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import check_room, read_json
 from rfedge.io.journal import append_line, compare_arguments, open_lines, refuse_other_content
 from rfedge.jobs.processes import run_jobs
-from rfedge.records.plan import Option
+from rfedge.records.plan import Option, check_least
 
 # CALVIN's language segments have at most 64 frames; a longer one would run into its neighbour's numbers.
 FRAMES_PER_SLOT: Final = 64
@@ -40,6 +40,7 @@ LABELS: Final = {
 _SPLIT: Final = "training"
 _ROLLOUT_BYTES: Final = 400_000  # of PlayTable: 40 frames of 10 kB
 _SCHEMA_VERSION: Final = 1
+_POSITIVE: Final = "Give a positive whole number."
 
 
 class RecordedEpisode(Protocol):
@@ -85,13 +86,8 @@ class CollectionRequest:
 
     def check(self) -> None:
         """Raise ConfigError when there is nothing to do or a task is named twice."""
-        for name, value in (
-            ("episodes per task", self.episodes_per_task),
-            ("max attempts", self.max_attempts),
-            ("frames per episode", self.frames_per_episode),
-        ):
-            if value < 1:
-                raise ConfigError(name, got=value, expected="at least 1", remedy="Give a positive whole number.")
+        numbers = {"episodes per task": self.episodes_per_task, "max attempts": self.max_attempts}
+        check_least(1, {**numbers, "frames per episode": self.frames_per_episode}, _POSITIVE)
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ConfigError(
                 "tasks", got=list(self.tasks), expected="at least one, each once", remedy="Name each task once."
@@ -156,8 +152,7 @@ def collect(
             worker died.
     """
     request.check()
-    if workers < 1:
-        raise ConfigError("workers", got=workers, expected="at least 1", remedy="Give a positive whole number.")
+    check_least(1, {"workers": workers}, _POSITIVE)
     document = {
         "schema_version": _SCHEMA_VERSION,
         "complete": False,
@@ -252,20 +247,13 @@ def _check_lengths(task: str, num_frames: int, segments: tuple[SegmentRecord, ..
     longest = max(segment.num_frames for segment in segments)
     for subject, got, allowed in (("episode", num_frames, most), ("segment", longest, FRAMES_PER_SLOT)):
         if got > allowed:
-            raise DatasetError(
-                f"{subject} of {task!r}",
-                got=f"{got} frames",
-                expected=f"at most {allowed}",
-                remedy="Cut it to CALVIN's longest language segment.",
-            )
+            remedy = "Cut it to CALVIN's longest language segment."
+            raise DatasetError(f"{subject} of {task!r}", got=f"{got} frames", expected=f"at most {allowed}", remedy=remedy)
     covered = sum(segment.num_frames for segment in segments)
     if covered != num_frames:
-        raise DatasetError(
-            f"segments of {task!r}",
-            got=f"{covered} frames",
-            expected=f"{num_frames}, as recorded",
-            remedy="Describe every frame once.",
-        )
+        expected = f"{num_frames}, as recorded"
+        remedy = "Describe every frame once."
+        raise DatasetError(f"segments of {task!r}", got=f"{covered} frames", expected=expected, remedy=remedy)
 
 
 def _segments(entry: EpisodeRecord) -> list[Segment]:
@@ -282,12 +270,8 @@ def _finish(
 ) -> None:
     segments = tuple(segment for entry in entries for segment in _segments(entry))
     if not segments:
-        raise DatasetError(
-            f"collection in {output}",
-            got="no successful episode",
-            expected="at least one",
-            remedy="Look at the scripted experts of these tasks, or raise the attempts.",
-        )
+        remedy = "Look at the scripted experts of these tasks, or raise the attempts."
+        raise DatasetError(f"collection in {output}", got="no successful episode", expected="at least one", remedy=remedy)
     # From disk and in order, so that a resumed or parallel collection has the same last digits.
     statistics = CalvinDataset(folder, segments).statistics()
     bounds = [(entry.first_frame, entry.first_frame + entry.num_frames - 1) for entry in entries if entry.num_frames]

@@ -63,11 +63,8 @@ def missing_parts(folder: Path) -> tuple[str, ...]:
 def _checked(path: Path, control_hz: object, resize: object) -> Conventions:
     is_rate = isinstance(control_hz, (int, float)) and not isinstance(control_hz, bool) and 0.0 < control_hz <= 1000.0
     if not is_rate or (resize is not None and resize not in RESIZES):
-        raise DatasetError(
-            f"record {path}",
-            got=f"{control_hz!r} Hz, resize {resize!r}",
-            expected=f"a rate above 0, and {', '.join(RESIZES)} or none",
-            remedy="Convert the demonstrations again.",
-        )
+        expected = f"a rate above 0, and {', '.join(RESIZES)} or none"
+        remedy = "Convert the demonstrations again."
+        raise DatasetError(f"record {path}", got=f"{control_hz!r} Hz, resize {resize!r}", expected=expected, remedy=remedy)
     assert isinstance(control_hz, (int, float))
     return Conventions(float(control_hz), None if resize is None else str(resize))

@@ -202,19 +202,13 @@ def _frequency_fault(source: Source, options: ConversionOptions, source_hz: floa
         remedy = "Give it with --source-fps."
         return ConfigError(subject, got="no frequency", expected="frames a second", remedy=remedy)
     if options.source_fps is not None and stated is not None and abs(options.source_fps - stated) > 1e-6 * stated:
-        return ConfigError(
-            "--source-fps",
-            got=f"{options.source_fps:g} Hz",
-            expected=f"{stated:g} Hz, which the source says",
-            remedy="Leave it out, or correct the source.",
-        )
+        expected = f"{stated:g} Hz, which the source says"
+        remedy = "Leave it out, or correct the source."
+        return ConfigError("--source-fps", got=f"{options.source_fps:g} Hz", expected=expected, remedy=remedy)
     if options.fps is None and source_hz != CALVIN_HZ:
-        return ConfigError(
-            subject,
-            got=f"{source_hz:g} Hz",
-            expected=f"{CALVIN_HZ:g} Hz, at which CALVIN's robot is controlled",
-            remedy=f"Pass --fps {CALVIN_HZ:g} to resample, or --fps {source_hz:g} to keep it and control at that.",
-        )
+        expected = f"{CALVIN_HZ:g} Hz, at which CALVIN's robot is controlled"
+        remedy = f"Pass --fps {CALVIN_HZ:g} to resample, or --fps {source_hz:g} to keep it and control at that."
+        return ConfigError(subject, got=f"{source_hz:g} Hz", expected=expected, remedy=remedy)
     return None
 
 

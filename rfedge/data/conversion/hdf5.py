@@ -154,12 +154,9 @@ class Hdf5Source:
             return self._read_demo(f"{name.rpartition('/')[2]} of {path.name}", file, name, images=images)
         except (OSError, KeyError) as error:
             reason = " ".join(str(error).split())
-            raise DatasetError(
-                f"{name} of {path}",
-                got=f"an unreadable array ({reason})",
-                expected="a complete file",
-                remedy="It is truncated or damaged: copy it again.",
-            ) from None
+            got = f"an unreadable array ({reason})"
+            remedy = "It is truncated or damaged: copy it again."
+            raise DatasetError(f"{name} of {path}", got=got, expected="a complete file", remedy=remedy) from None
 
     def close(self) -> None:
         """Close the file that was read last; calling it again does nothing."""
@@ -209,12 +206,8 @@ class Hdf5Source:
             sentence = _json_attribute(group, "problem_info").get("language_instruction")
             if sentence:  # LIBERO: a sentence or its words, with quotation marks left from its task files
                 return (sentence if isinstance(sentence, str) else " ".join(sentence)).strip('" ')
-        raise DatasetError(
-            subject,
-            got="no instruction",
-            expected=f"an attribute {', '.join(names)}",
-            remedy="Give one for all with --instruction, or name the attribute with --map instruction=KEY.",
-        )
+        remedy = "Give one for all with --instruction, or name the attribute with --map instruction=KEY."
+        raise DatasetError(subject, got="no instruction", expected=f"an attribute {', '.join(names)}", remedy=remedy)
 
 
 def _find_files(path: Path) -> list[Path]:

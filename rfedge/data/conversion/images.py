@@ -29,12 +29,8 @@ def fit_image(subject: str, image: Array, shape: tuple[int, int, int], *, resize
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
         image = image.transpose(1, 2, 0)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DatasetError(
-            subject,
-            got=f"{image.dtype} {image.shape}",
-            expected="uint8 (height, width, 3)",
-            remedy="Map a camera of RGB bytes with --map.",
-        )
+        remedy = "Map a camera of RGB bytes with --map."
+        raise DatasetError(subject, got=f"{image.dtype} {image.shape}", expected="uint8 (height, width, 3)", remedy=remedy)
     if flip != "none":
         image = image[::-1] if flip == "vertical" else image[::-1, ::-1]
     if image.shape == shape:

@@ -270,12 +270,9 @@ class LeRobotSource:
             return ("",) * len(indices)
         unknown = next((index for index in indices if not self._sentences.get(index, "").strip()), None)
         if unknown is not None:
-            raise DatasetError(
-                subject,
-                got=f"task {unknown}, without a sentence",
-                expected=f"one of the {len(self._sentences)} in meta/tasks.parquet",
-                remedy="Give one for all episodes with --instruction.",
-            )
+            expected = f"one of the {len(self._sentences)} in meta/tasks.parquet"
+            remedy = "Give one for all episodes with --instruction."
+            raise DatasetError(subject, got=f"task {unknown}, without a sentence", expected=expected, remedy=remedy)
         return tuple(self._sentences[index] for index in indices)
 
 

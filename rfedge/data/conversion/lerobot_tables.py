@@ -29,12 +29,10 @@ def read_info(path: Path) -> dict[str, Any]:
         info = dict(read_json(path / INFO))
         version, _, _ = str(info["codebase_version"]), float(info["fps"]), dict(info["features"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"file {path / INFO}",
-            got=f"another structure ({error!r})",
-            expected="codebase_version, fps and features",
-            remedy="Copy it again.",
-        ) from None
+        got = f"another structure ({error!r})"
+        expected = "codebase_version, fps and features"
+        remedy = "Copy it again."
+        raise DatasetError(f"file {path / INFO}", got=got, expected=expected, remedy=remedy) from None
     if not version.startswith(_VERSION):
         raise DatasetError(
             f"dataset {path}",
@@ -87,21 +85,15 @@ def read_sentences(path: Path) -> dict[int, str]:
     # Not the first text: a category or a scene may stand before the sentence.
     named = [name for name in ("task", *index, "__index_level_0__") if name in texts]
     if "task_index" not in table.column_names or not named:
-        raise DatasetError(
-            f"file {file}",
-            got=f"columns {', '.join(table.column_names)}",
-            expected="task_index and task (a column, or the index of the data frame)",
-            remedy="Name the sentences' column task, or give one for all episodes with --instruction.",
-        )
+        expected = "task_index and task (a column, or the index of the data frame)"
+        remedy = "Name the sentences' column task, or give one for all episodes with --instruction."
+        raise DatasetError(f"file {file}", got=f"columns {', '.join(table.column_names)}", expected=expected, remedy=remedy)
     sentences: dict[int, str] = {}
     for number, text in zip(table["task_index"].to_pylist(), table[named[0]].to_pylist(), strict=True):
         if sentences.setdefault(int(number), text or "") != (text or ""):
-            raise DatasetError(
-                f"file {file}",
-                got=f"task {number} as {sentences[int(number)]!r} and {text!r}",
-                expected="one sentence for each task_index",
-                remedy="Correct the file, or give one sentence for all episodes with --instruction.",
-            )
+            got = f"task {number} as {sentences[int(number)]!r} and {text!r}"
+            remedy = "Correct the file, or give one sentence for all episodes with --instruction."
+            raise DatasetError(f"file {file}", got=got, expected="one sentence for each task_index", remedy=remedy)
     return sentences
 
 
@@ -133,22 +125,16 @@ class RowTables:
         rows = self._rows(file, wanted, number, whole_file=whole_file)
         subject = f"episode {number} in {file}"
         if not rows.num_rows or rows.num_rows != int(episode["length"]):
-            raise DatasetError(
-                subject,
-                got=f"{rows.num_rows} frames",
-                expected=f"{episode['length']}, as meta/episodes says",
-                remedy="Copy the dataset again, all of it.",
-            )
+            expected = f"{episode['length']}, as meta/episodes says"
+            remedy = "Copy the dataset again, all of it."
+            raise DatasetError(subject, got=f"{rows.num_rows} frames", expected=expected, remedy=remedy)
         rows = rows.sort_by("frame_index")
         frames = rows["frame_index"].to_pylist()
         gap = next((step for step, frame in enumerate(frames) if frame != step), None)
         if gap is not None:
-            raise DatasetError(
-                subject,
-                got=f"frame_index {frames[gap]} in row {gap}",
-                expected="0, 1, 2, ... without gaps",
-                remedy="Rows and pictures belong together by it: write the dataset again.",
-            )
+            expected = "0, 1, 2, ... without gaps"
+            remedy = "Rows and pictures belong together by it: write the dataset again."
+            raise DatasetError(subject, got=f"frame_index {frames[gap]} in row {gap}", expected=expected, remedy=remedy)
         return file, rows
 
     def _find(self, episode: Mapping[str, Any]) -> Path:
@@ -215,19 +201,13 @@ def _number(file: Path) -> int:
 def _refuse_missing(file: Path, wanted: Iterable[str], names: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in names]
     if missing:
-        raise DatasetError(
-            f"file {file}",
-            got=f"no column {', '.join(missing)}",
-            expected="the columns that meta/info.json and the format name",
-            remedy="Write the dataset again with lerobot, or map other columns with --map.",
-        )
+        expected = "the columns that meta/info.json and the format name"
+        remedy = "Write the dataset again with lerobot, or map other columns with --map."
+        raise DatasetError(f"file {file}", got=f"no column {', '.join(missing)}", expected=expected, remedy=remedy)
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:
     reason = " ".join(str(error).split()) if path.exists() else "no file"
-    return DatasetError(
-        f"file {path}",
-        got=f"an unreadable file ({reason})",
-        expected="a parquet file with the columns that meta/info.json names",
-        remedy="It is missing, truncated or damaged: copy the dataset again.",
-    )
+    expected = "a parquet file with the columns that meta/info.json names"
+    remedy = "It is missing, truncated or damaged: copy the dataset again."
+    return DatasetError(f"file {path}", got=f"an unreadable file ({reason})", expected=expected, remedy=remedy)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfedge.data.actions import ACTION_SCALE, Float64Array, absolute_actions, pose_differences, relative_actions
+from rfedge.data.actions import ACTION_SCALE, absolute_actions, pose_differences, relative_actions
 from rfedge.data.conversion.images import IMAGE_SHAPES
 from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATION_FIELDS, ConversionOptions
 from rfedge.data.conversion.records import Layout, SourceEpisode
@@ -18,7 +18,7 @@ from rfedge.data.conversion.resampling import (
     resample_steps,
     resample_values,
 )
-from rfedge.data.frames import SCENE_SIZE, Array
+from rfedge.data.frames import SCENE_SIZE, Array, Float64Array
 from rfedge.data.robot import NUM_JOINTS, refuse_another_robot
 from rfedge.errors import DatasetError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, STATE_SIZE
@@ -146,12 +146,8 @@ def source_motion(episode: SourceEpisode, layout: Layout, options: ConversionOpt
 def _sized(episode: SourceEpisode, name: str, size: int) -> Float64Array:
     values = episode.values[name]
     if values.shape[1] != size:
-        raise DatasetError(
-            f"{name} of {episode.name}",
-            got=f"{values.shape[1]} numbers",
-            expected=str(size),
-            remedy=f"Map others with --map {name}=KEY[START:STOP]; the policy acts for a Panda, 7 joints.",
-        )
+        remedy = f"Map others with --map {name}=KEY[START:STOP]; the policy acts for a Panda, 7 joints."
+        raise DatasetError(f"{name} of {episode.name}", got=f"{values.shape[1]} numbers", expected=str(size), remedy=remedy)
     return _finite(episode, name)
 
 
@@ -159,24 +155,18 @@ def _finite(episode: SourceEpisode, name: str) -> Float64Array:
     values = episode.values[name]
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
-        raise DatasetError(
-            f"{name} of {episode.name}, step {bad[0]}",
-            got="NaN or Inf",
-            expected="finite values",
-            remedy="Drop this episode.",
-        )
+        expected = "finite values"
+        remedy = "Drop this episode."
+        raise DatasetError(f"{name} of {episode.name}, step {bad[0]}", got="NaN or Inf", expected=expected, remedy=remedy)
     return values
 
 
 def _refuse_degrees(episode: SourceEpisode, euler: Float64Array) -> None:
     largest = float(np.abs(euler).max())
     if largest > 2.0 * np.pi + 1e-6:
-        raise DatasetError(
-            f"tcp angles of {episode.name}",
-            got=f"values up to {largest:.4g}",
-            expected="radians, within one turn",
-            remedy="Degrees? Convert them first, or map another array with --map tcp_euler=KEY.",
-        )
+        got = f"values up to {largest:.4g}"
+        remedy = "Degrees? Convert them first, or map another array with --map tcp_euler=KEY."
+        raise DatasetError(f"tcp angles of {episode.name}", got=got, expected="radians, within one turn", remedy=remedy)
 
 
 def _required(episode: SourceEpisode, name: str, size: int) -> Float64Array:
@@ -207,12 +197,8 @@ def _euler(episode: SourceEpisode) -> Float64Array:
 
 def _actions(episode: SourceEpisode) -> Float64Array:
     if "actions" not in episode.values:
-        raise DatasetError(
-            episode.name,
-            got="no actions",
-            expected=f"{ACTION_SIZE} numbers a frame",
-            remedy="Say where with --map actions=KEY.",
-        )
+        remedy = "Say where with --map actions=KEY."
+        raise DatasetError(episode.name, got="no actions", expected=f"{ACTION_SIZE} numbers a frame", remedy=remedy)
     actions = episode.values["actions"]
     if actions.shape[1] != ACTION_SIZE:
         raise DatasetError(
@@ -233,12 +219,10 @@ def _gripper(episode: SourceEpisode, commands: Float64Array, convention: str) ->
     # Only zeros and ones where -1 closes or opens: every zero would be taken for a command.
     only_zero_one = low < 0.0 and bool(np.isin(commands, (0.0, 1.0)).all()) and smallest == 0.0
     if smallest < low - _UNIT_TOLERANCE or largest > high + _UNIT_TOLERANCE or only_zero_one:
-        raise DatasetError(
-            f"gripper action of {episode.name}",
-            got=f"values from {smallest:g} to {largest:g}",
-            expected=f"{closed:g} (close) to {opened:g} (open), convention {convention}",
-            remedy=f"Name another one with --gripper-convention: {', '.join(GRIPPER_CONVENTIONS)}.",
-        )
+        got = f"values from {smallest:g} to {largest:g}"
+        expected = f"{closed:g} (close) to {opened:g} (open), convention {convention}"
+        remedy = f"Name another one with --gripper-convention: {', '.join(GRIPPER_CONVENTIONS)}."
+        raise DatasetError(f"gripper action of {episode.name}", got=got, expected=expected, remedy=remedy)
     is_open = (commands - 0.5 * (low + high)) * (opened - closed) > 0.0
     return np.where(is_open, GRIPPER_OPEN, GRIPPER_CLOSE)
 
@@ -247,12 +231,9 @@ def _refuse_long_units(episode: SourceEpisode, options: ConversionOptions, comma
     stated = options.position_scale_m is not None or options.rotation_scale_rad is not None
     largest = float(np.abs(commands[:, :POSE_SIZE]).max())
     if not stated and largest > 1.0 + _UNIT_TOLERANCE:
-        raise DatasetError(
-            f"relative actions of {episode.name}",
-            got=f"values up to {largest:.3g}",
-            expected="[-1, 1]",
-            remedy="Pass --actions absolute for poses, or units with --position-scale-m and --rotation-scale-rad.",
-        )
+        got = f"values up to {largest:.3g}"
+        remedy = "Pass --actions absolute for poses, or units with --position-scale-m and --rotation-scale-rad."
+        raise DatasetError(f"relative actions of {episode.name}", got=got, expected="[-1, 1]", remedy=remedy)
 
 
 def _both_actions(motion: Motion, times: FrameTimes, robot_obs: Float64Array) -> tuple[Float64Array, Float64Array, int]:

@@ -79,19 +79,13 @@ def select_elements(subject: str, source: FieldSource, array: Array) -> npt.NDAr
     if numbers.ndim == 1:
         numbers = numbers[:, None]
     if numbers.ndim != 2 or numbers.dtype.kind not in "fiub":
-        raise DatasetError(
-            f"{source.key} of {subject}",
-            got=f"{numbers.dtype} {numbers.shape}",
-            expected="numbers (T, n)",
-            remedy="Map another array with --map.",
-        )
+        got = f"{numbers.dtype} {numbers.shape}"
+        remedy = "Map another array with --map."
+        raise DatasetError(f"{source.key} of {subject}", got=got, expected="numbers (T, n)", remedy=remedy)
     if source.stop is not None and source.stop > numbers.shape[1]:
-        raise DatasetError(
-            f"{source} of {subject}",
-            got=f"{numbers.shape[1]} elements",
-            expected=f"at least {source.stop}",
-            remedy="Correct the range in --map.",
-        )
+        expected = f"at least {source.stop}"
+        remedy = "Correct the range in --map."
+        raise DatasetError(f"{source} of {subject}", got=f"{numbers.shape[1]} elements", expected=expected, remedy=remedy)
     return np.asarray(numbers[:, source.start : source.stop], dtype=np.float64)
 
 
@@ -99,12 +93,8 @@ def unknown_key(subject: str, name: str, source: FieldSource, choices: Sequence[
     """Return the error for a `source` of the field `name` that is none of the source's arrays, or None."""
     if source.key in choices:
         return None
-    return DatasetError(
-        subject,
-        got=f"no {source.key!r} for {name}",
-        expected=f"one of {', '.join(choices)}",
-        remedy=f"Correct --map {name}=KEY.",
-    )
+    remedy = f"Correct --map {name}=KEY."
+    return DatasetError(subject, got=f"no {source.key!r} for {name}", expected=f"one of {', '.join(choices)}", remedy=remedy)
 
 
 def unless_replaced(found: Mapping[str, FieldSource], chosen: Mapping[str, FieldSource]) -> dict[str, FieldSource]:

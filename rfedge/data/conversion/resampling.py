@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.actions import Float64Array, wrap_angles
+from rfedge.data.frames import Float64Array
+from rfedge.robot.rotations import wrap_angle
 
 
 class FrameTimes:
@@ -36,7 +37,7 @@ def resample_values(times: Float64Array, values: Float64Array) -> Float64Array:
 
 def resample_angles(times: Float64Array, angles_rad: Float64Array) -> Float64Array:
     """Interpolate (T, n) angles along the shorter way round."""
-    return wrap_angles(resample_values(times, np.unwrap(angles_rad, axis=0)))
+    return wrap_angle(resample_values(times, np.unwrap(angles_rad, axis=0)))
 
 
 def resample_steps(times: FrameTimes, steps: Float64Array) -> Float64Array:

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rfedge.data.actions import Float64Array, wrap_angles
 from rfedge.data.conversion.mapping import Motion, SourceState, map_episode, source_motion, source_state
 from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATIONS, ConversionOptions
 from rfedge.data.conversion.records import Layout, Source, SourceEpisode
+from rfedge.data.frames import Float64Array
 from rfedge.data.inspection.grip import GripFit, GripSums
 from rfedge.data.inspection.motion import MotionFit, MotionSums, Tolerance, named_axes
 from rfedge.data.robot import BASE_M, from_base
 from rfedge.errors import ConfigError, DatasetError, RfedgeError
 from rfedge.jobs.progress import Count
-from rfedge.robot.rotations import rotation_vectors
+from rfedge.robot.rotations import rotation_vectors, wrap_angle
 
 _TOLERANCE = Tolerance()
 _SHOWN = 8
@@ -232,21 +232,17 @@ class _Agreement:
         if fit.is_inverted:
             low, high = GRIPPER_CONVENTIONS[convention]
             other = next(name for name, pair in GRIPPER_CONVENTIONS.items() if pair == (high, low))
-            return DatasetError(
-                f"gripper action, convention {convention}",
-                got=f"fingers that close when it opens (correlation {fit.correlation:.2f})",
-                expected="fingers that follow it",
-                remedy=f"Pass --gripper-convention {other}, {overrule}",
-            )
+            got = f"fingers that close when it opens (correlation {fit.correlation:.2f})"
+            expected = "fingers that follow it"
+            remedy = f"Pass --gripper-convention {other}, {overrule}"
+            return DatasetError(f"gripper action, convention {convention}", got=got, expected=expected, remedy=remedy)
         if fit.never_crosses:
             values = f"{min(self._raw_values):g} to {max(self._raw_values):g}"
             command = "open" if fit.opened else "close"
-            return DatasetError(
-                f"gripper action, convention {convention}",
-                got=f"{command} in every frame (values {values}) while the fingers move {fingers_m:.3f} m",
-                expected="a command that crosses the convention's middle where they move",
-                remedy=f"{self._crossing_remedy()} {overrule}",
-            )
+            got = f"{command} in every frame (values {values}) while the fingers move {fingers_m:.3f} m"
+            expected = "a command that crosses the convention's middle where they move"
+            remedy = f"{self._crossing_remedy()} {overrule}"
+            return DatasetError(f"gripper action, convention {convention}", got=got, expected=expected, remedy=remedy)
         return None
 
     def _crossing_remedy(self) -> str:
@@ -262,18 +258,16 @@ class _Agreement:
 
 def _other_reading(chosen: str, other: MotionFit, fit: MotionFit) -> DatasetError:
     name = next(reading for reading in ROTATIONS if reading != chosen)
-    return DatasetError(
-        f"rotations in the actions, read as {chosen}",
-        got=f"{100 * fit.explained:.0f} % of the measured rotation explained",
-        expected=f"most of it; read as {name} it is {100 * other.explained:.0f} %",
-        remedy=f"Pass --rotation {name}, or convert as it is with --allow-mismatch motion.",
-    )
+    got = f"{100 * fit.explained:.0f} % of the measured rotation explained"
+    expected = f"most of it; read as {name} it is {100 * other.explained:.0f} %"
+    remedy = f"Pass --rotation {name}, or convert as it is with --allow-mismatch motion."
+    return DatasetError(f"rotations in the actions, read as {chosen}", got=got, expected=expected, remedy=remedy)
 
 
 def _differences(poses: Float64Array) -> Float64Array:
     """Return (T - 1, 6) motion from each pose to the next, angles the shorter way round."""
     steps = np.diff(poses, axis=0)
-    steps[:, 3:] = wrap_angles(steps[:, 3:])
+    steps[:, 3:] = wrap_angle(steps[:, 3:])
     return np.asarray(steps)
 
 

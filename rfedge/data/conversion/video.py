@@ -80,9 +80,6 @@ def _open_video(path: Path) -> tuple[Any, Any]:
 
 
 def _damaged(path: Path, reason: str) -> DatasetError:
-    return DatasetError(
-        f"video {path}",
-        got=f"an unreadable file ({' '.join(reason.split())})" if path.exists() else "no file",
-        expected="all frames that meta/episodes names",
-        remedy="It is missing, truncated or damaged: copy the dataset again.",
-    )
+    got = f"an unreadable file ({' '.join(reason.split())})" if path.exists() else "no file"
+    remedy = "It is missing, truncated or damaged: copy the dataset again."
+    return DatasetError(f"video {path}", got=got, expected="all frames that meta/episodes names", remedy=remedy)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Float64Array = npt.NDArray[np.float64]
+from rfedge.data.frames import Float64Array
 
 # Fingers follow late; the lag that fits best counts. A longer one would meet the next grasp.
 _LONGEST_LAG_S: Final = 0.5

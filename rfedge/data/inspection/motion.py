@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-Float64Array = npt.NDArray[np.float64]
+from rfedge.data.frames import Float64Array
 
 AXES: Final = ("x", "y", "z", "roll", "pitch", "yaw")
 _GROUPS: Final = {"translation": slice(0, 3), "rotation": slice(3, 6)}

@@ -49,8 +49,9 @@ from rfedge.data.inspection.motion import Tolerance
 from rfedge.data.inspection.runs import LENIENT, RunChecks, RunRules, in_blocks
 from rfedge.data.scene.scenes import SCENE_INFO_FILE, SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import RunningMoments
-from rfedge.errors import ConfigError, DatasetError
+from rfedge.errors import DatasetError
 from rfedge.jobs.progress import Count
+from rfedge.records.plan import check_least
 
 _STATISTICS_FILE: Final = "statistics.yaml"
 _FRAMES_PER_CHUNK: Final = 32
@@ -140,9 +141,7 @@ def inspect_dataset(
         DatasetError: there is no folder or no frame in it, or its collection was interrupted.
         ConfigError: `num_frames` or `workers` is below 1.
     """
-    for name, value in (("frames", num_frames), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ConfigError(name, got=value, expected="at least 1", remedy="Give a positive whole number.")
+    check_least(1, {"frames": 1 if num_frames is None else num_frames, "workers": workers}, "Give a positive whole number.")
     folder = find_split(path, split)
     refuse_interrupted_collection(path, folder)
     existing = _list_frames(folder)
@@ -254,12 +253,9 @@ def _list_frames(folder: Path) -> npt.NDArray[np.int64]:
     with os.scandir(folder) as entries:
         numbers = [number for entry in entries if (number := frame_number(entry.name)) is not None]
     if not numbers:
-        raise DatasetError(
-            f"dataset {folder}",
-            got="no frame files",
-            expected="files named episode_0000000.npz",
-            remedy="Give the folder that holds the frames.",
-        )
+        expected = "files named episode_0000000.npz"
+        remedy = "Give the folder that holds the frames."
+        raise DatasetError(f"dataset {folder}", got="no frame files", expected=expected, remedy=remedy)
     return np.array(sorted(numbers), dtype=np.int64)
 
 

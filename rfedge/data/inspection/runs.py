@@ -9,12 +9,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.actions import ACTION_SCALE, wrap_angles
+from rfedge.data.actions import ACTION_SCALE
 from rfedge.data.frames import Array, frame_name
 from rfedge.data.inspection.frames import PICTURES, CheckedFrames, Finding
 from rfedge.data.inspection.grip import GripSums
 from rfedge.data.inspection.motion import MotionSums, Tolerance, named_axes
 from rfedge.messages import POSE_SIZE
+from rfedge.robot.rotations import wrap_angle
 
 # CALVIN's own rel_actions are the way to a target that the arm follows late: far shorter motion than commanded is no damage.
 LENIENT: Final = Tolerance(clear=(0.1, 1.5), loose=(0.1, 2.0))
@@ -82,7 +83,7 @@ class RunChecks:
         if len(self._numbers) > 1:
             robot_obs, rel_actions, pictures = (np.stack(column) for column in zip(*self._rows, strict=True))
             measured = np.diff(robot_obs[:, :POSE_SIZE], axis=0)
-            measured[:, 3:] = wrap_angles(measured[:, 3:])
+            measured[:, 3:] = wrap_angle(measured[:, 3:])
             asked = rel_actions[:-1, :POSE_SIZE] * ACTION_SCALE
             self._motion.add(asked, measured, self._says_how_far(rel_actions[:-1, :POSE_SIZE]))
             self._grip.add(rel_actions[:, POSE_SIZE], robot_obs[:, POSE_SIZE])

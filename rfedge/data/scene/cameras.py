@@ -10,22 +10,21 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from rfedge.data.frames import Float64Array
 
-_STATIC_EYE_M: Final = np.array([2.871459009488717, -2.166602199425597, 2.555159848480571])
+STATIC_EYE_M: Final = np.array([2.871459009488717, -2.166602199425597, 2.555159848480571])
 _STATIC_TARGET_M: Final = np.array([-0.026242351159453392, -0.0302329882979393, 0.3920000493526459])
 _STATIC_UP: Final = np.array([0.4041403970338857, 0.22629790978217404, 0.8862616969685161])
-_STATIC_FOV_RAD: Final = np.radians(10.0)
-_GRIPPER_FOV_RAD: Final = np.radians(75.0)
+STATIC_FOV_DEG: Final = 10.0  # vertical, as the next
+GRIPPER_FOV_DEG: Final = 75.0
 _TCP_BEYOND_HAND_M: Final = 0.14
-_MOUNT_POSITION_M: Final = np.array([-0.1, 0.0, 0.0])  # in the frame of the hand
-_MOUNT_EULER_RAD: Final = (1.3, 0.0, -1.57)
+MOUNT_POSITION_M: Final = np.array([-0.1, 0.0, 0.0])  # in the frame of the hand
+MOUNT_EULER_RAD: Final = (1.3, 0.0, -1.57)
 _NEAREST_M: Final = 0.01
 
 
-def _rotations(euler_rad: Floats) -> Floats:
+def _rotations(euler_rad: Float64Array) -> Float64Array:
     """Fixed-axis xyz angles (..., 3) -> matrices (..., 3, 3)."""
     (cx, cy, cz), (sx, sy, sz) = (np.moveaxis(function(euler_rad), -1, 0) for function in (np.cos, np.sin))
     rows = [
@@ -36,7 +35,7 @@ def _rotations(euler_rad: Floats) -> Floats:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _looking(forward: Floats, up: Floats) -> Floats:
+def _looking(forward: Float64Array, up: Float64Array) -> Float64Array:
     """Return the camera's right, down and forward axes as the rows of a matrix."""
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, up)
@@ -44,26 +43,26 @@ def _looking(forward: Floats, up: Floats) -> Floats:
     return np.stack([right, np.cross(forward, right), forward])
 
 
-_STATIC_AXES: Final = _looking(_STATIC_TARGET_M - _STATIC_EYE_M, _STATIC_UP)
+STATIC_AXES: Final = _looking(_STATIC_TARGET_M - STATIC_EYE_M, _STATIC_UP)
 # The mount looks along its own +y and its picture's upper side is -z.
 _MOUNT_FROM_CAMERA: Final = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-_MOUNT_AXES: Final = _MOUNT_FROM_CAMERA @ _rotations(np.array(_MOUNT_EULER_RAD)).T
+_MOUNT_AXES: Final = _MOUNT_FROM_CAMERA @ _rotations(np.array(MOUNT_EULER_RAD)).T
 
 
-def project_static(points_m: Floats) -> Floats:
+def project_static(points_m: Float64Array) -> Float64Array:
     """World points (..., 3) -> (..., 2) in the static camera's picture."""
-    return _pinhole((points_m - _STATIC_EYE_M) @ _STATIC_AXES.T, _STATIC_FOV_RAD)
+    return _pinhole((points_m - STATIC_EYE_M) @ STATIC_AXES.T, STATIC_FOV_DEG)
 
 
-def project_gripper(points_m: Floats, tcp_pose: Floats) -> Floats:
+def project_gripper(points_m: Float64Array, tcp_pose: Float64Array) -> Float64Array:
     """World points (N, L, 3) -> (N, L, 2) in the picture of the hand at `tcp_pose` (N, 6), m and rad; NaN behind it."""
     hand = _rotations(tcp_pose[:, 3:6])
     from_tcp = (points_m - tcp_pose[:, None, :3]) @ hand  # into the frame of the hand
     from_tcp[..., 2] += _TCP_BEYOND_HAND_M
-    return _pinhole((from_tcp - _MOUNT_POSITION_M) @ _MOUNT_AXES.T, _GRIPPER_FOV_RAD)
+    return _pinhole((from_tcp - MOUNT_POSITION_M) @ _MOUNT_AXES.T, GRIPPER_FOV_DEG)
 
 
-def _pinhole(seen_m: Floats, fov_rad: float) -> Floats:
+def _pinhole(seen_m: Float64Array, fov_deg: float) -> Float64Array:
     depth = np.where(seen_m[..., 2:] > _NEAREST_M, seen_m[..., 2:], np.nan)
-    uv: Floats = 0.5 + 0.5 * seen_m[..., :2] / (depth * np.tan(0.5 * fov_rad))
+    uv: Float64Array = 0.5 + 0.5 * seen_m[..., :2] / (depth * np.tan(0.5 * np.radians(fov_deg)))
     return uv

@@ -19,13 +19,12 @@ import numpy.typing as npt
 
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
+from rfedge.data.frames import Float64Array
 from rfedge.data.scene.cameras import project_gripper, project_static
 from rfedge.data.scene.furniture import FURNITURE, furniture_m
 from rfedge.data.scene.scenes import BLOCK_ORDER
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import DatasetError
-
-FloatArray = npt.NDArray[np.float64]
 
 STEP_M: Final = 0.005
 NUMBERS: Final = tuple(str(number) for number in range(200))
@@ -62,15 +61,15 @@ class TextPiece:
 class SceneFacts:
     """What is true of each frame of a `WindowIndex`, in its order; lengths in m, angles in rad."""
 
-    blocks_m: FloatArray  # float64 (N, 3, 3), centre by colour in the order of `COLOURS`
-    turns_rad: FloatArray  # float64 (N, 3), about the vertical
-    furniture_m: FloatArray  # float64 (N, 4, 3), see `rfedge.data.scene.furniture`
-    joints_m: FloatArray  # float64 (N, 2), door and drawer
+    blocks_m: Float64Array  # float64 (N, 3, 3), centre by colour in the order of `COLOURS`
+    turns_rad: Float64Array  # float64 (N, 3), about the vertical
+    furniture_m: Float64Array  # float64 (N, 4, 3), see `rfedge.data.scene.furniture`
+    joints_m: Float64Array  # float64 (N, 2), door and drawer
     lights: npt.NDArray[np.bool_]  # bool (N, 2), lamp and led
-    tool_m: FloatArray  # float64 (N, 3)
-    tool_euler_rad: FloatArray  # float64 (N, 3)
-    width_m: FloatArray  # float64 (N,), between the fingers
-    goal_m: FloatArray  # float64 (N, 3), where the tool goes next
+    tool_m: Float64Array  # float64 (N, 3)
+    tool_euler_rad: Float64Array  # float64 (N, 3)
+    width_m: Float64Array  # float64 (N,), between the fingers
+    goal_m: Float64Array  # float64 (N, 3), where the tool goes next
 
     @classmethod
     def of(cls, dataset: CalvinDataset, cache: FrameCache, index: WindowIndex) -> SceneFacts:
@@ -163,11 +162,11 @@ def _number(value: float) -> str:
     return NUMBERS[int(np.clip(value, 0, len(NUMBERS) - 1))]
 
 
-def _place(point_m: FloatArray) -> str:
+def _place(point_m: Float64Array) -> str:
     return " ".join(_number(value) for value in (point_m - _CORNER_M) / STEP_M)
 
 
-def _way(difference_m: FloatArray) -> str:
+def _way(difference_m: Float64Array) -> str:
     return " ".join(_number(value) for value in (difference_m + _OFFSET_M) / STEP_M)
 
 
@@ -182,20 +181,18 @@ def _scene_rows(
     ]
     unknown = ~np.any([inside for _, inside in found], axis=0) if found else np.ones(len(rows), dtype=bool)
     if unknown.any():
-        raise DatasetError(
-            f"dataset {dataset.folder}",
-            got=f"{int(unknown.sum())} frames of an unknown scene",
-            expected="scene_info.npy or a recorded configuration that names it",
-            remedy="Which block is which differs between scenes; copy that file too.",
-        )
+        got = f"{int(unknown.sum())} frames of an unknown scene"
+        expected = "scene_info.npy or a recorded configuration that names it"
+        remedy = "Which block is which differs between scenes; copy that file too."
+        raise DatasetError(f"dataset {dataset.folder}", got=got, expected=expected, remedy=remedy)
     return found
 
 
-def _goals(cache: FrameCache, index: WindowIndex, segment: int) -> FloatArray:
+def _goals(cache: FrameCache, index: WindowIndex, segment: int) -> Float64Array:
     """Return float64 (T, 3) for all frames of one segment."""
     first, count = cache.row(index.segments[segment].start), index.segments[segment].num_frames
     gripper, tool_m = cache.rel_actions[first : first + count, -1], cache.robot_obs[first : first + count, :3]
     turns = np.append(np.flatnonzero(np.diff(gripper)) + 1, count - 1)
     following = np.searchsorted(turns, np.arange(count), side="right").clip(max=len(turns) - 1)
-    goals: FloatArray = tool_m[turns[following]].astype(np.float64)
+    goals: Float64Array = tool_m[turns[following]].astype(np.float64)
     return goals

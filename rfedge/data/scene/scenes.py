@@ -58,12 +58,9 @@ def read_scenes(folder: Path) -> tuple[SceneFrames, ...]:
             SceneFrames(str(name).removeprefix(_PREFIX), int(first), int(last)) for name, (first, last) in content.items()
         ]
     except (TypeError, ValueError) as error:
-        raise DatasetError(
-            f"file {path}",
-            got=f"another structure ({error})",
-            expected=f"{_PREFIX}X: [first frame, last frame]",
-            remedy="Copy it again.",
-        ) from None
+        expected = f"{_PREFIX}X: [first frame, last frame]"
+        remedy = "Copy it again."
+        raise DatasetError(f"file {path}", got=f"another structure ({error})", expected=expected, remedy=remedy) from None
     for scene in scenes:
         if scene.last is not None and scene.last < scene.first:
             raise DatasetError(f"file {path}", got=str(scene), expected="first frame <= last frame", remedy="Copy it again.")

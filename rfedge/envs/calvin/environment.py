@@ -91,7 +91,6 @@ class CalvinEnvironment(Environment):
         return dict(self._versions)
 
     def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
-        """Set the state; None means neutral pose and random blocks."""
         arrays: Arrays = {}
         if robot_obs is not None:
             arrays["robot_obs"] = check_state("robot_obs", robot_obs, ROBOT_STATE_SIZE)
@@ -102,16 +101,13 @@ class CalvinEnvironment(Environment):
         _, self._states = self._call("restore", arrays)
 
     def advance(self, action: Float64Array) -> None:
-        """Run one control step."""
         _, self._states = self._call("advance", {"action": check_step(action)})
 
     def observe(self) -> Observation:
-        """Render both cameras."""
         images = self._images(*CAMERAS)
         return Observation(static=images["static"], gripper=images["gripper"], state=self.robot_state(), task=self.task)
 
     def draw_camera(self, camera: Camera) -> UInt8Array:
-        """Render one camera."""
         return self._images(camera)[camera]
 
     def _images(self, *cameras: Camera) -> Arrays:
@@ -121,15 +117,12 @@ class CalvinEnvironment(Environment):
         return self._call("images", cameras=cameras)[1]
 
     def robot_state(self) -> Float64Array:
-        """Return robot_obs (15,)."""
         return self._states["robot_obs"].copy()
 
     def scene_state(self) -> Float64Array:
-        """Return scene_obs (24,)."""
         return self._states["scene_obs"].copy()
 
     def info(self) -> SceneInfo:
-        """Return joints, lights, blocks and contacts."""
         reply, _ = self._call("info")
         return parse_info(reply["info"])
 
@@ -137,7 +130,6 @@ class CalvinEnvironment(Environment):
         return self._process.request({"method": method, **fields}, arrays, timeout_s=self._call_timeout_s)
 
     def close(self) -> None:
-        """End the simulator's process; a second call does nothing."""
         self._process.close()
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -26,6 +25,8 @@ _SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 # far ahead would pull the arm off its path.
 _MAX_LEAD_M: Final = 0.045
 _ANCHOR_MOVED_M: Final = 0.02
+_SPEED: Final = (0.75, 1.0)  # range of the largest pose component of an action, one speed per episode
+_PATIENCE_STEPS: Final = 45  # after which a waypoint is given up
 _LOST_M: Final = 0.05  # a carried block further from the tcp than this has been lost
 _YAW_TOLERANCE_RAD: Final = 0.06
 _UPRIGHT_RAD: Final = math.pi  # roll of a gripper that points straight down
@@ -41,28 +42,7 @@ _JOINED_M: Final = 0.014
 _JOINED_RAD: Final = 0.3
 
 
-class Expert(Protocol):
-    """Anything that maps states to actions."""
-
-    def begin(self, scene_obs: Float64Array) -> None:
-        """Take note of how the scene (24,) was when the task began, where that was before the first `act`."""
-
-    def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
-        """Return the relative action (7,) for robot_obs (15,) and scene_obs (24,)."""
-
-    def observe_executed(self, action: Float64Array) -> None:
-        """Take note that `action` (7,) was sent instead of what `act` returned last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variation:
-    """Bounds of what differs between two episodes of one script."""
-
-    speed: tuple[float, float] = (0.75, 1.0)  # range of the largest pose component of an action
-    patience_steps: int = 45  # control steps after which a waypoint is given up
-
-
-class WaypointExpert:
+class Expert:
     """Runs a script in closed loop.
 
     The arm lags behind its commands, and actions are increments of a target that no observation shows. So the
@@ -70,15 +50,12 @@ class WaypointExpert:
     steering by the measured tcp instead would overshoot every waypoint.
     """
 
-    def __init__(
-        self, script: Script, layout: TableLayout, rng: np.random.Generator, variation: Variation | None = None
-    ) -> None:
-        """Draw this episode's speed and offsets from `rng`."""
+    def __init__(self, script: Script, layout: TableLayout, rng: np.random.Generator) -> None:
+        """Sample this episode's speed and offsets from `rng`."""
         self._script = script
         self._layout = layout
         self._rng = rng
-        self._variation = variation or Variation()
-        self._speed = float(rng.uniform(*self._variation.speed))
+        self._speed = float(rng.uniform(*_SPEED))
         self._before: Float64Array = np.zeros(6)  # what all earlier actions but the last added up to
         self._commanded: Float64Array = np.zeros(6)  # the same with the last one
         self._last_tcp: Float64Array = np.zeros(6)
@@ -175,7 +152,7 @@ class WaypointExpert:
         if self._index + 1 == len(self._plan):
             # Asked on after the goal was met, the judge must see it differently: do it once more.
             done = self._script.goal(situation.start_scene, situation.scene_obs)
-            if not done or self._steps > self._variation.patience_steps:
+            if not done or self._steps > _PATIENCE_STEPS:
                 self._begin_attempt(situation)
         elif self._is_missed(situation):
             self._begin_attempt(situation)
@@ -187,7 +164,7 @@ class WaypointExpert:
         waypoint = self._plan[self._index]
         allowed_m = max(_MISSED_GRIP_M if waypoint.watched else _MISSED_M, waypoint.tolerance_m)
         away_m = float(np.linalg.norm(self._target_m - situation.tcp_m))
-        return self._steps > self._variation.patience_steps and away_m > allowed_m
+        return self._steps > _PATIENCE_STEPS and away_m > allowed_m
 
     def _correct(self, tcp: Float64Array) -> None:
         """Draw the assumed target pose towards what the arm's last movement says about it."""
@@ -211,7 +188,7 @@ class WaypointExpert:
         return _distance_m(situation.tcp_m, self._from_m, self._target_m) > _STRAYED_M
 
     def _waypoint_is_over(self, robot_obs: Float64Array) -> bool:
-        if self._steps > self._variation.patience_steps:
+        if self._steps > _PATIENCE_STEPS:
             return True
         waypoint = self._plan[self._index]
         # A via point counts as reached as soon as the commands reach it; a precise one waits for the arm.

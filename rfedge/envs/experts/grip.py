@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -63,7 +64,7 @@ def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> A
     pose = situation.block_pose(block)
     face_rad, symmetry_rad = face_yaw_rad(layout, block, pose)
     rest_rad = _WRIST_AT_X0_RAD + _WRIST_PER_X_RAD_M * float(pose[0])
-    fingers_m = _obstacles(situation, block)
+    fingers_m = _missing_room(situation, block)
     # Between equal grips the nearer one: so one that was begun is kept.
     begun = situation.held_block() == block or is_around(situation, block)
     at_rad, per_turn = float(situation.robot_obs[5]), _PER_TURN_AT_BLOCK if begun else _PER_TURN
@@ -93,39 +94,28 @@ def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> A
     return find
 
 
-def _obstacles(situation: Situation, block: str) -> _Room:
+def _missing_room(situation: Situation, block: str) -> Callable[[Float64Array], float]:
+    """Return the metres by which obstacles come nearer than they should to a finger at a place (2,)."""
     layout, pose = situation.layout, situation.block_pose(block)
     others = [
         (other_pose, layout.block_lengths_m[other])
         for other in BLOCKS
         if other != block and abs((other_pose := situation.block_pose(other))[2] - pose[2]) < _SAME_LEVEL_M
     ]
-    bounds = None
-    if situation.place_of(block) == "drawer":
-        half_m = dimensions.DRAWER_INNER_HALF_X_M
-        front_y_m = dimensions.DRAWER_WALL_M - dimensions.TABLE_HALF_Y_M - float(situation.scene_obs[DRAWER])
-        low = np.array([layout.drawer_x_m - half_m, front_y_m])
-        bounds = (low, np.array([layout.drawer_x_m + half_m, -dimensions.TABLE_HALF_Y_M]))
-    return _Room(others, bounds)
+    in_drawer, half_m = situation.place_of(block) == "drawer", dimensions.DRAWER_INNER_HALF_X_M
+    front_y_m = dimensions.DRAWER_WALL_M - dimensions.TABLE_HALF_Y_M - float(situation.scene_obs[DRAWER])
+    low = np.array([layout.drawer_x_m - half_m, front_y_m])
+    high = np.array([layout.drawer_x_m + half_m, -dimensions.TABLE_HALF_Y_M])
 
-
-class _Room:
-    """How much of the room that a finger needs is missing at a place."""
-
-    def __init__(self, blocks: list[tuple[Float64Array, float]], bounds: tuple[Float64Array, Float64Array] | None) -> None:
-        self._blocks = blocks
-        self._bounds = bounds
-
-    def __call__(self, centre_m: Float64Array) -> float:
-        """Return metres by which obstacles come nearer than they should to a finger at `centre_m` (2,)."""
-        missing_m = 0.0
-        for pose, length_m in self._blocks:
-            cos, sin = math.cos(pose[5]), math.sin(pose[5])
-            x_m, y_m = np.abs(np.array([[cos, sin], [-sin, cos]]) @ (centre_m - pose[:2]))
+    def missing_m(centre_m: Float64Array) -> float:
+        total_m = 0.0
+        for other, length_m in others:
+            cos, sin = math.cos(other[5]), math.sin(other[5])
+            x_m, y_m = np.abs(np.array([[cos, sin], [-sin, cos]]) @ (centre_m - other[:2]))
             outside = np.maximum([x_m - 0.5 * length_m, y_m - 0.5 * dimensions.BLOCK_WIDTH_M], 0.0)
-            missing_m += max(0.0, _FINGER_ROOM_M - float(np.hypot(*outside)))
-        if self._bounds is not None:
-            low, high = self._bounds
-            room_m = float(min((centre_m - low).min(), (high - centre_m).min()))
-            missing_m += max(0.0, _FINGER_ROOM_M - room_m)
-        return missing_m
+            total_m += max(0.0, _FINGER_ROOM_M - float(np.hypot(*outside)))
+        if in_drawer:
+            total_m += max(0.0, _FINGER_ROOM_M - float(min((centre_m - low).min(), (high - centre_m).min())))
+        return total_m
+
+    return missing_m

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -93,152 +94,121 @@ def prepare(
         ConfigError: the task is not one of the 34.
     """
     check_task(task)
-    layout = find_layout(environment.scene)
+    sampler = _Sampler(find_layout(environment.scene), rng, anywhere, at_spots)
     if task not in _GRASPED:
-        start = _random_start(rng)  # before the scene: seeds of earlier records count on it
-        environment.restore(start, _random_scene(task, layout, rng, anywhere=anywhere, at_spots=at_spots))
+        start = sampler.start()  # before the scene: seeds of earlier records count on it
+        environment.restore(start, sampler.scene(task, _REQUIRED.get(task, {})))
         return
-    while not _lift_first(task, environment, layout, rng, anywhere=anywhere, at_spots=at_spots):
+    while not sampler.lift_first(task, environment):
         pass  # the expert misses a few in a hundred
 
 
-def _lift_first(
-    task: str,
-    environment: Environment,
-    layout: TableLayout,
-    rng: np.random.Generator,
-    *,
-    anywhere: bool,
-    at_spots: bool,
-) -> bool:
-    """Let the lifting expert take a random block up; tell whether it did."""
-    colour, place = str(rng.choice(COLOURS)), str(rng.choice(_GRASPED[task]))
-    lift = f"lift_{colour}_block_{place}"
-    spread = task == "stack_block"  # three blocks on the table, which has two spots
-    required = _REQUIRED.get(task, {})
-    scene_obs = _random_scene(
-        lift, layout, rng, required, spread=spread, anywhere=anywhere, at_spots=at_spots and not spread
-    )
-    environment.restore(_random_start(rng), scene_obs)
-    expert, oracle, start = make_expert(lift, layout.scene, rng), TaskOracle(), environment.info()
-    for _ in range(_LIFT_STEPS):
-        environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
-        info = environment.info()
-        if oracle.solved(lift, start, info):
-            return {body for body, _ in info.robot_contacts} == {f"block_{colour}"}
-    return False
+@dataclass(frozen=True, slots=True)
+class _Sampler:
+    """Samples starts of tasks in one scene; `anywhere` and `at_spots` as in `prepare`."""
 
+    layout: TableLayout
+    rng: np.random.Generator
+    anywhere: bool
+    at_spots: bool
 
-def _random_start(rng: np.random.Generator) -> Float64Array:
-    pose = NEUTRAL_ROBOT_OBS[:6].copy()
-    pose[:3] += rng.uniform(-1.0, 1.0, size=3) * _START_JITTER_M
-    pose[5] += rng.uniform(-1.0, 1.0) * _START_JITTER_RAD
-    joints = inverse(pose, NEUTRAL_ROBOT_OBS[7:14], iterations=_START_ITERATIONS)
-    robot_obs = NEUTRAL_ROBOT_OBS.copy()
-    robot_obs[:6], robot_obs[7:14] = tcp_pose(joints), joints
-    return robot_obs
+    def lift_first(self, task: str, environment: Environment) -> bool:
+        """Let the lifting expert take a random block up; return whether it did."""
+        colour, place = str(self.rng.choice(COLOURS)), str(self.rng.choice(_GRASPED[task]))
+        lift = f"lift_{colour}_block_{place}"
+        scene_obs = self.scene(lift, _REQUIRED.get(task, {}), spread=task == "stack_block")
+        environment.restore(self.start(), scene_obs)
+        expert, oracle, start = make_expert(lift, self.layout.scene, self.rng), TaskOracle(), environment.info()
+        for _ in range(_LIFT_STEPS):
+            environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
+            info = environment.info()
+            if oracle.solved(lift, start, info):
+                return {body for body, _ in info.robot_contacts} == {f"block_{colour}"}
+        return False
 
+    def start(self) -> Float64Array:
+        """Return robot_obs (15,) near the neutral pose."""
+        pose = NEUTRAL_ROBOT_OBS[:6].copy()
+        pose[:3] += self.rng.uniform(-1.0, 1.0, size=3) * _START_JITTER_M
+        pose[5] += self.rng.uniform(-1.0, 1.0) * _START_JITTER_RAD
+        joints = inverse(pose, NEUTRAL_ROBOT_OBS[7:14], iterations=_START_ITERATIONS)
+        robot_obs = NEUTRAL_ROBOT_OBS.copy()
+        robot_obs[:6], robot_obs[7:14] = tcp_pose(joints), joints
+        return robot_obs
 
-def _random_scene(
-    task: str,
-    layout: TableLayout,
-    rng: np.random.Generator,
-    required: dict[str, bool] | None = None,
-    *,
-    spread: bool = False,
-    anywhere: bool = False,
-    at_spots: bool = False,
-) -> Float64Array:
-    """Draw scene_obs (24,) for a task; `spread` leaves no block but the handled one off the table."""
-    required = _REQUIRED.get(task, {}) if required is None else required
-    if task in ("unstack_block", "push_into_drawer"):
-        return _random_free_scene(task, layout, rng, required, anywhere=anywhere, at_spots=at_spots)
-    handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
-    # Door and surfaces are sampled again with the blocks: in some scenes one side of the cabinet is out of reach.
-    while True:
-        state = _random_state(rng, required)
-        surfaces = _random_surfaces(task, handled, rng, slide_left=state["slide_left"])
-        if spread:
-            surfaces |= {block: "table" for block in BLOCKS if block != handled}
+    def scene(self, task: str, required: dict[str, bool], *, spread: bool = False) -> Float64Array:
+        """Return scene_obs (24,) for a task; `spread` leaves no block but the handled one off the table."""
+        if task in ("unstack_block", "push_into_drawer"):
+            return self._free_scene(task, required)
+        handled = next((block for block in BLOCKS if block.removeprefix("block_") in task.split("_")), None)
+        at_spots = self.at_spots and not spread  # three blocks on the table, which has two spots
         gap_m = _PLAIN_GAP_M if handled is None else _GRASP_GAP_M
-        scene_obs = _draw_scene(layout, rng, state, surfaces, gap_m, block_spots(layout) if at_spots else None)
-        if handled is None or anywhere or _is_workable(task, layout, scene_obs, handled):
+        # Door and surfaces are sampled again with the blocks: in some scenes one side of the cabinet is out of reach.
+        while True:
+            state = self._state(required)
+            surfaces = self._surfaces(task, handled, slide_left=state["slide_left"])
+            if spread:
+                surfaces |= {block: "table" for block in BLOCKS if block != handled}
+            scene_obs = self._blocks(state, surfaces, gap_m, at_spots=at_spots)
+            if handled is None or self.anywhere or _is_workable(task, self.layout, scene_obs, handled):
+                return scene_obs
+
+    def _free_scene(self, task: str, required: dict[str, bool]) -> Float64Array:
+        """Return a scene in which any block may be the one that is handled."""
+        layout, rng = self.layout, self.rng
+        while True:
+            blocks = [str(block) for block in rng.permutation(BLOCKS)]
+            state = self._state(required)
+            surfaces = {blocks[0]: "table", blocks[1]: "slider_left", blocks[2]: str(rng.choice(("table", "slider_right")))}
+            scene_obs = self._blocks(state, surfaces, _GRASP_GAP_M, at_spots=self.at_spots)
+            lower = scene_obs[block_slice(layout, blocks[0])]
+            if not self.anywhere and not _is_workable("lift_block_table", layout, scene_obs, blocks[0]):
+                continue
+            if task == "push_into_drawer":
+                if abs(lower[0] - layout.drawer_x_m) < _DRAWER_HALF_X_M:
+                    return scene_obs
+                continue
+            upper = scene_obs[block_slice(layout, blocks[1])]
+            upper[:] = lower
+            upper[:2] += rng.uniform(-1.0, 1.0, size=2) * _STACK_SHIFT_M
+            upper[2] += dimensions.BLOCK_WIDTH_M
+            upper[5] += rng.uniform(-1.0, 1.0) * _STACK_TURN_RAD + rng.integers(2) * 0.5 * math.pi
             return scene_obs
 
+    def _state(self, required: dict[str, bool]) -> dict[str, bool]:
+        # What is required is sampled too, and then overruled: so it does not move the samples that follow.
+        names = ("slide_left", "drawer_open", "bulb_on", "led_on")
+        return {name: bool(self.rng.integers(2)) for name in names} | required
 
-def _random_free_scene(
-    task: str,
-    layout: TableLayout,
-    rng: np.random.Generator,
-    required: dict[str, bool],
-    *,
-    anywhere: bool,
-    at_spots: bool,
-) -> Float64Array:
-    """Draw a scene in which any block may be the one that is handled."""
-    while True:
-        blocks = [str(block) for block in rng.permutation(BLOCKS)]
-        state = _random_state(rng, required)
-        surfaces = {blocks[0]: "table", blocks[1]: "slider_left", blocks[2]: str(rng.choice(("table", "slider_right")))}
-        spots = block_spots(layout) if at_spots else None
-        scene_obs = _draw_scene(layout, rng, state, surfaces, _GRASP_GAP_M, spots)
-        lower = scene_obs[block_slice(layout, blocks[0])]
-        if not anywhere and not _is_workable("lift_block_table", layout, scene_obs, blocks[0]):
-            continue
-        if task == "push_into_drawer":
-            if abs(lower[0] - layout.drawer_x_m) < _DRAWER_HALF_X_M:
-                return scene_obs
-            continue
-        upper = scene_obs[block_slice(layout, blocks[1])]
-        upper[:] = lower
-        upper[:2] += rng.uniform(-1.0, 1.0, size=2) * _STACK_SHIFT_M
-        upper[2] += dimensions.BLOCK_WIDTH_M
-        upper[5] += rng.uniform(-1.0, 1.0) * _STACK_TURN_RAD + rng.integers(2) * 0.5 * math.pi
-        return scene_obs
+    def _blocks(self, state: dict[str, bool], surfaces: dict[str, str], gap_m: float, *, at_spots: bool) -> Float64Array:
+        """Sample the blocks' poses on their surfaces; a drawer that a block lies in is open whatever `state` says."""
+        drawer_open = state["drawer_open"] or "drawer" in surfaces.values()
+        return sample_scene(
+            self.layout,
+            self.rng,
+            surfaces=surfaces,
+            slide_m=self.layout.slide_max_m if state["slide_left"] else 0.0,
+            drawer_m=dimensions.DRAWER_MAX_M if drawer_open else 0.0,
+            switch_m=dimensions.SWITCH_MAX_M if state["bulb_on"] else 0.0,
+            bulb_on=state["bulb_on"],
+            led_on=state["led_on"],
+            gap_m=gap_m,
+            spots=block_spots(self.layout) if at_spots else None,
+        )
 
-
-def _random_state(rng: np.random.Generator, required: dict[str, bool]) -> dict[str, bool]:
-    """Sample how door, drawer and lights stand; what `required` names is sampled too, and then overruled."""
-    return {name: bool(rng.integers(2)) for name in ("slide_left", "drawer_open", "bulb_on", "led_on")} | required
-
-
-def _draw_scene(
-    layout: TableLayout,
-    rng: np.random.Generator,
-    state: dict[str, bool],
-    surfaces: dict[str, str],
-    gap_m: float,
-    spots: dict[str, tuple[tuple[float, float], ...]] | None = None,
-) -> Float64Array:
-    """Draw the blocks' poses on their surfaces; a drawer that a block lies in is open whatever `state` says."""
-    drawer_open = state["drawer_open"] or "drawer" in surfaces.values()
-    return sample_scene(
-        layout,
-        rng,
-        surfaces=surfaces,
-        slide_m=layout.slide_max_m if state["slide_left"] else 0.0,
-        drawer_m=dimensions.DRAWER_MAX_M if drawer_open else 0.0,
-        switch_m=dimensions.SWITCH_MAX_M if state["bulb_on"] else 0.0,
-        bulb_on=state["bulb_on"],
-        led_on=state["led_on"],
-        gap_m=gap_m,
-        spots=spots,
-    )
-
-
-def _random_surfaces(task: str, handled: str | None, rng: np.random.Generator, *, slide_left: bool) -> dict[str, str]:
-    """Spread the blocks as CALVIN's benchmark does: at least one on the table, at most one on each side of the cabinet."""
-    order = [str(block) for block in rng.permutation(BLOCKS)]
-    sides = [str(side) for side in rng.permutation(("slider_left", "slider_right"))]
-    alone = task.startswith("push_") or bool(rng.integers(2))
-    if handled is None or task.endswith(_ON_TABLE):
-        if handled is not None:
-            order.sort(key=lambda block: block != handled)
-        return {order[0]: "table", order[1]: sides[0], order[2]: sides[1] if alone else "table"}
-    # The open side of the cabinet is the one that the door does not cover.
-    open_side = "slider_right" if slide_left else "slider_left"
-    others = [block for block in order if block != handled]
-    return {handled: "drawer" if task.endswith("drawer") else open_side, others[0]: "table", others[1]: "table"}
+    def _surfaces(self, task: str, handled: str | None, *, slide_left: bool) -> dict[str, str]:
+        """Spread the blocks as CALVIN's benchmark does: one or two on the table, at most one on each cabinet side."""
+        order = [str(block) for block in self.rng.permutation(BLOCKS)]
+        sides = [str(side) for side in self.rng.permutation(("slider_left", "slider_right"))]
+        alone = task.startswith("push_") or bool(self.rng.integers(2))
+        if handled is None or task.endswith(_ON_TABLE):
+            if handled is not None:
+                order.sort(key=lambda block: block != handled)
+            return {order[0]: "table", order[1]: sides[0], order[2]: sides[1] if alone else "table"}
+        # The open side of the cabinet is the one that the door does not cover.
+        open_side = "slider_right" if slide_left else "slider_left"
+        others = [block for block in order if block != handled]
+        return {handled: "drawer" if task.endswith("drawer") else open_side, others[0]: "table", others[1]: "table"}
 
 
 def _is_workable(task: str, layout: TableLayout, scene_obs: Float64Array, block: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.experts import furniture, handling, placing
-from rfedge.envs.experts.engine import Expert, WaypointExpert
+from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.script import Script
 from rfedge.envs.playtable.layout import TableLayout, find_layout
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
@@ -53,4 +53,4 @@ def make_expert(task: str, scene: str, rng: np.random.Generator) -> Expert:
         ConfigError: the task or the scene is unknown.
     """
     layout = find_layout(scene)
-    return WaypointExpert(_SCRIPTS[check_task(task)](layout), layout, rng)
+    return Expert(_SCRIPTS[check_task(task)](layout), layout, rng)

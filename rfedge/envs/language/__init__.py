@@ -48,12 +48,9 @@ def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: C
     """
     sentences = tuple(sentence for sentence in ENRICHED_INSTRUCTIONS[check_task(task)] if sentence not in left_out)
     if not sentences:
-        raise ConfigError(
-            f"held-out instructions of {task!r}",
-            got="none that the policy knows",
-            expected="at least one",
-            remedy="Leave the held-out instructions out.",
-        )
+        got = "none that the policy knows"
+        remedy = "Leave the held-out instructions out."
+        raise ConfigError(f"held-out instructions of {task!r}", got=got, expected="at least one", remedy=remedy)
     return _draw(sentences, rng)
 
 

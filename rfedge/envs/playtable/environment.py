@@ -104,11 +104,6 @@ class PlayTable(Environment):
             self._mujoco.mj_camlight(self._model, self._data)
 
     def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
-        """Set the state; None means neutral pose and random blocks.
-
-        Raises:
-            ContractError: a state has another shape or is not finite.
-        """
         robot_obs = NEUTRAL_ROBOT_OBS if robot_obs is None else check_state("robot_obs", robot_obs, STATE_SIZE)
         if scene_obs is None:
             scene_obs = sample_scene(self._layout, self._rng)
@@ -136,11 +131,6 @@ class PlayTable(Environment):
         self._mujoco.mj_forward(self._model, self._data)
 
     def advance(self, action: Float64Array) -> None:
-        """Run one control step.
-
-        Raises:
-            ContractError: see `rfedge.messages.check_action`.
-        """
         self._robot.command(self._data, action)
         for _ in range(SUBSTEPS):
             self._robot.drive(self._data, self._step_s)
@@ -166,27 +156,19 @@ class PlayTable(Environment):
         return float(self._data.qpos[self._joint_qpos[name]])
 
     def observe(self) -> Observation:
-        """Render both cameras.
-
-        Raises:
-            ConfigError: the environment was made with render=False.
-        """
         static, gripper = (self.draw_camera(camera) for camera in CAMERAS)
         return Observation(static=static, gripper=gripper, state=self.robot_state(), task=self.task)
 
     def draw_camera(self, camera: Camera) -> UInt8Array:
-        """Render one camera."""
         if self._cameras is None:
             remedy = "Make the environment with render=True, or use restore and advance."
             raise ConfigError("observe", got="render=False", expected="cameras", remedy=remedy)
         return self._cameras.draw(camera, self._data)
 
     def robot_state(self) -> Float64Array:
-        """Return robot_obs (15,)."""
         return self._robot.measure(self._data)
 
     def scene_state(self) -> Float64Array:
-        """Return scene_obs (24,)."""
         state = np.empty(SCENE_STATE_SIZE)
         state[:4] = [self._joint(name) for name in _JOINTS]
         state[4], state[5] = float(self._lights["lightbulb"]), float(self._lights["led"])
@@ -197,7 +179,6 @@ class PlayTable(Environment):
         return state
 
     def info(self) -> SceneInfo:
-        """Return joints, lights, blocks and contacts."""
         touching = self._contacts()
         blocks = {}
         for block in BLOCKS:
@@ -230,7 +211,6 @@ class PlayTable(Environment):
         return touching
 
     def close(self) -> None:
-        """Free the renderer; a second call does nothing."""
         if self._cameras is not None:
             self._cameras.close()
             self._cameras = None

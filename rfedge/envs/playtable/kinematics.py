@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from rfedge.data.robot import LOWER_RAD, UPPER_RAD
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import BASE_POSITION_M
 from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_vector
@@ -29,8 +30,6 @@ HAND_OFFSET_M: Final = 0.107  # from the last joint frame to the hand, along z
 HAND_EULER_RAD: Final = (0.0, 0.0, -math.pi / 4)
 TCP_OFFSET_M: Final = 0.14  # from the hand to the tcp, along z
 
-LOWER_RAD: Final = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
-UPPER_RAD: Final = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
 NEUTRAL_RAD: Final = np.array([-1.21779206, 1.03987646, 2.11978261, -2.34205014, -0.87015947, 1.64119353, 0.55344866])
 
 _FIXED: Final = [(np.array(xyz), euler_to_matrix(np.array(rpy))) for xyz, rpy in JOINT_FRAMES]

@@ -1,4 +1,4 @@
-"""Where everything stands on the table in scenes A to D, and where the two cameras look from.
+"""Where everything stands on the table in scenes A to D (layout.json).
 
 All lengths are metres in world coordinates after CALVIN's global scaling of 0.8. Sources: CALVIN's scene and camera
 configuration and the bounding boxes of its table, measured in the running environment.
@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from pydantic import TypeAdapter
+
+from rfedge.data.robot import BASE_M
+from rfedge.envs.interface import BLOCKS
 from rfedge.envs.playtable.wood import Wood
 from rfedge.errors import ConfigError, did_you_mean
 
@@ -55,7 +60,7 @@ BULB_RADIUS_M: Final = 0.028
 LED_Z_M: Final = 0.6558
 LED_HALF_SIZE_M: Final = (0.08, 0.02, 0.008)
 
-BASE_POSITION_M: Final = (-0.34, -0.46, 0.24)
+BASE_POSITION_M: Final = BASE_M
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,115 +127,10 @@ class TableLayout:
     @property
     def block_lengths_m(self) -> dict[str, float]:
         """Length along the block's own x axis, by block name; its y and z sides are `BLOCK_WIDTH_M`."""
-        names = ("block_red", "block_blue", "block_pink")
-        return {name: BLOCK_LENGTHS_M[size] for name, size in zip(names, self.block_sizes, strict=True)}
+        return {name: BLOCK_LENGTHS_M[size] for name, size in zip(BLOCKS, self.block_sizes, strict=True)}
 
 
-_RED_BLUE_PINK: Final = ("block_red", "block_blue", "block_pink")
-_SHELF_Y: Final = (0.05, 0.12)
-_TABLE_Y: Final = (-0.15, -0.03)
-
-# means and spreads of CALVIN's textures
-_DARK_WOOD: Final = Wood((0.474, 0.275, 0.180), 0.035)
-_LIGHT_WOOD: Final = Wood((0.957, 0.769, 0.549), 0.027)
-_WOOD: Final = Wood((0.623, 0.424, 0.251), 0.036)
-_WALNUT: Final = Wood((0.612, 0.459, 0.306), 0.058)
-
-LAYOUTS: Final = {
-    "A": TableLayout(
-        scene="A",
-        wood=_DARK_WOOD,
-        panel=_DARK_WOOD,
-        grain_axis=0,
-        slide_max_m=0.28,
-        door_x_m=(-0.10, 0.18),
-        cabinet_x_m=(-0.36, 0.16),
-        button_xy_m=(-0.28, -0.12),
-        switch_x_m=0.30,
-        drawer_x_m=0.10,
-        led_x_m=-0.28,
-        bulb_x_m=0.30,
-        block_sizes=("middle", "big", "small"),
-        block_order=("block_pink", "block_blue", "block_red"),
-        table_area_m=((-0.20, 0.35), _TABLE_Y),
-        slider_left_area_m=((-0.32, -0.16), _SHELF_Y),
-        slider_right_area_m=((-0.05, 0.13), _SHELF_Y),
-    ),
-    "B": TableLayout(
-        scene="B",
-        wood=_LIGHT_WOOD,
-        panel=_LIGHT_WOOD,
-        grain_axis=1,
-        slide_max_m=0.304,
-        door_x_m=(0.09, 0.37),
-        cabinet_x_m=(-0.18, 0.34),
-        button_xy_m=(0.28, -0.12),
-        switch_x_m=-0.32,
-        drawer_x_m=0.18,
-        led_x_m=0.28,
-        bulb_x_m=-0.32,
-        block_sizes=("small", "big", "middle"),
-        block_order=_RED_BLUE_PINK,
-        table_area_m=((-0.35, 0.15), _TABLE_Y),
-        slider_left_area_m=((-0.12, 0.06), _SHELF_Y),
-        slider_right_area_m=((0.15, 0.33), _SHELF_Y),
-    ),
-    "C": TableLayout(
-        scene="C",
-        wood=_WOOD,
-        panel=_DARK_WOOD,
-        grain_axis=1,
-        slide_max_m=0.24,
-        door_x_m=(0.06, 0.34),
-        cabinet_x_m=(-0.18, 0.34),
-        button_xy_m=(-0.12, -0.12),
-        switch_x_m=-0.32,
-        drawer_x_m=0.10,
-        led_x_m=-0.12,
-        bulb_x_m=-0.32,
-        block_sizes=("big", "small", "middle"),
-        block_order=("block_blue", "block_red", "block_pink"),
-        table_area_m=((0.0, 0.35), _TABLE_Y),
-        slider_left_area_m=((-0.12, 0.06), _SHELF_Y),
-        slider_right_area_m=((0.15, 0.30), _SHELF_Y),
-    ),
-    "D": TableLayout(
-        scene="D",
-        wood=_WALNUT,
-        panel=_WALNUT,
-        grain_axis=0,
-        slide_max_m=0.28,
-        door_x_m=(-0.10, 0.18),
-        cabinet_x_m=(-0.36, 0.16),
-        button_xy_m=(-0.12, -0.12),
-        switch_x_m=0.30,
-        drawer_x_m=0.18,
-        led_x_m=-0.12,
-        bulb_x_m=0.30,
-        block_sizes=("middle", "small", "big"),
-        block_order=_RED_BLUE_PINK,
-        table_area_m=((0.0, 0.35), _TABLE_Y),
-        slider_left_area_m=((-0.32, -0.16), _SHELF_Y),
-        slider_right_area_m=((-0.05, 0.13), _SHELF_Y),
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class StaticCamera:
-    """The fixed camera: a square image with `fov_deg` vertical opening."""
-
-    eye_m: tuple[float, float, float] = (2.871459009488717, -2.166602199425597, 2.555159848480571)
-    target_m: tuple[float, float, float] = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
-    up: tuple[float, float, float] = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
-    fov_deg: float = 10.0
-
-
-STATIC_CAMERA: Final = StaticCamera()
-GRIPPER_CAMERA_FOV_DEG: Final = 75.0
-# pose in the frame of the hand; the camera looks along +y of this frame and its image's upper side is -z
-GRIPPER_CAMERA_POSITION_M: Final = (-0.1, 0.0, 0.0)
-GRIPPER_CAMERA_EULER_RAD: Final = (1.3, 0.0, -1.57)
+LAYOUTS: Final = TypeAdapter(dict[str, TableLayout]).validate_json(Path(__file__).with_suffix(".json").read_bytes())
 
 
 def find_layout(scene: str) -> TableLayout:

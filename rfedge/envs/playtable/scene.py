@@ -5,12 +5,10 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Final
 
-import numpy as np
-
+from rfedge.data.scene.cameras import STATIC_AXES, STATIC_EYE_M, STATIC_FOV_DEG
 from rfedge.envs.interface import CONTROL_HZ
-from rfedge.envs.playtable.arm import add_actuators, add_arm
-from rfedge.envs.playtable.arm_shape import add_arm_meshes
-from rfedge.envs.playtable.layout import STATIC_CAMERA, TableLayout
+from rfedge.envs.playtable.arm import add_actuators, add_arm, add_arm_meshes
+from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.looks import MATERIALS
 from rfedge.envs.playtable.surfaces import numbers
 from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_table, add_table_meshes
@@ -55,7 +53,9 @@ def build_mjcf(layout: TableLayout) -> str:
     for name, casts in (("above", "false"), ("below", "false"), ("sun", "true")):
         light = {"name": name, "directional": "true", "castshadow": casts, "pos": "0 -0.1 1.5"}
         ET.SubElement(world, "light", {**light, "ambient": "0 0 0", "specular": "0 0 0"})
-    _add_static_camera(world)
+    right, down, _ = STATIC_AXES
+    place = {"pos": numbers(STATIC_EYE_M), "xyaxes": numbers((*right, *-down)), "fovy": repr(STATIC_FOV_DEG)}
+    ET.SubElement(world, "camera", {"name": "static", **place})
     floor = ET.SubElement(world, "body", {"name": "plane/base_link"})
     ET.SubElement(floor, "geom", {"type": "plane", "size": "6 6 0.1", **TABLE_CLASS})
     add_floor(asset, floor)
@@ -64,13 +64,3 @@ def build_mjcf(layout: TableLayout) -> str:
     add_blocks(world, layout)
     add_actuators(root)
     return ET.tostring(root, encoding="unicode")
-
-
-def _add_static_camera(world: ET.Element) -> None:
-    eye, target, up = (np.array(v) for v in (STATIC_CAMERA.eye_m, STATIC_CAMERA.target_m, STATIC_CAMERA.up))
-    backward = (eye - target) / np.linalg.norm(eye - target)
-    right = np.cross(up, backward)
-    right /= np.linalg.norm(right)
-    axes = numbers((*right, *np.cross(backward, right)))
-    place = {"pos": numbers(STATIC_CAMERA.eye_m), "xyaxes": axes, "fovy": repr(STATIC_CAMERA.fov_deg)}
-    ET.SubElement(world, "camera", {"name": "static", **place})

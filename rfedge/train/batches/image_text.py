@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from rfedge.data.image_text import ImageTextData, ImageTextExample, ImageTextKind, load_image
+from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.language.tokenizer import END_OF_CHUNK, IMAGE, InstructionTokenizer, PromptTokens
 from rfedge.model import RoboFlamingo
@@ -183,7 +184,7 @@ class CoTraining(Prefetch[tuple[list[_Planned], dict[str, SamplerState]]]):
         scope = scope or ComputeContext(self._device)
         size = self._config.image_text_batch_size
         for kind, part in self._data.held_out.items():
-            chosen = part.spread(self._config.validation_windows)
+            chosen = evenly_spaced(len(part), self._config.validation_windows)
             total, num_tokens = 0.0, 0
             for numbers, counts in self._processes.shares(chosen, size):
                 batch = self._load(part.examples(numbers)).to(self._device)

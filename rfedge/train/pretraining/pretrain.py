@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rfedge.data.scene.questions import QUESTION_WORDS, STEP_M, SceneFacts
+from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import WindowIndex, WindowSampler
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo, save_checkpoint
@@ -182,11 +183,11 @@ class _Run(TrainingRun):
             return {}
         self.policy.eval()
         rng = np.random.default_rng(_VALIDATION_SEED)
-        chosen = np.linspace(0, len(self.held_out) - 1, min(self.config.validation_frames, len(self.held_out))).round()
+        chosen = evenly_spaced(len(self.held_out), self.config.validation_frames)
         loss, num_tokens, num_right, pointing_loss = 0.0, 0, 0, 0.0
         distances, blocks_m, reach_m, turns_rad = [], [], [], []
         for first in range(0, len(chosen), self.config.batch_size):
-            batch = self.held_out.batch([int(number) for number in chosen[first : first + self.config.batch_size]], rng)
+            batch = self.held_out.batch(chosen[first : first + self.config.batch_size], rng)
             score, pointed = self.scope.run(partial(self.score, batch))
             if score is not None:
                 loss += float(score.loss) * score.num_tokens

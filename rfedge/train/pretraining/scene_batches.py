@@ -133,12 +133,9 @@ def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
     ids = [[token_id for token_id, _ in tokenizer.spans(number)] for number in NUMBERS]
     split = [number for number, tokens in zip(NUMBERS, ids, strict=True) if len(tokens) != 1]
     if split:
-        raise ConfigError(
-            "tokenizer",
-            got=f"several tokens for the number {split[0]}",
-            expected="one token for each of 0 to 199",
-            remedy="Start from a preset, or raise its vocab_size.",
-        )
+        expected = "one token for each of 0 to 199"
+        remedy = "Start from a preset, or raise its vocab_size."
+        raise ConfigError("tokenizer", got=f"several tokens for the number {split[0]}", expected=expected, remedy=remedy)
     return torch.tensor([tokens[0] for tokens in ids])
 
 
