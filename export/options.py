@@ -83,7 +83,8 @@ class ExportOptions:
         str | None,
         Option(
             "The only sentences that the bundle shall know, instead of tokenizer and token table: a text file with one "
-            'a line, a .json list, or "data" for those of the demonstrations.'
+            'a line, a .json list, or "data" for those of the demonstrations. Decoder blocks that '
+            "read words alone are run on them now."
         ),
     ] = None
     data: Annotated[
