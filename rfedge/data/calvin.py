@@ -77,15 +77,11 @@ class CalvinDataset:
 
     @classmethod
     def open(cls, path: Path, *, split: str | None = None) -> CalvinDataset:
-        """Read the index files and look for the frames they name, for at most some thousand of them.
+        """Read the index files of a root (its `split`, by default training) or a split folder, and look for frames they
+        name.
 
-        Args:
-            path: a split folder, or the dataset's root.
-            split: "training" or "validation" below a root; default training.
-
-        Raises:
-            DatasetError: a folder or file is missing or damaged, or the collection was interrupted. A frame that the
-                probe did not look for and that is missing or damaged is reported when it is read.
+        Raises DatasetError where something is missing or damaged, or the collection was interrupted; of a large split some
+        thousand frames are looked for, the others when they are read.
         """
         folder = find_split(path, split)
         refuse_interrupted_collection(path, folder)
@@ -132,11 +128,7 @@ class CalvinDataset:
         return self.folder / frame_name(number)
 
     def frame(self, number: int, keys: Iterable[str] = FRAME_KEYS) -> dict[str, Array]:
-        """Load the arrays `keys` of one frame; shapes and dtypes are in `rfedge.data.frames`.
-
-        Raises:
-            DatasetError: the frame is missing or damaged or is not of this robot.
-        """
+        """Load the arrays `keys` of one frame (`rfedge.data.frames`); raises DatasetError where it is missing or damaged."""
         return read_frame(self.frame_path(number), keys)
 
     def frame_numbers(self) -> list[int]:
@@ -155,11 +147,7 @@ class CalvinDataset:
 
 
 def find_split(path: Path, split: str | None = None) -> Path:
-    """Return the split folder that `path` is or holds.
-
-    Raises:
-        DatasetError: there is none.
-    """
+    """Return the split folder that `path` is or holds; raises DatasetError where there is none."""
     if not path.is_dir():
         got = "a file" if path.exists() else "no folder"
         expected = "a CALVIN dataset" if not path.exists() else "the folder of a CALVIN dataset"

@@ -60,11 +60,7 @@ class FrameCache:
 
     @classmethod
     def open(cls, dataset: CalvinDataset, *, folder: Path | None = None, on_frame: Count | None = None) -> FrameCache:
-        """Open the cache of `dataset`, building it first when there is none or the dataset has changed.
-
-        Args:
-            folder: where the cache lies; default `.frame-cache` in the split folder.
-            on_frame: called as (frames done, frames in all) while building.
+        """Open the cache of `dataset` in `folder`, by default in the split, building it where there is none of these frames.
 
         Raises:
             DatasetError: a frame is damaged.

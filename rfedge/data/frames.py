@@ -89,11 +89,7 @@ def write_frame(path: Path, frame: Mapping[str, Array]) -> None:
 
 
 def read_frame(path: Path, keys: Iterable[str] = FRAME_KEYS) -> dict[str, Array]:
-    """Read and check the arrays `keys` of one frame file.
-
-    Raises:
-        DatasetError: the file is missing, truncated or lacks a key, or an array is not what its key promises.
-    """
+    """Read and check the arrays `keys` of one frame file; raises DatasetError where one is missing or wrong."""
     frame = load_arrays(path, keys)
     for key, array in frame.items():
         check_frame_array(path.name, key, array)

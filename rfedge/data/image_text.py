@@ -98,17 +98,9 @@ def open_image_text(
     seed: int,
     on_byte: Count | None = None,
 ) -> ImageTextData:
-    """Check every line and find where it begins.
+    """Check every line and find where it begins; `validation_fraction` of the images is held out, with all their lines.
 
-    All lines of an image are held out together, or a caption of a held-out image would have been seen.
-
-    Args:
-        validation_fraction: share of the images held out, at least one where there are two.
-        on_byte: called as (done, total) now and then.
-
-    Raises:
-        DatasetError: a file is missing or holds nothing to train on, a line is damaged, or its image is missing; the
-            text names file and line.
+    Raises DatasetError, with file and line, where a file, line or image is missing or damaged.
     """
     paths = tuple(files)
     total = sum(_size_bytes(path) for path in paths)
@@ -141,8 +133,7 @@ def open_image_text(
 def load_image(example: ImageTextExample, size: int) -> npt.NDArray[np.uint8]:
     """Return uint8 (size, size, 3) RGB: the shorter side resized to `size`, bicubic, then the centre, as CLIP does.
 
-    Raises:
-        DatasetError: the image cannot be decoded, or is larger or narrower than allowed; the text names file and line.
+    Raises DatasetError, with file and line, where it cannot be decoded or is too large or narrow.
     """
     from PIL import Image
 

@@ -58,16 +58,11 @@ class MergeResult:
 
 
 def merge_datasets(sources: Sequence[Path], output: Path, *, on_progress: Count | None = None) -> MergeResult:
-    """Write a dataset that holds all segments of `sources`; it appears whole or not at all.
-
-    Args:
-        sources: two or more datasets, roots or split folders, each of one scene.
-        on_progress: called as (frames done, frames in all).
+    """Write a dataset that holds all segments of two or more `sources`; it appears whole or not at all.
 
     Raises:
         ConfigError: fewer than two sources, one named twice, or two of another control rate or camera geometry.
-        DatasetError: a source is missing, damaged, unfinished or of several scenes, or the numbers do not fit into
-            seven digits.
+        DatasetError: a source is missing, damaged, unfinished or of several scenes, or numbers exceed seven digits.
         ArtifactError: `output` exists.
     """
     if len({source.resolve() for source in sources}) != len(sources) or len(sources) < 2:

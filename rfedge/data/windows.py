@@ -77,9 +77,7 @@ class WindowCut:
 def label_chunks(
     actions: npt.NDArray[np.float32], steps: Int64Array, chunk_size: int
 ) -> tuple[npt.NDArray[np.float32], BoolArray]:
-    """Return the K actions from each of `steps` (W,) on, float32 (W, K, 7), and which were recorded, bool (W, K); `actions`
-    is (T, 7).
-    """
+    """Return K actions from each of `steps` (W,) on, float32 (W, K, 7), and which were recorded, bool (W, K)."""
     wanted = steps[:, None] + np.arange(chunk_size)
     recorded: BoolArray = wanted < len(actions)
     labels = actions[np.minimum(wanted, len(actions) - 1)]
@@ -88,13 +86,7 @@ def label_chunks(
 
 
 class WindowIndex:
-    """The windows over some segments of a dataset, and how to load them.
-
-    Args:
-        chosen: indices of the segments to use; None for all.
-        window: W, frames a window.
-        frame_stride: control steps between two frames of a window.
-    """
+    """The windows of `window` frames, `frame_stride` control steps apart, over all or the `chosen` segments of a dataset."""
 
     def __init__(
         self,
@@ -203,14 +195,8 @@ class WindowSampler:
 def split_segments(dataset: CalvinDataset, fraction: float, seed: int, *, share: float = 1.0) -> tuple[list[int], list[int]]:
     """Split segment indices into (training, held out), `fraction` of them held out, sampled by `seed`.
 
-    At least one segment is held out when `fraction` is positive and there are two; the training part is never empty.
-    Segments of the original CALVIN may share frames, so there a held-out loss is not fully independent.
-
-    Args:
-        share: part of the others that is trained on; a smaller part lies within a larger one.
-
-    Raises:
-        ConfigError: `fraction` or `share` is out of range.
+    Training keeps `share` of the others, and is never empty. Segments of the original CALVIN may share frames, so there a
+    held-out loss is not fully independent. Raises ConfigError where a part is out of range.
     """
     if not 0.0 < share <= 1.0:
         raise ConfigError("share of the data", got=share, expected="0 < share <= 1", remedy="Try 0.1.")

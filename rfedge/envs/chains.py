@@ -101,17 +101,9 @@ def state_after(state: SymbolicState, task: str) -> SymbolicState | None:
 
 
 def make_chains(num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: Count | None = None) -> tuple[Chain, ...]:
-    """Return the first `num` of CALVIN's `of` chains.
+    """Return the first `num` of CALVIN's `of` chains, by default of the official 1000; raises ConfigError beyond them.
 
     CALVIN samples a given number of chains and shuffles them, so the first 10 of 1000 are not the chains it samples for 10.
-    A set of 1000 takes some seconds, a part of it less; both are kept for the life of the process.
-
-    Args:
-        of: size of the set they are taken from; None is the official 1000, or `num` where that is more.
-        on_progress: called with (start states done, start states in all).
-
-    Raises:
-        ConfigError: `num` is not within 1 to `of`.
     """
     total = max(num, NUM_OFFICIAL) if of is None else of
     if not 1 <= num <= total:
@@ -242,9 +234,7 @@ def _draw_chains(index: int, count: int) -> tuple[Chain, ...]:
 
 
 def _element_at(place: int, partners: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Return the element that shuffles of 0, 1, 2, ... put at `place`; (n - 1, shuffle) `partners` of positions n - 1, ...,
-    1.
-    """
+    """Return what shuffles of 0, 1, 2, ... put at `place`; `partners` (n - 1, shuffle) of positions n - 1, ..., 1."""
     position = np.full(partners.shape[1], place, dtype=np.int8)
     # Backwards through the exchanges, to where the element began.
     for exchanged, partner in enumerate(partners[::-1], start=1):

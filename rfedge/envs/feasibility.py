@@ -67,15 +67,9 @@ class _View:
 def feasible_tasks(
     info: SceneInfo, scene: str, tasks: Iterable[str] = TASKS, *, with_sequel: bool = False
 ) -> tuple[str, ...]:
-    """Return those of `tasks` that can be begun now, in the given order.
+    """Return those of `tasks` that can be begun now; `with_sequel` leaves out lifts that none of `tasks` could follow.
 
-    Args:
-        scene: "A" to "D".
-        with_sequel: leave out lifts after which none of `tasks` could follow, because only placing and stacking begin
-            with a block in the gripper.
-
-    Raises:
-        ConfigError: a task is not one of the 34, or the scene is unknown.
+    Raises ConfigError where a task or the scene is unknown.
     """
     tasks = tuple(check_task(task) for task in tasks)
     view = _look(info, find_layout(scene))

@@ -118,11 +118,7 @@ class Environment(Protocol):
     block_order: tuple[str, str, str]
 
     def restore(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> None:
-        """Set the state without rendering: (15,) and (24,) as observed, or neutral pose and random blocks where None.
-
-        Raises:
-            ContractError: a state has another shape or is not finite.
-        """
+        """Set the state as observed, (15,) and (24,), or neutral pose and random blocks; raises ContractError."""
 
     def reset(self, robot_obs: Float64Array | None = None, scene_obs: Float64Array | None = None) -> Observation:
         """`restore`, then `observe`."""
@@ -188,11 +184,7 @@ class EnvironmentIdentity:
         return cls(name, environment.renderer, environment.looks)
 
     def check_same(self, before: EnvironmentIdentity | None) -> EnvironmentIdentity:
-        """Return this one unless the rollouts `before` were run in another.
-
-        Raises:
-            ConfigError: they were; the text has both.
-        """
+        """Return this one, or raise ConfigError where the rollouts `before` were run in another."""
         if before not in (None, self):
             expected = f"{before}, in which this run was begun"
             remedy = "Go on where it was begun, or choose another --output."
@@ -205,11 +197,7 @@ class EnvironmentIdentity:
 
 
 def check_state(name: str, state: Float64Array, size: int) -> Float64Array:
-    """Return a copy of `state` as float64 (size,); `name` is what an error calls it.
-
-    Raises:
-        ContractError: it has another shape or is not finite.
-    """
+    """Return a copy of `state` as float64 (size,); raises ContractError for another shape, NaN or Inf."""
     state = np.array(state, dtype=np.float64)
     if state.shape != (size,) or not np.isfinite(state).all():
         got = f"shape {state.shape}" if state.shape != (size,) else "NaN or Inf"
@@ -218,11 +206,7 @@ def check_state(name: str, state: Float64Array, size: int) -> Float64Array:
 
 
 def check_step(action: Float64Array) -> Float64Array:
-    """Return the action of one control step as float64 (7,).
-
-    Raises:
-        ContractError: it has another shape, or `rfedge.messages.check_action` refuses it.
-    """
+    """Return one action as float64 (7,); raises ContractError, see `rfedge.messages.check_action`."""
     action = np.asarray(action)
     if action.shape != (ACTION_SIZE,):
         remedy = "Send one control step at a time."

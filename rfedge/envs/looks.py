@@ -36,24 +36,17 @@ def redress(environment: object, seed: Sequence[int]) -> None:
 
 
 def world_name(environment: str, looks: str | None, renderer: str) -> str:
-    """Return what tables call a world: environment, and looks and renderer where they are not its usual ones.
+    """Return what tables call a world; `looks` is None in records that are older than the choice.
 
     >>> world_name("playtable", "calvin", "egl"), world_name("calvin", "calvin", "egl (llvmpipe)")
     ('playtable looking calvin', 'calvin')
-
-    Args:
-        looks: None in records that are older than the choice.
     """
     looking = "" if looks in (None, environment) else f" looking {looks}"
     return f"{environment}{looking}{' (tiny)' if renderer == 'tiny' else ''}"
 
 
 def check_looks(looks: str) -> Looks:
-    """Return `looks`.
-
-    Raises:
-        ConfigError: there are no such looks.
-    """
+    """Return `looks`; raises ConfigError where there are no such looks."""
     if looks not in (known := get_args(Looks)):
         raise ConfigError("looks", got=repr(looks), expected=did_you_mean(looks, known), remedy="Choose one of these.")
     return cast(Looks, looks)

@@ -155,11 +155,7 @@ class TaskOracle:
         self._predicates: Final = _predicates()
 
     def solved(self, task: str, start: SceneInfo, end: SceneInfo) -> bool:
-        """Return whether `task` was done between `start` and `end`.
-
-        Raises:
-            ConfigError: the task is not one of the 34.
-        """
+        """Return whether `task` was done between `start` and `end`; raises ConfigError for an unknown task."""
         return self._predicates[check_task(task)](start, end)
 
     def solved_tasks(self, start: SceneInfo, end: SceneInfo, tasks: Iterable[str] = TASKS) -> tuple[str, ...]:

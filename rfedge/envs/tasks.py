@@ -21,11 +21,7 @@ TASKS: Final = tuple(INSTRUCTIONS)
 
 
 def check_task(task: str) -> str:
-    """Return `task` when it is one of the 34.
-
-    Raises:
-        ConfigError: it is not; the text proposes the nearest name.
-    """
+    """Return `task` when it is one of the 34; raises ConfigError, which proposes the nearest name."""
     if task not in INSTRUCTIONS:
         raise ConfigError("task", got=repr(task), expected=did_you_mean(task, TASKS), remedy="Choose one of them.")
     return task

@@ -30,11 +30,9 @@ class JobRunner(Protocol):
 
 
 def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Yield every job with its result, each as soon as it is there.
+    """Yield every job with its result, each as soon as it is there; with one worker they run here.
 
-    Args:
-        call: with `workers` above 1 it must be a top-level function or a partial of one.
-        workers: 1 runs them here, one after the other.
+    With more, `call` must be a top-level function or a partial of one.
 
     Raises:
         BackendUnavailableError: a worker process died.

@@ -42,13 +42,9 @@ def plain_words(instruction: str) -> str:
 
 
 class InstructionTable:
-    """The sentences of an instructions.safetensors; it encodes them as a tokenizer would, into rows of that file.
+    """The sentences of an instructions.safetensors, encoded into rows of that file as a tokenizer would.
 
-    Args:
-        text_length: most tokens that a sentence may have.
-
-    Raises:
-        ArtifactError: the file is damaged, or beyond the limits of this module.
+    Raises ArtifactError where the file is damaged, beyond the limits of this module, or has sentences over `text_length`.
     """
 
     def __init__(self, path: Path, text_length: int) -> None:
@@ -74,8 +70,7 @@ class InstructionTable:
     def encode(self, instruction: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return rows (text_length,) padded on the right with 0, and a mask (text_length,), true on real tokens.
 
-        Raises:
-            ContractError: the instruction is empty or not one of `sentences`; the text names the nearest one.
+        Raises ContractError where the instruction is none of `sentences`; the text names the nearest one.
         """
         words = plain_words(instruction)
         known = self._rows.get(words)
@@ -106,14 +101,7 @@ def write_instruction_table(
     rows: npt.NDArray[np.int64],
     embedding: Mapping[str, npt.NDArray[Any]],
 ) -> None:
-    """Write the file.
-
-    Args:
-        sentences: distinct plain words.
-        token_ids: of each sentence, without padding.
-        rows: sorted distinct ids, the ones that `embedding` holds.
-        embedding: tensors of those rows as a bundle stores them.
-    """
+    """Write distinct `sentences` with their `token_ids`; `rows` are the sorted distinct ids that `embedding` holds."""
     from safetensors.numpy import save_file
 
     tensors = {

@@ -65,12 +65,7 @@ class PromptTokens(NamedTuple):
 
 
 class InstructionTokenizer:
-    """Turns one instruction into a padded row of ids.
-
-    Args:
-        backend: a `tokenizers.Tokenizer` that knows the special tokens of the prompt.
-        text_length: length of every row; longer instructions are refused, not cut.
-    """
+    """Turns one instruction into a row of `text_length` ids, padded; longer ones are refused, not cut."""
 
     def __init__(self, backend: tokenizers.Tokenizer, text_length: int) -> None:
         self.tokens = PromptTokens.recorded(backend)
@@ -86,11 +81,7 @@ class InstructionTokenizer:
 
     @classmethod
     def load(cls, path: Path, text_length: int) -> InstructionTokenizer:
-        """Read a tokenizer.json.
-
-        Raises:
-            ArtifactError: the file is missing or is no tokenizer.
-        """
+        """Read a tokenizer.json; raises ArtifactError."""
         if not path.is_file():
             raise ArtifactError(f"tokenizer {path}", got="no file", expected="a tokenizer.json", remedy="Copy it again.")
         try:
@@ -105,10 +96,7 @@ class InstructionTokenizer:
     def from_corpus(
         cls, corpus: Iterable[str], *, vocab_size: int, text_length: int, lowercase: bool = False
     ) -> InstructionTokenizer:
-        """Learn a byte-level BPE of at most `vocab_size` entries; any text can be encoded, known words are short.
-
-        With `lowercase` capital letters are read as small ones.
-        """
+        """Learn a byte-level BPE of at most `vocab_size` entries; `lowercase` reads capital letters as small ones."""
         backend = tokenizers.Tokenizer(models.BPE())
         if lowercase:
             backend.normalizer = normalizers.Lowercase()
@@ -141,10 +129,7 @@ class InstructionTokenizer:
         return [(token_id, end) for token_id, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def rare_words(self, instruction: str) -> list[str]:
-        """Return the words that take more than two tokens: the tokenizer's corpus had them seldom, or never.
-
-        A small vocabulary splits common words too, and nothing follows from it.
-        """
+        """Return the words that take more than two tokens; nothing follows from them in a small vocabulary."""
         words = plain_words(instruction).split() if self.vocab_size >= _TELLING_VOCABULARY else []
         return [
             word for word in words if len(self._backend.encode(f" {word}", add_special_tokens=False).ids) > _KNOWN_TOKENS
@@ -153,8 +138,7 @@ class InstructionTokenizer:
     def encode(self, instruction: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids (text_length,) padded on the right, and a mask (text_length,) that is true on real tokens.
 
-        Raises:
-            ContractError: the instruction is empty or longer than the policy's text_length.
+        Raises ContractError where the instruction is empty or longer than text_length.
         """
         text = plain_words(instruction)
         ids = self._backend.encode(self.tokens.prompt(text), add_special_tokens=False).ids

@@ -32,10 +32,7 @@ FOLDER = Path(__file__).parent
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether `path` is the name of a shipped policy, and nothing of that name lies here.
-
-    Raises:
-        ArtifactError: it is nearly one.
+    """Whether `path` names a shipped policy and nothing of that name lies here; raises ArtifactError for a near miss.
 
     >>> is_shipped(Path("playtable-jump-step")), is_shipped(Path("out/bundle"))
     (True, False)
@@ -50,23 +47,14 @@ def is_shipped(path: Path) -> bool:
 def find_bundle(path: Path) -> Path:
     """Return the bundle folder that `path` names: a shipped policy by its name alone, anything else is a path.
 
-    Raises:
-        ArtifactError: it is nearly the name of a shipped policy.
-
-    >>> find_bundle(Path("playtable-jump-step")).name
-    'bundle'
-    >>> find_bundle(Path("out/bundle")).as_posix()
-    'out/bundle'
+    >>> find_bundle(Path("playtable-jump-step")).name, find_bundle(Path("out/bundle")).as_posix()
+    ('bundle', 'out/bundle')
     """
     return FOLDER / path / "bundle" if is_shipped(path) else path
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint folder that `path` names, as `find_bundle` does.
-
-    Raises:
-        ArtifactError: the shipped policy has none, or it is nearly the name of one.
-    """
+    """Return the checkpoint folder that `path` names, as `find_bundle` does; raises ArtifactError where there is none."""
     if not is_shipped(path):
         return path
     folder = FOLDER / path / "checkpoint"
@@ -80,10 +68,8 @@ def find_checkpoint(path: Path) -> Path:
 def bundle_name(folder: Path) -> str:
     """Return what records call a bundle or checkpoint: its folder, or the name of the shipped policy that it is of.
 
-    >>> bundle_name(find_bundle(Path("playtable-jump-step")))
-    'playtable-jump-step'
-    >>> bundle_name(Path("out/bundle"))
-    'out/bundle'
+    >>> bundle_name(find_bundle(Path("playtable-jump-step"))), bundle_name(Path("out/bundle"))
+    ('playtable-jump-step', 'out/bundle')
     """
     installed = {(FOLDER / name / part).resolve(): name for name in SHIPPED for part in ("bundle", "checkpoint")}
     return installed.get(folder.resolve(), str(folder))

@@ -63,11 +63,7 @@ class Window:
 
 
 def check_resize(name: str) -> Resize:
-    """Return `name` as a `Resize`.
-
-    Raises:
-        ConfigError: it is none; the text names the nearest one.
-    """
+    """Return `name` as a `Resize`; raises ConfigError, which names the nearest one."""
     for resize in RESIZES:
         if resize == name:
             return resize

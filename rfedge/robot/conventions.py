@@ -45,12 +45,7 @@ def conventions_of(thing: object) -> Conventions:
 
 
 def refuse_disagreement(name: str, given: Conventions, owner: str, expected: Conventions) -> None:
-    """Raise ConfigError where both say something and it is not the same.
-
-    Args:
-        name: of what is refused, such as "robot".
-        owner: of what it has to agree with, such as "the policy".
-    """
+    """Raise ConfigError where both say something and it is not the same; `owner` is what `name` has to agree with."""
     mine_hz, theirs_hz = given.control_hz, expected.control_hz
     if mine_hz is not None and theirs_hz is not None and abs(mine_hz - theirs_hz) > _SAME_RATE * theirs_hz:
         got = f"{mine_hz:g} Hz"

@@ -48,9 +48,7 @@ class ComputeContext:
         self._ddp: DistributedDataParallel | None = None
 
     def share_gradients_of(self, module: nn.Module, *, all_learn: bool) -> ComputeContext:
-        """Return a context in which all processes get the mean gradients of `module`; `all_learn` says that each pass has
-        all.
-        """
+        """Return a context in which all processes get the mean gradients of `module`."""
         from torch.nn.parallel import DistributedDataParallel
 
         # What buffers hold does not change. The newer of the two names makes the older one warn.

@@ -307,13 +307,8 @@ def with_vocabulary(policy: PolicyConfig, vocab_size: int | None) -> PolicyConfi
 def train_config(name: str, *, data: Path, output: Path, policy_changes: dict[str, Any], **options: Any) -> TrainConfig:
     """Fill a TrainConfig from a preset's recipe; options that are None take the recipe's or the class's default.
 
-    Args:
-        name: a preset, or a checkpoint folder to start from.
-        policy_changes: fields of PolicyConfig to change, such as window, frame_stride, chunk_size or head; what a
-            checkpoint has no weights for is sampled from the seed.
-
-    Raises:
-        ConfigError: unknown preset, unknown option value, value out of range, or options that contradict each other.
+    `name` is a preset, or a checkpoint folder to start from; what that has no weights for is sampled from the seed.
+    Raises ConfigError where a name is unknown, a value out of range, or options contradict each other.
     """
     initial = Path(name) if name not in preset_names() and Path(name).is_dir() else None
     history = None

@@ -148,12 +148,7 @@ class Processes:
 def join(device: str) -> Iterator[Processes]:
     """Join the processes that the environment names, and leave them at the end; without WORLD_SIZE there is but this one.
 
-    Args:
-        device: "cuda" also connects the GPUs, each process taking the one of its local rank.
-
-    Raises:
-        ConfigError: the environment names a number of processes and lacks the rest.
-        BackendUnavailableError: fewer GPUs than processes of this machine.
+    Raises ConfigError where the environment lacks a part, BackendUnavailableError where there are fewer GPUs than processes.
     """
     if dist.is_available() and dist.is_initialized():  # by a caller who also leaves
         yield _joined()

@@ -62,17 +62,10 @@ def train_policy(
     the same, bit for bit, as that of a run that was never stopped. Started by torchrun, every process calls this; the
     first one writes all files, and all return the same result.
 
-    Args:
-        grammar: what its instructions are sampled from, with `instructions` "grammar" alone.
-        progress: called as (stage, done, total) while pairs are checked, frame cache and feature table are built.
-        stop: ends the run after the step under way, in every process of it, with state and checkpoint written.
-
     Raises:
-        DatasetError: the demonstrations or the image-text pairs are missing or damaged, or none are left to train on.
-        ConfigError: a state of a run with other options is in `output`, or a batch has fewer windows than there are
-            processes and passes.
-        ArtifactError: that state or the initial checkpoint is damaged, another run writes to `output`, or the disk has no
-            room for what the run will write.
+        DatasetError: demonstrations or image-text pairs are missing or damaged, or none are left to train on.
+        ConfigError: `output` has a state of a run with other options, or a batch is too small for the processes.
+        ArtifactError: a state or checkpoint is damaged, another run writes to `output`, or the disk has no room.
         BackendUnavailableError: the device is not on this machine, or another process of the run is gone.
     """
     with join(config.device) as processes, processes.translate_peer_failure(), claimed_by_first(config.output, processes):

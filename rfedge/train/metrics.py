@@ -23,9 +23,7 @@ class MetricsWriter(Protocol):
 
 @contextmanager
 def open_metrics(output: Path, *, resumed_step: int) -> Iterator[MetricsWriter]:
-    """Yield a writer of rows `{"step": ..., name: value, ...}`; rows after `resumed_step` are dropped first, and 0 drops
-    all.
-    """
+    """Yield a writer of rows `{"step": ..., name: value}`; rows after `resumed_step` are dropped first, and 0 drops all."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

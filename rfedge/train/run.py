@@ -120,9 +120,7 @@ class TrainingRun(ABC):
     def step(
         self, scope: ComputeContext, passes: Sequence[Pass], num_frames: int, *, unlearned: Iterable[Pass] = ()
     ) -> None:
-        """Take one optimizer step over the sum of `passes`, write its metrics, and do whatever is due; `unlearned` are only
-        measured.
-        """
+        """Take one optimizer step over the sum of `passes` and do what is due after it; `unlearned` are only measured."""
         state, config = self.state, self.config
         started = time.perf_counter()
         learning_rate = self._set_learning_rates()

@@ -124,9 +124,7 @@ def open_training_data(
     single_frames: bool = False,
     other_words: Iterable[str] = (),
 ) -> TrainingData:
-    """Open the dataset and its frame cache, and cut it; without a tokenizer one is learnt from instructions and
-    `other_words`.
-    """
+    """Open the dataset and its frame cache, and cut it; without a tokenizer one is learnt."""
     dataset = CalvinDataset.open(config.data)
     grammar = check_grammar(config.instructions, grammar, dataset.segments)
     on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)

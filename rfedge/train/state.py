@@ -96,9 +96,7 @@ def save_state(
     keep: int,
     processes: Processes,
 ) -> None:
-    """Write `folder/step-NNNNNNN` atomically, then remove all but the newest `keep` states; all processes must call it
-    together.
-    """
+    """Write `folder/step-NNNNNNN` atomically and keep the newest `keep` states; all processes must call it together."""
     weights = full_weights(policy, processes)
     tensors = {_RNG: torch.get_rng_state()}
     for name, parameter in policy.named_parameters():
@@ -123,9 +121,7 @@ def save_state(
 def resume_weights(
     output: Path, learner: nn.Module, resume_key: dict[str, Any], *, resume: bool, processes: Processes
 ) -> tuple[Progress, Path | None]:
-    """Load the newest state in `output` into `learner`, which must be whole; return where the run stands, and the state's
-    folder.
-    """
+    """Load the newest state in `output` into `learner`, which must be whole; return where the run stands, and its folder."""
     folder = output / STATE_FOLDER
     if processes.is_first and not (resume or processes.restarted):
         for path in _states(folder):

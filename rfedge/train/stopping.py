@@ -26,10 +26,7 @@ class TrainingStop:
 
 @contextmanager
 def stop_training_on_signals(stop: TrainingStop) -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into a request; the second acts as it did before.
-
-    So does the first while no step has begun: what is being read or cached need not be waited for.
-    """
+    """Turn the first signal after a step has begun into a request; before, and from the second on, signals act as ever."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -58,9 +58,7 @@ def reinit_vl_layers(policy: RoboFlamingo, seed: int) -> None:
 def optimizer_groups(
     trained: list[tuple[str, nn.Parameter]], *, weight_decay: float, head_rate: float
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups, each with its `rate_factor`: only matrices of the gated cross-attention decay, the head has
-    `head_rate`.
-    """
+    """Return AdamW's groups: only matrices of the gated cross-attention decay, the head has `head_rate`."""
     head = [parameter for name, parameter in trained if _is_head(name)]
     decayed = [parameter for name, parameter in trained if _decays(name, parameter)]
     others = [parameter for name, parameter in trained if not _is_head(name) and not _decays(name, parameter)]
@@ -73,9 +71,7 @@ def optimizer_groups(
 
 
 def make_optimizer(config: TrainConfig, trained: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """Return AdamW in 32 bits, or with its moments in 8 (Dettmers et al., 8-bit Optimizers via Block-wise Quantization,
-    2022).
-    """
+    """Return AdamW in 32 bits, or with its moments in 8 (Dettmers et al., 8-bit Optimizers via Block-wise Quantization)."""
     groups = optimizer_groups(trained, weight_decay=config.weight_decay, head_rate=config.head_rate)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else import_bitsandbytes().optim.AdamW8bit
     optimizer: torch.optim.Optimizer = kind(groups, lr=config.learning_rate)

@@ -136,20 +136,15 @@ def collect(
     versions: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> CollectionResult:
-    """Record every rollout of `request` that is not there yet, then write the index files.
+    """Record every rollout of `request` that is not there yet into `output`, then write the index files.
 
     Args:
         record: called as (task, seed); with `workers` above 1 it must be a top-level function or a partial of one.
-        output: the dataset's root; frames go into `training/`.
-        workers: processes that record; the result does not depend on it.
-        versions: names and versions to keep in collection.json.
         on_progress: called as (rollouts done, rollouts in all, task).
 
     Raises:
-        ConfigError: `output` holds another collection or something else, another process collects into it, or an
-            argument is out of range.
-        DatasetError: no rollout at all succeeded, one has too many frames or arrays that are not in the format, or a
-            worker died.
+        ConfigError: `output` holds something else or another process writes to it, or an argument is out of range.
+        DatasetError: no rollout succeeded, one has too many frames or arrays in another format, or a worker died.
     """
     request.check()
     check_least(1, {"workers": workers}, _POSITIVE)

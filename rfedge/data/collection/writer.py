@@ -63,8 +63,7 @@ def write_index(
 ) -> None:
     """Write the index files of a split whose frames are all there; each appears whole or not at all.
 
-    `scene` is its letter, or letter -> first and last frame, or None where it is unknown; without `episodes` each segment is
-    one.
+    `scene` is one letter, or letter -> first and last frame; without `episodes` every segment is one.
     """
     bounds = np.array(episodes or [(segment.start, segment.end) for segment in segments], dtype=np.int64)
     if isinstance(scene, str):

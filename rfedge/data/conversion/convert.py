@@ -67,22 +67,13 @@ def convert_dataset(
     versions: Mapping[str, str] | None = None,
     on_progress: Count | None = None,
 ) -> ConversionResult:
-    """Convert `source` into a dataset at `output`, with a record of how in `conversion.json`.
+    """Convert an HDF5 or LeRobot dataset into one at `output`, which appears when everything is written.
 
-    Args:
-        source: an HDF5 file or a folder of them, or the root of a LeRobot dataset.
-        source_format: "hdf5" or "lerobot".
-        output: the new dataset's root; it appears when everything is written.
-        trial: look through all numbers, map the first episode and write nothing.
-        versions: names and versions to keep in the record.
-        on_progress: called as (episodes done, episodes in all).
-
-    Everything that is wrong with the source is looked for before the first picture is decoded, and raised as one error.
+    Everything wrong with the source is raised as one error before the first picture is decoded; a `trial` ends there.
 
     Raises:
         ConfigError: an option is unknown, or a decision is missing.
-        DatasetError: the source is damaged, of another version or of another robot, or its actions are not in the stated
-            units.
+        DatasetError: the source is damaged, of another version or robot, or its actions are not in the stated units.
         ArtifactError: `output` exists and `overwrite` is false.
         ModuleNotFoundError: a library of the `data` extra is not installed.
     """

@@ -14,16 +14,7 @@ IMAGE_SHAPES = {"static": STATIC_IMAGE_SHAPE, "gripper": GRIPPER_IMAGE_SHAPE}
 
 
 def fit_image(subject: str, image: Array, shape: tuple[int, int, int], *, resize: str, flip: str) -> npt.NDArray[np.uint8]:
-    """Return uint8 (height, width, 3) RGB of `shape`.
-
-    Args:
-        subject: names the image in an error.
-        image: uint8 (H, W, 3) or (3, H, W).
-        flip: "none", "vertical" or "both".
-
-    Raises:
-        DatasetError: the image has another shape or dtype.
-    """
+    """Return uint8 RGB of `shape`, from (H, W, 3) or (3, H, W); `flip` is one of `options.FLIPS`."""
     from PIL import Image
 
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:

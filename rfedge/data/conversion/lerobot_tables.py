@@ -116,9 +116,7 @@ class RowTables:
         self.moved: dict[int, tuple[Path, Path]] = {}
 
     def read(self, episode: Mapping[str, Any], columns: Sequence[str], *, whole_file: bool) -> tuple[Path, Any]:
-        """Return the file and the rows of one episode by frame; with `whole_file` the file stays in memory for the next
-        call.
-        """
+        """Return file and rows of one episode by frame; with `whole_file` the file is held for the next call."""
         number = int(episode["episode_index"])
         file = self._find(episode)
         wanted = [*dict.fromkeys((*columns, "frame_index", "episode_index"))]

@@ -137,11 +137,7 @@ class ConversionOptions:
 
 
 def parse_fields(texts: Iterable[str]) -> dict[str, FieldSource]:
-    """Read mappings such as `static=obs/agentview_rgb` or `tcp_pos=observation.state[0:3]`.
-
-    Raises:
-        ConfigError: one is malformed or names a field that is not in FIELDS.
-    """
+    """Read mappings such as `static=obs/agentview_rgb` or `tcp_pos=observation.state[0:3]`; raises ConfigError."""
     fields = {}
     for text in texts:
         name, equals, source = text.partition("=")
@@ -161,12 +157,7 @@ def parse_fields(texts: Iterable[str]) -> dict[str, FieldSource]:
 
 
 def read_field_file(path: Path) -> dict[str, FieldSource]:
-    """Read a YAML or JSON file of one mapping FIELD: KEY.
-
-    Raises:
-        ConfigError: it is missing, unreadable or holds something else.
-        ModuleNotFoundError: a YAML file, and PyYAML is not installed.
-    """
+    """Read a YAML or JSON file of one mapping FIELD: KEY; raises ConfigError, and ModuleNotFoundError without PyYAML."""
     try:
         text = read_file(path).decode("utf-8")
         content = json.loads(text) if path.suffix == ".json" else _load_yaml(text)

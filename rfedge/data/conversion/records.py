@@ -63,11 +63,7 @@ class Source(Protocol):
         """Say what was read differently from what its record says, once it was read."""
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:
-        """Read one episode.
-
-        Raises:
-            DatasetError: it is damaged or lacks a field.
-        """
+        """Read one episode; raises DatasetError where it is damaged or lacks a field."""
 
     def close(self) -> None:
         """Release its files; calling it again does nothing."""

@@ -122,9 +122,7 @@ def check_embeddings(path: Path, num_segments: int) -> list[Finding]:
 
 
 def parse_statistics(path: Path) -> tuple[dict[str, Any], list[Finding]]:
-    """Read statistics.yaml: per modality its "mean" and "std" and per action bound its values, float64; and what is wrong
-    with it.
-    """
+    """Read statistics.yaml: "mean" and "std" of each modality, float64, and the action bounds; and what is wrong with it."""
     import yaml
 
     try:

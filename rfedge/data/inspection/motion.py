@@ -76,8 +76,8 @@ class MotionSums:
         self._asked = np.zeros(6)
 
     def add(self, commanded: Float64Array, measured: Float64Array, valid: npt.NDArray[np.bool_] | None = None) -> None:
-        """Add consecutive frames: commanded and measured motion (T, 6) in m and rad; no window with a frame outside `valid`
-        (T,) counts.
+        """Add frames of commanded and measured motion (T, 6), m and rad; windows with a frame outside `valid` (T,) are left
+        out.
         """
         total = len(measured)
         self._moved += np.abs(measured).sum(axis=0)

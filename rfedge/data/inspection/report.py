@@ -127,15 +127,7 @@ def inspect_dataset(
     task_names: Sequence[str] = (),
     on_progress: Count | None = None,
 ) -> InspectionReport:
-    """Check a split and count what it holds.
-
-    Args:
-        path: a split folder, or the dataset's root.
-        split: "training" or "validation" below a root; default training.
-        num_frames: size of the sample of frames that are read; None for all.
-        workers: processes that read frames; the report does not depend on it.
-        task_names: tasks that a simulator checks; others are named in a note.
-        on_progress: called as (frames checked, frames to check).
+    """Check a split, reading a sample of `num_frames` or all frames; tasks that are not in `task_names` are noted.
 
     Raises:
         DatasetError: there is no folder or no frame in it, or its collection was interrupted.

@@ -73,11 +73,7 @@ class SceneFacts:
 
     @classmethod
     def of(cls, dataset: CalvinDataset, cache: FrameCache, index: WindowIndex) -> SceneFacts:
-        """Gather the facts of every frame of `index`.
-
-        Raises:
-            DatasetError: the dataset does not say which scene a frame shows, and so which block is which.
-        """
+        """Gather the facts of every frame of `index`; raises DatasetError where its scene, so its blocks, are unknown."""
         rows = np.array([cache.row(index.segments[at.segment].start) + at.offset for at in index.windows], dtype=np.int64)
         scene, robot = cache.scene_obs[rows].astype(np.float64), cache.robot_obs[rows].astype(np.float64)
         places, furniture = np.zeros((len(rows), len(COLOURS)), dtype=np.int64), np.zeros((len(rows), len(FURNITURE), 3))

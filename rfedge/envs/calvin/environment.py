@@ -63,9 +63,7 @@ class CalvinEnvironment(Environment):
         start_timeout_s: float = 120.0,
         call_timeout_s: float = 60.0,
     ) -> None:
-        """Start the simulator and build the scene; the arguments are those of `PlayTable`, and the longest that calls may
-        take.
-        """
+        """Start the simulator and build the scene, with arguments as of `PlayTable`."""
         for name, value, known in (("scene", scene, _SCENES), ("renderer", renderer, _RENDERERS)):
             if value not in known:
                 remedy = f"Choose a known {name}."

@@ -114,9 +114,7 @@ def _read_textures(path: Path) -> dict[str, Path | None]:
 
 
 def simplify(mesh: TriangleMesh, cell_m: float) -> TriangleMesh:
-    """Merge vertices within cubes of side `cell_m` where normals and texture coordinates are alike; drop triangles without
-    area.
-    """
+    """Merge vertices within cubes of side `cell_m` where normals and texture coordinates are alike."""
     cells = _groups(np.floor(mesh.positions / cell_m))
     positions = _means(mesh.positions, cells)[cells]
     alike = np.column_stack([cells, np.round(1.5 * mesh.normals), np.floor(32.0 * mesh.texture_coordinates)])

@@ -48,11 +48,7 @@ class ProtocolError(Exception):
 
 # --- framing ----------------------------------------------------------------------------------------------------------
 def encode(header: Header, arrays: Arrays) -> bytes:
-    """Return one message.
-
-    Raises:
-        ProtocolError: it is larger than the other end accepts, or an array has a dtype the protocol does not carry.
-    """
+    """Return one message; raises ProtocolError where it is too large or has another dtype."""
     for name, array in arrays.items():
         if array.dtype.name not in DTYPES:
             raise ProtocolError(f"array {name!r} has dtype {array.dtype}")
@@ -77,11 +73,7 @@ def _check_lengths(head_bytes: int, payload_bytes: int) -> None:
 
 
 def decode(head: bytes, payload: bytes) -> tuple[Header, Arrays]:
-    """Return header and arrays of one message; the arrays are copies of its bytes.
-
-    Raises:
-        ProtocolError: the header is not what `encode` writes, or the payload has another length than it says.
-    """
+    """Return header and arrays of one message, as copies; raises ProtocolError where `encode` has not written it."""
     try:
         header = json.loads(head)
         listed = header.pop("arrays")

@@ -57,9 +57,7 @@ def is_around(situation: Situation, block: str) -> bool:
 
 
 def choose_grip(situation: Situation, block: str, *, turn_rad: float = 0.0) -> AnchorFinder:
-    """Return an anchor that follows the block: where the tcp goes, and a yaw from which the wrist can still turn by
-    `turn_rad`.
-    """
+    """Return an anchor that follows the block: where the tcp goes, at a yaw from which the wrist can turn by `turn_rad`."""
     layout = situation.layout
     pose = situation.block_pose(block)
     face_rad, symmetry_rad = face_yaw_rad(layout, block, pose)

@@ -65,12 +65,8 @@ _DRAWER_HALF_X_M: Final = 0.15  # how far from the drawer's centre a block can b
 
 
 def prepare_start(task: str, environment: Environment, seed: int, *, anywhere: bool = False) -> Expert:
-    """Restore `environment` to the start number `seed` of `task`, and return the expert that is measured from there.
-
-    Whatever is measured or shown begins so: a policy that failed from a start is seen to fail from it again.
-
-    Raises:
-        ConfigError: the task is unknown or has no expert.
+    """Restore `environment` to the start number `seed` of `task`, and return its expert; raises ConfigError for unknown
+    tasks.
     """
     rng = np.random.default_rng([TASKS.index(check_task(task)), seed])
     expert = make_expert(task, environment.scene, rng)
@@ -86,12 +82,7 @@ def prepare(
 
     A block that is to be handled starts where hand and arm get at it easily, so that the episode fits into one window of
     64 frames; with `anywhere` it starts anywhere in the area from which CALVIN samples, and with `at_spots` blocks stand
-    within 15 mm of where CALVIN's chains begin, turned as they are.
-
-    Everything random comes from `rng`, so the same generator state gives the same start in every environment.
-
-    Raises:
-        ConfigError: the task is not one of the 34.
+    within 15 mm of where CALVIN's chains begin. The same state of `rng` gives the same start in every environment.
     """
     check_task(task)
     sampler = _Sampler(find_layout(environment.scene), rng, anywhere, at_spots)

@@ -47,10 +47,6 @@ EXPERT_TASKS: Final = tuple(_SCRIPTS)
 
 
 def make_expert(task: str, scene: str, rng: np.random.Generator) -> Expert:
-    """Make the expert of `task` in `scene`; `rng` decides its speed, approach height and grasp offset.
-
-    Raises:
-        ConfigError: the task or the scene is unknown.
-    """
+    """Make the expert of `task` in `scene`, with speed and offsets from `rng`; raises ConfigError for unknown names."""
     layout = find_layout(scene)
     return Expert(_SCRIPTS[check_task(task)](layout), layout, rng)

@@ -32,20 +32,12 @@ LANGUAGES: Final = ("evaluation", "enriched")
 
 
 def sample_instruction(task: str, rng: np.random.Generator) -> str:
-    """Return one of the task's training paraphrases.
-
-    Raises:
-        ConfigError: the task is not one of the 34.
-    """
+    """Return one of the task's training paraphrases; raises ConfigError for an unknown task."""
     return _draw(PARAPHRASES[check_task(task)], rng)
 
 
 def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: Collection[str] = ()) -> str:
-    """Return one of the task's held-out sentences that is not in `left_out`.
-
-    Raises:
-        ConfigError: the task is not one of the 34, or no sentence is left.
-    """
+    """Return a held-out sentence of the task that is not in `left_out`; raises ConfigError where there is none."""
     sentences = tuple(sentence for sentence in ENRICHED_INSTRUCTIONS[check_task(task)] if sentence not in left_out)
     if not sentences:
         got = "none that the policy knows"
@@ -55,15 +47,9 @@ def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: C
 
 
 def choose_instruction(task: str, language: str, rng: np.random.Generator, left_out: Collection[str] = ()) -> str:
-    """Return the instruction with which `task` is evaluated.
+    """Return the instruction with which `task` is evaluated: CALVIN's own ("evaluation"), or a held-out one ("enriched").
 
-    Args:
-        task: one of the 34.
-        language: "evaluation", CALVIN's one instruction, or "enriched", a held-out one sampled from `rng`.
-        left_out: sentences that are never sampled, for instance those that are too long for a policy.
-
-    Raises:
-        ConfigError: task or language is unknown, or no sentence is left.
+    Raises ConfigError where task or language is unknown, or `left_out` leaves no sentence.
     """
     if language not in LANGUAGES:
         expected = did_you_mean(language, LANGUAGES)

@@ -65,11 +65,7 @@ GRAMMAR_WORDS: Final = tuple(
 
 
 def sample_grammar(task: str, rng: np.random.Generator) -> str:
-    """Return one of the many ways to say `task`; decided by `rng` alone.
-
-    Raises:
-        ConfigError: the task is not one of the 34.
-    """
+    """Return one of the many ways to say `task`, decided by `rng` alone; raises ConfigError for an unknown task."""
     family, bound = _FAMILIES[check_task(task)]
     while True:
         sentence = _sample(family, bound, rng)

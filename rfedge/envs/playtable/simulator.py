@@ -49,11 +49,7 @@ class Cameras:
     """Draws the static and the gripper camera in one OpenGL context, with shadows and without reflections."""
 
     def __init__(self, model: Any) -> None:
-        """Open the context.
-
-        Raises:
-            BackendUnavailableError: no context can be made.
-        """
+        """Open the context; raises BackendUnavailableError where none can be made."""
         self._mujoco = mujoco = load_mujoco()
         self._model = model
         self._context: Any = None

@@ -92,8 +92,7 @@ def _num_said(example: ImageTextExample, tokenizer: InstructionTokenizer) -> int
 def language_loss(policy: RoboFlamingo, batch: ImageTextBatch, num_tokens: int | None = None) -> tuple[torch.Tensor, int]:
     """Return the cross-entropy of the next token, nats, and how many tokens of the batch are labelled.
 
-    The sum is divided by `num_tokens`, the labelled tokens of a larger batch of which this is a part; without it, by its
-    own.
+    The sum is divided by `num_tokens`, those of a larger batch, or without it by its own.
     """
     said = batch.labels[:, 1:] != NO_LABEL
     num_said = int(said.sum())

@@ -114,9 +114,7 @@ def batch_tensors(
 
 
 def window_forward(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Tensor, ...]:
-    """Return pose (B, W, K, 6) and gripper logit (B, W, K), both meaningless outside `frame_mask`; with a task probe also
-    its loss.
-    """
+    """Return pose (B, W, K, 6), gripper logit (B, W, K) and, with a task probe, its loss; only `frame_mask` counts."""
     num_windows, num_frames = batch.frame_mask.shape
     features, real = window_features(policy, batch)
     # Filling comes last in a window, so it cannot reach a real step through the LSTM.
@@ -150,9 +148,7 @@ def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Ten
 
 
 class BatchLoader(Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]):
-    """Makes batches one ahead, from (seed, step) and the sampler's state alone; `next` also returns the sampler's state
-    after it.
-    """
+    """Makes batches one ahead, from (seed, step) and the sampler's state alone; `next` also returns the state after it."""
 
     def __init__(
         self,

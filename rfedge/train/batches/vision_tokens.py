@@ -55,9 +55,7 @@ def with_vision_tokens(
     mixed_precision: MixedPrecision = "no",
     on_frame: Count | None = None,
 ) -> FrameCache:
-    """Return the cache with the tower's tokens, float16 (N, P, V), in place of images; they are computed where `folder`
-    lacks them.
-    """
+    """Return the cache with the tower's tokens, float16 (N, P, V), for images, computed where `folder` lacks them."""
     tower = _tower_digest(policy, mixed_precision)
     place = folder / hashlib.sha256(f"{tower} {cache.content_sha256}\n".encode()).hexdigest()[:16]
     if not (place / _RECORD).is_file():

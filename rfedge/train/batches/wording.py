@@ -44,10 +44,7 @@ def check_grammar(instructions: str, grammar: Grammar | None, segments: Iterable
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """Samples instructions that a policy can read.
-
-    One in ten is the segment's own, whose author may know words that the grammar does not.
-    """
+    """Samples instructions that a policy can read; some are the segment's own, whose words the grammar may not have."""
 
     grammar: Grammar
     tokenizer: InstructionTokenizer

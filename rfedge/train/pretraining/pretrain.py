@@ -68,11 +68,9 @@ def pretrain_policy(
 ) -> PretrainResult:
     """Train until the first of steps and minutes is reached, and write `output/checkpoint`; goes on where it was stopped.
 
-    With `stop` it ends after the step under way, with state and checkpoint written.
-
     Raises:
         DatasetError: the demonstrations are damaged, or do not say what their frames show.
-        ConfigError: a state of a run with other options is in `output`, or `grammar` is missing or lacks a task.
+        ConfigError: `output` has a state of a run with other options, or `grammar` is missing or lacks a task.
         ArtifactError: that state is damaged, another run writes to `output`, or the disk has no room.
     """
     processes = Processes()
