@@ -15,9 +15,8 @@ from rfedge.messages import GRIPPER_IMAGE_SHAPE, GRIPPER_KEEP, GRIPPER_OPEN, POS
 from rfedge.robot.camera import DEFAULT_RESIZE
 from rfedge.robot.conventions import Conventions
 from rfedge.runtimes import EdgePolicy, RateKeeper, RuntimeSettings, make_controller
-from rfedge.runtimes.adapters.images import fit_camera
-from rfedge.runtimes.adapters.tool_step import tool_step
-from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.adapters.conversion import fit_camera, tool_step
+from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.loop import ControlLoop, LoopSummary
 from rfedge.runtimes.control.resting import claim_robot
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits, Workspace

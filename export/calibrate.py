@@ -1,7 +1,6 @@
 """Choose demonstration frames: some to calibrate on, others to prove on, each named so that the choice can be repeated.
 
-Ranges taken from a handful of similar frames clip what the robot meets later. So frames are balanced over the tasks, over
-a task's episodes, over the phases of an episode (beginning, middle, end), and over closing and opening the gripper.
+Few similar frames would clip what the robot meets later, so frames are balanced over tasks, episodes and their phases.
 """
 
 from __future__ import annotations
@@ -40,23 +39,20 @@ def choose_calibration_frames(dataset: CalvinDataset, *, num_frames: int, rng: n
 
     The numbers of frames of any two tasks differ by at most one, and so do those of any two episodes of a task, of any two
     of `beginning`, `middle`, `end` and gripper changes, and of closing and opening the gripper.
-
-    Raises:
-        DatasetError: the dataset holds no labelled episode, or its frames were not taken by a camera.
     """
     if not dataset.segments:
         raise DatasetError(
             "calibration", got="no labelled episode", expected="at least one", remedy="Collect some with `rfedge demos`."
         )
-    dealer = StratifiedSampler(dataset, rng)
+    sampler = StratifiedSampler(dataset, rng)
     available = sum(segment.num_frames for segment in dataset.segments)
-    chosen = [dealer.deal() for _ in range(min(num_frames, available))]
+    chosen = [sampler.sample() for _ in range(min(num_frames, available))]
     _refuse_synthetic(dataset, chosen)
     return chosen
 
 
 class StratifiedSampler:
-    """Hands out frames one by one, each from what was handed out least."""
+    """Samples frames one by one, each from the task, episode and phase that was sampled least."""
 
     def __init__(self, dataset: CalvinDataset, rng: np.random.Generator) -> None:
         self._dataset = dataset
@@ -73,7 +69,7 @@ class StratifiedSampler:
         self._of_task_phase: Counter[tuple[str, str]] = Counter()
         self._changes: dict[int, dict[Phase, list[int]]] = {}
 
-    def deal(self) -> EpisodeFrame:
+    def sample(self) -> EpisodeFrame:
         """Return a pair that was not returned before; there must be one left."""
         tasks = [task for task, indices in self._episodes.items() if any(map(self._has_frames, indices))]
         task = min(tasks, key=lambda name: self._of_task[name])
@@ -87,7 +83,7 @@ class StratifiedSampler:
         raise AssertionError("an episode with free frames has one in some phase")
 
     def _phases(self, task: str) -> list[Phase]:
-        """All phases, what was dealt least first."""
+        """All phases, the least sampled first."""
         directions = sorted(_CHANGES, key=lambda phase: (self._of_phase[phase], self._of_task_phase[task, phase]))
         kinds: list[tuple[Phase, ...]] = [*((third,) for third in _THIRDS), tuple(directions)]
         kinds.sort(key=lambda kind: (self._total(kind), sum(self._of_task_phase[task, phase] for phase in kind)))
@@ -157,10 +153,7 @@ def _refuse_synthetic(dataset: CalvinDataset, chosen: Sequence[EpisodeFrame]) ->
 def choose_proof_episodes(
     dataset: CalvinDataset, *, num_steps: int, frame_stride: int, avoid: Sequence[EpisodeFrame], rng: np.random.Generator
 ) -> list[list[EpisodeFrame]]:
-    """Return whole episodes, read every `frame_stride`-th frame as the robot would, until `num_steps` are reached.
-
-    Episodes that lent no frame to the calibration come first.
-    """
+    """Return whole episodes, every `frame_stride`-th frame, up to `num_steps`; first those without frames in `avoid`."""
     used = {segment for segment, _ in avoid}
     order = sorted(rng.permutation(len(dataset.segments)).tolist(), key=lambda index: index in used)
     episodes: list[list[EpisodeFrame]] = []
@@ -177,18 +170,13 @@ def choose_proof_episodes(
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """Turns (episode, frame) pairs into backbone inputs, exactly as a robot's observation would become them.
-
-    Attributes:
-        embedding: float32 (vocab, width) token table.
-        words: blocks that the graphs lack, to be run on embedded tokens.
-    """
+    """Turns (episode, frame) pairs into backbone inputs, exactly as a robot's observation would become them."""
 
     config: PolicyConfig
     dataset: CalvinDataset
     tokenizer: InstructionTokenizer
-    embedding: npt.NDArray[np.float32]
-    words: Words | None = None
+    embedding: npt.NDArray[np.float32]  # (vocab, width)
+    words: Words | None = None  # blocks that the graphs lack, to be run on embedded tokens
 
     def load(self, pair: EpisodeFrame) -> Inputs:
         segment_index, frame = pair

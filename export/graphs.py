@@ -2,13 +2,12 @@
 
     trace (fp32) -> standard passes -> for two stages: cut at the latents -> form of each graph's precision
 
-A full-size policy is 10 GB in fp32, so nothing here holds two of its copies: the policy is dropped once it is traced,
-weights pass from file to file one at a time, and each graph that only led to the next is removed.
+A full-size policy is 10 GB in fp32: it is dropped once it is traced, and weights pass from file to file one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,19 +19,17 @@ from rfedge.contract import MEDIA, BackboneStage, GraphContract, GraphName, Poli
 from rfedge.export.calibrate import Inputs
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.parity import graph_call
-from rfedge.export.passes.graph_files import read_graph, write_graph
+from rfedge.export.passes.graph_files import read_graph, remove_graph, write_graph
 from rfedge.export.passes.split_stages import split_stages
 from rfedge.export.passes.standard import apply_passes, head_passes
-from rfedge.export.precisions.dynamic_head import quantize_head
 from rfedge.export.precisions.half_storage import store_half
-from rfedge.export.precisions.head_weights import store_head_int8
+from rfedge.export.precisions.head_int8 import quantize_head, store_head_int8
 from rfedge.export.stage_graph import (
     CALIBRATED,
     GraphSettings,
     RowGraphs,
     WrittenGraph,
     file_roles,
-    remove_graph,
     share_keep_float,
     write_form,
 )
@@ -44,25 +41,13 @@ from rfedge.recurrence import BackboneCall
 
 @dataclass(frozen=True, slots=True)
 class WrittenGraphs:
-    """What was written.
-
-    Attributes:
-        files: name -> role, all of them in the bundle's folder.
-        blocks: PyTorch block -> what it computes in, read back from the graphs.
-        backbone: the graphs that run on this CPU, for the proof, in call order.
-        head: the head that runs on this CPU, for the proof.
-        proved_by: what stands in for graphs which this CPU cannot run, or "".
-        search: the evidence of a mixed plan.
-        in_rows: those whose query attention is rounded, if the proof allows it.
-    """
-
-    files: dict[str, Role]
-    blocks: dict[str, BlockPrecision]
-    backbone: tuple[Path, ...]
+    files: dict[str, Role]  # name in the bundle's folder -> role
+    blocks: dict[str, BlockPrecision]  # PyTorch block -> what it computes in, read back from the graphs
+    backbone: tuple[Path, ...]  # what runs on this CPU, for the proof, in call order
     head: Path
-    proved_by: str = ""
+    proved_by: str = ""  # what stands in for graphs that this CPU cannot run
     search: SearchRecord | None = None
-    in_rows: tuple[RowGraphs, ...] = ()
+    in_rows: tuple[RowGraphs, ...] = ()  # whose query attention is rounded, if the proof allows it
 
 
 def write_graphs(
@@ -74,18 +59,7 @@ def write_graphs(
     work: Path,
     progress: StageProgress = lambda *_: None,
 ) -> WrittenGraphs:
-    """Write the graphs of the policy in `checkpoint` to the folder `root`.
-
-    Args:
-        contract: of the policy; it says whether the backbone is one graph or two.
-        settings: precisions and how to reach them.
-        work: folder on the same disk for what lies between; the caller removes it after the proof.
-        progress: called with (stage, done, total).
-
-    Raises:
-        ConfigError: `keep_float` names no block.
-        ExportError: the exporter or a form refuses a module or a weight, or the backbone cannot be cut.
-    """
+    """Write the graphs of the policy in `checkpoint` to the folder `root`; the caller removes `work`, on the same disk."""
     traced, traced_head = work / "traced.onnx", work / "traced-head.onnx"
     progress("trace", 0, 2)
     policy = load_checkpoint(checkpoint).policy
@@ -105,8 +79,11 @@ def write_graphs(
     _write_float(traced, contract, sources, work / "whole.onnx", progress)
     is_exact = set(precisions.values()) == {"fp32"}
     apply_passes(traced_head, traced_head, head_passes())
-    store = _copy if is_exact else store_head_int8 if settings.head_is_int8 else store_half
-    files = file_roles(store(traced_head, head), "head")
+    if is_exact:  # a graph with weights beside it names that file, so it cannot just be moved
+        stored = write_graph(read_graph(traced_head), head)
+    else:
+        stored = store_head_int8(traced_head, head) if settings.head_is_int8 else store_half(traced_head, head)
+    files = file_roles(stored, "head")
     head_here = head
     if settings.head_is_int8:
         head_here = root / "head-cpu.onnx"
@@ -130,7 +107,7 @@ def write_graphs(
         {block: found for graph in graphs for block, found in graph.blocks.items()}
         | {
             "head": BlockPrecision(
-                matmuls={"int8-weight" if store is store_head_int8 else "fp32": 1},
+                matmuls={"int8-weight" if settings.head_is_int8 and not is_exact else "fp32": 1},
                 on_cpus="int8" if settings.head_is_int8 else None,
             )
         },
@@ -143,7 +120,7 @@ def write_graphs(
 
 
 def _to_trace(contract: PolicyContract) -> GraphContract:
-    """Return the contract of the graph to trace: to be cut at the latents, it must name them."""
+    """Name the latents among the outputs of a graph that is to be cut at them."""
     backbone = contract.backbone
     if not contract.backbone_stages or any(spec.name == MEDIA for spec in backbone.outputs):
         return backbone
@@ -168,11 +145,7 @@ def _write_float(
 
 
 def _calibration(
-    name: GraphName,
-    contract: PolicyContract,
-    settings: GraphSettings,
-    source: Path,
-    written: dict[GraphName, WrittenGraph],
+    name: GraphName, contract: PolicyContract, settings: GraphSettings, source: Path, written: dict[GraphName, WrittenGraph]
 ) -> Iterator[Inputs]:
     """Yield what the graph reads in each calibration frame; the decoder's latents are those of the vision as written."""
     frames, pairs = settings.frames, settings.calibration
@@ -194,8 +167,3 @@ def _vision_call(contract: PolicyContract, graph: Path, width: int) -> BackboneC
     images, call = [spec.name for spec in contract.graphs["vision"].inputs], graph_call(graph)
     feature = np.zeros((1, width), np.float32)
     return lambda inputs: {"feature": feature, **call({name: inputs[name] for name in images})}
-
-
-def _copy(source: Path, target: Path) -> Sequence[Path]:
-    """Write a graph under another name; one with weights beside it names that file, so it cannot just be moved."""
-    return write_graph(read_graph(source), target)

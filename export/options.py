@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from rfedge.export.int8.options import Int8Options
-from rfedge.export.mixed.budget import Budget, parse_budget
+from rfedge.export.mixed.plan import Budget, parse_budget
 from rfedge.records.plan import Option, Uses
 
 STAGES: Final = ("one", "two")
@@ -21,20 +21,7 @@ def _parse_keep_float(text: str) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What to write, and how it is proven.
-
-    Attributes:
-        precision: one of `rfedge.config.PRECISIONS`; with two stages also one for each: "vision=fp16,decoder=int8".
-        data: int8-weight and int4-weight round by it too; the proof uses it when given.
-        keep_float: blocks or modules, `*` for anything; None leaves it to the precision: for int8 the few MatMuls that cost
-            most accuracy and least time (`QUERY_ATTENTION`), whose weights have 8 bits where the proof allows it, for
-            int4-weight none, with 8 bits for those MatMuls, for others none.
-        int8: how ranges are chosen and weights rounded.
-        merge_tokens: see `rfedge.model.token_merging`; 0 merges none.
-        instructions: see `rfedge.export.instructions`; None for any words.
-        data_description: for the manifest's `source`, one line that says where `data` comes from; None says nothing.
-        seed: of the proof's inputs too, without `data`.
-    """
+    """What to write, and how it is proven."""
 
     precision: Annotated[
         str,
@@ -95,7 +82,7 @@ class ExportOptions:
             panel="Calibration and proof",
         ),
     ] = None
-    data_description: str | None = None
+    data_description: str | None = None  # one line for the manifest's `source` that says where `data` comes from
     num_calibration_frames: Annotated[
         int, Option("Frames that set int8 ranges and round weights.", flag="--calibration-frames", min=1)
     ] = 128

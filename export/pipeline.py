@@ -26,24 +26,16 @@ from rfedge.bundle.stages import StagePrecisions, parse_precisions
 from rfedge.bundle.traces import save_proof
 from rfedge.config import PolicyConfig
 from rfedge.contract import PolicyContract, policy_contract
-from rfedge.errors import ArtifactError, ConfigError, GateError, did_you_mean
+from rfedge.errors import ArtifactError, ConfigError, GateError, one_of
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
-from rfedge.export.embedding import stored_words
 from rfedge.export.graphs import WrittenGraphs, write_graphs
-from rfedge.export.instructions import choose_sentences, write_language
-from rfedge.export.mixed.budget import Budget
-from rfedge.export.mixed.chart import draw_sensitivity
+from rfedge.export.language import choose_sentences, stored_words, write_language
+from rfedge.export.mixed.plan import Budget
+from rfedge.export.mixed.record import draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
 from rfedge.export.options import HEAD_PRECISIONS, STAGES, ExportOptions
-from rfedge.export.proof import (
-    as_stored,
-    count_steps,
-    measure_parity,
-    open_frames,
-    proof_inputs,
-    reference_trace,
-    short_name,
-)
+from rfedge.export.parity import torch_rollout
+from rfedge.export.proof import as_stored, count_steps, measure_parity, open_frames, proof_inputs, short_name
 from rfedge.export.stage_graph import CALIBRATED, GraphSettings, describe_calibration
 from rfedge.export.tensorrt.engine_proof import EngineGraphs, choose_forms, prove_engines
 from rfedge.export.thresholds import mixed_thresholds
@@ -64,25 +56,9 @@ _NEEDS_FRAMES = ("int8", "mixed")
 def check_export(
     checkpoint_dir: Path, output: Path, options: ExportOptions, *, data_follows: bool = False
 ) -> tuple[StagePrecisions, Checkpoint, FrameInputs | None]:
-    """Open and check everything an export needs, and write nothing; `data_follows` says that `data` is not there yet.
-
-    Raises:
-        ConfigError, ArtifactError, DatasetError: as `export_checkpoint`.
-    """
-    if options.stages not in STAGES:
-        raise ConfigError(
-            "--stages",
-            got=repr(options.stages),
-            expected=did_you_mean(options.stages, STAGES),
-            remedy="two cuts the backbone into vision and decoder.",
-        )
-    if options.head_precision not in HEAD_PRECISIONS:
-        raise ConfigError(
-            "--head-precision",
-            got=repr(options.head_precision),
-            expected=did_you_mean(options.head_precision, HEAD_PRECISIONS),
-            remedy="int8 stores the weights of the head in 8 bits.",
-        )
+    """Open and check everything an export needs, and write nothing; `data_follows` says that `data` is not there yet."""
+    one_of(STAGES, options.stages, "--stages", remedy="two cuts the backbone into vision and decoder.")
+    one_of(HEAD_PRECISIONS, options.head_precision, "--head-precision", remedy="int8 stores the head's weights in 8 bits.")
     precisions = parse_precisions(options.precision, two_stages=options.stages == "two")
     precision, kinds = precisions.requested, precisions.graphs.values()
     if output.exists() and not options.overwrite:
@@ -187,20 +163,14 @@ def export_checkpoint(
         for name, role in graphs.files.items():
             writer.add(name, role)
         episodes, described = proof_inputs(
-            config,
-            contract.backbone,
-            frames,
-            chosen,
-            num_steps=options.num_parity_steps,
-            seed=options.seed,
-            rng=rng,
+            config, contract.backbone, frames, chosen, num_steps=options.num_parity_steps, seed=options.seed, rng=rng
         )
         if graphs.proved_by:
             described += f"; {graphs.proved_by}"
         engines = _engine_graphs(config, writer.root, graphs, precisions)
         num_steps = sum(map(len, episodes))
         count = count_steps(progress, (2 if engines is None else 3) * num_steps)
-        reference = reference_trace(checkpoint_dir, episodes, on_step=count)
+        reference = torch_rollout(load_checkpoint(checkpoint_dir).policy, episodes, on_step=count)
         prove = functools.partial(
             measure_parity,
             reference,

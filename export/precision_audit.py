@@ -20,7 +20,7 @@ from rfedge.errors import ExportError
 
 
 def weight_matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the MatMul and Gemm nodes whose second factor is a weight (directly or through DequantizeLinear).
+    """Return the MatMul and Gemm nodes whose second factor is a weight (directly or through DequantizeLinear or Cast).
 
     MatMuls of constants alone are left out (the first resampler layer's queries): the runtime folds them when it loads.
     """
@@ -69,13 +69,11 @@ def effective_precisions(model: onnx.ModelProto) -> dict[str, BlockPrecision]:
 
 
 def write_optimised(path: Path, folder: Path, *, disabled_optimizers: Sequence[str] = ()) -> Path:
-    """Write the graph at `path` to `folder` as ONNX Runtime rewrites it for this CPU, large weights in a file beside it.
-
-    Not at the highest level: beyond this one are forms that fit one machine's caches, those of the patch convolution.
-    """
+    """Write the graph at `path` to `folder` as ONNX Runtime rewrites it for this CPU, large weights in a file beside it."""
     target = folder / "optimised.onnx"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Beyond this level are forms that fit one machine's caches, such as those of the patch convolution.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(target)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
@@ -87,11 +85,7 @@ def write_optimised(path: Path, folder: Path, *, disabled_optimizers: Sequence[s
 
 
 def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
-    """Let ONNX Runtime optimise the graph at `path` and count the kernels it chose.
-
-    Raises:
-        ExportError: fewer than `num_expected` MatMuls run on integer kernels; the text holds both numbers.
-    """
+    """Count the kernels that ONNX Runtime chooses; ExportError where fewer than `num_expected` are integer ones."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # as large as the graph, so on its disk
         optimised = onnx.load(
             write_optimised(path, Path(folder), disabled_optimizers=DISABLED_OPTIMIZERS), load_external_data=False

@@ -19,7 +19,7 @@ from rfedge.contract import GraphContract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
-from rfedge.export.embedding import stored_words
+from rfedge.export.language import stored_words
 from rfedge.export.parity import onnx_rollout, torch_rollout
 from rfedge.export.stage_graph import graph_to_prove
 from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, loosest_thresholds
@@ -53,11 +53,6 @@ def proof_inputs(
     return [list(frames.stream(episode)) for episode in pairs], described
 
 
-def reference_trace(checkpoint: Path, episodes: Episodes, *, on_step: Callable[[], None] = lambda: None) -> RolloutTrace:
-    """Step the PyTorch policy of a checkpoint through `episodes`."""
-    return torch_rollout(load_checkpoint(checkpoint).policy, episodes, on_step=on_step)
-
-
 def measure_parity(
     reference: RolloutTrace,
     config: PolicyConfig,
@@ -75,11 +70,8 @@ def measure_parity(
 ) -> ParityRecord:
     """Roll the graphs through the episodes of `reference` and check the differences.
 
-    By `thresholds`, or without any by the loosest of the precisions (`loosest_thresholds`), the head's included, which the
-    record then names where there are several; a mixed plan has its own (`mixed_thresholds`). PyTorch merges no tokens, so
-    a graph that does is checked against the loosest gates of all.
-
-    The graphs read instructions as the bundle stores them (`as_stored`).
+    By `thresholds`, or without any by the loosest of the precisions (`loosest_thresholds`), the head's included. PyTorch
+    merges no tokens, so a graph that does is checked against the loosest gates of all.
     """
     num_steps = sum(len(episode) for episode in episodes)
     stored = as_stored(episodes, config, precisions, words)
@@ -100,7 +92,7 @@ def measure_parity(
 
 
 def count_steps(progress: StageProgress, num_steps: int) -> Callable[[], None]:
-    """Return what reports one more step of `num_steps` of a proof each time that it is called."""
+    """Return what reports one more of `num_steps` steps of a proof each time that it is called."""
     done = 0
 
     def count() -> None:
@@ -174,7 +166,7 @@ def verify_parity(
             described += f"; {stands_in}" if stands_in else ""
         count = count_steps(progress, 2 * num_steps)
         parity = measure_parity(
-            reference_trace(checkpoint_dir, episodes, on_step=count),
+            torch_rollout(load_checkpoint(checkpoint_dir).policy, episodes, on_step=count),
             bundle.policy,
             graphs,
             bundle.graph("head", for_cpu=True),

@@ -34,15 +34,15 @@ from rfedge.export.passes.graph_files import INLINE_LIMIT_BYTES, read_graph, wei
 from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.precisions.row_int8 import RowMatMul
 from rfedge.jobs.progress import StageProgress
+from rfedge.recurrence import Arrays
 
-Inputs = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 
 
 def quantize_int8(
     source: Path,
     target: Path,
-    inputs: Iterable[Inputs],
+    inputs: Iterable[Arrays],
     *,
     keep_float: Sequence[str] | None = (),
     options: Int8Options | None = None,
@@ -50,25 +50,10 @@ def quantize_int8(
     rows: dict[str, RowMatMul] | None = None,
     progress: StageProgress = lambda *_: None,
 ) -> int:
-    """Write the Q/DQ form of the graph at `source` to `target`.
+    """Write the Q/DQ form of the fp32 graph at `source` to `target`, which may be `source`; return how many MatMuls it has.
 
-    Args:
-        source: fp32 graph, its weights inside or beside it.
-        target: where the quantized graph goes; weights beside it if those of `source` are; may be `source`.
-        inputs: calibration frames, one mapping of graph input -> array each. All are kept: a camera frame is small.
-        keep_float: beginnings of the names of blocks or modules that stay in fp32; None for `QUERY_ATTENTION`.
-        options: how; the default is `Int8Options()`.
-        store: rounded MatMuls of this graph, these frames and these options: what it holds is not computed again (it is
-            rounded as it was in the graph that stored it), what it lacks is added.
-        rows: is filled with the MatMuls of `QUERY_ATTENTION` that stay in float, rounded for `lower_int8`; None rounds none.
-        progress: called after each frame of each pass and after each MatMul.
-
-    Returns:
-        The number of MatMuls that were quantized.
-
-    Raises:
-        ConfigError: nothing begins with one of `keep_float`.
-        DatasetError: no frame to calibrate on.
+    What `store` holds (of this graph, these frames and these options) is not computed again. `rows` is filled with the
+    MatMuls of `QUERY_ATTENTION` that stay in float, rounded for `lower_int8`.
     """
     options = options or Int8Options()
     frames = list(inputs)
@@ -106,7 +91,7 @@ class _Work:
     source: Path
     graph: ir.Graph
     matmuls: list[MatMul]
-    frames: list[Inputs]
+    frames: list[Arrays]
     options: Int8Options
     progress: StageProgress
     store: RoundedStore | None = None
@@ -121,8 +106,9 @@ class _Work:
         readers: dict[str, list[MatMul]] = {}
         for matmul in (*self.matmuls, *self.row_matmuls):
             readers.setdefault(str(matmul.source.name), []).append(matmul)
-        for name in [name for name in readers if self._is_stored(name, readers[name])]:
-            self._insert_stored(name, readers.pop(name))
+        if (store := self.store) is not None:
+            for name in [name for name in readers if store.has(name, [matmul.name for matmul in readers[name]])]:
+                self._insert_stored(name, readers.pop(name))
         if not readers:
             return
         channels = {name: group[0].num_channels for name, group in readers.items()}
@@ -170,9 +156,6 @@ class _Work:
             weights = [read_weight(matmul.weight, is_transposed=matmul.is_transposed) for matmul in matmuls]
         return balance_input(value, self.statistics[name], weights, self.options)
 
-    def _is_stored(self, name: str, matmuls: list[MatMul]) -> bool:
-        return self.store is not None and self.store.has(name, [matmul.name for matmul in matmuls])
-
     def _insert_stored(self, name: str, matmuls: list[MatMul]) -> None:
         assert self.store is not None, "the caller looked"
         group = self.store.load(name, [matmul.name for matmul in matmuls])
@@ -191,30 +174,28 @@ class _Work:
         for matmul in matmuls:
             weight = read_weight(matmul.weight, is_transposed=matmul.is_transposed)
             scaled = weight * balance.scale[:, None]
-            if self.options.rounding == "compensated":
-                rounded = round_compensated(scaled, seen.covariance, float(step))
-            else:
-                rounded = round_nearest(scaled)
+            rounded = self._rounded(scaled, seen, step)
             found[matmul.name] = RoundedMatMul(rounded, self._bias(weight, balance, rounded, statistics.mean))
         group = RoundedGroup(balance.centre, balance.scale, step, found)
         if self.store is not None:
             self.store.save(name, group)
         self._insert(matmuls, balance, group)
 
+    def _rounded(self, weight: Float32, seen: RoundedInput, step: np.float32) -> Rounded:
+        if self.options.rounding == "nearest":
+            return round_nearest(weight)
+        return round_compensated(weight, seen.covariance, float(step))
+
     def _in_rows(self, matmuls: list[MatMul]) -> bool:
         return matmuls[0] in self.row_matmuls
 
     def _round_rows(self, name: str, matmuls: list[MatMul], balance: Balance, seen: RoundedInput) -> None:
-        """Round the weights; what a row's own scale is, no calibration knows, but hardly more than that of all rows."""
+        """Round the weights, taking the scale of all rows for that of a row, which no calibration knows."""
         statistics = self.statistics[name]
         step = scale_from_amax(balance.peak(statistics.low, statistics.high))
         for matmul in matmuls:
             weight = read_weight(matmul.weight, is_transposed=matmul.is_transposed)
-            if self.options.rounding == "compensated":
-                rounded = round_compensated(weight, seen.covariance, float(step))
-            else:
-                rounded = round_nearest(weight)
-            levels, steps = rounded
+            levels, steps = self._rounded(weight, seen, step)
             bias = None
             if self.options.correct_bias:
                 mean = statistics.mean.astype(np.float64)
@@ -231,13 +212,7 @@ class _Work:
         for matmul in matmuls:
             rounded, bias = group.matmuls[matmul.name]
             insert_rounded(
-                self.graph,
-                matmul,
-                read,
-                rounded,
-                group.step,
-                activation_type=self.options.activation_type,
-                spill=self.spill,
+                self.graph, matmul, read, rounded, group.step, activation_type=self.options.activation_type, spill=self.spill
             )
             if bias is not None:
                 insert_bias(self.graph, matmul.node, bias)

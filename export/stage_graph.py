@@ -1,8 +1,4 @@
-"""One fp32 graph of the backbone -> the files of one precision: the whole backbone, or one of its two stages.
-
-The form of the precision, for int8 also the same with integer kernels for CPUs, and what can stand for the graph in a
-proof on this machine.
-"""
+"""One fp32 graph of the backbone -> the files of one precision: the whole backbone, or one of its two stages."""
 
 from __future__ import annotations
 
@@ -20,13 +16,12 @@ from rfedge.bundle.precision import BlockPrecision
 from rfedge.bundle.stages import StagePrecisions
 from rfedge.config import Precision
 from rfedge.contract import GraphName
-from rfedge.errors import ConfigError, did_you_mean
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, Inputs
-from rfedge.export.int8.matmuls import quantizable_matmuls
+from rfedge.export.int8.matmuls import quantizable_matmuls, unknown_block
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.mixed.search import MixedSearch, search_plan
-from rfedge.export.passes.graph_files import graph_files, read_graph, write_graph
+from rfedge.export.passes.graph_files import graph_files, read_graph, remove_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels
 from rfedge.export.precisions.block_quantization import BLOCK_SIZE
 from rfedge.export.precisions.cpu_int8 import lower_int8
@@ -45,29 +40,17 @@ _WEIGHT_BITS: Final[dict[str, Literal[4, 8]]] = {"int8-weight": 8, "int4-weight"
 
 @dataclass(frozen=True, slots=True)
 class GraphSettings:
-    """How the graphs are made.
-
-    Attributes:
-        precisions: of each graph of the backbone; the head computes in floats and is stored in fp16 unless all are fp32.
-        keep_float: beginnings of the names of blocks that stay in fp32; None for the precision's own choice.
-        int8: how an int8 graph is made.
-        frames, calibration: demonstrations, and which of their frames set the int8 ranges and round the weights.
-        mixed: what a mixed plan is searched by.
-        head_is_int8: write a head with int8 weights for CPUs too (`rfedge.export.precisions.dynamic_head`), and unless all
-            are fp32 store the head itself so (`rfedge.export.precisions.head_weights`).
-        merge_tokens: patch tokens that each layer of the vision transformer merges.
-        words_blocks: decoder blocks that are run on the sentences, and lacking in the graph.
-    """
+    """How the graphs are made."""
 
     precisions: StagePrecisions
-    keep_float: tuple[str, ...] | None = None
+    keep_float: tuple[str, ...] | None = None  # beginnings of blocks that stay in fp32; None is the precision's choice
     int8: Int8Options = field(default_factory=Int8Options)
     frames: FrameInputs | None = None
-    calibration: Sequence[EpisodeFrame] = ()
+    calibration: Sequence[EpisodeFrame] = ()  # the frames that set int8 ranges and round weights
     mixed: MixedSearch | None = None
-    head_is_int8: bool = False
+    head_is_int8: bool = False  # a head with int8 weights for CPUs too
     merge_tokens: int = 0
-    words_blocks: int = 0
+    words_blocks: int = 0  # decoder blocks that are run on the sentences, and lacking in the graph
 
 
 class RowGraphs(NamedTuple):
@@ -86,23 +69,12 @@ class RowGraphs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WrittenGraph:
-    """One graph of the backbone, written.
-
-    Attributes:
-        files: name -> role, all of them in the bundle's folder.
-        blocks: PyTorch block -> what it computes in, read back from the graph.
-        runs_here: the graph to run on this CPU, for proofs and for the calibration of the next stage.
-        stands_in: what `runs_here` is where this CPU cannot run the graph itself, or "".
-        search: the evidence of a mixed plan.
-        in_rows: where query attention is rounded, if the proof allows it.
-    """
-
-    files: dict[str, Role]
-    blocks: dict[str, BlockPrecision]
-    runs_here: Path
-    stands_in: str = ""
+    files: dict[str, Role]  # name in the bundle's folder -> role
+    blocks: dict[str, BlockPrecision]  # PyTorch block -> what it computes in, read back from the graph
+    runs_here: Path  # the graph for this CPU, for proofs and to calibrate the next stage
+    stands_in: str = ""  # what `runs_here` is where this CPU cannot run the graph itself
     search: SearchRecord | None = None
-    in_rows: RowGraphs | None = None
+    in_rows: RowGraphs | None = None  # where query attention is rounded, if the proof allows it
 
 
 def write_form(
@@ -117,19 +89,9 @@ def write_form(
     work: Path,
     progress: StageProgress,
 ) -> WrittenGraph:
-    """Write the fp32 graph at `source` to `target` in its precision.
+    """Write the fp32 graph at `source`, which is removed, to `target` in its precision; `inputs` calibrate it.
 
-    Args:
-        name: of the graph: "backbone", "vision" or "decoder".
-        source: removed when it is no longer needed; for fp32 it is `target` already.
-        inputs: of this graph, for calibration; empty where nothing is calibrated.
-        head: head.onnx, for the search of a mixed plan.
-        keep_float: as of `settings`, as far as it concerns this graph.
-        progress: called with (stage, done, total).
-
-    Raises:
-        ConfigError: `keep_float` names no block.
-        ExportError: a form refuses a weight.
+    For fp32 `source` is `target` already. The head is for the search of a mixed plan.
     """
     precision = settings.precisions.graphs[name]
     if precision == "fp32":
@@ -191,10 +153,7 @@ def _write_int8(
     keep_float: Sequence[str] | None,
     progress: StageProgress,
 ) -> WrittenGraph:
-    """Write the Q/DQ graph for TensorRT and OpenVINO, and the same with integer kernels, on one file of weights.
-
-    For a mixed plan the evidence is written beside them.
-    """
+    """Write the Q/DQ graph for TensorRT and OpenVINO, and the same with integer kernels, on one file of weights."""
     search, store = None, None
     if settings.mixed is not None:
         assert settings.frames is not None, "a plan is searched with frames"
@@ -247,45 +206,23 @@ def _write_portable(model: ir.Model, target: Path, *, stores_half: bool = True) 
 def share_keep_float(
     graphs: Mapping[GraphName, Path], keep_float: Sequence[str] | None
 ) -> dict[GraphName, tuple[str, ...] | None]:
-    """Give each graph those of the names to keep in float that begin something in it.
-
-    Args:
-        graphs: in fp32.
-        keep_float: beginnings of names of blocks or modules, in which `*` stands for anything; None stays None.
-
-    Raises:
-        ConfigError: a name begins nothing in any graph.
-    """
+    """Give each fp32 graph those of the names to keep in float that begin something in it; ConfigError for unknown ones."""
     if keep_float is None or len(graphs) == 1:
         return dict.fromkeys(graphs, None if keep_float is None else tuple(keep_float))
     matmuls = {name: quantizable_matmuls(read_graph(path).graph, ()) for name, path in graphs.items()}
-    blocks = dict.fromkeys(matmul.block for found in matmuls.values() for matmul in found)
     shared: dict[GraphName, list[str]] = {name: [] for name in graphs}
     for pattern in keep_float:
         holders = [name for name, found in matmuls.items() if any(fnmatchcase(item.module, pattern + "*") for item in found)]
         if not holders:
-            raise ConfigError(
-                "keep_float",
-                got=repr(pattern),
-                expected=did_you_mean(pattern, blocks),
-                remedy="Name a block or the beginning of several.",
-            )
+            raise unknown_block(pattern, (matmul.block for found in matmuls.values() for matmul in found))
         for name in holders:
             shared[name].append(pattern)
     return {name: tuple(patterns) for name, patterns in shared.items()}
 
 
 def _label(name: GraphName, step: str | Precision) -> str:
-    """Name a step of the work; of a backbone in two graphs, with the graph it is on."""
     return step if name == "backbone" else f"{name}: {step}"
 
 
 def file_roles(files: Sequence[Path], role: Role) -> dict[str, Role]:
-    """The graph plays `role`; what lies beside it are weights."""
     return {path.name: role if index == 0 else "weights" for index, path in enumerate(files)}
-
-
-def remove_graph(graph: Path) -> None:
-    """Remove a graph and the weights beside it."""
-    for path in graph_files(graph):
-        path.unlink()

@@ -23,9 +23,7 @@ OPSET = 20
 
 
 def trace_backbone(policy: RoboFlamingo, contract: GraphContract, path: Path) -> list[Path]:
-    """Write backbone.onnx; return every file written (graph, and weights when they are large).
-
-    `media` becomes an output when the contract names it, of any member of the family.
+    """Write backbone.onnx, with `media` as an output where the contract names it; return every file written.
 
     Only the token axis is dynamic: an instruction of 14 tokens need not cost 32, and padding changes no feature.
     """
@@ -65,23 +63,10 @@ def _dynamic_shapes(contract: GraphContract) -> dict[str, dict[int, torch.export
     return shapes if symbols else None
 
 
-def trace_graph(
-    module: nn.Module,
-    contract: GraphContract,
-    path: Path,
-    *,
-    example_size: int | None = None,
-) -> list[Path]:
-    """Write any module under the names of `contract`; return every file written.
+def trace_graph(module: nn.Module, contract: GraphContract, path: Path, *, example_size: int | None = None) -> list[Path]:
+    """Write any module under the names of `contract`, whose axes of size -1 become dynamic; return every file written.
 
-    Args:
-        module: called with the contract's inputs by name.
-        contract: axes of size -1 become dynamic.
-        path: the graph; large weights lie beside it.
-        example_size: of a dynamic axis while tracing; its longest if not given.
-
-    Raises:
-        ExportError: the exporter cannot translate the module.
+    `example_size` of a dynamic axis while tracing is its longest if not given.
     """
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     program = trace_program(module, contract, example_size=example_size)

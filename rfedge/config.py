@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from rfedge.decoder_config import DecoderConfig, Feature, GPTNeoXConfig, LlamaConfig, MPTConfig
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 from rfedge.robot.camera import DEFAULT_RESIZE, Resize
 from rfedge.robot.conventions import Conventions
 
@@ -51,8 +51,8 @@ class VisionConfig(_Config):
     """CLIP vision transformer; its output is the patch tokens before the last LayerNorm, without the class token.
 
     `stem_widths` gives it a stem: a convolution over small patches, ReLU, and one of stride 2 for each further width, the
-    last of `width`, in place of one over whole patches. From nothing and on few images such a tower learns sooner where
-    things are. Source: Xiao et al., Early Convolutions Help Transformers See Better, NeurIPS 2021.
+    last of `width`. From nothing and on few images such a tower learns sooner where things are. Source: Xiao et al., Early
+    Convolutions Help Transformers See Better, NeurIPS 2021.
     """
 
     image_size: int
@@ -143,11 +143,10 @@ def head_of_kind(kind: str, like: HeadConfig) -> HeadConfig:
     The proportions are those of the original's defaults: 768 wide and 8 deep beside an LSTM of 4 x 1024.
 
     Raises:
-        ConfigError: no head has this kind; the text names the nearest one.
+        ConfigError: no head has this kind.
     """
     known = ("lstm", "gpt", "mlp") if isinstance(like, LSTMHeadConfig) else (like.kind,)
-    if kind not in known:
-        raise ConfigError("head", got=repr(kind), expected=did_you_mean(kind, known), remedy="Choose one of these.")
+    one_of(known, kind, "head")
     if kind == like.kind or not isinstance(like, LSTMHeadConfig):
         return like
     if kind == "mlp":
@@ -174,7 +173,6 @@ class PolicyConfig(_Config):
             state. It says nothing to an MLP.
         frame_stride: control steps between the frames the head was trained on.
         control_hz: rate of one action, that of the demonstrations.
-        resize: how the pictures of the demonstrations' cameras were brought to the policy's size, see `rfedge.robot.camera`.
     """
 
     name: str
@@ -195,7 +193,6 @@ class PolicyConfig(_Config):
 
     @property
     def conventions(self) -> Conventions:
-        """What data and robots must have like it."""
         return Conventions(self.control_hz, self.resize)
 
     @property
@@ -245,32 +242,15 @@ _PRESETS: Final[dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_name
 
 
 def preset_names() -> list[str]:
-    """Names accepted by `preset`."""
     return list(_PRESETS)
 
 
 def preset(name: str) -> PolicyConfig:
-    """Return the configuration called `name`.
-
-    Raises:
-        ConfigError: no preset has this name; the text names the nearest one.
-    """
-    if name not in _PRESETS:
-        raise ConfigError(
-            "preset", got=repr(name), expected=did_you_mean(name, _PRESETS), remedy="Choose one of these names."
-        )
+    """Return the configuration called `name`; ConfigError, with the nearest name, where there is none."""
+    one_of(_PRESETS, name, "preset")
     return PolicyConfig.model_validate({"name": name, **_PRESETS[name]})
 
 
 def check_precision(name: str) -> Precision:
-    """Return `name` as a Precision.
-
-    Raises:
-        ConfigError: the exporter does not know it; the text names the nearest one.
-    """
-    for precision in PRECISIONS:
-        if precision == name:
-            return precision
-    raise ConfigError(
-        "precision", got=repr(name), expected=did_you_mean(name, PRECISIONS), remedy="Choose one of these names."
-    )
+    """Return `name` as a Precision; ConfigError, with the nearest one, where the exporter does not know it."""
+    return one_of(PRECISIONS, name, "precision")

@@ -92,7 +92,7 @@ class TensorSpec(_Spec):
             )
 
     def sample(self, rng: np.random.Generator, *, dynamic_size: int | None = None) -> Array:
-        """Draw an array that satisfies `check`: bytes 0 to 255, standard normal floats, all-true masks.
+        """Sample an array that satisfies `check`: bytes 0 to 255, standard normal floats, all-true masks.
 
         A dynamic axis gets `dynamic_size`, else its longest size, else 1.
         """
@@ -115,7 +115,7 @@ class GraphContract(_Spec):
         return next(spec for spec in self.inputs if spec.name == name)
 
     def sample_inputs(self, rng: np.random.Generator, *, dynamic_size: int | None = None) -> dict[str, Array]:
-        """Draw one array per input; every test builds its inputs here."""
+        """Sample one array per input; every test builds its inputs here."""
         return {spec.name: spec.sample(rng, dynamic_size=dynamic_size) for spec in self.inputs}
 
 
@@ -133,9 +133,7 @@ class ActionSemantics(_Spec):
 class PolicyContract(_Spec):
     """Both graphs and the action; `backbone` output `feature` feeds `head` input `features`.
 
-    Attributes:
-        backbone: what a caller gives and gets, in however many graphs it is.
-        backbone_stages: the graphs that make up the backbone, in call order; empty where it is one.
+    `backbone` is what a caller gives and gets; `backbone_stages` are the graphs that make it up, empty where it is one.
     """
 
     backbone: GraphContract
@@ -154,11 +152,7 @@ FLOAT: Final = "float32"
 
 
 def policy_contract(config: PolicyConfig, *, two_stages: bool = False) -> PolicyContract:
-    """Derive the contract of a policy from its configuration; batch is always 1.
-
-    Args:
-        two_stages: the backbone is two graphs, `vision` and `decoder`.
-    """
+    """Derive the contract of a policy from its configuration; batch is always 1."""
     return PolicyContract(
         backbone=_backbone_contract(config),
         head=_head_contract(config),

@@ -8,8 +8,8 @@ traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Collection, Iterable
+from typing import Final, TypeVar
 
 __all__ = [
     "ArtifactError",
@@ -23,15 +23,15 @@ __all__ = [
     "RfedgeError",
     "did_you_mean",
     "explain",
+    "first_line",
+    "one_of",
 ]
+
+_Name = TypeVar("_Name", bound=str)
 
 
 class RfedgeError(Exception):
-    """Base of every error that a user can cause and mend; its text is `explain` of its parts.
-
-    Args:
-        subject: the thing that is wrong; alone, it is the whole text.
-        remedy: a sentence that says what to do.
+    """Base of every error that a user can cause and mend; its text is `explain` of its parts, or the subject alone.
 
     >>> ConfigError("execute_steps", got=9, expected="1 to 4 (chunk_size)", remedy="Lower --execute-steps.").got
     '9'
@@ -104,3 +104,20 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if not 0 < len(near) <= _MOST_HINTS:
         near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"{listed} (did you mean {' or '.join(map(repr, near))}?)" if near else listed
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def one_of(choices: Collection[_Name], name: str, subject: str, *, remedy: str = "Choose one of these names.") -> _Name:
+    """Return `name` as one of `choices`.
+
+    Raises:
+        ConfigError: it is none of them; the text has them all, and the nearest one.
+    """
+    for choice in choices:
+        if choice == name:
+            return choice
+    raise ConfigError(subject, got=repr(name), expected=did_you_mean(name, choices), remedy=remedy)

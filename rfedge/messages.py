@@ -76,23 +76,16 @@ OBSERVATION_KEYS: Final = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation:
-    """One time step seen by the robot.
+    """One time step seen by the robot."""
 
-    Attributes:
-        static: uint8 (200, 200, 3) RGB of the fixed camera.
-        gripper: uint8 (84, 84, 3) RGB of the wrist camera.
-        state: float (15,) CALVIN robot_obs, or None when the robot does not report it.
-        task: the instruction.
-    """
-
-    static: UInt8Array
-    gripper: UInt8Array
-    state: FloatArray | None = None
-    task: str = ""
+    static: UInt8Array  # (200, 200, 3) RGB of the fixed camera
+    gripper: UInt8Array  # (84, 84, 3) RGB of the wrist camera
+    state: FloatArray | None = None  # (15,) CALVIN robot_obs; None when the robot does not report it
+    task: str = ""  # the instruction
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Observation:
-        """Read any of the three key conventions; the caller's mapping is not changed.
+        """Read any of the three key conventions.
 
         Raises:
             ContractError: no known image key is there, or an array has another shape or dtype.

@@ -82,15 +82,9 @@ def history_inputs(config: PolicyConfig, state: PolicyState) -> dict[str, npt.ND
 
 
 def observe(config: PolicyConfig, call: BackboneCall, inputs: Arrays, state: PolicyState) -> tuple[FloatArray, PolicyState]:
-    """Feed one frame to the backbone.
+    """Feed one frame to the backbone `call`; return feature (1, width) and the state, in which only `media` is new.
 
-    Args:
-        call: runs the backbone graph, whatever the backend.
-        inputs: the graph's inputs, without those that hold older frames.
-        state: what the last call returned; it is not changed.
-
-    Returns:
-        feature (1, width) and the state, in which only `media` is new.
+    `inputs` are the graph's, without those that hold older frames.
     """
     return remember_frame(config, call({**inputs, **history_inputs(config, state)}), state)
 
@@ -104,16 +98,9 @@ def remember_frame(config: PolicyConfig, outputs: Arrays, state: PolicyState) ->
 
 
 def advance(config: PolicyConfig, call: HeadCall, feature: FloatArray, state: PolicyState) -> HeadOutput:
-    """Feed one feature to the head.
+    """Feed the feature float32 (1, width) of the newest frame to the head `call`.
 
-    Args:
-        config: names the head, the time-keeping and the window.
-        call: runs the head graph, whatever the backend.
-        feature: float32 (1, width) of the newest frame.
-        state: what `observe` returned; it is not changed.
-
-    Returns:
-        pose (k, 6), gripper probability (k,), and the next state.
+    Returns pose (k, 6), gripper probability (k,), and the next state.
     """
     num_steps = state.num_steps + 1
     if config.head.kind == "mlp":

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.errors import ArtifactError, ConfigError, did_you_mean
-from rfedge.export.mixed.budget import Budget
+from rfedge.export.mixed.plan import Budget
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.jobs.progress import StageProgress

@@ -37,16 +37,11 @@ _WIDER: Final = 1.02
 
 @dataclass(frozen=True, eq=False)
 class Balance:
-    """(x - centre) / scale is what will be rounded.
+    """(x - centre) / scale is what will be rounded."""
 
-    Attributes:
-        centre, scale: float32 (channels,).
-        gain: the node that absorbs `scale`, and `centre` too if it is a LayerNorm; None where nothing can.
-    """
-
-    centre: Float32
-    scale: Float32
-    gain: ir.Node | None
+    centre: Float32  # (channels,)
+    scale: Float32  # (channels,)
+    gain: ir.Node | None  # absorbs `scale`, a LayerNorm `centre` too; None where nothing can
 
     @property
     def is_absorbed(self) -> bool:
@@ -61,23 +56,23 @@ class Balance:
 def find_gain(value: ir.Value) -> ir.Node | None:
     """Return the normalisation whose gain can absorb a factor per channel of `value`.
 
-    It must be a LayerNormalization, RMSNormalization or Mul with a constant gain over the last axis, and all readers of
-    `value` MatMuls with a weight, because they all receive other numbers.
+    All readers of `value` must be MatMuls with a weight, because they all receive other numbers.
     """
     node = value.producer()
-    if node is None or value.is_graph_output() or node.domain != "" or not _reads_matmuls_only(value):
+    if node is None or value.is_graph_output() or node.domain != "":
         return None
-    index = _gain_index(node)
-    return node if index is not None else None
+    if not all(use.idx == 0 and is_weight_matmul(use.node) for use in value.uses()):
+        return None
+    return node if _has_gain(node) else None
 
 
-def _gain_index(node: ir.Node) -> int | None:
+def _has_gain(node: ir.Node) -> bool:
     if node.op_type in ("LayerNormalization", "RMSNormalization"):
         candidates: tuple[int, ...] = (1,) if node.attributes.get_int("axis", -1) in (-1, 2) else ()
     elif node.op_type == "Mul":
         candidates = (0, 1)
     else:
-        return None
+        return False
     shape = node.outputs[0].shape
     channels = None if shape is None else shape[-1]
     for index in candidates:
@@ -85,25 +80,14 @@ def _gain_index(node: ir.Node) -> int | None:
         if gain is not None and is_constant(gain) and gain.const_value is not None:
             size = tensor_shape(gain.const_value)
             if len(size) == 1 and size[0] == channels and size[0] > 1:
-                return index
-    return None
-
-
-def _reads_matmuls_only(value: ir.Value) -> bool:
-    return all(use.idx == 0 and is_weight_matmul(use.node) for use in value.uses())
+                return True
+    return False
 
 
 def balance_input(
     value: ir.Value, statistics: ChannelStatistics, weights: Sequence[Float32], options: Int8Options
 ) -> Balance:
-    """Choose centre and scale of the input `value`.
-
-    Args:
-        value: (..., channels).
-        statistics: of `value` over the calibration frames.
-        weights: (channels, outputs) of all MatMuls that read it.
-        options: says whether to centre and how much to scale.
-    """
+    """Choose centre and scale of `value` (..., channels), which all of `weights` (channels, outputs) multiply."""
     low, high = statistics.low.astype(np.float64), statistics.high.astype(np.float64)
     centre = (low + high) / 2 if options.centre else np.zeros_like(low)
     scale = np.ones_like(low)

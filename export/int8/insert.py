@@ -22,6 +22,7 @@ from rfedge.export.passes.graph_queries import (
     add_constant,
     array_of,
     constant_array,
+    drop_unread,
     input_of,
     only_reader,
     replace_node,
@@ -78,8 +79,7 @@ def _rewrite_gain(graph: ir.Graph, node: ir.Node, balance: Balance) -> ir.Value:
     new = ir.node(node.op_type, inputs, dict(node.attributes), name=node.name, num_outputs=len(node.outputs))
     replaced = node.inputs
     replace_node(node, new)
-    for value in replaced:
-        _drop_unread(graph, value)
+    drop_unread(graph, *replaced)
     return new.outputs[0]
 
 
@@ -96,7 +96,7 @@ def rewrite_float_reader(graph: ir.Graph, node: ir.Node, balance: Balance) -> No
 
     shape = weight.shape[::-1] if transposed else weight.shape
     node.replace_input_with(1, add_computed(graph, f"{weight_value.name}_scaled", scaled, ir.DataType.FLOAT, shape))
-    _drop_unread(graph, weight_value)
+    drop_unread(graph, weight_value)
     if bias is not None:
         insert_bias(graph, node, bias.astype(np.float32))
 
@@ -111,14 +111,9 @@ def insert_rounded(
     activation_type: str,
     spill: Path | None = None,
 ) -> None:
-    """Let `MatMul` multiply the int8 form of `source` with int8 weights.
+    """Let `matmul` multiply the int8 form of `source` (..., channels) with int8 weights (channels, outputs).
 
-    Args:
-        matmul: its first input becomes source -> QuantizeLinear -> DequantizeLinear, its second a DequantizeLinear.
-        source: (..., channels), float.
-        rounded: weights (channels, outputs) and the scale of each output.
-        activation_type: "int8" with zero-point 0 or "uint8" with 128.
-        spill: folder where the int8 weights wait on disk until the graph is written; None keeps them in memory.
+    `activation_type` is "int8" with zero-point 0 or "uint8" with 128. Weights wait in the folder `spill`, if any.
     """
     name, node = matmul.name, matmul.node
     zero = np.asarray(np.uint8(128) if activation_type == "uint8" else np.int8(0))
@@ -148,7 +143,7 @@ def insert_rounded(
         graph.insert_before(node, new)
     node.replace_input_with(0, dequantize.outputs[0])
     node.replace_input_with(1, weights.outputs[0])
-    _drop_unread(graph, weight)
+    drop_unread(graph, weight)
 
 
 def _add_levels(graph: ir.Graph, name: str, levels: Int8, spill: Path | None) -> ir.Value:
@@ -170,7 +165,7 @@ def insert_bias(graph: ir.Graph, node: ir.Node, bias: Float32) -> None:
         if present is not None and present.shape == bias.shape:
             old = reader.inputs[index]
             reader.replace_input_with(index, add_constant(graph, f"{node.name}/bias", present + bias))
-            _drop_unread(graph, old)
+            drop_unread(graph, old)
             return
     add = ir.node("Add", [output, add_constant(graph, f"{node.name}/bias", bias)], name=f"{node.name}/add", num_outputs=1)
     result = add.outputs[0]
@@ -185,8 +180,3 @@ def insert_bias(graph: ir.Graph, node: ir.Node, bias: Float32) -> None:
         result.name, output.name = output.name, f"{output.name}_matmul"
     else:
         result.name = f"{output.name}_corrected"
-
-
-def _drop_unread(graph: ir.Graph, value: ir.Value | None) -> None:
-    if value is not None and not value.uses() and graph.initializers.get(str(value.name)) is value:
-        del graph.initializers[str(value.name)]

@@ -24,18 +24,12 @@ _ALWAYS_FLOAT: Final = ("preprocess", "proprioception")
 
 @dataclass(frozen=True, slots=True)
 class MatMul:
-    """A MatMul or Gemm with a constant matrix.
-
-    Attributes:
-        block: PyTorch block, as reports name it.
-        module: PyTorch module, such as "vision.blocks.3.mlp_up"; it begins with the block.
-        is_transposed: the matrix is (outputs, inputs), as Gemm may have it.
-    """
+    """A MatMul or Gemm with a constant matrix."""
 
     node: ir.Node
-    block: str
-    module: str
-    is_transposed: bool
+    block: str  # PyTorch block, as reports name it
+    module: str  # such as "vision.blocks.3.mlp_up"; begins with the block
+    is_transposed: bool  # the matrix is (outputs, inputs), as Gemm may have it
 
     @property
     def name(self) -> str:
@@ -64,12 +58,8 @@ def quantizable_matmuls(graph: ir.Graph, keep_float: Sequence[str] | None = None
     """Return the MatMuls to quantize, in the order of the graph.
 
     Every MatMul with a weight, except those of constants alone (the runtime folds them), of the camera resize, of the
-    robot's state, and of blocks and modules whose names begin with one of `keep_float`.
-
-    Args:
-        graph: fp32.
-        keep_float: beginnings of names of blocks or modules, in which `*` stands for anything; None for
-            `QUERY_ATTENTION`.
+    robot's state, and of modules whose names begin with one of `keep_float`, in which `*` stands for anything; None is
+    `QUERY_ATTENTION`.
 
     Raises:
         ConfigError: nothing in the graph begins with one of `keep_float`.
@@ -77,14 +67,16 @@ def quantizable_matmuls(graph: ir.Graph, keep_float: Sequence[str] | None = None
     matmuls = _all_matmuls(graph)
     for pattern in keep_float or ():
         if not any(matmul.begins_with_any([pattern]) for matmul in matmuls):
-            raise ConfigError(
-                "keep_float",
-                got=repr(pattern),
-                expected=did_you_mean(pattern, dict.fromkeys(matmul.block for matmul in matmuls)),
-                remedy="Name a block or the beginning of several.",
-            )
+            raise unknown_block(pattern, (matmul.block for matmul in matmuls))
     patterns = (*_ALWAYS_FLOAT, *(QUERY_ATTENTION if keep_float is None else keep_float))
     return [matmul for matmul in matmuls if not matmul.begins_with_any(patterns)]
+
+
+def unknown_block(pattern: str, blocks: Iterable[str]) -> ConfigError:
+    expected = did_you_mean(pattern, dict.fromkeys(blocks))
+    return ConfigError(
+        "keep_float", got=repr(pattern), expected=expected, remedy="Name a block or the beginning of several."
+    )
 
 
 def _all_matmuls(graph: ir.Graph) -> list[MatMul]:

@@ -1,14 +1,13 @@
 """Run the fp32 graph over calibration frames and keep, of each MatMul's input, a few numbers per channel.
 
 The first pass keeps the smallest, largest and mean value of every channel. Ranges and covariances belong to the input as
-it will be rounded, after its channels were centred and scaled, so they come from later passes, in groups: the covariance
-of a MatMul of K channels is K x K numbers. Memory is that of one frame's inputs to the MatMuls of one group plus
-`COVARIANCE_BYTES`, however many MatMuls and frames there are.
+it will be rounded, so they come from later passes, in groups whose covariances (K x K numbers for K channels) fit into
+`COVARIANCE_BYTES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,9 +17,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from rfedge.export.int8.histogram import MagnitudeHistogram
+from rfedge.export.int8.ranges import MagnitudeHistogram
+from rfedge.recurrence import Arrays
 
-Inputs = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
@@ -68,27 +67,20 @@ class ChannelStatistics:
 
     @property
     def peak(self) -> np.float32:
-        """Largest magnitude of all."""
         return np.float32(max(-self.low.min(), self.high.max(), 0.0))
 
 
 @dataclass(eq=False)
 class RoundedInput:
-    """A MatMul's input as it will be rounded, (x - centre) / scale: its magnitudes and, if wanted, its covariance.
+    """A MatMul's input as it will be rounded, (x - centre) / scale: its magnitudes and, if wanted, its covariance."""
 
-    Attributes:
-        centre, scale: float32 (channels,).
-        mean: of the input before, float32 (channels,); what varies is measured from here.
-        gram: sum over rows of outer(x, x) of the varying part, float32 (channels, channels); None when not wanted.
-    """
-
-    centre: Float32
-    scale: Float32
-    mean: Float32
+    centre: Float32  # (channels,)
+    scale: Float32  # (channels,)
+    mean: Float32  # (channels,) before centring; what varies is measured from here
     with_histogram: bool
     with_covariance: bool
     histogram: MagnitudeHistogram = field(default_factory=MagnitudeHistogram)
-    gram: Float32 | None = None
+    gram: Float32 | None = None  # (channels, channels), sum over rows of outer(x, x) of the varying part
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -110,10 +102,7 @@ class RoundedInput:
 
 
 def group_by_memory(channels: Mapping[str, int], *, limit_bytes: int = COVARIANCE_BYTES) -> list[list[str]]:
-    """Split tensors, by their number of channels, into groups whose covariances together take at most `limit_bytes`.
-
-    A tensor whose covariance alone is larger has a group of its own.
-    """
+    """Split tensors by number of channels into groups of one or of covariances that take at most `limit_bytes`."""
     groups: list[list[str]] = []
     left = 0
     for name, count in channels.items():
@@ -127,30 +116,16 @@ def group_by_memory(channels: Mapping[str, int], *, limit_bytes: int = COVARIANC
 
 
 def observe(
-    graph: Path,
-    observers: Mapping[str, Observer],
-    frames: Sequence[Inputs],
-    *,
-    on_frame: Callable[[], None] = lambda: None,
+    graph: Path, observers: Mapping[str, Observer], frames: Sequence[Arrays], *, on_frame: Callable[[], None] = lambda: None
 ) -> None:
-    """Run the graph at `graph` over `frames` and show each observer the tensor it is registered for, as rows.
-
-    Args:
-        graph: fp32; weights in a file beside it are mapped by the runtime, not read.
-        observers: by the name of a tensor (..., channels).
-    """
+    """Run the fp32 graph over `frames`, its weights mapped, and give each observer its tensor (..., channels) as rows."""
     names = list(observers)
     session = _session(graph, names)
     for frame in frames:
         inputs = {name: np.ascontiguousarray(array) for name, array in frame.items()}
-        for name, array in _outputs(session, names, inputs):
+        for name, array in zip(names, session.run(names, inputs), strict=True):
             observers[name].add(array.reshape(-1, array.shape[-1]))
         on_frame()
-
-
-def _outputs(session: Any, names: Sequence[str], inputs: Inputs) -> Iterator[tuple[str, Float32]]:
-    arrays = session.run(list(names), dict(inputs))
-    yield from zip(names, arrays, strict=True)
 
 
 def _session(graph: Path, names: Sequence[str]) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from rfedge.errors import ConfigError, did_you_mean
-from rfedge.export.int8.ranges import RangeMethod, check_range_method
+from rfedge.errors import ConfigError, did_you_mean, one_of
+from rfedge.export.int8.ranges import RANGE_METHODS, RangeMethod
 from rfedge.records.plan import Option
 
 SmoothQuant = float | Literal["search"] | None
@@ -14,11 +14,7 @@ _WORDS: Final = ("search", "off")
 
 
 def parse_smooth_quant(text: str) -> SmoothQuant:
-    """Return "search", None for "off", or the number in `text`.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
+    """Return "search", None for "off", or the number in `text`; ConfigError for anything else."""
     if text == "off":
         return None
     if text == "search":
@@ -32,23 +28,11 @@ def parse_smooth_quant(text: str) -> SmoothQuant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Options:
-    """The defaults are what docs/adr/0008 measured best.
-
-    Attributes:
-        ranges: how a symmetric range is chosen from the calibration frames.
-        percentile: share of all numbers that a "percentile" range holds.
-        smooth_quant: strength of SmoothQuant, 0 to 1; "search" chooses one per tensor by the error expected of its
-            MatMuls; None leaves channels as they are.
-        centre: subtract the middle of each channel's range before rounding; it reaches the output in float, by the bias.
-        correct_bias: correct each MatMul's mean error over the calibration frames in the bias.
-        rounding: of weights, "nearest" or "compensated" (`rounding.py`).
-        activation_type: "int8" with zero-point 0, which TensorRT demands, or "uint8" with zero-point 128: the same
-            arithmetic for faster kernels of some processors.
-        split_packed: give each part of a packed projection (q|k|v) a MatMul of its own: the same numbers, no Split.
-    """
+    """The defaults are what docs/adr/0008 measured best."""
 
     ranges: Annotated[RangeMethod, Option("Ranges of int8 activations: min-max, percentile or mse.")] = "min-max"
-    percentile: float = 99.99
+    percentile: float = 99.99  # share of all numbers that a "percentile" range holds
+    # None leaves channels as they are
     smooth_quant: Annotated[
         SmoothQuant,
         Option(
@@ -57,19 +41,15 @@ class Int8Options:
             text="search",
         ),
     ] = "search"
-    centre: bool = True
-    correct_bias: bool = True
+    centre: bool = True  # subtract the middle of each channel's range before rounding; the bias brings it back
+    correct_bias: bool = True  # by each MatMul's mean error over the frames
     rounding: Literal["nearest", "compensated"] = "compensated"
+    # TensorRT demands int8; uint8 (zero-point 128) has faster CPU kernels
     activation_type: Literal["int8", "uint8"] = "int8"
-    split_packed: bool = True
+    split_packed: bool = True  # a MatMul for each part of q|k|v: the same numbers, no Split
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning.
-
-        Raises:
-            ConfigError: an unknown method, or a number out of its range.
-        """
-        check_range_method(self.ranges)
+        one_of(RANGE_METHODS, self.ranges, "ranges")
         if not 50 <= self.percentile <= 100:
             raise ConfigError(
                 "percentile", got=str(self.percentile), expected="50 to 100", remedy="99.9 to 99.999 are usual."

@@ -1,13 +1,11 @@
-"""From a histogram of magnitudes to the one number that a symmetric range is: the largest magnitude it can hold."""
+"""From magnitudes to the one number that a symmetric range is: the largest magnitude it can hold."""
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
 import numpy as np
-
-from rfedge.errors import ConfigError, did_you_mean
-from rfedge.export.int8.histogram import MagnitudeHistogram
+import numpy.typing as npt
 
 RangeMethod = Literal["min-max", "percentile", "mse"]
 RANGE_METHODS: Final[tuple[RangeMethod, ...]] = ("min-max", "percentile", "mse")
@@ -16,26 +14,11 @@ LEVELS: Final = 127
 _MSE_CANDIDATES: Final = np.linspace(0.3, 1.0, 71)
 
 
-def check_range_method(name: str) -> RangeMethod:
-    """Return `name` as a method.
-
-    Raises:
-        ConfigError: there is no such method.
-    """
-    for method in RANGE_METHODS:
-        if name == method:
-            return method
-    raise ConfigError("ranges", got=repr(name), expected=did_you_mean(name, RANGE_METHODS), remedy="Choose one of these.")
-
-
 def choose_magnitude(histogram: MagnitudeHistogram, method: RangeMethod, *, percentile: float = 99.99) -> np.float32:
     """Return the largest magnitude of the range; numbers beyond it are clipped.
 
-    Args:
-        histogram: of the tensor over the calibration frames.
-        method: "min-max" clips nothing; "percentile" holds that share of all numbers; "mse" has the least mean square of
-            rounding and clipping errors.
-        percentile: share in percent.
+    "min-max" clips nothing; "percentile" holds that share of all numbers; "mse" has the least mean square of rounding and
+    clipping errors.
     """
     if method == "min-max" or not histogram.peak:
         return histogram.peak
@@ -57,3 +40,41 @@ def scale_from_amax(magnitude: np.float32) -> np.float32:
     """Return the scale of a range, magnitude / 127; 1 for a tensor that is always zero."""
     step = np.float32(np.float64(magnitude) / LEVELS)
     return step if step >= np.finfo(np.float32).tiny else np.float32(1.0)
+
+
+Float32 = npt.NDArray[np.float32]
+
+
+class MagnitudeHistogram:
+    """Counts |x| in equal bins, which are joined two by two when a number falls beyond the last; every count stays exact."""
+
+    def __init__(self, num_bins: int = 4096) -> None:
+        if num_bins < 2 or num_bins % 2:
+            raise ValueError(f"num_bins: got {num_bins}, expected an even number of at least 2")
+        self.counts = np.zeros(num_bins, np.int64)
+        self.width = 0.0
+        self.peak = np.float32(0.0)
+
+    def add(self, x: Float32) -> None:
+        magnitude = np.abs(x).ravel()
+        peak = magnitude.max(initial=np.float32(0.0))
+        self.peak = max(self.peak, peak)
+        if not peak:
+            self.counts[0] += magnitude.size
+            return
+        num_bins = len(self.counts)
+        if not self.width:
+            # The division below is of float32, which has no number for a bin of denormal ones.
+            self.width = max(float(peak) / num_bins, float(np.finfo(np.float32).tiny))
+        while peak > self.width * num_bins:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([pairs, np.zeros(num_bins - len(pairs), np.int64)])
+            self.width *= 2
+        # A number on the upper edge of the last bin belongs to it.
+        index = np.minimum((magnitude / self.width).astype(np.int64), num_bins - 1)
+        self.counts += np.bincount(index, minlength=num_bins)
+
+    @property
+    def edges(self) -> npt.NDArray[np.float64]:
+        """Upper edge of every bin."""
+        return np.arange(1, len(self.counts) + 1, dtype=np.float64) * self.width

@@ -22,26 +22,18 @@ Float32 = npt.NDArray[np.float32]
 
 
 class RoundedMatMul(NamedTuple):
-    """int8 weights with their scales, and the bias (outputs,) that makes up for the rest; None without one."""
-
     rounded: Rounded
     bias: Float32 | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundedGroup:
-    """The MatMuls that read one tensor.
+    """The MatMuls that read one tensor."""
 
-    Attributes:
-        centre, scale: float32 (channels,), what the tensor is balanced by.
-        step: scale of the int8 tensor.
-        matmuls: by the name of the node.
-    """
-
-    centre: Float32
-    scale: Float32
-    step: np.float32
-    matmuls: Mapping[str, RoundedMatMul]
+    centre: Float32  # (channels,)
+    scale: Float32  # (channels,)
+    step: np.float32  # scale of the int8 tensor
+    matmuls: Mapping[str, RoundedMatMul]  # by the name of the node
 
 
 class RoundedStore:

@@ -23,27 +23,19 @@ Rounded = tuple[Int8, Float32]  # (inputs, outputs), (outputs,)
 
 
 class Grid(NamedTuple):
-    """The numbers that weights (inputs, outputs) may take: (level - zero_point) * scale.
+    """The numbers that weights (inputs, outputs) may take: (level - zero_point) * scale."""
 
-    Attributes:
-        scale: float32 (inputs, outputs), or (1, outputs) for one scale per output; none is 0.
-        zero_point: float32, shaped as `scale`.
-        low, high: least and greatest level.
-    """
-
-    scale: Float32
-    zero_point: Float32
+    scale: Float32  # (inputs, outputs), or (1, outputs) for one scale per output; none is 0
+    zero_point: Float32  # shaped as `scale`
     low: int
     high: int
 
     def reordered(self, order: npt.NDArray[np.intp]) -> Grid:
-        """Return the grid of the weights whose inputs are taken in this order."""
         if len(self.scale) == 1:
             return self
         return self._replace(scale=self.scale[order], zero_point=self.zero_point[order])
 
     def row(self, index: int) -> tuple[Float32, Float32]:
-        """Return scale and zero point of one input, (outputs,) each."""
         index = index if len(self.scale) > 1 else 0
         return self.scale[index], self.zero_point[index]
 
@@ -73,11 +65,7 @@ def round_compensated(
 ) -> Rounded:
     """Round (inputs, outputs) to int8 so that the MatMul's output over the calibration frames changes least.
 
-    Args:
-        weight: float32.
-        covariance: (inputs, inputs) of the MatMul's input.
-        input_step: scale of the MatMul's input, whose own rounding adds step^2 / 12 to every variance.
-        double_up_to: most inputs that are computed in double precision.
+    `covariance` (inputs, inputs) is of the MatMul's input, whose own rounding adds input_step^2 / 12 to every variance.
     """
     steps = weight_steps(weight)
     grid = Grid(steps[None], np.zeros_like(steps)[None], -LEVELS, LEVELS)
@@ -90,12 +78,8 @@ def round_compensated_to(
 ) -> npt.NDArray[np.int16]:
     """Return the levels (inputs, outputs) of `grid` that change the output over the calibration frames least.
 
-    Args:
-        grid: what may be stored.
-        weight: float32 (inputs, outputs).
-        covariance: (inputs, inputs) of what the weight multiplies.
-        noise: variance that every input has besides; it keeps the covariance of few frames invertible.
-        double_up_to: most inputs that are computed in double precision.
+    `covariance` is (inputs, inputs) of what the weight multiplies; `noise`, a variance that every input has besides, keeps
+    the covariance of few frames invertible.
     """
     variances = covariance.diagonal().astype(np.float64)
     added = noise + float(np.finfo(np.float32).tiny)
@@ -111,10 +95,9 @@ def round_compensated_to(
 
 
 def _factor(covariance: Float32, order: npt.NDArray[np.intp], added: float, dtype: np.dtype[np.floating[Any]]) -> Floats:
-    """Return the Cholesky factor of the covariance in another order, `added` to its diagonal, in the lower triangle.
+    """Return the lower Cholesky factor of the covariance in another order, `added` to its diagonal; above it is anything.
 
     Panel by panel, so that all but a few of the operations are large MatMuls: LAPACK's takes several times as long.
-    What is above the diagonal is left as it falls.
     """
     factor = np.empty(covariance.shape, dtype)
     for start in range(0, len(order), _PANEL):
@@ -131,14 +114,9 @@ def _factor(covariance: Float32, order: npt.NDArray[np.intp], added: float, dtyp
 
 
 def _round_last_first(lost: Floats, factor: Floats, grid: Grid) -> npt.NDArray[np.int16]:
-    """Round every row, the last first, each to where it makes up best for what those behind it lost.
+    """Round every row, the last first, each to where it makes up best for what those behind it lost; `lost` is overwritten.
 
     The error of the output is the length of factor.T @ lost, whose row i depends on rows i and later alone.
-
-    Args:
-        lost: the weight, which is replaced by what rounding lost.
-        factor: lower triangular.
-        grid: of the same rows.
     """
     rounded = np.empty(lost.shape, np.int16)
     diagonal = factor.diagonal()[:, None].copy()

@@ -16,13 +16,10 @@ def quantizable_blocks(graph: Path, keep_float: Sequence[str] = ()) -> dict[str,
     A block is the module that holds a MatMul, such as "vision.blocks.0" (its four projections) or
     "decoder.layers.0.cross_attention.attention": attention over the cameras and the feed-forward after it are two,
     because they differ most in what int8 costs them.
-
-    Raises:
-        ConfigError: nothing in the graph begins with one of `keep_float`.
     """
     blocks: dict[str, list[str]] = {}
     for matmul in quantizable_matmuls(read_graph(graph).graph, keep_float):
-        blocks.setdefault(_holder(matmul.module), []).append(matmul.name)
+        blocks.setdefault(matmul.module.rpartition(".")[0] or matmul.module, []).append(matmul.name)
     return {name: tuple(matmuls) for name, matmuls in blocks.items()}
 
 
@@ -34,11 +31,10 @@ def kept_float(blocks: Iterable[str], int8: Iterable[str]) -> tuple[str, ...]:
 
 
 def block_of_values(graph: Path, blocks: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return tensor -> block for everything that `graph` computes inside one of `blocks`.
+    """Return tensor -> block for everything that `graph`, in float or int8, computes inside one of `blocks`.
 
     A node of no MatMul belongs to the block whose MatMuls read what it computes, else to the block whose MatMuls
-    computed what it reads; what lies between two modules of one PyTorch block goes with the one before it. The same rule
-    serves a graph in float and its int8 form, so that what they differ in is found.
+    computed what it reads; what lies between two modules of one PyTorch block goes with the one before it.
     """
     of_matmul = {name: block for block, names in blocks.items() for name in names}
     model = read_graph(graph).graph
@@ -57,7 +53,3 @@ def block_of_values(graph: Path, blocks: Mapping[str, Sequence[str]]) -> dict[st
         if block is not None:
             found.update((str(value.name), block) for value in node.outputs)
     return found
-
-
-def _holder(module: str) -> str:
-    return module.rpartition(".")[0] or module

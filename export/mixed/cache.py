@@ -1,8 +1,4 @@
-"""What a search has measured so far, one JSON document a line, so that a killed search goes on where it stopped.
-
-The file's name is a hash of everything that the numbers depend on: another graph, other frames or other options have
-another file, and nothing has to be compared line by line.
-"""
+"""What a search has measured so far, one JSON document a line, so that a killed search goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -14,25 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from rfedge.bundle.artifact import hash_file
 from rfedge.export.passes.graph_files import graph_files
-
-Inputs = Mapping[str, npt.NDArray[Any]]
+from rfedge.recurrence import Arrays
 
 
 def search_key(
-    graphs: Sequence[Path], calibration: Iterable[Inputs], episodes: Iterable[Iterable[Inputs]], options: Mapping[str, Any]
+    graphs: Sequence[Path], calibration: Iterable[Arrays], episodes: Iterable[Iterable[Arrays]], options: Mapping[str, Any]
 ) -> str:
-    """Return 32 hex digits that name a search.
-
-    Args:
-        graphs: backbone in fp32 and head; weights beside them count.
-        episodes: that the actions are compared on.
-        options: how int8 is made.
-    """
+    """Return 32 hex digits of everything that measurements depend on; another search has another file."""
     digest = hashlib.sha256(json.dumps({**options, "onnxruntime": onnxruntime.__version__}).encode())
     for graph in graphs:
         for path in graph_files(graph):
@@ -48,10 +36,7 @@ def search_key(
 
 
 class MeasurementCache:
-    """Measurements by the fields that they depend on, appended to the file at `path` and synced one by one.
-
-    A line that a kill cut short is dropped: it is measured again.
-    """
+    """Measurements by the fields that they depend on, appended and synced one by one; a line that a kill cut is dropped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -72,13 +57,11 @@ class MeasurementCache:
         return len(self._found)
 
     def get(self, **of: Any) -> Any:
-        """Return what was measured of these fields, or None."""
         value = self._found.get(_key(of))
         self.num_reused += value is not None
         return value
 
     def put(self, value: Any, **of: Any) -> None:
-        """Remember a measurement; it is on the disk when this returns."""
         self._found[_key(of)] = value
         with self._path.open("a") as file:
             file.write(json.dumps({"of": of, "value": value}) + "\n")

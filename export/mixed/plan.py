@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
+from rfedge.errors import ConfigError, did_you_mean
 from rfedge.jobs.progress import Count
 
 MOST_MEASUREMENTS: Final = 32
@@ -14,12 +17,9 @@ MeetsBudget = Callable[[frozenset[str]], bool]
 
 
 def order_of_removal(saved_ms: Mapping[str, float], error: Mapping[str, float]) -> list[str]:
-    """Return the blocks that save time, the one that pays worst first: most squared error per millisecond saved.
-
-    Errors of blocks are nearly independent of each other, so their squares add up, and a budget is spent best in order of
-    squares per millisecond.
-    """
+    """Return the blocks that save time, the one that pays worst first: most squared error per millisecond saved."""
     saving = [block for block, saved in saved_ms.items() if saved > 0]
+    # Errors of blocks are nearly independent of each other, so their squares add up.
     return sorted(saving, key=lambda block: error[block] ** 2 / saved_ms[block], reverse=True)
 
 
@@ -36,13 +36,6 @@ def choose_plan(
     Blocks leave the plan in the order of `order_of_removal` until the whole is within the budget; how many must leave is
     found by halving. Then each that left is tried again, what saves most first, as long as measurements are left: errors
     also cancel, which no measurement of single blocks foretells.
-
-    Args:
-        saved_ms: block -> milliseconds that int8 saves in it; where it saves none, the block stays in float.
-        error: block -> error of the policy with that block alone in int8.
-        meets_budget: measures a whole plan. It is not asked about the empty plan, which has no error.
-        most_measurements: bound on the calls of `meets_budget`.
-        on_measurement: called with (done, most).
     """
     order = order_of_removal(saved_ms, error)
     num_done = 0
@@ -74,3 +67,43 @@ def choose_plan(
         if holds(plan | {block}):
             plan |= {block}
     return plan
+
+
+# what a user writes -> metric of `compare_traces`
+_METRICS: Final = {
+    "action_error": "action_max_error",
+    "action_p99_error": "action_p99_error",
+    "action_mean_error": "action_mean_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most `limit` of `metric` (of `compare_traces`), in normalised units: 1.0 is 20 mm or 0.05 rad."""
+
+    metric: str
+    limit: float
+
+    def holds(self, metrics: dict[str, float]) -> bool:
+        """Whether measured metrics are within the budget; NaN is not."""
+        return metrics[self.metric] <= self.limit
+
+
+def parse_budget(text: str) -> Budget:
+    """Read "action_error=0.01"; ConfigError for anything else."""
+    name, equals, number = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise _refusal(text, "NAME=NUMBER")
+    if name not in _METRICS:
+        raise _refusal(text, did_you_mean(name, _METRICS))
+    try:
+        limit = float(number)
+    except ValueError:
+        raise _refusal(text, "a number after =") from None
+    if not (math.isfinite(limit) and limit >= 0):
+        raise _refusal(text, "a number of 0 or more after =")
+    return Budget(_METRICS[name], limit)
+
+
+def _refusal(text: str, expected: str) -> ConfigError:
+    return ConfigError("--budget", got=repr(text), expected=expected, remedy="Such as action_error=0.01.")

@@ -1,7 +1,6 @@
 """The search for a mixed plan: speed of each block, sensitivity of each block, a plan within the budget, its proof by clock.
 
-Everything that is measured is kept in the search's folder, so that a killed search goes on where it stopped and a search
-with another budget measures only plans that were not measured before.
+Measurements are kept in the search's folder; a search with another budget measures only plans that are new.
 """
 
 from __future__ import annotations
@@ -10,31 +9,29 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 
-from rfedge.bundle.traces import Episodes, compare_traces
+from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
 from rfedge.config import PolicyConfig
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.rounded_store import RoundedStore
-from rfedge.export.mixed.blocks import quantizable_blocks
-from rfedge.export.mixed.budget import Budget
+from rfedge.export.mixed.blocks import kept_float, quantizable_blocks
 from rfedge.export.mixed.cache import MeasurementCache, search_key
-from rfedge.export.mixed.plan import choose_plan
+from rfedge.export.mixed.plan import Budget, choose_plan
 from rfedge.export.mixed.record import BlockEvidence, SearchRecord
-from rfedge.export.mixed.sensitivity import ErrorMeter, write_cpu_form
 from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
 from rfedge.export.parity import onnx_rollout
+from rfedge.export.precisions.cpu_int8 import lower_int8
+from rfedge.export.quantize import quantize_int8
 from rfedge.jobs.progress import StageProgress
-
-Inputs = Mapping[str, npt.NDArray[Any]]
+from rfedge.recurrence import Arrays
 
 _WORK = "work-"
 _RATIOS = (("mixed", "int8"), ("mixed", "uniform"), ("mixed", "fp32"), ("int8", "fp32"), ("uniform", "fp32"))
@@ -42,18 +39,10 @@ _RATIOS = (("mixed", "int8"), ("mixed", "uniform"), ("mixed", "fp32"), ("int8", 
 
 @dataclass(frozen=True, slots=True)
 class MixedSearch:
-    """What `--precision mixed` was asked for.
-
-    Attributes:
-        episodes: to measure the action on; frames that the calibration did not see.
-        folder: where measurements and rounded weights are kept between runs.
-        keep_float: beginnings of names of blocks that stay in float whatever the evidence says.
-    """
-
     budget: Budget
-    episodes: Episodes
-    folder: Path
-    keep_float: tuple[str, ...] = ()
+    episodes: Episodes  # frames that the calibration did not see
+    folder: Path  # of measurements and rounded weights, kept between runs
+    keep_float: tuple[str, ...] = ()  # whatever the evidence says
     num_rounds: int = 40
 
 
@@ -61,22 +50,13 @@ def search_plan(
     config: PolicyConfig,
     graph: Path,
     head: Path,
-    frames: Sequence[Inputs],
+    frames: Sequence[Arrays],
     options: Int8Options,
     search: MixedSearch,
     *,
     progress: StageProgress = lambda *_: None,
 ) -> tuple[SearchRecord, RoundedStore]:
-    """Return the evidence with the plan, and the rounded weights to write it with.
-
-    Args:
-        graph: backbone in fp32 after the passes.
-        options: how int8 is made.
-        progress: called with (stage, done, total).
-
-    Raises:
-        ConfigError: nothing begins with one of `search.keep_float`.
-    """
+    """Return the evidence with the plan, and the rounded weights to write it with; `graph` is the backbone in fp32."""
     blocks = quantizable_blocks(graph, search.keep_float)
     key = search_key(
         [graph, head], frames, search.episodes, {**dataclasses.asdict(options), "keep_float": search.keep_float}
@@ -185,12 +165,72 @@ def _compare(
                 plain = compare_traces(reference, onnx_rollout(meter.config, graphs["int8"], meter.head, meter.episodes))
                 meter.cache.put(plain, measure="error", form="int8")
             times = call_times_ms(
-                graphs,
-                meter.frames,
-                num_rounds=num_rounds,
-                on_round=lambda done, total: progress("compare", done, total),
+                graphs, meter.frames, num_rounds=num_rounds, on_round=lambda done, total: progress("compare", done, total)
             )
         medians = {graph: float(np.median(values)) for graph, values in times.items()}
         found = {f"{one}/{other}": medians[one] / medians[other] for one, other in _RATIOS}
         meter.cache.put(found, **ratios_of)
     return found, plain
+
+
+Metrics = dict[str, float]
+
+
+@dataclass(eq=False)
+class ErrorMeter:
+    """Measures sets of int8 blocks, each set once."""
+
+    config: PolicyConfig
+    graph: Path
+    head: Path
+    blocks: Sequence[str]
+    frames: Sequence[Arrays]
+    episodes: Episodes
+    options: Int8Options
+    cache: MeasurementCache
+    store: RoundedStore
+    folder: Path  # for graphs that live as long as one measurement
+    num_measured: int = 0
+    _reference: RolloutTrace | None = field(default=None, init=False)
+
+    def measure(self, int8: Iterable[str]) -> Metrics:
+        """Return the metrics of `compare_traces` with the blocks `int8` in int8 and all others in float."""
+        chosen = [block for block in self.blocks if block in set(int8)]
+        found: Metrics | None = self.cache.get(measure="error", int8=chosen)
+        if found is None:
+            found = self._roll(chosen)
+            self.cache.put(found, measure="error", int8=chosen)
+            self.num_measured += 1
+        return found
+
+    def _roll(self, int8: Sequence[str]) -> Metrics:
+        if self._reference is None:
+            self._reference = onnx_rollout(self.config, self.graph, self.head, self.episodes)
+        if not int8:
+            return compare_traces(self._reference, self._reference)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="variant-") as folder:
+            variant = self.write(int8, Path(folder))
+            return compare_traces(self._reference, onnx_rollout(self.config, variant, self.head, self.episodes))
+
+    def write(self, int8: Iterable[str], folder: Path, *, progress: StageProgress = lambda *_: None) -> Path:
+        """Write the form for CPUs with these blocks in int8 to `folder` and return it."""
+        return write_cpu_form(
+            self.graph, folder, self.frames, kept_float(self.blocks, int8), self.options, self.store, progress=progress
+        )
+
+
+def write_cpu_form(
+    graph: Path,
+    folder: Path,
+    frames: Sequence[Arrays],
+    keep_float: Sequence[str] | None,
+    options: Int8Options,
+    store: RoundedStore,
+    *,
+    progress: StageProgress = lambda *_: None,
+) -> Path:
+    """Quantize `graph`, write its form with integer kernels to `folder` and return that file."""
+    quantized, lowered = folder / "quantized.onnx", folder / "quantized-cpu.onnx"
+    quantize_int8(graph, quantized, frames, keep_float=keep_float, options=options, store=store, progress=progress)
+    lower_int8(quantized, lowered)
+    return lowered

@@ -22,10 +22,9 @@ from rfedge.bundle.int8_kernels import EXACT_INT8, int8_saturates
 from rfedge.export.mixed.blocks import block_of_values
 from rfedge.export.precision_audit import write_optimised
 from rfedge.jobs.progress import Count
+from rfedge.recurrence import Arrays
 
-Inputs = Mapping[str, npt.NDArray[Any]]
 Float64 = npt.NDArray[np.float64]
-Count = Count
 
 _WARM_UP: Final = 3
 _SUFFIX: Final = "_kernel_time"
@@ -36,19 +35,12 @@ _OF_FUSED_MATMUL: Final = ("Gemm", "Reshape")
 def profile_blocks(
     graphs: Sequence[Path],
     blocks: Mapping[str, Sequence[str]],
-    frames: Sequence[Inputs],
+    frames: Sequence[Arrays],
     *,
     num_rounds: int,
     on_round: Count = lambda *_: None,
 ) -> list[dict[str, Float64]]:
-    """Return, for each graph, block -> milliseconds of its nodes in each round, (num_rounds,).
-
-    Args:
-        graphs: forms of one backbone; a round runs each of them once, on the same frame.
-        blocks: block -> names of its MatMuls.
-        num_rounds: that are kept; a few before them are not.
-        on_round: called with (done, total).
-    """
+    """Return, for each form of one backbone, block -> milliseconds of its nodes in each round, (num_rounds,)."""
     with tempfile.TemporaryDirectory() as folder:
         opened = [_Profiled(graph, blocks, Path(folder) / str(index)) for index, graph in enumerate(graphs)]
         for done in range(_WARM_UP + num_rounds):
@@ -64,7 +56,7 @@ def saved_ms(in_float: Mapping[str, Float64], in_int8: Mapping[str, Float64]) ->
 
 
 def call_times_ms(
-    graphs: Mapping[str, Path], frames: Sequence[Inputs], *, num_rounds: int, on_round: Count = lambda *_: None
+    graphs: Mapping[str, Path], frames: Sequence[Arrays], *, num_rounds: int, on_round: Count = lambda *_: None
 ) -> dict[str, list[float]]:
     """Return name -> milliseconds of each call, the graphs taking turns; sessions are opened as a bundle's are."""
     sessions = {
@@ -109,7 +101,7 @@ class _Profiled:
         options.profile_file_prefix = str(folder / "profile")
         self._session = onnxruntime.InferenceSession(str(optimised), options, providers=["CPUExecutionProvider"])
 
-    def run(self, inputs: Inputs) -> None:
+    def run(self, inputs: Arrays) -> None:
         self._session.run(None, dict(inputs))
 
     def times_ms(self, num_skipped: int, num_rounds: int) -> dict[str, Float64]:
@@ -129,10 +121,7 @@ class _Profiled:
 
 
 def _name_nodes(model: onnx.ModelProto, block_of_value: Mapping[str, str]) -> dict[str, str]:
-    """Give every node a name of our own and return name -> block; a node of no block is not in it.
-
-    A MatMul on tensors that the runtime made (`_OF_FUSED_MATMUL`) belongs to the block of all that read it.
-    """
+    """Give every node a name of our own and return name -> block; a node of no block is not in it."""
     readers: dict[str, set[str | None]] = {}
     found = {}
     for index, node in reversed(list(enumerate(model.graph.node))):

@@ -45,7 +45,29 @@ class FoldCentres(MatchPass[_Found]):
         """Nothing: the graph is quantized, these nodes compute in float."""
 
     def match(self, node: ir.Node) -> _Found | None:
-        return _centre(node)
+        if node.op_type != "Attention" or node.domain:
+            return None
+        values = node.inputs[2]
+        sub = only_reader(node.outputs[0])
+        if values is None or only_reader(values) is not node or sub is None:
+            return None
+        if sub.op_type != "Sub" or sub.domain or sub.inputs[0] is not node.outputs[0] or sub.outputs[0].is_graph_output():
+            return None
+        biased = values.producer()
+        if biased is None:
+            return None
+        if biased.op_type == KERNEL and len(biased.inputs) > _KERNEL_BIAS:
+            places = [_KERNEL_BIAS]
+        elif (add := parent(node, 2, "Add")) is not None:
+            places = [index for index, value in enumerate(add.inputs) if constant_array(value) is not None]
+        else:
+            return None
+        centre = constant_array(sub.inputs[1])
+        for place in places:
+            bias = constant_array(biased.inputs[place])
+            if bias is not None and centre is not None and bias.ndim == 1 and bias.shape == centre.shape:
+                return _Found(sub, biased, place)
+        return None
 
     def replace(self, graph: ir.Graph, node: ir.Node, found: _Found) -> str:
         bias, centre = array_of(found.biased.inputs[found.place]), array_of(found.sub.inputs[1])
@@ -91,29 +113,3 @@ class CentreByZeroPoint(MatchPass[tuple[ir.Node, int]]):
         if not sub.outputs[0].uses():
             graph.remove(sub, safe=True)
         return f"{sub.name}: into the zero point of {node.outputs[0].name}"
-
-
-def _centre(attention: ir.Node) -> _Found | None:
-    if attention.op_type != "Attention" or attention.domain:
-        return None
-    values = attention.inputs[2]
-    sub = only_reader(attention.outputs[0])
-    if values is None or only_reader(values) is not attention or sub is None:
-        return None
-    if sub.op_type != "Sub" or sub.domain or sub.inputs[0] is not attention.outputs[0] or sub.outputs[0].is_graph_output():
-        return None
-    biased = values.producer()
-    if biased is None:
-        return None
-    if biased.op_type == KERNEL and len(biased.inputs) > _KERNEL_BIAS:
-        places = [_KERNEL_BIAS]
-    elif (add := parent(attention, 2, "Add")) is not None:
-        places = [index for index, value in enumerate(add.inputs) if constant_array(value) is not None]
-    else:
-        return None
-    centre = constant_array(sub.inputs[1])
-    for place in places:
-        bias = constant_array(biased.inputs[place])
-        if bias is not None and centre is not None and bias.ndim == 1 and bias.shape == centre.shape:
-            return _Found(sub, biased, place)
-    return None

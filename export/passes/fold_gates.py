@@ -21,6 +21,7 @@ from rfedge.export.passes.graph_queries import (
     add_constant,
     array_of,
     constant_array,
+    drop_unread,
     input_of,
     is_constant,
     is_weight_matmul,
@@ -54,10 +55,12 @@ class FoldGates(GraphPass):
             if gated is None:
                 continue
             for factor in (gated.matmul, *([gated.bias] if gated.bias is not None else [])):
-                for index in _constant_inputs(factor):
+                # of a MatMul its weight and a Gemm's bias, of an Add its constant
+                for index in [index for index, value in enumerate(factor.inputs) if is_constant(value)]:
                     _scale_input(graph, factor, index, gated.gate, node.name or "gate")
             node.outputs[0].replace_all_uses_with(gated.scaled, replace_graph_outputs=True)
-            _keep_output_name(node, gated.scaled)
+            if gated.scaled.is_graph_output():
+                gated.scaled.name, node.outputs[0].name = node.outputs[0].name, None
             graph.remove(node, safe=True)
             changes.append(f"{node.name}: gate {gated.gate:.6g} into {gated.matmul.name}")
         return changes
@@ -118,11 +121,6 @@ def _can_scale(node: ir.Node) -> bool:
     return is_weight_matmul(node) and (len(node.inputs) < 3 or node.inputs[2] is None or is_constant(node.inputs[2]))
 
 
-def _constant_inputs(node: ir.Node) -> list[int]:
-    """Of a MatMul its weight and a Gemm's bias; of an Add its constant."""
-    return [index for index, value in enumerate(node.inputs) if is_constant(value)]
-
-
 def _scale_input(graph: ir.Graph, node: ir.Node, index: int, gate: float, gate_name: str) -> None:
     old = input_of(node, index)
     tensor = tensor_of(old)
@@ -134,10 +132,4 @@ def _scale_input(graph: ir.Graph, node: ir.Node, index: int, gate: float, gate_n
         tensor_shape(tensor),
     )
     node.replace_input_with(index, new)
-    if not old.uses():
-        del graph.initializers[str(old.name)]
-
-
-def _keep_output_name(node: ir.Node, value: ir.Value) -> None:
-    if value.is_graph_output():
-        value.name, node.outputs[0].name = node.outputs[0].name, None
+    drop_unread(graph, old)

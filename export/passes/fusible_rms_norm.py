@@ -22,7 +22,13 @@ class FusibleRMSNorm(MatchPass[tuple[ir.Node, int]]):
     left = "still multiplies by a reciprocal"
 
     def match(self, node: ir.Node) -> tuple[ir.Node, int] | None:
-        return _root_factor(node)
+        if node.op_type != "Mul" or node.domain:
+            return None
+        for place in (0, 1):
+            reciprocal = parent(node, place, "Reciprocal")
+            if reciprocal is not None and parent(reciprocal, 0, "Sqrt") is not None:
+                return reciprocal, place
+        return None
 
     def replace(self, graph: ir.Graph, node: ir.Node, found: tuple[ir.Node, int]) -> str:
         reciprocal, place = found
@@ -32,13 +38,3 @@ class FusibleRMSNorm(MatchPass[tuple[ir.Node, int]]):
         if not reciprocal.outputs[0].uses() and not reciprocal.outputs[0].is_graph_output():
             graph.remove(reciprocal, safe=True)
         return f"{name}: divides by the root"
-
-
-def _root_factor(node: ir.Node) -> tuple[ir.Node, int] | None:
-    if node.op_type != "Mul" or node.domain:
-        return None
-    for place in (0, 1):
-        reciprocal = parent(node, place, "Reciprocal")
-        if reciprocal is not None and parent(reciprocal, 0, "Sqrt") is not None:
-            return reciprocal, place
-    return None

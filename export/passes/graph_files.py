@@ -12,7 +12,7 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from rfedge.errors import ArtifactError
+from rfedge.errors import ArtifactError, first_line
 from rfedge.export.passes.graph_pass import weight_bytes
 from rfedge.export.passes.graph_queries import tensor_of, tensor_shape
 from rfedge.io.atomic import atomic_file
@@ -23,9 +23,6 @@ INLINE_LIMIT_BYTES: Final = 1_500_000_000
 # Smaller tensors (scales, shapes) stay in the graph: runtimes read shapes before they open the weights.
 _SMALLEST_EXTERNAL_BYTES: Final = 1024
 _ALIGNMENT: Final = 4096  # so that a runtime can map each weight
-
-# (weights done, weights in all)
-WeightProgress = Count
 
 
 def read_graph(path: Path) -> ir.Model:
@@ -45,21 +42,16 @@ def read_graph(path: Path) -> ir.Model:
 
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return ArtifactError(f"graph {path}", got=text, expected="an ONNX file", remedy="Export it again.")
 
 
 def write_graph(
-    model: ir.Model,
-    target: Path,
-    *,
-    on_weight: WeightProgress = lambda *_: None,
-    inline_limit_bytes: int = INLINE_LIMIT_BYTES,
+    model: ir.Model, target: Path, *, on_weight: Count = lambda *_: None, inline_limit_bytes: int = INLINE_LIMIT_BYTES
 ) -> list[Path]:
-    """Write `model` to `target` and return every file written: the graph, and its weights where they are large.
+    """Write `model` to `target`, which it may have been read from; return every file written, the graph first.
 
-    The files may replace those that `model` was read from: nothing is renamed before all of it is written. A graph with
-    a weight file names that file, so it cannot be renamed later.
+    A graph with a weight file names that file, so it cannot be renamed later.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     data = weight_file(target)
@@ -83,6 +75,12 @@ def graph_files(path: Path) -> list[Path]:
     return [file for file in (path, weight_file(path)) if file.exists()]
 
 
+def remove_graph(path: Path) -> None:
+    """Remove a graph and the weights beside it."""
+    for file in graph_files(path):
+        file.unlink()
+
+
 def weight_file(path: Path) -> Path:
     """Return where the weights of the graph at `path` lie if they are not in it."""
     return path.with_name(path.name + ".data")
@@ -93,13 +91,13 @@ def file_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in graph_files(path))
 
 
-def _hold_weights(graph: ir.Graph, on_weight: WeightProgress) -> None:
+def _hold_weights(graph: ir.Graph, on_weight: Count) -> None:
     for done, value in enumerate(graph.initializers.values(), start=1):
         value.const_value = _evaluated(value)
         on_weight(done, len(graph.initializers))
 
 
-def _write_weights(graph: ir.Graph, path: Path, final_path: Path, on_weight: WeightProgress) -> None:
+def _write_weights(graph: ir.Graph, path: Path, final_path: Path, on_weight: Count) -> None:
     with path.open("wb") as file:
         for done, value in enumerate(graph.initializers.values(), start=1):
             tensor = _evaluated(value)

@@ -14,8 +14,8 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 class GraphPass(ir.passes.InPlacePass):
     """A pass that notes its changes, one line each, naming the node; raises PreconditionError or PostconditionError.
 
-    A subclass gives `name` and `rewrite`, which returns one line per change. Weights are read only where a new one is
-    computed from them, and then not before the graph is written: graphs of many gigabytes pass through in little memory.
+    Weights are read only where a new one is computed from them, and then not before the graph is written: graphs of many
+    gigabytes pass through in little memory.
     """
 
     name: str
@@ -24,11 +24,7 @@ class GraphPass(ir.passes.InPlacePass):
         self.changes: tuple[str, ...] = ()
 
     def requires(self, model: ir.Model) -> None:
-        """Passes change numbers in the last bit, so the ranges of a calibrated graph would no longer be true.
-
-        Raises:
-            ir.passes.PreconditionError: the graph is already quantized.
-        """
+        """Refuse a quantized graph: passes change numbers in the last bit, and its calibrated ranges would be wrong."""
         for node in model.graph:
             if node.op_type in _QUANTIZERS:
                 raise ir.passes.PreconditionError(
@@ -45,15 +41,9 @@ class GraphPass(ir.passes.InPlacePass):
 
 
 class MatchPass(GraphPass, Generic[Found]):
-    """A pass that rewrites each node it matches, alone, until none is left.
+    """A pass that rewrites each node it matches, alone, until none is left."""
 
-    A subclass gives `match` and `replace`.
-
-    Attributes:
-        left: what is said of a node that still matches afterwards.
-    """
-
-    left = "is left"
+    left = "is left"  # said of a node that still matches afterwards
 
     @abc.abstractmethod
     def match(self, node: ir.Node) -> Found | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,7 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def named_shape(value: ir.Value | None) -> tuple[int | str, ...] | None:
-    """Return the shape with free axes by their names, when every axis has a size or a name.
-
-    Axes of one name have one size, such as the tokens of an instruction.
-    """
+    """Return the shape, free axes by their names; axes of one name have one size. None where an axis has neither."""
     if value is None or value.shape is None:
         return None
     sizes = [size if isinstance(size, int) else size.value for size in value.shape]
@@ -136,15 +134,29 @@ def _register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def _free_name(graph: ir.Graph, name: str) -> str:
-    return next(free for free in _numbered(name) if free not in graph.initializers)
+    names = chain([name], (f"{name}.{number}" for number in count(1)))
+    return next(free for free in names if free not in graph.initializers)
 
 
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    number = 1
-    while True:
-        yield f"{name}.{number}"
-        number += 1
+def drop_unread(graph: ir.Graph, *values: ir.Value | None) -> None:
+    """Remove those of these initializers that nobody reads any more."""
+    for value in values:
+        if value is None or value.uses() or value.is_graph_output():
+            continue
+        if graph.initializers.get(str(value.name)) is value:
+            del graph.initializers[str(value.name)]
+
+
+def insert_dequantize(
+    graph: ir.Graph, reader: ir.Node, weight: ir.Value, constants: Sequence[ir.Value], *, name: str, **attributes: int
+) -> ir.Value:
+    """Put DequantizeLinear(constants) before the node that reads a float weight; return what it shall read instead."""
+    node = ir.node("DequantizeLinear", constants, attributes=attributes, name=name)
+    node.metadata_props.update(reader.metadata_props)
+    value = node.outputs[0]
+    value.name, value.type, value.shape = f"{weight.name}/dequantized", ir.TensorType(ir.DataType.FLOAT), weight.shape
+    graph.insert_before(reader, node)
+    return value
 
 
 def replace_node(old: ir.Node, new: ir.Node) -> None:

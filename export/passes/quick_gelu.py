@@ -14,7 +14,7 @@ Ensures: no such activation is left between two kernels.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -24,15 +24,15 @@ from rfedge.export.passes.graph_queries import (
     add_constant,
     array_of,
     constant_array,
+    drop_unread,
     input_of,
     only_reader,
     parent,
     replace_node,
     single_number,
 )
+from rfedge.export.precisions.int8_kernel import DOMAIN, KERNEL
 
-_DOMAIN: Final = "com.microsoft"
-_KERNEL: Final = "MatMulIntegerToFloat"
 _SCALE, _BIAS = 3, 6  # inputs of the kernel
 
 
@@ -55,45 +55,41 @@ class PlainQuickGelu(MatchPass[_Found]):
         """Nothing more: a graph without integer kernels has nothing for this pass."""
 
     def match(self, node: ir.Node) -> _Found | None:
-        return _activation(node)
+        """Match one activation by its Sigmoid."""
+        scaled = parent(node, 0, "Mul") if node.op_type == "Sigmoid" and node.domain == "" else None
+        last = only_reader(node.outputs[0]) if scaled is not None else None
+        if scaled is None or last is None or last.op_type != "Mul" or only_reader(scaled.outputs[0]) is not node:
+            return None
+        place = next((index for index in (0, 1) if single_number(scaled.inputs[index]) is not None), None)
+        if place is None:
+            return None
+        source, factor = scaled.inputs[1 - place], single_number(scaled.inputs[place])
+        kernel = source.producer() if source is not None else None
+        if source is None or kernel is None or factor is None or factor <= 0 or kernel.op_type != KERNEL:
+            return None
+        if {use.node for use in source.uses()} != {scaled, last} or source.is_graph_output() or source not in last.inputs:
+            return None
+        if any(constant_array(kernel.inputs[index]) is None for index in (_SCALE, _BIAS) if _has(kernel, index)):
+            return None
+        centre, quantize = None, only_reader(last.outputs[0])
+        if quantize is not None and quantize.op_type == "Sub" and constant_array(quantize.inputs[1]) is not None:
+            centre, quantize = quantize, only_reader(quantize.outputs[0])
+        if quantize is None or quantize.op_type != "QuantizeLinear" or constant_array(quantize.inputs[1]) is None:
+            return None
+        return _Found(kernel, factor, last, (node, scaled), centre, quantize)
 
     def replace(self, graph: ir.Graph, node: ir.Node, found: _Found) -> str:
         kernel = found.kernel
         _scale_input(graph, kernel, _SCALE, found.factor)
-        if len(kernel.inputs) > _BIAS and kernel.inputs[_BIAS] is not None:
+        if _has(kernel, _BIAS):
             _scale_input(graph, kernel, _BIAS, found.factor)
         if found.centre is not None:
             _scale_input(graph, found.centre, 1, found.factor)
         _scale_input(graph, found.quantize, 1, found.factor)
-        gelu = ir.node("QuickGelu", [kernel.outputs[0]], {"alpha": 1.0}, domain=_DOMAIN, name=str(node.name))
+        gelu = ir.node("QuickGelu", [kernel.outputs[0]], {"alpha": 1.0}, domain=DOMAIN, name=str(node.name))
         replace_node(found.last, gelu)
         graph.remove(list(found.nodes), safe=True)
         return f"{node.name}: {found.factor:g} moves into {kernel.name} and {found.quantize.outputs[0].name}"
-
-
-def _activation(sigmoid: ir.Node) -> _Found | None:
-    """Match one activation by its Sigmoid."""
-    scaled = parent(sigmoid, 0, "Mul") if sigmoid.op_type == "Sigmoid" and sigmoid.domain == "" else None
-    last = only_reader(sigmoid.outputs[0]) if scaled is not None else None
-    if scaled is None or last is None or last.op_type != "Mul" or only_reader(scaled.outputs[0]) is not sigmoid:
-        return None
-    place = next((index for index in (0, 1) if single_number(scaled.inputs[index]) is not None), None)
-    if place is None:
-        return None
-    source, factor = scaled.inputs[1 - place], single_number(scaled.inputs[place])
-    kernel = source.producer() if source is not None else None
-    if source is None or kernel is None or factor is None or factor <= 0 or kernel.op_type != _KERNEL:
-        return None
-    if {use.node for use in source.uses()} != {scaled, last} or source.is_graph_output() or source not in last.inputs:
-        return None
-    if any(constant_array(kernel.inputs[index]) is None for index in (_SCALE, _BIAS) if _has(kernel, index)):
-        return None
-    centre, quantize = None, only_reader(last.outputs[0])
-    if quantize is not None and quantize.op_type == "Sub" and constant_array(quantize.inputs[1]) is not None:
-        centre, quantize = quantize, only_reader(quantize.outputs[0])
-    if quantize is None or quantize.op_type != "QuantizeLinear" or constant_array(quantize.inputs[1]) is None:
-        return None
-    return _Found(kernel, factor, last, (sigmoid, scaled), centre, quantize)
 
 
 def _has(node: ir.Node, index: int) -> bool:
@@ -105,5 +101,4 @@ def _scale_input(graph: ir.Graph, node: ir.Node, index: int, factor: float) -> N
     value = input_of(node, index)
     scaled = (array_of(value).astype(np.float64) * factor).astype(np.float32)
     node.replace_input_with(index, add_constant(graph, f"{value.name}/scaled", scaled))
-    if not value.uses() and graph.initializers.get(str(value.name)) is value:
-        del graph.initializers[str(value.name)]
+    drop_unread(graph, value)

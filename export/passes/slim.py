@@ -30,6 +30,7 @@ from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import (
     add_constant,
     constant_array,
+    drop_unread,
     input_of,
     is_constant,
     named_shape,
@@ -80,8 +81,7 @@ class Slim(GraphPass):
                 node.outputs[0].replace_all_uses_with(input_of(node, 0))
                 graph.remove(node, safe=True)
                 changes.append(f"{nodes[node]} does nothing")
-        for name in [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]:
-            del graph.initializers[name]
+        drop_unread(graph, *graph.initializers.values())
         return changes
 
     def ensures(self, model: ir.Model) -> None:

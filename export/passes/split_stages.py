@@ -17,7 +17,8 @@ import onnx_ir as ir
 from rfedge.contract import MEDIA, BackboneStage, GraphContract
 from rfedge.errors import ExportError
 from rfedge.export.passes.drop_dead import DropDead
-from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
+from rfedge.export.passes.graph_files import read_graph, write_graph
+from rfedge.jobs.progress import Count
 
 
 def split_stages(
@@ -25,17 +26,11 @@ def split_stages(
     stages: Mapping[BackboneStage, GraphContract],
     targets: Mapping[BackboneStage, Path],
     *,
-    on_weight: WeightProgress = lambda *_: None,
+    on_weight: Count = lambda *_: None,
 ) -> None:
     """Write each stage of the fp32 backbone at `source` to its target.
 
-    Args:
-        source: graph with the output `media`, weights in it or in a file beside it.
-        targets: the file of each stage; weights above 1.5 GB go into one beside it.
-        on_weight: called with (weights written, weights in all) of each graph.
-
     Raises:
-        ArtifactError: `source` is no graph.
         ExportError: `media` is no output of it, or a stage reads what its contract does not name.
     """
     for stage, contract in stages.items():

@@ -21,6 +21,7 @@ from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import (
     add_computed,
     constant_array,
+    drop_unread,
     input_of,
     is_constant,
     is_weight_matmul,
@@ -47,42 +48,37 @@ class SplitWeights(MatchPass[_Packed]):
     left = "splits a packed projection"
 
     def match(self, node: ir.Node) -> _Packed | None:
-        return _packed(node)
+        if node.op_type != "Split" or node.domain or any(output.is_graph_output() for output in node.outputs):
+            return None
+        before, bias = parent(node, 0, "Add", "MatMul"), None
+        add = before if before is not None and before.op_type == "Add" else None
+        matmul = before
+        if add is not None:
+            place = next((index for index in (0, 1) if parent(add, index, "MatMul") is not None), None)
+            if place is None:
+                return None
+            matmul, bias = parent(add, place, "MatMul"), add.inputs[1 - place]
+        if matmul is None or not is_weight_matmul(matmul):
+            return None
+        if any(only_reader(part.outputs[0]) is None for part in (matmul, add) if part is not None):
+            return None
+        width, result = tensor_shape(tensor_of(input_of(matmul, 1)))[1], node.inputs[0]
+        if bias is not None and (not is_constant(bias) or tensor_shape(tensor_of(bias)) != (width,)):
+            return None
+        rank = None if result is None or result.shape is None else len(result.shape)
+        if node.attributes.get_int("axis", 0) not in (-1, *(() if rank is None else (rank - 1,))):
+            return None
+        sizes = _sizes(node, width)
+        return None if sizes is None else _Packed(matmul, add, bias, sizes)
 
     def replace(self, graph: ir.Graph, node: ir.Node, found: _Packed) -> str:
         _take_apart(graph, node, found)
         return f"{found.matmul.name}: {len(found.sizes)} MatMuls"
 
     def rewrite(self, model: ir.Model) -> list[str]:
-        changes, graph = super().rewrite(model), model.graph
-        for name in [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]:
-            del graph.initializers[name]
+        changes = super().rewrite(model)
+        drop_unread(model.graph, *model.graph.initializers.values())
         return changes
-
-
-def _packed(split: ir.Node) -> _Packed | None:
-    if split.op_type != "Split" or split.domain or any(output.is_graph_output() for output in split.outputs):
-        return None
-    before, bias = parent(split, 0, "Add", "MatMul"), None
-    add = before if before is not None and before.op_type == "Add" else None
-    matmul = before
-    if add is not None:
-        place = next((index for index in (0, 1) if parent(add, index, "MatMul") is not None), None)
-        if place is None:
-            return None
-        matmul, bias = parent(add, place, "MatMul"), add.inputs[1 - place]
-    if matmul is None or not is_weight_matmul(matmul):
-        return None
-    if any(only_reader(node.outputs[0]) is None for node in (matmul, add) if node is not None):
-        return None
-    width, result = tensor_shape(tensor_of(input_of(matmul, 1)))[1], split.inputs[0]
-    if bias is not None and (not is_constant(bias) or tensor_shape(tensor_of(bias)) != (width,)):
-        return None
-    rank = None if result is None or result.shape is None else len(result.shape)
-    if split.attributes.get_int("axis", 0) not in (-1, *(() if rank is None else (rank - 1,))):
-        return None
-    sizes = _sizes(split, width)
-    return None if sizes is None else _Packed(matmul, add, bias, sizes)
 
 
 def _sizes(split: ir.Node, width: int) -> tuple[int, ...] | None:

@@ -11,9 +11,10 @@ from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.fold_gates import FoldGates
 from rfedge.export.passes.fold_normalisation import FoldNormalisation
 from rfedge.export.passes.fusible_rms_norm import FusibleRMSNorm
-from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
+from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.slim import Slim
+from rfedge.jobs.progress import Count
 
 # The exporter writes an LSTM's weights as slices of PyTorch's, put together in ONNX's order: a runtime that does this when
 # it loads holds the weights of a head three times over.
@@ -31,26 +32,9 @@ def head_passes() -> list[GraphPass]:
 
 
 def apply_passes(
-    source: Path,
-    target: Path,
-    passes: Sequence[GraphPass] | None = None,
-    *,
-    on_weight: WeightProgress = lambda *_: None,
+    source: Path, target: Path, passes: Sequence[GraphPass] | None = None, *, on_weight: Count = lambda *_: None
 ) -> list[Path]:
-    """Run passes on the graph at `source` and write it to `target`; both may be the same path.
-
-    Args:
-        source: graph in fp32, weights in it or in a file beside it.
-        target: the file to write; weights above 1.5 GB go into `target` + ".data".
-        passes: in order; the standard ones if not given.
-        on_weight: called with (weights written, weights in all).
-
-    Returns:
-        Every file written, the graph first.
-
-    Raises:
-        ArtifactError: `source` is no graph.
-    """
+    """Run passes, by default the standard ones, on the fp32 graph at `source`; write `target`, return the files written."""
     model = read_graph(source)
     for graph_pass in standard_passes() if passes is None else passes:
         graph_pass(model)

@@ -53,10 +53,7 @@ class _MatMul(NamedTuple):
 
 
 class LowerInt8(ir.passes.InPlacePass):
-    """Q/DQ MatMuls with int8 activations (zero point 0) and int8 weights (one scale a column) -> integer kernels.
-
-    Ensures: no MatMul reads two DequantizeLinear nodes of this kind.
-    """
+    """Q/DQ MatMuls with int8 activations (zero point 0) and int8 weights (one scale a column) -> integer kernels."""
 
     name = "lower-int8"
 
@@ -99,12 +96,8 @@ class LowerInt8(ir.passes.InPlacePass):
 def lower_int8(source: Path, target: Path, rows: Mapping[str, RowMatMul] = MappingProxyType({})) -> int:
     """Write the CPU form of the Q/DQ graph at `source` to `target`, in the same folder; return the number of kernels.
 
-    Around the kernels, attention and activations are written as onnxruntime's operators for them.
-
-    Args:
-        rows: float MatMuls of `source` to write as kernels with a scale a row; their weights go into `target`.
-
-    Weights that `source` keeps in a file beside it stay there: both graphs read the same file.
+    Around the kernels, attention and activations are written as onnxruntime's operators for them. The float MatMuls in
+    `rows` become kernels with a scale a row. A file of weights beside `source` serves both graphs.
     """
     model = ir.load(source)
     lower = LowerInt8()

@@ -10,7 +10,8 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from rfedge.bundle.precision import BlockPrecision
-from rfedge.errors import ConfigError, ExportError, did_you_mean
+from rfedge.errors import ExportError
+from rfedge.export.int8.matmuls import unknown_block
 from rfedge.export.passes.graph_queries import block_of, input_of, is_weight_matmul, tensor_of, tensor_shape
 
 # The camera resize is exact in float; of the robot's state a MatMul of six numbers is all there is to save.
@@ -27,19 +28,12 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
 @dataclass(frozen=True, slots=True)
 class FormReport:
-    """One written form.
+    """One written form."""
 
-    Attributes:
-        converted: names of the MatMuls (MatMul, Gemm, Conv with a weight) that compute or store in the form.
-        kept: name -> why, of the MatMuls that stay in fp32.
-        blocks: PyTorch block -> what it computes in.
-        files: what was written, the graph first.
-    """
-
-    converted: tuple[str, ...]
-    kept: dict[str, str]
-    blocks: dict[str, BlockPrecision]
-    files: list[Path]
+    converted: tuple[str, ...]  # names of the MatMuls (MatMul, Gemm, Conv with a weight)
+    kept: dict[str, str]  # name -> why, of the MatMuls that stay in fp32
+    blocks: dict[str, BlockPrecision]  # PyTorch block -> what it computes in
+    files: list[Path]  # the graph first
 
 
 @dataclass(slots=True)
@@ -50,7 +44,6 @@ class MatMuls:
     kept: dict[ir.Node, str] = field(default_factory=dict)
 
     def keep(self, node: ir.Node, reason: str) -> None:
-        """Move a MatMul from the converted to the kept ones."""
         self.converted.remove(node)
         self.kept[node] = reason
 
@@ -62,28 +55,23 @@ class MatMuls:
             if reason == _CONVOLUTION and tensor_shape(tensor_of(input_of(node, 1)))[1] > _CAMERA_CHANNELS
         ]
 
-    def names(self) -> tuple[str, ...]:
-        return tuple(str(node.name) for node in self.converted)
-
-    def reasons(self) -> dict[str, str]:
-        return {str(node.name): reason for node, reason in self.kept.items()}
-
-    def blocks(self, form: str, others: Mapping[ir.Node, str] = MappingProxyType({})) -> dict[str, BlockPrecision]:
-        """Return block -> precision, counted over its MatMuls; `others` are converted, but not to `form`."""
+    def report(self, form: str, files: list[Path], others: Mapping[ir.Node, str] = MappingProxyType({})) -> FormReport:
+        """Return the report on the written `files`; the MatMuls in `others` are converted, but not to `form`."""
         kinds: dict[str, list[str]] = {}
         for node in self.kept:
             kinds.setdefault(block_of(node), []).append("fp32")
         for node in self.converted:
             kinds.setdefault(block_of(node), []).append(others.get(node, form))
-        return {block: BlockPrecision.count(found) for block, found in kinds.items()}
+        return FormReport(
+            tuple(str(node.name) for node in self.converted),
+            {str(node.name): reason for node, reason in self.kept.items()},
+            {block: BlockPrecision.count(found) for block, found in kinds.items()},
+            files,
+        )
 
 
 def choose_matmuls(graph: ir.Graph, keep_float: Sequence[str]) -> MatMuls:
-    """Find every MatMul with a weight and say which of them a form converts.
-
-    Args:
-        graph: in fp32.
-        keep_float: beginnings of the names of blocks that stay in fp32.
+    """Find every MatMul with a weight and say which of them a form converts: not those of blocks named in `keep_float`.
 
     Raises:
         ConfigError: no block begins with one of `keep_float`.
@@ -94,12 +82,7 @@ def choose_matmuls(graph: ir.Graph, keep_float: Sequence[str]) -> MatMuls:
     blocks = {node: block_of(node) for node in nodes}
     for prefix in keep_float:
         if not any(block.startswith(prefix) for block in blocks.values()):
-            raise ConfigError(
-                "keep_float",
-                got=repr(prefix),
-                expected=did_you_mean(prefix, dict.fromkeys(blocks.values())),
-                remedy="Name a block or the beginning of several.",
-            )
+            raise unknown_block(prefix, blocks.values())
     matmuls = MatMuls()
     for node, block in blocks.items():
         reason = next((reason for prefix, reason in _ALWAYS_FLOAT.items() if block.startswith(prefix)), None)

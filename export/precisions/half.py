@@ -21,11 +21,21 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from rfedge.errors import ExportError
-from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_computed, is_constant, tensor_of, tensor_shape
+from rfedge.export.passes.graph_files import read_graph, write_graph
+from rfedge.export.passes.graph_queries import (
+    add_computed,
+    block_of,
+    is_constant,
+    only_reader,
+    parent,
+    single_number,
+    tensor_of,
+    tensor_shape,
+)
 from rfedge.export.passes.slim import infer_shapes
-from rfedge.export.precisions.form_report import FormReport, choose_matmuls
-from rfedge.export.precisions.half_islands import half_nodes
+from rfedge.export.precisions.form_report import FormReport, MatMuls, choose_matmuls
+from rfedge.export.precisions.runs_here import MOVES
+from rfedge.jobs.progress import Count
 
 _FLOAT: Final = ir.DataType.FLOAT
 HALF_TYPES: Final = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -45,41 +55,26 @@ def make_half(
     target: Path,
     *,
     keep_float: Sequence[str] | None = None,
-    on_weight: WeightProgress = lambda *_: None,
+    on_weight: Count = lambda *_: None,
 ) -> FormReport:
     """Write the fp16 or bf16 form of the fp32 graph at `source` to `target`; both may be the same path.
 
-    bf16 has the range of fp32 with 8 bits of precision, so nothing overflows. ONNX Runtime has no bf16 kernels for the CPU
-    (`rfedge.export.precisions.runs_here` says what is missing); TensorRT takes the graph from compute capability 8.0 on.
-
-    Args:
-        source: fp32 graph, weights in it or in a file beside it.
-        target: the file to write; weights above 1.5 GB go into `target` + ".data".
-        keep_float: beginnings of the names of blocks that stay in fp32; None for none.
-        on_weight: called with (weights written, weights in all).
+    bf16 has the range of fp32 with 8 bits of precision, so nothing overflows. ONNX Runtime has no bf16 kernels for the CPU;
+    TensorRT takes the graph from compute capability 8.0 on.
 
     Raises:
-        ArtifactError: `source` is no graph.
         ConfigError: no block begins with one of `keep_float`.
-        ExportError: a weight is NaN, infinite or beyond the format (fp16: 65504), which the text names; or the graph is not
-            in fp32.
+        ExportError: a weight is NaN, infinite or beyond the format (fp16: 65504), or the graph is not in fp32.
     """
     model = read_graph(source)
     infer_shapes(model)
     matmuls = choose_matmuls(model.graph, keep_float or ())
     set_types(model, half_nodes(model.graph, matmuls), HALF_TYPES[form])
-    return FormReport(
-        matmuls.names(), matmuls.reasons(), matmuls.blocks(form), write_graph(model, target, on_weight=on_weight)
-    )
+    return matmuls.report(form, write_graph(model, target, on_weight=on_weight))
 
 
 def set_types(model: ir.Model, half: Collection[ir.Node], dtype: ir.DataType) -> None:
-    """Let the nodes `half` compute in `dtype` and all others in fp32, in place; a Cast stands where one reads another.
-
-    Args:
-        model: with types on all values; constants may be in either type.
-        dtype: FLOAT16 or BFLOAT16.
-    """
+    """Let the nodes `half` compute in `dtype` and all others in fp32, in place; a Cast stands where one reads another."""
     graph = model.graph
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     constants: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -159,3 +154,81 @@ def _converter(tensor: ir.TensorProtocol, name: str, dtype: ir.DataType) -> Call
         return converted
 
     return convert
+
+
+_ACTIVATIONS: Final = ("Gelu", "Sigmoid", "Relu")
+# Between a projection and the logits: rotary positions and the scale.
+_BEFORE_LOGITS: Final = ("Mul", "Add", "Sub", "Neg")
+
+
+def half_nodes(graph: ir.Graph, matmuls: MatMuls) -> set[ir.Node]:
+    """Return the nodes to compute in half precision: every float they read is a constant or comes from one of them.
+
+    MatMuls and the two factors of attention's second MatMul are worth a cast.
+    """
+    kept_blocks = {block_of(node) for node in matmuls.kept if matmuls.kept[node].startswith("keep_float")}
+    logits = _logit_nodes(graph)
+    half = set(matmuls.converted)
+    for node in matmuls.converted:  # a weight of integers becomes half precision as it is unpacked
+        if (unpacked := parent(node, 1, "DequantizeLinear")) is not None:
+            half.add(unpacked)
+    for node in graph:  # in topological order
+        if node in half or node.domain or node in logits or (kept_blocks and block_of(node) in kept_blocks):
+            continue
+        if _reads_probabilities(node) or _follows(node, half):
+            half.add(node)
+    return half
+
+
+def _floats(node: ir.Node) -> list[ir.Value]:
+    values = node.inputs if node.op_type in ("Concat", "Add", "Mul") else node.inputs[:1]
+    return [value for value in values if value is not None and value.dtype == ir.DataType.FLOAT]
+
+
+def _follows(node: ir.Node, half: set[ir.Node]) -> bool:
+    varying = [value for value in _floats(node) if not is_constant(value)]
+    if not varying or not all(value.producer() in half for value in varying):
+        return False
+    if node.op_type in MOVES or node.op_type in _ACTIVATIONS:
+        return True
+    constants = [value for value in _floats(node) if is_constant(value)]
+    if node.op_type == "Add":  # a bias; an Add of two results is the residual stream, one of a matrix the positions
+        return len(constants) == 1 and constants[0].shape is not None and len(constants[0].shape) == 1
+    if node.op_type == "Mul":  # gated activations; of numbers only QuickGELU's 1.702, any other is a scale or a gate
+        return not constants or (single_number(constants[0]) is not None and _reader_is(node, "Sigmoid"))
+    return False
+
+
+def _reader_is(node: ir.Node, op_type: str) -> bool:
+    reader = only_reader(node.outputs[0])
+    return reader is not None and reader.op_type == op_type
+
+
+def _reads_probabilities(node: ir.Node) -> bool:
+    """Whether this is attention's second MatMul, softmax(...) V."""
+    if node.op_type != "MatMul" or any(is_constant(value) for value in node.inputs):
+        return False
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return producer is not None and producer.op_type == "Softmax"
+
+
+def _logit_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Return attention's first MatMuls and the arithmetic, not the moves, between the projections and them."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type != "MatMul" or any(is_constant(value) for value in node.inputs) or _reads_probabilities(node):
+            continue
+        found.add(node)
+        waiting = [value.producer() for value in node.inputs if value is not None]
+        seen: set[ir.Node] = set()
+        while waiting:
+            producer = waiting.pop()
+            if producer is None or producer in seen or producer.op_type not in (*MOVES, *_BEFORE_LOGITS):
+                continue
+            seen.add(producer)
+            if producer.op_type == "Add" and any(is_constant(value) for value in producer.inputs):
+                continue  # a projection's bias
+            if producer.op_type in _BEFORE_LOGITS:
+                found.add(producer)
+            waiting += [value.producer() for value in producer.inputs if value is not None]
+    return found

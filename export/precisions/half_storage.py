@@ -24,22 +24,14 @@ _LARGEST_HALF: Final = float(np.finfo(np.float16).max)
 
 
 def store_half(source: Path, target: Path) -> list[Path]:
-    """Write the graph at `source` to `target` with its weights in fp16, and return every file written.
-
-    Raises:
-        ExportError: a weight is beyond fp16's range; the text names it.
-    """
+    """Write the graph at `source` to `target` with its weights in fp16; ExportError names a weight beyond fp16's range."""
     model = read_graph(source)
     _store_half(model.graph, min_axes=1)
     return write_graph(model, target)
 
 
 def store_weights_half(graph: ir.Graph) -> None:
-    """Store in fp16 the float matrices and kernels of a graph, in place; vectors, such as int8's scales, stay as they are.
-
-    Raises:
-        ExportError: as `store_half`, but only when the graph is written.
-    """
+    """Store in fp16 the float matrices and kernels of a graph, in place; vectors, such as int8's scales, stay."""
     _store_half(graph, min_axes=2)
 
 

@@ -25,15 +25,9 @@ def make_kernel(
     zero_point: ir.Value | None = None,
     bias: ir.Value | None = None,
 ) -> ir.Node:
-    """Return (numbers - 128) step @ weight weight_steps + bias, not yet in the graph.
+    """Return (numbers - 128) step @ weight weight_steps + bias, not yet in the graph, which holds its new constants.
 
-    Args:
-        graph: its new constants go here, and the operator's domain.
-        numbers: uint8 (..., inputs).
-        weight: int8 (inputs, outputs).
-        weight_steps: float32 (outputs,), or one for all.
-        zero_point: the constant 128 where the graph has it already.
-        bias: float32 (outputs,).
+    `numbers` are uint8 (..., inputs), `weight` int8 (inputs, outputs), `weight_steps` float32 (outputs,) or one for all.
     """
     graph.opset_imports.setdefault(DOMAIN, 1)
     if zero_point is None:

@@ -1,39 +1,53 @@
-"""Put rounded weights into a graph: as standard ONNX, DequantizeLinear."""
+"""Weights of MatMuls as small integers, to the nearest or by GPTQ, in a graph: as standard ONNX, DequantizeLinear."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.errors import ExportError
 from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.matmuls import MatMul
-from rfedge.export.passes.graph_files import WeightProgress
-from rfedge.export.passes.graph_queries import add_computed, input_of, tensor_of, tensor_shape
-from rfedge.export.precisions.block_quantization import BLOCK_SIZE, quantize_columns
-from rfedge.export.precisions.weight_calibration import Frame, observe_weights
-from rfedge.export.precisions.weight_parts import WeightParts, finite_weight
-from rfedge.export.precisions.weight_rounding import WeightRounding
+from rfedge.export.int8.rounding import round_compensated
+from rfedge.export.passes.graph_queries import (
+    add_computed,
+    drop_unread,
+    input_of,
+    insert_dequantize,
+    tensor_of,
+    tensor_shape,
+)
+from rfedge.export.precisions.block_quantization import (
+    BLOCK_SIZE,
+    compensate_blocks,
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_columns,
+)
+from rfedge.export.precisions.weight_calibration import observe_weights
+from rfedge.jobs.progress import Count
+from rfedge.recurrence import Arrays
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
+_HALF: Final = np.finfo(np.float16)
 
 
 class RoundedWeights:
     """The rounded weights of one graph; each is there once, however many MatMuls read it."""
 
     def __init__(self, graph: ir.Graph, rounding_of: Callable[[MatMul], WeightRounding]) -> None:
-        """Keep the graph, and how each weight is rounded."""
         self._graph, self._rounding_of = graph, rounding_of
         self._stored: dict[ir.Value, Path] = {}
         self._unpacked: dict[ir.Value, ir.Value] = {}
 
     def round_by_frames(
-        self, source: Path, matmuls: Sequence[MatMul], frames: Sequence[Frame], folder: Path, on_frame: WeightProgress
+        self, source: Path, matmuls: Sequence[MatMul], frames: Sequence[Arrays], folder: Path, on_frame: Count
     ) -> None:
         """Round what the MatMuls multiply by how their inputs vary; the numbers wait in `folder` until they are written.
 
@@ -59,20 +73,12 @@ class RoundedWeights:
         if weight not in self._unpacked:
             self._unpacked[weight] = self._dequantize(matmul)
         matmul.node.replace_input_with(1, self._unpacked[weight])
-        if not weight.uses() and not weight.is_graph_output():
-            del self._graph.initializers[str(weight.name)]
-
-    def _parts(self, matmul: MatMul) -> WeightParts:
-        rounding = self._rounding_of(matmul)
-        read, stored = _read(matmul), self._stored.get(matmul.weight)
-        if stored is None:
-            return WeightParts(lambda: rounding.round(read(), None)[0])
-        return WeightParts(lambda: _load(stored))
+        drop_unread(self._graph, weight)
 
     def _dequantize(self, matmul: MatMul) -> ir.Value:
-        """Put DequantizeLinear before the MatMul; return its output."""
-        rounding, node, weight = self._rounding_of(matmul), matmul.node, matmul.weight
-        parts, name = self._parts(matmul), str(weight.name)
+        rounding, weight, name = self._rounding_of(matmul), matmul.weight, str(matmul.weight.name)
+        read, stored = _read(matmul), self._stored.get(weight)
+        parts = WeightParts(lambda: rounding.round(read(), None)[0] if stored is None else _load(stored))
         rows, columns = tensor_shape(tensor_of(weight))
         # A Gemm may hold its weight transposed, one row per output.
         transposed = matmul.is_transposed
@@ -83,15 +89,11 @@ class RoundedWeights:
         else:
             dtype, attributes = ir.DataType.INT4, {"axis": 0, "block_size": BLOCK_SIZE}
             shape = (rows // BLOCK_SIZE, columns)
-        numbers = add_computed(
-            self._graph,
-            f"{name}/int{rounding.bits}",
-            (lambda: take().T) if transposed else take,
-            dtype,
-            (rows, columns),
-        )
+        taken = (lambda: take().T) if transposed else take
+        numbers = add_computed(self._graph, f"{name}/int{rounding.bits}", taken, dtype, (rows, columns))
         scales = add_computed(self._graph, f"{name}/scale", parts.part("scales"), ir.DataType.FLOAT, shape)
-        return _insert_dequantize(self._graph, node, weight, [numbers, scales], attributes)
+        label = f"{matmul.name}/dequantize"
+        return insert_dequantize(self._graph, matmul.node, weight, [numbers, scales], name=label, **attributes)
 
 
 def dequantize_kernel(graph: ir.Graph, node: ir.Node) -> None:
@@ -106,21 +108,9 @@ def dequantize_kernel(graph: ir.Graph, node: ir.Node) -> None:
     parts = WeightParts(rounded)
     numbers = add_computed(graph, f"{weight.name}/int8", parts.part("numbers"), ir.DataType.INT8, shape)
     scales = add_computed(graph, f"{weight.name}/scale", parts.part("scales"), ir.DataType.FLOAT, shape[:1])
-    node.replace_input_with(1, _insert_dequantize(graph, node, weight, [numbers, scales], {"axis": 0}))
-    if not weight.uses() and not weight.is_graph_output():
-        del graph.initializers[str(weight.name)]
-
-
-def _insert_dequantize(
-    graph: ir.Graph, node: ir.Node, weight: ir.Value, constants: Sequence[ir.Value], attributes: Mapping[str, int]
-) -> ir.Value:
-    """Put DequantizeLinear before the node that reads `weight`; return its output."""
-    new = ir.node("DequantizeLinear", constants, attributes=attributes, name=f"{node.name}/dequantize")
-    new.metadata_props.update(node.metadata_props)
-    output = new.outputs[0]
-    output.name, output.type, output.shape = f"{weight.name}/dequantized", ir.TensorType(ir.DataType.FLOAT), weight.shape
-    graph.insert_before(node, new)
-    return output
+    read_int8 = insert_dequantize(graph, node, weight, [numbers, scales], name=f"{node.name}/dequantize", axis=0)
+    node.replace_input_with(1, read_int8)
+    drop_unread(graph, weight)
 
 
 def _read(matmul: MatMul) -> Callable[[], Float32]:
@@ -131,3 +121,76 @@ def _read(matmul: MatMul) -> Callable[[], Float32]:
 def _load(path: Path) -> dict[str, Array]:
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
+
+
+class WeightParts:
+    """The parts of one quantized weight: it is rounded once, and each part is let go when it has been written."""
+
+    def __init__(self, compute: Callable[[], Mapping[str, Array]]) -> None:
+        self._compute = compute
+        self._waiting: dict[str, Array] = {}
+
+    def part(self, name: str) -> Callable[[], Array]:
+        """Return a function that hands out the part, once."""
+
+        def take() -> Array:
+            if name not in self._waiting:
+                self._waiting = dict(self._compute())
+            return self._waiting.pop(name)
+
+        return take
+
+
+def finite_weight(value: ir.Value) -> Callable[[], npt.NDArray[np.float32]]:
+    """Return a function that reads the weight, and raises ExportError where it holds NaN or Inf."""
+    tensor, name = tensor_of(value), value.name
+
+    def read() -> npt.NDArray[np.float32]:
+        array: npt.NDArray[np.float32] = tensor.numpy().astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise ExportError(
+                f"weight {name!r}",
+                got="NaN or Inf",
+                expected="finite numbers",
+                remedy="Repair the checkpoint; no precision can hold this weight.",
+            )
+        return array
+
+    return read
+
+
+class WeightRounding(NamedTuple):
+    """How one weight is rounded: to 8 bits on one scale per column, or to 4 bits in blocks."""
+
+    bits: int
+
+    @property
+    def by_column(self) -> bool:
+        return self.bits == 8
+
+    def reason_to_keep(self, matmul: MatMul) -> str | None:
+        """Return why no kernel takes the weight; None where one does."""
+        if matmul.node.op_type == "Gemm" and not self.by_column:
+            return "a Gemm, for which there is no kernel with packed weights"
+        if not self.by_column and matmul.num_channels % BLOCK_SIZE:
+            return f"{matmul.num_channels} inputs, which blocks of {BLOCK_SIZE} do not divide"
+        return None
+
+    def round(self, weight: Float32, covariance: Float32 | None) -> tuple[dict[str, Array], Float32]:
+        """Round (inputs, outputs) to the nearest, or with a covariance by GPTQ; return what is stored, and as float32."""
+        if self.by_column:
+            numbers, scales = quantize_columns(weight) if covariance is None else round_compensated(weight, covariance, 0.0)
+            return {"numbers": numbers, "scales": scales}, numbers * scales
+        blocks = quantize_blocks(weight)
+        blocks = blocks._replace(scales=_as_stored(blocks.scales))
+        if covariance is not None:
+            blocks = compensate_blocks(blocks, weight, covariance)
+        signed = (blocks.numbers.astype(np.int8) - 8).reshape(weight.shape)  # -8 to 7
+        return {"numbers": signed, "scales": blocks.scales}, dequantize_blocks(blocks)
+
+
+def _as_stored(scales: Float32) -> Float32:
+    """Return scales rounded to fp16, in which they are stored; those beyond its normal numbers stay as they are."""
+    magnitudes = np.abs(scales)
+    is_normal = (magnitudes >= _HALF.tiny) & (magnitudes <= _HALF.max)
+    return np.where(is_normal, np.where(is_normal, scales, 0).astype(np.float16).astype(np.float32), scales)

@@ -25,7 +25,15 @@ from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.ranges import LEVELS
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.graph_pass import GraphPass
-from rfedge.export.passes.graph_queries import add_constant, constant_array, input_of, only_reader, parent
+from rfedge.export.passes.graph_queries import (
+    add_constant,
+    constant_array,
+    drop_unread,
+    input_of,
+    insert_dequantize,
+    only_reader,
+    parent,
+)
 from rfedge.export.precisions.int8_kernel import make_kernel
 
 Float32 = npt.NDArray[np.float32]
@@ -33,18 +41,12 @@ _SMALLEST: Final = np.finfo(np.float32).tiny  # a row of zeros is divided by thi
 
 
 class RowMatMul(NamedTuple):
-    """A rounded MatMul whose activations get their scales at run time.
+    """A rounded MatMul whose activations get their scales at run time."""
 
-    Attributes:
-        levels, steps: int8 (inputs, outputs) and float32 (outputs,).
-        centre: float32 (inputs,), what every row is measured from; the same for all readers of a tensor.
-        bias: float32 (outputs,), what makes up for the mean error of the weights; None for nothing.
-    """
-
-    levels: npt.NDArray[np.int8]
-    steps: Float32
-    centre: Float32
-    bias: Float32 | None
+    levels: npt.NDArray[np.int8]  # (inputs, outputs)
+    steps: Float32  # (outputs,)
+    centre: Float32  # (inputs,), subtracted from every row; the same for all readers of a tensor
+    bias: Float32 | None  # (outputs,), makes up for the mean error of the weights
 
 
 def store_rows(graph: ir.Graph, rows: Mapping[str, RowMatMul]) -> None:
@@ -52,24 +54,16 @@ def store_rows(graph: ir.Graph, rows: Mapping[str, RowMatMul]) -> None:
     for node in [node for node in graph if node.op_type == "MatMul" and str(node.name) in rows]:
         row, weight, name = rows[str(node.name)], input_of(node, 1), str(node.name)
         constants = [add_constant(graph, f"{name}/levels", row.levels), add_constant(graph, f"{name}/steps", row.steps)]
-        dequantize = ir.node("DequantizeLinear", constants, {"axis": 1}, name=f"{name}/weight")
-        dequantize.metadata_props.update(node.metadata_props)
-        output = dequantize.outputs[0]
-        output.name, output.type, output.shape = f"{name}/dequantized", weight.type, weight.shape
-        graph.insert_before(node, dequantize)
-        node.replace_input_with(1, output)
-        if not weight.uses():
-            del graph.initializers[str(weight.name)]
+        read = insert_dequantize(graph, node, weight, constants, name=f"{name}/weight", axis=1)
+        read.name = f"{name}/dequantized"
+        node.replace_input_with(1, read)
+        drop_unread(graph, weight)
         if row.bias is not None:
             insert_bias(graph, node, row.bias)
 
 
 class LowerRows(GraphPass):
-    """Integer kernels with a scale a row.
-
-    Args:
-        rows: by the name of the MatMul.
-    """
+    """Integer kernels with a scale a row."""
 
     name = "lower-rows"
 

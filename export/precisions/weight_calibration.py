@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,38 +13,22 @@ import onnx_ir as ir
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
 from rfedge.jobs.progress import Count
+from rfedge.recurrence import Arrays
 
-Frame = Mapping[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
 
 
 class WeightInputs(NamedTuple):
-    """The inputs of one weight over the calibration frames.
+    """The inputs of one weight over the calibration frames."""
 
-    Attributes:
-        covariance: float32 (inputs, inputs), each tensor about its own mean.
-        means: by tensor, float32 (inputs,).
-    """
-
-    covariance: Float32
-    means: dict[str, Float32]
+    covariance: Float32  # (inputs, inputs), each tensor about its own mean
+    means: dict[str, Float32]  # by tensor, (inputs,)
 
 
 def observe_weights(
-    source: Path,
-    matmuls: Sequence[MatMul],
-    frames: Sequence[Frame],
-    *,
-    on_frame: Count = lambda *_: None,
+    source: Path, matmuls: Sequence[MatMul], frames: Sequence[Arrays], *, on_frame: Count = lambda *_: None
 ) -> Iterator[tuple[ir.Value, WeightInputs]]:
-    """Yield every weight with its inputs, in passes over the frames that hold at most 1 GiB of covariances each.
-
-    Args:
-        source: the fp32 graph.
-        matmuls: of the weights; several may share one.
-        frames: inputs of the graph by name.
-        on_frame: called with (frames done, frames in all passes).
-    """
+    """Yield every weight with its inputs, in passes over the frames that hold at most 1 GiB of covariances each."""
     channels = {str(matmul.source.name): matmul.num_channels for matmul in matmuls}
     waiting: dict[ir.Value, list[str]] = {}
     for matmul in matmuls:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from rfedge.export.int8.matmuls import QUERY_ATTENTION, MatMul, as_matmul
-from rfedge.export.passes.graph_files import WeightProgress, read_graph, write_graph
+from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.precisions.form_report import FormReport, choose_matmuls
 from rfedge.export.precisions.half_storage import store_weights_half
-from rfedge.export.precisions.rounded_weights import RoundedWeights, dequantize_kernel
-from rfedge.export.precisions.weight_calibration import Frame
-from rfedge.export.precisions.weight_rounding import WeightRounding
+from rfedge.export.precisions.rounded_weights import RoundedWeights, WeightRounding, dequantize_kernel
+from rfedge.jobs.progress import Count
+from rfedge.recurrence import Arrays
 
 # int4 tensors and blocks of a DequantizeLinear came with this version; of the operators in our graphs it only widened types.
 _INT4_OPSET: Final = 21
@@ -38,25 +38,18 @@ def make_weight_only(
     target: Path,
     *,
     keep_float: Sequence[str] | None = None,
-    frames: Sequence[Frame] = (),
-    on_weight: WeightProgress = lambda *_: None,
-    on_frame: WeightProgress = lambda *_: None,
+    frames: Sequence[Arrays] = (),
+    on_weight: Count = lambda *_: None,
+    on_frame: Count = lambda *_: None,
 ) -> FormReport:
     """Write the graph at `source` to `target` with int8 weights, or int4 ones in blocks of 32; both may be the same path.
 
-    Args:
-        source: fp32 graph, weights in it or in a file beside it.
-        target: the file to write; weights above 1.5 GB go into `target` + ".data".
-        keep_float: beginnings of the names of blocks that stay in fp32. None keeps none, and with 4 bits rounds what is most
-            sensitive, `QUERY_ATTENTION`, to 8; any names, or none of them, replace that.
-        frames: inputs of the graph by name, to round by; none rounds to the nearest.
-        on_weight: called with (weights written, weights in all).
-        on_frame: called with (frames done, frames in all passes over them).
+    `keep_float` None keeps none, and with 4 bits rounds what is most sensitive, `QUERY_ATTENTION`, to 8. Without `frames`
+    weights are rounded to the nearest.
 
     Raises:
-        ArtifactError: `source` is no graph.
         ConfigError: no block begins with one of `keep_float`.
-        ExportError: a weight holds NaN or Inf, which the text names; or the graph is not in fp32.
+        ExportError: a weight holds NaN or Inf, or the graph is not in fp32.
     """
     eight_bits = QUERY_ATTENTION if keep_float is None else ()
 
@@ -92,4 +85,4 @@ def make_weight_only(
             model.ir_version = max(model.ir_version, 10)
         store_weights_half(graph)
         files = write_graph(model, target, on_weight=on_weight)
-    return FormReport(matmuls.names(), matmuls.reasons(), matmuls.blocks(form, lower), files)
+    return matmuls.report(form, files, lower)

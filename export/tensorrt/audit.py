@@ -14,12 +14,12 @@ from typing import Final
 
 import onnx
 from onnx import TensorProto
-from pydantic import BaseModel, ConfigDict
 
 from rfedge.export.precision_audit import block_of_node, weight_matmuls
 from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import EngineLayer
 from rfedge.export.tensorrt.network import ModuleNames
+from rfedge.records.record import Record
 
 _FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _QUANTIZED: Final[dict[int, str]] = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
@@ -37,88 +37,51 @@ _REASONS: Final = (
 )
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class MatMulAudit(Record):
+    """One MatMul with a weight."""
+
+    node: str  # of the ONNX graph
+    block: str  # of the PyTorch model
+    module: str  # the exact one, such as "vision.blocks.3.mlp_up"
+    asked: str  # precision the graph asks for
+    computed: str  # precision the engine multiplies in, or "unknown"
+    engine_layer: str  # that multiplies
+    reason: str  # why it is not int8
 
 
-class MatMulAudit(_Record):
-    """One MatMul with a weight.
+class AttentionAudit(Record):
+    """One attention: softmax(q k) v."""
 
-    Attributes:
-        node: of the ONNX graph.
-        block, module: of the PyTorch model; module is the exact one, such as "vision.blocks.3.mlp_up".
-        asked: precision the graph asks for.
-        computed: precision the engine multiplies in, "unknown" where the engine does not name the node.
-        engine_layer: the engine's name for the layer that multiplies.
-        reason: why it is not int8, empty where it is.
-    """
-
-    node: str
+    node: str  # its Softmax
     block: str
-    module: str
-    asked: str
-    computed: str
-    engine_layer: str
-    reason: str
+    fused: bool  # one engine layer holds both MatMuls and the softmax
+    engine_layers: tuple[str, ...]  # all that hold some of them
 
 
-class AttentionAudit(_Record):
-    """One attention: softmax(q k) v.
-
-    Attributes:
-        node: its Softmax.
-        block: of the PyTorch model.
-        fused: one engine layer holds both MatMuls and the softmax.
-        engine_layers: all that hold some of them.
-    """
-
-    node: str
-    block: str
-    fused: bool
-    engine_layers: tuple[str, ...]
-
-
-class LayerAudit(_Record):
-    """One layer of the engine.
-
-    Attributes:
-        precision: "int8" where it multiplies int8 by int8; else the widest float that it reads or writes, numbers that are
-            alone (scales) left out; "int8" or "none" where it only moves int8 or integers.
-        reason: why it is not int8, empty where it is.
-    """
+class LayerAudit(Record):
+    """One layer of the engine."""
 
     name: str
     kind: str
-    precision: str
+    precision: str  # "int8" where it multiplies int8; else the widest float it moves but lone numbers (scales)
     blocks: tuple[str, ...]
     onnx_nodes: tuple[str, ...]
-    reason: str
+    reason: str  # why it is not int8
 
 
-class StageAudit(_Record):
-    """All of one engine.
+class StageAudit(Record):
+    """All of one engine."""
 
-    Attributes:
-        source: what the layers were read from.
-        matmuls: every MatMul with a weight.
-        layers: every layer that computes; waiting and signalling between streams is left out.
-        attention: every softmax between two MatMuls of activations.
-        graph_weights_bytes: constants in the graph.
-        engine_weights_bytes: weights in the engine, 0 where the builder does not say.
-        plan_bytes: size of the plan.
-    """
-
-    source: str
-    matmuls: tuple[MatMulAudit, ...]
-    layers: tuple[LayerAudit, ...]
-    attention: tuple[AttentionAudit, ...] = ()
+    source: str  # what the layers were read from
+    matmuls: tuple[MatMulAudit, ...]  # all with a weight
+    layers: tuple[LayerAudit, ...]  # all that compute; waiting and signalling between streams is left out
+    attention: tuple[AttentionAudit, ...] = ()  # every softmax between two MatMuls of activations
     graph_weights_bytes: int
-    engine_weights_bytes: int
+    engine_weights_bytes: int  # 0 where the builder does not say
     plan_bytes: int
 
     @property
     def layer_precisions(self) -> dict[str, int]:
-        """Number of layers per precision."""
         return dict(Counter(layer.precision for layer in self.layers).most_common())
 
     @property
@@ -183,15 +146,9 @@ def audit_engine(
     num_profiles: int = 1,
     islands: Mapping[str, str] = MappingProxyType({}),
 ) -> StageAudit:
-    """Join what the graph asks for with what the engine does.
+    """Join what the graph asks for with what the engine does; without `layers`, MatMuls are reported as unknown.
 
-    Args:
-        model: the graph that was built; its weights may have been cleared.
-        layers: of the engine; without any, MatMuls are reported as unknown.
-        source: where `layers` come from.
-        graph_weights_bytes, engine_weights_bytes, plan_bytes: see `StageAudit`.
-        num_profiles: optimisation profiles of the engine; a MatMul counts by the one that computes it widest.
-        islands: nodes that were left in fp32, with the reason.
+    A MatMul counts by the profile that computes it widest. `islands` are nodes that were left in fp32, with the reason.
     """
     names = ModuleNames(model)
     nodes = {node.name: node for node in model.graph.node}
@@ -271,16 +228,13 @@ def _audit_matmul(
 
 
 def _factor_precision(layer: EngineLayer) -> str:
-    """Return what the kernel multiplies in: a narrow format only where both factors reach it in that format.
-
-    One narrow factor alone is dequantized inside the kernel; then the largest other operand tells, because scales and
-    alphas are small and always fp32.
-    """
+    """Return what the kernel multiplies in: a narrow format only where both factors reach it in that format."""
     operands = (*layer.inputs, *layer.constants)
     counts = Counter(operand.precision for operand in operands)
     both = next((name for name in _NARROW if counts[name] >= 2), None)
     if both is not None:
         return both
+    # One narrow factor is dequantized inside the kernel; scales and alphas are small and always fp32.
     wide = [operand for operand in operands if operand.precision not in _NARROW]
     return max(wide, key=lambda operand: operand.num_elements).precision if wide else "unknown"
 

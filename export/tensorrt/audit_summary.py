@@ -20,18 +20,11 @@ _BY_BUILDER: Final = "moves made by the builder"
 
 
 class BlockRow(NamedTuple):
-    """Blocks that compute alike.
+    """Blocks that compute alike; counts are of each block."""
 
-    Attributes:
-        blocks: their common name, such as "vision.blocks.0 to 23".
-        num_blocks: of that name.
-        layers: precision -> layers of each block.
-        num_attention, num_fused: of each block.
-    """
-
-    blocks: str
+    blocks: str  # their common name, such as "vision.blocks.0 to 23"
     num_blocks: int
-    layers: dict[str, int]
+    layers: dict[str, int]  # by precision
     num_attention: int
     num_fused: int
 
@@ -81,11 +74,7 @@ def fp32_rows(audit: StageAudit) -> list[tuple[str, str, int]]:
 
 
 def parse_limit(text: str) -> LayerLimit:
-    """Read such as "fp32>5%", "fp32>20" or "unfused>0".
-
-    Raises:
-        ConfigError: it is none of these.
-    """
+    """Read such as "fp32>5%", "fp32>20" or "unfused>0"; ConfigError for anything else."""
     match = _LIMIT.fullmatch(text.strip())
     if match is None or match["kind"] not in _KINDS:
         expected = "such as fp32>5%" if match is None else did_you_mean(match["kind"], _KINDS)

@@ -13,8 +13,7 @@ import onnx
 from rfedge.bundle.engines import EngineTarget
 from rfedge.contract import GraphContract
 from rfedge.errors import ConfigError, ExportError
-from rfedge.export.tensorrt.build_log import BuildLog, attach_log
-from rfedge.export.tensorrt.build_progress import PERMILLE, attach_progress
+from rfedge.export.tensorrt.build_log import PERMILLE, BuildLog, attach_log, attach_progress
 from rfedge.export.tensorrt.engine_layers import EngineLayer, layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, constant_bytes, name_failure, parse_network
 from rfedge.export.tensorrt.options import BuilderSettings
@@ -27,30 +26,16 @@ _MIB = 1 << 20
 
 @dataclass(slots=True)
 class BuiltEngine:
-    """What came out of one build.
-
-    Attributes:
-        plan: the serialized engine, a buffer.
-        layers: of the finished engine, empty where the module tells nothing.
-        source: where `layers` come from.
-        timing_cache: to start the next build with, None where the module keeps none.
-        graph_bytes: constants in the graph, per element type.
-        weights_bytes, activations_bytes: of the engine, 0 where not said.
-        build_seconds: parser and builder together.
-        notes: what a user should know, such as a timing cache that was not accepted.
-        num_profiles: optimisation profiles; the layers of each are in `layers`.
-    """
-
-    plan: Any
-    layers: list[EngineLayer]
-    source: str
-    timing_cache: bytes | None
-    graph_bytes: dict[str, int]
-    weights_bytes: int
+    plan: Any  # the serialized engine, a buffer
+    layers: list[EngineLayer]  # empty where the module tells nothing
+    source: str  # where `layers` come from
+    timing_cache: bytes | None  # to start the next build with
+    graph_bytes: dict[str, int]  # constants in the graph, per element type
+    weights_bytes: int  # of the engine, 0 where not said
     activations_bytes: int
-    build_seconds: float
-    notes: list[str] = field(default_factory=list)
-    num_profiles: int = 1
+    build_seconds: float  # parser and builder together
+    notes: list[str] = field(default_factory=list)  # such as a timing cache that was not accepted
+    num_profiles: int = 1  # the layers of each are in `layers`
 
 
 def build_engine(
@@ -65,18 +50,9 @@ def build_engine(
     timing_cache: bytes | None = None,
     progress: Count = lambda *_: None,
 ) -> BuiltEngine:
-    """Build one engine.
+    """Build one engine of a prepared graph, whose inline weights are cleared once the parser has them, to halve the memory.
 
-    Args:
-        module: a loaded TensorRT.
-        graph: prepared graph; its inline weights are cleared once the parser has them, to halve the memory.
-        path: where the bundle's graph file is, for weights beside it.
-        contract: inputs of the graph; a size of -1 is dynamic.
-        target: the device, or a compute capability ahead of time.
-        settings: limits.
-        profiles: sizes of the dynamic axes, from `plan_profiles`; without any, the longest alone.
-        timing_cache: of an earlier build for the same device.
-        progress: called with (done, 1000).
+    Without `profiles` dynamic axes have their longest size alone. `progress` is called with (done, 1000).
 
     Raises:
         ExportError: parser or builder refuse; the text names the ONNX node and the PyTorch module.

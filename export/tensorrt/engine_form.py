@@ -55,7 +55,7 @@ _PATCHES = "the patch convolution reads bytes, whose mean its bias takes off aga
 
 
 class Int8MatMul(NamedTuple):
-    """MatMul(DQ(Q(x)), DQ(weight)): the nodes; both scales are constants."""
+    """MatMul(DQ(Q(x)), DQ(weight)); both scales are constants."""
 
     node: ir.Node
     quantize: ir.Node

@@ -29,8 +29,6 @@ _PRECISIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor that an engine layer reads or writes: its name, precision and shape (empty where not reported)."""
-
     name: str
     precision: str
     shape: tuple[int, ...]
@@ -42,21 +40,14 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class EngineLayer:
-    """One layer of an engine.
-
-    Attributes:
-        name: as the engine calls it.
-        kind: the engine's word for its kernel, such as "gemm" or "kgen".
-        inputs, constants, outputs: its tensors.
-        onnx_nodes: ONNX nodes that were fused into it.
-    """
+    """One layer of an engine."""
 
     name: str
-    kind: str
+    kind: str  # the engine's word for its kernel, such as "gemm" or "kgen"
     inputs: tuple[Operand, ...]
     constants: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
-    onnx_nodes: tuple[str, ...]
+    onnx_nodes: tuple[str, ...]  # fused into it
 
     @property
     def profile(self) -> int:

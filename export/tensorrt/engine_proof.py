@@ -21,7 +21,7 @@ from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
 from rfedge.config import PolicyConfig, Precision
 from rfedge.contract import GraphName
 from rfedge.export.parity import graph_call, onnx_rollout
-from rfedge.export.passes.graph_files import read_graph
+from rfedge.export.passes.graph_files import read_graph, remove_graph
 from rfedge.export.passes.graph_queries import block_of
 from rfedge.export.precisions.runs_here import MOVES
 from rfedge.export.tensorrt.emulation import LARGEST_NAME, write_emulation
@@ -38,19 +38,12 @@ _AS_ASKED: Final[tuple[Precision, ...]] = ("fp32", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class EngineGraphs:
-    """The graphs of a bundle, as engines are built from them.
-
-    Attributes:
-        config: of the policy.
-        graphs: graph -> its file in the bundle, in call order, the head last.
-        precisions: of each graph of the backbone.
-        run_here: graph -> what runs on this CPU where the engine keeps the graph's own types.
-    """
+    """The graphs of a bundle, as engines are built from them."""
 
     config: PolicyConfig
-    graphs: Mapping[GraphName, Path]
-    precisions: Mapping[GraphName, Precision]
-    run_here: Mapping[GraphName, Path]
+    graphs: Mapping[GraphName, Path]  # in the bundle, in call order, the head last
+    precisions: Mapping[GraphName, Precision]  # of the backbone
+    run_here: Mapping[GraphName, Path]  # on this CPU, where the engine keeps the graph's own types
 
     def keeps_types(self, name: GraphName) -> bool:
         """Whether the graph is built in its own types."""
@@ -62,14 +55,7 @@ class EngineGraphs:
 def choose_forms(
     engines: EngineGraphs, episodes: Episodes, work: Path, *, on_step: Callable[[], None] = lambda: None
 ) -> dict[GraphName, EngineForm]:
-    """Measure at most 32 steps of `episodes` and return the form of each graph.
-
-    Args:
-        engines: the bundle's graphs.
-        episodes: inputs of the backbone, such as calibration frames.
-        work: folder for the graphs that are run.
-        on_step: called after each step.
-    """
+    """Measure at most 32 steps of `episodes`, such as calibration frames, and return the form of each graph."""
     names: dict[Path, GraphName] = {}
     islands: dict[GraphName, dict[str, str]] = {}
     observed: dict[GraphName, tuple[str, ...]] = {}
@@ -100,7 +86,7 @@ def choose_forms(
     *backbone, head = paths.values()
     onnx_rollout(engines.config, backbone, head, few, on_step=on_step, open_graph=open_graph)
     for path in names:
-        _remove(path)
+        remove_graph(path)
     forms = {}
     for name, graph in engines.graphs.items():
         if name not in observed:
@@ -135,16 +121,6 @@ def prove_engines(
     """Roll the emulated engines through `episodes` and compare with PyTorch's `reference`.
 
     Where a threshold is missed, every float of the engines stays in fp32, and the record says why.
-
-    Args:
-        engines: the bundle's graphs.
-        forms: of `choose_forms`.
-        reference: of the same episodes.
-        episodes: of the proof, instructions embedded as the bundle stores them.
-        described: one line on `episodes`, for the record.
-        thresholds: of the bundle's own proof.
-        work: folder for the graphs that are run.
-        on_step: called after each step.
     """
     paths = []
     for name, graph in engines.graphs.items():
@@ -164,7 +140,7 @@ def prove_engines(
     )
     for path in paths:
         if path.parent == work:
-            _remove(path)
+            remove_graph(path)
     if parity.passed:
         return TensorRtRecord(graphs=forms, parity=parity)
     reason = f"fp16 missed {'; '.join(missed(metrics, thresholds))}"
@@ -209,8 +185,3 @@ def _by_block(graph: ir.Graph, largest: Mapping[str, float]) -> dict[str, float]
             block = block_of(node)
             found[block] = max(found.get(block, 0.0), largest[str(node.name)])
     return {block: float(f"{magnitude:.4g}") for block, magnitude in found.items()}
-
-
-def _remove(graph: Path) -> None:
-    for file in graph.parent.glob(f"{graph.name}*"):
-        file.unlink()

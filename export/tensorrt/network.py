@@ -59,20 +59,7 @@ def _module(node: onnx.NodeProto) -> str:
 def parse_network(
     module: TensorRt, builder: Any, data: bytes, path: Path, names: ModuleNames, log: BuildLog, logger: Any
 ) -> tuple[Any, Any]:
-    """Return (network, parser); the parser owns the weights and must live until the build ends.
-
-    Args:
-        module: a loaded TensorRT.
-        builder: its `IBuilder`.
-        data: the serialized graph.
-        path: where the graph's file is, for weights beside it.
-        names: of the same graph.
-        log: collects what `logger` hears.
-        logger: of `attach_log`.
-
-    Raises:
-        ExportError: the parser refuses a node, which the text names with its PyTorch module.
-    """
+    """Return (network, parser); the parser owns the weights and must live until the build ends."""
     trt = module.trt
     # Needed to opt in on TensorRT 10, accepted and without effect on 11: every type then comes from the graph.
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -124,7 +111,7 @@ def constant_bytes(module: TensorRt, network: Any) -> dict[str, int]:
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.CONSTANT:
             tensor = layer.get_output(0)
-            size = int(trt.volume(tensor.shape) * _item_bytes(tensor.dtype))
+            size = int(trt.volume(tensor.shape) * _ITEM_BYTES[tensor.dtype.name])
             found[tensor.dtype.name] = found.get(tensor.dtype.name, 0) + size
     return found
 
@@ -133,7 +120,3 @@ _ITEM_BYTES: Final[Mapping[str, float]] = {
     "FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "UINT8": 1, "BOOL": 1, "FP8": 1, "INT32": 4, "INT64": 8, "INT4": 0.5,
     "FP4": 0.5, "E8M0": 1,
 }  # fmt: skip
-
-
-def _item_bytes(dtype: Any) -> float:
-    return _ITEM_BYTES[dtype.name]

@@ -13,12 +13,7 @@ from rfedge.records.plan import Option, Uses
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderSettings:
-    """Limits and choices of the builder; all of them are part of the cache key.
-
-    Attributes:
-        optimization_level: TensorRT's own default is 3.
-        tf32: inputs keep 10 bits of mantissa. Off: fp32 then means fp32.
-    """
+    """Limits and choices of the builder; all of them are part of the cache key."""
 
     workspace_mib: Annotated[int, Option("Scratch memory a layer may use at run time; 0: no limit.", min=0)] = 0
     builder_memory_mib: Annotated[int, Option("Memory that trying kernels may use; 0: no limit.", min=0)] = 0
@@ -45,13 +40,6 @@ class BuilderSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """Which engines to build, and how.
-
-    Attributes:
-        ahead_of_time: empty means this machine's GPU.
-        text_lengths: without any, the longest alone.
-    """
-
     target: Annotated[
         str,
         Option(

@@ -1,8 +1,7 @@
 """`rfedge build`: bundle -> engines for one target after the other, each stage finished and named before the next.
 
-A stage is built in memory, then the target's folder is replaced as a whole: it holds the new plan, the plans of the
-other stages that are still right, one timing cache, one audit and one engine.json. A kill at any moment leaves the old
-folder or the new one, and the bundle's own files are only read.
+A stage is built in memory, then the target's folder is replaced as a whole, so a kill at any moment leaves the old folder
+or the new one. The bundle's own files are only read.
 """
 
 from __future__ import annotations
@@ -32,14 +31,12 @@ from rfedge.bundle.engines import (
     graph_hashes,
     read_engine_folder,
 )
-from rfedge.contract import GraphContract
-from rfedge.errors import ArtifactError, ConfigError, did_you_mean
+from rfedge.errors import ArtifactError, ConfigError, one_of
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
 from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
-from rfedge.export.tensorrt.float_choice import choose_islands, float_key
 from rfedge.export.tensorrt.options import BuildOptions
 from rfedge.export.tensorrt.precision_support import check_precisions
-from rfedge.export.tensorrt.prepare import load_graph, prepare_graph
+from rfedge.export.tensorrt.prepare import choose_islands, float_key, load_graph, prepare_graph
 from rfedge.export.tensorrt.profiles import Profile, check_text_lengths, plan_profiles, text_lengths_of
 from rfedge.io.atomic import atomic_directory
 from rfedge.jobs.progress import StageProgress
@@ -50,43 +47,25 @@ _ALL: Final = "all"
 
 @dataclass(frozen=True, slots=True)
 class PlannedEngine:
-    """One engine to have.
-
-    Attributes:
-        stage: which graph.
-        key: the cache key it must have.
-        folder: where it belongs.
-        profiles: sizes of the dynamic inputs.
-        islands: nodes in fp32 while other floats are fp16, with the reason; None where the graph's own types hold.
-        reason: why it must be built; None when the one that is there is right.
-    """
-
     stage: EngineStage
     key: EngineKey
-    folder: Path
-    profiles: tuple[Profile, ...]
-    islands: dict[str, str] | None
-    reason: str | None
+    folder: Path  # where it belongs
+    profiles: tuple[Profile, ...]  # sizes of the dynamic inputs
+    islands: dict[str, str] | None  # nodes in fp32 while other floats are fp16; None: the graph's own types
+    reason: str | None  # why it must be built; None when the one that is there is right
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """One engine that is there now; `built` is false when it was up to date."""
-
     planned: PlannedEngine
     record: EngineRecord
     audit: StageAudit
-    built: bool
+    built: bool  # false when it was up to date
     notes: tuple[str, ...] = ()
 
 
 def open_target(options: BuildOptions) -> TensorRt:
-    """Load the TensorRT that was asked for.
-
-    Raises:
-        ConfigError: an unknown target, or one that never builds ahead of time.
-        BackendUnavailableError: it is not on this machine.
-    """
+    """Load the TensorRT that was asked for; ConfigError for one that never builds ahead of time."""
     if options.ahead_of_time and options.target == "tensorrt":
         raise ConfigError(
             "--aot",
@@ -101,25 +80,18 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
     """Decide which engines must be built, and check everything that can be checked without building.
 
     Raises:
-        ConfigError: a stage that the bundle has not, a length of the text that the policy does not take, or a target this
-            module cannot build for ahead of time.
+        ConfigError: an unknown stage, a length of the text that the policy does not take, or no ahead-of-time target.
         BackendUnavailableError: this machine has no GPU and `ahead_of_time` is empty.
         ExportError: the graph holds a precision or operator that the target lacks.
     """
     stages = list(bundle.contract.graphs)
-    if options.stage not in (*stages, _ALL):
-        raise ConfigError(
-            "--stage",
-            got=repr(options.stage),
-            expected=did_you_mean(options.stage, (*stages, _ALL)),
-            remedy="Choose one of what this bundle has.",
-        )
+    one_of((*stages, _ALL), options.stage, "--stage", remedy="Choose one of what this bundle has.")
     text_lengths = check_text_lengths(options.text_lengths, bundle)
     targets = [module.ahead_of_time_target(sm) for sm in options.ahead_of_time] or [module.device_target()]
     planned = []
     for stage in stages if options.stage == _ALL else [name for name in stages if name == options.stage]:
         graph = load_graph(bundle.path(stage).read_bytes())
-        profiles = plan_profiles(_contract(bundle, stage), text_lengths)
+        profiles = plan_profiles(bundle.contract.graphs[stage], text_lengths)
         graph_sha256, weights_sha256 = graph_hashes(bundle, stage)
         islands = choose_islands(bundle, stage, options.floats)
         for target in targets:
@@ -134,10 +106,6 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
             reason = "asked for with --overwrite" if options.overwrite else _reason_to_build(folder, stage, key)
             planned.append(PlannedEngine(stage, key, folder, profiles, islands, reason))
     return planned
-
-
-def _contract(bundle: Bundle, stage: EngineStage) -> GraphContract:
-    return bundle.contract.graphs[stage]
 
 
 def _reason_to_build(folder: Path, stage: EngineStage, key: EngineKey) -> str | None:
@@ -192,7 +160,7 @@ def _present(item: PlannedEngine) -> StageResult:
 def _build(
     bundle: Bundle, module: TensorRt, item: PlannedEngine, options: BuildOptions, progress: StageProgress
 ) -> StageResult:
-    source = bundle.path(item.stage)
+    source, contract = bundle.path(item.stage), bundle.contract.graphs[item.stage]
     _check_room(bundle, item)
     graph = prepare_graph(source, islands=item.islands)
     label = f"{item.stage} sm{item.key.target.sm}"
@@ -201,7 +169,7 @@ def _build(
         module,
         graph,
         source,
-        _contract(bundle, item.stage),
+        contract,
         item.key.target,
         options.settings,
         profiles=item.profiles,
@@ -209,12 +177,12 @@ def _build(
         progress=lambda done, total: progress(label, done, total),
     )
     audit = audit_built(graph, built, item.islands or {})
-    record = _write(item, built, audit, text_lengths_of(_contract(bundle, item.stage), item.profiles))
+    record = _write(item, built, audit, text_lengths_of(contract, item.profiles))
     return StageResult(item, record, audit, built=True, notes=tuple(built.notes))
 
 
 def _check_room(bundle: Bundle, item: PlannedEngine) -> None:
-    """Fail before a build of many minutes when not even the weights would fit; raises OSError as a full disk does."""
+    """Fail before a build of many minutes when not even the weights would fit."""
     graph = bundle.path(item.stage)
     needed = graph.stat().st_size + sum((bundle.root / name).stat().st_size for name in item.key.weights_sha256)
     if shutil.disk_usage(bundle.root).free < needed:
@@ -311,7 +279,6 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def _writing(root: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one sentence."""
     try:
         yield
     except OSError as error:

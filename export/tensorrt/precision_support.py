@@ -50,17 +50,7 @@ def graph_formats(model: onnx.ModelProto) -> dict[int, str]:
 
 
 def check_precisions(model: onnx.ModelProto, target: EngineTarget, folder: Path | None = None) -> None:
-    """Raise unless this graph's number formats are ones that `target` has.
-
-    Args:
-        model: the graph.
-        target: where the engine shall run.
-        folder: where the graph's file is, for weights beside it.
-
-    Raises:
-        ExportError: a format the GPU or TensorRT lacks, a quantization that is not symmetric, or an operator in a form
-            that only ONNX Runtime knows; the text names the node.
-    """
+    """Refuse number formats that `target` lacks, int8 that is not symmetric, and operators that only ONNX Runtime knows."""
     where = f"{target.module} {target.version} on SM{target.sm}"
     for element_type, user in graph_formats(model).items():
         if element_type in _NEVER:

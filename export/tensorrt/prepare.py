@@ -11,38 +11,33 @@ Ensures: no node but a Cast reads a uint8 graph input, unless the parser is to r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
+from rfedge.bundle.artifact import Bundle
+from rfedge.contract import GraphName
+from rfedge.errors import ConfigError
 from rfedge.export.passes.graph_files import read_graph
-from rfedge.export.tensorrt.engine_form import to_engine_form
+from rfedge.export.tensorrt.engine_form import default_islands, to_engine_form
 
 # Part of the cache key: raise it when the changes below change.
 PREPARATION: Final = 3
 
 
 def load_graph(data: bytes) -> onnx.ModelProto:
-    """Read a serialized graph; weights in files beside it stay there."""
     model = onnx.ModelProto()
     model.ParseFromString(data)
     return model
 
 
 def prepare_graph(path: Path, *, islands: Collection[str] | None = None) -> onnx.ModelProto:
-    """Return the graph in the file `path`, changed for TensorRT; large weights in a file beside it stay there.
-
-    Args:
-        path: of a bundle.
-        islands: nodes that stay in fp32 while all other floats are fp16; None leaves every type as it is.
-
-    Raises:
-        ExportError: a weight that fp16 cannot hold.
-    """
+    """Return the graph in the file `path`, changed for TensorRT; with `islands`, floats of all other nodes become fp16."""
     if islands is None:
         model = load_graph(path.read_bytes())
     else:
@@ -87,3 +82,27 @@ def cast_bytes_first(model: onnx.ModelProto) -> int:
             graph.value_info.remove(value)  # it said uint8
         changed += 1
     return changed
+
+
+def choose_islands(bundle: Bundle, stage: GraphName, floats: Literal["fp16", "fp32"] | None) -> dict[str, str] | None:
+    """Return the nodes that stay in fp32 while a graph's other floats are fp16, with the reason; None leaves all types.
+
+    `floats` None takes what the bundle was proved in, of older bundles fp32.
+    """
+    record = bundle.manifest.tensorrt
+    form = None if record is None else record.graphs.get(stage)
+    if (floats or (form.floats if form is not None else "fp32")) == "fp32":
+        return None
+    if any(block.kind == "bf16" for block in bundle.manifest.precision.blocks.values()):
+        raise ConfigError("--floats", got="fp16", expected="fp32 for a bundle in bf16", remedy="Leave --floats out.")
+    if form is not None and form.islands:
+        return form.islands
+    return default_islands(read_graph(bundle.path(stage)))
+
+
+def float_key(islands: Collection[str] | None) -> dict[str, str | int | bool]:
+    """Return the part of the cache key that says which floats are fp16."""
+    if islands is None:
+        return {"floats": "as in the graph"}
+    names = hashlib.sha256("\n".join(sorted(islands)).encode()).hexdigest()[:12]
+    return {"floats": "fp16", "islands": names}

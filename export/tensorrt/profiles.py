@@ -21,11 +21,7 @@ _TEXT_AXIS: Final = "token"
 
 
 def parse_text_lengths(text: str) -> tuple[int, ...]:
-    """Read "8,16,32".
-
-    Raises:
-        ConfigError: a part is no whole number.
-    """
+    """Read "8,16,32"; ConfigError for anything else."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -33,12 +29,7 @@ def parse_text_lengths(text: str) -> tuple[int, ...]:
 
 
 def check_text_lengths(lengths: Sequence[int], bundle: Bundle) -> tuple[int, ...]:
-    """Return the lengths; without any the policy's longest alone.
-
-    Raises:
-        ConfigError: they do not rise, one is not from 1 to the policy's `text_length`, or a sentence fits none.
-        ArtifactError: the bundle's table of sentences is damaged.
-    """
+    """Return the lengths, without any the policy's longest alone; ConfigError where they do not rise or fit a sentence."""
     longest = bundle.policy.decoder.text_length
     if not lengths:
         return (longest,)
@@ -53,12 +44,7 @@ def check_text_lengths(lengths: Sequence[int], bundle: Bundle) -> tuple[int, ...
 
 
 def plan_profiles(contract: GraphContract, text_lengths: Sequence[int]) -> tuple[Profile, ...]:
-    """Return the profiles of one graph; none where all its sizes are fixed.
-
-    Args:
-        contract: of the graph; a size of -1 is open.
-        text_lengths: from `check_text_lengths`.
-    """
+    """Return the profiles of one graph; none where all its sizes are fixed."""
     opened = [spec for spec in contract.inputs if -1 in spec.shape]
     if any(_TEXT_AXIS in spec.axes for spec in opened):
         return tuple({spec.name: (length,) * 3 for spec in opened} for length in text_lengths)

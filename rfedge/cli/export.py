@@ -30,7 +30,7 @@ def export(
     from rfedge.cli.show.reports import show_record
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.cli.show.tables import print_manifest
-    from rfedge.export.mixed.chart import default_chart
+    from rfedge.export.mixed.record import default_chart
     from rfedge.export.pipeline import check_export, export_checkpoint
     from rfedge.io.plotting import has_matplotlib
     from rfedge.policies import find_checkpoint, is_shipped

@@ -7,6 +7,17 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """(N, tokens, D) -> (N, heads, tokens, D / heads)."""
+    split: torch.Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention of split heads, which are put together again: (N, tokens of q, D); `bias` is added to the scores."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(-2)
+
+
 class QueryAttention(nn.Module):
     """Multi-head attention without biases: queries (N, Q, query_width) read a context (N, C, context_width)."""
 
@@ -21,18 +32,11 @@ class QueryAttention(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(
-        self,
-        query: torch.Tensor,
-        context: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        scale: torch.Tensor | None = None,
+        self, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Attend; `bias` (N, 1, Q, C) is added to the scores, `scale` (N, Q, 1) multiplies what each query has read."""
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.to_q(query), *self.to_kv(context).chunk(2, dim=-1))
-        )
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(-2)
+        q, k, v = (split_heads(part, self.heads) for part in (self.to_q(query), *self.to_kv(context).chunk(2, dim=-1)))
+        attended = attend(q, k, v, bias)
         if scale is not None:
             attended = attended * scale
         return self.to_out(attended)  # type: ignore[no-any-return]

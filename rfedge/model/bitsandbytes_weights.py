@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
+from rfedge.errors import BackendUnavailableError, first_line, one_of
 
 WEIGHT_FORMATS: Final = ("nf4", "llm-int8")
 # Activations beyond it are outliers that int8 would spoil; the paper's value.
@@ -26,16 +26,13 @@ _NF4_BLOCK: Final = 64
 def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype) -> int:
     """Replace the linear layers below `module` by ones with quantized weights; return how many.
 
-    Args:
-        module: changed in place; what is not a linear layer stays, and for nf4 layers whose inputs are no multiple of 64.
-        compute_dtype: what nf4 weights are turned into for a MatMul.
+    For nf4 layers whose inputs are no multiple of 64 stay. `compute_dtype` is what nf4 weights become for a MatMul.
 
     Raises:
         ConfigError: an unknown format.
         BackendUnavailableError: bitsandbytes is not installed, or has no kernels for this machine.
     """
-    if weights not in WEIGHT_FORMATS:
-        raise ConfigError("weights", got=repr(weights), expected=did_you_mean(weights, WEIGHT_FORMATS), remedy="Choose one.")
+    one_of(WEIGHT_FORMATS, weights, "weights")
     library = import_bitsandbytes()
     layers = [
         (parent, name, child)
@@ -76,11 +73,6 @@ def stored_bytes(module: nn.Module) -> int:
 
 
 def import_bitsandbytes() -> Any:
-    """Return the library.
-
-    Raises:
-        BackendUnavailableError: it is not installed, or does not load.
-    """
     # It tells on import which optional kernels it did not find; that is no news to a user.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -88,7 +80,7 @@ def import_bitsandbytes() -> Any:
     except Exception as error:  # a missing module, or a native library of it that does not load
         raise BackendUnavailableError(
             "bitsandbytes",
-            got=(str(error).splitlines() or [type(error).__name__])[0],
+            got=first_line(error),
             expected="an installed library",
             remedy="Install it: pip install 'rfedge[bnb]'.",
         ) from None

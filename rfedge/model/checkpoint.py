@@ -18,7 +18,7 @@ from rfedge.errors import ArtifactError
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import read_json
 from rfedge.language.tokenizer import InstructionTokenizer
-from rfedge.model.meta import parameters_on_meta
+from rfedge.model.meta import empty_policy
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.weight_shards import (
     INDEX_NAME,
@@ -62,9 +62,7 @@ def save_checkpoint(
     """Write the folder atomically.
 
     Args:
-        directory: where to; must not exist unless `overwrite`.
         dtype: what floating-point parameters are stored in; None stores all in their own.
-        tokenizer: written beside it, so that a checkpoint needs nothing else.
         metadata: JSON values about the training; kept in config.json, never in file names.
         max_shard_bytes: weights above this are stored in several files.
 
@@ -100,15 +98,7 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write the folder atomically from tensors that are made one at a time; arguments as in `save_checkpoint`.
-
-    Args:
-        specs: every tensor of `RoboFlamingo(config).state_dict()`.
-        on_bytes: called with the size of each tensor once it is read.
-
-    Raises:
-        ArtifactError: `directory` exists and `overwrite` is false.
-    """
+    """Write the folder atomically from tensors of `RoboFlamingo(config).state_dict()` that are made one at a time."""
     with atomic_directory(directory, overwrite=overwrite) as temporary:
         document = {
             "format": "rfedge-checkpoint",
@@ -122,11 +112,7 @@ def write_checkpoint(
 
 
 def checkpoint_sha256(directory: Path) -> str:
-    """Return the sha256 of the weights: of model.safetensors, or of its shards' sums in the order of the index.
-
-    Raises:
-        ArtifactError: the weights are not there.
-    """
+    """Return the sha256 of the weights: of model.safetensors, or of its shards' sums in the order of the index."""
     paths = weight_paths(directory)
     if len(paths) == 1 and paths[0].name == WEIGHTS_NAME:
         return hash_file(paths[0])
@@ -161,8 +147,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         raise ArtifactError(
             f"checkpoint file {CONFIG_NAME}", got=str(error), expected="a policy configuration", remedy="Copy it again."
         ) from None
-    with torch.random.fork_rng(devices=[]), parameters_on_meta():
-        policy = RoboFlamingo(config)
+    policy = empty_policy(config)
     weights = read_weights(directory, dtype=torch.float32)
     _check_weights(policy, weights)
     policy.load_state_dict(weights, assign=True)

@@ -15,10 +15,7 @@ from torch import nn
 
 from rfedge.config import DecoderConfig, Feature, GPTNeoXConfig, MPTConfig
 from rfedge.model.attention import FeedForward, QueryAttention
-from rfedge.model.llama import LlamaBlock, RMSNorm
-from rfedge.model.mpt import MPTBlock, alibi_bias
-from rfedge.model.neox import GPTNeoXBlock
-from rfedge.model.rotary import causal_bias, rotary_table
+from rfedge.model.decoder_blocks import GPTNeoXBlock, LlamaBlock, MPTBlock, RMSNorm, alibi_bias, causal_bias, rotary_table
 
 # N = batch, T = text tokens, D = decoder width, R = latents of both cameras or of all images, V = vision width
 
@@ -52,11 +49,9 @@ def hidden_latents(seen_NR: torch.Tensor) -> MediaMask:
 def media_mask(images_named_NT: torch.Tensor, num_images: int, num_latents: int) -> MediaMask:
     """Let each token read the last image named up to it, as Flamingo does; the `<image>` token already reads its own.
 
-    A token before every `<image>` reads nothing. One that follows more `<image>` tokens than there are images may read
-    no latent, and the original's softmax then averages over all of them. Source: Flamingo 2.2, open_flamingo.
-
-    Args:
-        images_named_NT: integers, `<image>` tokens up to and including each token.
+    `images_named_NT` counts the `<image>` tokens up to and including each token. A token before every `<image>` reads
+    nothing. One that follows more `<image>` tokens than there are images may read no latent, and the original's softmax then
+    averages over all of them. Source: Flamingo 2.2, open_flamingo.
     """
     image = torch.arange(1, num_images + 1).repeat_interleave(num_latents)
     lowest = torch.finfo(torch.float32).min  # not -inf: a row of nothing else must still be a softmax
@@ -167,15 +162,10 @@ class FusionDecoder(nn.Module):
         mask: MediaMask | None = None,
         feature: Feature | None = None,
     ) -> torch.Tensor:
-        """Return what is pooled, (N, T, D).
+        """Return what is pooled, (N, T, D), in the state `feature`, by default the configuration's.
 
-        Args:
-            text_NTD: embedded tokens.
-            media_NRV: latents.
-            key_mask_NT: bool, true on real tokens; hides padding from the other tokens. Padding on the right is hidden
-                from real tokens by causality alone, so only those who look at padded positions need it.
-            mask: which image each token may read; without one, all latents.
-            feature: which state to return; without one, the configuration's. Logits are made of "final_norm".
+        `key_mask_NT`, bool, true on real tokens, hides padding from the other tokens. Padding on the right is hidden from
+        real tokens by causality alone, so only those who look at padded positions need it.
         """
         feature = feature or self.feature
         x = text_NTD

@@ -16,6 +16,7 @@ from torch import nn
 
 from rfedge.config import GPTHeadConfig, HeadConfig, LSTMHeadConfig, MLPHeadConfig
 from rfedge.messages import POSE_SIZE
+from rfedge.model.attention import attend, split_heads
 
 # B = batch, S = steps, D = feature width, H = hidden, L = LSTM layers, K = chunk
 
@@ -29,14 +30,6 @@ def _mlp(sizes: tuple[int, ...], output_size: int) -> nn.Sequential:
     for size_in, size_out in itertools.pairwise(sizes):
         layers += [nn.Linear(size_in, size_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], output_size))
-
-
-def _reset_mlp(mlp: nn.Sequential) -> None:
-    """He's scale: PyTorch's default layer returns about four tenths of its input's size."""
-    layers = [layer for layer in mlp if isinstance(layer, nn.Linear)]
-    for layer in layers:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if layer is layers[-1] else "relu")
-        nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()
@@ -73,6 +66,14 @@ class PolicyHead(nn.Module, ABC):
         self.pose = _mlp(sizes, POSE_SIZE * chunk_size)
         self.gripper = _mlp(sizes, chunk_size)
 
+    def _reset_outputs(self) -> None:
+        """He's scale: PyTorch's default layer returns about four tenths of its input's size."""
+        for mlp in (self.pose, self.gripper):
+            layers = [layer for layer in mlp if isinstance(layer, nn.Linear)]
+            for layer in layers:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if layer is layers[-1] else "relu")
+                nn.init.zeros_(layer.bias)
+
     def _act(self, hidden_BSH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pose = torch.tanh(self.pose(hidden_BSH)).unflatten(-1, (self.chunk_size, POSE_SIZE))
         return pose, self.gripper(hidden_BSH)
@@ -98,7 +99,7 @@ class LSTMHead(PolicyHead):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """Draw weights through which a feature still reaches the action, and a gradient the feature.
+        """Sample weights through which a feature still reaches the action, and a gradient the feature.
 
         A fresh LSTM layer returns about a fifth of its input's size (sigmoid gates near one half, squared by the
         cell and the output): over this depth nothing is left of the frame. Upper LSTM layers therefore get inputs four
@@ -115,25 +116,18 @@ class LSTMHead(PolicyHead):
                 nn.init.zeros_(parameter)
                 if name.startswith("bias_ih"):
                     parameter.data[hidden : 2 * hidden] = 1.0  # gate order: input, forget, cell, output
-        for mlp in (self.pose, self.gripper):
-            _reset_mlp(mlp)
+        self._reset_outputs()
 
     def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-        """See `PolicyHead.standardise_input`."""
         parameters = dict(self.rnn.named_parameters())
         _fold_standardisation(parameters["weight_ih_l0"], parameters["bias_ih_l0"], mean_D, deviation_D)
 
     def forward(
         self, features: torch.Tensor, h: torch.Tensor, c: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run S steps and act after the last.
+        """Run S steps on features (B, S, D), or (1, S, D) for rows that all see the same, with h and c (L, B, H).
 
-        Args:
-            features: (B, S, D), or (1, S, D) for rows that all see the same.
-            h, c: (L, B, H).
-
-        Returns:
-            pose (B, K, 6) in [-1, 1], gripper probability (B, K), h, c.
+        Acts after the last: pose (B, K, 6) in [-1, 1], gripper probability (B, K), h, c.
         """
         if features.shape[0] != h.shape[1]:
             features = features.expand(h.shape[1], -1, -1)
@@ -159,11 +153,8 @@ class _GPTBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BSH: torch.Tensor, bias_SS: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.ln_1(x_BSH)).chunk(3, dim=-1)
-        )
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_SS)
-        x = x_BSH + self.dropout(self.out_proj(attended.transpose(1, 2).flatten(-2)))
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.ln_1(x_BSH)).chunk(3, dim=-1))
+        x = x_BSH + self.dropout(self.out_proj(attend(q, k, v, bias_SS)))
         return x + self.dropout(self.mlp_down(F.gelu(self.mlp_up(self.ln_2(x)))))  # type: ignore[no-any-return]
 
 
@@ -195,11 +186,9 @@ class GPTHead(PolicyHead):
                 nn.init.normal_(parameter, std=_GPT_DEVIATION / ((2 * len(self.blocks)) ** 0.5 if last else 1.0))
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
-        for mlp in (self.pose, self.gripper):
-            _reset_mlp(mlp)
+        self._reset_outputs()
 
     def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-        """See `PolicyHead.standardise_input`."""
         _fold_standardisation(self.input.weight, self.input.bias, mean_D, deviation_D)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -231,11 +220,9 @@ class MLPHead(PolicyHead):
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
-        for mlp in (self.pose, self.gripper):
-            _reset_mlp(mlp)
+        self._reset_outputs()
 
     def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-        """See `PolicyHead.standardise_input`."""
         first = self.trunk[0]
         assert isinstance(first, nn.Linear)
         _fold_standardisation(first.weight, first.bias, mean_D, deviation_D)

@@ -50,17 +50,20 @@ class _NothingToFill(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def empty_policy(config: PolicyConfig) -> RoboFlamingo:
+    """Return a policy whose parameters have no values; the caller's random state is not touched."""
+    with torch.random.fork_rng(devices=[]), parameters_on_meta():
+        return RoboFlamingo(config)
+
+
 @torch.no_grad()
 def random_policy(config: PolicyConfig, seed: int, dtype: torch.dtype = torch.float32) -> RoboFlamingo:
     """Return a policy in evaluation mode with random weights, for measurements of time and memory at real size.
 
     Matrices are normal with deviation 1 / sqrt(inputs), so that activations keep their size through any depth; norms are
-    one, biases zero, gates half open. It is sampled tensor by tensor in `dtype`; nothing larger exists beside it. To train
-    from nothing, use `build_policy`.
+    one, biases zero, gates half open. It is sampled tensor by tensor in `dtype`; nothing larger exists beside it.
     """
-    with torch.random.fork_rng(devices=[]), parameters_on_meta():
-        policy = RoboFlamingo(config)
-    policy.compute_in(dtype)
+    policy = empty_policy(config).compute_in(dtype)
     generator = torch.Generator().manual_seed(seed)
     for module in policy.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -81,9 +84,7 @@ def pooled_policy(config: PolicyConfig, seed: int) -> RoboFlamingo:
 
     For graphs whose structure and sizes count and whose numbers do not: a policy of 10 GB needs the memory of one weight.
     """
-    with torch.random.fork_rng(devices=[]), parameters_on_meta():
-        policy = RoboFlamingo(config)
-    policy.compute_in(torch.float32)
+    policy = empty_policy(config).compute_in(torch.float32)
     parameters = [
         (module, name, parameter)
         for module in policy.modules()

@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         media_history: torch.Tensor | None = None,
         media_mask: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """See one frame.
+        """Run one frame.
 
         Args:
             image_static: uint8 (N, 200, 200, 3).

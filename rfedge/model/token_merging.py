@@ -22,16 +22,10 @@ def size_bias(size_NL1: torch.Tensor) -> torch.Tensor:
 def merge_tokens(
     x_NLD: torch.Tensor, size_NL1: torch.Tensor | None, keys_NLC: torch.Tensor, num_merged: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge `num_merged` tokens of each image into others.
+    """Merge `num_merged` tokens of each image, at most half of the patches, into those whose keys point most alike.
 
-    Args:
-        x_NLD: the class token and patch tokens.
-        size_NL1: patches that each token stands for; None for one each.
-        keys_NLC: what is compared, by its direction.
-        num_merged: at most half of the patch tokens.
-
-    Returns:
-        Tokens and sizes, (N, L - R, D) and (N, L - R, 1): the class token, tokens left by themselves, receivers.
+    `size_NL1` are the patches that each token stands for; None for one each. Returns tokens and sizes, (N, L - R, D) and
+    (N, L - R, 1): the class token, tokens left by themselves, receivers.
     """
     direction = keys_NLC / (keys_NLC * keys_NLC).sum(dim=-1, keepdim=True).sqrt()
     alike_NSK = direction[:, 1::2] @ direction[:, 2::2].transpose(1, 2)

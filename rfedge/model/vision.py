@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from rfedge.config import VisionConfig
+from rfedge.model.attention import attend, split_heads
 from rfedge.model.resize import BicubicResize
 from rfedge.model.token_merging import merge_tokens, size_bias
 
@@ -58,9 +58,8 @@ class VisionBlock(nn.Module):
         """Return the tokens; with `num_merged`, that many fewer, and their sizes (`rfedge.model.token_merging`)."""
         x, size = x_NLD, size_NL1
         packed = self.qkv(self.ln_1(x)).chunk(3, dim=-1)
-        q, k, v = (_split_heads(part, self.heads) for part in packed)
-        bias = None if size is None else size_bias(size)
-        x = x + self.out_proj(_merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
+        q, k, v = (split_heads(part, self.heads) for part in packed)
+        x = x + self.out_proj(attend(q, k, v, None if size is None else size_bias(size)))
         if num_merged:
             x, size = merge_tokens(x, size, packed[1].unflatten(-1, (self.heads, -1)).mean(dim=2), num_merged)
         hidden = self.mlp_up(self.ln_2(x))
@@ -68,17 +67,8 @@ class VisionBlock(nn.Module):
         return x if size is None else (x, size)
 
 
-def _split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    split: torch.Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (N, heads, L, D / heads)
-    return split
-
-
-def _merge_heads(x: torch.Tensor) -> torch.Tensor:
-    return x.transpose(1, 2).flatten(-2)
-
-
 def _for_relu(convolution: nn.Conv2d) -> nn.Conv2d:
-    """Draw weights that keep the size of what passes through convolutions with ReLU between them (He et al., 2015)."""
+    """Sample weights that keep the size of what passes through convolutions with ReLU between them (He et al., 2015)."""
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)

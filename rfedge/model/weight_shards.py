@@ -25,8 +25,6 @@ _REMEDY: Final = "Copy the checkpoint again."
 
 
 class TensorSpec(NamedTuple):
-    """What will be stored: dtype and shape."""
-
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -43,17 +41,10 @@ def write_weights(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write every tensor into `folder`, which the caller makes atomic.
+    """Write every tensor, in this order, into `folder`: model.safetensors, or its shards and the index.
 
-    Args:
-        folder: exists; gets model.safetensors, or model-00001-of-0000N.safetensors and the index.
-        specs: what to store, in this order.
-        read: returns one tensor; it is asked once for each name and its result is not kept.
-        max_shard_bytes: a file grows no further than this; a single larger tensor gets a file of its own.
-        on_bytes: called with the size of each tensor once it is read.
-
-    Raises:
-        ValueError: `read` returns another dtype or shape than was announced.
+    `read` is called once for each name and its result is not kept. A file grows no further than `max_shard_bytes`; a single
+    larger tensor gets a file of its own.
     """
     shards = _plan_shards(specs, max_shard_bytes)
     if len(shards) == 1:
@@ -99,19 +90,12 @@ def _write_file(
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """Return the files that hold the weights of `folder`: the one, or the shards of the index in their order.
-
-    Raises:
-        ArtifactError: there are none, the index is damaged, or a shard that it names is missing.
-    """
+    """Return the files that hold the weights of `folder`: the one, or the shards of the index in their order."""
     return [folder / name for name in _names_by_file(folder)]
 
 
 def read_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Return every tensor as a view of the mapped files.
-
-    Args:
-        dtype: convert floating-point tensors of another dtype to this one; only these are copied into memory.
+    """Return every tensor as a view of the mapped files, or converted to `dtype` in memory.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the shards do not hold what the index says.

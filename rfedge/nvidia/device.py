@@ -22,29 +22,17 @@ _DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True)
 class CudaDevice:
-    """One GPU.
+    """One GPU."""
 
-    Attributes:
-        name: as the driver gives it, such as "Orin".
-        sm: compute capability as one number: 87 is 8.7.
-        cuda: newest CUDA version the driver serves, such as "12.6".
-        driver: version of the kernel driver, "unknown" where the system does not say.
-        memory_bytes: memory of the GPU; on Jetson that of the whole board.
-    """
-
-    name: str
-    sm: int
-    cuda: str
-    driver: str
-    memory_bytes: int
+    name: str  # as the driver gives it, such as "Orin"
+    sm: int  # compute capability as one number: 87 is 8.7
+    cuda: str  # newest CUDA version the driver serves, such as "12.6"
+    driver: str  # of the kernel driver
+    memory_bytes: int  # on Jetson of the whole board
 
 
 def read_cuda_device(ordinal: int = 0, *, library: Any = None) -> CudaDevice:
-    """Return GPU number `ordinal`.
-
-    Args:
-        ordinal: number of the GPU in the driver's order.
-        library: the loaded driver library; `libcuda.so.1` without.
+    """Return GPU number `ordinal` of the driver library `library`, `libcuda.so.1` without.
 
     Raises:
         BackendUnavailableError: no driver library, no such GPU, or the driver answers with an error.

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from rfedge.bundle.engines import EngineTarget
-from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
+from rfedge.errors import BackendUnavailableError, ConfigError, one_of
 from rfedge.nvidia.device import read_cuda_device
 
 TARGETS: Final = ("tensorrt", "tensorrt-rtx")
@@ -27,12 +27,7 @@ _RTX_LIBRARIES: Final = "onnxruntime_ep_nv_tensorrt_rtx"
 
 @dataclass(frozen=True)
 class TensorRt:
-    """A loaded TensorRT.
-
-    Attributes:
-        name: "tensorrt" or "tensorrt-rtx".
-        version: its version, such as "10.3.0".
-    """
+    """A loaded TensorRT."""
 
     name: str
     trt: Any
@@ -53,20 +48,12 @@ class TensorRt:
         return {int(match.group(1)): value for match, value in found.items() if match is not None}
 
     def device_target(self) -> EngineTarget:
-        """Return the target that is this machine's GPU.
-
-        Raises:
-            BackendUnavailableError: there is none.
-        """
+        """Return the target that is this machine's GPU; BackendUnavailableError where there is none."""
         device = read_cuda_device()
         return EngineTarget(module=self.name, version=self.version, sm=device.sm, cuda=device.cuda, driver=device.driver)
 
     def ahead_of_time_target(self, sm: int) -> EngineTarget:
-        """Return the target SM `sm`, compiled without the device.
-
-        Raises:
-            ConfigError: this module cannot build for it ahead of time.
-        """
+        """Return the target SM `sm`, compiled without the device; ConfigError where this module cannot build for it."""
         if sm not in self.compute_capabilities:
             able = ", ".join(f"sm{number}" for number in sorted(self.compute_capabilities))
             raise ConfigError(
@@ -81,11 +68,7 @@ class TensorRt:
 
 
 def parse_compute_capabilities(text: str) -> tuple[int, ...]:
-    """Read "sm86,sm89" as (86, 89).
-
-    Raises:
-        ConfigError: a part is not of this form, or given twice.
-    """
+    """Read "sm86,sm89" as (86, 89); ConfigError where a part is not of this form, or given twice."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     numbers = [re.fullmatch(r"(?i)sm_?(\d{2,3})", part) for part in parts]
     found = tuple(int(match.group(1)) for match in numbers if match is not None)
@@ -97,14 +80,12 @@ def parse_compute_capabilities(text: str) -> tuple[int, ...]:
 
 
 def load_tensorrt(name: str) -> TensorRt:
-    """Import the TensorRT called `name`.
+    """Import the TensorRT called `name`, one of `TARGETS`.
 
     Raises:
-        ConfigError: `name` is not one of `TARGETS`.
         BackendUnavailableError: the module or its libraries are not on this machine, or are too old.
     """
-    if name not in TARGETS:
-        raise ConfigError("--target", got=repr(name), expected=did_you_mean(name, TARGETS), remedy="Choose one of them.")
+    one_of(TARGETS, name, "--target")
     try:
         module = importlib.import_module("tensorrt") if name == "tensorrt" else _import_rtx()
     except (ImportError, OSError) as error:  # missing module; missing or foreign shared library

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, did_you_mean
+from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, one_of
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
     GRIPPER_KEEP,
@@ -28,8 +28,7 @@ from rfedge.messages import (
 from rfedge.robot.camera import DEFAULT_RESIZE, check_resize
 from rfedge.robot.conventions import Conventions
 from rfedge.robot.rotations import vectors_to_euler
-from rfedge.runtimes.adapters.images import fit_camera
-from rfedge.runtimes.adapters.tool_step import tool_step
+from rfedge.runtimes.adapters.conversion import fit_camera, tool_step
 from rfedge.runtimes.backends.optional_library import import_optional
 from rfedge.runtimes.control.clock import Clock, MonotonicClock
 from rfedge.runtimes.control.stillness import Stillness
@@ -44,19 +43,18 @@ class LeRobotKeys:
     """What one robot calls things, and its units.
 
     Attributes:
-        static, gripper: cameras.
         state: the 15 numbers of `rfedge.messages`, in its order, or empty when the robot does not report them.
         rotation: the tool's orientation as three numbers, where it is not in `state`: without either, actions that rotate
-            are refused.
-        rotation_form: of these numbers, "euler" (fixed-axis xyz, rad) or "axis-angle" (axis times rad).
+            are refused. By `rotation_form` "euler" (fixed-axis xyz, rad) or "axis-angle" (axis times rad).
         pose: translation x y z (world frame) and rotation vector x y z (axis times angle, world frame) of the tool per
             control step.
-        gripper_command: the gripper.
         metres_per_unit, radians_per_unit: what 1.0 means to the robot.
-        gripper_closed, gripper_open: its two commands.
-        resize: the policy's camera geometry, see `rfedge.robot.camera`.
         max_age_s: a camera that shows the same picture for longer is refused: two pictures of a real camera differ; None
             for simulators, whose pictures may be equal.
+
+    Raises:
+        ConfigError: not 6 names of the pose, neither 0 nor 15 of the state, neither 0 nor 3 of the rotation, or an
+            unknown form or geometry.
     """
 
     static: str = "front"
@@ -74,12 +72,6 @@ class LeRobotKeys:
     max_age_s: float | None = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse lists of another length and unknown names.
-
-        Raises:
-            ConfigError: not 6 names of the pose, neither 0 nor 15 of the state, neither 0 nor 3 of the rotation, or an
-                unknown form or geometry.
-        """
         check_resize(self.resize)
         lists = (
             ("pose", self.pose, (POSE_SIZE,)),
@@ -92,13 +84,7 @@ class LeRobotKeys:
                 raise ConfigError(
                     f"LeRobotKeys.{name}", got=f"{len(keys)} names", expected=expected, remedy="See rfedge.messages."
                 )
-        if self.rotation_form not in ROTATION_FORMS:
-            raise ConfigError(
-                "LeRobotKeys.rotation_form",
-                got=repr(self.rotation_form),
-                expected=did_you_mean(self.rotation_form, ROTATION_FORMS),
-                remedy="Choose one of them.",
-            )
+        one_of(ROTATION_FORMS, self.rotation_form, "LeRobotKeys.rotation_form")
 
 
 class LeRobotLike(Protocol):
@@ -141,11 +127,7 @@ def action_to_lerobot(
 ) -> dict[str, float]:
     """Return the dictionary for `send_action` of an action (7,); one without a gripper command has no key for it.
 
-    Args:
-        euler_rad: (3,) measured fixed-axis xyz angles of the tool; None where nobody measures them.
-
-    Raises:
-        ContractError: the action rotates and nobody knows from where.
+    `euler_rad` (3,) are measured fixed-axis xyz angles of the tool. ContractError: the action rotates and there are none.
     """
     translation_m, rotation_rad = tool_step(action, euler_rad)
     pose = (*(translation_m / keys.metres_per_unit).tolist(), *(rotation_rad / keys.radians_per_unit).tolist())
@@ -156,14 +138,7 @@ def action_to_lerobot(
 
 
 class LeRobotRobot:
-    """Drives a connected LeRobot robot.
-
-    Args:
-        robot: connected; whoever connected it disconnects it.
-
-    Raises:
-        ConfigError: the robot does not take one of the commands.
-    """
+    """Drives a connected LeRobot robot; ConfigError where it does not take one of the commands."""
 
     def __init__(self, robot: LeRobotLike, keys: LeRobotKeys | None = None, *, clock: Clock | None = None) -> None:
         self._robot = robot
@@ -209,11 +184,7 @@ class LeRobotRobot:
         return observation
 
     def apply(self, action: npt.NDArray[np.float32]) -> None:
-        """Send one control step.
-
-        Raises:
-            ContractError: it rotates and the robot does not report its orientation.
-        """
+        """Send one control step; ContractError where it rotates and the robot does not report its orientation."""
         self._robot.send_action(action_to_lerobot(action, self._keys, self._euler_rad))
         self._last = action
         if self._euler_rad is not None:  # until the next frame says where it came to
@@ -235,12 +206,7 @@ def _orientation(fields: Mapping[str, Any], observation: Observation, keys: LeRo
 
 
 def connect_lerobot(config: Any, keys: LeRobotKeys | None = None) -> LeRobotRobot:
-    """Make and connect the robot of a `lerobot.robots.RobotConfig`.
-
-    Raises:
-        BackendUnavailableError: lerobot is not installed.
-        ConfigError: see `LeRobotRobot`.
-    """
+    """Make and connect the robot of a `lerobot.robots.RobotConfig`."""
     robots = import_optional("lerobot.robots", needed_for="LeRobot robot", remedy="pip install lerobot.")
     robot = robots.make_robot_from_config(config)
     robot.connect()

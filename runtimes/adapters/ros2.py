@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,8 +36,7 @@ from rfedge.messages import (
 from rfedge.robot.camera import DEFAULT_RESIZE, check_resize
 from rfedge.robot.conventions import Conventions, HasConventions, refuse_disagreement
 from rfedge.robot.rotations import quaternions_to_euler
-from rfedge.runtimes.adapters.images import fit_camera
-from rfedge.runtimes.adapters.tool_step import tool_step
+from rfedge.runtimes.adapters.conversion import fit_camera, tool_step
 from rfedge.runtimes.backends.optional_library import import_optional
 
 __all__ = ["Ros2Robot", "Ros2Settings", "image_from_message", "state_from_pose", "twist_of_action"]
@@ -57,16 +57,13 @@ class Ros2Settings:
     """Topics and units.
 
     Attributes:
-        static_topic, gripper_topic: cameras.
         pose_topic: None when nobody publishes the tool's pose; actions that rotate are refused then.
-        twist_topic, gripper_command_topic: where commands go.
-        frame: frame of the twist; the policy's actions are in the world frame.
-        rate_hz: control steps per second: a step of 0.02 m is a speed of 0.02 m times this. `for_policy` takes the policy's.
+        frame: of the twist; the policy's actions are in the world frame.
+        rate_hz: a step of 0.02 m is a speed of 0.02 m times this. `for_policy` takes the policy's.
         gripper_closed, gripper_open: positions of the gripper's joint, in its own unit.
         max_age_s: a frame older than this is no frame.
         uses_stamps: whether ages count from the messages' header stamps, by this machine's clock; False where they are of
             another clock, such as a simulator's, and ages count from arrival.
-        resize: the policy's camera geometry, see `rfedge.robot.camera`.
     """
 
     static_topic: str = "/static_camera/image_raw"
@@ -83,20 +80,11 @@ class Ros2Settings:
     resize: str = DEFAULT_RESIZE
 
     def __post_init__(self) -> None:
-        """Refuse an unknown geometry.
-
-        Raises:
-            ConfigError: `resize` is none.
-        """
         check_resize(self.resize)
 
     @classmethod
     def for_policy(cls, policy: HasConventions, **settings: Any) -> Ros2Settings:
-        """Return `settings` with the rate and camera geometry of a policy.
-
-        Raises:
-            ConfigError: one of both is among `settings` and is another.
-        """
+        """Return `settings` with the rate and camera geometry of a policy; ConfigError where one of them is another."""
         own = policy.conventions
         given = Conventions(settings.get("rate_hz"), settings.get("resize"))
         refuse_disagreement("Ros2Settings", given, "the policy", own)
@@ -134,9 +122,7 @@ def image_from_message(message: Any) -> UInt8Array:
 def state_from_pose(pose: Any, gripper: float) -> npt.NDArray[np.float64]:
     """Return robot_obs, float64 (15,), of a geometry_msgs/Pose and the last gripper command, 0 before the first one.
 
-    Joints and width are 0.
-
-    That is enough for a workspace. A policy with proprioception needs the others too: subclass `Ros2Robot`.
+    Joints and width are 0. That is enough for a workspace; for a policy with proprioception subclass `Ros2Robot`.
     """
     turn = pose.orientation
     state = np.zeros(STATE_SIZE)
@@ -151,18 +137,13 @@ def twist_of_action(
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return the linear (m/s) and angular (rad/s) speed, world frame, that makes an action (7,) in one control step.
 
-    Args:
-        rate_hz: control steps per second.
-        euler_rad: (3,) measured fixed-axis xyz angles of the tool; None where nobody measures them.
-
-    Raises:
-        ContractError: the action rotates and nobody knows from where.
+    `euler_rad` (3,) are measured fixed-axis xyz angles of the tool. ContractError: the action rotates and there are none.
     """
     x, y, z, about_x, about_y, about_z = np.concatenate(tool_step(action, euler_rad)) * rate_hz
     return (float(x), float(y), float(z)), (float(about_x), float(about_y), float(about_z))
 
 
-class Ros2Robot:
+class Ros2Robot(AbstractContextManager["Ros2Robot"]):
     """Subscribes and publishes; use it as a context manager or call `close`.
 
     Raises:
@@ -207,12 +188,7 @@ class Ros2Robot:
         """The rate that a twist's speed is for, and the camera geometry."""
         return Conventions(self._settings.rate_hz, self._settings.resize)
 
-    def __enter__(self) -> Ros2Robot:
-        """Return the robot, which is connected already."""
-        return self
-
     def __exit__(self, *error: object) -> None:
-        """Close it."""
         self.close()
 
     def close(self) -> None:

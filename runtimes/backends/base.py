@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from rfedge.config import PolicyConfig
 from rfedge.contract import GraphContract, GraphName, PolicyContract
-from rfedge.errors import ConfigError, ContractError, did_you_mean
+from rfedge.errors import ConfigError, ContractError, one_of
 from rfedge.records.plan import Option
 from rfedge.runtimes.backends.ort_providers import PROVIDERS, parse_provider
 from rfedge.runtimes.policy.text import InstructionEncoder
@@ -37,25 +36,12 @@ TORCH_WEIGHTS: Final = ("as-is", "nf4", "llm-int8")
 class RuntimeSettings:
     """How a policy is loaded; a backend that cannot follow a setting says so in `GraphRunner.effective_settings`.
 
-    Attributes:
-        threads: threads one operator may use; 0 leaves the choice to the backend.
-        providers: onnxruntime execution providers in order of preference; nothing is chosen behind your back.
-        optimization: graph optimisation level, one of `OPTIMIZATION_LEVELS`.
-        spinning: what onnxruntime's worker threads do while they wait, one of `SPINNING`. `within-call` busy-waits
-            between two operators and sleeps between two calls: the latency of `always` without stealing cores from
-            the camera, the simulator or another session.
-        precision_hint: what OpenVINO computes in where the graph says float, one of `PRECISION_HINTS`.
-        check_inputs: compare every input with the contract on each call.
-        verify: hash the bundle's files on load.
-        torch_dtype: what PyTorch computes in, one of `TORCH_DTYPES`; other backends compute in what their graph says.
-        torch_weights: how PyTorch keeps the weights of the backbone's MatMuls, one of `TORCH_WEIGHTS`; all but `as-is` need
-            bitsandbytes.
-        cuda_graph: let TensorRT replay captured steps.
-        one_stage_at_a_time: of a backbone in two graphs, load each for its call and free it before the next: the least
-            memory, and a load in every call.
+    Raises:
+        ConfigError: a name is unknown, `threads` is negative or `providers` empty.
     """
 
-    threads: Annotated[int, Option("Threads of the policy; 0 is all physical cores.")] = 0
+    threads: Annotated[int, Option("Threads of the policy; 0 is all physical cores.")] = 0  # of one operator
+    # of onnxruntime, in order of preference; nothing is chosen behind your back
     providers: Annotated[
         tuple[str, ...],
         Option(
@@ -67,24 +53,19 @@ class RuntimeSettings:
         ),
     ] = ("CPUExecutionProvider",)
     optimization: str = "all"
+    # `within-call` busy-waits between two operators and sleeps between two calls: it steals no cores
     spinning: Annotated[str, Option("onnxruntime workers: always, within-call or never.", choices=SPINNING)] = "within-call"
-    precision_hint: str = "f32"
+    precision_hint: str = "f32"  # what OpenVINO computes in where the graph says float
     check_inputs: bool = True
-    verify: bool = True
-    torch_dtype: str = "float32"
-    torch_weights: str = "as-is"
-    cuda_graph: bool = True
+    verify: bool = True  # hash the bundle's files on load
+    torch_dtype: str = "float32"  # other backends compute in what their graph says
+    torch_weights: str = "as-is"  # of the backbone's MatMuls; all but `as-is` need bitsandbytes
+    cuda_graph: bool = True  # let TensorRT replay captured steps
     one_stage_at_a_time: Annotated[
-        bool,
-        Option("Of a backbone in two stages, load each for its call and free it before the next: least memory, slow."),
+        bool, Option("Of a backbone in two stages, load each for its call and free it before the next: least memory, slow.")
     ] = False
 
     def __post_init__(self) -> None:
-        """Refuse unknown names.
-
-        Raises:
-            ConfigError: one of the names is unknown, `threads` is negative or `providers` empty.
-        """
         for name, value, choices in (
             ("optimization", self.optimization, OPTIMIZATION_LEVELS),
             ("spinning", self.spinning, SPINNING),
@@ -92,10 +73,7 @@ class RuntimeSettings:
             ("torch_dtype", self.torch_dtype, TORCH_DTYPES),
             ("torch_weights", self.torch_weights, TORCH_WEIGHTS),
         ):
-            if value not in choices:
-                raise ConfigError(
-                    name, got=repr(value), expected=did_you_mean(value, choices), remedy="Choose one of these names."
-                )
+            one_of(choices, value, name)
         if not 0 <= self.threads <= _MOST_THREADS:
             raise ConfigError(
                 "threads",
@@ -122,11 +100,7 @@ class GraphRunner(ABC):
     """Runs one graph of a policy; use it as a context manager or call `activate` and `deactivate`.
 
     A runner keeps no state between calls (recurrent state is an input and an output), but it owns buffers: one
-    thread at a time.
-
-    Args:
-        contract: names, shapes and dtypes of its inputs and outputs.
-        check_inputs: compare every input with the contract on each call.
+    thread at a time. With `check_inputs` every input is compared with the contract on each call.
     """
 
     def __init__(self, stage: Stage, contract: GraphContract, *, check_inputs: bool = True) -> None:
@@ -148,26 +122,17 @@ class GraphRunner(ABC):
             self._deactivate()
 
     def __enter__(self) -> GraphRunner:
-        """Activate and return the runner."""
         self.activate()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Deactivate."""
+    def __exit__(self, *error: object) -> None:
         self.deactivate()
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph once.
-
-        Args:
-            inputs: one array per input of the contract.
-
-        Returns:
-            One array per output of the contract; the caller owns them, no later call writes into them.
+        """Run the graph once on one array per input of the contract; the caller owns what it returns, one array per output.
 
         Raises:
-            ContractError: an input does not fit the contract, or an output holds NaN or Inf; the text names the
-                tensor and, for an output, the stage.
+            ContractError: an input does not fit the contract, or an output holds NaN or Inf; the text names the tensor.
         """
         if not self._is_active:
             raise RuntimeError(f"{type(self).__name__} of the {self.stage} is not active; call activate() first")
@@ -222,27 +187,17 @@ class GraphRunner(ABC):
 
 @dataclass(frozen=True)
 class PolicyParts:
-    """Everything `rfedge.runtimes.policy.edge_policy.EdgePolicy` needs, whichever backend made it.
+    """Everything `rfedge.runtimes.policy.edge_policy.EdgePolicy` needs, whichever backend made it."""
 
-    Attributes:
-        source: the bundle or checkpoint folder.
-        backend: registry name.
-        precision: what the backbone really computes in, for instance "int8"; never only what was asked for.
-        forced_past: thresholds that the bundle missed when it was exported with --force, each with its number.
-        tuned: one line about the choice of `rfedge tune` that was followed; "" where there was none.
-        size_bytes: files that have to be on the robot; of a checkpoint whose precision is made while it is loaded, its
-            weights in memory.
-    """
-
-    source: Path
+    source: Path  # the bundle or checkpoint folder
     backend: str
     config: PolicyConfig
     contract: PolicyContract
     backbone: GraphRunner
     head: GraphRunner
     encoder: InstructionEncoder
-    precision: str
-    size_bytes: int
+    precision: str  # what the backbone really computes in, never only what was asked for
+    size_bytes: int  # of the files; in memory where a checkpoint's precision is made while loading
     block_precisions: Mapping[str, str] = field(default_factory=dict)
-    forced_past: tuple[str, ...] = ()
-    tuned: str = ""
+    forced_past: tuple[str, ...] = ()  # thresholds that the bundle missed when exported with --force
+    tuned: str = ""  # the choice of `rfedge tune` that was followed

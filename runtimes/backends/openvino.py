@@ -30,11 +30,6 @@ _DEVICE: Final = "CPU"
 class OpenVinoRunner(GraphRunner):
     """One ONNX file compiled for the CPU; what is not quantized is computed in fp32 or in what the hint says.
 
-    Args:
-        stage: which graph of the policy this is.
-        model_path: the ONNX file; external weights lie beside it.
-        settings: threads, precision hint and input checks are used.
-
     Raises:
         ArtifactError: on activation, OpenVINO cannot compile the graph.
     """
@@ -49,7 +44,6 @@ class OpenVinoRunner(GraphRunner):
         self._threads = ""
 
     def effective_settings(self) -> dict[str, str]:
-        """Device and threads as the compiled model reports them; empty while inactive."""
         if self._request is None:
             return {}
         return {
@@ -59,7 +53,6 @@ class OpenVinoRunner(GraphRunner):
         }
 
     def profile(self, inputs: Mapping[str, Array], num_calls: int) -> list[NodeTime]:
-        """Time every operator in a compiled model of its own."""
         request = self._compile({"PERF_COUNT": True}).create_infer_request()
         durations: dict[tuple[str, str], list[float]] = {}
         for call in range(num_calls + 1):
@@ -107,11 +100,7 @@ class OpenVinoRunner(GraphRunner):
 
 
 def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
-    """Open a bundle with its backbone in OpenVINO; nothing is loaded until the runners are activated.
-
-    Raises:
-        ArtifactError: the bundle is missing, incomplete or altered.
-    """
+    """Open a bundle with its backbone in OpenVINO; nothing is loaded until the runners are activated."""
     parts = open_with_onnxruntime(path, settings)
     bundle = load_bundle(path, verify=False)  # verified a line above, if it is to be
 

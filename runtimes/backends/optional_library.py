@@ -9,11 +9,7 @@ from rfedge.errors import BackendUnavailableError
 
 
 def import_optional(module: str, *, needed_for: str, remedy: str) -> ModuleType:
-    """Import `module`.
-
-    Raises:
-        BackendUnavailableError: it, or something that it needs, is not installed.
-    """
+    """Import `module`; BackendUnavailableError where it, or something that it needs, is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -23,7 +23,7 @@ from rfedge.bundle.engines import graph_hashes
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact, runs_cpu_form
 from rfedge.bundle.stages import graph_of_block
 from rfedge.contract import GraphContract
-from rfedge.errors import ArtifactError, BackendUnavailableError, PolicyUnavailableError
+from rfedge.errors import ArtifactError, BackendUnavailableError, PolicyUnavailableError, first_line
 from rfedge.runtimes.backends.base import GraphRunner, NodeTime, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.backends.ort_providers import DeviceInputs, device_of, engine_cache_folder, provider_options
 from rfedge.runtimes.policy.backbone import open_backbone
@@ -44,12 +44,6 @@ _ERRORS_ONLY: Final = 3  # onnxruntime's log level; its warnings on graph rewrit
 
 class OrtRunner(GraphRunner):
     """One ONNX file in one onnxruntime session.
-
-    Args:
-        stage: which graph of the policy this is.
-        model_path: the ONNX file; external weights lie beside it.
-        disabled_optimizers: onnxruntime graph optimizers to leave out.
-        engine_cache: where the TensorRT provider may keep its engines; None keeps none.
 
     Raises:
         BackendUnavailableError: on activation, a provider is not in this build of onnxruntime or fell back.
@@ -85,7 +79,6 @@ class OrtRunner(GraphRunner):
             running.terminate = True
 
     def effective_settings(self) -> dict[str, str]:
-        """Providers and threads as the session reports them; empty while inactive."""
         if self._session is None:
             return {}
         options = self._session.get_session_options()
@@ -99,7 +92,6 @@ class OrtRunner(GraphRunner):
         }
 
     def profile(self, inputs: Mapping[str, Array], num_calls: int) -> list[NodeTime]:
-        """Time every operator in a session of its own, which is loaded for it."""
         with tempfile.TemporaryDirectory() as folder:
             options = self._session_options()
             options.enable_profiling = True
@@ -127,7 +119,7 @@ class OrtRunner(GraphRunner):
         except Exception as error:  # onnxruntime's error classes share no base of their own
             raise ArtifactError(
                 f"graph {self._model_path.name}",
-                got=f"onnxruntime error {_first_line(error)!r}",
+                got=f"onnxruntime error {first_line(error)!r}",
                 expected="a graph this onnxruntime can run",
                 remedy="Update onnxruntime or export the bundle again.",
             ) from error
@@ -260,10 +252,6 @@ def _fits(shape: Sequence[int | str | None], wanted: Sequence[int]) -> bool:
     return all(not isinstance(have, int) or want in (-1, have) for have, want in zip(shape, wanted, strict=True))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def head_settings(graph: Path, settings: RuntimeSettings) -> RuntimeSettings:
     """Return the settings of a head: one thread for a small one, whose call is over before a second thread has woken up."""
     if graph.stat().st_size > _SMALL_HEAD_BYTES:
@@ -272,11 +260,7 @@ def head_settings(graph: Path, settings: RuntimeSettings) -> RuntimeSettings:
 
 
 def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
-    """Open a bundle for onnxruntime; nothing is loaded until the runners are activated.
-
-    Raises:
-        ArtifactError: the bundle is missing, incomplete or altered.
-    """
+    """Open a bundle for onnxruntime; nothing is loaded until the runners are activated."""
     bundle = load_bundle(path, verify=settings.verify)
     config, contract, blocks = bundle.policy, bundle.contract, bundle.manifest.precision.blocks
     on_cpu = settings.providers[0] == "CPUExecutionProvider"

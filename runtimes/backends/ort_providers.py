@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 from rfedge.io.cache import cache_folder
 
 Array = npt.NDArray[Any]
@@ -30,16 +30,8 @@ PROVIDERS: Final = {
 
 
 def parse_provider(name: str) -> tuple[str, ...]:
-    """Return onnxruntime's names, in order of preference, for a short one such as "cuda".
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    if name not in PROVIDERS:
-        raise ConfigError(
-            "--provider", got=repr(name), expected=did_you_mean(name, PROVIDERS), remedy="Choose one of these names."
-        )
-    return PROVIDERS[name]
+    """Return onnxruntime's names, in order of preference, for a short one such as "cuda"."""
+    return PROVIDERS[one_of(PROVIDERS, name, "--provider")]
 
 
 def device_of(provider: str) -> str:
@@ -48,11 +40,7 @@ def device_of(provider: str) -> str:
 
 
 def provider_options(provider: str, engine_cache: Path | None = None) -> dict[str, str]:
-    """Return the options that a session gives to `provider`.
-
-    Args:
-        engine_cache: where the TensorRT provider may keep its engines; None keeps none.
-    """
+    """Return the options that a session gives to `provider`; without `engine_cache` TensorRT's engines are not kept."""
     if provider == _CUDA:
         return {"use_tf32": "0"}
     if provider == _OPENVINO:

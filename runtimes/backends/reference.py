@@ -27,11 +27,7 @@ Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 class TorchRunner(GraphRunner):
     """Calls one half of a PyTorch policy, eager, under the same contract as an exported graph.
 
-    Args:
-        contract: its inputs, passed to `forward` by name, and its outputs, returned in contract order.
-        forward: the bound method of the policy.
-        check_inputs: compare every input with the contract on each call.
-        dtype: what the policy computes in; floats are converted on the way in and out.
+    Inputs go to `forward` by name; floats are converted to `dtype` on the way in and to float32 on the way out.
     """
 
     def __init__(
@@ -48,7 +44,6 @@ class TorchRunner(GraphRunner):
         self._dtype = dtype
 
     def effective_settings(self) -> dict[str, str]:
-        """Threads are a setting of the whole process in PyTorch."""
         return {"providers": "torch eager cpu", "threads": str(torch.get_num_threads())}
 
     def _activate(self) -> None:

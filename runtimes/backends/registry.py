@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final, cast
 
-from rfedge.errors import BackendUnavailableError, ConfigError, did_you_mean
+from rfedge.errors import BackendUnavailableError, one_of
 from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.backends.tuned import find_choice
 
@@ -37,14 +37,11 @@ def import_backend(backend: str) -> ModuleType:
     """Import what runs a backend, and its library; for "auto" the one that runs without a choice.
 
     Raises:
-        ConfigError: no backend has this name; the text names the nearest one.
+        ConfigError: no backend has this name.
         BackendUnavailableError: the backend's library is not on this machine.
     """
     backend = DEFAULT_BACKEND if backend == AUTO else backend
-    if backend not in _BACKENDS:
-        raise ConfigError(
-            "backend", got=repr(backend), expected=did_you_mean(backend, BACKENDS), remedy="Choose one of these names."
-        )
+    one_of(BACKENDS, backend, "backend")
     module_name, _, remedy = _BACKENDS[backend]
     try:
         return importlib.import_module(module_name)
@@ -63,7 +60,7 @@ def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyPar
     default, and is onnxruntime where there is none.
 
     Raises:
-        ConfigError: no backend has this name; the text names the nearest one.
+        ConfigError: no backend has this name.
         BackendUnavailableError: the backend's library is not on this machine.
         ArtifactError: the bundle or checkpoint is missing, incomplete or altered.
     """

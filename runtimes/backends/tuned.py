@@ -24,26 +24,19 @@ _NO_CODE: Final = ("embedding", "tokenizer", "instructions", "record", "proof") 
 
 
 class TunedChoice(Record):
-    """The fastest way to run a bundle that was found, and by how much.
-
-    Attributes:
-        key: what it holds for, see `tuning_key`.
-        call_ms: median of a policy call.
-        speedup: over onnxruntime as it runs without a choice: of the one duel, or the product of those on the way.
-        noise_floor: of the default over itself.
-    """
+    """The fastest way to run a bundle that was found, and by how much."""
 
     format: Literal["rfedge-tuned"] = "rfedge-tuned"
     schema_version: int = 1
     measured_at: str
-    key: dict[str, str]
+    key: dict[str, str]  # what it holds for, see `tuning_key`
     backend: str
     threads: int
     spinning: str
     precision_hint: str
-    call_ms: float
-    speedup: Ratio
-    noise_floor: Ratio
+    call_ms: float  # median of a policy call
+    speedup: Ratio  # over untuned onnxruntime: of the one duel, or the product of those on the way
+    noise_floor: Ratio  # of the default over itself
 
     def settings(self, given: RuntimeSettings) -> RuntimeSettings:
         """Return `given` with the choice in every field that it leaves at its default."""
@@ -56,7 +49,6 @@ class TunedChoice(Record):
         return dataclasses.replace(given, **chosen)
 
     def describe(self) -> str:
-        """Return the choice in one line."""
         how = f"spinning {self.spinning}" if self.backend == "onnxruntime" else f"hint {self.precision_hint}"
         return (
             f"{self.backend}, {self.threads or 'all'} threads, {how}: {self.speedup.value:.2f}x of untuned onnxruntime "
@@ -80,7 +72,6 @@ def tuning_key(bundle: Bundle) -> dict[str, str]:
 
 
 def choice_file(key: dict[str, str]) -> Path:
-    """Return where the choice for this key lies, if there is one."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_folder("tuned") / f"{digest[:24]}.json"
 

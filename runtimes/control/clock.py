@@ -26,8 +26,6 @@ class Clock(Protocol):
 
 
 class MonotonicClock:
-    """The machine's own."""
-
     def now_s(self) -> float:
         return time.monotonic()
 
@@ -58,14 +56,7 @@ class RateKeeper:
 
     A step that is late by whole periods skips their deadlines instead of running the next steps in a burst: a robot
     that catches up moves faster than commanded. With a clock that is set back the deadlines begin anew; one that is
-    set forward is a late step.
-
-    Args:
-        rate_hz: deadlines per second.
-
-    Attributes:
-        wake_lag_s: how long after its deadline the present step really began; in time, it is what the system needed
-            to wake the thread.
+    set forward is a late step. `wake_lag_s` is how long after its deadline the present step really began.
 
     Raises:
         ConfigError: the rate is not a positive number.
@@ -84,10 +75,7 @@ class RateKeeper:
         self.wake_lag_s = 0.0
 
     def wait(self) -> float:
-        """Wait for the next deadline and return how late this call was, in seconds (0.0 when in time).
-
-        The first call only starts the clock.
-        """
+        """Wait for the next deadline and return how late this call was, in seconds; the first call only starts the clock."""
         now_s = self._clock.now_s()
         if self._start_s is None:
             self._start_s = now_s

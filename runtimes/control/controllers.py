@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import ConfigError, one_of
 from rfedge.runtimes.control.clock import Clock
 from rfedge.runtimes.control.ensembling import TemporalEnsemble
 from rfedge.runtimes.control.modes import ClosedLoop, Controller, JumpStep, OpenLoop, check_jumps
@@ -40,13 +40,11 @@ def make_controller(
     clock: Clock | None = None,
     arrivals: Arrivals | None = None,
 ) -> Controller:
-    """Wrap `policy` in the loop called `mode`.
+    """Wrap `policy` in the loop called `mode`, as `choose_loop` chooses it.
 
     Args:
-        mode, execute_steps: see `choose_loop`.
         ensemble: decay of the weights of a temporal ensemble; None for none.
         modes: what the caller can use: `SYNCHRONOUS_MODES` where a run must not depend on time.
-        clock: where an overlapped loop's time comes from.
         arrivals: of a recorded overlapped run, see `rfedge.runtimes.control.overlapped.Overlapped`.
 
     Raises:
@@ -73,12 +71,9 @@ def choose_loop(
 ) -> tuple[str, int]:
     """Return the mode and the control steps per inference; what is not asked for is what the policy was trained for.
 
-    Args:
-        policy: whose stride decides: closed loop for 1, jump-step for more.
-        mode: one of `modes`. Where only the steps are given: closed-loop for 1, jump-step for the policy's stride, else
-            open-loop.
-        execute_steps: actions played per inference; in overlapped mode the least number of control steps between two
-            frames. Where only the mode is given: 1 in closed loop, the whole chunk in open loop, else the policy's stride.
+    Where only the steps are given, the mode is closed-loop for 1, jump-step for the policy's stride, else open-loop. Where
+    only the mode is given, the steps are 1 in closed loop, the whole chunk in open loop, else the policy's stride. In
+    overlapped mode they are the least number of control steps between two frames.
 
     Raises:
         ConfigError: the mode is unknown, or none of the policy's, or allows one number only and it is another.
@@ -87,8 +82,7 @@ def choose_loop(
     if mode is None:
         steps = stride if execute_steps is None else execute_steps
         return "closed-loop" if steps == 1 else "jump-step" if steps == stride else "open-loop", steps
-    if mode not in modes:
-        raise ConfigError("mode", got=repr(mode), expected=did_you_mean(mode, modes), remedy="Choose one of these names.")
+    one_of(modes, mode, "mode")
     if mode == "jump-step":
         check_jumps(stride)
     default = {"closed-loop": 1, "open-loop": policy.chunk_size}.get(mode, stride)

@@ -28,11 +28,8 @@ ACT_DECAY = 0.01
 class TemporalEnsemble:
     """A policy whose chunks are means over what the chunks before predicted for the same control steps.
 
-    It is asked every `execute_steps` control steps, by whichever loop wraps it.
-
-    Args:
-        execute_steps: control steps from one call to the next.
-        decay: 0 weighs all predictions alike; above 0 the older ones weigh more, below 0 the newer ones.
+    The loop that wraps it asks every `execute_steps` control steps. A `decay` of 0 weighs all predictions alike; above 0 the
+    older ones weigh more, below 0 the newer ones.
 
     Raises:
         ConfigError: no two chunks overlap, or the decay is not finite.
@@ -67,16 +64,11 @@ class TemporalEnsemble:
         return self._policy.frame_stride
 
     def reset(self, instruction: str) -> None:
-        """Drop all chunks and reset the policy."""
         self._policy.reset(instruction)
         self._chunks.clear()
 
     def act(self, observation: Observation) -> PolicyStep:
-        """Ask the policy and return the mean of all that is known about the next `chunk_size` steps.
-
-        Raises:
-            ContractError: the policy refuses the frame.
-        """
+        """Ask the policy and return the mean of all that is known about the next `chunk_size` steps."""
         step = self._policy.act(observation)
         self._chunks.append(step.actions)
         return replace(step, actions=self._mean())

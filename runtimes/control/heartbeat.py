@@ -31,13 +31,12 @@ _ATTEMPTS: Final = 3
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 
 
-class Heartbeat:
+class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
     """The loop's side; use it as a context manager or call `close`.
 
     Args:
         connect: "module:function", see this module.
         within_s: the robot is stopped when no beat came for so long; counted from the first beat on.
-        ready_timeout_s: the process has so long to connect.
 
     Raises:
         ConfigError: `within_s` is not a positive number.
@@ -64,20 +63,11 @@ class Heartbeat:
             self.close()
             raise self._gone("no connection")
 
-    def __enter__(self) -> Heartbeat:
-        """Return the heartbeat, which is ready already."""
-        return self
-
     def __exit__(self, *error: object) -> None:
-        """Close it."""
         self.close()
 
     def beat(self) -> None:
-        """Say that an action was sent; call it in `Robot.apply`.
-
-        Raises:
-            BackendUnavailableError: the process has ended; nobody would stop the robot.
-        """
+        """Say that an action was sent; call it in `Robot.apply`. BackendUnavailableError: nobody would stop the robot."""
         try:
             os.write(self._pipe, _BEAT)
         except BlockingIOError:

@@ -19,7 +19,7 @@ from rfedge.errors import ConfigError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.robot.conventions import Conventions, conventions_of, refuse_disagreement
 from rfedge.runtimes.control.clock import Clock, MonotonicClock, Pace, RateKeeper
-from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.modes import Controller, ControlStep, Missing
 from rfedge.runtimes.control.resting import Rest, driving
 from rfedge.runtimes.control.robot import HeartbeatRobot, Robot, SimulatedRobot
@@ -44,34 +44,20 @@ _MS_PER_S: Final = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class LoopSummary:
-    """What a run amounts to; its size does not depend on its length.
+    """What a run amounts to; its size does not depend on its length."""
 
-    Attributes:
-        ended: why it ended, see `Ending`.
-        success: whether it succeeded; None when nobody checked.
-        num_steps: control steps run.
-        num_inferences: answers of the policy.
-        num_missed: steps without an action in time; in `num_starved` of them an overlapped chunk was used up, in
-            `num_unavailable` the policy had no answer, in the others it came late.
-        num_starting: steps before the first chunk of an overlapped run.
-        interventions: how often each kind happened; kinds that did not are left out.
-        max_lag_s: the latest beginning of a step.
-        max_age_ms: the oldest frame behind an action.
-        frozen: camera -> frames with the very picture of the frame before; cameras without one are left out. Two pictures
-            of a real camera are never equal; those of a simulator are while nothing moves.
-    """
-
-    ended: Ending
-    success: bool | None
+    ended: Ending  # see `Ending`
+    success: bool | None  # None when nobody checked
     num_steps: int
     num_inferences: int
-    num_missed: int
-    num_starved: int
-    num_unavailable: int
-    num_starting: int
-    interventions: dict[str, int]
+    num_missed: int  # steps without an action in time: starved, unavailable or late
+    num_starved: int  # of them, those whose overlapped chunk was used up
+    num_unavailable: int  # of them, those in which the policy had no answer
+    num_starting: int  # before the first chunk of an overlapped run
+    interventions: dict[str, int]  # by kind; kinds that did not happen are left out
     max_lag_s: float
-    max_age_ms: float
+    max_age_ms: float  # of the frame behind an action
+    # camera -> frames with the very picture of the frame before; a real camera never has two equal ones
     frozen: dict[str, int] = field(default_factory=dict)
 
 
@@ -80,23 +66,19 @@ class ControlLoop:
     """A controller, a robot and what stands between them.
 
     Attributes:
-        controller: asked for one action per step.
-        robot: gets it.
         pace: says when a step begins; None runs as fast as it goes and never misses.
-        late: what happens on a missed step.
-        guard: limits.
         backbone_deadline_s: longest an inference may take before the robot is stopped; None is the step's deadline.
-        stop: ends the run from outside.
-        clock: for ages and durations.
         priority: of the thread while it runs, see `rfedge.runtimes.control.scheduling`; None is ordinary.
-        step_deadline_s: longest a whole control step may take before the robot is stopped: instruction, reset, frame,
-            inference, action, `on_step` and `success`. None is `backbone_deadline_s` and two seconds, or two seconds where a
-            rate is held, or else, as fast as it goes, no limit; `math.inf` is no limit either. A first step, which finds the
-            arm at rest, has 30 seconds unless this says otherwise.
+        step_deadline_s: longest a whole control step may take before the robot is stopped, `on_step` and `success`
+            included. None is `backbone_deadline_s` and two seconds, or two seconds where a rate is held, else no limit. A
+            first step, which finds the arm at rest, has 30 seconds unless this says otherwise.
         heartbeat_s: passed to the robot, which then rests by itself when no action comes for so long; None for none.
         cancel: called from another thread once the robot was stopped in a step that hangs, such as `EdgePolicy.cancel`.
         stop_after_frozen: ends the run when a camera has shown one picture in so many more frames in a row; None never does.
         speed: share of the policy's own rate that `pace` holds, for slow first runs.
+
+    Raises:
+        ConfigError: `stop_after_frozen` is below 1.
     """
 
     controller: Controller
@@ -115,11 +97,6 @@ class ControlLoop:
     speed: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a limit that no frame is within.
-
-        Raises:
-            ConfigError: `stop_after_frozen` is below 1.
-        """
         if self.stop_after_frozen is not None and self.stop_after_frozen < 1:
             raise ConfigError(
                 "stop_after_frozen",
@@ -142,15 +119,13 @@ class ControlLoop:
         Args:
             instruction: plain words, or asked for before every step; the controller is reset whenever it changes.
             success: asked after each step; None when nobody can check.
-            on_step: called with about each step after its action was sent.
+            on_step: called with each step after its action was sent.
             observe_every_step: take a frame on every step for `on_step`, needed or not.
 
         Raises:
             ContractError: the policy refuses a frame, or its action is not finite; zero motion was sent then.
-            ConfigError: another loop drives this robot, or it has no heartbeat; it was not touched.
+            ConfigError: another loop drives this robot, it has no heartbeat, or rates or cameras disagree; nothing was sent.
             BackendUnavailableError: this user may not have `priority`; nothing was sent but a stop.
-            ConfigError: pace or robot have another rate, or the robot another camera geometry, than the policy; nothing was
-                sent.
         """
         self._check_conventions()
         rest = Rest(self.robot)
@@ -226,7 +201,7 @@ class ControlLoop:
 
 @contextlib.contextmanager
 def _collector_frozen() -> Iterator[None]:
-    """Keep what exists now out of the garbage collector's sight: a look at all of it takes longer than some steps have."""
+    """Keep what exists now out of the garbage collector's sight: to scan all of it takes longer than some steps have."""
     gc.freeze()
     try:
         yield
@@ -307,7 +282,8 @@ class _Run:
             self._on_step(step)
         if "not-finite" in interventions:
             raise not_finite()
-        return self._end()
+        limit = loop.late.stop_after_misses
+        return "misses" if limit is not None and self._misses_in_a_row >= limit else None
 
     def _follow(self) -> str | None:
         """Reset the controller if the instruction changed; return the new one."""
@@ -362,10 +338,6 @@ class _Run:
         if len(self._frame_times_s) > 1 and not step.missing:
             for index in [index for index in self._frame_times_s if index < oldest]:
                 del self._frame_times_s[index]
-
-    def _end(self) -> Ending | None:
-        limit = self._loop.late.stop_after_misses
-        return "misses" if limit is not None and self._misses_in_a_row >= limit else None
 
     def summary(self, ended: Ending, success: bool | None) -> LoopSummary:  # noqa: FBT001 - private, passed once
         counts = self._loop.guard.counts

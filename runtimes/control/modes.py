@@ -42,41 +42,24 @@ Missing = Literal["starting", "starved", "unavailable"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ControlStep:
-    """One control step: what the controller answered, then what the loop did with it, as `on_step` receives it.
+    """One control step: what the controller answered, then what the loop did with it, as `on_step` receives it."""
 
-    Attributes:
-        action: float32 (7,); zero motion with the gripper kept where there is none to play.
-        inference: the policy call whose answer arrived in this step, or None when the action was left of an earlier chunk.
-        age_steps: control steps since the frame behind the action was taken.
-        missing: why there is no action to play; None when there is one.
-        pending_s: how long an inference beside the loop has been running; 0.0 without one.
-        index: from 0.
-        observation: the frame before the action; None when nobody needed one.
-        sent: (7,), what the robot got: float32, or float64 where the controller computes so; zeros before it got anything.
-        interventions: which of `rfedge.runtimes.control.safety.INTERVENTIONS` changed the action.
-        lag_s: how late the step began, in seconds; 0.0 without a pace.
-        overdue_s: how long after the next step's deadline the action was ready; 0.0 in time.
-        is_missed: overdue, or there was no action to send and the run was not just starting.
-        age_ms: from the frame behind the action until the action was sent; 0.0 while nothing was there to be sent.
-        elapsed_ms: from the beginning of the step until the action was sent.
-        instruction: what the policy follows, when it is new in this step; else None.
-    """
-
-    action: npt.NDArray[np.float32]
-    inference: PolicyStep | None
-    age_steps: int = 0
-    missing: Missing | None = None
-    pending_s: float = 0.0
+    action: npt.NDArray[np.float32]  # (7,); zero motion with the gripper kept where there is none to play
+    inference: PolicyStep | None  # arrived in this step; None when the action was left of a chunk
+    age_steps: int = 0  # control steps since the frame behind the action was taken
+    missing: Missing | None = None  # why there is no action to play
+    pending_s: float = 0.0  # how long an inference beside the loop has been running
     index: int = 0
-    observation: Observation | None = None
+    observation: Observation | None = None  # before the action; None when nobody needed one
+    # (7,), what the robot got; float64 where the controller computes so
     sent: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(ACTION_SIZE, np.float32))
-    interventions: tuple[str, ...] = ()
-    lag_s: float = 0.0
-    overdue_s: float = 0.0
-    is_missed: bool = False
-    age_ms: float = 0.0
-    elapsed_ms: float = 0.0
-    instruction: str | None = None
+    interventions: tuple[str, ...] = ()  # those of `rfedge.runtimes.control.safety.INTERVENTIONS` that changed the action
+    lag_s: float = 0.0  # how late the step began
+    overdue_s: float = 0.0  # how long after the next step's deadline the action was ready
+    is_missed: bool = False  # overdue, or there was no action to send and the run was not just starting
+    age_ms: float = 0.0  # from the frame behind the action until it was sent
+    elapsed_ms: float = 0.0  # from the beginning of the step until the action was sent
+    instruction: str | None = None  # where it is new in this step
 
 
 class Controller(Protocol):
@@ -97,14 +80,7 @@ class Controller(Protocol):
 
 
 class OpenLoop:
-    """Plays the first `execute_steps` actions of each chunk before the next inference.
-
-    Args:
-        execute_steps: 1 to the policy's chunk size.
-
-    Raises:
-        ConfigError: `execute_steps` lies outside that range.
-    """
+    """Plays the first `execute_steps` actions of each chunk, 1 to the chunk's size, before the next inference."""
 
     def __init__(self, policy: Policy, execute_steps: int) -> None:
         check_execute_steps(execute_steps, policy.chunk_size)
@@ -122,16 +98,11 @@ class OpenLoop:
         return not self._pending
 
     def reset(self, instruction: str) -> None:
-        """Drop the rest of the chunk and reset the policy."""
         self._pending = []
         self._policy.reset(instruction)
 
     def control(self, observation: Observation | None) -> ControlStep:
-        """Return the next action of the chunk, asking the policy for a new chunk when none is left.
-
-        Raises:
-            ContractError: the policy refuses the frame.
-        """
+        """Return the next action of the chunk, asking the policy for a new chunk when none is left."""
         inference = None
         if not self._pending:
             if observation is None:
@@ -146,14 +117,7 @@ class OpenLoop:
 
 
 class JumpStep(OpenLoop):
-    """Open loop at the policy's own stride: the head sees one frame in `frame_stride`, as in training.
-
-    Args:
-        policy: trained with a stride above 1.
-
-    Raises:
-        ConfigError: it was trained on every frame, or its chunk is shorter than the stride.
-    """
+    """Open loop at the policy's own stride: the head sees one frame in `frame_stride`, as in training."""
 
     def __init__(self, policy: Policy) -> None:
         check_jumps(policy.frame_stride)

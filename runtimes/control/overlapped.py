@@ -32,16 +32,12 @@ _CLOSING_S: Final = 2.0
 class Overlapped:
     """Plays one chunk while the next is computed. Call `close` when done with it.
 
-    A new frame is taken as soon as the worker is free and `execute_steps` control steps have passed since the last one.
-    A chunk replaces the one before it when it arrives, also in the middle: it has seen more. When a chunk is used up and
-    the next one has not arrived, the step says so (`ControlStep.missing`), and what to do is the loop's decision.
+    A new frame is taken as soon as the worker is free and `execute_steps` control steps (None: the policy's stride) have
+    passed since the last one. A chunk replaces the one before it when it arrives, also in the middle: it has seen more.
+    When a chunk is used up and the next one has not arrived, the step says so (`ControlStep.missing`).
 
-    Frames are handed to another thread: a robot must not write into arrays that it has returned.
-
-    Args:
-        policy: what predicts the chunks; only the worker calls it, apart from resets while it rests.
-        execute_steps: least number of control steps between two frames; None is the policy's stride.
-        arrivals: of a recorded run: chunks then arrive in exactly these steps, which are waited for, and in no others.
+    Frames are handed to another thread: a robot must not write into arrays that it has returned. With the `arrivals` of a
+    recorded run chunks arrive in exactly these steps, which are waited for.
 
     Raises:
         ConfigError: the chunk has a single action, or `execute_steps` does not fit it.
@@ -101,8 +97,7 @@ class Overlapped:
     def reset(self, instruction: str) -> None:
         """Drop every chunk and reset the policy, now if the worker rests, else when its present inference has ended.
 
-        Raises:
-            ContractError: the policy refuses the instruction; if the worker was busy, the next `control` calls raise it.
+        If the worker is busy, a refusal of the instruction is raised by the next `control` calls.
         """
         if self._running is not None and not self._running.done():
             self._is_outdated, self._queued_reset = True, instruction
@@ -112,11 +107,7 @@ class Overlapped:
         self._begin()
 
     def control(self, observation: Observation | None) -> ControlStep:
-        """Return the action for this step and hand `observation` to the worker if it waits for one.
-
-        Raises:
-            ContractError: the policy refused an earlier frame.
-        """
+        """Return the action for this step and hand `observation` to the worker if it waits for one."""
         takes_frame = self.needs_observation and observation is not None
         if takes_frame and observation is not None:
             self._hand_over(observation)
@@ -141,7 +132,7 @@ class Overlapped:
         self._worker.close()
 
     def _poll(self) -> None:
-        """Take the worker's answer, looking once per control step: the frame is asked for by the same look."""
+        """Take the worker's answer, once per control step."""
         if self._polled_step == self._step:
             return
         self._polled_step = self._step

@@ -34,11 +34,7 @@ class Rest:
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        """Stop the robot.
-
-        Raises:
-            BaseException: what the last attempt raised, or what interrupted an earlier one once the robot rests.
-        """
+        """Stop the robot; raises what the last attempt raised, or what interrupted an earlier one once the robot rests."""
         interruption: BaseException | None = None
         failures: list[Exception] = []
         with contextlib.ExitStack() as stack:
@@ -67,11 +63,7 @@ def _warn(failures: list[Exception]) -> None:
 
 @contextmanager
 def driving(robot: Robot) -> Iterator[None]:
-    """Drive `robot` alone inside the block.
-
-    Raises:
-        ConfigError: another loop of this process drives it; the robot is not touched.
-    """
+    """Drive `robot` alone inside the block; ConfigError where another loop of this process drives it."""
     with _driven_lock:
         if id(robot) in _driven:
             raise _driven_already("robot")

@@ -42,8 +42,7 @@ class Robot(Protocol):
 class HeartbeatRobot(Protocol):
     """A robot that rests by itself when no action comes: in its controller, its driver or a process of its own.
 
-    It is the one way to rest that needs neither the loop nor its watchdog, and so outlives a process that is killed or
-    stopped; see `rfedge.runtimes.control.heartbeat`.
+    It needs neither the loop nor its watchdog, so it outlives a killed process; see `rfedge.runtimes.control.heartbeat`.
     """
 
     def expect_actions(self, within_s: float) -> None:
@@ -70,11 +69,7 @@ class TimedPlant(Protocol):
 
 
 class SimulatedRobot:
-    """A robot in a simulator, such as PlayTable or CALVIN, whose time passes with each action.
-
-    Args:
-        plant: the environment, in the state where the episode begins.
-    """
+    """A robot in a simulator, such as PlayTable or CALVIN, whose time passes with each action."""
 
     def __init__(self, plant: Plant) -> None:
         self._plant = plant
@@ -87,7 +82,6 @@ class SimulatedRobot:
         return Conventions(float(self._plant.control_hz) if isinstance(self._plant, TimedPlant) else None)
 
     def observe(self) -> Observation:
-        """Render both cameras."""
         with self._lock:
             return self._observe()
 
@@ -102,10 +96,7 @@ class SimulatedRobot:
                 self._plant.advance(np.append(action[:POSE_SIZE], self._gripper).astype(np.float64))
 
     def stop(self) -> None:
-        """Run one control step of zero motion; before the first frame or action there is nothing to stop.
-
-        Neither is there while the simulator hangs: its time passes with actions alone.
-        """
+        """Run one control step of zero motion; nothing before the first frame or action, nor while the simulator hangs."""
         if not self._lock.acquire(timeout=_STOP_WAIT_S):
             return
         try:

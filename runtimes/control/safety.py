@@ -50,10 +50,10 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A box in the world frame that the tool centre point is not driven out of.
+    """A box in the world frame that the tool centre point is not driven out of; corners (x, y, z) in metres.
 
-    Attributes:
-        low_m, high_m: (x, y, z) in metres.
+    Raises:
+        ConfigError: a bound is not finite or a lower one is not below its upper one.
     """
 
     low_m: tuple[float, float, float]
@@ -61,11 +61,7 @@ class Workspace:
 
     @classmethod
     def parse(cls, text: str) -> Workspace:
-        """Read "XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX".
-
-        Raises:
-            ConfigError: it is something else, or a box without inside.
-        """
+        """Read "XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX"; ConfigError for anything else."""
         try:
             x_min, y_min, z_min, x_max, y_max, z_max = (float(part) for part in text.split(","))
         except ValueError:
@@ -78,11 +74,6 @@ class Workspace:
         return cls((x_min, y_min, z_min), (x_max, y_max, z_max))
 
     def __post_init__(self) -> None:
-        """Refuse a box without inside.
-
-        Raises:
-            ConfigError: a bound is not finite or a lower one is not below its upper one.
-        """
         bounds = np.array([self.low_m, self.high_m])
         if bounds.shape != (2, _POSITION_SIZE) or not np.isfinite(bounds).all() or (bounds[0] >= bounds[1]).any():
             raise ConfigError(
@@ -98,17 +89,16 @@ class SafetyLimits:
     """What the guard holds to; every default is the action's own range.
 
     Attributes:
-        max_step_m: longest translation of one control step in metres; a longer one is shortened, its direction kept. Without
-            it each axis may move 0.02 m, which is 0.0346 m along the diagonal.
-        max_step_rad: the same for the angle by which the tool turns, in radians. It depends on the measured orientation;
-            where the robot does not report it, the limit holds for every orientation.
+        max_step_m: a longer translation is shortened, its direction kept. Without it each axis may move 0.02 m, which is
+            0.0346 m along the diagonal.
+        max_step_rad: the angle by which the tool turns; where the robot does not report its orientation, for every one.
         workspace: None for no box. It needs a robot that reports its state.
         adds_up: whether commands add up on a target pose, as in CALVIN and PlayTable. Then the target stays inside the
-            box too: a blocked arm whose target has left it would spring out of it. False for a robot that takes every
-            action from where it is.
-        max_pose_jump_m: longest distance between two reported poses beyond what was sent between them; more is a sensor that
-            cannot be trusted, and ends the run. It needs a robot that reports its state.
-        min_gripper_steps: control steps that the gripper stays opened or closed before it may change again.
+            box too: a blocked arm whose target has left it would spring out of it.
+        max_pose_jump_m: more is a sensor that cannot be trusted, and ends the run. It needs a robot that reports its state.
+
+    Raises:
+        ConfigError: a limit is not a positive number.
     """
 
     max_step_m: Annotated[
@@ -121,19 +111,13 @@ class SafetyLimits:
     ] = None
     adds_up: bool = True
     max_pose_jump_m: Annotated[
-        float | None,
-        Option("End the run when the reported tool jumps further than this beyond what was sent, in metres."),
+        float | None, Option("End the run when the reported tool jumps further than this beyond what was sent, in metres.")
     ] = None
     min_gripper_steps: Annotated[
         int | None, Option("Control steps that the gripper stays opened or closed before it may change again.")
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse limits that allow nothing.
-
-        Raises:
-            ConfigError: a limit is not a positive number.
-        """
         for name in ("max_step_m", "max_step_rad", "max_pose_jump_m", "min_gripper_steps"):
             limit = getattr(self, name)
             if limit is not None and not (math.isfinite(limit) and limit > 0):
@@ -142,31 +126,19 @@ class SafetyLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedAction:
-    """What may be sent.
+    """What may be sent."""
 
-    Attributes:
-        action: (7,), finite, within all limits, gripper -1 or 1; 0 in zero motion while the gripper is unknown. It is
-            float32, or float64 where it came so: a simulator gets an expert's action as the expert computed it.
-        interventions: which of `INTERVENTIONS` changed it; empty when it is what the policy wanted.
-    """
-
-    action: Float32Array
-    interventions: tuple[str, ...]
+    action: Float32Array  # (7,), finite, within all limits, gripper -1 or 1, or 0 while unknown; float64 where it came so
+    interventions: tuple[str, ...]  # which of `INTERVENTIONS` changed it
 
 
 @dataclass(slots=True, eq=False)
 class SafetyGuard:
-    """Holds the actions of one robot to its limits; it remembers the gripper and, for the workspace, the pose.
-
-    Attributes:
-        limits: what it holds to.
-        counts: how often each of `INTERVENTIONS` happened, over its whole life.
-        gripper: the last command sent, or what the robot said it was before the first; 0 while nobody knows.
-    """
+    """Holds the actions of one robot to its limits; it remembers the gripper and, for the workspace, the pose."""
 
     limits: SafetyLimits = field(default_factory=SafetyLimits)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INTERVENTIONS, 0))
-    gripper: float = GRIPPER_KEEP
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(INTERVENTIONS, 0))  # over its whole life
+    gripper: float = GRIPPER_KEEP  # last sent, or reported before the first; 0 while nobody knows
     _has_commanded: bool = False  # the gripper
     _gripper_steps: int | None = None  # since it changed
     _measured_m: npt.NDArray[np.float64] | None = None
@@ -176,10 +148,7 @@ class SafetyGuard:
     _euler_rad: npt.NDArray[np.float64] | None = None
 
     def reset(self) -> None:
-        """Forget where the robot was, for instance because a simulator set it elsewhere.
-
-        The counts go on, and so does the gripper unless the next frame says otherwise: it may hold something.
-        """
+        """Forget where the robot was; the counts go on, and so does the gripper, which may hold something."""
         self._has_commanded, self._gripper_steps = False, None
         self._measured_m = self._target_m = self._seen_m = self._euler_rad = None
         self._path_m = 0.0
@@ -220,10 +189,7 @@ class SafetyGuard:
     def check(self, action: FloatArray) -> CheckedAction:
         """Return what may be sent for an action (7,); one with NaN or Inf becomes zero motion with the gripper kept.
 
-        A gripper of 0 is no command, and keeps it too.
-
-        Raises:
-            ContractError: it has another shape.
+        A gripper of 0 is no command, and keeps it too. ContractError: it has another shape.
         """
         _check_shape(action)
         if not np.isfinite(action).all():

@@ -21,11 +21,7 @@ HIGHEST_PRIORITY: Final = 97
 
 
 def check_priority(priority: int | None) -> int | None:
-    """Return `priority`, 1 to 97, or None for ordinary scheduling.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """Return `priority`, 1 to 97, or None for ordinary scheduling; ConfigError for anything else."""
     if priority is not None and not 1 <= priority <= HIGHEST_PRIORITY:
         remedy = "50 is usual for a control loop."
         raise ConfigError("realtime_priority", got=priority, expected=f"1 to {HIGHEST_PRIORITY}", remedy=remedy)
@@ -45,9 +41,7 @@ def describe_priority(priority: int | None) -> str:
 def realtime_priority(priority: int | None, *, inherited: bool = False) -> Iterator[None]:
     """Schedule the calling thread first-in-first-out, and as before at the end; None changes nothing.
 
-    Args:
-        priority: 1 to 98; higher ones go first.
-        inherited: whether threads begun inside are scheduled like it; else they are ordinary ones.
+    `priority` is 1 to 98, higher ones go first; threads begun inside are scheduled like it only if `inherited`.
 
     Raises:
         BackendUnavailableError: the operating system has no such class, or does not let this user have it.

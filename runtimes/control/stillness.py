@@ -28,12 +28,7 @@ class Stillness:
 
 
 class FrozenFrames:
-    """Counts frames whose picture is that of the frame before.
-
-    Attributes:
-        counts: camera -> frames; cameras without one are left out.
-        longest: of the runs that go on with the last frame.
-    """
+    """Counts frames whose picture is that of the frame before, by camera; `longest` is of the runs that go on now."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}

@@ -20,15 +20,8 @@ __all__ = ["Watchdog"]
 class Watchdog:
     """Calls `on_expired` once, in another thread, when a watched part is not over in time.
 
-    After that `expired` names the part, and whoever watched must send the robot nothing more. Use it as a context manager,
-    or call `start` and `close`.
-
-    Args:
-        deadlines_s: part -> how long it may take, in seconds; parts without a finite deadline are not watched.
-        on_expired: stops the robot; whatever it raises is raised again from `watching`.
-
-    Attributes:
-        expired: the part that took too long, or the reason of `expire`; None while all is well.
+    After that `expired` names the part, or the reason of `expire`, and whoever watched must send the robot nothing more.
+    What `on_expired` raises is raised again from `watching`. Use it as a context manager, or call `start` and `close`.
 
     Raises:
         ConfigError: a deadline is not a positive number.
@@ -57,12 +50,10 @@ class Watchdog:
         self.expired: str | None = None
 
     def __enter__(self) -> Watchdog:
-        """Start the thread."""
         self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End it."""
         self.close()
 
     def start(self) -> None:
@@ -80,15 +71,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, part: str, *, at_least_s: float = 0.0) -> Iterator[None]:
-        """Watch what runs inside the block.
-
-        Args:
-            part: one of those with a deadline; others are not watched.
-            at_least_s: a longer deadline for this time.
-
-        Raises:
-            Exception: what `on_expired` raised.
-        """
+        """Watch what runs inside the block, if `part` has a deadline; `at_least_s` is a longer one for this time."""
         if part in self._deadlines_s:
             deadline_s = max(self._deadlines_s[part], at_least_s)
             with self._lock:

@@ -25,9 +25,6 @@ MakeRunner = Callable[[Stage, Path, RuntimeSettings], GraphRunner]
 def open_backbone(bundle: Bundle, settings: RuntimeSettings, make_runner: MakeRunner, *, for_cpu: bool) -> GraphRunner:
     """Return the runner of the bundle's backbone; nothing is loaded until it is activated.
 
-    Args:
-        for_cpu: take the graphs with integer kernels for CPUs where there are any.
-
     Raises:
         ArtifactError: the bundle lacks a graph.
         ConfigError: one stage at a time, of a backbone in one graph.
@@ -48,7 +45,6 @@ def open_backbone(bundle: Bundle, settings: RuntimeSettings, make_runner: MakeRu
 
 
 def refuse_one_stage_at_a_time(subject: str) -> ConfigError:
-    """Return the error for a backbone that has no stages to load one at a time."""
     return ConfigError(
         f"one stage at a time of {subject}",
         got="a backbone in one graph",
@@ -60,13 +56,8 @@ def refuse_one_stage_at_a_time(subject: str) -> ConfigError:
 class StagedRunner(GraphRunner):
     """Runs the stages of a backbone in order, under the contract of the whole.
 
-    Args:
-        check_inputs: compare every input with the contract on each call.
-        one_at_a_time: load each stage for its call and free it before the next. Activation loads each once, so that a
-            damaged graph is refused before the first call.
-
-    Raises:
-        ArtifactError, BackendUnavailableError: on activation, as the runners of the stages.
+    With `one_at_a_time` each is loaded for its call and freed before the next. Activation loads each once, so that a damaged
+    graph is refused before the first call.
     """
 
     def __init__(
@@ -87,7 +78,6 @@ class StagedRunner(GraphRunner):
         return dict(self._settings)
 
     def cancel(self) -> None:
-        """End the call under way in another thread."""
         for runner in self._stages:
             runner.cancel()
 

@@ -7,10 +7,10 @@ the state for a single caller, such as a control loop; a server calls `infer` wi
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,10 @@ import numpy.typing as npt
 from rfedge.config import PolicyConfig
 from rfedge.errors import ContractError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation, PolicyState
-from rfedge.recurrence import history_inputs, remember_frame, remembered_calls
+from rfedge.recurrence import advance, history_inputs, initial_state, remember_frame, remembered_calls
 from rfedge.robot.conventions import Conventions
 from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
 from rfedge.runtimes.backends.registry import DEFAULT_BACKEND, open_parts
-from rfedge.runtimes.policy.head import HeadRuntime
 from rfedge.runtimes.policy.step import STAGES, Policy, PolicyStep
 
 __all__ = ["STAGES", "EdgePolicy", "Inference", "Policy", "PolicyStep"]
@@ -38,13 +37,10 @@ class Inference(PolicyStep):
     state: PolicyState
 
 
-class EdgePolicy:
+class EdgePolicy(AbstractContextManager["EdgePolicy"]):
     """A loaded policy; use it as a context manager or call `close`.
 
     One thread at a time: the runners reuse their buffers.
-
-    Args:
-        parts: graphs, text encoder and configuration, from `rfedge.runtimes.backends.registry.open_parts`.
 
     Raises:
         ArtifactError: a graph cannot be loaded.
@@ -55,9 +51,8 @@ class EdgePolicy:
         self.parts: Final = parts
         parts.backbone.activate()
         parts.head.activate()
-        self._head = HeadRuntime(parts.head, parts.config)
         self._instruction: str | None = None
-        self._state = self._head.initial_state()
+        self._state = initial_state(parts.config)
 
     @classmethod
     def load(
@@ -78,7 +73,6 @@ class EdgePolicy:
 
     @property
     def conventions(self) -> Conventions:
-        """The control rate and camera geometry that it was trained with."""
         return self.parts.config.conventions
 
     @property
@@ -89,12 +83,7 @@ class EdgePolicy:
     def frame_stride(self) -> int:
         return self.parts.config.frame_stride
 
-    def __enter__(self) -> EdgePolicy:
-        """Return the policy, which is loaded already."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close it."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -114,20 +103,18 @@ class EdgePolicy:
 
     def initial_state(self) -> PolicyState:
         """Return the state of a policy that has seen nothing."""
-        return self._head.initial_state()
+        return initial_state(self.config)
 
     def infer(self, observation: Observation, instruction: str, state: PolicyState) -> Inference:
         """Predict actions; the result depends on the arguments alone and changes none of them.
 
         Args:
-            observation: the present frame; its `task` is not used, its `state` by a policy with
-                proprioception alone.
+            observation: its `task` is not used, its `state` by a policy with proprioception alone.
             instruction: plain words, embedded once and then remembered.
             state: `initial_state()` or the state of the previous inference.
 
         Raises:
-            ContractError: the observation or instruction does not fit, or a graph returned NaN or Inf; the text
-                names the stage.
+            ContractError: the observation or instruction does not fit, or a graph returned NaN or Inf.
         """
         started_ns = time.perf_counter_ns()
         observation.check()
@@ -144,7 +131,7 @@ class EdgePolicy:
         outputs = self.parts.backbone.infer({**inputs, **history_inputs(self.config, state)})
         feature, seen = remember_frame(self.config, outputs, state)
         seen_ns = time.perf_counter_ns()
-        pose, gripper, new_state = self._head.step(cast("npt.NDArray[np.float32]", feature), seen)
+        pose, gripper, new_state = advance(self.config, self.parts.head.infer, feature, seen)
         decided_ns = time.perf_counter_ns()
         actions = np.empty((len(pose), ACTION_SIZE), dtype=np.float32)
         np.clip(pose, -1.0, 1.0, out=actions[:, :POSE_SIZE])
@@ -167,7 +154,7 @@ class EdgePolicy:
         """
         self.parts.encoder(instruction)  # embedded here, so that the first step is no slower than the others
         self._instruction = instruction
-        self._state = self._head.initial_state()
+        self._state = self.initial_state()
 
     def act(self, observation: Observation) -> PolicyStep:
         """Predict the next actions for the instruction of the last `reset`.

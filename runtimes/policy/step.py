@@ -19,17 +19,11 @@ STAGES: Final = ("preprocess", "backbone", "head", "postprocess", "total")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyStep:
-    """What one call of a policy returns.
+    """What one call of a policy returns."""
 
-    Attributes:
-        actions: float32 (chunk, 7), pose in [-1, 1], gripper exactly -1 or 1.
-        timings_ms: milliseconds per stage, keys as in `STAGES`; empty for a policy that does not time itself.
-        state: what the policy remembers after the call; None for a policy that does not tell.
-    """
-
-    actions: npt.NDArray[np.float32]
-    timings_ms: Mapping[str, float]
-    state: PolicyState | None = None
+    actions: npt.NDArray[np.float32]  # (chunk, 7), pose in [-1, 1], gripper exactly -1 or 1
+    timings_ms: Mapping[str, float]  # by `STAGES`; empty for a policy that does not time itself
+    state: PolicyState | None = None  # after the call; None for a policy that does not tell
 
 
 class Policy(Protocol):

@@ -30,15 +30,10 @@ MAX_CACHED_INSTRUCTIONS: Final = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddedInstruction:
-    """One instruction, ready for the backbone; its arrays are read-only because calls share them.
+    """One instruction, ready for the backbone; its arrays are read-only because calls share them."""
 
-    Attributes:
-        embedding: float32 (1, token, width); padded only for a graph with a static number of tokens.
-        mask: bool (1, token), true on real tokens.
-    """
-
-    embedding: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.bool_]
+    embedding: npt.NDArray[np.float32]  # (1, token, width); padded only for a static number of tokens
+    mask: npt.NDArray[np.bool_]  # (1, token), true on real tokens
 
 
 def pad_instruction(text: EmbeddedInstruction, length: int) -> EmbeddedInstruction:
@@ -64,9 +59,8 @@ def pad_instruction(text: EmbeddedInstruction, length: int) -> EmbeddedInstructi
 class EmbeddingTable:
     """Rows of a memory-mapped embedding table.
 
-    Args:
-        path: a safetensors file whose tensor `embedding` is float (vocabulary, width), or int8 with a tensor `scale`,
-            float32 (vocabulary,).
+    A safetensors file whose tensor `embedding` is float (vocabulary, width), or int8 with a tensor `scale`, float32
+    (vocabulary,).
 
     Raises:
         ArtifactError: the file is no safetensors file, lacks the tensor or has another width.
@@ -92,11 +86,7 @@ class EmbeddingTable:
         self.num_rows: Final = int(shape[0])
 
     def __call__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return float32 (token, width) for ids (token,).
-
-        Raises:
-            ArtifactError: an id lies outside the table: tokenizer and table belong to different policies.
-        """
+        """Return float32 (token, width) for ids (token,); ArtifactError where an id lies outside the table."""
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.num_rows:
             raise ArtifactError(
                 "embedding", got=f"token id {int(ids.max())}", expected=f"below {self.num_rows}", remedy="Export it again."
@@ -117,9 +107,8 @@ class TokenSource(Protocol):
 class InstructionEncoder:
     """Tokenises and embeds; the last `MAX_CACHED_INSTRUCTIONS` results are kept.
 
-    Args:
-        embed: ids (token,) to float32 (token, width).
-        padded: keep the padding, for a graph with a static number of tokens. It never changes a feature, only the time.
+    `embed` takes ids (token,) to float32 (token, width). `padded` keeps the padding, for a static number of tokens; it never
+    changes a feature, only the time.
     """
 
     def __init__(
@@ -135,11 +124,7 @@ class InstructionEncoder:
         self._cached = functools.lru_cache(maxsize=MAX_CACHED_INSTRUCTIONS)(self._encode)
 
     def __call__(self, instruction: str) -> EmbeddedInstruction:
-        """Embed `instruction`.
-
-        Raises:
-            ContractError: it is empty, too long for the policy, or not in a bundle's table of sentences.
-        """
+        """Embed `instruction`; ContractError where it is empty, too long, or not in a bundle's table of sentences."""
         return self._cached(instruction)
 
     def _encode(self, instruction: str) -> EmbeddedInstruction:
@@ -157,11 +142,7 @@ class InstructionEncoder:
 
 
 def open_encoder(bundle: Bundle) -> InstructionEncoder:
-    """Open what the bundle knows of language: any words, or its table of sentences.
-
-    Raises:
-        ArtifactError: a file is missing or damaged.
-    """
+    """Open what the bundle knows of language: any words, or its table of sentences."""
     decoder = bundle.policy.decoder
     knows_sentences = bundle.has("instructions")
     tokens: TokenSource = (

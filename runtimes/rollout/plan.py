@@ -15,8 +15,7 @@ from rfedge.records.plan import Option, Uses, check_least
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import AUTO, BACKEND_HELP, BACKENDS
 from rfedge.runtimes.control.controllers import MODES
-from rfedge.runtimes.control.lateness import LatePolicy
-from rfedge.runtimes.control.limits import MAX_STEPS
+from rfedge.runtimes.control.limits import MAX_STEPS, LatePolicy
 from rfedge.runtimes.control.safety import SafetyLimits
 from rfedge.runtimes.control.scheduling import check_priority
 

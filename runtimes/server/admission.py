@@ -10,18 +10,14 @@ from websockets.http11 import Request, Response
 
 from rfedge.runtimes.server.metrics import CONTENT_TYPE, ServerMetrics
 from rfedge.runtimes.server.security import is_authorised, is_loopback
+from rfedge.runtimes.server.session import PolicyWorker
 from rfedge.runtimes.server.settings import ServerSettings
 from rfedge.runtimes.server.sockets import SocketGate
-from rfedge.runtimes.server.worker import PolicyWorker
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Answers every HTTP request: a page, a refusal, or None for a websocket.
-
-    Args:
-        token: what a client must carry, or None.
-    """
+    """Answers every HTTP request: a page, a refusal, or None for a websocket."""
 
     settings: ServerSettings
     metrics: ServerMetrics
@@ -30,7 +26,6 @@ class Admission:
     gate: SocketGate
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Decide about one request, as `process_request` of a websockets server."""
         response = self._decide(connection, request)
         if response is None:
             self.gate.enter(connection.remote_address)

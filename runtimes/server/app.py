@@ -24,14 +24,12 @@ from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, ex
 from rfedge.messages import ACTION_SIZE, GRIPPER_IMAGE_SHAPE, STATE_NAMES, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.server.admission import Admission
-from rfedge.runtimes.server.message_reader import Message, MessageReader
 from rfedge.runtimes.server.metrics import ServerMetrics
 from rfedge.runtimes.server.requests import Request, RequestRules, parse_request
-from rfedge.runtimes.server.session import Session
+from rfedge.runtimes.server.session import Message, MessageReader, PolicyWorker, Session
 from rfedge.runtimes.server.settings import ServerSettings
 from rfedge.runtimes.server.sockets import SocketGate, connection_class, open_listeners
 from rfedge.runtimes.server.wire import MAX_LIST_ITEMS, MalformedError, error_line, pack, unpack
-from rfedge.runtimes.server.worker import PolicyWorker
 
 logger = logging.getLogger(__name__)
 PROTOCOL_VERSION: Final = 1
@@ -42,12 +40,7 @@ _MAX_QUEUED_FRAMES: Final = 2
 
 
 class _RequestFailed(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """One request has no action; the client receives why.
-
-    Attributes:
-        kind: one of `wire.ERROR_KINDS`.
-        close_code: ends the connection after the answer, or None.
-    """
+    """One request has no action; the client receives why. `kind` is one of `wire.ERROR_KINDS`."""
 
     def __init__(self, kind: str, text: str, close_code: int | None = None) -> None:
         super().__init__(text)
@@ -59,18 +52,13 @@ class PolicyServer:
     """Serves one policy until `stop`.
 
     Args:
-        policy: a loaded one; the server's thread uses it alone from now on, the caller closes it.
+        policy: the server's thread uses it alone from now on, the caller closes it.
         token: what clients must carry in their Authorization header, or None.
-        tls: the server's side of TLS, from `security.tls_context`, or None.
+        tls: from `security.tls_context`, or None.
     """
 
     def __init__(
-        self,
-        policy: EdgePolicy,
-        settings: ServerSettings,
-        *,
-        token: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        self, policy: EdgePolicy, settings: ServerSettings, *, token: str | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
         self.metrics: Final = ServerMetrics(policy=policy.config.name, precision=policy.parts.precision)
         self.settings: Final = settings
@@ -90,17 +78,12 @@ class PolicyServer:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Facts that a client receives when it connects."""
         return dict(self._metadata)
 
     async def run(self, on_ready: Callable[[str], None] = lambda _: None) -> None:
         """Serve until `stop`; the request under way is answered, then every connection is closed with 1001.
 
-        Args:
-            on_ready: called with the address, "ws://127.0.0.1:8000", as soon as clients can connect.
-
-        Raises:
-            ConfigError: the address cannot be listened on.
+        `on_ready` is called with the address, "ws://127.0.0.1:8000". ConfigError: it cannot be listened on.
         """
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
@@ -224,12 +207,7 @@ class PolicyServer:
                 self.metrics.observe_ms({"total": previous_ms})
 
     async def _answer(self, mail: Message, session: Session, inbox: MessageReader) -> dict[str, Any]:
-        """Return the fields of the answer.
-
-        Raises:
-            _RequestFailed: there is none.
-            ConnectionClosed: the client left before its turn came.
-        """
+        """Return the fields of the answer; ConnectionClosed where the client left before its turn came."""
         request = self._read(mail)
         deadline_ms = min(self.settings.deadline_ms, request.deadline_ms or self.settings.deadline_ms)
         expires_s = mail.arrived_s + deadline_ms / _MS_PER_S
@@ -299,12 +277,6 @@ class PolicyServer:
         return await answer
 
     async def _send(self, connection: ServerConnection, data: str | bytes) -> None:
-        """Send one message.
-
-        Raises:
-            asyncio.TimeoutError: the client does not read.
-            ConnectionClosed: it left.
-        """
         await asyncio.wait_for(connection.send(data), self.settings.send_timeout_s)
 
 

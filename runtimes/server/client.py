@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -43,15 +43,14 @@ _PING_S: Final = 5.0
 _MS_PER_S: Final = 1e3
 
 
-class RemotePolicy:
-    """A `Policy` behind `rfedge serve`; use it as a context manager or call `close`.
+class RemotePolicy(AbstractContextManager["RemotePolicy"]):
+    """A `Policy` behind `rfedge serve` at ws:// or wss://HOST:PORT; use it as a context manager or call `close`.
 
     The recurrent state lives with the connection. After a loss it begins anew with the next frame: the frames seen before
     are not sent again, because replaying a window costs a policy call for each of its frames and the robot has been
     standing still since. `num_reconnects` counts it.
 
     Args:
-        url: ws://HOST:PORT or wss://HOST:PORT.
         deadline_ms: `act` and `reset` return or raise within this time.
         connect_timeout_s: the constructor waits so long for a server.
         token: sent as `Authorization: Bearer`.
@@ -119,12 +118,7 @@ class RemotePolicy:
         """How often the connection was lost and made again, each time with a fresh state."""
         return max(self._num_connections - 1, 0)
 
-    def __enter__(self) -> RemotePolicy:
-        """Return the policy, which is connected already."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close it."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -134,12 +128,7 @@ class RemotePolicy:
             self._thread.join()
 
     def reset(self, instruction: str) -> None:
-        """Start a new instruction with a fresh state.
-
-        Raises:
-            ContractError: the server's policy refuses the instruction; the one before still holds.
-            PolicyUnavailableError: as `act`; the instruction before still holds.
-        """
+        """Start a new instruction with a fresh state; after an error, as of `act`, the instruction before still holds."""
         self._await(self._ask(pack({"reset": True, "task": instruction})), self._deadline_s)
         self._instruction = instruction
 

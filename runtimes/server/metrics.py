@@ -44,7 +44,6 @@ class ServerMetrics:
         info.labels(rfedge.__version__, policy, precision).set(1)
 
     def observe_ms(self, stages_ms: Mapping[str, float]) -> None:
-        """Add one duration, in milliseconds, to each named stage."""
         for stage, duration_ms in stages_ms.items():
             self._stages.labels(stage).observe(duration_ms / 1e3)
 

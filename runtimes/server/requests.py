@@ -37,42 +37,25 @@ MAX_STATE_SIZE: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class RequestRules:
-    """What this server takes.
-
-    Attributes:
-        resize: the policy's camera geometry, by which images of other sizes are brought to its own; None refuses them.
-        uses_state: the policy reads `observation.state`, which must then have its 15 numbers; else it is checked for
-            being finite numbers and dropped, because robots of other policies send states of other lengths.
-    """
+    """What this server takes."""
 
     max_instruction_characters: int
-    resize: Resize | None
-    uses_state: bool
+    resize: Resize | None  # the policy's camera geometry, to bring images to its size; None refuses others
+    uses_state: bool  # else states, which robots of other policies send in other lengths, are checked and dropped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One request that fits.
+    """One request that fits."""
 
-    Attributes:
-        fields: images, state and names under one convention; empty for a reset alone.
-        instruction: in plain words, or "" for the instruction that holds already.
-        resets: the instruction begins anew before the frame, where there is one.
-        deadline_ms: None when the client sent none.
-    """
-
-    fields: Mapping[str, Any]
-    instruction: str
-    resets: bool
+    fields: Mapping[str, Any]  # under one convention; empty for a reset alone
+    instruction: str  # "" for the instruction that holds already
+    resets: bool  # before the frame, where there is one
     deadline_ms: float | None
     resize: Resize | None = None
 
     def observation(self) -> Observation:
-        """Return the frame, its images brought to size.
-
-        Raises:
-            ContractError: an image or state has another shape or dtype, or is missing.
-        """
+        """Return the frame, its images brought to size; ContractError where a field is missing or does not fit."""
         fields = dict(self.fields)
         if self.resize is not None:
             for keys in OBSERVATION_KEYS.values():

@@ -23,8 +23,7 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
     Never a flag: every user of a machine can read the command lines of its processes.
 
     Raises:
-        ConfigError: the file cannot be read, or the token is too short, too long or not printable ASCII; the text does not
-            hold it.
+        ConfigError: the file cannot be read, or the token, which the text does not hold, is unfit.
     """
     if file is None:
         source, text = f"${TOKEN_VARIABLE}", environment.get(TOKEN_VARIABLE)
@@ -58,10 +57,7 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
 
 
 def is_authorised(header: str | None, token: str | None) -> bool:
-    """Whether an `Authorization` header carries the token, as `Bearer TOKEN` or as openpi's `Api-Key TOKEN`.
-
-    The comparison takes the same time wherever the two differ.
-    """
+    """Whether an `Authorization` header carries the token, as `Bearer TOKEN` or as openpi's `Api-Key TOKEN`."""
     if token is None:
         return True
     scheme, _, given = (header or "").partition(" ")
@@ -81,11 +77,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str, token: str | None, *, insecure: bool) -> None:
-    """Refuse to listen beyond this machine without a token, unless `insecure` says that it is meant.
-
-    Raises:
-        ConfigError: as said.
-    """
+    """Refuse to listen beyond this machine without a token, unless `insecure` says that it is meant."""
     if not is_loopback(host) and token is None and not insecure:
         raise ConfigError(
             "host",

@@ -14,14 +14,7 @@ DEFAULT_PORT: Final = 8000  # openpi's
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What `rfedge serve` was asked for.
-
-    Attributes:
-        resize: else images of other sizes are refused.
-        handshake_timeout_s: a client gets so long from TCP connection to websocket.
-        send_timeout_s: a client gets so long to read an answer.
-        hung_after_s: /healthz says 503 when one policy call takes longer.
-    """
+    """What `rfedge serve` was asked for."""
 
     host: Annotated[
         str, Option("Address to listen on; beyond this machine only with a token.", panel="Address and access")
@@ -44,19 +37,14 @@ class ServerSettings:
     idle_timeout_s: Annotated[
         float | None, Option("Disconnect a client that asks nothing for so long; by default none that lives.")
     ] = None
-    handshake_timeout_s: float = 5.0
-    send_timeout_s: float = 5.0
-    hung_after_s: float = 60.0
+    handshake_timeout_s: float = 5.0  # from TCP connection to websocket
+    send_timeout_s: float = 5.0  # for a client to read an answer
+    hung_after_s: float = 60.0  # /healthz says 503 when one policy call takes longer
     resize: Annotated[bool, Option("Bring images of other sizes to the policy's, by its own geometry.", panel="Policy")] = (
         False
     )
 
     def __post_init__(self) -> None:
-        """Refuse numbers that allow nothing.
-
-        Raises:
-            ConfigError: the port is none, or a limit is not positive.
-        """
         if not 0 <= self.port <= 65535:
             raise ConfigError("port", got=self.port, expected="0 to 65535", remedy="Choose --port in that range.")
         for name in ("max_connections", "max_message_bytes", "max_instruction_characters"):

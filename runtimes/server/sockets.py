@@ -47,7 +47,6 @@ class SocketGate:
 
     @property
     def num_clients(self) -> int:
-        """Sockets that were let in as websockets."""
         return len(self._clients)
 
     @property
@@ -105,11 +104,7 @@ class _Listener(socket.socket):
 
 
 def open_listeners(host: str, port: int, gate: SocketGate) -> list[socket.socket]:
-    """Return one listening socket for every address of `host`, all on one port.
-
-    Raises:
-        OSError: an address cannot be listened on.
-    """
+    """Return one listening socket for every address of `host`, all on one port; OSError where there is none."""
     opened: list[socket.socket] = []
     infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     try:

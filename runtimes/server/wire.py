@@ -56,10 +56,7 @@ class MalformedError(ContractError):
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Pack one message.
-
-    Args:
-        message: str keys; values are None, bool, int, float, str, lists or maps of these, and arrays of `ALLOWED_DTYPES`.
+    """Pack one message: names to None, bool, int, float, str, lists or maps of these, and arrays of `ALLOWED_DTYPES`.
 
     Raises:
         ContractError: an array has another dtype.
@@ -155,7 +152,6 @@ def _dialect(value: Mapping[str | bytes, Any]) -> str | None:
 
 
 def _read(name: str, dialect: str, fields: dict[str, Any]) -> Any:
-    """Return the array or number in a map of one dialect, its names as text."""
     if dialect == "__npgeneric__":
         value = fields.get("data")
         if fields.keys() != _SCALAR_KEYS or not isinstance(value, (bool, int, float, str)):

@@ -13,7 +13,7 @@ import pytest
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
-from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.loop import ControlLoop, LoopSummary
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.resting import claim_robot

@@ -18,7 +18,7 @@ from rfedge.bundle.artifact import load_bundle
 from rfedge.cli.app import app
 from rfedge.config import preset
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.export.mixed.budget import Budget
+from rfedge.export.mixed.plan import Budget
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.model import checkpoint_sha256

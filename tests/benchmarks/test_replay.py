@@ -10,7 +10,7 @@ import pytest
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
-from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.safety import SafetyLimits
 from rfedge.runtimes.rollout import Goal, rollouts
 from rfedge.runtimes.rollout.plan import RolloutPlan

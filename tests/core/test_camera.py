@@ -6,7 +6,7 @@ import pytest
 from rfedge.data.conversion.images import fit_image as fit_recorded_image
 from rfedge.errors import ConfigError
 from rfedge.robot.camera import RESIZES, Resize, check_resize, fit_image, resize_window
-from rfedge.runtimes.adapters.images import fit_camera
+from rfedge.runtimes.adapters.conversion import fit_camera
 from tests.errors import raises
 
 SHAPE = (200, 200, 3)

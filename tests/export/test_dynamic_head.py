@@ -16,17 +16,16 @@ from rfedge.export.options import ExportOptions
 from rfedge.export.parity import graph_call
 from rfedge.export.passes.standard import apply_passes, head_passes
 from rfedge.export.pipeline import export_checkpoint
-from rfedge.export.precisions.dynamic_head import quantize_head
-from rfedge.export.precisions.head_weights import store_head_int8
+from rfedge.export.precisions.head_int8 import quantize_head, store_head_int8
 from rfedge.export.proof import verify_parity
 from rfedge.export.tensorrt.emulation import write_emulation
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.export.trace import trace_head
 from rfedge.messages import Observation
 from rfedge.model.meta import random_policy
+from rfedge.recurrence import advance, initial_state
 from rfedge.runtimes import EdgePolicy
 from rfedge.runtimes.backends.ort import OrtRunner
-from rfedge.runtimes.policy.head import HeadRuntime
 from tests.errors import raises
 
 
@@ -50,11 +49,10 @@ def test_the_head_acts_nearly_as_in_fp32(tmp_path: Path, kind: str, time_keeping
     assert operators[operator] >= 4
     assert operators["LSTM"] == 0
     with OrtRunner("head", path, contract) as exact, OrtRunner("head", quantized, contract) as rounded:
-        runtimes = [HeadRuntime(runner, config) for runner in (exact, rounded)]
-        states = [runtime.initial_state() for runtime in runtimes]
+        runners, states = (exact, rounded), [initial_state(config)] * 2
         for _ in range(2 * config.window):
             feature = rng.standard_normal((1, config.feature_size)).astype(np.float32)
-            steps = [runtime.step(feature, state) for runtime, state in zip(runtimes, states, strict=True)]
+            steps = [advance(config, runner.infer, feature, state) for runner, state in zip(runners, states, strict=True)]
             states = [step[2] for step in steps]
             np.testing.assert_allclose(steps[0][0], steps[1][0], atol=0.05)
             np.testing.assert_allclose(steps[0][1], steps[1][1], atol=0.05)

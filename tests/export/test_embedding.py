@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rfedge.config import preset
-from rfedge.export.embedding import StoredTable, stored_table
+from rfedge.export.language import StoredTable, stored_table
 from rfedge.runtimes.policy.text import EmbeddingTable
 
 

@@ -240,8 +240,7 @@ def test_no_more_than_a_few_weights_are_in_memory_at_once(tmp_path: Path) -> Non
     tracemalloc.start()
     model = read_graph(tmp_path / "fp32.onnx")
     from rfedge.export.precisions.form_report import choose_matmuls
-    from rfedge.export.precisions.half import set_types
-    from rfedge.export.precisions.half_islands import half_nodes
+    from rfedge.export.precisions.half import half_nodes, set_types
 
     set_types(model, half_nodes(model.graph, choose_matmuls(model.graph, [])), ir.DataType.FLOAT16)
     files = write_graph(

@@ -17,9 +17,8 @@ from rfedge.bundle.artifact import Bundle, BundleWriter, load_bundle, write_bund
 from rfedge.cli.app import app, main
 from rfedge.config import DecoderConfig, Precision
 from rfedge.errors import ArtifactError, ConfigError, ContractError
-from rfedge.export import embedding
-from rfedge.export.embedding import StoredTable, stored_table
-from rfedge.export.instructions import choose_sentences, write_language
+from rfedge.export import language
+from rfedge.export.language import StoredTable, choose_sentences, stored_table, write_language
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.language.instructions import MAX_SENTENCES, InstructionTable, write_instruction_table
@@ -43,7 +42,7 @@ def checkpoint(checkpoints: dict[str, Path]) -> Checkpoint:
 def test_a_sentence_is_embedded_as_by_the_whole_table(
     checkpoint: Checkpoint, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "_LARGE_BYTES", 0)  # so that int8 is stored in 8 bits, as of a full-size model
+    monkeypatch.setattr(language, "_LARGE_BYTES", 0)  # so that int8 is stored in 8 bits, as of a full-size model
     for name, sentences in (("whole", None), ("known", SENTENCES)):
         (tmp_path / name).mkdir()
         stored = stored_table(checkpoint.config.decoder, precision)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.cli.app import app
 from rfedge.errors import ArtifactError, ConfigError
-from rfedge.export.mixed.budget import Budget
+from rfedge.export.mixed.plan import Budget
 from rfedge.export.mixed.record import SearchRecord
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import check_export, export_checkpoint

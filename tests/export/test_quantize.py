@@ -20,12 +20,11 @@ from rfedge.config import preset
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.export.int8.balance import balance_input, find_gain
-from rfedge.export.int8.histogram import MagnitudeHistogram
 from rfedge.export.int8.insert import apply_balance, rewrite_float_reader
 from rfedge.export.int8.matmuls import quantizable_matmuls
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
 from rfedge.export.int8.options import PLAIN, Int8Options, parse_smooth_quant
-from rfedge.export.int8.ranges import choose_magnitude, scale_from_amax
+from rfedge.export.int8.ranges import MagnitudeHistogram, choose_magnitude, scale_from_amax
 from rfedge.export.int8.rounding import round_compensated, round_nearest
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.precision_audit import effective_precisions, require_integer_kernels

@@ -188,7 +188,7 @@ def test_a_block_of_real_size_computes_in_int8_and_fp16_with_fused_attention(
 
 
 def test_a_bundle_of_an_older_rfedge_keeps_fp32(rtx: TensorRt, tmp_path: Path) -> None:
-    from rfedge.export.tensorrt.float_choice import choose_islands
+    from rfedge.export.tensorrt.prepare import choose_islands
     from tests.runtimes.handmade_bundle import write_handmade_bundle
 
     write_handmade_bundle(tmp_path / "bundle")

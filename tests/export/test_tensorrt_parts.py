@@ -13,8 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rfedge.bundle.engines import EngineKey, EngineTarget
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.export.tensorrt.audit import audit_engine
-from rfedge.export.tensorrt.build_log import BuildLog
-from rfedge.export.tensorrt.build_progress import PhaseFraction
+from rfedge.export.tensorrt.build_log import BuildLog, PhaseFraction
 from rfedge.export.tensorrt.engine_layers import layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, name_failure
 from rfedge.export.tensorrt.prepare import cast_bytes_first

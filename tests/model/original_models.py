@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from rfedge.config import GPTNeoXConfig, MPTConfig, VisionConfig
 from rfedge.model.decoder import FusionDecoder, media_mask
+from rfedge.model.decoder_blocks import causal_bias
 from rfedge.model.head import LSTMHead
 from rfedge.model.original.names import clip_names, model_names
-from rfedge.model.rotary import causal_bias
 from rfedge.model.vision import VisionBlock, VisionTransformer
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -11,7 +11,7 @@ import pytest
 from rfedge.errors import ConfigError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import ClosedLoop, OpenLoop, PolicyStep, RateKeeper
-from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.loop import STOPPED, ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.stopping import StopRequest

@@ -10,7 +10,7 @@ import pytest
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.runtimes import PolicyStep, RateKeeper, make_controller
-from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.control.overlapped import Overlapped

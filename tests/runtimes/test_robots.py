@@ -12,7 +12,7 @@ from rfedge.data.calvin import CalvinDataset
 from rfedge.errors import BackendUnavailableError, ConfigError, ContractError
 from rfedge.messages import Observation
 from rfedge.robot.rotations import euler_to_matrix, euler_to_quaternion, rotation_about, rotation_vector, rotation_vectors
-from rfedge.runtimes.adapters.images import fit_camera
+from rfedge.runtimes.adapters.conversion import fit_camera
 from rfedge.runtimes.adapters.lerobot import LeRobotKeys, LeRobotRobot, action_to_lerobot, connect_lerobot
 from rfedge.runtimes.adapters.ros2 import Ros2Robot, Ros2Settings, image_from_message, state_from_pose, twist_of_action
 from rfedge.runtimes.control.loop import ControlLoop

@@ -16,7 +16,7 @@ def prepare_table(
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.errors import ConfigError
-    from rfedge.export.mixed.budget import parse_budget
+    from rfedge.export.mixed.plan import parse_budget
     from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, import_bitsandbytes
     from rfedge.policies import find_bundle, find_checkpoint, is_shipped
 

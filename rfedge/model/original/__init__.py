@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from rfedge.model.original.differences import ParityReport, StageDifference
 from rfedge.model.original.parity import run_parity
-from rfedge.model.original.weights import OriginalWeights, WeightsReport, load_original
+from rfedge.model.original.plan import OriginalWeights, WeightsReport, load_original
 
 __all__ = ["OriginalWeights", "ParityReport", "StageDifference", "WeightsReport", "load_original", "run_parity"]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rfedge.model.original.weights import WeightsReport
+from rfedge.model.original.plan import WeightsReport
 
 HIDDEN_TOLERANCE: Final = 2e-4
 ACTION_TOLERANCE: Final = 5e-5
@@ -61,17 +61,10 @@ class StageDifference:
 
 @dataclass(slots=True)
 class ParityReport:
-    """How close we are to one fixture.
-
-    Attributes:
-        stages: in the order of the forward pass.
-        not_compared: arrays of the fixture for which nothing is computed here.
-    """
-
     fixture: str
     weights: WeightsReport
-    stages: list[StageDifference]
-    not_compared: list[str]
+    stages: list[StageDifference]  # in the order of the forward pass
+    not_compared: list[str]  # arrays of the fixture for which nothing is computed here
 
     @property
     def passed(self) -> bool:
@@ -89,12 +82,9 @@ class Differences:
     compared: set[str] = field(default_factory=set)
 
     def add(self, case: str, name: str, ours: torch.Tensor | npt.NDArray[Any], *, where: Any = None) -> None:
-        """Compare with `case/name`, where the fixture has it.
+        """Compare with `case/name`, where the fixture has it; only the shape of `ours` may differ.
 
-        Args:
-            case: first part of the array's name.
-            ours: the same numbers in the same order; only the shape may differ.
-            where: bool (N, T), tokens that count; without it all do.
+        Without `where`, bool (N, T), all tokens count.
         """
         key = f"{case}/{name}"
         if key not in self.expected:

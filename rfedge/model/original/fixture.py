@@ -15,22 +15,17 @@ from rfedge.config import LSTMHeadConfig, PolicyConfig, ResamplerConfig, VisionC
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
 from rfedge.model.original.language_models import decoder_config
-from rfedge.model.original.weights import OriginalWeights
+from rfedge.model.original.plan import OriginalWeights
 
 
 @dataclass(frozen=True, slots=True)
 class ParityFixture:
-    """One fixture folder.
-
-    Attributes:
-        policy: our configuration of the same model; without a RoboFlamingo file its head means nothing.
-        weights: files to load, in the original's order.
-    """
+    """One fixture folder."""
 
     root: Path
     document: dict[str, Any]
-    policy: PolicyConfig
-    weights: OriginalWeights
+    policy: PolicyConfig  # of the same model; without a RoboFlamingo file its head means nothing
+    weights: OriginalWeights  # in the original's order
     arrays: dict[str, npt.NDArray[Any]]
 
     @property
@@ -40,11 +35,7 @@ class ParityFixture:
 
 
 def open_fixture(root: Path) -> ParityFixture:
-    """Read a fixture folder: `of_*` (OpenFlamingo) or `rf_*` (RoboFlamingo around one).
-
-    Raises:
-        ArtifactError: a file is missing or damaged, or the model is one that nothing here reproduces.
-    """
+    """Read a fixture folder: `of_*` (OpenFlamingo) or `rf_*` (RoboFlamingo around one)."""
     try:
         document = read_json(root / "config.json")
         with np.load(root / "io.npz", allow_pickle=False) as archive:

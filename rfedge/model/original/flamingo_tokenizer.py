@@ -21,13 +21,8 @@ TOKENIZER_FILES: Final = (TOKENIZER_NAME, SETTINGS_NAME, MAP_NAME)
 def flamingo_tokenizer(paths: Iterable[Path], text_length: int) -> InstructionTokenizer:
     """Add `<|endofchunk|>`, `<image>` and, where there is none yet, a padding token, in the original's order.
 
-    A tokenizer to which they were added before keeps its ids.
-
-    Args:
-        paths: tokenizer.json and, where the folder has them, the two files that name its special tokens.
-
-    Raises:
-        ArtifactError: tokenizer.json is missing or damaged, or names no token that ends a text.
+    A tokenizer to which they were added before keeps its ids. `paths` are tokenizer.json and the files that name its special
+    tokens. ArtifactError: it is missing or damaged, or names no token that ends a text.
     """
     files = {path.name: path for path in paths}
     if TOKENIZER_NAME not in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,9 @@ from rfedge.config import DecoderConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.disk import read_json
 from rfedge.language.tokenizer import InstructionTokenizer
-from rfedge.model.original.file_names import disagreements
 from rfedge.model.original.flamingo_tokenizer import TOKENIZER_FILES, flamingo_tokenizer
 from rfedge.model.original.import_sizes import find_sizes, policy_config
-from rfedge.model.original.language_model_files import UPSTREAM, weight_files
-from rfedge.model.original.language_models import decoder_config
+from rfedge.model.original.language_models import UPSTREAM, decoder_config, weight_files
 from rfedge.model.original.plan import PlannedFile, Role, WeightPlan, plan_weights
 from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import Source, open_source
@@ -49,8 +48,6 @@ _LISTED: Final = 10
 
 
 class SourceFile(NamedTuple):
-    """A file that an import reads."""
-
     role: Role | Literal["tokenizer"]
     path: Path
     repository: str | None
@@ -59,25 +56,18 @@ class SourceFile(NamedTuple):
 
 @dataclass(slots=True)
 class ImportPlan:
-    """Everything that is known before the first byte is written.
-
-    Attributes:
-        weights: where the tensors come from.
-        initialised: names of ours that are sampled from the seed.
-        filled: names of ours with the one value that fills them, because nothing runs them.
-        assumed: sentences on what no file says.
-        warnings: half-sentences on what a file's name says otherwise.
-    """
+    """Everything that is known before the first byte is written."""
 
     config: PolicyConfig
     tokenizer: InstructionTokenizer
     weights: WeightPlan
     files: list[SourceFile]
     options: ImportOptions
-    initialised: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)  # names of ours that are sampled from the seed
+    # names of ours with the one value that fills them, because nothing runs them
     filled: dict[str, float] = field(default_factory=dict)
-    assumed: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)  # sentences on what no file says
+    warnings: list[str] = field(default_factory=list)  # half-sentences on what a file's name says otherwise
     epoch: int | None = None
 
     @property
@@ -88,21 +78,15 @@ class ImportPlan:
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        """What will be stored."""
         dtype = DTYPES[self.options.dtype]
         return {name: TensorSpec(dtype, shape) for name, shape in self.weights.shapes.items()}
 
     @property
     def size_bytes(self) -> int:
-        """Size of the weights that will be stored."""
         return sum(spec.size_bytes for spec in self.specs.values())
 
     def check(self) -> None:
-        """Raise unless every tensor has its place.
-
-        Raises:
-            ArtifactError: tensors are missing or have another shape; the text names the first ten and their number.
-        """
+        """Raise ArtifactError unless every tensor has its place; the text names the first ten that have not."""
         if self.weights.mismatched:
             listed = [f"{name} {got} not {expected}" for _, name, got, expected in self.weights.mismatched]
             files = sorted({mismatch.file for mismatch in self.weights.mismatched})
@@ -122,10 +106,7 @@ class ImportPlan:
             )
 
     def reader(self) -> Callable[[str], torch.Tensor]:
-        """Return the function that makes each tensor, in the dtype in which it will be stored.
-
-        It raises ArtifactError for a tensor with a value that is infinite or no number.
-        """
+        """Return the function that makes each tensor, in the dtype in which it is stored; NaN and Inf are refused."""
         draws = SeededInit(self.config, self.options.seed)
         dtype = DTYPES[self.options.dtype]
 
@@ -337,3 +318,37 @@ def _remedy(name: str, config: PolicyConfig, options: ImportOptions) -> str:
         missing = "the final norm of " if name.startswith(_FINAL_NORM) else ""
         return f"Give {missing}the language model: --lm {' or '.join(upstream) or 'FOLDER'}."
     return "A file is incomplete; copy it again."
+
+
+# The language model's name in a file name -> preset; a name that contains another stands before it.
+_LANGUAGE_MODELS: Final = (
+    ("mpt_dolly_3b", "M-3B-IFT"),
+    ("mpt_3b", "M-3B"),
+    ("mpt_base_4b", "G-4B"),
+    ("mpt_4b", "G-4B-IFT"),
+    ("mpt_9b", "M-9B"),
+    ("llama_9b", "L-9B"),
+)
+
+
+def disagreements(name: str, config: PolicyConfig) -> list[str]:
+    """Return where `name`, of a .pth file, says something else than `config`, each as half a sentence."""
+    claims: list[tuple[str, object, object]] = []
+    if match := re.search(r"_ws_(\d+)(?=[_.])", name):
+        claims.append((match[0].strip("_"), int(match[1]), config.window))
+    if match := re.search(r"_(post|pre|two_way|vit_concat)_hist", name):
+        claims.append((match[1], match[1], config.fusion))
+    if match := re.search(r"(?<=_)(\d+)_fur_step", name):
+        claims.append((match[0], int(match[1]), config.chunk_size))
+    if re.search(r"_sep_", name):
+        claims.append(
+            ("sep", "a resampler for each camera", "one for each" if config.resampler.per_camera else "one for both")
+        )
+        claims = [claim for claim in claims if claim[0] != "sep" or not config.resampler.per_camera]
+    if "_tcp_" in name:
+        claims.append(("tcp", "actions in the frame of the tool", "actions in the world's frame"))
+    for part, preset_name in _LANGUAGE_MODELS:
+        if f"_{part}_" in name:
+            claims.append((part, preset_name, config.name))
+            break
+    return [f"{said!r} says {claimed}, the import {actual}" for said, claimed, actual in claims if claimed != actual]

@@ -23,11 +23,7 @@ _MEGABYTE: Final = 1_000_000
 
 
 def check_output(plan: ImportPlan, output: Path, *, overwrite: bool) -> None:
-    """Refuse at once what would fail at the end.
-
-    Raises:
-        ArtifactError: `output` exists and `overwrite` is false, or the disk has too little room.
-    """
+    """Refuse at once an existing output, or a disk with too little room."""
     if output.exists() and not overwrite:
         raise ArtifactError(
             str(output), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
@@ -45,12 +41,7 @@ def write_import(
 ) -> dict[str, Any]:
     """Write the checkpoint atomically and return what is written about its origin.
 
-    Args:
-        max_shard_bytes: weights above this are stored in several files.
-        progress: called with (stage, megabytes done, megabytes in all).
-
-    Raises:
-        ArtifactError: see `ImportPlan.check`, `ImportPlan.reader` and `check_output`; or a file changed meanwhile.
+    `progress` is called with (stage, megabytes done, megabytes in all).
     """
     plan.check()
     check_output(plan, output, overwrite=overwrite)

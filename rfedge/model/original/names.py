@@ -144,16 +144,12 @@ _OUTSIDE: Final[dict[str, _Rules]] = {
 def model_names(names: Iterable[str], kind: str) -> dict[str, str | None]:
     """Return what the tensors of one language model, OpenFlamingo or RoboFlamingo file are called here.
 
-    Returns:
-        For each key a name in `RoboFlamingo.state_dict()`, or `OUTPUT_PROJECTION`, or `IGNORED`, or None for a name
-        nobody knows. Two keys may get the same name: the original keeps cross-attention under two paths.
+    For each key a name in `RoboFlamingo.state_dict()`, or `OUTPUT_PROJECTION`, or `IGNORED`, or None for a name nobody
+    knows. Two keys may get the same name: the original keeps cross-attention under two paths.
     """
     plain = {name: _WRAPPERS.sub("", name) for name in names}
     towers = {key: name.removeprefix("vision_encoder.") for key, name in plain.items() if name.startswith("vision_encoder.")}
-    return {
-        **{key: _model_name(name, kind) for key, name in plain.items() if key not in towers},
-        **_vision_names(towers),
-    }
+    return {**{key: _model_name(name, kind) for key, name in plain.items() if key not in towers}, **_vision_names(towers)}
 
 
 def clip_names(names: Iterable[str]) -> dict[str, str | None]:

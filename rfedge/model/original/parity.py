@@ -20,7 +20,7 @@ from rfedge.model.head import LSTMHead
 from rfedge.model.original.differences import Differences, ParityReport, StageDifference
 from rfedge.model.original.fixture import ParityFixture, open_fixture
 from rfedge.model.original.names import model_names
-from rfedge.model.original.weights import load_original
+from rfedge.model.original.plan import load_original
 from rfedge.model.policy import RoboFlamingo
 from rfedge.model.vision import FramePreprocess
 from rfedge.recurrence import Arrays, acting_row, advance, initial_state
@@ -32,14 +32,7 @@ _Arrays = dict[str, npt.NDArray[Any]]
 
 
 def run_parity(folder: Path, *, progress: StageProgress = lambda *_: None) -> ParityReport:
-    """Load a fixture's weights, run its inputs, and compare every array that it holds.
-
-    Args:
-        progress: called with (stage, done, total) after each case of inputs.
-
-    Raises:
-        ArtifactError: the fixture or one of its weight files cannot be read.
-    """
+    """Load a fixture's weights, run its inputs, and compare every array that it holds."""
     fixture = open_fixture(folder)
     with torch.random.fork_rng(devices=[]):
         policy = RoboFlamingo(fixture.policy).eval()
@@ -53,7 +46,8 @@ def compare(
 ) -> tuple[list[StageDifference], list[str]]:
     """Return the differences by stage, and the names of the arrays that nothing here computes."""
     differences = Differences(fixture.arrays)
-    cases = _cases(fixture.arrays, "in/static_uint8" if fixture.has_head else "in/lang_x")
+    mark = "/in/static_uint8" if fixture.has_head else "/in/lang_x"
+    cases = [key.removesuffix(mark) for key in fixture.arrays if key.endswith(mark)]
     for done, case in enumerate(cases, 1):
         if not fixture.has_head:
             _interleaved(fixture, policy, projection, case, differences)
@@ -66,10 +60,6 @@ def compare(
         _generation(fixture, policy, projection, differences)
     unseen = [name for name in fixture.arrays if "/in/" not in name and name not in differences.compared]
     return list(differences.stages.values()), [name for name in unseen if not name.startswith("negative/")]
-
-
-def _cases(arrays: _Arrays, name: str) -> list[str]:
-    return [key.removesuffix(f"/{name}") for key in arrays if key.endswith(f"/{name}")]
 
 
 @contextmanager

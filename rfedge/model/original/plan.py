@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import torch
 
-from rfedge.model.original.names import (
-    IGNORED,
-    OUTPUT_PROJECTION,
-    THIRDS,
-    clip_names,
-    model_names,
-    split_third,
-)
-from rfedge.model.original.tensor_files import TensorFile
+from rfedge.errors import ArtifactError
+from rfedge.model.original.names import IGNORED, OUTPUT_PROJECTION, THIRDS, clip_names, model_names, split_third
+from rfedge.model.original.tensor_files import TensorFile, open_tensor_file
+from rfedge.model.policy import RoboFlamingo
 
 Role = Literal["language model", "clip", "openflamingo", "roboflamingo", "other"]
 _GRIPPER: Final = "backbone.resampler_gripper."
@@ -49,20 +45,14 @@ class Mismatch(NamedTuple):
 
 @dataclass(slots=True)
 class WeightPlan:
-    """Where every tensor comes from.
-
-    Attributes:
-        pieces: what each is joined from along its rows, one or three tensors; names without an entry are in no file.
-        taken: tensors that were recognised and needed, by file.
-        left_over: `file: key` that nobody knows.
-        mismatched: tensors of another shape; they are in `pieces` too.
-    """
+    """Where every tensor comes from."""
 
     shapes: dict[str, tuple[int, ...]]
+    # joined along rows, one or three; names without an entry are in no file
     pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
-    taken: dict[str, int] = field(default_factory=dict)
-    left_over: list[str] = field(default_factory=list)
-    mismatched: list[Mismatch] = field(default_factory=list)
+    taken: dict[str, int] = field(default_factory=dict)  # tensors that were recognised and needed, by file
+    left_over: list[str] = field(default_factory=list)  # `file: key` that nobody knows
+    mismatched: list[Mismatch] = field(default_factory=list)  # they are in `pieces` too
 
     @property
     def missing(self) -> list[str]:
@@ -76,8 +66,7 @@ class WeightPlan:
     def read(self, name: str, extend: Callable[[int], torch.Tensor] | None = None) -> torch.Tensor:
         """Return one tensor in its own dtype, a view of the file where it can be one.
 
-        Args:
-            extend: returns as many rows as it is asked for, where the files lack some; without it they are zero.
+        `extend` returns as many rows as it is asked for, where the files lack some; without it they are zero.
         """
         parts = [piece.file.tensor(piece.key) for piece in self.pieces[name]]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -126,11 +115,7 @@ def names_of(planned: PlannedFile, kind: str, keys: Iterable[str] | None = None)
 
 
 def plan_weights(files: Sequence[PlannedFile], shapes: Mapping[str, tuple[int, ...]], kind: str) -> WeightPlan:
-    """Decide for every tensor where it comes from: a later file wins, within a file the first of two copies.
-
-    Args:
-        files: in the order in which the original reads them.
-    """
+    """Decide for every tensor where it comes from: a later file wins, within a file the first of two copies."""
     plan = WeightPlan(dict(shapes))
     for planned in files:
         found: dict[str, dict[str, str]] = {}
@@ -154,3 +139,80 @@ def plan_weights(files: Sequence[PlannedFile], shapes: Mapping[str, tuple[int, .
     for name in plan.pieces:
         plan.check(name)
     return plan
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReport:
+    taken: dict[str, int]
+    missing: tuple[str, ...]  # names of ours that no file holds; they keep their random values
+    left_over: tuple[str, ...]  # `file: key` that nobody knows
+    assumed: tuple[str, ...]  # sentences on values that were derived
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalWeights:
+    """The files of one model, in the order in which the original reads them; absent ones are left out.
+
+    `others` are searched for the gripper camera's own resampler, which the original makes but never saves.
+    """
+
+    language_model: Path
+    vision: Path
+    openflamingo: Path | None = None
+    roboflamingo: Path | None = None
+    others: tuple[Path, ...] = ()
+
+
+def load_original(
+    policy: RoboFlamingo, files: OriginalWeights, *, without: Sequence[str] = ()
+) -> tuple[WeightsReport, torch.Tensor]:
+    """Fill `policy` in place; its vocabulary is the tokenizer's, so the language model's rows are cut to it.
+
+    `without` are prefixes of our names that are not expected, such as "head." without a RoboFlamingo file. Returns the
+    report, and the output projection (vocabulary, width) of the language model: its own or the embedding.
+    """
+    parts = sorted(files.language_model.glob("*.safetensors")) or sorted(files.language_model.glob("pytorch_model*.bin"))
+    if not parts:
+        raise ArtifactError(
+            f"language model {files.language_model}",
+            got="no weights",
+            expected="*.safetensors or pytorch_model*.bin",
+            remedy="Copy the folder again.",
+        )
+    chain: list[tuple[Role, Path | None]] = [
+        *(("language model", part) for part in parts),
+        ("clip", files.vision),
+        ("openflamingo", files.openflamingo),
+        ("roboflamingo", files.roboflamingo),
+        *(("other", path) for path in files.others),
+    ]
+    shapes = {name: tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    shapes.setdefault(OUTPUT_PROJECTION, shapes["embedding.weight"])
+    planned = [PlannedFile(role, open_tensor_file(path)) for role, path in chain if path is not None]
+    plan = plan_weights(planned, shapes, policy.config.decoder.kind)
+    for mismatch in plan.mismatched:
+        raise ArtifactError(
+            f"weights {mismatch.file}: {mismatch.name}",
+            got=mismatch.got,
+            expected=mismatch.expected,
+            remedy="The file is of another model.",
+        )
+    assumed = [
+        f"{name}: {rows} new rows are zero unless a later file holds them"
+        for name in ("embedding.weight", OUTPUT_PROJECTION)
+        if (rows := plan.new_rows(name)) > 0
+    ]
+    if policy.config.resampler.per_camera and plan.copy_missing_resampler():
+        # The original copies its resampler while it is still random, then neither trains nor saves the copy.
+        assumed.append("the gripper camera's resampler is in no file: it is a copy of the static camera's")
+    values = {name: plan.read(name) for name in plan.pieces}
+    projection = values.get(OUTPUT_PROJECTION, values.get("embedding.weight", policy.embedding.weight.detach()))
+    own = policy.state_dict().keys()
+    policy.load_state_dict({name: tensor for name, tensor in values.items() if name in own}, strict=False)
+    report = WeightsReport(
+        plan.taken,
+        tuple(name for name in plan.missing if name in own and not name.startswith(tuple(without))),
+        tuple(plan.left_over),
+        tuple(assumed),
+    )
+    return report, projection.to(torch.float32)

@@ -40,10 +40,7 @@ def part_of(name: str) -> Part:
 
 @dataclass(slots=True)
 class SeededInit:
-    """Initialises the parts of one policy; a part has the same values whichever others are initialised.
-
-    Only the module that was asked for last is kept.
-    """
+    """Initialises the parts of one policy; a part has the same values whichever others are initialised."""
 
     config: PolicyConfig
     seed: int
@@ -51,11 +48,7 @@ class SeededInit:
     _values: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor of the resampler, of a cross-attention or of the head, float32.
-
-        Raises:
-            ValueError: another part; those come from files.
-        """
+        """Return a tensor of the resampler, of a cross-attention or of the head, float32."""
         match = _MODULE.fullmatch(name)
         if match is None:
             raise ValueError(f"{name}: not of a part that can be initialised")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rfedge.errors import ArtifactError, BackendUnavailableError
+from rfedge.errors import ArtifactError, BackendUnavailableError, first_line
 
 _REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[^@]+))?")
 # A path with one folder looks like an id; these endings tell that a file was meant.
@@ -19,31 +19,19 @@ _DEFAULT_REVISION: Final = "main"
 
 @dataclass(slots=True)
 class Source:
-    """One place with files.
-
-    Attributes:
-        names: of the files there, relative to it; of a repository all that it publishes, or, where it cannot be
-            asked, all that the cache holds.
-        folder: where they lie; None before anything of a repository that can be reached was fetched.
-        revision: branch, tag or commit of the repository.
-    """
+    """One place with files."""
 
     given: str
-    names: tuple[str, ...]
-    folder: Path | None
+    names: tuple[str, ...]  # relative to the place; of a repository that cannot be asked, those in the cache
+    folder: Path | None  # None before anything of a repository was fetched
     repository: str | None = None
-    revision: str = _DEFAULT_REVISION
+    revision: str = _DEFAULT_REVISION  # branch, tag or commit
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
         return name in self.names
 
     def choose(self, patterns: Sequence[str], *, what: str) -> str:
-        """Return the one file that the first fitting pattern names.
-
-        Raises:
-            ArtifactError: no file fits, or several do; the text names them.
-        """
+        """Return the one file that the first fitting pattern names; ArtifactError where none or several fit."""
         for pattern in patterns:
             fitting = [name for name in self.names if fnmatch.fnmatchcase(Path(name).name, pattern)]
             found = [name for name in fitting if "/" not in name] or fitting
@@ -86,11 +74,9 @@ class Source:
 
 
 def open_source(given: str, *, what: str) -> Source:
-    """Find out what `given` is and which files are there; of a repository nothing is downloaded yet.
+    """Find out which files are at a path or at `organisation/name`, optionally with `/file` and `@revision` after it.
 
-    Args:
-        given: a path, or `organisation/name`, optionally with `/file` and `@revision` after it.
-        what: the option's meaning, for error texts.
+    Of a repository nothing is downloaded yet.
 
     Raises:
         ArtifactError: it is neither a path nor a repository that can be found.
@@ -196,7 +182,7 @@ def _unreachable(repository: str, revision: str, error: Exception) -> ArtifactEr
         )
     if isinstance(error, errors.HFValidationError):
         return ArtifactError(subject, got=str(error), expected="organisation/name", remedy="Check the name.")
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return BackendUnavailableError(
         subject,
         got=f"no connection ({type(error).__name__}: {reason}) and no copy of these files in the cache",

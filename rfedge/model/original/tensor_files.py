@@ -27,16 +27,11 @@ _COPY_AGAIN: Final = "Copy it again."
 
 @dataclass(slots=True)
 class TensorFile:
-    """One file of weights.
-
-    Attributes:
-        shapes: of every tensor, by the file's own names; those of an optimizer are not among them.
-        epoch: what a training checkpoint says about itself.
-    """
+    """One file of weights."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
-    epoch: int | None = None
+    shapes: dict[str, tuple[int, ...]]  # by the file's own names; those of an optimizer are not among them
+    epoch: int | None = None  # what a training checkpoint says about itself
     _mapped: dict[str, torch.Tensor] | None = field(default=None, repr=False)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -51,11 +46,7 @@ class TensorFile:
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Look into a .safetensors, .bin, .pt or .pth file.
-
-    Raises:
-        ArtifactError: the file is missing, damaged, or holds more than tensors and plain containers.
-    """
+    """Look into a .safetensors, .bin, .pt or .pth file; ArtifactError for anything but tensors and plain containers."""
     tensors, epoch = _read(path)
     return TensorFile(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, epoch)
 

@@ -21,11 +21,7 @@ _TOKEN_AXIS: Final = "token"
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of one tensor.
-
-    Attributes:
-        offset: bytes from the start of the block.
-    """
+    """The place of one tensor, `offset` bytes from the start of the block."""
 
     name: str
     dtype: np.dtype[Any]
@@ -53,11 +49,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class BufferPlan:
-    """All slots of one engine.
-
-    Attributes:
-        input_bytes: length of the part that is copied up; the outputs begin there.
-    """
+    """All slots of one engine; the first `input_bytes` are copied up, the outputs begin there."""
 
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
@@ -66,11 +58,6 @@ class BufferPlan:
 
 
 def plan_buffers(contract: GraphContract, largest: Mapping[str, Sequence[int]]) -> BufferPlan:
-    """Give each tensor its place.
-
-    Args:
-        largest: the largest shape of each tensor.
-    """
     inputs, input_bytes = _place(contract.inputs, largest, 0)
     outputs, total_bytes = _place(contract.outputs, largest, input_bytes)
     return BufferPlan(inputs, outputs, input_bytes, total_bytes)

@@ -30,10 +30,6 @@ class CudaDriver:
     Handles and addresses are plain integers, as TensorRT takes them. A context belongs to the thread that made it
     current; `make_current` lets another thread use it.
 
-    Args:
-        ordinal: number of the GPU in the driver's order.
-        library: the loaded driver library; `libcuda.so.1` without.
-
     Raises:
         BackendUnavailableError: no driver, or it answers with an error; so does every method.
     """
@@ -57,7 +53,6 @@ class CudaDriver:
         self.make_current()
 
     def make_current(self) -> None:
-        """Let the calling thread use this context."""
         self._call("cuCtxSetCurrent", self._context)
 
     def close(self) -> None:
@@ -65,7 +60,6 @@ class CudaDriver:
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def allocate_device(self, size_bytes: int) -> int:
-        """Return the address of device memory."""
         address = _pointer()
         self._call("cuMemAlloc_v2", ctypes.byref(address), _size(size_bytes))
         return address.value
@@ -90,15 +84,12 @@ class CudaDriver:
         self._call("cuStreamDestroy_v2", _address(stream))
 
     def copy_to_device(self, device: int, host: int, size_bytes: int, stream: int) -> None:
-        """Enqueue a copy from pinned memory."""
         self._call("cuMemcpyHtoDAsync_v2", _pointer(device), _address(host), _size(size_bytes), _address(stream))
 
     def copy_to_host(self, host: int, device: int, size_bytes: int, stream: int) -> None:
-        """Enqueue a copy to pinned memory."""
         self._call("cuMemcpyDtoHAsync_v2", _address(host), _pointer(device), _size(size_bytes), _address(stream))
 
     def synchronize(self, stream: int) -> None:
-        """Wait until everything enqueued is done."""
         self._call("cuStreamSynchronize", _address(stream))
 
     def begin_capture(self, stream: int) -> None:
@@ -106,11 +97,7 @@ class CudaDriver:
         self._call("cuStreamBeginCapture_v2", _address(stream), ctypes.c_int(_CAPTURE_RELAXED))
 
     def end_capture(self, stream: int) -> int:
-        """Return a launchable graph of what was written down.
-
-        Raises:
-            BackendUnavailableError: something in it cannot be captured; the stream is usable again.
-        """
+        """Return a launchable graph; where something cannot be captured, it raises and the stream is usable again."""
         graph = _address()
         self._call("cuStreamEndCapture", _address(stream), ctypes.byref(graph))
         try:
@@ -119,7 +106,6 @@ class CudaDriver:
             self._call("cuGraphDestroy", graph)
 
     def launch(self, graph: int, stream: int) -> None:
-        """Enqueue a captured graph."""
         self._call("cuGraphLaunch", _address(graph), _address(stream))
 
     def destroy_graph(self, graph: int) -> None:

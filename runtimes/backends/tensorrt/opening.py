@@ -29,8 +29,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     """Open a bundle on this machine's GPU; nothing is loaded until the runners are activated.
 
     Raises:
-        ArtifactError: the bundle is missing, incomplete or altered, or holds no engine for this device; the text names the
-            reason of each one that is there.
+        ArtifactError: the bundle is damaged, or holds no engine for this device; the text says why of each one.
         BackendUnavailableError: no GPU, or no TensorRT.
     """
     load_bundle(path, verify=False)  # a wrong path is reported before a missing GPU
@@ -47,11 +46,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
 
 
 def installed_modules() -> list[TensorRt]:
-    """Return each TensorRT that imports: the device's own before TensorRT for RTX.
-
-    Raises:
-        BackendUnavailableError: there is none; the text is that of the device's own.
-    """
+    """Return each TensorRT that imports, the device's own first; raises its BackendUnavailableError where there is none."""
     found = {name: _load(name) for name in TARGETS}
     modules = [module for module in found.values() if isinstance(module, TensorRt)]
     if not modules:
@@ -69,15 +64,7 @@ def _load(name: str) -> TensorRt | BackendUnavailableError:
 def open_engines(
     path: Path, settings: RuntimeSettings, modules: Sequence[TensorRt], device: CudaDevice, *, library: Any = None
 ) -> PolicyParts:
-    """Open a bundle whose engines fit `device`.
-
-    Args:
-        modules: candidates; the first one that has an engine for every graph of the backbone is taken.
-        library: the CUDA driver library; that of the system without.
-
-    Raises:
-        ArtifactError: as `open_bundle`.
-    """
+    """Open a bundle with the first of `modules` that has an engine for every graph of the backbone on `device`."""
     # The head's other home, the text encoder and what a report says of the bundle are onnxruntime's, on the CPU.
     parts = open_with_onnxruntime(path, dataclasses.replace(settings, providers=("CPUExecutionProvider",)))
     bundle = load_bundle(path, verify=False)  # verified a line above, if it is to be

@@ -32,13 +32,7 @@ _MOST_GRAPHS: Final = 8  # a head is called with one step and with a window of t
 
 
 class TensorRtRunner(GraphRunner):
-    """One plan on one GPU.
-
-    Args:
-        stage: which graph of the policy this is.
-        plan: the engine's file, verified by `rfedge.bundle.engines.find_engine`.
-        settings: input checks and `cuda_graph` are used.
-        library: the CUDA driver library; that of the system without.
+    """One plan on one GPU, verified by `rfedge.bundle.engines.find_engine`.
 
     Raises:
         BackendUnavailableError: on activation or in a call, the GPU or its driver refuses.
@@ -67,7 +61,6 @@ class TensorRtRunner(GraphRunner):
         self._open: _OpenEngine | None = None
 
     def effective_settings(self) -> dict[str, str]:
-        """Module, device, profiles and whether the calls are captured; empty while inactive."""
         if self._open is None:
             return {}
         target = self._record.key.target
@@ -216,7 +209,6 @@ class _OpenEngine:
         return context, shapes
 
     def _enqueue(self, lane: _Lane, shapes: Shapes) -> None:
-        """Enqueue a step, captured where that is possible."""
         key = tuple(shapes.values())
         graph = lane.graphs.get(key)
         if graph is not None:

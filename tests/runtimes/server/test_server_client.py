@@ -19,7 +19,7 @@ from rfedge.benchmarks.latency.serving_process import ServingProcess
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError, RfedgeError
 from rfedge.messages import Observation
 from rfedge.runtimes import STAGES, ClosedLoop, EdgePolicy, RuntimeSettings
-from rfedge.runtimes.control.lateness import LatePolicy
+from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.server.client import RemotePolicy

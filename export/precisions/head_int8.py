@@ -1,25 +1,43 @@
-"""Heads whose weights are int8 with one scale per output, as standard ONNX: a quarter of fp32's bytes in an engine.
+"""Heads with int8 weights, for CPUs: what bounds a head is reading its weights, and these are a quarter of fp32's.
 
-    LSTM, MatMul, Gemm read DequantizeLinear(int8, float32 scales)
+onnxruntime's own dynamic quantization: LSTMs become DynamicQuantizeLSTM, MatMuls MatMulInteger, weights have one scale per
+output; activations get their range in every call, so no calibration is needed. A graph for ONNX Runtime on a CPU alone.
 
-What is multiplied stays float. CPUs have a head of their own (`dynamic_head`), which multiplies integers.
-
-Requires: a head in fp32 after `head_passes`.
-Ensures: inputs and outputs are as before; what is not rounded is stored as `store_half` has it.
+Requires: a head in fp32, its weights in the file (`head_passes`).
+Ensures: inputs and outputs are as before.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from rfedge.export.passes.graph_files import read_graph, write_graph
-from rfedge.export.passes.graph_queries import add_constant, is_constant
+from rfedge.export.passes.graph_queries import add_constant, drop_unread, insert_dequantize, is_constant
 from rfedge.export.precisions.block_quantization import quantize_columns
 from rfedge.export.precisions.half_storage import store_weights_half
+from rfedge.io.atomic import atomic_file
+
+
+def quantize_head(source: Path, target: Path) -> list[Path]:
+    """Write the head at `source` to `target` with int8 weights, and return the file written."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it recommends a preprocessing that ours has done
+    try:
+        with atomic_file(target) as temporary:
+            quantize_dynamic(
+                source, temporary, op_types_to_quantize=["LSTM", "MatMul"], per_channel=True, weight_type=QuantType.QInt8
+            )
+    finally:
+        logger.setLevel(level)
+    return [target]
+
 
 # operator -> the inputs that are weights
 _WEIGHTS: Final = {"LSTM": (1, 2), "MatMul": (1,), "Gemm": (1,)}
@@ -27,11 +45,7 @@ _SMALLEST: Final = 1024
 
 
 def store_head_int8(source: Path, target: Path) -> list[Path]:
-    """Write the head at `source` to `target` with int8 weights, and return every file written.
-
-    Raises:
-        ExportError: a number that is not rounded is beyond fp16's range; the text names it.
-    """
+    """Write the head at `source` to `target` with int8 weights, and return every file written."""
     model = read_graph(source)
     graph = model.graph
     for node in list(graph):
@@ -51,11 +65,6 @@ def _dequantize(graph: ir.Graph, node: ir.Node, index: int, weight: ir.Value, ar
     numbers, scales = quantize_columns(by_output.reshape(-1, array.shape[axis]))
     numbers = np.moveaxis(numbers.reshape(by_output.shape), -1, axis)
     constants = [add_constant(graph, f"{weight.name}/int8", numbers), add_constant(graph, f"{weight.name}/scale", scales)]
-    new = ir.node("DequantizeLinear", constants, {"axis": axis}, name=f"{weight.name}/dequantize")
-    new.metadata_props.update(node.metadata_props)
-    output = new.outputs[0]
-    output.name, output.type, output.shape = f"{weight.name}/dequantized", weight.type, weight.shape
-    graph.insert_before(node, new)
-    node.replace_input_with(index, output)
-    if not weight.uses():
-        del graph.initializers[str(weight.name)]
+    read = insert_dequantize(graph, node, weight, constants, name=f"{weight.name}/dequantize", axis=axis)
+    node.replace_input_with(index, read)
+    drop_unread(graph, weight)
