@@ -5,8 +5,7 @@ per MatMul, and it is the form that both ONNX Runtime (MatMulIntegerToFloat) and
 (q·k, p·v), LayerNorm, softmax, the patch convolution and the camera resize stay in float.
 
 In order: observe the channels of every MatMul's input, choose what to centre and scale, observe the result for ranges
-and covariances, round the weights, insert. Weights are read one at a time; what is computed in bulk is bounded
-(`int8/observe.py`).
+and covariances, round the weights, insert.
 """
 
 from __future__ import annotations

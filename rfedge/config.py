@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from rfedge.decoder_config import DecoderConfig, Feature, GPTNeoXConfig, LlamaConfig, MPTConfig
 from rfedge.errors import one_of
 from rfedge.robot.camera import DEFAULT_RESIZE, Resize
 from rfedge.robot.conventions import Conventions
@@ -38,6 +37,7 @@ __all__ = [
     "preset_names",
 ]
 
+Feature = Literal["last_block_input", "last_block", "final_norm"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed"]
 # What `rfedge export` can make.
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed")
@@ -88,6 +88,108 @@ class ResamplerConfig(_Config):
     head_size: int = 64
     mlp_ratio: int = 4
     per_camera: bool = False
+
+
+class _DecoderConfig(_Config):
+    """Language decoder with gated cross-attention before every `cross_attention_every`-th block."""
+
+    width: int
+    layers: int
+    heads: int
+    vocab_size: int
+    text_length: int = Field(description="tokens of the padded instruction, special tokens included")
+    mlp_ratio: int = 4
+    cross_attention_every: int = Field(1, ge=1)
+    cross_attention_heads: int = 8
+    cross_attention_head_size: int = 64
+    # tanh(gate) scales what each cross-attention adds. 0 protects a pre-trained decoder; from nothing it starves vision.
+    gate_init: float = 0.0
+    # MPT-1B reports the INPUT of its last block as its last hidden state, so that block never reaches the action.
+    feature: Feature = "final_norm"
+    # What stands before `<image>` reads no camera: LLaMA's tokenizer starts every text with `<s>`.
+    tokens_before_image: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> _DecoderConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width: got {self.width}, expected a multiple of heads ({self.heads})")
+        return self
+
+
+class MPTConfig(_DecoderConfig):
+    """MPT: ALiBi, no biases, output tied to the embedding. MosaicGPT (MPT-1B) also normalises whole q and k vectors."""
+
+    kind: Literal["mosaic_gpt", "mpt"] = "mosaic_gpt"
+    qk_norm: bool = True
+    alibi_bias_max: float = 8.0
+
+    @model_validator(mode="after")
+    def _only_mosaic_gpt_norms_q_and_k(self) -> MPTConfig:
+        if self.kind == "mpt" and self.qk_norm:
+            raise ValueError("qk_norm: got true, expected false with kind 'mpt': only 'mosaic_gpt' holds these norms")
+        return self
+
+
+class _RotaryConfig(_DecoderConfig):
+    # The logits' own matrix. Only co-training on image-text pairs reads it, so a policy holds it only when asked to;
+    # MPT has none, its logits are MatMuls with the embedding.
+    output_projection: bool = False
+    rotary_base: float = Field(10000.0, gt=0)
+
+    @property
+    def rotary_size(self) -> int:
+        """Leading elements of every q and k head that are turned."""
+        return self.width // self.heads
+
+    @model_validator(mode="after")
+    def _turns_pairs(self) -> _RotaryConfig:
+        if self.rotary_size % 2 or self.rotary_size < 2:
+            raise ValueError(f"rotary positions turn pairs: got {self.rotary_size} elements a head, expected an even number")
+        return self
+
+
+class GPTNeoXConfig(_RotaryConfig):
+    """GPT-NeoX: rotary positions, biases everywhere; RedPajama-3B adds attention before its MLP reads (sequential)."""
+
+    kind: Literal["gpt_neox"]
+    mlp_width: int
+    parallel_residual: bool = False
+    rotary_fraction: float = Field(1.0, gt=0, le=1)
+    norm_eps: float = 1e-5
+
+    @property
+    def rotary_size(self) -> int:
+        """Leading elements of every q and k head that are turned."""
+        return int(self.width // self.heads * self.rotary_fraction)
+
+
+class LlamaConfig(_RotaryConfig):
+    """LLaMA: rotary positions, RMSNorm, gated SiLU MLP, no biases; `key_value_heads` below `heads` share k and v."""
+
+    kind: Literal["llama"]
+    mlp_width: int
+    key_value_heads: int
+    norm_eps: float = 1e-6
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> LlamaConfig:
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"heads: got {self.heads}, expected a multiple of key_value_heads ({self.key_value_heads})")
+        return self
+
+
+def _decoder_kind(value: Any) -> str | None:
+    # A configuration may leave the kind out; MosaicGPT was the only one at first.
+    return value.get("kind", "mosaic_gpt") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+DecoderConfig = Annotated[
+    Annotated[MPTConfig, Tag("mosaic_gpt")]
+    | Annotated[MPTConfig, Tag("mpt")]
+    | Annotated[GPTNeoXConfig, Tag("gpt_neox")]
+    | Annotated[LlamaConfig, Tag("llama")],
+    Discriminator(_decoder_kind),
+]
 
 
 class _HeadConfig(_Config):
@@ -211,23 +313,15 @@ class PolicyConfig(_Config):
         return self.resampler.latents * (1 if self.fusion == "pre" else 2)
 
     @model_validator(mode="after")
-    def _one_resampler_reads_joined_tokens(self) -> PolicyConfig:
+    def _parts_fit(self) -> PolicyConfig:
         if self.fusion == "pre" and self.resampler.per_camera:
             raise ValueError("resampler.per_camera: got true, expected false with fusion 'pre', which has one resampler")
-        return self
-
-    @model_validator(mode="after")
-    def _memory_fits(self) -> PolicyConfig:
         if self.media_frames > 1 and self.fusion == "two_way":
             raise ValueError("fusion: got 'two_way', expected 'post' or 'pre' with media_frames above 1")
         if self.media_frames > self.window:
             raise ValueError(f"media_frames: got {self.media_frames}, expected at most the window ({self.window})")
         if self.head.kind == "gpt" and self.time_keeping == "carry":
             raise ValueError("time_keeping: got 'carry', expected 'window': a GPT head has no state to carry")
-        return self
-
-    @model_validator(mode="after")
-    def _jump_step_fills_its_gap(self) -> PolicyConfig:
         if self.frame_stride > self.chunk_size:
             raise ValueError(
                 f"frame_stride: got {self.frame_stride}, expected at most chunk_size ({self.chunk_size}), "

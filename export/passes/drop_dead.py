@@ -1,9 +1,7 @@
 """Remove what nobody reads: nodes, then the weights that only they read, then operator sets that nothing names.
 
-The inputs of the graph are a contract and stay, read or not. With the feature `last_block_input` nothing of the last
-decoder block, of its cross-attention and of the final norm reaches an output, so nothing of them may be left.
+The inputs of the graph are a contract and stay, read or not.
 
-Requires: nothing.
 Ensures: every node output is read or leaves the graph, optional outputs excepted; every initializer is read.
 """
 

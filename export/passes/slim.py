@@ -1,8 +1,7 @@
 """Compute what is constant, leave out what does nothing, and note the type and shape of everything.
 
-Case 1: a node that reads constants alone is computed now. The first resampler layer's queries are such nodes: the
-latents are a parameter, so their LayerNorm and projection are the same in every call. Not where the result would be
-larger than `largest_bytes`, nor larger than four times what it was made of.
+Case 1: a node that reads constants alone is computed now, such as the first resampler layer's queries. Not where the
+result would be larger than `largest_bytes`, nor larger than four times what it was made of.
 Case 2: Identity, Cast to the type that is there, Transpose in order, Reshape or Expand to the shape that is there.
 Case 3: Reshape of a Reshape that no one else reads.
 Case 4: Constant nodes become initializers.

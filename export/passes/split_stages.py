@@ -1,7 +1,6 @@
 """Cut a traced backbone in two at the latents of its frame: the same nodes on the same weights, in two files.
 
-Nothing is computed or moved, so the two graphs one after the other return what the one returns, to the last bit. Weights
-are copied from file to file one at a time.
+The two graphs one after the other return what the one returns, to the last bit.
 
 Requires: `media` is an output of the graph and reads the cameras alone.
 Ensures: every node is in one of the two graphs; each has the inputs and outputs of its contract.

@@ -1,10 +1,8 @@
 """Give each part of a packed projection (q|k|v, or k|v, in one matrix) a MatMul of its own, instead of splitting its output.
 
-MatMul (and its bias) -> Split along the last axis becomes one MatMul, with its part of the bias, for each part. Every
-output column is computed from its own weight column alone, so the numbers are the same; the copies of the Split go.
-After quantization each part has its own Q/DQ pair with the scale of the whole: levels and scales are those of the packed
-matrix, column by column. TensorRT for RTX 1.7 dequantizes a packed int8 weight while the engine runs and multiplies floats;
-three MatMuls that read the same int8 tensor stay int8, and the builder may still run them as one kernel.
+MatMul (and its bias) -> Split along the last axis becomes one MatMul, with its part of the bias, for each part; the numbers
+are the same. After quantization each part has its own Q/DQ pair with the scale of the whole. TensorRT for RTX 1.7
+dequantizes a packed int8 weight while the engine runs and multiplies floats; MatMuls that read one int8 tensor stay int8.
 
 Requires: no quantizers.
 Ensures: no Split of a packed projection is left.

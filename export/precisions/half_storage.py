@@ -1,7 +1,6 @@
 """Weights that are stored in fp16 and computed with in fp32: half the file, the same time, for graphs that stay float.
 
-A Cast turns each back when the runtime loads the graph, and is folded there. For heads, whose weights are read at every
-step and should not be rounded further, and for what stays float in an int8 backbone.
+A Cast turns each back when the runtime loads the graph, and is folded there.
 
 Ensures: every finite float32 weight of more than `_SMALLEST` elements is stored in fp16; inputs and outputs are as before.
 """

@@ -1,10 +1,10 @@
-"""Heads with int8 weights, for CPUs: what bounds a head is reading its weights, and these are a quarter of fp32's.
+"""Heads with int8 weights, a quarter of fp32's bytes: what bounds a head is reading its weights.
 
-onnxruntime's own dynamic quantization: LSTMs become DynamicQuantizeLSTM, MatMuls MatMulInteger, weights have one scale per
-output; activations get their range in every call, so no calibration is needed. A graph for ONNX Runtime on a CPU alone.
+For CPUs onnxruntime's own dynamic quantization (DynamicQuantizeLSTM, MatMulInteger), whose activations get their range in
+every call, so no calibration is needed. For engines standard ONNX, whose LSTM, MatMul and Gemm read DequantizeLinear(int8,
+float32 scales) and multiply floats.
 
 Requires: a head in fp32, its weights in the file (`head_passes`).
-Ensures: inputs and outputs are as before.
 """
 
 from __future__ import annotations

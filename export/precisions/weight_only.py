@@ -1,15 +1,14 @@
 """int8-weight and int4-weight: the weights of MatMuls as small integers, the arithmetic in floats as before.
 
-With calibration frames weights are rounded by GPTQ, so that their errors make up for each other on what these frames
-multiply them with, and the error at the mean input goes into a bias. Without frames they are rounded to the nearest.
+With calibration frames weights are rounded by GPTQ, and the error at the mean input goes into a bias; without frames they
+are rounded to the nearest.
 
 A weight is DequantizeLinear(weight, scale) -> MatMul, standard ONNX that TensorRT reads: int8 with one scale per output
 column, int4 with one per block of 32 inputs of a column (opset 21). ONNX Runtime 1.31 makes MatMulNBits of the pair when
 it loads the graph, at accuracy level 4; without that fusion it would unpack the weight to fp32.
 
 Scales of blocks, and the matrices and kernels that stay in float, are stored in fp16 (`half_storage`); beside 4 bits the
-kernels of convolutions over features are in int8, one scale per output. That over the camera is not: it reads bytes, whose
-mean its bias takes off again.
+kernels of convolutions over features are in int8, one scale per output.
 """
 
 from __future__ import annotations

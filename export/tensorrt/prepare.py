@@ -1,8 +1,7 @@
 """The few changes a bundle's graph needs before TensorRT's parser takes it; the bundle's own file stays as it is.
 
 Case 1: with fp16 for floats, the graph takes that form (`engine_form`).
-Case 2: TensorRT knows uint8 only at the border of a graph. Camera frames enter as uint8 rows of pixels, are transposed
-and then cast; here they are cast first and transposed after. Both orders give the same numbers.
+Case 2: TensorRT knows uint8 only at the border of a graph: camera frames are cast first and transposed after.
 Case 3: a node without a name gets one, so that errors and the audit can tell which one it is.
 
 Requires: a graph with static shapes, or dynamic ones at its inputs only.

@@ -65,7 +65,7 @@ class StopRequest:
         self.reason: str | None = None
         self.is_heard = False
         self._rest: Callable[[str], None] | None = None
-        self._tell: Callable[[int], object] | None = None
+        self._report: Callable[[int], object] | None = None
         self._ended = threading.Event()
         self._ended.set()
 
@@ -97,17 +97,17 @@ class StopRequest:
             self._say(_STEP_HANGS)
 
     def _say(self, what: int) -> None:
-        if (tell := self._tell) is not None:
-            tell(what)
+        if (report := self._report) is not None:
+            report(what)
 
     @contextmanager
-    def told_by(self, tell: Callable[[int], object]) -> Iterator[None]:
-        """Call `tell` inside the block when a step or a stop hangs."""
-        self._tell = tell
+    def reporting_to(self, report: Callable[[int], object]) -> Iterator[None]:
+        """Call `report` inside the block when a step or a stop hangs."""
+        self._report = report
         try:
             yield
         finally:
-            self._tell = None
+            self._report = None
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the loop under way to end, and say whether it has."""
@@ -150,7 +150,7 @@ def stop_on_signals(request: StopRequest, *, patience_s: float = _PATIENCE_S) ->
         watcher.start()
         handlers.install()
         try:
-            with request.told_by(lambda what: _write(pipe[1], what)):
+            with request.reporting_to(lambda what: _write(pipe[1], what)):
                 yield
         finally:
             handlers.restore()
@@ -162,9 +162,9 @@ def stop_on_signals(request: StopRequest, *, patience_s: float = _PATIENCE_S) ->
 class _Handlers:
     """What runs in the main thread when it is free; while a loop runs the watching thread decides."""
 
-    def __init__(self, request: StopRequest, tell: Callable[[], object]) -> None:
+    def __init__(self, request: StopRequest, report: Callable[[], object]) -> None:
         self._request = request
-        self._tell = tell
+        self._report = report
         self._num_seen = 0
         self._before: dict[int, Any] = {}
         self._ignored: list[int] = []
@@ -193,7 +193,7 @@ class _Handlers:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._tell()
+        self._report()
         request = self._request
         self._num_seen += 1
         if request.is_heard:

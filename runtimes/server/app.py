@@ -72,7 +72,7 @@ class PolicyServer:
         self._metadata: Final = _metadata(policy, settings)
         self._worker: Final = PolicyWorker()
         self._gate: Final = SocketGate(self.metrics)
-        self._door: Final = Admission(settings, self.metrics, self._worker, token, self._gate)
+        self._admission: Final = Admission(settings, self.metrics, self._worker, token, self._gate)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Future[None] | None = None
 
@@ -106,7 +106,7 @@ class PolicyServer:
                 await serve(
                     self._handle,
                     sock=listener,
-                    process_request=self._door,
+                    process_request=self._admission,
                     create_connection=connection_class(self._gate, self.metrics),
                     compression=None,  # a small message could unfold to a large one
                     max_size=settings.max_message_bytes,
@@ -161,10 +161,10 @@ class PolicyServer:
 
     async def _handle(self, connection: ServerConnection) -> None:
         self.metrics.connections.inc()
-        inbox = MessageReader(connection)
+        reader = MessageReader(connection)
         try:
             await self._send(connection, pack(self._metadata))
-            await self._converse(connection, inbox)
+            await self._converse(connection, reader)
         except ConnectionClosed:
             pass  # it left
         except asyncio.TimeoutError:
@@ -173,25 +173,25 @@ class PolicyServer:
             logger.exception("a connection failed")
             await connection.close(1011, "internal error, see the server's log")
         finally:
-            await inbox.close()
+            await reader.close()
             self.metrics.connections.dec()
 
-    async def _converse(self, connection: ServerConnection, inbox: MessageReader) -> None:
+    async def _converse(self, connection: ServerConnection, reader: MessageReader) -> None:
         session = Session(self._policy)
         previous_ms: float | None = None
         assert self._stopped is not None
         while True:
-            watched: set[asyncio.Future[Any]] = {inbox.reading(), self._stopped}
+            watched: set[asyncio.Future[Any]] = {reader.reading(), self._stopped}
             await asyncio.wait(watched, timeout=self.settings.idle_timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping:
                 await connection.close(1001, "the server stops")
                 return
-            if not inbox.reading().done():
+            if not reader.reading().done():
                 await connection.close(1000, f"idle for {self.settings.idle_timeout_s:g} s")
                 return
-            mail = inbox.take()
+            message = reader.take()
             try:
-                answer = await self._answer(mail, session, inbox)
+                answer = await self._answer(message, session, reader)
             except _RequestFailed as failure:
                 self.metrics.requests.labels(failure.kind).inc()
                 await self._send(connection, error_line(failure.kind, str(failure)))
@@ -202,16 +202,16 @@ class PolicyServer:
             if previous_ms is not None:
                 answer["server_timing"]["prev_total_ms"] = previous_ms
             await self._send(connection, pack(answer))
-            previous_ms = (time.monotonic() - mail.arrived_s) * _MS_PER_S
+            previous_ms = (time.monotonic() - message.arrived_s) * _MS_PER_S
             if "actions" in answer:
                 self.metrics.observe_ms({"total": previous_ms})
 
-    async def _answer(self, mail: Message, session: Session, inbox: MessageReader) -> dict[str, Any]:
+    async def _answer(self, message: Message, session: Session, reader: MessageReader) -> dict[str, Any]:
         """Return the fields of the answer; ConnectionClosed where the client left before its turn came."""
-        request = self._read(mail)
+        request = self._read(message)
         deadline_ms = min(self.settings.deadline_ms, request.deadline_ms or self.settings.deadline_ms)
-        expires_s = mail.arrived_s + deadline_ms / _MS_PER_S
-        began_s = mail.arrived_s
+        expires_s = message.arrived_s + deadline_ms / _MS_PER_S
+        began_s = message.arrived_s
 
         def call() -> dict[str, Any]:
             nonlocal began_s
@@ -222,7 +222,7 @@ class PolicyServer:
 
         self.metrics.waiting.inc()
         try:
-            answer = await self._wait(self._worker.submit(call), inbox, expires_s, deadline_ms)
+            answer = await self._wait(self._worker.submit(call), reader, expires_s, deadline_ms)
         except ContractError as error:
             raise _RequestFailed("refused", str(error)) from None
         except (_RequestFailed, ConnectionClosed):
@@ -235,44 +235,44 @@ class PolicyServer:
         finally:
             self.metrics.waiting.dec()
         timing_ms = answer["server_timing"]
-        timing_ms["queue_ms"] = (began_s - mail.arrived_s) * _MS_PER_S
+        timing_ms["queue_ms"] = (began_s - message.arrived_s) * _MS_PER_S
         is_frame = "actions" in answer
         self.metrics.requests.labels("ok" if is_frame else "reset").inc()
         if is_frame:
             self.metrics.observe_ms({name.removesuffix("_ms"): duration_ms for name, duration_ms in timing_ms.items()})
         return answer
 
-    def _read(self, mail: Message) -> Request:
-        if isinstance(mail.data, str):
+    def _read(self, message: Message) -> Request:
+        if isinstance(message.data, str):
             text = explain("message", got="a text frame", expected="a binary one", remedy="Pack it with msgpack.")
             raise _RequestFailed("refused", text)
         try:
-            return parse_request(unpack(mail.data), self._rules)
+            return parse_request(unpack(message.data), self._rules)
         except MalformedError as error:
             raise _RequestFailed("malformed", str(error), close_code=1007) from None
         except ContractError as error:
             raise _RequestFailed("refused", str(error)) from None
 
     async def _wait(
-        self, ticket: Future[dict[str, Any]], inbox: MessageReader, expires_s: float, deadline_ms: float
+        self, call: Future[dict[str, Any]], reader: MessageReader, expires_s: float, deadline_ms: float
     ) -> dict[str, Any]:
-        """Wait for a ticket of the worker, but not for one whose turn does not come in time or whose client left."""
-        answer = asyncio.wrap_future(ticket)
+        """Wait for a call of the worker, but not for one whose turn does not come in time or whose client left."""
+        answer = asyncio.wrap_future(call)
         assert self._stopped is not None
-        watched: set[asyncio.Future[Any]] = {answer, inbox.reading(), self._stopped}
+        watched: set[asyncio.Future[Any]] = {answer, reader.reading(), self._stopped}
         while not answer.done():
             timeout_s = max(0.0, expires_s - time.monotonic())
             done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 break
             if not done:
-                if ticket.cancel():
+                if call.cancel():
                     raise _too_late(deadline_ms)
                 break  # it runs: no limit from here on but the client's own
             watched -= done  # each is news once
-            if inbox.reading() in done and inbox.reading().exception() is not None and ticket.cancel():
-                inbox.take()
-            if self._stopping and ticket.cancel():
+            if reader.reading() in done and reader.reading().exception() is not None and call.cancel():
+                reader.take()
+            if self._stopping and call.cancel():
                 raise _RequestFailed("stopping", "the server stops", close_code=1001)
         return await answer
 

@@ -1,6 +1,6 @@
 """Sockets before and while they are clients: how many may wait, which goes first, and what one may make the server hold.
 
-A socket waits from the moment it is accepted, its TLS handshake included, until the door lets its request in as a websocket.
+A socket waits from the moment it is accepted, its TLS handshake included, until its request is let in as a websocket.
 Waiting costs nothing but a place, so places are what silence cannot keep: when they are full the socket that has waited
 longest is closed, not the newest, and a client that speaks at once gets in.
 """

@@ -2,10 +2,7 @@
 
 A step writes its inputs into pinned memory, enqueues one copy up, the engine and one copy down, waits for the stream and
 returns copies of the outputs. Captured, the three are one launch. Each optimisation profile has an execution context of its
-own, so that another length of the text costs nothing but itself; the weights are shared.
-
-Where there is no GPU the tests make these calls to a driver and an engine that are imitated in memory; `pytest -m gpu` makes
-them on a device.
+own; the weights are shared.
 """
 
 from __future__ import annotations
