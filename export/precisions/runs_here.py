@@ -16,18 +16,17 @@ import onnx_ir as ir
 
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_queries import add_computed, tensor_of, tensor_shape
-from rfedge.jobs.progress import Count
 
 _HALF: Final = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 # They copy numbers that are rounded already: their first input, of Concat all inputs.
 MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Concat")
 
 
-def write_stand_in(source: Path, target: Path, *, on_weight: Count = lambda *_: None) -> None:
+def write_stand_in(source: Path, target: Path) -> None:
     """Write to `target` a graph in fp32 that rounds as the fp16 or bf16 form at `source` does."""
     model = read_graph(source)
     round_to_half(model.graph)
-    write_graph(model, target, on_weight=on_weight)
+    write_graph(model, target)
 
 
 def round_to_half(graph: ir.Graph, *, rounds: bool = True) -> None:

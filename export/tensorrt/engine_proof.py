@@ -52,9 +52,7 @@ class EngineGraphs:
         return self.precisions[name] in _AS_ASKED
 
 
-def choose_forms(
-    engines: EngineGraphs, episodes: Episodes, work: Path, *, on_step: Callable[[], None] = lambda: None
-) -> dict[GraphName, EngineForm]:
+def choose_forms(engines: EngineGraphs, episodes: Episodes, work: Path) -> dict[GraphName, EngineForm]:
     """Measure at most 32 steps of `episodes`, such as calibration frames, and return the form of each graph."""
     names: dict[Path, GraphName] = {}
     islands: dict[GraphName, dict[str, str]] = {}
@@ -84,7 +82,7 @@ def choose_forms(
 
     few = _first_steps(episodes)
     *backbone, head = paths.values()
-    onnx_rollout(engines.config, backbone, head, few, on_step=on_step, open_graph=open_graph)
+    onnx_rollout(engines.config, backbone, head, few, open_graph=open_graph)
     for path in names:
         remove_graph(path)
     forms = {}

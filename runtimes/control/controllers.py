@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from rfedge.errors import ConfigError, one_of
-from rfedge.runtimes.control.clock import Clock
 from rfedge.runtimes.control.ensembling import TemporalEnsemble
 from rfedge.runtimes.control.modes import ClosedLoop, Controller, JumpStep, OpenLoop, check_jumps
 from rfedge.runtimes.control.overlapped import Arrivals, Overlapped
@@ -37,7 +36,6 @@ def make_controller(
     *,
     ensemble: float | None = None,
     modes: tuple[str, ...] = MODES,
-    clock: Clock | None = None,
     arrivals: Arrivals | None = None,
 ) -> Controller:
     """Wrap `policy` in the loop called `mode`, as `choose_loop` chooses it.
@@ -59,7 +57,7 @@ def make_controller(
                 expected="a mode whose frames are a fixed number of control steps apart",
                 remedy="Leave out --ensemble or choose another --mode.",
             )
-        return Overlapped(policy, steps, clock=clock, arrivals=arrivals)
+        return Overlapped(policy, steps, arrivals=arrivals)
     asked = policy if ensemble is None else TemporalEnsemble(policy, steps, decay=ensemble)
     if mode == "open-loop":
         return OpenLoop(asked, steps)

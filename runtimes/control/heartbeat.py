@@ -25,7 +25,7 @@ __all__ = ["Heartbeat", "watch"]
 
 _BEAT: Final = b"+"
 _FAREWELL: Final = b"-"
-_CLOSING_S: Final = 5.0
+_CONNECTING_S, _CLOSING_S = 30.0, 5.0
 _ATTEMPTS: Final = 3
 # Ctrl-C and a lost terminal reach every process of the group; this one outlives the loop's.
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
@@ -43,7 +43,7 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
         BackendUnavailableError: the process did not connect; its error stands on stderr.
     """
 
-    def __init__(self, connect: str, within_s: float, *, ready_timeout_s: float = 30.0) -> None:
+    def __init__(self, connect: str, within_s: float) -> None:
         if not (math.isfinite(within_s) and within_s > 0):
             raise ConfigError("heartbeat", got=within_s, expected="a positive number of seconds", remedy="Raise it.")
         self._process = subprocess.Popen(
@@ -57,7 +57,7 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
         assert self._process.stdout is not None
         self._pipe = self._process.stdin.fileno()
         os.set_blocking(self._pipe, False)
-        readable, _, _ = select.select([self._process.stdout], [], [], ready_timeout_s)
+        readable, _, _ = select.select([self._process.stdout], [], [], _CONNECTING_S)
         if not readable or not self._process.stdout.readline():
             self._process.kill()
             self.close()

@@ -14,7 +14,6 @@ from rfedge.jobs.progress import StageProgress
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.original.import_plan import ImportPlan
 from rfedge.model.original.seeded_init import part_of
-from rfedge.model.weight_shards import MAX_SHARD_BYTES
 
 # Mapped pages count as memory until the mapping goes, so it goes after this much was read.
 _MAPPED_BYTES: Final = 1_000_000_000
@@ -36,7 +35,6 @@ def write_import(
     output: Path,
     *,
     overwrite: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: StageProgress = lambda *_: None,
 ) -> dict[str, Any]:
     """Write the checkpoint atomically and return what is written about its origin.
@@ -71,7 +69,6 @@ def write_import(
             plan.specs,
             read_and_release,
             overwrite=overwrite,
-            max_shard_bytes=max_shard_bytes,
             on_bytes=on_bytes,
         )
     finally:

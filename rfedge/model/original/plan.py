@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -108,9 +108,9 @@ class WeightPlan:
             self.mismatched.append(Mismatch(piece.file.path.name, name, shape, expected))
 
 
-def names_of(planned: PlannedFile, kind: str, keys: Iterable[str] | None = None) -> dict[str, str | None]:
+def names_of(planned: PlannedFile, kind: str) -> dict[str, str | None]:
     """Return what the tensors of a file are called here, see `rfedge.model.original.names.model_names`."""
-    keys = planned.file.shapes if keys is None else keys
+    keys = planned.file.shapes
     return clip_names(keys) if planned.role == "clip" else model_names(keys, kind)
 
 

@@ -15,6 +15,7 @@ _REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<r
 # A path with one folder looks like an id; these endings tell that a file was meant.
 _FILE_SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors", ".json")
 _DEFAULT_REVISION: Final = "main"
+_LISTED: Final = 8
 
 
 @dataclass(slots=True)
@@ -111,9 +112,9 @@ def open_source(given: str, *, what: str) -> Source:
     return Source(given, names, cached, match["id"], revision)
 
 
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _file_names(folder: Path) -> tuple[str, ...]:
