@@ -12,6 +12,7 @@ from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.export.tensorrt.options import BuildOptions
 
 if TYPE_CHECKING:
+    from rfedge.export.tensorrt.audit import StageAudit
     from rfedge.export.tensorrt.pipeline import PlannedEngine, StageResult
 
 
@@ -31,11 +32,11 @@ def build(
     json: AsJson = False,
     **given: Any,
 ) -> None:
-    import sys
     from importlib.util import find_spec
 
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.tables import say
     from rfedge.errors import BackendUnavailableError
 
     if find_spec("onnx_ir") is None:  # not by the export extra, which would bring PyTorch to a robot
@@ -58,15 +59,14 @@ def build(
         results = build_bundle(bundle, options, progress=progress)
     _print_results(results, as_json=json)
     if is_ahead:
-        print(
+        say(
             "not for Jetson: TensorRT for RTX does not run there; on the board itself run `rfedge build BUNDLE`",
-            file=sys.stderr if json else sys.stdout,
+            to_stderr=json,
         )
     beyond = [
         f"{_label(result)}: {text}" for result in results for limit in limits if (text := exceeded(result.audit, limit))
     ]
-    for text in beyond:
-        print(f"failed: {text}", file=sys.stderr)
+    say(*(f"failed: {text}" for text in beyond), to_stderr=True)
     if beyond or (strict and any(result.audit.missed or result.audit.weights_grew for result in results)):
         raise typer.Exit(1)
 
@@ -83,10 +83,9 @@ def _print_plan(planned: list[PlannedEngine], *, as_json: bool) -> None:
 
 
 def _print_results(results: list[StageResult], *, as_json: bool) -> None:
-    import sys
     from json import dumps
 
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
 
     rows = [
         (
@@ -99,21 +98,17 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
         for result in results
     ]
     print_table("engines", ("stage", "target", "MB", "build s", "MatMuls"), rows, to_stderr=as_json)
-    stream = sys.stderr
     for result in results:
-        audit = result.audit
-        label = _label(result)
-        _print_audit(label, result, as_json=as_json)
-        for note in result.notes:
-            print(f"note: {label}: {note}", file=stream)
-        for matmul in audit.missed:
-            print(f"warning: {label}: {matmul.module or matmul.node} is not int8: {matmul.reason}", file=stream)
+        audit, label = result.audit, _label(result)
+        _print_audit(label, audit, as_json=as_json)
+        lines = [f"note: {label}: {note}" for note in result.notes]
+        lines += [f"warning: {label}: {item.module or item.node} is not int8: {item.reason}" for item in audit.missed]
         if audit.weights_grew:
-            print(
+            lines.append(
                 f"warning: {label}: the engine holds {audit.engine_weights_bytes / 1e6:.1f} MB of weights, "
-                f"the graph {audit.graph_weights_bytes / 1e6:.1f} MB",
-                file=stream,
+                f"the graph {audit.graph_weights_bytes / 1e6:.1f} MB"
             )
+        say(*lines, to_stderr=True)
     if as_json:
         print(dumps([_summary(result) for result in results]))
 
@@ -122,29 +117,27 @@ def _label(result: StageResult) -> str:
     return f"{result.planned.stage} sm{result.planned.key.target.sm}"
 
 
-def _print_audit(label: str, result: StageResult, *, as_json: bool) -> None:
+def _print_audit(label: str, audit: StageAudit, *, as_json: bool) -> None:
     """Layers per block and precision, and every layer in fp32 with its reason; blocks that are alike are one row."""
     from rfedge.cli.show.tables import print_table
     from rfedge.export.tensorrt.audit_summary import block_rows, fp32_rows
 
-    audit = result.audit
     if not audit.layers:
         return
     kinds = [name for name in ("int8", "fp16", "bf16", "fp32", "none") if name in audit.layer_precisions]
     rows = [
         (
             row.blocks if row.num_blocks == 1 else f"{row.blocks} (x{row.num_blocks})",
-            *(str(row.layers.get(kind, "")) for kind in kinds),
+            *(row.layers.get(kind, "") for kind in kinds),
             f"{row.num_fused} of {row.num_attention} fused" if row.num_attention else "",
         )
         for row in block_rows(audit)
     ]
     fused = sum(item.fused for item in audit.attention)
-    total = ("all", *(str(audit.layer_precisions[kind]) for kind in kinds), f"{fused} of {len(audit.attention)} fused")
+    total = ("all", *(audit.layer_precisions[kind] for kind in kinds), f"{fused} of {len(audit.attention)} fused")
     columns = ("layers of each block", *("moves" if kind == "none" else kind for kind in kinds), "attention")
     print_table(f"{label} ({audit.source})", columns, [*rows, total], to_stderr=as_json)
-    wide = [(reason, blocks, str(count)) for reason, blocks, count in fp32_rows(audit)]
-    if wide:
+    if wide := fp32_rows(audit):
         print_table(f"{label}: layers in fp32", ("why", "blocks", "layers"), wide, to_stderr=as_json)
 
 

@@ -21,7 +21,6 @@ def export(
     json: AsJson = False,
     **given: Any,
 ) -> None:
-    import sys
     from dataclasses import replace
     from json import loads
 
@@ -29,7 +28,7 @@ def export(
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import show_record
     from rfedge.cli.show.stopped import kept_when_stopped
-    from rfedge.cli.show.tables import print_manifest
+    from rfedge.cli.show.tables import print_manifest, say
     from rfedge.export.mixed.record import default_chart
     from rfedge.export.pipeline import check_export, export_checkpoint
     from rfedge.io.plotting import has_matplotlib
@@ -41,7 +40,7 @@ def export(
         if has_matplotlib():
             options = replace(options, chart=default_chart(output))
         else:
-            print("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", file=sys.stderr)
+            say("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", to_stderr=True)
     folder = find_checkpoint(checkpoint)
     collects = options.data is None and is_shipped(checkpoint)
     if dry_run or collects:  # what is wrong is said before demonstrations are collected
@@ -49,9 +48,8 @@ def export(
     if dry_run:
         print(f"ready: {checkpoint} -> {output} in {options.precision}; nothing was written")
         return
-    kept = f"nothing was written to {output}" + (
-        f"; what was measured is in {output}.search, the same command goes on" if is_mixed else ""
-    )
+    kept = f"nothing was written to {output}"
+    kept += f"; what was measured is in {output}.search, the same command goes on" if is_mixed else ""
     with kept_when_stopped(kept), stage_progress() as progress:
         if collects:
             demonstrations = expert_demonstrations(progress)
@@ -62,5 +60,5 @@ def export(
         show_record("rfedge-mixed", search, to_stderr=json)
         chart = "" if options.chart is None else f"chart in {options.chart}; "
         kept = f"{output}.search holds what was measured, the same export with another --budget goes on from it"
-        print(chart + kept, file=sys.stderr if json else sys.stdout)
+        say(chart + kept, to_stderr=json)
     print_manifest(bundle, as_json=json)

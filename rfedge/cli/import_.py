@@ -51,19 +51,13 @@ def import_weights(
 
 
 def _print(plan: ImportPlan, output: Path, *, dry_run: bool, to_stderr: bool) -> None:
-    import sys
+    from rfedge.cli.show.tables import print_table, say
 
-    from rfedge.cli.show.tables import print_table
-
-    out = sys.stderr if to_stderr else sys.stdout
-    rows = [(name, count) for name, count in plan.weights.taken.items()]
-    print_table(f"{plan.config.name}: tensors taken", ("file", "tensors"), rows, to_stderr=to_stderr)
-    for sentence in plan.assumed:
-        print(f"assumed: {sentence}", file=out)
-    left_over = plan.weights.left_over
-    for name in left_over[:_LISTED]:
-        print(f"left over, nobody knows it: {name}", file=out)
-    if len(left_over) > _LISTED:
-        print(f"left over: {len(left_over) - _LISTED} more, see --json", file=out)
-    size = f"{len(plan.weights.shapes)} tensors, {plan.size_bytes / 1e9:.2f} GB in {plan.options.dtype}"
-    print(f"{output}: {size}; {'nothing was written' if dry_run else 'written'}", file=out)
+    weights = plan.weights
+    print_table(f"{plan.config.name}: tensors taken", ("file", "tensors"), weights.taken.items(), to_stderr=to_stderr)
+    lines = [f"assumed: {sentence}" for sentence in plan.assumed]
+    lines += [f"left over, nobody knows it: {name}" for name in weights.left_over[:_LISTED]]
+    if len(weights.left_over) > _LISTED:
+        lines.append(f"left over: {len(weights.left_over) - _LISTED} more, see --json")
+    size = f"{len(weights.shapes)} tensors, {plan.size_bytes / 1e9:.2f} GB in {plan.options.dtype}"
+    say(*lines, f"{output}: {size}; {'nothing was written' if dry_run else 'written'}", to_stderr=to_stderr)

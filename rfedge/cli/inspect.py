@@ -51,8 +51,7 @@ def inspect(
     devices = tuple(device or ())
     with stage_progress() as progress:
         if bundle is not None:
-            opened = load_bundle(bundle)
-            inspection = inspect_bundle(opened, devices=devices, threads=threads or None, progress=progress)
+            inspection = inspect_bundle(load_bundle(bundle), devices=devices, threads=threads or None, progress=progress)
         else:
             assert config is not None
             chosen = preset(config)
@@ -67,15 +66,13 @@ def inspect(
 
 
 def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> None:
-    import sys
-
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
     from rfedge.runtimes.roofline.work import STAGES
 
     work = inspection.work
-    sums = {stage: work.stage(stage) for stage in STAGES} | {"in all": work.total()}
+    sums = [(str(stage), work.stage(stage)) for stage in STAGES]
     if with_blocks:
-        sums = {block: found for (_, block), found in work.blocks().items()} | {"in all": work.total()}
+        sums = [(block, found) for (_, block), found in work.blocks().items()]
     rows = [
         (
             name,
@@ -86,7 +83,7 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
             f"{item.intensity:.1f}",
             item.label,
         )
-        for name, item in sums.items()
+        for name, item in (*sums, ("in all", work.total()))
     ]
     columns = (
         "per policy call",
@@ -121,9 +118,7 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
         predictions,
         to_stderr=to_stderr,
     )
-    out = sys.stderr if to_stderr else sys.stdout
-    for line in _notes(inspection):
-        print(line, file=out)
+    say(*_notes(inspection), to_stderr=to_stderr)
 
 
 def _notes(inspection: Inspection) -> list[str]:

@@ -19,9 +19,9 @@ def pretrain(
 ) -> None:
     import dataclasses
     import json
-    import sys
 
     from rfedge.cli.show.progress import training_progress
+    from rfedge.cli.show.tables import say
     from rfedge.cli.train import end_stopped
     from rfedge.config import preset, preset_names
     from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
@@ -33,8 +33,7 @@ def pretrain(
     from rfedge.train.stopping import TrainingStop, stop_training_on_signals
 
     if given["steps"] is None and given["minutes"] is None:
-        remedy = "Pass one of them."
-        raise ConfigError("pretraining", got="no end", expected="--steps or --minutes", remedy=remedy)
+        raise ConfigError("pretraining", got="no end", expected="--steps or --minutes", remedy="Pass one of them.")
     initial = Path(config) if config not in preset_names() and Path(config).is_dir() else None
     policy = preset(config) if initial is None else load_checkpoint(initial).config
     plan = plan_of(PretrainConfig, given, policy=with_vocabulary(policy, given["vocab_size"]), initial_checkpoint=initial)
@@ -43,14 +42,14 @@ def pretrain(
         grammar = Grammar(sample_grammar, GRAMMAR_WORDS)
         result = pretrain_policy(plan, grammar=grammar, progress=on_stage, on_step=on_step, stop=stop)
     measured = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
-    print(
+    say(
         f"{result.steps} steps in {result.seconds / 60:.1f} min over {result.num_frames} frames: "
         f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} "
         f"(means of the first and last {result.num_averaged} steps); {measured}; "
         f"checkpoint {result.checkpoint}",
-        file=sys.stderr if as_json else sys.stdout,
+        to_stderr=as_json,
     )
     if as_json:
-        print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
+        print(json.dumps(dataclasses.asdict(result), default=str))
     if result.stopped:
         end_stopped(stop, result.steps, plan.output, shown=True)

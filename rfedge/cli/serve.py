@@ -69,8 +69,7 @@ def serve(
     if policy.parts.tuned:
         print(f"tuned: {policy.parts.tuned}", file=sys.stderr)
     if missed := policy.parts.forced_past:
-        text = f"warning: {bundle} was exported with --force; its proof missed {'; '.join(missed)}"
-        print(text, file=sys.stderr)
+        print(f"warning: {bundle} was exported with --force; its proof missed {'; '.join(missed)}", file=sys.stderr)
     with policy:
         _serve(PolicyServer(policy, settings, token=token, tls=tls), as_json=as_json)
 
@@ -82,10 +81,8 @@ def _serve(server: PolicyServer, *, as_json: bool) -> None:
 
     def announce(url: str) -> None:
         metadata = server.metadata
-        print(
-            f"{metadata['policy']} {metadata['precision']} on {url}, health on /healthz, metrics on /metrics",
-            file=sys.stderr,
-        )
+        served = f"{metadata['policy']} {metadata['precision']} on {url}"
+        print(f"{served}, health on /healthz, metrics on /metrics", file=sys.stderr)
         if as_json:
             typer.echo(json.dumps({"url": url} | metadata))
 

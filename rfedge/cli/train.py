@@ -48,10 +48,8 @@ def end_stopped(stop: TrainingStop, steps: int, output: Path, *, shown: bool) ->
     """Say what a run that was stopped has kept, and exit with the status of its signal."""
     reason = stop.reason or "another process"
     if shown:
-        text = (
-            f"rfedge: stopped by {reason} after step {steps}; state and checkpoint are in {output}, the same command goes on"
-        )
-        print(text, file=sys.stderr)
+        kept = f"state and checkpoint are in {output}, the same command goes on"
+        print(f"rfedge: stopped by {reason} after step {steps}; {kept}", file=sys.stderr)
     number = getattr(signal, reason, None)
     raise typer.Exit(1 if number is None else 128 + number)
 
@@ -65,13 +63,11 @@ def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) ->
     from rfedge.train.batches.wording import Grammar
 
     dataset = CalvinDataset.open(run.data)  # here, so that a wrong folder ends here, before anything is built
-    if dry_run and not shown:
-        return None
     if dry_run:
-        what = f"{len(dataset.segments)} segments of {', '.join(dataset.tasks)}"
-        if run.image_text:
-            what += f" and {_check_pairs(run)}"
-        print(f"ready: {run.policy.name} on {what} -> {run.output}; nothing was written")
+        if shown:
+            what = f"{len(dataset.segments)} segments of {', '.join(dataset.tasks)}"
+            what += f" and {_check_pairs(run)}" if run.image_text else ""
+            print(f"ready: {run.policy.name} on {what} -> {run.output}; nothing was written")
         return None
     grammar = Grammar(sample_grammar, GRAMMAR_WORDS)
     if not shown:
@@ -83,17 +79,17 @@ def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) ->
 
 
 def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> None:
-    """Print what came of a run: lines for people, or those on stderr and one JSON document on stdout."""
+    from rfedge.cli.show.tables import say
+
     lines = [
         (
-            f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} "
-            f"(means of the first and last {result.num_averaged} steps) "
-            f"in {result.steps} steps, {result.epochs:.1f} epochs, {result.seconds:.0f} s"
+            f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} (means of the first and last {result.num_averaged} "
+            f"steps) in {result.steps} steps, {result.epochs:.1f} epochs, {result.seconds:.0f} s"
         )
     ]
     if result.validation_loss is not None and result.validation_gripper_accuracy is not None:
-        percent = 100.0 * result.validation_gripper_accuracy
-        lines.append(f"held-out loss {result.validation_loss:.4f}, gripper right in {percent:.1f} %")
+        accuracy = f"gripper right in {100.0 * result.validation_gripper_accuracy:.1f} %"
+        lines.append(f"held-out loss {result.validation_loss:.4f}, {accuracy}")
     perplexities = {"captions": result.validation_caption_perplexity, "answers": result.validation_vqa_perplexity}
     held_out = [f"{what} {perplexity:.2f}" for what, perplexity in perplexities.items() if perplexity is not None]
     if held_out:
@@ -101,9 +97,9 @@ def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> No
     if result.initialised and run.initial_checkpoint is not None:
         lines.append(f"not in {run.initial_checkpoint}, sampled from the seed: {', '.join(result.initialised)}")
     lines.append(f"checkpoint: {result.checkpoint}")
-    print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
+    say(*lines, to_stderr=as_json)
     if as_json:
-        print(json.dumps({**dataclasses.asdict(result), "checkpoint": str(result.checkpoint)}))
+        print(json.dumps(dataclasses.asdict(result), default=str))
 
 
 def _check_pairs(run: TrainConfig) -> str:

@@ -22,28 +22,25 @@ def tune(output: Output = None, as_json: AsJson = False, **given: Any) -> None:
 
 
 def _print(report: TuneReport, *, to_stderr: bool) -> None:
-    import sys
-
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
     from rfedge.runtimes.backends.tuned import choice_file
 
-    rows = []
-    for duel in report.duels:
-        ratio = duel.speedup
-        rows.append(
-            (
-                duel.name,
-                "-" if duel.call_ms is None else f"{duel.call_ms[0]:.2f}",
-                "-" if duel.call_ms is None else f"{duel.call_ms[1]:.2f} ({duel.over})",
-                "-" if ratio is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-                "-" if not duel.metrics else f"{duel.metrics['action_max_error']:.2g}",
-                duel.verdict,
-            )
+    rows = [
+        (
+            duel.name,
+            "-" if duel.call_ms is None else f"{duel.call_ms[0]:.2f}",
+            "-" if duel.call_ms is None else f"{duel.call_ms[1]:.2f} ({duel.over})",
+            "-" if (ratio := duel.speedup) is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
+            f"{duel.metrics['action_max_error']:.2g}" if duel.metrics else "-",
+            duel.verdict,
         )
+        for duel in report.duels
+    ]
     columns = ("candidate", "call p50 ms", "over, call p50 ms", "speed-up [95 %]", "action error", "verdict")
     print_table(f"{report.bundle}, checked on {report.checked_on}", columns, rows, to_stderr=to_stderr)
-    out = sys.stderr if to_stderr else sys.stdout
-    if report.not_tried:
-        print(f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)", file=out)
-    print(f"tuned: {report.choice.describe()}", file=out)
-    print(f"kept in {choice_file(report.choice.key)}; run, serve and bench latency follow it", file=out)
+    say(
+        *([f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)"] if report.not_tried else []),
+        f"tuned: {report.choice.describe()}",
+        f"kept in {choice_file(report.choice.key)}; run, serve and bench latency follow it",
+        to_stderr=to_stderr,
+    )

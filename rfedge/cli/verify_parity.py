@@ -18,10 +18,9 @@ def parity(
     import dataclasses
     import json
     import math
-    import sys
 
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
     from rfedge.model.original import run_parity
 
     with stage_progress() as progress:
@@ -38,27 +37,20 @@ def parity(
     ]
     columns = ("stage", "worst difference", "allowed", "arrays", "")
     print_table(f"{report.fixture}: difference from the original code", columns, rows, to_stderr=as_json)
-    out = sys.stderr if as_json else sys.stdout
     weights = report.weights
-    for verdict, names in (("in no file", weights.missing), ("nobody knows it", weights.left_over)):
-        for name in names:
-            print(f"{name}: {verdict}", file=out)
-    for sentence in weights.assumed:
-        print(f"assumed: {sentence}", file=out)
-    for name in report.not_compared:
-        print(f"{name}: not compared, nothing here computes it", file=out)
-    print(
+    say(
+        *(f"{name}: in no file" for name in weights.missing),
+        *(f"{name}: nobody knows it" for name in weights.left_over),
+        *(f"assumed: {sentence}" for sentence in weights.assumed),
+        *(f"{name}: not compared, nothing here computes it" for name in report.not_compared),
         f"{report.fixture}: {sum(weights.taken.values())} tensors, {len(weights.missing)} missing, "
         f"{len(weights.left_over)} left over, parity {'passed' if report.passed else 'MISSED'}",
-        file=out,
+        to_stderr=as_json,
     )
     if as_json:
         stages = [
-            {
-                **dataclasses.asdict(stage),
-                "worst": stage.worst if math.isfinite(stage.worst) else None,
-                "passed": stage.passed,
-            }
+            dataclasses.asdict(stage)
+            | {"worst": stage.worst if math.isfinite(stage.worst) else None, "passed": stage.passed}
             for stage in report.stages
         ]
         document = {"format": "rfedge-parity-fixture", **dataclasses.asdict(report), "stages": stages}

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rfedge.cli.options import AsJson
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rfedge.envs.chains import Chain
 
 
 def chains(
@@ -23,28 +18,21 @@ def chains(
     ] = 1000,
     as_json: AsJson = False,
 ) -> None:
+    import json
+    from collections import Counter
+
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.envs.chains import make_chains
+    from rfedge.cli.show.tables import print_table, say
+    from rfedge.envs.chains import NUM_OFFICIAL, OFFICIAL_SHA256, chains_sha256, make_chains
 
     with stage_progress() as progress:
         sampled = make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total))
-    _print_chains(sampled, as_json=as_json)
-
-
-def _print_chains(sampled: Sequence[Chain], *, as_json: bool) -> None:
-    import json
-    import sys
-    from collections import Counter
-
-    from rfedge.cli.show.tables import print_table
-    from rfedge.envs.chains import NUM_OFFICIAL, OFFICIAL_SHA256, chains_sha256
-
     counts = Counter(task for chain in sampled for task in chain.tasks)
     sha256 = chains_sha256(sampled)
     is_official = sha256 == OFFICIAL_SHA256 if len(sampled) == NUM_OFFICIAL else None
     print_table(f"{len(sampled)} chains", ("task", "times"), counts.most_common(), to_stderr=as_json)
     verdict = {True: ": CALVIN's 1000 chains", False: ": NOT CALVIN's 1000 chains", None: ""}[is_official]
-    print(f"sha256 {sha256}{verdict}", file=sys.stderr if as_json else sys.stdout)
+    say(f"sha256 {sha256}{verdict}", to_stderr=as_json)
     if as_json:
         document = {"num_chains": len(sampled), "sha256": sha256, "official": is_official, "task_counts": dict(counts)}
         print(json.dumps(document))

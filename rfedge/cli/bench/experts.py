@@ -65,20 +65,18 @@ def measure_experts(
 
 
 def _print_tasks(report: ExpertSuccessReport, *, as_json: bool) -> None:
-    import sys
-
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
 
     rows = []
     for task, score in report.tasks.items():
         steps = "" if score.median_steps is None else f"{score.median_steps:.0f}"
-        failed = " ".join(str(seed) for seed in score.failed_seeds)
+        failed = " ".join(map(str, score.failed_seeds))
         rows.append((task, f"{score.success.successes}/{score.success.n}", score.within_window, steps, failed))
     columns = ("task", "solved", "within 64", "median steps", "failed seeds")
     print_table(f"experts in {report.environment}, scene {report.scene}", columns, rows, to_stderr=as_json)
     worst = min(score.success.value for score in report.tasks.values())
-    print(
+    say(
         f"{report.num_nearly_always} of {len(report.tasks)} tasks at 95 % or more, the least at {worst:.0%}; "
         f"{report.episodes} starts per task, at most {report.limit_steps} steps; {report.wall_seconds:.1f} s",
-        file=sys.stderr if as_json else sys.stdout,
+        to_stderr=as_json,
     )

@@ -19,11 +19,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     import json
-    import sys
 
     from rfedge.benchmarks.report.build import build_report
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
 
     with stage_progress() as progress:
         built = build_report(sources, gif or (), title, progress=progress)
@@ -32,10 +31,9 @@ def report(
     print_table("records", ("record", "format"), [(one.name, one.form) for one in collection.found], to_stderr=as_json)
     if collection.left_out:
         print_table("left out", ("file", "why"), collection.left_out, to_stderr=as_json)
-    stream = sys.stderr if as_json else sys.stdout
-    print(built.sentence, file=stream)
-    written = [str(path) for path in (output, markdown) if path is not None]
-    print(f"{', '.join(written)}: {len(built.html.encode()) / 1e6:.2f} MB page, {len(built.rows)} rows", file=stream)
+    written = ", ".join(str(path) for path in (output, markdown) if path is not None)
+    size = f"{len(built.html.encode()) / 1e6:.2f} MB page, {len(built.rows)} rows"
+    say(built.sentence, f"{written}: {size}", to_stderr=as_json)
     if as_json:
         document = {
             "output": str(output),

@@ -73,12 +73,14 @@ def demos(
 
     if output is None:
         raise ConfigError("--output", got="nothing", expected="a dataset folder to write", remedy="Add --output DIR.")
-    if given["policy"] is None:
-        for name in ("mode", "execute_steps", "expert_share", "takeover_steps", "max_steps"):
-            if given[name] is not None:
-                _refuse_alone(f"--{name.replace('_', '-')}", "--policy")
+    needs_policy = ("mode", "execute_steps", "expert_share", "takeover_steps", "max_steps")
+    alone = [] if given["policy"] is not None else [(name, "--policy") for name in needs_policy if given[name] is not None]
     if noise_share is not None and not action_noise:
-        _refuse_alone("--noise-share", "--action-noise")
+        alone.append(("noise_share", "--action-noise"))
+    if alone:
+        name, needed = alone[0]
+        flag = f"--{name.replace('_', '-')}"
+        raise ConfigError(flag, got=f"no {needed}", expected="both or neither", remedy=f"Add {needed}.")
     chosen = _tasks(tasks)
     fixed = {} if given["policy"] is None or given["max_steps"] is not None else {"max_steps": MAX_STEPS}
     options = plan_of(
@@ -117,7 +119,7 @@ def demos(
         )
     _print(result, several=options.chain_length > 1 or recorder.policy is not None, to_stderr=as_json)
     if as_json:
-        print(json.dumps({**dataclasses.asdict(result), "folder": str(result.folder)}))
+        print(json.dumps(dataclasses.asdict(result), default=str))
     # A dataset without one of its tasks is not what was asked for; single missing episodes are.
     return 1 if any(not row.episodes for row in result.tasks) else 0
 
@@ -126,27 +128,17 @@ def _print(result: CollectionResult, *, several: bool, to_stderr: bool) -> None:
     """Print one row a task; `several`: an episode may hold more than one segment, or one that was not solved."""
     from rfedge.cli.show.tables import print_table
 
-    columns: tuple[str, ...]
-    rows: list[tuple[object, ...]]
+    columns: tuple[str, ...] = ("task", "episodes", "frames", "mean length", "retries", "missing")
+    rows: list[tuple[object, ...]] = [
+        (row.task, row.episodes, row.frames, f"{row.mean_frames:.1f}", row.retries, row.missing) for row in result.tasks
+    ]
     if several:  # what fits into 80 columns
         columns = ("task", "episodes", "segments", "solved", "frames", "missing")
         rows = [(row.task, row.episodes, row.segments, row.solved, row.frames, row.missing) for row in result.tasks]
-    else:
-        columns = ("task", "episodes", "frames", "mean length", "retries", "missing")
-        rows = [
-            (row.task, row.episodes, row.frames, f"{row.mean_frames:.1f}", row.retries, row.missing) for row in result.tasks
-        ]
     print_table(str(result.folder), columns, rows, to_stderr=to_stderr)
 
 
-def _refuse_alone(option: str, needed: str) -> None:
-    from rfedge.errors import ConfigError
-
-    raise ConfigError(option, got=f"no {needed}", expected="both or neither", remedy=f"Add {needed}.")
-
-
 def _tasks(text: str) -> tuple[str, ...]:
-    """Names in `text`; raises ConfigError for one that is unknown."""
     from rfedge.envs.experts import EXPERT_TASKS
     from rfedge.envs.tasks import check_task
 

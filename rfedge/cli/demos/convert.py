@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,8 +62,7 @@ def convert(
         )
     _print(result, to_stderr=as_json)
     if as_json:
-        folder = None if result.folder is None else str(result.folder)
-        print(json.dumps({**dataclasses.asdict(result), "folder": folder}))
+        print(json.dumps(dataclasses.asdict(result), default=str))
 
 
 def _versions() -> dict[str, str]:
@@ -74,7 +72,7 @@ def _versions() -> dict[str, str]:
 
 
 def _print(result: ConversionResult, *, to_stderr: bool) -> None:
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
 
     rows: list[tuple[str, object]] = [
         ("layout", result.layout),
@@ -93,11 +91,10 @@ def _print(result: ConversionResult, *, to_stderr: bool) -> None:
     ]
     title = "first episode only, nothing was written" if result.folder is None else str(result.folder)
     print_table(title, ("", "converted"), rows, to_stderr=to_stderr)
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
+    notes = list(result.notes)
     if result.clipped_share > 0.01:
-        print(
-            "note: steps that were cut no longer reach what the source asked for; --actions next-state follows the "
-            "motion that was measured",
-            file=sys.stderr,
+        notes.append(
+            "steps that were cut no longer reach what the source asked for; --actions next-state follows the motion that "
+            "was measured"
         )
+    say(*(f"note: {note}" for note in notes), to_stderr=True)

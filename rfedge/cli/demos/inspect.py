@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +35,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> int:
     from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.tables import say
     from rfedge.data.inspection.report import inspect_dataset
     from rfedge.envs.tasks import TASKS
 
@@ -55,7 +55,7 @@ def inspect(
         _print_tables(report)
     damage = f"{len(report.findings)} damaged" if report.findings else "no damage found"
     checked = f"{report.num_frames_checked} of {report.num_frames} frames and all index files checked"
-    print(f"{report.folder}: {damage}; {checked}", file=sys.stderr if as_json else sys.stdout)
+    say(f"{report.folder}: {damage}; {checked}", to_stderr=as_json)
     return 1 if report.findings else 0
 
 
@@ -87,27 +87,18 @@ def _print_tables(report: InspectionReport) -> None:
     ]
     print_table(report.folder, ("", "holds"), contents)
     columns = ("task", "segments", "frames", "shortest", "median", "longest")
-    print_table(
-        "language segments, lengths in frames",
-        columns,
-        [(row.task, row.segments, row.frames, row.shortest, f"{row.median:g}", row.longest) for row in report.tasks],
-    )
+    lengths = [(row.task, row.segments, row.frames, row.shortest, f"{row.median:g}", row.longest) for row in report.tasks]
+    print_table("language segments, lengths in frames", columns, lengths)
     for name, spread in report.spreads.items():
         if name.startswith("scene_obs") and not any((*spread.minimum, *spread.maximum)):
             print(f"{name}: zero throughout, the data has no scene")
             continue
         numbers = zip(_elements(name, report), spread.mean, spread.deviation, spread.minimum, spread.maximum, strict=True)
-        print_table(
-            f"{name} of the checked frames",
-            ("", "mean", "deviation", "minimum", "maximum"),
-            [(element, *(f"{value:.4f}" for value in values)) for element, *values in numbers],
-        )
+        cells = [(element, *(f"{value:.4f}" for value in values)) for element, *values in numbers]
+        print_table(f"{name} of the checked frames", ("", "mean", "deviation", "minimum", "maximum"), cells)
     if report.against_statistics:
-        print_table(
-            "largest difference from statistics.yaml",
-            ("", "difference"),
-            [(name, _difference(name, value)) for name, value in report.against_statistics.items()],
-        )
+        differences = [(name, _difference(name, value)) for name, value in report.against_statistics.items()]
+        print_table("largest difference from statistics.yaml", ("", "difference"), differences)
     for note in report.notes:
         print(f"note: {note}")
     if report.findings:

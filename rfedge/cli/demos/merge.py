@@ -30,4 +30,4 @@ def merge(
     rows.append(("all", "", result.num_segments, result.num_frames, ""))
     print_table(str(result.folder), ("dataset", "scene", "segments", "frames", "shift"), rows, to_stderr=as_json)
     if as_json:
-        print(json.dumps({**dataclasses.asdict(result), "folder": str(result.folder)}))
+        print(json.dumps(dataclasses.asdict(result), default=str))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ def show_record(form: str, document: dict[str, Any], *, to_stderr: bool) -> None
     from rfedge.benchmarks.report.bundles import Names, bundle_rows, bundle_tables
     from rfedge.benchmarks.report.collect import Collection, Found
     from rfedge.benchmarks.report.sections import record_sections
+    from rfedge.cli.show.tables import say
 
     names, collection = Names(), Collection([Found(form.removeprefix("rfedge-"), form, document)], [])
     rows = bundle_rows(collection, names) if form == "rfedge-sweep" else []
@@ -30,25 +30,25 @@ def show_record(form: str, document: dict[str, Any], *, to_stderr: bool) -> None
         show_parts(section.parts, to_stderr=to_stderr)
     versions = document.get("versions", {}) | document.get("simulator_versions", {})
     for machine in names.machines:
-        print(
+        say(
             f"{names.mark(machine)}: {machine['cpu']}, {machine['usable_cores']} cores, {' '.join(machine['cpu_flags'])}; "
             f"{', '.join(f'{name} {version}' for name, version in versions.items())}; commit {document.get('commit')}",
-            file=sys.stderr if to_stderr else sys.stdout,
+            to_stderr=to_stderr,
         )
 
 
 def show_parts(parts: Iterable[object], *, to_stderr: bool) -> None:
     """Print tables with their footnotes, and sentences; pictures are for the page."""
     from rfedge.benchmarks.report.markdown import Table
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
 
     for part in parts:
-        lines = [part] if isinstance(part, str) else []
         if isinstance(part, Table):
-            rows, lines = part.numbered()
+            rows, notes = part.numbered()
             print_table(part.caption, part.columns, rows, text_columns=part.text_columns, to_stderr=to_stderr)
-        for line in lines:
-            print(line, file=sys.stderr if to_stderr else sys.stdout)
+            say(*notes, to_stderr=to_stderr)
+        elif isinstance(part, str):
+            say(part, to_stderr=to_stderr)
 
 
 def write_report(report: Record, output: Path | None = None, *, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,31 +13,31 @@ if TYPE_CHECKING:
 
 def print_run(report: RolloutReport, *, files: dict[str, Path | None], to_stderr: bool) -> None:
     """Print what was run, how each episode ended and the times; `files` names what was written."""
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_table, say
 
-    out = sys.stderr if to_stderr else sys.stdout
-    print(
-        f"{report.policy} {report.precision}, {report.mode}, {report.execute_steps} of each chunk; "
-        f"{report.environment} scene {report.scene}, looks {report.looks}, renderer {report.renderer}",
-        file=out,
-    )
-    if "tuned" in report.settings:
-        print(f"tuned: {report.settings['tuned']}", file=out)
-    if report.task is None:
-        print(f"instruction {report.instruction!r} is none of the simulator's tasks: success is not checked", file=out)
-    else:
-        print(f"task {report.task}: {report.instruction!r}", file=out)
-    outcome = {True: "success", False: "failure", None: "not checked"}
-    for episode in report.episodes:
-        print(
-            f"seed {episode.seed}: {outcome[episode.success]}, {episode.num_steps} steps, "
-            f"{episode.num_inferences} inferences{_details(episode, holds_rate=report.rate_hz is not None)}",
-            file=out,
+    lines = [
+        (
+            f"{report.policy} {report.precision}, {report.mode}, {report.execute_steps} of each chunk; "
+            f"{report.environment} scene {report.scene}, looks {report.looks}, renderer {report.renderer}"
         )
+    ]
+    if "tuned" in report.settings:
+        lines.append(f"tuned: {report.settings['tuned']}")
+    if report.task is None:
+        lines.append(f"instruction {report.instruction!r} is none of the simulator's tasks: success is not checked")
+    else:
+        lines.append(f"task {report.task}: {report.instruction!r}")
+    outcome = {True: "success", False: "failure", None: "not checked"}
+    lines += [
+        f"seed {episode.seed}: {outcome[episode.success]}, {episode.num_steps} steps, {episode.num_inferences} inferences"
+        + _details(episode, holds_rate=report.rate_hz is not None)
+        for episode in report.episodes
+    ]
     if report.stopped_by is not None:
-        print(f"stopped by {report.stopped_by}: zero motion, gripper held", file=out)
+        lines.append(f"stopped by {report.stopped_by}: zero motion, gripper held")
     if report.num_successes is not None:
-        print(f"{report.num_successes} of {len(report.episodes)} episodes succeeded", file=out)
+        lines.append(f"{report.num_successes} of {len(report.episodes)} episodes succeeded")
+    say(*lines, to_stderr=to_stderr)
     rows = []
     for stage, summary in report.per_call_ms.items():
         numbers = (summary.p50, summary.p90, summary.p99, summary.max, report.mean_per_control_step_ms[stage])
@@ -54,7 +53,7 @@ def print_run(report: RolloutReport, *, files: dict[str, Path | None], to_stderr
     for name, path in files.items():
         if path is not None:
             cut = f", cut: {report.record_error}" if name == "record" and report.record_error is not None else ""
-            print(f"{name}: {path}{cut}", file=out)
+            say(f"{name}: {path}{cut}", to_stderr=to_stderr)
 
 
 def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
@@ -79,27 +78,23 @@ def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
 
 def print_replay(report: ReplayReport, *, to_stderr: bool) -> None:
     """Print whether every action came out as recorded, or the first one that did not."""
-    out = sys.stderr if to_stderr else sys.stdout
+    from rfedge.cli.show.tables import say
+
+    lines = []
     if report.is_cut:
-        note = f"note: the last line of {report.record} is not finished; it was left out"
-        print(note, file=out)
-    if report.difference is None and not report.num_steps:
-        print(f"{report.record} holds no step: nothing to compare", file=out)
-        return
-    if report.difference is None:
-        alike = (
-            f"within {report.tolerance:g}, at most {report.largest_difference:.2g} off"
-            if report.tolerance
-            else "bit for bit"
-        )
-        text = f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, {alike}"
-        print(text, file=out)
-        return
-    for difference in filter(None, (report.cause, report.difference)):
-        print(
+        lines.append(f"note: the last line of {report.record} is not finished; it was left out")
+    if report.difference is not None:
+        lines += [
             f"episode {difference.episode}, step {difference.step}: {difference.what} differs\n"
-            f"  recorded {difference.recorded}\n  replayed {difference.replayed}",
-            file=out,
-        )
-    for name, versions in report.changed_versions.items():
-        print(f"{name}: {versions}", file=out)
+            f"  recorded {difference.recorded}\n  replayed {difference.replayed}"
+            for difference in (report.cause, report.difference)
+            if difference is not None
+        ]
+        lines += [f"{name}: {versions}" for name, versions in report.changed_versions.items()]
+    elif not report.num_steps:
+        lines.append(f"{report.record} holds no step: nothing to compare")
+    else:
+        within = f"within {report.tolerance:g}, at most {report.largest_difference:.2g} off"
+        alike = within if report.tolerance else "bit for bit"
+        lines.append(f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, {alike}")
+    say(*lines, to_stderr=to_stderr)

@@ -32,15 +32,20 @@ def print_table(
     console.print(table)
 
 
+def say(*lines: str, to_stderr: bool) -> None:
+    """Print lines; with `--json` stdout belongs to the document, so that they go to stderr."""
+    for line in lines:
+        print(line, file=sys.stderr if to_stderr else sys.stdout)
+
+
 def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
     """Return rows (metric, measured, allowed, verdict)."""
     rows = []
     for name, value in parity.metrics.items():
-        limit = parity.thresholds.get(name)
-        if limit is None:
+        if (limit := parity.thresholds.get(name)) is None:
             rows.append((name, f"{value:.3g}", "", ""))
-            continue
-        rows.append((name, f"{value:.6g}", allowed(name, limit), "ok" if is_met(name, value, limit) else "MISSED"))
+        else:
+            rows.append((name, f"{value:.6g}", allowed(name, limit), "ok" if is_met(name, value, limit) else "MISSED"))
     return rows
 
 
@@ -58,14 +63,13 @@ def print_manifest(bundle: Bundle, *, as_json: bool) -> None:
         "effective precision per block", ("block", "precision"), manifest.precision.blocks.items(), to_stderr=as_json
     )
     precisions = Counter(map(str, manifest.precision.blocks.values()))
-    print(
+    say(
         f"{bundle.root}: {manifest.policy.name} in {manifest.precision.requested} "
         f"({', '.join(f'{count} blocks {name}' for name, count in precisions.items())}), "
         f"{bundle.size_bytes / 1e6:.1f} MB, parity {'passed' if parity.passed else 'MISSED'}",
-        file=sys.stderr if as_json else sys.stdout,
+        *_engine_forms(manifest),
+        to_stderr=as_json,
     )
-    for line in _engine_forms(manifest):
-        print(line, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(manifest.model_dump_json())
 
