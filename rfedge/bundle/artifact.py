@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
 from rfedge.bundle.gates import missed
 from rfedge.bundle.precision import BlockPrecision, summarise_blocks
@@ -36,6 +36,7 @@ from rfedge.config import PolicyConfig
 from rfedge.contract import GraphName, PolicyContract, policy_contract
 from rfedge.errors import ArtifactError
 from rfedge.io.atomic import atomic_directory
+from rfedge.records.record import Record, first_fault
 
 __all__ = [
     "CPU_ROLES",
@@ -96,11 +97,7 @@ CPU_ROLES: Final[dict[GraphName, Role]] = {
 }
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Artifact(_Record):
+class Artifact(Record):
     """One file of the bundle."""
 
     path: str = Field(pattern=r"^[^/\x00][^\x00]*$", max_length=255)
@@ -109,7 +106,7 @@ class Artifact(_Record):
     size_bytes: int = Field(ge=0)
 
 
-class PrecisionRecord(_Record):
+class PrecisionRecord(Record):
     """What was asked for and what each block really computes in, read back from the finished graph."""
 
     requested: str
@@ -121,7 +118,7 @@ class PrecisionRecord(_Record):
         return summarise_blocks(self.requested, self.blocks)
 
 
-class CalibrationRecord(_Record):
+class CalibrationRecord(Record):
     """Where activation ranges came from: every (episode, frame) used, so that a calibration can be repeated."""
 
     dataset: str
@@ -130,7 +127,7 @@ class CalibrationRecord(_Record):
     sha256: str
 
 
-class ParityRecord(_Record):
+class ParityRecord(Record):
     """Measured differences of the exported graphs from PyTorch, with the thresholds they were held to.
 
     `forced` says that the bundle was written although it missed one.
@@ -149,7 +146,7 @@ class ParityRecord(_Record):
         return tuple(missed(self.metrics, self.thresholds)) if self.forced else ()
 
 
-class EngineForm(_Record):
+class EngineForm(Record):
     """What TensorRT computes one graph in, besides the int8 that stands in the graph.
 
     Attributes:
@@ -160,13 +157,13 @@ class EngineForm(_Record):
     """
 
     floats: Literal["fp16", "fp32"]
-    islands: dict[str, str] = {}
+    islands: dict[str, str] = Field(default_factory=dict)
     reason: str = ""
-    largest: dict[str, float] = {}
+    largest: dict[str, float] = Field(default_factory=dict)
     num_frames: int = 0
 
 
-class TensorRtRecord(_Record):
+class TensorRtRecord(Record):
     """What the target TensorRT computes where that is not what CPUs compute; the graphs are the same files.
 
     Attributes:
@@ -178,7 +175,7 @@ class TensorRtRecord(_Record):
     parity: ParityRecord | None = None
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """manifest.json.
 
     `merge_tokens` is how many patch tokens each layer of the vision transformer merges (`rfedge.model.token_merging`).
@@ -258,9 +255,8 @@ class Bundle:
         for artifact in self.manifest.artifacts:
             if artifact.role == role:
                 return self.root / artifact.path
-        raise ArtifactError(
-            f"bundle {self.root}", got=f"no {role} artifact", expected="one", remedy="Export the bundle again."
-        )
+        remedy = "Export the bundle again."
+        raise ArtifactError(f"bundle {self.root}", got=f"no {role} artifact", expected="one", remedy=remedy)
 
 
 def hash_file(path: Path) -> str:
@@ -366,10 +362,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(b"{" + text[seal.end() :])
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        got = f"{where}: {first['msg']}" if where else first["msg"]
-        raise _unreadable(path, got, f"schema version {_READ_TEXT}") from None
+        raise _unreadable(path, first_fault(error), f"schema version {_READ_TEXT}") from None
 
 
 def _unreadable(path: Path, got: str, expected: str) -> ArtifactError:

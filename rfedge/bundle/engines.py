@@ -15,11 +15,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from rfedge.bundle.artifact import ENGINES_FOLDER, Bundle, hash_file
 from rfedge.contract import GraphName
 from rfedge.errors import ArtifactError, ContractError
+from rfedge.records.record import Record, first_fault
 
 RECORD_NAME: Final = "engine.json"
 AUDIT_NAME: Final = "audit.json"
@@ -28,11 +29,7 @@ SCHEMA_VERSION: Final = 1
 EngineStage = GraphName
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EngineTarget(_Record):
+class EngineTarget(Record):
     """The one kind of device that an engine runs on.
 
     Attributes:
@@ -73,7 +70,7 @@ class EngineTarget(_Record):
         return None
 
 
-class EngineKey(_Record):
+class EngineKey(Record):
     """Everything that decides what a plan is; two equal keys make the same engine."""
 
     graph_sha256: str
@@ -104,7 +101,7 @@ class TextProfile(NamedTuple):
     num_tokens: int
 
 
-class EngineRecord(_Record):
+class EngineRecord(Record):
     """One plan: what it was made from and what it weighs.
 
     Attributes:
@@ -126,7 +123,7 @@ class EngineRecord(_Record):
     build_seconds: float
     weights_bytes: int = 0
     activations_bytes: int = 0
-    layers: dict[str, int] = {}
+    layers: dict[str, int] = Field(default_factory=dict)
     num_attention: int = 0
     num_fused: int = 0
     text_lengths: tuple[int, ...] = ()
@@ -146,11 +143,11 @@ class EngineRecord(_Record):
         )
 
 
-class EngineFolder(_Record):
+class EngineFolder(Record):
     """engine.json."""
 
     format: Literal["rfedge-engines"] = "rfedge-engines"
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     target: EngineTarget
     stages: dict[EngineStage, EngineRecord]
 
@@ -176,27 +173,13 @@ def engine_folders(bundle: Bundle) -> list[Path]:
 
 def read_engine_folder(folder: Path) -> EngineFolder:
     """Read engine.json. Raises ArtifactError if it is missing, unreadable or of another schema version."""
-    path = folder / RECORD_NAME
-    if not path.is_file():
-        raise ArtifactError(f"engines {folder}", got=f"no {RECORD_NAME}", expected="one", remedy="Run `rfedge build` again.")
     try:
-        record = EngineFolder.model_validate_json(path.read_bytes())
+        return EngineFolder.model_validate_json((folder / RECORD_NAME).read_bytes())
+    except OSError:
+        got, expected = f"no {RECORD_NAME}", "one"
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(
-            f"engines {folder.name}",
-            got=f"{RECORD_NAME} with {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}",
-            expected=f"schema version {SCHEMA_VERSION}",
-            remedy="Run `rfedge build` again.",
-        ) from None
-    if record.schema_version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"engines {folder.name}",
-            got=f"schema version {record.schema_version}",
-            expected=str(SCHEMA_VERSION),
-            remedy="Run `rfedge build` again.",
-        )
-    return record
+        got, expected = f"{RECORD_NAME} with {first_fault(error)}", f"schema version {SCHEMA_VERSION}"
+    raise ArtifactError(f"engines {folder.name}", got=got, expected=expected, remedy="Run `rfedge build` again.")
 
 
 def check_plan(folder: Path, record: EngineRecord) -> str | None:

@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from rfedge.bundle.stages import parse_precisions, stage_of_block
+from rfedge.records.record import Record
 
 # How schema version 2 writes a block that is partly quantized: "int8 (3 of 4 MatMuls)".
 _VERSION_2 = re.compile(r"(\S+) \((\d+) of (\d+) MatMuls\)")
 
 
-class BlockPrecision(BaseModel):
+class BlockPrecision(Record):
     """What one PyTorch block computes in.
 
     Attributes:
@@ -23,8 +24,6 @@ class BlockPrecision(BaseModel):
             schema version 2 did not count where all have one kind: 1 stands there.
         on_cpus: kind of the graph for CPUs where that is another one.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     matmuls: dict[str, int]
     on_cpus: str | None = None

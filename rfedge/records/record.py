@@ -26,6 +26,12 @@ class Record(BaseModel):
             temporary.write_text(self.model_dump_json(indent=2) + "\n")
 
 
+def first_fault(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a document, and where it stands: "stages.head: Field required"."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
 R = TypeVar("R", bound=Record)
 
 

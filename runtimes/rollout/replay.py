@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.errors import ArtifactError, ConfigError, ContractError
 from rfedge.records.machine import library_versions
-from rfedge.records.record import Record
+from rfedge.records.record import Record, first_fault
 from rfedge.runtimes.control.controllers import choose_loop, make_controller
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
@@ -277,10 +277,6 @@ def _plan(path: Path, record: RunRecord, bundle: Path | None) -> RolloutPlan:
     try:
         return TypeAdapter(RolloutPlan).validate_python({**header.plan, "bundle": folder})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ArtifactError(
-            f"plan in {path}",
-            got=f"{first['msg']} at {'.'.join(str(part) for part in first['loc'])}",
-            expected="a plan of this version",
-            remedy="The file is damaged or of another version.",
-        ) from None
+        remedy = "The file is damaged or of another version."
+        got = first_fault(error)
+        raise ArtifactError(f"plan in {path}", got=got, expected="a plan of this version", remedy=remedy) from None

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_file
-from rfedge.records.record import Record
+from rfedge.records.record import Record, first_fault
 from rfedge.runtimes.control.modes import Missing
 
 _MAX_RECORD_BYTES: Final = 1 << 30  # a million steps and more
@@ -181,9 +181,7 @@ def _parse(path: Path, number: int, text: bytes) -> RunHeader | EpisodeLine | St
     try:
         return _LINE.validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _damaged(path, number, f"{first['msg']}{f' at {where}' if where else ''}") from None
+        raise _damaged(path, number, first_fault(error)) from None
 
 
 def _damaged(path: Path, number: int, got: str) -> ArtifactError:
