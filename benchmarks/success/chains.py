@@ -49,8 +49,15 @@ from rfedge.records.record import parse_lines
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.safety import SafetyLimits
 from rfedge.runtimes.rollout import RolloutRecord
-from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
-from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Simulator, close_session, common_environment, open_session
+from rfedge.runtimes.rollout.rollout_session import (
+    Agent,
+    RolloutSetup,
+    Simulator,
+    Subtask,
+    close_session,
+    common_environment,
+    open_session,
+)
 
 CHAINS_FILE: Final = "chains.jsonl"
 RESULTS_FILE: Final = "results.json"

@@ -1,6 +1,6 @@
 """Records of a success measurement: one row a way to run a policy, each with intervals and paired with its reference row.
 
-The sweep's document, see `rfedge.benchmarks.success.sweep_report`, holds the same rows.
+The sweep's document, see `rfedge.benchmarks.success.sweep`, holds the same rows.
 """
 
 from __future__ import annotations

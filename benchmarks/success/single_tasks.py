@@ -20,8 +20,7 @@ from rfedge.jobs.progress import Count
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record, parse_lines
 from rfedge.runtimes.rollout import RolloutRecord
-from rfedge.runtimes.rollout.chain_agents import Subtask
-from rfedge.runtimes.rollout.rollout_session import RolloutSetup, close_session, common_environment, open_session
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Subtask, close_session, common_environment, open_session
 
 TRIALS_FILE: Final = "trials.jsonl"
 _TRIALS_SCHEMA_VERSION: Final = 2

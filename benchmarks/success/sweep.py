@@ -7,30 +7,78 @@ bundles in turn, because a call beside other workers says little about a robot.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
+import psutil
 from pydantic import ValidationError
 
-from rfedge.benchmarks.latency.loaded_memory import loaded_bytes
 from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
 from rfedge.benchmarks.records.schema import LatencyReport, VariantResult
 from rfedge.benchmarks.success.plan import SuccessPlan
 from rfedge.benchmarks.success.report import SuccessReport, SuccessRow
 from rfedge.benchmarks.success.run import SWEEP_FILES
-from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
 from rfedge.envs.tasks import INSTRUCTIONS
 from rfedge.errors import ConfigError
+from rfedge.jobs.processes import run_jobs
 from rfedge.jobs.progress import Count
 from rfedge.policies import bundle_name
-from rfedge.records.machine import provenance
+from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import Option
+from rfedge.records.record import Record
+from rfedge.records.statistics import Summary
+from rfedge.runtimes.backends.registry import import_backend
+from rfedge.runtimes.policy.edge_policy import EdgePolicy
+from rfedge.runtimes.rollout.policy_source import TorchPolicy
+
+SWEEP_SCHEMA_VERSION: Final = 1
+
+
+class SweepRow(Record):
+    """What the latency adds to one row of the success.
+
+    Attributes:
+        variant: name of the latency report's variant.
+        per_call_ms: total of a policy call, measured alone in one process.
+        per_control_step_ms: the same divided by execute_steps.
+        completion_s: mean time of a solved task, see `SuccessRow.mean_solved_steps`, at the control rate, as if a call took
+            no longer than a control step; None when none was solved.
+        synchronous_completion_s: the same when the robot waits for every call of median length.
+    """
+
+    row: str
+    variant: str
+    per_call_ms: Summary
+    per_control_step_ms: Summary
+    completion_s: float | None
+    synchronous_completion_s: float | None
+    jerk: float | None
+
+
+class SweepReport(Measurement):
+    """The whole document.
+
+    Attributes:
+        success: of every combination; those that are not possible are in its `not_possible`.
+        latency: of every bundle, measured after the rollouts and beside none.
+        rows: one for each of `success.rows`, in their order.
+    """
+
+    format: Literal["rfedge-sweep"] = "rfedge-sweep"
+    schema_version: int = SWEEP_SCHEMA_VERSION
+    success: SuccessReport
+    latency: LatencyReport
+    rows: tuple[SweepRow, ...]
+
 
 LATENCY_FILE, SWEEP_FILE, PLOT_FILE = SWEEP_FILES
 _INSTRUCTION: Final = INSTRUCTIONS["open_drawer"]
+_OTHER_PROCESS: Final = 2  # workers: one would be this process, and of two a single job needs one
 
 
 @dataclass(frozen=True)
@@ -162,3 +210,23 @@ def _stored_latency(path: Path, plan: LatencyPlan) -> LatencyReport | None:
         ):
             return stored
     return None
+
+
+def loaded_bytes(plan: LatencyPlan) -> tuple[int, ...]:
+    """Return by how much loading each policy makes a process grow whose libraries are imported, bundles first."""
+    call = functools.partial(_load, plan)
+    return tuple(found for policy in (*plan.bundles, *plan.torch) for _, found in run_jobs(call, [policy], _OTHER_PROCESS))
+
+
+def _load(plan: LatencyPlan, policy: Path | TorchPolicy) -> int:
+    process = psutil.Process()
+    if isinstance(policy, TorchPolicy):
+        importlib.import_module("rfedge.model")  # and PyTorch with it
+        before = process.memory_info().rss
+        opened = policy.open(plan.settings)
+    else:
+        import_backend(plan.backend)
+        before = process.memory_info().rss
+        opened = EdgePolicy.load(policy, backend=plan.backend, settings=plan.settings)
+    with opened:
+        return process.memory_info().rss - before

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rfedge.cli.bundle_names import bundle_folder
-from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.options import AsJson, bundle_folder, plan_of, with_options
 from rfedge.export.tensorrt.options import BuildOptions
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ def build(
 ) -> None:
     from importlib.util import find_spec
 
-    from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.tables import say
     from rfedge.errors import BackendUnavailableError
 

@@ -25,9 +25,8 @@ def export(
     from json import loads
 
     from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
-    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.reports import show_record
-    from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.cli.show.tables import print_manifest, say
     from rfedge.export.mixed.record import default_chart
     from rfedge.export.pipeline import check_export, export_checkpoint

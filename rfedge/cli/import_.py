@@ -27,8 +27,7 @@ def import_weights(
     import json
     import sys
 
-    from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.model.original.import_plan import plan_import
     from rfedge.model.original.importing import check_output, import_document, write_import
 

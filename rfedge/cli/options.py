@@ -197,3 +197,17 @@ def _plain(hint: Any) -> tuple[Any, bool]:
         return hint, False
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     return kinds[0] if len(kinds) == 1 else Union[tuple(kinds)], NoneType in get_args(hint)  # noqa: UP007 - made of a list
+
+
+def checkpoint_folder(value: Path | None) -> Path | None:
+    """Return `value`, or the checkpoint of the shipped policy that it names."""
+    from rfedge.policies import find_checkpoint
+
+    return None if value is None else find_checkpoint(value)
+
+
+def bundle_folder(value: Path | None) -> Path | None:
+    """Return `value`, or the bundle of the shipped policy that it names."""
+    from rfedge.policies import find_bundle
+
+    return None if value is None else find_bundle(value)

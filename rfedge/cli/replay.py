@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rfedge.cli.bundle_names import bundle_folder
-from rfedge.cli.options import AsJson
+from rfedge.cli.options import AsJson, bundle_folder
 
 
 def replay(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rfedge.cli.bundle_names import bundle_folder
-from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.cli.options import AsJson, bundle_folder, plan_of, with_options
 from rfedge.records.plan import Option, Uses
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import AUTO, BACKEND_HELP, BACKENDS

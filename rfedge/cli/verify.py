@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rfedge.cli.bundle_names import bundle_folder, checkpoint_folder
 from rfedge.cli.groups import CommandWithSubcommands
-from rfedge.cli.options import AsJson
+from rfedge.cli.options import AsJson, bundle_folder, checkpoint_folder
 from rfedge.cli.verify_parity import parity
 
 verify_app = typer.Typer(

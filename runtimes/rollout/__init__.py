@@ -5,8 +5,6 @@ What drives a robot and what measures success are this same rollout; simulated t
 
 from __future__ import annotations
 
-from rfedge.runtimes.rollout.record import Goal, Rollout, RolloutRecord
-from rfedge.runtimes.rollout.rollout import roll_out
-from rfedge.runtimes.rollout.simulated import ExpertController, StandingSimulator
+from rfedge.runtimes.rollout.rollout import ExpertController, Goal, Rollout, RolloutRecord, StandingSimulator, roll_out
 
 __all__ = ["ExpertController", "Goal", "Rollout", "RolloutRecord", "StandingSimulator", "roll_out"]

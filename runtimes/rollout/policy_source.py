@@ -22,7 +22,7 @@ from rfedge.runtimes.policy.step import Policy
 from rfedge.runtimes.rollout.plan import RolloutPlan, ServerAddress
 
 if TYPE_CHECKING:
-    from rfedge.runtimes.rollout.chain_agents import Agent
+    from rfedge.runtimes.rollout.rollout_session import Agent
 
 logger = logging.getLogger(__name__)
 TORCH: Final = "torch"

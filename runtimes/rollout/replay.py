@@ -37,9 +37,17 @@ from rfedge.runtimes.rollout.episode import choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
 from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot, RecordedFrames
-from rfedge.runtimes.rollout.recorder import FRAMES_SUFFIX, frame_checksum, read_frame, state_hash
 from rfedge.runtimes.rollout.rollouts import recorded_instructions, run_rollouts
-from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine, read_run
+from rfedge.runtimes.rollout.run_record import (
+    FRAMES_SUFFIX,
+    RecordedPace,
+    RunRecord,
+    StepLine,
+    frame_checksum,
+    read_frame,
+    read_run,
+    state_hash,
+)
 
 _DIFFERS: Final = "the replay differs"
 

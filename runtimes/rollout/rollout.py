@@ -1,17 +1,78 @@
-"""Carries out one instruction in the control loop."""
+"""Carries out one instruction in the control loop, by a policy or an expert; its record is what reports keep."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict
 
-from rfedge.messages import ACTION_SIZE, FloatArray
+from rfedge.messages import ACTION_SIZE, POSE_SIZE, FloatArray, Observation
 from rfedge.runtimes.control.limits import MAX_STEPS
-from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.loop import ControlLoop, LoopSummary
 from rfedge.runtimes.control.modes import ControlStep
-from rfedge.runtimes.rollout.record import Goal, Rollout, RolloutRecord, jerk_square_sum
+from rfedge.runtimes.control.robot import SimulatedRobot
+
+if TYPE_CHECKING:
+    from rfedge.envs import Environment
+    from rfedge.envs.experts import Expert
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The instruction of the policy, and the task by which success is decided; None where nobody can decide."""
+
+    instruction: str
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRecord(LoopSummary):
+    """One rollout; its size does not depend on its length, but for the times of the calls.
+
+    Attributes:
+        task, instruction: see `Goal`.
+        seed: of the start; None for one that goes on where another ended.
+        num_late, num_skipped: steps that began late and deadlines left out, where a rate was held.
+        jerk_square_sum: squares of a[t+1] - 2 a[t] + a[t-1] added up over the steps and the six pose components of the
+            actions sent.
+        call_ms: total of every policy call, in milliseconds; None where nobody timed one.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    task: str | None
+    instruction: str
+    seed: int | None = None
+    num_late: int = 0
+    num_skipped: int = 0
+    jerk_square_sum: float = 0.0
+    call_ms: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """One rollout with everything it did.
+
+    Attributes:
+        record: what reports keep of it.
+        actions: float (step, 7), as the robot got them.
+        timings_ms: per stage of `rfedge.runtimes.policy.step.STAGES`, one value per policy call.
+    """
+
+    record: RolloutRecord
+    actions: FloatArray
+    timings_ms: dict[str, list[float]]
+
+
+def jerk_square_sum(actions: npt.ArrayLike) -> float:
+    """Return what `RolloutRecord` keeps of actions (step, 7)."""
+    jerks = np.diff(np.asarray(actions, dtype=np.float64)[:, :POSE_SIZE], n=2, axis=0)
+    return float(np.square(jerks).sum())
 
 
 def roll_out(
@@ -59,3 +120,41 @@ def roll_out(
         call_ms=tuple(round(duration_ms, 3) for duration_ms in timings_ms["total"]) if "total" in timings_ms else None,
     )
     return Rollout(record, sent, timings_ms)
+
+
+class StandingSimulator(SimulatedRobot):
+    """A simulated robot that rests by itself: its time passes with actions alone.
+
+    So `stop` runs no step, and a rollout can go on exactly where the last one ended, as the tasks of a chain do.
+    """
+
+    def stop(self) -> None:
+        """Do nothing: nothing moves until the next action."""
+
+
+class ExpertController:
+    """A scripted expert in a policy's place; it reads states and renders nothing.
+
+    Args:
+        expert: of the rollout's task; a new one for every rollout.
+        environment: the simulator that the loop drives.
+    """
+
+    def __init__(self, expert: Expert, environment: Environment) -> None:
+        self._expert = expert
+        self._environment = environment
+
+    @property
+    def needs_observation(self) -> bool:
+        return False
+
+    def reset(self, instruction: str) -> None:
+        """Do nothing: an expert knows one task."""
+
+    def control(self, observation: Observation | None) -> ControlStep:
+        """Return the expert's answer to the present states, in its own double precision, which a simulator gets."""
+        action = self._expert.act(self._environment.robot_state(), self._environment.scene_state())
+        return ControlStep(action=cast("npt.NDArray[np.float32]", action), inference=None)
+
+    def close(self) -> None:
+        """Do nothing: nothing runs beside the loop."""

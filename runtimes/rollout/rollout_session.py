@@ -1,4 +1,4 @@
-"""One environment and one agent of a process, and how the agent works on a task until the oracle sees it done."""
+"""What acts in a task, an expert or a policy, and the one environment in which a process lets it until the task is done."""
 
 from __future__ import annotations
 
@@ -6,14 +6,45 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from rfedge.envs import Environment, make_environment
-from rfedge.envs.interface import EnvironmentIdentity
+import numpy as np
+
+from rfedge.envs import make_environment
+from rfedge.envs.experts import make_expert
+from rfedge.envs.interface import Environment, EnvironmentIdentity
 from rfedge.envs.looks import Looks, Renderer
 from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
-from rfedge.runtimes.rollout import RolloutRecord, StandingSimulator, roll_out
-from rfedge.runtimes.rollout.chain_agents import Agent, Subtask
+from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
 from rfedge.runtimes.rollout.episode import judge_of
+
+
+@dataclass(frozen=True, slots=True)
+class Subtask(Goal):
+    """One task and its instruction; a policy may look at the instruction only.
+
+    Attributes:
+        seed: for whatever the agent samples; it follows from the run's seed and the place of the task alone.
+    """
+
+    task: str
+    seed: int
+
+
+# Gives what drives the environment in a subtask. What it does there must not depend on the subtasks before it, other than
+# through the state of the environment.
+Agent = Callable[[Subtask, Environment], Controller]
+
+
+def expert_agent() -> Agent:
+    """Return the scripted expert of each task; it reads states and renders nothing."""
+    return act_as_expert
+
+
+def act_as_expert(subtask: Subtask, environment: Environment) -> Controller:
+    """Return the task's expert in the environment."""
+    rng = np.random.default_rng(subtask.seed)
+    return ExpertController(make_expert(subtask.task, environment.scene, rng), environment)
 
 
 @dataclass(frozen=True, slots=True)

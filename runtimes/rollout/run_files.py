@@ -17,10 +17,9 @@ from rfedge.records.machine import library_versions
 from rfedge.runtimes.control.loop import LoopSummary
 from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.rollout.plan import RolloutPlan
-from rfedge.runtimes.rollout.run_record import RunHeader
+from rfedge.runtimes.rollout.run_record import RunHeader, RunRecorder
 
 if TYPE_CHECKING:
-    from rfedge.runtimes.rollout.recorder import RunRecorder
     from rfedge.runtimes.rollout.rerun_log import RerunLog
     from rfedge.runtimes.rollout.video import VideoRecorder
 
@@ -74,15 +73,13 @@ def open_files(plan: RolloutPlan, environment: Environment, rate_hz: float | Non
     """Open what the plan, with the loop's mode in it, names; whatever ends the block closes it. `write_film` writes the
     film.
     """
-    files = RunFiles()  # each library is imported for the file that needs it
+    files = RunFiles()
     with ExitStack() as stack:
         if plan.video is not None:
             from rfedge.runtimes.rollout.video import VideoRecorder
 
             files.film = VideoRecorder(plan.video, rate_hz or environment.control_hz)
         if plan.record is not None and plan.bundle is not None:
-            from rfedge.runtimes.rollout.recorder import RunRecorder
-
             header = _header(plan.bundle, plan, environment, rate_hz)
             files.recorder = stack.enter_context(RunRecorder(plan.record, header, with_frames=plan.record_frames))
         if plan.rerun is not None:

@@ -1,21 +1,46 @@
-"""Reads what `rfedge.runtimes.rollout.recorder` wrote, and gives a replay the times of the recorded run."""
+"""A run as JSON Lines, one line a control step, so that it can be read, plotted and run again bit for bit.
+
+    {"kind": "header", ...}    what ran: bundle and its hash, plan, environment, versions
+    {"kind": "episode", ...}   number, seed, instruction
+    {"kind": "step", ...}      see `StepLine`
+    {"kind": "end", ...}       why the episode ended, see `rfedge.runtimes.control.loop.Ending`
+
+Every line is handed to the system before the next step begins: a killed process loses at most the line it was writing.
+Frames go beside the file on demand, one npz each.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rfedge.errors import ArtifactError
+from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.disk import read_file
+from rfedge.messages import Observation, PolicyState
 from rfedge.records.record import Record, first_fault
-from rfedge.runtimes.control.modes import Missing
+from rfedge.runtimes.control.loop import LoopSummary
+from rfedge.runtimes.control.modes import ControlStep, Missing
 
+logger = logging.getLogger(__name__)
+FRAMES_SUFFIX: Final = ".frames"
+_HASH_BYTES: Final = 8
+_TEMPORARY: Final = ".partial.npz"
 _MAX_RECORD_BYTES: Final = 1 << 30  # a million steps and more
 RUN_SCHEMA_VERSION: Final = 2  # 1 prepared other starts from the same seeds
 Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
@@ -191,3 +216,170 @@ def _damaged(path: Path, number: int, got: str) -> ArtifactError:
         expected="a line of `rfedge run --record` of this version",
         remedy="The file is damaged or no record.",
     )
+
+
+class RunRecorder:
+    """Writes one run; use it as a context manager or call `close`.
+
+    Args:
+        path: the file; it must not exist.
+        with_frames: also write every frame that the loop took, into the folder `path` + ".frames".
+
+    Attributes:
+        error: why the rest of the run is not in the file, such as a full disk; None while it is. A robot under control is
+            not left to itself for the sake of a record.
+
+    Raises:
+        ConfigError: the file or the folder exists, or cannot be made.
+    """
+
+    def __init__(self, path: Path, header: RunHeader, *, with_frames: bool = False) -> None:
+        self._frames = path.with_name(path.name + FRAMES_SUFFIX) if with_frames else None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._frames is not None:
+                self._frames.mkdir()
+            self._file = path.open("xb", buffering=0)
+        except OSError as error:
+            raise ConfigError(
+                f"--record {path}", got=error.strerror, expected="a free name", remedy="Choose another one."
+            ) from None
+        self._path = path
+        self._started_s = time.monotonic()
+        self._episode = 0
+        self.error: str | None = None
+        self._write(header.model_dump(mode="json"))
+        if self.error is not None:
+            self.close()
+            path.unlink()
+            raise ConfigError(
+                f"--record {path}", got=self.error, expected="room for the record", remedy="Choose another disk."
+            )
+
+    def __enter__(self) -> RunRecorder:
+        """Return the recorder, which is open already."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._file.close()
+
+    def begin_episode(self, episode: int, *, seed: int | None, instruction: str) -> None:
+        """Write that an episode begins."""
+        self._episode = episode
+        self._write(EpisodeLine(episode=episode, seed=seed, instruction=instruction).model_dump(mode="json"))
+
+    def add(self, step: ControlStep) -> None:
+        """Write one control step of the present episode."""
+        inference, observation = step.inference, step.observation
+        self._write(
+            {
+                "kind": "step",
+                "episode": self._episode,
+                "step": step.index,
+                "at_s": round(time.monotonic() - self._started_s, 6),
+                "lag_ms": 1000.0 * step.lag_s,
+                "overdue_ms": 1000.0 * step.overdue_s,
+                "elapsed_ms": round(step.elapsed_ms, 4),
+                "instruction": step.instruction,
+                "raw": _numbers(step.action),
+                "sent": _numbers(step.sent),
+                "interventions": step.interventions,
+                "missing": step.missing,
+                "missed": step.is_missed,
+                "age_steps": step.age_steps,
+                "age_ms": round(step.age_ms, 4),
+                "timings_ms": None if inference is None else {k: round(v, 4) for k, v in inference.timings_ms.items()},
+                "state": None if inference is None or inference.state is None else state_hash(inference.state),
+                "frame": None if observation is None else frame_checksum(observation),
+            }
+        )
+        if self._frames is not None and observation is not None and self.error is None:
+            self._write_frame(self._frames, step.index, observation)
+
+    def end_episode(self, summary: LoopSummary) -> None:
+        """Write why the episode ended."""
+        self._write(EndLine(episode=self._episode, ended=summary.ended, success=summary.success).model_dump(mode="json"))
+
+    def fail(self, error: BaseException) -> None:
+        """Write the error that ended the episode."""
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        self._write(EndLine(episode=self._episode, ended="error", success=None, error=text).model_dump(mode="json"))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.error is not None:
+            return  # a line after a cut one would be read as part of it
+        text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        try:
+            if self._file.write(text) != len(text):
+                self._fail("a line that was cut short")
+        except OSError as error:
+            self._fail(error.strerror or str(error))
+
+    def _fail(self, error: str) -> None:
+        self.error = error
+        logger.warning("record %s: %s; the run goes on without it", self._path, error)
+
+    def _write_frame(self, folder: Path, index: int, observation: Observation) -> None:
+        arrays: dict[str, Any] = {"rgb_static": observation.static, "rgb_gripper": observation.gripper}
+        if observation.state is not None:
+            arrays["robot_obs"] = observation.state
+        name = _frame_name(self._episode, index)
+        temporary = folder / (name + _TEMPORARY)  # renamed, not synced: a disk must not hold up the loop
+        try:
+            np.savez(temporary, **arrays)
+            temporary.replace(folder / f"{name}.npz")
+        except OSError as error:
+            self._fail(error.strerror or str(error))
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _frame_name(episode: int, step: int) -> str:
+    return f"episode_{episode:04d}_step_{step:06d}"
+
+
+def read_frame(folder: Path, episode: int, step: int) -> Observation:
+    """Return the frame that a record with frames kept for a control step.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+        ContractError: its arrays are of another shape.
+    """
+    path = folder / f"{_frame_name(episode, step)}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Observation.from_dict({key: arrays[key] for key in arrays})
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"frame {path}",
+            got=error.strerror if isinstance(error, OSError) and error.strerror else str(error),
+            expected="a frame of the recorded run",
+            remedy="Record the run with --record-frames, and copy the folder beside the record.",
+        ) from None
+
+
+def state_hash(state: PolicyState) -> str:
+    """Return a hash of everything a policy remembers."""
+    digest = hashlib.blake2b(digest_size=_HASH_BYTES)
+    for part in dataclasses.fields(state):
+        value = np.ascontiguousarray(getattr(state, part.name))
+        digest.update(f"{part.name} {value.dtype} {value.shape}".encode())
+        digest.update(value.data)
+    return digest.hexdigest()
+
+
+def frame_checksum(observation: Observation) -> int:
+    """Return a checksum of both pictures and the robot's state."""
+    checksum = zlib.crc32(np.ascontiguousarray(observation.static).data)
+    checksum = zlib.crc32(np.ascontiguousarray(observation.gripper).data, checksum)
+    return checksum if observation.state is None else zlib.crc32(np.ascontiguousarray(observation.state).data, checksum)
+
+
+def _numbers(action: npt.NDArray[np.float32]) -> list[float | None]:
+    # A float32 as a decimal double comes back as the same float32. NaN and Inf are no JSON; they become null.
+    return [value if math.isfinite(value) else None for value in action.tolist()]

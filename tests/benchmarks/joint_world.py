@@ -14,7 +14,7 @@ from rfedge.envs.chains import Chain, initial_states
 from rfedge.envs.interface import BLOCKS, BlockState, Float64Array, SceneInfo
 from rfedge.messages import Observation
 from rfedge.runtimes.rollout import ExpertController
-from rfedge.runtimes.rollout.chain_agents import Subtask
+from rfedge.runtimes.rollout.rollout_session import Subtask
 
 # component of the action -> what it moves, in metres or by being above 0
 DRAWER, SLIDE, BULB, LED = range(4)

@@ -18,7 +18,7 @@ from rfedge.benchmarks.success.report import (
     SuccessReport,
     SuccessRow,
 )
-from rfedge.benchmarks.success.sweep_report import SweepReport, SweepRow
+from rfedge.benchmarks.success.sweep import SweepReport, SweepRow
 from rfedge.envs.tasks import TASKS
 from rfedge.records.machine import Machine
 from rfedge.records.resources import PowerRecord, ResourceRecord

@@ -24,9 +24,8 @@ from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.journal import read_journal, write_line
 from rfedge.records.statistics import mean_with_interval, proportion
 from rfedge.runtimes.control.limits import MAX_STEPS
-from rfedge.runtimes.rollout.chain_agents import Subtask, expert_agent
 from rfedge.runtimes.rollout.policy_source import PolicyLoop
-from rfedge.runtimes.rollout.rollout_session import RolloutSession, RolloutSetup, Simulator
+from rfedge.runtimes.rollout.rollout_session import RolloutSession, RolloutSetup, Simulator, Subtask, expert_agent
 from tests.benchmarks.joint_world import DrawnElsewhere, JointSimulator, JointWorld, LuckyAgent, joint_chains, lucky_plan
 from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle

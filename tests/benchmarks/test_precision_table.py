@@ -13,7 +13,7 @@ from rfedge.benchmarks.success.precision_bundles import (
     rows_of,
 )
 from rfedge.benchmarks.success.run import run_success
-from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.benchmarks.success.sweep import SweepReport
 from rfedge.bundle.artifact import load_bundle
 from rfedge.cli.app import app
 from rfedge.config import preset

@@ -158,7 +158,7 @@ def test_another_bundle_is_refused_and_a_moved_one_accepted(bundle: Path, tmp_pa
     assert replay_run(path, bundle=bundle).difference is None
     header = json.loads(path.read_text().splitlines()[0])
     _edit(path, 0, "plan", header["plan"] | {"max_steps": "many"})
-    with raises(ArtifactError, "plan in ...", got="Input should be a valid integer... at max_steps"):
+    with raises(ArtifactError, "plan in ...", got="max_steps: Input should be a valid integer..."):
         replay_run(path, bundle=bundle)
 
 

@@ -16,7 +16,7 @@ from rfedge.benchmarks.success.chain_report import ChainReport
 from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.success.looks import LooksReport
 from rfedge.benchmarks.success.report import SuccessReport
-from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.benchmarks.success.sweep import SweepReport
 from rfedge.records.machine import Measurement, provenance
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

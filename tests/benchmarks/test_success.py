@@ -19,7 +19,7 @@ import typer
 from rfedge.benchmarks.success.chains import read_chains, run_chains
 from rfedge.benchmarks.success.report import SuccessReport, SuccessRow, assert_average_length, assert_share
 from rfedge.benchmarks.success.run import run_success
-from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.benchmarks.success.sweep import SweepReport
 from rfedge.bundle.artifact import load_bundle
 from rfedge.cli.bench.app import bench_app
 from rfedge.config import preset

@@ -16,8 +16,7 @@ from rfedge.io.journal import write_line
 from rfedge.jobs.processes import run_jobs
 from rfedge.jobs.ray import RayWorkers
 from rfedge.records.statistics import ratio_of_sums
-from rfedge.runtimes.rollout.chain_agents import expert_agent
-from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Simulator, close_session, open_session
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Simulator, close_session, expert_agent, open_session
 from tests.benchmarks.joint_world import JointSimulator, LuckyAgent
 from tests.errors import raises
 

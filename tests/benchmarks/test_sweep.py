@@ -10,8 +10,7 @@ import typer
 
 from rfedge.benchmarks.report.build import plot_record
 from rfedge.benchmarks.success.run import run_success
-from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
-from rfedge.benchmarks.success.sweep_report import SweepReport
+from rfedge.benchmarks.success.sweep import SweepPlan, SweepReport, finish_sweep
 from rfedge.cli.bench.app import bench_app
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.io.plotting import check_matplotlib

@@ -10,8 +10,7 @@ from rfedge.messages import PolicyState
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import ControlStep, OpenLoop
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
-from rfedge.runtimes.rollout.recorder import RunRecorder, state_hash
-from rfedge.runtimes.rollout.run_record import RecordedPace, RunHeader, read_run
+from rfedge.runtimes.rollout.run_record import RecordedPace, RunHeader, RunRecorder, read_run, state_hash
 from tests.errors import raises
 from tests.runtimes.loop_parts import CountingPolicy, Robot
 
@@ -103,13 +102,13 @@ def _change(key: str, value: object) -> Callable[[list[bytes]], list[bytes]]:
         (lambda lines: [*lines[:3], *lines[4:]], 4, "a line of kind 'step' out of order"),
         (lambda lines: [*lines[:2], lines[7], *lines[3:]], 4, "a line of kind 'step' out of order"),
         (lambda lines: [lines[0], *lines[2:]], 2, "a line of kind 'step' out of order"),
-        (_change("sent", [0.0] * 6), 4, "Tuple should have at least 7 items... at step.sent"),
-        (_change("more", 1), 4, "Extra inputs are not permitted at step.more"),
-        (_change("lag_ms", "soon"), 4, "Input should be a valid number... at step.lag_ms"),
+        (_change("sent", [0.0] * 6), 4, "step.sent: Tuple should have at least 7 items..."),
+        (_change("more", 1), 4, "step.more: Extra inputs are not permitted"),
+        (_change("lag_ms", "soon"), 4, "step.lag_ms: Input should be a valid number..."),
         (
             lambda lines: [b'{"kind":"header","format":"rfedge-run","schema_version":9}', *lines[1:]],
             1,
-            "... should be 2 at ...",
+            "...: ... should be 2",
         ),
     ],
 )

@@ -22,7 +22,7 @@ def episodes(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rfedge.benchmarks.success.episodes_plot import draw_episodes
+    from rfedge.benchmarks.success.episodes import draw_episodes
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report
     from rfedge.io.plotting import check_matplotlib

@@ -20,13 +20,12 @@ def measure_experts(
     from rfedge.benchmarks.success.chains import ChainPlan, run_chains
     from rfedge.cli.bench.success_options import Worlds, kept_note
     from rfedge.cli.options import plan_of
-    from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.reports import show_report, write_report
-    from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.envs.chains import make_chains
     from rfedge.envs.experts import EXPERT_TASKS
     from rfedge.errors import ConfigError
-    from rfedge.runtimes.rollout.chain_agents import expert_agent
+    from rfedge.runtimes.rollout.rollout_session import expert_agent
 
     world, *others = plan_of(Worlds, given).simulators(render=False)
     if others:

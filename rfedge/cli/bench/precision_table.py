@@ -13,8 +13,7 @@ def prepare_table(
     """Export what is missing beside `output`, behind progress bars, and return the rows as fields of a `SuccessPlan`."""
     from rfedge.benchmarks.success.precision_bundles import parse_table_precisions, prepare_policies, rows_of
     from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
-    from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.errors import ConfigError
     from rfedge.export.mixed.plan import parse_budget
     from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, import_bitsandbytes

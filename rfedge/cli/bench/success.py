@@ -13,7 +13,7 @@ from rfedge.cli.bench.success_options import Num, Workers, Worlds
 from rfedge.cli.options import AsJson, plan_of, with_options
 
 if TYPE_CHECKING:
-    from rfedge.benchmarks.success.sweep_report import SweepReport
+    from rfedge.benchmarks.success.sweep import SweepReport
 
 _CHAINS: Final = "Chains and tasks"
 _PRECISIONS: Final = "A checkpoint in several precisions"
@@ -105,9 +105,8 @@ def success(
     from rfedge.benchmarks.success.run import run_success
     from rfedge.cli.bench.precision_table import prepare_table
     from rfedge.cli.bench.success_options import kept_note, open_workers
-    from rfedge.cli.show.progress import round_progress, stage_progress
+    from rfedge.cli.show.progress import kept_when_stopped, round_progress, stage_progress
     from rfedge.cli.show.reports import show_report
-    from rfedge.cli.show.stopped import kept_when_stopped
     from rfedge.envs.chains import make_chains
     from rfedge.errors import ConfigError
     from rfedge.io.plotting import check_matplotlib

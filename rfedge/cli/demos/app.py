@@ -64,8 +64,7 @@ def demos(
     """Collect demonstrations with scripted experts; resumable, and the same for any number of workers."""
     if context.invoked_subcommand is not None:
         return 0
-    from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.data.collection.collect import collect
     from rfedge.envs.action_noise import ActionNoise
     from rfedge.errors import ConfigError

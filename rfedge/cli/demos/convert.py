@@ -36,8 +36,7 @@ def convert(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.data.conversion import convert_dataset, parse_fields, read_field_file
     from rfedge.envs.language import PARAPHRASES
     from rfedge.envs.tasks import INSTRUCTIONS

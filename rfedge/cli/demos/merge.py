@@ -17,8 +17,7 @@ def merge(
     output: Annotated[Path, typer.Option(help="New folder for the merged dataset.")],
     as_json: AsJson = False,
 ) -> None:
-    from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.stopped import kept_when_stopped
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.tables import print_table
     from rfedge.data.merging import merge_datasets
 

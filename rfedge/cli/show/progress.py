@@ -1,11 +1,13 @@
-"""Progress bars on stderr, so that stdout stays readable by machines."""
+"""Progress bars on stderr, so that stdout stays readable by machines, and what a command that is stopped says."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +25,8 @@ from rfedge.jobs.progress import Count, StageProgress
 if TYPE_CHECKING:
     from rfedge.runtimes.policy.edge_policy import EdgePolicy
     from rfedge.train import TrainingStep
+
+_STATUSES: Final = (129, 143)  # of SIGHUP and SIGTERM, see `rfedge.cli.app.main`
 
 
 @contextmanager
@@ -109,3 +113,16 @@ def training_progress(stage_of_steps: str = "training") -> Iterator[tuple[StageP
             bar.update(tasks[stage_of_steps], completed=report.share, status=f"step {report.step}  loss {smooth:.4f}")
 
         yield on_stage, on_step
+
+
+@contextmanager
+def kept_when_stopped(kept: str) -> Iterator[None]:
+    """Print "rfedge: stopped; `kept`" when a signal ends the block, and exit with its status."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        status = end.code if isinstance(end, SystemExit) else 130
+        if isinstance(end, SystemExit) and status not in _STATUSES:
+            raise
+        print(f"rfedge: stopped; {kept}", file=sys.stderr)
+        raise typer.Exit(status if isinstance(status, int) else 1) from None

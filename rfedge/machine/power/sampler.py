@@ -23,7 +23,6 @@ from rfedge.errors import ConfigError
 from rfedge.machine.memory import parse_meminfo
 from rfedge.machine.power.energy import EnergyMeter
 from rfedge.machine.power.sources import PowerSource, find_power_sources
-from rfedge.machine.power.temperatures import KernelThermometers
 from rfedge.machine.probing import probe, read_text
 from rfedge.records.resources import PowerRecord, ResourceRecord, TemperatureRecord
 
@@ -32,6 +31,7 @@ __all__ = ["DEFAULT_PERIOD_S", "Sampler"]
 DEFAULT_PERIOD_S: Final = 0.1
 _TEMPERATURE_PERIOD_S: Final = 1.0  # they move slowly, and some sensors take milliseconds to read
 _MIN_PERIOD_S: Final = 0.01
+_MILLI: Final = 1e-3
 
 
 class Sampler:
@@ -179,3 +179,32 @@ def _power(source: str, meter: EnergyMeter, num_actions: int, idle_w: float | No
 
 def _not_readable(reasons: list[str]) -> str:
     return f"not readable here: {'; '.join(reasons)}" if reasons else ""
+
+
+class KernelThermometers:
+    """Every temperature file there is; found once, then only read.
+
+    Args:
+        root: the file system to look in.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._files: dict[str, Path] = {}
+        for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+            self._add(read_text(zone / "type") or zone.name, zone / "temp")
+        for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+            chip = read_text(monitor / "name") or monitor.name
+            for file in sorted(monitor.glob("temp*_input")):
+                label = read_text(file.with_name(file.name.replace("_input", "_label")))
+                self._add(f"{chip} {label}".strip(), file)
+
+    def read(self) -> dict[str, float]:
+        """Return degrees Celsius by name; a sensor of a part without power tells nothing and is left out."""
+        texts = {name: read_text(path) for name, path in self._files.items()}
+        return {name: int(text) * _MILLI for name, text in texts.items() if text.lstrip("-").isdigit()}
+
+    def _add(self, name: str, path: Path) -> None:
+        unique, number = name, 2
+        while unique in self._files:
+            unique, number = f"{name} #{number}", number + 1
+        self._files[unique] = path

@@ -12,9 +12,9 @@ from rfedge.machine.power.energy import EnergyMeter, Reading, WrappingCounter
 from rfedge.machine.power.jtop import JtopSource
 from rfedge.machine.power.nvml import NvmlSource
 from rfedge.machine.power.rapl import RaplSource
+from rfedge.machine.power.sampler import KernelThermometers
 from rfedge.machine.power.sources import find_power_sources
 from rfedge.machine.power.tegrastats import TegrastatsSource, parse_tegrastats
-from rfedge.machine.power.temperatures import KernelThermometers
 from rfedge.machine.probing import Absent
 
 # Lines that boards printed.
