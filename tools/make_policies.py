@@ -33,14 +33,10 @@ BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One command of `rfedge`, or one script of `tools/`, run in the output folder.
-
-    Attributes:
-        minutes: that it took for the shipped policies, on two cores without a GPU.
-    """
+    """One command of `rfedge`, or one script of `tools/`, run in the output folder."""
 
     what: str
-    minutes: int
+    minutes: int  # that it took for the shipped policies, on two cores without a GPU
     command: str
 
     @property

@@ -31,17 +31,13 @@ GRIPPER_PERIOD: Final = 30  # control steps between two changes of the gripper
 
 @dataclass(frozen=True)
 class EnvironmentSpeedPlan:
-    """What to measure.
-
-    Attributes:
-        looks, renderer: see `make_environment`.
-        steps: each is one `advance`, one picture of each camera, one `observe` and one `step`.
-    """
+    """What to measure."""
 
     env: Annotated[str, Option("Environment: playtable or calvin.", choices=ENVIRONMENTS)] = "playtable"
     scene: Annotated[str, Option("Table layout, A to D.")] = "D"
     looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None
     renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
+    # each is one `advance`, one picture of each camera, one `observe` and one `step`
     steps: Annotated[int, Option("Timed rounds.")] = 200
     seed: Annotated[int, Option("Seed of actions and block poses.", min=0)] = 0
 
@@ -55,10 +51,6 @@ class EnvironmentSpeedReport(Measurement):
 
     Attributes:
         versions: of this process; `simulator_versions` are those of a simulator that runs in a process of its own.
-        looks: what the pictures show; None in records that are older than the field.
-        per_call_ms: `advance` (physics of one control step), `static` and `gripper` (one camera each; not in older
-            records), `observe` (both cameras), `step` (physics and both cameras, timed by itself) and `reset` (random
-            blocks, then both cameras).
     """
 
     format: Literal["rfedge-environment-speed"] = "rfedge-environment-speed"
@@ -72,8 +64,10 @@ class EnvironmentSpeedReport(Measurement):
     warmup: int
     seed: int
     build_ms: float
+    # `advance` (physics of one control step), `static` and `gripper` (one camera each; not in older records), `observe`
+    # (both cameras), `step` (physics and both cameras, timed by itself) and `reset` (random blocks, then both cameras)
     per_call_ms: dict[str, Summary]
-    looks: str | None = None
+    looks: str | None = None  # what the pictures show; None in records that are older than the field
 
 
 def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None = None) -> EnvironmentSpeedReport:

@@ -37,26 +37,16 @@ class OperatorTime(Record):
 
 
 class BlockTime(Record):
-    """One block, or one stage of them.
-
-    Attributes:
-        limit_ms: the machine's limit for its MatMuls; None for a block without any.
-        share: of the limit that is reached, limit_ms / ms.
-    """
+    """One block, or one stage of them."""
 
     name: str
     ms: float
-    limit_ms: float | None
-    share: float | None
+    limit_ms: float | None  # the machine's limit for its MatMuls; None for a block without any
+    share: float | None  # of the limit that is reached, limit_ms / ms
 
 
 class CallProfile(Record):
-    """One policy call of one variant, operator by operator; profiling itself takes some microseconds an operator.
-
-    Attributes:
-        int8_ops, fp32_flops, bandwidth_bytes: per second, measured before; what the limits are of.
-        limit_of: the machine, its threads, and whether others computed there.
-    """
+    """One policy call of one variant, operator by operator; profiling itself takes some microseconds an operator."""
 
     variant: str
     calls: int
@@ -64,10 +54,11 @@ class CallProfile(Record):
     operators: tuple[OperatorTime, ...]
     stages: tuple[BlockTime, ...]
     blocks: tuple[BlockTime, ...]
+    # int8_ops, fp32_flops, bandwidth_bytes: per second, measured before; what the limits are of
     int8_ops: float
     fp32_flops: float
     bandwidth_bytes: float
-    limit_of: str
+    limit_of: str  # the machine, its threads, and whether others computed there
 
 
 def profile_policy(name: str, policy: EdgePolicy, bundle: Bundle, device: Device, instruction: str) -> CallProfile | None:

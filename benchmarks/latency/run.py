@@ -61,13 +61,7 @@ _POOL_VARIABLES: Final = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """What to measure.
-
-    Attributes:
-        torch: checkpoints in PyTorch in other precisions.
-        warmup: raised to the policies' window if smaller.
-        settings: the same threads go to onnxruntime and PyTorch.
-    """
+    """What to measure."""
 
     bundles: Annotated[
         tuple[Path, ...],
@@ -76,7 +70,7 @@ class LatencyPlan:
     checkpoint: Annotated[
         Path | None, Option("Compare with this checkpoint or shipped policy in PyTorch.", parse=find_checkpoint)
     ] = None
-    torch: tuple[TorchPolicy, ...] = ()
+    torch: tuple[TorchPolicy, ...] = ()  # checkpoints in PyTorch in other precisions
     backend: Annotated[
         str,
         Option(
@@ -92,7 +86,7 @@ class LatencyPlan:
     execute_steps: Annotated[
         int | None, Option("Control steps that one policy call serves; default: as the first one was trained.")
     ] = None
-    warmup: Annotated[int, Option("Untimed calls per variant.")] = 20
+    warmup: Annotated[int, Option("Untimed calls per variant.")] = 20  # raised to the policies' window if smaller
     iterations: Annotated[int, Option("Timed calls per variant.")] = 200
     settle_ms: Annotated[float, Option("Untimed pause before each call, for other threads to sleep.")] = 20.0
     seed: Annotated[int, Option("Seed of inputs, order and bootstrap.")] = 0

@@ -44,19 +44,14 @@ SERVER_DEADLINE_MS: Final = 10_000.0  # answers are to be slow under load, not c
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """What to measure.
-
-    Attributes:
-        clients: connected at once, each with frames of its own, for `seconds`.
-        threads: of the policy, in the server and in the solo runs.
-        instructions: `STEPS_PER_INSTRUCTION` frames each; empty for sentences of ours.
-    """
+    """What to measure."""
 
     bundle: Annotated[Path, Option("Bundle folder or shipped policy to serve.", argument=True, parse=find_bundle)]
     clients: Annotated[int, Option("Clients that ask as fast as they are answered.")] = 8
     seconds: Annotated[float, Option("For how long.")] = 60.0
-    threads: Annotated[int, Option("Threads of the policy.")] = 1
+    threads: Annotated[int, Option("Threads of the policy.")] = 1  # of the policy, in the server and in the solo runs
     seed: Annotated[int, Option("Seed of the frames.")] = 0
+    # `STEPS_PER_INSTRUCTION` frames each; empty for sentences of ours
     instructions: Annotated[
         tuple[str, ...],
         Option("What the clients ask for, in turn; needed for a bundle with few sentences.", flag="--instruction"),
@@ -71,16 +66,7 @@ class ServerPlan:
 
 
 class ServerReport(Measurement):
-    """The whole measurement.
-
-    Attributes:
-        num_answered: frames answered by actions; `num_late` others got an error because their turn came too late.
-        num_mixed: answers that differ in any bit from what the same client got alone.
-        requests_per_client: fewest and most answers of a client: fair if they are near.
-        round_trip_ms: from sending a frame to its actions, as the client saw it.
-        queue_ms, infer_ms: the server's own part: the wait for the policy, and the policy.
-        exit_status: of the server after SIGTERM.
-    """
+    """The whole measurement."""
 
     format: Literal["rfedge-server"] = "rfedge-server"
     schema_version: Literal[2] = 2
@@ -90,15 +76,16 @@ class ServerReport(Measurement):
     threads: int
     num_clients: int
     duration_s: float
-    num_answered: int
+    num_answered: int  # frames answered by actions; `num_late` others got an error because their turn came too late
     num_late: int
-    num_mixed: int
+    num_mixed: int  # answers that differ in any bit from what the same client got alone
     requests_per_s: float
-    requests_per_client: tuple[int, int]
-    round_trip_ms: Summary
+    requests_per_client: tuple[int, int]  # fewest and most answers of a client: fair if they are near
+    round_trip_ms: Summary  # from sending a frame to its actions, as the client saw it
+    # queue_ms, infer_ms: the server's own part: the wait for the policy, and the policy
     queue_ms: Summary
     infer_ms: Summary
-    exit_status: int
+    exit_status: int  # of the server after SIGTERM
 
 
 @dataclass(slots=True, eq=False)

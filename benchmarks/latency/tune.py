@@ -74,40 +74,27 @@ class Candidate:
 
 
 class TuneDuel(Record):
-    """One challenger.
-
-    Attributes:
-        over: what it was timed against.
-        call_ms: medians of the challenger and of the other.
-        speedup: over the other, in the same rounds; None where it was not timed.
-        verdict: "noise floor", "faster", "not faster", or why it was refused.
-    """
+    """One challenger."""
 
     name: str
-    over: str
-    call_ms: tuple[float, float] | None = None
-    speedup: Ratio | None = None
+    over: str  # what it was timed against
+    call_ms: tuple[float, float] | None = None  # medians of the challenger and of the other
+    speedup: Ratio | None = None  # over the other, in the same rounds; None where it was not timed
     metrics: dict[str, float]
-    verdict: str
+    verdict: str  # "noise floor", "faster", "not faster", or why it was refused
 
 
 class TuneReport(Measurement):
-    """Everything that was tried.
-
-    Attributes:
-        checked_on: what the candidates were held to.
-        not_tried: candidates for which no time was left.
-        file: name of the choice, in the folder `tuned` of the user's cache.
-    """
+    """Everything that was tried."""
 
     format: Literal["rfedge-tune"] = "rfedge-tune"
     bundle: str
     policy: str
-    checked_on: str
+    checked_on: str  # what the candidates were held to
     duels: tuple[TuneDuel, ...]
-    not_tried: tuple[str, ...]
+    not_tried: tuple[str, ...]  # candidates for which no time was left
     choice: TunedChoice
-    file: str
+    file: str  # name of the choice, in the folder `tuned` of the user's cache
 
 
 def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> TuneReport:

@@ -37,28 +37,22 @@ class LatencyConditions(Record):
 
 
 class VariantResult(Record):
-    """One way to run the policy.
-
-    Attributes:
-        role: a bundle, the PyTorch original, or the first bundle once more (the noise floor).
-        settings: what the backbone's backend reported about itself.
-        per_control_step_ms: the same divided by execute_steps.
-        load_rss_bytes: growth of the process while this variant was loaded; pages shared with an earlier variant
-            are not counted twice.
-        resources: while it was called in a row (`rfedge.runtimes.rollout.resources`); absent where that was not asked for.
-    """
+    """One way to run the policy."""
 
     name: str
+    # a bundle, the PyTorch original, or the first bundle once more (the noise floor)
     role: Literal["bundle", "torch", "noise-floor"]
     source: str
     policy: str
     precision: str
     block_precisions: dict[str, str]
-    settings: dict[str, str]
+    settings: dict[str, str]  # what the backbone's backend reported about itself
     size_bytes: int
+    # growth of the process while this variant was loaded; pages shared with an earlier variant are not counted twice
     load_rss_bytes: int
     per_call_ms: dict[str, Summary]
-    per_control_step_ms: dict[str, Summary]
+    per_control_step_ms: dict[str, Summary]  # the same divided by execute_steps
+    # while it was called in a row (`rfedge.runtimes.rollout.resources`); absent where that was not asked for
     resources: ResourceRecord | None = None
 
     @model_serializer(mode="wrap")
@@ -76,12 +70,7 @@ class Comparison(Record):
 
 
 class LatencyReport(Measurement):
-    """The whole document.
-
-    Attributes:
-        idle: the machine before the variants were called in a row; absent where that was not asked for.
-        profiles: of the bundles whose backends tell, operator by operator; absent where that was not asked for.
-    """
+    """The whole document."""
 
     format: Literal["rfedge-latency"] = "rfedge-latency"
     schema_version: int = LATENCY_SCHEMA_VERSION
@@ -90,7 +79,9 @@ class LatencyReport(Measurement):
     variants: tuple[VariantResult, ...]
     comparisons: tuple[Comparison, ...]
     noise_floor: Ratio
+    # the machine before the variants were called in a row; absent where that was not asked for
     idle: ResourceRecord | None = None
+    # of the bundles whose backends tell, operator by operator; absent where that was not asked for
     profiles: tuple[CallProfile, ...] | None = None
 
     @model_serializer(mode="wrap")

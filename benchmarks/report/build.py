@@ -40,19 +40,14 @@ _WANTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A finished report.
-
-    Attributes:
-        sentence: which bundle to put on the robot and why.
-        missing: what nobody measured, in words.
-    """
+    """A finished report."""
 
     html: str
     markdown: str
-    sentence: str
+    sentence: str  # which bundle to put on the robot and why
     collection: Collection
     rows: tuple[Row, ...]
-    missing: tuple[str, ...]
+    missing: tuple[str, ...]  # what nobody measured, in words
     num_pictures: int
 
     def write(self, output: Path, markdown: Path | None = None) -> None:

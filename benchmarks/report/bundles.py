@@ -31,13 +31,10 @@ Document = dict[str, Any]
 
 @dataclass(slots=True)
 class Names:
-    """Marks of the machines, M1, M2, ... in the order in which they are met, and one name for every bundle.
-
-    Attributes:
-        bundles: (record, what it calls a bundle) -> the bundle's name.
-    """
+    """Marks of the machines, M1, M2, ... in the order in which they are met, and one name for every bundle."""
 
     machines: list[Document] = field(default_factory=list)
+    # (record, what it calls a bundle) -> the bundle's name
     bundles: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def mark(self, machine: Document) -> str:

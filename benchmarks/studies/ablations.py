@@ -52,56 +52,36 @@ VARIANTS: Final = (
 
 
 class TrainedVariant(Record):
-    """One variant, trained.
+    """One variant, trained."""
 
-    Attributes:
-        name: label of its rows in `success`.
-        change: against the first one, in words.
-        flags: of `rfedge train`, beside those that all share.
-        held_out_loss: of the demonstrations that none learnt from.
-    """
-
-    name: str
-    change: str
-    flags: tuple[str, ...]
+    name: str  # label of its rows in `success`
+    change: str  # against the first one, in words
+    flags: tuple[str, ...]  # of `rfedge train`, beside those that all share
     steps: int
     seconds: float
-    held_out_loss: float | None
+    held_out_loss: float | None  # of the demonstrations that none learnt from
 
 
 class AblationsReport(Measurement):
-    """The whole document.
-
-    Attributes:
-        training: flags of `rfedge train` that all variants share.
-        success: of all variants, on the same chains and starts.
-    """
+    """The whole document."""
 
     format: Literal["rfedge-ablations"] = "rfedge-ablations"
     schema_version: int = ABLATIONS_SCHEMA_VERSION
-    training: tuple[str, ...]
+    training: tuple[str, ...]  # flags of `rfedge train` that all variants share
     variants: tuple[TrainedVariant, ...]
-    success: SuccessReport
+    success: SuccessReport  # of all variants, on the same chains and starts
 
 
 @dataclass(frozen=True, slots=True)
 class AblationPlan:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        start: checkpoint that every variant starts from.
-        output: gets a folder for each variant, and the rollouts.
-        training: flags of `rfedge train` for all of them.
-        success: flags of `rfedge bench success`.
-        variants: the first one is what the others are compared with.
-    """
-
-    start: Path
+    start: Path  # checkpoint that every variant starts from
     data: Path
-    output: Path
-    training: tuple[str, ...]
-    success: tuple[str, ...]
-    variants: tuple[Variant, ...] = VARIANTS
+    output: Path  # gets a folder for each variant, and the rollouts
+    training: tuple[str, ...]  # flags of `rfedge train` for all of them
+    success: tuple[str, ...]  # flags of `rfedge bench success`
+    variants: tuple[Variant, ...] = VARIANTS  # the first one is what the others are compared with
 
 
 def measure_ablations(plan: AblationPlan) -> AblationsReport:

@@ -61,39 +61,29 @@ class WideLayers(Record):
 
 
 class FullSizeEngine(Record):
-    """One backbone as an engine.
-
-    Attributes:
-        num_decoder_layers: of the preset, or fewer where memory did not allow all.
-        weights_in_fp32_bytes: of the graph's weights, were they all fp32: what an fp32 engine holds at least.
-        graph_bytes: constants of the graph that the builder was given.
-        engine_bytes, weights_bytes: the plan, and the weights in it.
-        matmuls: precision -> MatMuls with weights.
-        layers: precision -> layers of the engine.
-        islands: reason -> ONNX nodes that were left in fp32.
-        build_s, build_cpu_s: parser and builder, by the clock and in seconds of processors: the machine may have been busy.
-        peak_bytes: most memory of the process that builds, graph and parser included.
-    """
+    """One backbone as an engine."""
 
     preset: str
     precision: GraphPrecision
     floats: Literal["fp16", "fp32"]
-    num_decoder_layers: int
+    num_decoder_layers: int  # of the preset, or fewer where memory did not allow all
     builder: str
     sm: int
     text_tokens: int
-    weights_in_fp32_bytes: int
-    graph_bytes: int
+    weights_in_fp32_bytes: int  # of the graph's weights, were they all fp32: what an fp32 engine holds at least
+    graph_bytes: int  # constants of the graph that the builder was given
+    # engine_bytes, weights_bytes: the plan, and the weights in it
     engine_bytes: int
     weights_bytes: int
-    matmuls: dict[str, int]
-    layers: dict[str, int]
+    matmuls: dict[str, int]  # precision -> MatMuls with weights
+    layers: dict[str, int]  # precision -> layers of the engine
     blocks: tuple[BlockLayers, ...]
     fp32: tuple[WideLayers, ...]
-    islands: dict[str, int]
+    islands: dict[str, int]  # reason -> ONNX nodes that were left in fp32
+    # build_s, build_cpu_s: parser and builder, by the clock and in seconds of processors: the machine may have been busy
     build_s: float
     build_cpu_s: float
-    peak_bytes: int | None
+    peak_bytes: int | None  # most memory of the process that builds, graph and parser included
 
 
 class EnginesReport(Measurement):

@@ -68,27 +68,20 @@ FORMS: Final = {"fp16": Form("fp16", "fp16"), "int8 + fp32": Form("int8", "fp32"
 
 
 class FormResult(Record):
-    """One form of a policy.
-
-    Attributes:
-        engine_bytes, build_s: None for PyTorch.
-        layers: precision -> layers of the engine.
-        from_torch, from_onnxruntime: differences over the steps of the bundle's proof, as its gates have them; None where
-            the weights are random.
-        call_ms: of the backbone, copies included.
-        speedup: over eager PyTorch, of medians.
-        failed: why it has no time, or "".
-    """
+    """One form of a policy."""
 
     name: str
+    # engine_bytes, build_s: None for PyTorch
     engine_bytes: int | None = None
     build_s: float | None = None
-    layers: dict[str, int] = Field(default_factory=dict)
+    layers: dict[str, int] = Field(default_factory=dict)  # precision -> layers of the engine
+    # from_torch, from_onnxruntime: differences over the steps of the bundle's proof, as its gates have them; None where the
+    # weights are random
     from_torch: dict[str, float] | None = None
     from_onnxruntime: dict[str, float] | None = None
-    call_ms: Summary | None = None
-    speedup: Ratio | None = None
-    failed: str = ""
+    call_ms: Summary | None = None  # of the backbone, copies included
+    speedup: Ratio | None = None  # over eager PyTorch, of medians
+    failed: str = ""  # why it has no time, or ""
 
 
 class PolicyResult(Record):

@@ -20,52 +20,35 @@ CHAINS_SCHEMA_VERSION: Final = 1
 
 
 class ChainRecord(Record):
-    """One chain; one line of `chains.jsonl`.
+    """One chain; one line of `chains.jsonl`."""
 
-    Attributes:
-        index: place in the set of chains.
-        num_solved: 0 to 5, in a row from the first.
-        subtasks: those that were begun: the solved ones and the one that ended the chain.
-        environment: what it was run in; renderer "none" when the agent did not look.
-        duration_s: wall-clock time.
-    """
-
-    index: int
+    index: int  # place in the set of chains
     state: dict[str, int | str]
     tasks: tuple[str, ...]
-    num_solved: int
-    subtasks: tuple[RolloutRecord, ...]
-    environment: EnvironmentIdentity
-    duration_s: float
+    num_solved: int  # 0 to 5, in a row from the first
+    subtasks: tuple[RolloutRecord, ...]  # those that were begun: the solved ones and the one that ended the chain
+    environment: EnvironmentIdentity  # what it was run in; renderer "none" when the agent did not look
+    duration_s: float  # wall-clock time
 
 
 class TaskScore(Record):
-    """One task over all chains; tasks that no chain reached have none.
-
-    Attributes:
-        mean_steps: control steps of the successes; None without one.
-    """
+    """One task over all chains; tasks that no chain reached have none."""
 
     success: Proportion
-    mean_steps: float | None
+    mean_steps: float | None  # control steps of the successes; None without one
 
 
 class ChainConditions(Record):
-    """Everything that was chosen.
-
-    Attributes:
-        agent: name and facts of what acted, for instance a bundle's hash.
-        chains_sha256: see `rfedge.envs.chains.chains_sha256`.
-    """
+    """Everything that was chosen."""
 
     environment: str
     scene: str
-    agent: dict[str, str]
+    agent: dict[str, str]  # name and facts of what acted, for instance a bundle's hash
     language: str
     max_steps: int
     seed: int
     num_chains: int
-    chains_sha256: str
+    chains_sha256: str  # see `rfedge.envs.chains.chains_sha256`
 
 
 class ChainReport(Measurement):
@@ -73,23 +56,18 @@ class ChainReport(Measurement):
 
     Attributes:
         renderer, looks: what drew the images and what they showed; looks None in records that are older than the field.
-        average_length: mean number of subtasks solved in a row.
-        success_rates: "1" to "5" -> share of the chains with at least that many solved in a row.
-        mean_solved_steps: control steps of a solved subtask; None when none was.
-        chain_seconds: time of all chains added up.
-        wall_seconds: of the call that finished the run; it did not run the `num_resumed` chains it found done.
     """
 
     format: Literal["rfedge-chains"] = "rfedge-chains"
     schema_version: int = CHAINS_SCHEMA_VERSION
     conditions: ChainConditions
     renderer: str
-    average_length: Mean
-    success_rates: dict[str, Proportion]
+    average_length: Mean  # mean number of subtasks solved in a row
+    success_rates: dict[str, Proportion]  # "1" to "5" -> share of the chains with at least that many solved in a row
     tasks: dict[str, TaskScore]
-    mean_solved_steps: float | None
-    chain_seconds: float
-    wall_seconds: float
+    mean_solved_steps: float | None  # control steps of a solved subtask; None when none was
+    chain_seconds: float  # time of all chains added up
+    wall_seconds: float  # of the call that finished the run; it did not run the `num_resumed` chains it found done
     num_workers: int
     num_resumed: int
     looks: str | None = None

@@ -68,33 +68,24 @@ _INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """What to run.
+    """What to run."""
 
-    Attributes:
-        make_agent: called once in every process that runs chains. Hashable; for more than one worker also picklable, so a
-            class, a top-level function or a frozen dataclass with `__call__`.
-        agent_name: what reports call the agent.
-        agent_facts: what else decides how it acts, for instance a bundle's hash; a run is only gone on with by the same.
-        language: "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones sampled for every
-            subtask; what an own table is called in reports when `instructions` is given.
-        instructions: task -> instruction, instead of a known language.
-        left_out: sentences of the language that are never sampled.
-        max_steps: control steps for each subtask.
-        seed: see `Subtask.seed`.
-        limits: what the actions are held to.
-        environment: what the run is compared with was made in; this one must be too. None for none.
-    """
-
+    # called once in every process that runs chains. Hashable; for more than one worker also picklable, so a class, a
+    # top-level function or a frozen dataclass with `__call__`.
     make_agent: Callable[[], Agent]
-    agent_name: str
+    agent_name: str  # what reports call the agent
+    # what else decides how it acts, for instance a bundle's hash; a run is only gone on with by the same
     agent_facts: Mapping[str, str] = field(default_factory=dict)
     world: Simulator = field(default_factory=Simulator)
+    # "evaluation", CALVIN's one instruction a task, or "enriched", one of our held-out ones sampled for every subtask; what
+    # an own table is called in reports when `instructions` is given
     language: str = "evaluation"
-    instructions: Mapping[str, str] | None = None
-    left_out: frozenset[str] = frozenset()
-    max_steps: int = MAX_STEPS
-    seed: int = 0
-    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    instructions: Mapping[str, str] | None = None  # task -> instruction, instead of a known language
+    left_out: frozenset[str] = frozenset()  # sentences of the language that are never sampled
+    max_steps: int = MAX_STEPS  # control steps for each subtask
+    seed: int = 0  # see `Subtask.seed`
+    limits: SafetyLimits = field(default_factory=SafetyLimits)  # what the actions are held to
+    # what the run is compared with was made in; this one must be too. None for none.
     environment: EnvironmentIdentity | None = None
 
     def __post_init__(self) -> None:

@@ -49,21 +49,14 @@ _COLUMNS: Final = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_a
 
 @dataclass(frozen=True, slots=True)
 class RecordingOptions:
-    """What differs from one task done by its expert.
+    """What differs from one task done by its expert."""
 
-    Attributes:
-        noise: added to every action that is sent, never to what is recorded as the label; None for none.
-        chain_tasks: those that may follow; the first is the one asked for.
-        max_steps: more than 64 are cut into several segments.
-        at_spots: see `rfedge.envs.experts.prepare`.
-        takeover_steps: None lets the policy finish and records all of it.
-    """
-
+    # added to every action that is sent, never to what is recorded as the label; None for none
     noise: ActionNoise | None = None
     chain_length: Annotated[
         int, Option("Tasks that follow each other without a reset, sampled from --tasks.", panel="Episodes", min=1)
     ] = 1
-    chain_tasks: tuple[str, ...] = EXPERT_TASKS
+    chain_tasks: tuple[str, ...] = EXPERT_TASKS  # those that may follow; the first is the one asked for
     at_spots: Annotated[bool, Option("Begin with the blocks near where CALVIN's chains have them.")] = False
     max_steps: Annotated[
         int,
@@ -76,6 +69,7 @@ class RecordingOptions:
     expert_share: Annotated[
         float, Option("Part of the tasks that the expert drives in spite of --policy; default 0.", optional=True)
     ] = 0.0
+    # None lets the policy finish and records all of it
     takeover_steps: Annotated[
         int | None,
         Option(
@@ -289,16 +283,13 @@ class _Rollout:
 
 @dataclass(slots=True)
 class _Labelled:
-    """An expert that says at every step what it would do, and acts unless a driver does; noise is added to what is sent.
-
-    Attributes:
-        row: robot_obs (15,), scene_obs (24,) and the expert's action (7,) of the last step.
-    """
+    """An expert that says at every step what it would do, and acts unless a driver does; noise is added to what is sent."""
 
     environment: Environment
     expert: Expert
     driver: Controller | None
     noise: NoiseBursts | None
+    # robot_obs (15,), scene_obs (24,) and the expert's action (7,) of the last step
     row: tuple[Float64Array, Float64Array, Float64Array] = field(init=False)
 
     @property

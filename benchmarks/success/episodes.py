@@ -44,13 +44,7 @@ Episodes = Sequence[npt.NDArray[np.floating]]
 
 @dataclass(frozen=True, slots=True)
 class EpisodesPlan:
-    """The policies and the episodes.
-
-    Attributes:
-        data: root or one split.
-        validation_fraction: as given to `rfedge train`, whose held-out episodes these are; a validation split is used whole.
-        mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
-    """
+    """The policies and the episodes."""
 
     bundles: Annotated[
         tuple[Path, ...],
@@ -60,8 +54,9 @@ class EpisodesPlan:
             parse=find_bundle,
         ),
     ]
-    data: Annotated[Path, Option("Demonstrations in CALVIN's format.", panel="Episodes")]
+    data: Annotated[Path, Option("Demonstrations in CALVIN's format.", panel="Episodes")]  # root or one split
     split: Annotated[str | None, Option("training or validation; default: validation where there is one.")] = None
+    # as given to `rfedge train`, whose held-out episodes these are; a validation split is used whole
     validation_fraction: Annotated[
         float, Option("Share that `rfedge train` held out of the training split; 0 measures all of it.")
     ] = 0.1
@@ -85,22 +80,15 @@ class EpisodesPlan:
 
 
 class ActionScore(Record):
-    """Predicted against recorded actions: means over the steps of an episode, then over episodes, with their interval.
+    """Predicted against recorded actions: means over the steps of an episode, then over episodes, with their interval."""
 
-    Attributes:
-        action_error: mean absolute error of the six pose numbers in normalised units (1.0 is the policy's scale).
-        axis_errors: the same of dx dy dz droll dpitch dyaw.
-        position_error_mm, rotation_error_deg: length of the difference per control step.
-        gripper_agreement: share of the steps whose gripper command is the recorded one.
-        num_gripper_changes: of the predicted command, in all episodes.
-    """
-
-    action_error: Mean
-    axis_errors: tuple[float, ...]
+    action_error: Mean  # mean absolute error of the six pose numbers in normalised units (1.0 is the policy's scale)
+    axis_errors: tuple[float, ...]  # the same of dx dy dz droll dpitch dyaw
+    # position_error_mm, rotation_error_deg: length of the difference per control step
     position_error_mm: Mean
     rotation_error_deg: Mean
-    gripper_agreement: Mean
-    num_gripper_changes: int
+    gripper_agreement: Mean  # share of the steps whose gripper command is the recorded one
+    num_gripper_changes: int  # of the predicted command, in all episodes
 
 
 class EpisodeRow(Record):
@@ -116,20 +104,16 @@ class EpisodeRow(Record):
 
 
 class EpisodesReport(Record):
-    """All policies on the same episodes.
-
-    Attributes:
-        episodes: (first frame, task, instruction) of each.
-        mean_action: score of a constant, the mean of all recorded actions: a policy that is no better has learnt nothing.
-    """
+    """All policies on the same episodes."""
 
     format: Literal["rfedge-episodes"] = "rfedge-episodes"
     schema_version: int = 1
     machine: Machine
     data: str
-    episodes: tuple[tuple[int, str, str], ...]
+    episodes: tuple[tuple[int, str, str], ...]  # (first frame, task, instruction) of each
     num_steps: int
     num_gripper_changes: int
+    # score of a constant, the mean of all recorded actions: a policy that is no better has learnt nothing
     mean_action: ActionScore
     rows: tuple[EpisodeRow, ...]
 

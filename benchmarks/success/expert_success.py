@@ -35,23 +35,16 @@ LEAST_RATE: Final = 0.80
 
 @dataclass(frozen=True)
 class ExpertSuccessPlan:
-    """What to run.
+    """What to run."""
 
-    Attributes:
-        env: a name that `make_environment` knows.
-        scene: "A" to "D".
-        tasks: names; empty is all of them.
-        episodes: starts per task, with seeds `seed`, `seed` + 1, ...
-        anywhere: whether blocks start anywhere in CALVIN's area, or where one window of 64 frames is enough; see
-            `rfedge.envs.experts.prepare`.
-    """
-
-    env: str = "playtable"
-    scene: str = "D"
-    tasks: tuple[str, ...] = EXPERT_TASKS
-    episodes: int = 50
+    env: str = "playtable"  # a name that `make_environment` knows
+    scene: str = "D"  # "A" to "D"
+    tasks: tuple[str, ...] = EXPERT_TASKS  # names; empty is all of them
+    episodes: int = 50  # starts per task, with seeds `seed`, `seed` + 1, ..
     limit_steps: int = MAX_STEPS
     seed: int = 0
+    # whether blocks start anywhere in CALVIN's area, or where one window of 64 frames is enough; see
+    # `rfedge.envs.experts.prepare`
     anywhere: bool = False
 
     def __post_init__(self) -> None:
@@ -63,19 +56,12 @@ class ExpertSuccessPlan:
 
 
 class ExpertTaskScore(Record):
-    """One task.
+    """One task."""
 
-    Attributes:
-        success: share of the starts that were solved, with Wilson's 95 % interval.
-        within_window: how many were solved within 64 control steps, the longest window that CALVIN annotates.
-        median_steps: control steps of the successes; None without one.
-        failed_seeds: seeds of the starts that were not solved.
-    """
-
-    success: Proportion
-    within_window: int
-    median_steps: float | None
-    failed_seeds: tuple[int, ...]
+    success: Proportion  # share of the starts that were solved, with Wilson's 95 % interval
+    within_window: int  # how many were solved within 64 control steps, the longest window that CALVIN annotates
+    median_steps: float | None  # control steps of the successes; None without one
+    failed_seeds: tuple[int, ...]  # seeds of the starts that were not solved
 
 
 class ExpertSuccessReport(Measurement):

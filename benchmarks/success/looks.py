@@ -31,16 +31,13 @@ GAP: Final = 4
 
 @dataclass(frozen=True)
 class LooksPlan:
-    """What to compare.
-
-    Attributes:
-        states: each of another task while there are any.
-    """
+    """What to compare."""
 
     looks: Annotated[
         tuple[Looks, ...], Option("Looks of PlayTable, with commas between: playtable, random, calvin.", commas=True)
     ] = ("playtable",)
     scene: Annotated[str, Option("Table layout, A to D.")] = "D"
+    # each of another task while there are any
     states: Annotated[int, Option("Moments of experts at work in the real simulator.")] = 20
     seed: Annotated[int, Option("Seed of tasks, starts and moments.", min=0)] = 0
     renderer: Annotated[Renderer, Option(RENDERER_HELP)] = "egl"
@@ -71,23 +68,18 @@ class PictureDifference(Record):
 
 
 class LooksReport(Measurement):
-    """The whole document.
-
-    Attributes:
-        real_renderer, renderer: what drew the real pictures, and PlayTable's.
-        tasks: whose expert was at work in each state.
-        differences: by looks, then by camera.
-    """
+    """The whole document."""
 
     format: Literal["rfedge-looks"] = "rfedge-looks"
     schema_version: int = LOOKS_SCHEMA_VERSION
     simulator_versions: dict[str, str]
     scene: str
+    # real_renderer, renderer: what drew the real pictures, and PlayTable's
     real_renderer: str
     renderer: str
     seed: int
-    tasks: tuple[str, ...]
-    differences: dict[str, dict[str, PictureDifference]]
+    tasks: tuple[str, ...]  # whose expert was at work in each state
+    differences: dict[str, dict[str, PictureDifference]]  # by looks, then by camera
 
 
 def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[Sight]]:

@@ -48,37 +48,19 @@ def _parse_decay(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class SuccessPlan:
-    """What to run.
+    """What to run."""
 
-    Attributes:
-        bundles: folders; the first is what the others are compared with.
-        torch: checkpoints in PyTorch, after the bundles.
-        emulate_engines: run each bundle a second time, after all of these, as what its TensorRT engines compute.
-        pairing: what a row is compared with: the `first` row, or of its own checkpoint the first row in the `same-loop`.
-        labels: empty takes the precision, with the name of the folder or of the shipped policy where that is not unique.
-        trained_on: see `PolicyRecord`; empty says what the bundles do.
-        execute_steps: each of them for every bundle; empty for what each was trained for.
-        mode: see `rfedge.runtimes.control.controllers.choose_loop`.
-        ensembles: each of them for every row whose chunks overlap, see `rfedge.runtimes.control.ensembling`; None plays the
-            newest chunk.
-        languages: see `rfedge.benchmarks.success.chains.ChainPlan`.
-        left_out: held-out sentences that are never sampled; `run_success` adds those that a bundle does not know, so
-            that all of them get the same.
-        settings: one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every
-            machine.
-        kinds: see `rfedge.benchmarks.success.report.Kind`; empty for all of them.
-        skip_impossible: list combinations that cannot be run instead of refusing the plan.
-    """
-
-    bundles: tuple[Path, ...]
-    torch: tuple[TorchPolicy, ...] = ()
+    bundles: tuple[Path, ...]  # folders; the first is what the others are compared with
+    torch: tuple[TorchPolicy, ...] = ()  # checkpoints in PyTorch, after the bundles
     emulate_engines: Annotated[
         bool,
         Option(
             "Add rows of what each bundle's TensorRT engines compute in int8 and fp16, emulated on this CPU.", panel="Rows"
         ),
     ] = False
+    # what a row is compared with: the `first` row, or of its own checkpoint the first row in the `same-loop`
     pairing: Literal["first", "same-loop"] = "first"
+    # empty takes the precision, with the name of the folder or of the shipped policy where that is not unique
     labels: Annotated[
         tuple[str, ...], Option("Name of a bundle in the rows; once for each, in order, emulated ones last.", flag="--label")
     ] = ()
@@ -99,6 +81,7 @@ class SuccessPlan:
             "closed-loop, open-loop or jump-step; default: what fits the steps and the training.", choices=SYNCHRONOUS_MODES
         ),
     ] = None
+    # each of them for every row whose chunks overlap, see `rfedge.runtimes.control.ensembling`; None plays the newest chunk
     ensembles: Annotated[
         tuple[float | None, ...],
         Option(
@@ -119,7 +102,9 @@ class SuccessPlan:
         ),
     ] = ()
     worlds: tuple[Simulator, ...] = (Simulator(),)
-    languages: tuple[str, ...] = ("evaluation",)
+    languages: tuple[str, ...] = ("evaluation",)  # see `rfedge.benchmarks.success.chains.ChainPlan`
+    # held-out sentences that are never sampled; `run_success` adds those that a bundle does not know, so that all of them
+    # get the same
     left_out: frozenset[str] = frozenset()
     starts_per_task: Annotated[
         int,
@@ -140,10 +125,11 @@ class SuccessPlan:
     backend: Annotated[
         str, Option("Backend of the bundles: onnxruntime, openvino or tensorrt.", panel="Machine", choices=BACKENDS)
     ] = DEFAULT_BACKEND
+    # one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every machine
     settings: Annotated[
         RuntimeSettings, Uses("providers", threads="Threads of a policy in each worker; 0 is the backend's own choice.")
     ] = field(default_factory=lambda: RuntimeSettings(threads=1))
-    skip_impossible: bool = False
+    skip_impossible: bool = False  # list combinations that cannot be run instead of refusing the plan
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a plan that cannot run: too few of something, something twice, or a label missing."""

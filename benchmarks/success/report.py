@@ -33,33 +33,23 @@ def ensemble_suffix(ensemble: float | None) -> str:
 
 
 class PolicyRecord(Record):
-    """One bundle of the measurement, or one checkpoint in PyTorch.
+    """One bundle of the measurement, or one checkpoint in PyTorch."""
 
-    Attributes:
-        label: what rows and tables call it; unique in the document.
-        path: its folder, or the name of a shipped policy.
-        manifest_sha256: of manifest.json, which holds the hashes of all other files; of a checkpoint its weights'.
-        size_bytes: of its files; of a checkpoint whose precision is made while it is loaded, its weights in memory.
-        provenance: what the manifest says of the checkpoint it was made from.
-        trained_on: the scenes of the training data, for instance "A,B,C", as the caller or else the manifest says; None
-            when neither does.
-        forced_past: thresholds of the export that it missed and was written in spite of.
-        backend: what ran it where that is not the conditions' backend: torch, for a checkpoint; for the engines of a bundle
-            "tensorrt, emulated".
-    """
-
-    label: str
-    path: str
+    label: str  # what rows and tables call it; unique in the document
+    path: str  # its folder, or the name of a shipped policy
     policy: str
     precision: str
     block_precisions: dict[str, str]
-    manifest_sha256: str
-    size_bytes: int
+    manifest_sha256: str  # of manifest.json, which holds the hashes of all other files; of a checkpoint its weights'
+    size_bytes: int  # of its files; of a checkpoint whose precision is made while it is loaded, its weights in memory
     chunk_size: int
     frame_stride: int
-    provenance: dict[str, str]
+    provenance: dict[str, str]  # what the manifest says of the checkpoint it was made from
+    # the scenes of the training data, for instance "A,B,C", as the caller or else the manifest says; None when neither does
     trained_on: str | None
-    forced_past: tuple[str, ...]
+    forced_past: tuple[str, ...]  # thresholds of the export that it missed and was written in spite of
+    # what ran it where that is not the conditions' backend: torch, for a checkpoint; for the engines of a bundle "tensorrt,
+    # emulated"
     backend: str | None = None
 
     @model_serializer(mode="wrap")
@@ -69,56 +59,36 @@ class PolicyRecord(Record):
 
 
 class ChainResult(Record):
-    """Chains of five tasks, see `rfedge.benchmarks.success.chains`.
-
-    Attributes:
-        average_length: mean number of tasks solved in a row, bootstrap interval over chains.
-        success_rates: "1" to "5" -> share of the chains with at least that many solved in a row.
-        task_success: tasks solved over tasks begun, bootstrap interval over chains: those of one chain are not independent.
-        mean_solved_steps: control steps of a solved task; None when none was.
-        tasks: score of every task that was begun.
-        num_solved: 0 to 5 of every chain in the order of the set, with which any two rows can be paired.
-    """
+    """Chains of five tasks, see `rfedge.benchmarks.success.chains`."""
 
     num_chains: int
-    average_length: Mean
-    success_rates: dict[str, Proportion]
+    average_length: Mean  # mean number of tasks solved in a row, bootstrap interval over chains
+    success_rates: dict[str, Proportion]  # "1" to "5" -> share of the chains with at least that many solved in a row
+    # tasks solved over tasks begun, bootstrap interval over chains: those of one chain are not independent
     task_success: Ratio
-    mean_solved_steps: float | None
-    tasks: dict[str, TaskScore]
-    num_solved: tuple[int, ...]
+    mean_solved_steps: float | None  # control steps of a solved task; None when none was
+    tasks: dict[str, TaskScore]  # score of every task that was begun
+    num_solved: tuple[int, ...]  # 0 to 5 of every chain in the order of the set: any two rows can be paired
 
 
 class SingleTaskResult(Record):
-    """Every task from its own prepared starts, without a chain around it; the starts are those of the experts' measurement.
+    """Every task from its own prepared starts, those of the experts' measurement, without a chain around it."""
 
-    Attributes:
-        starts_per_task: the same for every task, so the share of all starts is the mean over the tasks.
-        success: of all starts, Wilson's interval.
-        mean_solved_steps: control steps of a solved start; None when none was.
-        tasks: all of them, in the order of the task ids.
-        failed_starts: task -> numbers of the starts that were not solved, for `rfedge run --task --seed`.
-    """
-
-    starts_per_task: int
-    success: Proportion
-    mean_solved_steps: float | None
-    tasks: dict[str, TaskScore]
+    starts_per_task: int  # the same for every task, so the share of all starts is the mean over the tasks
+    success: Proportion  # of all starts, Wilson's interval
+    mean_solved_steps: float | None  # control steps of a solved start; None when none was
+    tasks: dict[str, TaskScore]  # all of them, in the order of the task ids
+    # task -> numbers of the starts that were not solved, for `rfedge run --task --seed`
     failed_starts: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
 
 class Paired(Record):
-    """A row against its reference, chain by chain and start by start.
+    """A row against its reference, chain by chain and start by start."""
 
-    Attributes:
-        reference: name of the row, of the same scene and language: see `SuccessPlan.pairing`.
-        average_length_difference: mean over chains of (row - reference), bootstrap over chains; None without chains.
-        average_length_share: average length over the reference's, bootstrap over chains; None without chains or where the
-            reference solved nothing.
-    """
-
-    reference: str
+    reference: str  # name of the row, of the same scene and language: see `SuccessPlan.pairing`
+    # mean over chains of (row - reference), bootstrap over chains; None without chains
     average_length_difference: Mean | None
+    # average length over the reference's, bootstrap over chains; None without chains or where the reference solved nothing
     average_length_share: Ratio | None
     single_task_difference: Mean | None
     single_task_share: Ratio | None
@@ -128,45 +98,37 @@ class SuccessRow(Record):
     """One policy run in one way.
 
     Attributes:
-        name: label, steps, ensemble, scene and language; unique in the document.
-        kind: how that compares with the training, see `Kind`.
-        execute_steps: control steps per policy call.
-        ensemble: decay of the temporal ensemble that was played, see `rfedge.runtimes.control.ensembling`; None without one.
-        language: "evaluation" or "enriched".
-        chains, single_tasks: None where not asked for.
-        paired: None for a reference row.
-        jerk: root mean square of the second difference a[t+1] - 2 a[t] + a[t-1] of the executed actions' six pose
-            components, over all steps of all tasks begun, never across two tasks; an action is a velocity in units of 0.02 m
-            or 0.05 rad a step, so this is its change of acceleration. None where no task took three steps.
-        call_ms: total of every policy call of the row, measured while `num_workers` processes ran beside each other: good
-            for comparing rows of one run, not for what a robot would see.
-        num_control_steps: of all chains and starts.
-        rollout_seconds: wall-clock time of all chains and starts added up, and so over all workers.
-        num_workers: of the call that finished the row.
         renderer, looks: what drew the images and what they showed; the same in all rows. No looks in records that are older
             than the field.
-        interventions: how often the loop's guard changed an action, by kind, over all steps.
     """
 
-    name: str
+    name: str  # label, steps, ensemble, scene and language; unique in the document
     policy: str
     precision: str
     mode: str
-    kind: Kind
-    execute_steps: int
+    kind: Kind  # how that compares with the training, see `Kind`
+    execute_steps: int  # control steps per policy call
     scene: str
-    language: str
+    language: str  # "evaluation" or "enriched"
+    # chains, single_tasks: None where not asked for
     chains: ChainResult | None
     single_tasks: SingleTaskResult | None
-    paired: Paired | None
+    paired: Paired | None  # None for a reference row
+    # root mean square of the second difference a[t+1] - 2 a[t] + a[t-1] of the executed actions' six pose components, over
+    # all steps of all tasks begun, never across two tasks; an action is a velocity in units of 0.02 m or 0.05 rad a step, so
+    # this is its change of acceleration. None where no task took three steps.
     jerk: float | None
+    # total of every policy call of the row, measured while `num_workers` processes ran beside each other: good for comparing
+    # rows of one run, not for what a robot would see
     call_ms: Summary | None
     num_inferences: int
-    num_control_steps: int
-    rollout_seconds: float
-    num_workers: int
+    num_control_steps: int  # of all chains and starts
+    rollout_seconds: float  # wall-clock time of all chains and starts added up, and so over all workers
+    num_workers: int  # of the call that finished the row
     renderer: str
+    # decay of the temporal ensemble that was played, see `rfedge.runtimes.control.ensembling`; None without one
     ensemble: float | None = None
+    # how often the loop's guard changed an action, by kind, over all steps
     interventions: dict[str, int] = Field(default_factory=dict)
     looks: str | None = None
 
@@ -192,30 +154,21 @@ class NotPossible(Record):
 
 
 class SuccessConditions(Record):
-    """Everything that was chosen, but for the rows.
-
-    Attributes:
-        mode: the one asked for; None takes the natural one for each row.
-        num_chains: 0 for none.
-        chains_sha256: see `rfedge.envs.chains.chains_sha256`; None without chains.
-        starts_per_task: 0 for none.
-        control_hz: control steps per second.
-        backend, threads: of every policy; threads per worker.
-        executor: "processes" of this machine or "ray".
-        left_out_instructions: held-out sentences that no row got, because one of the bundles does not know them.
-    """
+    """Everything that was chosen, but for the rows."""
 
     environment: str
-    mode: str | None
-    num_chains: int
-    chains_sha256: str | None
-    starts_per_task: int
+    mode: str | None  # the one asked for; None takes the natural one for each row
+    num_chains: int  # 0 for none
+    chains_sha256: str | None  # see `rfedge.envs.chains.chains_sha256`; None without chains
+    starts_per_task: int  # 0 for none
     max_steps: int
     seed: int
-    control_hz: float
+    control_hz: float  # control steps per second
+    # backend, threads: of every policy; threads per worker
     backend: str
     threads: int
-    executor: str
+    executor: str  # "processes" of this machine or "ray"
+    # held-out sentences that no row got, because one of the bundles does not know them
     left_out_instructions: tuple[str, ...] = ()
 
 

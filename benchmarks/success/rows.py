@@ -27,17 +27,11 @@ from rfedge.runtimes.rollout import RolloutRecord
 
 @dataclass(frozen=True, slots=True)
 class RowRecords:
-    """Everything that was run in a row.
+    """Everything that was run in a row."""
 
-    Attributes:
-        chains: in the order of their set; may be empty.
-        trials: task by task; may be empty.
-        num_workers: most processes that ran beside each other.
-    """
-
-    chains: tuple[ChainRecord, ...]
-    trials: tuple[TrialRecord, ...]
-    num_workers: int
+    chains: tuple[ChainRecord, ...]  # in the order of their set; may be empty
+    trials: tuple[TrialRecord, ...]  # task by task; may be empty
+    num_workers: int  # most processes that ran beside each other
 
     @property
     def subtasks(self) -> tuple[RolloutRecord, ...]:

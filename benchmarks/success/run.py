@@ -118,11 +118,7 @@ def run_success(
 
 @dataclass(slots=True)
 class _Work:
-    """Runs the rows one after the other in `folder`.
-
-    Attributes:
-        num_finished: chains and starts that were not there before.
-    """
+    """Runs the rows one after the other in `folder`."""
 
     plan: SuccessPlan
     chains: Sequence[Chain]
@@ -131,7 +127,7 @@ class _Work:
     runner: JobRunner
     num_rows: int
     on_progress: Count | None
-    num_finished: int = 0
+    num_finished: int = 0  # chains and starts that were not there before
     environment: EnvironmentIdentity | None = None  # of all rows: those of others say nothing about each other
     num_done: int = 0
 

@@ -27,17 +27,12 @@ _TRIALS_SCHEMA_VERSION: Final = 2
 
 
 class TrialRecord(Record):
-    """One start of one task, whose number is `rollout.seed`; one line of `trials.jsonl`.
-
-    Attributes:
-        num_workers: processes that ran beside each other.
-        duration_s: wall-clock time, the preparation left out.
-    """
+    """One start of one task, whose number is `rollout.seed`; one line of `trials.jsonl`."""
 
     rollout: RolloutRecord
     environment: EnvironmentIdentity
-    num_workers: int
-    duration_s: float
+    num_workers: int  # processes that ran beside each other
+    duration_s: float  # wall-clock time, the preparation left out
 
     @property
     def key(self) -> tuple[str | None, int | None]:

@@ -40,40 +40,27 @@ SWEEP_SCHEMA_VERSION: Final = 1
 
 
 class SweepRow(Record):
-    """What the latency adds to one row of the success.
-
-    Attributes:
-        variant: name of the latency report's variant.
-        per_call_ms: total of a policy call, measured alone in one process.
-        per_control_step_ms: the same divided by execute_steps.
-        completion_s: mean time of a solved task, see `SuccessRow.mean_solved_steps`, at the control rate, as if a call took
-            no longer than a control step; None when none was solved.
-        synchronous_completion_s: the same when the robot waits for every call of median length.
-    """
+    """What the latency adds to one row of the success."""
 
     row: str
-    variant: str
-    per_call_ms: Summary
-    per_control_step_ms: Summary
+    variant: str  # name of the latency report's variant
+    per_call_ms: Summary  # total of a policy call, measured alone in one process
+    per_control_step_ms: Summary  # the same divided by execute_steps
+    # mean time of a solved task, see `SuccessRow.mean_solved_steps`, at the control rate, as if a call took no longer than a
+    # control step; None when none was solved
     completion_s: float | None
-    synchronous_completion_s: float | None
+    synchronous_completion_s: float | None  # the same when the robot waits for every call of median length
     jerk: float | None
 
 
 class SweepReport(Measurement):
-    """The whole document.
-
-    Attributes:
-        success: of every combination; those that are not possible are in its `not_possible`.
-        latency: of every bundle, measured after the rollouts and beside none.
-        rows: one for each of `success.rows`, in their order.
-    """
+    """The whole document."""
 
     format: Literal["rfedge-sweep"] = "rfedge-sweep"
     schema_version: int = SWEEP_SCHEMA_VERSION
-    success: SuccessReport
-    latency: LatencyReport
-    rows: tuple[SweepRow, ...]
+    success: SuccessReport  # of every combination; those that are not possible are in its `not_possible`
+    latency: LatencyReport  # of every bundle, measured after the rollouts and beside none
+    rows: tuple[SweepRow, ...]  # one for each of `success.rows`, in their order
 
 
 LATENCY_FILE, SWEEP_FILE, PLOT_FILE = SWEEP_FILES
@@ -83,15 +70,9 @@ _OTHER_PROCESS: Final = 2  # workers: one would be this process, and of two a si
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What to run.
+    """What to run."""
 
-    Attributes:
-        success: rows; combinations that are not possible are listed and left out.
-        warmup, settle_ms: see `rfedge.benchmarks.latency.run.LatencyPlan`.
-        latency_threads: bundles are timed alone, so with all cores.
-    """
-
-    success: SuccessPlan
+    success: SuccessPlan  # rows; combinations that are not possible are listed and left out
     iterations: Annotated[
         int,
         Option(

@@ -30,23 +30,14 @@ EngineStage = GraphName
 
 
 class EngineTarget(Record):
-    """The one kind of device that an engine runs on.
+    """The one kind of device that an engine runs on."""
 
-    Attributes:
-        module: "tensorrt" or "tensorrt-rtx".
-        version: of that module; a plan is bound to it.
-        sm: compute capability as one number: 87 is 8.7.
-        ahead_of_time: compiled without the device; then CUDA and driver are not part of the target.
-        cuda: newest CUDA version the driver serves, empty ahead of time.
-        driver: driver version, empty ahead of time.
-    """
-
-    module: str
-    version: str
-    sm: int
-    ahead_of_time: bool = False
-    cuda: str = ""
-    driver: str = ""
+    module: str  # "tensorrt" or "tensorrt-rtx"
+    version: str  # of that module; a plan is bound to it
+    sm: int  # compute capability as one number: 87 is 8.7
+    ahead_of_time: bool = False  # compiled without the device; then CUDA and driver are not part of the target
+    cuda: str = ""  # newest CUDA version the driver serves, empty ahead of time
+    driver: str = ""  # driver version, empty ahead of time
 
     @property
     def fingerprint(self) -> str:
@@ -102,30 +93,23 @@ class TextProfile(NamedTuple):
 
 
 class EngineRecord(Record):
-    """One plan: what it was made from and what it weighs.
-
-    Attributes:
-        plan: file name inside the folder.
-        precisions: number of weight MatMuls per precision the engine computes them in.
-        weights_bytes: weights inside the engine as the builder reports them, 0 where it does not say.
-        activations_bytes: device memory one execution needs, 0 where the builder does not say.
-        layers: number of layers per precision, as the audit has it; empty in an older record.
-        num_attention, num_fused: attentions, and how many of them are one kernel.
-        text_lengths: numbers of tokens that the engine takes, the optimisation profile of each at the same place; empty for
-            a graph that reads no text. They are part of the key, as the sizes of its inputs.
-    """
+    """One plan: what it was made from and what it weighs."""
 
     key: EngineKey
-    plan: str
+    plan: str  # file name inside the folder
     sha256: str
     size_bytes: int
-    precisions: dict[str, int]
+    precisions: dict[str, int]  # number of weight MatMuls per precision the engine computes them in
     build_seconds: float
-    weights_bytes: int = 0
-    activations_bytes: int = 0
+    weights_bytes: int = 0  # weights inside the engine as the builder reports them, 0 where it does not say
+    activations_bytes: int = 0  # device memory one execution needs, 0 where the builder does not say
+    # number of layers per precision, as the audit has it; empty in an older record
     layers: dict[str, int] = Field(default_factory=dict)
+    # num_attention, num_fused: attentions, and how many of them are one kernel
     num_attention: int = 0
     num_fused: int = 0
+    # numbers of tokens that the engine takes, the optimisation profile of each at the same place; empty for a graph that
+    # reads no text. They are part of the key, as the sizes of its inputs.
     text_lengths: tuple[int, ...] = ()
 
     def choose_profile(self, num_tokens: int) -> TextProfile:

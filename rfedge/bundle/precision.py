@@ -17,16 +17,12 @@ _VERSION_2 = re.compile(r"(\S+) \((\d+) of (\d+) MatMuls\)")
 
 
 class BlockPrecision(Record):
-    """What one PyTorch block computes in.
+    """What one PyTorch block computes in."""
 
-    Attributes:
-        matmuls: kind -> number of the block's MatMuls and convolutions with weights: {"int8": 3, "fp32": 1}. Bundles of
-            schema version 2 did not count where all have one kind: 1 stands there.
-        on_cpus: kind of the graph for CPUs where that is another one.
-    """
-
+    # kind -> number of the block's MatMuls and convolutions with weights: {"int8": 3, "fp32": 1}. Bundles of schema version
+    # 2 did not count where all have one kind: 1 stands there.
     matmuls: dict[str, int]
-    on_cpus: str | None = None
+    on_cpus: str | None = None  # kind of the graph for CPUs where that is another one
 
     @model_validator(mode="before")
     @classmethod

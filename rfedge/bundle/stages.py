@@ -46,13 +46,9 @@ def stage_of_block(block: str) -> BackboneStage:
 
 @dataclass(frozen=True, slots=True)
 class StagePrecisions:
-    """What each graph of the backbone was asked to be.
+    """What each graph of the backbone was asked to be."""
 
-    Attributes:
-        graphs: graph -> precision, in call order: "backbone" alone, or "vision" and "decoder".
-    """
-
-    graphs: Mapping[GraphName, Precision]
+    graphs: Mapping[GraphName, Precision]  # graph -> precision, in call order: "backbone" alone, or "vision" and "decoder"
 
     @property
     def requested(self) -> str:

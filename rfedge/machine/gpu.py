@@ -14,21 +14,15 @@ _SMI_FIELDS = ("name", "compute_cap", "memory.total", "driver_version")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU.
-
-    Attributes:
-        sm: compute capability as one number: 87 is 8.7.
-        cuda: newest CUDA version that the driver serves; "" when unknown.
-        cores, clock_hz, bandwidth: CUDA cores, highest SM clock and bytes a second; 0 where nobody tells.
-        asked: who told.
-    """
+    """One GPU."""
 
     name: str
-    sm: int
+    sm: int  # compute capability as one number: 87 is 8.7
     memory_bytes: int
     driver: str
-    cuda: str
-    asked: str
+    cuda: str  # newest CUDA version that the driver serves; "" when unknown
+    asked: str  # who told
+    # cores, clock_hz, bandwidth: CUDA cores, highest SM clock and bytes a second; 0 where nobody tells
     cores: int = 0
     clock_hz: float = 0.0
     bandwidth: float = 0.0

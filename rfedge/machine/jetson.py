@@ -35,20 +35,14 @@ class PowerMode:
 
 @dataclass(frozen=True, slots=True)
 class Jetson:
-    """One board.
-
-    Attributes:
-        l4t: release of Jetson Linux, such as "36.4.3".
-        jetpack: the JetPack it came with, or the release line where the exact one is not known.
-        clocks: by domain; empty when they could not be read.
-    """
+    """One board."""
 
     model: str
-    l4t: str
-    jetpack: str
+    l4t: str  # release of Jetson Linux, such as "36.4.3"
+    jetpack: str  # the JetPack it came with, or the release line where the exact one is not known
     cuda: Probed[str]
     power_mode: Probed[PowerMode]
-    clocks: dict[str, Clock] = field(default_factory=dict)
+    clocks: dict[str, Clock] = field(default_factory=dict)  # by domain; empty when they could not be read
     clocks_reason: str = ""
 
 

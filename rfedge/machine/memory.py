@@ -25,19 +25,14 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """RAM, swap and disk.
+    """RAM, swap and disk."""
 
-    Attributes:
-        total_bytes, available_bytes: of the machine; what is available counts caches that can be dropped.
-        limit_bytes: of this process's control groups; None without one.
-        disk_free_bytes: where the command was started.
-    """
-
+    # total_bytes, available_bytes: of the machine; what is available counts caches that can be dropped
     total_bytes: int
     available_bytes: int
-    limit_bytes: int | None
+    limit_bytes: int | None  # of this process's control groups; None without one
     swaps: tuple[Swap, ...]
-    disk_free_bytes: int
+    disk_free_bytes: int  # where the command was started
 
     @property
     def usable_bytes(self) -> int:

@@ -25,20 +25,14 @@ class Int8Support:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """The CPU as this process sees it.
-
-    Attributes:
-        allowed_cores: this process may be scheduled on.
-        quota_cores: CPU time its control group grants, in cores; None without a limit.
-        features: those flags that decide how fast int8 and 16-bit MatMuls are.
-    """
+    """The CPU as this process sees it."""
 
     model: str
     architecture: str
     logical_cores: int
-    allowed_cores: int
-    quota_cores: float | None
-    features: tuple[str, ...]
+    allowed_cores: int  # this process may be scheduled on
+    quota_cores: float | None  # CPU time its control group grants, in cores; None without a limit
+    features: tuple[str, ...]  # those flags that decide how fast int8 and 16-bit MatMuls are
     int8: Int8Support
 
     @property

@@ -46,21 +46,15 @@ class Machine(Record):
 
 
 class Measurement(Record):
-    """The head of a result that depends on when, of what source and on what it was measured.
+    """The head of a result that depends on when, of what source and on what it was measured."""
 
-    Attributes:
-        format, schema_version: each document narrows them to its own; they are declared here to stand first in it.
-        measured_at: ISO 8601, UTC, whole seconds.
-        commit: see `git_commit`.
-        versions: see `library_versions`.
-    """
-
+    # format, schema_version: each document narrows them to its own; they are declared here to stand first in it
     format: str
     schema_version: int
-    measured_at: str
-    commit: str | None
+    measured_at: str  # ISO 8601, UTC, whole seconds
+    commit: str | None  # see `git_commit`
     machine: Machine
-    versions: dict[str, str]
+    versions: dict[str, str]  # see `library_versions`
 
 
 def provenance() -> dict[str, Any]:

@@ -14,31 +14,20 @@ class Option:
     """Annotates a field of a plan that is an option of the command line (`rfedge.cli.options`); it is declared nowhere else.
 
     Type and default are the field's: a bool is a flag, a Literal a choice, a tuple an option that may be repeated.
-
-    Attributes:
-        help: for `--help`.
-        flag: None is the field's name with dashes.
-        panel: of `--help`; the fields that follow are in it too, until another one begins.
-        min, max: of a number.
-        choices: names that the field takes, where its type does not say them.
-        parse: text -> the field's value; of a tuple, of each item, unless there is a `text`.
-        text: the default as a user would type it, where `parse` makes the whole value of it.
-        commas: a tuple is one text, with commas between.
-        optional: the command line does without it although the plan does not.
-        argument: by its place, not by a name.
     """
 
-    help: str
-    flag: str | None = None
-    panel: str | None = None
+    help: str  # for `--help`
+    flag: str | None = None  # None is the field's name with dashes
+    panel: str | None = None  # of `--help`; the fields that follow are in it too, until another one begins
     min: float | None = None
     max: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # names that the field takes, where its type does not say them
+    # text -> the field's value; of a tuple, of each item, unless there is a `text`
     parse: Callable[[str], Any] | None = None
-    text: str | None = None
-    commas: bool = False
-    optional: bool = False
-    argument: bool = False
+    text: str | None = None  # the default as a user would type it, where `parse` makes the whole value of it
+    commas: bool = False  # a tuple is one text, with commas between
+    optional: bool = False  # the command line does without it although the plan does not
+    argument: bool = False  # by its place, not by a name
 
 
 class Uses:

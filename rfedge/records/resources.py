@@ -6,21 +6,14 @@ from rfedge.records.record import Record
 
 
 class PowerRecord(Record):
-    """One meter.
+    """One meter."""
 
-    Attributes:
-        source: what was measured, and by what.
-        energy_j: of all that the meter sees, other programs and idling included.
-        joules_per_action: energy over control steps; None where none was played.
-        joules_per_action_above_idle: the same less the idle power; None where that was not measured.
-    """
-
-    source: str
-    energy_j: float
+    source: str  # what was measured, and by what
+    energy_j: float  # of all that the meter sees, other programs and idling included
     mean_w: float
     peak_w: float
-    joules_per_action: float | None
-    joules_per_action_above_idle: float | None
+    joules_per_action: float | None  # energy over control steps; None where none was played
+    joules_per_action_above_idle: float | None  # the same less the idle power; None where that was not measured
 
 
 class TemperatureRecord(Record):
@@ -35,20 +28,18 @@ class ResourceRecord(Record):
     """What one stretch of time took.
 
     Attributes:
-        num_actions: control steps that were played meanwhile.
-        sampler_share: share of one core that the sampler used.
-        rss_start_bytes, rss_peak_bytes: of the process, with every policy that it has loaded.
-        available_start_bytes, available_lowest_bytes: `MemAvailable` of the machine, None where it is not reported.
         power_reason, temperatures_reason: why there is nothing, or nothing more; "" when nothing is missing.
     """
 
     duration_s: float
-    num_actions: int
+    num_actions: int  # control steps that were played meanwhile
     num_samples: int
     period_s: float
-    sampler_share: float
+    sampler_share: float  # share of one core that the sampler used
+    # rss_start_bytes, rss_peak_bytes: of the process, with every policy that it has loaded
     rss_start_bytes: int
     rss_peak_bytes: int
+    # available_start_bytes, available_lowest_bytes: `MemAvailable` of the machine, None where it is not reported
     available_start_bytes: int | None
     available_lowest_bytes: int | None
     power: tuple[PowerRecord, ...]

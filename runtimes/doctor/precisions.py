@@ -32,20 +32,13 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionVerdict:
-    """One precision.
-
-    Attributes:
-        possible: a bundle of it can be made by this version and run on this machine.
-        backend: what would run it here; "" when nothing would.
-        speed: what to expect of it against fp32 on the same backend.
-        reason: why it is not possible, or a condition.
-    """
+    """One precision."""
 
     name: str
-    possible: bool
-    backend: str
-    speed: str
-    reason: str
+    possible: bool  # a bundle of it can be made by this version and run on this machine
+    backend: str  # what would run it here; "" when nothing would
+    speed: str  # what to expect of it against fp32 on the same backend
+    reason: str  # why it is not possible, or a condition
 
 
 # What runs a precision, and what speed to expect of it; or why nothing does.

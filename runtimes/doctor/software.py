@@ -39,16 +39,11 @@ class Python:
 
 @dataclass(frozen=True, slots=True)
 class OnnxRuntime:
-    """The installed onnxruntime.
-
-    Attributes:
-        providers: name -> None when a session on it ran, else why none did.
-        int8_saturates: its fast uint8 x int8 kernels saturate on this CPU.
-    """
+    """The installed onnxruntime."""
 
     version: str
-    providers: dict[str, str | None]
-    int8_saturates: bool = False
+    providers: dict[str, str | None]  # name -> None when a session on it ran, else why none did
+    int8_saturates: bool = False  # its fast uint8 x int8 kernels saturate on this CPU
 
     def runs(self, provider: str) -> bool:
         """Whether a session on this provider ran here."""

@@ -22,12 +22,7 @@ from rfedge.runtimes.control.scheduling import check_priority
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """A `rfedge serve` somewhere.
-
-    Attributes:
-        token: what the server asks for, or None.
-        certificate: None for the system's.
-    """
+    """A `rfedge serve` somewhere."""
 
     url: Annotated[
         str,
@@ -39,7 +34,7 @@ class ServerAddress:
         ),
     ]
     deadline_ms: Annotated[float, Option("Longest wait for an action of the server.", flag="--server-deadline-ms")] = 1000.0
-    token: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)  # what the server asks for, or None
     certificate: Annotated[
         Path | None, Option("PEM certificate of who signed the server's; default the system's.", flag="--server-certificate")
     ] = None
@@ -58,14 +53,6 @@ class RolloutPlan:
 
     Attributes:
         bundle, server: where the policy is, one of the two; a run with a server always holds the rate.
-        mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
-        ensemble: see `rfedge.runtimes.control.ensembling`.
-        looks, renderer: see `make_environment`.
-        task, instruction: at least one of them; see `rfedge.runtimes.rollout.episode.choose_goal`.
-        realtime: overlapped mode and a `rate_hz` mean it anyway.
-        late: there are no missed steps unless a rate is held.
-        step_deadline_ms: without a rate and a deadline of the backbone, None is no limit.
-        resources: of all of it, loading included.
     """
 
     bundle: Annotated[
@@ -82,6 +69,7 @@ class RolloutPlan:
     scene: Annotated[str, Option("Table layout, A to D.")] = "D"
     looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None
     renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
+    # task, instruction: at least one of them; see `rfedge.runtimes.rollout.episode.choose_goal`
     task: Annotated[str | None, Option("Task to do and to check, for instance open_drawer.")] = None
     instruction: Annotated[
         str | None, Option("Sentence for the policy; success is checked if it describes a known task.")
@@ -113,6 +101,7 @@ class RolloutPlan:
         default_factory=RuntimeSettings
     )
     server: Annotated[ServerAddress | None, Uses()] = None
+    # overlapped mode and a `rate_hz` mean it anyway
     realtime: Annotated[bool, Option("Hold the control rate on the wall clock.", panel="Control rate")] = False
     rate_hz: Annotated[
         float | None, Option("Hold this rate, which must be the policy's own times --speed; the default is.")
@@ -123,10 +112,12 @@ class RolloutPlan:
     realtime_priority: Annotated[
         int | None, Option("With a rate: schedule the control loop before ordinary programs, 1 to 97; needs the right to.")
     ] = None
+    # there are no missed steps unless a rate is held
     late: Annotated[LatePolicy, Uses()] = field(default_factory=LatePolicy)
     backbone_deadline_ms: Annotated[
         float | None, Option("Stop the robot and end with status 1 when an inference takes longer.", panel="Safety")
     ] = None
+    # without a rate and a deadline of the backbone, None is no limit
     step_deadline_ms: Annotated[
         float | None,
         Option(

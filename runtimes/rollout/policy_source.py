@@ -30,13 +30,10 @@ TORCH: Final = "torch"
 
 @dataclass(frozen=True, slots=True)
 class TorchPolicy:
-    """A checkpoint in PyTorch, in a precision that no bundle has here.
-
-    Attributes:
-        dtype, weights: `torch_dtype` and `torch_weights` of `RuntimeSettings`.
-    """
+    """A checkpoint in PyTorch, in a precision that no bundle has here."""
 
     checkpoint: Path
+    # dtype, weights: `torch_dtype` and `torch_weights` of `RuntimeSettings`
     dtype: str = "float32"
     weights: str = "as-is"
 
@@ -56,36 +53,23 @@ class TorchPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedPolicy:
-    """A policy and its labels in a report.
-
-    Attributes:
-        source: folder or address.
-        settings: what its backend said of itself.
-        forced_past: thresholds of the export that its bundle missed and was written in spite of.
-        cancel: ends a call that hangs, from another thread; None for a server, whose calls have a deadline.
-    """
+    """A policy and its labels in a report."""
 
     policy: Policy
-    source: str
+    source: str  # folder or address
     name: str
     precision: str
-    settings: dict[str, str]
-    forced_past: tuple[str, ...]
+    settings: dict[str, str]  # what its backend said of itself
+    forced_past: tuple[str, ...]  # thresholds of the export that its bundle missed and was written in spite of
+    # ends a call that hangs, from another thread; None for a server, whose calls have a deadline
     cancel: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoop:
-    """A bundle in a loop that does not depend on time; what measures or records demonstrations opens it in each worker.
+    """A bundle in a loop that does not depend on time; what measures or records demonstrations opens it in each worker."""
 
-    Attributes:
-        bundle: with backend torch a checkpoint.
-        mode, execute_steps: see `rfedge.runtimes.control.controllers.choose_loop`.
-        ensemble: decay of a temporal ensemble, or None.
-        settings: one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every
-            machine.
-    """
-
+    # with backend torch a checkpoint
     bundle: Annotated[
         Path,
         Option(
@@ -104,8 +88,9 @@ class PolicyLoop:
     execute_steps: Annotated[int | None, Option("Actions the policy plays per inference; default: as it was trained.")] = (
         None
     )
-    ensemble: float | None = None
+    ensemble: float | None = None  # decay of a temporal ensemble, or None
     backend: str = DEFAULT_BACKEND
+    # one thread, so that workers do not fight for the cores, and so that the order of sums is the same on every machine
     settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(threads=1))
 
     def load(self) -> EdgePolicy:

@@ -53,44 +53,31 @@ _DIFFERS: Final = "the replay differs"
 
 
 class Difference(Record):
-    """The first thing that came out otherwise.
-
-    Attributes:
-        what: "frame", "state", "raw action", "sent action" or "number of steps".
-    """
+    """The first thing that came out otherwise."""
 
     episode: int
     step: int
-    what: str
+    what: str  # "frame", "state", "raw action", "sent action" or "number of steps"
     recorded: str
     replayed: str
 
 
 class ReplayReport(Record):
-    """What a replay found.
-
-    Attributes:
-        num_steps: control steps that came out alike.
-        is_cut: the record's last line was not finished and was left out.
-        difference: the first one, or None.
-        cause: the first difference in what led to it, a frame or the policy's memory; None where there was none.
-        changed_versions: library -> recorded and present version, where they are not the same.
-        tolerance: how far an action's number may be off; 0 asks for the same bits.
-        largest_difference: of the numbers of all actions that were compared.
-    """
+    """What a replay found."""
 
     format: Literal["rfedge-replay"] = "rfedge-replay"
     schema_version: Literal[1] = 1
     record: str
     bundle: str
     num_episodes: int
-    num_steps: int
-    is_cut: bool
-    difference: Difference | None
+    num_steps: int  # control steps that came out alike
+    is_cut: bool  # the record's last line was not finished and was left out
+    difference: Difference | None  # the first one, or None
+    # the first difference in what led to it, a frame or the policy's memory; None where there was none
     cause: Difference | None
-    changed_versions: dict[str, str]
-    tolerance: float = 0.0
-    largest_difference: float = 0.0
+    changed_versions: dict[str, str]  # library -> recorded and present version, where they are not the same
+    tolerance: float = 0.0  # how far an action's number may be off; 0 asks for the same bits
+    largest_difference: float = 0.0  # of the numbers of all actions that were compared
 
 
 def replay_run(

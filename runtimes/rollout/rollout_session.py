@@ -21,14 +21,10 @@ from rfedge.runtimes.rollout.episode import judge_of
 
 @dataclass(frozen=True, slots=True)
 class Subtask(Goal):
-    """One task and its instruction; a policy may look at the instruction only.
-
-    Attributes:
-        seed: for whatever the agent samples; it follows from the run's seed and the place of the task alone.
-    """
+    """One task and its instruction; a policy may look at the instruction only."""
 
     task: str
-    seed: int
+    seed: int  # for whatever the agent samples; it follows from the run's seed and the place of the task alone
 
 
 # Gives what drives the environment in a subtask. What it does there must not depend on the subtasks before it, other than
@@ -49,17 +45,11 @@ def act_as_expert(subtask: Subtask, environment: Environment) -> Controller:
 
 @dataclass(frozen=True, slots=True)
 class Simulator:
-    """Opens a known environment, one in every process that runs tasks.
-
-    Attributes:
-        scene: "A" to "D"; CALVIN's benchmark is scene D.
-        render: False leaves out the cameras, for an agent that reads states.
-        looks, renderer: see `make_environment`.
-    """
+    """Opens a known environment, one in every process that runs tasks."""
 
     name: str = "playtable"
-    scene: str = "D"
-    render: bool = True
+    scene: str = "D"  # "A" to "D"; CALVIN's benchmark is scene D
+    render: bool = True  # False leaves out the cameras, for an agent that reads states
     looks: Looks | None = None
     renderer: Renderer | None = None
 
@@ -70,29 +60,19 @@ class Simulator:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSetup:
-    """What a process needs to run tasks.
-
-    Attributes:
-        max_steps: control steps for each task.
-        limits: what the actions are held to.
-        environment: what earlier rollouts of the run were made in; None for the first.
-    """
+    """What a process needs to run tasks."""
 
     make_agent: Callable[[], Agent]
     world: Simulator
-    max_steps: int
-    limits: SafetyLimits = field(default_factory=SafetyLimits)
-    environment: EnvironmentIdentity | None = None
+    max_steps: int  # control steps for each task
+    limits: SafetyLimits = field(default_factory=SafetyLimits)  # what the actions are held to
+    environment: EnvironmentIdentity | None = None  # what earlier rollouts of the run were made in; None for the first
 
 
 class RolloutSession:
-    """One environment and one agent, opened when they are first needed: a finished run needs neither.
+    """One environment and one agent, opened when they are first needed: a finished run needs neither."""
 
-    Attributes:
-        identity: of the environment, once it is open.
-    """
-
-    identity: EnvironmentIdentity
+    identity: EnvironmentIdentity  # of the environment, once it is open
 
     def __init__(self, setup: RolloutSetup) -> None:
         self._setup = setup

@@ -39,47 +39,34 @@ ROLLOUT_SCHEMA_VERSION: Final = 3
 
 
 class RolloutReport(Record):
-    """The whole run.
-
-    Attributes:
-        forced_past: thresholds of the export that the bundle missed and was written in spite of.
-        bundle: its folder, or the address of the server.
-        settings: what the backbone's backend reported about itself.
-        execute_steps: actions played per inference; in overlapped mode the least number of steps between two frames.
-        control_hz: of the environment; `rate_hz` is the one that was held, None if none was.
-        stopped_by: the signal that ended the run before its last episode, or None.
-        per_call_ms: per stage, over all inferences of all episodes; empty when none ended.
-        mean_per_control_step_ms: per stage, all its time over all control steps.
-        resources: what all of it took, the simulator in this process included; None where it was not asked for.
-        record_error: why the record ends before the run does; None where it does not.
-        looks: what the images showed; None in records that are older than the field.
-    """
+    """The whole run."""
 
     format: Literal["rfedge-rollouts"] = "rfedge-rollouts"
     schema_version: int = ROLLOUT_SCHEMA_VERSION
-    bundle: str
+    bundle: str  # its folder, or the address of the server
     policy: str
     precision: str
-    forced_past: tuple[str, ...] = ()
-    settings: dict[str, str]
+    forced_past: tuple[str, ...] = ()  # thresholds of the export that the bundle missed and was written in spite of
+    settings: dict[str, str]  # what the backbone's backend reported about itself
     mode: str
-    execute_steps: int
+    execute_steps: int  # actions played per inference; in overlapped mode the least number of steps between two frames
     environment: str
     scene: str
     renderer: str
-    control_hz: float
+    control_hz: float  # of the environment; `rate_hz` is the one that was held, None if none was
     realtime: bool
     rate_hz: float | None
     realtime_priority: int | None = None
-    stopped_by: str | None
+    stopped_by: str | None  # the signal that ended the run before its last episode, or None
     task: str | None
     instruction: str
     episodes: tuple[RolloutRecord, ...]
-    per_call_ms: dict[str, Summary]
-    mean_per_control_step_ms: dict[str, float]
+    per_call_ms: dict[str, Summary]  # per stage, over all inferences of all episodes; empty when none ended
+    mean_per_control_step_ms: dict[str, float]  # per stage, all its time over all control steps
+    # what all of it took, the simulator in this process included; None where it was not asked for
     resources: ResourceRecord | None = None
-    record_error: str | None = None
-    looks: str | None = None
+    record_error: str | None = None  # why the record ends before the run does; None where it does not
+    looks: str | None = None  # what the images showed; None in records that are older than the field
 
     @property
     def was_stopped(self) -> bool:

@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class RunFiles:
-    """The files of one run; without any it does nothing.
+    """The files of one run; without any it does nothing."""
 
-    Attributes:
-        film, recorder, rerun: None where nobody wants them; whoever made them closes them.
-    """
-
+    # film, recorder, rerun: None where nobody wants them; whoever made them closes them
     film: VideoRecorder | None = None
     recorder: RunRecorder | None = None
     rerun: RerunLog | None = None

@@ -47,23 +47,17 @@ Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
 
 
 class RunHeader(Record):
-    """What ran.
-
-    Attributes:
-        manifest_sha256: of its manifest, which holds the hash of every other file.
-        plan: everything that was asked for, as JSON values; whoever ran it can read it again.
-        environment: name, scene, renderer and rate of what was driven.
-    """
+    """What ran."""
 
     kind: Literal["header"] = "header"
     format: Literal["rfedge-run"] = "rfedge-run"
     schema_version: Literal[2] = RUN_SCHEMA_VERSION
     recorded_at: str
     bundle: str
-    manifest_sha256: str
+    manifest_sha256: str  # of its manifest, which holds the hash of every other file
     mode: str
-    plan: dict[str, Any]
-    environment: dict[str, str | float | bool | None]
+    plan: dict[str, Any]  # everything that was asked for, as JSON values; whoever ran it can read it again
+    environment: dict[str, str | float | bool | None]  # name, scene, renderer and rate of what was driven
     versions: dict[str, str]
 
 
@@ -80,33 +74,27 @@ class StepLine(Record):
     """One control step.
 
     Attributes:
-        at_s: since the file was opened, when the step was written.
         lag_ms, overdue_ms, elapsed_ms, age_steps, age_ms: see `rfedge.runtimes.control.modes.ControlStep`.
-        instruction: when it is new in this step.
-        raw: what the controller answered; null for NaN or Inf.
-        timings_ms: of the inference whose answer arrived in this step; null without one.
-        state: hash of what the policy remembered after it.
-        frame: checksum of the frame taken in this step; null without one.
     """
 
     kind: Literal["step"]
     episode: int
     step: int
-    at_s: float
+    at_s: float  # since the file was opened, when the step was written
     lag_ms: float
     overdue_ms: float
     elapsed_ms: float
-    instruction: str | None
-    raw: Seven
+    instruction: str | None  # when it is new in this step
+    raw: Seven  # what the controller answered; null for NaN or Inf
     sent: Seven
     interventions: tuple[str, ...]
     missing: Missing | None
     missed: bool
     age_steps: int
     age_ms: float
-    timings_ms: dict[str, float] | None
-    state: str | None
-    frame: int | None
+    timings_ms: dict[str, float] | None  # of the inference whose answer arrived in this step; null without one
+    state: str | None  # hash of what the policy remembered after it
+    frame: int | None  # checksum of the frame taken in this step; null without one
 
 
 class EndLine(Record):

@@ -27,29 +27,20 @@ _GPU_LAUNCH_US: Final = (2.0, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a roofline needs to know.
-
-    Attributes:
-        memory_bytes: installed; on Jetson shared with the system.
-        reserved_bytes: of these not ours: system, cameras, libraries.
-        bandwidth: bytes a second.
-        peaks: operations a second, dense.
-        origin: "data sheet", "derived" (from clocks and units) or "measured" (in this run).
-        source: where the figures are from.
-        best, worst: shares of the peaks that whole networks reach.
-        least_launch_us, most_launch_us: of one operator, however small.
-    """
+    """What a roofline needs to know."""
 
     name: str
-    memory_bytes: int
-    bandwidth: float
-    peaks: Mapping[Arithmetic, float]
-    source: str
-    origin: Origin = "data sheet"
+    memory_bytes: int  # installed; on Jetson shared with the system
+    bandwidth: float  # bytes a second
+    peaks: Mapping[Arithmetic, float]  # operations a second, dense
+    source: str  # where the figures are from
+    origin: Origin = "data sheet"  # "data sheet", "derived" (from clocks and units) or "measured" (in this run)
     power_mode: str = ""
-    reserved_bytes: int = 0
+    reserved_bytes: int = 0  # of these not ours: system, cameras, libraries
+    # best, worst: shares of the peaks that whole networks reach
     best: float = _GPU_SHARES[0]
     worst: float = _GPU_SHARES[1]
+    # least_launch_us, most_launch_us: of one operator, however small
     least_launch_us: float = _GPU_LAUNCH_US[0]
     most_launch_us: float = _GPU_LAUNCH_US[1]
 

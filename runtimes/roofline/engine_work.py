@@ -13,18 +13,12 @@ from rfedge.runtimes.roofline.work import MatMul, PolicyWork, Stage
 
 @dataclass(frozen=True, slots=True)
 class EngineShares:
-    """What the audits of one target's engines found, all graphs together.
+    """What the audits of one target's engines found, all graphs together."""
 
-    Attributes:
-        folder: name of the target's folder.
-        graphs: those that are built.
-        layers: precision -> layers; each is a launch.
-        num_attention, num_fused: attentions, and those that are one kernel.
-    """
-
-    folder: str
-    graphs: tuple[str, ...]
-    layers: dict[str, int]
+    folder: str  # name of the target's folder
+    graphs: tuple[str, ...]  # those that are built
+    layers: dict[str, int]  # precision -> layers; each is a launch
+    # num_attention, num_fused: attentions, and those that are one kernel
     num_attention: int
     num_fused: int
 

@@ -25,36 +25,24 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator.
-
-    Attributes:
-        integers: its integer attributes.
-        scopes: the modules it was traced from, as PyTorch's exporter wrote them; None when it did not.
-    """
+    """One operator."""
 
     name: str
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    integers: dict[str, int] = field(default_factory=dict)
-    scopes: str | None = None
+    integers: dict[str, int] = field(default_factory=dict)  # its integer attributes
+    scopes: str | None = None  # the modules it was traced from, as PyTorch's exporter wrote them; None when it did not
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """An ONNX graph without its numbers.
+    """An ONNX graph without its numbers."""
 
-    Attributes:
-        nodes: in topological order, as ONNX demands.
-        inputs: names of the graph's inputs, without its weights.
-        weights: initializers by name.
-        tensors: every tensor whose type the file declares, weights included.
-    """
-
-    nodes: tuple[Node, ...]
-    inputs: tuple[str, ...]
-    weights: dict[str, Tensor]
-    tensors: dict[str, Tensor]
+    nodes: tuple[Node, ...]  # in topological order, as ONNX demands
+    inputs: tuple[str, ...]  # names of the graph's inputs, without its weights
+    weights: dict[str, Tensor]  # initializers by name
+    tensors: dict[str, Tensor]  # every tensor whose type the file declares, weights included
 
 
 def element_bits(dtype: str) -> int:

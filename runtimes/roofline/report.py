@@ -26,49 +26,31 @@ from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_matmuls
 
 @dataclass(frozen=True, slots=True)
 class GraphFiles:
-    """One graph of a bundle: what a runtime loads at once.
+    """One graph of a bundle: what a runtime loads at once."""
 
-    Attributes:
-        graph: "backbone" and "head", or "vision", "decoder" and "head".
-        file: its name in the bundle.
-        size_bytes: with the weights beside it.
-        macs: multiply-accumulates of one policy call.
-        precision: of its MatMuls with weights.
-    """
-
-    graph: GraphName
-    file: str
-    size_bytes: int
-    macs: int
-    precision: str
+    graph: GraphName  # "backbone" and "head", or "vision", "decoder" and "head"
+    file: str  # its name in the bundle
+    size_bytes: int  # with the weights beside it
+    macs: int  # multiply-accumulates of one policy call
+    precision: str  # of its MatMuls with weights
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A policy's work and its predictions.
+    """A policy's work and its predictions."""
 
-    Attributes:
-        subject: the bundle's folder, or the configuration's name with a precision.
-        counted_from: "graphs" or "configuration".
-        policy: name of the policy.
-        disagreements: blocks whose precision in the graph is not what the manifest says.
-        forced_past: thresholds that the bundle missed when it was exported with --force.
-        graphs: of a bundle, in call order.
-        engine_work: what GPUs are predicted by, where their engines compute in other floats than the graphs.
-        engines: audits of the engines that are built.
-        measured: calls of the bundle on this CPU, where that is among the devices and has the memory.
-    """
-
-    subject: str
-    counted_from: str
-    policy: str
+    subject: str  # the bundle's folder, or the configuration's name with a precision
+    counted_from: str  # "graphs" or "configuration"
+    policy: str  # name of the policy
     work: PolicyWork
     predictions: tuple[Prediction, ...]
-    disagreements: tuple[str, ...] = ()
-    forced_past: tuple[str, ...] = ()
-    graphs: tuple[GraphFiles, ...] = ()
+    disagreements: tuple[str, ...] = ()  # blocks whose precision in the graph is not what the manifest says
+    forced_past: tuple[str, ...] = ()  # thresholds that the bundle missed when it was exported with --force
+    graphs: tuple[GraphFiles, ...] = ()  # of a bundle, in call order
+    # what GPUs are predicted by, where their engines compute in other floats than the graphs
     engine_work: PolicyWork | None = None
-    engines: tuple[EngineShares, ...] = ()
+    engines: tuple[EngineShares, ...] = ()  # audits of the engines that are built
+    # calls of the bundle on this CPU, where that is among the devices and has the memory
     measured: MeasuredCalls | None = None
 
     def document(self) -> dict[str, Any]:

@@ -19,33 +19,22 @@ Bound = Literal["launches", "compute", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
-    """One stage on one device.
-
-    Attributes:
-        low_ms, high_ms: the range.
-        bound: what most of the low end is spent on.
-    """
+    """One stage on one device."""
 
     low_ms: float
     high_ms: float
-    bound: Bound
+    bound: Bound  # what most of the low end is spent on
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One policy call on one device.
-
-    Attributes:
-        substitutes: arithmetic that the device lacks -> what it would use instead.
-        needed_bytes: weights, tables and the largest activations.
-        free_bytes: memory of the device that is left for them.
-    """
+    """One policy call on one device."""
 
     device: Device
     stages: dict[Stage, StagePrediction]
-    substitutes: dict[Arithmetic, Arithmetic]
-    needed_bytes: int
-    free_bytes: int
+    substitutes: dict[Arithmetic, Arithmetic]  # arithmetic that the device lacks -> what it would use instead
+    needed_bytes: int  # weights, tables and the largest activations
+    free_bytes: int  # memory of the device that is left for them
 
     @property
     def low_ms(self) -> float:

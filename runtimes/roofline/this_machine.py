@@ -81,14 +81,10 @@ def cpu_device(
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCalls:
-    """Policy calls of a bundle on this CPU: what a prediction is compared with.
-
-    Attributes:
-        p50_ms: backbone and head, without pre-processing; the median of `num_calls`.
-    """
+    """Policy calls of a bundle on this CPU: what a prediction is compared with."""
 
     num_calls: int
-    p50_ms: float
+    p50_ms: float  # backbone and head, without pre-processing; the median of `num_calls`
 
 
 def measure_bundle(bundle: Bundle, threads: int | None = None) -> MeasuredCalls:

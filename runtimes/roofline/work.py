@@ -20,28 +20,17 @@ STAGES: Final[tuple[Stage, ...]] = ("preprocess", "vision", "resampler", "decode
 
 @dataclass(frozen=True, slots=True)
 class MatMul:
-    """One MatMul.
+    """One MatMul."""
 
-    Attributes:
-        block: a PyTorch block, see `rfedge.bundle.block_names`.
-        macs: multiply-accumulates; one is two operations.
-        arithmetic: what both factors are when they are multiplied.
-        label: precision as reports name it: the arithmetic or, where only the weights are stored smaller, for instance
-            "int4-weight".
-        parameters: trained numbers of its weight; 0 when it multiplies two activations.
-        weight_bytes: as stored, scales of quantized weights included.
-        activation_bytes: what it reads besides the weight, and what it writes.
-        logit_bytes: of these, attention's logits or probabilities: a kernel that fuses attention keeps them to itself.
-    """
-
-    block: str
-    macs: int
-    arithmetic: Arithmetic
+    block: str  # a PyTorch block, see `rfedge.bundle.block_names`
+    macs: int  # multiply-accumulates; one is two operations
+    arithmetic: Arithmetic  # what both factors are when they are multiplied
+    # precision as reports name it: the arithmetic or, where only the weights are stored smaller, for instance "int4-weight"
     label: str
-    parameters: int
-    weight_bytes: int
-    activation_bytes: int
-    logit_bytes: int = 0
+    parameters: int  # trained numbers of its weight; 0 when it multiplies two activations
+    weight_bytes: int  # as stored, scales of quantized weights included
+    activation_bytes: int  # what it reads besides the weight, and what it writes
+    logit_bytes: int = 0  # of these, attention's logits or probabilities: a kernel that fuses attention keeps them to itself
 
     @property
     def stage(self) -> Stage:
@@ -50,18 +39,15 @@ class MatMul:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Totals over some MatMuls, with norms and biases of the same blocks among the parameters and weight bytes.
-
-    Attributes:
-        traffic_bytes: read and written in one policy call when every elementwise operation is fused and nothing stays
-            in a cache: the lower bound that a roofline uses.
-    """
+    """Totals over some MatMuls, with norms and biases of the same blocks among the parameters and weight bytes."""
 
     parameters: int
     macs: int
     macs_by_arithmetic: dict[Arithmetic, int]
     weight_bytes: int
     activation_bytes: int
+    # read and written in one policy call when every elementwise operation is fused and nothing stays in a cache: the lower
+    # bound that a roofline uses
     traffic_bytes: int
     label: str
 
@@ -78,24 +64,16 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class PolicyWork:
-    """All MatMuls of one policy call.
-
-    Attributes:
-        vectors: block -> (elements, bytes) of its norms and biases.
-        head_steps: features behind one action: the window, or 1 where a state is carried.
-        embedding_bytes: token table, read once an instruction and not in a policy call.
-        table_bytes: everything else stored with the graphs: positions, latents, masks.
-        operators: stage -> operators that a runtime which fuses nothing launches, MatMuls included.
-        uncounted: operators whose cost is unknown, by name.
-    """
+    """All MatMuls of one policy call."""
 
     matmuls: tuple[MatMul, ...]
-    vectors: dict[str, tuple[int, int]]
-    head_steps: int
-    embedding_bytes: int = 0
-    table_bytes: int = 0
+    vectors: dict[str, tuple[int, int]]  # block -> (elements, bytes) of its norms and biases
+    head_steps: int  # features behind one action: the window, or 1 where a state is carried
+    embedding_bytes: int = 0  # token table, read once an instruction and not in a policy call
+    table_bytes: int = 0  # everything else stored with the graphs: positions, latents, masks
+    # stage -> operators that a runtime which fuses nothing launches, MatMuls included
     operators: Mapping[Stage, int] = field(default_factory=dict)
-    uncounted: tuple[str, ...] = field(default_factory=tuple)
+    uncounted: tuple[str, ...] = field(default_factory=tuple)  # operators whose cost is unknown, by name
 
     def stage(self, stage: Stage) -> Sums:
         """Return the sums of one stage."""

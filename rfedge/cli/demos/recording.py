@@ -36,18 +36,13 @@ class _Versioned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
-    """Records a rollout when called with task and seed; it travels to worker processes.
-
-    Attributes:
-        options: noise, chains and lengths.
-        policy: what drives in the expert's place, or None.
-    """
+    """Records a rollout when called with task and seed; it travels to worker processes."""
 
     environment: Annotated[str, Option("playtable or calvin.", flag="--env", panel="Episodes", choices=ENVIRONMENTS)] = (
         "playtable"
     )
     scene: Annotated[str, Option("CALVIN scene.")] = "D"
-    options: RecordingOptions = field(default_factory=RecordingOptions)
+    options: RecordingOptions = field(default_factory=RecordingOptions)  # noise, chains and lengths
     policy: Annotated[PolicyLoop | None, Uses("bundle", "mode", "execute_steps", panel="A policy drives")] = None
     looks: Annotated[Looks | None, Option(LOOKS_HELP, panel="Episodes")] = None
     renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None

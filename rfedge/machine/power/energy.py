@@ -7,15 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a source tells at one moment: one of the two.
+    """What a source tells at one moment: one of the two."""
 
-    Attributes:
-        power_w: watts now.
-        energy_j: joules of a counter that only rises.
-    """
-
-    power_w: float | None = None
-    energy_j: float | None = None
+    power_w: float | None = None  # watts now
+    energy_j: float | None = None  # joules of a counter that only rises
 
 
 class WrappingCounter:

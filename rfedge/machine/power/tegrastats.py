@@ -28,15 +28,10 @@ _SILENT_INTERVALS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class TegrastatsLine:
-    """One line.
+    """One line."""
 
-    Attributes:
-        rails_mw: power now, by rail.
-        temperatures_c: by zone; those that read nothing are left out.
-    """
-
-    rails_mw: dict[str, float]
-    temperatures_c: dict[str, float]
+    rails_mw: dict[str, float]  # power now, by rail
+    temperatures_c: dict[str, float]  # by zone; those that read nothing are left out
 
 
 def parse_tegrastats(line: str) -> TegrastatsLine:
