@@ -253,12 +253,8 @@ def assert_faster(report: LatencyReport) -> None:
             by_kind[kind].append(variant.name)
     missing = [kind for kind, names in by_kind.items() if not names]
     if missing:
-        raise ConfigError(
-            "--assert-faster",
-            got=f"no {missing[0]} variant",
-            expected="an int8 bundle, an fp32 bundle and --checkpoint",
-            remedy="Name all three.",
-        )
+        expected, remedy = "an int8 bundle, an fp32 bundle and --checkpoint", "Name all three."
+        raise ConfigError("--assert-faster", got=f"no {missing[0]} variant", expected=expected, remedy=remedy)
     floor = max(report.noise_floor.high, 1.0 / report.noise_floor.low)
     for faster_kind, slower_kind in (("fp32", "torch"), ("int8", "fp32")):
         for faster in by_kind[faster_kind]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from rfedge.errors import BackendUnavailableError
@@ -85,9 +84,7 @@ class ServingProcess:
         self._errors.close()
 
     def __enter__(self) -> ServingProcess:
-        """Return the server, which runs already."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Kill it."""
+    def __exit__(self, *_: object) -> None:
         self.close()

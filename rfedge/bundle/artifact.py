@@ -38,28 +38,6 @@ from rfedge.errors import ArtifactError
 from rfedge.io.atomic import atomic_directory
 from rfedge.records.record import Record, first_fault
 
-__all__ = [
-    "CPU_ROLES",
-    "EMBEDDING_SCALE",
-    "EMBEDDING_TENSOR",
-    "ENGINES_FOLDER",
-    "MANIFEST_NAME",
-    "SCHEMA_VERSION",
-    "Artifact",
-    "Bundle",
-    "CalibrationRecord",
-    "EngineForm",
-    "Manifest",
-    "ParityRecord",
-    "PrecisionRecord",
-    "Role",
-    "TensorRtRecord",
-    "hash_file",
-    "load_bundle",
-    "write_bundle",
-    "write_manifest",
-]
-
 MANIFEST_NAME: Final = "manifest.json"
 SCHEMA_VERSION: Final = 3
 _READ_VERSIONS: Final = (2, SCHEMA_VERSION)  # 2: blocks as sentences, see `BlockPrecision`
@@ -147,32 +125,21 @@ class ParityRecord(Record):
 
 
 class EngineForm(Record):
-    """What TensorRT computes one graph in, besides the int8 that stands in the graph.
+    """What TensorRT computes one graph in, besides the int8 that stands in the graph."""
 
-    Attributes:
-        floats: "fp16", or "fp32" where the graph keeps its own types.
-        islands: ONNX node -> why it computes in fp32 all the same.
-        reason: why floats stay fp32, or "".
-        largest: block -> largest magnitude that fp16 had to hold over the frames of the check, of at most 65504.
-    """
-
-    floats: Literal["fp16", "fp32"]
-    islands: dict[str, str] = Field(default_factory=dict)
-    reason: str = ""
+    floats: Literal["fp16", "fp32"]  # "fp16", or "fp32" where the graph keeps its own types
+    islands: dict[str, str] = Field(default_factory=dict)  # ONNX node -> why it computes in fp32 all the same
+    reason: str = ""  # why floats stay fp32, or ""
+    # block -> largest magnitude that fp16 had to hold over the frames of the check, of at most 65504
     largest: dict[str, float] = Field(default_factory=dict)
     num_frames: int = 0
 
 
 class TensorRtRecord(Record):
-    """What the target TensorRT computes where that is not what CPUs compute; the graphs are the same files.
+    """What the target TensorRT computes where that is not what CPUs compute; the graphs are the same files."""
 
-    Attributes:
-        graphs: graph -> its form.
-        parity: of the engines' arithmetic, emulated.
-    """
-
-    graphs: dict[GraphName, EngineForm]
-    parity: ParityRecord | None = None
+    graphs: dict[GraphName, EngineForm]  # graph -> its form
+    parity: ParityRecord | None = None  # of the engines' arithmetic, emulated
 
 
 class Manifest(Record):
@@ -395,12 +362,8 @@ def _refuse_others(root: Path, listed: set[str]) -> None:
 def _check_artifact(root: Path, artifact: Artifact, *, verify: bool) -> None:
     file = (root / artifact.path).resolve()
     if not file.is_relative_to(root.resolve()):
-        raise ArtifactError(
-            f"bundle {root}",
-            got=f"artifact path {artifact.path!r}",
-            expected="a path inside the bundle",
-            remedy="Do not use this bundle.",
-        )
+        expected, remedy = "a path inside the bundle", "Do not use this bundle."
+        raise ArtifactError(f"bundle {root}", got=f"artifact path {artifact.path!r}", expected=expected, remedy=remedy)
     if not file.is_file():
         raise ArtifactError(
             f"bundle {root}", got=f"no file {artifact.path}", expected=f"its {artifact.role}", remedy="Copy it again."
@@ -424,9 +387,5 @@ def _check_artifact(root: Path, artifact: Artifact, *, verify: bool) -> None:
             remedy="Check its permissions, or copy the bundle again.",
         ) from None
     if actual != artifact.sha256:
-        raise ArtifactError(
-            f"bundle file {artifact.path}",
-            got=f"sha256 {actual[:12]}",
-            expected=artifact.sha256[:12],
-            remedy="It was altered after export; copy or export the bundle again.",
-        )
+        expected, remedy = artifact.sha256[:12], "It was altered after export; copy or export the bundle again."
+        raise ArtifactError(f"bundle file {artifact.path}", got=f"sha256 {actual[:12]}", expected=expected, remedy=remedy)

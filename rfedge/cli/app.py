@@ -12,47 +12,9 @@ import typer
 from rfedge.cli.groups import lazy_group
 from rfedge.errors import GateError, RfedgeError
 
-# In the order of work: data, checkpoint, bundle, robot, measurement.
-_COMMANDS = {
-    "doctor": ("doctor:doctor", "Examine this machine; exit 1 when something keeps rfedge from working on it."),
-    "demos": ("demos.app:demos_app", "Collect, inspect and convert demonstrations."),
-    "pretrain": ("pretrain:pretrain", "Vision-language pre-training of a preset's backbone on frames of demonstrations."),
-    "train": ("train:train", "Train a policy on demonstrations; repeat the command to go on after a stop."),
-    "import": (
-        "import_:import_weights",
-        "Turn original weights into a checkpoint; every tensor is accounted for, and little memory is needed.",
-    ),
-    "export": (
-        "export:export",
-        "Turn a checkpoint into a bundle that runs without PyTorch, and prove that it still acts the same.",
-    ),
-    "verify": (
-        "verify:verify_app",
-        "Check every file's sha256 and, given the checkpoint, the parity; fail when something is not as it was.",
-    ),
-    "inspect": (
-        "inspect:inspect",
-        "Count parameters, operations and bytes, and predict the latency of each device from its roofline.",
-    ),
-    "build": (
-        "build:build",
-        "Build the bundle's TensorRT engines, and read back from them what every layer really computes in.",
-    ),
-    "tune": ("tune:tune", "Find the fastest way to run a bundle on this machine; run, serve and bench latency follow it."),
-    "run": ("run:run", "Run a bundle in a simulator: closed loop, open loop, or with the next inference beside the loop."),
-    "replay": (
-        "replay:replay",
-        "Run a recorded run again and compare every action; the first difference ends it with status 1.",
-    ),
-    "serve": (
-        "serve:serve",
-        "Serve a bundle over a websocket; GET /healthz and /metrics on the same port. SIGTERM ends it cleanly.",
-    ),
-    "bench": ("bench.app:bench_app", "Measure latency and success."),
-}
 app = typer.Typer(
     name="rfedge",
-    cls=lazy_group("rfedge.cli", _COMMANDS),
+    cls=lazy_group("rfedge"),
     help="Take a RoboFlamingo-style policy from checkpoint to a robot's own computer, and prove it still works there.",
     no_args_is_help=True,
     add_completion=False,
@@ -79,18 +41,15 @@ def _print_version(asked: bool) -> None:
 
 # Which extra brings a library that the core does without.
 _EXTRAS = {
-    "torch": "export",
-    "onnxscript": "export",
-    "onnx_ir": "export",
-    "tensorboard": "train",
-    "mujoco": "sim",
-    "PIL": "sim",
-    "imageio": "sim",
-    "h5py": "data",
-    "pyarrow": "data",
-    "av": "data",
-    "yaml": "data",
-    "prometheus_client": "serve",
+    module: extra
+    for extra, modules in {
+        "export": ("torch", "onnxscript", "onnx_ir"),
+        "train": ("tensorboard",),
+        "sim": ("mujoco", "PIL", "imageio"),
+        "data": ("h5py", "pyarrow", "av", "yaml"),
+        "serve": ("prometheus_client",),
+    }.items()
+    for module in modules
 }
 
 

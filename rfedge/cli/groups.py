@@ -1,9 +1,13 @@
-"""Groups of commands: loaded by name when one is called, and one with an argument of its own."""
+"""Groups of commands: loaded by name when one is called, and one with an argument of its own.
+
+`commands.json` holds group -> command -> [MODULE:FUNCTION, or MODULE:APP for a group; line in `--help`], in its order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,11 +16,7 @@ from typer.main import get_command, get_group
 
 
 class LazyCommand(TyperCommand):
-    """A name and a sentence for `--help`; its module is imported when it is called.
-
-    Args:
-        target: MODULE:FUNCTION, or MODULE:APP for a group.
-    """
+    """A name and a sentence for `--help`; its module is imported when it is called."""
 
     def __init__(self, name: str, target: str, sentence: str) -> None:
         super().__init__(name, help=sentence)
@@ -37,14 +37,15 @@ class LazyCommand(TyperCommand):
         return self.load().make_context(info_name, args, parent=parent, **extra)
 
 
-def lazy_group(package: str, commands: Mapping[str, tuple[str, str]]) -> type[TyperGroup]:
-    """Return a class for `typer.Typer(cls=...)`; `commands` are name -> (target, sentence) in the order of `--help`."""
+def lazy_group(group: str) -> type[TyperGroup]:
+    """Return a class for `typer.Typer(cls=...)` with the commands of a group in `commands.json`."""
+    commands = json.loads(Path(__file__).with_name("commands.json").read_bytes())[group]
 
     class Group(TyperGroup):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
             for name, (target, sentence) in commands.items():
-                self.add_command(LazyCommand(name, f"{package}.{target}", sentence))
+                self.add_command(LazyCommand(name, f"rfedge.cli.{target}", sentence))
 
     return Group
 

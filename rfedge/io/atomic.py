@@ -105,12 +105,8 @@ def claimed(path: Path) -> Iterator[None]:
             os.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise ArtifactError(
-                str(path),
-                got="another process that writes it",
-                expected="one at a time",
-                remedy="Wait for it, or choose another --output.",
-            ) from None
+            expected, remedy = "one at a time", "Wait for it, or choose another --output."
+            raise ArtifactError(str(path), got="another process that writes it", expected=expected, remedy=remedy) from None
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == lock.stat().st_ino:
                 break

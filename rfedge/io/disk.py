@@ -58,20 +58,12 @@ def check_room(path: Path, needed_bytes: int, *, what: str) -> None:
     """
     folder = _existing(path)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ArtifactError(
-            str(path),
-            got=f"{folder}, which cannot be written",
-            expected="a folder of this user's on a disk that is not read-only",
-            remedy="Choose another place.",
-        )
+        expected, remedy = "a folder of this user's on a disk that is not read-only", "Choose another place."
+        raise ArtifactError(str(path), got=f"{folder}, which cannot be written", expected=expected, remedy=remedy)
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise ArtifactError(
-            str(path),
-            got=f"{free / _MB:.0f} MB free",
-            expected=f"about {needed_bytes / _MB:.0f} MB for {what}",
-            remedy="Free some room, or choose another place.",
-        )
+        expected, remedy = f"about {needed_bytes / _MB:.0f} MB for {what}", "Free some room, or choose another place."
+        raise ArtifactError(str(path), got=f"{free / _MB:.0f} MB free", expected=expected, remedy=remedy)
 
 
 def read_file(path: Path, limit_bytes: int | None = None) -> bytes:

@@ -47,21 +47,7 @@ class Jetson:
 
 
 # NVIDIA's Jetson Linux archive: release -> JetPack.
-_JETPACKS: Final = {
-    "35.4.1": "5.1.2",
-    "35.5.0": "5.1.3",
-    "35.6.0": "5.1.4",
-    "36.2.0": "6.0 DP",
-    "36.3.0": "6.0",
-    "36.4.0": "6.1",
-    "36.4.3": "6.2",
-    "36.4.4": "6.2.1",
-    "36.4.7": "6.2.1",
-    "36.5.0": "6.2.2",
-    "38.2.0": "7.0",
-    "38.4.0": "7.1",
-    "39.2.0": "7.2",
-}
+_JETPACKS: Final[dict[str, str]] = json.loads(Path(__file__).with_name("jetpacks.json").read_bytes())
 _JETPACK_LINES: Final = {32: "4.x", 34: "5.0 DP", 35: "5.x", 36: "6.x", 38: "7.0 or 7.1", 39: "7.2 or newer"}
 
 

@@ -152,12 +152,8 @@ class RolloutPlan:
                 remedy="Name a bundle's folder, or pass --server ws://HOST:PORT.",
             )
         if self.server is not None and self.record is not None:
-            raise ConfigError(
-                "--record",
-                got="a policy on a server",
-                expected="a bundle, whose hash a record holds",
-                remedy="Leave out --record, or run the bundle here.",
-            )
+            expected, remedy = "a bundle, whose hash a record holds", "Leave out --record, or run the bundle here."
+            raise ConfigError("--record", got="a policy on a server", expected=expected, remedy=remedy)
         check_least(1, {"episodes": self.episodes, "max_steps": self.max_steps})
         if not self.holds_rate and self.late != LatePolicy():
             raise ConfigError(
@@ -165,12 +161,8 @@ class RolloutPlan:
             )
         check_priority(self.realtime_priority)
         if not self.holds_rate and self.realtime_priority is not None:
-            raise ConfigError(
-                "realtime_priority",
-                got="no control rate",
-                expected="deadlines to keep",
-                remedy="Pass --realtime or --rate-hz.",
-            )
+            remedy = "Pass --realtime or --rate-hz."
+            raise ConfigError("realtime_priority", got="no control rate", expected="deadlines to keep", remedy=remedy)
         if self.record_frames and self.record is None:
             raise ConfigError(
                 "--record-frames", got="no record", expected="--record FILE", remedy="Pass it, or leave this out."

@@ -83,12 +83,8 @@ class RecordedEpisodeRobot:
         """
         dataset = CalvinDataset.open(path, split=split)
         if not 0 <= segment < len(dataset.segments):
-            raise ConfigError(
-                "segment",
-                got=segment,
-                expected=f"0 to {len(dataset.segments) - 1}",
-                remedy="`rfedge demos inspect` lists the segments.",
-            )
+            remedy = "`rfedge demos inspect` lists the segments."
+            raise ConfigError("segment", got=segment, expected=f"0 to {len(dataset.segments) - 1}", remedy=remedy)
         return cls(RecordedFrames.of(dataset, dataset.segments[segment]), resize=dataset.conventions.resize)
 
     @property

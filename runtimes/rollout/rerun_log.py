@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from rfedge.errors import ConfigError
@@ -42,11 +41,9 @@ class RerunLog:
         self._num_steps = 0
 
     def __enter__(self) -> RerunLog:
-        """Return the log, which is open already."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Write what is left and close the file."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

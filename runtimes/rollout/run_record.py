@@ -23,7 +23,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -245,11 +244,9 @@ class RunRecorder:
             )
 
     def __enter__(self) -> RunRecorder:
-        """Return the recorder, which is open already."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the file."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

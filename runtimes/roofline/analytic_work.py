@@ -53,12 +53,8 @@ def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens:
     scores (fp16) and the head stay in fp32, as the exporter leaves them. Raises ConfigError for any other.
     """
     if precision not in _FORMS:
-        raise ConfigError(
-            "precision",
-            got=repr(precision),
-            expected=did_you_mean(precision, _FORMS),
-            remedy="Choose one of these names; `mixed` is known only from a bundle.",
-        )
+        remedy = "Choose one of these names; `mixed` is known only from a bundle."
+        raise ConfigError("precision", got=repr(precision), expected=did_you_mean(precision, _FORMS), remedy=remedy)
     tally = _Tally(_FORMS[precision])
     _preprocess(tally, config)
     _vision(tally, config)

@@ -18,21 +18,9 @@ from rfedge.data.collection.collect import CollectionRequest
 if TYPE_CHECKING:
     from rfedge.data.collection.collect import CollectionResult
 
-_COMMANDS = {
-    "merge": ("merge:merge", "Merge datasets into one that `rfedge train --data` takes; frames are linked where possible."),
-    "inspect": ("inspect:inspect", "Count what a dataset holds and list what is damaged; exit status 1 when something is."),
-    "convert": (
-        "convert:convert",
-        "Convert demonstrations to the CALVIN format, images resized and actions in CALVIN's units.",
-    ),
-    "snapshots": (
-        "snapshots:snapshots",
-        "Take pictures of random states of the table, each seen once, to pre-train vision on.",
-    ),
-}
 demos_app = typer.Typer(
     name="demos",
-    cls=lazy_group("rfedge.cli.demos", _COMMANDS),
+    cls=lazy_group("rfedge demos"),
     help="Collect, inspect and convert demonstrations.",
     invoke_without_command=True,
 )

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import psutil
@@ -25,8 +24,6 @@ from rfedge.machine.power.energy import EnergyMeter
 from rfedge.machine.power.sources import PowerSource, find_power_sources
 from rfedge.machine.probing import probe, read_text
 from rfedge.records.resources import PowerRecord, ResourceRecord, TemperatureRecord
-
-__all__ = ["DEFAULT_PERIOD_S", "Sampler"]
 
 DEFAULT_PERIOD_S: Final = 0.1
 _TEMPERATURE_PERIOD_S: Final = 1.0  # they move slowly, and some sensors take milliseconds to read
@@ -61,7 +58,6 @@ class Sampler:
         self._entered = False
 
     def __enter__(self) -> Sampler:
-        """Open the meters, take the first sample and start the thread."""
         if self._entered:
             raise RuntimeError("a Sampler measures once; make another")
         self._entered = True
@@ -82,8 +78,7 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Take the last sample, stop the thread and close the meters."""
+    def __exit__(self, *_: object) -> None:
         assert self._thread is not None
         self._stop.set()
         self._thread.join()
