@@ -35,16 +35,8 @@ def resolve(requirements: list[str], python_version: str, glibc_minor: int) -> l
     ]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--dry-run",
-            "--ignore-installed",
-            "--only-binary=:all:",
-        ]
+        options = "-m pip install --quiet --dry-run --ignore-installed --only-binary=:all:"
+        command = [sys.executable, *options.split()]
         command += ["--target", f"{folder}/target", "--implementation", "cp", "--python-version", python_version]
         command += ["--report", str(report), *(f"--platform={platform}" for platform in platforms), *requirements]
         subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)

@@ -237,10 +237,8 @@ def measure_latency(
 
 
 def assert_faster(report: LatencyReport) -> None:
-    """Check int8 < fp32 < torch by median total, each beyond the noise floor.
-
-    A speed-up counts when its interval lies above 1 and its value above the floor: the farthest from 1 that the
-    interval of two equal variants reached.
+    """Check int8 < fp32 < torch by median total, each beyond the noise floor: the farthest from 1 that two equal variants
+    reach.
 
     Raises:
         ConfigError: the report lacks one of the three.

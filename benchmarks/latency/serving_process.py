@@ -19,12 +19,7 @@ _COMMAND: Final = "import sys; from rfedge.cli.app import main; main(sys.argv[1:
 class ServingProcess:
     """Use it as a context manager: it has started when clients can connect, and is killed at the end if it still runs.
 
-    Args:
-        token: given in the environment, or None.
-        port: 0 lets the system choose.
-
-    Raises:
-        BackendUnavailableError: the server did not start; the text holds its last words.
+    Raises BackendUnavailableError if the server did not start; the text holds its last words.
     """
 
     def __init__(self, bundle: Path, *flags: str, token: str | None = None, port: int = 0) -> None:

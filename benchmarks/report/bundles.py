@@ -160,36 +160,26 @@ def _speeds(one: Found) -> Iterator[Speed]:
         policies = {policy["label"]: policy["manifest_sha256"] for policy in success["policies"]}
         labels = {row["name"]: row["policy"] for row in success["rows"]}
         manifests = {row["variant"]: policies[labels[row["row"]]] for row in one.document["rows"]}
-    if one.form != "rfedge-precisions":
-        for variant in latency["variants"]:
-            if variant["role"] == "bundle":
-                yield Speed(
-                    record=one.name,
-                    label=variant["name"],
-                    policy=variant["policy"],
-                    precision=variant["precision"],
-                    size_bytes=variant["size_bytes"],
-                    manifest_sha256=manifests.get(variant["name"], ""),
-                    machine=latency["machine"],
-                    backend=variant["settings"].get("providers", "unknown"),
-                    call_ms=variant["per_call_ms"]["total"],
-                    execute_steps=latency["conditions"]["execute_steps"],
-                    resources=variant.get("resources"),
-                )
-    else:
-        for row in one.document["rows"]:
+    if one.form == "rfedge-precisions":
+        facts = {"policy": latency["policy"], "machine": latency["machine"], "backend": "CPUExecutionProvider"}
+        for row in latency["rows"]:
             if row["call_ms"] is not None:
-                yield Speed(
-                    record=one.name,
-                    label=row["name"],
-                    policy=one.document["policy"],
-                    precision=row["precision"],
-                    size_bytes=row["bundle_bytes"],
-                    manifest_sha256="",
-                    machine=one.document["machine"],
-                    backend="CPUExecutionProvider",
-                    call_ms=row["call_ms"],
-                )
+                sizes = {"precision": row["precision"], "size_bytes": row["bundle_bytes"]}
+                yield Speed(record=one.name, label=row["name"], manifest_sha256="", call_ms=row["call_ms"], **sizes, **facts)
+        return
+    for variant in latency["variants"]:
+        if variant["role"] == "bundle":
+            yield Speed(
+                record=one.name,
+                label=variant["name"],
+                **{key: variant[key] for key in ("policy", "precision", "size_bytes")},
+                manifest_sha256=manifests.get(variant["name"], ""),
+                machine=latency["machine"],
+                backend=variant["settings"].get("providers", "unknown"),
+                call_ms=variant["per_call_ms"]["total"],
+                execute_steps=latency["conditions"]["execute_steps"],
+                resources=variant.get("resources"),
+            )
 
 
 def _name(rows: Sequence[Row]) -> None:
@@ -223,8 +213,8 @@ def _name(rows: Sequence[Row]) -> None:
 def advice(rows: Sequence[Row], names: Names) -> list[str]:
     """Return which bundle to put on the robot and why, as Markdown.
 
-    Asked of the record that compares most bundles: the fastest per control step of those whose success is not measurably
-    below the reference's; among those within 5 % of its time, the one that surely keeps most.
+    Of the record that compares most bundles: the fastest per control step of those whose success is not measurably below the
+    reference's; among those within 5 % of its time, the one that surely keeps most.
     """
     timed = [row for row in rows if row.chains is not None and row.speed is not None]
     records = [[row for row in timed if row.record == record] for record in dict.fromkeys(row.record for row in timed)]

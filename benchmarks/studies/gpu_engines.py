@@ -104,14 +104,7 @@ class GpuEnginesReport(Measurement):
 
 
 class Study:
-    """What is measured, where.
-
-    Args:
-        module: the TensorRT that builds.
-        sm: compute capability to build for where there is no GPU.
-        iterations: timed calls of each form.
-        budget_s: no form is begun later than this.
-    """
+    """What is measured, where; without a GPU engines are built for `sm`. No form is begun later than `budget_s`."""
 
     def __init__(self, module: TensorRt, sm: int, iterations: int, budget_s: float) -> None:
         self.module, self.iterations = module, iterations

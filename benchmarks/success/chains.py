@@ -100,10 +100,18 @@ class ChainPlan:
         """Return what a process needs, whose rollouts join those made in `environment`."""
         return RolloutSetup(self.make_agent, self.world, self.max_steps, self.limits, environment)
 
-    def words(self) -> dict[str, Any]:
-        """Return what a journal says of the instructions beside the name of the language."""
-        words: dict[str, Any] = {"instructions": self.instructions and dict(self.instructions)}
-        return words | ({"left_out_instructions": sorted(self.left_out)} if self.left_out else {})
+    def arguments(self) -> dict[str, Any]:
+        """Return what decides a run: a journal goes on with no other."""
+        return {
+            "environment": self.world.name,
+            "scene": self.world.scene,
+            "agent": {"name": self.agent_name, **self.agent_facts},
+            "language": self.language,
+            "instructions": self.instructions and dict(self.instructions),
+            **({"left_out_instructions": sorted(self.left_out)} if self.left_out else {}),
+            "max_steps": self.max_steps,
+            "seed": self.seed,
+        }
 
     def subtasks(self, index: int, chain: Chain) -> tuple[Subtask, ...]:
         """Return the agent's subtasks in the chain at `index`."""
@@ -158,21 +166,9 @@ def run_chains(
     """
     check_least(1, {"number of chains": len(chains), "workers": workers}, remedy="Give a positive whole number.")
     jobs = [_Job(index, chain, plan.subtasks(index, chain)) for index, chain in enumerate(chains)]
-    conditions = ChainConditions(
-        environment=plan.world.name,
-        scene=plan.world.scene,
-        agent={"name": plan.agent_name, **plan.agent_facts},
-        language=plan.language,
-        max_steps=plan.max_steps,
-        seed=plan.seed,
-        num_chains=len(chains),
-        chains_sha256=chains_sha256(chains),
-    )
-    arguments = {
-        "schema_version": _JOURNAL_VERSION,
-        **conditions.model_dump(exclude={"num_chains", "chains_sha256"}),  # a run may go on with more of them
-        **plan.words(),
-    }
+    arguments = {"schema_version": _JOURNAL_VERSION, **plan.arguments()}  # a run may go on with more chains
+    facts = {name: arguments[name] for name in ("environment", "scene", "agent", "language", "max_steps", "seed")}
+    conditions = ChainConditions(**facts, num_chains=len(chains), chains_sha256=chains_sha256(chains))
     begun_s = time.perf_counter()
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -51,15 +51,8 @@ def prepare_policies(
 ) -> dict[str, Path | TorchPolicy]:
     """Export what is missing in `folder`; a bundle that misses its gates too, because its success is the question.
 
-    Args:
-        folder: holds one bundle for each precision.
-        mixed: budget of the mixed plan.
-        data: returns demonstrations and what they are, or None for nothing to say; called when a bundle is missing.
-        shipped: bundle that comes with the checkpoint; it stands for its precision if it was made of it.
-        progress: called with (precision and stage, done, total).
-
-    Returns:
-        precision -> bundle, or the checkpoint in PyTorch.
+    `data` returns demonstrations and what they are; it is called when a bundle is missing. The `shipped` bundle stands for
+    its precision if it was made of this checkpoint. Returns precision -> bundle, or the checkpoint in PyTorch.
 
     Raises:
         ArtifactError: the checkpoint is damaged, or `folder` holds bundles of another one.

@@ -79,17 +79,7 @@ def run_trials(
     """
     check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")
     trials = make_trials(plan, starts_per_task, tasks)
-    arguments = {
-        "schema_version": _TRIALS_SCHEMA_VERSION,
-        "environment": plan.world.name,
-        "scene": plan.world.scene,
-        "agent": {"name": plan.agent_name, **plan.agent_facts},
-        "language": plan.language,
-        **plan.words(),
-        "max_steps": plan.max_steps,
-        "seed": plan.seed,
-        "tasks": list(tasks),
-    }
+    arguments = {"schema_version": _TRIALS_SCHEMA_VERSION, **plan.arguments(), "tasks": list(tasks)}
     path = output / TRIALS_FILE
     with open_journal(path, arguments) as journal:
         done = {record.key: record for record in parse_lines(TrialRecord, journal.records, path, what="start")}

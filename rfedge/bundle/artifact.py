@@ -288,14 +288,10 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
-    """Open the bundle at `path`.
+    """Open the bundle at `path`; `verify` hashes every file, which costs about one second per gigabyte.
 
-    Args:
-        verify: hash every file and compare; costs about one second per gigabyte.
-
-    Raises:
-        ArtifactError: no bundle is there, its manifest cannot be read or was altered, or a file is missing, altered or not
-            listed.
+    Raises ArtifactError if no bundle is there, its manifest cannot be read or was altered, or a file is missing, altered or
+    not listed.
     """
     manifest = _read_manifest(path)
     for artifact in manifest.artifacts:

@@ -12,14 +12,7 @@ SCOPES_KEY: Final = "pkg.torch.onnx.name_scopes"
 
 
 def block_of_scopes(scopes: str | None) -> str:
-    """Return a block such as "vision.blocks.3" or "decoder.layers.0.cross_attention".
-
-    Args:
-        scopes: the list of modules, outermost first, that PyTorch's exporter writes beside a node; None without one.
-
-    >>> block_of_scopes("['', 'vision', 'vision.blocks.3', 'vision.blocks.3.qkv', 'linear']")
-    'vision.blocks.3'
-    """
+    """Return a block such as "vision.blocks.3" from the list of modules that PyTorch's exporter writes beside a node."""
     if scopes is None:
         return UNNAMED
     modules = [scope for scope in ast.literal_eval(scopes) if scope]

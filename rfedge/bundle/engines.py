@@ -183,11 +183,7 @@ def check_plan(folder: Path, record: EngineRecord) -> str | None:
 def find_engine(bundle: Bundle, stage: EngineStage, device: EngineTarget) -> tuple[Path, EngineRecord]:
     """Return the plan of `stage` for `device`, verified; one built there goes before one built ahead of time.
 
-    Args:
-        device: the device it shall run on, as `EngineTarget` with `ahead_of_time` false.
-
-    Raises:
-        ArtifactError: no engine fits; the text names the reason of each one that is there.
+    Raises ArtifactError if no engine fits; the text names the reason of each one that is there.
     """
     reasons = []
     candidates: list[tuple[bool, Path, EngineRecord]] = []

@@ -89,10 +89,8 @@ def runs_cpu_form(graph: Path) -> bool:
 
 
 def _quantizes_activations(graph: Path) -> bool:
-    """Whether a graph has integer MatMuls, by the names of its operators; one that only dequantizes weights has none.
-
-    onnxruntime 1.31's rewrite breaks weights that are dequantized per channel and multiplied in float.
-    """
+    """Whether a graph has integer MatMuls, by the names of its operators; one that only dequantizes weights has none."""
+    # onnxruntime 1.31's rewrite breaks weights that are dequantized per channel and multiplied in float.
     return _holds(graph, b"QuantizeLinear", b"MatMulInteger", b"DynamicQuantize")
 
 

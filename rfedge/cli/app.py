@@ -115,10 +115,8 @@ def _machine_s_fault(error: Exception) -> str | None:
 
 
 def _tell(error: Exception, text: str | None = None) -> None:
-    """Print a user's error, by default as typer shows it.
-
-    Of processes that torchrun started the first prints; the others leave torchrun a record to show.
-    """
+    """Print a user's error, by default as typer shows it."""
+    # Of processes that torchrun started the first prints; the others leave torchrun a record to show.
     if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 

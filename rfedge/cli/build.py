@@ -140,24 +140,21 @@ def _print_audit(label: str, audit: StageAudit, *, as_json: bool) -> None:
 
 
 def _summary(result: StageResult) -> dict[str, object]:
+    planned, audit = result.planned, result.audit
+    copied = {"size_bytes", "build_seconds", "weights_bytes", "activations_bytes", "precisions", "text_lengths"}
     return {
-        "stage": result.planned.stage,
-        "target": result.planned.folder.name,
-        "plan": str(result.planned.folder / result.record.plan),
-        "size_bytes": result.record.size_bytes,
+        "stage": planned.stage,
+        "target": planned.folder.name,
+        "plan": str(planned.folder / result.record.plan),
         "built": result.built,
-        "reason": result.planned.reason,
-        "build_seconds": result.record.build_seconds,
-        "weights_bytes": result.record.weights_bytes,
-        "activations_bytes": result.record.activations_bytes,
-        "precisions": result.record.precisions,
-        "floats": "as in the graph" if result.planned.islands is None else "fp16",
-        "islands": result.planned.islands or {},
-        "layers": result.audit.layer_precisions,
-        "attention": {"all": len(result.audit.attention), "fused": sum(item.fused for item in result.audit.attention)},
-        "text_lengths": list(result.record.text_lengths),
-        "missed": [matmul.model_dump(mode="json") for matmul in result.audit.missed],
-        "weights_grew": result.audit.weights_grew,
-        "audit": str(result.planned.folder / "audit.json"),
+        "reason": planned.reason,
+        **result.record.model_dump(mode="json", include=copied),
+        "floats": "as in the graph" if planned.islands is None else "fp16",
+        "islands": planned.islands or {},
+        "layers": audit.layer_precisions,
+        "attention": {"all": len(audit.attention), "fused": sum(item.fused for item in audit.attention)},
+        "missed": [matmul.model_dump(mode="json") for matmul in audit.missed],
+        "weights_grew": audit.weights_grew,
+        "audit": str(planned.folder / "audit.json"),
         "notes": list(result.notes),
     }

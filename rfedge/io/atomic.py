@@ -54,12 +54,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, *, overwrite: bool = False, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it is synced and renamed to `path`, on error removed.
 
-    Args:
-        shared: several processes may write the same content at once, as into a cache; else the second is refused.
-
-    Raises:
-        ArtifactError: `path` exists, now or at the end, and `overwrite` is false; another process writes it; or the disk
-            is full or cannot be written.
+    A second process that writes it is refused, unless all write the same content (`shared`), as into a cache. Raises
+    ArtifactError if `path` exists, now or at the end, and `overwrite` is false, or the disk is full or cannot be written.
     """
     with _disk_errors(path):
         if path.exists() and not overwrite:

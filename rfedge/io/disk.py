@@ -47,14 +47,10 @@ def free_bytes(path: Path) -> int:
 
 
 def check_room(path: Path, needed_bytes: int, *, what: str) -> None:
-    """Refuse to begin what could not be written in the end.
+    """Refuse to begin what could not be written in the end; `what` names it, such as "the checkpoint and its training
+    state".
 
-    Args:
-        path: where it will be written; it need not exist.
-        what: names it, such as "the checkpoint and its training state".
-
-    Raises:
-        ArtifactError: the disk is read-only or has less room.
+    Raises ArtifactError if the disk of `path`, which need not exist, is read-only or has less room.
     """
     folder = _existing(path)
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -82,12 +78,7 @@ def read_file(path: Path, limit_bytes: int | None = None) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Return what is in a JSON file that others may have made.
-
-    Raises:
-        OSError: it cannot be read, or is too large.
-        ValueError: it is no JSON, or nested too deeply.
-    """
+    """Return what is in a JSON file that others may have made; raises OSError or, where it is no JSON, ValueError."""
     content = read_file(path)
     try:
         return json.loads(content)

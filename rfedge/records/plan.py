@@ -31,11 +31,9 @@ class Option:
 
 
 class Uses:
-    """Annotates a field that is a plan itself: the command takes these of its options.
+    """Annotates a field that is a plan itself: the command takes these of its options, without any all of them.
 
-    Args:
-        *fields: their names; without any, all of them.
-        **helps: further ones, each with what `--help` says here.
+    `helps` are further ones, each with what `--help` says here.
     """
 
     def __init__(self, *fields: str, panel: str | None = None, **helps: str) -> None:

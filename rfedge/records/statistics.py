@@ -93,13 +93,10 @@ def proportion(successes: int, n: int) -> Proportion:
 def mean_with_interval(
     values: npt.NDArray[np.floating[Any]], *, seed: int, between: tuple[float, float] | None = None
 ) -> Mean:
-    """Return the mean of independent values (n,), n >= 1.
+    """Return the mean of independent values (n,), n >= 1; `between` are the least and most that one can be.
 
-    Args:
-        values: samples.
-        seed: of the bootstrap.
-        between: least and most that a value can be. Samples that are all alike, which a bootstrap takes for certain, then
-            have the interval that leaves room for the others that were not met.
+    Samples that are all alike, which a bootstrap takes for certain, then have the interval that leaves room for the others
+    that were not met.
     """
     if between is not None and np.ptp(values) == 0:
         unseen = 1.0 - ((1 - CONFIDENCE) / 2) ** (1 / len(values))  # share of others, met by no sample with that chance

@@ -52,17 +52,8 @@ def recorded_actions(dataset: CalvinDataset, segment: Segment) -> npt.NDArray[np
 class RecordedEpisodeRobot:
     """Shows one frame per control step, also where the loop did not look at the one before; the last one stays.
 
-    To see what a policy would have done where a person did something: compare `sent` with `recorded_actions`.
-
-    Args:
-        resize: the camera geometry that they have, see `rfedge.robot.camera`; None where the cameras were square.
-
-    Attributes:
-        sent: every action, float32 (7,), in order.
-        num_stops: how often it was stopped.
-
-    Raises:
-        ConfigError: there is no frame.
+    To see what a policy would have done where a person did something: compare `sent`, float32 (7,) each, with
+    `recorded_actions`. `resize` is the camera geometry that the frames have. Raises ConfigError if there is no frame.
     """
 
     def __init__(self, frames: Sequence[Observation], *, resize: str | None = None) -> None:

@@ -15,15 +15,10 @@ _TIMELINE: Final = "control_step"
 
 
 class RerunLog:
-    """Writes one run to a file that `rerun FILE.rrd` shows; use it as a context manager or call `close`.
-
-    Rerun writes while the run goes on; a killed one can be opened up to its last whole part.
-
-    Args:
-        path: a name ending in .rrd; an older file of this name is replaced.
+    """Writes one run to a file that `rerun FILE.rrd` shows, up to its last whole part if it is killed.
 
     Raises:
-        ConfigError: the name ends otherwise.
+        ConfigError: the name does not end in .rrd.
         BackendUnavailableError: rerun-sdk is not installed.
     """
 

@@ -133,12 +133,7 @@ class StandingSimulator(SimulatedRobot):
 
 
 class ExpertController:
-    """A scripted expert in a policy's place; it reads states and renders nothing.
-
-    Args:
-        expert: of the rollout's task; a new one for every rollout.
-        environment: the simulator that the loop drives.
-    """
+    """A scripted expert in a policy's place, a new one for every rollout; it reads states and renders nothing."""
 
     def __init__(self, expert: Expert, environment: Environment) -> None:
         self._expert = expert

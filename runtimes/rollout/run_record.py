@@ -206,18 +206,10 @@ def _damaged(path: Path, number: int, got: str) -> ArtifactError:
 
 
 class RunRecorder:
-    """Writes one run; use it as a context manager or call `close`.
+    """Writes one run to a new file, and on demand every frame that the loop took into the folder `path` + ".frames".
 
-    Args:
-        path: the file; it must not exist.
-        with_frames: also write every frame that the loop took, into the folder `path` + ".frames".
-
-    Attributes:
-        error: why the rest of the run is not in the file, such as a full disk; None while it is. A robot under control is
-            not left to itself for the sake of a record.
-
-    Raises:
-        ConfigError: the file or the folder exists, or cannot be made.
+    A robot under control is not left to itself for the sake of a record: `error` says why the rest of the run is not in the
+    file, such as a full disk. Raises ConfigError if the file or the folder exists, or cannot be made.
     """
 
     def __init__(self, path: Path, header: RunHeader, *, with_frames: bool = False) -> None:

@@ -21,12 +21,8 @@ _GRIPPER_ZOOM: Final = 2  # 84 -> 168 pixels, so that the small camera fills the
 class VideoRecorder:
     """Gathers frames and writes them in one go, so that a killed run leaves no half film.
 
-    Args:
-        path: a name ending in .gif or .mp4.
-        rate_hz: control steps per second, the film's own rate.
-
     Raises:
-        ConfigError: the name ends otherwise.
+        ConfigError: the name does not end in .gif or .mp4.
         BackendUnavailableError: pillow (for .gif) or imageio-ffmpeg (for .mp4) is not installed.
     """
 

@@ -74,10 +74,8 @@ def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork
 class GraphCount:
     """What one graph computes: its MatMuls, operators, norms and biases, and operators whose cost could not be counted.
 
-    Args:
-        graph: see `read_graph`.
-        dynamic_size: size of its dynamic axes: tokens of the text, steps of the head.
-        block: put everything under this name instead of those that the exporter wrote.
+    Its dynamic axes, tokens of the text or steps of the head, have `dynamic_size`; `block` names everything in place of the
+    exporter's names.
     """
 
     def __init__(self, graph: Graph, *, dynamic_size: int = 1, block: str | None = None) -> None:

@@ -86,13 +86,7 @@ class Inspection:
 def inspect_bundle(
     bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: StageProgress = lambda *_: None
 ) -> Inspection:
-    """Count a bundle's graphs, predict, and run it on this CPU where that is among the devices.
-
-    Args:
-        bundle: opened.
-        devices: names; without any, every known one, this CPU and, where there is one, this GPU.
-        threads: of the CPU's calibration, see `measure_cpu`.
-        progress: called with (stage, done, total).
+    """Count a bundle's graphs, predict, and run it on this CPU where that is among the devices; without any, all known ones.
 
     Raises:
         ArtifactError: a graph cannot be read.

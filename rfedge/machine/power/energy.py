@@ -14,11 +14,7 @@ class Reading:
 
 
 class WrappingCounter:
-    """Makes a counter that starts again at 0 one that only rises.
-
-    Args:
-        modulus: the count that reads as 0 again.
-    """
+    """Makes a counter that reads as 0 again at `modulus` one that only rises."""
 
     def __init__(self, modulus: int) -> None:
         self._modulus = modulus

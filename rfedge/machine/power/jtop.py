@@ -14,15 +14,7 @@ from rfedge.machine.probing import Absent
 
 
 class JtopSource:
-    """A client of the service.
-
-    Args:
-        period_s: how often the service is asked.
-        jtop: the class `jtop.jtop`; imported without.
-
-    Raises:
-        Absent: jetson-stats is not installed, its service does not answer, or it knows no rail that is the board's.
-    """
+    """A client of the service, asked every `period_s`; Absent where it does not answer or knows no rail of the board's."""
 
     def __init__(self, period_s: float, jtop: Any = None) -> None:
         self._client: Any = (jtop or _import())(interval=period_s)

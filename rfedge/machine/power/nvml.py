@@ -11,14 +11,7 @@ _M: Final = 1e-3
 
 
 class NvmlSource:
-    """GPU 0: its energy counter (Volta and newer), else its power.
-
-    Args:
-        nvml: the module `pynvml`; imported without.
-
-    Raises:
-        Absent: no nvidia-ml-py, no driver, no GPU, or one that does not tell its power (a Jetson does not).
-    """
+    """GPU 0: its energy counter (Volta and newer), else its power; Absent where it tells neither, as a Jetson's."""
 
     def __init__(self, nvml: Any = None) -> None:
         self._nvml: Any = nvml or _import()

@@ -19,14 +19,7 @@ _UJ_PER_J: Final = 1e6
 
 
 class RaplSource:
-    """The packages' counters, added up.
-
-    Args:
-        root: the file system to look in.
-
-    Raises:
-        Absent: there are no counters, or this user may not read them.
-    """
+    """The packages' counters, added up; Absent where there are none or this user may not read them."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         folder = root / _FOLDER

@@ -32,13 +32,9 @@ _MILLI: Final = 1e-3
 
 
 class Sampler:
-    """A context manager; `summary` may be called inside, for the time so far, and after it.
+    """A context manager; `summary` may be called inside, for the time so far, and after it. It closes its `sources`.
 
-    Args:
-        sources: open power meters, which it closes; those of this machine without.
-
-    Raises:
-        ConfigError: the period is below 0.01 s.
+    Raises ConfigError if the period is below 0.01 s.
     """
 
     def __init__(
@@ -177,11 +173,7 @@ def _not_readable(reasons: list[str]) -> str:
 
 
 class KernelThermometers:
-    """Every temperature file there is; found once, then only read.
-
-    Args:
-        root: the file system to look in.
-    """
+    """Every temperature file below `root`; found once, then only read."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._files: dict[str, Path] = {}

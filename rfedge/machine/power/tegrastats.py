@@ -43,13 +43,9 @@ def parse_tegrastats(line: str) -> TegrastatsLine:
 
 
 class TegrastatsSource:
-    """A `tegrastats` process of our own and the last line that it printed.
+    """A `tegrastats` process of our own, asked every `period_s` and not below 0.1 s, and the last line that it printed.
 
-    Args:
-        period_s: how often it is asked for a line; not below 0.1 s.
-
-    Raises:
-        Absent: it is not on this machine, or prints no rail that is the board's in time.
+    Raises Absent if it is not on this machine, or prints no rail that is the board's in time.
     """
 
     def __init__(self, period_s: float, command: Sequence[str] = ("tegrastats",)) -> None:
