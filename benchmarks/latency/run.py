@@ -10,7 +10,7 @@ playtable-small fp32, two onnxruntime sessions and PyTorch, 2 threads on 2 cores
 quite idle: `always` 40 and 98 (PyTorch), `within-call` 14 and 24, `never` 21 and 29. So `within-call` is the default
 here and in the runtimes.
 
-On settling: PyTorch's OpenMP workers also busy-wait after a call, and cannot be told to stop. In the `within-call` run
+On settling: PyTorch's OpenMP workers also busy-wait after a call, and no setting stops them. In the `within-call` run
 above onnxruntime's calls fell into two groups, near 14 and near 20 ms, and the noise floor was 0.77; most likely the
 slow group followed a PyTorch call. So each call first waits `settle_ms`, outside the timing, until every pool sleeps.
 """

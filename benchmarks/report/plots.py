@@ -50,7 +50,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot that is not drawn yet: onto a page, or beside others into a file; `draw` takes a figure or a part of one."""
+    """A plot, for a page or beside others in a file; `draw` takes a figure or a part of one."""
 
     draw: Callable[[Any], None]
     height: float  # inches, beside a width of `_WIDTH`

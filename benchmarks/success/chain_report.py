@@ -87,7 +87,7 @@ def success_rates(records: Sequence[ChainRecord]) -> dict[str, Proportion]:
     }
 
 
-def begun_subtasks(records: Iterable[ChainRecord]) -> list[RolloutRecord]:
+def attempted_subtasks(records: Iterable[ChainRecord]) -> list[RolloutRecord]:
     """Return every subtask that was begun, chain by chain."""
     return [subtask for record in records for subtask in record.subtasks]
 
@@ -119,7 +119,7 @@ def mean_solved_steps(subtasks: Iterable[RolloutRecord]) -> float | None:
 
 def calvin_results(records: Sequence[ChainRecord], name: str) -> dict[str, Any]:
     """Return the document that CALVIN's evaluation writes as `results.json`, with `name` in the place of its epoch."""
-    scores = {task: score.success for task, score in task_scores(begun_subtasks(records)).items()}
+    scores = {task: score.success for task, score in task_scores(attempted_subtasks(records)).items()}
     return {
         name: {
             "avg_seq_len": float(np.mean([record.num_solved for record in records])),

@@ -242,7 +242,7 @@ class _Rollout:
         if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
             driver = None
         start = environment.info()
-        judge = _Judge(self._oracle, task, start, must_let_go)
+        done = _StaysDone(self._oracle, task, start, must_let_go)
         if driver is not None and self._options.takeover_steps is not None:
             expert.begin(environment.scene_state())
             num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
@@ -251,12 +251,12 @@ class _Rollout:
                 ControlLoop(driver, self._robot),
                 goal,
                 max_steps=num_driven,
-                success=lambda: judge.is_over(environment.info()),
+                success=lambda: done.is_over(environment.info()),
             )
             if driven.record.success:
                 return True
             driver = None
-            judge = _Judge(self._oracle, task, start, must_let_go)
+            done = _StaysDone(self._oracle, task, start, must_let_go)
         labelled = _Labelled(environment, expert, driver, self._noise)
         num_steps = 0
 
@@ -274,11 +274,11 @@ class _Rollout:
             ControlLoop(labelled, self._robot),
             goal,
             max_steps=self._options.max_steps,
-            success=lambda: judge.is_over(environment.info()) and num_steps >= MIN_FRAMES,
+            success=lambda: done.is_over(environment.info()) and num_steps >= MIN_FRAMES,
             on_step=record,
             observe_every_step=True,
         )
-        return judge.num_frames > 0  # done in the last frame
+        return done.num_frames > 0  # done in the last frame
 
 
 @dataclass(slots=True)
@@ -327,7 +327,7 @@ class _Labelled:
 
 
 @dataclass(slots=True)
-class _Judge:
+class _StaysDone:
     """Says when a task has stayed done for some frames in a row: a block that is dropped again, or only touched in passing,
     teaches the wrong thing.
     """

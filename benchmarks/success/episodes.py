@@ -249,7 +249,7 @@ def _gripper_changes(episodes: Episodes) -> int:
     return sum(int(np.count_nonzero(np.diff(episode[:, POSE_SIZE] > 0))) for episode in episodes)
 
 
-def draw_episodes(report: EpisodesReport, traces: Traces, path: Path) -> None:
+def plot_episodes(report: EpisodesReport, traces: Traces, path: Path) -> None:
     """Plot the episodes with the least, median and largest error of the first policy: a column each, a row per axis."""
     check_matplotlib("--plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -24,7 +24,7 @@ from rfedge.records.statistics import Proportion, proportion
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
-from rfedge.runtimes.rollout.episode import judge_of
+from rfedge.runtimes.rollout.episode import success_check
 
 EXPERT_SUCCESS_SCHEMA_VERSION: Final = 1
 # What the project asks of its experts: nearly always on most tasks, and on none rarely.
@@ -141,7 +141,7 @@ def roll_out_expert(
     expert = prepare_start(task, environment, seed, anywhere=anywhere)
     loop = ControlLoop(ExpertController(expert, environment), StandingSimulator(environment))
     goal = Goal(INSTRUCTIONS[task], task)
-    return roll_out(loop, goal, max_steps=max_steps, success=judge_of(environment, task), seed=seed).record
+    return roll_out(loop, goal, max_steps=max_steps, success=success_check(environment, task), seed=seed).record
 
 
 def _roll_out(plan: ExpertSuccessPlan, task: str) -> tuple[RolloutRecord, ...]:

@@ -50,7 +50,7 @@ class LooksPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sight:
+class RenderedState:
     """One state and its pictures: of the real simulator, and of PlayTable by looks."""
 
     task: str
@@ -82,7 +82,7 @@ class LooksReport(Measurement):
     differences: dict[str, dict[str, PictureDifference]]  # by looks, then by camera
 
 
-def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[Sight]]:
+def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[RenderedState]]:
     """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state in one look as one.
 
     Raises:
@@ -97,7 +97,7 @@ def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksR
         if on_state is not None:
             on_state(done, total)
 
-    sights: list[Sight] = []
+    states: list[RenderedState] = []
     rng = np.random.default_rng(plan.seed)
     order = [str(task) for task in rng.permutation(EXPERT_TASKS)]
     with make_environment("calvin", scene=plan.scene, renderer=plan.renderer) as real:
@@ -106,16 +106,16 @@ def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksR
             expert = prepare_start(task, real, int(rng.integers(2**31)))
             for _ in range(int(rng.integers(MAX_MOMENT))):
                 real.advance(expert.act(real.robot_state(), real.scene_state()))
-            sights.append(Sight(task, real.robot_state(), real.scene_state(), real.observe(), {}))
+            states.append(RenderedState(task, real.robot_state(), real.scene_state(), real.observe(), {}))
             count()
         real_renderer, simulator_versions = real.renderer, dict(getattr(real, "versions", {}))
     renderer = ""
     for looks in plan.looks:
         with make_environment("playtable", scene=plan.scene, looks=looks, seed=plan.seed) as ours:
             renderer = ours.renderer
-            for index, sight in enumerate(sights):
+            for index, state in enumerate(states):
                 redress(ours, (plan.seed, index))
-                sight.playtable[looks] = ours.reset(sight.robot_obs, sight.scene_obs)
+                state.playtable[looks] = ours.reset(state.robot_obs, state.scene_obs)
                 count()
     report = LooksReport(
         **provenance(),
@@ -124,10 +124,10 @@ def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksR
         real_renderer=real_renderer,
         renderer=renderer,
         seed=plan.seed,
-        tasks=tuple(sight.task for sight in sights),
-        differences={looks: {camera: _difference(sights, looks, camera) for camera in CAMERAS} for looks in plan.looks},
+        tasks=tuple(state.task for state in states),
+        differences={looks: {camera: _difference(states, looks, camera) for camera in CAMERAS} for looks in plan.looks},
     )
-    return report, sights
+    return report, states
 
 
 def _picture(seen: Observation, camera: Camera) -> UInt8Array:
@@ -135,10 +135,10 @@ def _picture(seen: Observation, camera: Camera) -> UInt8Array:
     return picture
 
 
-def _difference(sights: Sequence[Sight], looks: Looks, camera: Camera) -> PictureDifference:
+def _difference(states: Sequence[RenderedState], looks: Looks, camera: Camera) -> PictureDifference:
     levels = [
-        float(np.abs(_picture(sight.playtable[looks], camera).astype(np.int16) - _picture(sight.real, camera)).mean())
-        for sight in sights
+        float(np.abs(_picture(state.playtable[looks], camera).astype(np.int16) - _picture(state.real, camera)).mean())
+        for state in states
     ]
     return PictureDifference(mean=float(np.mean(levels)), states=tuple(levels))
 
@@ -158,7 +158,7 @@ def assert_levels(report: LooksReport, limit: float) -> None:
             )
 
 
-def draw_sheet(sights: Sequence[Sight], path: Path) -> None:
+def save_sheet(states: Sequence[RenderedState], path: Path) -> None:
     """Write a PNG with a row for each of some states: for either camera the real picture, and beside it each of PlayTable's.
     Raises BackendUnavailableError if Pillow is not installed.
     """
@@ -171,12 +171,12 @@ def draw_sheet(sights: Sequence[Sight], path: Path) -> None:
     def tile(picture: UInt8Array) -> Any:
         return Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
 
-    shown = [sights[index] for index in np.unique(np.linspace(0, len(sights) - 1, SHEET_ROWS).round().astype(int))]
+    shown = [states[index] for index in np.unique(np.linspace(0, len(states) - 1, SHEET_ROWS).round().astype(int))]
     columns = len(CAMERAS) * (1 + len(shown[0].playtable))
     step = TILE + GAP
     sheet = Image.new("RGB", (columns * step - GAP, len(shown) * step - GAP), "white")
-    for row, sight in enumerate(shown):
-        pictures = [_picture(seen, camera) for camera in CAMERAS for seen in (sight.real, *sight.playtable.values())]
+    for row, state in enumerate(shown):
+        pictures = [_picture(seen, camera) for camera in CAMERAS for seen in (state.real, *state.playtable.values())]
         for column, picture in enumerate(pictures):
             sheet.paste(tile(picture), (column * step, row * step))
     with atomic_file(path) as temporary:

@@ -10,8 +10,8 @@ import numpy as np
 
 from rfedge.benchmarks.success.chain_report import (
     ChainRecord,
+    attempted_subtasks,
     average_length,
-    begun_subtasks,
     mean_solved_steps,
     success_rates,
     task_scores,
@@ -36,7 +36,7 @@ class RowRecords:
     @property
     def subtasks(self) -> tuple[RolloutRecord, ...]:
         """All tasks that were begun."""
-        return (*begun_subtasks(self.chains), *(trial.rollout for trial in self.trials))
+        return (*attempted_subtasks(self.chains), *(trial.rollout for trial in self.trials))
 
     @property
     def num_control_steps(self) -> int:
@@ -74,7 +74,7 @@ def chain_result(records: RowRecords, *, seed: int) -> ChainResult | None:
     chains = records.chains
     if not chains:
         return None
-    subtasks = begun_subtasks(chains)
+    subtasks = attempted_subtasks(chains)
     solved, begun = _solved(chains), np.array([len(chain.subtasks) for chain in chains], dtype=np.float64)
     task_success = ratio_of_sums(solved, begun, seed=seed)
     assert task_success is not None, "every chain begins a task"

@@ -188,7 +188,7 @@ def find_engine(bundle: Bundle, stage: EngineStage, device: EngineTarget) -> tup
     reasons = []
     candidates: list[tuple[bool, Path, EngineRecord]] = []
     for folder in engine_folders(bundle):
-        found, reason = _judge(bundle, folder, stage, device)
+        found, reason = _check_folder(bundle, folder, stage, device)
         if found is None:
             reasons.append(f"{folder.name} ({reason})")
         else:
@@ -204,7 +204,7 @@ def find_engine(bundle: Bundle, stage: EngineStage, device: EngineTarget) -> tup
     )
 
 
-def _judge(
+def _check_folder(
     bundle: Bundle, folder: Path, stage: EngineStage, device: EngineTarget
 ) -> tuple[EngineRecord, None] | tuple[None, str]:
     try:

@@ -21,7 +21,7 @@ class Gpu:
     memory_bytes: int
     driver: str
     cuda: str  # newest CUDA version that the driver serves; "" when unknown
-    asked: str  # who told
+    asked: str  # who said so
     # cores, clock_hz, bandwidth: CUDA cores, highest SM clock and bytes a second; 0 where nobody tells
     cores: int = 0
     clock_hz: float = 0.0

@@ -45,14 +45,14 @@ class PrecisionVerdict:
 _Way = tuple[str, str] | str
 
 
-def judge_precisions(machine: Machine, exported: Collection[str]) -> list[PrecisionVerdict]:
+def check_precisions(machine: Machine, exported: Collection[str]) -> list[PrecisionVerdict]:
     """Check every precision name; `exported` are those that this version can export."""
-    return [_judge(name, machine, exported) for name in PRECISION_NAMES]
+    return [_check(name, machine, exported) for name in PRECISION_NAMES]
 
 
-def _judge(name: str, machine: Machine, exported: Collection[str]) -> PrecisionVerdict:
+def _check(name: str, machine: Machine, exported: Collection[str]) -> PrecisionVerdict:
     if name in _BITSANDBYTES:
-        return _judge_bitsandbytes(name, machine.bitsandbytes)
+        return _check_bitsandbytes(name, machine.bitsandbytes)
     way = _way(name, machine)
     if isinstance(way, str):
         return PrecisionVerdict(name, possible=False, backend="", speed="", reason=way)
@@ -61,7 +61,7 @@ def _judge(name: str, machine: Machine, exported: Collection[str]) -> PrecisionV
     return PrecisionVerdict(name, possible=name in exported, backend=backend, speed=speed, reason=reason)
 
 
-def _judge_bitsandbytes(name: str, found: Probed[str]) -> PrecisionVerdict:
+def _check_bitsandbytes(name: str, found: Probed[str]) -> PrecisionVerdict:
     if found.value is None:
         return PrecisionVerdict(name, possible=False, backend="", speed="", reason=found.reason)
     backend = f"PyTorch on the CPU with bitsandbytes {found.value}"

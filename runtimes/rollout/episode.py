@@ -29,10 +29,10 @@ def begin_episode(environment: Environment, goal: Goal, seed: int) -> Callable[[
         environment.restore()
         return None
     prepare_start(goal.task, environment, seed)
-    return judge_of(environment, goal.task)
+    return success_check(environment, goal.task)
 
 
-def judge_of(environment: Environment, task: str) -> Callable[[], bool]:
+def success_check(environment: Environment, task: str) -> Callable[[], bool]:
     """Return what says whether `task` has been done since now."""
     oracle, start = TaskOracle(), environment.info()
     return lambda: oracle.solved(task, start, environment.info())

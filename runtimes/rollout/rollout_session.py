@@ -16,7 +16,7 @@ from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
-from rfedge.runtimes.rollout.episode import judge_of
+from rfedge.runtimes.rollout.episode import success_check
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class RolloutSession:
         loop = ControlLoop(
             self._agent(subtask, environment), StandingSimulator(environment), guard=SafetyGuard(self._setup.limits)
         )
-        judge = judge_of(environment, subtask.task)
-        return roll_out(loop, subtask, max_steps=self._setup.max_steps, success=judge, seed=seed).record
+        success = success_check(environment, subtask.task)
+        return roll_out(loop, subtask, max_steps=self._setup.max_steps, success=success, seed=seed).record
 
     def close(self) -> None:
         """Close the environment, if it was opened."""

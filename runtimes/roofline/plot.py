@@ -36,7 +36,7 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
     by_arithmetic = work.total().macs_by_arithmetic
     main: Arithmetic = max(by_arithmetic, key=lambda name: by_arithmetic[name])
     stages = {stage: sums for stage in STAGES if (sums := work.stage(stage)).macs and sums.traffic_bytes}
-    devices = _drawn(inspection)
+    devices = _plotted(inspection)
     corners = [item.rate(main)[1] / item.bandwidth for item in devices]
     intensities = [sums.intensity for sums in stages.values()]
     x = np.geomspace(min([*intensities, *corners]) / 4, max([*intensities, *corners]) * 4, 200)
@@ -70,7 +70,7 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _drawn(inspection: Inspection) -> Sequence[Device]:
+def _plotted(inspection: Inspection) -> Sequence[Device]:
     """Return what was asked for; of a long list this machine and one board a family: more roofs cannot be distinguished."""
     devices = [item.device for item in inspection.predictions]
     if len(devices) <= _MOST_DEVICES:

@@ -13,10 +13,10 @@ from rfedge.benchmarks.success.looks import (
     LooksPlan,
     LooksReport,
     PictureDifference,
-    Sight,
+    RenderedState,
     assert_levels,
-    draw_sheet,
     run_looks,
+    save_sheet,
 )
 from rfedge.cli.bench.app import bench_app
 from rfedge.envs.calvin.environment import PYTHON_VARIABLE
@@ -59,10 +59,11 @@ def test_the_gate_looks_at_the_worse_camera() -> None:
 
 def test_the_sheet_has_a_row_for_some_states_and_the_real_picture_first(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    sights = [
-        Sight("open_drawer", np.zeros(15), np.zeros(24), _seen(10 * index), {"playtable": _seen(200)}) for index in range(20)
+    states = [
+        RenderedState("open_drawer", np.zeros(15), np.zeros(24), _seen(10 * index), {"playtable": _seen(200)})
+        for index in range(20)
     ]
-    draw_sheet(sights, tmp_path / "looks.png")
+    save_sheet(states, tmp_path / "looks.png")
     with image.open(tmp_path / "looks.png") as sheet:
         pixels = np.asarray(sheet)
     assert pixels.shape == (6 * (TILE + GAP) - GAP, 4 * (TILE + GAP) - GAP, 3)
@@ -92,10 +93,10 @@ def test_playtable_looks_like_calvin(scene: str) -> None:
     calvin_python()
     done: list[tuple[int, int]] = []
     plan = LooksPlan(("playtable", "calvin"), scene=scene, states=4)
-    report, sights = run_looks(plan, on_state=lambda *state: done.append(state))
+    report, states = run_looks(plan, on_state=lambda *state: done.append(state))
     assert done == [(index, 12) for index in range(1, 13)]
     assert report.real_renderer.startswith("egl")
-    assert len(set(report.tasks)) == len(sights) == 4
+    assert len(set(report.tasks)) == len(states) == 4
     assert_levels(report, 20.0)
     for camera, difference in report.differences["calvin"].items():
         assert difference.mean < report.differences["playtable"][camera].mean, "calvin_env's own meshes are nearer"

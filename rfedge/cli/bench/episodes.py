@@ -22,7 +22,7 @@ def episodes(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rfedge.benchmarks.success.episodes import draw_episodes
+    from rfedge.benchmarks.success.episodes import plot_episodes
     from rfedge.cli.show.progress import stage_progress
     from rfedge.cli.show.reports import write_report
     from rfedge.io.plotting import check_matplotlib
@@ -34,7 +34,7 @@ def episodes(
         report, traces = run_episodes(plan, on_step=progress)
     _print(report, to_stderr=as_json)
     if plot is not None:
-        draw_episodes(report, traces, plot)
+        plot_episodes(report, traces, plot)
     write_report(report, output, as_json=as_json)
 
 

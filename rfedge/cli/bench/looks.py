@@ -27,10 +27,10 @@ def looks(
 
     plan = plan_of(library.LooksPlan, given)
     with stage_progress() as progress:
-        report, sights = library.run_looks(plan, on_state=lambda done, total: progress("pictures", done, total))
+        report, states = library.run_looks(plan, on_state=lambda done, total: progress("pictures", done, total))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        library.draw_sheet(sights, output / "looks.png")
+        library.save_sheet(states, output / "looks.png")
     show_report(report, None if output is None else output / "looks.json", as_json=as_json)
     if assert_levels is not None:
         library.assert_levels(report, assert_levels)  # last, so that the numbers behind a failed gate are on the screen

@@ -24,7 +24,7 @@ from rfedge.machine.memory import Memory, Swap, memory_limit, parse_meminfo, par
 from rfedge.machine.probing import Absent, Probed, command_output, probe
 from rfedge.machine.processor import Processor, cpu_quota, int8_support, parse_cpuinfo, probe_processor
 from rfedge.runtimes.doctor.examination import Examination, examine
-from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, Machine, PrecisionVerdict, judge_precisions
+from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, Machine, PrecisionVerdict, check_precisions
 from rfedge.runtimes.doctor.software import (
     OnnxRuntime,
     Python,
@@ -64,7 +64,7 @@ def machine(**changes: object) -> Machine:
 
 
 def verdicts_on(judge: Machine, exported: tuple[str, ...] = ("fp32", "int8")) -> dict[str, PrecisionVerdict]:
-    return {verdict.name: verdict for verdict in judge_precisions(judge, exported)}
+    return {verdict.name: verdict for verdict in check_precisions(judge, exported)}
 
 
 def test_releases_become_jetpacks() -> None:
