@@ -17,7 +17,6 @@ _OLDEST_GLIBC_MINOR = 17
 
 
 def core_dependencies(pyproject: Path) -> list[str]:
-    """Return the `dependencies` list of a pyproject.toml."""
     if sys.version_info >= (3, 11):
         import tomllib
 

@@ -57,7 +57,6 @@ STAGES: Final = tuple(
 
 
 def render() -> str:
-    """Return the stages as a Markdown table."""
     lines = ["| stage | command | minutes |", "|---|---|---|"]
     lines += [f"| {stage.what} | `{stage.program} {stage.command}` | {stage.minutes} |" for stage in STAGES]
     return "\n".join([BEGIN, *lines, END])

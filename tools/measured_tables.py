@@ -175,7 +175,6 @@ def _policy(policy: dict[str, Any]) -> str:
 
 
 def share(value: dict[str, float]) -> str:
-    """Return a share and its interval in per cent."""
     return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
 
 
@@ -189,7 +188,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return one committed result."""
     return _read(RESULTS / f"{name}_202611.json")
 
 
@@ -234,7 +232,6 @@ def chains() -> str:
 
 
 def cost() -> str:
-    """Return what a control step costs."""
     rows: list[tuple[object, ...]] = []
     for name, title in (("env_playtable-d_cpu", "PlayTable"), ("env_calvin-d_cpu", "real CALVIN")):
         report = load(name)

@@ -112,7 +112,6 @@ def summarise(
     root: Path,
     seconds: float,
 ) -> int:
-    """Print what was reached and return the exit status."""
     print("\n=== summary")
     num_episodes, num_frames = (sum(task[key] for task in demos["tasks"]) for key in ("episodes", "frames"))
     print(f"demonstrations: {num_episodes} episodes of {len(demos['tasks'])} tasks, {num_frames} frames")

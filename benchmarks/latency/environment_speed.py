@@ -31,8 +31,6 @@ GRIPPER_PERIOD: Final = 30  # control steps between two changes of the gripper
 
 @dataclass(frozen=True)
 class EnvironmentSpeedPlan:
-    """What to measure."""
-
     env: Annotated[str, Option("Environment: playtable or calvin.", choices=ENVIRONMENTS)] = "playtable"
     scene: Annotated[str, Option("Table layout, A to D.")] = "D"
     looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None

@@ -61,8 +61,6 @@ _POOL_VARIABLES: Final = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """What to measure."""
-
     bundles: Annotated[
         tuple[Path, ...],
         Option("Bundle folders or shipped policies; the first is also the noise floor.", argument=True, parse=find_bundle),

@@ -44,8 +44,6 @@ SERVER_DEADLINE_MS: Final = 10_000.0  # answers are to be slow under load, not c
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """What to measure."""
-
     bundle: Annotated[Path, Option("Bundle folder or shipped policy to serve.", argument=True, parse=find_bundle)]
     clients: Annotated[int, Option("Clients that ask as fast as they are answered.")] = 8
     seconds: Annotated[float, Option("For how long.")] = 60.0
@@ -66,8 +64,6 @@ class ServerPlan:
 
 
 class ServerReport(Measurement):
-    """The whole measurement."""
-
     format: Literal["rfedge-server"] = "rfedge-server"
     schema_version: Literal[2] = 2
     policy: str

@@ -47,12 +47,10 @@ class ServingProcess:
 
     @property
     def url(self) -> str:
-        """Address for clients."""
         return str(self.greeting["url"])
 
     @property
     def port(self) -> int:
-        """TCP port it listens on."""
         return int(self.url.rsplit(":", 1)[1])
 
     @property

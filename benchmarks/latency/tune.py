@@ -48,8 +48,6 @@ _HINTS: Final = {"f32": (), "bf16": ("AVX512-BF16", "AMX-BF16"), "f16": ("FP16",
 
 @dataclass(frozen=True)
 class TunePlan:
-    """What to tune, and for how long."""
-
     bundle: Annotated[Path, Option("Bundle folder or shipped policy.", argument=True, parse=find_bundle)]
     budget_s: Annotated[float, Option("No duel begins after this many seconds.")] = 60.0
     instruction: Annotated[str, Option("Instruction of every call.")] = _INSTRUCTION

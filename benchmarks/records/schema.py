@@ -70,8 +70,6 @@ class Comparison(Record):
 
 
 class LatencyReport(Measurement):
-    """The whole document."""
-
     format: Literal["rfedge-latency"] = "rfedge-latency"
     schema_version: int = LATENCY_SCHEMA_VERSION
     conditions: LatencyConditions

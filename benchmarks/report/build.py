@@ -40,8 +40,6 @@ _WANTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A finished report."""
-
     html: str
     markdown: str
     sentence: str  # which bundle to put on the robot and why
@@ -121,7 +119,6 @@ def _picture(path: Path) -> Figure:
 
 
 def _records(collection: Collection, names: Names) -> Section:
-    """Where every number comes from."""
     unknown = missing("this kind of record does not tell")
     rows: list[list[Cell]] = []
     for one in collection.found:

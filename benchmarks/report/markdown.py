@@ -116,11 +116,14 @@ def interval(value: Mapping[str, Any]) -> str:
     return f"{bracketed(value)}, n = {value['n']}"
 
 
-def share(value: Mapping[str, Any], n: int | None = None) -> str:
-    """Return a share with its 95 % interval in per cent, such as "85 % [80, 89], n = 200"."""
-    n = value.get("n", n)
-    numbers = f"{value['value']:.0%} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]".replace("%", " %")
-    return numbers if n is None else f"{numbers}, n = {n}"
+def percent(value: Mapping[str, Any]) -> str:
+    """Return a share with its 95 % interval in per cent, such as "85 % [80, 89]"."""
+    return f"{100 * value['value']:.0f} % [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
+
+
+def share(value: Mapping[str, Any]) -> str:
+    """Return `percent`, with the number of samples where there is one, such as "85 % [80, 89], n = 200"."""
+    return percent(value) + (f", n = {value['n']}" if "n" in value else "")
 
 
 def times_faster(ratio: Mapping[str, float] | None, reason: str) -> Cell:

@@ -57,7 +57,6 @@ class Plot:
     caption: str
 
     def to_html(self) -> str:
-        """Return it as SVG."""
         content = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the same bytes for the same records
         with _style():

@@ -16,6 +16,7 @@ from rfedge.benchmarks.report.markdown import (
     megabytes,
     milliseconds,
     missing,
+    percent,
     percentiles,
     share,
     times_faster,
@@ -79,11 +80,7 @@ def _success(name: str, document: Document, names: Names) -> Iterator[Part]:
 
 
 def _rates(chains: Document) -> list[Cell]:
-    rates = [
-        f"{rate['value']:.0%} [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
-        for rate in chains["success_rates"].values()
-    ]
-    return [interval(chains["average_length"]), *(rate.replace("%", " %") for rate in rates)]
+    return [interval(chains["average_length"]), *map(percent, chains["success_rates"].values())]
 
 
 _MOTION: Final = ("jerk", "call p50 / p99 ms, workers beside", "control steps")
@@ -104,13 +101,11 @@ def _effort(row: Document, part: Document) -> list[Cell]:
 def _difference(paired: Document) -> Iterator[Cell]:
     for what in ("average_length", "single_task"):
         difference, ratio = paired[f"{what}_difference"], paired[f"{what}_share"]
-        nothing = missing("not asked for" if difference is None else "the reference solved nothing")
-        yield (
-            missing("not asked for")
-            if difference is None
-            else f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
-        )
-        yield nothing if ratio is None else share(ratio)
+        if difference is None:
+            yield from [missing("not asked for")] * 2
+            continue
+        yield f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+        yield missing("the reference solved nothing") if ratio is None else share(ratio)
 
 
 def _tasks(caption: str, scores: Mapping[str, Document]) -> list[Table]:
@@ -182,11 +177,8 @@ def _errors(metrics: Mapping[str, float]) -> list[Cell]:
 
 
 def _gates(row: Document) -> Cell:
-    return (
-        "met"
-        if row["passed"]
-        else ("missed", "the bundle was forced" if row.get("forced") or row.get("forced_past") else "")
-    )
+    forced = "the bundle was forced" if row.get("forced") or row.get("forced_past") else ""
+    return "met" if row["passed"] else ("missed", forced)
 
 
 def _parity(name: str, manifest: Document, _: Names) -> Iterator[Part]:
@@ -302,15 +294,10 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
         for number, inner in enumerate(value):
             yield from _leaves(inner, f"{name} {inner.get('name', number)}")
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value))
     elif value is not None:
-        yield (
-            name,
-            f"{value:.6g}"
-            if isinstance(value, float)
-            else ", ".join(map(str, value))
-            if isinstance(value, list)
-            else str(value),
-        )
+        yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 Render = Callable[[str, Document, Names], Iterator[Part]]

@@ -52,8 +52,6 @@ VARIANTS: Final = (
 
 
 class TrainedVariant(Record):
-    """One variant, trained."""
-
     name: str  # label of its rows in `success`
     change: str  # against the first one, in words
     flags: tuple[str, ...]  # of `rfedge train`, beside those that all share
@@ -63,8 +61,6 @@ class TrainedVariant(Record):
 
 
 class AblationsReport(Measurement):
-    """The whole document."""
-
     format: Literal["rfedge-ablations"] = "rfedge-ablations"
     schema_version: int = ABLATIONS_SCHEMA_VERSION
     training: tuple[str, ...]  # flags of `rfedge train` that all variants share
@@ -74,8 +70,6 @@ class AblationsReport(Measurement):
 
 @dataclass(frozen=True, slots=True)
 class AblationPlan:
-    """What to measure."""
-
     start: Path  # checkpoint that every variant starts from
     data: Path
     output: Path  # gets a folder for each variant, and the rollouts
@@ -121,7 +115,6 @@ def _is_of(bundle: Path, checkpoint: Path) -> bool:
 
 
 def _rfedge(*arguments: str) -> dict[str, Any]:
-    """Run one command and return its document."""
     sys.stderr.write(f"$ {shlex.join(('rfedge', *arguments))}\n")
     try:
         return run_rfedge(arguments)

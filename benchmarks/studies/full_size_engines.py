@@ -87,8 +87,6 @@ class FullSizeEngine(Record):
 
 
 class EnginesReport(Measurement):
-    """A committed record."""
-
     format: Literal["rfedge-full-size-engines"] = "rfedge-full-size-engines"
     schema_version: Literal[1] = ENGINES_SCHEMA_VERSION
     engines: tuple[FullSizeEngine, ...]

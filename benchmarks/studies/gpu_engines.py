@@ -68,8 +68,6 @@ FORMS: Final = {"fp16": Form("fp16", "fp16"), "int8 + fp32": Form("int8", "fp32"
 
 
 class FormResult(Record):
-    """One form of a policy."""
-
     name: str
     # engine_bytes, build_s: None for PyTorch
     engine_bytes: int | None = None
@@ -93,8 +91,6 @@ class PolicyResult(Record):
 
 
 class GpuEnginesReport(Measurement):
-    """A committed record."""
-
     format: Literal["rfedge-gpu-engines"] = "rfedge-gpu-engines"
     schema_version: Literal[1] = 1
     device: str

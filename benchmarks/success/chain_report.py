@@ -39,8 +39,6 @@ class TaskScore(Record):
 
 
 class ChainConditions(Record):
-    """Everything that was chosen."""
-
     environment: str
     scene: str
     agent: dict[str, str]  # name and facts of what acted, for instance a bundle's hash

@@ -68,8 +68,6 @@ _INSTRUCTION_STREAM: Final = 1  # beside the agent's own seed
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """What to run."""
-
     # called once in every process that runs chains. Hashable; for more than one worker also picklable, so a class, a
     # top-level function or a frozen dataclass with `__call__`.
     make_agent: Callable[[], Agent]

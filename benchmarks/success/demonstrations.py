@@ -80,7 +80,6 @@ class RecordingOptions:
 
     @property
     def max_frames(self) -> int:
-        """Most frames of one rollout."""
         return self.chain_length * self.max_steps
 
     def check(self) -> None:
@@ -294,7 +293,6 @@ class _Labelled:
 
     @property
     def conventions(self) -> Conventions:
-        """Those of the driver."""
         return conventions_of(self.driver)
 
     @property
@@ -302,12 +300,10 @@ class _Labelled:
         return self.driver is not None and self.driver.needs_observation
 
     def reset(self, instruction: str) -> None:
-        """Tell the driver."""
         if self.driver is not None:
             self.driver.reset(instruction)
 
     def control(self, observation: Observation | None) -> ControlStep:
-        """Return what is sent."""
         robot_obs, scene_obs = self.environment.robot_state(), self.environment.scene_state()
         label = sent = self.expert.act(robot_obs, scene_obs)
         self.row = (robot_obs, scene_obs, label)

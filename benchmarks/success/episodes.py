@@ -44,8 +44,6 @@ Episodes = Sequence[npt.NDArray[np.floating]]
 
 @dataclass(frozen=True, slots=True)
 class EpisodesPlan:
-    """The policies and the episodes."""
-
     bundles: Annotated[
         tuple[Path, ...],
         Option(

@@ -35,8 +35,6 @@ LEAST_RATE: Final = 0.80
 
 @dataclass(frozen=True)
 class ExpertSuccessPlan:
-    """What to run."""
-
     env: str = "playtable"  # a name that `make_environment` knows
     scene: str = "D"  # "A" to "D"
     tasks: tuple[str, ...] = EXPERT_TASKS  # names; empty is all of them
@@ -56,8 +54,6 @@ class ExpertSuccessPlan:
 
 
 class ExpertTaskScore(Record):
-    """One task."""
-
     success: Proportion  # share of the starts that were solved, with Wilson's 95 % interval
     within_window: int  # how many were solved within 64 control steps, the longest window that CALVIN annotates
     median_steps: float | None  # control steps of the successes; None without one
@@ -65,8 +61,6 @@ class ExpertTaskScore(Record):
 
 
 class ExpertSuccessReport(Measurement):
-    """The whole document."""
-
     format: Literal["rfedge-expert-success"] = "rfedge-expert-success"
     schema_version: int = EXPERT_SUCCESS_SCHEMA_VERSION
     environment: str

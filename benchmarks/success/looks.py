@@ -31,8 +31,6 @@ GAP: Final = 4
 
 @dataclass(frozen=True)
 class LooksPlan:
-    """What to compare."""
-
     looks: Annotated[
         tuple[Looks, ...], Option("Looks of PlayTable, with commas between: playtable, random, calvin.", commas=True)
     ] = ("playtable",)
@@ -68,8 +66,6 @@ class PictureDifference(Record):
 
 
 class LooksReport(Measurement):
-    """The whole document."""
-
     format: Literal["rfedge-looks"] = "rfedge-looks"
     schema_version: int = LOOKS_SCHEMA_VERSION
     simulator_versions: dict[str, str]

@@ -31,8 +31,9 @@ from rfedge.runtimes.rollout.rollout_session import Simulator
 ENRICHED: Final = "enriched"
 
 
-def _parse_tasks(text: str) -> tuple[str, ...]:
-    return TASKS if text == "all" else tuple(check_task(name.strip()) for name in text.split(",") if name.strip())
+def parse_tasks(text: str, every: tuple[str, ...] = TASKS) -> tuple[str, ...]:
+    """Read "all" or names with commas between. Raises ConfigError for an unknown name."""
+    return every if text == "all" else tuple(check_task(name.strip()) for name in text.split(",") if name.strip())
 
 
 def _parse_decay(text: str) -> float | None:
@@ -48,8 +49,6 @@ def _parse_decay(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class SuccessPlan:
-    """What to run."""
-
     bundles: tuple[Path, ...]  # folders; the first is what the others are compared with
     torch: tuple[TorchPolicy, ...] = ()  # checkpoints in PyTorch, after the bundles
     emulate_engines: Annotated[
@@ -116,7 +115,7 @@ class SuccessPlan:
         ),
     ] = 0
     tasks: Annotated[
-        tuple[str, ...], Option("With --single-tasks: `all`, or names with commas between.", parse=_parse_tasks, text="all")
+        tuple[str, ...], Option("With --single-tasks: `all`, or names with commas between.", parse=parse_tasks, text="all")
     ] = TASKS
     max_steps: Annotated[int, Option("Control steps for each task.", min=1)] = MAX_STEPS
     seed: Annotated[
@@ -182,7 +181,6 @@ class RowPlan:
 
     @property
     def folder_name(self) -> str:
-        """What its folder is called; unique in a plan."""
         return _as_folder_name(self.name)
 
     def chain_plan(self, plan: SuccessPlan, environment: EnvironmentIdentity | None = None) -> ChainPlan:

@@ -173,8 +173,6 @@ class SuccessConditions(Record):
 
 
 class SuccessReport(Measurement):
-    """The whole document."""
-
     format: Literal["rfedge-success"] = "rfedge-success"
     schema_version: int = SUCCESS_SCHEMA_VERSION
     conditions: SuccessConditions

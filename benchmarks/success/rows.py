@@ -35,12 +35,10 @@ class RowRecords:
 
     @property
     def subtasks(self) -> tuple[RolloutRecord, ...]:
-        """All tasks that were begun."""
         return (*attempted_subtasks(self.chains), *(trial.rollout for trial in self.trials))
 
     @property
     def num_control_steps(self) -> int:
-        """Of all tasks that were begun."""
         return sum(subtask.num_steps for subtask in self.subtasks)
 
     @property
@@ -50,7 +48,6 @@ class RowRecords:
 
     @property
     def environment(self) -> EnvironmentIdentity:
-        """What all of it was run in."""
         return self.chains[0].environment if self.chains else self.trials[0].environment
 
     @property

@@ -36,7 +36,6 @@ class TrialRecord(Record):
 
     @property
     def key(self) -> tuple[str | None, int | None]:
-        """Task and start."""
         return self.rollout.task, self.rollout.seed
 
 
@@ -49,7 +48,6 @@ class Trial:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Task and start."""
         return self.subtask.task, self.start
 
 

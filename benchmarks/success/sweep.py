@@ -54,8 +54,6 @@ class SweepRow(Record):
 
 
 class SweepReport(Measurement):
-    """The whole document."""
-
     format: Literal["rfedge-sweep"] = "rfedge-sweep"
     schema_version: int = SWEEP_SCHEMA_VERSION
     success: SuccessReport  # of every combination; those that are not possible are in its `not_possible`
@@ -70,8 +68,6 @@ _OTHER_PROCESS: Final = 2  # workers: one would be this process, and of two a si
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What to run."""
-
     success: SuccessPlan  # rows; combinations that are not possible are listed and left out
     iterations: Annotated[
         int,
@@ -99,7 +95,6 @@ class SweepPlan:
 
     @property
     def latency(self) -> LatencyPlan:
-        """The plan of the timing."""
         return LatencyPlan(
             bundles=self.success.bundles,
             torch=self.success.torch,

@@ -76,8 +76,6 @@ CPU_ROLES: Final[dict[GraphName, Role]] = {
 
 
 class Artifact(Record):
-    """One file of the bundle."""
-
     path: str = Field(pattern=r"^[^/\x00][^\x00]*$", max_length=255)
     role: Role
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -227,7 +225,6 @@ class Bundle:
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 

@@ -41,7 +41,6 @@ class EngineTarget(Record):
 
     @property
     def fingerprint(self) -> str:
-        """The name of the folder for this target."""
         where = "aot" if self.ahead_of_time else f"cuda{self.cuda}-driver{self.driver}"
         return f"{self.module}-{self.version}-sm{self.sm}-{where}"
 
@@ -128,8 +127,6 @@ class EngineRecord(Record):
 
 
 class EngineFolder(Record):
-    """engine.json."""
-
     format: Literal["rfedge-engines"] = "rfedge-engines"
     schema_version: Literal[1] = SCHEMA_VERSION
     target: EngineTarget

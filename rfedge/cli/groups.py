@@ -23,7 +23,6 @@ class LazyCommand(TyperCommand):
         self._target = target
 
     def load(self) -> Any:
-        """Import the command, or the group."""
         module, attribute = self._target.split(":")
         loaded = getattr(import_module(module), attribute)
         if isinstance(loaded, typer.Typer):
@@ -33,7 +32,6 @@ class LazyCommand(TyperCommand):
         return get_command(app)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Return the context of the loaded command, which then runs in this one's place."""
         return self.load().make_context(info_name, args, parent=parent, **extra)
 
 
@@ -59,7 +57,6 @@ class CommandWithSubcommands(TyperGroup):
     """
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Return the context of the subcommand, or of this command."""
         if args and (subcommand := self.commands.get(args[0])) is not None:
             return subcommand.make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
         return super().make_context(info_name, args, parent=parent, **extra)

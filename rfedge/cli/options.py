@@ -100,7 +100,6 @@ class _Flag:
         return get_origin(self.kind) is tuple and not self.option.commas and self.option.text is None
 
     def parameter(self) -> inspect.Parameter:
-        """Return the parameter that typer reads."""
         option, kind = self.option, self.kind
         if self._is_repeated:
             kind = list[self._item]  # type: ignore[name-defined]
@@ -123,7 +122,6 @@ class _Flag:
         )
 
     def convert(self, raw: Any) -> Any:
-        """Return the field's value."""
         if self.option.commas:
             return tuple(self._one(part.strip()) for part in raw.split(",") if part.strip())
         return tuple(map(self._one, raw)) if self._is_repeated else self._one(raw)

@@ -33,7 +33,6 @@ class Journal:
     """
 
     def __init__(self, file: FileIO, path: Path, records: tuple[dict[str, Any], ...]) -> None:
-        """Keep the open file, its name, and what was read from it."""
         self._file = file
         self._path = path
         self.records = records
@@ -41,7 +40,6 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds no record yet."""
         return not self.records and not self._has_grown
 
     def append(self, record: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from rfedge.io.atomic import atomic_file
 
 
 def has_matplotlib() -> bool:
-    """Whether matplotlib is installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

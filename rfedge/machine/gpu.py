@@ -14,8 +14,6 @@ _SMI_FIELDS = ("name", "compute_cap", "memory.total", "driver_version")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU."""
-
     name: str
     sm: int  # compute capability as one number: 87 is 8.7
     memory_bytes: int

@@ -27,16 +27,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class PowerMode:
-    """nvpmodel's answer."""
-
     name: str
     number: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Jetson:
-    """One board."""
-
     model: str
     l4t: str  # release of Jetson Linux, such as "36.4.3"
     jetpack: str  # the JetPack it came with, or the release line where the exact one is not known

@@ -25,8 +25,6 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """RAM, swap and disk."""
-
     # total_bytes, available_bytes: of the machine; what is available counts caches that can be dropped
     total_bytes: int
     available_bytes: int

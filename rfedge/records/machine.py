@@ -68,7 +68,6 @@ def provenance() -> dict[str, Any]:
 
 
 def describe_machine() -> Machine:
-    """Read the facts from the operating system."""
     cpuinfo = read_text(Path("/proc/cpuinfo"))
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
     flags = set((fields.get("flags") or fields.get("Features") or "").split())

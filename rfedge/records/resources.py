@@ -6,8 +6,6 @@ from rfedge.records.record import Record
 
 
 class PowerRecord(Record):
-    """One meter."""
-
     source: str  # what was measured, and by what
     energy_j: float  # of all that the meter sees, other programs and idling included
     mean_w: float
@@ -17,8 +15,6 @@ class PowerRecord(Record):
 
 
 class TemperatureRecord(Record):
-    """One sensor."""
-
     sensor: str
     start_c: float
     highest_c: float

@@ -38,8 +38,6 @@ _LITTLE_MEMORY_BYTES = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the report."""
-
     subject: str
     verdict: Verdict
     text: str
@@ -62,7 +60,6 @@ class Examination:
 
     @property
     def lines(self) -> list[Line]:
-        """One or more lines a subject."""
         return [
             *_lines("Python", self.python, _python_lines, absent="problem"),
             *_lines("onnxruntime", self.onnxruntime, _onnxruntime_lines, absent="problem"),
@@ -81,7 +78,6 @@ class Examination:
         return all(line.verdict != "problem" for line in self.lines)
 
     def document(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
         facts = dataclasses.asdict(self)
         precisions = facts.pop("precisions")
         return {

@@ -32,8 +32,6 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionVerdict:
-    """One precision."""
-
     name: str
     possible: bool  # a bundle of it can be made by this version and run on this machine
     backend: str  # what would run it here; "" when nothing would

@@ -30,8 +30,6 @@ _IMPORT_NAMES: Final = {"nvidia-ml-py": "pynvml", "onnxruntime-gpu": "onnxruntim
 
 @dataclass(frozen=True, slots=True)
 class Python:
-    """The interpreter."""
-
     version: str
     executable: str
     supported: bool
@@ -39,8 +37,6 @@ class Python:
 
 @dataclass(frozen=True, slots=True)
 class OnnxRuntime:
-    """The installed onnxruntime."""
-
     version: str
     providers: dict[str, str | None]  # name -> None when a session on it ran, else why none did
     int8_saturates: bool = False  # its fast uint8 x int8 kernels saturate on this CPU
@@ -68,7 +64,6 @@ class Extra:
 
 
 def probe_python() -> Python:
-    """Describe the interpreter that runs this."""
     return Python(platform.python_version(), sys.executable, sys.version_info[:2] >= _OLDEST_PYTHON)
 
 
@@ -194,6 +189,5 @@ def probe_bitsandbytes() -> str:
 
 
 def _has_module(name: str) -> bool:
-    """Whether a module could be imported, without importing it."""
     found: Probed[bool] = probe(lambda: importlib.util.find_spec(name) is not None)
     return bool(found.value)

@@ -177,6 +177,5 @@ class RolloutPlan:
 
     @property
     def holds_rate(self) -> bool:
-        """Whether the run waits for deadlines."""
         asked = self.realtime or self.rate_hz is not None or self.speed != 1.0
         return asked or self.mode == "overlapped" or self.server is not None

@@ -39,7 +39,6 @@ class TorchPolicy:
 
     @property
     def precision(self) -> str:
-        """What reports call it."""
         return self.weights if self.weights != "as-is" else {"float32": "fp32", "bfloat16": "bf16"}[self.dtype]
 
     def settings(self, common: RuntimeSettings) -> RuntimeSettings:

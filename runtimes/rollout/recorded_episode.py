@@ -84,13 +84,10 @@ class RecordedEpisodeRobot:
         return Conventions(resize=self._resize)
 
     def observe(self) -> Observation:
-        """Return the frame of this control step."""
         return self._frames[min(len(self.sent), len(self._frames) - 1)]
 
     def apply(self, action: npt.NDArray[np.float32]) -> None:
-        """Keep the action and go on to the next frame."""
         self.sent.append(action.copy())
 
     def stop(self) -> None:
-        """Count the stop."""
         self.num_stops += 1

@@ -63,8 +63,6 @@ class Difference(Record):
 
 
 class ReplayReport(Record):
-    """What a replay found."""
-
     format: Literal["rfedge-replay"] = "rfedge-replay"
     schema_version: Literal[1] = 1
     record: str

@@ -42,7 +42,6 @@ class RerunLog:
         self.close()
 
     def close(self) -> None:
-        """Write what is left and close the file."""
         self._stream.flush()
         self._stream.disconnect()
 

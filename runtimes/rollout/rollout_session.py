@@ -38,7 +38,6 @@ def expert_agent() -> Agent:
 
 
 def act_as_expert(subtask: Subtask, environment: Environment) -> Controller:
-    """Return the task's expert in the environment."""
     rng = np.random.default_rng(subtask.seed)
     return ExpertController(make_expert(subtask.task, environment.scene, rng), environment)
 
@@ -79,7 +78,6 @@ class RolloutSession:
 
     @functools.cached_property
     def environment(self) -> Environment:
-        """The environment, open."""
         environment = self._setup.world.open()
         try:
             self.identity = EnvironmentIdentity.of(self._setup.world.name, environment).check_same(self._setup.environment)
@@ -104,7 +102,6 @@ class RolloutSession:
         return roll_out(loop, subtask, max_steps=self._setup.max_steps, success=success, seed=seed).record
 
     def close(self) -> None:
-        """Close the environment, if it was opened."""
         if "environment" in vars(self):
             self.environment.close()
 
@@ -132,6 +129,5 @@ def open_session(setup: RolloutSetup) -> RolloutSession:
 
 
 def close_session() -> None:
-    """Close this process's session, if there is one."""
     while _open:
         _open.popitem()[1].close()

@@ -39,8 +39,6 @@ ROLLOUT_SCHEMA_VERSION: Final = 3
 
 
 class RolloutReport(Record):
-    """The whole run."""
-
     format: Literal["rfedge-rollouts"] = "rfedge-rollouts"
     schema_version: int = ROLLOUT_SCHEMA_VERSION
     bundle: str  # its folder, or the address of the server

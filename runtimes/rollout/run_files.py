@@ -46,7 +46,6 @@ class RunFiles:
             raise
 
     def add(self, step: ControlStep) -> None:
-        """Write one control step."""
         if self.film is not None and step.observation is not None:
             self.film.add(step.observation)
         if self.recorder is not None:
@@ -55,12 +54,10 @@ class RunFiles:
             self.rerun.add(step)
 
     def end_episode(self, summary: LoopSummary) -> None:
-        """Write how the episode ended."""
         if self.recorder is not None:
             self.recorder.end_episode(summary)
 
     def write_film(self) -> None:
-        """Write the film of all episodes."""
         if self.film is not None:
             self.film.write()
 

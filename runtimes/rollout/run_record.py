@@ -46,8 +46,6 @@ Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
 
 
 class RunHeader(Record):
-    """What ran."""
-
     kind: Literal["header"] = "header"
     format: Literal["rfedge-run"] = "rfedge-run"
     schema_version: Literal[2] = RUN_SCHEMA_VERSION
@@ -175,12 +173,10 @@ class RecordedPace:
         self.num_skipped = 0
 
     def wait(self) -> float:
-        """Go on to the next step."""
         self._index += 1
         return self._steps[self._index].lag_ms / 1000.0
 
     def overdue_s(self) -> float:
-        """Return what the recorded step was overdue."""
         return self._steps[self._index].overdue_ms / 1000.0
 
 
@@ -242,16 +238,13 @@ class RunRecorder:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
         self._file.close()
 
     def begin_episode(self, episode: int, *, seed: int | None, instruction: str) -> None:
-        """Write that an episode begins."""
         self._episode = episode
         self._write(EpisodeLine(episode=episode, seed=seed, instruction=instruction).model_dump(mode="json"))
 
     def add(self, step: ControlStep) -> None:
-        """Write one control step of the present episode."""
         inference, observation = step.inference, step.observation
         self._write(
             {
@@ -279,11 +272,9 @@ class RunRecorder:
             self._write_frame(self._frames, step.index, observation)
 
     def end_episode(self, summary: LoopSummary) -> None:
-        """Write why the episode ended."""
         self._write(EndLine(episode=self._episode, ended=summary.ended, success=summary.success).model_dump(mode="json"))
 
     def fail(self, error: BaseException) -> None:
-        """Write the error that ended the episode."""
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         self._write(EndLine(episode=self._episode, ended="error", success=None, error=text).model_dump(mode="json"))
 
@@ -341,7 +332,6 @@ def read_frame(folder: Path, episode: int, step: int) -> Observation:
 
 
 def state_hash(state: PolicyState) -> str:
-    """Return a hash of everything a policy remembers."""
     digest = hashlib.blake2b(digest_size=_HASH_BYTES)
     for part in dataclasses.fields(state):
         value = np.ascontiguousarray(getattr(state, part.name))
@@ -351,7 +341,6 @@ def state_hash(state: PolicyState) -> str:
 
 
 def frame_checksum(observation: Observation) -> int:
-    """Return a checksum of both pictures and the robot's state."""
     checksum = zlib.crc32(np.ascontiguousarray(observation.static).data)
     checksum = zlib.crc32(np.ascontiguousarray(observation.gripper).data, checksum)
     return checksum if observation.state is None else zlib.crc32(np.ascontiguousarray(observation.state).data, checksum)

@@ -46,7 +46,6 @@ class VideoRecorder:
         self._frames: list[npt.NDArray[np.uint8]] = []
 
     def add(self, observation: Observation) -> None:
-        """Append one frame."""
         self._frames.append(_side_by_side(observation))
 
     def write(self) -> None:

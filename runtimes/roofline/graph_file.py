@@ -25,8 +25,6 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator."""
-
     name: str
     op: str
     inputs: tuple[str, ...]

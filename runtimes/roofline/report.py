@@ -54,7 +54,6 @@ class Inspection:
     measured: MeasuredCalls | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
         return {
             "format": "rfedge-inspection",
             "schema_version": 2,

@@ -19,8 +19,6 @@ Bound = Literal["launches", "compute", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class StagePrediction:
-    """One stage on one device."""
-
     low_ms: float
     high_ms: float
     bound: Bound  # what most of the low end is spent on
@@ -38,12 +36,10 @@ class Prediction:
 
     @property
     def low_ms(self) -> float:
-        """One policy call at best, stage after stage."""
         return sum(stage.low_ms for stage in self.stages.values())
 
     @property
     def high_ms(self) -> float:
-        """One policy call at worst."""
         return sum(stage.high_ms for stage in self.stages.values())
 
     @property
@@ -53,17 +49,14 @@ class Prediction:
 
     @property
     def longest(self) -> Stage:
-        """The stage with most of the low end."""
         return max(self.stages, key=lambda stage: self.stages[stage].low_ms)
 
     @property
     def fits(self) -> bool:
-        """Whether the policy fits into the memory that is free."""
         return self.needed_bytes <= self.free_bytes
 
 
 def predict(work: PolicyWork, device: Device) -> Prediction:
-    """Predict one policy call of `work` on `device`."""
     macs_by_arithmetic = work.total().macs_by_arithmetic
     return Prediction(
         device=device,

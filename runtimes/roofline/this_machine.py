@@ -64,7 +64,6 @@ def measure_cpu(threads: int | None = None) -> Device:
 def cpu_device(
     source: str, memory_bytes: int, bandwidth: float, peaks: Mapping[Arithmetic, float], operator_us: float
 ) -> Device:
-    """Return a CPU as a device, from what was measured on it."""
     return Device(
         name="this-cpu",
         memory_bytes=memory_bytes,
@@ -178,7 +177,6 @@ def _slice_rate(part: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]) -
 
 
 def this_gpu() -> Device:
-    """Return this machine's GPU."""
     found = probe(probe_gpu)
     if found.value is None:
         raise BackendUnavailableError(

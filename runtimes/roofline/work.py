@@ -20,8 +20,6 @@ STAGES: Final[tuple[Stage, ...]] = ("preprocess", "vision", "resampler", "decode
 
 @dataclass(frozen=True, slots=True)
 class MatMul:
-    """One MatMul."""
-
     block: str  # a PyTorch block, see `rfedge.bundle.block_names`
     macs: int  # multiply-accumulates; one is two operations
     arithmetic: Arithmetic  # what both factors are when they are multiplied
@@ -76,7 +74,6 @@ class PolicyWork:
     uncounted: tuple[str, ...] = field(default_factory=tuple)  # operators whose cost is unknown, by name
 
     def stage(self, stage: Stage) -> Sums:
-        """Return the sums of one stage."""
         return self._sums(lambda block: stage_of_block(block) == stage)
 
     def blocks(self) -> dict[tuple[Stage, str], Sums]:
@@ -88,7 +85,6 @@ class PolicyWork:
         }
 
     def total(self) -> Sums:
-        """Return the sums over everything."""
         return self._sums(lambda _: True)
 
     @property

@@ -18,6 +18,7 @@ def measure_experts(
     """Run the experts task by task where `--single-tasks` asks for it, else in chains; they render nothing."""
     from rfedge.benchmarks.success import expert_success
     from rfedge.benchmarks.success.chains import ChainPlan, run_chains
+    from rfedge.benchmarks.success.plan import parse_tasks
     from rfedge.cli.bench.success_options import Worlds, kept_note
     from rfedge.cli.options import plan_of
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
@@ -31,11 +32,10 @@ def measure_experts(
     if others:
         raise ConfigError("--scene", got=f"{1 + len(others)} scenes", expected="one with --expert", remedy="Name one.")
     if given["single_tasks"]:
-        names = tuple(name.strip() for name in given["tasks"].split(",") if name.strip())
         plan = expert_success.ExpertSuccessPlan(
             env=world.name,
             scene=world.scene,
-            tasks=EXPERT_TASKS if given["tasks"] == "all" else names,
+            tasks=parse_tasks(given["tasks"], EXPERT_TASKS),
             episodes=given["single_tasks"],
             limit_steps=given["max_steps"],
             seed=given["seed"],

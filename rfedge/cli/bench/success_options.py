@@ -24,8 +24,6 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes; the result does no
 
 @dataclass(frozen=True)
 class Worlds:
-    """Where a measurement of success takes place."""
-
     env: Annotated[str, Option("Environment: playtable or calvin.", panel="Chains and tasks", choices=ENVIRONMENTS)] = (
         "playtable"
     )
@@ -34,7 +32,6 @@ class Worlds:
     renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
 
     def simulators(self, *, render: bool = True) -> tuple[Simulator, ...]:
-        """Return one for each scene."""
         scenes = self.scenes or ("D",)
         return tuple(Simulator(self.env, scene, render, looks=self.looks, renderer=self.renderer) for scene in scenes)
 

@@ -52,9 +52,11 @@ def demos(
     """Collect demonstrations with scripted experts; resumable, and the same for any number of workers."""
     if context.invoked_subcommand is not None:
         return 0
+    from rfedge.benchmarks.success.plan import parse_tasks
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.data.collection.collect import collect
     from rfedge.envs.action_noise import ActionNoise
+    from rfedge.envs.experts import EXPERT_TASKS
     from rfedge.errors import ConfigError
     from rfedge.runtimes.control.limits import MAX_STEPS
 
@@ -68,7 +70,7 @@ def demos(
         name, needed = alone[0]
         flag = f"--{name.replace('_', '-')}"
         raise ConfigError(flag, got=f"no {needed}", expected="both or neither", remedy=f"Add {needed}.")
-    chosen = _tasks(tasks)
+    chosen = parse_tasks(tasks, EXPERT_TASKS)
     fixed = {} if given["policy"] is None or given["max_steps"] is not None else {"max_steps": MAX_STEPS}
     options = plan_of(
         RecordingOptions,
@@ -123,12 +125,3 @@ def _print(result: CollectionResult, *, several: bool, to_stderr: bool) -> None:
         columns = ("task", "episodes", "segments", "solved", "frames", "missing")
         rows = [(row.task, row.episodes, row.segments, row.solved, row.frames, row.missing) for row in result.tasks]
     print_table(str(result.folder), columns, rows, to_stderr=to_stderr)
-
-
-def _tasks(text: str) -> tuple[str, ...]:
-    from rfedge.envs.experts import EXPERT_TASKS
-    from rfedge.envs.tasks import check_task
-
-    if text == "all":
-        return EXPERT_TASKS
-    return tuple(check_task(name.strip()) for name in text.split(",") if name.strip())

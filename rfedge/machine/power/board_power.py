@@ -28,7 +28,6 @@ def choose_rails(names: Collection[str]) -> tuple[str, ...]:
 
 
 def board_power_w(rails_mw: Mapping[str, float], chosen: Collection[str]) -> float:
-    """Add up the chosen rails."""
     missing = [rail for rail in chosen if rail not in rails_mw]
     if missing:
         raise Absent(f"no more readings of {missing[0]}")

@@ -31,17 +31,14 @@ class JtopSource:
         self.name: Final = f"board, {' + '.join(self._rails)} by jtop"
 
     def read(self) -> Reading:
-        """Return the board's watts as the service reported last."""
         if not self._client.ok(spin=True):
             raise Absent("the service of jtop is gone")
         return Reading(power_w=board_power_w(rails_of(self._client.power), self._rails))
 
     def temperatures_c(self) -> dict[str, float]:
-        """Return the zones that have power."""
         return {f"{name} (jtop)": celsius for name, celsius in zones_of(self._client.temperature).items()}
 
     def close(self) -> None:
-        """Leave the service."""
         self._client.close()
 
 

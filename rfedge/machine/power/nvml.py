@@ -32,7 +32,6 @@ class NvmlSource:
         self.name: Final = f"GPU ({name}) by NVML"
 
     def read(self) -> Reading:
-        """Return the joules of its counter, or its watts."""
         try:
             if self._counts_energy:
                 return Reading(energy_j=self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) * _M)
@@ -41,7 +40,6 @@ class NvmlSource:
             raise Absent(f"NVML: {error}") from None
 
     def temperatures_c(self) -> dict[str, float]:
-        """Return that of the GPU's die."""
         try:
             die_c = self._nvml.nvmlDeviceGetTemperature(self._handle, self._nvml.NVML_TEMPERATURE_GPU)
         except self._nvml.NVMLError:
@@ -49,7 +47,6 @@ class NvmlSource:
         return {"GPU die (NVML)": float(die_c)}
 
     def close(self) -> None:
-        """Let go of the driver's library."""
         self._nvml.nvmlShutdown()
 
     def _can(self, ask: Any) -> bool:

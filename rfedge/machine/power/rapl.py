@@ -36,7 +36,6 @@ class RaplSource:
         self.read()
 
     def read(self) -> Reading:
-        """Return the joules since this source was opened."""
         return Reading(energy_j=sum(counter.add(int(_read(path))) for path, counter in self._counters.items()) / _UJ_PER_J)
 
     def temperatures_c(self) -> dict[str, float]:

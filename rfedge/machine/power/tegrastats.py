@@ -28,8 +28,6 @@ _SILENT_INTERVALS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class TegrastatsLine:
-    """One line."""
-
     rails_mw: dict[str, float]  # power now, by rail
     temperatures_c: dict[str, float]  # by zone; those that read nothing are left out
 
@@ -76,17 +74,14 @@ class TegrastatsSource:
         self.name: Final = f"board, {' + '.join(self._rails)} by tegrastats"
 
     def read(self) -> Reading:
-        """Return the board's watts as last printed."""
         if time.monotonic() - self._line_time_s > self._timeout_s:
             raise Absent("tegrastats fell silent")
         return Reading(power_w=board_power_w(self._line.rails_mw, self._rails))
 
     def temperatures_c(self) -> dict[str, float]:
-        """Return the zones of the last line."""
         return {f"{name} (tegrastats)": celsius for name, celsius in self._line.temperatures_c.items()}
 
     def close(self) -> None:
-        """End the process."""
         self._process.terminate()
         try:
             self._process.wait(timeout=2)
