@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.collection.journal import SegmentRecord
+from rfedge.data.collection.journal import Episode, SegmentRecord
 from rfedge.envs.action_noise import ActionNoise, NoiseBursts
 from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
 from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
@@ -102,29 +102,6 @@ class RecordingOptions:
             check_task(task)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Episode:
-    """One rollout, stacked over its T frames.
-
-    Attributes:
-        seed: with task, scene, options and driver, everything that decides the episode.
-        success: whether the oracle saw every task done that is in `segments`.
-        frames: `rgb_static` uint8 (T, 200, 200, 3), `rgb_gripper` uint8 (T, 84, 84, 3), `robot_obs` float64 (T, 15),
-            `scene_obs` float64 (T, 24), `rel_actions` float64 (T, 7): the expert's action for this frame,
-            `actions` float64 (T, 7): the absolute tcp pose (xyz, euler xyz) of the next frame and the gripper action sent.
-        segments: the tasks in order; their frames lie end to end and are all frames there are. A task that the expert
-            failed at is left out with its frames unless it is the first; one that a driver failed at is kept. With
-            `RecordingOptions.takeover_steps` there may be none at all, then without success and without frames.
-    """
-
-    task: str
-    instruction: str
-    seed: int
-    success: bool
-    frames: dict[str, npt.NDArray[Any]]
-    segments: tuple[SegmentRecord, ...]
-
-
 def record_episode(
     task: str,
     *,
@@ -135,6 +112,9 @@ def record_episode(
     driver: Controller | None = None,
 ) -> Episode:
     """Record `task`, and whatever follows it, once from a random start.
+
+    A task that the expert failed at is left out with its frames unless it is the first; one that a driver failed at is
+    kept. With `RecordingOptions.takeover_steps` there may be none at all, then without success and without frames.
 
     Args:
         task: a task that has an expert, see `rfedge.envs.experts.EXPERT_TASKS`.

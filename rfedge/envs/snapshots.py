@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.collection.journal import SegmentRecord
+from rfedge.data.collection.journal import Episode, SegmentRecord
 from rfedge.envs.interface import Environment, Float64Array
 from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, inverse, tcp_pose
 from rfedge.envs.playtable.layout import BLOCK_WIDTH_M, DRAWER_MAX_M, SWITCH_MAX_M, TableLayout, find_layout
@@ -31,27 +30,9 @@ _WORKSPACE_M: Final = ((-0.35, 0.38), (-0.32, 0.10), (0.34, 0.72))
 _DOWN_RAD: Final = (math.pi, 0.0, 0.5 * math.pi)  # the hand as the neutral pose has it, looking down
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshots:
-    """Frames of one collection slot, a segment of their own; see `rfedge.data.collection.collect.RecordedEpisode`."""
-
-    frames: dict[str, npt.NDArray[Any]]
-    task: str = SNAPSHOT_TASK
-    instruction: str = _INSTRUCTION
-    success: bool = True
-
-    @property
-    def segments(self) -> tuple[SegmentRecord]:
-        """The one segment."""
-        return (SegmentRecord(self.task, self.instruction, len(self.frames["rel_actions"]), solved=True),)
-
-
-def record_snapshots(environment: Environment, rng: np.random.Generator, num_frames: int) -> Snapshots:
-    """Take pictures of `num_frames` random states.
-
-    The labels are the state that the environment came to rest in, not the one that was asked for.
-    """
-    layout = find_layout(environment.scene)
+def record_snapshots(environment: Environment, seed: int, num_frames: int) -> Episode:
+    """Take pictures of `num_frames` random states; labels are the state that each came to rest in."""
+    layout, rng = find_layout(environment.scene), np.random.default_rng(seed)
     rows: dict[str, list[npt.NDArray[Any]]] = {}
     for _ in range(num_frames):
         observation = environment.reset(*sample_state(layout, rng))
@@ -66,7 +47,9 @@ def record_snapshots(environment: Environment, rng: np.random.Generator, num_fra
         }
         for key, value in row.items():
             rows.setdefault(key, []).append(value)
-    return Snapshots({key: np.stack(values) for key, values in rows.items()})
+    frames = {key: np.stack(values) for key, values in rows.items()}
+    segment = SegmentRecord(SNAPSHOT_TASK, _INSTRUCTION, num_frames, solved=True)
+    return Episode(SNAPSHOT_TASK, _INSTRUCTION, seed, success=True, frames=frames, segments=(segment,))
 
 
 def sample_state(layout: TableLayout, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:

@@ -26,6 +26,10 @@ ParallelKind = Literal["ddp", "fsdp"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 OptimizerKind = Literal["adamw", "adamw-8bit"]
 InstructionSource = Literal["data", "grammar"]
+AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+NotNegativeFloat = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 _PAPER_BATCH_SIZE: Final = 6
 
@@ -132,20 +136,17 @@ class RunConfig(_Config):
     data: Annotated[Path, Option("Demonstrations in the CALVIN format.")]
     # gets checkpoint/, state/, tensorboard/ and metrics.jsonl
     output: Annotated[Path, Option("Folder of the run; the result is its checkpoint/ folder.")]
-    # steps, minutes: when to stop; the first one reached counts
     steps: Annotated[int | None, Option("Stop after this many steps.", panel="Length", min=1)] = Field(None, ge=1)
-    minutes: Annotated[float | None, Option("Stop after this much training time, resumed parts included.")] = Field(
-        None, gt=0
+    minutes: Annotated[float | None, Field(gt=0), Option("Stop after this much training time, resumed parts included.")] = (
+        None
     )
-    save_every: Annotated[int, Option("Steps between two states to resume from; 0 for the end only.", min=0)] = Field(
-        200, ge=0
-    )
+    save_every: Annotated[NotNegative, Option("Steps between two states to resume from; 0 for the end only.", min=0)] = 200
     resume: Annotated[bool, Option("Go on from the newest state in --output, or start over.")] = True
-    keep_states: int = Field(2, ge=1)
+    keep_states: AtLeastOne = 2
     batch_size: int
     learning_rate: float
-    warmup_steps: int = Field(ge=0)
-    gradient_clip: float = Field(1.0, gt=0)
+    warmup_steps: NotNegative
+    gradient_clip: Positive = 1.0
     seed: Annotated[int, Option("Decides weights, order of the data, shifts, questions and dropout.", min=0)] = Field(
         0, ge=0
     )
@@ -164,9 +165,9 @@ class RunConfig(_Config):
             "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
         ),
     ] = Field(None, ge=512)
-    light: float = Field(0.0, ge=0)  # see `rfedge.train.pretraining.scene_batches`
+    light: NotNegativeFloat = 0.0  # see `rfedge.train.pretraining.scene_batches`
     validation_fraction: float
-    validate_every: int = Field(500, ge=0)  # steps between two measurements; 0 for the end only
+    validate_every: NotNegative = 500  # steps between two measurements; 0 for the end only
     cache: Annotated[Path | None, Option("Folder of the frame cache; default beside the data.")] = None
     num_threads: Annotated[int | None, Option("CPU threads of PyTorch.", panel="Machine", min=1)] = Field(None, ge=1)
     mixed_precision: MixedPrecision = "no"  # weights, moments and states stay float32
@@ -183,28 +184,22 @@ class RunConfig(_Config):
 
 
 class TrainConfig(RunConfig):
-    """One training run.
-
-    Attributes:
-        steps, epochs, minutes: when to stop; the first one reached counts, one at least is set.
-    """
+    """One training run, until the first of steps, epochs and minutes is reached."""
 
     epochs: Annotated[
-        float | None, Option("Stop after this many epochs; default 5 if nothing else stops.", panel="Length")
-    ] = Field(None, gt=0)
-    # over all processes and gradient accumulation steps
+        float | None, Field(gt=0), Option("Stop after this many epochs; default 5 if nothing else stops.", panel="Length")
+    ] = None
     batch_size: Annotated[
-        int, Option("Windows per step, over all processes and gradient accumulation steps.", panel="Optimization", min=1)
-    ] = Field(8, ge=1)
-    accumulate: Annotated[int, Option("Gradient accumulation steps, to save memory.", min=1)] = Field(1, ge=1)
-    learning_rate: Annotated[float, Option("Peak learning rate; default from the preset's recipe.", optional=True)] = Field(
-        gt=0
-    )
+        AtLeastOne,
+        Option("Windows per step, over all processes and gradient accumulation steps.", panel="Optimization", min=1),
+    ] = 8
+    accumulate: Annotated[AtLeastOne, Option("Gradient accumulation steps, to save memory.", min=1)] = 1
+    learning_rate: Annotated[Positive, Option("Peak learning rate; default from the preset's recipe.", optional=True)]
     head_rate: Annotated[
-        float, Option("Factor of the learning rate for the head; default from the recipe.", optional=True)
-    ] = Field(gt=0)
+        Positive, Option("Factor of the learning rate for the head; default from the recipe.", optional=True)
+    ]
     schedule: ScheduleKind
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: NotNegativeFloat = 0.1
     optimizer: Annotated[OptimizerKind, Option("adamw, or adamw-8bit, with moments of 8 bits (bitsandbytes).")] = "adamw"
     trainable: Annotated[
         TrainableScheme,
@@ -221,25 +216,24 @@ class TrainConfig(RunConfig):
     head_first_steps: Annotated[
         int, Option("Steps in which only the head is trained, on cached features.", min=0, optional=True)
     ] = Field(ge=0)
-    head_first_batch_size: int = Field(32, ge=1)  # windows per step in these
+    head_first_batch_size: AtLeastOne = 32  # windows per step in these
     loss: Annotated[LossKind, Option("huber or mse.", panel="Losses")] = "huber"
     gripper_weight: Annotated[float, Option("Factor of the gripper's cross-entropy.", optional=True)] = Field(ge=0)
-    caption_weight: Annotated[float, Option("Factor of the captions' language loss.")] = Field(0.005, ge=0)
-    vqa_weight: Annotated[float, Option("Factor of the answers' language loss.")] = Field(0.5, ge=0)
+    caption_weight: Annotated[NotNegativeFloat, Option("Factor of the captions' language loss.")] = 0.005
+    vqa_weight: Annotated[NotNegativeFloat, Option("Factor of the answers' language loss.")] = 0.5
     # see `rfedge.train.pretraining.pointing`
     pointing_weight: Annotated[
-        float,
+        NotNegativeFloat,
         Option(
             "Factor of the loss of queries that point at things, with --trainable full; default 0.", min=0, optional=True
         ),
-    ] = Field(0.0, ge=0)
-    pointing_batch_size: int = Field(32, ge=1)  # frames per step that its queries point at
+    ] = 0.0
+    pointing_batch_size: AtLeastOne = 32  # frames per step that its queries point at
     # see `rfedge.train.task_probe`
     task_weight: Annotated[
-        float,
+        NotNegativeFloat,
         Option("Factor of the loss of a probe that reads the task off the feature; default 0.", min=0, optional=True),
-    ] = Field(0.0, ge=0)
-    # kept in fp16
+    ] = 0.0
     vision_tokens: Annotated[
         bool,
         Option("With a frozen vision tower: compute its tokens of each frame once, and keep them on disk.", panel="Data"),
@@ -260,13 +254,13 @@ class TrainConfig(RunConfig):
         float,
         Option("Deviation of random gains of the pictures that are pointed at; default 0.", min=0, optional=True),
     ] = Field(0.0, ge=0)
-    validation_fraction: Annotated[float, Option("Share of the segments, and of the pairs' images, held out.")] = Field(
-        0.1, ge=0, lt=1
-    )
+    validation_fraction: Annotated[
+        float, Field(ge=0, lt=1), Option("Share of the segments, and of the pairs' images, held out.")
+    ] = 0.1
     data_share: Annotated[
-        float, Option("Share of the other segments to train on, such as 0.1 to see what data is worth.")
-    ] = Field(1.0, gt=0, le=1)
-    validation_windows: int = Field(64, ge=1)  # held-out windows, and pairs of each kind, measured, evenly spread
+        float, Field(gt=0, le=1), Option("Share of the other segments to train on, such as 0.1 to see what data is worth.")
+    ] = 1.0
+    validation_windows: AtLeastOne = 64  # held-out windows, and pairs of each kind, measured, evenly spread
     # "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank
     device: Annotated[str, Option("cpu or cuda.", panel="Machine")] = "cpu"
     parallel: Annotated[

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, runtime_checkable
 
-from rfedge.benchmarks.success.demonstrations import Episode, RecordingOptions, record_episode
+from rfedge.benchmarks.success.demonstrations import RecordingOptions, record_episode
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
+from rfedge.data.collection.journal import Episode
 from rfedge.envs.interface import ENVIRONMENTS, Environment, make_environment
 from rfedge.envs.language import PARAPHRASES
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer

@@ -13,8 +13,8 @@ from rfedge.cli.options import AsJson
 from rfedge.envs.looks import LOOKS_HELP, Looks
 
 if TYPE_CHECKING:
+    from rfedge.data.collection.journal import Episode
     from rfedge.envs.playtable.environment import PlayTable
-    from rfedge.envs.snapshots import Snapshots
 
 _FRAMES_PER_SLOT = 16
 
@@ -48,14 +48,12 @@ def snapshots(
     print(json.dumps({"folder": str(result.folder), "frames": frames}) if as_json else f"{result.folder}: {frames} frames")
 
 
-def _record(task: str, seed: int, *, scene: str, looks: Looks) -> Snapshots:
-    import numpy as np
-
+def _record(task: str, seed: int, *, scene: str, looks: Looks) -> Episode:
     from rfedge.envs.snapshots import record_snapshots
 
     environment = _open(scene, looks)
     environment.redress((seed,))
-    return record_snapshots(environment, np.random.default_rng(seed), _FRAMES_PER_SLOT)
+    return record_snapshots(environment, seed, _FRAMES_PER_SLOT)
 
 
 @functools.cache  # one per process

@@ -14,15 +14,15 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final
 
 import numpy as np
 
 from rfedge.data.calvin import CalvinDataset, Segment
 from rfedge.data.collection.dataset_records import COLLECTION_RECORD
-from rfedge.data.collection.journal import JOURNAL, EpisodeRecord, SegmentRecord, rewrite_journal
+from rfedge.data.collection.journal import JOURNAL, Episode, EpisodeRecord, SegmentRecord, rewrite_journal
 from rfedge.data.collection.writer import write_episode, write_index
-from rfedge.data.frames import Array, frame_name
+from rfedge.data.frames import frame_name
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import check_room, read_json
@@ -43,20 +43,7 @@ _SCHEMA_VERSION: Final = 1
 _POSITIVE: Final = "Give a positive whole number."
 
 
-class RecordedEpisode(Protocol):
-    """What `record` returns; `rfedge.benchmarks.success.demonstrations.Episode` is one."""
-
-    @property
-    def instruction(self) -> str: ...
-    @property
-    def success(self) -> bool: ...
-    @property
-    def frames(self) -> Mapping[str, Array]: ...
-    @property
-    def segments(self) -> tuple[SegmentRecord, ...]: ...
-
-
-Record = Callable[[str, int], RecordedEpisode]
+Record = Callable[[str, int], Episode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +195,7 @@ def _claim(output: Path, document: dict[str, Any], *, started: bool) -> None:
 
 def _record_until_kept(
     job: tuple[str, int], *, record: Record, request: CollectionRequest
-) -> tuple[RecordedEpisode | None, int, int]:
+) -> tuple[Episode | None, int, int]:
     """Return the rollout, None where every attempt failed, with its seed and the number of failed attempts."""
     task, episode = job
     for attempt in range(request.max_attempts):
@@ -224,7 +211,7 @@ def _store(
     request: CollectionRequest,
     first: int,
     job: tuple[str, int],
-    recorded: RecordedEpisode | None,
+    recorded: Episode | None,
     seed: int,
     num_failed: int,
 ) -> EpisodeRecord:

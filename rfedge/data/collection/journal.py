@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rfedge.data.frames import Array
 from rfedge.io.atomic import atomic_file
 from rfedge.io.journal import write_line
 
@@ -21,6 +22,18 @@ class SegmentRecord:
     instruction: str  # a training paraphrase of the task, never the evaluation instruction
     num_frames: int  # 64 at most
     solved: bool  # whether the task was done after its last frame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One rollout, stacked over its T frames."""
+
+    task: str
+    instruction: str
+    seed: int  # with task, scene and options, everything that decides the episode
+    success: bool  # whether every task was done that is in `segments`
+    frames: Mapping[str, Array]  # arrays of `rfedge.data.frames`, stacked on axis 0
+    segments: tuple[SegmentRecord, ...]  # the tasks in order; their frames lie end to end and are all frames there are
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
     data/demo_0/rgb_static, data/demo_0/robot_obs, ...            CALVIN's keys; the group `data` may be left out
 
 Both robosuite layouts: relative actions of 0.05 m and 0.5 rad a unit at 20 Hz, the rotation a rotation vector, gripper -1
-open and 1 close. Sources: the
+open and 1 close. LIBERO stores images as OpenGL renders, from the bottom row. hdf5.json holds the layouts. Sources: the
 documentation of robomimic, the dataset scripts of LIBERO, robosuite's operational space controller.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,64 +23,21 @@ import numpy.typing as npt
 
 from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
-from rfedge.data.conversion.records import Layout, SourceEpisode, select_elements, unknown_key, unless_replaced
+from rfedge.data.conversion.records import Layout, Source, SourceEpisode, select_elements, unknown_key, unless_replaced
 from rfedge.errors import DatasetError, RfedgeError
 
 _SUFFIXES: Final = (".hdf5", ".h5")
-_ROBOSUITE_HZ: Final = 20.0
 _INSTRUCTION_NAMES: Final = ("instruction", "language_instruction", "language", "task")
-
-
-def _paths(**fields: str) -> dict[str, FieldSource]:
-    return {name: FieldSource(key) for name, key in fields.items()}
 
 
 # The array that gives a layout away -> the layout.
 _LAYOUTS: Final[dict[str, Layout]] = {
-    "rgb_static": Layout(
-        "CALVIN keys",
-        _paths(static="rgb_static", gripper="rgb_gripper", state="robot_obs", scene_obs="scene_obs", actions="rel_actions"),
-        frequency_hz=30.0,
-    ),
-    "obs/agentview_rgb": Layout(
-        "LIBERO",
-        _paths(
-            static="obs/agentview_rgb",
-            gripper="obs/eye_in_hand_rgb",
-            tcp_pos="obs/ee_pos",
-            tcp_axis_angle="obs/ee_ori",
-            gripper_width="obs/gripper_states",
-            joints="obs/joint_states",
-            actions="actions",
-        ),
-        position_scale_m=0.05,
-        rotation_scale_rad=0.5,
-        rotation="axis-angle",
-        gripper="open-1-close1",
-        flip="vertical",  # stored as OpenGL renders, from the bottom row
-        frequency_hz=_ROBOSUITE_HZ,
-    ),
-    "obs/agentview_image": Layout(
-        "robomimic",
-        _paths(
-            static="obs/agentview_image",
-            gripper="obs/robot0_eye_in_hand_image",
-            tcp_pos="obs/robot0_eef_pos",
-            tcp_quat="obs/robot0_eef_quat",
-            gripper_width="obs/robot0_gripper_qpos",
-            joints="obs/robot0_joint_pos",
-            actions="actions",
-        ),
-        position_scale_m=0.05,
-        rotation_scale_rad=0.5,
-        rotation="axis-angle",
-        gripper="open-1-close1",
-        frequency_hz=_ROBOSUITE_HZ,
-    ),
+    key: Layout(**{**layout, "fields": {name: FieldSource(array) for name, array in layout["fields"].items()}})
+    for key, layout in json.loads(Path(__file__).with_suffix(".json").read_text()).items()
 }
 
 
-class Hdf5Source:
+class Hdf5Source(Source):
     """One file, or all files of a folder, open for reading; see `records.Source`."""
 
     def __init__(self, path: Path, options: ConversionOptions) -> None:
@@ -99,22 +57,10 @@ class Hdf5Source:
             arrays = _array_names(demo)
             frequency = _control_frequency(file)
         self.fields: Mapping[str, FieldSource] = {**unless_replaced(present, options.fields), **options.fields}
-        self.layout = Layout(
-            f"HDF5, {known.name}",
-            self.fields,
-            known.position_scale_m,
-            known.rotation_scale_rad,
-            known.rotation,
-            known.gripper,
-            known.flip,
-            frequency or known.frequency_hz,
-        )
-        self._arrays = arrays
+        name, frequency_hz = f"HDF5, {known.name}", frequency or known.frequency_hz
+        self.layout = replace(known, name=name, fields=self.fields, frequency_hz=frequency_hz)
+        self._arrays, self.num_episodes = arrays, len(self._demos)
         self._open_file: tuple[Path, Any] | None = None
-
-    @property
-    def num_episodes(self) -> int:
-        return len(self._demos)
 
     def field_faults(self) -> list[RfedgeError]:
         """List the fields that are not there, by the first demonstration."""
@@ -135,13 +81,6 @@ class Hdf5Source:
                 )
             )
         return found
-
-    def file_faults(self) -> list[RfedgeError]:
-        """Nothing: every array is read with its demonstration."""
-        return []
-
-    def notes(self) -> list[str]:
-        return []
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:
         """Read demonstration `index`, in the order of files and numbers."""

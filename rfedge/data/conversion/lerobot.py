@@ -23,7 +23,7 @@ import numpy.typing as npt
 from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
 from rfedge.data.conversion.lerobot_tables import RowTables, read_episodes, read_info, read_sentences
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
-from rfedge.data.conversion.records import Layout, SourceEpisode, select_elements, unknown_key, unless_replaced
+from rfedge.data.conversion.records import Layout, Source, SourceEpisode, select_elements, unknown_key, unless_replaced
 from rfedge.data.conversion.video import VideoFrames, count_frames
 from rfedge.data.frames import Array
 from rfedge.errors import DatasetError, RfedgeError
@@ -38,7 +38,7 @@ _CAMERAS: Final = {
 _STAMP_TOLERANCE: Final = 0.5
 
 
-class LeRobotSource:
+class LeRobotSource(Source):
     """A dataset root, open for reading; see `records.Source`."""
 
     def __init__(self, path: Path, options: ConversionOptions) -> None:
@@ -63,6 +63,7 @@ class LeRobotSource:
             frequency_hz=self._fps,
         )
         self._episodes = read_episodes(path, sorted(self._shown_videos()))
+        self.num_episodes = len(self._episodes)
         self._sentences: dict[int, str] = {}
         self._sentence_faults: list[RfedgeError] = []
         if self._reads_tasks:
@@ -73,10 +74,6 @@ class LeRobotSource:
         self._tables = RowTables(path, self._info.get("data_path"))
         self._open_videos: dict[str, VideoFrames] = {}
         self._late: dict[int, float] = {}
-
-    @property
-    def num_episodes(self) -> int:
-        return len(self._episodes)
 
     def field_faults(self) -> list[RfedgeError]:
         """List the fields that meta/info.json does not know."""

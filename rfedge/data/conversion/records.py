@@ -47,20 +47,20 @@ class SourceEpisode:
 class Source(Protocol):
     """A dataset in another format, open for reading."""
 
-    @property
-    def layout(self) -> Layout: ...
-    @property
-    def fields(self) -> Mapping[str, FieldSource]: ...
-    @property
-    def num_episodes(self) -> int: ...
+    layout: Layout
+    fields: Mapping[str, FieldSource]
+    num_episodes: int
+
     def field_faults(self) -> list[RfedgeError]:
         """List the mapped fields that are not there: while there are any, no episode can be read."""
 
     def file_faults(self) -> list[RfedgeError]:
         """List what is wrong with its files as a whole, before an episode is read."""
+        return []
 
     def notes(self) -> list[str]:
         """Say what was read differently from what its record says, once it was read."""
+        return []
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:
         """Read one episode; raises DatasetError where it is damaged or lacks a field."""
