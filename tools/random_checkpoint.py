@@ -15,7 +15,7 @@ from rfedge.config import preset
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import save_checkpoint
 from rfedge.model.meta import random_policy
-from rfedge.train.batches.vocabulary import TABLETOP_WORDS
+from rfedge.train.batches.wording import TABLETOP_WORDS
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""CALVIN's chains of five tasks: the symbolic start states, what each task needs and changes there, and the draw.
+"""CALVIN's chains of five tasks: the symbolic start states, what each task needs and changes there, and their sampling.
 
 A chain starts in one of 192 symbolic states. A task fits into a state when exactly one of its rules does; five tasks
 make a chain when each fits into the state that the ones before it left, and no two are of one category. Rules,
@@ -33,7 +33,7 @@ NUM_OFFICIAL: Final = 1000
 OFFICIAL_SHA256: Final = "90191d9ac76baecb4f292ab766bbbf3ae65dbf43a83bbe5c376d99db10fd6446"
 _SHUFFLE_SEED: Final = 0
 # Samples taken at once: few are wasted after the last valid one, and numpy's cost per call is small against them.
-_DRAWS_AT_ONCE: Final = 4096
+_SAMPLES_AT_ONCE: Final = 4096
 _NO_STATE: Final = -1
 
 Value = str | int
@@ -117,7 +117,7 @@ def make_chains(num: int = NUM_OFFICIAL, *, of: int | None = None, on_progress: 
     sampled: dict[int, tuple[Chain, ...]] = {}
     pool = ThreadPoolExecutor(os.cpu_count())  # numpy samples without holding the interpreter's lock
     try:
-        for index, found in zip(wanted, pool.map(lambda index: _draw_chains(index, counts[index]), wanted), strict=True):
+        for index, found in zip(wanted, pool.map(lambda index: _sample_chains(index, counts[index]), wanted), strict=True):
             sampled[index] = found
             if on_progress is not None:
                 on_progress(len(sampled), len(wanted))
@@ -182,7 +182,7 @@ def _category(task: str) -> int:
     return 6 + next(number for number, verbs in enumerate(groups) if verb in verbs)
 
 
-# --- the draw -------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------------------------
 @functools.cache
 def _transitions() -> tuple[dict[SymbolicState, int], npt.NDArray[np.int16]]:
     """Number every reachable state and tabulate `state_after`: (state, task) -> state, or `_NO_STATE`."""
@@ -202,10 +202,10 @@ def _transitions() -> tuple[dict[SymbolicState, int], npt.NDArray[np.int16]]:
 
 
 @functools.cache
-def _draw_chains(index: int, count: int) -> tuple[Chain, ...]:
-    """Draw `count` chains that start in `initial_states()[index]`.
+def _sample_chains(index: int, count: int) -> tuple[Chain, ...]:
+    """Sample `count` chains that start in `initial_states()[index]`.
 
-    CALVIN seeds with the state's index and calls `choice(34 tasks, 5, replace=False)` until the draw is a chain: for
+    CALVIN seeds with the state's index and calls `choice(34 tasks, 5, replace=False)` until the sample is a chain: for
     1000 chains, seven million times. `choice` is the head of a permutation, and a permutation is a Fisher-Yates shuffle
     whose partners are bounded integers, so one call of `randint` with an array of bounds samples the same numbers for
     thousands of permutations.
@@ -214,7 +214,7 @@ def _draw_chains(index: int, count: int) -> tuple[Chain, ...]:
     _, transitions = _transitions()
     category_bits = np.array([1 << _category(task) for task in TASKS], dtype=np.int16)
     rng = np.random.RandomState(index)
-    bounds = np.tile(np.arange(len(TASKS), 1, -1), (_DRAWS_AT_ONCE, 1))
+    bounds = np.tile(np.arange(len(TASKS), 1, -1), (_SAMPLES_AT_ONCE, 1))
     chains: list[Chain] = []
     while len(chains) < count:
         partners = np.ascontiguousarray(rng.randint(0, bounds).T.astype(np.int8))

@@ -1,4 +1,4 @@
-"""The names of what draws a world and of what it looks like; its physics does not depend on them."""
+"""Names of renderers and of looks of a world; its physics does not depend on them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Redressable(Protocol):
 
 
 def redress(environment: object, seed: Sequence[int]) -> None:
-    """Draw the looks of an episode where they are random; `seed` decides them."""
+    """Sample the looks of an episode where they are random; `seed` decides them."""
     if isinstance(environment, _Redressable):
         environment.redress(seed)
 

@@ -137,8 +137,8 @@ class RunConfig(_Config):
     # gets checkpoint/, state/, tensorboard/ and metrics.jsonl
     output: Annotated[Path, Option("Folder of the run; the result is its checkpoint/ folder.")]
     steps: Annotated[int | None, Option("Stop after this many steps.", panel="Length", min=1)] = Field(None, ge=1)
-    minutes: Annotated[float | None, Field(gt=0), Option("Stop after this much training time, resumed parts included.")] = (
-        None
+    minutes: Annotated[float | None, Option("Stop after this much training time, resumed parts included.")] = Field(
+        None, gt=0
     )
     save_every: Annotated[NotNegative, Option("Steps between two states to resume from; 0 for the end only.", min=0)] = 200
     resume: Annotated[bool, Option("Go on from the newest state in --output, or start over.")] = True
@@ -147,9 +147,7 @@ class RunConfig(_Config):
     learning_rate: float
     warmup_steps: NotNegative
     gradient_clip: Positive = 1.0
-    seed: Annotated[int, Option("Decides weights, order of the data, shifts, questions and dropout.", min=0)] = Field(
-        0, ge=0
-    )
+    seed: Annotated[NotNegative, Option("Decides weights, order of the data, shifts, questions and dropout.", min=0)] = 0
     instructions: Annotated[
         InstructionSource,
         Option(

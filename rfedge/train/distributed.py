@@ -1,4 +1,4 @@
-"""Several processes, one run: who this process is, which part of a batch it takes, and what it tells the others.
+"""Several processes, one run: who this process is, which part of a batch it takes, and what it sends to the others.
 
 Every process samples the same batch of windows and takes its own part of it, so that the number of processes changes the
 order in which numbers are added up and nothing else. `torchrun` (or anything that sets RANK, WORLD_SIZE, LOCAL_RANK,
@@ -196,13 +196,9 @@ def _of_this_start(store: Store) -> Store:
 
 
 def _joined() -> Processes:
-    return Processes(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", 0), _default_store())
-
-
-def _default_store() -> Store:
     from torch.distributed.distributed_c10d import _get_default_store
 
-    return _get_default_store()
+    return Processes(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", 0), _get_default_store())
 
 
 def _number(name: str, default: int) -> int:

@@ -24,7 +24,7 @@ from rfedge.train.batches.loader import BatchLoader, SplitBatch, TensorBatch, ba
 from rfedge.train.batches.wording import Grammar
 from rfedge.train.compute_context import ComputeContext, full_weights, reach_all, shard
 from rfedge.train.config import TrainConfig
-from rfedge.train.distributed import Processes, join
+from rfedge.train.distributed import join
 from rfedge.train.losses import LossParts, policy_loss
 from rfedge.train.pretraining.pointing import Pointing
 from rfedge.train.pretraining.scene_batches import SceneLoader
@@ -68,22 +68,14 @@ def train_policy(
         ArtifactError: a state or checkpoint is damaged, another run writes to `output`, or the disk has no room.
         BackendUnavailableError: the device is not on this machine, or another process of the run is gone.
     """
-    with join(config.device) as processes, processes.translate_peer_failure(), claimed_by_first(config.output, processes):
-        return _train(config, processes, grammar, progress, on_step, stop or TrainingStop())
-
-
-def _train(
-    config: TrainConfig,
-    processes: Processes,
-    grammar: Grammar | None,
-    progress: StageProgress | None,
-    on_step: Callable[[TrainingStep], None] | None,
-    stop: TrainingStop,
-) -> TrainResult:
-    device = open_device(config.device)
-    check_batches(config, processes)
-    pairs = _open_pairs(config, progress)  # first, so that a damaged line ends the run before anything is built
-    with torch_settings(config, device):
+    with (
+        join(config.device) as processes,
+        processes.translate_peer_failure(),
+        claimed_by_first(config.output, processes),
+        torch_settings(config, device := open_device(config.device)),
+    ):
+        check_batches(config, processes)
+        pairs = _open_pairs(config, progress)  # first, so that a damaged line ends the run before anything is built
         start = start_policy(config)
         policy = start.policy
         if not config.vl_pretraining:  # in vain where a run goes on: its state holds what became of them
@@ -118,7 +110,7 @@ def _train(
             state=state,
             processes=processes,
             scope=ComputeContext(device, config.mixed_precision, sharded),
-            stop=stop,
+            stop=stop or TrainingStop(),
             on_step=on_step,
             last_step=_last_step(config, len(sources.training)),
             schedule=config.schedule,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from rfedge.errors import BackendUnavailableError
 from rfedge.io.atomic import atomic_file
@@ -15,10 +15,7 @@ METRICS_NAME: Final = "metrics.jsonl"
 _TENSORBOARD_FOLDER: Final = "tensorboard"
 
 
-class MetricsWriter(Protocol):
-    """Takes one row of numbers at a step."""
-
-    def __call__(self, step: int, values: dict[str, float]) -> None: ...
+MetricsWriter = Callable[[int, dict[str, float]], None]  # takes one row of numbers at a step
 
 
 @contextmanager

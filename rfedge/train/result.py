@@ -1,4 +1,4 @@
-"""What a run tells while it lasts and when it ends, and what its checkpoint says of it."""
+"""Progress and results of a run, and what its checkpoint says of it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -23,12 +23,13 @@ from rfedge.train.config import RunConfig, ScheduleKind
 from rfedge.train.distributed import Processes
 from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.result import TrainingStep
-from rfedge.train.schedule import learning_rate_factor
 from rfedge.train.state import CHECKPOINT_FOLDER, STATE_FOLDER, Progress, load_moments, save_state
 from rfedge.train.stopping import TrainingStop
 
 # Computes a loss with a gradient; what the metrics say of it goes through `TrainingRun.keep`.
 Pass = Callable[[], torch.Tensor]
+# A run too short for its warm-up would never reach its learning rate.
+_LONGEST_WARMUP_SHARE: Final = 0.1
 
 
 @dataclass(eq=False, kw_only=True)
@@ -243,3 +244,17 @@ def raise_together(processes: Processes, check: Callable[[], object]) -> None:
         refusal = str(error)
     if refusal := processes.agree(refusal):
         raise ArtifactError(refusal)
+
+
+def learning_rate_factor(kind: ScheduleKind, *, step: int, warmup_steps: int, progress: float) -> float:
+    """Return the factor of the peak learning rate for `step` (from 0); `progress` is the share of the run that is done.
+
+    The warm-up ends at a tenth of the run at the latest.
+
+    >>> [round(learning_rate_factor("cosine", step=s, warmup_steps=4, progress=s / 50), 2) for s in (0, 1, 4, 25, 50)]
+    [0.25, 0.5, 0.98, 0.5, 0.0]
+    """
+    warm = min(1.0, max((step + 1) / warmup_steps, progress / _LONGEST_WARMUP_SHARE)) if warmup_steps else 1.0
+    # A product, not two phases: when time ends the run, nobody knows where on the cosine the warm-up will stop.
+    fall = 1.0 if kind == "constant" else 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+    return warm * fall

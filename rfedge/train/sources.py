@@ -20,8 +20,7 @@ from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.train.batches.loader import InstructionTable, batch_tensors, window_features
 from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
-from rfedge.train.batches.vocabulary import learn_tokenizer
-from rfedge.train.batches.wording import Grammar, check_grammar
+from rfedge.train.batches.wording import Grammar, check_grammar, learn_tokenizer
 from rfedge.train.config import RunConfig, TrainConfig
 from rfedge.train.distributed import Processes
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rfedge.data.scene.furniture import furniture_m
+from rfedge.data.scene.scenes import furniture_m
 from rfedge.envs import Environment
 from rfedge.envs.experts.furniture import button_top, drawer_handle, slide_handle, switch_tip
 from rfedge.envs.playtable.layout import find_layout

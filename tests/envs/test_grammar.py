@@ -10,8 +10,7 @@ from rfedge.data.scene.questions import QUESTION_WORDS
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS, GRAMMAR_WORDS, sample_grammar
 from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, TASKS
 from rfedge.errors import ConfigError
-from rfedge.train.batches.vocabulary import learn_tokenizer
-from rfedge.train.batches.wording import Grammar
+from rfedge.train.batches.wording import Grammar, learn_tokenizer
 from rfedge.train.pretraining.scene_batches import number_ids
 from tests.errors import raises
 

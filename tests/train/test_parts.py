@@ -12,10 +12,10 @@ from rfedge.envs.tasks import INSTRUCTIONS
 from rfedge.errors import ConfigError
 from rfedge.model import build_policy
 from rfedge.train import train_config
-from rfedge.train.batches.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, ImageShifts, draw_offsets, shift_images
+from rfedge.train.batches.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, ImageShifts, sample_offsets, shift_images
 from rfedge.train.config import change_policy, recipe_for
 from rfedge.train.losses import policy_loss
-from rfedge.train.schedule import learning_rate_factor
+from rfedge.train.run import learning_rate_factor
 from rfedge.train.settings import plain_attention
 from rfedge.train.sources import open_training_data
 from rfedge.train.trainable import freeze, optimizer_groups
@@ -70,7 +70,7 @@ def test_schedule() -> None:
 def test_shifts_move_whole_windows_and_repeat_the_border() -> None:
     assert (STATIC_SHIFT_PX, GRIPPER_SHIFT_PX) == (9, 2)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 12, 12, 3), np.uint8)
-    offsets = draw_offsets(2, 3, 2, np.random.default_rng(1), "window")
+    offsets = sample_offsets(2, 3, 2, np.random.default_rng(1), "window")
     shifted = shift_images(images, 2, offsets)
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     for window in range(2):
@@ -82,9 +82,9 @@ def test_shifts_move_whole_windows_and_repeat_the_border() -> None:
         ]
         assert len(matches) == 1  # one shift for all frames
     np.testing.assert_array_equal(shifted[1:], shift_images(images[1:], 2, offsets[1:]))  # a part of a batch
-    assert ImageShifts.draw(2, 3, np.random.default_rng(1), "none") is None
+    assert ImageShifts.sample(2, 3, np.random.default_rng(1), "none") is None
     frames = np.repeat(images[:, :1], 8, axis=1)
-    per_frame = shift_images(frames, 2, draw_offsets(2, 8, 2, np.random.default_rng(1), "frame"))
+    per_frame = shift_images(frames, 2, sample_offsets(2, 8, 2, np.random.default_rng(1), "frame"))
     assert any((per_frame[0, 0] != frame).any() for frame in per_frame[0, 1:])
 
 

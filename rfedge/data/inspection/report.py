@@ -36,15 +36,8 @@ from rfedge.data.collection.dataset_records import (
     read_conventions,
 )
 from rfedge.data.frames import frame_number
+from rfedge.data.inspection import index
 from rfedge.data.inspection.frames import CHECKED_VALUES, CheckedFrames, Finding, FrameChecks, check_frames
-from rfedge.data.inspection.index import (
-    check_embeddings,
-    check_episodes,
-    check_missing_frames,
-    check_scenes,
-    check_segments,
-    parse_statistics,
-)
 from rfedge.data.inspection.motion import Tolerance
 from rfedge.data.inspection.runs import LENIENT, RunChecks, RunRules, in_blocks
 from rfedge.data.scene.scenes import SCENE_INFO_FILE, SceneFrames, contradicted_by, read_scenes
@@ -151,7 +144,7 @@ def inspect_dataset(
             Finding(name, f"segment {place} ({part.task}, frames {part.start} to {part.end}): no instruction", "words")
             for place, part in annotations.blank
         ]
-        findings += check_segments(segments, episodes, name)
+        findings += index.check_segments(segments, episodes, name)
         others = sorted({segment.task for segment in segments} - {*task_names}) if task_names else []
         if others:
             shown = ", ".join(others[:8]) + (" ..." if len(others) > 8 else "")
@@ -159,9 +152,9 @@ def inspect_dataset(
     language_folders = _language_folders(folder)
     if segments:  # an unreadable annotation file is already listed
         for other in language_folders:
-            findings += check_embeddings(folder / other / "auto_lang_ann.npy", len(segments) + len(annotations.blank))
-    findings += check_episodes(folder, episodes) if not any("ep_start_end" in item.file for item in findings) else []
-    findings += check_missing_frames(existing, episodes, segments) + check_scenes(existing, scenes)
+            findings += index.check_embeddings(folder / other / "auto_lang_ann.npy", len(segments) + len(annotations.blank))
+    findings += index.check_episodes(folder, episodes) if not any("ep_start_end" in item.file for item in findings) else []
+    findings += index.check_missing_frames(existing, episodes, segments) + index.check_scenes(existing, scenes)
     if (configured := contradicted_by(folder, scenes)) is not None:
         named = ", ".join(scene.scene for scene in scenes)
         findings.append(Finding(SCENE_INFO_FILE, f"scenes {named}", f"scene {configured}, which .hydra names"))
@@ -330,7 +323,7 @@ def _against_statistics(
         notes.append(f"no {_STATISTICS_FILE}: nothing to compare with")
         return {}, []
     try:
-        stored, findings = parse_statistics(path)
+        stored, findings = index.parse_statistics(path)
     except ModuleNotFoundError:
         notes.append(f"{_STATISTICS_FILE} was not compared: that needs PyYAML, pip install 'rfedge[data]'")
         return {}, []

@@ -21,8 +21,7 @@ from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.frames import Float64Array
 from rfedge.data.scene.cameras import project_gripper, project_static
-from rfedge.data.scene.furniture import FURNITURE, furniture_m
-from rfedge.data.scene.scenes import BLOCK_ORDER
+from rfedge.data.scene.scenes import BLOCK_ORDER, FURNITURE, furniture_m
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import DatasetError
 
@@ -63,7 +62,7 @@ class SceneFacts:
 
     blocks_m: Float64Array  # float64 (N, 3, 3), centre by colour in the order of `COLOURS`
     turns_rad: Float64Array  # float64 (N, 3), about the vertical
-    furniture_m: Float64Array  # float64 (N, 4, 3), see `rfedge.data.scene.furniture`
+    furniture_m: Float64Array  # float64 (N, 4, 3), see `rfedge.data.scene.scenes`
     joints_m: Float64Array  # float64 (N, 2), door and drawer
     lights: npt.NDArray[np.bool_]  # bool (N, 2), lamp and led
     tool_m: Float64Array  # float64 (N, 3)

@@ -17,7 +17,7 @@ from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_ab
 
 # The arm covers this share of the way to its target at each control step, so what is left follows from how far it moved.
 _RESPONSE: Final = 0.49
-# Share by which the assumed target is drawn to the one that the last movement tells: all of it at first, when nothing is
+# Share by which the assumed target is moved to the one that the last movement tells: all of it at first, when nothing is
 # known about where an earlier task left the target, little later on. A blocked arm, which does not move, presses on.
 _TRUST: Final = 0.08
 _SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
@@ -150,7 +150,7 @@ class Expert:
     def _go_on(self, situation: Situation) -> None:
         """Go to the next waypoint; after the last one wait when the goal is met, or start over."""
         if self._index + 1 == len(self._plan):
-            # Asked on after the goal was met, the judge must see it differently: do it once more.
+            # Asked on after the goal was met, the oracle must see it differently: do it once more.
             done = self._script.goal(situation.start_scene, situation.scene_obs)
             if not done or self._steps > _PATIENCE_STEPS:
                 self._begin_attempt(situation)
@@ -167,7 +167,7 @@ class Expert:
         return self._steps > _PATIENCE_STEPS and away_m > allowed_m
 
     def _correct(self, tcp: Float64Array) -> None:
-        """Draw the assumed target pose towards what the arm's last movement says about it."""
+        """Move the assumed target pose towards what the arm's last movement says about it."""
         ahead, moved = self._commanded - tcp, tcp - self._last_tcp
         ahead[3:], moved[3:] = wrap_angle(ahead[3:]), wrap_angle(moved[3:])
         self._corrections += 1

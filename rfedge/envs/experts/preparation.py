@@ -8,18 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from rfedge.envs import feasibility
 from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.scripts import make_expert
-from rfedge.envs.feasibility import (
-    BEHIND_M,
-    CABINET_Y_M,
-    DRAWER_YAW_RAD,
-    HALF_HAND_M,
-    PUSH_ROOM_M,
-    REACH_M,
-    ROTATE_YAW_RAD,
-    SHELF_YAW_RAD,
-)
 from rfedge.envs.initial_conditions import block_spots
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
 from rfedge.envs.looks import redress
@@ -206,18 +197,21 @@ def _is_workable(task: str, layout: TableLayout, scene_obs: Float64Array, block:
     """Tell whether the block can be gripped, pushed or turned from where it stands, as the task asks."""
     x_m, y_m, _, _, _, yaw_rad = scene_obs[block_slice(layout, block)]
     sign = 0.0 if not task.startswith("push_") else 1.0 if task.endswith("right") else -1.0
-    behind_m = x_m - sign * BEHIND_M
-    if math.hypot(behind_m - BASE_POSITION_M[0], y_m - BASE_POSITION_M[1]) > REACH_M:
+    behind_m = x_m - sign * feasibility.BEHIND_M
+    if math.hypot(behind_m - BASE_POSITION_M[0], y_m - BASE_POSITION_M[1]) > feasibility.REACH_M:
         return False
     turn_rad = abs(math.remainder(yaw_rad - 0.5 * math.pi, math.pi))
     if task.endswith("drawer"):
-        return turn_rad < DRAWER_YAW_RAD
+        return turn_rad < feasibility.DRAWER_YAW_RAD
     if task.endswith("slider"):
         # The hand is wide: beside the door or a wall, or turned away from the cabinet's direction, it does not fit in.
         door_low_m, door_high_m = (x - scene_obs[0] for x in layout.door_x_m)
         low_m, high_m = layout.opening_x_m
         low_m, high_m = (door_high_m, high_m) if x_m > door_low_m else (low_m, door_low_m)
-        return bool(low_m + HALF_HAND_M < x_m < high_m - HALF_HAND_M) and turn_rad < SHELF_YAW_RAD
+        return (
+            bool(low_m + feasibility.HALF_HAND_M < x_m < high_m - feasibility.HALF_HAND_M)
+            and turn_rad < feasibility.SHELF_YAW_RAD
+        )
     low_m, high_m = layout.table_area_m[0]
-    has_room = y_m < CABINET_Y_M and low_m <= x_m + sign * PUSH_ROOM_M <= high_m
-    return bool(has_room and (turn_rad < ROTATE_YAW_RAD or not task.startswith("rotate_")))
+    has_room = y_m < feasibility.CABINET_Y_M and low_m <= x_m + sign * feasibility.PUSH_ROOM_M <= high_m
+    return bool(has_room and (turn_rad < feasibility.ROTATE_YAW_RAD or not task.startswith("rotate_")))

@@ -33,7 +33,7 @@ LANGUAGES: Final = ("evaluation", "enriched")
 
 def sample_instruction(task: str, rng: np.random.Generator) -> str:
     """Return one of the task's training paraphrases; raises ConfigError for an unknown task."""
-    return _draw(PARAPHRASES[check_task(task)], rng)
+    return _choose(PARAPHRASES[check_task(task)], rng)
 
 
 def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: Collection[str] = ()) -> str:
@@ -43,7 +43,7 @@ def sample_enriched_instruction(task: str, rng: np.random.Generator, left_out: C
         got = "none that the policy knows"
         remedy = "Leave the held-out instructions out."
         raise ConfigError(f"held-out instructions of {task!r}", got=got, expected="at least one", remedy=remedy)
-    return _draw(sentences, rng)
+    return _choose(sentences, rng)
 
 
 def choose_instruction(task: str, language: str, rng: np.random.Generator, left_out: Collection[str] = ()) -> str:
@@ -57,5 +57,5 @@ def choose_instruction(task: str, language: str, rng: np.random.Generator, left_
     return INSTRUCTIONS[check_task(task)] if language == "evaluation" else sample_enriched_instruction(task, rng, left_out)
 
 
-def _draw(sentences: tuple[str, ...], rng: np.random.Generator) -> str:
+def _choose(sentences: tuple[str, ...], rng: np.random.Generator) -> str:
     return sentences[int(rng.integers(len(sentences)))]

@@ -97,7 +97,7 @@ class PlayTable(Environment):
         return body, link
 
     def redress(self, seed: Sequence[int]) -> None:
-        """Draw other random looks, which `seed` decides; any other looks stay as they are. States do not change."""
+        """Sample other random looks, which `seed` decides; any other looks stay as they are. States do not change."""
         if self._wardrobe is not None and self._cameras is not None:
             self._wardrobe.change(np.random.default_rng(seed))
             self._cameras.upload_textures()
@@ -163,7 +163,7 @@ class PlayTable(Environment):
         if self._cameras is None:
             remedy = "Make the environment with render=True, or use restore and advance."
             raise ConfigError("observe", got="render=False", expected="cameras", remedy=remedy)
-        return self._cameras.draw(camera, self._data)
+        return self._cameras.render(camera, self._data)
 
     def robot_state(self) -> Float64Array:
         return self._robot.measure(self._data)

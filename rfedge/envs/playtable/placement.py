@@ -50,7 +50,7 @@ def _overlap(first: Float64Array, second: Float64Array, gap_m: float) -> bool:
     return True
 
 
-def _draw_pose(layout: TableLayout, surface: str, drawer_m: float, rng: np.random.Generator) -> Float64Array:
+def _sample_pose(layout: TableLayout, surface: str, drawer_m: float, rng: np.random.Generator) -> Float64Array:
     drawer_x_m = (layout.drawer_x_m + _DRAWER_X_M[0], layout.drawer_x_m + _DRAWER_X_M[1])
     area, floor_m = {
         "table": (layout.table_area_m, dimensions.TABLE_TOP_M),
@@ -90,7 +90,7 @@ def sample_scene(
         outlines: list[Float64Array] = []
         for block in BLOCKS:
             surface = (surfaces or {}).get(block) or str(rng.choice(SURFACES))
-            pose = _draw_pose(layout, surface, drawer_m, rng)
+            pose = _sample_pose(layout, surface, drawer_m, rng)
             if spots and surface in spots:
                 pose[:2] = rng.choice(spots[surface]) + rng.uniform(-_SPOT_M, _SPOT_M, size=2)
                 pose[5] = rng.uniform(*dimensions.CHAIN_YAW_RAD)

@@ -11,8 +11,7 @@ from rfedge.envs.playtable.arm import add_actuators, add_arm, add_arm_meshes
 from rfedge.envs.playtable.layout import TableLayout
 from rfedge.envs.playtable.looks import MATERIALS
 from rfedge.envs.playtable.surfaces import numbers
-from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_table, add_table_meshes
-from rfedge.envs.playtable.table_shape import add_floor, add_table_assets, draw_table
+from rfedge.envs.playtable.table import TABLE_CLASS, add_blocks, add_floor, add_table, add_table_assets, add_table_meshes
 
 SUBSTEPS: Final = 16  # physics steps per control step, so 480 Hz
 _PHYSICS_HZ: Final = CONTROL_HZ * SUBSTEPS
@@ -59,7 +58,7 @@ def build_mjcf(layout: TableLayout) -> str:
     floor = ET.SubElement(world, "body", {"name": "plane/base_link"})
     ET.SubElement(floor, "geom", {"type": "plane", "size": "6 6 0.1", **TABLE_CLASS})
     add_floor(asset, floor)
-    draw_table(add_table(world, layout), layout)
+    add_table(world, layout)
     add_arm(world)
     add_blocks(world, layout)
     add_actuators(root)

@@ -1,4 +1,4 @@
-"""Loads MuJoCo with a renderer that works without a screen, and draws the two cameras."""
+"""Loads MuJoCo with a renderer that works without a screen, and renders the two cameras."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _no_renderer(error: Exception) -> BackendUnavailableError:
 
 
 class Cameras:
-    """Draws the static and the gripper camera in one OpenGL context, with shadows and without reflections."""
+    """Renders the static and the gripper camera in one OpenGL context, with shadows and without reflections."""
 
     def __init__(self, model: Any) -> None:
         """Open the context; raises BackendUnavailableError where none can be made."""
@@ -75,7 +75,7 @@ class Cameras:
 
     @property
     def backend(self) -> str:
-        """What draws: "egl", "osmesa" or "glfw"."""
+        """Back end: "egl", "osmesa" or "glfw"."""
         return os.environ.get("MUJOCO_GL") or "glfw"
 
     def upload_textures(self) -> None:
@@ -84,7 +84,7 @@ class Cameras:
         for texture in range(self._model.ntex):
             self._mujoco.mjr_uploadTexture(self._model, self._context, texture)
 
-    def draw(self, camera: Camera, data: Any) -> UInt8Array:
+    def render(self, camera: Camera, data: Any) -> UInt8Array:
         """Return the image of one camera, (200, 200, 3) or (84, 84, 3), of the present state."""
         view, area, shape = self._views[camera]
         self._gl.make_current()

@@ -32,12 +32,12 @@ class ImageShifts:
     gripper: Offsets
 
     @classmethod
-    def draw(cls, num_windows: int, num_frames: int, rng: np.random.Generator, kind: ShiftKind) -> ImageShifts | None:
-        """Draw the shifts of a whole batch, of which each process then takes its part; None where nothing is shifted."""
+    def sample(cls, num_windows: int, num_frames: int, rng: np.random.Generator, kind: ShiftKind) -> ImageShifts | None:
+        """Sample the shifts of a whole batch, of which each process then takes its part; None where nothing is shifted."""
         if kind == "none":
             return None
         static, gripper = (
-            draw_offsets(num_windows, num_frames, limit_px, rng, kind) for limit_px in (STATIC_SHIFT_PX, GRIPPER_SHIFT_PX)
+            sample_offsets(num_windows, num_frames, limit_px, rng, kind) for limit_px in (STATIC_SHIFT_PX, GRIPPER_SHIFT_PX)
         )
         return cls(static, gripper)
 
@@ -50,15 +50,15 @@ class ImageShifts:
         return shift_images(static, STATIC_SHIFT_PX, self.static), shift_images(gripper, GRIPPER_SHIFT_PX, self.gripper)
 
 
-def draw_offsets(num_windows: int, num_frames: int, limit_px: int, rng: np.random.Generator, kind: ShiftKind) -> Offsets:
-    """Draw up to `limit_px` pixels in both directions of both axes, once per window or per frame."""
+def sample_offsets(num_windows: int, num_frames: int, limit_px: int, rng: np.random.Generator, kind: ShiftKind) -> Offsets:
+    """Sample up to `limit_px` pixels in both directions of both axes, once per window or per frame."""
     return rng.integers(0, 2 * limit_px + 1, size=(num_windows, num_frames if kind == "frame" else 1, 2))
 
 
-def shift_images(images: Images, limit_px: int, draws: Offsets) -> Images:
-    """Crop uint8 (B, W, H, H, 3) where `draw_offsets` says, the border repeated by `limit_px` pixels first."""
+def shift_images(images: Images, limit_px: int, offsets: Offsets) -> Images:
+    """Crop uint8 (B, W, H, H, 3) where `sample_offsets` says, the border repeated by `limit_px` pixels first."""
     num_windows, num_frames, size = images.shape[:3]
-    offsets = np.broadcast_to(draws, (num_windows, num_frames, 2))
+    offsets = np.broadcast_to(offsets, (num_windows, num_frames, 2))
     border = (limit_px, limit_px)
     padded = np.pad(images, ((0, 0), (0, 0), border, border, (0, 0)), mode="edge")
     shifted = np.empty_like(images)

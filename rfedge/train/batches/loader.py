@@ -167,9 +167,9 @@ class BatchLoader(Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]):
         self._shift: ShiftKind = shift
         self._step = step
         self._parts = processes.parts(sampler.batch_size, accumulate)
-        super().__init__(self._draw)
+        super().__init__(self._plan_batch)
 
-    def _draw(self) -> Callable[[], tuple[SplitBatch[TensorBatch], SamplerState]]:
+    def _plan_batch(self) -> Callable[[], tuple[SplitBatch[TensorBatch], SamplerState]]:
         index, cache, table = self._sources
         rng, wording_rng = (
             np.random.default_rng([self._sampler.seed, self._step, stream]) for stream in (_SHIFT_STREAM, _WORDING_STREAM)
@@ -179,7 +179,7 @@ class BatchLoader(Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]):
         self._step += 1
 
         def load() -> tuple[SplitBatch[TensorBatch], SamplerState]:
-            shifts = ImageShifts.draw(len(chosen), index.window, rng, self._shift)
+            shifts = ImageShifts.sample(len(chosen), index.window, rng, self._shift)
             segments = [index.segments[index.windows[number].segment] for number in chosen]
             text = None if table.wording is None else table.wording.encode(segments, wording_rng)
             parts = [

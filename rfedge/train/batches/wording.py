@@ -12,12 +12,26 @@ from typing import Final
 import numpy as np
 import torch
 
+from rfedge.config import DecoderConfig
 from rfedge.data.calvin import Segment
 from rfedge.errors import ConfigError
 from rfedge.language.tokenizer import InstructionTokenizer
 
 _OWN_SHARE: Final = 0.1
 _ATTEMPTS: Final = 100
+# Words of the table top that a tokenizer should know whole: spelt in letters, a request soon has more tokens than the policy
+# reads. What they mean is learnt from demonstrations alone.
+_TEXT: Final = """
+the a an it its one this that them then and with of from to at by for out off on in into onto inside over under
+up down top bottom left right side front back center towards away upright
+red blue pink green yellow white black small big
+block blocks cube object thing drawer door cabinet slider sliding shelf compartment handle table desk
+switch lever button light lights lamp bulb lightbulb led toggle knob
+take get grab grasp grasped grip hold held pick lift raise put place drop lay set store stack stacked unstack
+remove collapse push pull press slide sweep move shift turn rotate spin flip open close shut use activate deactivate
+go falls so make bring drag hand degrees clockwise please
+"""
+TABLETOP_WORDS: Final = tuple(_TEXT.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +79,13 @@ class Wording:
         """Sample an instruction for each of B segments: token_ids int64 (B, T) and text_mask bool (B, T)."""
         rows = [self.tokenizer.encode(self.sample(segment, rng)) for segment in segments]
         return torch.from_numpy(np.stack([ids for ids, _ in rows])), torch.from_numpy(np.stack([mask for _, mask in rows]))
+
+
+def learn_tokenizer(
+    instructions: Iterable[str], decoder: DecoderConfig, grammar: Grammar | None, other_words: Iterable[str] = ()
+) -> InstructionTokenizer:
+    """Learn the tokenizer of a policy that starts from nothing; with `grammar`, whose words it knows, in lower case."""
+    corpus = (*instructions, *TABLETOP_WORDS, *other_words, *(() if grammar is None else grammar.words))
+    return InstructionTokenizer.from_corpus(
+        corpus, vocab_size=decoder.vocab_size, text_length=decoder.text_length, lowercase=grammar is not None
+    )

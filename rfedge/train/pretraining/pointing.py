@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rfedge.data.scene.furniture import FURNITURE
+from rfedge.data.scene.scenes import FURNITURE
 from rfedge.model import RoboFlamingo
 from rfedge.train.pretraining.scene_batches import SceneBatch, VisionFeatures
 
@@ -67,15 +67,15 @@ class Pointing(nn.Module):
             torch.manual_seed(seed)
             return cls(policy.config.vision.width)
 
-    def forward(self, sight: VisionFeatures, batch: SceneBatch) -> PointingScore:
+    def forward(self, features: VisionFeatures, batch: SceneBatch) -> PointingScore:
         places = (batch.places_m - batch.places_m.new_tensor(_MIDDLE_M)) / _UNIT_M
         ways = (batch.places_m[:, :-1] - batch.places_m[:, -1:]) / _UNIT_M
         near = ways.norm(dim=-1) < _NEAR_M / _UNIT_M
         near_block = near[:, :_NUM_BLOCKS]
         in_world, to_tool = batch.turns_rad.unbind(dim=-1)
-        static, static_turn, static_look = self.static(sight.static)
-        gripper, gripper_turn, gripper_look = self.gripper(sight.gripper)
-        both, both_turn, _ = self.latents(sight.latents)
+        static, static_turn, static_look = self.static(features.static)
+        gripper, gripper_turn, gripper_look = self.gripper(features.gripper)
+        both, both_turn, _ = self.latents(features.latents)
         reach, reach_turn = both[:, _NUM_THINGS + 1 :], both_turn[:, _NUM_THINGS + 1 :]
         loss = (
             _place_loss(static, places)

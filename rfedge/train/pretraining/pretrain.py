@@ -170,9 +170,9 @@ class _Run(TrainingRun):
 
     def score(self, batch: SceneBatch) -> tuple[SceneScore | None, PointingScore]:
         """Say the texts of a batch, where they count, and point at what its frames show."""
-        sight = encode_images(self.policy, batch, self.config.light if self.policy.training else 0.0)
-        said = scene_score(self.policy, batch, sight, self.numbers) if self.config.language_weight else None
-        return said, self.pointing(sight, batch)
+        features = encode_images(self.policy, batch, self.config.light if self.policy.training else 0.0)
+        said = scene_score(self.policy, batch, features, self.numbers) if self.config.language_weight else None
+        return said, self.pointing(features, batch)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -36,7 +36,7 @@ class SceneBatch:
     image_gripper: torch.Tensor  # uint8 (N, 84, 84, 3)
     token_ids: torch.Tensor  # int64 (2 N, T), padded on the right; texts 2 i and 2 i + 1 are of frame i
     labels: torch.Tensor  # int64 (2 N, T), ids that are to be said, NO_LABEL on all others
-    # float32 (N, 8, 3), of red, blue and pink block, furniture (`rfedge.data.scene.furniture`) and tool
+    # float32 (N, 8, 3), of red, blue and pink block, furniture (`rfedge.data.scene.scenes`) and tool
     places_m: torch.Tensor
     turns_rad: torch.Tensor  # float32 (N, 3, 2), of the blocks about the vertical, in the world and relative to the tool
     uv_static: torch.Tensor  # float32 (N, 8, 2), where `places_m` appear in the static picture (`rfedge.data.scene.cameras`)
@@ -152,10 +152,10 @@ def encode_images(policy: RoboFlamingo, batch: SceneBatch, light: float = 0.0) -
     return VisionFeatures(static, gripper, backbone.media(tokens))
 
 
-def scene_score(policy: RoboFlamingo, batch: SceneBatch, sight: VisionFeatures, numbers: torch.Tensor) -> SceneScore:
+def scene_score(policy: RoboFlamingo, batch: SceneBatch, features: VisionFeatures, numbers: torch.Tensor) -> SceneScore:
     """Run the language model over the texts of a batch, whose frames `encode_images` has seen."""
     backbone = policy.backbone
-    media = sight.latents.repeat_interleave(2, dim=0)
+    media = features.latents.repeat_interleave(2, dim=0)
     hidden = backbone.decoder.tokens(policy.embed_text(batch.token_ids[:, :-1]), media, feature="final_norm")
     labels = batch.labels[:, 1:]
     said = labels != NO_LABEL
@@ -176,9 +176,9 @@ class SceneLoader(Prefetch[tuple[SceneBatch, SamplerState]]):
         self._questions = questions
         self._sampler = sampler
         self._step = step
-        super().__init__(self._draw)
+        super().__init__(self._plan_batch)
 
-    def _draw(self) -> Callable[[], tuple[SceneBatch, SamplerState]]:
+    def _plan_batch(self) -> Callable[[], tuple[SceneBatch, SamplerState]]:
         rng = np.random.default_rng([self._sampler.seed, self._step, _QUESTION_STREAM])
         chosen = self._sampler.next_batch()
         state = self._sampler.state
