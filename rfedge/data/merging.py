@@ -1,9 +1,7 @@
 """Merges datasets into one: rounds of relabelling with the demonstrations before them, or what several machines recorded.
 
-Frames are linked, not copied, where the file system allows it: a merged dataset then costs no room, and the sources may
-be deleted. Every source keeps the gaps between its frame numbers and is shifted as a whole, so that frame n of a source
-is frame n + `shift` of the result. Sources come in the order given, except that those of one scene come together,
-because scene_info.npy knows one range of frames a scene. The copies of a frame in two sources stay two frames.
+Frames are linked where the file system allows it. Every source keeps the gaps between its frame numbers and is shifted as
+a whole; sources of one scene come together, because scene_info.npy knows one range of frames a scene.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Noise on executed actions, so that demonstrations also show how to come back to the task from beside its path.
 
-A learner that has only seen the expert's own path does not know what to do next to it, and its errors add up. The
-expert is therefore pushed off its path while it works, and what it answers there is recorded. Noise comes in bursts of
-one direction: white noise of the same size averages out over a few steps and hardly leaves the path.
-
-Source: Laskey et al., DART: Noise Injection for Robust Imitation Learning, CoRL 2017.
+Noise comes in bursts of one direction: white noise of the same size averages out over a few steps and hardly leaves the
+path. Source: Laskey et al., DART: Noise Injection for Robust Imitation Learning, CoRL 2017.
 """
 
 from __future__ import annotations

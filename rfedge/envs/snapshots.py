@@ -1,8 +1,6 @@
-"""Pictures of random states: what `rfedge pretrain` learns to point at, far more different ones than demonstrations show.
+"""Pictures of random states for `rfedge pretrain`: more arrangements of blocks and hand than demonstrations show.
 
-A demonstration shows one arrangement of blocks fifty times over. A snapshot restores a random state and takes one picture of
-it: random blocks, furniture and lights, and a hand that is near a block, holds one, or is anywhere. Nothing acts, so the
-actions of these frames mean nothing and no policy may be trained on them.
+Nothing acts, so the actions of these frames mean nothing and no policy may be trained on them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Collects a CALVIN dataset from anything that can record a rollout: resumable, and the same for any number of workers.
 
-Every (task, episode) pair owns a row of frame numbers, 64 unless a rollout may be longer, and a row of seeds that follow
-from the arguments alone, so neither the order of work nor a restart shows in the result; the price is gaps between
-rollouts, which the format allows. A rollout counts once its line is in the journal, so a kill loses at most those under
-way.
+Every (task, episode) pair owns a row of frame numbers and of seeds that follow from the arguments alone; the price is gaps
+between rollouts, which the format allows. A rollout counts once its line is in the journal.
 """
 
 from __future__ import annotations

@@ -1,15 +1,4 @@
-"""Writes a split in CALVIN's format: one npz a frame, and the index files that CALVIN's own loader expects.
-
-Below the split folder:
-
-    episode_{number:07d}.npz               one per frame
-    ep_start_end_ids.npy                   int64 (N, 2), first and last frame of each episode, both inclusive; an episode is
-                                           one rollout without a reset and holds one or more segments
-    ep_lens.npy                            int64 (N,)
-    scene_info.npy                         {"calvin_scene_D": [first, last]}, one range a scene
-    statistics.yaml                        see `rfedge.data.statistics`
-    lang_annotations/auto_lang_ann.npy     instructions, tasks and bounds of the segments
-"""
+"""Writes a split in CALVIN's format, the files that `rfedge.data.calvin` reads, and `ep_lens.npy` and `statistics.yaml`."""
 
 from __future__ import annotations
 

@@ -114,14 +114,10 @@ def _survey(source: Source, options: ConversionOptions, missing: tuple[str, ...]
     field_faults = source.field_faults()
     faults = field_faults + source.file_faults()
     if "gripper" in missing and "gripper" not in options.allow_missing:
-        faults.append(
-            DatasetError(
-                f"source ({source.layout.name})",
-                got="no wrist camera",
-                expected="two cameras, static and gripper",
-                remedy="Name it with --map gripper=KEY, or write black images with --allow-missing gripper.",
-            )
-        )
+        got = "no wrist camera"
+        expected = "two cameras, static and gripper"
+        remedy = "Name it with --map gripper=KEY, or write black images with --allow-missing gripper."
+        faults.append(DatasetError(f"source ({source.layout.name})", got=got, expected=expected, remedy=remedy))
     source_hz = options.source_fps or source.layout.frequency_hz
     if (fault := _frequency_fault(source, options, source_hz)) is not None:
         faults.append(fault)

@@ -72,14 +72,9 @@ class Hdf5Source(Source):
             if fault is not None:
                 found.append(fault)
         if "static" not in self.fields:
-            found.append(
-                DatasetError(
-                    subject,
-                    got=f"arrays {', '.join(self._arrays)}",
-                    expected="keys of robomimic, LIBERO or CALVIN",
-                    remedy="Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY.",
-                )
-            )
+            expected = "keys of robomimic, LIBERO or CALVIN"
+            remedy = "Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY."
+            found.append(DatasetError(subject, got=f"arrays {', '.join(self._arrays)}", expected=expected, remedy=remedy))
         return found
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:

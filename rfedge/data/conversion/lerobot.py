@@ -83,14 +83,10 @@ class LeRobotSource(Source):
             if (fault := unknown_key(f"dataset {self._root}", name, source, choices)) is not None:
                 found.append(fault)
         if "static" not in self.fields:
-            found.append(
-                DatasetError(
-                    f"dataset {self._root}",
-                    got=f"cameras {', '.join(self._cameras) or 'none'}",
-                    expected="one that is known to be the static one",
-                    remedy="Say which with --map static=KEY, and the wrist camera with --map gripper=KEY.",
-                )
-            )
+            got = f"cameras {', '.join(self._cameras) or 'none'}"
+            expected = "one that is known to be the static one"
+            remedy = "Say which with --map static=KEY, and the wrist camera with --map gripper=KEY."
+            found.append(DatasetError(f"dataset {self._root}", got=got, expected=expected, remedy=remedy))
         return found
 
     def file_faults(self) -> list[RfedgeError]:
@@ -180,15 +176,9 @@ class LeRobotSource(Source):
         if short:
             last = max(self._first_frame(key, episode) + int(episode["length"]) for episode in short)
             names = ", ".join(str(episode["episode_index"]) for episode in short[:5])
-            return [
-                DatasetError(
-                    f"video {file}",
-                    got=f"{length} frames",
-                    expected=f"{last}, so that every row of episode {names}{' ...' if len(short) > 5 else ''} has its "
-                    "picture",
-                    remedy="It is cut short, or the recording lost frames: copy the dataset again, or leave these out.",
-                )
-            ]
+            expected = f"{last}, so that every row of episode {names}{' ...' if len(short) > 5 else ''} has its picture"
+            remedy = "It is cut short, or the recording lost frames: copy the dataset again, or leave these out."
+            return [DatasetError(f"video {file}", got=f"{length} frames", expected=expected, remedy=remedy)]
         name = f"videos/{key}/to_timestamp"
         beyond = [episode for episode in episodes if float(episode.get(name) or 0.0) * self._fps > length + 1.0]
         return [

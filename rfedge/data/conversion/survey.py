@@ -64,14 +64,9 @@ def _wrong_frame(positions_m: Float64Array) -> list[DatasetError]:
     if not len(positions_m) or not from_base(positions_m):
         return []
     middle, offset = np.median(positions_m, axis=0), ",".join(f"{value:g}" for value in BASE_M)
-    return [
-        DatasetError(
-            "tcp positions",
-            got=f"({', '.join(f'{value:.2f}' for value in middle)}) m in their middle, out of the arm's reach",
-            expected="positions in CALVIN's world",
-            remedy=f"If they are counted from the arm's base, pass --tcp-offset-m {offset}: then they are in reach.",
-        )
-    ]
+    got = f"({', '.join(f'{value:.2f}' for value in middle)}) m in their middle, out of the arm's reach"
+    remedy = f"If they are counted from the arm's base, pass --tcp-offset-m {offset}: then they are in reach."
+    return [DatasetError("tcp positions", got=got, expected="positions in CALVIN's world", remedy=remedy)]
 
 
 def raise_all(subject: str, faults: Sequence[RfedgeError]) -> None:
@@ -203,11 +198,8 @@ class _Agreement:
         faults: list[RfedgeError] = []
         if far_m > _FAR_M:
             remedy = "Another frame or point of the tool: convert the actions first, or take --actions next-state."
-            faults.append(
-                DatasetError(
-                    "positions in the actions", got=f"{far_m:.3g} m from the tool", expected="near it", remedy=remedy
-                )
-            )
+            got = f"{far_m:.3g} m from the tool"
+            faults.append(DatasetError("positions in the actions", got=got, expected="near it", remedy=remedy))
         other = next(reading for reading in ROTATIONS if reading != self._rotation)
         other_rad = float(np.median([row[1] for row in self._far[other]]))
         if far_rad > _FAR_RAD:

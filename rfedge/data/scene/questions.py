@@ -1,11 +1,8 @@
 """What the pictures of a demonstration show, as words and numbers: captions and questions whose answers nobody wrote.
 
-A simulator knows where everything is, so every frame can be asked about. A report names things and says where each one is;
-a request is the demonstration's own instruction, and the answer where the hand goes next. Numbers are counts of 5 mm from
-a corner of the workspace, one token each, so that saying where a block is means having seen it.
-
-Where the hand goes next is the tool's place when the gripper's label changes next, or at the segment's end: what was done
-is the answer, so these must be demonstrations that reached their goal. Source of the order of `scene_obs`: CALVIN.
+A report says where each thing is; a request is the demonstration's instruction, and its answer where the hand goes next: the
+tool's place when the gripper's label changes next, or at the segment's end. So these must be demonstrations that reached
+their goal. Numbers are counts of 5 mm from a corner of the workspace, one token each.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Sentences of each task, from sentences.json, where block tasks are written once for all colours and sides.
 
-`PARAPHRASES` are ours to train with; none of them is an instruction that a policy is evaluated with.
-`ENRICHED_INSTRUCTIONS` were kept out of training: the same tasks in the words of somebody who never saw the training set.
-Requests, wishes and statements in other verbs, the way a language model asked to vary CALVIN's instructions would say them.
-Each keeps what makes the task the one it is: colour, side, and where the block lies.
+`PARAPHRASES` are ours to train with; `ENRICHED_INSTRUCTIONS` were kept out of training: the same tasks in the words of
+somebody who never saw it. Each keeps what makes the task the one it is: colour, side, and where the block lies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Dresses PlayTable in the meshes and textures of an installed calvin_env; bodies, joints and collisions stay as they are.
 
-CALVIN's files are read where the user has them. Its picture is PyBullet's: texture x (a + (1 - a) I) with the intensity
-I = (0.5 + 0.5 n.L) (0.7 + 0.3 visible), L the direction towards the light. MuJoCo adds up max(0, n.L) per light, so
-two opposite lights, the lower one of negative strength, make the term that is linear in n.L, and a third casts the shadow.
+CALVIN's files are read where the user has them. Its light is PyBullet's, see `rfedge.envs.playtable.looks`.
 """
 
 from __future__ import annotations

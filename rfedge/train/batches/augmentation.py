@@ -1,8 +1,7 @@
 """Random shifts on raw bytes: pad by repeating the border, then crop somewhere else.
 
-Source: RoboFlamingo's RandomShifts, 10 px (static) and 4 px (gripper) on images of 224 px, here converted to the
-camera's own pixels. One shift a window by default: a new shift every frame, as in the released code, buries the motion
-between frames under noise, and a policy trained from nothing has no other way to see it.
+Source: RoboFlamingo's RandomShifts, 10 px (static) and 4 px (gripper) on images of 224 px. One shift a window by default:
+a new one every frame, as in the released code, buries the motion between frames under noise.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Backbone features of all training frames, computed once, for the steps in which only the head learns.
 
-A frame's feature does not depend on the window it is seen in (where the text also reads older frames, all that the
-segment has are given, as on a robot). While the backbone stands
-still, 2,500 frames cost it one minute on two cores, and a step of the head over 32 windows a few hundredths of a second
-instead of seven.
+A frame's feature does not depend on its window: 2,500 frames cost one minute on two cores, and a step of the head over 32
+windows a few hundredths of a second instead of seven.
 """
 
 from __future__ import annotations

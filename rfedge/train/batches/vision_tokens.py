@@ -1,8 +1,7 @@
 """What the vision tower sees in every frame, computed once and kept on disk, for runs in which the tower is frozen.
 
-A tower that does not learn says the same of a frame in every epoch, and it is most of a step's cost: its tokens are read
-instead. They are kept in fp16 beside the frame cache, 64 kB a frame for playtable-small. Frames of other data that the
-same tower has seen already are copied, so a dataset that grows costs what was added to it.
+Tokens are kept in fp16, 64 kB a frame for playtable-small. Frames of other data that the same tower has seen already are
+copied, so a dataset that grows costs what was added to it.
 """
 
 from __future__ import annotations

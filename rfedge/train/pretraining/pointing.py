@@ -1,11 +1,8 @@
 """Pointing: queries that find things among a camera's patches, and read how they lie there.
 
-The language loss alone teaches a small policy where its hand is and not where the blocks are: a number is one of 200 words,
-and its gradient reaches a patch through latents and layers. A query that attends to the patches and reads a place where it
-attends has to learn little more than the look of a thing (a soft argmax, Levine et al., JMLR 2016, section 4). Where a thing
-appears in the picture is known too, so its patch is also a class of its own: a cross-entropy over patches
-teaches a tower from nothing several times faster than the error of the place alone (docs/log.md). The queries exist in
-training alone; no checkpoint has them.
+A query reads a place where it attends (a soft argmax, Levine et al., JMLR 2016, section 4), and the patch in which a thing
+appears is a class of its own: the language loss alone teaches a small policy where its hand is and not where the blocks
+are (docs/log.md). The queries exist in training alone; no checkpoint has them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Vision-language pre-training on frames of demonstrations: the backbone learns to say where things are.
 
-RoboFlamingo finds that a policy whose resampler and cross-attention were pre-trained on pictures and words does far better
-than one that learns to see from actions alone (its section 5.3). Presets that start from nothing get theirs here: the
-language model's own loss on captions and questions of `rfedge.data.scene.questions`, and the loss of queries that point at
-things (`rfedge.train.pretraining.pointing`). The head is not touched.
+RoboFlamingo (section 5.3) starts from weights that others trained on pictures and words; presets that start from nothing
+learn here, from `rfedge.data.scene.questions` and `rfedge.train.pretraining.pointing`. The head is not touched.
 """
 
 from __future__ import annotations
