@@ -41,37 +41,29 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WindowBatch:
+class WindowCut:
+    """Where B windows of W frames lie, and the K labels of each frame."""
+
+    steps: Int64Array  # int64 (B, W) frames after the first of each window's segment
+    segments: Int64Array  # int64 (B,) which segment each window is of
+    actions: npt.NDArray[np.float32]  # (B, W, K, 7) rel_actions, normalised units, gripper -1 or 1
+    frame_mask: BoolArray  # (B, W), true on frames of the segment; always a run of trues, then falses
+    action_mask: BoolArray  # (B, W, K), true on recorded actions; false wherever `frame_mask` is
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowBatch(WindowCut):
     """B windows of W frames with K labels a frame.
 
     Attributes:
         image_static: uint8 (B, W, 200, 200, 3).
         image_gripper: uint8 (B, W, 84, 84, 3).
         robot_state: float32 (B, W, 15) robot_obs.
-        actions: float32 (B, W, K, 7) rel_actions, normalised units, gripper -1 or 1.
-        frame_mask: bool (B, W), true on frames of the segment; always a run of trues, then falses.
-        action_mask: bool (B, W, K), true on recorded actions; false wherever `frame_mask` is.
-        segments: int64 (B,) which segment each window is of.
     """
 
     image_static: npt.NDArray[np.uint8]
     image_gripper: npt.NDArray[np.uint8]
     robot_state: npt.NDArray[np.float32]
-    actions: npt.NDArray[np.float32]
-    frame_mask: BoolArray
-    action_mask: BoolArray
-    segments: Int64Array
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WindowCut:
-    """Where B windows lie and what labels them, without the images; masks and actions as in `WindowBatch`."""
-
-    steps: Int64Array  # int64 (B, W) frames after the first of each window's segment
-    segments: Int64Array  # int64 (B,)
-    actions: npt.NDArray[np.float32]
-    frame_mask: BoolArray
-    action_mask: BoolArray
 
 
 def label_chunks(
@@ -138,15 +130,8 @@ class WindowIndex:
         cut = self.cut(cache, chosen)
         firsts = np.array([cache.row(self.segments[segment].start) for segment in cut.segments], dtype=np.int64)
         rows = firsts[:, None] + cut.steps
-        return WindowBatch(
-            image_static=np.asarray(cache.rgb_static[rows]),
-            image_gripper=np.asarray(cache.rgb_gripper[rows]),
-            robot_state=cache.robot_obs[rows],
-            actions=cut.actions,
-            frame_mask=cut.frame_mask,
-            action_mask=cut.action_mask,
-            segments=cut.segments,
-        )
+        seen = np.asarray(cache.rgb_static[rows]), np.asarray(cache.rgb_gripper[rows]), cache.robot_obs[rows]
+        return WindowBatch(cut.steps, cut.segments, cut.actions, cut.frame_mask, cut.action_mask, *seen)
 
 
 @dataclass(frozen=True, slots=True)

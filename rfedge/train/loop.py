@@ -18,9 +18,9 @@ from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo
 from rfedge.model.checkpoint import write_checkpoint
 from rfedge.model.weight_shards import TensorSpec
-from rfedge.train.batches.features import FeatureBatch, FeatureTable
+from rfedge.train.batches.features import FeatureTable
 from rfedge.train.batches.image_text import CoTraining, PairPass
-from rfedge.train.batches.loader import BatchLoader, SplitBatch, TensorBatch, batch_tensors, window_forward
+from rfedge.train.batches.loader import BatchLoader, LabelledWindows, SplitBatch, batch_tensors, window_forward
 from rfedge.train.batches.wording import Grammar
 from rfedge.train.compute_context import ComputeContext, full_weights, reach_all, shard
 from rfedge.train.config import TrainConfig
@@ -45,7 +45,7 @@ from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
 from rfedge.train.trainable import freeze, make_optimizer, reinit_vl_layers
 
 _WINDOW_METRICS: Final = ("loss", "pose_loss", "gripper_loss", "gripper_accuracy")  # in the order of `LossParts`
-B = TypeVar("B", TensorBatch, FeatureBatch)
+B = TypeVar("B", bound=LabelledWindows)
 
 
 def train_policy(
@@ -266,9 +266,7 @@ class _Run(TrainingRun):
         self.keep("task_loss", acted[2])
         return losses.total + self.config.task_weight * (part.action_mask.sum() / num_actions) * acted[2]
 
-    def _compare(
-        self, batch: TensorBatch | FeatureBatch, acted: tuple[torch.Tensor, ...], num_actions: int | None = None
-    ) -> LossParts:
+    def _compare(self, batch: LabelledWindows, acted: tuple[torch.Tensor, ...], num_actions: int | None = None) -> LossParts:
         return policy_loss(
             acted[0].float(),
             acted[1].float(),

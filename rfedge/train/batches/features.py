@@ -17,7 +17,7 @@ from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import WindowIndex
 from rfedge.jobs.progress import Count
 from rfedge.model import RoboFlamingo
-from rfedge.train.batches.loader import InstructionTable, SplitBatch
+from rfedge.train.batches.loader import InstructionTable, LabelledWindows, SplitBatch
 from rfedge.train.batches.vision_tokens import observe
 from rfedge.train.compute_context import ComputeContext
 from rfedge.train.distributed import Processes
@@ -28,17 +28,10 @@ _FRAMES_A_CALL = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FeatureBatch:
-    """Windows of features: (B, W, D), and their labels as in `TensorBatch`."""
+class FeatureBatch(LabelledWindows):
+    """Windows of features, (B, W, D)."""
 
     features: torch.Tensor
-    actions: torch.Tensor
-    frame_mask: torch.Tensor
-    action_mask: torch.Tensor
-
-    @property
-    def num_frames(self) -> int:
-        return int(self.frame_mask.sum())
 
 
 class FeatureTable:

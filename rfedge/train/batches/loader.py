@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +26,23 @@ _SHIFT_STREAM: Final = 1
 _WORDING_STREAM: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class TensorBatch:
-    """B windows of W frames with K labels; axes as in `rfedge.data.windows.WindowBatch`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledWindows:
+    """Labels of B windows of W frames, K a frame; axes as in `rfedge.data.windows.WindowCut`."""
+
+    actions: torch.Tensor
+    frame_mask: torch.Tensor
+    action_mask: torch.Tensor
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that are no filling, each of which costs a pass of the backbone."""
+        return int(self.frame_mask.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorBatch(LabelledWindows):
+    """Windows of images."""
 
     # image_static, image_gripper: images, or float16 (B, W, P, V) what the vision tower made of them
     # (`rfedge.train.batches.vision_tokens`)
@@ -37,26 +51,13 @@ class TensorBatch:
     token_ids: torch.Tensor  # int64 (B, T)
     text_mask: torch.Tensor  # bool (B, T)
     robot_state: torch.Tensor
-    actions: torch.Tensor
-    frame_mask: torch.Tensor
-    action_mask: torch.Tensor
     tasks: torch.Tensor  # int64 (B,), as `InstructionTable.tasks` counts them
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that cost a pass of the backbone."""
-        return int(self.frame_mask.sum())
 
     def to(self, device: torch.device) -> TensorBatch:
         return TensorBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-class _CountsFrames(Protocol):
-    @property
-    def num_frames(self) -> int: ...
-
-
-B = TypeVar("B", bound=_CountsFrames)
+B = TypeVar("B", bound=LabelledWindows)
 
 
 @dataclass(frozen=True, slots=True)
