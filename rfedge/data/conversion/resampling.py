@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,22 +11,21 @@ from rfedge.data.frames import Float64Array
 from rfedge.robot.rotations import wrap_angle
 
 
-class FrameTimes:
+class FrameTimes(NamedTuple):
     """Where the new frames lie among the old ones, in old frames."""
 
-    def __init__(self, starts: npt.NDArray[np.floating[Any]], ends: npt.NDArray[np.floating[Any]], num_old: int) -> None:
-        # starts, ends: float64 (N,) beginning and end of each new control step
-        self.starts = np.asarray(starts, dtype=np.float64)
-        self.ends = np.asarray(ends, dtype=np.float64)
-        # int64 (N,) last old frame at or before each new one
-        self.held: npt.NDArray[np.int64] = np.minimum(np.floor(starts + 1e-9).astype(np.int64), num_old - 1)
+    starts: Float64Array  # (N,) beginning of each new control step
+    ends: Float64Array
+    held: npt.NDArray[np.int64]  # (N,) last old frame at or before each new one
 
 
 def frame_times(num_frames: int, old_hz: float, new_hz: float) -> FrameTimes:
     """Cut the time of `num_frames` control steps at `old_hz` into steps at `new_hz`; a rest shorter than one is lost."""
     step = old_hz / new_hz
     count = max(int(num_frames / step + 1e-9), 1)
-    return FrameTimes(step * np.arange(count), step * np.arange(1, count + 1), num_frames)
+    bounds: Float64Array = np.asarray(step * np.arange(count + 1), dtype=np.float64)
+    held = np.minimum(np.floor(bounds[:-1] + 1e-9).astype(np.int64), num_frames - 1)
+    return FrameTimes(bounds[:-1], bounds[1:], held)
 
 
 def resample_values(times: Float64Array, values: Float64Array) -> Float64Array:

@@ -34,13 +34,13 @@ class FeatureBatch(LabelledWindows):
     features: torch.Tensor
 
 
+@dataclass(eq=False)
 class FeatureTable:
     """One feature for every frame of every segment in use: the number of a window is also the row of its first frame."""
 
-    def __init__(self, index: WindowIndex, cache: FrameCache, features: torch.Tensor) -> None:
-        self.index = index
-        self.cache = cache
-        self.features = features  # (F, D)
+    index: WindowIndex
+    cache: FrameCache
+    features: torch.Tensor  # (F, D)
 
     @classmethod
     @torch.no_grad()

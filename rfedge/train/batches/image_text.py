@@ -68,14 +68,16 @@ def image_text_batch(
 ) -> ImageTextBatch:
     """Load the images and encode the texts; a text longer than the tokenizer's rows is cut at its end."""
     rows = [_labelled_tokens(example, tokenizer) for example in examples]
-    length = max(len(row) for row in rows)
-    padded = np.array([row + [(tokenizer.pad_id, NO_LABEL)] * (length - len(row)) for row in rows], dtype=np.int64)
     images = np.stack([load_image(example, image_size) for example in examples])
-    return ImageTextBatch(
-        torch.from_numpy(images),
-        torch.from_numpy(np.ascontiguousarray(padded[..., 0])),
-        torch.from_numpy(np.ascontiguousarray(padded[..., 1])),
-    )
+    return ImageTextBatch(torch.from_numpy(images), *pad_labelled(rows, tokenizer.pad_id))
+
+
+def pad_labelled(rows: Sequence[list[tuple[int, int]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and labels, int64 (N, T) each, of rows of (id, label), padded on the right."""
+    length = max((len(row) for row in rows), default=0)
+    padded = np.array([row + [(pad_id, NO_LABEL)] * (length - len(row)) for row in rows], dtype=np.int64)
+    ids, labels = np.moveaxis(padded.reshape(len(rows), length, 2), -1, 0)
+    return torch.from_numpy(np.ascontiguousarray(ids)), torch.from_numpy(np.ascontiguousarray(labels))
 
 
 def _labelled_tokens(example: ImageTextExample, tokenizer: InstructionTokenizer) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ from rfedge.data.windows import SamplerState, WindowIndex, WindowSampler
 from rfedge.errors import ConfigError
 from rfedge.language.tokenizer import IMAGE, InstructionTokenizer
 from rfedge.model import RoboFlamingo
-from rfedge.train.batches.image_text import NO_LABEL
+from rfedge.train.batches.image_text import NO_LABEL, pad_labelled
 from rfedge.train.batches.prefetch import Prefetch
 from rfedge.train.batches.wording import Wording
 
@@ -65,67 +65,58 @@ class SceneScore:
     distances: torch.Tensor  # float32 (n,), counts of 5 mm between each number said and the right one, numbers alone
 
 
+@dataclass(eq=False)
 class SceneQuestions:
     """The frames of an index with what may be asked about them; without `has_texts` batches have no tokens."""
 
-    def __init__(
-        self,
-        index: WindowIndex,
-        cache: FrameCache,
-        facts: SceneFacts,
-        tokenizer: InstructionTokenizer,
-        *,
-        wording: Wording | None = None,
-        has_texts: bool = True,
-    ) -> None:
-        self._index = index
-        self._cache = cache
-        self._facts = facts
-        self._tokenizer = tokenizer
-        self._wording = wording
-        self._has_texts = has_texts
-        self._ids = lru_cache(_KEPT_TEXTS)(lambda words: [token_id for token_id, _ in tokenizer.spans(words)])
-        self._start = [token_id for token_id, _ in tokenizer.spans(tokenizer.tokens.begin_of_text + IMAGE)]
-        if has_texts:
-            number_ids(tokenizer)
+    index: WindowIndex
+    cache: FrameCache
+    facts: SceneFacts
+    tokenizer: InstructionTokenizer
+    _: KW_ONLY
+    wording: Wording | None = None  # says the instructions anew at every step; None for the demonstrations' own
+    has_texts: bool = True
+
+    def __post_init__(self) -> None:
+        spans = self.tokenizer.spans
+        self._ids = lru_cache(_KEPT_TEXTS)(lambda words: [token_id for token_id, _ in spans(words)])
+        self._start = [token_id for token_id, _ in spans(self.tokenizer.tokens.begin_of_text + IMAGE)]
+        if self.has_texts:
+            number_ids(self.tokenizer)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     def batch(self, chosen: Sequence[int], rng: np.random.Generator) -> SceneBatch:
         """Return the frames with these numbers; what their reports name is sampled from `rng`."""
         rows, places = [], []
         for number in chosen:
-            at = self._index.windows[number]
-            segment = self._index.segments[at.segment]
-            places.append(self._cache.row(segment.start) + at.offset)
-            if self._has_texts:
+            at = self.index.windows[number]
+            segment = self.index.segments[at.segment]
+            places.append(self.cache.row(segment.start) + at.offset)
+            if self.has_texts:
                 rows += [
-                    self._encode(ask_report(self._facts, number, rng)),
-                    self._encode(ask_request(self._facts, number, self._instruction(segment, rng))),
+                    self._encode(ask_report(self.facts, number, rng)),
+                    self._encode(ask_request(self.facts, number, self._instruction(segment, rng))),
                 ]
-        length = max((len(row) for row in rows), default=0)
-        padded = np.array([row + [(self._tokenizer.pad_id, NO_LABEL)] * (length - len(row)) for row in rows], dtype=np.int64)
-        padded = padded.reshape(len(rows), length, 2)
         return SceneBatch(
-            torch.from_numpy(np.asarray(self._cache.rgb_static[places])),
-            torch.from_numpy(np.asarray(self._cache.rgb_gripper[places])),
-            torch.from_numpy(np.ascontiguousarray(padded[..., 0])),
-            torch.from_numpy(np.ascontiguousarray(padded[..., 1])),
-            *(torch.from_numpy(array) for array in self._facts.scene_labels(chosen)),
+            torch.from_numpy(np.asarray(self.cache.rgb_static[places])),
+            torch.from_numpy(np.asarray(self.cache.rgb_gripper[places])),
+            *pad_labelled(rows, self.tokenizer.pad_id),
+            *(torch.from_numpy(array) for array in self.facts.scene_labels(chosen)),
         )
 
     def _instruction(self, segment: Segment, rng: np.random.Generator) -> str:
-        if self._wording is None:
+        if self.wording is None:
             return segment.instruction
-        room = self._tokenizer.text_length - len(self._start) - NUM_ANSWER_WORDS
-        return self._wording.sample(segment, rng, most_tokens=room)
+        room = self.tokenizer.text_length - len(self._start) - NUM_ANSWER_WORDS
+        return self.wording.sample(segment, rng, most_tokens=room)
 
     def _encode(self, pieces: Sequence[TextPiece]) -> list[tuple[int, int]]:
         row = [(token_id, NO_LABEL) for token_id in self._start]
         for piece in pieces:
             row += [(token_id, token_id if piece.is_said else NO_LABEL) for token_id in self._ids(piece.words)]
-        return row[: self._tokenizer.text_length]
+        return row[: self.tokenizer.text_length]
 
 
 def number_ids(tokenizer: InstructionTokenizer) -> torch.Tensor:
