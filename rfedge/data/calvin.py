@@ -193,18 +193,23 @@ def read_episodes(folder: Path) -> tuple[tuple[int, int], ...]:
     path = folder / EPISODES_FILE
     if not path.is_file():
         return ()
-    try:
-        with path.open("rb") as file:
-            bounds = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(
-            f"file {path}", got=f"an unreadable file ({error})", expected="an integer array", remedy="Copy it again."
-        ) from None
+    bounds = read_index_array(path)
     if bounds.ndim != 2 or bounds.shape[1] != 2 or bounds.dtype.kind not in "iu" or (bounds[:, 0] > bounds[:, 1]).any():
         expected = "integers (N, 2), first <= last frame of each episode"
         remedy = "Copy it again."
         raise DatasetError(f"file {path}", got=f"{bounds.dtype} {bounds.shape}", expected=expected, remedy=remedy)
     return tuple((int(first), int(last)) for first, last in bounds)
+
+
+def read_index_array(path: Path) -> Array:
+    """Return the integers in an index file."""
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(
+            f"file {path}", got=f"an unreadable file ({error})", expected="an integer array", remedy="Copy it again."
+        ) from None
 
 
 def refuse_interrupted_collection(path: Path, folder: Path) -> None:

@@ -25,28 +25,20 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from rfedge import messages
 from rfedge.errors import DatasetError
-from rfedge.messages import (
-    ACTION_SIZE,
-    GRIPPER_CLOSE,
-    GRIPPER_IMAGE_SHAPE,
-    GRIPPER_OPEN,
-    POSE_SIZE,
-    STATE_SIZE,
-    STATIC_IMAGE_SHAPE,
-)
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 
 SCENE_SIZE: Final = 24
 FRAME_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
-    "rgb_static": STATIC_IMAGE_SHAPE,
-    "rgb_gripper": GRIPPER_IMAGE_SHAPE,
-    "robot_obs": (STATE_SIZE,),
+    "rgb_static": messages.STATIC_IMAGE_SHAPE,
+    "rgb_gripper": messages.GRIPPER_IMAGE_SHAPE,
+    "robot_obs": (messages.STATE_SIZE,),
     "scene_obs": (SCENE_SIZE,),
-    "actions": (ACTION_SIZE,),
-    "rel_actions": (ACTION_SIZE,),
+    "actions": (messages.ACTION_SIZE,),
+    "rel_actions": (messages.ACTION_SIZE,),
 }
 FRAME_KEYS: Final = tuple(FRAME_SHAPES)
 
@@ -193,13 +185,13 @@ def array_problem(key: str, array: Array) -> DatasetError | None:
     if not np.isfinite(array).all():
         return _problem(key, "NaN or Inf", "finite values", "Drop this episode.")
     if key in ("actions", "rel_actions"):
-        gripper = float(array[POSE_SIZE])
-        if gripper not in (GRIPPER_CLOSE, GRIPPER_OPEN):
+        gripper = float(array[messages.POSE_SIZE])
+        if gripper not in (messages.GRIPPER_CLOSE, messages.GRIPPER_OPEN):
             return _problem(f"gripper in {key}", str(gripper), "-1 (close) or 1 (open)", "Threshold it, do not scale it.")
-    if key == "rel_actions" and np.abs(array[:POSE_SIZE]).max() > _POSE_LIMIT:
+    if key == "rel_actions" and np.abs(array[: messages.POSE_SIZE]).max() > _POSE_LIMIT:
         return _problem(
             key,
-            f"pose up to {np.abs(array[:POSE_SIZE]).max():.3f}",
+            f"pose up to {np.abs(array[: messages.POSE_SIZE]).max():.3f}",
             "[-1, 1]",
             "Store rel_actions divided by 0.02 m and 0.05 rad and clipped, as CALVIN does.",
         )

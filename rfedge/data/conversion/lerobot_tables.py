@@ -6,6 +6,7 @@ Faults are gathered, not raised one by one: `faults` of `EpisodeTable` and `RowT
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -145,7 +146,7 @@ class RowTables:
             return named
         # lerobot's converter from v2.1 leaves data/file_index at the file before for the first episode of the next.
         folder = self._root / "data"
-        others = sorted(folder.glob("*/*.parquet"), key=lambda file: (abs(_distance(file, named)), file))
+        others = sorted(folder.glob("*/*.parquet"), key=lambda file: (abs(_number(file) - _number(named)), file))
         for file in others:
             if number in self._episodes_in(file):
                 self.moved[number] = (named, file)
@@ -186,14 +187,10 @@ class RowTables:
         return table.filter(compute.equal(table["episode_index"], number))
 
 
-def _distance(file: Path, named: Path) -> int:
-    """Return how many files lie between two, by the numbers in their names."""
-    return _number(file) - _number(named)
-
-
 def _number(file: Path) -> int:
-    chunk, name = (("".join(letter for letter in part if letter.isdigit()) or "0") for part in (file.parent.name, file.stem))
-    return 1000 * int(chunk) + int(name)
+    """Return the place of a file in the order of chunk and file numbers."""
+    chunk, name = (int(re.sub(r"[^0-9]", "", part) or "0") for part in (file.parent.name, file.stem))
+    return 1000 * chunk + name
 
 
 def _refuse_missing(file: Path, wanted: Iterable[str], names: Sequence[str]) -> None:

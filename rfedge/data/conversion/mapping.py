@@ -11,13 +11,7 @@ from rfedge.data.actions import ACTION_SCALE, absolute_actions, pose_differences
 from rfedge.data.conversion.images import IMAGE_SHAPES
 from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATION_FIELDS, ConversionOptions
 from rfedge.data.conversion.records import Layout, SourceEpisode
-from rfedge.data.conversion.resampling import (
-    FrameTimes,
-    frame_times,
-    resample_angles,
-    resample_steps,
-    resample_values,
-)
+from rfedge.data.conversion.resampling import FrameTimes, frame_times, resample_poses, resample_steps, resample_values
 from rfedge.data.frames import SCENE_SIZE, Array, Float64Array
 from rfedge.data.robot import NUM_JOINTS, refuse_another_robot
 from rfedge.errors import DatasetError
@@ -63,9 +57,7 @@ def map_episode(episode: SourceEpisode, layout: Layout, options: ConversionOptio
     motion = source_motion(episode, layout, options, state)
     gripper = motion.gripper[times.held]
     before = np.concatenate((gripper[:1], gripper[:-1]))
-    pose = np.concatenate(
-        (resample_values(times.starts, state.pose[:, :3]), resample_angles(times.starts, state.pose[:, 3:])), axis=1
-    )
+    pose = resample_poses(times.starts, state.pose)
     width, joints = resample_values(times.starts, state.width_m), resample_values(times.starts, state.joints_rad)
     robot_obs = np.concatenate((pose, width, joints, before[:, None]), axis=1)
     for step, row in enumerate(robot_obs):
@@ -244,9 +236,7 @@ def _both_actions(motion: Motion, times: FrameTimes, robot_obs: Float64Array) ->
         return rel_actions, absolute_actions(robot_obs, rel_actions), _count_clipped(units)
     if motion.targets is not None:
         # The pose that is asked for at a frame is due at the next one.
-        due = times.ends - 1.0
-        targets = motion.targets
-        poses = np.concatenate((resample_values(due, targets[:, :3]), resample_angles(due, targets[:, 3:])), axis=1)
+        poses = resample_poses(times.ends - 1.0, motion.targets)
     else:
         poses = np.concatenate((robot_obs[1:, :POSE_SIZE], robot_obs[-1:, :POSE_SIZE]))
     actions = np.concatenate((poses, np.ones((len(poses), 1))), axis=1)

@@ -34,9 +34,10 @@ def resample_values(times: Float64Array, values: Float64Array) -> Float64Array:
     return np.stack([np.interp(times, old, column) for column in values.T], axis=1)
 
 
-def resample_angles(times: Float64Array, angles_rad: Float64Array) -> Float64Array:
-    """Interpolate (T, n) angles along the shorter way round."""
-    return wrap_angle(resample_values(times, np.unwrap(angles_rad, axis=0)))
+def resample_poses(times: Float64Array, poses: Float64Array) -> Float64Array:
+    """Interpolate (T, 6) positions in m, and angles in rad along the shorter way round."""
+    angles_rad = wrap_angle(resample_values(times, np.unwrap(poses[:, 3:], axis=0)))
+    return np.concatenate((resample_values(times, poses[:, :3]), angles_rad), axis=1)
 
 
 def resample_steps(times: FrameTimes, steps: Float64Array) -> Float64Array:

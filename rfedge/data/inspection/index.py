@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.calvin import Segment
+from rfedge.data.calvin import Segment, read_index_array
 from rfedge.data.frames import SCENE_SIZE, frame_name
 from rfedge.data.inspection.frames import Finding
 from rfedge.data.object_file import read_object_file
@@ -41,10 +41,9 @@ def check_episodes(folder: Path, episodes: Sequence[tuple[int, int]]) -> list[Fi
     path = folder / _LENGTHS_FILE
     if path.is_file():
         try:
-            with path.open("rb") as file:
-                lengths = np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            return [*findings, Finding(path.name, f"an unreadable file ({error})", "an integer array")]
+            lengths = read_index_array(path)
+        except DatasetError as error:
+            return [*findings, Finding(path.name, error.got, error.expected)]
         bounds = np.array(episodes)
         expected = bounds[:, 1] - bounds[:, 0] + 1
         # Both ways of counting are in use: with the last frame, and as the difference of the bounds.

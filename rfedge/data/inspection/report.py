@@ -18,23 +18,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.calvin import (
-    Annotations,
-    Segment,
-    find_language_file,
-    find_split,
-    read_annotations,
-    read_episodes,
-    refuse_interrupted_collection,
-)
-from rfedge.data.collection.dataset_records import (
-    CALVIN_HZ,
-    COLLECTION_RECORD,
-    CONVERSION_RECORD,
-    find_record,
-    missing_parts,
-    read_conventions,
-)
+from rfedge.data import calvin
+from rfedge.data.collection import dataset_records
 from rfedge.data.frames import frame_number
 from rfedge.data.inspection import index
 from rfedge.data.inspection.frames import CHECKED_VALUES, CheckedFrames, Finding, FrameChecks, check_frames
@@ -127,18 +112,18 @@ def inspect_dataset(
         ConfigError: `num_frames` or `workers` is below 1.
     """
     check_least(1, {"frames": 1 if num_frames is None else num_frames, "workers": workers}, "Give a positive whole number.")
-    folder = find_split(path, split)
-    refuse_interrupted_collection(path, folder)
+    folder = calvin.find_split(path, split)
+    calvin.refuse_interrupted_collection(path, folder)
     existing = _list_frames(folder)
     findings: list[Finding] = []
     notes: list[str] = []
-    episodes = _collected(findings, lambda: read_episodes(folder), ())
+    episodes = _collected(findings, lambda: calvin.read_episodes(folder), ())
     scenes = _collected(findings, lambda: read_scenes(folder), ())
-    language_file = _collected(findings, lambda: find_language_file(folder), None)
-    segments: tuple[Segment, ...] = ()
+    language_file = _collected(findings, lambda: calvin.find_language_file(folder), None)
+    segments: tuple[calvin.Segment, ...] = ()
     if language_file is not None:
         name = f"{language_file.parent.name}/{language_file.name}"
-        annotations = _collected(findings, lambda: read_annotations(language_file), Annotations((), ()))
+        annotations = _collected(findings, lambda: calvin.read_annotations(language_file), calvin.Annotations((), ()))
         segments = annotations.segments
         findings += [
             Finding(name, f"segment {place} ({part.task}, frames {part.start} to {part.end}): no instruction", "words")
@@ -250,13 +235,13 @@ def _language_folders(folder: Path) -> tuple[str, ...]:
 
 def _run_rules(folder: Path, checks: FrameChecks) -> RunRules:
     """Hold a conversion to what it was refused for; CALVIN's own rel_actions say less about the arm's motion."""
-    conversion = find_record(folder, CONVERSION_RECORD) or {}
+    conversion = dataset_records.find_record(folder, dataset_records.CONVERSION_RECORD) or {}
     options = conversion.get("options")
     options = options if isinstance(options, dict) else {}
     says_motion = options.get("actions") in ("relative", "next-state")
     allowed = options.get("allow_mismatch")
     return RunRules(
-        frequency_hz=read_conventions(folder).control_hz or CALVIN_HZ,
+        frequency_hz=dataset_records.read_conventions(folder).control_hz or dataset_records.CALVIN_HZ,
         tolerance=Tolerance() if says_motion else LENIENT,
         allowed=tuple(allowed) if isinstance(allowed, list) else (),
         absent=checks.absent,
@@ -265,10 +250,10 @@ def _run_rules(folder: Path, checks: FrameChecks) -> RunRules:
 
 def _frame_checks(folder: Path, notes: list[str]) -> FrameChecks:
     """Leave out what a collection or conversion is known not to have, and say so."""
-    missing = missing_parts(folder)
+    missing = dataset_records.missing_parts(folder)
     notes += [f"converted without {name}" for name in missing]
     absent = ("rgb_gripper",) if "gripper" in missing else ()
-    if find_record(folder, COLLECTION_RECORD) is not None:
+    if dataset_records.find_record(folder, dataset_records.COLLECTION_RECORD) is not None:
         notes.append("rel_actions are the commands that were sent, actions the poses reached: they are not compared")
         return FrameChecks(compare_actions=False, absent=absent)
     return FrameChecks(absent=absent)
@@ -277,7 +262,7 @@ def _frame_checks(folder: Path, notes: list[str]) -> FrameChecks:
 def _index_notes(
     existing: npt.NDArray[np.int64],
     episodes: Sequence[tuple[int, int]],
-    segments: Sequence[Segment],
+    segments: Sequence[calvin.Segment],
     scenes: Sequence[SceneFrames],
 ) -> list[str]:
     notes = []
@@ -345,7 +330,7 @@ def _against_statistics(
     return differences, findings
 
 
-def _task_counts(segments: Sequence[Segment]) -> tuple[TaskCount, ...]:
+def _task_counts(segments: Sequence[calvin.Segment]) -> tuple[TaskCount, ...]:
     lengths: dict[str, list[int]] = {}
     for segment in segments:
         lengths.setdefault(segment.task, []).append(segment.num_frames)
