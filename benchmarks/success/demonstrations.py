@@ -25,7 +25,7 @@ from rfedge.envs.feasibility import feasible_tasks, gripped_blocks
 from rfedge.envs.interface import Environment, Float64Array, SceneInfo, make_environment
 from rfedge.envs.language import sample_instruction
 from rfedge.envs.looks import redress
-from rfedge.envs.oracle import TaskOracle
+from rfedge.envs.oracle import task_solved
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError
 from rfedge.messages import POSE_SIZE, Observation
@@ -171,7 +171,6 @@ class _Rollout:
         self._options = options
         self._driver = driver
         self._rng = rng
-        self._oracle = TaskOracle()
         self._noise = None
         if options.noise is not None:
             self._noise = NoiseBursts(options.noise, np.random.default_rng([*stream, _NOISE_STREAM]))
@@ -221,7 +220,7 @@ class _Rollout:
         if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
             driver = None
         start = environment.info()
-        done = _StaysDone(self._oracle, task, start, must_let_go)
+        done = _StaysDone(task, start, must_let_go)
         if driver is not None and self._options.takeover_steps is not None:
             expert.begin(environment.scene_state())
             num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
@@ -235,7 +234,7 @@ class _Rollout:
             if driven.record.success:
                 return True
             driver = None
-            done = _StaysDone(self._oracle, task, start, must_let_go)
+            done = _StaysDone(task, start, must_let_go)
         labelled = _Labelled(environment, expert, driver, self._noise)
         num_steps = 0
 
@@ -308,7 +307,6 @@ class _StaysDone:
     teaches the wrong thing.
     """
 
-    oracle: TaskOracle
     task: str
     start: SceneInfo
     must_let_go: bool
@@ -316,6 +314,6 @@ class _StaysDone:
 
     def is_over(self, info: SceneInfo) -> bool:
         """Look at the next frame; return whether the task is over."""
-        self.num_frames = self.num_frames + 1 if self.oracle.solved(self.task, self.start, info) else 0
+        self.num_frames = self.num_frames + 1 if task_solved(self.task, self.start, info) else 0
         # The next task of a chain must not drag along a block that this one still grips.
         return self.num_frames > SETTLE_FRAMES and not (self.must_let_go and gripped_blocks(info))

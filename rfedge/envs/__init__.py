@@ -6,7 +6,7 @@ Importing this package needs numpy alone; a simulator is imported when its envir
 from __future__ import annotations
 
 from rfedge.envs.interface import BlockState, Environment, SceneInfo, make_environment
-from rfedge.envs.oracle import TaskOracle
+from rfedge.envs.oracle import task_solved
 from rfedge.envs.tasks import INSTRUCTIONS, TASKS
 
-__all__ = ["INSTRUCTIONS", "TASKS", "BlockState", "Environment", "SceneInfo", "TaskOracle", "make_environment"]
+__all__ = ["INSTRUCTIONS", "TASKS", "BlockState", "Environment", "SceneInfo", "make_environment", "task_solved"]

@@ -147,17 +147,9 @@ def _predicates() -> dict[str, Predicate]:
     return {task: table[task] for task in TASKS}
 
 
-class TaskOracle:
-    """Checks all 34 tasks; it keeps no state."""
+_PREDICATES: Final = _predicates()
 
-    def __init__(self) -> None:
-        """Bind each task to its predicate."""
-        self._predicates: Final = _predicates()
 
-    def solved(self, task: str, start: SceneInfo, end: SceneInfo) -> bool:
-        """Return whether `task` was done between `start` and `end`; raises ConfigError for an unknown task."""
-        return self._predicates[check_task(task)](start, end)
-
-    def solved_tasks(self, start: SceneInfo, end: SceneInfo, tasks: Iterable[str] = TASKS) -> tuple[str, ...]:
-        """Return those of `tasks` that were done between `start` and `end`, in the given order."""
-        return tuple(task for task in tasks if self.solved(task, start, end))
+def task_solved(task: str, start: SceneInfo, end: SceneInfo) -> bool:
+    """Return whether `task` was done between `start` and `end`; raises ConfigError for an unknown task."""
+    return _PREDICATES[check_task(task)](start, end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rfedge.envs import INSTRUCTIONS, Environment, TaskOracle
+from rfedge.envs import INSTRUCTIONS, Environment, task_solved
 from rfedge.envs.experts import prepare_start
 from rfedge.envs.language import PARAPHRASES
 from rfedge.envs.tasks import check_task
@@ -34,8 +34,8 @@ def begin_episode(environment: Environment, goal: Goal, seed: int) -> Callable[[
 
 def success_check(environment: Environment, task: str) -> Callable[[], bool]:
     """Return what says whether `task` has been done since now."""
-    oracle, start = TaskOracle(), environment.info()
-    return lambda: oracle.solved(task, start, environment.info())
+    start = environment.info()
+    return lambda: task_solved(task, start, environment.info())
 
 
 def _task_of(instruction: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfedge.envs import TASKS, TaskOracle, make_environment
+from rfedge.envs import TASKS, make_environment, task_solved
 from rfedge.envs.chains import SymbolicState
 from rfedge.envs.experts import make_expert
 from rfedge.envs.initial_conditions import initial_state
@@ -67,12 +67,12 @@ def test_a_chain_gets_the_verdicts_of_calvins_own_evaluation(python: str, tmp_pa
         environment.restore(robot_obs, scene_obs)
         states.append(environment.scene_state())
         for row, task in enumerate(tasks):
-            expert, oracle, start = make_expert(task, "D", rng), TaskOracle(), environment.info()
+            expert, start = make_expert(task, "D", rng), environment.info()
             for step in range(num_steps):
                 actions[row, step] = expert.act(environment.robot_state(), environment.scene_state())
                 environment.advance(actions[row, step])
                 states.append(environment.scene_state())
-                ours[row, step] = oracle.solved(task, start, environment.info())
+                ours[row, step] = task_solved(task, start, environment.info())
     request = {"robot_obs": np.stack([robot_obs] * len(tasks)), "scene_obs": np.stack([scene_obs] * len(tasks))}
     reply = official(python, tmp_path, "no_cameras", actions=actions, tasks=np.array(tasks), **request)
     np.testing.assert_array_equal(states, reply["scene_obs"])
@@ -126,8 +126,7 @@ def test_the_oracle_judges_as_calvins_own(python: str, tmp_path: Path) -> None:
             infos.append(environment.info())
             np.testing.assert_array_equal(environment.scene_state(), reply["scene_obs"][5 * moment + 4])
     assert list(reply["tasks"]) == list(TASKS)
-    oracle = TaskOracle()
-    ours = np.array([[[oracle.solved(task, start, end) for task in TASKS] for end in infos] for start in infos])
+    ours = np.array([[[task_solved(task, start, end) for task in TASKS] for end in infos] for start in infos])
     counts = dict(zip(TASKS, reply["verdicts"].sum(axis=(0, 1)).tolist(), strict=True))
     assert all(counts.values()), f"some task is never done, which proves nothing about it: {counts}"
     wrong = [(int(i), int(j), TASKS[k]) for i, j, k in np.argwhere(ours != reply["verdicts"])]

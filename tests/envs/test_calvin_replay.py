@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rfedge.envs import TaskOracle, make_environment
+from rfedge.envs import make_environment, task_solved
 from rfedge.envs.experts import EXPERT_TASKS, prepare_start
 from rfedge.envs.interface import Environment, Float64Array
 from tests.envs.calvin_install import calvin_python
@@ -22,11 +22,11 @@ def replay(
 ) -> bool:
     """Play actions from a start without looking; tell whether the task was done at some step."""
     environment.restore(*start)
-    oracle, before = TaskOracle(), environment.info()
+    before = environment.info()
     is_solved = False
     for action in actions:
         environment.advance(action)
-        is_solved = is_solved or oracle.solved(task, before, environment.info())
+        is_solved = is_solved or task_solved(task, before, environment.info())
     return is_solved
 
 
@@ -35,11 +35,11 @@ def work(environment: Environment, task: str, seed: int) -> tuple[tuple[Float64A
     expert = prepare_start(task, environment, seed)
     start = environment.robot_state(), environment.scene_state()
     environment.restore(*start)
-    oracle, before, actions, left = TaskOracle(), environment.info(), [], LIMIT_STEPS
+    before, actions, left = environment.info(), [], LIMIT_STEPS
     while left > 0:
         actions.append(expert.act(environment.robot_state(), environment.scene_state()))
         environment.advance(actions[-1])
-        left = min(left - 1, 5) if oracle.solved(task, before, environment.info()) else left - 1
+        left = min(left - 1, 5) if task_solved(task, before, environment.info()) else left - 1
     return start, actions
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rfedge.benchmarks.success.expert_success import roll_out_expert
-from rfedge.envs import TASKS, Environment, TaskOracle
+from rfedge.envs import TASKS, Environment, task_solved
 from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare
 from rfedge.envs.experts.grip import choose_grip, is_around
 from rfedge.envs.experts.situation import Situation
@@ -16,8 +16,6 @@ from rfedge.envs.playtable.placement import block_slice
 from rfedge.errors import ConfigError
 from rfedge.messages import check_action
 from tests.errors import raises
-
-ORACLE = TaskOracle()
 
 
 @pytest.mark.parametrize("task", EXPERT_TASKS)
@@ -40,7 +38,7 @@ def test_preparation_does_not_solve_the_task(physics: Environment) -> None:
         start = physics.info()
         for _ in range(5):
             physics.advance(np.array([0, 0, 0, 0, 0, 0, 1.0]))
-        assert not ORACLE.solved(task, start, physics.info())
+        assert not task_solved(task, start, physics.info())
 
 
 def test_starts_anywhere_leave_the_easy_part_of_the_table(physics: Environment) -> None:
@@ -97,7 +95,7 @@ def test_an_expert_starts_over_after_a_miss(physics: Environment) -> None:
             moved[6] -= 0.04
             physics.restore(physics.robot_state(), moved)
         physics.advance(expert.act(physics.robot_state(), physics.scene_state()))
-        if step > 15 and ORACLE.solved("lift_red_block_table", start, physics.info()):
+        if step > 15 and task_solved("lift_red_block_table", start, physics.info()):
             return
     pytest.fail("the expert did not recover")
 
@@ -117,7 +115,7 @@ def test_an_expert_that_takes_over_goes_on_with_the_grip(physics: Environment, t
         physics.advance(first.act(physics.robot_state(), physics.scene_state()))
     second, grips = make_expert(task, "D", rng), []
     second.begin(start_scene)
-    while not ORACLE.solved(task, start, physics.info()):
+    while not task_solved(task, start, physics.info()):
         action = second.act(physics.robot_state(), physics.scene_state())
         grips.append(action[6])
         physics.advance(action)
@@ -141,7 +139,7 @@ def run(environment: Environment, task: str, rng: np.random.Generator, *, limit_
     expert, start = make_expert(task, environment.scene, rng), environment.info()
     for step in range(1, limit_steps + 1):
         environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
-        if ORACLE.solved(task, start, environment.info()):
+        if task_solved(task, start, environment.info()):
             return step
     return None
 
@@ -204,7 +202,7 @@ def test_an_expert_that_is_told_what_was_sent_corrects_it(physics: Environment) 
             action = np.array([-0.9, 0.5, 0.6, 0.0, 0.0, 0.0, 1.0])  # somebody else drives
             expert.observe_executed(action)
         physics.advance(action)
-        if ORACLE.solved("lift_blue_block_table", start, physics.info()):
+        if task_solved("lift_blue_block_table", start, physics.info()):
             return
     pytest.fail("the expert did not find back")
 

@@ -14,7 +14,7 @@ from rfedge.envs.experts.scripts import make_expert
 from rfedge.envs.initial_conditions import block_spots
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
 from rfedge.envs.looks import redress
-from rfedge.envs.oracle import TaskOracle
+from rfedge.envs.oracle import task_solved
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.kinematics import inverse, tcp_pose
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout, find_layout
@@ -100,11 +100,11 @@ class _Sampler:
         lift = f"lift_{colour}_block_{place}"
         scene_obs = self.scene(lift, _REQUIRED.get(task, {}), spread=task == "stack_block")
         environment.restore(self.start(), scene_obs)
-        expert, oracle, start = make_expert(lift, self.layout.scene, self.rng), TaskOracle(), environment.info()
+        expert, start = make_expert(lift, self.layout.scene, self.rng), environment.info()
         for _ in range(_LIFT_STEPS):
             environment.advance(expert.act(environment.robot_state(), environment.scene_state()))
             info = environment.info()
-            if oracle.solved(lift, start, info):
+            if task_solved(lift, start, info):
                 return {body for body, _ in info.robot_contacts} == {f"block_{colour}"}
         return False
 
