@@ -118,13 +118,8 @@ def open_image_text(
                 continue
             example = _parse(path, offset, line)
             if not os.path.isfile(example.image):
-                raise _bad_line(
-                    path,
-                    offset,
-                    got=f"no image {str(example.image)!r}",
-                    expected="an image file",
-                    remedy="Paths are relative to the folder of the JSONL file.",
-                )
+                remedy = "Paths are relative to the folder of the JSONL file."
+                raise _bad_line(path, offset, f"no image {str(example.image)!r}", "an image file", remedy)
             places[example.kind].extend((file_number, offset))
             images[example.kind].append(_image_hash(example.name, seed))
     return _split(paths, places, images, validation_fraction, digest.hexdigest())
@@ -184,27 +179,21 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse(path: Path, offset: int, line: bytes) -> ImageTextExample:
-    remedy = "Mend or remove the line."
     if len(line) > _LONGEST_LINE_BYTES:
-        raise _bad_line(path, offset, got=f"more than {_LONGEST_LINE_BYTES} bytes", expected=_FORMS, remedy=remedy)
+        raise _bad_line(path, offset, got=f"more than {_LONGEST_LINE_BYTES} bytes")
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _bad_line(path, offset, got=f"no JSON ({error})", expected=_FORMS, remedy=remedy) from None
+        raise _bad_line(path, offset, got=f"no JSON ({error})") from None
     keys = {"image", "caption", "question", "answer"} & entry.keys() if isinstance(entry, dict) else set()
     if keys not in ({"image", "caption"}, {"image", "question", "answer"}):
         got = f"keys {sorted(entry)}" if isinstance(entry, dict) else type(entry).__name__
-        raise _bad_line(path, offset, got=got, expected=_FORMS, remedy=remedy)
+        raise _bad_line(path, offset, got=got)
     for key in sorted(keys):
         value = entry[key]
         if not isinstance(value, str) or not value.strip() or not _is_plain(value):
-            raise _bad_line(
-                path,
-                offset,
-                got=f"{key} {value!r:.80}",
-                expected="text, not empty and without a special token such as <image>",
-                remedy=remedy,
-            )
+            expected = "text, not empty and without a special token such as <image>"
+            raise _bad_line(path, offset, f"{key} {value!r:.80}", expected)
     is_caption = "caption" in keys
     return ImageTextExample(
         kind="caption" if is_caption else "vqa",
@@ -262,7 +251,9 @@ def _bad_file(path: Path, *, got: str) -> DatasetError:
     return DatasetError(f"image-text file {path}", got=got, expected=f"lines of {_FORMS}", remedy="Check --image-text.")
 
 
-def _bad_line(path: Path, offset: int, *, got: str, expected: str, remedy: str) -> DatasetError:
+def _bad_line(
+    path: Path, offset: int, got: str, expected: str = _FORMS, remedy: str = "Mend or remove the line."
+) -> DatasetError:
     with path.open("rb") as file:  # only here, so that no line numbers need to be kept
         line = 1 + sum(file.read(min(1 << 20, offset - start)).count(b"\n") for start in range(0, offset, 1 << 20))
     return DatasetError(f"image-text file {path}, line {line}", got=got, expected=expected, remedy=remedy)

@@ -54,8 +54,6 @@ class RunningMoments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DatasetStatistics:
-    """Numbers of one split."""
-
     num_frames: int
     num_episodes: int
     episodes_per_task: Mapping[str, int]  # task -> language segments
@@ -105,11 +103,9 @@ class StatisticsBuilder:
         self._tasks[task] += 1
 
     def add_rows(self, task: str, rows: Sequence[Mapping[str, Array]]) -> None:
-        """Add one episode given frame by frame."""
         self.add(task, {key: np.stack([row[key] for row in rows]) for key in self._moments})
 
     def result(self) -> DatasetStatistics:
-        """Return the numbers of everything added so far."""
         robot, scene, actions = self._moments.values()
         return DatasetStatistics(
             num_frames=robot.num_rows,

@@ -38,7 +38,6 @@ class NoiseBursts:
     """The noise of one rollout."""
 
     def __init__(self, noise: ActionNoise, rng: np.random.Generator) -> None:
-        """Take everything random from `rng`."""
         noise.check()
         self._noise = noise
         self._rng = rng

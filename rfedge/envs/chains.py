@@ -66,13 +66,10 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One way in which a task can be done."""
-
     condition: Mapping[str, tuple[Value, ...]]  # field of the state -> values it may have
     effect: Mapping[str, Value]  # field of the state -> value it has afterwards
 
     def applies(self, state: SymbolicState) -> bool:
-        """Return whether every condition holds in `state`."""
         return all(getattr(state, field) in allowed for field, allowed in self.condition.items())
 
 

@@ -157,11 +157,9 @@ class Environment(Protocol):
         """Free the simulator and its renderer; a second call does nothing."""
 
     def __enter__(self: Self) -> Self:
-        """Return the environment itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close it."""
         self.close()
 
 
@@ -180,7 +178,6 @@ class EnvironmentIdentity:
 
     @classmethod
     def of(cls, name: str, environment: Environment) -> EnvironmentIdentity:
-        """Describe an open environment."""
         return cls(name, environment.renderer, environment.looks)
 
     def check_same(self, before: EnvironmentIdentity | None) -> EnvironmentIdentity:
@@ -192,7 +189,6 @@ class EnvironmentIdentity:
         return self
 
     def __str__(self) -> str:
-        """Return all of it in one line."""
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
 
 

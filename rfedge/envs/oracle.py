@@ -99,15 +99,6 @@ def _stack(start: SceneInfo, end: SceneInfo) -> bool:
     )
 
 
-def _unstack(start: SceneInfo, end: SceneInfo) -> bool:
-    return any(
-        _touches_only_blocks(start.blocks[block])
-        and _is_settled(start.blocks[block])
-        and not _bodies(end.blocks[block].contacts) & set(BLOCKS)
-        for block in BLOCKS
-    )
-
-
 def _toggle(start: SceneInfo, end: SceneInfo, *, light: str, turned_on: bool) -> bool:
     return start.lights[light] != turned_on and end.lights[light] == turned_on
 
@@ -131,7 +122,7 @@ def _predicates() -> dict[str, Predicate]:
         "place_in_slider": bind(_place, link="plank_link"),
         "place_in_drawer": bind(_place, link="drawer_link"),
         "stack_block": _stack,
-        "unstack_block": _unstack,
+        "unstack_block": lambda start, end: _stack(end, start),
         "push_into_drawer": _push_into_drawer,
     }
     for light in ("lightbulb", "led"):

@@ -70,7 +70,6 @@ class RayWorkers:
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Disconnect; a Ray that was started here ends."""
         self._ray.shutdown()
 
     def __call__(self, call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:

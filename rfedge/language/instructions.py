@@ -82,7 +82,6 @@ class InstructionTable:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the longest sentence."""
         return max(map(len, self._rows.values()))
 
     def _unknown(self, words: str) -> ContractError:

@@ -39,7 +39,6 @@ class PromptTokens(NamedTuple):
     pad: str = PAD
 
     def prompt(self, text: str) -> str:
-        """Return the whole prompt around `text`."""
         return f"{self.begin_of_text}{IMAGE}{text}{END_OF_CHUNK}{self.end_of_text}"
 
     def record(self, backend: tokenizers.Tokenizer) -> None:

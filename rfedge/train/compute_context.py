@@ -61,7 +61,7 @@ class ComputeContext:
 
     def run(self, compute: Callable[[], T]) -> T:
         """Return what `compute` returns; under FSDP2 every process must run as many computations as the others."""
-        with self._autocast():
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
             return compute() if self._module is None else self._module(compute)
 
     @contextmanager
@@ -70,9 +70,6 @@ class ComputeContext:
         # FSDP2 shares them in every pass, or it would have to keep all of them, not its part.
         with nullcontext() if shared or self._ddp is None else self._ddp.no_sync():
             yield
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None)
 
 
 def reach_all(outputs: Iterable[torch.Tensor], parameters: Iterable[nn.Parameter]) -> bool:

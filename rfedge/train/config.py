@@ -128,8 +128,6 @@ class PolicyChanges:
 
 
 class RunConfig(_Config):
-    """What every training run is asked for."""
-
     policy: PolicyConfig  # what is trained; window, frame_stride and chunk_size also say how the data is cut
     # checkpoint whose weights and tokenizer to start from; None initialises weights from `seed`
     initial_checkpoint: Path | None = None

@@ -17,8 +17,6 @@ from rfedge.train.config import LossKind
 
 
 class LossParts(NamedTuple):
-    """Scalars of one batch."""
-
     total: torch.Tensor  # pose + weight * gripper; the only one with a gradient
     pose: torch.Tensor  # masked mean of the regression loss, normalised units squared
     gripper: torch.Tensor  # masked mean of the cross-entropy, nats

@@ -36,8 +36,6 @@ class TrainingStep:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Results of any run."""
-
     # first_loss, last_loss: mean training loss, weighted sum, of the first and of the last `num_averaged` steps
     first_loss: float
     last_loss: float

@@ -88,7 +88,6 @@ class TrainingRun(ABC):
         return measured
 
     def result(self) -> dict[str, Any]:
-        """Return the fields of a `RunResult`."""
         first_loss, last_loss = self.state.mean_losses()
         return {
             "first_loss": first_loss,
@@ -199,14 +198,12 @@ class TrainingRun(ABC):
         )
 
     def validate(self) -> dict[str, float]:
-        """Measure what was held out, and write it."""
         values = self.measure()
         if values:
             self.write(self.state.step, values)
         return values
 
     def save(self) -> None:
-        """Write the state."""
         save_state(
             self.config.output / STATE_FOLDER,
             self.learner,

@@ -14,7 +14,6 @@ from rfedge.train.distributed import Processes
 
 
 def open_device(name: str) -> torch.device:
-    """Return the device of that name."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -52,8 +52,6 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run starts from."""
-
     policy: RoboFlamingo
     tokenizer: InstructionTokenizer | None  # the initial checkpoint's; None without one, or where one is to be learnt anew
     initialised: frozenset[str]  # parameters that were sampled from the seed, none of them when a checkpoint has all

@@ -57,8 +57,6 @@ _LATER_OPTIONS: Final = {
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run stands."""
-
     step: int = 0
     sampler: SamplerState = field(default_factory=SamplerState)  # state after the last batch that was trained on
     image_text: dict[str, SamplerState] = field(default_factory=dict)  # the same of each kind of image-text pairs

@@ -46,8 +46,6 @@ Record = Callable[[str, int], Episode]
 
 @dataclass(frozen=True, slots=True)
 class CollectionRequest:
-    """Everything that decides a collection."""
-
     tasks: tuple[str, ...]  # names, in the order of their frame numbers
     # rollouts wanted of each, successful ones unless `keep_failures`
     episodes_per_task: Annotated[int, Option("Rollouts that begin with each task.", min=1)] = 50
@@ -83,8 +81,6 @@ class CollectionRequest:
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """Totals of one task."""
-
     task: str
     episodes: int  # rollouts that begin with it
     frames: int

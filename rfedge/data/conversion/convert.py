@@ -131,8 +131,6 @@ def _survey(source: Source, options: ConversionOptions, missing: tuple[str, ...]
 
 
 class _Totals:
-    """Numbers the frames and adds up what was written."""
-
     def __init__(
         self, source: Source, missing: tuple[str, ...], source_hz: float, written_hz: float, survey: Survey
     ) -> None:

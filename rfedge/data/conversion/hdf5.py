@@ -63,7 +63,6 @@ class Hdf5Source(Source):
         self._open_file: tuple[Path, Any] | None = None
 
     def field_faults(self) -> list[RfedgeError]:
-        """List the fields that are not there, by the first demonstration."""
         first_file, first_name = self._demos[0]
         subject = f"{first_name} of {first_file}"
         found: list[RfedgeError] = []
@@ -78,7 +77,6 @@ class Hdf5Source(Source):
         return found
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:
-        """Read demonstration `index`, in the order of files and numbers."""
         path, name = self._demos[index]
         if self._open_file is None or self._open_file[0] != path:
             self.close()
@@ -93,7 +91,6 @@ class Hdf5Source(Source):
             raise DatasetError(f"{name} of {path}", got=got, expected="a complete file", remedy=remedy) from None
 
     def close(self) -> None:
-        """Close the file that was read last; calling it again does nothing."""
         if self._open_file is not None:
             self._open_file[1].close()
             self._open_file = None

@@ -76,7 +76,6 @@ class LeRobotSource(Source):
         self._late: dict[int, float] = {}
 
     def field_faults(self) -> list[RfedgeError]:
-        """List the fields that meta/info.json does not know."""
         found: list[RfedgeError] = []
         for name, source in self.fields.items():
             choices = self._cameras if name in IMAGE_FIELDS else [key for key in self._features if key not in self._cameras]
@@ -94,7 +93,6 @@ class LeRobotSource(Source):
         return self._sentence_faults + self._video_faults()
 
     def notes(self) -> list[str]:
-        """Say what was read differently from what the record says."""
         notes = [
             f"data/file_index of episode {number} names {named.name}, its rows lie in {found.name}, as lerobot's converter "
             "from v2.1 leaves it"
@@ -130,7 +128,6 @@ class LeRobotSource(Source):
         return SourceEpisode(subject, shown, values, self._instructions(subject, rows))
 
     def close(self) -> None:
-        """Release the videos; calling it again does nothing."""
         for video in self._open_videos.values():
             video.close()
         self._open_videos = {}
@@ -156,7 +153,6 @@ class LeRobotSource(Source):
         return shown & self._videos & set(self._cameras)
 
     def _video_faults(self) -> list[RfedgeError]:
-        """Compare every video's length with the rows that it has to show."""
         found: list[RfedgeError] = []
         for key in sorted(self._shown_videos()):
             files: dict[Path, list[Mapping[str, Any]]] = {}

@@ -42,7 +42,6 @@ class VideoFrames:
         return picture
 
     def close(self) -> None:
-        """Release the file; calling it again does nothing."""
         self._container.close()
 
     def _open(self) -> None:

@@ -46,8 +46,6 @@ class FrameChecks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedFrames:
-    """Result for some frames."""
-
     numbers: npt.NDArray[np.int64]  # int64 (N,) frames whose numeric arrays are all usable
     values: dict[str, Array]  # per key of CHECKED_VALUES float64 (N, size)
     sound: npt.NDArray[np.bool_]  # bool (N,) whether nothing at all was found in a frame
@@ -73,9 +71,9 @@ def check_frames(folder: Path, numbers: Sequence[int], checks: FrameChecks) -> C
         except (DatasetError, OSError) as error:
             findings.append(_unreadable(path, error))
             continue
-        problems = _array_findings(path.name, frame)
-        if not problems:
-            problems = _content_findings(path.name, frame, checks)
+        wrong = [problem for key, array in frame.items() if (problem := array_problem(key, array)) is not None]
+        problems = [Finding(path.name, f"{problem.subject}: {problem.got}", problem.expected) for problem in wrong]
+        problems = problems or _content_findings(path.name, frame, checks)
         findings += problems
         if all(array_problem(key, frame[key]) is None for key in CHECKED_VALUES):
             usable.append(number)
@@ -102,11 +100,6 @@ def _unreadable(path: Path, error: DatasetError | OSError) -> Finding:
     if isinstance(error, DatasetError):
         return Finding(path.name, error.got, error.expected)
     return Finding(path.name, str(error), "a readable file")
-
-
-def _array_findings(name: str, frame: dict[str, Array]) -> list[Finding]:
-    problems = [problem for key, array in frame.items() if (problem := array_problem(key, array)) is not None]
-    return [Finding(name, f"{problem.subject}: {problem.got}", problem.expected) for problem in problems]
 
 
 def _content_findings(name: str, frame: dict[str, Array], checks: FrameChecks) -> list[Finding]:

@@ -18,8 +18,6 @@ _FEWEST_FRAMES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class GripFit:
-    """What command and width say of each other."""
-
     # of the command (1 open) with the width at the lag where it is strongest; NaN where one never changes
     correlation: float
     # opened, closed: whether the command was ever 1, ever -1

@@ -47,8 +47,6 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class MotionFit:
-    """Regression of one group, translation or rotation."""
-
     group: str
     factor: float  # measured motion per commanded motion, all axes together
     explained: float  # share of the measured motion that `factor` times the commanded one explains, 0 to 1
@@ -98,7 +96,6 @@ class MotionSums:
         return bool(self._moved[:3].sum() > 1e-3 or self._moved[3:].sum() > 5e-3)
 
     def asked(self) -> bool:
-        """Say whether the commands asked it to."""
         return bool(self._asked[:3].sum() > 1e-3 or self._asked[3:].sum() > 5e-3)
 
     def fits(self) -> list[MotionFit]:

@@ -69,8 +69,6 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class InspectionReport:
-    """Everything about one split."""
-
     folder: str
     # num_frames, num_frames_checked: frame files on disk, and those that were read
     num_frames: int
@@ -134,7 +132,7 @@ def inspect_dataset(
         if others:
             shown = ", ".join(others[:8]) + (" ..." if len(others) > 8 else "")
             notes.append(f"{len(others)} tasks are none of CALVIN's {len(task_names)}, no simulator checks them: {shown}")
-    language_folders = _language_folders(folder)
+    language_folders = tuple(sorted(path.parent.name for path in folder.glob("lang_*/auto_lang_ann.npy")))
     if segments:  # an unreadable annotation file is already listed
         for other in language_folders:
             findings += index.check_embeddings(folder / other / "auto_lang_ann.npy", len(segments) + len(annotations.blank))
@@ -181,8 +179,6 @@ def inspect_dataset(
 
 
 class _Totals:
-    """Adds up checked frames."""
-
     def __init__(self, scenes: Sequence[SceneFrames]) -> None:
         self._scenes = scenes if len({scene.scene for scene in scenes}) > 1 else ()
         self._moments: dict[str, RunningMoments] = {}
@@ -227,10 +223,6 @@ def _list_frames(folder: Path) -> npt.NDArray[np.int64]:
         remedy = "Give the folder that holds the frames."
         raise DatasetError(f"dataset {folder}", got="no frame files", expected=expected, remedy=remedy)
     return np.array(sorted(numbers), dtype=np.int64)
-
-
-def _language_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.parent.name for path in folder.glob("lang_*/auto_lang_ann.npy")))
 
 
 def _run_rules(folder: Path, checks: FrameChecks) -> RunRules:

@@ -31,8 +31,6 @@ _SETTLES_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class RunRules:
-    """How runs are looked at."""
-
     frequency_hz: float  # of the frames
     tolerance: Tolerance = LENIENT  # for measured motion per commanded motion
     allowed: tuple[str, ...] = ()  # "motion", "gripper": disagreements that are known and wanted

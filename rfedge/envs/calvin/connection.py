@@ -30,7 +30,6 @@ class SimulatorProcess:
     """One child process that answers one request at a time over pipes; any failure ends it, because its state is unknown."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start `command`."""
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         try:
             # A session of its own: Ctrl-C reaches this process alone, which then closes the simulator.
@@ -48,7 +47,6 @@ class SimulatorProcess:
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
         return self._process.pid
 
     def request(self, header: Header, arrays: Arrays | None = None, *, timeout_s: float) -> tuple[Header, Arrays]:
@@ -93,7 +91,6 @@ class SimulatorProcess:
         return BackendUnavailableError(_SUBJECT, got=got, expected=expected, remedy=remedy)
 
     def log(self, *, last_bytes: int | None = None) -> str:
-        """Return what the process has printed so far."""
         size = os.fstat(self._log.fileno()).st_size
         start = 0 if last_bytes is None else max(0, size - last_bytes)
         return os.pread(self._log.fileno(), size - start, start).decode(errors="replace")
@@ -105,11 +102,12 @@ class SimulatorProcess:
         status = self._process.poll()
         lines = [line.strip() for line in self.log(last_bytes=_LOG_BYTES).splitlines() if line.strip()]
         self.close()
-        how = "a broken connection" if status is None else f"its end with {_status_text(status)}"
+        how = "a broken connection"
+        if status is not None:
+            how = f"its end with {f'status {status}' if status >= 0 else signal.Signals(-status).name}"
         return f"{how} ({lines[-1][:300]})" if lines else how
 
     def close(self) -> None:
-        """End the process; a second call does nothing."""
         self._finalizer()
 
 
@@ -128,10 +126,6 @@ def _read(stream: int, size: int, deadline_s: float) -> bytes:
         chunks.append(chunk)
         size -= len(chunk)
     return b"".join(chunks)
-
-
-def _status_text(status: int) -> str:
-    return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
 
 def _advice(kind: str, method: str) -> tuple[str, str]:

@@ -132,7 +132,6 @@ class CalvinEnvironment(Environment):
 
 
 def parse_info(fields: Mapping[str, Any]) -> SceneInfo:
-    """Read the info that the simulator's process reports."""
     blocks = {
         str(name): BlockState(
             position_m=np.array(block["position_m"]),

@@ -29,7 +29,6 @@ class TriangleMesh:
 
     @property
     def area(self) -> float:
-        """Sum of the triangles' areas."""
         first, second, third = (self.positions[self.faces[:, corner]] for corner in range(3))
         return float(0.5 * np.linalg.norm(np.cross(second - first, third - first), axis=1).sum())
 

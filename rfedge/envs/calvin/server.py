@@ -228,11 +228,10 @@ class Server:
         self._simulator: Any = None
 
     def answer(self, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-        """Do what `header` asks and return the reply's header and arrays."""
         method = header.get("method")
         if method == "open":
             self._simulator = Simulator(header["scene"], header["seed"], header["renderer"])
-            _flush_c_output()
+            ctypes.CDLL(None).fflush(None)  # what C libraries have printed: the EGL plugin names its device there
             return self._simulator.facts(), self._simulator.states()
         if method == "restore":
             self._simulator.restore(arrays)
@@ -252,11 +251,6 @@ def _draw_without_segmentation() -> None:
     # calvin_env has no option for it, and both images stay bit for bit the same.
     pybullet: Any = importlib.import_module("pybullet")
     pybullet.getCameraImage = functools.partial(pybullet.getCameraImage, flags=pybullet.ER_NO_SEGMENTATION_MASK)
-
-
-def _flush_c_output() -> None:
-    """Write out what C libraries have printed so far; the EGL plugin names its device there."""
-    ctypes.CDLL(None).fflush(None)
 
 
 def _reader(stream: int) -> Callable[[int], bytes]:
@@ -280,7 +274,6 @@ def _write(stream: int, message: bytes) -> None:
 
 
 def main() -> None:
-    """Serve until the input ends."""
     # Python puts this file's folder first on the path, where its neighbours could hide other modules.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]

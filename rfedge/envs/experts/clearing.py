@@ -48,7 +48,9 @@ def clear_the_way(situation: Situation, script: Script, first_m: Float64Array) -
         back_m[:2] += _BACK_M * apart_m / max(float(np.linalg.norm(apart_m)), 1e-6)
         steps.append(Waypoint(fixed(back_m), (0.0, 0.0, 0.0), closed=True, tolerance_m=0.015, turn_rad=None))
         x_m, y_m, z_m = back_m
-    if not _is_free(situation.tcp_m):
+    tcp_m = situation.tcp_m
+    is_free = (tcp_m[2] > _FREE_Z_M and tcp_m[1] < _FREE_Y_M) or tcp_m[2] > _HIGH_Z_M
+    if not is_free:
         beside = float(np.linalg.norm(first_m[:2] - situation.tcp_m[:2])) < _BESIDE_M
         if y_m > _CABINET_Y_M or (y_m > _FREE_Y_M and z_m > _FACE_Z_M):
             away_m = np.array([x_m, _FACE_RETREAT_Y_M, max(z_m + _RISE_M, _TRAVEL_Z_M)])
@@ -56,10 +58,6 @@ def clear_the_way(situation: Situation, script: Script, first_m: Float64Array) -
             away_m = np.array([x_m, y_m, min(_TRAVEL_Z_M, max(first_m[2], z_m + _RISE_M)) if beside else _TRAVEL_Z_M])
         steps.append(Waypoint(fixed(away_m), (0.0, 0.0, 0.0), closed=closed, tolerance_m=0.02, turn_rad=None))
     return tuple(steps)
-
-
-def _is_free(tcp_m: Float64Array) -> bool:
-    return bool((tcp_m[2] > _FREE_Z_M and tcp_m[1] < _FREE_Y_M) or tcp_m[2] > _HIGH_Z_M)
 
 
 def _put_down(situation: Situation, held: str) -> tuple[Waypoint, ...]:

@@ -51,7 +51,6 @@ class Expert:
     """
 
     def __init__(self, script: Script, layout: TableLayout, rng: np.random.Generator) -> None:
-        """Sample this episode's speed and offsets from `rng`."""
         self._script = script
         self._layout = layout
         self._rng = rng
@@ -106,7 +105,6 @@ class Expert:
         return action
 
     def observe_executed(self, action: Float64Array) -> None:
-        """Take note that `action` (7,) was sent instead of what `act` returned last."""
         self._commanded = self._before + _SCALE * action[:6]
 
     def _begin_attempt(self, situation: Situation) -> None:

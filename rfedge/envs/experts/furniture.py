@@ -49,7 +49,6 @@ def drawer_waypoints(layout: TableLayout, *, travel_m: float = 0.19) -> tuple[Wa
 
 
 def open_drawer(layout: TableLayout) -> Script:
-    """Pull the drawer's handle."""
     waypoints = drawer_waypoints(layout)
     return Script(
         plan=lambda _: waypoints,
@@ -60,7 +59,6 @@ def open_drawer(layout: TableLayout) -> Script:
 
 
 def close_drawer(layout: TableLayout) -> Script:
-    """Push the handle's front."""
     handle = drawer_handle(layout)
     waypoints = (
         Waypoint(handle, (0.0, -0.07, 0.11), closed=True, tolerance_m=0.035, jitter=1.0),
@@ -86,7 +84,6 @@ def door_waypoints(layout: TableLayout, *, to_left: bool, travel_m: float = 0.24
 
 
 def move_slider(layout: TableLayout, *, to_left: bool) -> Script:
-    """Drag the sliding door by its handle."""
     sign = 1.0 if to_left else -1.0
     waypoints = door_waypoints(layout, to_left=to_left)
     return Script(
@@ -133,7 +130,6 @@ def turn_off_lightbulb(layout: TableLayout) -> Script:
 
 
 def press_button(layout: TableLayout) -> Script:
-    """Press the button down and let go of it."""
     button = button_top(layout)
     waypoints = (
         Waypoint(button, (0.0, 0.0, 0.07), closed=True, tolerance_m=0.025, jitter=1.0),

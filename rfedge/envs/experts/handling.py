@@ -118,7 +118,6 @@ def _open_before(situation: Situation, name: str) -> tuple[Waypoint, ...]:
 
 
 def lift(layout: TableLayout, block: str) -> Script:
-    """Grip a block where it lies and take it up."""
     height = block_slice(layout, block).start + 2
     return Script(
         plan=lambda situation: lift_waypoints(situation, block),

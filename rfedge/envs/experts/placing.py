@@ -89,8 +89,6 @@ def _shelf_spot(situation: Situation, name: str) -> tuple[Float64Array, bool]:
 
 
 def place_in_drawer(layout: TableLayout) -> Script:
-    """Take the held block over the open drawer, lower it and let go."""
-
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
         name, regrasp = _carried_block(situation)
         spot = fixed(_drawer_spot(situation, name))
@@ -131,8 +129,6 @@ def _is_placed(layout: TableLayout, start: Float64Array, now: Float64Array, wher
 
 
 def stack(layout: TableLayout) -> Script:
-    """Set the held block on another one."""
-
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
         name, regrasp = _carried_block(situation)
         base = _stack_base(situation, name)

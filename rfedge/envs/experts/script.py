@@ -15,8 +15,6 @@ POINTING_YAW_RAD: Final = math.pi / 2  # fingers open along the world x axis, as
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Anchor:
-    """A place that waypoints refer to."""
-
     position_m: Float64Array  # (3,) in world coordinates
     # the gripper yaw that suits it; any multiple of `symmetry_rad` away is as good, and the one nearest to the neutral pose
     # is taken
@@ -58,8 +56,6 @@ class Waypoint:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One way to do a task."""
-
     # waypoints from the present situation to the goal; called at the start and again after every miss
     plan: Callable[[Situation], tuple[Waypoint, ...]]
     # tells from the first and the present scene state whether the task is done

@@ -54,7 +54,6 @@ class Situation:
 
     @property
     def gripper_closed(self) -> bool:
-        """Whether the last gripper action was to close."""
         return bool(self.robot_obs[14] < 0)
 
     def block_pose(self, block: str) -> Float64Array:
@@ -62,7 +61,6 @@ class Situation:
         return self.scene_obs[block_slice(self.layout, block)]
 
     def nearest_block(self) -> str:
-        """Return the block whose centre is nearest to the tcp."""
         return min(BLOCKS, key=lambda block: float(np.linalg.norm(self.block_pose(block)[:3] - self.tcp_m)))
 
     def held_block(self) -> str | None:
@@ -88,7 +86,6 @@ class Situation:
         return any(np.linalg.norm(other[:2] - pose[:2]) < 0.04 and 0.02 < other[2] - pose[2] < 0.06 for other in others)
 
     def door_x_m(self) -> tuple[float, float]:
-        """Return the extent of the sliding door."""
         low_m, high_m = self.layout.door_x_m
         return low_m - self.scene_obs[SLIDE], high_m - self.scene_obs[SLIDE]
 

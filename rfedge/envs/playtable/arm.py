@@ -115,8 +115,6 @@ def add_actuators(root: ET.Element) -> None:
 
 
 def add_arm_meshes(asset: ET.Element) -> None:
-    """Add the hulls of all drawn parts to the model's assets."""
-
     def add(name: str, points: object) -> None:
         # MuJoCo makes the convex hull of a mesh that has no faces.
         ET.SubElement(asset, "mesh", {"name": name, "vertex": numbers(points), "inertia": "shell"})

@@ -80,7 +80,6 @@ class Slope:
         return self.foot_y_m + along_m * cos - out_m * sin, self.foot_z_m + along_m * sin + out_m * cos
 
     def coordinates(self, y_m: float, z_m: float) -> tuple[float, float]:
-        """Return (along, out) of the point (y, z): the inverse of `point`."""
         cos, sin = math.cos(self.tilt_rad), math.sin(self.tilt_rad)
         dy, dz = y_m - self.foot_y_m, z_m - self.foot_z_m
         return dy * cos + dz * sin, -dy * sin + dz * cos
@@ -91,8 +90,6 @@ SLOPE: Final = Slope()
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """One scene."""
-
     scene: str  # "A" to "D"
     # wood, panel: of table and cabinet, and of door and drawer
     wood: Wood

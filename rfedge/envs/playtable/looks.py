@@ -152,7 +152,6 @@ class Wardrobe:
     """Random looks for one compiled scene."""
 
     def __init__(self, mujoco: Any, model: Any, layout: TableLayout) -> None:
-        """Note where the cameras stand."""
         self._mujoco, self._model, self._layout = mujoco, model, layout
         self._cameras = {
             name: (model.camera(name).pos.copy(), model.camera(name).quat.copy()) for name in ("static", "gripper")

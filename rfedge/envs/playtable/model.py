@@ -49,7 +49,6 @@ def load_model(mujoco: Any, layout: TableLayout, looks: Looks = "playtable") -> 
 
 
 def _key(mujoco: Any, mjcf: str, scene: str, data: Path) -> str:
-    """Return a hash of everything that the dressed model is made of."""
     digest = hashlib.sha256(f"{mujoco.__version__} {scene} {mjcf}".encode())
     folders = (data / f"calvin_table_{scene}", data / "franka_panda", data / "plane")
     for path in (*_CODE, *sorted(path for folder in folders for path in folder.rglob("*"))):

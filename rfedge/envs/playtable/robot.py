@@ -32,7 +32,6 @@ class RobotControl:
     """
 
     def __init__(self, model: Any) -> None:
-        """Look up where joints and servos live in the model's arrays."""
         self._arm_qpos = np.array([int(model.joint(name).qposadr[0]) for name in arm.ARM_JOINTS])
         self._finger_qpos = np.array([int(model.joint(name).qposadr[0]) for name in arm.FINGER_JOINTS])
         self._arm_ctrl = np.array([int(model.actuator(name).id) for name in arm.ARM_JOINTS])
@@ -92,7 +91,6 @@ class RobotControl:
         self._finger_reference = reference
 
     def measure(self, data: Any) -> Float64Array:
-        """Return robot_obs (15,)."""
         joints = data.qpos[self._arm_qpos]
         state = np.empty(ROBOT_STATE_SIZE)
         state[:6] = tcp_pose(joints)

@@ -19,7 +19,6 @@ _SHADOW_SIZE: Final = 256
 
 
 def build_mjcf(layout: TableLayout) -> str:
-    """Return the MJCF text of the scene."""
     root = ET.Element("mujoco", {"model": f"playtable_{layout.scene.lower()}"})
     # "XYZ" with capitals is MuJoCo's name for fixed axes.
     ET.SubElement(root, "compiler", {"angle": "radian", "eulerseq": "XYZ", "autolimits": "true"})

@@ -79,7 +79,6 @@ class Cameras:
         return os.environ.get("MUJOCO_GL") or "glfw"
 
     def upload_textures(self) -> None:
-        """Take over the model's textures, which were changed."""
         self._gl.make_current()
         for texture in range(self._model.ntex):
             self._mujoco.mjr_uploadTexture(self._model, self._context, texture)
@@ -96,7 +95,6 @@ class Cameras:
         return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        """Free the OpenGL context."""
         if self._context is not None:
             self._context.free()
         if self._gl is not None:

@@ -52,8 +52,6 @@ def skin_model(mujoco: Any, mjcf: str, scene: str, data: Path) -> Any:
 
 
 class _Skin:
-    """A model that is being dressed."""
-
     def __init__(self, mujoco: Any, mjcf: str) -> None:
         self._mujoco = mujoco
         self._spec = mujoco.MjSpec.from_string(mjcf)
@@ -108,7 +106,8 @@ class _Skin:
     def add(self, owner: str, visuals: list[Visual], root_m: tuple[float, float, float]) -> None:
         """Hang every visual of one URDF on the body that carries its link; the URDF's root stands at `root_m`."""
         for visual in visuals:
-            name = next(name for link in visual.links if (name := _body_name(owner, link)) in self._bodies)
+            links = ("base_link" if link == "planeLink" else link for link in visual.links)
+            name = next(name for link in links if (name := f"{owner}/{link}") in self._bodies)
             body = self._rest.body(name)
             frame = quaternion_to_matrix(np.roll(body.xquat, -1))
             place = {
@@ -202,7 +201,3 @@ def _read_simplified(path: Path) -> list[TriangleMesh]:
 
     parts = read_mesh(path)
     return [simplify(part, cell_m(part)) if len(part.faces) > _MANY_TRIANGLES else part for part in parts]
-
-
-def _body_name(owner: str, link: str) -> str:
-    return f"{owner}/{'base_link' if link == 'planeLink' else link}"

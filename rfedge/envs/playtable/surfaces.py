@@ -85,7 +85,6 @@ class Surface:
             self.polygon([low[index], low[after], high[after], high[index]], grain=grain)
 
     def add_to(self, asset: ET.Element, name: str) -> None:
-        """Add the mesh to the model's assets."""
         texcoords = numbers(self._texcoords)
         faces = " ".join(str(index) for face in self._faces for index in face)
         # An open surface has no volume: MuJoCo then takes its frame from its area. Drawn parts have no mass either way.

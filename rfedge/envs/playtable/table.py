@@ -76,7 +76,6 @@ def add_table_meshes(asset: ET.Element, layout: TableLayout) -> None:
 
 
 def add_table(world: ET.Element, layout: TableLayout) -> None:
-    """Add the fixed table and everything that moves on it."""
     base = _add_base(world, layout)
     _add_drawer(world, layout)
     _add_slide(world, layout)
@@ -211,14 +210,12 @@ def add_blocks(world: ET.Element, layout: TableLayout) -> None:
 
 
 def add_floor(asset: ET.Element, world: ET.Element) -> None:
-    """Draw the checkered floor."""
     _add_texture(asset, "floor", _FLOOR_PIXELS)
     place = {"name": "floor_drawn", "type": "plane", "size": numbers((_FLOOR_M, _FLOOR_M, 1.0))}
     ET.SubElement(world, "geom", {**place, "material": "floor", **DRAWN})
 
 
 def add_table_assets(asset: ET.Element, layout: TableLayout) -> None:
-    """Add textures and meshes of the table."""
     for name in ("wood", "panel"):
         _add_texture(asset, name, TEXTURE_SIZE)
     _drawn_base(layout).add_to(asset, "table_drawn")

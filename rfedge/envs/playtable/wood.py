@@ -18,8 +18,6 @@ _WARP_PIXELS: Final = 5.0  # by which broad waves bend the grain
 
 @dataclass(frozen=True, slots=True)
 class Wood:
-    """One kind of wood."""
-
     rgb: tuple[float, float, float]  # mean colour, 0 to 1
     spread: float  # standard deviation of its brightness, on the same scale
 

@@ -41,7 +41,6 @@ class ImageShifts:
         return cls(static, gripper)
 
     def part(self, chosen: slice) -> ImageShifts:
-        """Return the shifts of some windows of the batch."""
         return ImageShifts(self.static[chosen], self.gripper[chosen])
 
     def apply(self, static: Images, gripper: Images) -> tuple[Images, Images]:

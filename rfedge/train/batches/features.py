@@ -112,7 +112,6 @@ class FeatureTable:
         )
 
     def split(self, chosen: list[int], parts: list[slice]) -> SplitBatch[FeatureBatch]:
-        """Return some parts of the batch of these windows."""
         num_actions = int(self.index.cut(self.cache, chosen).action_mask.sum())
         return SplitBatch([self.batch(chosen[part]) for part in parts], num_actions)
 

@@ -69,7 +69,6 @@ class SplitBatch(Generic[B]):
 
     @property
     def num_frames(self) -> int:
-        """Frames of these parts that are no filling."""
         return sum(part.num_frames for part in self.parts)
 
 

@@ -12,8 +12,6 @@ from rfedge.train.config import AtLeastOne, NotNegative, NotNegativeFloat, Posit
 
 
 class PretrainConfig(RunConfig):
-    """One run."""
-
     data: Annotated[Path, Option("Demonstrations in the CALVIN format, with scene_obs.")]
     save_every: Annotated[int, Option("Steps between two states to resume from; 0 for the end only.", min=0)] = Field(
         250, ge=0
