@@ -38,7 +38,7 @@ from rfedge.envs.initial_conditions import initial_state
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import LANGUAGES, choose_instruction
 from rfedge.envs.looks import redress
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import ConfigError, did_you_mean, one_of
 from rfedge.io.atomic import atomic_file
 from rfedge.io.journal import open_journal, read_journal
 from rfedge.jobs.processes import JobRunner, run_jobs
@@ -88,9 +88,8 @@ class ChainPlan:
 
     def __post_init__(self) -> None:
         """Raise ConfigError where the language is unknown, no step is allowed or the seed is negative."""
-        if self.instructions is None and self.language not in LANGUAGES:
-            expected = did_you_mean(self.language, LANGUAGES)
-            raise ConfigError("language", got=repr(self.language), expected=expected, remedy="Choose one of them.")
+        if self.instructions is None:
+            one_of(LANGUAGES, self.language, "language")
         check_least(1, {"max_steps": self.max_steps}, remedy="Give a larger number.")
         check_least(0, {"seed": self.seed}, remedy="Give a larger number.")
 

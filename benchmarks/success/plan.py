@@ -17,7 +17,7 @@ from rfedge.benchmarks.success.rows import kind_of
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS, check_task
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import ConfigError, one_of
 from rfedge.policies import bundle_name
 from rfedge.records.plan import Option, Uses, check_least
 from rfedge.runtimes.backends.base import RuntimeSettings
@@ -145,9 +145,7 @@ class SuccessPlan:
                     remedy=f"Repeat --{name} in the order of the bundles.",
                 )
         for kind in self.kinds:
-            if kind not in (known := get_args(Kind)):
-                expected = did_you_mean(kind, known)
-                raise ConfigError("--kinds", got=repr(kind), expected=expected, remedy="Name some of these.")
+            one_of(get_args(Kind), kind, "--kinds", remedy="Name some of these.")
         scenes = [world.scene for world in self.worlds]
         for name, listed in (
             ("execute-steps", self.execute_steps),
@@ -319,6 +317,7 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
                 mode, _ = choose_loop(policy, plan.mode, steps, modes=SYNCHRONOUS_MODES)
                 for ensemble in plan.ensembles if steps < policy.chunk_size else (None,):
                     same_loop = (policy.provenance.get("checkpoint_sha256"), mode, steps, ensemble)
+                    # one key for all pairs every row with the first; a loop's own key, with the first row of that loop
                     paired = () if plan.pairing == "first" else same_loop
                     row = RowPlan(
                         policy, mode, steps, ensemble, world, language, torch.get(policy.label), references.get(paired)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rfedge.bundle.artifact import Bundle, load_bundle
-from rfedge.errors import ArtifactError, ConfigError, did_you_mean
+from rfedge.errors import ArtifactError, ConfigError, one_of
 from rfedge.export.mixed.plan import Budget
 from rfedge.export.options import ExportOptions
 from rfedge.export.pipeline import export_checkpoint
@@ -31,9 +31,7 @@ def parse_table_precisions(text: str) -> tuple[str, ...]:
         return TABLE_PRECISIONS
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in TABLE_PRECISIONS:
-            expected = did_you_mean(name, (*TABLE_PRECISIONS, _ALL))
-            raise ConfigError("--precisions", got=repr(name), expected=expected, remedy="Put commas between.")
+        one_of((*TABLE_PRECISIONS, _ALL), name, "--precisions", remedy="Put commas between.")
         if names.count(name) > 1:
             raise ConfigError("--precisions", got=f"{name} twice", expected="each once", remedy="Leave it out.")
     return ("fp32", *(name for name in TABLE_PRECISIONS if name in names and name != "fp32"))

@@ -159,11 +159,11 @@ class _Work:
         return records
 
     def _counter(self) -> Count:
-        """Return what counts the jobs of one run into those of all rows; its first call counts what was there before."""
+        """Return what counts the jobs of one run into those of all rows."""
         before, calls = self.num_done, itertools.count()
 
         def count(done: int, _total: int) -> None:
-            self.num_finished += next(calls) > 0
+            self.num_finished += next(calls) > 0  # the first call counts what an earlier run had finished
             self.num_done = before + done
             if self.on_progress is not None:
                 num_jobs = self.num_rows * (len(self.chains) + self.plan.starts_per_task * len(self.plan.tasks))

@@ -11,6 +11,8 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from rfedge.errors import first_line
+
 logger = logging.getLogger(__name__)
 Session = TypeVar("Session")
 
@@ -56,7 +58,7 @@ def open_exact(make_options: Callable[[], Any], open_session: Callable[[Any], Se
     try:
         return open_session(options), True
     except Exception as error:  # onnxruntime's error classes share no base of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][-80:]
+        reason = first_line(error)[-80:]
     session = open_session(make_options())
     logger.warning(
         "%s: this CPU has no VNNI, and onnxruntime has no exact int8 kernels for this graph (%s): actions may be further "

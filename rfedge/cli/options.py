@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 import typer
 from pydantic import BaseModel
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import ConfigError, one_of
 from rfedge.records.plan import Option, Uses
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,6 +35,7 @@ def with_options(*plans: type[Any]) -> Callable[[F], F]:
         own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
         added = [flag.parameter() for plan in plans for flag in _flags(plan)]
         parameters = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in (*added, *own)]
+        # typer reads the signature, and hands over by name: all of them may follow each other, with or without defaults
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
@@ -127,9 +128,8 @@ class _Flag:
         return tuple(map(self._one, raw)) if self._is_repeated else self._one(raw)
 
     def _one(self, raw: Any) -> Any:
-        if self.choices and raw not in self.choices:
-            expected = did_you_mean(raw, self.choices)
-            raise ConfigError(self.flag, got=repr(raw), expected=expected, remedy="Choose one of these names.")
+        if self.choices:
+            one_of(self.choices, raw, self.flag)
         if self.option.parse is not None:
             return self.option.parse(raw)
         if self.option.commas and self._item in (int, float):

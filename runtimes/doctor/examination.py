@@ -16,7 +16,7 @@ from rfedge.machine.memory import Memory, probe_memory
 from rfedge.machine.probing import Probed, probe
 from rfedge.machine.processor import Processor, probe_processor
 from rfedge.runtimes.backends.registry import BACKENDS
-from rfedge.runtimes.doctor.precisions import Machine, PrecisionVerdict, check_precisions
+from rfedge.runtimes.doctor.precisions import Capabilities, PrecisionVerdict, check_precisions
 from rfedge.runtimes.doctor.software import (
     RTX_MODULE,
     Extra,
@@ -109,7 +109,7 @@ def examine(on_probe: StageProgress = lambda *_: None) -> Examination:
         on_probe("examine", len(found), len(probes))
         found[name] = probe(look)
     on_probe("examine", len(probes), len(probes))
-    machine = Machine(
+    capabilities = Capabilities(
         processor=found["processor"].value,
         gpu=found["gpu"].value,
         onnxruntime=found["onnxruntime"].value,
@@ -117,7 +117,7 @@ def examine(on_probe: StageProgress = lambda *_: None) -> Examination:
         backends=BACKENDS,
         bitsandbytes=found.pop("bitsandbytes"),
     )
-    return Examination(**found, precisions=tuple(check_precisions(machine, PRECISIONS)))
+    return Examination(**found, precisions=tuple(check_precisions(capabilities, PRECISIONS)))
 
 
 def _lines(

@@ -19,7 +19,7 @@ _TENSORRT_SM: Final = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 75, "mixed": 
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Capabilities:
     """What precisions depend on: parts of the machine, None where there is none, and the backends of this version."""
 
     processor: Processor | None
@@ -43,15 +43,15 @@ class PrecisionVerdict:
 _Way = tuple[str, str] | str
 
 
-def check_precisions(machine: Machine, exported: Collection[str]) -> list[PrecisionVerdict]:
+def check_precisions(capabilities: Capabilities, exported: Collection[str]) -> list[PrecisionVerdict]:
     """Check every precision name; `exported` are those that this version can export."""
-    return [_check(name, machine, exported) for name in PRECISION_NAMES]
+    return [_check(name, capabilities, exported) for name in PRECISION_NAMES]
 
 
-def _check(name: str, machine: Machine, exported: Collection[str]) -> PrecisionVerdict:
+def _check(name: str, capabilities: Capabilities, exported: Collection[str]) -> PrecisionVerdict:
     if name in _BITSANDBYTES:
-        return _check_bitsandbytes(name, machine.bitsandbytes)
-    way = _way(name, machine)
+        return _check_bitsandbytes(name, capabilities.bitsandbytes)
+    way = _way(name, capabilities)
     if isinstance(way, str):
         return PrecisionVerdict(name, possible=False, backend="", speed="", reason=way)
     backend, speed = way
@@ -67,32 +67,32 @@ def _check_bitsandbytes(name: str, found: Probed[str]) -> PrecisionVerdict:
     return PrecisionVerdict(name, possible=True, backend=backend, speed=speed, reason="from a checkpoint; never exported")
 
 
-def _way(name: str, machine: Machine) -> _Way:
+def _way(name: str, capabilities: Capabilities) -> _Way:
     """Return the best way to run a precision here."""
-    runtime = machine.onnxruntime
+    runtime = capabilities.onnxruntime
     if runtime is None:
         return "onnxruntime is not usable here"
     why_not_gpu = "no NVIDIA GPU"
-    if machine.gpu is not None:
-        for on_gpu in (_tensorrt_way(name, machine.gpu, machine), _cuda_way(name, machine.gpu, runtime)):
+    if capabilities.gpu is not None:
+        for on_gpu in (_tensorrt_way(name, capabilities.gpu, capabilities), _cuda_way(name, capabilities.gpu, runtime)):
             if not isinstance(on_gpu, str):
                 return on_gpu
             why_not_gpu = on_gpu
-    if not runtime.runs("CPUExecutionProvider") or machine.processor is None:
+    if not runtime.runs("CPUExecutionProvider") or capabilities.processor is None:
         return "onnxruntime's CPU provider does not run here"
-    on_cpu = _cpu_way(name, machine.processor)
+    on_cpu = _cpu_way(name, capabilities.processor)
     return f"{on_cpu}; {why_not_gpu}" if isinstance(on_cpu, str) else on_cpu
 
 
-def _tensorrt_way(name: str, gpu: Gpu, machine: Machine) -> _Way:
-    if "tensorrt" not in machine.backends:
+def _tensorrt_way(name: str, gpu: Gpu, capabilities: Capabilities) -> _Way:
+    if "tensorrt" not in capabilities.backends:
         return "this version has no TensorRT runner"
-    if machine.tensorrt is None:
+    if capabilities.tensorrt is None:
         return "TensorRT does not import here"
     if gpu.sm < _TENSORRT_SM[name]:
         return _needs(name, _TENSORRT_SM[name], gpu)
     speed = "the reference" if name == "fp32" else "small" if name.endswith("-weight") else "fast"
-    return f"TensorRT {machine.tensorrt.version} on {gpu.name}", speed
+    return f"TensorRT {capabilities.tensorrt.version} on {gpu.name}", speed
 
 
 def _cuda_way(name: str, gpu: Gpu, runtime: OnnxRuntime) -> _Way:

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Final
 
 from rfedge.bundle.int8_kernels import int8_saturates
+from rfedge.errors import first_line
 from rfedge.machine.probing import Absent, Probed, command_output, probe
 
 RTX_MODULE: Final = "tensorrt_rtx_bindings"
@@ -97,7 +98,7 @@ def try_provider(name: str) -> None:
         session = onnxruntime.InferenceSession(matmul_model("fp32", 4, 16, 8), options, providers=[name], enable_fallback=0)
         session.run(None, {"x": np.zeros((4, 16), np.float32)})
     except Exception as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise Absent("it takes no MatMul, the CPU would run it" if "fallback to CPU EP" in said else said[:200]) from None
     if session.get_providers()[0] != name:
         raise Absent("its libraries do not load")

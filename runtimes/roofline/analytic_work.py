@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rfedge.config import GPTNeoXConfig, LlamaConfig, LSTMHeadConfig, MPTConfig, PolicyConfig
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 from rfedge.messages import GRIPPER_IMAGE_SHAPE, POSE_SIZE, STATIC_IMAGE_SHAPE
 from rfedge.runtimes.roofline.graph_work import head_steps
 from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork
@@ -52,10 +52,8 @@ def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens:
     `precision` is fp32, fp16, bf16, int8, int8-weight or int4-weight; camera resize, patch convolution (int8), attention
     scores (fp16) and the head stay in fp32, as the exporter leaves them. Raises ConfigError for any other.
     """
-    if precision not in _FORMS:
-        remedy = "Choose one of these names; `mixed` is known only from a bundle."
-        raise ConfigError("precision", got=repr(precision), expected=did_you_mean(precision, _FORMS), remedy=remedy)
-    tally = _Tally(_FORMS[precision])
+    remedy = "Choose one of these names; `mixed` is known only from a bundle."
+    tally = _Tally(_FORMS[one_of(_FORMS, precision, "precision", remedy=remedy)])
     _preprocess(tally, config)
     _vision(tally, config)
     _resampler(tally, config)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 from rfedge.runtimes.roofline.work import Arithmetic
 
 Origin = Literal["data sheet", "derived", "measured"]
@@ -108,12 +108,7 @@ DEVICES: Final[dict[str, Device]] = {
 
 def device(name: str) -> Device:
     """Return the known device called `name`. Raises ConfigError if none has this name; the text names the nearest one."""
-    if name not in DEVICES:
-        choices = [*DEVICES, "this-cpu", "this-gpu"]
-        raise ConfigError(
-            "device", got=repr(name), expected=did_you_mean(name, choices), remedy="Choose one of these names."
-        )
-    return DEVICES[name]
+    return DEVICES[one_of((*DEVICES, "this-cpu", "this-gpu"), name, "device")]
 
 
 def device_of_board(model: str, memory_bytes: int) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from rfedge.errors import first_line
 from rfedge.machine.power.board_power import board_power_w, choose_rails
 from rfedge.machine.power.energy import Reading
 from rfedge.machine.probing import Absent
@@ -21,7 +22,7 @@ class JtopSource:
         try:
             self._client.start()
         except Exception as error:  # its errors share no base that may be named without it
-            raise Absent(f"jtop: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+            raise Absent(f"jtop: {first_line(error)}") from None
         try:
             self._client.ok()  # waits for the first readings
             self._rails = choose_rails(rails_of(self._client.power))

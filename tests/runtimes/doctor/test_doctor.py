@@ -24,7 +24,7 @@ from rfedge.machine.memory import Memory, Swap, memory_limit, parse_meminfo, par
 from rfedge.machine.probing import Absent, Probed, command_output, probe
 from rfedge.machine.processor import Processor, cpu_quota, int8_support, parse_cpuinfo, probe_processor
 from rfedge.runtimes.doctor.examination import Examination, examine
-from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, Machine, PrecisionVerdict, check_precisions
+from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, Capabilities, PrecisionVerdict, check_precisions
 from rfedge.runtimes.doctor.software import (
     OnnxRuntime,
     Python,
@@ -56,14 +56,14 @@ def processor(cpuinfo: str = recorded.XEON, **changes: object) -> Processor:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def machine(**changes: object) -> Machine:
-    base = Machine(
+def machine(**changes: object) -> Capabilities:
+    base = Capabilities(
         processor(), None, CPU_RUNTIME, None, ("onnxruntime", "torch"), Probed(None, "bitsandbytes is not installed")
     )
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def verdicts_on(judge: Machine, exported: tuple[str, ...] = ("fp32", "int8")) -> dict[str, PrecisionVerdict]:
+def verdicts_on(judge: Capabilities, exported: tuple[str, ...] = ("fp32", "int8")) -> dict[str, PrecisionVerdict]:
     return {verdict.name: verdict for verdict in check_precisions(judge, exported)}
 
 
