@@ -262,19 +262,20 @@ def _measure(
     )
 
 
-def assert_isolated(report: IsolatedReport, *, speedup: float, peak_gib: float | None) -> None:
-    """Hold the first bundle to a speed-up over PyTorch and to a peak of memory.
+def check_assertable(plan: LatencyPlan) -> None:
+    """Raise ConfigError where `assert_isolated` would have no row of PyTorch to compare with."""
+    if plan.checkpoint is None:
+        raise ConfigError("--assert-speedup", got="no checkpoint", expected="--checkpoint DIR", remedy="Pass it.")
 
-    Raises:
-        ConfigError: PyTorch was not measured.
-        GateError: one is missed; the text holds the numbers.
-    """
-    row, pytorch = report.rows[0], next((row.speedup for row in report.rows if row.name == PYTORCH), None)
-    if pytorch is None:
-        raise ConfigError("--assert-speedup", got="no row of PyTorch", expected="--checkpoint DIR", remedy="Pass it.")
+
+def assert_isolated(report: IsolatedReport, *, speedup: float, peak_gib: float | None) -> None:
+    """Hold the first bundle to a speed-up over PyTorch and to a peak of memory; raises GateError with the numbers."""
+    row, pytorch = report.rows[0], report.row(PYTORCH)
     missed = []
-    if 1.0 / pytorch.value < speedup:
-        missed.append(f"{1.0 / pytorch.value:.2f}x of {speedup:g}x")
+    if pytorch.speedup is None:
+        missed.append(f"no time of PyTorch ({pytorch.failed})")
+    elif (faster := 1.0 / pytorch.speedup.value) < speedup:
+        missed.append(f"{faster:.2f}x of {speedup:g}x")
     if peak_gib is not None and (row.peak_bytes is None or row.peak_bytes > peak_gib * 2**30):
         missed.append(f"peak {(row.peak_bytes or 0) / 2**30:.2f} GiB of {peak_gib:g} GiB")
     if missed:

@@ -17,6 +17,7 @@ from rfedge.benchmarks.latency.isolated import (
     IsolatedReport,
     IsolatedRow,
     assert_isolated,
+    check_assertable,
     run_isolated,
 )
 from rfedge.benchmarks.latency.run import LatencyPlan
@@ -73,9 +74,13 @@ def test_the_gates_hold_speed_and_memory() -> None:
     assert_isolated(report(4.6, 2.9), speedup=4.5, peak_gib=3.0)
     with raises(GateError, "rfedge int8 of tiny", got="4.40x of 4.5x; peak 3.10 GiB of 3 GiB"):
         assert_isolated(report(4.4, 3.1), speedup=4.5, peak_gib=3.0)
-    without = report(4.6, 2.9).model_copy(update={"rows": report(4.6, 2.9).rows[:2]})
-    with raises(ConfigError, "--assert-speedup", got="no row of PyTorch"):
+    measured = report(4.6, 2.9)
+    failed = IsolatedRow(name=PYTORCH, failed="out of memory")
+    without = measured.model_copy(update={"rows": (*measured.rows[:2], failed)})
+    with raises(GateError, "rfedge int8 of tiny", got="no time of PyTorch (out of memory)"):
         assert_isolated(without, speedup=4.5, peak_gib=3.0)
+    with raises(ConfigError, "--assert-speedup", got="no checkpoint"):
+        check_assertable(LatencyPlan((Path("bundle"),)))
 
 
 def test_a_plan_that_measures_nothing_is_refused(tmp_path: Path) -> None:

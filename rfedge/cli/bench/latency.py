@@ -47,9 +47,11 @@ def latency(
 
     plan = plan_of(library.LatencyPlan, given)
     if isolate:
-        from rfedge.benchmarks.latency.isolated import assert_isolated, run_isolated
+        from rfedge.benchmarks.latency.isolated import assert_isolated, check_assertable, run_isolated
         from rfedge.cli.show.progress import stage_progress
 
+        if assert_speedup is not None:
+            check_assertable(plan)
         with stage_progress() as progress:
             isolated = run_isolated(plan_of(IsolatedPlan, given, latency=plan), progress=progress)
         show_report(isolated, output, as_json=as_json)
