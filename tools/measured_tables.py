@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rfedge.benchmarks.report.build import Report, build_report
+from rfedge.benchmarks.report.bundles import loop_name, world
 from rfedge.benchmarks.report.markdown import bracketed, grid
-from rfedge.benchmarks.success.report import loop_name
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -68,10 +68,8 @@ def _rows(records: dict[Path, dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
     for record in records.values():
         policies = {policy["label"]: policy for policy in record["policies"]}
         for row in record["rows"]:
-            simulator = {"playtable": "PlayTable", "calvin": "CALVIN"}[record["conditions"]["environment"]]
-            if simulator == "PlayTable" and row["looks"] == "calvin":
-                simulator = "PlayTable in CALVIN's looks"
-            yield row, policies[row["policy"]], simulator
+            simulator = world(record["conditions"]["environment"], row["looks"], "", "")
+            yield row, policies[row["policy"]], simulator.strip()
 
 
 def success_table(records: dict[Path, dict[str, Any]]) -> str:
@@ -89,7 +87,7 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
             f"{tasks['success']['value']:.0%}" if tasks else "-",
             f"{call['p50']:.1f} / {call['p99']:.1f}",
             f"{policy['size_bytes'] / 1e6:.1f}",
-            loop_name(row["kind"], row["ensemble"]),
+            loop_name(row),
             str(row["execute_steps"]),
         )
         rows.append(cells)

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from rfedge.benchmarks.report.markdown import bracketed, grid
-from rfedge.benchmarks.success.report import ensemble_suffix
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.bundle.traces import Episodes, compare_traces
 from rfedge.cli.demos.expert_demonstrations import Demonstrations, expert_demonstrations
@@ -167,7 +166,7 @@ def _cells(environment: str, row: dict[str, Any], call_ms: dict[str, Any] | None
     chains, tasks = row["chains"], row["single_tasks"]
     return (
         row["precision"],
-        row["kind"] + ensemble_suffix(row["ensemble"]),
+        row["kind"] + ("" if row["ensemble"] is None else f", ensemble {row['ensemble']:g}"),
         str(row["execute_steps"]),
         f"{environment} {row['scene']}",
         row["language"],

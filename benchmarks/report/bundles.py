@@ -116,6 +116,11 @@ def successes(collection: Collection) -> list[Found]:
     return [Found(one.name, "rfedge-success", one.document["success"]) for one in sweeps] + collection.of("rfedge-success")
 
 
+def loop_name(success: Document) -> str:
+    """Return what tables call a row's loop: its kind, and whether it plays an ensemble."""
+    return str(success["kind"]) + ("" if success.get("ensemble") is None else ", ensemble")
+
+
 def bundle_rows(collection: Collection, names: Names) -> list[Row]:
     """Return the rows of all success documents with their speeds, then the speeds that no success belongs to."""
     timed = collection.of("rfedge-sweep", "rfedge-latency", "rfedge-precisions")
@@ -306,7 +311,7 @@ def _cells(row: Row, names: Names) -> dict[str, Cell]:
     if success is not None:
         words = "" if success["language"] == "evaluation" else f", {success['language']} words"
         cells["simulator"] = row.world + words
-        cells["loop"] = success["kind"] + ("" if success.get("ensemble") is None else ", ensemble")
+        cells["loop"] = loop_name(success)
     if ratio and success:
         cells["of the reference"] = share(ratio), f"reference: {names.run(row.record, success['paired']['reference'])}"
     if speed is not None:

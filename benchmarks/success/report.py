@@ -10,7 +10,6 @@ from typing import Any, Final, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rfedge.benchmarks.success.chain_report import TaskScore
-from rfedge.envs.looks import world_name
 from rfedge.errors import GateError
 from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
@@ -20,16 +19,6 @@ SUCCESS_SCHEMA_VERSION: Final = 1
 # closed-loop: every frame, as it was trained. jump-step: every k-th frame, as it was trained. open-loop: every k-th frame
 # although it was trained on every one. other: trained on every s-th frame and run on every k-th, k not s.
 Kind = Literal["closed-loop", "open-loop", "jump-step", "other"]
-
-
-def loop_name(kind: str, ensemble: float | None) -> str:
-    """Return what tables call a loop: its kind, and whether it plays an ensemble."""
-    return kind if ensemble is None else f"{kind}, ensemble"
-
-
-def ensemble_suffix(ensemble: float | None) -> str:
-    """Return what names end in that tell ensembles apart; nothing without one."""
-    return "" if ensemble is None else f", ensemble {ensemble:g}"
 
 
 class PolicyRecord(Record):
@@ -133,11 +122,6 @@ class SuccessRow(Record):
     looks: str | None = None
 
     @property
-    def loop(self) -> str:
-        """What tables call the loop: the kind, and whether it plays an ensemble."""
-        return loop_name(self.kind, self.ensemble)
-
-    @property
     def mean_solved_steps(self) -> float | None:
         """Control steps of a solved task: of the chains, or of the single tasks where no chain solved one."""
         found = [result.mean_solved_steps for result in (self.chains, self.single_tasks) if result is not None]
@@ -180,11 +164,6 @@ class SuccessReport(Measurement):
     rows: tuple[SuccessRow, ...]
     not_possible: tuple[NotPossible, ...]
     wall_seconds: float
-
-    @property
-    def world(self) -> str:
-        """What tables call the world of all rows."""
-        return world_name(self.conditions.environment, self.rows[0].looks, self.rows[0].renderer)
 
 
 def assert_average_length(report: SuccessReport, least: float) -> None:

@@ -35,16 +35,6 @@ def redress(environment: object, seed: Sequence[int]) -> None:
         environment.redress(seed)
 
 
-def world_name(environment: str, looks: str | None, renderer: str) -> str:
-    """Return what tables call a world; `looks` is None in records that are older than the choice.
-
-    >>> world_name("playtable", "calvin", "egl"), world_name("calvin", "calvin", "egl (llvmpipe)")
-    ('playtable looking calvin', 'calvin')
-    """
-    looking = "" if looks in (None, environment) else f" looking {looks}"
-    return f"{environment}{looking}{' (tiny)' if renderer == 'tiny' else ''}"
-
-
 def check_looks(looks: str) -> Looks:
     """Return `looks`; raises ConfigError where there are no such looks."""
     if looks not in (known := get_args(Looks)):

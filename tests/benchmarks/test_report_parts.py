@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from rfedge.benchmarks.report.build import quoted_baselines
+from rfedge.benchmarks.report.bundles import world
 from rfedge.benchmarks.report.markdown import Section, Table, interval, share, to_page
 from rfedge.benchmarks.report.plots import Bar, Point, plot_bars, plot_points
 
@@ -76,3 +77,10 @@ def test_a_page_escapes_scripts_and_gives_solved_shares_a_background() -> None:
     assert "<script" not in html
     assert 'src="http' not in Table(words, [words], []).to_markdown() + html.split("<nav")[0]
     assert '--heat:0.500" data-heat=""' in html
+
+
+def test_tables_name_looks_and_renderer_only_where_they_are_not_the_usual_ones() -> None:
+    assert world("playtable", "playtable", "egl", "D") == world("playtable", None, "egl", "D") == "PlayTable D"
+    assert world("playtable", "calvin", "egl", "A") == "PlayTable in CALVIN's looks A"
+    assert world("calvin", "calvin", "egl (llvmpipe)", "D") == "CALVIN D"
+    assert world("calvin", "calvin", "tiny", "D") == "CALVIN (tiny) D"

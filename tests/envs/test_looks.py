@@ -9,7 +9,6 @@ from rfedge.benchmarks.success.demonstrations import record_episode
 from rfedge.envs import make_environment
 from rfedge.envs.experts import prepare_start
 from rfedge.envs.interface import EnvironmentIdentity
-from rfedge.envs.looks import world_name
 from rfedge.envs.playtable.environment import PlayTable
 from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.playtable.looks import MATERIALS, plain_look, random_look
@@ -148,10 +147,3 @@ def test_a_measurement_opens_the_looks_it_names_and_says_so() -> None:
         assert EnvironmentIdentity.of("playtable", environment) == EnvironmentIdentity("playtable", "none", "random")
     with raises(ConfigError, "renderer", got="'tiny' for playtable"):
         Simulator(renderer="tiny").open()
-
-
-def test_tables_name_looks_and_renderer_only_where_they_are_not_the_usual_ones() -> None:
-    assert world_name("playtable", "playtable", "egl") == world_name("playtable", None, "egl") == "playtable"
-    assert world_name("playtable", "calvin", "egl") == "playtable looking calvin"
-    assert world_name("calvin", "calvin", "egl (llvmpipe)") == "calvin"
-    assert world_name("calvin", "calvin", "tiny") == "calvin (tiny)"
