@@ -189,13 +189,14 @@ def sample_observations(contract: PolicyContract, count: int, *, seed: int) -> l
     return [Observation(static.sample(rng)[0], gripper.sample(rng)[0], at_rest) for _ in range(count)]
 
 
-def dataset_observations(path: Path, count: int = NUM_OBSERVATIONS) -> list[Observation]:
-    """Return `count` frames spread evenly over a CALVIN dataset. Raises DatasetError if it is missing or damaged."""
+def dataset_observations(path: Path) -> list[Observation]:
+    """Return some frames spread evenly over a CALVIN dataset. Raises DatasetError if it is missing or damaged."""
     from rfedge.data.calvin import CalvinDataset
+    from rfedge.data.statistics import evenly_spaced
 
     dataset = CalvinDataset.open(path)
     numbers = dataset.frame_numbers()
-    chosen = np.linspace(0, len(numbers) - 1, num=min(count, len(numbers))).round().astype(int)
+    chosen = evenly_spaced(len(numbers), NUM_OBSERVATIONS)
     return [Observation.from_dict(dataset.frame(numbers[index])) for index in chosen]
 
 

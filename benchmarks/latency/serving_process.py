@@ -62,10 +62,10 @@ class ServingProcess:
         self._errors.seek(0)
         return self._errors.read()
 
-    def terminate(self, timeout_s: float = 20.0) -> int:
+    def terminate(self) -> int:
         """Send SIGTERM, wait, and return the exit status."""
         self.process.terminate()
-        return self.process.wait(timeout_s)
+        return self.process.wait(timeout=20.0)
 
     def close(self) -> None:
         """Kill it if it still runs; a second call does nothing."""

@@ -20,6 +20,7 @@ from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
 from rfedge.contract import ActionSemantics
 from rfedge.data import CalvinDataset, Segment
 from rfedge.data.calvin import find_split
+from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import split_segments
 from rfedge.errors import DatasetError
 from rfedge.io.plotting import check_matplotlib, save_figure
@@ -195,8 +196,7 @@ def _held_out(plan: EpisodesPlan) -> tuple[CalvinDataset, list[Segment]]:
     chosen = list(range(len(dataset.segments)))
     if folder.name != "validation" and plan.validation_fraction > 0:
         chosen = split_segments(dataset, plan.validation_fraction, plan.seed)[1] or chosen
-    picks = np.linspace(0, len(chosen) - 1, min(plan.num_episodes, len(chosen))).round().astype(int)
-    return dataset, [dataset.segments[chosen[pick]] for pick in picks]
+    return dataset, [dataset.segments[chosen[pick]] for pick in evenly_spaced(len(chosen), plan.num_episodes)]
 
 
 def _predict(controller: Controller, dataset: CalvinDataset, segment: Segment) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 
+from rfedge.data.statistics import evenly_spaced
 from rfedge.envs import make_environment
 from rfedge.envs.experts import EXPERT_TASKS, prepare_start
 from rfedge.envs.interface import CAMERAS, Camera, Float64Array
@@ -167,7 +168,7 @@ def save_sheet(states: Sequence[RenderedState], path: Path) -> None:
     def tile(picture: UInt8Array) -> Any:
         return Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
 
-    shown = [states[index] for index in np.unique(np.linspace(0, len(states) - 1, SHEET_ROWS).round().astype(int))]
+    shown = [states[index] for index in evenly_spaced(len(states), SHEET_ROWS)]
     columns = len(CAMERAS) * (1 + len(shown[0].playtable))
     step = TILE + GAP
     sheet = Image.new("RGB", (columns * step - GAP, len(shown) * step - GAP), "white")
