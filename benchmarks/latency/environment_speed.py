@@ -97,9 +97,7 @@ def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None 
 
 
 def assert_step_ms(report: EnvironmentSpeedReport, limit_ms: float) -> None:
-    """Check that the median `step`, pictures included, takes less than `limit_ms`. Raises GateError if it does not; the text
-    has both.
-    """
+    """Raise GateError, with both numbers, unless the median `step`, pictures included, takes less than `limit_ms`."""
     median_ms = report.per_call_ms["step"].p50
     if median_ms >= limit_ms:
         raise GateError(

@@ -211,9 +211,7 @@ def measure_latency(
     settle_ms: float = 0.0,
     on_round: Count | None = None,
 ) -> dict[str, Samples]:
-    """Call every policy once a round, in shuffled order, on `observations` in a cycle; return milliseconds per policy and
-    stage.
-    """
+    """Call every policy once a round, in shuffled order, on `observations` in a cycle; return ms per policy and stage."""
     order = list(policies)
     rng = np.random.default_rng(seed)
     samples = {name: {stage: np.empty(iterations) for stage in STAGES} for name in order}

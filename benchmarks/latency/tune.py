@@ -10,6 +10,7 @@ bundle of an earlier version carries none, and is compared with its default form
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -235,19 +236,18 @@ class _Tuning:
         """Return the speed-up of the challenger, and the medians of both, the challenger's first."""
         observations = sample_observations(best.parts.contract, 4, seed=self.plan.seed)
         started_s = time.monotonic()
-        policies = {"best": best, "challenger": challenger}
-        options = {"seed": self.plan.seed, "settle_ms": _SETTLE_MS}
-        measure_latency(policies, observations, self.plan.instruction, warmup=1, iterations=1, **options)  # type: ignore[arg-type]
-        round_s = (time.monotonic() - started_s) / 2
-        calls = max(_FEWEST_CALLS, min(_CALLS, int(_SHARE * self.plan.budget_s / round_s)))
-        samples = measure_latency(
-            policies,
+        measure = functools.partial(
+            measure_latency,
+            {"best": best, "challenger": challenger},
             observations,
             self.plan.instruction,
-            warmup=2,
-            iterations=calls,
-            **options,  # type: ignore[arg-type]
+            seed=self.plan.seed,
+            settle_ms=_SETTLE_MS,
         )
+        measure(warmup=1, iterations=1)
+        round_s = (time.monotonic() - started_s) / 2
+        calls = max(_FEWEST_CALLS, min(_CALLS, int(_SHARE * self.plan.budget_s / round_s)))
+        samples = measure(warmup=2, iterations=calls)
         before, after = samples["best"]["total"], samples["challenger"]["total"]
         ratio = ratio_of_medians(before, after, seed=self.plan.seed)
         return ratio, (float(np.median(after)), float(np.median(before)))

@@ -303,9 +303,7 @@ class _Labelled:
 
 @dataclass(slots=True)
 class _StaysDone:
-    """Says when a task has stayed done for some frames in a row: a block that is dropped again, or only touched in passing,
-    teaches the wrong thing.
-    """
+    """Says when a task has stayed done for some frames: a block that is dropped again teaches the wrong thing."""
 
     task: str
     start: SceneInfo

@@ -141,9 +141,7 @@ def _difference(states: Sequence[RenderedState], looks: Looks, camera: Camera) -
 
 
 def assert_levels(report: LooksReport, limit: float) -> None:
-    """Check that both cameras differ by at most `limit` grey levels in every look. Raises GateError if one does not; the
-    text has the numbers.
-    """
+    """Raise GateError, with the numbers, unless both cameras differ by at most `limit` grey levels in every look."""
     for looks, cameras in report.differences.items():
         worst = max(cameras, key=lambda camera: cameras[camera].mean)
         if cameras[worst].mean > limit:

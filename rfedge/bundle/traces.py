@@ -93,9 +93,7 @@ def compare_traces(reference: RolloutTrace, candidate: RolloutTrace) -> dict[str
 
 
 def save_proof(path: Path, episodes: Episodes, trace: RolloutTrace) -> None:
-    """Write the first `PROOF_STEPS` steps of the first episode, instructions as the bundle stores them, with what PyTorch
-    returned.
-    """
+    """Write the first `PROOF_STEPS` steps of the first episode, with what PyTorch returned there."""
     steps = episodes[0][:PROOF_STEPS]
     count = len(steps)
     arrays = {f"inputs/{name}": np.stack([step[name] for step in steps]) for name in steps[0]}

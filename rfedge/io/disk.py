@@ -63,9 +63,7 @@ def check_room(path: Path, needed_bytes: int, *, what: str) -> None:
 
 
 def read_file(path: Path, limit_bytes: int | None = None) -> bytes:
-    """Return what is in a file that others may have made; it may be a device without end. Raises OSError if it cannot be
-    read, or holds more.
-    """
+    """Return the bytes of a file that others made, be it a device without end. Raises OSError for one with more."""
     limit_bytes = limit_bytes or _MAX_FILE_BYTES
     parts, size = [], 0
     with path.open("rb") as file:
@@ -87,11 +85,9 @@ def read_json(path: Path) -> Any:
 
 
 def disk_error(error: BaseException, path: Path | None) -> ArtifactError | None:
-    """Return the one line about an error of the disk or a path, or None if it is neither; errors behind it are looked at
-    too.
+    """Return the one line about an error of the disk or a path, or of an error behind it; None if it is neither.
 
-    `path` was being written. Call it while that is still there: a disk is then found full although the error does not say
-    so.
+    Call it while what was written to `path` is there: a disk is then found full although the error does not say so.
     """
     seen: BaseException | None = error
     while seen is not None:

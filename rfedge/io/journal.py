@@ -90,9 +90,7 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the records of a journal without changing it. Raises ArtifactError if the file cannot be read, or a whole line
-    is no JSON object.
-    """
+    """Return the records of a journal without changing it. Raises ArtifactError if a whole line is no JSON object."""
     try:
         content = read_file(path)
     except OSError as error:

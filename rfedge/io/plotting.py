@@ -18,9 +18,7 @@ def has_matplotlib() -> bool:
 
 
 def check_matplotlib(needed_for: str) -> None:
-    """Refuse, before hours of work, a picture that could not be plotted in the end. Raises BackendUnavailableError if
-    matplotlib is not installed.
-    """
+    """Raise BackendUnavailableError without matplotlib, before hours of work that would end in no picture."""
     if not has_matplotlib():
         remedy = "pip install 'rfedge[plots]'."
         raise BackendUnavailableError(needed_for, got="no matplotlib", expected="the 'plots' extra", remedy=remedy)

@@ -91,9 +91,7 @@ class RolloutSession:
         return self._setup.make_agent()
 
     def roll_out(self, subtask: Subtask, *, seed: int | None = None) -> RolloutRecord:
-        """Let the agent work on a task from the present state until it is done or out of steps; `seed` is the start's
-        number.
-        """
+        """Let the agent work on a task from the present state, start number `seed`, until it is done or out of steps."""
         environment = self.environment
         loop = ControlLoop(
             self._agent(subtask, environment), StandingSimulator(environment), guard=SafetyGuard(self._setup.limits)

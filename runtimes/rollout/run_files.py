@@ -64,9 +64,7 @@ class RunFiles:
 
 @contextmanager
 def open_files(plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> Iterator[RunFiles]:
-    """Open what the plan, with the loop's mode in it, names; whatever ends the block closes it. `write_film` writes the
-    film.
-    """
+    """Open what the plan names, the loop's mode in it; whatever ends the block closes it. `write_film` writes the film."""
     files = RunFiles()
     with ExitStack() as stack:
         if plan.video is not None:

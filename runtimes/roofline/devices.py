@@ -112,9 +112,7 @@ def device(name: str) -> Device:
 
 
 def device_of_board(model: str, memory_bytes: int) -> str | None:
-    """Return the known device that a Jetson's device tree calls, for instance, "NVIDIA Jetson AGX Orin Developer Kit", or
-    None.
-    """
+    """Return the device that a Jetson's device tree calls such as "NVIDIA Jetson AGX Orin Developer Kit", or None."""
     super_mode = "-super" if "Super" in model else ""
     if "Orin Nano" in model and memory_bytes > 6e9:
         return f"orin-nano-8gb{super_mode}"
