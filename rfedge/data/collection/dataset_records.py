@@ -44,9 +44,9 @@ def read_conventions(folder: Path) -> Conventions:
     return Conventions(control_hz=CALVIN_HZ)
 
 
-def recorded_conventions(path: Path, split: str | None = None) -> Conventions:
+def recorded_conventions(path: Path) -> Conventions:
     """Return those of the split that `path` is or holds; nothing where there is none."""
-    folder = path / (split or "training")
+    folder = path / "training"
     folder = folder if folder.is_dir() else path
     return read_conventions(folder) if folder.is_dir() else Conventions()
 

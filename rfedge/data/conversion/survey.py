@@ -20,7 +20,6 @@ from rfedge.data.inspection.grip import GripFit, GripSums
 from rfedge.data.inspection.motion import MotionFit, MotionSums, Tolerance, named_axes
 from rfedge.data.robot import BASE_M, from_base
 from rfedge.errors import ConfigError, DatasetError, RfedgeError
-from rfedge.jobs.progress import Count
 from rfedge.robot.rotations import rotation_vectors, wrap_angle
 
 _TOLERANCE = Tolerance()
@@ -40,7 +39,7 @@ class Survey:
     factors: Mapping[str, float]  # group -> measured motion per commanded motion
 
 
-def survey_source(source: Source, options: ConversionOptions, source_hz: float, on_episode: Count | None = None) -> Survey:
+def survey_source(source: Source, options: ConversionOptions, source_hz: float) -> Survey:
     """Map the numbers of every episode, without images, and compare actions with the measured state."""
     faults: list[RfedgeError] = []
     check = _Agreement(source.layout, options, source_hz)
@@ -51,10 +50,8 @@ def survey_source(source: Source, options: ConversionOptions, source_hz: float, 
             positions_m.append(source_state(episode, options).pose[:, :3])
             map_episode(episode, source.layout, options, source_hz)
             check.add(episode)
-        except DatasetError as error:
+        except DatasetError as error:  # noqa: PERF203 - every episode is looked at
             faults.append(error)
-        if on_episode is not None:
-            on_episode(index + 1, source.num_episodes)
     faults = [*_wrong_frame(np.concatenate(positions_m)), *faults, *check.faults()]
     return Survey(tuple(faults), tuple(check.notes()), check.factors())
 

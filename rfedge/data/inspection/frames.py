@@ -40,7 +40,6 @@ class FrameChecks:
     # whether rel_actions must follow from actions and robot_obs by CALVIN's rule; it does not where rel_actions are the
     # commands that were sent and actions the poses that were reached
     compare_actions: bool = True
-    check_robot: bool = True  # whether robot_obs must be a Panda's at CALVIN's table
     absent: tuple[str, ...] = ()  # image keys that are known to be black, because there was no such camera
 
 
@@ -104,7 +103,7 @@ def _unreadable(path: Path, error: DatasetError | OSError) -> Finding:
 
 def _content_findings(name: str, frame: dict[str, Array], checks: FrameChecks) -> list[Finding]:
     findings = []
-    if checks.check_robot and (problem := state_problem(frame["robot_obs"])) is not None:
+    if (problem := state_problem(frame["robot_obs"])) is not None:
         findings.append(Finding(name, f"{problem.subject}: {problem.got} (another robot?)", problem.expected))
     for key in PICTURES:
         low, high = int(frame[key].min()), int(frame[key].max())

@@ -26,6 +26,7 @@ _STILL: Final = {"translation": 5e-4, "rotation": 3e-3}
 # Share of its group's motion below which an axis says nothing of its own.
 _OWN_SHARE: Final = 0.05
 _EXPLAINED: Final = 0.5
+_CLEAR: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,10 @@ class Tolerance:
     """
 
     clear: tuple[float, float] = (0.67, 1.5)
-    clear_from: float = 0.9
     loose: tuple[float, float] = (0.33, 2.0)
 
     def passes(self, factor: float, explained: float) -> bool:
-        low, high = self.clear if explained >= self.clear_from else self.loose
+        low, high = self.clear if explained >= _CLEAR else self.loose
         return explained < _EXPLAINED or low <= factor <= high
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint
 from rfedge.envs.experts.situation import DRAWER, SLIDE
 from rfedge.envs.playtable import layout as dimensions
-from rfedge.envs.playtable.layout import SLOPE, TableLayout
+from rfedge.envs.playtable.layout import FACE_TILT_RAD, TableLayout
 
 _SWITCH, _BULB, _LED = 3, 4, 5  # places in scene_obs
 
@@ -28,7 +28,7 @@ def slide_handle(layout: TableLayout) -> AnchorFinder:
 def switch_tip(layout: TableLayout) -> AnchorFinder:
     """Return where the end of the switch's lever is, which runs up the cabinet's face."""
     y_m, z_m = dimensions.SWITCH_TIP_YZ_M
-    cos, sin = math.cos(SLOPE.tilt_rad), math.sin(SLOPE.tilt_rad)
+    cos, sin = math.cos(FACE_TILT_RAD), math.sin(FACE_TILT_RAD)
     return lambda scene: Anchor(np.array([layout.switch_x_m, y_m + cos * scene[_SWITCH], z_m + sin * scene[_SWITCH]]))
 
 

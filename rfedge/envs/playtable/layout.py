@@ -63,29 +63,16 @@ LED_HALF_SIZE_M: Final = (0.08, 0.02, 0.008)
 BASE_POSITION_M: Final = BASE_M
 
 
-@dataclass(frozen=True, slots=True)
-class Slope:
-    """The tilted face of the cabinet, in which door and switch run."""
-
-    # foot_y_m, foot_z_m: where the face meets the tabletop
-    foot_y_m: float = 0.02
-    foot_z_m: float = TABLE_TOP_M
-    tilt_rad: float = math.radians(60.0)  # angle against the horizontal
-    # from the foot to the upper edge, along the face
-    length_m: float = (CABINET_TOP_M - TABLE_TOP_M) / math.sin(math.radians(60.0))
-
-    def point(self, along_m: float, out_m: float) -> tuple[float, float]:
-        """Return (y, z) of the point `along_m` up the face and `out_m` in front of it."""
-        cos, sin = math.cos(self.tilt_rad), math.sin(self.tilt_rad)
-        return self.foot_y_m + along_m * cos - out_m * sin, self.foot_z_m + along_m * sin + out_m * cos
-
-    def coordinates(self, y_m: float, z_m: float) -> tuple[float, float]:
-        cos, sin = math.cos(self.tilt_rad), math.sin(self.tilt_rad)
-        dy, dz = y_m - self.foot_y_m, z_m - self.foot_z_m
-        return dy * cos + dz * sin, -dy * sin + dz * cos
+# The tilted face of the cabinet, in which door and switch run.
+FACE_FOOT_YZ_M: Final = (0.02, TABLE_TOP_M)  # where it meets the tabletop
+FACE_TILT_RAD: Final = math.radians(60.0)  # against the horizontal
+FACE_LENGTH_M: Final = (CABINET_TOP_M - TABLE_TOP_M) / math.sin(FACE_TILT_RAD)  # from the foot to the upper edge
 
 
-SLOPE: Final = Slope()
+def face_point(along_m: float, out_m: float) -> tuple[float, float]:
+    """Return (y, z) of the point `along_m` up the cabinet's face and `out_m` in front of it."""
+    cos, sin = math.cos(FACE_TILT_RAD), math.sin(FACE_TILT_RAD)
+    return FACE_FOOT_YZ_M[0] + along_m * cos - out_m * sin, FACE_FOOT_YZ_M[1] + along_m * sin + out_m * cos
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,7 @@ class Surface:
     Points are transformed by `frame` (3, 3) and `origin_m` (3,), which is how parts follow the tilted cabinet face.
     """
 
-    def __init__(
-        self, *, frame: Float64Array | None = None, origin_m: Corner = (0.0, 0.0, 0.0), tile_m: float = TILE_M
-    ) -> None:
-        """Start without faces; `tile_m` is what one copy of the texture covers in both directions."""
-        self._tile_m = tile_m
+    def __init__(self, *, frame: Float64Array | None = None, origin_m: Corner = (0.0, 0.0, 0.0)) -> None:
         self._frame = np.eye(3) if frame is None else frame
         self._origin = np.array(origin_m, dtype=np.float64)
         self._vertices: list[Float64Array] = []
@@ -51,7 +47,7 @@ class Surface:
         across = np.cross(normal / np.linalg.norm(normal), along)
         first = len(self._vertices)
         self._vertices += list(points @ self._frame.T + self._origin)
-        self._texcoords += list(points @ np.array([along, across]).T / self._tile_m)
+        self._texcoords += list(points @ np.array([along, across]).T / TILE_M)
         self._faces += [(first, first + index, first + index + 1) for index in range(1, len(points) - 1)]
 
     def box(self, lower_m: Corner, upper_m: Corner, *, grain: int = 0, without: str = "") -> None:

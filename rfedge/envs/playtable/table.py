@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.playtable import layout as dimensions
-from rfedge.envs.playtable.layout import SLOPE, TableLayout
+from rfedge.envs.playtable.layout import FACE_TILT_RAD, TableLayout, face_point
 from rfedge.envs.playtable.surfaces import DRAWN, Surface, numbers
 from rfedge.envs.playtable.wood import TEXTURE_SIZE
 
@@ -25,7 +25,7 @@ BLOCK_CLASS: Final = {"contype": "2", "conaffinity": "7", "group": "3"}
 ROBOT_CLASS: Final = {"contype": "4", "conaffinity": "3", "group": "3"}
 
 _BUTTON_SPRING_N_M: Final = dimensions.BRAKE_N / dimensions.BUTTON_MAX_M
-_FACE_EULER: Final = f"{SLOPE.tilt_rad!r} 0 0"
+_FACE_EULER: Final = f"{FACE_TILT_RAD!r} 0 0"
 _CORNERS: Final = 12  # of the rim around the button
 _FLOOR_M: Final = 6.0
 _FLOOR_PIXELS: Final = 64
@@ -46,7 +46,7 @@ def _face_box(
     **attributes: str,
 ) -> ET.Element:
     """Add a box whose sides follow the tilted cabinet face."""
-    y_m, z_m = SLOPE.point(0.5 * sum(along_m), 0.5 * sum(out_m))
+    y_m, z_m = face_point(0.5 * sum(along_m), 0.5 * sum(out_m))
     half = [0.5 * (high - low) for low, high in (x_m, along_m, out_m)]
     centre = (0.5 * sum(x_m), y_m, z_m)
     place = {"pos": numbers(centre), "size": numbers(half), "euler": _FACE_EULER}
@@ -65,8 +65,8 @@ def _link(world: ET.Element, name: str, axis: Sequence[float], range_m: float, m
 def add_table_meshes(asset: ET.Element, layout: TableLayout) -> None:
     """Add the two solid wedges beside the open cabinet."""
     half_x, back = dimensions.TABLE_HALF_X_M, dimensions.TABLE_HALF_Y_M
-    top_y, top_z = SLOPE.point(SLOPE.length_m, 0.0)
-    outline = ((SLOPE.foot_y_m, SLOPE.foot_z_m), (top_y, top_z), (back, top_z), (back, SLOPE.foot_z_m))
+    top_y, top_z = face_point(dimensions.FACE_LENGTH_M, 0.0)
+    outline = (dimensions.FACE_FOOT_YZ_M, (top_y, top_z), (back, top_z), (back, dimensions.FACE_FOOT_YZ_M[1]))
     for side, (low, high) in (
         ("left", (-half_x, layout.cabinet_x_m[0])),
         ("right", (layout.cabinet_x_m[1], half_x)),
@@ -170,7 +170,7 @@ def _add_slide(world: ET.Element, layout: TableLayout) -> None:
 
 
 def _add_switch(world: ET.Element, base: ET.Element, layout: TableLayout) -> None:
-    axis = (0.0, math.cos(SLOPE.tilt_rad), math.sin(SLOPE.tilt_rad))
+    axis = (0.0, math.cos(FACE_TILT_RAD), math.sin(FACE_TILT_RAD))
     switch = _link(world, "switch", axis, dimensions.SWITCH_MAX_M, 0.2, frictionloss=repr(dimensions.BRAKE_N))
     x_m, thick = layout.switch_x_m, dimensions.SWITCH_ALONG_M
     _face_box(switch, (x_m - 0.061, x_m + 0.061), thick, (0.035, 0.0573), name="switch_lever", **TABLE_CLASS)
@@ -234,9 +234,9 @@ def _add_texture(asset: ET.Element, name: str, size: int) -> None:
 
 def _slope_surface() -> Surface:
     """Return a surface in the coordinates (x, along, out) of the cabinet's tilted face."""
-    cos, sin = math.cos(SLOPE.tilt_rad), math.sin(SLOPE.tilt_rad)
+    cos, sin = math.cos(FACE_TILT_RAD), math.sin(FACE_TILT_RAD)
     frame = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    return Surface(frame=frame, origin_m=(0.0, SLOPE.foot_y_m, SLOPE.foot_z_m))
+    return Surface(frame=frame, origin_m=(0.0, *dimensions.FACE_FOOT_YZ_M))
 
 
 def _drawn_base(layout: TableLayout) -> Surface:
@@ -252,14 +252,14 @@ def _drawn_base(layout: TableLayout) -> Surface:
         wood.box((-0.4, y, apron_z), (0.4, y + 0.012, under), grain=0, without="+z-x+x")
     for x in (-0.42, 0.4):
         wood.box((x, -0.148, apron_z), (x + 0.02, 0.148, under), grain=1, without="+z-y+y")
-    foot, (top_y, top_z) = (SLOPE.foot_y_m, SLOPE.foot_z_m), SLOPE.point(SLOPE.length_m, 0.0)
+    foot, (top_y, top_z) = dimensions.FACE_FOOT_YZ_M, face_point(dimensions.FACE_LENGTH_M, 0.0)
     low, high = layout.cabinet_x_m
     # The uprights beside the opening, the rear wall and the beam over it.
     outline = (foot, (half_y, foot[1]), (half_y, top_z), (top_y, top_z))
     wood.prism(outline, -half_x, low, axis=0, grain=grain)
     wood.prism(outline, high, half_x, axis=0, grain=grain)
     beam_z = 0.6278
-    beam_y = SLOPE.point((beam_z - foot[1]) / math.sin(SLOPE.tilt_rad), 0.0)[0]
+    beam_y = face_point((beam_z - foot[1]) / math.sin(FACE_TILT_RAD), 0.0)[0]
     wood.box((low, 0.16, top), (high, half_y, beam_z), grain=grain, without="-x+x-z+z")
     wood.prism(((beam_y, beam_z), (half_y, beam_z), (half_y, top_z), (top_y, top_z)), low, high, axis=0, grain=grain)
     x_m, y_m = layout.button_xy_m
@@ -299,5 +299,5 @@ def _bar(
     half = 0.5 * (np.array(upper) - np.array(lower))
     place = {"pos": numbers(centre)}
     if on_slope:
-        place = {"pos": numbers((centre[0], *SLOPE.point(centre[1], centre[2]))), "euler": _FACE_EULER}
+        place = {"pos": numbers((centre[0], *face_point(centre[1], centre[2]))), "euler": _FACE_EULER}
     ET.SubElement(parent, "geom", {"type": "box", "size": numbers(half), "material": material, **place, **DRAWN})
