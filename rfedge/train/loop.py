@@ -26,9 +26,8 @@ from rfedge.train.compute_context import ComputeContext, full_weights, reach_all
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import join
 from rfedge.train.losses import LossParts, policy_loss
-from rfedge.train.pretraining.pointing import Pointing
+from rfedge.train.pretraining.pointing import POINTING, Pointing, pointing_loader, pointing_loss
 from rfedge.train.pretraining.scene_batches import SceneLoader
-from rfedge.train.pretraining.scene_training import POINTING, pointing_loader, pointing_loss
 from rfedge.train.result import VALIDATION_FIELDS, TrainingStep, TrainResult, checkpoint_metadata
 from rfedge.train.run import Pass, TrainingRun, claimed_by_first
 from rfedge.train.settings import check_batches, open_device, torch_settings

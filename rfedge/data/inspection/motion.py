@@ -92,7 +92,7 @@ class MotionSums:
             self._num_windows[lag] += len(asked)
 
     def moved(self) -> bool:
-        """Say whether the arm moved at all: 1 mm or 5 mrad, all frames together."""
+        """Return whether the arm moved at all: 1 mm or 5 mrad, all frames together."""
         return bool(self._moved[:3].sum() > 1e-3 or self._moved[3:].sum() > 5e-3)
 
     def asked(self) -> bool:

@@ -158,7 +158,7 @@ class Expert:
             self._go_to(self._index + 1, situation)
 
     def _is_missed(self, situation: Situation) -> bool:
-        """Tell whether the waypoint's time ran out far away from it."""
+        """Return whether the waypoint's time ran out far away from it."""
         waypoint = self._plan[self._index]
         allowed_m = max(_MISSED_GRIP_M if waypoint.watched else _MISSED_M, waypoint.tolerance_m)
         away_m = float(np.linalg.norm(self._target_m - situation.tcp_m))
@@ -173,7 +173,7 @@ class Expert:
         self._commanded = tcp + ahead + trust * ((1.0 / _RESPONSE - 1.0) * moved - ahead)
 
     def _has_gone_wrong(self, situation: Situation) -> bool:
-        """Tell whether the anchor moved away, the carried block was lost, or the arm is not where the plan has it."""
+        """Return whether the anchor moved away, the carried block was lost, or the arm is not where the plan has it."""
         waypoint = self._plan[self._index]
         if waypoint.watched:
             away_m = waypoint.anchor(situation.scene_obs).position_m - self._anchor_m

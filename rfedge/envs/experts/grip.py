@@ -47,7 +47,7 @@ def face_yaw_rad(layout: TableLayout, block: str, pose: Float64Array) -> tuple[f
 
 
 def is_around(situation: Situation, block: str) -> bool:
-    """Tell whether the open gripper stands over or around the block, ready to close on it."""
+    """Return whether the open gripper stands over or around the block, ready to close on it."""
     pose, tcp_m = situation.block_pose(block), situation.tcp_m
     face_rad, symmetry_rad = face_yaw_rad(situation.layout, block, pose)
     off_rad = math.remainder(float(situation.robot_obs[5]) - face_rad, symmetry_rad)

@@ -35,12 +35,12 @@ _EDGE_Y_M: Final = -dimensions.TABLE_HALF_Y_M
 
 
 def is_held(situation: Situation, block: str) -> bool:
-    """Tell whether the block is in the grip, by whoever drove before: going on is then better than starting over."""
+    """Return whether the block is in the grip, by whoever drove before: going on is then better than starting over."""
     return situation.held_block() == block
 
 
 def is_at(situation: Situation, block: str) -> bool:
-    """Tell whether the block is in the grip or the open gripper around it, so that no approach is needed."""
+    """Return whether the block is in the grip or the open gripper around it, so that no approach is needed."""
     return is_held(situation, block) or is_around(situation, block)
 
 

@@ -122,7 +122,7 @@ def _drawer_spot(situation: Situation, name: str) -> Float64Array:
 
 
 def _is_placed(layout: TableLayout, start: Float64Array, now: Float64Array, where: Callable[[float, float], bool]) -> bool:
-    """Tell whether a block that was up in the air now lies where it should."""
+    """Return whether a block that was up in the air now lies where it should."""
     return any(
         start[block_slice(layout, block)][2] > _AIR_Z_M and where(*now[block_slice(layout, block)][1:3]) for block in BLOCKS
     )

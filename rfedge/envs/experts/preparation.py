@@ -194,7 +194,7 @@ class _Sampler:
 
 
 def _is_workable(task: str, layout: TableLayout, scene_obs: Float64Array, block: str) -> bool:
-    """Tell whether the block can be gripped, pushed or turned from where it stands, as the task asks."""
+    """Return whether the block can be gripped, pushed or turned from where it stands, as the task asks."""
     x_m, y_m, _, _, _, yaw_rad = scene_obs[block_slice(layout, block)]
     sign = 0.0 if not task.startswith("push_") else 1.0 if task.endswith("right") else -1.0
     behind_m = x_m - sign * feasibility.BEHIND_M

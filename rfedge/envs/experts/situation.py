@@ -80,7 +80,7 @@ class Situation:
         return "slider" if y_m > _CABINET_Y_M else "table"
 
     def is_covered(self, block: str) -> bool:
-        """Tell whether another block lies on top of this one."""
+        """Return whether another block lies on top of this one."""
         pose = self.block_pose(block)
         others = (self.block_pose(other) for other in BLOCKS if other != block)
         return any(np.linalg.norm(other[:2] - pose[:2]) < 0.04 and 0.02 < other[2] - pose[2] < 0.06 for other in others)

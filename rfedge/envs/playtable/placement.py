@@ -40,7 +40,7 @@ def _corners(pose: Float64Array, length_m: float) -> Float64Array:
 
 
 def _overlap(first: Float64Array, second: Float64Array, gap_m: float) -> bool:
-    """Tell whether two rectangles, given by corners (4, 2), come nearer than `gap_m`: separating axes."""
+    """Return whether two rectangles, given by corners (4, 2), come nearer than `gap_m`: separating axes."""
     for corners in (first, second):
         for edge in (corners[1] - corners[0], corners[2] - corners[1]):
             axis = edge / np.linalg.norm(edge)

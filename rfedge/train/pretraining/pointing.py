@@ -3,6 +3,9 @@
 A query reads a place where it attends (a soft argmax, Levine et al., JMLR 2016, section 4), and the patch in which a thing
 appears is a class of its own: the language loss alone teaches a small policy where its hand is and not where the blocks
 are (docs/log.md). The queries exist in training alone; no checkpoint has them.
+
+`rfedge train --pointing-weight` goes on with them beside imitation: actions alone teach a small tower little and let it
+forget what `rfedge pretrain` taught it.
 """
 
 from __future__ import annotations
@@ -15,9 +18,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rfedge.data.scene.questions import SceneFacts
 from rfedge.data.scene.scenes import FURNITURE
+from rfedge.data.windows import SamplerState, WindowSampler
+from rfedge.errors import ConfigError
 from rfedge.model import RoboFlamingo
-from rfedge.train.pretraining.scene_batches import SceneBatch, VisionFeatures
+from rfedge.train.config import TrainConfig
+from rfedge.train.distributed import Processes
+from rfedge.train.pretraining.scene_batches import SceneBatch, SceneLoader, SceneQuestions, VisionFeatures, encode_images
+from rfedge.train.sources import TrainingData
 
 # N = frames, T = tokens, P = patches, V = width, B = blocks, F = furniture, L = things in a place
 
@@ -30,6 +39,10 @@ _MIDDLE_M: Final = (0.0, -0.08, 0.48)
 _NEAR_M: Final = 0.15
 _PATCH_WEIGHT: Final = 0.3  # a nat of the patch beside 5 cm of the place
 _PLACE, _TURN = 3, 2  # numbers read of a thing: its place, and cosine and sine of twice its turn
+# Name of the queries as a part of the policy: they learn and are saved with it, and are in no checkpoint.
+POINTING: Final = "pointing"
+# Separates the order of these frames from that of the windows, which comes from the same seed.
+_ORDER_STREAM: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +156,23 @@ def _turn_loss(found: torch.Tensor, right_rad: torch.Tensor) -> torch.Tensor:
 def _smooth_l1(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The mean, and 0 where nothing was to be found."""
     return functional.smooth_l1_loss(found, right, reduction="sum") / max(found.numel(), 1)
+
+
+def pointing_loader(
+    config: TrainConfig, sources: TrainingData, state: SamplerState, step: int, processes: Processes
+) -> SceneLoader:
+    """Load the frames that the queries point at, from a state on."""
+    if processes.world_size > 1:
+        remedy = "Leave --pointing-weight out, or train in one process."
+        raise ConfigError("pointing-weight", got=f"{processes.world_size} processes", expected="one", remedy=remedy)
+    index = sources.training
+    facts = SceneFacts.of(sources.dataset, sources.cache, index)
+    frames = SceneQuestions(index, sources.cache, facts, sources.tokenizer, has_texts=False)
+    sampler = WindowSampler(len(index), config.pointing_batch_size, config.seed + _ORDER_STREAM, state)
+    return SceneLoader(frames, sampler, step=step)
+
+
+def pointing_loss(policy: RoboFlamingo, batch: SceneBatch, light: float) -> torch.Tensor:
+    """Return the loss of the policy's queries, which point at what the frames show."""
+    loss: torch.Tensor = policy.get_submodule(POINTING)(encode_images(policy, batch, light), batch).loss
+    return loss
