@@ -31,22 +31,14 @@ class Observer(Protocol):
         """Take note of (rows, channels)."""
 
 
-@dataclass(eq=False)
 class ChannelStatistics:
     """Smallest, largest and mean value of each of `num_channels` channels, and how much it varies."""
 
-    num_channels: int
-    low: Float32 = field(init=False)
-    high: Float32 = field(init=False)
-    total: Float64 = field(init=False)
-    squares: Float64 = field(init=False)
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        self.low = np.full(self.num_channels, np.inf, np.float32)
-        self.high = np.full(self.num_channels, -np.inf, np.float32)
-        self.total = np.zeros(self.num_channels)
-        self.squares = np.zeros(self.num_channels)
+    def __init__(self, num_channels: int) -> None:
+        self.low = np.full(num_channels, np.inf, np.float32)
+        self.high = np.full(num_channels, -np.inf, np.float32)
+        self.total, self.squares = np.zeros(num_channels), np.zeros(num_channels)
+        self.count = 0
 
     def add(self, rows: Float32) -> None:
         self.low = np.minimum(self.low, rows.min(axis=0))
@@ -64,10 +56,6 @@ class ChannelStatistics:
     def variance(self) -> Float64:
         variance: Float64 = np.maximum(self.squares / self.count - (self.total / self.count) ** 2, 0.0)
         return variance
-
-    @property
-    def peak(self) -> np.float32:
-        return np.float32(max(-self.low.min(), self.high.max(), 0.0))
 
 
 @dataclass(eq=False)

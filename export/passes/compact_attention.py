@@ -68,10 +68,8 @@ class CompactAttention(GraphPass):
                 changes.append(f"{node.name}: {_merge_scales(graph, node, *scales)}")
         return changes
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _flat_transpose(node) is not None or _two_scales(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} ({node.op_type}) is left")
+    def is_left(self, node: ir.Node) -> bool:
+        return _flat_transpose(node) is not None or _two_scales(node) is not None
 
 
 def _flat_transpose(last: ir.Node) -> tuple[ir.Node, ir.Node, int] | None:

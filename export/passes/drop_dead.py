@@ -17,9 +17,7 @@ class DropDead(GraphPass):
     """Remove unread nodes and initializers."""
 
     name = "drop-dead"
-
-    def requires(self, model: ir.Model) -> None:
-        """Dead weight is dead in a quantized graph too."""
+    takes_quantized = True
 
     def rewrite(self, model: ir.Model) -> list[str]:
         nodes = {node: f"{node.name} ({node.op_type})" for node in model.graph}

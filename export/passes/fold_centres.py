@@ -39,10 +39,8 @@ class FoldCentres(MatchPass[_Found]):
     """Centres after attention into the bias of its values."""
 
     name = "fold-centres"
+    takes_quantized = True
     left = "still has its centre taken off behind it"
-
-    def requires(self, model: ir.Model) -> None:
-        """Nothing: the graph is quantized, these nodes compute in float."""
 
     def match(self, node: ir.Node) -> _Found | None:
         if node.op_type != "Attention" or node.domain:
@@ -88,10 +86,8 @@ class CentreByZeroPoint(MatchPass[tuple[ir.Node, int]]):
     """One centre for all channels into the zero point of the uint8 that follows."""
 
     name = "centre-by-zero-point"
+    takes_quantized = True
     left = "still has one centre taken off before it"
-
-    def requires(self, model: ir.Model) -> None:
-        """Nothing: the graph is quantized."""
 
     def match(self, node: ir.Node) -> tuple[ir.Node, int] | None:
         sub = parent(node, 0, "Sub") if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None

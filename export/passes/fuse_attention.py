@@ -57,9 +57,7 @@ class FuseAttention(GraphPass):
     """One Attention node for each attention."""
 
     name = "fuse-attention"
-
-    def requires(self, model: ir.Model) -> None:
-        """Nothing: the operators of an attention are in float in every form."""
+    takes_quantized = True
 
     def rewrite(self, model: ir.Model) -> list[str]:
         graph = model.graph
@@ -85,10 +83,8 @@ class FuseAttention(GraphPass):
             DropDead().rewrite(model)
         return changes
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _attention(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: attention {node.name} is left")
+    def is_left(self, node: ir.Node) -> bool:
+        return _attention(node) is not None
 
 
 def _attention(node: ir.Node) -> _Found | None:

@@ -19,14 +19,16 @@ class GraphPass(ir.passes.InPlacePass):
     """
 
     name: str
+    # Passes change numbers in the last bit: the calibrated ranges of a quantized graph would be wrong.
+    takes_quantized = False
+    left = "is left"  # said of a node that `is_left` afterwards
 
     def __init__(self) -> None:
         self.changes: tuple[str, ...] = ()
 
     def requires(self, model: ir.Model) -> None:
-        """Refuse a quantized graph: passes change numbers in the last bit, and its calibrated ranges would be wrong."""
         for node in model.graph:
-            if node.op_type in _QUANTIZERS:
+            if node.op_type in _QUANTIZERS and not self.takes_quantized:
                 raise ir.passes.PreconditionError(
                     f"pass {self.name}: got node {node.name} ({node.op_type}), expected a graph before quantization"
                 )
@@ -39,11 +41,18 @@ class GraphPass(ir.passes.InPlacePass):
     def rewrite(self, model: ir.Model) -> list[str]:
         """Change the model in place and return one line per change."""
 
+    def is_left(self, node: ir.Node) -> bool:
+        """Whether the pass should have rewritten this node."""
+        return False
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if self.is_left(node):
+                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} ({node.op_type}) {self.left}")
+
 
 class MatchPass(GraphPass, Generic[Found]):
     """A pass that rewrites each node it matches, alone, until none is left."""
-
-    left = "is left"  # said of a node that still matches afterwards
 
     @abc.abstractmethod
     def match(self, node: ir.Node) -> Found | None:
@@ -58,10 +67,8 @@ class MatchPass(GraphPass, Generic[Found]):
             self.replace(model.graph, node, found) for node in list(model.graph) if (found := self.match(node)) is not None
         ]
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if self.match(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} {self.left}")
+    def is_left(self, node: ir.Node) -> bool:
+        return self.match(node) is not None
 
 
 def weight_bytes(graph: ir.Graph) -> int:

@@ -49,10 +49,8 @@ class PlainQuickGelu(MatchPass[_Found]):
     """QuickGelu with alpha 1 between integer kernels."""
 
     name = "plain-quick-gelu"
+    takes_quantized = True
     left = "is an activation that is left"
-
-    def requires(self, model: ir.Model) -> None:
-        """Nothing more: a graph without integer kernels has nothing for this pass."""
 
     def match(self, node: ir.Node) -> _Found | None:
         """Match one activation by its Sigmoid."""

@@ -83,10 +83,8 @@ class Slim(GraphPass):
         drop_unread(graph, *graph.initializers.values())
         return changes
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if self._foldable(node) or _does_nothing(node) or (_hidden_reshape(node) or _joined_rows(node)) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: {node.name} ({node.op_type}) is left")
+    def is_left(self, node: ir.Node) -> bool:
+        return self._foldable(node) or _does_nothing(node) or (_hidden_reshape(node) or _joined_rows(node)) is not None
 
     def _foldable(self, node: ir.Node) -> bool:
         inputs = [value for value in node.inputs if value is not None]

@@ -26,6 +26,7 @@ from rfedge.bundle.int8_kernels import knows_attention
 from rfedge.export.passes.drop_dead import DropDead
 from rfedge.export.passes.fold_centres import CentreByZeroPoint, FoldCentres
 from rfedge.export.passes.fuse_attention import FuseAttention
+from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import (
     add_constant,
     array_of,
@@ -52,19 +53,16 @@ class _MatMul(NamedTuple):
     last: ir.Node
 
 
-class LowerInt8(ir.passes.InPlacePass):
+class LowerInt8(GraphPass):
     """Q/DQ MatMuls with int8 activations (zero point 0) and int8 weights (one scale a column) -> integer kernels."""
 
     name = "lower-int8"
+    takes_quantized = True
 
-    def __init__(self) -> None:
-        self.num_lowered = 0
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph = model.graph
+    def rewrite(self, model: ir.Model) -> list[str]:
+        graph, changes = model.graph, []
         quantized: dict[tuple[str, float], ir.Value] = {}
         uint8_zero: ir.Value | None = None
-        self.num_lowered = 0
         for node in list(graph):
             matmul = _matmul(node)
             if matmul is None:
@@ -83,14 +81,12 @@ class LowerInt8(ir.passes.InPlacePass):
                 bias=matmul.bias,
             )
             _replace(graph, matmul, kernel)
-            self.num_lowered += 1
+            changes.append(f"{node.name}: an integer kernel")
         DropDead().rewrite(model)
-        return ir.passes.PassResult(model, modified=self.num_lowered > 0)
+        return changes
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if _matmul(node) is not None:
-                raise ir.passes.PostconditionError(f"pass {self.name}: MatMul {node.name} is left")
+    def is_left(self, node: ir.Node) -> bool:
+        return _matmul(node) is not None
 
 
 def lower_int8(source: Path, target: Path, rows: Mapping[str, RowMatMul] = MappingProxyType({})) -> int:
@@ -107,7 +103,7 @@ def lower_int8(source: Path, target: Path, rows: Mapping[str, RowMatMul] = Mappi
     for graph_pass in (*by_attention, PlainQuickGelu(), CentreByZeroPoint()):
         graph_pass(model)
     ir.save(model, target)
-    return lower.num_lowered + len(rows)
+    return len(lower.changes) + len(rows)
 
 
 def _matmul(node: ir.Node) -> _MatMul | None:

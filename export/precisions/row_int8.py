@@ -66,20 +66,18 @@ class LowerRows(GraphPass):
     """Integer kernels with a scale a row."""
 
     name = "lower-rows"
+    takes_quantized = True
 
     def __init__(self, rows: Mapping[str, RowMatMul]) -> None:
         super().__init__()
         self.rows = dict(rows)
-
-    def requires(self, model: ir.Model) -> None:
-        """Nothing: the graph is quantized, these MatMuls are not."""
 
     def rewrite(self, model: ir.Model) -> list[str]:
         graph = model.graph
         quantized: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         changes = []
         for node in list(graph):
-            if not self._is_row(node):
+            if not self.is_left(node):
                 continue
             source, row = input_of(node, 0), self.rows[str(node.name)]
             if source not in quantized:
@@ -90,12 +88,7 @@ class LowerRows(GraphPass):
             DropDead().rewrite(model)
         return changes
 
-    def ensures(self, model: ir.Model) -> None:
-        for node in model.graph:
-            if self._is_row(node):
-                raise ir.passes.PostconditionError(f"pass {self.name}: MatMul {node.name} is left")
-
-    def _is_row(self, node: ir.Node) -> bool:
+    def is_left(self, node: ir.Node) -> bool:
         return node.op_type == "MatMul" and node.domain == "" and str(node.name) in self.rows
 
 
