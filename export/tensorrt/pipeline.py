@@ -143,7 +143,8 @@ def build_bundle(path: Path, options: BuildOptions, *, progress: StageProgress =
         return [_present(item) for item in planned]
     results = []
     with _writing(bundle.root / ENGINES_FOLDER), _only_build(bundle.root / ENGINES_FOLDER):
-        _remove_leftovers(bundle.root / ENGINES_FOLDER)
+        for leftover in (bundle.root / ENGINES_FOLDER).glob(".*.partial"):  # of killed builds: the lock is held
+            shutil.rmtree(leftover, ignore_errors=True)
         for item in planned:
             results.append(_present(item) if item.reason is None else _build(bundle, module, item, options, progress))
             gc.collect()  # one engine at a time: the plan of the last one is not kept while the next is made
@@ -268,12 +269,6 @@ def _only_build(root: Path) -> Iterator[None]:
         yield
 
 
-def _remove_leftovers(root: Path) -> None:
-    """Remove what killed builds left; the lock is held, so no other build can own it."""
-    for leftover in root.glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -284,17 +279,13 @@ def _writing(root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        full = error.errno in _FULL
+        full, reason = error.errno in _FULL, os.strerror(error.errno)
+        free_mib = shutil.disk_usage(root if root.exists() else root.parent).free >> 20
         raise ArtifactError(
             f"engines of {root.parent}",
-            got=f"{os.strerror(error.errno)} ({_free_mib(root)} MiB free)" if full else os.strerror(error.errno),
+            got=f"{reason} ({free_mib} MiB free)" if full else reason,
             expected="room for the engine" if full else "a folder that can be written",
             remedy="Free some space and build again; the bundle and its finished engines are unharmed."
             if full
             else "Copy the bundle to a place of your own, or change its permissions.",
         ) from error
-
-
-def _free_mib(root: Path) -> int:
-    folder = root if root.exists() else root.parent
-    return shutil.disk_usage(folder).free >> 20

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from rfedge.bundle.artifact import Bundle, load_bundle
+from rfedge.bundle.artifact import load_bundle
 from rfedge.bundle.engines import graph_hashes
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact, runs_cpu_form
 from rfedge.bundle.stages import graph_of_block
@@ -264,7 +264,8 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     bundle = load_bundle(path, verify=settings.verify)
     config, contract, blocks = bundle.policy, bundle.contract, bundle.manifest.precision.blocks
     on_cpu = settings.providers[0] == "CPUExecutionProvider"
-
+    # An older onnxruntime may not know the operators of the forms for CPUs.
+    for_cpu = on_cpu and all(map(runs_cpu_form, bundle.backbone_graphs(for_cpu=True).values()))
     head_graph = bundle.graph("head", for_cpu=on_cpu)
 
     def make_runner(stage: Stage, graph: Path, settings: RuntimeSettings) -> GraphRunner:
@@ -286,7 +287,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         backend="onnxruntime",
         config=config,
         contract=contract,
-        backbone=open_backbone(bundle, settings, make_runner, for_cpu=on_cpu and _runs_cpu_forms(bundle)),
+        backbone=open_backbone(bundle, settings, make_runner, for_cpu=for_cpu),
         head=make_runner("head", head_graph, head_settings(head_graph, settings)),
         encoder=open_encoder(bundle),
         precision=bundle.manifest.precision.effective,
@@ -294,8 +295,3 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         block_precisions={block: str(found) for block, found in blocks.items()},
         forced_past=bundle.manifest.parity.forced_past,
     )
-
-
-def _runs_cpu_forms(bundle: Bundle) -> bool:
-    """Whether this onnxruntime runs the backbone's graphs for CPUs, as far as the bundle has any."""
-    return all(map(runs_cpu_form, bundle.backbone_graphs(for_cpu=True).values()))

@@ -41,11 +41,8 @@ class FrozenFrames:
         last, self._last = self._last, observation
         if last is None:
             return
-        for camera, before, now in (
-            ("static", last.static, observation.static),
-            ("gripper", last.gripper, observation.gripper),
-        ):
-            is_equal = np.array_equal(before, now)
+        for camera in self._running:
+            is_equal = np.array_equal(getattr(last, camera), getattr(observation, camera))
             self._running[camera] = self._running[camera] + 1 if is_equal else 0
             if is_equal:
                 self.counts[camera] = self.counts.get(camera, 0) + 1

@@ -42,6 +42,7 @@ _PATTERNS: Final[dict[str, tuple[str, ...]]] = {
         "*.pt",
     ),
 }
+_ROLES: Final[tuple[Role, ...]] = ("roboflamingo", "openflamingo", "clip")
 _TITLES: Final = {"roboflamingo": "RoboFlamingo", "openflamingo": "OpenFlamingo", "clip": "CLIP"}
 _FINAL_NORM: Final = "backbone.decoder.ln_f."
 _LISTED: Final = 10
@@ -144,12 +145,8 @@ def plan_import(options: ImportOptions) -> ImportPlan:
     files: dict[str, PlannedFile] = {}
     read: list[SourceFile] = []
     clip_activation = None
-    roles: tuple[tuple[Role, str | None], ...] = (
-        ("roboflamingo", options.roboflamingo),
-        ("openflamingo", options.openflamingo),
-        ("clip", options.clip),
-    )
-    for role, given in roles:
+    for role in _ROLES:
+        given: str | None = getattr(options, role)
         if given is not None:
             source = open_source(given, what=_TITLES[role])
             name = source.choose(_PATTERNS[role], what=_TITLES[role])

@@ -47,18 +47,16 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
 
 def installed_modules() -> list[TensorRt]:
     """Return each TensorRT that imports, the device's own first; raises its BackendUnavailableError where there is none."""
-    found = {name: _load(name) for name in TARGETS}
-    modules = [module for module in found.values() if isinstance(module, TensorRt)]
+    modules: list[TensorRt] = []
+    errors: list[BackendUnavailableError] = []
+    for name in TARGETS:
+        try:
+            modules.append(load_tensorrt(name))
+        except BackendUnavailableError as error:  # noqa: PERF203 - two of them
+            errors.append(error)
     if not modules:
-        raise next(error for error in found.values() if isinstance(error, BackendUnavailableError))
+        raise errors[0]
     return modules
-
-
-def _load(name: str) -> TensorRt | BackendUnavailableError:
-    try:
-        return load_tensorrt(name)
-    except BackendUnavailableError as error:
-        return error
 
 
 def open_engines(
