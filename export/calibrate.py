@@ -9,11 +9,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array, Float32
 from rfedge.config import PolicyConfig
 from rfedge.data import CalvinDataset, Segment
 from rfedge.errors import DatasetError
@@ -21,7 +21,7 @@ from rfedge.export.words import Words
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.recurrence import BackboneCall, history_inputs, initial_state, observe
 
-Inputs = dict[str, npt.NDArray[Any]]
+Inputs = dict[str, Array]
 EpisodeFrame = tuple[int, int]  # (index of the segment, frame number)
 
 Phase = Literal["beginning", "middle", "end", "closing", "opening"]
@@ -175,7 +175,7 @@ class FrameInputs:
     config: PolicyConfig
     dataset: CalvinDataset
     tokenizer: InstructionTokenizer
-    embedding: npt.NDArray[np.float32]  # (vocab, width)
+    embedding: Float32  # (vocab, width)
     words: Words | None = None  # blocks that the graphs lack, to be run on embedded tokens
 
     def load(self, pair: EpisodeFrame) -> Inputs:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from rfedge.arrays import Array, Float32, Int8
 from rfedge.bundle.artifact import EMBEDDING_SCALE, EMBEDDING_TENSOR, BundleWriter
 from rfedge.config import DecoderConfig, Precision
 from rfedge.data import CalvinDataset
@@ -66,7 +66,7 @@ def write_language(
         stored: how rows are stored.
         words: blocks to run on the sentences; None stores their embedded tokens.
     """
-    table: npt.NDArray[np.float32] = checkpoint.policy.embedding.weight.detach().numpy()
+    table: Float32 = checkpoint.policy.embedding.weight.detach().numpy()
     if sentences is None:
         stored.save(table, writer.add("embedding.safetensors", "embedding"))
         checkpoint.tokenizer.save(writer.add("tokenizer.json", "tokenizer"))
@@ -110,8 +110,6 @@ def _refused(got: str, expected: str, remedy: str) -> ConfigError:
     return ConfigError("--instructions", got=got, expected=expected, remedy=remedy)
 
 
-Float32 = npt.NDArray[np.float32]
-
 _LARGE_BYTES: Final = 100_000_000  # in fp16
 _EIGHT_BITS: Final = ("int8", "mixed", "int8-weight")
 
@@ -125,14 +123,14 @@ class StoredTable:
     def save(self, table: Float32, path: Path) -> None:
         save_file(self.tensors(table), path)
 
-    def tensors(self, rows: Float32) -> dict[str, npt.NDArray[Any]]:
+    def tensors(self, rows: Float32) -> dict[str, Array]:
         """Return the tensors that store rows (row, width); a row is stored alike whatever stands beside it."""
         if self.dtype == "int8":
             scale, rounded = _rounded(rows)
             return {EMBEDDING_TENSOR: rounded, EMBEDDING_SCALE: scale}
         return {EMBEDDING_TENSOR: rows.astype(self.dtype)}
 
-    def as_stored(self, rows: npt.NDArray[Any]) -> Float32:
+    def as_stored(self, rows: Array) -> Float32:
         """Return embedded tokens (..., width) as they come back from the stored table."""
         if self.dtype == "int8":
             scale, rounded = _rounded(rows)
@@ -156,6 +154,6 @@ def stored_table(decoder: DecoderConfig, precision: Precision) -> StoredTable:
     return StoredTable("int8" if is_large and precision in _EIGHT_BITS else "float16")
 
 
-def _rounded(rows: npt.NDArray[Any]) -> tuple[Float32, npt.NDArray[np.int8]]:
+def _rounded(rows: Array) -> tuple[Float32, Int8]:
     scale = np.maximum(np.abs(rows).max(axis=-1) / 127.0, np.finfo(np.float32).tiny).astype(np.float32)
     return scale, np.clip(np.rint(rows / scale[..., None]), -127, 127).astype(np.int8)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array, Float32
 from rfedge.bundle.artifact import Bundle, ParityRecord
 from rfedge.bundle.gates import missed
 from rfedge.bundle.stages import StagePrecisions, parse_precisions
@@ -41,7 +40,7 @@ def proof_inputs(
 ) -> tuple[Episodes, str]:
     """Return the episodes of a proof and one line that says what they are; without demonstrations, random frames."""
     if frames is None:
-        inputs: list[dict[str, npt.NDArray[Any]]] = [contract.sample_inputs(rng) for _ in range(num_steps)]
+        inputs: list[dict[str, Array]] = [contract.sample_inputs(rng) for _ in range(num_steps)]
         return [inputs], f"random frames, seed {seed}"
     pairs = choose_proof_episodes(
         frames.dataset, num_steps=num_steps, frame_stride=config.frame_stride, avoid=avoid, rng=rng
@@ -112,7 +111,7 @@ def as_stored(episodes: Episodes, config: PolicyConfig, precisions: StagePrecisi
     """
     table = stored_words(config.decoder, precisions.text, are_states=words is not None)
 
-    def stored(embedding: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def stored(embedding: Array) -> Float32:
         return table.as_stored(embedding if words is None else words(embedding))
 
     return [[{**inputs, "text_embedding": stored(inputs["text_embedding"])} for inputs in episode] for episode in episodes]
@@ -193,7 +192,7 @@ def open_frames(checkpoint: Checkpoint, data: Path | None) -> FrameInputs | None
     """Open demonstrations as this checkpoint's backbone inputs; None where there are none."""
     if data is None:
         return None
-    table: npt.NDArray[np.float32] = checkpoint.policy.embedding.weight.detach().numpy()
+    table: Float32 = checkpoint.policy.embedding.weight.detach().numpy()
     dataset = CalvinDataset.open(data)
     refuse_disagreement(f"demonstrations {data}", dataset.conventions, "the checkpoint", checkpoint.config.conventions)
     return FrameInputs(checkpoint.config, dataset, checkpoint.tokenizer, table)

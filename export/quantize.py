@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Float32
 from rfedge.errors import DatasetError
 from rfedge.export.int8.balance import Balance, balance_input, find_gain
 from rfedge.export.int8.insert import apply_balance, insert_bias, insert_rounded, read_weight, rewrite_float_reader
@@ -34,8 +34,6 @@ from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.precisions.row_int8 import RowMatMul
 from rfedge.jobs.progress import StageProgress
 from rfedge.recurrence import Arrays
-
-Float32 = npt.NDArray[np.float32]
 
 
 def quantize_int8(

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rfedge.arrays import Float32
 from rfedge.model import RoboFlamingo
 from rfedge.model.decoder import FusionDecoder, FusionLayer
 
-Float32 = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 

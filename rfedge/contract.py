@@ -18,12 +18,12 @@ them. Nothing else repeats a tensor's name or shape.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from rfedge.arrays import Array
 from rfedge.config import LSTMHeadConfig, PolicyConfig
 from rfedge.errors import ContractError
 from rfedge.messages import (
@@ -46,7 +46,6 @@ __all__ = [
     "policy_contract",
 ]
 
-Array = npt.NDArray[Any]
 BackboneStage = Literal["vision", "decoder"]
 GraphName = Literal["backbone", "vision", "decoder", "head"]
 # The latents of one frame, both cameras: what the vision stage hands to the decoder.

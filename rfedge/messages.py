@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.arrays import Array, UInt8
 from rfedge.errors import ContractError
 
 __all__ = [
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 FloatArray = npt.NDArray[np.floating[Any]]
-UInt8Array = npt.NDArray[np.uint8]
+UInt8Array = UInt8
 
 STATIC_IMAGE_SHAPE: Final = (200, 200, 3)
 GRIPPER_IMAGE_SHAPE: Final = (84, 84, 3)
@@ -153,7 +154,7 @@ class PolicyState:
     num_steps: int = 0
 
 
-def _check_image(name: str, image: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+def _check_image(name: str, image: Array, shape: tuple[int, ...]) -> None:
     # Float images are checked for NaN first: that is the message which helps most.
     if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
         raise ContractError(
@@ -169,7 +170,7 @@ def _check_image(name: str, image: npt.NDArray[Any], shape: tuple[int, ...]) -> 
         )
 
 
-def _check_float(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+def _check_float(name: str, array: Array, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ContractError(
             name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy="See rfedge.messages for the axes."

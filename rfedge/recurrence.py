@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array
 from rfedge.config import LSTMHeadConfig, PolicyConfig
 from rfedge.messages import FloatArray, PolicyState
 
@@ -38,7 +37,7 @@ __all__ = [
     "remembered_calls",
 ]
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = Mapping[str, Array]
 # graph inputs by name -> graph outputs by name
 BackboneCall = Callable[[Arrays], Arrays]
 HeadCall = Callable[[Arrays], Arrays]
@@ -71,7 +70,7 @@ def acting_row(state: PolicyState) -> int:
     return 0 if state.num_steps <= rows else state.num_steps % rows
 
 
-def history_inputs(config: PolicyConfig, state: PolicyState) -> dict[str, npt.NDArray[Any]]:
+def history_inputs(config: PolicyConfig, state: PolicyState) -> dict[str, Array]:
     """Return the backbone's inputs that hold older frames; none where the text reads the present frame alone."""
     past = config.media_frames - 1
     if not past:

@@ -17,16 +17,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Float32, Float64
 from rfedge.export.int8.observe import ChannelStatistics
 from rfedge.export.int8.options import Int8Options
 from rfedge.export.int8.ranges import LEVELS
 from rfedge.export.passes.graph_queries import is_constant, is_weight_matmul, tensor_shape
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 _STRENGTHS: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Rounding to the nearest leaves each weight an error of variance step^2 / 12; compensated rounding about a tenth of that

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Float32, Int8
 from rfedge.export.int8.balance import Balance
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.rounding import Rounded
@@ -28,9 +28,6 @@ from rfedge.export.passes.graph_queries import (
     replace_node,
     tensor_of,
 )
-
-Float32 = npt.NDArray[np.float32]
-Int8 = npt.NDArray[np.int8]
 
 
 def read_weight(value: ir.Value, *, is_transposed: bool) -> Float32:

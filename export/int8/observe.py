@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from rfedge.arrays import Float32, Float64
 from rfedge.export.int8.ranges import MagnitudeHistogram
 from rfedge.recurrence import Arrays
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 COVARIANCE_BYTES: Final = 1 << 30
 

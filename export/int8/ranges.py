@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
+
+from rfedge.arrays import Float32, Float64
 
 RangeMethod = Literal["min-max", "percentile", "mse"]
 RANGE_METHODS: Final[tuple[RangeMethod, ...]] = ("min-max", "percentile", "mse")
@@ -42,9 +43,6 @@ def scale_from_amax(magnitude: np.float32) -> np.float32:
     return step if step >= np.finfo(np.float32).tiny else np.float32(1.0)
 
 
-Float32 = npt.NDArray[np.float32]
-
-
 class MagnitudeHistogram:
     """Counts |x| in equal bins, which are joined two by two when a number falls beyond the last; every count stays exact."""
 
@@ -75,6 +73,6 @@ class MagnitudeHistogram:
         self.counts += np.bincount(index, minlength=num_bins)
 
     @property
-    def edges(self) -> npt.NDArray[np.float64]:
+    def edges(self) -> Float64:
         """Upper edge of every bin."""
         return np.arange(1, len(self.counts) + 1, dtype=np.float64) * self.width

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.arrays import Float32
 from rfedge.export.int8.rounding import Rounded
 from rfedge.io.atomic import atomic_file
-
-Float32 = npt.NDArray[np.float32]
 
 
 class RoundedMatMul(NamedTuple):

@@ -14,11 +14,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.arrays import Float32, Int8
 from rfedge.export.int8.ranges import LEVELS, scale_from_amax
 
-Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating[Any]]
-Int8 = npt.NDArray[np.int8]
 Rounded = tuple[Int8, Float32]  # (inputs, outputs), (outputs,)
 
 

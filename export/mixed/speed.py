@@ -14,17 +14,15 @@ from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from rfedge.arrays import Float64
 from rfedge.bundle.int8_kernels import EXACT_INT8, int8_saturates
 from rfedge.export.mixed.blocks import block_of_values
 from rfedge.export.precision_audit import write_optimised
 from rfedge.jobs.progress import Count
 from rfedge.recurrence import Arrays
-
-Float64 = npt.NDArray[np.float64]
 
 _WARM_UP: Final = 3
 _SUFFIX: Final = "_kernel_time"

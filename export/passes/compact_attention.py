@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from rfedge.arrays import Array
 from rfedge.export.passes.graph_pass import GraphPass
 from rfedge.export.passes.graph_queries import (
-    Array,
     add_constant,
     array_of,
     is_constant,

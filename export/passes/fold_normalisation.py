@@ -16,9 +16,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Float64
 from rfedge.export.passes.graph_pass import MatchPass
 from rfedge.export.passes.graph_queries import (
     add_computed,
@@ -29,8 +29,6 @@ from rfedge.export.passes.graph_queries import (
     tensor_of,
     tensor_shape,
 )
-
-Float64 = npt.NDArray[np.float64]
 
 _AFFINE = ("Mul", "Add", "Div", "Sub")
 
@@ -128,12 +126,12 @@ def _fold(graph: ir.Graph, convolution: ir.Node, branches: list[_Affine]) -> int
     scale, shift = branches[0].scale, branches[0].shift
     shape = tensor_shape(tensor)
 
-    def scaled() -> npt.NDArray[np.float64]:
+    def scaled() -> Float64:
         return tensor.numpy() * scale.reshape(1, -1, 1, 1)
 
-    def shifted() -> npt.NDArray[np.float64]:
+    def shifted() -> Float64:
         total = (tensor.numpy().astype(np.float64).sum(axis=(2, 3)) * shift).sum(axis=1)
-        result: npt.NDArray[np.float64] = total if bias is None else total + bias
+        result: Float64 = total if bias is None else total + bias
         return result
 
     new_weight = add_computed(graph, f"{weight.name}/normalised", scaled, tensor.dtype, shape)

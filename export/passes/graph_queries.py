@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain, count
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Array
 from rfedge.bundle.block_names import SCOPES_KEY, block_of_scopes
-
-Array = npt.NDArray[Any]
 
 # Above this an array is a weight, which no pass reads while it looks around.
 _SMALL = 65536

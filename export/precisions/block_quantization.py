@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Float32, Int8, UInt8
 from rfedge.export.int8.rounding import Grid, round_compensated_to
-
-Float32 = npt.NDArray[np.float32]
-UInt8 = npt.NDArray[np.uint8]
 
 # fp16's smallest normal number: a block of zeros has this scale.
 _LEAST_POSITIVE: Final = np.float32(np.finfo(np.float16).smallest_normal)
@@ -31,7 +28,7 @@ class BlockQuantized(NamedTuple):
     scales: Float32  # (B, N), above zero
 
 
-def quantize_columns(weight: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
+def quantize_columns(weight: Float32) -> tuple[Int8, Float32]:
     """Round a weight (K, N) to int8 (K, N), symmetric in -127 to 127, with one scale per column (N,)."""
     largest = np.abs(weight).max(axis=0)
     scale = largest / np.float32(127)

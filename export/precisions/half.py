@@ -17,9 +17,9 @@ from typing import Any, Final, Literal
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Array
 from rfedge.errors import ExportError
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_queries import (
@@ -135,13 +135,13 @@ def _converted_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) ->
     return add_computed(graph, f"{name}/{suffix}", _converter(tensor, name, dtype), dtype, shape)
 
 
-def _converter(tensor: ir.TensorProtocol, name: str, dtype: ir.DataType) -> Callable[[], npt.NDArray[Any]]:
+def _converter(tensor: ir.TensorProtocol, name: str, dtype: ir.DataType) -> Callable[[], Array]:
     kind, largest = _FORMATS[dtype]
 
-    def convert() -> npt.NDArray[Any]:
+    def convert() -> Array:
         array = tensor.numpy()
         with np.errstate(over="ignore"):
-            converted: npt.NDArray[Any] = array.astype(kind)
+            converted: Array = array.astype(kind)
         if not np.isfinite(converted).all():
             worst = float(np.abs(array).max())  # NaN wins every maximum
             raise ExportError(

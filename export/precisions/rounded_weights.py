@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Array, Float32
 from rfedge.errors import ExportError
 from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.matmuls import MatMul
@@ -33,8 +33,6 @@ from rfedge.export.precisions.weight_calibration import observe_weights
 from rfedge.jobs.progress import Count
 from rfedge.recurrence import Arrays
 
-Array = npt.NDArray[Any]
-Float32 = npt.NDArray[np.float32]
 _HALF: Final = np.finfo(np.float16)
 
 
@@ -141,12 +139,12 @@ class WeightParts:
         return take
 
 
-def finite_weight(value: ir.Value) -> Callable[[], npt.NDArray[np.float32]]:
+def finite_weight(value: ir.Value) -> Callable[[], Float32]:
     """Return a function that reads the weight, and raises ExportError where it holds NaN or Inf."""
     tensor, name = tensor_of(value), value.name
 
-    def read() -> npt.NDArray[np.float32]:
-        array: npt.NDArray[np.float32] = tensor.numpy().astype(np.float32, copy=False)
+    def read() -> Float32:
+        array: Float32 = tensor.numpy().astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise ExportError(
                 f"weight {name!r}",

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Float32, Int8
 from rfedge.export.int8.insert import insert_bias
 from rfedge.export.int8.ranges import LEVELS
 from rfedge.export.passes.drop_dead import DropDead
@@ -36,14 +36,13 @@ from rfedge.export.passes.graph_queries import (
 )
 from rfedge.export.precisions.int8_kernel import make_kernel
 
-Float32 = npt.NDArray[np.float32]
 _SMALLEST: Final = np.finfo(np.float32).tiny  # a row of zeros is divided by this
 
 
 class RowMatMul(NamedTuple):
     """A rounded MatMul whose activations get their scales at run time."""
 
-    levels: npt.NDArray[np.int8]  # (inputs, outputs)
+    levels: Int8  # (inputs, outputs)
     steps: Float32  # (outputs,)
     centre: Float32  # (inputs,), subtracted from every row; the same for all readers of a tensor
     bias: Float32 | None  # (outputs,), makes up for the mean error of the weights

@@ -8,12 +8,12 @@ tensor cores do. It is for proofs; it is slower than fp32.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Array
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_queries import add_computed, tensor_of, tensor_shape
 
@@ -53,7 +53,7 @@ def round_to_half(graph: ir.Graph, *, rounds: bool = True) -> None:
 def _widen_constant(graph: ir.Graph, value: ir.Value) -> None:
     tensor = tensor_of(value)
 
-    def widened() -> npt.NDArray[Any]:
+    def widened() -> Array:
         return tensor.numpy().astype(np.float32)
 
     wide = add_computed(graph, f"{value.name}/fp32", widened, ir.DataType.FLOAT, tensor_shape(tensor))

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Float32
 from rfedge.export.int8.matmuls import MatMul
 from rfedge.export.int8.observe import ChannelStatistics, RoundedInput, group_by_memory, observe
 from rfedge.jobs.progress import Count
 from rfedge.recurrence import Arrays
-
-Float32 = npt.NDArray[np.float32]
 
 
 class WeightInputs(NamedTuple):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from rfedge.arrays import Array, Float32
 from rfedge.bundle.artifact import EngineForm, ParityRecord, TensorRtRecord
 from rfedge.bundle.gates import missed
 from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
@@ -57,7 +57,7 @@ def choose_forms(engines: EngineGraphs, episodes: Episodes, work: Path) -> dict[
     names: dict[Path, GraphName] = {}
     islands: dict[GraphName, dict[str, str]] = {}
     observed: dict[GraphName, tuple[str, ...]] = {}
-    largest: dict[GraphName, npt.NDArray[np.float32]] = {}
+    largest: dict[GraphName, Float32] = {}
     paths: dict[GraphName, Path] = {}
     for name, graph in engines.graphs.items():
         if engines.keeps_types(name):
@@ -153,7 +153,7 @@ def prove_engines(
     )
 
 
-def _first_steps(episodes: Episodes) -> list[list[dict[str, npt.NDArray[Any]]]]:
+def _first_steps(episodes: Episodes) -> list[list[dict[str, Array]]]:
     """Return about as many steps of each episode, `_MOST_FRAMES` in all."""
     each = max(_MOST_FRAMES // max(len(episodes), 1), 1)
     return [list(episode[:each]) for episode in episodes[:_MOST_FRAMES]]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array, Float64
 from rfedge.errors import ContractError
 from rfedge.messages import POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD, FloatArray, UInt8Array
 from rfedge.robot.camera import DEFAULT_RESIZE, check_resize, fit_image
@@ -15,7 +13,7 @@ from rfedge.robot.rotations import rotation_vectors
 __all__ = ["fit_camera", "tool_step"]
 
 
-def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int], resize: str = DEFAULT_RESIZE) -> UInt8Array:
+def fit_camera(name: str, image: Array, shape: tuple[int, int, int], resize: str = DEFAULT_RESIZE) -> UInt8Array:
     """Return a copy of a camera's uint8 (height, width, 3) RGB as `shape`, by the policy's geometry (`rfedge.robot.camera`).
 
     Raises:
@@ -32,10 +30,7 @@ def fit_camera(name: str, image: npt.NDArray[Any], shape: tuple[int, int, int], 
     return fit_image(image.copy(), shape, check_resize(resize))
 
 
-Float64Array = npt.NDArray[np.float64]
-
-
-def tool_step(action: FloatArray, euler_rad: FloatArray | None) -> tuple[Float64Array, Float64Array]:
+def tool_step(action: FloatArray, euler_rad: FloatArray | None) -> tuple[Float64, Float64]:
     """Return translation (3,) in metres and rotation vector (3,) in radians, world frame, of an action (7,).
 
     The policy's droll, dpitch, dyaw are steps of Euler angles. As a rotation they depend on where the tool points

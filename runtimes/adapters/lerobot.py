@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Float32, Float64
 from rfedge.errors import BackendUnavailableError, ConfigError, ContractError, one_of
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
@@ -122,9 +122,7 @@ def observation_from_lerobot(fields: Mapping[str, Any], keys: LeRobotKeys) -> Ob
     )
 
 
-def action_to_lerobot(
-    action: npt.NDArray[np.float32], keys: LeRobotKeys, euler_rad: FloatArray | None = None
-) -> dict[str, float]:
+def action_to_lerobot(action: Float32, keys: LeRobotKeys, euler_rad: FloatArray | None = None) -> dict[str, float]:
     """Return the dictionary for `send_action` of an action (7,); one without a gripper command has no key for it.
 
     `euler_rad` (3,) are measured fixed-axis xyz angles of the tool. ContractError: the action rotates and there are none.
@@ -151,8 +149,8 @@ class LeRobotRobot:
                 expected=f"also {missing}",
                 remedy="Name its commands in LeRobotKeys; a robot driven by joints needs a wrapper that takes deltas.",
             )
-        self._last: npt.NDArray[np.float32] | None = None
-        self._euler_rad: npt.NDArray[np.float64] | None = None
+        self._last: Float32 | None = None
+        self._euler_rad: Float64 | None = None
         self._stillness = Stillness(clock or MonotonicClock())
 
     @property
@@ -183,7 +181,7 @@ class LeRobotRobot:
         self._euler_rad = _orientation(fields, observation, keys)
         return observation
 
-    def apply(self, action: npt.NDArray[np.float32]) -> None:
+    def apply(self, action: Float32) -> None:
         """Send one control step; ContractError where it rotates and the robot does not report its orientation."""
         self._robot.send_action(action_to_lerobot(action, self._keys, self._euler_rad))
         self._last = action
@@ -198,7 +196,7 @@ class LeRobotRobot:
             self._robot.send_action(action_to_lerobot(hold, self._keys))
 
 
-def _orientation(fields: Mapping[str, Any], observation: Observation, keys: LeRobotKeys) -> npt.NDArray[np.float64] | None:
+def _orientation(fields: Mapping[str, Any], observation: Observation, keys: LeRobotKeys) -> Float64 | None:
     if keys.rotation:
         numbers = np.array([float(fields[key]) for key in keys.rotation])
         return vectors_to_euler(numbers) if keys.rotation_form == "axis-angle" else numbers

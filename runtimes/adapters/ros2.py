@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Float32, Float64
 from rfedge.errors import BackendUnavailableError, ContractError
 from rfedge.messages import (
     GRIPPER_IMAGE_SHAPE,
@@ -119,7 +119,7 @@ def image_from_message(message: Any) -> UInt8Array:
     return np.ascontiguousarray(rows.reshape(message.height, message.width, channels)[:, :, order])
 
 
-def state_from_pose(pose: Any, gripper: float) -> npt.NDArray[np.float64]:
+def state_from_pose(pose: Any, gripper: float) -> Float64:
     """Return robot_obs, float64 (15,), of a geometry_msgs/Pose and the last gripper command, 0 before the first one.
 
     Joints and width are 0. That is enough for a workspace; for a policy with proprioception subclass `Ros2Robot`.
@@ -133,7 +133,7 @@ def state_from_pose(pose: Any, gripper: float) -> npt.NDArray[np.float64]:
 
 
 def twist_of_action(
-    action: npt.NDArray[np.float32], rate_hz: float, euler_rad: FloatArray | None = None
+    action: Float32, rate_hz: float, euler_rad: FloatArray | None = None
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return the linear (m/s) and angular (rad/s) speed, world frame, that makes an action (7,) in one control step.
 
@@ -217,7 +217,7 @@ class Ros2Robot(AbstractContextManager["Ros2Robot"]):
             state=state,
         )
 
-    def apply(self, action: npt.NDArray[np.float32]) -> None:
+    def apply(self, action: Float32) -> None:
         """Publish the speed of one control step, and the gripper when it is commanded otherwise than before.
 
         Raises:

@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array
 from rfedge.config import PolicyConfig
 from rfedge.contract import GraphContract, GraphName, PolicyContract
 from rfedge.errors import ConfigError, ContractError, one_of
@@ -22,7 +22,6 @@ from rfedge.records.plan import Option
 from rfedge.runtimes.backends.ort_providers import PROVIDERS, parse_provider
 from rfedge.runtimes.policy.text import InstructionEncoder
 
-Array = npt.NDArray[Any]
 Stage = GraphName
 OPTIMIZATION_LEVELS: Final = ("disabled", "basic", "extended", "all")
 SPINNING: Final = ("always", "within-call", "never")

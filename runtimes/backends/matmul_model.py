@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
+
+from rfedge.arrays import Array
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -50,9 +51,7 @@ def chain_model(length: int) -> bytes:
     return _model("chain", nodes, constants, [1, 16], [1, 16])
 
 
-def _model(
-    name: str, nodes: list[NodeProto], constants: dict[str, npt.NDArray[Any]], shape: list[int], result: list[int]
-) -> bytes:
+def _model(name: str, nodes: list[NodeProto], constants: dict[str, Array], shape: list[int], result: list[int]) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import openvino
 
+from rfedge.arrays import Array
 from rfedge.bundle.artifact import load_bundle
 from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError
 from rfedge.runtimes.backends.base import GraphRunner, NodeTime, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.backends.ort import open_bundle as open_with_onnxruntime
 from rfedge.runtimes.policy.backbone import open_backbone
-
-Array = npt.NDArray[Any]
 
 _DEVICE: Final = "CPU"
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
+from rfedge.arrays import Array
 from rfedge.bundle.artifact import load_bundle
 from rfedge.bundle.engines import graph_hashes
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, open_exact, runs_cpu_form
@@ -28,8 +28,6 @@ from rfedge.runtimes.backends.base import GraphRunner, NodeTime, PolicyParts, Ru
 from rfedge.runtimes.backends.ort_providers import DeviceInputs, device_of, engine_cache_folder, provider_options
 from rfedge.runtimes.policy.backbone import open_backbone
 from rfedge.runtimes.policy.text import open_encoder
-
-Array = npt.NDArray[Any]
 
 _LEVELS: Final = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

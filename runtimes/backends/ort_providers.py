@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy.typing as npt
-
+from rfedge.arrays import Array
 from rfedge.errors import one_of
 from rfedge.io.cache import cache_folder
 
-Array = npt.NDArray[Any]
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"
 _TENSORRT: Final = "TensorrtExecutionProvider"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from rfedge.arrays import Array, Float32
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.model import load_checkpoint
 from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in, stored_bytes
@@ -20,7 +20,6 @@ from rfedge.runtimes.backends.base import GraphRunner, PolicyParts, RuntimeSetti
 from rfedge.runtimes.policy.backbone import refuse_one_stage_at_a_time
 from rfedge.runtimes.policy.text import InstructionEncoder
 
-Array = npt.NDArray[Any]
 Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
 
@@ -96,7 +95,7 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
         torch.set_num_threads(settings.threads)
     contract = policy_contract(checkpoint.config)
 
-    def embed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def embed(ids: npt.NDArray[np.int64]) -> Float32:
         with torch.inference_mode():
             return np.asarray(policy.embed_text(torch.from_numpy(ids[None]))[0].float().numpy(), dtype=np.float32)
 

@@ -13,8 +13,8 @@ from collections import deque
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Float32
 from rfedge.errors import ConfigError
 from rfedge.messages import GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation
 from rfedge.robot.conventions import Conventions, conventions_of
@@ -49,7 +49,7 @@ class TemporalEnsemble:
         self._execute_steps = execute_steps
         self._decay = decay
         # The chunk of i calls ago still says something about the present step while i * execute_steps < chunk_size.
-        self._chunks: deque[npt.NDArray[np.float32]] = deque(maxlen=math.ceil(policy.chunk_size / execute_steps))
+        self._chunks: deque[Float32] = deque(maxlen=math.ceil(policy.chunk_size / execute_steps))
 
     @property
     def chunk_size(self) -> int:
@@ -73,7 +73,7 @@ class TemporalEnsemble:
         self._chunks.append(step.actions)
         return replace(step, actions=self._mean())
 
-    def _mean(self) -> npt.NDArray[np.float32]:
+    def _mean(self) -> Float32:
         size = self.chunk_size
         weights = np.zeros((len(self._chunks), size))
         predictions = np.zeros((len(self._chunks), size, POSE_SIZE + 1))
@@ -89,5 +89,5 @@ class TemporalEnsemble:
         mean[:, POSE_SIZE] = np.where(
             mean[:, POSE_SIZE] == 0.0, newest, np.where(mean[:, POSE_SIZE] > 0.0, GRIPPER_OPEN, GRIPPER_CLOSE)
         )
-        played: npt.NDArray[np.float32] = mean.astype(np.float32)
+        played: Float32 = mean.astype(np.float32)
         return played

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
+from rfedge.arrays import Float32
 from rfedge.errors import ConfigError, PolicyUnavailableError
 from rfedge.messages import Observation
 from rfedge.robot.conventions import Conventions, conventions_of, refuse_disagreement
@@ -227,7 +225,7 @@ class _Run:
         self._on_step = on_step
         self._observe_every_step = observe_every_step
         self._frame_times_s: dict[int, float] = {}
-        self._last_sent: npt.NDArray[np.float32] | None = None  # under the present instruction
+        self._last_sent: Float32 | None = None  # under the present instruction
         self._num_repeats = 0  # in a row
         self._counts_before = dict(loop.guard.counts)
         self._num_steps = self._num_inferences = self._num_missed = 0
@@ -306,10 +304,10 @@ class _Run:
             self._frame_times_s[index] = started_s
         return observation
 
-    def _choose(self, control: ControlStep, *, is_missed: bool) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    def _choose(self, control: ControlStep, *, is_missed: bool) -> tuple[Float32, tuple[str, ...]]:
         """Return what is sent and what the guard did to it."""
         loop = self._loop
-        wanted: npt.NDArray[np.float32] | None = control.action if control.missing is None else None
+        wanted: Float32 | None = control.action if control.missing is None else None
         repeats = False
         if is_missed and loop.late.action != "send":
             repeats = (

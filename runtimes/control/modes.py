@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Float32
 from rfedge.errors import ConfigError
 from rfedge.messages import ACTION_SIZE, Observation
 from rfedge.robot.conventions import Conventions, conventions_of
@@ -44,7 +44,7 @@ Missing = Literal["starting", "starved", "unavailable"]
 class ControlStep:
     """One control step: what the controller answered, then what the loop did with it, as `on_step` receives it."""
 
-    action: npt.NDArray[np.float32]  # (7,); zero motion with the gripper kept where there is none to play
+    action: Float32  # (7,); zero motion with the gripper kept where there is none to play
     inference: PolicyStep | None  # arrived in this step; None when the action was left of a chunk
     age_steps: int = 0  # control steps since the frame behind the action was taken
     missing: Missing | None = None  # why there is no action to play
@@ -52,7 +52,7 @@ class ControlStep:
     index: int = 0
     observation: Observation | None = None  # before the action; None when nobody needed one
     # (7,), what the robot got; float64 where the controller computes so
-    sent: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(ACTION_SIZE, np.float32))
+    sent: Float32 = field(default_factory=lambda: np.zeros(ACTION_SIZE, np.float32))
     interventions: tuple[str, ...] = ()  # those of `rfedge.runtimes.control.safety.INTERVENTIONS` that changed the action
     lag_s: float = 0.0  # how late the step began
     overdue_s: float = 0.0  # how long after the next step's deadline the action was ready
@@ -87,7 +87,7 @@ class OpenLoop:
         warn_of_time_base(execute_steps, policy.frame_stride)
         self._policy = policy
         self._execute_steps = execute_steps
-        self._pending: list[npt.NDArray[np.float32]] = []
+        self._pending: list[Float32] = []
 
     @property
     def conventions(self) -> Conventions:

@@ -6,8 +6,8 @@ import threading
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Float32, Float64
 from rfedge.messages import GRIPPER_CLOSE, GRIPPER_KEEP, GRIPPER_OPEN, POSE_SIZE, Observation
 from rfedge.robot.conventions import Conventions
 from rfedge.runtimes.control.safety import hold_action
@@ -28,7 +28,7 @@ class Robot(Protocol):
     def observe(self) -> Observation:
         """Return the present frame of both cameras and, if known, the robot's state; the caller keeps the arrays."""
 
-    def apply(self, action: npt.NDArray[np.float32]) -> None:
+    def apply(self, action: Float32) -> None:
         """Send one control step of a relative action (7,): finite, clamped, gripper -1 (close), 1 (open) or 0.
 
         0 is no gripper command: nobody knows yet what the gripper does, and it may hold something.
@@ -55,7 +55,7 @@ class Plant(Protocol):
     def observe(self) -> Observation:
         """Render both cameras at the present state."""
 
-    def advance(self, action: npt.NDArray[np.float64]) -> None:
+    def advance(self, action: Float64) -> None:
         """Run one control step of a relative action (7,)."""
 
 
@@ -85,7 +85,7 @@ class SimulatedRobot:
         with self._lock:
             return self._observe()
 
-    def apply(self, action: npt.NDArray[np.float32]) -> None:
+    def apply(self, action: Float32) -> None:
         """Run one control step; one without a gripper command keeps the gripper as the simulator reports it."""
         with self._lock:
             if action[POSE_SIZE] != GRIPPER_KEEP:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Final, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Float32, Float64
 from rfedge.errors import ConfigError, ContractError
 from rfedge.messages import (
     ACTION_SIZE,
@@ -45,7 +45,6 @@ __all__ = [
 INTERVENTIONS: Final = ("not-finite", "clamped", "translation-limit", "rotation-limit", "workspace", "gripper-limit")
 _POSITION_SIZE: Final = 3
 _ROUNDING: Final = 1e-6  # what float32 may add to an angle that is at its limit
-Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,7 @@ class SafetyLimits:
 class CheckedAction:
     """What may be sent."""
 
-    action: Float32Array  # (7,), finite, within all limits, gripper -1 or 1, or 0 while unknown; float64 where it came so
+    action: Float32  # (7,), finite, within all limits, gripper -1 or 1, or 0 while unknown; float64 where it came so
     interventions: tuple[str, ...]  # which of `INTERVENTIONS` changed it
 
 
@@ -141,11 +140,11 @@ class SafetyGuard:
     gripper: float = GRIPPER_KEEP  # last sent, or reported before the first; 0 while nobody knows
     _has_commanded: bool = False  # the gripper
     _gripper_steps: int | None = None  # since it changed
-    _measured_m: npt.NDArray[np.float64] | None = None
-    _target_m: npt.NDArray[np.float64] | None = None
-    _seen_m: npt.NDArray[np.float64] | None = None  # last reported
+    _measured_m: Float64 | None = None
+    _target_m: Float64 | None = None
+    _seen_m: Float64 | None = None  # last reported
     _path_m: float = 0.0  # sent since then
-    _euler_rad: npt.NDArray[np.float64] | None = None
+    _euler_rad: Float64 | None = None
 
     def reset(self) -> None:
         """Forget where the robot was; the counts go on, and so does the gripper, which may hold something."""
@@ -182,7 +181,7 @@ class SafetyGuard:
         if self._target_m is None:
             self._target_m = position_m.copy()
 
-    def hold(self) -> Float32Array:
+    def hold(self) -> Float32:
         """Return zero motion with the gripper kept, float32 (7,); without a gripper command while nobody knows it."""
         return hold_action(self.gripper)
 
@@ -212,7 +211,7 @@ class SafetyGuard:
             interventions.append("gripper-limit")
         return self._count(CheckedAction(safe, tuple(interventions)))
 
-    def sent(self, action: Float32Array) -> None:
+    def sent(self, action: Float32) -> None:
         """Remember an action that the robot got: the gripper it holds and, until the next frame, where it went."""
         gripper = float(action[POSE_SIZE])
         if gripper != GRIPPER_KEEP:
@@ -233,7 +232,7 @@ class SafetyGuard:
         limit, steps = self.limits.min_gripper_steps, self._gripper_steps
         return limit is not None and steps is not None and steps < limit and gripper != self.gripper
 
-    def _check_jump(self, position_m: npt.NDArray[np.float64]) -> None:
+    def _check_jump(self, position_m: Float64) -> None:
         limit_m = self.limits.max_pose_jump_m
         if limit_m is None or self._seen_m is None:
             return
@@ -246,7 +245,7 @@ class SafetyGuard:
                 remedy="Check the sensor, or raise --max-pose-jump-m.",
             )
 
-    def _keep_inside(self, translation: Float32Array, box: Workspace) -> bool:
+    def _keep_inside(self, translation: Float32, box: Workspace) -> bool:
         """Shorten float32 (3,) in place, axis by axis, and say whether that was needed."""
         positions = [self._measured_m, self._target_m] if self.limits.adds_up else [self._measured_m]
         is_cut = False
@@ -270,14 +269,14 @@ class SafetyGuard:
         return checked
 
 
-def hold_action(gripper: float) -> Float32Array:
+def hold_action(gripper: float) -> Float32:
     """Return zero motion, float32 (7,), with the gripper at -1 or 1, or 0 for no gripper command."""
     action = np.zeros(ACTION_SIZE, dtype=np.float32)
     action[POSE_SIZE] = gripper
     return action
 
 
-def guard_action(action: FloatArray) -> Float32Array:
+def guard_action(action: FloatArray) -> Float32:
     """Return a safe copy of an action (7,): pose clamped to [-1, 1], gripper -1 or 1 by its sign.
 
     Raises:
@@ -302,13 +301,13 @@ def _check_shape(action: FloatArray) -> None:
         )
 
 
-def _clamped(action: FloatArray) -> Float32Array:
-    safe = cast("Float32Array", np.clip(action, -1.0, 1.0))
+def _clamped(action: FloatArray) -> Float32:
+    safe = cast("Float32", np.clip(action, -1.0, 1.0))
     safe[POSE_SIZE] = GRIPPER_OPEN if action[POSE_SIZE] > 0 else GRIPPER_CLOSE
     return safe
 
 
-def _shorten(vector: Float32Array, longest: float) -> bool:
+def _shorten(vector: Float32, longest: float) -> bool:
     """Scale float32 (3,) in place to at most `longest` and say whether that was needed."""
     length = float(np.linalg.norm(vector))
     if length <= longest:
@@ -317,7 +316,7 @@ def _shorten(vector: Float32Array, longest: float) -> bool:
     return True
 
 
-def _slow_turn(steps: Float32Array, euler_rad: npt.NDArray[np.float64] | None, limit_rad: float) -> bool:
+def _slow_turn(steps: Float32, euler_rad: Float64 | None, limit_rad: float) -> bool:
     """Scale steps of Euler angles, float32 (3,) in units, in place, until the tool turns by at most `limit_rad`."""
     angle_rad = _turned_rad(steps, euler_rad)
     allowed_rad = limit_rad * (1.0 + _ROUNDING)
@@ -332,7 +331,7 @@ def _slow_turn(steps: Float32Array, euler_rad: npt.NDArray[np.float64] | None, l
     return True
 
 
-def _turned_rad(steps: Float32Array, euler_rad: npt.NDArray[np.float64] | None) -> float:
+def _turned_rad(steps: Float32, euler_rad: Float64 | None) -> float:
     """Return the angle of R(e + step) R(e)^T; its largest over all e where the orientation is not known."""
     steps_rad = ROTATION_SCALE_RAD * steps.astype(np.float64)
     if euler_rad is not None:

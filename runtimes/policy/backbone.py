@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-
+from rfedge.arrays import Array
 from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.stages import call_in_order
 from rfedge.contract import GraphContract
@@ -17,7 +15,6 @@ from rfedge.runtimes.backends.base import GraphRunner, NodeTime, RuntimeSettings
 
 __all__ = ["StagedRunner", "open_backbone", "refuse_one_stage_at_a_time"]
 
-Array = npt.NDArray[Any]
 # (stage, graph file, settings) -> a runner of that graph, not yet active
 MakeRunner = Callable[[Stage, Path, RuntimeSettings], GraphRunner]
 

@@ -10,11 +10,11 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array, Float32
 from rfedge.config import PolicyConfig
 from rfedge.errors import ContractError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, Observation, PolicyState
@@ -119,7 +119,7 @@ class EdgePolicy(AbstractContextManager["EdgePolicy"]):
         started_ns = time.perf_counter_ns()
         observation.check()
         text = self.parts.encoder(instruction)
-        inputs: dict[str, npt.NDArray[Any]] = {
+        inputs: dict[str, Array] = {
             "image_static": observation.static[None],
             "image_gripper": observation.gripper[None],
             "text_embedding": text.embedding,
@@ -171,7 +171,7 @@ class EdgePolicy(AbstractContextManager["EdgePolicy"]):
         return inference
 
 
-def _robot_state(observation: Observation) -> npt.NDArray[np.float32]:
+def _robot_state(observation: Observation) -> Float32:
     if observation.state is None:
         raise ContractError(
             "observation.state",

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from rfedge.arrays import Float32
 from rfedge.messages import Observation, PolicyState
 
 __all__ = ["STAGES", "Policy", "PolicyStep"]
@@ -21,7 +19,7 @@ STAGES: Final = ("preprocess", "backbone", "head", "postprocess", "total")
 class PolicyStep:
     """What one call of a policy returns."""
 
-    actions: npt.NDArray[np.float32]  # (chunk, 7), pose in [-1, 1], gripper exactly -1 or 1
+    actions: Float32  # (chunk, 7), pose in [-1, 1], gripper exactly -1 or 1
     timings_ms: Mapping[str, float]  # by `STAGES`; empty for a policy that does not time itself
     state: PolicyState | None = None  # after the call; None for a policy that does not tell
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from rfedge.arrays import Float32
 from rfedge.bundle.artifact import EMBEDDING_SCALE, EMBEDDING_TENSOR, Bundle
 from rfedge.errors import ArtifactError, ContractError
 from rfedge.language.instructions import InstructionTable
@@ -32,7 +33,7 @@ MAX_CACHED_INSTRUCTIONS: Final = 256
 class EmbeddedInstruction:
     """One instruction, ready for the backbone; its arrays are read-only because calls share them."""
 
-    embedding: npt.NDArray[np.float32]  # (1, token, width); padded only for a static number of tokens
+    embedding: Float32  # (1, token, width); padded only for a static number of tokens
     mask: npt.NDArray[np.bool_]  # (1, token), true on real tokens
 
 
@@ -85,15 +86,13 @@ class EmbeddingTable:
             )
         self.num_rows: Final = int(shape[0])
 
-    def __call__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def __call__(self, ids: npt.NDArray[np.int64]) -> Float32:
         """Return float32 (token, width) for ids (token,); ArtifactError where an id lies outside the table."""
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.num_rows:
             raise ArtifactError(
                 "embedding", got=f"token id {int(ids.max())}", expected=f"below {self.num_rows}", remedy="Export it again."
             )
-        rows: npt.NDArray[np.float32] = np.concatenate([self._rows[int(row) : int(row) + 1] for row in ids]).astype(
-            np.float32
-        )
+        rows: Float32 = np.concatenate([self._rows[int(row) : int(row) + 1] for row in ids]).astype(np.float32)
         return rows if self._scale is None else rows * self._scale[ids][:, None]
 
 
@@ -112,11 +111,7 @@ class InstructionEncoder:
     """
 
     def __init__(
-        self,
-        tokenizer: TokenSource,
-        embed: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]],
-        *,
-        padded: bool = False,
+        self, tokenizer: TokenSource, embed: Callable[[npt.NDArray[np.int64]], Float32], *, padded: bool = False
     ) -> None:
         self._tokenizer = tokenizer
         self._padded = padded

@@ -18,11 +18,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.uri import parse_uri
 
+from rfedge.arrays import Float32
 from rfedge.errors import ConfigError, ContractError, PolicyUnavailableError
 from rfedge.messages import Observation, check_action
 from rfedge.robot.conventions import Conventions
@@ -329,7 +329,7 @@ def _policy_step(answer: Mapping[str, Any], chunk_size: int, round_trip_ms: floa
         got = f"shape {actions.shape}" if isinstance(actions, np.ndarray) else f"a {type(actions).__name__}"
         raise ContractError("actions of the server", got=got, expected=f"({chunk_size}, 7)", remedy="Check what it serves.")
     check_action(actions)
-    own: npt.NDArray[np.float32] = actions.astype(np.float32)
+    own: Float32 = actions.astype(np.float32)
     timing_ms = answer.get("server_timing")
     timing_ms = timing_ms if isinstance(timing_ms, dict) else {}
     stages = {stage: timing_ms.get(f"{stage}_ms") for stage in STAGES if stage != "total"}

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array
 from rfedge.errors import ContractError
 
 # dtype.str of the arrays that are written: pixels and numbers, little-endian.
@@ -171,7 +171,7 @@ def _read(name: str, dialect: str, fields: dict[str, Any]) -> Any:
     return _array(name, fields["dtype"], fields["shape"], fields["data"])
 
 
-def _array(field: str, name: object, shape: object, data: object) -> npt.NDArray[Any]:
+def _array(field: str, name: object, shape: object, data: object) -> Array:
     dtype = READ_DTYPES.get(name) if isinstance(name, str) else None
     if dtype is None:
         raise _refused(f"{field}: an array of dtype {str(name)[:20]!r}", f"one of {_dtype_names()}")
@@ -182,7 +182,7 @@ def _array(field: str, name: object, shape: object, data: object) -> npt.NDArray
     if not isinstance(data, bytes) or len(data) != expected:
         size = f"{len(data)} bytes" if isinstance(data, bytes) else f"a {type(data).__name__}"
         raise _malformed(f"an array of shape {tuple(shape)} in {size}", f"{expected} bytes")
-    array: npt.NDArray[Any] = np.frombuffer(data, dtype=dtype)
+    array: Array = np.frombuffer(data, dtype=dtype)
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
         array.flags.writeable = False

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from rfedge.arrays import Array
 from rfedge.model.original.plan import WeightsReport
 
 HIDDEN_TOLERANCE: Final = 2e-4
@@ -77,11 +77,11 @@ class ParityReport:
 class Differences:
     """Compares arrays with those of a fixture and remembers which were compared."""
 
-    expected: dict[str, npt.NDArray[Any]]
+    expected: dict[str, Array]
     stages: dict[str, StageDifference] = field(default_factory=dict)
     compared: set[str] = field(default_factory=set)
 
-    def add(self, case: str, name: str, ours: torch.Tensor | npt.NDArray[Any], *, where: Any = None) -> None:
+    def add(self, case: str, name: str, ours: torch.Tensor | Array, *, where: Any = None) -> None:
         """Compare with `case/name`, where the fixture has it; only the shape of `ours` may differ.
 
         Without `where`, bool (N, T), all tokens count.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
+from rfedge.arrays import Array
 from rfedge.config import LSTMHeadConfig, PolicyConfig, ResamplerConfig, VisionConfig
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
@@ -26,7 +26,7 @@ class ParityFixture:
     document: dict[str, Any]
     policy: PolicyConfig  # of the same model; without a RoboFlamingo file its head means nothing
     weights: OriginalWeights  # in the original's order
-    arrays: dict[str, npt.NDArray[Any]]
+    arrays: dict[str, Array]
 
     @property
     def has_head(self) -> bool:
@@ -66,7 +66,7 @@ def _weights(root: Path, document: dict[str, Any]) -> OriginalWeights:
     )
 
 
-def _policy(document: dict[str, Any], weights: OriginalWeights, arrays: dict[str, npt.NDArray[Any]]) -> PolicyConfig:
+def _policy(document: dict[str, Any], weights: OriginalWeights, arrays: dict[str, Array]) -> PolicyConfig:
     # The sizes of resampler and cross-attention are with the OpenFlamingo files when the RoboFlamingo's are silent.
     base_path = weights.language_model.parent / "config.json"
     base = read_json(base_path) if base_path.is_file() else {}

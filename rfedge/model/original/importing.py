@@ -31,11 +31,7 @@ def check_output(plan: ImportPlan, output: Path, *, overwrite: bool) -> None:
 
 
 def write_import(
-    plan: ImportPlan,
-    output: Path,
-    *,
-    overwrite: bool = False,
-    progress: StageProgress = lambda *_: None,
+    plan: ImportPlan, output: Path, *, overwrite: bool = False, progress: StageProgress = lambda *_: None
 ) -> dict[str, Any]:
     """Write the checkpoint atomically and return what is written about its origin.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rfedge.arrays import Array
 from rfedge.jobs.progress import StageProgress
 from rfedge.messages import POSE_SIZE
 from rfedge.model.decoder import GatedCrossAttention, MediaMask, media_mask
@@ -28,7 +28,7 @@ from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 # The original weighs the gripper's loss like this against the pose's.
 GRIPPER_LOSS_WEIGHT: Final = 0.01
 
-_Arrays = dict[str, npt.NDArray[Any]]
+_Arrays = dict[str, Array]
 
 
 def run_parity(folder: Path, *, progress: StageProgress = lambda *_: None) -> ParityReport:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array, UInt8
 from rfedge.contract import GraphContract, TensorSpec
 
-Array = npt.NDArray[Any]
 _ALIGNMENT: Final = 256  # TensorRT asks this of every address
 _TOKEN_AXIS: Final = "token"
 
@@ -28,13 +27,13 @@ class Slot:
     offset: int
     size_bytes: int
 
-    def view(self, block: npt.NDArray[np.uint8], shape: Sequence[int]) -> Array:
+    def view(self, block: UInt8, shape: Sequence[int]) -> Array:
         """Return the tensor of this shape inside `block`; nothing is copied."""
         size_bytes = int(np.prod(shape)) * self.dtype.itemsize
         assert size_bytes <= self.size_bytes, self.name
         return block[self.offset : self.offset + size_bytes].view(self.dtype).reshape(shape)
 
-    def write(self, block: npt.NDArray[np.uint8], array: Array, shape: Sequence[int]) -> None:
+    def write(self, block: UInt8, array: Array, shape: Sequence[int]) -> None:
         """Put `array` into `block` as a tensor of `shape`; what a longer axis 1 leaves over becomes 0.
 
         A token that was added this way has a false mask, so it changes no feature.

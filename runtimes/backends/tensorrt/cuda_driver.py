@@ -11,8 +11,8 @@ import ctypes
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import UInt8
 from rfedge.errors import BackendUnavailableError
 
 _LIBRARY: Final = "libcuda.so.1"
@@ -67,14 +67,14 @@ class CudaDriver:
     def free_device(self, address: int) -> None:
         self._call("cuMemFree_v2", _pointer(address))
 
-    def allocate_pinned(self, size_bytes: int) -> npt.NDArray[np.uint8]:
+    def allocate_pinned(self, size_bytes: int) -> UInt8:
         """Return page-locked host memory as bytes; it is no longer there after `free_pinned`."""
         address = _address()
         self._call("cuMemAllocHost_v2", ctypes.byref(address), _size(size_bytes))
         assert address.value is not None
         return np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address.value))
 
-    def free_pinned(self, memory: npt.NDArray[np.uint8]) -> None:
+    def free_pinned(self, memory: UInt8) -> None:
         self._call("cuMemFreeHost", _address(memory.ctypes.data))
 
     def create_stream(self) -> int:

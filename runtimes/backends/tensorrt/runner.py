@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from rfedge.arrays import Array, UInt8
 from rfedge.bundle.engines import EngineRecord
 from rfedge.contract import GraphContract
 from rfedge.errors import ArtifactError, BackendUnavailableError, RfedgeError
@@ -23,7 +23,6 @@ from rfedge.runtimes.backends.base import GraphRunner, RuntimeSettings, Stage
 from rfedge.runtimes.backends.tensorrt.buffers import BufferPlan, plan_buffers, text_inputs
 from rfedge.runtimes.backends.tensorrt.cuda_driver import CudaDriver
 
-Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
 _MOST_GRAPHS: Final = 8  # a head is called with one step and with a window of them, nothing else
 
@@ -110,7 +109,7 @@ class _OpenEngine:
         self._lanes: list[_Lane] = []
         self._stream = 0
         self._device = 0
-        self._host: npt.NDArray[np.uint8] | None = None
+        self._host: UInt8 | None = None
         self._plan = BufferPlan((), (), 0, 0)
 
     def load(self, path: Path, contract: GraphContract) -> None:
