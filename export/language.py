@@ -148,7 +148,7 @@ def stored_table(decoder: DecoderConfig, precision: Precision) -> StoredTable:
     """Return how the table of `decoder` is stored in a bundle of this precision."""
     if precision == "fp32":
         return StoredTable("float32")
-    if precision == "int4-weight":
+    if precision == "int4-weight":  # a scale a row rounds less than the first MatMul does
         return StoredTable("int8")
     is_large = 2 * decoder.vocab_size * decoder.width > _LARGE_BYTES
     return StoredTable("int8" if is_large and precision in _EIGHT_BITS else "float16")

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -133,7 +132,7 @@ class _Work:
                 rounds = self._round_rows if self._in_rows(readers[name]) else self._round
                 rounds(name, readers[name], balances[name], inputs.pop(name))
 
-    def _observe(self, observers: Mapping[str, Any], num_passes: int) -> None:
+    def _observe(self, observers: Mapping[str, ChannelStatistics | RoundedInput], num_passes: int) -> None:
         def count() -> None:
             self.frames_done += 1
             self.progress("calibrate", self.frames_done, num_passes * len(self.frames))

@@ -18,8 +18,11 @@ from rfedge.export.passes.graph_queries import block_of, input_of, is_constant, 
 # around them: a tenth of the multiplications of playtable-small and four fifths of its int8 error (docs/adr/0008).
 QUERY_ATTENTION: Final = ("resampler*.layers.*.attention.to_", "decoder.layers.*.cross_attention.attention.to_")
 
-# The camera resize is exact in float; of the robot's state a MatMul of six numbers is all there is to save.
-_ALWAYS_FLOAT: Final = ("preprocess", "proprioception")
+# beginning of a block -> why its MatMuls are never rounded
+ALWAYS_FLOAT: Final = {
+    "preprocess": "the camera resize is exact in fp32 alone",
+    "proprioception": "a MatMul of six numbers saves nothing",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def quantizable_matmuls(graph: ir.Graph, keep_float: Sequence[str] | None = None
     for pattern in keep_float or ():
         if not any(matmul.begins_with_any([pattern]) for matmul in matmuls):
             raise unknown_block(pattern, (matmul.block for matmul in matmuls))
-    patterns = (*_ALWAYS_FLOAT, *(QUERY_ATTENTION if keep_float is None else keep_float))
+    patterns = (*ALWAYS_FLOAT, *(QUERY_ATTENTION if keep_float is None else keep_float))
     return [matmul for matmul in matmuls if not matmul.begins_with_any(patterns)]
 
 

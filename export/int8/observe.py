@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -21,11 +21,6 @@ from rfedge.export.int8.ranges import MagnitudeHistogram
 from rfedge.recurrence import Arrays
 
 COVARIANCE_BYTES: Final = 1 << 30
-
-
-class Observer(Protocol):
-    def add(self, rows: Float32) -> None:
-        """Take note of (rows, channels)."""
 
 
 class ChannelStatistics:
@@ -101,7 +96,11 @@ def group_by_memory(channels: Mapping[str, int], *, limit_bytes: int = COVARIANC
 
 
 def observe(
-    graph: Path, observers: Mapping[str, Observer], frames: Sequence[Arrays], *, on_frame: Callable[[], None] = lambda: None
+    graph: Path,
+    observers: Mapping[str, ChannelStatistics | RoundedInput],
+    frames: Sequence[Arrays],
+    *,
+    on_frame: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the fp32 graph over `frames`, its weights mapped, and give each observer its tensor (..., channels) as rows."""
     names = list(observers)

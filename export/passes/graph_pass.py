@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import onnx_ir as ir
 
 Found = TypeVar("Found")
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
 
 
 class GraphPass(ir.passes.InPlacePass):
@@ -28,7 +28,7 @@ class GraphPass(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         for node in model.graph:
-            if node.op_type in _QUANTIZERS and not self.takes_quantized:
+            if node.op_type in QUANTIZERS and not self.takes_quantized:
                 raise ir.passes.PreconditionError(
                     f"pass {self.name}: got node {node.name} ({node.op_type}), expected a graph before quantization"
                 )

@@ -11,19 +11,14 @@ import onnx_ir as ir
 
 from rfedge.bundle.precision import BlockPrecision
 from rfedge.errors import ExportError
-from rfedge.export.int8.matmuls import unknown_block
+from rfedge.export.int8.matmuls import ALWAYS_FLOAT, unknown_block
+from rfedge.export.passes.graph_pass import QUANTIZERS
 from rfedge.export.passes.graph_queries import block_of, input_of, is_weight_matmul, tensor_of, tensor_shape
 
-# The camera resize is exact in float; of the robot's state a MatMul of six numbers is all there is to save.
-_ALWAYS_FLOAT = {
-    "preprocess": "the camera resize is exact in fp32 alone",
-    "proprioception": "a MatMul of six numbers saves nothing",
-}
 # Measured in fp16 on playtable-small: with the patch convolution in fp16 the feature's error more than doubles, and it is
 # 0.2 % of the work. Its weights hold the camera's 1/255, and its sums lose the bytes' mean to the bias again.
-_CONVOLUTION = "the patch convolution reads bytes, whose mean its bias takes off again"
-_CAMERA_CHANNELS = 3
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")
+CONVOLUTION = "the patch convolution reads bytes, whose mean its bias takes off again"
+CAMERA_CHANNELS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class MatMuls:
         return [
             node
             for node, reason in self.kept.items()
-            if reason == _CONVOLUTION and tensor_shape(tensor_of(input_of(node, 1)))[1] > _CAMERA_CHANNELS
+            if reason == CONVOLUTION and tensor_shape(tensor_of(input_of(node, 1)))[1] > CAMERA_CHANNELS
         ]
 
     def report(self, form: str, files: list[Path], others: Mapping[ir.Node, str] = MappingProxyType({})) -> FormReport:
@@ -85,21 +80,21 @@ def choose_matmuls(graph: ir.Graph, keep_float: Sequence[str]) -> MatMuls:
             raise unknown_block(prefix, blocks.values())
     matmuls = MatMuls()
     for node, block in blocks.items():
-        reason = next((reason for prefix, reason in _ALWAYS_FLOAT.items() if block.startswith(prefix)), None)
+        reason = next((reason for prefix, reason in ALWAYS_FLOAT.items() if block.startswith(prefix)), None)
         asked = next((prefix for prefix in keep_float if block.startswith(prefix)), None)
         if reason is not None:
             matmuls.kept[node] = reason
         elif asked is not None:
             matmuls.kept[node] = f"keep_float {asked!r}"
         elif node.op_type == "Conv":
-            matmuls.kept[node] = _CONVOLUTION
+            matmuls.kept[node] = CONVOLUTION
         else:
             matmuls.converted.append(node)
     return matmuls
 
 
 def _require_fp32(graph: ir.Graph) -> None:
-    found = next((f"node {node.name} ({node.op_type})" for node in graph if node.op_type in _QUANTIZERS), None)
+    found = next((f"node {node.name} ({node.op_type})" for node in graph if node.op_type in QUANTIZERS), None)
     for value in graph.initializers.values():
         if found is None and value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             found = f"weight {value.name} in {value.dtype.name}"

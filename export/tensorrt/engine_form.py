@@ -27,6 +27,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rfedge.errors import ExportError
+from rfedge.export.int8.matmuls import ALWAYS_FLOAT
 from rfedge.export.passes.graph_queries import (
     add_constant,
     array_of,
@@ -38,6 +39,7 @@ from rfedge.export.passes.graph_queries import (
     static_shape,
 )
 from rfedge.export.passes.slim import infer_shapes
+from rfedge.export.precisions.form_report import CAMERA_CHANNELS, CONVOLUTION
 from rfedge.export.precisions.half import set_types
 from rfedge.export.tensorrt.head_norms import normalise_in_heads
 
@@ -49,9 +51,6 @@ _HIDES: Final = -30000.0
 # What hides a key from a softmax in fp16.
 HIDDEN: Final = -10000.0
 _LARGEST_MASK: Final = 1 << 20
-_CAMERA_CHANNELS: Final = 3
-_RESIZE = "the camera resize is exact in fp32 alone"
-_PATCHES = "the patch convolution reads bytes, whose mean its bias takes off again"
 
 
 class Int8MatMul(NamedTuple):
@@ -68,9 +67,9 @@ def default_islands(model: ir.Model) -> dict[str, str]:
     found = {}
     for node in model.graph:
         if block_of(node).startswith("preprocess"):
-            found[str(node.name)] = _RESIZE
-        elif node.op_type == "Conv" and node.inputs[1] is not None and _channels(node.inputs[1]) == _CAMERA_CHANNELS:
-            found[str(node.name)] = _PATCHES
+            found[str(node.name)] = ALWAYS_FLOAT["preprocess"]
+        elif node.op_type == "Conv" and node.inputs[1] is not None and _channels(node.inputs[1]) == CAMERA_CHANNELS:
+            found[str(node.name)] = CONVOLUTION
     return found
 
 
