@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
 from rfedge.config import VisionConfig
 from rfedge.model.attention import attend, split_heads
-from rfedge.model.resize import BicubicResize
 from rfedge.model.token_merging import merge_tokens, size_bias
 
 # N = images, P = patches, L = tokens (P + 1), D = width
@@ -130,3 +130,47 @@ class VisionTransformer(nn.Module):
             x, size = block(x, size, min(self.merge_tokens, (x.shape[1] - 1) // 2))
         assert size is not None, "a tower has blocks"
         return x[:, 1:], size[:, 1:]
+
+
+_A = -0.5  # Pillow's bicubic; OpenCV and PyTorch use -0.75
+_SUPPORT = 2.0
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    near = ((_A + 2.0) * x - (_A + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * _A
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def bicubic_matrix(size_in: int, size_out: int) -> torch.Tensor:
+    """Return float32 (size_out, size_in): row i holds the weights of output pixel i; shrinking widens the filter."""
+    scale = size_in / size_out
+    stretch = max(scale, 1.0)
+    matrix = np.zeros((size_out, size_in))
+    for row in range(size_out):
+        center = (row + 0.5) * scale
+        first = max(int(center - _SUPPORT * stretch + 0.5), 0)
+        last = min(int(center + _SUPPORT * stretch + 0.5), size_in)
+        weights = _bicubic((np.arange(first, last) - center + 0.5) / stretch)
+        matrix[row, first:last] = weights / weights.sum()
+    return torch.from_numpy(matrix).float()
+
+
+class BicubicResize(nn.Module):
+    """uint8 (N, size_in, size_in, 3) -> float32 (N, 3, size_out, size_out) with whole values 0 to 255."""
+
+    matrix: torch.Tensor
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", bicubic_matrix(size_in, size_out), persistent=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = image.permute(0, 3, 1, 2).to(self.matrix.dtype)
+        x = _to_bytes(x @ self.matrix.T)  # along columns first, as Pillow does
+        return _to_bytes(self.matrix @ x)
+
+
+def _to_bytes(x: torch.Tensor) -> torch.Tensor:
+    return torch.floor(x + 0.5).clamp(0.0, 255.0)

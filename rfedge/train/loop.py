@@ -16,8 +16,7 @@ from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo
-from rfedge.model.checkpoint import write_checkpoint
-from rfedge.model.weight_shards import TensorSpec
+from rfedge.model.checkpoint import TensorSpec, write_checkpoint
 from rfedge.train.batches.features import FeatureTable
 from rfedge.train.batches.image_text import CoTraining, PairPass
 from rfedge.train.batches.loader import BatchLoader, LabelledWindows, SplitBatch, batch_tensors, window_forward

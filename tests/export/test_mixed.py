@@ -25,10 +25,9 @@ from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.export.int8.options import PLAIN
 from rfedge.export.int8.rounded_store import RoundedStore
 from rfedge.export.mixed.blocks import kept_float, quantizable_blocks
-from rfedge.export.mixed.cache import MeasurementCache, search_key
 from rfedge.export.mixed.plan import Budget, choose_plan, order_of_removal, parse_budget
 from rfedge.export.mixed.record import SearchRecord, draw_sensitivity
-from rfedge.export.mixed.search import ErrorMeter, MixedSearch, search_plan
+from rfedge.export.mixed.search import ErrorMeter, MeasurementCache, MixedSearch, search_key, search_plan
 from rfedge.export.mixed.speed import call_times_ms, profile_blocks, saved_ms
 from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.standard import apply_passes

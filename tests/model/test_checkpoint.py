@@ -13,8 +13,7 @@ from rfedge.config import GPTHeadConfig, GPTNeoXConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo, build_policy, load_checkpoint, save_checkpoint
-from rfedge.model.checkpoint import checkpoint_sha256, write_checkpoint
-from rfedge.model.weight_shards import TensorSpec, read_weights, write_weights
+from rfedge.model.checkpoint import TensorSpec, checkpoint_sha256, read_weights, write_checkpoint, write_weights
 from tests.errors import raises
 from tests.tolerances import assert_same_in_fp32, policy_terms
 from tests.whole_windows import forward_window

@@ -14,9 +14,9 @@ from rfedge.config import LSTMHeadConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo
-from rfedge.model.original.flamingo_tokenizer import flamingo_tokenizer
 from rfedge.model.original.import_plan import disagreements
 from rfedge.model.original.import_sizes import find_sizes, policy_config
+from rfedge.model.original.language_models import flamingo_tokenizer
 from rfedge.model.original.names import OUTPUT_PROJECTION
 from rfedge.model.original.plan import PlannedFile, plan_weights
 from rfedge.model.original.seeded_init import SeededInit, part_of

@@ -16,15 +16,14 @@ from rfedge.config import DecoderConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.disk import read_json
 from rfedge.language.tokenizer import InstructionTokenizer
-from rfedge.model.original.flamingo_tokenizer import TOKENIZER_FILES, flamingo_tokenizer
+from rfedge.model.checkpoint import TensorSpec
 from rfedge.model.original.import_sizes import find_sizes, policy_config
-from rfedge.model.original.language_models import UPSTREAM, decoder_config, weight_files
+from rfedge.model.original.language_models import TOKENIZER_FILES, UPSTREAM, decoder_config, flamingo_tokenizer, weight_files
 from rfedge.model.original.plan import PlannedFile, Role, WeightPlan, plan_weights
 from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import Source, open_source
 from rfedge.model.original.tensor_files import open_tensor_file
 from rfedge.model.policy import RoboFlamingo
-from rfedge.model.weight_shards import TensorSpec
 from rfedge.records.import_options import ImportOptions
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
