@@ -113,7 +113,7 @@ def write_graphs(
         },
         tuple(graph.runs_here for graph in graphs),
         head_here,
-        "; ".join(graph.stands_in for graph in graphs if graph.stands_in),
+        "; ".join(graph.emulated_by for graph in graphs if graph.emulated_by),
         next((graph.search for graph in graphs if graph.search is not None), None),
         tuple(graph.in_rows for graph in graphs if graph.in_rows is not None),
     )

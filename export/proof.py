@@ -160,9 +160,9 @@ def verify_parity(
     with tempfile.TemporaryDirectory() as folder:
         graphs = []
         for name, graph in bundle.backbone_graphs(for_cpu=True).items():
-            to_prove, stands_in = graph_to_prove(name, graph, precisions.graphs[name], work=Path(folder))
+            to_prove, emulated_by = graph_to_prove(name, graph, precisions.graphs[name], work=Path(folder))
             graphs.append(to_prove)
-            described += f"; {stands_in}" if stands_in else ""
+            described += f"; {emulated_by}" if emulated_by else ""
         count = count_steps(progress, 2 * num_steps)
         parity = measure_parity(
             torch_rollout(load_checkpoint(checkpoint_dir).policy, episodes, on_step=count),

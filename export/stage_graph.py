@@ -28,7 +28,7 @@ from rfedge.export.precisions.cpu_int8 import lower_int8
 from rfedge.export.precisions.half import make_half
 from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.row_int8 import RowMatMul, store_rows
-from rfedge.export.precisions.runs_here import write_stand_in
+from rfedge.export.precisions.runs_here import write_emulation
 from rfedge.export.precisions.weight_only import make_weight_only
 from rfedge.export.quantize import quantize_int8
 from rfedge.jobs.progress import StageProgress
@@ -72,7 +72,7 @@ class WrittenGraph:
     files: dict[str, Role]  # name in the bundle's folder -> role
     blocks: dict[str, BlockPrecision]  # PyTorch block -> what it computes in, read back from the graph
     runs_here: Path  # the graph for this CPU, for proofs and to calibrate the next stage
-    stands_in: str = ""  # what `runs_here` is where this CPU cannot run the graph itself
+    emulated_by: str = ""  # what `runs_here` is where this CPU cannot run the graph itself
     search: SearchRecord | None = None
     in_rows: RowGraphs | None = None  # where query attention is rounded, if the proof allows it
 
@@ -133,13 +133,13 @@ def describe_calibration(precisions: Iterable[Precision], int8: Int8Options) -> 
 
 
 def graph_to_prove(name: GraphName, graph: Path, precision: Precision, *, work: Path) -> tuple[Path, str]:
-    """Return what to run on this CPU for a written graph, and in words what it is where that is a stand-in."""
+    """Return what to run on this CPU for a written graph, and in words what it is where that is an emulation."""
     if precision != "bf16":
         return graph, ""
-    stand_in = work / f"{name}-stand-in.onnx"
-    write_stand_in(graph, stand_in)
+    emulation = work / f"{name}-emulation.onnx"
+    write_emulation(graph, emulation)
     text = "a graph in fp32 that rounds to bf16, which this CPU cannot run"
-    return stand_in, text if name == "backbone" else f"{name} by {text}"
+    return emulation, text if name == "backbone" else f"{name} by {text}"
 
 
 def _write_int8(

@@ -1,6 +1,6 @@
-"""A stand-in to measure a form in half precision that ONNX Runtime cannot run on this machine.
+"""An emulation to measure a form in half precision that ONNX Runtime cannot run on this machine.
 
-ONNX Runtime's CPU kernels know no bf16 (fp16 it widens to fp32 by itself). The stand-in computes in fp32 and rounds every
+ONNX Runtime's CPU kernels know no bf16 (fp16 it widens to fp32 by itself). The emulation computes in fp32 and rounds every
 result to the half format where the form would: the numbers of a machine with bf16 MatMuls that sum in fp32, as
 tensor cores do. It is for proofs; it is slower than fp32.
 """
@@ -22,7 +22,7 @@ _HALF: Final = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 MOVES: Final = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Identity", "Concat")
 
 
-def write_stand_in(source: Path, target: Path) -> None:
+def write_emulation(source: Path, target: Path) -> None:
     """Write to `target` a graph in fp32 that rounds as the fp16 or bf16 form at `source` does."""
     model = read_graph(source)
     round_to_half(model.graph)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rfedge.benchmarks.report.bundles import loop_name
 from rfedge.benchmarks.success.emulated_engines import EmulatedEngineLoop
 from rfedge.benchmarks.success.run import run_success
 from rfedge.benchmarks.success.sweep import SweepPlan
@@ -86,7 +87,7 @@ def test_an_ensemble_is_a_row_of_its_own_where_chunks_overlap(bundles: tuple[Pat
     plain = run_success(plan_of(bundles[:1], execute_steps=(1, 4)), CHAINS, tmp_path / "run")
     plan = plan_of(bundles[:1], execute_steps=(1, 4), ensembles=(0.0, None, -1.0))
     report = run_success(plan, CHAINS, tmp_path / "run")
-    assert [(row.name, row.loop, row.ensemble) for row in report.rows] == [
+    assert [(row.name, loop_name(row.model_dump()), row.ensemble) for row in report.rows] == [
         ("fp32 k1 ensemble 0 D evaluation", "closed-loop, ensemble", 0.0),
         ("fp32 k1 D evaluation", "closed-loop", None),
         ("fp32 k1 ensemble -1 D evaluation", "closed-loop, ensemble", -1.0),

@@ -17,7 +17,7 @@ from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_queries import block_of
 from rfedge.export.precisions.form_report import FormReport
-from rfedge.export.precisions.runs_here import write_stand_in
+from rfedge.export.precisions.runs_here import write_emulation
 from tests.errors import raises
 from tests.export.float_graphs import (
     LLAMA,
@@ -114,11 +114,11 @@ def test_features_and_actions_stay_close_over_a_rollout(
     feature_bound: float,
     action_bound: float,
 ) -> None:
-    """Six random frames with carried state; bf16 through its stand-in, which rounds as a GPU would."""
+    """Six random frames with carried state; bf16 through its emulation, which rounds as a GPU would."""
     path = forms[form][0]
     if form == "bf16":
-        write_stand_in(path, tmp_path / "stand_in.onnx")
-        path = tmp_path / "stand_in.onnx"
+        write_emulation(path, tmp_path / "emulation.onnx")
+        path = tmp_path / "emulation.onnx"
     rng = np.random.default_rng(1)
     episode = [policy_contract(tiny.config).backbone.sample_inputs(rng) for _ in range(6)]
     reference, result = (onnx_rollout(tiny.config, backbone, tiny.head, [episode]) for backbone in (tiny.backbone, path))
@@ -200,16 +200,16 @@ def test_an_output_that_a_matmul_makes_is_cast_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, x["x"] @ weight, atol=0.02)
 
 
-def test_the_stand_in_rounds_as_bf16_does(tmp_path: Path) -> None:
+def test_the_emulation_rounds_as_bf16_does(tmp_path: Path) -> None:
     weight, x = draw(np.random.default_rng(0), 4, 4), {"x": draw(np.random.default_rng(1), 2, 4)}
     write_graph(matmul(weight), tmp_path / "fp32.onnx")
     make_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx")
-    write_stand_in(tmp_path / "bf16.onnx", tmp_path / "stand_in.onnx")
+    write_emulation(tmp_path / "bf16.onnx", tmp_path / "emulation.onnx")
 
     def rounded(array: np.ndarray) -> np.ndarray:
         return array.astype(ml_dtypes.bfloat16).astype(np.float32)
 
-    np.testing.assert_array_equal(run(tmp_path / "stand_in.onnx", x)[0], rounded(rounded(x["x"]) @ rounded(weight)))
+    np.testing.assert_array_equal(run(tmp_path / "emulation.onnx", x)[0], rounded(rounded(x["x"]) @ rounded(weight)))
 
 
 def test_a_form_is_made_from_fp32_alone(forms: dict[str, tuple[Path, FormReport]], tmp_path: Path) -> None:

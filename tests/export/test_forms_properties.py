@@ -19,7 +19,7 @@ from rfedge.bundle.artifact import hash_file
 from rfedge.export.int8.options import PLAIN, Int8Options
 from rfedge.export.passes.graph_files import write_graph
 from rfedge.export.precisions.cpu_int8 import lower_int8
-from rfedge.export.precisions.runs_here import write_stand_in
+from rfedge.export.precisions.runs_here import write_emulation
 from rfedge.export.quantize import quantize_int8
 from tests.export.error_bounds import Format, bound_errors
 from tests.export.float_graphs import graph_of, make_bf16, make_fp16, make_int4_weight, make_int8_weight, run
@@ -145,7 +145,7 @@ FORMS: dict[str, tuple[Make, Format]] = {
 def test_a_form_keeps_its_promises(form: str, drawn: Drawn) -> None:
     make, rounding = FORMS[form]
     with tempfile.TemporaryDirectory() as name:
-        source, target, stand_in = (Path(name) / f"{file}.onnx" for file in ("source", "target", "stand_in"))
+        source, target, emulation = (Path(name) / f"{file}.onnx" for file in ("source", "target", "emulation"))
         write_graph(drawn.model, source)
         before = hash_file(source)
         make(source, target, drawn.inputs)
@@ -161,8 +161,8 @@ def test_a_form_keeps_its_promises(form: str, drawn: Drawn) -> None:
         try:
             results = run(target, drawn.inputs)
         except NoKernel:  # bf16 on most CPUs
-            write_stand_in(target, stand_in)
-            results = run(stand_in, drawn.inputs)
+            write_emulation(target, emulation)
+            results = run(emulation, drawn.inputs)
         expected = bound_errors(graph, drawn.inputs, rounding)
         exact = run(source, drawn.inputs)
         for output, result, reference in zip(graph.graph.output, results, exact, strict=True):
