@@ -40,7 +40,7 @@ ARM_NAME = "my-arm"
 
 
 class ArmDriver(Protocol):
-    """What your arm's library has to offer, one way or another."""
+    """Calls that your arm's library has to offer, one way or another."""
 
     def static_image(self) -> npt.NDArray[np.uint8]:
         """Newest picture of the fixed camera, (height, width, 3) RGB."""

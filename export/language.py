@@ -1,4 +1,4 @@
-"""What a bundle knows of language: its tokenizer and the whole token table, or a fixed list of sentences (--instructions).
+"""Language files of a bundle: its tokenizer and the whole token table, or a fixed list of sentences (--instructions).
 
 A list is a text file with one sentence a line, a .json file with a list of texts, or the word "data" for every sentence
 of the demonstrations. Sentences are kept as they stand, but for outer spaces; one that comes twice is kept once.

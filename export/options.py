@@ -1,4 +1,4 @@
-"""What `rfedge export` was asked for."""
+"""Options of `rfedge export`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _parse_keep_float(text: str) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What to write, and how it is proven."""
+    """Form of the bundle, and its proof."""
 
     precision: Annotated[
         str,

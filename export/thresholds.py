@@ -1,4 +1,4 @@
-"""What an exported policy must hold before it may be called one: every gate of the exporter, in one place.
+"""Thresholds that an exported policy must meet: every gate of the exporter, in one place.
 
 Order of judgement: the feature per step, then the seven numbers of the action and the hidden state over a rollout with
 carried state. Actions are in normalised units: 1.0 is 20 mm or 0.05 rad in one control step.

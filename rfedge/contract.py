@@ -119,7 +119,7 @@ class GraphContract(_Spec):
 
 
 class ActionSemantics(_Spec):
-    """What the seven numbers of an action mean (CALVIN relative actions)."""
+    """Meaning of the seven numbers of an action (CALVIN relative actions)."""
 
     order: tuple[str, ...] = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
     frame: str = "world"

@@ -1,4 +1,4 @@
-"""What crosses the border between robot, policy and simulator: observations, actions, head state.
+"""Messages between robot, policy and simulator: observations, actions, head state.
 
     observation.images.static    uint8  (200, 200, 3)   RGB, rows from the top
     observation.images.gripper   uint8  (84, 84, 3)     RGB

@@ -51,7 +51,7 @@ _SETTLE_S: Final = 0.02  # before a call, for the other's threads to sleep
 
 @dataclass(frozen=True)
 class IsolatedPlan:
-    """What to measure beside `LatencyPlan`, whose bundles, checkpoint, backend, instruction, threads and seed count.
+    """Plan beside `LatencyPlan`, whose bundles, checkpoint, backend, instruction, threads and seed count.
 
     Attributes:
         baselines: the dynamic ones are made of the first fp32 bundle, and kept nowhere.
@@ -102,7 +102,7 @@ class IsolatedRow(Record):
 
 
 class IsolatedLimit(Record):
-    """What the machine could do at best: the same work at its measured rates.
+    """The same work at the machine's measured rates.
 
     Attributes:
         int8_ops, fp32_flops: per second, measured MatMuls of 128 x 1024 x 1024.

@@ -27,7 +27,7 @@ from rfedge.runtimes.policy.edge_policy import EdgePolicy
 
 
 class ProcessJob(Record):
-    """What one process measures.
+    """One variant for one process to measure.
 
     Attributes:
         path: bundle, or checkpoint for `backend` "torch".

@@ -35,7 +35,7 @@ class Figure:
 
 
 class Picture(Protocol):
-    """What the page shows and the Markdown file leaves out."""
+    """A part that the page shows and the Markdown file leaves out."""
 
     def to_html(self) -> str:
         """Return it as an element."""

@@ -1,4 +1,4 @@
-"""What each part of a policy is worth: the same training with one thing changed, and the same rollouts of every result.
+"""Ablations of a policy: the same training with one thing changed, and the same rollouts of every result.
 
     python -m rfedge.benchmarks.studies.ablations --start CHECKPOINT --data DEMOS --output FOLDER --minutes 6
 

@@ -93,7 +93,7 @@ class EnginesReport(Measurement):
 
 
 class GraphFacts(Record):
-    """What is known of a graph before it is built; see `FullSizeEngine`."""
+    """Facts of a graph before it is built; see `FullSizeEngine`."""
 
     preset: str
     precision: GraphPrecision

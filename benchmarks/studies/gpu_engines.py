@@ -100,7 +100,7 @@ class GpuEnginesReport(Measurement):
 
 
 class Study:
-    """What is measured, where; without a GPU engines are built for `sm`. No form is begun later than `budget_s`."""
+    """Forms, device and budget; without a GPU engines are built for `sm`. No form is begun later than `budget_s`."""
 
     def __init__(self, module: TensorRt, sm: int, iterations: int, budget_s: float) -> None:
         self.module, self.iterations = module, iterations

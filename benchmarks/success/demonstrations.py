@@ -49,7 +49,7 @@ _COLUMNS: Final = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "rel_a
 
 @dataclass(frozen=True, slots=True)
 class RecordingOptions:
-    """What differs from one task done by its expert."""
+    """Differences from one task done by its expert."""
 
     # added to every action that is sent, never to what is recorded as the label; None for none
     noise: ActionNoise | None = None

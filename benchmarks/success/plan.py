@@ -1,4 +1,4 @@
-"""What a measurement of success runs: which bundle, in which loop, how many steps per call, where and in which words."""
+"""Plan of a success measurement: which bundle, in which loop, how many steps per call, where and in which words."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class SuccessPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """What is run in one row; `torch` is set for a checkpoint, `reference` is the row it is paired with, or None."""
+    """One row to run; `torch` is set for a checkpoint, `reference` is the row it is paired with, or None."""
 
     policy: PolicyRecord
     mode: str
@@ -173,7 +173,7 @@ class RowPlan:
 
     @property
     def name(self) -> str:
-        """What reports call it; unique in a plan."""
+        """Name in reports; unique in a plan."""
         ensemble = "" if self.ensemble is None else f" ensemble {self.ensemble:g}"
         return f"{self.policy.label} k{self.execute_steps}{ensemble} {self.world.scene} {self.language}"
 

@@ -1,4 +1,4 @@
-"""What the records of a row add up to, alone and paired with those of its reference."""
+"""Sums over the records of a row, alone and paired with those of its reference."""
 
 from __future__ import annotations
 

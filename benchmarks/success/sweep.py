@@ -40,7 +40,7 @@ SWEEP_SCHEMA_VERSION: Final = 1
 
 
 class SweepRow(Record):
-    """What the latency adds to one row of the success."""
+    """Latency beside one row of the success."""
 
     row: str
     variant: str  # name of the latency report's variant

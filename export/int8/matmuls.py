@@ -40,7 +40,7 @@ class MatMul:
 
     @property
     def source(self) -> ir.Value:
-        """What is multiplied, (..., channels)."""
+        """The multiplied tensor, (..., channels)."""
         return input_of(self.node, 0)
 
     @property

@@ -1,4 +1,4 @@
-"""What the search for a mixed plan leaves in a bundle, the evidence on every block, and a picture of it."""
+"""Record of the search for a mixed plan: the evidence on every block, and a picture of it."""
 
 from __future__ import annotations
 

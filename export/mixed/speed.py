@@ -1,4 +1,4 @@
-"""What int8 saves in each block on this machine, and what whole graphs take, measured side by side.
+"""Time that int8 saves in each block on this machine, and time of whole graphs, measured side by side.
 
 ONNX Runtime's profile has a time for every node. Each graph is first optimised and written back with names of our own,
 because fused nodes lose theirs; a tensor keeps its name, and tells which block its node belongs to.

@@ -1,4 +1,4 @@
-"""What every pass over a float graph shares: check, change in place, check again, and say what was changed."""
+"""Base of every pass over a float graph: check, change in place, check again, and say what was changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a form tells about itself: which MatMuls it converted, which it kept and why, and what it weighs."""
+"""Report of a form: which MatMuls it converted, which it kept and why, and what it weighs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What calibration frames say of weights: how the inputs that each of them multiplies vary together."""
+"""Statistics of calibration frames for weights: how the inputs that each of them multiplies vary together."""
 
 from __future__ import annotations
 

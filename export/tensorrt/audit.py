@@ -1,4 +1,4 @@
-"""What an engine really computes in, layer by layer and MatMul by MatMul, and why wherever that is not int8.
+"""Precision that an engine really computes in, layer by layer and MatMul by MatMul, and why wherever that is not int8.
 
 The truth comes from the engine: from its inspector where the device is there, else from the builder's description of
 the layers it made. The ONNX graph says what was asked for and gives the names. As a second witness the weights inside

@@ -1,4 +1,4 @@
-"""What the builder says while it works: its errors, its memory figures and, at the end, the layers it made.
+"""Log of the builder: its errors, its memory figures and, at the end, the layers it made.
 
 With detailed profiling both modules print every layer of the finished engine, so that the audit needs no GPU.
 """

@@ -1,4 +1,4 @@
-"""What `rfedge build` was asked for."""
+"""Options of `rfedge build`."""
 
 from __future__ import annotations
 

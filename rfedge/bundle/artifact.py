@@ -83,7 +83,7 @@ class Artifact(Record):
 
 
 class PrecisionRecord(Record):
-    """What was asked for and what each block really computes in, read back from the finished graph."""
+    """Requested precision, and that of each block, read back from the finished graph."""
 
     requested: str
     blocks: dict[str, BlockPrecision]
@@ -123,7 +123,7 @@ class ParityRecord(Record):
 
 
 class EngineForm(Record):
-    """What TensorRT computes one graph in, besides the int8 that stands in the graph."""
+    """Float type of one graph in TensorRT, besides the int8 that stands in the graph."""
 
     floats: Literal["fp16", "fp32"]  # "fp16", or "fp32" where the graph keeps its own types
     islands: dict[str, str] = Field(default_factory=dict)  # ONNX node -> why it computes in fp32 all the same
@@ -134,7 +134,7 @@ class EngineForm(Record):
 
 
 class TensorRtRecord(Record):
-    """What the target TensorRT computes where that is not what CPUs compute; the graphs are the same files."""
+    """Computation of the target TensorRT where it is not that of CPUs; the graphs are the same files."""
 
     graphs: dict[GraphName, EngineForm]  # graph -> its form
     parity: ParityRecord | None = None  # of the engines' arithmetic, emulated

@@ -1,4 +1,4 @@
-"""What the blocks of a bundle compute in, counted over their MatMuls, and the one name that the bundle goes by."""
+"""Precisions of the blocks of a bundle, counted over their MatMuls, and the one name that the bundle goes by."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSION_2 = re.compile(r"(\S+) \((\d+) of (\d+) MatMuls\)")
 
 
 class BlockPrecision(Record):
-    """What one PyTorch block computes in."""
+    """Precision of one PyTorch block."""
 
     # kind -> number of the block's MatMuls and convolutions with weights: {"int8": 3, "fp32": 1}. Bundles of schema version
     # 2 did not count where all have one kind: 1 stands there.

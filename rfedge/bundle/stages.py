@@ -46,7 +46,7 @@ def stage_of_block(block: str) -> BackboneStage:
 
 @dataclass(frozen=True, slots=True)
 class StagePrecisions:
-    """What each graph of the backbone was asked to be."""
+    """Requested precision of each graph of the backbone."""
 
     graphs: Mapping[GraphName, Precision]  # graph -> precision, in call order: "backbone" alone, or "vision" and "decoder"
 

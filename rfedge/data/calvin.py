@@ -236,7 +236,7 @@ def _has_frames(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What an annotation file holds."""
+    """Content of an annotation file."""
 
     segments: tuple[Segment, ...]  # those with an instruction, in the order of the file
     # (place in the file, segment) of those without one, which nothing can be learned from

@@ -84,7 +84,7 @@ class ImageTextSet:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTextData:
-    """What some files hold, in two parts that share no image; a kind of which a part holds nothing is absent there."""
+    """Content of some files, in two parts that share no image; a kind of which a part holds nothing is absent there."""
 
     training: dict[ImageTextKind, ImageTextSet]
     held_out: dict[ImageTextKind, ImageTextSet]

@@ -46,7 +46,7 @@ class MergedSource:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What now lies in `folder`; `num_linked` of the frames take no room of their own."""
+    """Merged dataset in `folder`; `num_linked` of the frames take no room of their own."""
 
     folder: Path
     sources: tuple[MergedSource, ...]

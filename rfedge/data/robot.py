@@ -1,4 +1,4 @@
-"""What a Franka Panda at CALVIN's table can report, to tell its demonstrations from those of another robot.
+"""Ranges that a Franka Panda at CALVIN's table can report, to tell its demonstrations from those of another robot.
 
 The limits are the arm's own, not those of a dataset, so no frame of CALVIN is beyond them. Sources: Franka's published
 joint limits and link lengths; CALVIN's robot base and finger limits.

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: spread of the states, bounds of the actions, episodes per task."""
+"""Statistics of a dataset: spread of the states, bounds of the actions, episodes per task."""
 
 from __future__ import annotations
 

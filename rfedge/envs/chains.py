@@ -41,7 +41,7 @@ Value = str | int
 
 @dataclass(frozen=True, slots=True)
 class SymbolicState:
-    """What the chains know about a scene; the order of the fields decides CALVIN's hash of it."""
+    """State of a scene as the chains see it; the order of the fields decides CALVIN's hash of it."""
 
     # led, lightbulb: 0 or 1
     led: int

@@ -1,4 +1,4 @@
-"""What every environment offers to policies, experts and the task oracle, in numpy alone.
+"""Interface of every environment to policies, experts and the task oracle, in numpy alone.
 
 An environment can be driven in two ways. `reset` and `step` also render and return an `Observation`, which is what a
 policy needs; `restore` and `advance` move the same world without rendering, which is what experts and physics tests
@@ -165,7 +165,7 @@ class Environment(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentIdentity:
-    """What two rollouts must have in common to count together: a policy's success follows what it sees.
+    """Conditions that two rollouts must share to count together: a policy's success follows what it sees.
 
     Attributes:
         name: of `make_environment`, or what a world of one's own is called.

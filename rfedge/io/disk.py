@@ -1,4 +1,4 @@
-"""What a disk refuses, as one line: full, read-only, names too long; and room that is looked for before the work.
+"""Errors of a disk as one line: full, read-only, names too long; and room that is looked for before the work.
 
 A disk that is full is met by whichever library writes, and each says it in its own way: as an OSError, as text, or not at
 all. `disk_error` finds it in all of them.

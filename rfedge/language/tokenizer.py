@@ -32,7 +32,7 @@ _TELLING_VOCABULARY: Final = 1000
 
 
 class PromptTokens(NamedTuple):
-    """What a language model's own tokenizer decides about the prompt."""
+    """Prompt tokens of a language model's own tokenizer."""
 
     end_of_text: str = END_OF_TEXT
     begin_of_text: str = ""  # starts it, or nothing does

@@ -27,7 +27,7 @@ class Gpu:
 
     @property
     def tensor_formats(self) -> tuple[str, ...]:
-        """What its tensor cores multiply, by compute capability. Source: CUDA C++ Programming Guide."""
+        """Types that its tensor cores multiply, by compute capability. Source: CUDA C++ Programming Guide."""
         since = {"fp16": 70, "int8": 75, "bf16": 80, "fp8": 89, "fp4": 100}
         return tuple(name for name, sm in since.items() if self.sm >= sm)
 

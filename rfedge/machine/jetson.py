@@ -1,4 +1,4 @@
-"""What only a Jetson has: board, L4T and JetPack, power mode, clocks. Parsers first; they take text and return records."""
+"""Facts of a Jetson: board, L4T and JetPack, power mode, clocks. Parsers first; they take text and return records."""
 
 from __future__ import annotations
 

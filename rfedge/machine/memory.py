@@ -34,7 +34,7 @@ class Memory:
 
     @property
     def usable_bytes(self) -> int:
-        """What a policy may take now."""
+        """Memory that a policy may take now."""
         return min(self.available_bytes, self.limit_bytes or self.available_bytes)
 
 

@@ -35,7 +35,7 @@ def masked_average_pool(x_NTD: torch.Tensor, mask_NT: torch.Tensor) -> torch.Ten
 
 
 class MediaMask(NamedTuple):
-    """What each text token may read: `bias` (N, 1, T, R) is added to the scores, `reads` (N, T, 1) scales what was read."""
+    """Mask of each text token: `bias` (N, 1, T, R) is added to the scores, `reads` (N, T, 1) scales what was read."""
 
     bias: torch.Tensor | None = None
     reads: torch.Tensor | None = None

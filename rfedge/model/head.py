@@ -39,7 +39,7 @@ def _fold_standardisation(weight: torch.Tensor, bias: torch.Tensor, mean_D: torc
 
 
 class PolicyHead(nn.Module, ABC):
-    """What training and parity ask of every head."""
+    """Interface of every head to training and parity."""
 
     chunk_size: int
     pose: nn.Sequential

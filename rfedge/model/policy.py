@@ -188,7 +188,7 @@ class RoboFlamingo(nn.Module):
         return self.embedding(token_ids)  # type: ignore[no-any-return]
 
     def logits(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
-        """What the final norm returned (N, T, D) -> scores of the next token (N, T, vocabulary).
+        """Output of the final norm (N, T, D) -> scores of the next token (N, T, vocabulary).
 
         Raises:
             ConfigError: the policy was imported without its language model's output projection.

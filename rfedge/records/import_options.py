@@ -1,4 +1,4 @@
-"""What an import of original files is asked for; apart from it, so that a command line is read without PyTorch."""
+"""Options of an import of original files; apart from it, so that a command line is read without PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SOURCE: Final = "A file, a folder, a Hugging Face id (organisation/name, then /
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What the user gave. Where no tensor shows a size, None is the preset's, or that of the released models without one."""
+    """Given options. Where no tensor shows a size, None is the preset's, or that of the released models without one."""
 
     roboflamingo: Annotated[str | None, Option(f"RoboFlamingo's .pth; without one the head is initialised. {_SOURCE}")] = (
         None

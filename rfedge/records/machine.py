@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, memory, library versions and the commit of this source."""
+"""Provenance of a number: processor, memory, library versions and the commit of this source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plans share: a check, and options of the command line that are declared on the fields that they fill."""
+"""Base of plans: a check, and options of the command line that are declared on the fields that they fill."""
 
 from __future__ import annotations
 

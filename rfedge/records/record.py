@@ -1,4 +1,4 @@
-"""What the parts of every result document have in common, and how a document is written."""
+"""Base of every part of a result document, and how one is written."""
 
 from __future__ import annotations
 

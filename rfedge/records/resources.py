@@ -1,4 +1,4 @@
-"""What one stretch of time took: memory, power and temperature."""
+"""Resources of one stretch of time: memory, power and temperature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TemperatureRecord(Record):
 
 
 class ResourceRecord(Record):
-    """What one stretch of time took.
+    """Resources of one stretch of time.
 
     Attributes:
         power_reason, temperatures_reason: why there is nothing, or nothing more; "" when nothing is missing.

@@ -1,1 +1,1 @@
-"""What data, policy and robot must have alike: camera geometry, control rate, rotations."""
+"""Conventions that data, policy and robot must share: camera geometry, control rate, rotations."""

@@ -1,4 +1,4 @@
-"""What data, policy and robot must have alike besides the units of an action: the control rate and the camera geometry.
+"""Conventions that data, policy and robot share, besides the units of an action: control rate and the camera geometry.
 
 They are properties of a policy: its demonstrations have them, training and export hand them on, and whoever drives a robot
 asks for them or is refused.

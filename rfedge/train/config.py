@@ -1,4 +1,4 @@
-"""What a training run is made of, with one recipe for fine-tuning as in the paper and one for presets from nothing.
+"""Configuration of a training run, with one recipe for fine-tuning as in the paper and one for presets from nothing.
 
 Sources: RoboFlamingo section 4.4 and its released training script (batch 6, AdamW 1e-4, warm-up 5000, clip 1, gripper
 weight 0.01, decay 0.1 on the gated cross-attention alone).

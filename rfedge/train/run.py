@@ -110,7 +110,7 @@ class TrainingRun(ABC):
         return self.is_stopped or (self.state.step > 0 and self.share() >= 1.0)
 
     def my_seconds(self) -> float:
-        """What this process adds to the training time, which is by the clock of the first one: all must end together."""
+        """Training time since the start, by the clock of the first process: all must end together."""
         return time.perf_counter() - self.started if self.processes.is_first else 0.0
 
     def keep(self, name: str, value: torch.Tensor | float) -> None:

@@ -1,4 +1,4 @@
-"""What a run asks of the machine: its device, PyTorch's random state and threads, and batches that all processes share."""
+"""Settings of a run on its machine: its device, PyTorch's random state and threads, and batches that all processes share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run starts from: the policy and its tokenizer, and the demonstrations cut into training and held-out windows."""
+"""Sources of a run: the policy and its tokenizer, and the demonstrations cut into training and held-out windows."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ ROTATION_FORMS: Final = ("euler", "axis-angle")
 
 @dataclass(frozen=True, slots=True)
 class LeRobotKeys:
-    """What one robot calls things, and its units.
+    """Names and units of one robot.
 
     Attributes:
         state: the 15 numbers of `rfedge.messages`, in its order, or empty when the robot does not report them.

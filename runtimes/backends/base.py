@@ -1,4 +1,4 @@
-"""What every backend promises: a graph runner with checked inputs, and the parts a policy is built from.
+"""Interface of every backend: a graph runner with checked inputs, and the parts a policy is built from.
 
 The public method checks and the private one works, so that each backend says only how it computes and all of them
 refuse the same inputs with the same words.

@@ -1,4 +1,4 @@
-"""What `rfedge tune` chose for one bundle on one machine, kept in the user's cache and found again by what it depends on."""
+"""Choice of `rfedge tune` for one bundle on one machine, kept in the user's cache and found again by what it depends on."""
 
 from __future__ import annotations
 

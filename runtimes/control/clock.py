@@ -34,7 +34,7 @@ class MonotonicClock:
 
 
 class Pace(Protocol):
-    """What says when a control step begins and whether its action comes too late; a replay has its own."""
+    """Clock that says when a control step begins and whether its action is late; a replay has its own."""
 
     @property
     def num_late(self) -> int:

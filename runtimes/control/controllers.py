@@ -18,7 +18,7 @@ MODES: Final = (*SYNCHRONOUS_MODES, "overlapped")
 
 
 class Trained(Protocol):
-    """What a policy's training decides about its loop; a policy and the record of one both say it."""
+    """Loop settings that a policy's training decides; a policy and the record of one both say it."""
 
     @property
     def chunk_size(self) -> int:

@@ -20,7 +20,7 @@ LATE_ACTIONS: Final = ("send", "hold", "repeat")
 
 @dataclass(frozen=True, slots=True)
 class LatePolicy:
-    """What goes to the robot on a missed step, and when it is enough.
+    """Actions on a missed step, and when the misses end a run.
 
     A step is missed when its action is ready only after the next step should have begun, or when an overlapped chunk is
     used up before the next one has arrived. Where nothing is there to be sent, "send" holds.

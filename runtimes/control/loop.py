@@ -42,7 +42,7 @@ _MS_PER_S: Final = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class LoopSummary:
-    """What a run amounts to; its size does not depend on its length."""
+    """Summary of a run; its size does not depend on its length."""
 
     ended: Ending  # see `Ending`
     success: bool | None  # None when nobody checked

@@ -1,4 +1,4 @@
-"""What the loop drives: three calls that a simulator, a recorded episode and a real arm can all offer."""
+"""Interface of what the loop drives: three calls that a simulator, a recorded episode and a real arm can all offer."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class SafetyLimits:
-    """What the guard holds to; every default is the action's own range.
+    """Limits of the guard; every default is the action's own range.
 
     Attributes:
         max_step_m: a longer translation is shortened, its direction kept. Without it each axis may move 0.02 m, which is
@@ -125,7 +125,7 @@ class SafetyLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedAction:
-    """What may be sent."""
+    """The action that may be sent."""
 
     action: Float32  # (7,), finite, within all limits, gripper -1 or 1, or 0 while unknown; float64 where it came so
     interventions: tuple[str, ...]  # which of `INTERVENTIONS` changed it

@@ -160,7 +160,7 @@ def stop_on_signals(request: StopRequest, *, patience_s: float = _PATIENCE_S) ->
 
 
 class _Handlers:
-    """What runs in the main thread when it is free; while a loop runs the watching thread decides."""
+    """Handler in the main thread when it is free; while a loop runs the watching thread decides."""
 
     def __init__(self, request: StopRequest, report: Callable[[], object]) -> None:
         self._request = request

@@ -20,7 +20,7 @@ _TENSORRT_SM: Final = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 75, "mixed": 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What precisions depend on: parts of the machine, None where there is none, and the backends of this version."""
+    """Facts that precisions depend on: parts of the machine, None where there is none, and the backends of this version."""
 
     processor: Processor | None
     gpu: Gpu | None

@@ -1,4 +1,4 @@
-"""What a policy is to a loop, and what it answers, whatever computes it: a bundle here or a server elsewhere."""
+"""Interface of a policy to a loop, and its answer, whatever computes it: a bundle here or a server elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES: Final = ("preprocess", "backbone", "head", "postprocess", "total")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyStep:
-    """What one call of a policy returns."""
+    """Result of one policy call."""
 
     actions: Float32  # (chunk, 7), pose in [-1, 1], gripper exactly -1 or 1
     timings_ms: Mapping[str, float]  # by `STAGES`; empty for a policy that does not time itself
@@ -25,7 +25,7 @@ class PolicyStep:
 
 
 class Policy(Protocol):
-    """What a controller drives; anything with these four members can take the place of `EdgePolicy`."""
+    """Policy as a controller sees it; anything with these four members can take the place of `EdgePolicy`."""
 
     @property
     def chunk_size(self) -> int:

@@ -97,7 +97,7 @@ class EmbeddingTable:
 
 
 class TokenSource(Protocol):
-    """What turns words into ids: a tokenizer for any words, or a table of known sentences."""
+    """Encoder of words into ids: a tokenizer for any words, or a table of known sentences."""
 
     def encode(self, instruction: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids (text_length,) padded on the right, and a mask (text_length,), true on real tokens."""

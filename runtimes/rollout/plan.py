@@ -1,4 +1,4 @@
-"""What `rfedge run` was asked for."""
+"""Options of `rfedge run`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ServerAddress:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """What to run.
+    """Policy, task and loop of a run.
 
     Attributes:
         bundle, server: where the policy is, one of the two; a run with a server always holds the rate.

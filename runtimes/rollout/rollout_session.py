@@ -1,4 +1,4 @@
-"""What acts in a task, an expert or a policy, and the one environment in which a process lets it until the task is done."""
+"""Agents of a task, an expert or a policy, and the one environment in which a process lets it until the task is done."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Simulator:
 
 @dataclass(frozen=True, slots=True)
 class RolloutSetup:
-    """What a process needs to run tasks."""
+    """Everything that a process needs to run tasks."""
 
     make_agent: Callable[[], Agent]
     world: Simulator

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: film, record, and the viewer's file; each only if it was asked for."""
+"""Files that a run writes while it goes on: film, record, and the viewer's file; each only if it was asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy costs (parameters, operations, bytes, stage by stage) and what each known device would make of it.
+"""Cost of a policy (parameters, operations, bytes, stage by stage) and its predicted time on each known device.
 
 Needs no torch, so that it also runs on the robot. Read `report.py` first.
 """

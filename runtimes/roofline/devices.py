@@ -27,7 +27,7 @@ _GPU_LAUNCH_US: Final = (2.0, 10.0)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a roofline needs to know."""
+    """Figures of a device for its roofline."""
 
     name: str
     memory_bytes: int  # installed; on Jetson shared with the system

@@ -13,7 +13,7 @@ from rfedge.runtimes.roofline.work import MatMul, PolicyWork, Stage
 
 @dataclass(frozen=True, slots=True)
 class EngineShares:
-    """What the audits of one target's engines found, all graphs together."""
+    """Findings of the audits of one target's engines, all graphs together."""
 
     folder: str  # name of the target's folder
     graphs: tuple[str, ...]  # those that are built

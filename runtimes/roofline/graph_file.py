@@ -1,4 +1,4 @@
-"""What an ONNX file computes (nodes, shapes, sizes of weights), read without the weights beside it."""
+"""Content of an ONNX file (nodes, shapes, sizes of weights), read without the weights beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Dimension = int | str | None
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """What is known of a tensor: element type ("float32", ...; "" when unknown) and shape (None when unknown)."""
+    """Known facts of a tensor: element type ("float32", ...; "" when unknown) and shape (None when unknown)."""
 
     dtype: str
     shape: tuple[Dimension, ...] | None

@@ -72,7 +72,7 @@ def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork
 
 
 class GraphCount:
-    """What one graph computes: its MatMuls, operators, norms and biases, and operators whose cost could not be counted.
+    """Work of one graph: its MatMuls, operators, norms and biases, and operators whose cost could not be counted.
 
     Its dynamic axes, tokens of the text or steps of the head, have `dynamic_size`; `block` names everything in place of the
     exporter's names.

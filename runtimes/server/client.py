@@ -97,7 +97,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the server said of itself and its policy when it was connected first."""
+        """Metadata that the server sent of itself and its policy when it was connected first."""
         return self._metadata
 
     @property

@@ -1,4 +1,4 @@
-"""What Prometheus may ask a server: counts, a queue, and where the milliseconds went."""
+"""Metrics of a server for Prometheus: counts, a queue, and where the milliseconds went."""
 
 from __future__ import annotations
 

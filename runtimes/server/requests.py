@@ -1,4 +1,4 @@
-"""What a client may ask: one frame with its instruction, or a reset. Fields, shapes and dtypes are on a list.
+"""Requests of a client: one frame with its instruction, or a reset. Fields, shapes and dtypes are on a list.
 
     observation/image, observation/wrist_image, observation/state, prompt            openpi
     observation.images.static, observation.images.gripper, observation.state, task   rfedge
@@ -37,7 +37,7 @@ MAX_STATE_SIZE: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class RequestRules:
-    """What this server takes."""
+    """Limits of this server."""
 
     max_instruction_characters: int
     resize: Resize | None  # the policy's camera geometry, to bring images to its size; None refuses others

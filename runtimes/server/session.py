@@ -1,4 +1,4 @@
-"""What a server keeps for its clients: one connection's messages, instruction and head state, and the policy's one thread.
+"""State of a server's clients: one connection's messages, instruction and head state, and the policy's one thread.
 
 Two connections share nothing but the policy, which keeps no state.
 """
@@ -20,7 +20,7 @@ from rfedge.runtimes.server.requests import Request
 
 
 class Session:
-    """What one client's episode has come to; one call at a time.
+    """State of one client's episode; one call at a time.
 
     The state begins anew with a reset, with another instruction, and with a connection: nothing is kept for a client that
     comes back, because frames are missing from what it remembers.

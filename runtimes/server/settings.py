@@ -14,7 +14,7 @@ DEFAULT_PORT: Final = 8000  # openpi's
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What `rfedge serve` was asked for."""
+    """Options of `rfedge serve`."""
 
     host: Annotated[
         str, Option("Address to listen on; beyond this machine only with a token.", panel="Address and access")

@@ -1,4 +1,4 @@
-"""What records for `rfedge demos`: the world and the policy that a process opens once and uses for all its rollouts."""
+"""Recorder of `rfedge demos`: the world and the policy that a process opens once and uses for all its rollouts."""
 
 from __future__ import annotations
 

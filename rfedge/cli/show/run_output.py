@@ -1,4 +1,4 @@
-"""What `rfedge run` prints for people."""
+"""Output of `rfedge run` for people."""
 
 from __future__ import annotations
 

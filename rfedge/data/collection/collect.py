@@ -96,7 +96,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, slots=True)
 class CollectionResult:
-    """What now lies in `folder`; `num_resumed` episodes were there before."""
+    """Collection in `folder`; `num_resumed` episodes were there before."""
 
     folder: Path
     tasks: tuple[TaskSummary, ...]

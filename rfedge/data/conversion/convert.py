@@ -37,7 +37,7 @@ _EPISODE_BYTES: Final = 100_000  # ten frames of 10 kB: fewer than an episode ha
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """What was written, or, after a trial, what the first episode came to."""
+    """The written dataset, or, after a trial, its first episode."""
 
     folder: Path | None  # the split folder; None after a trial
     layout: str  # what the source was taken for

@@ -24,7 +24,7 @@ _UNIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceState:
-    """What the robot measured, at the source's frames."""
+    """Measurements of the robot, at the source's frames."""
 
     pose: Float64Array  # float64 (T, 6) tcp xyz in metres, in CALVIN's frame, and fixed-axis xyz angles in rad
     width_m: Float64Array  # (T, 1) distance of the fingers
@@ -33,7 +33,7 @@ class SourceState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Motion:
-    """What the actions ask for, at the source's frames."""
+    """Targets of the actions, at the source's frames."""
 
     # float64 (T, 6) commanded motion in m and rad of Euler angles, for relative actions; else None
     steps: Float64Array | None

@@ -1,4 +1,4 @@
-"""What every source format is read into before it is mapped to CALVIN's arrays."""
+"""Common record of every source format, before it is mapped to CALVIN's arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rfedge.errors import DatasetError, RfedgeError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is known of a source's conventions."""
+    """Known conventions of a source."""
 
     name: str  # of the layout, as the user sees it
     fields: Mapping[str, FieldSource] = field(default_factory=dict)

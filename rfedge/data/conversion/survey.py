@@ -32,7 +32,7 @@ _FAR_M, _FAR_RAD = 0.1, 0.6
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the numbers say; `faults` is empty where the source can be converted."""
+    """Survey of the numbers; `faults` is empty where the source can be converted."""
 
     faults: tuple[RfedgeError, ...]  # in the order of the source
     notes: tuple[str, ...]  # what could not be compared, and disagreements that the options allow

@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FrameChecks:
-    """What to check beyond shapes and ranges."""
+    """Checks beyond shapes and ranges."""
 
     # whether rel_actions must follow from actions and robot_obs by CALVIN's rule; it does not where rel_actions are the
     # commands that were sent and actions the poses that were reached

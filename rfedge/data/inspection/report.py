@@ -1,4 +1,4 @@
-"""What a CALVIN split holds and what is damaged in it, in one report.
+"""Report on a CALVIN split: its content, and what is damaged in it.
 
 Damage is everything that CALVIN's released splits do not have: such frames make a training stop, or teach something
 wrong. Index files are checked whole, frames by a seeded sample unless all are asked for.

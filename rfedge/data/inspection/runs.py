@@ -1,4 +1,4 @@
-"""What only consecutive frames show: actions that do not say what the arm did, and cameras that repeat one picture."""
+"""Faults of consecutive frames: actions that do not say what the arm did, and cameras that repeat one picture."""
 
 from __future__ import annotations
 

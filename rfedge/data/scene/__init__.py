@@ -1,1 +1,1 @@
-"""What a frame shows: scenes, furniture, cameras, and questions about them."""
+"""Content of a frame: scenes, furniture, cameras, and questions about them."""

@@ -1,4 +1,4 @@
-"""What the pictures of a demonstration show, as words and numbers: captions and questions whose answers nobody wrote.
+"""Labels of the pictures of a demonstration: captions and questions whose answers nobody wrote.
 
 A report says where each thing is; a request is the demonstration's instruction, and its answer where the hand goes next: the
 tool's place when the gripper's label changes next, or at the segment's end. So these must be demonstrations that reached
@@ -55,7 +55,7 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SceneFacts:
-    """What is true of each frame of a `WindowIndex`, in its order; lengths in m, angles in rad."""
+    """Labels of each frame of a `WindowIndex`, in its order; lengths in m, angles in rad."""
 
     blocks_m: Float64Array  # float64 (N, 3, 3), centre by colour in the order of `COLOURS`
     turns_rad: Float64Array  # float64 (N, 3), about the vertical

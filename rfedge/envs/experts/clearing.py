@@ -1,4 +1,4 @@
-"""What comes before a script: letting go of what is not wanted, and leaving the place where the last task ended."""
+"""Preparation before a script: letting go of what is not wanted, and leaving the place where the last task ended."""
 
 from __future__ import annotations
 

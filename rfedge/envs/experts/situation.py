@@ -1,4 +1,4 @@
-"""What an expert sees at one moment, and what follows from it: which block is held, where each one lies, what is free."""
+"""State as an expert sees it, and what follows from it: which block is held, where each one lies, what is free."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a source tells at one moment: one of the two."""
+    """Reading of a source: one of the two."""
 
     power_w: float | None = None  # watts now
     energy_j: float | None = None  # joules of a counter that only rises

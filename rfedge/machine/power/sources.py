@@ -23,7 +23,7 @@ class PowerSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What is measured, and by what."""
+        """The measured part, and its sensor."""
 
     def read(self) -> Reading:
         """Return what it shows now; raises Absent when it no longer shows anything."""

@@ -1,4 +1,4 @@
-"""What an import will do, found out before anything is written: files, sizes, every tensor's place, what is assumed."""
+"""Plan of an import, made before anything is written: files, sizes, every tensor's place, what is assumed."""
 
 from __future__ import annotations
 
@@ -107,16 +107,16 @@ class ImportPlan:
 
     def reader(self) -> Callable[[str], torch.Tensor]:
         """Return the function that makes each tensor, in the dtype in which it is stored; NaN and Inf are refused."""
-        draws = SeededInit(self.config, self.options.seed)
+        init = SeededInit(self.config, self.options.seed)
         dtype = DTYPES[self.options.dtype]
 
         def read(name: str) -> torch.Tensor:
             if name in self.filled:
                 return torch.full(self.weights.shapes[name], self.filled[name], dtype=dtype)
             if name not in self.weights.pieces:
-                return draws.tensor(name).to(dtype)
+                return init.tensor(name).to(dtype)
             width = self.weights.shapes[name][-1]
-            tensor = self.weights.read(name, lambda rows: draws.rows(rows, width)).to(dtype)
+            tensor = self.weights.read(name, lambda rows: init.rows(rows, width)).to(dtype)
             if not math.isfinite(float(tensor.sum(dtype=torch.float32))):  # one that is not makes the sum so
                 files = sorted({piece.file.path.name for piece in self.weights.pieces[name]})
                 raise ArtifactError(

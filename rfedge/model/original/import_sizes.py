@@ -31,7 +31,7 @@ _HIDDEN_SIZE: Final = 1024  # of the released heads
 
 
 class FoundSizes(NamedTuple):
-    """What the files show; None where no file holds the part."""
+    """Sizes that the files show; None where no file holds the part."""
 
     vision: VisionConfig | None
     resampler: ResamplerConfig | None

@@ -62,7 +62,7 @@ B = TypeVar("B", bound=LabelledWindows)
 
 @dataclass(frozen=True, slots=True)
 class SplitBatch(Generic[B]):
-    """What this process learns of a batch."""
+    """Part of a batch that this process learns."""
 
     parts: list[B]  # of its windows, one a pass
     num_actions: int  # recorded actions of the whole batch, over which the loss is the mean

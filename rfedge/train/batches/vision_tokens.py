@@ -1,4 +1,4 @@
-"""What the vision tower sees in every frame, computed once and kept on disk, for runs in which the tower is frozen.
+"""Vision tokens of every frame, computed once and kept on disk, for runs in which the tower is frozen.
 
 Tokens are kept in fp16, 64 kB a frame for playtable-small. Frames of other data that the same tower has seen already are
 copied, so a dataset that grows costs what was added to it.

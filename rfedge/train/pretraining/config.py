@@ -1,4 +1,4 @@
-"""What `rfedge pretrain` was asked for."""
+"""Options of `rfedge pretrain`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class SceneBatch:
 
 @dataclass(frozen=True, slots=True)
 class VisionFeatures:
-    """What a policy makes of N frames before any text: patch tokens (N, P, V) of each camera, and latents (N, R, V)."""
+    """Vision features of N frames before any text: patch tokens (N, P, V) of each camera, and latents (N, R, V)."""
 
     static: torch.Tensor
     gripper: torch.Tensor
