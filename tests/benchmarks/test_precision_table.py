@@ -64,6 +64,7 @@ def test_fp32_is_always_the_first() -> None:
         parse_table_precisions("int8,int8")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_exported_once(checkpoint: Path, data: Path, fp32: Path, tmp_path: Path) -> None:
     asked: list[str] = []
 

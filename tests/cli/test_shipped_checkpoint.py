@@ -80,6 +80,7 @@ def test_a_policy_without_a_checkpoint_says_so(folder: Path) -> None:
     assert find_checkpoint(folder) == folder
 
 
+@pytest.mark.slow
 def test_the_tool_ships_checkpoint_bundle_and_card(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = load_tool("ship_policy")
     monkeypatch.setattr(tool, "FOLDER", folder)

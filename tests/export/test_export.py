@@ -157,6 +157,7 @@ def test_a_bundle_says_how_its_checkpoint_was_trained(bundles: dict[str, Bundle]
         assert manifest.scenes == ("D",)
 
 
+@pytest.mark.slow
 def test_calibration_is_recorded_and_repeatable(
     bundles: dict[str, Bundle], checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_calibration_is_recorded_and_repeatable(
     assert other.manifest.calibration.sha256 != record.sha256
 
 
+@pytest.mark.slow
 def test_demonstrations_round_the_weights_of_int4(
     checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def test_a_missed_gate_ends_with_the_numbers_and_writes_nothing(
     assert not forced.manifest.parity.passed
 
 
+@pytest.mark.slow
 def test_query_attention_stays_in_float_where_its_rows_miss_a_gate(
     checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +314,7 @@ def test_a_bundle_still_works_after_it_was_moved(bundles: dict[str, Bundle], tmp
     assert step.actions.shape == (2, 7)
 
 
+@pytest.mark.slow
 def test_named_blocks_stay_in_float_and_unknown_ones_are_refused(
     checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path
 ) -> None:

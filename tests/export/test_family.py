@@ -20,7 +20,7 @@ NUM_STEPS = 12  # more than twice the window of 5
 
 
 # each of these is also a part of a member with more changes, and the suite has ten minutes
-ALONE = ("gpt", "mlp-with-history", "proprioception", "two-way")
+ALONE = ("gpt", "mlp-with-history", "proprioception", "two-way", "pre")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in ALONE else ()) for name in CHANGES])
@@ -46,7 +46,7 @@ def test_the_bundle_acts_like_the_policy(name: str, demonstrations: Path, tmp_pa
             assert_same_in_fp32(states[0].media, states[1].media, terms)
 
 
-@pytest.mark.parametrize("name", ["mlp-with-history", "proprioception"])
+@pytest.mark.parametrize("name", ["mlp-with-history", pytest.param("proprioception", marks=pytest.mark.slow)])
 def test_int8(name: str, demonstrations: Path, tmp_path: Path) -> None:
     """Calibration gives older frames and the robot's state as a robot would."""
     checkpoint = write_checkpoint(tmp_path / "checkpoint", member(name))

@@ -63,6 +63,7 @@ def test_the_bundle_holds_its_evidence_and_says_what_each_block_is(bundle: Bundl
     assert manifest.parity.thresholds == mixed_thresholds("action_max_error", 1.0)
 
 
+@pytest.mark.slow
 def test_a_second_budget_measures_only_what_is_new_and_keeps_what_is_float_exact(
     bundle: Bundle, checkpoints: dict[str, Path], demonstrations: Path, folder: Path
 ) -> None:

@@ -31,7 +31,7 @@ def int8(checkpoints: dict[str, Path], demonstrations: Path, tmp_path_factory: p
     return export_checkpoint(checkpoints["carry"], tmp_path_factory.mktemp("merged") / "int8", options)
 
 
-@pytest.mark.parametrize("stages", ["one", "two"])
+@pytest.mark.parametrize("stages", ["one", pytest.param("two", marks=pytest.mark.slow)])
 def test_the_graph_computes_what_pytorch_does_with_the_same_merging(
     checkpoints: dict[str, Path], tmp_path: Path, stages: str
 ) -> None:

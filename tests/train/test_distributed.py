@@ -180,6 +180,7 @@ def lose_a_process(build: Configure, tmp_path: Path, parallel: str, victim: int)
     return run
 
 
+@pytest.mark.slow
 def test_a_lost_process_and_one_goes_on(plain: Configure, tmp_path: Path) -> None:
     train_policy(plain(tmp_path / "whole"))
     run = lose_a_process(plain, tmp_path, "fsdp", victim=1)
