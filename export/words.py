@@ -26,7 +26,8 @@ class Words:
     """Embedded tokens -> what the first cross-attention reads, in PyTorch."""
 
     def __init__(self, decoder: FusionDecoder) -> None:
-        layers = cast("Iterable[FusionLayer]", decoder.layers)
+        live = len(decoder.layers) - (decoder.feature == "last_block_input")
+        layers = itertools.islice(cast("Iterable[FusionLayer]", decoder.layers), live)
         leading = itertools.takewhile(lambda layer: layer.cross_attention is None, layers)
         self._blocks = [layer.block for layer in leading]  # the rest of the decoder is not kept alive
         self._bias: torch.Tensor = decoder.bias

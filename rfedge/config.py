@@ -275,6 +275,7 @@ class PolicyConfig(_Config):
             state. It says nothing to an MLP.
         frame_stride: control steps between the frames the head was trained on.
         control_hz: rate of one action, that of the demonstrations.
+        resize: how pictures of the demonstrations' cameras were brought to the policy's size, see `rfedge.robot.camera`.
     """
 
     name: str

@@ -102,7 +102,7 @@ class IsolatedRow(Record):
 
 
 class IsolatedLimit(Record):
-    """The same work at the machine's measured rates.
+    """The work of the plain policy, all blocks and no merged tokens, at the machine's measured rates.
 
     Attributes:
         int8_ops, fp32_flops: per second, measured MatMuls of 128 x 1024 x 1024.

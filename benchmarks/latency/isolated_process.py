@@ -9,6 +9,7 @@ end of its input it writes one JSON document. A call is one of the policy: camer
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -112,9 +113,12 @@ def _turns() -> Iterator[str]:
 
 
 def _write_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    _answers.write(text + "\n")
+    _answers.flush()
 
 
 if __name__ == "__main__":
+    # What a library prints goes to stderr: a line on the pipe is an answer.
+    _answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     _write_line(run_job(ProcessJob.model_validate_json(sys.argv[1]), _turns()).model_dump_json())

@@ -202,8 +202,9 @@ class Bundle:
         return sum(artifact.size_bytes for artifact in self.manifest.artifacts)
 
     def backbone_graphs(self, *, for_cpu: bool) -> dict[GraphName, Path]:
-        """Return the backbone's graphs in call order, "backbone" or "vision" and "decoder", where there are any those for
-        CPUs.
+        """Return the graphs in call order, "backbone" or "vision" and "decoder"; those for CPUs where there are any.
+
+        Raises ArtifactError where the bundle lacks one.
         """
         return {name: self.graph(name, for_cpu=for_cpu) for name in self.contract.graphs if name != "head"}
 

@@ -128,7 +128,10 @@ class CalvinDataset:
         return self.folder / frame_name(number)
 
     def frame(self, number: int, keys: Iterable[str] = FRAME_KEYS) -> dict[str, Array]:
-        """Load the arrays `keys` of one frame (`rfedge.data.frames`); raises DatasetError where it is missing or damaged."""
+        """Load the arrays `keys` of one frame (`rfedge.data.frames`).
+
+        Raises DatasetError where it is missing, damaged or not of this robot.
+        """
         return read_frame(self.frame_path(number), keys)
 
     def frame_numbers(self) -> list[int]:

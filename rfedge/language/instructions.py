@@ -1,12 +1,13 @@
 """Instructions as plain words, and the table of those that a bundle knows where it holds no tokenizer.
 
     instructions.safetensors
-      embedding, scale   as in embedding.safetensors, but only the rows that some sentence reads
+      embedding, scale   as in embedding.safetensors, but only the rows that some sentence reads, or, with the manifest's
+                         `words_blocks`, hidden states of the sentences
       rows               int32 (token,), the sentences' tokens one after the other, as rows of `embedding`
       ends               int64 (sentence,), where each sentence ends in `rows`
       metadata           "sentences": a JSON list of text
 
-So a sentence is embedded from the very numbers that the whole table would have given it.
+So a sentence is embedded from the very numbers that the whole table, or these blocks, would have given it.
 """
 
 from __future__ import annotations

@@ -113,7 +113,10 @@ def write_checkpoint(
 
 
 def checkpoint_sha256(directory: Path) -> str:
-    """Return the sha256 of the weights: of model.safetensors, or of its shards' sums in the order of the index."""
+    """Return the sha256 of the weights: of model.safetensors, or of its shards' sums in the order of the index.
+
+    Raises ArtifactError where the weights are not there.
+    """
     paths = weight_paths(directory)
     if len(paths) == 1 and paths[0].name == WEIGHTS_NAME:
         return hash_file(paths[0])

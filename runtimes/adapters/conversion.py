@@ -18,6 +18,7 @@ def fit_camera(name: str, image: Array, shape: tuple[int, int, int], resize: str
 
     Raises:
         ContractError: the image has another dtype or number of axes or colours.
+        ConfigError: no geometry is called `resize`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ContractError(
@@ -34,7 +35,7 @@ def tool_step(action: FloatArray, euler_rad: FloatArray | None) -> tuple[Float64
     """Return translation (3,) in metres and rotation vector (3,) in radians, world frame, of an action (7,).
 
     The policy's droll, dpitch, dyaw are steps of Euler angles. As a rotation they depend on where the tool points
-    (`euler_rad`, (3,), as measured): with it turned down and by 90 degrees, a droll turns about the world's y axis.
+    (`euler_rad`, (3,), fixed-axis xyz angles): turned down and by 90 degrees, a droll turns about the world's y axis.
 
     Raises:
         ContractError: the action rotates and nobody measures from where.

@@ -204,7 +204,10 @@ def _orientation(fields: Mapping[str, Any], observation: Observation, keys: LeRo
 
 
 def connect_lerobot(config: Any, keys: LeRobotKeys | None = None) -> LeRobotRobot:
-    """Make and connect the robot of a `lerobot.robots.RobotConfig`."""
+    """Make and connect the robot of a `lerobot.robots.RobotConfig`.
+
+    Raises BackendUnavailableError without lerobot, and ConfigError as `LeRobotRobot`.
+    """
     robots = import_optional("lerobot.robots", needed_for="LeRobot robot", remedy="pip install lerobot.")
     robot = robots.make_robot_from_config(config)
     robot.connect()

@@ -68,7 +68,10 @@ class TemporalEnsemble:
         self._chunks.clear()
 
     def act(self, observation: Observation) -> PolicyStep:
-        """Ask the policy and return the mean of all that is known about the next `chunk_size` steps."""
+        """Ask the policy and return the mean of all that is known about the next `chunk_size` steps.
+
+        Raises ContractError where the policy refuses the frame.
+        """
         step = self._policy.act(observation)
         self._chunks.append(step.actions)
         return replace(step, actions=self._mean())

@@ -80,7 +80,10 @@ class Controller(Protocol):
 
 
 class OpenLoop:
-    """Plays the first `execute_steps` actions of each chunk, 1 to the chunk's size, before the next inference."""
+    """Plays the first `execute_steps` actions of each chunk, 1 to the chunk's size, before the next inference.
+
+    Raises ConfigError for another number.
+    """
 
     def __init__(self, policy: Policy, execute_steps: int) -> None:
         check_execute_steps(execute_steps, policy.chunk_size)
@@ -102,7 +105,10 @@ class OpenLoop:
         self._policy.reset(instruction)
 
     def control(self, observation: Observation | None) -> ControlStep:
-        """Return the next action of the chunk, asking the policy for a new chunk when none is left."""
+        """Return the next action of the chunk, asking the policy for a new chunk when none is left.
+
+        Raises ContractError where the policy refuses the frame.
+        """
         inference = None
         if not self._pending:
             if observation is None:
@@ -117,7 +123,10 @@ class OpenLoop:
 
 
 class JumpStep(OpenLoop):
-    """Open loop at the policy's own stride: the head sees one frame in `frame_stride`, as in training."""
+    """Open loop at the policy's own stride: the head sees one frame in `frame_stride`, as in training.
+
+    Raises ConfigError for a policy with frame_stride 1, or with a chunk shorter than its stride.
+    """
 
     def __init__(self, policy: Policy) -> None:
         check_jumps(policy.frame_stride)

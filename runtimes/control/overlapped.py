@@ -107,7 +107,10 @@ class Overlapped:
         self._begin()
 
     def control(self, observation: Observation | None) -> ControlStep:
-        """Return the action for this step and hand `observation` to the worker if it waits for one."""
+        """Return the action for this step and hand `observation` to the worker if it waits for one.
+
+        Raises ContractError where the policy refused an earlier frame.
+        """
         takes_frame = self.needs_observation and observation is not None
         if takes_frame and observation is not None:
             self._hand_over(observation)

@@ -90,11 +90,13 @@ class SafetyLimits:
     Attributes:
         max_step_m: a longer translation is shortened, its direction kept. Without it each axis may move 0.02 m, which is
             0.0346 m along the diagonal.
-        max_step_rad: the angle by which the tool turns; where the robot does not report its orientation, for every one.
+        max_step_rad: the same for the angle by which the tool turns; where the robot does not report its orientation, the
+            limit holds for every orientation.
         workspace: None for no box. It needs a robot that reports its state.
         adds_up: whether commands add up on a target pose, as in CALVIN and PlayTable. Then the target stays inside the
             box too: a blocked arm whose target has left it would spring out of it.
-        max_pose_jump_m: more is a sensor that cannot be trusted, and ends the run. It needs a robot that reports its state.
+        max_pose_jump_m: distance between two reported poses beyond what was sent between them; more is a sensor that cannot
+            be trusted, and ends the run. It needs a robot that reports its state.
 
     Raises:
         ConfigError: a limit is not a positive number.

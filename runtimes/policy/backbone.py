@@ -54,7 +54,7 @@ class StagedRunner(GraphRunner):
     """Runs the stages of a backbone in order, under the contract of the whole.
 
     With `one_at_a_time` each is loaded for its call and freed before the next. Activation loads each once, so that a damaged
-    graph is refused before the first call.
+    graph is refused before the first call; it raises what the stages' runners raise.
     """
 
     def __init__(

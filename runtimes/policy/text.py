@@ -137,7 +137,7 @@ class InstructionEncoder:
 
 
 def open_encoder(bundle: Bundle) -> InstructionEncoder:
-    """Open what the bundle knows of language: any words, or its table of sentences."""
+    """Open what the bundle knows of language: any words, or its table of sentences; raises ArtifactError."""
     decoder = bundle.policy.decoder
     knows_sentences = bundle.has("instructions")
     tokens: TokenSource = (

@@ -1,4 +1,4 @@
-"""Agents of a task, an expert or a policy, and the one environment in which a process lets it until the task is done."""
+"""Agents of a task, an expert or a policy, and the environment in which a process lets them act until it is done."""
 
 from __future__ import annotations
 

@@ -128,7 +128,10 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             self._thread.join()
 
     def reset(self, instruction: str) -> None:
-        """Start a new instruction with a fresh state; after an error, as of `act`, the instruction before still holds."""
+        """Start a new instruction with a fresh state.
+
+        After ContractError (refused) or PolicyUnavailableError the one before still holds.
+        """
         self._await(self._ask(pack({"reset": True, "task": instruction})), self._deadline_s)
         self._instruction = instruction
 

@@ -35,7 +35,6 @@ from tests.errors import raises
 
 ROOT = Path(__file__).parent.parent.parent
 CHAINS = joint_chains(10)
-WHEN = {"measured_at": True, "commit": True, "wall_seconds": True}
 TIMES = {"call_ms", "rollout_seconds", "num_workers"}
 
 app = typer.Typer()

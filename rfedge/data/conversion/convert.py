@@ -28,7 +28,6 @@ from rfedge.io.disk import check_room
 from rfedge.jobs.progress import Count
 
 _SOURCES: Final[Mapping[str, Callable[[Path, ConversionOptions], Source]]] = {"hdf5": Hdf5Source, "lerobot": LeRobotSource}
-SOURCE_FORMATS: Final = tuple(_SOURCES)
 # CALVIN's longest language segment.
 _SEGMENT_FRAMES: Final = 64
 _SCHEMA_VERSION: Final = 1
@@ -67,8 +66,9 @@ def convert_dataset(
     versions: Mapping[str, str] | None = None,
     on_progress: Count | None = None,
 ) -> ConversionResult:
-    """Convert an HDF5 or LeRobot dataset into one at `output`, which appears when everything is written.
+    """Convert `source` ("hdf5": a file or a folder of them; "lerobot": a dataset's root) into a dataset at `output`.
 
+    It appears when everything is written, with a record of how in `conversion.json`.
     Everything wrong with the source is raised as one error before the first picture is decoded; a `trial` ends there.
 
     Raises:

@@ -1,6 +1,6 @@
 """The parquet files of a LeRobot dataset of version 3: its record, its episodes, its sentences and the rows of an episode.
 
-Faults are gathered, not raised one by one: `faults` of `EpisodeTable` and `RowTables` list every column that is missing.
+Faults are gathered, not raised one by one: `faults` of `RowTables` lists every column that is missing.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Expert:
         self._start_scene = scene_obs.copy()
 
     def act(self, robot_obs: Float64Array, scene_obs: Float64Array) -> Float64Array:
-        """Return the next action (7,): pose within [-1, 1], gripper -1 or 1."""
+        """Return the next action (7,) for robot_obs (15,) and scene_obs (24,): pose within [-1, 1], gripper -1 or 1."""
         if self._plan:
             self._correct(robot_obs[:6])
         else:
@@ -105,6 +105,7 @@ class Expert:
         return action
 
     def observe_executed(self, action: Float64Array) -> None:
+        """Take note that `action` (7,) was sent instead of what `act` returned last."""
         self._commanded = self._before + _SCALE * action[:6]
 
     def _begin_attempt(self, situation: Situation) -> None:

@@ -73,7 +73,8 @@ def prepare(
 
     A block that is to be handled starts where hand and arm get at it easily, so that the episode fits into one window of
     64 frames; with `anywhere` it starts anywhere in the area from which CALVIN samples, and with `at_spots` blocks stand
-    within 15 mm of where CALVIN's chains begin. The same state of `rng` gives the same start in every environment.
+    within 15 mm of where CALVIN's chains begin. The same state of `rng` gives the same start in every environment. Raises
+    ConfigError for an unknown task.
     """
     check_task(task)
     sampler = _Sampler(find_layout(environment.scene), rng, anywhere, at_spots)

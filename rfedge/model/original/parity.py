@@ -32,7 +32,7 @@ _Arrays = dict[str, Array]
 
 
 def run_parity(folder: Path, *, progress: StageProgress = lambda *_: None) -> ParityReport:
-    """Load a fixture's weights, run its inputs, and compare every array that it holds."""
+    """Load a fixture's weights, run its inputs, compare every array; ArtifactError where a file cannot be read."""
     fixture = open_fixture(folder)
     with torch.random.fork_rng(devices=[]):
         policy = RoboFlamingo(fixture.policy).eval()

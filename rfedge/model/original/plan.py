@@ -170,6 +170,8 @@ def load_original(
 
     `without` are prefixes of our names that are not expected, such as "head." without a RoboFlamingo file. Returns the
     report, and the output projection (vocabulary, width) of the language model: its own or the embedding.
+
+    Raises ArtifactError where a file cannot be read, or a tensor has another shape.
     """
     parts = sorted(files.language_model.glob("*.safetensors")) or sorted(files.language_model.glob("pytorch_model*.bin"))
     if not parts:
