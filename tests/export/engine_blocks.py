@@ -1,5 +1,6 @@
 """One block of each kind at its real size, with random weights, as graphs for the TensorRT builder."""
 
+import dataclasses
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +55,7 @@ def write_form(source: Path, target: Path, form: str, contract: GraphContract) -
     """Write `source` as "fp16" (the same floats: the engine's form is made later), "int8", "int8-weight" or "int4"."""
     if form == "int8":
         frames = [contract.sample_inputs(np.random.default_rng(0))]
-        quantize_int8(source, target, frames, keep_float=(), options=PLAIN)
+        quantize_int8(source, target, frames, keep_float=(), options=dataclasses.replace(PLAIN, split_packed=True))
     elif form == "int4":
         make_int4_weight(source, target, keep_float=())
     elif form == "int8-weight":
