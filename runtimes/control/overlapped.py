@@ -144,7 +144,7 @@ class Overlapped:
         answer, self._running = self._running, None
         if self._is_outdated:
             self._is_outdated = False
-            answer.exception()  # whatever came of it, nobody wants it any more
+            answer.exception()  # read and dropped: it belongs to the instruction before
             return
         try:
             self._chunk = self._arrived = answer.result()

@@ -53,7 +53,7 @@ class CollectionRequest:
     scene: str = "D"  # letter of the CALVIN scene
     max_attempts: int = 10  # seeds tried for one rollout before it is given up
     frames_per_episode: int = FRAMES_PER_SLOT  # frame numbers that a rollout owns
-    keep_failures: bool = False  # keep a rollout whatever came of it, as relabelling does
+    keep_failures: bool = False  # keep failed rollouts too, as relabelling does
     # what else decides the rollouts, by name and as JSON values: it is kept in collection.json beside the other arguments,
     # and a collection only goes on with the same
     recording: Mapping[str, Any] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from rfedge.data.robot import LOWER_RAD, UPPER_RAD
 from rfedge.data.scene.cameras import GRIPPER_FOV_DEG, MOUNT_EULER_RAD, MOUNT_POSITION_M
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable import kinematics, layout
-from rfedge.envs.playtable.surfaces import DRAWN, numbers
+from rfedge.envs.playtable.surfaces import VISUAL, numbers
 from rfedge.envs.playtable.table import ROBOT_CLASS, box
 
 ARM_JOINTS: Final = tuple(f"panda_joint{index}" for index in range(1, 8))
@@ -50,8 +50,8 @@ def add_arm(world: ET.Element) -> None:
     ET.SubElement(parent, "geom", {**_FOOT, **ROBOT_CLASS})
     x_m, y_m, z_m = layout.BASE_POSITION_M
     stand = {"type": "cylinder", "pos": numbers((x_m, y_m, 0.5 * z_m)), "size": numbers((0.13, 0.5 * z_m))}
-    ET.SubElement(world, "geom", {"name": "pedestal_drawn", **stand, "material": "shell", **DRAWN})
-    ET.SubElement(parent, "geom", {"name": "foot_drawn", **_FOOT, "material": "shell", **DRAWN})
+    ET.SubElement(world, "geom", {"name": "pedestal_drawn", **stand, "material": "shell", **VISUAL})
+    ET.SubElement(parent, "geom", {"name": "foot_drawn", **_FOOT, "material": "shell", **VISUAL})
     for index, (xyz, rpy) in enumerate(kinematics.JOINT_FRAMES):
         place = {"pos": numbers(xyz), "euler": numbers(rpy)}
         parent = ET.SubElement(parent, "body", {"name": f"robot/panda_link{index + 1}", "gravcomp": "1", **place})
@@ -94,7 +94,7 @@ def _add_camera(hand: ET.Element) -> None:
     frame = {"pos": numbers(MOUNT_POSITION_M), "euler": numbers(MOUNT_EULER_RAD)}
     mount = ET.SubElement(hand, "body", {"name": "robot/gripper_cam", **frame})
     housing = {"type": "box", "size": "0.04 0.0125 0.005", "material": "shell"}
-    ET.SubElement(mount, "geom", {"name": "camera_drawn", **housing, **DRAWN})
+    ET.SubElement(mount, "geom", {"name": "camera_drawn", **housing, **VISUAL})
     # MuJoCo's camera looks along its own -z with +y up: with -x to the right and -z up, forward is the mount's +y.
     axes = numbers((-1.0, 0.0, 0.0, 0.0, 0.0, -1.0))
     ET.SubElement(mount, "camera", {"name": "gripper", "xyaxes": axes, "fovy": repr(GRIPPER_FOV_DEG)})
@@ -131,7 +131,7 @@ def add_arm_meshes(asset: ET.Element) -> None:
 
 
 def _draw(parent: ET.Element, mesh: str, material: str = "shell") -> None:
-    ET.SubElement(parent, "geom", {"name": f"{mesh}_drawn", "type": "mesh", "mesh": mesh, "material": material, **DRAWN})
+    ET.SubElement(parent, "geom", {"name": f"{mesh}_drawn", "type": "mesh", "mesh": mesh, "material": material, **VISUAL})
 
 
 def _dome(axis: str, start_m: Sequence[float], end_m: Sequence[float]) -> list[tuple[str, Sequence[float], float]]:

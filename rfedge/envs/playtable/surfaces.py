@@ -10,8 +10,8 @@ import numpy as np
 
 from rfedge.envs.interface import Float64Array
 
-# what every drawn geom has: no mass, no contacts, and a group that MuJoCo shows
-DRAWN: Final = {"contype": "0", "conaffinity": "0", "mass": "0", "group": "1"}
+# of every visual geom: no mass, no contacts, and a group that MuJoCo shows
+VISUAL: Final = {"contype": "0", "conaffinity": "0", "mass": "0", "group": "1"}
 
 TILE_M: Final = 0.75  # what one copy of a texture covers, along and across the grain
 Corner = Sequence[float]

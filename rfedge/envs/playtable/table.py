@@ -15,7 +15,7 @@ import numpy as np
 
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import FACE_TILT_RAD, TableLayout, face_point
-from rfedge.envs.playtable.surfaces import DRAWN, Surface, numbers
+from rfedge.envs.playtable.surfaces import VISUAL, Surface, numbers
 from rfedge.envs.playtable.wood import TEXTURE_SIZE
 
 # Collision classes: table parts never touch each other, the arm never touches itself, everything else does.
@@ -84,7 +84,7 @@ def add_table(world: ET.Element, layout: TableLayout) -> None:
 
 
 def _draw_mesh(body: ET.Element, mesh: str, material: str) -> None:
-    ET.SubElement(body, "geom", {"name": mesh, "type": "mesh", "mesh": mesh, "material": material, **DRAWN})
+    ET.SubElement(body, "geom", {"name": mesh, "type": "mesh", "mesh": mesh, "material": material, **VISUAL})
 
 
 def _add_base(world: ET.Element, layout: TableLayout) -> ET.Element:
@@ -189,7 +189,7 @@ def _add_button(world: ET.Element, layout: TableLayout) -> None:
     top = dimensions.BUTTON_TOP_M
     for name, low, high, look in (
         ("button_cap", 0.45, top, TABLE_CLASS),
-        ("button_drawn", dimensions.BUTTON_FOOT_M, top - 0.001, {"material": "button", **DRAWN}),
+        ("button_drawn", dimensions.BUTTON_FOOT_M, top - 0.001, {"material": "button", **VISUAL}),
     ):
         size = numbers((dimensions.BUTTON_RADIUS_M, 0.5 * (high - low)))
         disc = {"type": "cylinder", "pos": numbers((x_m, y_m, 0.5 * (low + high))), "size": size}
@@ -205,14 +205,14 @@ def add_blocks(world: ET.Element, layout: TableLayout) -> None:
         size_m = (0.5 * length_m, half_width, half_width)
         feel = {"mass": "1", "condim": "4"}
         ET.SubElement(body, "geom", {"type": "box", "size": numbers(size_m), **feel, **BLOCK_CLASS})
-        drawn = {"name": f"{name}_drawn", "type": "box", "size": numbers(size_m), "material": name}
-        ET.SubElement(body, "geom", {**drawn, **DRAWN})
+        geom = {"name": f"{name}_drawn", "type": "box", "size": numbers(size_m), "material": name}
+        ET.SubElement(body, "geom", {**geom, **VISUAL})
 
 
 def add_floor(asset: ET.Element, world: ET.Element) -> None:
     _add_texture(asset, "floor", _FLOOR_PIXELS)
     place = {"name": "floor_drawn", "type": "plane", "size": numbers((_FLOOR_M, _FLOOR_M, 1.0))}
-    ET.SubElement(world, "geom", {**place, "material": "floor", **DRAWN})
+    ET.SubElement(world, "geom", {**place, "material": "floor", **VISUAL})
 
 
 def add_table_assets(asset: ET.Element, layout: TableLayout) -> None:
@@ -300,4 +300,4 @@ def _bar(
     place = {"pos": numbers(centre)}
     if on_slope:
         place = {"pos": numbers((centre[0], *face_point(centre[1], centre[2]))), "euler": _FACE_EULER}
-    ET.SubElement(parent, "geom", {"type": "box", "size": numbers(half), "material": material, **place, **DRAWN})
+    ET.SubElement(parent, "geom", {"type": "box", "size": numbers(half), "material": material, **place, **VISUAL})
