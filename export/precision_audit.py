@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import onnx
 import onnxruntime
+from onnx import TensorProto
 
 from rfedge.bundle.block_names import SCOPES_KEY, block_of_scopes
 from rfedge.bundle.int8_kernels import DISABLED_OPTIMIZERS, INTEGER_KERNELS
 from rfedge.bundle.precision import BlockPrecision
 from rfedge.errors import ExportError
 
+_FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+QUANTIZED: Final[dict[int, str]] = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
 
-def weight_matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+
+def _weight_matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the MatMul and Gemm nodes whose second factor is a weight (directly or through DequantizeLinear or Cast).
 
     MatMuls of constants alone are left out (the first resampler layer's queries): the runtime folds them when it loads.
@@ -34,19 +39,12 @@ def weight_matmuls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         varying.update(node.output)
         if node.op_type not in ("MatMul", "Gemm"):
             continue
-        source = producers.get(node.input[1])
-        if node.input[1] in constants or (source is not None and _hands_on_weight(source, constants)):
+        weight, source = node.input[1], producers.get(node.input[1])
+        # dequantized, or stored in fp16 and computed with in fp32
+        hands_on = source is not None and source.op_type in ("DequantizeLinear", "Cast") and source.input[0] in constants
+        if weight in constants or hands_on:
             found.append(node)
     return found
-
-
-def _hands_on_weight(node: onnx.NodeProto, constants: set[str]) -> bool:
-    """Whether a node returns a weight: dequantized, or stored in fp16 and computed with in fp32."""
-    return _is_weight_dequantize(node, constants) or (node.op_type == "Cast" and node.input[0] in constants)
-
-
-def _is_weight_dequantize(node: onnx.NodeProto, constants: set[str]) -> bool:
-    return node.op_type == "DequantizeLinear" and node.input[0] in constants
 
 
 def block_of_node(node: onnx.NodeProto) -> str:
@@ -54,16 +52,29 @@ def block_of_node(node: onnx.NodeProto) -> str:
     return block_of_scopes({prop.key: prop.value for prop in node.metadata_props}.get(SCOPES_KEY))
 
 
-def effective_precisions(model: onnx.ModelProto) -> dict[str, BlockPrecision]:
-    """Count each block's MatMuls in int8, int8-weight and fp32, by the Q/DQ nodes in the graph."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+def graph_matmuls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """Yield every MatMul with a weight, convolutions included, and the precision that the graph asks for.
+
+    "int8" needs both factors quantized; a weight alone is "int8-weight" or "int4-weight".
+    """
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
-    kinds: dict[str, list[str]] = {}
-    for node in [*weight_matmuls(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
+    for node in [*_weight_matmuls(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
         weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
-        kind = "fp32"
-        if weight is not None and _is_weight_dequantize(weight, constants):
-            kind = "int8" if activation is not None and activation.op_type == "DequantizeLinear" else "int8-weight"
+        if weight is not None and weight.op_type == "DequantizeLinear":
+            stored = QUANTIZED.get(types.get(weight.input[0], 0), "unknown")
+            both = activation is not None and activation.op_type == "DequantizeLinear"
+            yield node, stored if both else f"{stored}-weight"
+        elif weight is not None and weight.op_type == "Cast":  # stored in one float and computed with in another
+            yield node, _FLOATS.get(next(item.i for item in weight.attribute if item.name == "to"), "unknown")
+        else:
+            yield node, _FLOATS.get(types.get(node.input[1], 0), "unknown")
+
+
+def effective_precisions(graph: Path) -> dict[str, BlockPrecision]:
+    """Return PyTorch block -> what its MatMuls compute in, read back from the file."""
+    kinds: dict[str, list[str]] = {}
+    for node, kind in graph_matmuls(onnx.load(graph, load_external_data=False)):
         kinds.setdefault(block_of_node(node), []).append(kind)
     return {block: BlockPrecision.count(found) for block, found in kinds.items()}
 

@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-import onnx
 import onnx_ir as ir
 
 from rfedge.bundle.artifact import CPU_ROLES, Role
@@ -64,7 +63,7 @@ class RowGraphs(NamedTuple):
         """Write both with float query attention; return what each block computes in then."""
         _write_portable(read_graph(self.with_floats), self.portable)
         lower_int8(self.portable, self.cpu)
-        return effective_precisions(onnx.load(self.portable, load_external_data=False))
+        return effective_precisions(self.portable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +94,7 @@ def write_form(
     """
     precision = settings.precisions.graphs[name]
     if precision == "fp32":
-        blocks = effective_precisions(onnx.load(target, load_external_data=False))
-        return WrittenGraph(file_roles(graph_files(target), name), blocks, target)
+        return WrittenGraph(file_roles(graph_files(target), name), effective_precisions(target), target)
     if precision in ("int8", "mixed"):
         return _write_int8(name, source, target, settings, inputs, head, keep_float=keep_float, progress=progress)
 
@@ -104,7 +102,7 @@ def write_form(
         progress(_label(name, precision), done, total)
 
     if precision in _WEIGHT_BITS:
-        report = make_weight_only(
+        files = make_weight_only(
             _WEIGHT_BITS[precision],
             source,
             target,
@@ -115,10 +113,10 @@ def write_form(
         )
     else:
         form: Literal["fp16", "bf16"] = "fp16" if precision == "fp16" else "bf16"
-        report = make_half(form, source, target, keep_float=keep_float, on_weight=on_weight)
+        files = make_half(form, source, target, keep_float=keep_float, on_weight=on_weight)
     remove_graph(source)
-    files = file_roles(report.files, name)
-    return WrittenGraph(files, report.blocks, *graph_to_prove(name, target, precision, work=work))
+    proved = graph_to_prove(name, target, precision, work=work)
+    return WrittenGraph(file_roles(files, name), effective_precisions(target), *proved)
 
 
 def describe_calibration(precisions: Iterable[Precision], int8: Int8Options) -> str:
@@ -193,7 +191,7 @@ def _write_int8(
         record = target.with_name("mixed.json")
         record.write_text(search.model_dump_json(indent=2) + "\n")
         roles[record.name] = "record"
-    blocks = effective_precisions(onnx.load(target, load_external_data=False))
+    blocks = effective_precisions(target)
     return WrittenGraph(roles, blocks, cpu, search=search, in_rows=RowGraphs(target, cpu, quantized) if rows else None)
 
 

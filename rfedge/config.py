@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -40,7 +40,7 @@ __all__ = [
 Feature = Literal["last_block_input", "last_block", "final_norm"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed"]
 # What `rfedge export` can make.
-PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed")
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
 
 class _Config(BaseModel):

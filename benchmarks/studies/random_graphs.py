@@ -16,7 +16,7 @@ from rfedge.export.int8.rounding import Rounded
 from rfedge.export.passes.graph_queries import tensor_shape
 from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.passes.standard import standard_passes
-from rfedge.export.precisions.form_report import choose_matmuls
+from rfedge.export.precisions.form_matmuls import choose_matmuls
 from rfedge.export.precisions.rounded_weights import RoundedWeights, WeightRounding
 from rfedge.export.precisions.row_int8 import RowMatMul, store_rows
 from rfedge.export.trace import trace_program
@@ -116,7 +116,7 @@ def _store_int4(model: ir.Model) -> None:
     weights = RoundedWeights(graph, rounding_of)
     for node in choose_matmuls(graph, ()).converted:
         matmul = as_matmul(node)
-        if rounding_of(matmul).reason_to_keep(matmul) is None:
+        if rounding_of(matmul).fits(matmul):
             weights.insert(matmul)
     graph.opset_imports[""] = 21
     model.ir_version = max(model.ir_version, 10)

@@ -11,9 +11,9 @@ TensorRT network needs no flag; no operator mixes types.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import ml_dtypes
 import numpy as np
@@ -33,18 +33,12 @@ from rfedge.export.passes.graph_queries import (
     tensor_shape,
 )
 from rfedge.export.passes.slim import infer_shapes
-from rfedge.export.precisions.form_report import FormReport, MatMuls, choose_matmuls
+from rfedge.export.precisions.form_matmuls import REPAIR, FormMatMuls, choose_matmuls
 from rfedge.export.precisions.runs_here import MOVES
 from rfedge.jobs.progress import Count
 
 _FLOAT: Final = ir.DataType.FLOAT
 HALF_TYPES: Final = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_FORMATS: Final[dict[ir.DataType, tuple[Any, float]]] = {
-    ir.DataType.FLOAT16: (np.dtype(np.float16), 65504.0),
-    ir.DataType.BFLOAT16: (np.dtype(ml_dtypes.bfloat16), 3.3895313892515355e38),
-}
-
-
 # They read a number of any type.
 _ANY_TYPE: Final = ("Cast", "Shape")
 
@@ -56,8 +50,8 @@ def make_half(
     *,
     keep_float: Sequence[str] | None = None,
     on_weight: Count = lambda *_: None,
-) -> FormReport:
-    """Write the fp16 or bf16 form of the fp32 graph at `source` to `target`; both may be the same path.
+) -> list[Path]:
+    """Write the fp16 or bf16 form of the fp32 graph at `source` to `target`, which may be `source`; return the files.
 
     bf16 has the range of fp32 with 8 bits of precision, so nothing overflows. ONNX Runtime has no bf16 kernels for the CPU;
     TensorRT takes the graph from compute capability 8.0 on.
@@ -68,9 +62,8 @@ def make_half(
     """
     model = read_graph(source)
     infer_shapes(model)
-    matmuls = choose_matmuls(model.graph, keep_float or ())
-    set_types(model, half_nodes(model.graph, matmuls), HALF_TYPES[form])
-    return matmuls.report(form, write_graph(model, target, on_weight=on_weight))
+    set_types(model, half_nodes(model.graph, choose_matmuls(model.graph, keep_float or ())), HALF_TYPES[form])
+    return write_graph(model, target, on_weight=on_weight)
 
 
 def set_types(model: ir.Model, half: Collection[ir.Node], dtype: ir.DataType) -> None:
@@ -131,29 +124,21 @@ def _converted_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) ->
     name, shape = str(value.name), tensor_shape(tensor)
     if dtype == _FLOAT:
         return add_computed(graph, f"{name}/fp32", lambda: tensor.numpy().astype(np.float32), dtype, shape)
-    suffix = "fp16" if dtype == ir.DataType.FLOAT16 else "bf16"
-    return add_computed(graph, f"{name}/{suffix}", _converter(tensor, name, dtype), dtype, shape)
-
-
-def _converter(tensor: ir.TensorProtocol, name: str, dtype: ir.DataType) -> Callable[[], Array]:
-    kind, largest = _FORMATS[dtype]
+    suffix = next(form for form, half in HALF_TYPES.items() if half == dtype)
+    largest = float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
 
     def convert() -> Array:
         array = tensor.numpy()
         with np.errstate(over="ignore"):
-            converted: Array = array.astype(kind)
+            converted: Array = array.astype(dtype.numpy())
         if not np.isfinite(converted).all():
             worst = float(np.abs(array).max())  # NaN wins every maximum
-            raise ExportError(
-
-                    f"weight {name!r}",
-                    got=f"{worst:.6g}",
-                    expected=f"finite numbers up to {largest:.6g} ({'fp16' if dtype == ir.DataType.FLOAT16 else 'bf16'})",
-                    remedy="Keep its block with --keep-float, or export bf16." if np.isfinite(worst)
-                    else "Repair the checkpoint; no precision can hold this weight.")  # fmt: skip
+            expected = f"finite numbers up to {largest:.6g} ({suffix})"
+            remedy = "Keep its block with --keep-float, or export bf16." if np.isfinite(worst) else REPAIR
+            raise ExportError(f"weight {name!r}", got=f"{worst:.6g}", expected=expected, remedy=remedy)
         return converted
 
-    return convert
+    return add_computed(graph, f"{name}/{suffix}", convert, dtype, shape)
 
 
 _ACTIVATIONS: Final = ("Gelu", "Sigmoid", "Relu")
@@ -161,19 +146,18 @@ _ACTIVATIONS: Final = ("Gelu", "Sigmoid", "Relu")
 _BEFORE_LOGITS: Final = ("Mul", "Add", "Sub", "Neg")
 
 
-def half_nodes(graph: ir.Graph, matmuls: MatMuls) -> set[ir.Node]:
+def half_nodes(graph: ir.Graph, matmuls: FormMatMuls) -> set[ir.Node]:
     """Return the nodes to compute in half precision: every float they read is a constant or comes from one of them.
 
     MatMuls and the two factors of attention's second MatMul are worth a cast.
     """
-    kept_blocks = {block_of(node) for node in matmuls.kept if matmuls.kept[node].startswith("keep_float")}
     logits = _logit_nodes(graph)
     half = set(matmuls.converted)
     for node in matmuls.converted:  # a weight of integers becomes half precision as it is unpacked
         if (unpacked := parent(node, 1, "DequantizeLinear")) is not None:
             half.add(unpacked)
     for node in graph:  # in topological order
-        if node in half or node.domain or node in logits or (kept_blocks and block_of(node) in kept_blocks):
+        if node in half or node.domain or node in logits or (matmuls.kept_blocks and block_of(node) in matmuls.kept_blocks):
             continue
         if _reads_probabilities(node) or _follows(node, half):
             half.add(node)

@@ -29,6 +29,7 @@ from rfedge.export.precisions.block_quantization import (
     quantize_blocks,
     quantize_columns,
 )
+from rfedge.export.precisions.form_matmuls import REPAIR
 from rfedge.export.precisions.weight_calibration import observe_weights
 from rfedge.jobs.progress import Count
 from rfedge.recurrence import Arrays
@@ -146,12 +147,7 @@ def finite_weight(value: ir.Value) -> Callable[[], Float32]:
     def read() -> Float32:
         array: Float32 = tensor.numpy().astype(np.float32, copy=False)
         if not np.isfinite(array).all():
-            raise ExportError(
-                f"weight {name!r}",
-                got="NaN or Inf",
-                expected="finite numbers",
-                remedy="Repair the checkpoint; no precision can hold this weight.",
-            )
+            raise ExportError(f"weight {name!r}", got="NaN or Inf", expected="finite numbers", remedy=REPAIR)
         return array
 
     return read
@@ -166,13 +162,9 @@ class WeightRounding(NamedTuple):
     def by_column(self) -> bool:
         return self.bits == 8
 
-    def reason_to_keep(self, matmul: MatMul) -> str | None:
-        """Return why no kernel takes the weight; None where one does."""
-        if matmul.node.op_type == "Gemm" and not self.by_column:
-            return "a Gemm, for which there is no kernel with packed weights"
-        if not self.by_column and matmul.num_channels % BLOCK_SIZE:
-            return f"{matmul.num_channels} inputs, which blocks of {BLOCK_SIZE} do not divide"
-        return None
+    def fits(self, matmul: MatMul) -> bool:
+        """Whether a kernel takes the weight: none with packed weights is a Gemm."""
+        return self.by_column or (matmul.node.op_type == "MatMul" and matmul.num_channels % BLOCK_SIZE == 0)
 
     def round(self, weight: Float32, covariance: Float32 | None) -> tuple[dict[str, Array], Float32]:
         """Round (inputs, outputs) to the nearest, or with a covariance by GPTQ; return what is stored, and as float32."""

@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from rfedge.export.int8.matmuls import QUERY_ATTENTION, MatMul, as_matmul
 from rfedge.export.passes.graph_files import read_graph, write_graph
-from rfedge.export.precisions.form_report import FormReport, choose_matmuls
+from rfedge.export.precisions.form_matmuls import choose_matmuls
 from rfedge.export.precisions.half_storage import store_weights_half
 from rfedge.export.precisions.rounded_weights import RoundedWeights, WeightRounding, dequantize_kernel
 from rfedge.jobs.progress import Count
@@ -28,7 +28,6 @@ from rfedge.recurrence import Arrays
 
 # int4 tensors and blocks of a DequantizeLinear came with this version; of the operators in our graphs it only widened types.
 _INT4_OPSET: Final = 21
-_EIGHT_BITS: Final = "int8-weight"
 
 
 def make_weight_only(
@@ -40,8 +39,8 @@ def make_weight_only(
     frames: Sequence[Arrays] = (),
     on_weight: Count = lambda *_: None,
     on_frame: Count = lambda *_: None,
-) -> FormReport:
-    """Write the graph at `source` to `target` with int8 weights, or int4 ones in blocks of 32; both may be the same path.
+) -> list[Path]:
+    """Write the graph at `source` to `target`, which may be `source`, with int8 or int4 weights; return the files written.
 
     `keep_float` None keeps none, and with 4 bits rounds what is most sensitive, `QUERY_ATTENTION`, to 8. Without `frames`
     weights are rounded to the nearest.
@@ -55,33 +54,20 @@ def make_weight_only(
     def rounding_of(matmul: MatMul) -> WeightRounding:
         return WeightRounding(8 if matmul.begins_with_any(eight_bits) else bits)
 
-    form = f"int{bits}-weight"
     model = read_graph(source)
     graph = model.graph
-    matmuls = choose_matmuls(graph, keep_float or ())
-    for node in list(matmuls.converted):
-        matmul = as_matmul(node)
-        reason = rounding_of(matmul).reason_to_keep(matmul)
-        if reason is not None:
-            matmuls.keep(node, reason)
+    chosen = choose_matmuls(graph, keep_float or ())
+    matmuls = [matmul for matmul in map(as_matmul, chosen.converted) if rounding_of(matmul).fits(matmul)]
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         weights = RoundedWeights(graph, rounding_of)
         if frames:
-            weights.round_by_frames(source, [as_matmul(node) for node in matmuls.converted], frames, Path(folder), on_frame)
-        lower = {}
-        for node in matmuls.converted:
-            matmul = as_matmul(node)
+            weights.round_by_frames(source, matmuls, frames, Path(folder), on_frame)
+        for matmul in matmuls:
             weights.insert(matmul)
-            if rounding_of(matmul).bits > bits:
-                lower[node] = _EIGHT_BITS
         if bits == 4:
-            for node in matmuls.kernels_of_features():
-                del matmuls.kept[node]
-                matmuls.converted.append(node)
-                lower[node] = _EIGHT_BITS
+            for node in chosen.kernels:
                 dequantize_kernel(graph, node)
             graph.opset_imports[""] = max(graph.opset_imports[""], _INT4_OPSET)
             model.ir_version = max(model.ir_version, 10)
         store_weights_half(graph)
-        files = write_graph(model, target, on_weight=on_weight)
-    return matmuls.report(form, files, lower)
+        return write_graph(model, target, on_weight=on_weight)

@@ -15,15 +15,13 @@ from typing import Final
 import onnx
 from onnx import TensorProto
 
-from rfedge.export.precision_audit import block_of_node, weight_matmuls
+from rfedge.export.precision_audit import QUANTIZED, block_of_node, graph_matmuls
 from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import EngineLayer
 from rfedge.export.tensorrt.network import ModuleNames
 from rfedge.records.record import Record
 
-_FLOATS: Final[dict[int, str]] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-_QUANTIZED: Final[dict[int, str]] = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4"}
-_NARROW: Final = tuple(_QUANTIZED.values())
+_NARROW: Final = tuple(QUANTIZED.values())
 _SYNCHRONISATION: Final = ("signal", "wait")
 _POINTWISE_KINDS: Final = ("kgen", "PointWise", "PointWiseV2", "Reformat", "NoOp")
 # What an operator is when it has no weight to quantize; the first that a layer holds names the layer.
@@ -100,66 +98,20 @@ class StageAudit(Record):
         return self.engine_weights_bytes > 1.5 * self.graph_weights_bytes > 0
 
 
-def graph_matmuls(model: onnx.ModelProto) -> dict[str, str]:
-    """Return node -> precision asked for, of every MatMul with a weight, convolutions included.
-
-    "int8" needs both factors quantized; a weight alone is "int8-weight" or "int4-weight".
-    """
-    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    producers = {name: node for node in model.graph.node for name in node.output}
-    found = {}
-    for node in [*weight_matmuls(model), *(node for node in model.graph.node if node.op_type == "Conv")]:
-        weight, activation = producers.get(node.input[1]), producers.get(node.input[0])
-        if weight is not None and weight.op_type == "DequantizeLinear":
-            stored = _QUANTIZED.get(types.get(weight.input[0], 0), "unknown")
-            both = activation is not None and activation.op_type == "DequantizeLinear"
-            found[node.name] = stored if both else f"{stored}-weight"
-        elif weight is not None and weight.op_type == "Cast":  # stored in one float and computed with in another
-            found[node.name] = _FLOATS.get(next(item.i for item in weight.attribute if item.name == "to"), "unknown")
-        else:
-            found[node.name] = _FLOATS.get(types.get(node.input[1], 0), "unknown")
-    return found
-
-
 def audit_built(model: onnx.ModelProto, built: BuiltEngine, islands: Mapping[str, str] = MappingProxyType({})) -> StageAudit:
-    """Audit what `build_engine` made of `model`; `islands` are nodes that were left in fp32, with the reason."""
-    return audit_engine(
-        model,
-        built.layers,
-        source=built.source,
-        graph_weights_bytes=sum(built.graph_bytes.values()),
-        engine_weights_bytes=built.weights_bytes,
-        plan_bytes=memoryview(built.plan).nbytes,
-        num_profiles=built.num_profiles,
-        islands=islands,
-    )
-
-
-def audit_engine(
-    model: onnx.ModelProto,
-    layers: list[EngineLayer],
-    *,
-    source: str,
-    graph_weights_bytes: int,
-    engine_weights_bytes: int,
-    plan_bytes: int,
-    num_profiles: int = 1,
-    islands: Mapping[str, str] = MappingProxyType({}),
-) -> StageAudit:
-    """Join what the graph asks for with what the engine does; without `layers`, MatMuls are reported as unknown.
+    """Join what the graph asks for with what the engine does; without layers, MatMuls are reported as unknown.
 
     A MatMul counts by the profile that computes it widest. `islands` are nodes that were left in fp32, with the reason.
     """
-    names = ModuleNames(model)
+    names, layers, source = ModuleNames(model), built.layers, built.source
     nodes = {node.name: node for node in model.graph.node}
-    asked = graph_matmuls(model)
     holders: dict[str, list[EngineLayer]] = {}
     for layer in layers:
         for node in layer.onnx_nodes:
             holders.setdefault(node, []).append(layer)
     matmuls = [
-        _audit_matmul(nodes[name], precision, _widest_profile(holders.get(name, []), num_profiles), names, source)
-        for name, precision in asked.items()
+        _audit_matmul(node, precision, _widest_profile(holders.get(node.name, []), built.num_profiles), names, source)
+        for node, precision in graph_matmuls(model)
     ]
     by_node = {matmul.node: matmul for matmul in matmuls}
     given = _given_reasons(model, islands)
@@ -168,9 +120,9 @@ def audit_engine(
         matmuls=tuple(matmuls),
         layers=tuple(_audit_layer(layer, nodes, by_node, given) for layer in layers if layer.kind not in _SYNCHRONISATION),
         attention=tuple(_audit_attention(model, layers)),
-        graph_weights_bytes=graph_weights_bytes,
-        engine_weights_bytes=engine_weights_bytes,
-        plan_bytes=plan_bytes,
+        graph_weights_bytes=sum(built.graph_bytes.values()),
+        engine_weights_bytes=built.weights_bytes,
+        plan_bytes=memoryview(built.plan).nbytes,
     )
 
 

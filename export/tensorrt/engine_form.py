@@ -39,7 +39,7 @@ from rfedge.export.passes.graph_queries import (
     static_shape,
 )
 from rfedge.export.passes.slim import infer_shapes
-from rfedge.export.precisions.form_report import CAMERA_CHANNELS, CONVOLUTION
+from rfedge.export.precisions.form_matmuls import CAMERA_CHANNELS, CONVOLUTION
 from rfedge.export.precisions.half import set_types
 from rfedge.export.tensorrt.head_norms import normalise_in_heads
 

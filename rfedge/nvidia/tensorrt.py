@@ -87,7 +87,7 @@ def load_tensorrt(name: str) -> TensorRt:
     """
     one_of(TARGETS, name, "--target")
     try:
-        module = importlib.import_module("tensorrt") if name == "tensorrt" else _import_rtx()
+        module = importlib.import_module("tensorrt") if name == "tensorrt" else import_rtx()
     except (ImportError, OSError) as error:  # missing module; missing or foreign shared library
         raise BackendUnavailableError(
             f"target {name}",
@@ -106,7 +106,8 @@ def load_tensorrt(name: str) -> TensorRt:
     return TensorRt(name=name, trt=module, version=version)
 
 
-def _import_rtx() -> ModuleType:
+def import_rtx() -> ModuleType:
+    """Import TensorRT for RTX, whose libraries lie in another wheel than its bindings; raises ImportError or OSError."""
     if importlib.util.find_spec("tensorrt_rtx") is not None:  # the wheel of NVIDIA's own archive, complete
         return importlib.import_module("tensorrt_rtx")
     spec = importlib.util.find_spec(_RTX_LIBRARIES)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Final, Literal
 
 from rfedge.bundle.int8_kernels import EXACT_INT8
-from rfedge.config import PRECISIONS
 from rfedge.jobs.progress import StageProgress
 from rfedge.machine.gpu import Gpu, probe_gpu
 from rfedge.machine.jetson import Jetson, probe_jetson
 from rfedge.machine.memory import Memory, probe_memory
 from rfedge.machine.probing import Probed, probe
 from rfedge.machine.processor import Processor, probe_processor
-from rfedge.runtimes.backends.registry import BACKENDS
-from rfedge.runtimes.doctor.precisions import Capabilities, PrecisionVerdict, check_precisions
+from rfedge.runtimes.doctor.precisions import PrecisionVerdict, check_precisions
 from rfedge.runtimes.doctor.software import (
     RTX_MODULE,
     Extra,
@@ -47,30 +46,16 @@ class Line:
 class Examination:
     """Everything the probes found, each a value or a reason."""
 
-    python: Probed[Python]
-    onnxruntime: Probed[OnnxRuntime]
-    processor: Probed[Processor]
-    memory: Probed[Memory]
-    gpu: Probed[Gpu]
-    jetson: Probed[Jetson]
-    tensorrt: Probed[TensorRt]
-    tensorrt_rtx: Probed[TensorRt]
-    extras: Probed[tuple[Extra, ...]]
+    found: dict[str, Probed[Any]]  # by the names of `_PROBES`
     precisions: tuple[PrecisionVerdict, ...]
 
     @property
     def lines(self) -> list[Line]:
-        return [
-            *_lines("Python", self.python, _python_lines, absent="problem"),
-            *_lines("onnxruntime", self.onnxruntime, _onnxruntime_lines, absent="problem"),
-            *_lines("CPU", self.processor, _processor_lines, absent="problem"),
-            *_lines("memory", self.memory, _memory_lines, absent="note"),
-            *_lines("Jetson", self.jetson, _jetson_lines),
-            *_lines("GPU", self.gpu, _gpu_lines),
-            *_lines("TensorRT", self.tensorrt, _tensorrt_lines),
-            *_lines("TensorRT for RTX", self.tensorrt_rtx, _tensorrt_lines),
-            *_lines("extras", self.extras, _extra_lines, absent="note"),
-        ]
+        lines: list[Line] = []
+        for name, (_, subject, absent, describe) in _PROBES.items():
+            found = self.found[name]
+            lines += [Line(subject, absent, found.reason)] if found.value is None else describe(subject, found.value)
+        return lines
 
     @property
     def healthy(self) -> bool:
@@ -78,54 +63,25 @@ class Examination:
         return all(line.verdict != "problem" for line in self.lines)
 
     def document(self) -> dict[str, Any]:
-        facts = dataclasses.asdict(self)
-        precisions = facts.pop("precisions")
         return {
             "format": "rfedge-doctor",
             "schema_version": 1,
             "healthy": self.healthy,
-            "facts": facts,
+            "facts": {name: dataclasses.asdict(self.found[name]) for name in _PROBES},
             "lines": [dataclasses.asdict(line) for line in self.lines],
-            "precisions": list(precisions),
+            "precisions": [dataclasses.asdict(verdict) for verdict in self.precisions],
         }
 
 
 def examine(on_probe: StageProgress = lambda *_: None) -> Examination:
     """Run every probe; `on_probe` is called with ("probe", done, total)."""
-    probes: dict[str, Callable[[], Any]] = {
-        "python": probe_python,
-        "onnxruntime": probe_onnxruntime,
-        "processor": probe_processor,
-        "memory": probe_memory,
-        "gpu": probe_gpu,
-        "jetson": probe_jetson,
-        "tensorrt": lambda: probe_tensorrt("tensorrt"),
-        "tensorrt_rtx": lambda: probe_tensorrt(RTX_MODULE),
-        "extras": probe_extras,
-        "bitsandbytes": probe_bitsandbytes,
-    }
+    probes = {name: look for name, (look, *_) in _PROBES.items()} | {"bitsandbytes": probe_bitsandbytes}
     found: dict[str, Probed[Any]] = {}
     for name, look in probes.items():
         on_probe("examine", len(found), len(probes))
         found[name] = probe(look)
     on_probe("examine", len(probes), len(probes))
-    capabilities = Capabilities(
-        processor=found["processor"].value,
-        gpu=found["gpu"].value,
-        onnxruntime=found["onnxruntime"].value,
-        tensorrt=found["tensorrt"].value,
-        backends=BACKENDS,
-        bitsandbytes=found.pop("bitsandbytes"),
-    )
-    return Examination(**found, precisions=tuple(check_precisions(capabilities, PRECISIONS)))
-
-
-def _lines(
-    subject: str, found: Probed[Any], describe: Callable[[str, Any], Iterator[Line]], *, absent: Verdict = "absent"
-) -> list[Line]:
-    if found.value is None:
-        return [Line(subject, absent, found.reason)]
-    return list(describe(subject, found.value))
+    return Examination(found, tuple(check_precisions(found)))
 
 
 def _python_lines(subject: str, python: Python) -> Iterator[Line]:
@@ -228,3 +184,17 @@ def _extra_lines(subject: str, extras: tuple[Extra, ...]) -> Iterator[Line]:
 
 def _gb(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"
+
+
+# name in the document -> probe, subject of its lines, verdict where it finds nothing, lines where it finds something
+_PROBES: Final[dict[str, tuple[Callable[[], Any], str, Verdict, Callable[[str, Any], Iterator[Line]]]]] = {
+    "python": (probe_python, "Python", "problem", _python_lines),
+    "onnxruntime": (probe_onnxruntime, "onnxruntime", "problem", _onnxruntime_lines),
+    "processor": (probe_processor, "CPU", "problem", _processor_lines),
+    "memory": (probe_memory, "memory", "note", _memory_lines),
+    "jetson": (probe_jetson, "Jetson", "absent", _jetson_lines),
+    "gpu": (probe_gpu, "GPU", "absent", _gpu_lines),
+    "tensorrt": (partial(probe_tensorrt, "tensorrt"), "TensorRT", "absent", _tensorrt_lines),
+    "tensorrt_rtx": (partial(probe_tensorrt, RTX_MODULE), "TensorRT for RTX", "absent", _tensorrt_lines),
+    "extras": (probe_extras, "extras", "note", _extra_lines),
+}

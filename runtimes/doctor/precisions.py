@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from rfedge.config import PRECISIONS
 from rfedge.machine.gpu import Gpu
 from rfedge.machine.probing import Probed
 from rfedge.machine.processor import Processor
+from rfedge.runtimes.backends.base import TORCH_WEIGHTS
 from rfedge.runtimes.doctor.software import OnnxRuntime, TensorRt
 
-PRECISION_NAMES: Final = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed", "nf4", "llm-int8")
 # Weight formats of bitsandbytes; they are for the torch runner and are never exported.
-_BITSANDBYTES: Final = ("nf4", "llm-int8")
+_BITSANDBYTES: Final = TORCH_WEIGHTS[1:]
+PRECISION_NAMES: Final = (*PRECISIONS, *_BITSANDBYTES)
 # First compute capability whose tensor cores multiply it. Source: TensorRT's support matrix.
 _TENSORRT_SM: Final = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 75, "mixed": 75, "int8-weight": 75, "int4-weight": 80}
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
-    """Facts that precisions depend on: parts of the machine, None where there is none, and the backends of this version."""
-
-    processor: Processor | None
-    gpu: Gpu | None
-    onnxruntime: OnnxRuntime | None
-    tensorrt: TensorRt | None
-    backends: tuple[str, ...]
-    bitsandbytes: Probed[str]
-
-
-@dataclass(frozen=True, slots=True)
 class PrecisionVerdict:
     name: str
-    possible: bool  # a bundle of it can be made by this version and run on this machine
+    possible: bool  # a bundle of it runs on this machine
     backend: str  # what would run it here; "" when nothing would
     speed: str  # what to expect of it against fp32 on the same backend
     reason: str  # why it is not possible, or a condition
@@ -43,56 +33,52 @@ class PrecisionVerdict:
 _Way = tuple[str, str] | str
 
 
-def check_precisions(capabilities: Capabilities, exported: Collection[str]) -> list[PrecisionVerdict]:
-    """Check every precision name; `exported` are those that this version can export."""
-    return [_check(name, capabilities, exported) for name in PRECISION_NAMES]
+def check_precisions(found: Mapping[str, Probed[Any]]) -> list[PrecisionVerdict]:
+    """Check every precision name by the parts of this machine that were found, as `Examination.found` names them."""
+    return [_check(name, found) for name in PRECISION_NAMES]
 
 
-def _check(name: str, capabilities: Capabilities, exported: Collection[str]) -> PrecisionVerdict:
-    if name in _BITSANDBYTES:
-        return _check_bitsandbytes(name, capabilities.bitsandbytes)
-    way = _way(name, capabilities)
+def _check(name: str, found: Mapping[str, Probed[Any]]) -> PrecisionVerdict:
+    way = _bitsandbytes_way(name, found["bitsandbytes"]) if name in _BITSANDBYTES else _way(name, found)
     if isinstance(way, str):
         return PrecisionVerdict(name, possible=False, backend="", speed="", reason=way)
-    backend, speed = way
-    reason = "" if name in exported else f"this version of rfedge exports {', '.join(exported)} only"
-    return PrecisionVerdict(name, possible=name in exported, backend=backend, speed=speed, reason=reason)
+    reason = "from a checkpoint; never exported" if name in _BITSANDBYTES else ""
+    return PrecisionVerdict(name, possible=True, backend=way[0], speed=way[1], reason=reason)
 
 
-def _check_bitsandbytes(name: str, found: Probed[str]) -> PrecisionVerdict:
-    if found.value is None:
-        return PrecisionVerdict(name, possible=False, backend="", speed="", reason=found.reason)
-    backend = f"PyTorch on the CPU with bitsandbytes {found.value}"
+def _bitsandbytes_way(name: str, version: Probed[str]) -> _Way:
+    if version.value is None:
+        return version.reason
     speed = "small; each MatMul turns its weights into floats" if name == "nf4" else "small; outliers stay floats"
-    return PrecisionVerdict(name, possible=True, backend=backend, speed=speed, reason="from a checkpoint; never exported")
+    return f"PyTorch on the CPU with bitsandbytes {version.value}", speed
 
 
-def _way(name: str, capabilities: Capabilities) -> _Way:
+def _way(name: str, found: Mapping[str, Probed[Any]]) -> _Way:
     """Return the best way to run a precision here."""
-    runtime = capabilities.onnxruntime
+    runtime: OnnxRuntime | None = found["onnxruntime"].value
     if runtime is None:
         return "onnxruntime is not usable here"
     why_not_gpu = "no NVIDIA GPU"
-    if capabilities.gpu is not None:
-        for on_gpu in (_tensorrt_way(name, capabilities.gpu, capabilities), _cuda_way(name, capabilities.gpu, runtime)):
+    gpu: Gpu | None = found["gpu"].value
+    if gpu is not None:
+        for on_gpu in (_tensorrt_way(name, gpu, found["tensorrt"].value), _cuda_way(name, gpu, runtime)):
             if not isinstance(on_gpu, str):
                 return on_gpu
             why_not_gpu = on_gpu
-    if not runtime.runs("CPUExecutionProvider") or capabilities.processor is None:
+    processor: Processor | None = found["processor"].value
+    if not runtime.runs("CPUExecutionProvider") or processor is None:
         return "onnxruntime's CPU provider does not run here"
-    on_cpu = _cpu_way(name, capabilities.processor)
+    on_cpu = _cpu_way(name, processor)
     return f"{on_cpu}; {why_not_gpu}" if isinstance(on_cpu, str) else on_cpu
 
 
-def _tensorrt_way(name: str, gpu: Gpu, capabilities: Capabilities) -> _Way:
-    if "tensorrt" not in capabilities.backends:
-        return "this version has no TensorRT runner"
-    if capabilities.tensorrt is None:
+def _tensorrt_way(name: str, gpu: Gpu, tensorrt: TensorRt | None) -> _Way:
+    if tensorrt is None:
         return "TensorRT does not import here"
     if gpu.sm < _TENSORRT_SM[name]:
         return _needs(name, _TENSORRT_SM[name], gpu)
     speed = "the reference" if name == "fp32" else "small" if name.endswith("-weight") else "fast"
-    return f"TensorRT {capabilities.tensorrt.version} on {gpu.name}", speed
+    return f"TensorRT {tensorrt.version} on {gpu.name}", speed
 
 
 def _cuda_way(name: str, gpu: Gpu, runtime: OnnxRuntime) -> _Way:

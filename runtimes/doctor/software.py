@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Final
 
 from rfedge.bundle.int8_kernels import int8_saturates
 from rfedge.errors import first_line
-from rfedge.machine.probing import Absent, Probed, command_output, probe
+from rfedge.machine.probing import Absent, command_output, probe
+from rfedge.nvidia.tensorrt import import_rtx
 
 RTX_MODULE: Final = "tensorrt_rtx_bindings"
-# TensorRT for RTX has its libraries in another wheel than its bindings, which find them once they are loaded.
-_LOAD_RTX_LIBRARIES: Final = """
-import ctypes, importlib.util, pathlib
-spec = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
-for folder in (spec.submodule_search_locations or []) if spec else []:
-    for pattern in ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*"):
-        for library in sorted(pathlib.Path(folder).glob(pattern)):
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-"""
 _OLDEST_PYTHON: Final = (3, 10)
 # Import names that differ from the names packages are installed under.
 _IMPORT_NAMES: Final = {"nvidia-ml-py": "pynvml", "onnxruntime-gpu": "onnxruntime", "pillow": "PIL", "pyyaml": "yaml"}
@@ -76,9 +70,9 @@ def probe_onnxruntime() -> OnnxRuntime:
         raise Absent(f"onnxruntime does not import: {error}") from None
     providers: dict[str, str | None] = {}
     for name in onnxruntime.get_available_providers():
-        # A broken CUDA or TensorRT library may end the process, so all but the CPU's are tried in one of their own.
-        trial = probe(lambda name=name: try_provider(name) if name == "CPUExecutionProvider" else _try_apart(name))  # type: ignore[misc]
-        providers[name] = trial.value if trial.value is not None else (trial.reason or None)
+        on_cpu = name == "CPUExecutionProvider"
+        trial = probe(partial(try_provider, name) if on_cpu else partial(_apart, f"try_provider({name!r})"))
+        providers[name] = trial.reason or None
     works = providers.get("CPUExecutionProvider", "absent") is None
     return OnnxRuntime(onnxruntime.__version__, providers, works and int8_saturates())
 
@@ -104,37 +98,34 @@ def try_provider(name: str) -> None:
         raise Absent("its libraries do not load")
 
 
-def _try_apart(name: str) -> None:
+def _apart(call: str) -> str:
+    """Evaluate an expression of this module in a process of its own, which a broken library may end; return its text."""
     code = (
-        "from rfedge.runtimes.doctor.software import try_provider\n"
-        "from rfedge.machine.probing import Absent\n"
+        "from rfedge.runtimes.doctor import software\n"
         "try:\n"
-        f"    try_provider({name!r})\n"
-        "except Absent as absent:\n"
-        "    print(absent)\n"
+        f"    print('found', software.{call})\n"
+        "except Exception as error:\n"
+        "    print(error)\n"
     )
-    said = command_output([sys.executable, "-c", code], timeout_s=120.0).strip()
-    if said:
-        raise Absent(said.splitlines()[-1])
+    said = (command_output([sys.executable, "-c", code], timeout_s=120.0).strip().splitlines() or ["says nothing"])[-1]
+    if not said.startswith("found "):
+        raise Absent(said)
+    return said.removeprefix("found ")
 
 
 def probe_tensorrt(module: str) -> TensorRt:
-    """Import "tensorrt" or `RTX_MODULE` in a process of its own, which a library that does not load may end."""
+    """Import "tensorrt" or `RTX_MODULE`, libraries included."""
     if importlib.util.find_spec(module) is None:
         raise Absent(f"no module {module}")
-    code = (
-        f"{_LOAD_RTX_LIBRARIES if module == RTX_MODULE else ''}"
-        "try:\n"
-        f"    import {module} as module\n"
-        "    print('version', module.__version__)\n"
-        "except (ImportError, OSError) as error:\n"
-        "    print(error)\n"
-    )
-    said = (command_output([sys.executable, "-c", code], timeout_s=60.0).strip().splitlines() or ["says nothing"])[-1]
-    word, _, version = said.partition(" ")
-    if word != "version":
-        raise Absent(f"{module} does not import: {said}")
-    return TensorRt(module, version)
+    try:
+        return TensorRt(module, _apart(f"imported_version({module!r})"))
+    except Absent as absent:
+        raise Absent(f"{module} does not import: {absent}") from None
+
+
+def imported_version(module: str) -> str:
+    found = import_rtx() if module == RTX_MODULE else importlib.import_module(module)
+    return str(found.__version__)
 
 
 def parse_requirements(requirements: list[str]) -> dict[str, list[str]]:
@@ -181,14 +172,21 @@ def _version(package: str) -> str:
 
 def probe_bitsandbytes() -> str:
     """Multiply by weights of both its formats, in a process of its own, and return the version."""
-    missing = [name for name in ("torch", "bitsandbytes") if not _has_module(name)]
+    missing = [name for name in ("torch", "bitsandbytes") if importlib.util.find_spec(name) is None]
     if missing:
         raise Absent(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")
-    code = "from rfedge.runtimes.backends.reference import try_bitsandbytes\ntry_bitsandbytes()"
-    command_output([sys.executable, "-c", code], timeout_s=120.0)
+    _apart("try_bitsandbytes()")
     return metadata.version("bitsandbytes")
 
 
-def _has_module(name: str) -> bool:
-    found: Probed[bool] = probe(lambda: importlib.util.find_spec(name) is not None)
-    return bool(found.value)
+def try_bitsandbytes() -> None:
+    """Run a small MatMul in every weight format of bitsandbytes; whatever goes wrong is raised."""
+    import torch
+
+    from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in
+
+    for weights in WEIGHT_FORMATS:
+        layers = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        keep_weights_in(layers, weights, torch.float32)
+        with torch.inference_mode():
+            layers(torch.ones(1, 64))

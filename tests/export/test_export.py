@@ -147,7 +147,7 @@ def test_the_audit_notices_matmuls_that_fell_back_to_float(bundles: dict[str, Bu
     path = bundles["window"].path("backbone")
     with raises(ExportError, got="0 MatMuls on integer kernels", expected=5):
         require_integer_kernels(path, num_expected=5)
-    assert {found.kind for found in effective_precisions(onnx.load(path)).values()} == {"fp32"}
+    assert {found.kind for found in effective_precisions(path).values()} == {"fp32"}
 
 
 def test_a_bundle_says_how_its_checkpoint_was_trained(bundles: dict[str, Bundle], checkpoints: dict[str, Path]) -> None:

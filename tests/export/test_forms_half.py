@@ -1,6 +1,7 @@
 """fp16 and bf16 on `tiny`: types, islands, errors of features and actions, and what a weight too large says."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import ml_dtypes
@@ -16,7 +17,7 @@ from rfedge.errors import ArtifactError, ConfigError, ExportError
 from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
 from rfedge.export.passes.graph_queries import block_of
-from rfedge.export.precisions.form_report import FormReport
+from rfedge.export.precision_audit import effective_precisions, graph_matmuls
 from rfedge.export.precisions.runs_here import write_emulation
 from tests.errors import raises
 from tests.export.float_graphs import (
@@ -43,36 +44,35 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TracedPolicy:
 
 
 @pytest.fixture(scope="module")
-def forms(tiny: TracedPolicy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, FormReport]]:
+def forms(tiny: TracedPolicy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("forms")
-    return {name: (folder / f"{name}.onnx", make(tiny.backbone, folder / f"{name}.onnx")) for name, make in MAKERS.items()}
+    return {name: make(tiny.backbone, folder / f"{name}.onnx")[0] for name, make in MAKERS.items()}
 
 
 @pytest.mark.parametrize("form", MAKERS)
 def test_every_matmul_with_a_weight_is_half_but_for_the_pixels(
-    forms: dict[str, tuple[Path, FormReport]], tiny: TracedPolicy, form: str
+    forms: dict[str, Path], tiny: TracedPolicy, form: str
 ) -> None:
-    path, report = forms[form]
-    assert report.files == [path]
-    assert len(report.converted) == 30
-    assert sorted(report.kept.values()) == [
-        "the camera resize is exact in fp32 alone",
-        "the camera resize is exact in fp32 alone",
-        "the patch convolution reads bytes, whose mean its bias takes off again",
-    ]
-    assert report.blocks["vision.blocks.0"].kind == report.blocks["decoder.layers.1.cross_attention"].kind == form
-    assert report.blocks["preprocess_static"].kind == report.blocks["vision"].kind == "fp32"
+    path, model = forms[form], onnx.load(forms[form])
+    matmuls = {item.name: kind for item, kind in graph_matmuls(model)}
+    assert Counter(matmuls.values()) == {form: 30, "fp32": 3}
+    blocks = effective_precisions(path)
+    assert {block for block, found in blocks.items() if found.kind == "fp32"} == {
+        "preprocess_static",
+        "preprocess_gripper",
+        "vision",
+    }
+    assert blocks["vision.blocks.0"].kind == blocks["decoder.layers.1.cross_attention"].kind == form
     assert path.stat().st_size < 0.7 * tiny.backbone.stat().st_size
-    model = onnx.load(path)
-    matmuls = {item.name: item for item in model.graph.node if item.name in report.converted}
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert {weights[item.input[1]] for item in matmuls.values()} == {ELEMENT_TYPE[form]}
+    converted = [item for item in model.graph.node if matmuls.get(item.name) == form]
+    assert {weights[item.input[1]] for item in converted} == {ELEMENT_TYPE[form]}
 
 
 @pytest.mark.parametrize("form", MAKERS)
-def test_the_graph_is_strongly_typed_and_its_islands_are_fp32(forms: dict[str, tuple[Path, FormReport]], form: str) -> None:
+def test_the_graph_is_strongly_typed_and_its_islands_are_fp32(forms: dict[str, Path], form: str) -> None:
     """No value_info is trusted: types are inferred anew, and an operator that mixes them is an error."""
-    model = onnx.load(forms[form][0])
+    model = onnx.load(forms[form])
     onnx.checker.check_model(model, full_check=True)
     del model.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
@@ -97,17 +97,15 @@ def test_the_graph_is_strongly_typed_and_its_islands_are_fp32(forms: dict[str, t
 
 
 @pytest.mark.parametrize("form", MAKERS)
-def test_inputs_and_outputs_keep_the_contracts_types(
-    forms: dict[str, tuple[Path, FormReport]], tiny: TracedPolicy, form: str
-) -> None:
-    graph, contract = read_graph(forms[form][0]).graph, policy_contract(tiny.config).backbone
+def test_inputs_and_outputs_keep_the_contracts_types(forms: dict[str, Path], tiny: TracedPolicy, form: str) -> None:
+    graph, contract = read_graph(forms[form]).graph, policy_contract(tiny.config).backbone
     for values, specs in ((graph.inputs, contract.inputs), (graph.outputs, contract.outputs)):
         assert {value.name: value.dtype.numpy() for value in values} == {spec.name: np.dtype(spec.dtype) for spec in specs}
 
 
 @pytest.mark.parametrize(("form", "feature_bound", "action_bound"), [("fp16", 1e-3, 2e-3), ("bf16", 1e-2, 1e-2)])
 def test_features_and_actions_stay_close_over_a_rollout(
-    forms: dict[str, tuple[Path, FormReport]],
+    forms: dict[str, Path],
     tiny: TracedPolicy,
     tmp_path: Path,
     form: str,
@@ -115,7 +113,7 @@ def test_features_and_actions_stay_close_over_a_rollout(
     action_bound: float,
 ) -> None:
     """Six random frames with carried state; bf16 through its emulation, which rounds as a GPU would."""
-    path = forms[form][0]
+    path = forms[form]
     if form == "bf16":
         write_emulation(path, tmp_path / "emulation.onnx")
         path = tmp_path / "emulation.onnx"
@@ -129,10 +127,10 @@ def test_features_and_actions_stay_close_over_a_rollout(
 
 def test_rotary_positions_and_rms_norm_are_islands_too(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     traced = traced_policy(tmp_path_factory, **LLAMA)
-    report = make_fp16(traced.backbone, tmp_path / "fp16.onnx")
+    make_fp16(traced.backbone, tmp_path / "fp16.onnx")
     model = read_graph(tmp_path / "fp16.onnx")
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
-    assert len(report.converted) == 37
+    assert [kind for _, kind in graph_matmuls(onnx.load(tmp_path / "fp16.onnx"))].count("fp16") == 36
     for item in model.graph:
         if item.op_type in ("Pow", "ReduceMean", "Reciprocal", "Neg"):
             assert item.outputs[0].dtype == ir.DataType.FLOAT, item.name
@@ -141,10 +139,10 @@ def test_rotary_positions_and_rms_norm_are_islands_too(tmp_path: Path, tmp_path_
 
 
 def test_blocks_can_be_kept_in_fp32(tiny: TracedPolicy, tmp_path: Path) -> None:
-    report = make_fp16(tiny.backbone, tmp_path / "fp16.onnx", keep_float=["vision.blocks.1", "resampler"])
-    assert report.blocks["vision.blocks.0"].kind == "fp16"
-    assert report.blocks["vision.blocks.1"].kind == report.blocks["resampler.layers.0"].kind == "fp32"
-    assert "keep_float 'resampler'" in report.kept.values()
+    make_fp16(tiny.backbone, tmp_path / "fp16.onnx", keep_float=["vision.blocks.1", "resampler"])
+    blocks = effective_precisions(tmp_path / "fp16.onnx")
+    assert blocks["vision.blocks.0"].kind == "fp16"
+    assert blocks["vision.blocks.1"].kind == blocks["resampler.layers.0"].kind == "fp32"
     for item in read_graph(tmp_path / "fp16.onnx").graph:
         if item.op_type != "Cast" and block_of(item) == "vision.blocks.1":
             assert {value.dtype for value in item.outputs} == {ir.DataType.FLOAT}, item.name
@@ -188,7 +186,8 @@ def test_a_weight_beyond_the_format_is_named_and_nothing_is_written(make, value,
 
 def test_bf16_holds_what_fp16_does_not(tmp_path: Path) -> None:
     write_graph(matmul(with_one(70000)), tmp_path / "fp32.onnx")
-    assert make_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx").converted == ("node_y",)
+    make_bf16(tmp_path / "fp32.onnx", tmp_path / "bf16.onnx")
+    assert effective_precisions(tmp_path / "bf16.onnx")["unnamed"].kind == "bf16"
 
 
 def test_an_output_that_a_matmul_makes_is_cast_back(tmp_path: Path) -> None:
@@ -212,14 +211,14 @@ def test_the_emulation_rounds_as_bf16_does(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(tmp_path / "emulation.onnx", x)[0], rounded(rounded(x["x"]) @ rounded(weight)))
 
 
-def test_a_form_is_made_from_fp32_alone(forms: dict[str, tuple[Path, FormReport]], tmp_path: Path) -> None:
+def test_a_form_is_made_from_fp32_alone(forms: dict[str, Path], tmp_path: Path) -> None:
     nodes = [node("DequantizeLinear", ["w", "scale"], ["weight"]), node("MatMul", ["x", "weight"], ["y"])]
     constants = {"w": np.ones((4, 4), np.int8), "scale": np.float32(1)}
     arrays = {name: np.asarray(value) for name, value in constants.items()}
     write_graph(graph_of(nodes, arrays, {"x": (2, 4)}, ["y"]), tmp_path / "int8.onnx")
     with raises(ExportError, got="node node_weight (DequantizeLinear)", expected="a graph in fp32"):
         make_fp16(tmp_path / "int8.onnx", tmp_path / "fp16.onnx")
-    shutil.copy(forms["fp16"][0], tmp_path / "half.onnx")
+    shutil.copy(forms["fp16"], tmp_path / "half.onnx")
     with raises(ExportError, got="weight ... in FLOAT16", expected="a graph in fp32"):
         make_bf16(tmp_path / "half.onnx", tmp_path / "bf16.onnx")
     with raises(ArtifactError, "...absent.onnx"):
@@ -239,7 +238,7 @@ def test_no_more_than_a_few_weights_are_in_memory_at_once(tmp_path: Path) -> Non
     seen: list[tuple[int, int]] = []
     tracemalloc.start()
     model = read_graph(tmp_path / "fp32.onnx")
-    from rfedge.export.precisions.form_report import choose_matmuls
+    from rfedge.export.precisions.form_matmuls import choose_matmuls
     from rfedge.export.precisions.half import half_nodes, set_types
 
     set_types(model, half_nodes(model.graph, choose_matmuls(model.graph, [])), ir.DataType.FLOAT16)

@@ -18,6 +18,7 @@ from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, ExportError
 from rfedge.export.parity import onnx_rollout
 from rfedge.export.passes.graph_files import read_graph, write_graph
+from rfedge.export.precision_audit import effective_precisions, graph_matmuls
 from rfedge.export.precisions.block_quantization import (
     BLOCK_SIZE,
     dequantize_blocks,
@@ -57,11 +58,10 @@ VARIANTS = {
 def test_tiny_runs_smaller_and_close(variant: str, tiny: TracedPolicy, tmp_path: Path) -> None:
     """Six random frames with carried state. 4-bit rounding of random weights is coarse; trained ones are no worse."""
     make, options, size, feature_bound, action_bound = VARIANTS[variant]
-    report = make(tiny.backbone, tmp_path / "form.onnx", **options)
-    assert len(report.converted) == 30
-    assert len(report.kept) == 3
-    assert report.blocks["vision.blocks.1"].kind == report.blocks["resampler.layers.0"].kind == f"{variant}-weight"
-    assert report.blocks["preprocess_gripper"].kind == "fp32"
+    blocks = effective_precisions(make(tiny.backbone, tmp_path / "form.onnx", **options)[0])
+    assert sum((Counter(found.matmuls) for found in blocks.values()), Counter()) == {f"{variant}-weight": 30, "fp32": 3}
+    assert blocks["vision.blocks.1"].kind == blocks["resampler.layers.0"].kind == f"{variant}-weight"
+    assert blocks["preprocess_gripper"].kind == "fp32"
     # names and the exporter's notes weigh 0.3 MB, which no form makes smaller
     assert (tmp_path / "form.onnx").stat().st_size - 300_000 < size * tiny.backbone.stat().st_size
     onnx.checker.check_model(onnx.load(tmp_path / "form.onnx"), full_check=True)
@@ -78,21 +78,21 @@ def test_tiny_runs_smaller_and_close(variant: str, tiny: TracedPolicy, tmp_path:
 @pytest.mark.parametrize(("make", "bits"), [(make_int8_weight, 8), (make_int4_weight, 4)])
 def test_onnx_runtime_keeps_the_standard_form_packed(make: Any, bits: int, tiny: TracedPolicy, tmp_path: Path) -> None:
     """It makes MatMulNBits of DequantizeLinear and MatMul; without that the weight would be fp32 in memory."""
-    report = make(tiny.backbone, tmp_path / "form.onnx", keep_float=())
+    make(tiny.backbone, tmp_path / "form.onnx", keep_float=())
     form = read_graph(tmp_path / "form.onnx")
     assert {item.domain for item in form.graph} == {""}
     assert form.graph.opset_imports[""] == (21 if bits == 4 else 20)
     open_session(tmp_path / "form.onnx", optimized=tmp_path / "optimized.onnx")
     optimized = read_graph(tmp_path / "optimized.onnx").graph
     kernels = Counter((item.op_type, item.attributes.get_int("bits", 0)) for item in optimized)
-    assert kernels["MatMulNBits", bits] == len(report.converted)
+    assert kernels["MatMulNBits", bits] == 30
     assert kernels["DequantizeLinear", 0] == 0
 
 
 def test_blocks_can_be_kept_in_fp32(tiny: TracedPolicy, tmp_path: Path) -> None:
-    report = make_int4_weight(tiny.backbone, tmp_path / "form.onnx", keep_float=("decoder",))
-    assert report.blocks["decoder.layers.0.block"].kind == "fp32"
-    assert report.blocks["vision.blocks.0"].kind == "int4-weight"
+    blocks = effective_precisions(make_int4_weight(tiny.backbone, tmp_path / "form.onnx", keep_float=("decoder",))[0])
+    assert blocks["decoder.layers.0.block"].kind == "fp32"
+    assert blocks["vision.blocks.0"].kind == "int4-weight"
     with raises(ConfigError, "keep_float", got="'language'", expected="one of ..."):
         make_int4_weight(tiny.backbone, tmp_path / "other.onnx", keep_float=("language",))
 
@@ -116,9 +116,9 @@ def test_a_matmul_of_any_size_is_that_of_the_rounded_weight(variant: str, rows: 
     weight, x = draw(rng, rows, columns), draw(rng, 2, rows)
     model = graph_of([node("MatMul", ["x", "w"], ["y"])], {"w": weight}, {"x": (2, rows)}, ["y"])
     write_graph(model, tmp_path / "fp32.onnx")
-    report = make(tmp_path / "fp32.onnx", tmp_path / "form.onnx", **options)
+    make(tmp_path / "fp32.onnx", tmp_path / "form.onnx", **options)
     if variant == "int4" and rows % BLOCK_SIZE:
-        assert report.kept == {"node_y": f"{rows} inputs, which blocks of 32 do not divide"}
+        assert effective_precisions(tmp_path / "form.onnx")["unnamed"].kind == "fp32"
         return
     if variant == "int8":
         numbers, scale = quantize_columns(weight)
@@ -170,11 +170,11 @@ def test_a_weight_that_two_inputs_read_is_rounded_for_both(tmp_path: Path) -> No
 
 
 def test_attention_to_the_cameras_has_eight_bits_unless_names_replace_it(tiny: TracedPolicy, tmp_path: Path) -> None:
-    report = make_int4_weight(tiny.backbone, tmp_path / "form.onnx")
-    assert report.blocks["vision.blocks.0"].kind == "int4-weight"
-    assert report.blocks["resampler.layers.0"].matmuls == {"int4-weight": 2, "int8-weight": 2}
-    everything = make_int4_weight(tiny.backbone, tmp_path / "all.onnx", keep_float=())
-    assert everything.blocks["resampler.layers.0"].kind == "int4-weight"
+    blocks = effective_precisions(make_int4_weight(tiny.backbone, tmp_path / "form.onnx")[0])
+    assert blocks["vision.blocks.0"].kind == "int4-weight"
+    assert blocks["resampler.layers.0"].matmuls == {"int4-weight": 2, "int8-weight": 2}
+    everything = effective_precisions(make_int4_weight(tiny.backbone, tmp_path / "all.onnx", keep_float=())[0])
+    assert everything["resampler.layers.0"].kind == "int4-weight"
     assert (tmp_path / "all.onnx").stat().st_size < (tmp_path / "form.onnx").stat().st_size
     reference, mixed, coarse = (
         run(path, tiny.inputs)[0] for path in (tiny.backbone, tmp_path / "form.onnx", tmp_path / "all.onnx")
@@ -187,14 +187,15 @@ def test_kernels_over_features_have_eight_bits_and_those_over_a_camera_none(tmp_
     nodes = [node("Conv", ["x", "first"], ["y"]), node("Conv", ["y", "second"], ["z"])]
     constants = {"first": draw(rng, 16, 3, 3, 3), "second": draw(rng, 8, 16, 3, 3)}
     write_graph(graph_of(nodes, constants, {"x": (1, 3, 9, 9)}, ["z"]), tmp_path / "fp32.onnx")
-    report = make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx")
-    assert list(report.kept) == ["node_y"]
-    assert {block: found.matmuls for block, found in report.blocks.items()} == {"unnamed": {"int8-weight": 1, "fp32": 1}}
+    make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx")
+    kinds = {item.name: kind for item, kind in graph_matmuls(onnx.load(tmp_path / "form.onnx"))}
+    assert kinds == {"node_y": "fp32", "node_z": "int8-weight"}
     form = read_graph(tmp_path / "form.onnx").graph
     assert form.initializers["second/int8"].dtype == ir.DataType.INT8
     x = {"x": draw(rng, 1, 3, 9, 9)}
     assert 0 < relative_rms(run(tmp_path / "form.onnx", x)[0], run(tmp_path / "fp32.onnx", x)[0]) < 0.01
-    assert not make_int8_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx").converted
+    make_int8_weight(tmp_path / "fp32.onnx", tmp_path / "form.onnx")
+    assert effective_precisions(tmp_path / "form.onnx")["unnamed"].kind == "fp32"
 
 
 def test_a_transposed_gemm_keeps_one_scale_per_output(tmp_path: Path) -> None:
@@ -205,8 +206,8 @@ def test_a_transposed_gemm_keeps_one_scale_per_output(tmp_path: Path) -> None:
     make_int8_weight(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
     error = np.abs(run(tmp_path / "int8.onnx", {"x": x})[0] - x @ weight.T).max(axis=0)
     assert (error < 0.2 * 10.0 ** np.arange(5)).all(), "the small outputs are as exact as the large ones"
-    report = make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "int4.onnx")
-    assert report.kept == {"node_y": "a Gemm, for which there is no kernel with packed weights"}
+    make_int4_weight(tmp_path / "fp32.onnx", tmp_path / "int4.onnx")
+    assert effective_precisions(tmp_path / "int4.onnx")["unnamed"].kind == "fp32", "no kernel with packed weights is a Gemm"
 
 
 def test_a_weight_of_two_matmuls_is_stored_once(tmp_path: Path) -> None:

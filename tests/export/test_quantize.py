@@ -395,7 +395,7 @@ def test_what_stays_in_float_is_named_by_block_module_or_pattern(
     with raises(ConfigError, "keep_float", got="'vision.block.0'", expected="...did you mean 'vision.blocks.0'..."):
         quantizable_matmuls(graph, ("vision.block.0",))
     quantize_int8(backbone, tmp_path / "int8.onnx", frames, keep_float=None)
-    blocks = effective_precisions(onnx.load(tmp_path / "int8.onnx"))
+    blocks = effective_precisions(tmp_path / "int8.onnx")
     assert blocks["vision.blocks.0"].kind == "int8"
     assert blocks["decoder.layers.0.cross_attention"].matmuls == {"int8": 2, "fp32": 4}
 

@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rfedge.bundle.engines import EngineKey, EngineTarget
 from rfedge.errors import BackendUnavailableError, ConfigError
-from rfedge.export.tensorrt.audit import audit_engine
+from rfedge.export.tensorrt.audit import audit_built
 from rfedge.export.tensorrt.build_log import BuildLog, PhaseFraction
+from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import layers_from_inspector, layers_from_log
 from rfedge.export.tensorrt.network import ModuleNames, name_failure
 from rfedge.export.tensorrt.prepare import cast_bytes_first
@@ -142,14 +143,9 @@ def test_all_three_texts_about_an_engine_are_read() -> None:
 
 def test_the_audit_believes_the_engine_and_not_the_graph() -> None:
     def audit(text: dict[str, Any], *, engine_weights_bytes: int = 100) -> Any:
-        return audit_engine(
-            packed_graph(),
-            layers_from_inspector(json.dumps(text)),
-            source="engine inspector",
-            graph_weights_bytes=100,
-            engine_weights_bytes=engine_weights_bytes,
-            plan_bytes=1,
-        )
+        layers = layers_from_inspector(json.dumps(text))
+        built = BuiltEngine(b"plan", layers, "engine inspector", None, {"INT8": 100}, engine_weights_bytes, 0, 0.0)
+        return audit_built(packed_graph(), built)
 
     good, bad = audit(INSPECTOR_10), audit(INSPECTOR_11, engine_weights_bytes=400)
     assert good.matmuls[0].asked == "int8"

@@ -15,7 +15,8 @@ from rfedge.cli.app import app, main
 from rfedge.config import head_of_kind
 from rfedge.contract import policy_contract
 from rfedge.errors import ConfigError, ContractError
-from rfedge.export.tensorrt.audit import audit_engine
+from rfedge.export.tensorrt.audit import audit_built
+from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import EngineLayer, Operand
 from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.profiles import check_text_lengths, parse_text_lengths, plan_profiles, text_lengths_of
@@ -114,8 +115,7 @@ def test_the_audit_counts_a_matmul_by_its_widest_profile() -> None:
     def computed(*precisions: str) -> str:
         layers = [layer(profile, precision) for profile, precision in enumerate(precisions)]
         model = small_graph(nodes, tensors, width=64)
-        numbers = {"graph_weights_bytes": 1, "engine_weights_bytes": 1, "plan_bytes": 1}
-        audit = audit_engine(model, layers, source="test", num_profiles=len(layers), **numbers)
+        audit = audit_built(model, BuiltEngine(b"plan", layers, "test", None, {}, 1, 0, 0.0, num_profiles=len(layers)))
         assert bool(audit.missed) == ("fp32" in precisions)
         return audit.matmuls[0].computed
 

@@ -24,7 +24,7 @@ from rfedge.machine.memory import Memory, Swap, memory_limit, parse_meminfo, par
 from rfedge.machine.probing import Absent, Probed, command_output, probe
 from rfedge.machine.processor import Processor, cpu_quota, int8_support, parse_cpuinfo, probe_processor
 from rfedge.runtimes.doctor.examination import Examination, examine
-from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, Capabilities, PrecisionVerdict, check_precisions
+from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, PrecisionVerdict, check_precisions
 from rfedge.runtimes.doctor.software import (
     OnnxRuntime,
     Python,
@@ -56,15 +56,16 @@ def processor(cpuinfo: str = recorded.XEON, **changes: object) -> Processor:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def machine(**changes: object) -> Capabilities:
-    base = Capabilities(
-        processor(), None, CPU_RUNTIME, None, ("onnxruntime", "torch"), Probed(None, "bitsandbytes is not installed")
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-
-
-def verdicts_on(judge: Capabilities, exported: tuple[str, ...] = ("fp32", "int8")) -> dict[str, PrecisionVerdict]:
-    return {verdict.name: verdict for verdict in check_precisions(judge, exported)}
+def verdicts_on(**parts: object) -> dict[str, PrecisionVerdict]:
+    found = {
+        "processor": Probed(processor()),
+        "gpu": Probed(None),
+        "onnxruntime": Probed(CPU_RUNTIME),
+        "tensorrt": Probed(None),
+        "bitsandbytes": Probed(None, "bitsandbytes is not installed"),
+    }
+    found |= {name: Probed(part) for name, part in parts.items()}
+    return {verdict.name: verdict for verdict in check_precisions(found)}
 
 
 def test_releases_become_jetpacks() -> None:
@@ -257,64 +258,50 @@ def test_extras_come_from_the_distribution() -> None:
 
 
 def test_every_precision_is_judged_on_a_plain_cpu() -> None:
-    verdicts = verdicts_on(machine())
+    verdicts = verdicts_on()
     assert tuple(verdicts) == PRECISION_NAMES
-    assert {name for name, verdict in verdicts.items() if verdict.possible} == {"fp32", "int8"}
+    assert {name for name, verdict in verdicts.items() if not verdict.possible} == {"bf16", "nf4", "llm-int8"}
     assert verdicts["int8"].speed == "fast (AMX-INT8)"
-    assert verdicts["fp16"].reason == "this version of rfedge exports fp32, int8 only"
+    assert "cast to fp32" in verdicts["fp16"].speed
     assert verdicts["bf16"].reason == "onnxruntime has no bf16 MatMuls on the CPU; no NVIDIA GPU"
     assert verdicts["nf4"].reason == "bitsandbytes is not installed"
-    able = verdicts_on(machine(bitsandbytes=Probed("0.50.2")))
+    able = verdicts_on(bitsandbytes="0.50.2")
     assert able["nf4"].possible
     assert able["llm-int8"].backend == "PyTorch on the CPU with bitsandbytes 0.50.2"
     assert all(verdict.possible or verdict.reason for verdict in verdicts.values())
 
 
-def test_what_is_exported_decides_and_not_a_list_in_the_doctor() -> None:
-    everything = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight", "mixed")
-    verdicts = verdicts_on(machine(), everything)
-    assert {name for name, verdict in verdicts.items() if not verdict.possible} == {"bf16", "nf4", "llm-int8"}
-    assert "cast to fp32" in verdicts["fp16"].speed
-    arm = verdicts_on(machine(processor=processor(recorded.CORTEX_A78)), everything)
-    assert arm["fp16"].speed.startswith("fast")
-    old = verdicts_on(machine(processor=processor(recorded.HASWELL)))
+def test_speed_is_judged_by_the_instructions_of_the_cpu() -> None:
+    assert verdicts_on(processor=processor(recorded.CORTEX_A78))["fp16"].speed.startswith("fast")
+    old = verdicts_on(processor=processor(recorded.HASWELL))
     assert old["int8"].possible
     assert "AVX2 without VNNI" in old["int8"].speed
 
 
 def test_gpus_are_judged_by_what_can_use_them() -> None:
-    everything = ("fp32", "fp16", "bf16", "int8", "mixed")
-    unusable = verdicts_on(machine(gpu=ORIN), everything)
+    unusable = verdicts_on(gpu=ORIN)
     assert unusable["fp32"].backend == "onnxruntime CPU"
     assert unusable["bf16"].reason.endswith("this onnxruntime cannot use the Orin")
-    cuda = verdicts_on(machine(gpu=ORIN, onnxruntime=CUDA_RUNTIME), everything)
+    cuda = verdicts_on(gpu=ORIN, onnxruntime=CUDA_RUNTIME)
     assert cuda["bf16"].backend == "onnxruntime CUDA on Orin"
     assert cuda["int8"].backend == "onnxruntime CPU"
     turing = Gpu("T4", 75, 16 * 10**9, "560", "12.6", "NVML")
-    assert verdicts_on(machine(gpu=turing, onnxruntime=CUDA_RUNTIME), everything)["bf16"].reason.endswith(
-        "bf16 needs SM80+; T4 is SM75"
-    )
-    engines = {"tensorrt": TensorRt("tensorrt", "10.3.0"), "backends": ("onnxruntime", "tensorrt")}
-    fast = verdicts_on(machine(gpu=ORIN, **engines), everything)
+    assert verdicts_on(gpu=turing, onnxruntime=CUDA_RUNTIME)["bf16"].reason.endswith("bf16 needs SM80+; T4 is SM75")
+    fast = verdicts_on(gpu=ORIN, tensorrt=TensorRt("tensorrt", "10.3.0"))
     assert (fast["int8"].backend, fast["int8"].speed) == ("TensorRT 10.3.0 on Orin", "fast")
-    assert verdicts_on(machine(onnxruntime=None), everything)["fp32"].reason == "onnxruntime is not usable here"
+    assert verdicts_on(onnxruntime=None)["fp32"].reason == "onnxruntime is not usable here"
 
 
 def examined(**changes: object) -> Examination:
-    absent: Probed[object] = Probed(None, "not looked for")
-    base = Examination(
-        python=Probed(Python("3.12.3", "python3", supported=True)),
-        onnxruntime=Probed(CPU_RUNTIME),
-        processor=Probed(processor()),
-        memory=Probed(Memory(16 * 10**9, 9 * 10**9, None, (), 10**11)),
-        gpu=absent,  # type: ignore[arg-type]
-        jetson=absent,  # type: ignore[arg-type]
-        tensorrt=absent,  # type: ignore[arg-type]
-        tensorrt_rtx=absent,  # type: ignore[arg-type]
-        extras=Probed(()),
-        precisions=(),
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    found: dict[str, object] = dict.fromkeys(("gpu", "jetson", "tensorrt", "tensorrt_rtx"), Probed(None, "not looked for"))
+    found |= {
+        "python": Probed(Python("3.12.3", "python3", supported=True)),
+        "onnxruntime": Probed(CPU_RUNTIME),
+        "processor": Probed(processor()),
+        "memory": Probed(Memory(16 * 10**9, 9 * 10**9, None, (), 10**11)),
+        "extras": Probed(()),
+    }
+    return Examination(found | changes, ())  # type: ignore[arg-type]
 
 
 def test_only_what_stops_rfedge_is_a_problem() -> None:

@@ -69,7 +69,7 @@ def test_int8_graphs_agree_too_and_are_labelled_as_the_exporter_labels_them(tiny
     bundle = quantized_bundle(tmp_path, tiny)
     work = bundle_work(bundle)
     assert_same(work, analytic_work(preset("tiny"), "int8"))
-    audited = effective_precisions(onnx.load(bundle.path("backbone")))
+    audited = effective_precisions(bundle.path("backbone"))
     assert {block: sums.label for (_, block), sums in work.blocks().items() if block != "head"} == {
         block: str(found) for block, found in audited.items()
     }
