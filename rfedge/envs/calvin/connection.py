@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import IO, TYPE_CHECKING, Final
 
-from rfedge.envs.calvin.server import PREFIX, ProtocolError, decode, encode, message_lengths
+from rfedge.envs.calvin.server import ProtocolError, encode, receive
 from rfedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ _SUBJECT: Final = "calvin simulator"
 _REMEDY: Final = "See docs/how-to/install_calvin.md."
 _GRACE_S: Final = 2.0  # between the end of its input and its being killed
 _LOG_BYTES: Final = 4096  # of the log's end that are searched for a reason
-_READ_BYTES: Final = 1 << 18
 
 
 class SimulatorProcess:
@@ -31,10 +32,11 @@ class SimulatorProcess:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._connection, theirs = Pipe()
         try:
             # A session of its own: Ctrl-C reaches this process alone, which then closes the simulator.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, bufsize=0, start_new_session=True
+                command, stdin=theirs.fileno(), stdout=self._log, stderr=self._log, start_new_session=True
             )
         except OSError as error:
             self._log.close()
@@ -42,8 +44,10 @@ class SimulatorProcess:
             remedy = f"Pass python= or set RFEDGE_CALVIN_PYTHON. {_REMEDY}"
             got = f"{command[0]!r} ({error.strerror or error})"
             raise BackendUnavailableError(_SUBJECT, got=got, expected=expected, remedy=remedy) from error
+        finally:
+            theirs.close()
         # The child also ends when this process does: its input then ends.
-        self._finalizer = weakref.finalize(self, _stop, self._process, self._log, os.getpid())
+        self._finalizer = weakref.finalize(self, _stop, self._process, self._connection, self._log, os.getpid())
 
     @property
     def pid(self) -> int:
@@ -54,37 +58,30 @@ class SimulatorProcess:
         method = header.get("method")
         if not self._finalizer.alive:
             raise self._failure("a closed one", "an open environment", "Make a new one.")
+        deadline_s = time.monotonic() + timeout_s
+        alarm = threading.Timer(timeout_s, self._process.kill)  # what waits for the reply has no deadline
+        alarm.start()
         try:
-            reply, reply_arrays = self._exchange(encode(header, arrays or {}), time.monotonic() + timeout_s)
-        except TimeoutError as error:
-            self._process.kill()  # it would not see the end of its input
-            self.close()
-            raise self._failure(f"no answer to {method!r}", f"one within {timeout_s:g} s") from error
-        except (EOFError, BrokenPipeError) as error:
-            raise self._failure(f"{self._end()} during {method!r}", "a reply") from error
+            for part in encode(header, arrays or {}):
+                self._connection.send_bytes(part)
+            reply, reply_arrays = receive(self._connection)
+        except (EOFError, OSError) as error:
+            how = self._end(error)
+            if time.monotonic() >= deadline_s:
+                raise self._failure(f"no answer to {method!r}", f"one within {timeout_s:g} s") from error
+            raise self._failure(f"{how} during {method!r}", "a reply") from error
         except ProtocolError as error:
             self.close()
             raise self._failure(str(error), f"a reply to {method!r}") from error
         except BaseException:
             self.close()  # Ctrl-C leaves a reply on its way, which the next request would take for its own
             raise
-        if not reply["ok"]:
+        finally:
+            alarm.cancel()
+        if not reply.get("ok"):
             self.close()
-            kind, text = str(reply.get("kind")), str(reply.get("error"))
-            raise self._failure(text, *_advice(kind, str(method)))
+            raise self._failure(str(reply.get("error")), *_advice(str(reply.get("kind")), str(method)))
         return reply, reply_arrays
-
-    def _exchange(self, message: bytes, deadline_s: float) -> tuple[Header, Arrays]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        # A request is far smaller than a pipe's buffer and nothing else is in it: writing does not block.
-        self._process.stdin.write(message)
-        stream = self._process.stdout.fileno()
-        lengths = message_lengths(_read(stream, PREFIX.size, deadline_s))
-        reply, arrays = decode(_read(stream, lengths[0], deadline_s), _read(stream, lengths[1], deadline_s))
-        if not isinstance(reply.get("ok"), bool):
-            raise ProtocolError("a message that is no reply")
-        return reply, arrays
 
     @staticmethod
     def _failure(got: str, expected: str, remedy: str = _REMEDY) -> BackendUnavailableError:
@@ -95,37 +92,20 @@ class SimulatorProcess:
         start = 0 if last_bytes is None else max(0, size - last_bytes)
         return os.pread(self._log.fileno(), size - start, start).decode(errors="replace")
 
-    def _end(self) -> str:
+    def _end(self, error: Exception) -> str:
         """End the process and return how it ended, with its last line."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=0.2)  # one that has closed its output is about to end by itself
         status = self._process.poll()
         lines = [line.strip() for line in self.log(last_bytes=_LOG_BYTES).splitlines() if line.strip()]
         self.close()
-        how = "a broken connection"
+        how = f"a broken connection{f' ({error})' if str(error) else ''}"
         if status is not None:
             how = f"its end with {f'status {status}' if status >= 0 else signal.Signals(-status).name}"
         return f"{how} ({lines[-1][:300]})" if lines else how
 
     def close(self) -> None:
         self._finalizer()
-
-
-def _read(stream: int, size: int, deadline_s: float) -> bytes:
-    """Read exactly `size` bytes; raises TimeoutError at the deadline and EOFError at the end of the stream."""
-    poller = select.poll()
-    poller.register(stream, select.POLLIN)
-    chunks = []
-    while size:
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0 or not poller.poll(1000.0 * left_s):
-            raise TimeoutError
-        chunk = os.read(stream, min(size, _READ_BYTES))
-        if not chunk:
-            raise EOFError
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
 
 
 def _advice(kind: str, method: str) -> tuple[str, str]:
@@ -146,17 +126,13 @@ def _advice(kind: str, method: str) -> tuple[str, str]:
     return f"{method!r} to succeed", _REMEDY
 
 
-def _stop(process: subprocess.Popen[bytes], log: IO[bytes], owner: int) -> None:
+def _stop(process: subprocess.Popen[bytes], connection: Connection, log: IO[bytes], owner: int) -> None:
     if os.getpid() != owner:  # a forked copy of the owner does not own the simulator
         return
-    with contextlib.suppress(OSError):
-        assert process.stdin is not None
-        process.stdin.close()
+    connection.close()
     try:
         process.wait(timeout=_GRACE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
     log.close()

@@ -1,14 +1,9 @@
-"""Runs CALVIN's simulator in a process of its own and answers requests on standard input and output.
+"""Runs CALVIN's simulator in a process of its own and answers requests on the connection that is its standard input.
 
 Started by path, under an interpreter that has calvin_env: it needs nothing else but numpy, and Python 3.8 or later.
-The other end is `rfedge.envs.calvin.connection`, which shares the framing:
-
-    message   4 bytes: length of the header, 4 bytes: length of the payload (both big-endian), header, payload
-    header    JSON object; "arrays" lists [name, dtype, shape] in the order in which the payload holds their bytes
-
-A request's header names a `method` and its reply's header has `ok`; with `ok` false it has `error` and `kind`. End of
-input ends the process. The simulator's libraries print to file descriptor 1, which therefore becomes standard error
-before they are loaded.
+The other end is `rfedge.envs.calvin.connection`. A message is a JSON object and then the bytes of each array that its
+"arrays" lists as [name, dtype, shape]. A request names a `method` and its reply has `ok`; with `ok` false it has `error`
+and `kind`. The end of the connection ends the process.
 """
 
 from __future__ import annotations
@@ -17,25 +12,22 @@ import ctypes
 import functools
 import importlib
 import json
-import math
 import os
 import platform
-import struct
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:  # Python 3.8 cannot evaluate these
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     Arrays = dict[str, np.ndarray[Any, Any]]
     Header = dict[str, Any]
 
-PREFIX = struct.Struct(">II")
-MAX_HEADER_BYTES = 1 << 16
-MAX_PAYLOAD_BYTES = 1 << 20  # both images are 141 168 bytes
+MAX_BYTES = 1 << 20  # both images are 141 168 bytes
 DTYPES = ("float64", "uint8")
 
 ROBOT = "robot"
@@ -43,54 +35,27 @@ BASE_LINK = "base_link"  # of every body; PyBullet numbers it -1
 
 
 class ProtocolError(Exception):
-    """The bytes are not a message of this protocol."""
+    """What came is not a message of this protocol."""
 
 
-# --- framing ----------------------------------------------------------------------------------------------------------
-def encode(header: Header, arrays: Arrays) -> bytes:
-    """Return one message; raises ProtocolError where it is too large or has another dtype."""
-    for name, array in arrays.items():
-        if array.dtype.name not in DTYPES:
-            raise ProtocolError(f"array {name!r} has dtype {array.dtype}")
-    listed = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
+def encode(header: Header, arrays: Arrays) -> list[bytes]:
+    """Return the parts of one message."""
+    listed = [[name, array.dtype.name, array.shape] for name, array in arrays.items()]
     head = json.dumps({**header, "arrays": listed}, allow_nan=False).encode()
-    payload = b"".join(array.tobytes() for array in arrays.values())
-    _check_lengths(len(head), len(payload))
-    return PREFIX.pack(len(head), len(payload)) + head + payload
+    return [head, *(array.tobytes() for array in arrays.values())]
 
 
-def message_lengths(prefix: bytes) -> tuple[int, int]:
-    """Return the lengths of header and payload from the first `PREFIX.size` bytes of a message."""
-    head_bytes, payload_bytes = PREFIX.unpack(prefix)
-    _check_lengths(head_bytes, payload_bytes)
-    return head_bytes, payload_bytes
-
-
-def _check_lengths(head_bytes: int, payload_bytes: int) -> None:
-    if head_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
-        limit = f"{MAX_HEADER_BYTES} + {MAX_PAYLOAD_BYTES}"
-        raise ProtocolError(f"a message of {head_bytes} + {payload_bytes} bytes, where at most {limit} are allowed")
-
-
-def decode(head: bytes, payload: bytes) -> tuple[Header, Arrays]:
-    """Return header and arrays of one message, as copies; raises ProtocolError where `encode` has not written it."""
+def receive(connection: Connection) -> tuple[Header, Arrays]:
+    """Return header and arrays of the next message, as copies; raises EOFError or OSError where none comes."""
     try:
-        header = json.loads(head)
-        listed = header.pop("arrays")
+        header = json.loads(connection.recv_bytes(MAX_BYTES))
         arrays: Arrays = {}
-        start = 0
-        for name, dtype, shape in listed:
-            if dtype not in DTYPES or any(type(size) is not int or size < 0 for size in shape):
-                raise ProtocolError(f"array {name!r} of dtype {dtype!r} and shape {shape!r}")
-            end = start + math.prod(shape) * np.dtype(dtype).itemsize
-            if end > len(payload):
-                raise ProtocolError(f"array {name!r} reaches beyond the payload of {len(payload)} bytes")
-            arrays[str(name)] = np.frombuffer(payload[start:end], dtype=dtype).reshape(shape).copy()
-            start = end
+        for name, dtype, shape in header.pop("arrays"):
+            if dtype not in DTYPES:
+                raise ProtocolError(f"array {name!r} of dtype {dtype!r}")
+            arrays[name] = np.frombuffer(connection.recv_bytes(MAX_BYTES), dtype).reshape(shape).copy()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"an unreadable header ({type(error).__name__}: {error})") from error
-    if start != len(payload):
-        raise ProtocolError(f"a payload of {len(payload)} bytes where the header lists {start}")
+        raise ProtocolError(f"an unreadable message ({type(error).__name__}: {error})") from error
     return header, arrays
 
 
@@ -221,29 +186,16 @@ class Simulator:
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
-class Server:
-    """Answers requests in the order in which they come; "open" must be the first."""
-
-    def __init__(self) -> None:
-        self._simulator: Any = None
-
-    def answer(self, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-        method = header.get("method")
-        if method == "open":
-            self._simulator = Simulator(header["scene"], header["seed"], header["renderer"])
-            ctypes.CDLL(None).fflush(None)  # what C libraries have printed: the EGL plugin names its device there
-            return self._simulator.facts(), self._simulator.states()
-        if method == "restore":
-            self._simulator.restore(arrays)
-            return {}, self._simulator.states()
-        if method == "advance":
-            self._simulator.advance(arrays)
-            return {}, self._simulator.states()
-        if method == "images":
-            return {}, self._simulator.images(header["cameras"])
-        if method == "info":
-            return {"info": self._simulator.info()}, {}
-        raise ProtocolError(f"an unknown method {method!r}")
+def answer(simulator: Any, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    method = header["method"]
+    if method in ("restore", "advance"):
+        getattr(simulator, method)(arrays)
+        return {}, simulator.states()
+    if method == "images":
+        return {}, simulator.images(header["cameras"])
+    if method == "info":
+        return {"info": simulator.info()}, {}
+    raise ProtocolError(f"an unknown method {method!r}")
 
 
 def _draw_without_segmentation() -> None:
@@ -253,51 +205,31 @@ def _draw_without_segmentation() -> None:
     pybullet.getCameraImage = functools.partial(pybullet.getCameraImage, flags=pybullet.ER_NO_SEGMENTATION_MASK)
 
 
-def _reader(stream: int) -> Callable[[int], bytes]:
-    def read(size: int) -> bytes:
-        chunks = []
-        while size:
-            chunk = os.read(stream, size)
-            if not chunk:
-                raise EOFError
-            chunks.append(chunk)
-            size -= len(chunk)
-        return b"".join(chunks)
-
-    return read
-
-
-def _write(stream: int, message: bytes) -> None:
-    view = memoryview(message)
-    while view:
-        view = view[os.write(stream, view) :]
-
-
 def main() -> None:
     # Python puts this file's folder first on the path, where its neighbours could hide other modules.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
-    requests, replies = os.dup(0), os.dup(1)
+    connection, simulator = Connection(os.dup(0)), None
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    read, server = _reader(requests), Server()
     while True:
         try:
-            lengths = message_lengths(read(PREFIX.size))
-            header, arrays = decode(read(lengths[0]), read(lengths[1]))
+            header, arrays = receive(connection)
         except EOFError:
             return
         try:
-            fields, reply_arrays = server.answer(header, arrays)
+            if header.get("method") == "open":
+                simulator = Simulator(header["scene"], header["seed"], header["renderer"])
+                ctypes.CDLL(None).fflush(None)  # what C libraries have printed: the EGL plugin names its device there
+                fields, reply_arrays = simulator.facts(), simulator.states()
+            else:
+                fields, reply_arrays = answer(simulator, header, arrays)
             reply = encode({"ok": True, **fields}, reply_arrays)
         except (Exception, SystemExit) as error:  # calvin_env leaves by sys.exit when its EGL plugin does not load
             text = " ".join(f"{type(error).__name__}: {error}".split())
             reply = encode({"ok": False, "kind": type(error).__name__, "error": text[:2000]}, {})
-        try:
-            _write(replies, reply)
-        except BrokenPipeError:
-            return
+        for part in reply:
+            connection.send_bytes(part)
 
 
 if __name__ == "__main__":
