@@ -23,10 +23,9 @@ from rfedge.envs.interface import (
 from rfedge.envs.looks import Looks, check_looks
 from rfedge.envs.playtable.layout import BUTTON_TRIGGER_M, SWITCH_TRIGGER_M, find_layout
 from rfedge.envs.playtable.looks import Wardrobe
-from rfedge.envs.playtable.model import load_model
+from rfedge.envs.playtable.model import SUBSTEPS, load_model
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, RobotControl
-from rfedge.envs.playtable.scene import SUBSTEPS
 from rfedge.envs.playtable.simulator import Cameras, load_mujoco
 from rfedge.errors import ConfigError
 from rfedge.messages import STATE_SIZE, Observation, UInt8Array

@@ -6,6 +6,8 @@ Link offsets and joint limits are Franka's published ones; the tcp lies 0.14 m b
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -15,24 +17,22 @@ from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import BASE_POSITION_M
 from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_vector
 
-_QUARTER: Final = math.pi / 2
-# (xyz in metres, fixed-axis xyz angles in radians) of each joint frame in the one before it; every joint turns about its z
-JOINT_FRAMES: Final = (
-    ((0.0, 0.0, 0.333), (0.0, 0.0, 0.0)),
-    ((0.0, 0.0, 0.0), (-_QUARTER, 0.0, 0.0)),
-    ((0.0, -0.316, 0.0), (_QUARTER, 0.0, 0.0)),
-    ((0.0825, 0.0, 0.0), (_QUARTER, 0.0, 0.0)),
-    ((-0.0825, 0.384, 0.0), (-_QUARTER, 0.0, 0.0)),
-    ((0.0, 0.0, 0.0), (_QUARTER, 0.0, 0.0)),
-    ((0.088, 0.0, 0.0), (_QUARTER, 0.0, 0.0)),
-)
 HAND_OFFSET_M: Final = 0.107  # from the last joint frame to the hand, along z
 HAND_EULER_RAD: Final = (0.0, 0.0, -math.pi / 4)
 TCP_OFFSET_M: Final = 0.14  # from the hand to the tcp, along z
 
 NEUTRAL_RAD: Final = np.array([-1.21779206, 1.03987646, 2.11978261, -2.34205014, -0.87015947, 1.64119353, 0.55344866])
 
-_FIXED: Final = [(np.array(xyz), euler_to_matrix(np.array(rpy))) for xyz, rpy in JOINT_FRAMES]
+
+def _read_frames() -> list[tuple[Float64Array, Float64Array]]:
+    """Return position and rotation of each joint's frame in the one before it; every joint turns about its z."""
+    bodies = {body.get("name"): body for body in ET.parse(Path(__file__).with_name("scene.xml")).iter("body")}
+    links = (bodies[f"robot/panda_link{index}"] for index in range(1, 8))
+    frames = ([np.array(link.attrib[name].split(), dtype=np.float64) for name in ("pos", "euler")] for link in links)
+    return [(xyz, euler_to_matrix(rpy)) for xyz, rpy in frames]
+
+
+_FRAMES: Final = _read_frames()
 _HAND: Final = euler_to_matrix(np.array(HAND_EULER_RAD))
 
 _ITERATIONS: Final = 12
@@ -46,7 +46,7 @@ def forward(joints_rad: Float64Array) -> tuple[Float64Array, Float64Array, Float
     """Return tcp position (3,) in metres, tcp rotation (3, 3) and the Jacobian (6, 7) in world axes."""
     position, rotation = np.array(BASE_POSITION_M), np.eye(3)
     origins, axes = np.empty((7, 3)), np.empty((7, 3))
-    for index, (offset, turn) in enumerate(_FIXED):
+    for index, (offset, turn) in enumerate(_FRAMES):
         position = position + rotation @ offset
         rotation = rotation @ turn
         origins[index], axes[index] = position, rotation[:, 2]

@@ -1,4 +1,4 @@
-"""Where everything stands on the table in scenes A to D (layout.json).
+"""Where everything stands on the table in scenes A to D (layout.json); shapes of its parts are in scene.xml.
 
 All lengths are metres in world coordinates after CALVIN's global scaling of 0.8. Sources: CALVIN's scene and camera
 configuration and the bounding boxes of its table, measured in the running environment.
@@ -27,41 +27,27 @@ TABLE_TOP_M: Final = 0.44
 TABLE_SLAB_M: Final = 0.04  # thickness of the tabletop
 CABINET_TOP_M: Final = 0.648
 OPENING_MARGIN_M: Final = 0.03  # by which a hand may reach beyond the cabinet's floor, on each side
-REAR_WALL_Y_M: Final = 0.16  # front of the cabinet's rear wall
-BEAM_YZ_M: Final = (0.1345, 0.628)  # front and lower side of the beam over its rear; the front follows the tilted face
 PLANK_TOP_M: Final = 0.441  # a block resting in the cabinet has its centre at 0.461
 BLOCK_WIDTH_M: Final = 0.04
 CHAIN_YAW_RAD: Final = (3.0 * math.pi / 8.0, 5.0 * math.pi / 8.0)  # of blocks where a chain begins
 BLOCK_LENGTHS_M: Final = {"small": 0.04, "middle": 0.056, "big": 0.08}
 
 DRAWER_MAX_M: Final = 0.22
-DRAWER_BOTTOM_M: Final = 0.30
 DRAWER_FLOOR_M: Final = 0.342  # upper side of its bottom
 DRAWER_INNER_HALF_X_M: Final = 0.177
 DRAWER_WALL_M: Final = 0.0226  # front and rear
-BUTTON_MAX_M: Final = 0.02
 BUTTON_TRIGGER_M: Final = 0.01
 SWITCH_MAX_M: Final = 0.088
 SWITCH_TRIGGER_M: Final = 0.044
-BRAKE_N: Final = 4.0
 
 DRAWER_HANDLE_YZ_M: Final = (-0.2475, 0.36)
-DRAWER_HANDLE_HALF_X_M: Final = 0.12
 SLIDE_HANDLE_YZ_M: Final = (0.018, 0.568)
 SWITCH_TIP_YZ_M: Final = (0.005, 0.527)
-SWITCH_ALONG_M: Final = (0.059, 0.0932)  # lower and upper side of the lever along the cabinet's face, at joint position 0
 BUTTON_TOP_M: Final = 0.485  # where a finger meets it
 BUTTON_FOOT_M: Final = 0.46  # upper side of the wooden rim around it
-BUTTON_RADIUS_M: Final = 0.032
 BUTTON_RIM_M: Final = 0.04  # radius
-LIGHT_Y_M: Final = 0.16
-BULB_Z_M: Final = 0.6698
-BULB_RADIUS_M: Final = 0.028
-LED_Z_M: Final = 0.6558
-LED_HALF_SIZE_M: Final = (0.08, 0.02, 0.008)
 
 BASE_POSITION_M: Final = BASE_M
-
 
 # The tilted face of the cabinet, in which door and switch run.
 FACE_FOOT_YZ_M: Final = (0.02, TABLE_TOP_M)  # where it meets the tabletop

@@ -7,20 +7,20 @@ from typing import Any, Final
 import numpy as np
 
 from rfedge.envs.interface import ROBOT_STATE_SIZE, Float64Array, check_step
-from rfedge.envs.playtable import arm
 from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, inverse, tcp_pose
 from rfedge.messages import GRIPPER_OPEN, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD
 
-NEUTRAL_ROBOT_OBS: Final = np.concatenate([tcp_pose(NEUTRAL_RAD), [2.0 * arm.FINGER_MAX_M], NEUTRAL_RAD, [GRIPPER_OPEN]])
+_FINGER_MAX_M: Final = 0.04
+NEUTRAL_ROBOT_OBS: Final = np.concatenate([tcp_pose(NEUTRAL_RAD), [2.0 * _FINGER_MAX_M], NEUTRAL_RAD, [GRIPPER_OPEN]])
+_ARM_JOINTS: Final = tuple(f"panda_joint{index}" for index in range(1, 8))
+_FINGER_JOINTS: Final = ("panda_finger_joint1", "panda_finger_joint2")
 # CALVIN's arm covers 0.49 of the way to a new target within one control step, 0.76 within two.
 _LAG_S: Final = 0.049
 _MAX_SPEED_RAD_S: Final = 2.0
-_MAX_TORQUE_NM: Final = 200.0
-_MAX_LEAD_RAD: Final = _MAX_TORQUE_NM / arm.ARM_STIFFNESS_NM_RAD  # so hard presses an arm that is blocked
+_MAX_TORQUE_NM: Final = 200.0  # so hard presses an arm that is blocked
 # Its fingers close by 0.57 of the way within one control step, and grip hard enough for a 1 kg block to follow a full step.
 _FINGER_LAG_S: Final = 0.0395
 _GRIP_FORCE_N: Final = 200.0
-_MAX_FINGER_LEAD_M: Final = _GRIP_FORCE_N / arm.FINGER_STIFFNESS_N_M
 _SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 
 
@@ -32,14 +32,19 @@ class RobotControl:
     """
 
     def __init__(self, model: Any) -> None:
-        self._arm_qpos = np.array([int(model.joint(name).qposadr[0]) for name in arm.ARM_JOINTS])
-        self._finger_qpos = np.array([int(model.joint(name).qposadr[0]) for name in arm.FINGER_JOINTS])
-        self._arm_ctrl = np.array([int(model.actuator(name).id) for name in arm.ARM_JOINTS])
-        self._finger_ctrl = np.array([int(model.actuator(name).id) for name in arm.FINGER_JOINTS])
+        self._arm_qpos = np.array([int(model.joint(name).qposadr[0]) for name in _ARM_JOINTS])
+        self._finger_qpos = np.array([int(model.joint(name).qposadr[0]) for name in _FINGER_JOINTS])
+        self._arm_ctrl = np.array([int(model.actuator(name).id) for name in _ARM_JOINTS])
+        self._finger_ctrl = np.array([int(model.actuator(name).id) for name in _FINGER_JOINTS])
+        (arm_stiffness, self._arm_delay_s), (finger_stiffness, self._finger_delay_s) = (
+            (model.actuator_gainprm[servos, 0], -model.actuator_biasprm[servos, 2] / model.actuator_gainprm[servos, 0])
+            for servos in (self._arm_ctrl, self._finger_ctrl)
+        )
+        self._arm_lead_rad, self._finger_lead_m = _MAX_TORQUE_NM / arm_stiffness, _GRIP_FORCE_N / finger_stiffness
         self._target_pose: Float64Array = np.zeros(POSE_SIZE)
         self._joint_target: Float64Array = NEUTRAL_RAD.copy()
         self._reference: Float64Array = NEUTRAL_RAD.copy()
-        self._finger_reference: Float64Array = np.full(2, arm.FINGER_MAX_M)
+        self._finger_reference: Float64Array = np.full(2, _FINGER_MAX_M)
         self._gripper_action = GRIPPER_OPEN
 
     def restore(self, data: Any, robot_obs: Float64Array) -> None:
@@ -75,19 +80,19 @@ class RobotControl:
         speed = (self._joint_target - self._reference) / _LAG_S
         # All joints slow down together, which keeps the tcp near its straight path.
         speed *= min(1.0, _MAX_SPEED_RAD_S / max(float(np.abs(speed).max()), 1e-9))
-        reference = np.clip(self._reference + step_s * speed, joints - _MAX_LEAD_RAD, joints + _MAX_LEAD_RAD)
+        reference = np.clip(self._reference + step_s * speed, joints - self._arm_lead_rad, joints + self._arm_lead_rad)
         # Feeding the reference's own speed forward takes the servo's damping out of the lag.
         moved = (reference - self._reference) / step_s
-        data.ctrl[self._arm_ctrl] = reference + (arm.ARM_DAMPING_NMS_RAD / arm.ARM_STIFFNESS_NM_RAD) * moved
+        data.ctrl[self._arm_ctrl] = reference + self._arm_delay_s * moved
         self._reference = reference
 
     def _drive_fingers(self, data: Any, step_s: float) -> None:
         fingers = data.qpos[self._finger_qpos]
-        target_m = arm.FINGER_MAX_M if self._gripper_action > 0 else 0.0
+        target_m = _FINGER_MAX_M if self._gripper_action > 0 else 0.0
         reference = self._finger_reference + step_s / _FINGER_LAG_S * (target_m - self._finger_reference)
-        reference = np.clip(reference, fingers - _MAX_FINGER_LEAD_M, fingers + _MAX_FINGER_LEAD_M)
+        reference = np.clip(reference, fingers - self._finger_lead_m, fingers + self._finger_lead_m)
         moved = (reference - self._finger_reference) / step_s
-        data.ctrl[self._finger_ctrl] = reference + (arm.FINGER_DAMPING_NS_M / arm.FINGER_STIFFNESS_N_M) * moved
+        data.ctrl[self._finger_ctrl] = reference + self._finger_delay_s * moved
         self._finger_reference = reference
 
     def measure(self, data: Any) -> Float64Array:
@@ -95,7 +100,7 @@ class RobotControl:
         state = np.empty(ROBOT_STATE_SIZE)
         state[:6] = tcp_pose(joints)
         # Pressed hard, the soft joint stops of both fingers give way by 12 to 17 mm in sum; CALVIN's widths are 0 to 0.08 m.
-        state[6] = np.clip(data.qpos[self._finger_qpos].sum(), 0.0, 2.0 * arm.FINGER_MAX_M)
+        state[6] = np.clip(data.qpos[self._finger_qpos].sum(), 0.0, 2.0 * _FINGER_MAX_M)
         state[7:14] = joints
         state[14] = self._gripper_action
         return state
