@@ -1,22 +1,21 @@
 """int8 graphs of a backbone as other tools write them, each tool in a process of its own.
 
-    python -m rfedge.benchmarks.latency.baselines NAME SOURCE.onnx FOLDER
-
 Both hold several copies of the graph, so they run only where these fit into memory. Optimum (`optimum-onnx`) calls
 onnxruntime's quantizer with settings of its own: MatMuls of two activations and the convolution become int8 too.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from rfedge.errors import first_line
 from rfedge.io.atomic import atomic_directory
+from rfedge.jobs.processes import worker_pool
 
 DYNAMIC: Final = "onnxruntime-dynamic"
 OPTIMUM: Final = "optimum-dynamic"
@@ -49,17 +48,15 @@ def quantize(name: str, source: Path, folder: Path) -> str | None:
     if reason is not None:
         return reason
     try:
-        with atomic_directory(folder, overwrite=True) as temporary:
-            command = [sys.executable, "-m", "rfedge.benchmarks.latency.baselines", name, str(source), str(temporary)]
-            subprocess.run(command, capture_output=True, text=True, check=True)
-    except subprocess.CalledProcessError as error:
-        lines: list[str] = error.stderr.strip().splitlines()
-        return lines[-1] if lines else f"ended with status {error.returncode}"
+        with atomic_directory(folder, overwrite=True) as temporary, worker_pool(1) as process:
+            process.submit(_quantize, name, source, temporary).result()
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 
-def main(name: str, source: Path, folder: Path) -> int:
-    """Quantize in this process."""
+def _quantize(name: str, source: Path, folder: Path) -> None:
+    logging.disable(logging.WARNING)  # advice to whoever calls them
     if name == DYNAMIC:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -71,15 +68,10 @@ def main(name: str, source: Path, folder: Path) -> int:
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
         )
-        return 0
+        return
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
     settings = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
     quantizer = ORTQuantizer.from_pretrained(source.parent, file_name=source.name)
     quantizer.quantize(save_dir=folder, quantization_config=settings, use_external_data_format=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

@@ -9,26 +9,27 @@ MatMuls and copies, measured before, would need for the same work.
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO, Annotated, Final, Literal, Self
+from tempfile import TemporaryDirectory
+from typing import Annotated, Final, Literal, TypeVar
 
 import numpy as np
 
+from rfedge.arrays import Float64
 from rfedge.benchmarks.latency.baselines import DYNAMIC, OPTIMUM, QUANTIZED, quantize
-from rfedge.benchmarks.latency.isolated_process import ProcessJob, ProcessResult
+from rfedge.benchmarks.latency.isolated_process import ProcessJob, call_variant, load_variant
 from rfedge.benchmarks.latency.run import LatencyPlan
 from rfedge.bundle.artifact import Bundle, load_bundle
-from rfedge.errors import ConfigError, GateError
+from rfedge.errors import ConfigError, GateError, first_line
+from rfedge.jobs.processes import worker_pool
 from rfedge.jobs.progress import StageProgress
-from rfedge.records.machine import Measurement, provenance
+from rfedge.records.machine import Measurement, peak_rss_bytes, provenance
 from rfedge.records.plan import Option, check_least
 from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio, Summary, ratio_of_medians, summarise
@@ -45,6 +46,7 @@ BASELINES: Final = {
     OPTIMUM: "optimum-onnx dynamic int8",
     "openvino": "on OpenVINO",  # of the first bundle
 }
+T = TypeVar("T")
 _AGAIN: Final = " (again)"
 _SETTLE_S: Final = 0.02  # before a call, for the other's threads to sleep
 
@@ -209,7 +211,7 @@ def _measure(
     failed = {name: row for name, row in rows.items() if isinstance(row, str)}
     device = measure_cpu(latency.settings.threads)
     rng = np.random.default_rng(latency.seed)
-    pairs: dict[str, list[tuple[ProcessResult, ProcessResult]]] = {name: [] for name in rows}
+    pairs: dict[str, list[tuple[_Result, _Result]]] = {name: [] for name in rows}
     running = [(name, row) for name, row in rows.items() if isinstance(row, ProcessJob) and name != first]
     total, done = plan.rounds * len(running), 0
     for _ in range(plan.rounds):
@@ -284,86 +286,58 @@ def assert_isolated(report: IsolatedReport, *, speedup: float, peak_gib: float |
 
 
 class _EndedError(Exception):
-    """The process of `job` ended; the text is the last line of its errors."""
+    """The process of `job` ended; the text is why."""
 
     def __init__(self, job: ProcessJob, text: str) -> None:
         super().__init__(text)
         self.job = job
 
 
-class _Process:
-    """A process that has loaded a job and waits for its turn."""
+@dataclass(frozen=True)
+class _Result:
+    """One process: every timed call, milliseconds by stage, and what loading cost."""
 
-    def __init__(self, job: ProcessJob, errors: IO[str]) -> None:
-        command = [sys.executable, "-m", "rfedge.benchmarks.latency.isolated_process", job.model_dump_json()]
-        self.job, self._errors = job, errors
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(BrokenPipeError), self._process:  # closes the pipes
-            self._process.kill()
-
-    def loaded(self) -> Self:
-        self._line()
-        return self
-
-    def call(self) -> None:
-        assert self._process.stdin is not None, "a pipe"
-        with suppress(BrokenPipeError):  # what ended it is what `_line` raises
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-        self._line()
-
-    def result(self) -> ProcessResult:
-        assert self._process.stdin is not None, "a pipe"
-        self._process.stdin.close()
-        return ProcessResult.model_validate_json(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None, "a pipe"
-        if line := self._process.stdout.readline():
-            return line
-        status = self._process.wait()
-        self._errors.seek(0)
-        raise _EndedError(self.job, (self._errors.read().strip().splitlines() or [f"ended with status {status}"])[-1])
+    calls: list[dict[str, float]]
+    num_tokens: int
+    load_s: float
+    peak_bytes: int | None
 
 
-def _run_pair(
-    first: ProcessJob, job: ProcessJob, num_calls: int, rng: np.random.Generator
-) -> tuple[ProcessResult, ProcessResult]:
+def _run_pair(first: ProcessJob, job: ProcessJob, num_calls: int, rng: np.random.Generator) -> tuple[_Result, _Result]:
     """Load both, call them in turn, the order of each pair of calls at random, and return what both say."""
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(_Process(each, stack.enter_context(TemporaryFile("w+")))).loaded() for each in (first, job)
-        ]
+    with worker_pool(1) as one, worker_pool(1) as other:
+        pair = ((one, first), (other, job))
+        loaded = [_ask(process, load_variant, each) for process, each in pair]
+        calls: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
         for _ in range(num_calls):
             for index in rng.permutation(2):
                 time.sleep(_SETTLE_S)
-                processes[int(index)].call()
-        one, other = (process.result() for process in processes)
-    return one, other
+                calls[index].append(_ask(pair[index][0], call_variant, pair[index][1]))
+        peaks = [process.submit(peak_rss_bytes).result() for process, _ in pair]
+    own, beside = (_Result(calls[index], *loaded[index], peaks[index]) for index in range(2))
+    return own, beside
 
 
-def _row(name: str, pairs: list[tuple[ProcessResult, ProcessResult]], seed: int) -> IsolatedRow:
+def _ask(process: ProcessPoolExecutor, what: Callable[[ProcessJob], T], job: ProcessJob) -> T:
+    try:
+        return process.submit(what, job).result()
+    except Exception as error:
+        raise _EndedError(job, f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _row(name: str, pairs: list[tuple[_Result, _Result]], seed: int) -> IsolatedRow:
     own = [result for _, result in pairs]
-    first, calls, backbone, head = (
-        np.concatenate([getattr(result, times) for result in results])
-        for results, times in (
-            ([result for result, _ in pairs], "call_ms"),
-            (own, "call_ms"),
-            (own, "backbone_ms"),
-            (own, "head_ms"),
-        )
-    )
+
+    def times(results: Iterable[_Result], stage: str) -> Float64:
+        return np.array([call[stage] for result in results for call in result.calls])
+
+    calls = times(own, "total")
     return IsolatedRow(
         name=name,
         call_ms=summarise(calls),
-        backbone_ms=summarise(backbone),
-        head_ms=summarise(head),
-        speedup=ratio_of_medians(first, calls, seed=seed),
+        backbone_ms=summarise(times(own, "backbone")),
+        head_ms=summarise(times(own, "head")),
+        speedup=ratio_of_medians(times((first for first, _ in pairs), "total"), calls, seed=seed),
         peak_bytes=max((result.peak_bytes for result in own if result.peak_bytes is not None), default=None),
         load_s=float(np.median([result.load_s for result in own])),
     )

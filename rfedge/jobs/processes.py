@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connection
@@ -45,25 +46,33 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
         for job in jobs:
             yield job, call(job)
         return
-    context = multiprocessing.get_context("spawn")  # not fork: renderers and thread pools do not survive one
-    leash, held = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent, initargs=(leash,))
     waiting: dict[Future[Result], Job] = {}
     remaining = iter(jobs)
     try:
-        while True:
-            # One in work and one in store for each: a result may be many MB, so they must not pile up.
-            for job in islice(remaining, 2 * workers - len(waiting)):
-                waiting[executor.submit(call, job)] = job
-            if not waiting:
-                return
-            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield waiting.pop(future), future.result()
+        with worker_pool(workers) as pool:
+            while True:
+                # One in work and one in store for each: a result may be many MB, so they must not pile up.
+                for job in islice(remaining, 2 * workers - len(waiting)):
+                    waiting[pool.submit(call, job)] = job
+                if not waiting:
+                    return
+                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield waiting.pop(future), future.result()
     except BrokenProcessPool:
         got = "a worker process that died"
         remedy = "Repeat the command to go on; with too little memory, use fewer --workers."
         raise BackendUnavailableError("workers", got=got, expected=f"{workers} that live", remedy=remedy) from None
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes that end with the block: at once where it raises, else when what they do is done."""
+    context = multiprocessing.get_context("spawn")  # not fork: renderers and thread pools do not survive one
+    leash, held = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent, initargs=(leash,))
+    try:
+        yield executor
     except BaseException:
         held.close()  # nobody takes the results of the jobs in work: a stop should not wait minutes for them
         raise
@@ -75,6 +84,7 @@ def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -
 
 def _end_with_parent(leash: Connection) -> None:
     """Make this worker end when its parent is killed or lets go; by itself it would wait for jobs for ever."""
+    os.dup2(2, 1)  # what a library prints is no part of the document on stdout
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
     if parent is not None:
