@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from rfedge.envs.interface import ENVIRONMENTS
+from rfedge.envs.interface import ENVIRONMENTS, Environment, make_environment
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 from rfedge.errors import ConfigError
 from rfedge.policies import find_bundle
@@ -167,6 +167,15 @@ class RolloutPlan:
             raise ConfigError(
                 "--record-frames", got="no record", expected="--record FILE", remedy="Pass it, or leave this out."
             )
+
+    def open_environment(self) -> Environment:
+        """Make the simulator; errors as those of `make_environment`."""
+        return make_environment(self.env, looks=self.looks, renderer=self.renderer, scene=self.scene, seed=self.seed)
+
+    @property
+    def observes_every_step(self) -> bool:
+        """Whether a frame is taken where the policy needs none; the guard sees it, so a replay must take it too."""
+        return self.video is not None or self.rerun is not None or self.record_frames
 
     @property
     def step_deadline_s(self) -> float | None:

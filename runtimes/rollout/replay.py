@@ -11,7 +11,7 @@ says it was; so an overlapped run can be replayed too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,18 +26,18 @@ from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.errors import ArtifactError, ConfigError, ContractError
 from rfedge.records.machine import library_versions
 from rfedge.records.record import Record, first_fault
-from rfedge.runtimes.control.controllers import choose_loop, make_controller
-from rfedge.runtimes.control.loop import ControlLoop
+from rfedge.runtimes.control.controllers import make_controller
+from rfedge.runtimes.control.loop import STOPPED, ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
+from rfedge.runtimes.control.robot import Robot, SimulatedRobot
 from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
-from rfedge.runtimes.rollout import roll_out
-from rfedge.runtimes.rollout.episode import choose_goal
+from rfedge.runtimes.rollout import Goal, roll_out
+from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
 from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot, RecordedFrames
-from rfedge.runtimes.rollout.rollouts import recorded_instructions, run_rollouts
 from rfedge.runtimes.rollout.run_record import (
     FRAMES_SUFFIX,
     RecordedPace,
@@ -111,10 +111,7 @@ def replay_run(
     plan = _plan(path, record, bundle)
     comparison = _Comparison(record, stop or StopRequest(), on_step, tolerance)
     try:
-        if from_frames:
-            _show_frames(path, plan, record, on_load, comparison)
-        else:
-            run_rollouts(plan, on_load=on_load, on_step=comparison.compare, stop=comparison.stop, record=record)
+        _run_again(path, plan, record, comparison, on_load, from_frames=from_frames)
     except ContractError:
         # A run that ended in this error ends in it again, after its last step.
         if not comparison.is_complete:
@@ -138,37 +135,69 @@ def replay_run(
     )
 
 
-def _show_frames(
-    path: Path, plan: RolloutPlan, record: RunRecord, on_load: Callable[[EdgePolicy], None] | None, comparison: _Comparison
+def _run_again(
+    path: Path,
+    plan: RolloutPlan,
+    record: RunRecord,
+    comparison: _Comparison,
+    on_load: Callable[[EdgePolicy], None] | None,
+    *,
+    from_frames: bool,
 ) -> None:
-    """Run the policy on the recorded frames, with the recorded times and instructions."""
+    """Run every recorded episode with its times and instructions, in the simulator or on the recorded frames."""
     goal, frames = choose_goal(plan.task, plan.instruction), path.with_name(path.name + FRAMES_SUFFIX)
     with ExitStack() as stack:
         opened = open_policy(stack, plan, on_load)
-        mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
-        controller = make_controller(opened.policy, mode, execute_steps, ensemble=plan.ensemble, arrivals=record.arrivals())
+        controller = make_controller(
+            opened.policy, plan.mode, plan.execute_steps, ensemble=plan.ensemble, arrivals=record.arrivals()
+        )
         stack.callback(controller.close)
+        environment = None if from_frames else stack.enter_context(plan.open_environment())
+        guard = SafetyGuard(plan.limits)
         for number, episode in enumerate(record.episodes):
+            robot: Robot
+            if environment is None:
+                robot = RecordedEpisodeRobot(RecordedFrames(partial(read_frame, frames, number), len(episode.steps)))
+                success = None
+            else:
+                robot, success = SimulatedRobot(environment), begin_episode(environment, goal, plan.seed + number)
             loop = ControlLoop(
                 controller,
-                RecordedEpisodeRobot(RecordedFrames(partial(read_frame, frames, number), len(episode.steps))),
+                robot,
                 pace=RecordedPace(episode.steps),
                 late=plan.late,
-                guard=SafetyGuard(plan.limits),
+                guard=guard,
                 stop=comparison.stop,
                 speed=plan.speed,
+                stop_after_frozen=plan.stop_after_frozen,
                 step_deadline_s=math.inf,
+                cancel=opened.cancel,
             )
-            roll_out(
+            rollout = roll_out(
                 loop,
                 goal,
                 max_steps=len(episode.steps),
+                success=success,
                 instruction=recorded_instructions(episode.steps, goal),
                 on_step=partial(comparison.compare, number),
-                observe_every_step=True,
+                observe_every_step=plan.observes_every_step,
             )
-            if comparison.stop.reason is not None:
+            if comparison.stop.reason is not None or rollout.record.ended in STOPPED:
                 break
+
+
+def recorded_instructions(steps: Sequence[StepLine], goal: Goal) -> Callable[[], str]:
+    """Return what answers, asked once per step, with the instruction that was followed in that step."""
+    present, following = goal.instruction, iter(steps)
+
+    def ask() -> str:
+        nonlocal present
+        step = next(following, None)
+        if step is not None and step.instruction is not None:
+            present = step.instruction
+        return present
+
+    return ask
 
 
 @dataclass(slots=True)

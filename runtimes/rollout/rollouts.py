@@ -5,8 +5,7 @@ Speed and success come from the same calls here, because a latency without the s
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,12 +13,11 @@ from typing import Final, Literal
 
 import numpy as np
 
-from rfedge.envs import make_environment
 from rfedge.records.record import Record
 from rfedge.records.resources import ResourceRecord
 from rfedge.records.statistics import Summary, summarise
 from rfedge.robot.conventions import conventions_of
-from rfedge.runtimes.control.clock import Pace, RateKeeper
+from rfedge.runtimes.control.clock import RateKeeper
 from rfedge.runtimes.control.controllers import choose_loop, make_controller
 from rfedge.runtimes.control.loop import STOPPED, ControlLoop
 from rfedge.runtimes.control.modes import ControlStep
@@ -27,13 +25,12 @@ from rfedge.runtimes.control.robot import SimulatedRobot
 from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
-from rfedge.runtimes.rollout import Goal, Rollout, RolloutRecord, roll_out
+from rfedge.runtimes.rollout import Rollout, RolloutRecord, roll_out
 from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
 from rfedge.runtimes.rollout.resources import open_sampler
-from rfedge.runtimes.rollout.run_files import RunFiles, open_files
-from rfedge.runtimes.rollout.run_record import RecordedPace, RunRecord, StepLine
+from rfedge.runtimes.rollout.run_files import RunFiles
 
 ROLLOUT_SCHEMA_VERSION: Final = 3
 
@@ -85,7 +82,6 @@ def run_rollouts(
     on_load: Callable[[EdgePolicy], None] | None = None,
     on_step: Callable[[int, ControlStep], None] | None = None,
     stop: StopRequest | None = None,
-    record: RunRecord | None = None,
 ) -> RolloutReport:
     """Load the bundle, open the environment, run every episode and write film and record if they are wanted.
 
@@ -93,8 +89,6 @@ def run_rollouts(
         on_load: called with the loaded bundle, before the simulator is opened.
         on_step: called with (episode from 0, step) after each control step.
         stop: ends the run between two steps.
-        record: of a run of the same plan that is to be run again with its times: it is late, starved and instructed where
-            that was, holds no rate and writes nothing.
 
     Raises:
         ArtifactError: the bundle cannot be loaded.
@@ -105,50 +99,43 @@ def run_rollouts(
     """
     goal, stop = choose_goal(plan.task, plan.instruction), stop or StopRequest()
     with ExitStack() as stack:
-        sampler = stack.enter_context(open_sampler()) if plan.resources and record is None else None
+        sampler = stack.enter_context(open_sampler()) if plan.resources else None
         opened = open_policy(stack, plan, on_load)
         mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
         plan = replace(plan, mode=mode, execute_steps=execute_steps)
-        arrivals = None if record is None else record.arrivals()
-        controller = make_controller(opened.policy, mode, execute_steps, ensemble=plan.ensemble, arrivals=arrivals)
+        controller = make_controller(opened.policy, mode, execute_steps, ensemble=plan.ensemble)
         stack.callback(controller.close)
         opened.policy.reset(goal.instruction)  # words that the policy does not know end here, not after a simulator's start
-        environment = stack.enter_context(
-            make_environment(plan.env, looks=plan.looks, renderer=plan.renderer, scene=plan.scene, seed=plan.seed)
-        )
+        environment = stack.enter_context(plan.open_environment())
         own_hz = conventions_of(controller).control_hz or float(environment.control_hz)
-        rate_hz = (plan.rate_hz or own_hz * plan.speed) if plan.holds_rate and record is None else None
-        files = RunFiles() if record is not None else stack.enter_context(open_files(plan, environment, rate_hz))
+        rate_hz = (plan.rate_hz or own_hz * plan.speed) if plan.holds_rate else None
+        files = RunFiles(stack, plan, environment, rate_hz)
         guard = SafetyGuard(plan.limits)
         rollouts: list[Rollout] = []
-        for episode in range(plan.episodes if record is None else len(record.episodes)):
-            seed, recorded = plan.seed + episode, None if record is None else record.episodes[episode].steps
-            pace: Pace | None = None if rate_hz is None else RateKeeper(rate_hz)
+        for episode in range(plan.episodes):
+            seed = plan.seed + episode
             loop = ControlLoop(
                 controller,
                 SimulatedRobot(environment),
-                pace=pace if recorded is None else RecordedPace(recorded),
+                pace=None if rate_hz is None else RateKeeper(rate_hz),
                 late=plan.late,
                 guard=guard,
-                backbone_deadline_s=None
-                if plan.backbone_deadline_ms is None or record is not None
-                else plan.backbone_deadline_ms / 1000,
+                backbone_deadline_s=None if plan.backbone_deadline_ms is None else plan.backbone_deadline_ms / 1000,
                 stop=stop,
                 priority=plan.realtime_priority,
                 speed=plan.speed,
                 stop_after_frozen=plan.stop_after_frozen,
-                step_deadline_s=plan.step_deadline_s if record is None else math.inf,
+                step_deadline_s=plan.step_deadline_s,
                 cancel=opened.cancel,
             )
             with files.episode(episode, seed=seed, instruction=goal.instruction):
                 rollout = roll_out(
                     loop,
                     goal,
-                    max_steps=plan.max_steps if recorded is None else len(recorded),
+                    max_steps=plan.max_steps,
                     success=begin_episode(environment, goal, seed),
-                    instruction=None if recorded is None else recorded_instructions(recorded, goal),
                     on_step=partial(_report_step, files, on_step, episode),
-                    observe_every_step=plan.video is not None or plan.rerun is not None or plan.record_frames,
+                    observe_every_step=plan.observes_every_step,
                     seed=seed,
                 )
             files.end_episode(rollout.record)
@@ -192,20 +179,6 @@ def _report_step(
     files.add(step)
     if on_step is not None:
         on_step(episode, step)
-
-
-def recorded_instructions(steps: Sequence[StepLine], goal: Goal) -> Callable[[], str]:
-    """Return what answers, asked once per step, with the instruction that was followed in that step."""
-    present, following = goal.instruction, iter(steps)
-
-    def ask() -> str:
-        nonlocal present
-        step = next(following, None)
-        if step is not None and step.instruction is not None:
-            present = step.instruction
-        return present
-
-    return ask
 
 
 def _gather(rollouts: Iterable[Rollout], stage: str) -> list[float]:

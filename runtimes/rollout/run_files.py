@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,14 +23,24 @@ if TYPE_CHECKING:
     from rfedge.runtimes.rollout.video import VideoRecorder
 
 
-@dataclass(slots=True)
 class RunFiles:
-    """The files of one run; without any it does nothing."""
+    """Film, record and the viewer's file of one run, those that the plan names; `stack` closes them."""
 
-    # film, recorder, rerun: None where nobody wants them; whoever made them closes them
-    film: VideoRecorder | None = None
-    recorder: RunRecorder | None = None
-    rerun: RerunLog | None = None
+    def __init__(self, stack: ExitStack, plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> None:
+        self._film: VideoRecorder | None = None
+        self._rerun: RerunLog | None = None
+        self.recorder: RunRecorder | None = None
+        if plan.video is not None:
+            from rfedge.runtimes.rollout.video import VideoRecorder
+
+            self._film = VideoRecorder(plan.video, rate_hz or environment.control_hz)
+        if plan.record is not None and plan.bundle is not None:
+            header = _header(plan.bundle, plan, environment, rate_hz)
+            self.recorder = stack.enter_context(RunRecorder(plan.record, header, with_frames=plan.record_frames))
+        if plan.rerun is not None:
+            from rfedge.runtimes.rollout.rerun_log import RerunLog
+
+            self._rerun = stack.enter_context(RerunLog(plan.rerun))
 
     @contextmanager
     def episode(self, episode: int, *, seed: int, instruction: str) -> Iterator[None]:
@@ -46,39 +55,19 @@ class RunFiles:
             raise
 
     def add(self, step: ControlStep) -> None:
-        if self.film is not None and step.observation is not None:
-            self.film.add(step.observation)
-        if self.recorder is not None:
-            self.recorder.add(step)
-        if self.rerun is not None:
-            self.rerun.add(step)
+        if self._film is not None and step.observation is not None:
+            self._film.add(step.observation)
+        for file in (self.recorder, self._rerun):
+            if file is not None:
+                file.add(step)
 
     def end_episode(self, summary: LoopSummary) -> None:
         if self.recorder is not None:
             self.recorder.end_episode(summary)
 
     def write_film(self) -> None:
-        if self.film is not None:
-            self.film.write()
-
-
-@contextmanager
-def open_files(plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> Iterator[RunFiles]:
-    """Open what the plan names, the loop's mode in it; whatever ends the block closes it. `write_film` writes the film."""
-    files = RunFiles()
-    with ExitStack() as stack:
-        if plan.video is not None:
-            from rfedge.runtimes.rollout.video import VideoRecorder
-
-            files.film = VideoRecorder(plan.video, rate_hz or environment.control_hz)
-        if plan.record is not None and plan.bundle is not None:
-            header = _header(plan.bundle, plan, environment, rate_hz)
-            files.recorder = stack.enter_context(RunRecorder(plan.record, header, with_frames=plan.record_frames))
-        if plan.rerun is not None:
-            from rfedge.runtimes.rollout.rerun_log import RerunLog
-
-            files.rerun = stack.enter_context(RerunLog(plan.rerun))
-        yield files
+        if self._film is not None:
+            self._film.write()
 
 
 def _header(bundle: Path, plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> RunHeader:

@@ -14,8 +14,8 @@ from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.safety import SafetyLimits
 from rfedge.runtimes.rollout import Goal, rollouts
 from rfedge.runtimes.rollout.plan import RolloutPlan
-from rfedge.runtimes.rollout.replay import replay_run
-from rfedge.runtimes.rollout.rollouts import RolloutReport, recorded_instructions, run_rollouts
+from rfedge.runtimes.rollout.replay import recorded_instructions, replay_run
+from rfedge.runtimes.rollout.rollouts import RolloutReport, run_rollouts
 from rfedge.runtimes.rollout.run_record import read_run
 from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
