@@ -36,6 +36,7 @@ from rfedge.bundle.artifact import load_bundle
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
 from rfedge.jobs.progress import Count
+from rfedge.machine.power.sampler import Sampler
 from rfedge.messages import STATE_SIZE, Observation
 from rfedge.policies import bundle_name, find_bundle, find_checkpoint
 from rfedge.records.machine import peak_rss_bytes, provenance
@@ -48,13 +49,13 @@ from rfedge.runtimes.control.modes import check_execute_steps
 from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
 from rfedge.runtimes.rollout.policy_source import TORCH, TorchPolicy
-from rfedge.runtimes.rollout.resources import measure_idle, measure_resources
 from rfedge.runtimes.roofline.this_machine import measure_cpu
 
 Samples = dict[str, npt.NDArray[np.float64]]  # stage -> (round,) milliseconds
 Role = Literal["bundle", "torch", "noise-floor"]
 NOISE_FLOOR_SUFFIX: Final = " (again)"
 NUM_OBSERVATIONS: Final = 16
+_MOST_IDLE_S: Final = 5.0
 # Thread pools other than onnxruntime's obey these; a report without them cannot be repeated.
 _POOL_VARIABLES: Final = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 
@@ -302,19 +303,26 @@ def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Varia
 def _sample(
     variants: list[_Variant], observations: Sequence[Observation], plan: LatencyPlan, execute_steps: int
 ) -> tuple[ResourceRecord | None, dict[str, ResourceRecord]]:
-    """Sample every variant but the one that is there twice."""
+    """Call every variant but the one that is there twice in a row, each under a sampler of its own.
+
+    Apart from the timings: there the variants take turns, so that nobody can say whose joules they were, and a sampler
+    would take part.
+    """
     if not plan.resource_seconds:
         return None, {}
-    idle = measure_idle(plan.resource_seconds)
-    resources = measure_resources(
-        {variant.name: variant.policy for variant in variants if variant.role != "noise-floor"},
-        observations,
-        plan.instruction,
-        seconds=plan.resource_seconds,
-        execute_steps=execute_steps,
-        idle=idle,
-    )
-    return idle, resources
+    with Sampler() as sampler:
+        time.sleep(min(plan.resource_seconds, _MOST_IDLE_S))
+    idle, records = sampler.summary(), {}
+    for variant in variants:
+        if variant.role != "noise-floor":
+            variant.policy.reset(plan.instruction)
+            with Sampler() as sampler:
+                ends_s, num_calls = time.monotonic() + plan.resource_seconds, 0
+                while not num_calls or time.monotonic() < ends_s:
+                    variant.policy.act(observations[num_calls % len(observations)])
+                    num_calls += 1
+            records[variant.name] = sampler.summary(num_calls * execute_steps, idle)
+    return idle, records
 
 
 def _profile(variants: list[_Variant], plan: LatencyPlan) -> tuple[CallProfile, ...]:

@@ -52,7 +52,7 @@ class VariantResult(Record):
     load_rss_bytes: int
     per_call_ms: dict[str, Summary]
     per_control_step_ms: dict[str, Summary]  # the same divided by execute_steps
-    # while it was called in a row (`rfedge.runtimes.rollout.resources`); absent where that was not asked for
+    # while it was called in a row; absent where that was not asked for
     resources: ResourceRecord | None = None
 
     @model_serializer(mode="wrap")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -29,8 +29,10 @@ from rfedge.runtimes.rollout import Rollout, RolloutRecord, roll_out
 from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
-from rfedge.runtimes.rollout.resources import open_sampler
 from rfedge.runtimes.rollout.run_files import RunFiles
+
+if TYPE_CHECKING:
+    from rfedge.machine.power.sampler import Sampler
 
 ROLLOUT_SCHEMA_VERSION: Final = 3
 
@@ -99,7 +101,11 @@ def run_rollouts(
     """
     goal, stop = choose_goal(plan.task, plan.instruction), stop or StopRequest()
     with ExitStack() as stack:
-        sampler = stack.enter_context(open_sampler()) if plan.resources else None
+        sampler: Sampler | None = None
+        if plan.resources:
+            from rfedge.machine.power.sampler import Sampler  # here: most runs need no meter
+
+            sampler = stack.enter_context(Sampler())
         opened = open_policy(stack, plan, on_load)
         mode, execute_steps = choose_loop(opened.policy, plan.mode, plan.execute_steps)
         plan = replace(plan, mode=mode, execute_steps=execute_steps)

@@ -12,7 +12,7 @@ from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
 from rfedge.runtimes.control.limits import LatePolicy
 from rfedge.runtimes.control.safety import SafetyLimits
-from rfedge.runtimes.rollout import Goal, rollouts
+from rfedge.runtimes.rollout import Goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.replay import recorded_instructions, replay_run
 from rfedge.runtimes.rollout.rollouts import RolloutReport, run_rollouts
@@ -48,7 +48,7 @@ class MovingWorld:
 
 @pytest.fixture(autouse=True)
 def _world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "make_environment", lambda *_, **__: MovingWorld())
+    monkeypatch.setattr(RolloutPlan, "open_environment", lambda *_, **__: MovingWorld())
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from rfedge.benchmarks.latency import run
 from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
 from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.cli.app import main
@@ -13,7 +15,6 @@ from rfedge.errors import ConfigError
 from rfedge.machine.power.energy import Reading
 from rfedge.machine.power.sampler import Sampler
 from rfedge.runtimes.backends.base import RuntimeSettings
-from rfedge.runtimes.rollout import resources
 from tests.errors import raises
 
 SETTINGS = RuntimeSettings(threads=1)
@@ -35,7 +36,7 @@ class Supply:
 
 
 def measured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> LatencyReport:
-    monkeypatch.setattr(resources, "open_sampler", lambda: Sampler(0.01, sources=[Supply()]))
+    monkeypatch.setattr(run, "Sampler", partial(Sampler, 0.01, sources=[Supply()]))
     plan = LatencyPlan(
         bundles=(bundle, bundle),
         execute_steps=2,
@@ -92,7 +93,7 @@ def test_the_command_shows_them_and_what_is_missing(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["bench", "latency", str(bundle), "--iterations", "2", "--warmup", "1", "--settle-ms", "0", "--threads", "1"]
-    monkeypatch.setattr(resources, "open_sampler", lambda: Sampler(0.01, sources=[]))
+    monkeypatch.setattr(run, "Sampler", partial(Sampler, 0.01, sources=[]))
     with pytest.raises(SystemExit) as end:
         main([*command, "--resource-seconds", "0.1"])
     assert end.value.code in (None, 0)
@@ -100,7 +101,7 @@ def test_the_command_shows_them_and_what_is_missing(
     assert "called in a row" in shown
     assert "called in a row: power" not in shown
     assert "of one core" in shown
-    monkeypatch.setattr(resources, "open_sampler", lambda: Sampler(0.01, sources=[Supply()]))
+    monkeypatch.setattr(run, "Sampler", partial(Sampler, 0.01, sources=[Supply()]))
     with pytest.raises(SystemExit):
         main([*command, "--resource-seconds", "0.1", "--json"])
     out, err = capsys.readouterr()

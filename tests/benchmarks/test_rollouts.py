@@ -10,7 +10,7 @@ import pytest
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
-from rfedge.runtimes.rollout import Goal, rollouts
+from rfedge.runtimes.rollout import Goal
 from rfedge.runtimes.rollout.episode import choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.rollouts import RolloutReport, run_rollouts
@@ -49,7 +49,7 @@ class BlankWorld:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> BlankWorld:
     world = BlankWorld()
-    monkeypatch.setattr(rollouts, "make_environment", lambda *_, **__: world)
+    monkeypatch.setattr(RolloutPlan, "open_environment", lambda *_, **__: world)
     return world
 
 

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import rfedge
 from rfedge.cli.app import main
+from rfedge.machine.power import sampler
 from rfedge.machine.power.sampler import Sampler
-from rfedge.runtimes.rollout import rollouts
 from rfedge.runtimes.rollout.run_record import read_run
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
@@ -69,7 +71,7 @@ main(sys.argv[2:])
 
 
 def test_little_lies_between_the_command_and_the_graph(bundle: Path) -> None:
-    root = Path(rollouts.__file__).resolve().parents[2]
+    root = Path(rfedge.__file__).resolve().parents[1]
     command = [sys.executable, "-c", _COUNTED, root, "run", bundle, "--task", "open_drawer", "--max-steps", "2"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
@@ -196,7 +198,7 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], text: str, capsys: py
 def test_resources_are_sampled_beside_the_run(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollouts, "open_sampler", lambda: Sampler(0.01, sources=[]))
+    monkeypatch.setattr(sampler, "Sampler", partial(Sampler, 0.01, sources=[]))
     command = ["run", str(bundle), "--task", "open_drawer", "--max-steps", "12", "--threads", "1", "--json"]
     with pytest.raises(SystemExit):
         main([*command, "--resources"])
