@@ -34,7 +34,7 @@ def build(
     from importlib.util import find_spec
 
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
-    from rfedge.cli.show.tables import say
+    from rfedge.cli.show.tables import say, warn
     from rfedge.errors import BackendUnavailableError
 
     if find_spec("onnx_ir") is None:  # not by the export extra, which would bring PyTorch to a robot
@@ -51,39 +51,31 @@ def build(
     if dry_run:
         from rfedge.bundle.artifact import load_bundle
 
-        _print_plan(plan_build(load_bundle(bundle), open_target(options), options), as_json=json)
+        _print_plan(plan_build(load_bundle(bundle), open_target(options), options))
         return
     with kept_when_stopped(f"engines that were finished are in {bundle}"), stage_progress() as progress:
         results = build_bundle(bundle, options, progress=progress)
-    _print_results(results, as_json=json)
+    _print_results(results)
     if is_ahead:
-        say(
-            "not for Jetson: TensorRT for RTX does not run there; on the board itself run `rfedge build BUNDLE`",
-            to_stderr=json,
-        )
+        say("not for Jetson: TensorRT for RTX does not run there; on the board itself run `rfedge build BUNDLE`")
     beyond = [
         f"{_label(result)}: {text}" for result in results for limit in limits if (text := exceeded(result.audit, limit))
     ]
-    say(*(f"failed: {text}" for text in beyond), to_stderr=True)
+    warn(*(f"failed: {text}" for text in beyond))
     if beyond or (strict and any(result.audit.missed or result.audit.weights_grew for result in results)):
         raise typer.Exit(1)
 
 
-def _print_plan(planned: list[PlannedEngine], *, as_json: bool) -> None:
-    from json import dumps
-
-    from rfedge.cli.show.tables import print_table
+def _print_plan(planned: list[PlannedEngine]) -> None:
+    from rfedge.cli.show.tables import print_json, print_table
 
     rows = [(item.stage, item.folder.name, item.reason or "up to date") for item in planned]
-    print_table("engines; nothing was written", ("stage", "target", "to build, because"), rows, to_stderr=as_json)
-    if as_json:
-        print(dumps([{"stage": stage, "target": name, "reason": reason} for stage, name, reason in rows]))
+    print_table("engines; nothing was written", ("stage", "target", "to build, because"), rows)
+    print_json([{"stage": stage, "target": name, "reason": reason} for stage, name, reason in rows])
 
 
-def _print_results(results: list[StageResult], *, as_json: bool) -> None:
-    from json import dumps
-
-    from rfedge.cli.show.tables import print_table, say
+def _print_results(results: list[StageResult]) -> None:
+    from rfedge.cli.show.tables import print_json, print_table, warn
 
     rows = [
         (
@@ -95,10 +87,10 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
         )
         for result in results
     ]
-    print_table("engines", ("stage", "target", "MB", "build s", "MatMuls"), rows, to_stderr=as_json)
+    print_table("engines", ("stage", "target", "MB", "build s", "MatMuls"), rows)
     for result in results:
         audit, label = result.audit, _label(result)
-        _print_audit(label, audit, as_json=as_json)
+        _print_audit(label, audit)
         lines = [f"note: {label}: {note}" for note in result.notes]
         lines += [f"warning: {label}: {item.module or item.node} is not int8: {item.reason}" for item in audit.missed]
         if audit.weights_grew:
@@ -106,16 +98,15 @@ def _print_results(results: list[StageResult], *, as_json: bool) -> None:
                 f"warning: {label}: the engine holds {audit.engine_weights_bytes / 1e6:.1f} MB of weights, "
                 f"the graph {audit.graph_weights_bytes / 1e6:.1f} MB"
             )
-        say(*lines, to_stderr=True)
-    if as_json:
-        print(dumps([_summary(result) for result in results]))
+        warn(*lines)
+    print_json([_summary(result) for result in results])
 
 
 def _label(result: StageResult) -> str:
     return f"{result.planned.stage} sm{result.planned.key.target.sm}"
 
 
-def _print_audit(label: str, audit: StageAudit, *, as_json: bool) -> None:
+def _print_audit(label: str, audit: StageAudit) -> None:
     """Layers per block and precision, and every layer in fp32 with its reason; blocks that are alike are one row."""
     from rfedge.cli.show.tables import print_table
     from rfedge.export.tensorrt.audit_summary import block_rows, fp32_rows
@@ -134,9 +125,9 @@ def _print_audit(label: str, audit: StageAudit, *, as_json: bool) -> None:
     fused = sum(item.fused for item in audit.attention)
     total = ("all", *(audit.layer_precisions[kind] for kind in kinds), f"{fused} of {len(audit.attention)} fused")
     columns = ("layers of each block", *("moves" if kind == "none" else kind for kind in kinds), "attention")
-    print_table(f"{label} ({audit.source})", columns, [*rows, total], to_stderr=as_json)
+    print_table(f"{label} ({audit.source})", columns, [*rows, total])
     if wide := fp32_rows(audit):
-        print_table(f"{label}: layers in fp32", ("why", "blocks", "layers"), wide, to_stderr=as_json)
+        print_table(f"{label}: layers in fp32", ("why", "blocks", "layers"), wide)
 
 
 def _summary(result: StageResult) -> dict[str, object]:

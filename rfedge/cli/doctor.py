@@ -6,13 +6,12 @@ from rfedge.cli.options import AsJson
 
 
 def doctor(as_json: AsJson = False) -> int:
-    import json
-
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.tables import print_json
     from rfedge.runtimes.doctor.examination import examine
 
     with stage_progress() as progress:
@@ -33,6 +32,5 @@ def doctor(as_json: AsJson = False) -> int:
         possible = "[green]yes[/green]" if verdict.possible else "[dim]no[/dim]"
         precisions.add_row(verdict.name, possible, verdict.backend or "-", verdict.speed or "-", escape(verdict.reason))
     console.print(precisions)
-    if as_json:
-        print(json.dumps(examination.document()))
+    print_json(examination.document())
     return 0 if examination.healthy else 1

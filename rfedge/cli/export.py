@@ -27,7 +27,7 @@ def export(
     from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.reports import show_record
-    from rfedge.cli.show.tables import print_manifest, say
+    from rfedge.cli.show.tables import print_manifest, say, warn
     from rfedge.export.mixed.record import default_chart
     from rfedge.export.pipeline import check_export, export_checkpoint
     from rfedge.io.plotting import has_matplotlib
@@ -39,7 +39,7 @@ def export(
         if has_matplotlib():
             options = replace(options, chart=default_chart(output))
         else:
-            say("no chart: matplotlib is not installed (pip install 'rfedge[plots]')", to_stderr=True)
+            warn("no chart: matplotlib is not installed (pip install 'rfedge[plots]')")
     folder = find_checkpoint(checkpoint)
     collects = options.data is None and is_shipped(checkpoint)
     if dry_run or collects:  # what is wrong is said before demonstrations are collected
@@ -56,8 +56,8 @@ def export(
         bundle = export_checkpoint(folder, output, options, progress=progress)
     if bundle.manifest.precision.requested == "mixed":
         search = loads((bundle.root / "mixed.json").read_bytes())
-        show_record("rfedge-mixed", search, to_stderr=json)
+        show_record("rfedge-mixed", search)
         chart = "" if options.chart is None else f"chart in {options.chart}; "
         kept = f"{output}.search holds what was measured, the same export with another --budget goes on from it"
-        say(chart + kept, to_stderr=json)
-    print_manifest(bundle, as_json=json)
+        say(chart + kept)
+    print_manifest(bundle)

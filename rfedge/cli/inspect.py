@@ -32,10 +32,9 @@ def inspect(
     plot: Annotated[Path | None, typer.Option(help="Draw the roofline to this picture file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    import json
-
     from rfedge.bundle.artifact import load_bundle
     from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.tables import print_json
     from rfedge.config import preset
     from rfedge.errors import ConfigError
     from rfedge.runtimes.roofline.report import inspect_bundle, inspect_config
@@ -55,16 +54,15 @@ def inspect(
             assert config is not None
             chosen = preset(config)
             inspection = inspect_config(chosen, precision, devices=devices, threads=threads or None, progress=progress)
-    _print(inspection, with_blocks=blocks, to_stderr=as_json)
+    _print(inspection, with_blocks=blocks)
     if plot is not None:
         from rfedge.runtimes.roofline.plot import plot_roofline
 
         plot_roofline(inspection, plot)
-    if as_json:
-        print(json.dumps(inspection.document()))
+    print_json(inspection.document())
 
 
-def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> None:
+def _print(inspection: Inspection, *, with_blocks: bool) -> None:
     from rfedge.cli.show.tables import print_table, say
     from rfedge.runtimes.roofline.work import STAGES
 
@@ -94,13 +92,13 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
         "precision",
     )
     title = f"{inspection.subject}: counted from its {inspection.counted_from}, head over {work.head_steps} features"
-    print_table(title, columns, rows, to_stderr=to_stderr)
+    print_table(title, columns, rows)
     if inspection.graphs:
         graphs = [
             (item.graph, item.file, f"{item.size_bytes / 1e6:.1f}", f"{item.macs / 1e9:.3f}", item.precision)
             for item in inspection.graphs
         ]
-        print_table("graphs, each loaded as one", ("graph", "file", "MB", "GMAC", "precision"), graphs, to_stderr=to_stderr)
+        print_table("graphs, each loaded as one", ("graph", "file", "MB", "GMAC", "precision"), graphs)
     predictions = [
         (
             f"{item.device.name} {item.device.power_mode}".strip(),
@@ -115,9 +113,8 @@ def _print(inspection: Inspection, *, with_blocks: bool, to_stderr: bool) -> Non
         "PREDICTED, not measured",
         ("device", "ms per policy call", "longest stage, limited by", "fits", "device figures"),
         predictions,
-        to_stderr=to_stderr,
     )
-    say(*_notes(inspection), to_stderr=to_stderr)
+    say(*_notes(inspection))
 
 
 def _notes(inspection: Inspection) -> list[str]:

@@ -24,7 +24,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P")
 _REQUIRED: Final = inspect.Parameter.empty
 Output = Annotated[Path | None, typer.Option(help="Write the JSON document here too.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")]
+_json_is_asked = False
+
+
+def _keep_asked(asked: bool) -> bool:
+    global _json_is_asked
+    _json_is_asked = asked
+    return asked
+
+
+def wants_json() -> bool:
+    """Whether stdout belongs to the document of `--json`; everything else then goes to stderr."""
+    return _json_is_asked
+
+
+# Every command that prints a document declares it; what prints asks `wants_json`.
+AsJson = Annotated[
+    bool, typer.Option("--json", callback=_keep_asked, help="Print one JSON document on stdout, the rest on stderr.")
+]
 
 
 def with_options(*plans: type[Any]) -> Callable[[F], F]:

@@ -17,11 +17,8 @@ def pretrain(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    import dataclasses
-    import json
-
     from rfedge.cli.show.progress import training_progress
-    from rfedge.cli.show.tables import say
+    from rfedge.cli.show.tables import print_json, say
     from rfedge.cli.train import end_stopped
     from rfedge.config import preset, preset_names
     from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
@@ -46,10 +43,8 @@ def pretrain(
         f"{result.steps} steps in {result.seconds / 60:.1f} min over {result.num_frames} frames: "
         f"loss {result.first_loss:.3f} -> {result.last_loss:.3f} "
         f"(means of the first and last {result.num_averaged} steps); {measured}; "
-        f"checkpoint {result.checkpoint}",
-        to_stderr=as_json,
+        f"checkpoint {result.checkpoint}"
     )
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result), default=str))
+    print_json(result)
     if result.stopped:
         end_stopped(stop, result.steps, plan.output, shown=True)

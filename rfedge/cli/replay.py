@@ -25,6 +25,7 @@ def replay(
 ) -> None:
     from rfedge.cli.show.progress import step_progress
     from rfedge.cli.show.run_output import print_replay
+    from rfedge.cli.show.tables import print_json
     from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
     from rfedge.runtimes.rollout.replay import replay_run
     from rfedge.runtimes.rollout.run_record import read_run
@@ -41,9 +42,8 @@ def replay(
             on_step=lambda *_: advance(None),
             stop=stop,
         )
-    print_replay(report, to_stderr=as_json)
-    if as_json:
-        typer.echo(report.model_dump_json())
+    print_replay(report)
+    print_json(report)
     if report.difference is not None:
         raise typer.Exit(1)
     if stop.reason is not None:

@@ -25,6 +25,7 @@ def run(
 ) -> None:
     from rfedge.cli.show.progress import step_progress
     from rfedge.cli.show.run_output import print_run
+    from rfedge.cli.show.tables import print_json
     from rfedge.policies import default_bundle
     from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
     from rfedge.runtimes.rollout.rollouts import run_rollouts
@@ -45,9 +46,8 @@ def run(
             advance(episode * plan.max_steps + step.index + 1)
 
         report = run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
-    print_run(report, files={"video": plan.video, "record": plan.record, "rerun": plan.rerun}, to_stderr=as_json)
-    if as_json:
-        typer.echo(report.model_dump_json())
+    print_run(report, files={"video": plan.video, "record": plan.record, "rerun": plan.rerun})
+    print_json(report)
     if report.stopped_by is not None:
         raise typer.Exit(SIGNAL_STATUS.get(report.stopped_by, 1))
     if report.was_stopped or report.record_error is not None:

@@ -70,20 +70,20 @@ def serve(
     if missed := policy.parts.forced_past:
         print(f"warning: {bundle} was exported with --force; its proof missed {'; '.join(missed)}", file=sys.stderr)
     with policy:
-        _serve(PolicyServer(policy, settings, token=token, tls=tls), as_json=as_json)
+        _serve(PolicyServer(policy, settings, token=token, tls=tls))
 
 
-def _serve(server: PolicyServer, *, as_json: bool) -> None:
+def _serve(server: PolicyServer) -> None:
     import asyncio
-    import json
     import signal
+
+    from rfedge.cli.show.tables import print_json
 
     def announce(url: str) -> None:
         metadata = server.metadata
         served = f"{metadata['policy']} {metadata['precision']} on {url}"
         print(f"{served}, health on /healthz, metrics on /metrics", file=sys.stderr)
-        if as_json:
-            typer.echo(json.dumps({"url": url} | metadata))
+        print_json({"url": url} | metadata)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import signal
 import sys
 from pathlib import Path
@@ -39,7 +37,7 @@ def train(
         with stop_training_on_signals(stop):
             result = _run(run, stop, dry_run=dry_run, shown=processes.is_first)
     if result is not None and processes.is_first:
-        _print_result(run, result, as_json=as_json)
+        _print_result(run, result)
     if result is not None and result.stopped:
         end_stopped(stop, result.steps, run.output, shown=processes.is_first)
 
@@ -78,8 +76,8 @@ def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) ->
         return train_policy(run, grammar=grammar, progress=on_stage, on_step=on_step, stop=stop)
 
 
-def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> None:
-    from rfedge.cli.show.tables import say
+def _print_result(run: TrainConfig, result: TrainResult) -> None:
+    from rfedge.cli.show.tables import print_json, say
 
     lines = [
         (
@@ -97,9 +95,8 @@ def _print_result(run: TrainConfig, result: TrainResult, *, as_json: bool) -> No
     if result.initialised and run.initial_checkpoint is not None:
         lines.append(f"not in {run.initial_checkpoint}, sampled from the seed: {', '.join(result.initialised)}")
     lines.append(f"checkpoint: {result.checkpoint}")
-    say(*lines, to_stderr=as_json)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result), default=str))
+    say(*lines)
+    print_json(result)
 
 
 def _check_pairs(run: TrainConfig) -> str:

@@ -17,11 +17,11 @@ def tune(output: Output = None, as_json: AsJson = False, **given: Any) -> None:
     plan = plan_of(TunePlan, given)
     with stage_progress() as progress:
         report = run_tune(plan, progress=progress)
-    _print(report, to_stderr=as_json)
-    write_report(report, output, as_json=as_json)
+    _print(report)
+    write_report(report, output)
 
 
-def _print(report: TuneReport, *, to_stderr: bool) -> None:
+def _print(report: TuneReport) -> None:
     from rfedge.cli.show.tables import print_table, say
     from rfedge.runtimes.backends.tuned import choice_file
 
@@ -37,10 +37,9 @@ def _print(report: TuneReport, *, to_stderr: bool) -> None:
         for duel in report.duels
     ]
     columns = ("candidate", "call p50 ms", "over, call p50 ms", "speed-up [95 %]", "action error", "verdict")
-    print_table(f"{report.bundle}, checked on {report.checked_on}", columns, rows, to_stderr=to_stderr)
+    print_table(f"{report.bundle}, checked on {report.checked_on}", columns, rows)
     say(
         *([f"no time left for: {'; '.join(report.not_tried)} (raise --budget-s)"] if report.not_tried else []),
         f"tuned: {report.choice.describe()}",
         f"kept in {choice_file(report.choice.key)}; run, serve and bench latency follow it",
-        to_stderr=to_stderr,
     )

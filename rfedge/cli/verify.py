@@ -44,4 +44,4 @@ def verify(
 
         with stage_progress() as progress:
             opened = verify_parity(opened, checkpoint, data=data, num_steps=steps, seed=seed, progress=progress)
-    print_manifest(opened, as_json=json)
+    print_manifest(opened)

@@ -16,11 +16,10 @@ def parity(
 ) -> int:
     """Run a small model of the original code, stage by stage; exit 1 when a stage or a tensor is off."""
     import dataclasses
-    import json
     import math
 
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.tables import print_table, say
+    from rfedge.cli.show.tables import print_json, print_table, say
     from rfedge.model.original import run_parity
 
     with stage_progress() as progress:
@@ -36,7 +35,7 @@ def parity(
         for stage in report.stages
     ]
     columns = ("stage", "worst difference", "allowed", "arrays", "")
-    print_table(f"{report.fixture}: difference from the original code", columns, rows, to_stderr=as_json)
+    print_table(f"{report.fixture}: difference from the original code", columns, rows)
     weights = report.weights
     say(
         *(f"{name}: in no file" for name in weights.missing),
@@ -45,14 +44,11 @@ def parity(
         *(f"{name}: not compared, nothing here computes it" for name in report.not_compared),
         f"{report.fixture}: {sum(weights.taken.values())} tensors, {len(weights.missing)} missing, "
         f"{len(weights.left_over)} left over, parity {'passed' if report.passed else 'MISSED'}",
-        to_stderr=as_json,
     )
-    if as_json:
-        stages = [
-            dataclasses.asdict(stage)
-            | {"worst": stage.worst if math.isfinite(stage.worst) else None, "passed": stage.passed}
-            for stage in report.stages
-        ]
-        document = {"format": "rfedge-parity-fixture", **dataclasses.asdict(report), "stages": stages}
-        print(json.dumps({**document, "passed": report.passed}))
+    stages = [
+        dataclasses.asdict(stage) | {"worst": stage.worst if math.isfinite(stage.worst) else None, "passed": stage.passed}
+        for stage in report.stages
+    ]
+    document = {"format": "rfedge-parity-fixture", **dataclasses.asdict(report), "stages": stages}
+    print_json({**document, "passed": report.passed})
     return 0 if report.passed else 1

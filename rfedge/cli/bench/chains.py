@@ -18,11 +18,10 @@ def chains(
     ] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    import json
     from collections import Counter
 
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.tables import print_table, say
+    from rfedge.cli.show.tables import print_json, print_table, say
     from rfedge.envs.chains import NUM_OFFICIAL, OFFICIAL_SHA256, chains_sha256, make_chains
 
     with stage_progress() as progress:
@@ -30,9 +29,7 @@ def chains(
     counts = Counter(task for chain in sampled for task in chain.tasks)
     sha256 = chains_sha256(sampled)
     is_official = sha256 == OFFICIAL_SHA256 if len(sampled) == NUM_OFFICIAL else None
-    print_table(f"{len(sampled)} chains", ("task", "times"), counts.most_common(), to_stderr=as_json)
+    print_table(f"{len(sampled)} chains", ("task", "times"), counts.most_common())
     verdict = {True: ": CALVIN's 1000 chains", False: ": NOT CALVIN's 1000 chains", None: ""}[is_official]
-    say(f"sha256 {sha256}{verdict}", to_stderr=as_json)
-    if as_json:
-        document = {"num_chains": len(sampled), "sha256": sha256, "official": is_official, "task_counts": dict(counts)}
-        print(json.dumps(document))
+    say(f"sha256 {sha256}{verdict}")
+    print_json({"num_chains": len(sampled), "sha256": sha256, "official": is_official, "task_counts": dict(counts)})

@@ -25,6 +25,6 @@ def env(
     plan = plan_of(library.EnvironmentSpeedPlan, given)
     with round_progress() as on_round:
         report = library.run_environment_speed(plan, on_round=on_round)
-    show_report(report, output, as_json=as_json)
+    show_report(report, output)
     if assert_step_ms is not None:
         library.assert_step_ms(report, assert_step_ms)  # last, so that the numbers behind a failed gate are on the screen

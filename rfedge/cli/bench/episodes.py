@@ -32,13 +32,13 @@ def episodes(
     plan = plan_of(EpisodesPlan, given)
     with stage_progress() as progress:
         report, traces = run_episodes(plan, on_step=progress)
-    _print(report, to_stderr=as_json)
+    _print(report)
     if plot is not None:
         plot_episodes(report, traces, plot)
-    write_report(report, output, as_json=as_json)
+    write_report(report, output)
 
 
-def _print(report: EpisodesReport, *, to_stderr: bool) -> None:
+def _print(report: EpisodesReport) -> None:
     from rfedge.cli.show.tables import print_table
 
     def cell(mean: Mean, decimals: int) -> str:
@@ -55,5 +55,4 @@ def _print(report: EpisodesReport, *, to_stderr: bool) -> None:
             ("gripper agreement", *(cell(score.gripper_agreement, 3) for score in scores)),
             (f"gripper changes ({report.num_gripper_changes} recorded)", *(score.num_gripper_changes for score in scores)),
         ],
-        to_stderr=to_stderr,
     )

@@ -13,7 +13,7 @@ _TASKS_FILE = "experts.json"
 
 
 def measure_experts(
-    given: Mapping[str, Any], *, num: int, anywhere: bool, gated: bool, workers: int, output: Path | None, as_json: bool
+    given: Mapping[str, Any], *, num: int, anywhere: bool, gated: bool, workers: int, output: Path | None
 ) -> None:
     """Run the experts task by task where `--single-tasks` asks for it, else in chains; they render nothing."""
     from rfedge.benchmarks.success import expert_success
@@ -45,10 +45,10 @@ def measure_experts(
             tasks = expert_success.run_expert_success(
                 plan, workers=workers, on_task=lambda done, total: progress("tasks", done, total)
             )
-        _print_tasks(tasks, as_json=as_json)
+        _print_tasks(tasks)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
-        write_report(tasks, None if output is None else output / _TASKS_FILE, as_json=as_json)
+        write_report(tasks, None if output is None else output / _TASKS_FILE)
         if gated:
             expert_success.assert_success(tasks)  # last, so that the numbers behind a failed gate are on the screen
         return
@@ -60,10 +60,10 @@ def measure_experts(
         chains = run_chains(
             chain_plan, sampled, output, workers=workers, on_chain=lambda done, total: progress("chains", done, total)
         )
-    show_report(chains, as_json=as_json)
+    show_report(chains)
 
 
-def _print_tasks(report: ExpertSuccessReport, *, as_json: bool) -> None:
+def _print_tasks(report: ExpertSuccessReport) -> None:
     from rfedge.cli.show.tables import print_table, say
 
     rows = []
@@ -72,10 +72,9 @@ def _print_tasks(report: ExpertSuccessReport, *, as_json: bool) -> None:
         failed = " ".join(map(str, score.failed_seeds))
         rows.append((task, f"{score.success.successes}/{score.success.n}", score.within_window, steps, failed))
     columns = ("task", "solved", "within 64", "median steps", "failed seeds")
-    print_table(f"experts in {report.environment}, scene {report.scene}", columns, rows, to_stderr=as_json)
+    print_table(f"experts in {report.environment}, scene {report.scene}", columns, rows)
     worst = min(score.success.value for score in report.tasks.values())
     say(
         f"{report.num_nearly_always} of {len(report.tasks)} tasks at 95 % or more, the least at {worst:.0%}; "
-        f"{report.episodes} starts per task, at most {report.limit_steps} steps; {report.wall_seconds:.1f} s",
-        to_stderr=as_json,
+        f"{report.episodes} starts per task, at most {report.limit_steps} steps; {report.wall_seconds:.1f} s"
     )

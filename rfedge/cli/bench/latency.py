@@ -54,7 +54,7 @@ def latency(
             check_assertable(plan)
         with stage_progress() as progress:
             isolated = run_isolated(plan_of(IsolatedPlan, given, latency=plan), progress=progress)
-        show_report(isolated, output, as_json=as_json)
+        show_report(isolated, output)
         if assert_speedup is not None:
             assert_isolated(isolated, speedup=assert_speedup, peak_gib=assert_peak_gib)
         return
@@ -62,6 +62,6 @@ def latency(
     inputs = "seeded noise" if data is None else f"dataset {data}"
     with round_progress() as on_round:
         report = library.run_latency(plan, observations=observations, inputs=inputs, on_round=on_round)
-    show_report(report, output, as_json=as_json)
+    show_report(report, output)
     if assert_faster:
         library.assert_faster(report)  # last, so that the numbers behind a failed gate are on the screen

@@ -31,6 +31,6 @@ def looks(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         library.save_sheet(states, output / "looks.png")
-    show_report(report, None if output is None else output / "looks.json", as_json=as_json)
+    show_report(report, None if output is None else output / "looks.json")
     if assert_levels is not None:
         library.assert_levels(report, assert_levels)  # last, so that the numbers behind a failed gate are on the screen

@@ -18,31 +18,28 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "rfedge: measured",
     as_json: AsJson = False,
 ) -> None:
-    import json
-
     from rfedge.benchmarks.report.build import build_report
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.tables import print_table, say
+    from rfedge.cli.show.tables import print_json, print_table, say
 
     with stage_progress() as progress:
         built = build_report(sources, gif or (), title, progress=progress)
     built.write(output, markdown)
     collection = built.collection
-    print_table("records", ("record", "format"), [(one.name, one.form) for one in collection.found], to_stderr=as_json)
+    print_table("records", ("record", "format"), [(one.name, one.form) for one in collection.found])
     if collection.left_out:
-        print_table("left out", ("file", "why"), collection.left_out, to_stderr=as_json)
+        print_table("left out", ("file", "why"), collection.left_out)
     written = ", ".join(str(path) for path in (output, markdown) if path is not None)
     size = f"{len(built.html.encode()) / 1e6:.2f} MB page, {len(built.rows)} rows"
-    say(built.sentence, f"{written}: {size}", to_stderr=as_json)
-    if as_json:
-        document = {
-            "output": str(output),
-            "markdown": None if markdown is None else str(markdown),
-            "sentence": built.sentence,
-            "records": [{"name": one.name, "format": one.form} for one in collection.found],
-            "left_out": [{"name": name, "reason": reason} for name, reason in collection.left_out],
-            "num_rows": len(built.rows),
-            "num_pictures": built.num_pictures,
-            "missing": list(built.missing),
-        }
-        print(json.dumps(document))
+    say(built.sentence, f"{written}: {size}")
+    document = {
+        "output": output,
+        "markdown": markdown,
+        "sentence": built.sentence,
+        "records": [{"name": one.name, "format": one.form} for one in collection.found],
+        "left_out": [{"name": name, "reason": reason} for name, reason in collection.left_out],
+        "num_rows": len(built.rows),
+        "num_pictures": built.num_pictures,
+        "missing": built.missing,
+    }
+    print_json(document)

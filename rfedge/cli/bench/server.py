@@ -23,7 +23,7 @@ def server(
     from rfedge.cli.show.reports import show_report
 
     report = library.run_server(plan_of(library.ServerPlan, given))
-    show_report(report, output, as_json=as_json)
+    show_report(report, output)
     # Last, so that the numbers behind a failed gate are on the screen.
     if assert_sound:
         library.assert_sound(report)

@@ -118,9 +118,7 @@ def success(
     if expert:
         from rfedge.cli.bench.experts import measure_experts
 
-        measure_experts(
-            given, num=num, anywhere=anywhere, gated=assert_success, workers=workers, output=output, as_json=as_json
-        )
+        measure_experts(given, num=num, anywhere=anywhere, gated=assert_success, workers=workers, output=output)
         return
     if plot is not None:
         check_matplotlib("--plot")
@@ -150,13 +148,13 @@ def success(
             on_progress=lambda done, total: progress("rollouts", done, total),
         )
     if sweep is None:
-        show_report(report, as_json=as_json)
+        show_report(report)
     else:
         with round_progress() as on_round:  # with nothing beside it
             joined = finish_sweep(sweep, report, output, on_round=on_round)
         if precisions is None:
             _plot(joined, plot, output)
-        show_report(joined, as_json=as_json)
+        show_report(joined)
     # Last, so that the numbers behind a failed gate are on the screen.
     if assert_average_length is not None:
         library.assert_average_length(report, assert_average_length)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +53,7 @@ def demos(
         return 0
     from rfedge.benchmarks.success.plan import parse_tasks
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
+    from rfedge.cli.show.tables import print_json
     from rfedge.data.collection.collect import collect
     from rfedge.envs.action_noise import ActionNoise
     from rfedge.envs.experts import EXPERT_TASKS
@@ -106,14 +106,13 @@ def demos(
             versions=versions,
             on_progress=lambda done, total, _: progress("episodes", done, total),
         )
-    _print(result, several=options.chain_length > 1 or recorder.policy is not None, to_stderr=as_json)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result), default=str))
+    _print(result, several=options.chain_length > 1 or recorder.policy is not None)
+    print_json(result)
     # A dataset without one of its tasks is not what was asked for; single missing episodes are.
     return 1 if any(not row.episodes for row in result.tasks) else 0
 
 
-def _print(result: CollectionResult, *, several: bool, to_stderr: bool) -> None:
+def _print(result: CollectionResult, *, several: bool) -> None:
     """Print one row a task; `several`: an episode may hold more than one segment, or one that was not solved."""
     from rfedge.cli.show.tables import print_table
 
@@ -124,4 +123,4 @@ def _print(result: CollectionResult, *, several: bool, to_stderr: bool) -> None:
     if several:  # what fits into 80 columns
         columns = ("task", "episodes", "segments", "solved", "frames", "missing")
         rows = [(row.task, row.episodes, row.segments, row.solved, row.frames, row.missing) for row in result.tasks]
-    print_table(str(result.folder), columns, rows, to_stderr=to_stderr)
+    print_table(str(result.folder), columns, rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +35,7 @@ def convert(
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
+    from rfedge.cli.show.tables import print_json
     from rfedge.data.conversion import convert_dataset, parse_fields, read_field_file
     from rfedge.envs.language import PARAPHRASES
     from rfedge.envs.tasks import INSTRUCTIONS
@@ -59,9 +58,8 @@ def convert(
             versions={"python": platform.python_version(), **_versions()},
             on_progress=lambda done, total: progress("episodes", done, total),
         )
-    _print(result, to_stderr=as_json)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result), default=str))
+    _print(result)
+    print_json(result)
 
 
 def _versions() -> dict[str, str]:
@@ -70,8 +68,8 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _LIBRARIES if name in installed}
 
 
-def _print(result: ConversionResult, *, to_stderr: bool) -> None:
-    from rfedge.cli.show.tables import print_table, say
+def _print(result: ConversionResult) -> None:
+    from rfedge.cli.show.tables import print_table, warn
 
     rows: list[tuple[str, object]] = [
         ("layout", result.layout),
@@ -89,11 +87,11 @@ def _print(result: ConversionResult, *, to_stderr: bool) -> None:
         ("missing", ", ".join(result.missing) or "nothing"),
     ]
     title = "first episode only, nothing was written" if result.folder is None else str(result.folder)
-    print_table(title, ("", "converted"), rows, to_stderr=to_stderr)
+    print_table(title, ("", "converted"), rows)
     notes = list(result.notes)
     if result.clipped_share > 0.01:
         notes.append(
             "steps that were cut no longer reach what the source asked for; --actions next-state follows the motion that "
             "was measured"
         )
-    say(*(f"note: {note}" for note in notes), to_stderr=True)
+    warn(*(f"note: {note}" for note in notes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +33,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> int:
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.tables import say
+    from rfedge.cli.show.tables import print_json, say
     from rfedge.data.inspection.report import inspect_dataset
     from rfedge.envs.tasks import TASKS
 
@@ -49,13 +47,12 @@ def inspect(
             task_names=TASKS,
             on_progress=lambda done, total: progress("frames", done, total),
         )
-    if as_json:
-        print(json.dumps(dataclasses.asdict(report)))
-    else:
+    print_json(report)
+    if not as_json:
         _print_tables(report)
     damage = f"{len(report.findings)} damaged" if report.findings else "no damage found"
     checked = f"{report.num_frames_checked} of {report.num_frames} frames and all index files checked"
-    say(f"{report.folder}: {damage}; {checked}", to_stderr=as_json)
+    say(f"{report.folder}: {damage}; {checked}")
     return 1 if report.findings else 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +16,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
-    from rfedge.cli.show.tables import print_table
+    from rfedge.cli.show.tables import print_json, print_table
     from rfedge.data.merging import merge_datasets
 
     with kept_when_stopped(f"nothing was written to {output}"), stage_progress() as progress:
@@ -27,6 +25,5 @@ def merge(
         (row.folder, row.scene or "", row.num_segments, row.num_frames, row.shift) for row in result.sources
     ]
     rows.append(("all", "", result.num_segments, result.num_frames, ""))
-    print_table(str(result.folder), ("dataset", "scene", "segments", "frames", "shift"), rows, to_stderr=as_json)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result), default=str))
+    print_table(str(result.folder), ("dataset", "scene", "segments", "frames", "shift"), rows)
+    print_json(result)

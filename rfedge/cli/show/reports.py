@@ -9,14 +9,14 @@ from typing import Any
 from rfedge.records.record import Record
 
 
-def show_report(report: Record, output: Path | None = None, *, as_json: bool) -> None:
+def show_report(report: Record, output: Path | None = None) -> None:
     """Print the record's tables, see `show_record`, and hand it over as `write_report` does."""
     document = report.model_dump(mode="json")
-    show_record(document["format"], document, to_stderr=as_json)
-    write_report(report, output, as_json=as_json)
+    show_record(document["format"], document)
+    write_report(report, output)
 
 
-def show_record(form: str, document: dict[str, Any], *, to_stderr: bool) -> None:
+def show_record(form: str, document: dict[str, Any]) -> None:
     """Print a document of the format `form` as tables, and what measured it."""
     from rfedge.benchmarks.report.bundles import Names, bundle_rows, bundle_tables
     from rfedge.benchmarks.report.collect import Collection, Found
@@ -25,19 +25,18 @@ def show_record(form: str, document: dict[str, Any], *, to_stderr: bool) -> None
 
     names, collection = Names(), Collection([Found(form.removeprefix("rfedge-"), form, document)], [])
     rows = bundle_rows(collection, names) if form == "rfedge-sweep" else []
-    show_parts(bundle_tables(rows, names), to_stderr=to_stderr)
+    show_parts(bundle_tables(rows, names))
     for section in record_sections(collection, names):
-        show_parts(section.parts, to_stderr=to_stderr)
+        show_parts(section.parts)
     versions = document.get("versions", {}) | document.get("simulator_versions", {})
     for machine in names.machines:
         say(
             f"{names.mark(machine)}: {machine['cpu']}, {machine['usable_cores']} cores, {' '.join(machine['cpu_flags'])}; "
-            f"{', '.join(f'{name} {version}' for name, version in versions.items())}; commit {document.get('commit')}",
-            to_stderr=to_stderr,
+            f"{', '.join(f'{name} {version}' for name, version in versions.items())}; commit {document.get('commit')}"
         )
 
 
-def show_parts(parts: Iterable[object], *, to_stderr: bool) -> None:
+def show_parts(parts: Iterable[object]) -> None:
     """Print tables with their footnotes, and sentences; pictures are for the page."""
     from rfedge.benchmarks.report.markdown import Table
     from rfedge.cli.show.tables import print_table, say
@@ -45,15 +44,16 @@ def show_parts(parts: Iterable[object], *, to_stderr: bool) -> None:
     for part in parts:
         if isinstance(part, Table):
             rows, notes = part.numbered()
-            print_table(part.caption, part.columns, rows, text_columns=part.text_columns, to_stderr=to_stderr)
-            say(*notes, to_stderr=to_stderr)
+            print_table(part.caption, part.columns, rows, text_columns=part.text_columns)
+            say(*notes)
         elif isinstance(part, str):
-            say(part, to_stderr=to_stderr)
+            say(part)
 
 
-def write_report(report: Record, output: Path | None = None, *, as_json: bool) -> None:
-    """Write the document to `output`, if there is one, and print it as one line on stdout if `as_json`."""
+def write_report(report: Record, output: Path | None = None) -> None:
+    """Write the document to `output`, if there is one, and print it with `--json`."""
+    from rfedge.cli.show.tables import print_json
+
     if output is not None:
         report.write(output)
-    if as_json:
-        print(report.model_dump_json())
+    print_json(report)

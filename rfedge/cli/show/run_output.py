@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rfedge.runtimes.rollout.rollouts import RolloutReport
 
 
-def print_run(report: RolloutReport, *, files: dict[str, Path | None], to_stderr: bool) -> None:
+def print_run(report: RolloutReport, *, files: dict[str, Path | None]) -> None:
     """Print what was run, how each episode ended and the times; `files` names what was written."""
     from rfedge.cli.show.tables import print_table, say
 
@@ -37,23 +37,23 @@ def print_run(report: RolloutReport, *, files: dict[str, Path | None], to_stderr
         lines.append(f"stopped by {report.stopped_by}: zero motion, gripper held")
     if report.num_successes is not None:
         lines.append(f"{report.num_successes} of {len(report.episodes)} episodes succeeded")
-    say(*lines, to_stderr=to_stderr)
+    say(*lines)
     rows = []
     for stage, summary in report.per_call_ms.items():
         numbers = (summary.p50, summary.p90, summary.p99, summary.max, report.mean_per_control_step_ms[stage])
         rows.append((stage, *(f"{number:.3f}" for number in numbers)))
     columns = ("stage", "p50", "p90", "p99", "max", "mean per control step")
-    print_table("milliseconds per policy call", columns, rows, to_stderr=to_stderr)
+    print_table("milliseconds per policy call", columns, rows)
     if report.resources is not None:
         from rfedge.benchmarks.report.speed import resource_tables
         from rfedge.cli.show.reports import show_parts
 
         used = {"run": report.resources.model_dump(mode="json")}
-        show_parts(resource_tables("beside the run, simulator included", used), to_stderr=to_stderr)
+        show_parts(resource_tables("beside the run, simulator included", used))
     for name, path in files.items():
         if path is not None:
             cut = f", cut: {report.record_error}" if name == "record" and report.record_error is not None else ""
-            say(f"{name}: {path}{cut}", to_stderr=to_stderr)
+            say(f"{name}: {path}{cut}")
 
 
 def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
@@ -76,7 +76,7 @@ def _details(episode: RolloutRecord, *, holds_rate: bool) -> str:
     return "".join(f", {part}" for part in parts)
 
 
-def print_replay(report: ReplayReport, *, to_stderr: bool) -> None:
+def print_replay(report: ReplayReport) -> None:
     """Print whether every action came out as recorded, or the first one that did not."""
     from rfedge.cli.show.tables import say
 
@@ -97,4 +97,4 @@ def print_replay(report: ReplayReport, *, to_stderr: bool) -> None:
         within = f"within {report.tolerance:g}, at most {report.largest_difference:.2g} off"
         alike = within if report.tolerance else "bit for bit"
         lines.append(f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, {alike}")
-    say(*lines, to_stderr=to_stderr)
+    say(*lines)

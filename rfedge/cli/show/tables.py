@@ -1,41 +1,59 @@
-"""Tables that commands print."""
+"""Tables, lines and documents that commands print; with `--json` stdout belongs to the document, the rest goes to stderr."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rfedge.bundle.artifact import Bundle, Manifest, ParityRecord
 from rfedge.bundle.gates import allowed, is_met
+from rfedge.cli.options import wants_json
 
 _WIDTH_OF_A_PIPE: Final = 125
 
 
-def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1, to_stderr: bool = False
-) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> None:
     """Print one table; numbers, behind `text_columns`, stand to the right."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < text_columns else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # text, in which [brackets] are no markup
-    console = Console(stderr=to_stderr)
+    console = Console(stderr=wants_json())
     if not console.is_terminal:  # a file or a pipe has no width, and a number cut short is no number
         console.width = max(console.width, _WIDTH_OF_A_PIPE)
     console.print(table)
 
 
-def say(*lines: str, to_stderr: bool) -> None:
-    """Print lines; with `--json` stdout belongs to the document, so that they go to stderr."""
+def say(*lines: str) -> None:
     for line in lines:
-        print(line, file=sys.stderr if to_stderr else sys.stdout)
+        print(line, file=sys.stderr if wants_json() else sys.stdout)
+
+
+def warn(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """Print a record, a dataclass or plain values as one line on stdout, where `--json` asks for it."""
+    if not wants_json():
+        return
+    if isinstance(document, BaseModel):
+        text = document.model_dump_json()
+    else:
+        is_plain = isinstance(document, type) or not dataclasses.is_dataclass(document)
+        text = json.dumps(document if is_plain else dataclasses.asdict(document), default=str)
+    print(text, flush=True)  # into a pipe, whose reader may wait for it
 
 
 def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
@@ -49,29 +67,24 @@ def parity_table(parity: ParityRecord) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def print_manifest(bundle: Bundle, *, as_json: bool) -> None:
-    """Print what a bundle is as two tables and a line; with `as_json` on stderr, and the manifest on stdout."""
+def print_manifest(bundle: Bundle) -> None:
+    """Print what a bundle is as two tables and a line, and with `--json` its manifest."""
     manifest = bundle.manifest
     parity = manifest.parity
     print_table(
         f"parity with PyTorch over {parity.num_steps} steps, {manifest.policy.time_keeping} time-keeping ({parity.inputs})",
         ("metric", "measured", "allowed", ""),
         parity_table(parity),
-        to_stderr=as_json,
     )
-    print_table(
-        "effective precision per block", ("block", "precision"), manifest.precision.blocks.items(), to_stderr=as_json
-    )
+    print_table("effective precision per block", ("block", "precision"), manifest.precision.blocks.items())
     precisions = Counter(map(str, manifest.precision.blocks.values()))
     say(
         f"{bundle.root}: {manifest.policy.name} in {manifest.precision.requested} "
         f"({', '.join(f'{count} blocks {name}' for name, count in precisions.items())}), "
         f"{bundle.size_bytes / 1e6:.1f} MB, parity {'passed' if parity.passed else 'MISSED'}",
         *_engine_forms(manifest),
-        to_stderr=as_json,
     )
-    if as_json:
-        print(manifest.model_dump_json())
+    print_json(manifest)
 
 
 def _engine_forms(manifest: Manifest) -> list[str]:
