@@ -12,12 +12,14 @@ from rfedge.benchmarks.report.markdown import (
     Part,
     Section,
     Table,
+    bracketed,
     interval,
     megabytes,
     milliseconds,
     missing,
     percent,
     percentiles,
+    plain,
     share,
     times_faster,
 )
@@ -251,6 +253,42 @@ def _ablations(name: str, document: Document, _: Names) -> Iterator[Part]:
     yield Table(caption, columns, cells, 2)
 
 
+def _tune(name: str, document: Document, names: Names) -> Iterator[Part]:
+    cells: list[list[Cell]] = []
+    for duel in document["duels"]:
+        own, other = (f"{ms:.2f}" for ms in duel["call_ms"]) if duel["call_ms"] else ("-", "-")
+        error = f"{duel['metrics']['action_max_error']:.2g}" if duel["metrics"] else "-"
+        ratio = times_faster(duel["speedup"], "not timed")
+        cells.append([duel["name"], duel["over"], own, other, ratio, error, duel["verdict"]])
+    caption = (
+        f"{name}: ways to run {document['bundle']} on {names.mark(document['machine'])}, checked on "
+        f"{document['checked_on']}; each is timed in turn with the best before it."
+    )
+    columns = ["candidate", "over", "call p50 ms", "over, call p50 ms", "speed-up", "action error", "verdict"]
+    yield Table(caption, columns, cells, 2)
+    if document["not_tried"]:
+        yield plain(f"{name}: no time left for {'; '.join(document['not_tried'])} (raise --budget-s).")
+
+
+def _episodes(name: str, document: Document, _: Names) -> Iterator[Part]:
+    runs = {"mean action": document["mean_action"]}
+    for row in document["rows"]:
+        runs[f"{row['policy']} {row['precision']}, {row['execute_steps']} of a chunk"] = row["score"]
+    measures = {
+        "action error (1.0 is the scale)": ("action_error", 3),
+        "position error, mm per step": ("position_error_mm", 2),
+        "rotation error, degrees per step": ("rotation_error_deg", 2),
+        "gripper agreement": ("gripper_agreement", 3),
+    }
+    cells: list[list[Cell]] = [
+        [text, *(bracketed(score[key], digits) for score in runs.values())] for text, (key, digits) in measures.items()
+    ]
+    changes = f"gripper changes ({document['num_gripper_changes']} recorded)"
+    cells.append([changes, *(str(score["num_gripper_changes"]) for score in runs.values())])
+    size = f"{len(document['episodes'])} episodes, {document['num_steps']} steps of {document['data']}"
+    yield Table(f"{name}: {size}; 95 % intervals over episodes.", ["", *runs], cells)
+
+
 def _chains(name: str, document: Document, _: Names) -> Iterator[Part]:
     conditions = document["conditions"]
     place = _world({**document, **conditions})
@@ -311,6 +349,8 @@ _SECTIONS: Final[dict[str, tuple[str, Render]]] = {
     "rfedge-bundle": ("Parity of the bundles", _parity),
     MIXED_FORMAT: ("Block by block", _mixed),
     "rfedge-peers": ("Beside other runtimes", isolated),
+    "rfedge-tune": ("Ways to run a bundle", _tune),
+    "rfedge-episodes": ("Recorded episodes", _episodes),
     "rfedge-chains": ("Chains", _chains),
     "rfedge-expert-success": ("Scripted experts", lambda *_: iter(())),  # a column of the tasks
 }

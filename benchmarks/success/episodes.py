@@ -25,7 +25,7 @@ from rfedge.data.windows import split_segments
 from rfedge.errors import DatasetError
 from rfedge.io.plotting import check_matplotlib, save_figure
 from rfedge.jobs.progress import StageProgress
-from rfedge.messages import POSE_SIZE, Observation
+from rfedge.messages import POSE_SIZE
 from rfedge.policies import bundle_name, find_bundle
 from rfedge.records.machine import Machine, describe_machine
 from rfedge.records.plan import Option, Uses
@@ -37,6 +37,7 @@ from rfedge.runtimes.backends.registry import BACKENDS, DEFAULT_BACKEND
 from rfedge.runtimes.control.controllers import SYNCHRONOUS_MODES, choose_loop
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.rollout.policy_source import PolicyLoop
+from rfedge.runtimes.rollout.recorded_episode import RecordedFrames, recorded_actions
 
 _QUANTILES: Final = (0.0, 0.5, 1.0)  # of the errors, of the episodes that are plotted
 # (step, 7) each, one per episode
@@ -137,12 +138,7 @@ def run_episodes(plan: EpisodesPlan, *, on_step: StageProgress = lambda *_: None
         DatasetError: the data cannot be read or hold no episode.
     """
     dataset, segments = _held_out(plan)
-    recorded = [
-        np.stack(
-            [dataset.frame(number, ("rel_actions",))["rel_actions"] for number in range(segment.start, segment.end + 1)]
-        )
-        for segment in segments
-    ]
+    recorded = [recorded_actions(dataset, segment) for segment in segments]
     num_steps = sum(map(len, recorded))
     rows: list[EpisodeRow] = []
     predicted: list[Episodes] = []
@@ -155,7 +151,7 @@ def run_episodes(plan: EpisodesPlan, *, on_step: StageProgress = lambda *_: None
             refuse_disagreement(str(plan.data), dataset.conventions, f"policy {name}", policy.conventions)
             answers = []
             for segment in segments:
-                answers.append(_predict(controller, dataset, segment))
+                answers.append(_predict(controller, RecordedFrames.of(dataset, segment), segment.instruction))
                 done += segment.num_frames
                 on_step(name, done, num_steps)
             predicted.append(answers)
@@ -199,21 +195,12 @@ def _held_out(plan: EpisodesPlan) -> tuple[CalvinDataset, list[Segment]]:
     return dataset, [dataset.segments[chosen[pick]] for pick in evenly_spaced(len(chosen), plan.num_episodes)]
 
 
-def _predict(controller: Controller, dataset: CalvinDataset, segment: Segment) -> npt.NDArray[np.float32]:
+def _predict(controller: Controller, frames: RecordedFrames, instruction: str) -> npt.NDArray[np.float32]:
     """Return the policy's action for every control step of an episode, float32 (step, 7)."""
-    controller.reset(segment.instruction)
-    actions = []
-    for number in _frames_of(segment):
-        observation = None
-        if controller.needs_observation:
-            frame = dataset.frame(number, ("rgb_static", "rgb_gripper", "robot_obs"))
-            observation = Observation(frame["rgb_static"], frame["rgb_gripper"], frame["robot_obs"], segment.instruction)
-        actions.append(controller.control(observation).action)
-    return np.stack(actions)
-
-
-def _frames_of(segment: Segment) -> range:
-    return range(segment.start, segment.end + 1)
+    controller.reset(instruction)
+    return np.stack(
+        [controller.control(frames[step] if controller.needs_observation else None).action for step in range(len(frames))]
+    )
 
 
 def _constant(recorded: Episodes) -> Episodes:
