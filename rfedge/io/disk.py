@@ -1,4 +1,4 @@
-"""Errors of a disk as one line: full, read-only, names too long; and room that is looked for before the work.
+"""Errors of a disk as one line: full, read-only, names too long; room that is looked for before the work, and the cache.
 
 A disk that is full is met by whichever library writes, and each says it in its own way: as an OSError, as text, or not at
 all. `disk_error` finds it in all of them.
@@ -38,6 +38,11 @@ _FAILED_WRITE_TEXTS: Final = ("file write failed", "requested and", "unexpected 
 _NO_ROOM_BYTES: Final = 1 << 16
 _MB: Final = 1e6
 _MAX_FILE_BYTES: Final = 1 << 28  # of records, settings and the like
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder `name` under the user's cache, `XDG_CACHE_HOME` or else `~/.cache`; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfedge" / name
 
 
 def free_bytes(path: Path) -> int:

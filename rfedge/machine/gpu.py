@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from rfedge.errors import BackendUnavailableError
+from rfedge.machine.power.nvml import open_gpu, text_of
 from rfedge.machine.probing import Absent, command_output, probe
 from rfedge.nvidia.device import read_cuda_device
 
@@ -55,27 +55,18 @@ def probe_gpu() -> Gpu:
 
 
 def _ask_nvml() -> Gpu:
+    nvml, handle, name = open_gpu()
     try:
-        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        raise Absent("nvidia-ml-py is not installed") from None
-    nvml: Any = pynvml
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        raise Absent(f"NVML: {error}") from None
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
         memory_clock_hz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1e6
         # Two transfers a clock: NVML gives the clock of the data lines, HBM and GDDR alike.
         bandwidth = 2 * memory_clock_hz * nvml.nvmlDeviceGetMemoryBusWidth(handle) / 8
         return Gpu(
-            name=_text(nvml.nvmlDeviceGetName(handle)),
+            name=name,
             sm=10 * major + minor,
             memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            driver=_text(nvml.nvmlSystemGetDriverVersion()),
+            driver=text_of(nvml.nvmlSystemGetDriverVersion()),
             cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
             asked="NVML",
             cores=int(nvml.nvmlDeviceGetNumGpuCores(handle)),
@@ -86,10 +77,6 @@ def _ask_nvml() -> Gpu:
         raise Absent(f"NVML: {error}") from None
     finally:
         nvml.nvmlShutdown()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value  # older NVML bindings return bytes
 
 
 def _ask_smi() -> Gpu:

@@ -6,8 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from rfedge.machine.control_groups import limit_folders
-from rfedge.machine.probing import Absent, read_text
+from rfedge.machine.probing import Absent, limit_folders, read_text
 
 # A control group without a limit reports the largest number of pages it can hold.
 _NO_LIMIT_BYTES = 1 << 60

@@ -1,4 +1,4 @@
-"""How a probe answers: with a value, or with the reason why there is none."""
+"""How a probe answers: with a value, or with the reason why there is none; and what all probes read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 Value = TypeVar("Value")
 
@@ -55,3 +55,18 @@ def command_output(arguments: Sequence[str], *, timeout_s: float = 10.0) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise Absent(f"{arguments[0]}: {type(error).__name__}") from None
     return done.stdout
+
+
+def limit_folders(root: Path, controller: Literal["cpu", "memory"]) -> list[tuple[Path, Literal[1, 2]]]:
+    """Return (folder, version) of this process's control group and of all above it, each of which may set a limit."""
+    folders: list[tuple[Path, Literal[1, 2]]] = []
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        hierarchy, controllers, group = [*line.split(":", 2), "", ""][:3]
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        # In a container the group's own folder may not be mounted; its limit then stands at the top.
+        above = [parts[:length] for length in range(len(parts), -1, -1)]
+        if hierarchy == "0" and not controllers:
+            folders += [((root / "sys/fs/cgroup").joinpath(*names), 2) for names in above]
+        elif controller in controllers.split(","):
+            folders += [((root / "sys/fs/cgroup" / controller).joinpath(*names), 1) for names in above]
+    return folders

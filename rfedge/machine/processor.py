@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from rfedge.machine.control_groups import limit_folders
-from rfedge.machine.probing import read_text
+from rfedge.machine.probing import limit_folders, read_text
 
 Int8Speed = Literal["fast", "slow"]
 
@@ -61,14 +60,24 @@ _FEATURES: Final = {
 }
 
 
-def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return (model name, features by their makers' names) from /proc/cpuinfo; the name may be ""."""
+def read_cpuinfo(text: str) -> tuple[str, set[str]]:
+    """Return (model name, flags) of /proc/cpuinfo; the name may be ""."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    return fields.get("model name", ""), tuple(name for flag, name in _FEATURES.items() if flag in flags)
+    return fields.get("model name", ""), set((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return (model name, features by their makers' names) from /proc/cpuinfo."""
+    model, flags = read_cpuinfo(text)
+    return model, tuple(name for flag, name in _FEATURES.items() if flag in flags)
+
+
+def allowed_cores() -> int:
+    """Return the cores that this process may be scheduled on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def int8_support(features: tuple[str, ...]) -> Int8Support:
@@ -106,12 +115,11 @@ def _ratio(quota: str, period: str) -> float | None:
 def probe_processor(root: Path = Path("/")) -> Processor:
     """Read the CPU's facts; `root` is the file system to read them from."""
     model, features = parse_cpuinfo(read_text(root / "proc/cpuinfo"))
-    logical = os.cpu_count() or 1
     return Processor(
         model=model or platform.processor() or "unknown",
         architecture=platform.machine(),
-        logical_cores=logical,
-        allowed_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical,
+        logical_cores=os.cpu_count() or 1,
+        allowed_cores=allowed_cores(),
         quota_cores=cpu_quota(root),
         features=features,
         int8=int8_support(features),

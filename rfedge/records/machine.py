@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -14,20 +13,11 @@ import psutil
 
 from rfedge.machine.memory import parse_meminfo
 from rfedge.machine.probing import read_text
+from rfedge.machine.processor import allowed_cores, read_cpuinfo
 from rfedge.records.record import Record
 
-# The processor flags that decide how fast int8 and 16-bit MatMuls are.
-INTERESTING_FLAGS: Final = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "asimddp",
-    "i8mm",
-)
+# Those that decide how fast int8 and 16-bit MatMuls are.
+_FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 LIBRARIES: Final = ("rfedge", "onnxruntime", "torch", "numpy", "tensorrt", "openvino", "mujoco")
 
 
@@ -68,18 +58,16 @@ def provenance() -> dict[str, Any]:
 
 
 def describe_machine() -> Machine:
-    cpuinfo = read_text(Path("/proc/cpuinfo"))
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    model, flags = read_cpuinfo(read_text(Path("/proc/cpuinfo")))
     board = read_text(Path("/proc/device-tree/model"))  # "NVIDIA Jetson ..." on the boards this is for
     return Machine(
-        cpu=fields.get("model name") or board or platform.processor() or "unknown",
+        cpu=model or board or platform.processor() or "unknown",
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False),
         logical_cores=psutil.cpu_count(),
-        usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        usable_cores=allowed_cores(),
         memory_bytes=psutil.virtual_memory().total,
-        cpu_flags=tuple(flag for flag in INTERESTING_FLAGS if flag in flags),
+        cpu_flags=tuple(flag for flag in _FLAGS if flag in flags),
         governor=read_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
         system=platform.platform(),
     )

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rfedge.arrays import Array
 from rfedge.errors import one_of
-from rfedge.io.cache import cache_folder
+from rfedge.io.disk import cache_folder
 
 _CPU: Final = "CPUExecutionProvider"
 _CUDA: Final = "CUDAExecutionProvider"

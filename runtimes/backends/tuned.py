@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.errors import ArtifactError
-from rfedge.io.cache import cache_folder
+from rfedge.io.disk import cache_folder
 from rfedge.machine.processor import probe_processor
 from rfedge.records.record import Record
 from rfedge.records.statistics import Ratio

@@ -44,7 +44,7 @@ def expert_demonstrations(
     from rfedge.data.collection.dataset_records import COLLECTION_RECORD
     from rfedge.envs.action_noise import ActionNoise
     from rfedge.envs.experts import EXPERT_TASKS
-    from rfedge.io.cache import cache_folder
+    from rfedge.io.disk import cache_folder
 
     options = RecordingOptions(noise=ActionNoise(_ACTION_NOISE))
     recorder = Recorder("playtable", _SCENE, options)

@@ -21,7 +21,7 @@ from rfedge.envs.playtable.layout import FACE_TILT_RAD, TableLayout, face_point
 from rfedge.envs.playtable.looks import dress, plain_look
 from rfedge.envs.playtable.shapes import add_meshes, numbers
 from rfedge.io.atomic import atomic_file
-from rfedge.io.cache import cache_folder
+from rfedge.io.disk import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,21 +14,13 @@ class NvmlSource:
     """GPU 0: its energy counter (Volta and newer), else its power; Absent where it tells neither, as a Jetson's."""
 
     def __init__(self, nvml: Any = None) -> None:
-        self._nvml: Any = nvml or _import()
+        self._nvml, self._handle, name = open_gpu(nvml)
+        self._counts_energy = self._can(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
         try:
-            self._nvml.nvmlInit()
-        except self._nvml.NVMLError as error:
-            raise Absent(f"NVML: {error}") from None
-        try:
-            self._handle = self._nvml.nvmlDeviceGetHandleByIndex(0)
-            name = self._nvml.nvmlDeviceGetName(self._handle)
-            self._counts_energy = self._can(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
-            if not self._counts_energy:
-                self._nvml.nvmlDeviceGetPowerUsage(self._handle)
-        except self._nvml.NVMLError as error:
+            self.read()
+        except Absent:
             self.close()
-            raise Absent(f"NVML: {error}") from None
-        name = name.decode(errors="replace") if isinstance(name, bytes) else name
+            raise
         self.name: Final = f"GPU ({name}) by NVML"
 
     def read(self) -> Reading:
@@ -57,9 +49,24 @@ class NvmlSource:
         return True
 
 
-def _import() -> Any:
+def open_gpu(nvml: Any = None) -> tuple[Any, Any, str]:
+    """Return NVML, which the caller shuts down, GPU 0 and its name; raises Absent."""
+    if nvml is None:
+        try:
+            import pynvml as nvml  # type: ignore[import-not-found,import-untyped,no-redef,unused-ignore]
+        except ImportError:
+            raise Absent("NVML: nvidia-ml-py is not installed") from None
     try:
-        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        raise Absent("NVML: nvidia-ml-py is not installed") from None
-    return pynvml
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        raise Absent(f"NVML: {error}") from None
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        return nvml, handle, text_of(nvml.nvmlDeviceGetName(handle))
+    except nvml.NVMLError as error:
+        nvml.nvmlShutdown()
+        raise Absent(f"NVML: {error}") from None
+
+
+def text_of(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value  # older NVML bindings return bytes

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from rfedge.machine.power.energy import Reading
-from rfedge.machine.power.jtop import JtopSource
+from rfedge.machine.power.jetson_meters import JtopSource, TegrastatsSource
 from rfedge.machine.power.nvml import NvmlSource
 from rfedge.machine.power.rapl import RaplSource
-from rfedge.machine.power.tegrastats import TegrastatsSource
 from rfedge.machine.probing import probe
 
 

@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rfedge.machine.power.board_power import board_power_w, choose_rails
 from rfedge.machine.power.energy import EnergyMeter, Reading, WrappingCounter
-from rfedge.machine.power.jtop import JtopSource
+from rfedge.machine.power.jetson_meters import JtopSource, TegrastatsSource, board_power_w, choose_rails, parse_tegrastats
 from rfedge.machine.power.nvml import NvmlSource
 from rfedge.machine.power.rapl import RaplSource
 from rfedge.machine.power.sampler import KernelThermometers
 from rfedge.machine.power.sources import find_power_sources
-from rfedge.machine.power.tegrastats import TegrastatsSource, parse_tegrastats
 from rfedge.machine.probing import Absent
 
 # Lines that boards printed.
