@@ -6,7 +6,7 @@ import numpy as np
 
 from rfedge.data.calvin import Segment
 from rfedge.data.collection.writer import write_episode, write_index
-from rfedge.data.statistics import StatisticsBuilder
+from rfedge.data.statistics import DatasetStatistics
 
 # CALVIN's robot_obs at the start of an episode, with the gripper half open.
 NEUTRAL_STATE = np.array(
@@ -19,7 +19,7 @@ def write_demonstrations(root: Path, *, episodes_per_task: int = 3, num_frames: 
     """Write `root`/training in CALVIN's format and return `root`."""
     rng = np.random.default_rng(seed)
     folder = root / "training"
-    segments, statistics, first = [], StatisticsBuilder(), 0
+    segments, statistics, first = [], DatasetStatistics(), 0
     for task, instruction in TASKS.items():
         direction = 1.0 if task == "open_drawer" else -1.0
         for _ in range(episodes_per_task):
@@ -44,5 +44,5 @@ def write_demonstrations(root: Path, *, episodes_per_task: int = 3, num_frames: 
             segments.append(Segment(first, first + num_frames - 1, task, instruction))
             statistics.add(task, frames)
             first += num_frames
-    write_index(folder, segments, statistics.result(), scene="D")
+    write_index(folder, segments, statistics, scene="D")
     return root

@@ -29,7 +29,7 @@ from rfedge.data.collection.dataset_records import CALVIN_HZ, COLLECTION_RECORD,
 from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read_frame
 from rfedge.data.object_file import read_object_file
 from rfedge.data.scene.scenes import SceneFrames, contradicted_by, read_scenes
-from rfedge.data.statistics import DatasetStatistics, StatisticsBuilder, evenly_spaced
+from rfedge.data.statistics import DatasetStatistics, evenly_spaced
 from rfedge.errors import DatasetError
 from rfedge.io.disk import read_json
 from rfedge.robot.conventions import Conventions
@@ -141,12 +141,12 @@ class CalvinDataset:
 
     def statistics(self) -> DatasetStatistics:
         """Read the numbers of all segments; an overlapped frame counts in each of its segments."""
-        builder = StatisticsBuilder()
+        statistics = DatasetStatistics()
         keys = ("robot_obs", "scene_obs", "rel_actions")
         for segment in self.segments:
             rows = [self.frame(number, keys) for number in range(segment.start, segment.end + 1)]
-            builder.add_rows(segment.task, rows)
-        return builder.result()
+            statistics.add_rows(segment.task, rows)
+        return statistics
 
 
 def find_split(path: Path, split: str | None = None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,69 +51,42 @@ class RunningMoments:
         return spread
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class DatasetStatistics:
-    num_frames: int
-    num_episodes: int
-    episodes_per_task: Mapping[str, int]  # task -> language segments
-    # robot_obs_mean, robot_obs_deviation: float64 (15,), units as in `rfedge.messages`
-    robot_obs_mean: Float64Array
-    robot_obs_deviation: Float64Array
-    # scene_obs_mean, scene_obs_deviation: float64 (24,)
-    scene_obs_mean: Float64Array
-    scene_obs_deviation: Float64Array
-    # action_minimum, action_maximum: float64 (7,) of rel_actions, normalised units
-    action_minimum: Float64Array
-    action_maximum: Float64Array
+    """Spread of a dataset's numbers, which are added one episode at a time.
+
+    Attributes:
+        moments: of the rows of "robot_obs" (15,), "scene_obs" (24,) and "rel_actions" (7,), units as in `rfedge.messages`.
+        episodes_per_task: task -> language segments.
+    """
+
+    def __init__(self) -> None:
+        self.moments = {key: RunningMoments(*FRAME_SHAPES[key]) for key in ("robot_obs", "scene_obs", "rel_actions")}
+        self.episodes_per_task: Counter[str] = Counter()
+
+    def add(self, task: str, frames: Mapping[str, Array]) -> None:
+        """Add one episode: `robot_obs` (T, 15), `scene_obs` (T, 24), `rel_actions` (T, 7)."""
+        for key, moments in self.moments.items():
+            moments.add(frames[key])
+        self.episodes_per_task[task] += 1
+
+    def add_rows(self, task: str, rows: Sequence[Mapping[str, Array]]) -> None:
+        self.add(task, {key: np.stack([row[key] for row in rows]) for key in self.moments})
 
     def to_yaml(self) -> str:
         """Return CALVIN's `statistics.yaml`: transforms that normalise the states, and the bounds of the actions."""
-        lines = [f"# {self.num_episodes} episodes, {self.num_frames} frames"]
-        for key, mean, deviation in (
-            ("robot_obs", self.robot_obs_mean, self.robot_obs_deviation),
-            ("scene_obs", self.scene_obs_mean, self.scene_obs_deviation),
-        ):
+        actions = self.moments["rel_actions"]
+        lines = [f"# {self.episodes_per_task.total()} episodes, {actions.num_rows} frames"]
+        for key in ("robot_obs", "scene_obs"):
             lines += [
                 f"{key}:",
                 "- _target_: calvin_agent.utils.transforms.NormalizeVector",
-                f"  mean: {_flow(mean)}",
-                f"  std: {_flow(np.maximum(deviation, _SMALLEST_DEVIATION))}",
+                f"  mean: {_flow(self.moments[key].mean)}",
+                f"  std: {_flow(np.maximum(self.moments[key].deviation, _SMALLEST_DEVIATION))}",
             ]
-        lines += [f"act_max_bound: {_flow(self.action_maximum)}", f"act_min_bound: {_flow(self.action_minimum)}"]
+        lines += [f"act_max_bound: {_flow(actions.maximum)}", f"act_min_bound: {_flow(actions.minimum)}"]
         return "\n".join(lines) + "\n"
 
 
 def _flow(values: Iterable[float]) -> str:
     # Fixed point: YAML 1.1 reads "1e-06" as text, because it wants a point before the exponent.
     return "[" + ", ".join(f"{float(value):.8f}" for value in values) + "]"
-
-
-class StatisticsBuilder:
-    """Collects the numbers one episode at a time."""
-
-    def __init__(self) -> None:
-        self._moments = {key: RunningMoments(*FRAME_SHAPES[key]) for key in ("robot_obs", "scene_obs", "rel_actions")}
-        self._tasks: Counter[str] = Counter()
-
-    def add(self, task: str, frames: Mapping[str, Array]) -> None:
-        """Add one episode: `robot_obs` (T, 15), `scene_obs` (T, 24), `rel_actions` (T, 7)."""
-        for key, moments in self._moments.items():
-            moments.add(frames[key])
-        self._tasks[task] += 1
-
-    def add_rows(self, task: str, rows: Sequence[Mapping[str, Array]]) -> None:
-        self.add(task, {key: np.stack([row[key] for row in rows]) for key in self._moments})
-
-    def result(self) -> DatasetStatistics:
-        robot, scene, actions = self._moments.values()
-        return DatasetStatistics(
-            num_frames=robot.num_rows,
-            num_episodes=self._tasks.total(),
-            episodes_per_task=dict(sorted(self._tasks.items())),
-            robot_obs_mean=robot.mean,
-            robot_obs_deviation=robot.deviation,
-            scene_obs_mean=scene.mean,
-            scene_obs_deviation=scene.deviation,
-            action_minimum=actions.minimum,
-            action_maximum=actions.maximum,
-        )

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.envs.looks import Looks, Renderer
-from rfedge.errors import ConfigError, ContractError, did_you_mean
+from rfedge.errors import ConfigError, ContractError, one_of
 from rfedge.messages import ACTION_SIZE, Observation, UInt8Array, check_action
 
 __all__ = [
@@ -237,10 +237,7 @@ def make_environment(
         ConfigError: no environment has that name, or it has no such choice.
         BackendUnavailableError: its simulator or renderer is not on this machine.
     """
-    if name not in _ENVIRONMENTS:
-        raise ConfigError(
-            "environment", got=repr(name), expected=did_you_mean(name, _ENVIRONMENTS), remedy="Choose a known name."
-        )
+    module_name, class_name = _ENVIRONMENTS[one_of(_ENVIRONMENTS, name, "environment", remedy="Choose a known name.")]
     for option, value, owner in (("looks", looks, "playtable"), ("renderer", renderer, "calvin")):
         if value is None:
             continue
@@ -248,5 +245,4 @@ def make_environment(
             remedy = f"Leave out --{option}, or choose --env {owner}."
             raise ConfigError(option, got=f"{value!r} for {name}", expected=f"a choice for {owner}", remedy=remedy)
         options[option] = value
-    module_name, class_name = _ENVIRONMENTS[name]
     return cast(Environment, getattr(importlib.import_module(module_name), class_name)(**options))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 
 # "playtable": PlayTable's own shapes in CALVIN's colours; "random": in others, sampled for every episode; "calvin": the
 # meshes and textures of an installed calvin_env.
@@ -37,6 +37,4 @@ def redress(environment: object, seed: Sequence[int]) -> None:
 
 def check_looks(looks: str) -> Looks:
     """Return `looks`; raises ConfigError where there are no such looks."""
-    if looks not in (known := get_args(Looks)):
-        raise ConfigError("looks", got=repr(looks), expected=did_you_mean(looks, known), remedy="Choose one of these.")
-    return cast(Looks, looks)
+    return cast(Looks, one_of(get_args(Looks), looks, "looks", remedy="Choose one of these."))

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 
 COLOURS: Final = ("red", "blue", "pink")
 # task -> evaluation instruction, in the order of the task ids 0 to 33
@@ -22,6 +22,4 @@ TASKS: Final = tuple(INSTRUCTIONS)
 
 def check_task(task: str) -> str:
     """Return `task` when it is one of the 34; raises ConfigError, which proposes the nearest name."""
-    if task not in INSTRUCTIONS:
-        raise ConfigError("task", got=repr(task), expected=did_you_mean(task, TASKS), remedy="Choose one of them.")
-    return task
+    return one_of(TASKS, task, "task", remedy="Choose one of them.")

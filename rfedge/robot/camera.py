@@ -19,7 +19,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 
 __all__ = ["DEFAULT_RESIZE", "RESIZES", "Resize", "Window", "check_resize", "fit_image", "resize_window"]
 
@@ -64,10 +64,7 @@ class Window:
 
 def check_resize(name: str) -> Resize:
     """Return `name` as a `Resize`; raises ConfigError, which names the nearest one."""
-    for resize in RESIZES:
-        if resize == name:
-            return resize
-    raise ConfigError("resize", got=repr(name), expected=did_you_mean(name, RESIZES), remedy="Choose one of them.")
+    return one_of(RESIZES, name, "resize", remedy="Choose one of them.")
 
 
 def resize_window(source: tuple[int, int], target: tuple[int, int], resize: Resize) -> Window:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rfedge.data.conversion.images import fit_image as fit_recorded_image
+from rfedge.data.conversion.records import fit_image as fit_recorded_image
 from rfedge.errors import ConfigError
 from rfedge.robot.camera import RESIZES, Resize, check_resize, fit_image, resize_window
 from rfedge.runtimes.adapters.conversion import fit_camera

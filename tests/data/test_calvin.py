@@ -63,9 +63,9 @@ def test_statistics_match_numpy(dataset: CalvinDataset) -> None:
     states = np.stack([dataset.frame(number)["robot_obs"] for number in range(24)])
     actions = np.stack([dataset.frame(number)["rel_actions"] for number in range(24)])
     statistics = dataset.statistics()
-    np.testing.assert_allclose(statistics.robot_obs_mean, states.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(statistics.robot_obs_deviation, states.std(axis=0), atol=1e-12)
-    np.testing.assert_array_equal(statistics.action_minimum, actions.min(axis=0))
+    np.testing.assert_allclose(statistics.moments["robot_obs"].mean, states.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(statistics.moments["robot_obs"].deviation, states.std(axis=0), atol=1e-12)
+    np.testing.assert_array_equal(statistics.moments["rel_actions"].minimum, actions.min(axis=0))
     assert statistics.episodes_per_task == {"close_drawer": 2, "open_drawer": 2}
     text = (dataset.folder / "statistics.yaml").read_text()
     assert text == statistics.to_yaml()

@@ -11,7 +11,7 @@ from rfedge.bundle.artifact import hash_file
 from rfedge.data import CalvinDataset
 from rfedge.data.collection.collect import CollectionRequest, collect
 from rfedge.data.merging import merge_datasets
-from rfedge.data.statistics import StatisticsBuilder
+from rfedge.data.statistics import DatasetStatistics
 from rfedge.errors import ArtifactError, ConfigError, DatasetError
 from rfedge.robot.conventions import Conventions
 from tests.data.recording import SyntheticEpisode, episode_frames, record
@@ -62,12 +62,12 @@ def test_chains_stay_together_and_scenes_apart(sources: list[Path], tmp_path: Pa
 
 def test_statistics_are_those_of_all_frames(sources: list[Path], tmp_path: Path) -> None:
     merge_datasets(sources, tmp_path / "all")
-    builder = StatisticsBuilder()
+    builder = DatasetStatistics()
     for index in (0, 2, 1):
         part = CalvinDataset.open(sources[index])
         for segment in part.segments:
             builder.add_rows(segment.task, [part.frame(number) for number in range(segment.start, segment.end + 1)])
-    assert (tmp_path / "all" / "training" / "statistics.yaml").read_text() == builder.result().to_yaml()
+    assert (tmp_path / "all" / "training" / "statistics.yaml").read_text() == builder.to_yaml()
 
 
 def test_frames_are_linked_and_outlive_their_source(sources: list[Path], tmp_path: Path) -> None:

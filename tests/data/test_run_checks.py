@@ -12,7 +12,7 @@ from rfedge.data.actions import absolute_actions
 from rfedge.data.calvin import Segment
 from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.inspection.report import InspectionReport, inspect_dataset
-from rfedge.data.statistics import StatisticsBuilder
+from rfedge.data.statistics import DatasetStatistics
 from rfedge.errors import DatasetError
 from tests.data.released_split import save_object
 from tests.errors import raises
@@ -52,9 +52,9 @@ def write(
     }
     folder = root / "training"
     write_episode(folder, 0, frames)
-    statistics = StatisticsBuilder()
+    statistics = DatasetStatistics()
     statistics.add("do", frames)
-    write_index(folder, [Segment(0, NUM_FRAMES - 1, "do", "do it")], statistics.result(), scene="D")
+    write_index(folder, [Segment(0, NUM_FRAMES - 1, "do", "do it")], statistics, scene="D")
     if conversion is not None:
         record = {"frequency_hz": 30.0, "options": {"resize": "crop", "actions": "relative", **conversion}, "missing": []}
         (root / "conversion.json").write_text(json.dumps(record))

@@ -10,7 +10,7 @@ import pytest
 from rfedge.data import CalvinDataset
 from rfedge.data.calvin import Segment
 from rfedge.data.collection.writer import write_episode, write_index
-from rfedge.data.statistics import StatisticsBuilder
+from rfedge.data.statistics import DatasetStatistics
 from rfedge.errors import DatasetError
 from rfedge.export.calibrate import choose_calibration_frames, gripper_changes
 from tests.errors import raises
@@ -22,7 +22,7 @@ NUM_FRAMES = 18
 def write_uneven(root: Path, pictures: np.ndarray | None = None, *, grasps: bool = True) -> CalvinDataset:
     """Three tasks of 5, 2 and 3 episodes; the gripper closes at frame 4 and opens at frame 13 of every episode."""
     rng = np.random.default_rng(0)
-    segments, statistics, first = [], StatisticsBuilder(), 0
+    segments, statistics, first = [], DatasetStatistics(), 0
     for task, episodes in (("open_drawer", 5), ("close_drawer", 2), ("turn_on_led", 3)):
         for _ in range(episodes):
             actions = np.zeros((NUM_FRAMES, 7))
@@ -43,7 +43,7 @@ def write_uneven(root: Path, pictures: np.ndarray | None = None, *, grasps: bool
             segments.append(Segment(first, first + NUM_FRAMES - 1, task, task.replace("_", " ")))
             statistics.add(task, frames)
             first += NUM_FRAMES
-    write_index(root / "training", segments, statistics.result(), scene="D")
+    write_index(root / "training", segments, statistics, scene="D")
     return CalvinDataset.open(root)
 
 

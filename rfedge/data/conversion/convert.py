@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +20,8 @@ from rfedge.data.conversion.mapping import MappedEpisode, map_episode
 from rfedge.data.conversion.options import ConversionOptions
 from rfedge.data.conversion.records import Layout, Source
 from rfedge.data.conversion.survey import Survey, raise_all, survey_source
-from rfedge.data.statistics import StatisticsBuilder
-from rfedge.errors import ConfigError, DatasetError, did_you_mean
+from rfedge.data.statistics import DatasetStatistics
+from rfedge.errors import ConfigError, DatasetError, one_of
 from rfedge.io.atomic import atomic_directory
 from rfedge.io.disk import check_room
 from rfedge.jobs.progress import Count
@@ -78,35 +77,49 @@ def convert_dataset(
         ModuleNotFoundError: a library of the `data` extra is not installed.
     """
     options.check()
-    if source_format not in _SOURCES:
-        expected = did_you_mean(source_format, _SOURCES)
-        raise ConfigError("--from", got=repr(source_format), expected=expected, remedy="Choose one of them.")
-    with closing(_SOURCES[source_format](source, options)) as opened:
+    open_source = _SOURCES[one_of(_SOURCES, source_format, "--from", remedy="Choose one of them.")]
+    with closing(open_source(source, options)) as opened:
         missing = _missing(opened)
         source_hz, survey = _survey(opened, options, missing, source)
-        tasks = {_plain(sentence): task for sentence, task in options.tasks.items()}
-        totals = _Totals(opened, missing, source_hz, options.fps or source_hz, survey)
+        totals = _Totals({_plain(sentence): task for sentence, task in options.tasks.items()})
+
+        def add(index: int) -> MappedEpisode:
+            episode = map_episode(opened.read(index, images=True), opened.layout, options, source_hz)
+            totals.add(episode)
+            return episode
+
+        def result(folder: Path | None) -> ConversionResult:
+            return ConversionResult(
+                folder=folder,
+                layout=opened.layout.name,
+                fields={name: str(field) for name, field in opened.fields.items()},
+                num_episodes=opened.num_episodes,
+                num_frames=totals.num_frames,
+                num_segments=len(totals.segments),
+                segments_per_task=dict(sorted(totals.statistics.episodes_per_task.items())),
+                source_hz=source_hz,
+                frequency_hz=options.fps or source_hz,
+                clipped_share=totals.num_clipped / max(totals.num_frames, 1),
+                missing=missing,
+                motion_factors=survey.factors,
+                notes=(*opened.notes(), *survey.notes),
+            )
+
         if trial:
-            totals.add(_map(opened, 0, options, source_hz), tasks)
-            return totals.result(None)
+            add(0)
+            return result(None)
         check_room(output, opened.num_episodes * _EPISODE_BYTES, what=f"{opened.num_episodes} episodes")
         with atomic_directory(output, overwrite=overwrite) as temporary:
             folder = temporary / options.split
             for index in range(opened.num_episodes):
-                episode = _map(opened, index, options, source_hz)
-                write_episode(folder, totals.num_frames, episode.frames)
-                totals.add(episode, tasks)
+                first = totals.num_frames
+                write_episode(folder, first, add(index).frames)
                 if on_progress is not None:
                     on_progress(index + 1, opened.num_episodes)
-            statistics = totals.statistics.result()
-            write_index(folder, totals.segments, statistics, scene=None, episodes=totals.episodes)
-            record = _record(source, source_format, options, opened.layout, totals.result(None), versions)
+            write_index(folder, totals.segments, totals.statistics, scene=None, episodes=totals.episodes)
+            record = _record(source, source_format, options, opened.layout, result(None), versions)
             (temporary / CONVERSION_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        return totals.result(output / options.split)
-
-
-def _map(source: Source, index: int, options: ConversionOptions, source_hz: float) -> MappedEpisode:
-    return map_episode(source.read(index, images=True), source.layout, options, source_hz)
+        return result(output / options.split)
 
 
 def _survey(source: Source, options: ConversionOptions, missing: tuple[str, ...], path: Path) -> tuple[float, Survey]:
@@ -130,46 +143,24 @@ def _survey(source: Source, options: ConversionOptions, missing: tuple[str, ...]
     return source_hz, survey
 
 
+@dataclass
 class _Totals:
-    def __init__(
-        self, source: Source, missing: tuple[str, ...], source_hz: float, written_hz: float, survey: Survey
-    ) -> None:
-        self._source = source
-        self._survey = survey
-        self._missing = missing
-        self._hz = (source_hz, written_hz)
-        self.num_frames = 0
-        self._num_clipped = 0
-        self.episodes: list[tuple[int, int]] = []
-        self.segments: list[Segment] = []
-        self.statistics = StatisticsBuilder()
+    tasks: Mapping[str, str]  # plain sentence -> task
+    num_frames: int = 0
+    num_clipped: int = 0
+    episodes: list[tuple[int, int]] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    statistics: DatasetStatistics = field(default_factory=DatasetStatistics)
 
-    def add(self, episode: MappedEpisode, tasks: Mapping[str, str]) -> None:
+    def add(self, episode: MappedEpisode) -> None:
         first = self.num_frames
         for start, stop, sentence in _segments(episode.instructions):
-            task = _task(sentence, tasks)
+            task = _task(sentence, self.tasks)
             self.segments.append(Segment(first + start, first + stop - 1, task, sentence))
             self.statistics.add(task, {key: array[start:stop] for key, array in episode.frames.items()})
         self.num_frames += len(episode.instructions)
-        self._num_clipped += episode.num_clipped
+        self.num_clipped += episode.num_clipped
         self.episodes.append((first, self.num_frames - 1))
-
-    def result(self, folder: Path | None) -> ConversionResult:
-        return ConversionResult(
-            folder=folder,
-            layout=self._source.layout.name,
-            fields={name: str(field) for name, field in self._source.fields.items()},
-            num_episodes=self._source.num_episodes,
-            num_frames=self.num_frames,
-            num_segments=len(self.segments),
-            segments_per_task=dict(sorted(Counter(segment.task for segment in self.segments).items())),
-            source_hz=self._hz[0],
-            frequency_hz=self._hz[1],
-            clipped_share=self._num_clipped / max(self.num_frames, 1),
-            missing=self._missing,
-            motion_factors=self._survey.factors,
-            notes=(*self._source.notes(), *self._survey.notes),
-        )
 
 
 def _missing(source: Source) -> tuple[str, ...]:

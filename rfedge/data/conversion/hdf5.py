@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
-from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
-from rfedge.data.conversion.records import Layout, Source, SourceEpisode, select_elements, unknown_key, unless_replaced
-from rfedge.errors import DatasetError, RfedgeError
+from rfedge.data.conversion.records import Layout, Source, SourceEpisode, select_elements
+from rfedge.errors import DatasetError
 
 _SUFFIXES: Final = (".hdf5", ".h5")
 _INSTRUCTION_NAMES: Final = ("instruction", "language_instruction", "language", "task")
@@ -41,7 +37,6 @@ class Hdf5Source(Source):
     """One file, or all files of a folder, open for reading; see `records.Source`."""
 
     def __init__(self, path: Path, options: ConversionOptions) -> None:
-        self._options = options
         self._files = _find_files(path)
         self._demos = [(file, name) for file in self._files for name in _demo_names(file)]
         if not self._demos:
@@ -56,25 +51,17 @@ class Hdf5Source(Source):
             present = {name: source for name, source in known.fields.items() if source.key in demo}
             arrays = _array_names(demo)
             frequency = _control_frequency(file)
-        self.fields: Mapping[str, FieldSource] = {**unless_replaced(present, options.fields), **options.fields}
+        super().__init__(options, present)
         name, frequency_hz = f"HDF5, {known.name}", frequency or known.frequency_hz
         self.layout = replace(known, name=name, fields=self.fields, frequency_hz=frequency_hz)
         self._arrays, self.num_episodes = arrays, len(self._demos)
+        self.subject, expected = f"{first_name} of {first_file}", "keys of robomimic, LIBERO or CALVIN"
+        remedy = "Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY."
+        self.no_static = f"arrays {', '.join(arrays)}", expected, remedy
         self._open_file: tuple[Path, Any] | None = None
 
-    def field_faults(self) -> list[RfedgeError]:
-        first_file, first_name = self._demos[0]
-        subject = f"{first_name} of {first_file}"
-        found: list[RfedgeError] = []
-        for name, source in self.fields.items():
-            fault = None if name == "instruction" else unknown_key(subject, name, source, self._arrays)
-            if fault is not None:
-                found.append(fault)
-        if "static" not in self.fields:
-            expected = "keys of robomimic, LIBERO or CALVIN"
-            remedy = "Name the fields, say --map static=KEY --map gripper=KEY --map actions=KEY."
-            found.append(DatasetError(subject, got=f"arrays {', '.join(self._arrays)}", expected=expected, remedy=remedy))
-        return found
+    def choices(self, field: str) -> Sequence[str] | None:
+        return None if field == "instruction" else self._arrays
 
     def read(self, index: int, *, images: bool) -> SourceEpisode:
         path, name = self._demos[index]
@@ -105,7 +92,9 @@ class Hdf5Source(Source):
             lengths[source.key] = len(array)
             if field in IMAGE_FIELDS:
                 # Without images one row still tells whether they are images.
-                shown[field] = self._images(field, f"{source.key} of {subject}", array if images else array[:1])
+                seen = array if images else array[:1]
+                where = f"{source.key} of {subject}"
+                shown[field] = self.fit_images(field, where, (seen[step] for step in range(len(seen))), len(seen))
             else:
                 values[field] = select_elements(subject, source, array[()])
         if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
@@ -115,17 +104,9 @@ class Hdf5Source(Source):
         sentence = self._instruction(subject, file, demo)
         return SourceEpisode(subject, shown if images else {}, values, (sentence,) * next(iter(lengths.values())))
 
-    def _images(self, field: str, where: str, array: Any) -> npt.NDArray[np.uint8]:
-        flip = self._options.flip or self.layout.flip
-        shape, resize = IMAGE_SHAPES[field], self._options.resize
-        images = np.empty((len(array), *shape), dtype=np.uint8)
-        for step in range(len(array)):
-            images[step] = fit_image(where, array[step], shape, resize=resize, flip=flip)
-        return images
-
     def _instruction(self, subject: str, file: Any, demo: Any) -> str:
-        if self._options.instruction is not None:
-            return self._options.instruction
+        if self.options.instruction is not None:
+            return self.options.instruction
         names = (self.fields["instruction"].key,) if "instruction" in self.fields else _INSTRUCTION_NAMES
         for group in (demo, file.get("data", file), file):
             for name in names:

@@ -13,17 +13,16 @@ documentation and the files that lerobot 0.4 writes.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.conversion.images import IMAGE_SHAPES, fit_image
 from rfedge.data.conversion.lerobot_tables import RowTables, read_episodes, read_info, read_sentences
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
-from rfedge.data.conversion.records import Layout, Source, SourceEpisode, select_elements, unknown_key, unless_replaced
+from rfedge.data.conversion.records import Layout, Source, SourceEpisode, select_elements
 from rfedge.data.conversion.video import VideoFrames, count_frames
 from rfedge.data.frames import Array
 from rfedge.errors import DatasetError, RfedgeError
@@ -43,7 +42,6 @@ class LeRobotSource(Source):
 
     def __init__(self, path: Path, options: ConversionOptions) -> None:
         self._root = path
-        self._options = options
         self._info = read_info(path)
         self._features: dict[str, Any] = self._info["features"]
         self._videos = {key for key, feature in self._features.items() if feature.get("dtype") == "video"}
@@ -52,10 +50,10 @@ class LeRobotSource(Source):
             for key, feature in self._features.items()
             if feature.get("dtype") in ("video", "image") and not _is_depth(feature)
         ]
-        self.fields: Mapping[str, FieldSource] = {
-            **unless_replaced(self._detected(), options.fields),
-            **options.fields,
-        }
+        super().__init__(options, self._detected())
+        self.subject, expected = f"dataset {path}", "one that is known to be the static one"
+        remedy = "Say which with --map static=KEY, and the wrist camera with --map gripper=KEY."
+        self.no_static = f"cameras {', '.join(self._cameras) or 'none'}", expected, remedy
         self._fps = float(self._info["fps"])
         self.layout = Layout(
             f"LeRobot {self._info['codebase_version']}, {self._info.get('robot_type') or 'unnamed robot'}",
@@ -75,18 +73,8 @@ class LeRobotSource(Source):
         self._open_videos: dict[str, VideoFrames] = {}
         self._late: dict[int, float] = {}
 
-    def field_faults(self) -> list[RfedgeError]:
-        found: list[RfedgeError] = []
-        for name, source in self.fields.items():
-            choices = self._cameras if name in IMAGE_FIELDS else [key for key in self._features if key not in self._cameras]
-            if (fault := unknown_key(f"dataset {self._root}", name, source, choices)) is not None:
-                found.append(fault)
-        if "static" not in self.fields:
-            got = f"cameras {', '.join(self._cameras) or 'none'}"
-            expected = "one that is known to be the static one"
-            remedy = "Say which with --map static=KEY, and the wrist camera with --map gripper=KEY."
-            found.append(DatasetError(f"dataset {self._root}", got=got, expected=expected, remedy=remedy))
-        return found
+    def choices(self, field: str) -> Sequence[str] | None:
+        return self._cameras if field in IMAGE_FIELDS else [key for key in self._features if key not in self._cameras]
 
     def file_faults(self) -> list[RfedgeError]:
         """List what is wrong with sentences and videos; of each video the end alone is decoded."""
@@ -134,7 +122,7 @@ class LeRobotSource(Source):
 
     @property
     def _reads_tasks(self) -> bool:
-        return self._options.instruction is None and "instruction" not in self.fields
+        return self.options.instruction is None and "instruction" not in self.fields
 
     def _detected(self) -> dict[str, FieldSource]:
         found = {}
@@ -209,11 +197,7 @@ class LeRobotSource(Source):
         else:
             _, rows = self._tables.read(episode, [key], whole_file=False)
             pictures = (self._picture(where, item) for item in rows[key].to_pylist())
-        shape, flip = IMAGE_SHAPES[field], self._options.flip or "none"
-        images = np.empty((int(episode["length"]), *shape), dtype=np.uint8)
-        for step, picture in enumerate(pictures):
-            images[step] = fit_image(where, picture, shape, resize=self._options.resize, flip=flip)
-        return images
+        return self.fit_images(field, where, pictures, int(episode["length"]))
 
     def _video_pictures(self, key: str, episode: Mapping[str, Any]) -> Iterator[Array]:
         path = self._video_file(key, episode)
@@ -238,8 +222,8 @@ class LeRobotSource(Source):
             ) from None
 
     def _instructions(self, subject: str, rows: Any) -> tuple[str, ...]:
-        if self._options.instruction is not None:
-            return (self._options.instruction,) * int(rows.num_rows)
+        if self.options.instruction is not None:
+            return (self.options.instruction,) * int(rows.num_rows)
         if "instruction" in self.fields:
             key = self.fields["instruction"].key
             given = rows[key].to_pylist()

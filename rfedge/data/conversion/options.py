@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import ConfigError, one_of
 from rfedge.io.disk import read_file
 from rfedge.records.plan import Option
 from rfedge.robot.camera import DEFAULT_RESIZE, RESIZES
@@ -111,7 +111,7 @@ class ConversionOptions:
 
     def check(self) -> None:
         """Raise ConfigError when a name is unknown or a number is not positive."""
-        names: tuple[tuple[str, str | None, Iterable[str]], ...] = (
+        names: tuple[tuple[str, str | None, Collection[str]], ...] = (
             ("--actions", self.actions, ACTION_KINDS),
             ("--rotation", self.rotation, ROTATIONS),
             ("--gripper-convention", self.gripper, GRIPPER_CONVENTIONS),
@@ -123,8 +123,8 @@ class ConversionOptions:
             *(("--map", name, FIELDS) for name in self.fields),
         )
         for option, name, choices in names:
-            if name is not None and name not in choices:
-                raise ConfigError(option, got=repr(name), expected=did_you_mean(name, choices), remedy="Choose one of them.")
+            if name is not None:
+                one_of(choices, name, option, remedy="Choose one of them.")
         numbers = (
             ("--position-scale-m", self.position_scale_m),
             ("--rotation-scale-rad", self.rotation_scale_rad),
@@ -146,13 +146,10 @@ def parse_fields(texts: Iterable[str]) -> dict[str, FieldSource]:
             raise ConfigError(
                 "--map", got=repr(text), expected="FIELD=KEY or FIELD=KEY[START:STOP]", remedy="Write, say, static=KEY."
             )
-        if name.strip() not in FIELDS:
-            raise ConfigError(
-                "--map", got=repr(name), expected=did_you_mean(name, FIELDS), remedy="Choose one of these fields."
-            )
+        field_name = one_of(FIELDS, name.strip(), "--map", remedy="Choose one of these fields.")
         start = None if match["start"] is None else int(match["start"])
         stop = None if start is None else int(match["stop"] or start + 1)
-        fields[name.strip()] = FieldSource(match["key"].strip(), start, stop)
+        fields[field_name] = FieldSource(match["key"].strip(), start, stop)
     return fields
 
 

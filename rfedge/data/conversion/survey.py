@@ -16,8 +16,7 @@ from rfedge.data.conversion.mapping import Motion, SourceState, map_episode, sou
 from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATIONS, ConversionOptions
 from rfedge.data.conversion.records import Layout, Source, SourceEpisode
 from rfedge.data.frames import Float64Array
-from rfedge.data.inspection.grip import GripFit, GripSums
-from rfedge.data.inspection.motion import MotionFit, MotionSums, Tolerance, named_axes
+from rfedge.data.inspection.motion import GripSums, MotionFit, MotionSums, Tolerance
 from rfedge.data.robot import BASE_M, from_base
 from rfedge.errors import ConfigError, DatasetError, RfedgeError
 from rfedge.robot.rotations import rotation_vectors, wrap_angle
@@ -153,8 +152,8 @@ class _Agreement:
             other = self._better_reading(fit) if fit.group == "rotation" else None
             if other is not None:
                 faults.append(_other_reading(self._rotation, other, fit))
-            elif (wrong := fit.wrong_axes(_TOLERANCE)) or not _TOLERANCE.passes(fit.factor, fit.explained):
-                faults.append(self._factor_fault(fit, wrong))
+            elif (wrong := fit.disagreement(_TOLERANCE)) is not None:
+                faults.append(self._factor_fault(fit, *wrong))
         return faults + self._far_faults()
 
     def _better_reading(self, chosen: MotionFit) -> MotionFit | None:
@@ -166,18 +165,16 @@ class _Agreement:
                     return fit
         return None
 
-    def _factor_fault(self, fit: MotionFit, wrong: tuple[int, ...]) -> DatasetError:
+    def _factor_fault(self, fit: MotionFit, subject: str, factors: list[float], num_axes: int) -> DatasetError:
         unit, name = ("m", "position_scale_m") if fit.group == "translation" else ("rad", "rotation_scale_rad")
         stated = getattr(self._options, name) or getattr(self._layout, name)
         flag = f"--{name.replace('_', '-')}"
-        factors = [fit.axis_factors[axis] for axis in wrong] or [fit.factor]
         got = f"{' and '.join(f'{factor:.3g}' for factor in factors)} times the commanded motion"
-        subject = f"measured {fit.group} ({named_axes(fit.group, wrong) if wrong else 'all axes'})"
         is_one_unit = 0.0 < max(factors) <= 1.5 * min(factors)
         moved = sum(np.isfinite(factor) for factor in fit.axis_factors)
         if self._options.actions == "absolute":
             remedy = f"The poses in the actions are not in {unit} of the state's frame: map or convert them, "
-        elif is_one_unit and len(wrong) in (0, moved):
+        elif is_one_unit and num_axes in (0, moved):
             origin = "given" if getattr(self._options, name) is not None else f"default of {self._layout.name}"
             remedy = f"Pass {flag} {stated * fit.factor:.3g} instead of {stated:g} ({origin}), "
         elif is_one_unit:
@@ -214,9 +211,8 @@ class _Agreement:
         return faults
 
     def _gripper_fault(self) -> DatasetError | None:
-        fit: GripFit = self._grip.fit()
+        fit = self._grip.fit()
         convention = self._options.gripper or self._layout.gripper
-        fingers_m = max(fit.drop_m, fit.rise_m)
         overrule = "or convert as it is with --allow-mismatch gripper."
         if fit.is_inverted:
             low, high = GRIPPER_CONVENTIONS[convention]
@@ -227,8 +223,7 @@ class _Agreement:
             return DatasetError(f"gripper action, convention {convention}", got=got, expected=expected, remedy=remedy)
         if fit.never_crosses:
             values = f"{min(self._raw_values):g} to {max(self._raw_values):g}"
-            command = "open" if fit.opened else "close"
-            got = f"{command} in every frame (values {values}) while the fingers move {fingers_m:.3f} m"
+            got = f"{fit.command} in every frame (values {values}) while the fingers move {fit.moved_m:.3f} m"
             expected = "a command that crosses the convention's middle where they move"
             remedy = f"{self._crossing_remedy()} {overrule}"
             return DatasetError(f"gripper action, convention {convention}", got=got, expected=expected, remedy=remedy)

@@ -54,7 +54,7 @@ class CheckedFrames:
     num_files: int  # how many files that are
 
 
-def check_frames(folder: Path, numbers: Sequence[int], checks: FrameChecks) -> CheckedFrames:
+def check_frames(folder: Path, checks: FrameChecks, numbers: Sequence[int]) -> CheckedFrames:
     """Read and check the frames `numbers` below `folder`; damage is collected, never raised."""
     usable: list[int] = []
     rows: dict[str, list[Array]] = {key: [] for key in CHECKED_VALUES}

@@ -1,13 +1,13 @@
-"""Do the actions of demonstrations say what the arm did? Measured motion is regressed on commanded motion.
+"""Do the actions of demonstrations say what arm and fingers did? Measured motion is regressed on commanded motion.
 
 A wrong unit, sign or axis does not crash: it makes a policy that moves 2.5 times too far. The arm's own poses know better.
 Motion is summed over about a third of a second, because an arm lags behind its commands, and compared at the lag that
-explains it best; translation and rotation have factors of their own, and so has every axis.
+explains it best; translation and rotation have factors of their own, and so has every axis. A gripper command whose sign or
+threshold is wrong opens where a hand closed: it is correlated with the width of the fingers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,11 @@ _STILL: Final = {"translation": 5e-4, "rotation": 3e-3}
 _OWN_SHARE: Final = 0.05
 _EXPLAINED: Final = 0.5
 _CLEAR: Final = 0.9
+# Fingers follow late; the lag that fits best counts. A longer one would meet the next grasp.
+_LONGEST_GRIP_LAG_S: Final = 0.5
+# Less than this is play of the fingers or noise, not a grasp.
+_MOVED_M: Final = 0.015
+_FEWEST_FRAMES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,15 @@ class MotionFit:
     axis_explained: tuple[float, float, float]
     lag: int  # frames by which the motion follows its commands
 
-    def wrong_axes(self, tolerance: Tolerance) -> tuple[int, ...]:
-        """Return the axes, 0 to 2, whose factor is not a step taken in its own direction and about its own length."""
+    def disagreement(self, tolerance: Tolerance) -> tuple[str, list[float], int] | None:
+        """Return which axes do not pass, as text, their factors and how many they are, 0 for all together; else None."""
         pairs = zip(self.axis_factors, self.axis_explained, strict=True)
-        return tuple(axis for axis, (factor, share) in enumerate(pairs) if not tolerance.passes(factor, share))
+        wrong = [axis for axis, (factor, share) in enumerate(pairs) if not tolerance.passes(factor, share)]
+        if not wrong and tolerance.passes(self.factor, self.explained):
+            return None
+        axes = " and ".join(AXES[_GROUPS[self.group].start + axis] for axis in wrong) or "all axes"
+        factors = [self.axis_factors[axis] for axis in wrong] or [self.factor]
+        return f"measured {self.group} ({axes})", factors, len(wrong)
 
 
 class MotionSums:
@@ -139,7 +149,67 @@ def _explained(xx: Float64Array, xy: Float64Array, yy: Float64Array) -> Float64A
     return np.asarray(xy * xy / np.maximum(xx * yy, 1e-300))
 
 
-def named_axes(group: str, axes: Sequence[int]) -> str:
-    """Return the names of axes of a group, "x and z"."""
-    first = _GROUPS[group].start
-    return " and ".join(AXES[first + axis] for axis in axes)
+# --- the gripper --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class GripFit:
+    # of the command (1 open) with the width at the lag where it is strongest; NaN where one never changes
+    correlation: float
+    # opened, closed: whether the command was ever 1, ever -1
+    opened: bool
+    closed: bool
+    # drop_m, rise_m: the most that the fingers closed, and opened, within one run
+    drop_m: float
+    rise_m: float
+
+    @property
+    def moved_m(self) -> float:
+        return max(self.drop_m, self.rise_m)
+
+    @property
+    def command(self) -> str:
+        """Name of the command where there is but one."""
+        return "open" if self.opened else "close"
+
+    @property
+    def is_inverted(self) -> bool:
+        """The fingers do the opposite of the command."""
+        return self.moved_m > _MOVED_M and self.correlation < -0.5
+
+    @property
+    def never_crosses(self) -> bool:
+        """The command is the same in every frame, and the fingers went the other way."""
+        always_open, always_closed = self.opened and not self.closed, self.closed and not self.opened
+        return (always_open and self.drop_m > _MOVED_M) or (always_closed and self.rise_m > _MOVED_M)
+
+
+class GripSums:
+    """Sums over any number of runs of consecutive frames."""
+
+    def __init__(self, frequency_hz: float) -> None:
+        self._num_lags = max(round(frequency_hz * _LONGEST_GRIP_LAG_S), 1) + 1
+        # One row a lag: count and the sums of c, w, c^2, c w, w^2 for command c and width w.
+        self._sums = np.zeros((self._num_lags, 6))
+        self._opened = self._closed = False
+        self._drop_m = self._rise_m = 0.0
+
+    def add(self, commands: Float64Array, widths_m: Float64Array) -> None:
+        """Add (T,) commands, or numbers that grow with the wish to open, and (T,) measured widths in metres."""
+        self._opened |= bool((commands > 0).any())
+        self._closed |= bool((commands <= 0).any())
+        self._drop_m = max(self._drop_m, float((np.maximum.accumulate(widths_m) - widths_m).max(initial=0.0)))
+        self._rise_m = max(self._rise_m, float((widths_m - np.minimum.accumulate(widths_m)).max(initial=0.0)))
+        for lag in range(min(self._num_lags, len(commands))):
+            c, w = commands[: len(commands) - lag], widths_m[lag:]
+            self._sums[lag] += (len(c), c.sum(), w.sum(), (c * c).sum(), (c * w).sum(), (w * w).sum())
+
+    def fit(self) -> GripFit:
+        """Return what all runs together say."""
+        count, c, w, cc, cw, ww = self._sums.T
+        usable = count >= max(_FEWEST_FRAMES, 0.25 * count[0])
+        spread = np.maximum(count * cc - c * c, 0.0) * np.maximum(count * ww - w * w, 0.0)
+        usable &= spread > 1e-9 * np.maximum(count * cc * count * ww, 1e-30)
+        if not usable.any():
+            return GripFit(np.nan, self._opened, self._closed, self._drop_m, self._rise_m)
+        values = np.where(usable, (count * cw - c * w) / np.sqrt(np.where(usable, spread, 1.0)), 0.0)
+        strongest = float(values[np.abs(values).argmax()])
+        return GripFit(strongest, self._opened, self._closed, self._drop_m, self._rise_m)

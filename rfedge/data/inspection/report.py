@@ -6,12 +6,11 @@ wrong. Index files are checked whole, frames by a seeded sample unless all are a
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from rfedge.data.inspection.runs import LENIENT, RunChecks, RunRules, in_blocks
 from rfedge.data.scene.scenes import SCENE_INFO_FILE, SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import RunningMoments
 from rfedge.errors import DatasetError
+from rfedge.jobs.processes import run_jobs
 from rfedge.jobs.progress import Count
 from rfedge.records.plan import check_least
 
@@ -274,22 +274,13 @@ def _index_notes(
 
 def _check_all(folder: Path, numbers: list[int], checks: FrameChecks, workers: int) -> Iterator[CheckedFrames]:
     """Yield the results in the order of the frames, whatever the number of workers."""
-    chunks = [numbers[start : start + _FRAMES_PER_CHUNK] for start in range(0, len(numbers), _FRAMES_PER_CHUNK)]
-    if workers == 1:
-        for chunk in chunks:
-            yield check_frames(folder, chunk, checks)
-        return
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        waiting: deque[Future[CheckedFrames]] = deque()
-        for chunk in chunks:
-            waiting.append(executor.submit(check_frames, folder, chunk, checks))
-            if len(waiting) == 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    starts = range(0, len(numbers), _FRAMES_PER_CHUNK)
+    chunks = deque(tuple(numbers[start : start + _FRAMES_PER_CHUNK]) for start in starts)
+    ready: dict[tuple[int, ...], CheckedFrames] = {}
+    for chunk, checked in run_jobs(partial(check_frames, folder, checks), tuple(chunks), workers):
+        ready[chunk] = checked
+        while chunks and chunks[0] in ready:
+            yield ready.pop(chunks.popleft())
 
 
 def _against_statistics(

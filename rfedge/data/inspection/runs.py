@@ -12,8 +12,7 @@ import numpy.typing as npt
 from rfedge.data.actions import ACTION_SCALE
 from rfedge.data.frames import Array, frame_name
 from rfedge.data.inspection.frames import PICTURES, CheckedFrames, Finding
-from rfedge.data.inspection.grip import GripSums
-from rfedge.data.inspection.motion import MotionSums, Tolerance, named_axes
+from rfedge.data.inspection.motion import GripSums, MotionSums, Tolerance
 from rfedge.messages import POSE_SIZE
 from rfedge.robot.rotations import wrap_angle
 
@@ -24,6 +23,7 @@ _LONGEST_RUN: Final = 4096  # a longer one is looked at in parts
 _FEWEST_EQUAL: Final = 10
 # Asked or measured motion during which a picture has to change: 2 mm and a little turn.
 _SEEN_MOTION: Final = 0.002
+_SAME_MOTION: Final = "about 1: units, sign or axes"
 _CLIPPED: Final = 0.999
 # The arm still comes after its commands for so long.
 _SETTLES_S: Final = 0.1
@@ -114,28 +114,20 @@ class RunChecks:
                 self._frozen.append(Finding(names, what, "pictures that change: a frozen camera, or frames that repeat"))
 
     def _motion_texts(self) -> list[tuple[str, str]]:
-        if not self._motion.moved():
-            return []
-        texts = []
-        for fit in self._motion.fits():
-            wrong = fit.wrong_axes(self._rules.tolerance)
-            if wrong or not self._rules.tolerance.passes(fit.factor, fit.explained):
-                factors = [fit.axis_factors[axis] for axis in wrong] or [fit.factor]
-                axes = named_axes(fit.group, wrong) if wrong else "all axes"
-                times = " and ".join(f"{factor:.3g}" for factor in factors)
-                texts.append(
-                    (f"measured {fit.group} ({axes}): {times} times the commanded one", "about 1: units, sign or axes")
-                )
-        return texts
+        fits = self._motion.fits() if self._motion.moved() else ()
+        found = [wrong for fit in fits if (wrong := fit.disagreement(self._rules.tolerance)) is not None]
+        return [
+            (f"{axes}: {' and '.join(f'{factor:.3g}' for factor in factors)} times the commanded one", _SAME_MOTION)
+            for axes, factors, _ in found
+        ]
 
     def _gripper_texts(self) -> list[tuple[str, str]]:
         fit = self._grip.fit()
         if fit.is_inverted:
             return [("gripper: the fingers close when it opens", "-1 closes, 1 opens")]
         if fit.never_crosses:
-            command = "open" if fit.opened else "close"
-            moved_m = max(fit.drop_m, fit.rise_m)
-            return [(f"gripper: {command} in every frame while the fingers move {moved_m:.3f} m", "a command that changes")]
+            got = f"gripper: {fit.command} in every frame while the fingers move {fit.moved_m:.3f} m"
+            return [(got, "a command that changes")]
         return []
 
 

@@ -28,7 +28,7 @@ from rfedge.envs.interface import (
     check_step,
 )
 from rfedge.envs.looks import Renderer
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import ConfigError, one_of
 from rfedge.messages import Observation, UInt8Array
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ class CalvinEnvironment(Environment):
     ) -> None:
         """Start the simulator and build the scene, with arguments as of `PlayTable`."""
         for name, value, known in (("scene", scene, _SCENES), ("renderer", renderer, _RENDERERS)):
-            if value not in known:
-                remedy = f"Choose a known {name}."
-                raise ConfigError(name, got=repr(value), expected=did_you_mean(value, known), remedy=remedy)
+            one_of(known, value, name, remedy=f"Choose a known {name}.")
         if not 0 <= seed <= _MAX_SEED:
             raise ConfigError("seed", got=seed, expected=f"0 to {_MAX_SEED}", remedy="Choose another seed.")
         self.task = task

@@ -15,7 +15,7 @@ import numpy as np
 from rfedge.envs.language.grammar import GRAMMAR_WORDS, sample_grammar
 from rfedge.envs.language.sentences import ENRICHED_INSTRUCTIONS, PARAPHRASES
 from rfedge.envs.tasks import INSTRUCTIONS, check_task
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import ConfigError, one_of
 
 __all__ = [
     "ENRICHED_INSTRUCTIONS",
@@ -51,9 +51,7 @@ def choose_instruction(task: str, language: str, rng: np.random.Generator, left_
 
     Raises ConfigError where task or language is unknown, or `left_out` leaves no sentence.
     """
-    if language not in LANGUAGES:
-        expected = did_you_mean(language, LANGUAGES)
-        raise ConfigError("language", got=repr(language), expected=expected, remedy="Choose one of them.")
+    one_of(LANGUAGES, language, "language", remedy="Choose one of them.")
     return INSTRUCTIONS[check_task(task)] if language == "evaluation" else sample_enriched_instruction(task, rng, left_out)
 
 

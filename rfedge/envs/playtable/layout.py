@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from rfedge.data.robot import BASE_M
 from rfedge.envs.interface import BLOCKS
 from rfedge.envs.playtable.wood import Wood
-from rfedge.errors import ConfigError, did_you_mean
+from rfedge.errors import one_of
 
 Range = tuple[float, float]
 
@@ -105,8 +105,4 @@ LAYOUTS: Final = TypeAdapter(dict[str, TableLayout]).validate_json(Path(__file__
 
 def find_layout(scene: str) -> TableLayout:
     """Return the layout of `scene`."""
-    if scene not in LAYOUTS:
-        raise ConfigError(
-            "scene", got=repr(scene), expected=did_you_mean(scene, LAYOUTS), remedy="Choose one of the four tables."
-        )
-    return LAYOUTS[scene]
+    return LAYOUTS[one_of(LAYOUTS, scene, "scene", remedy="Choose one of the four tables.")]
