@@ -219,9 +219,7 @@ def test_every_block_takes_time_in_both_forms(graphs: tuple[Path, Path], frames:
     assert [len(times) for times in call_times_ms({"float": graphs[0]}, frames, num_rounds=3).values()] == [3]
 
 
-def test_no_node_of_a_call_counts_for_two_blocks(
-    graphs: tuple[Path, Path], frames: list[Inputs], tmp_path: Path
-) -> None:
+def test_no_node_of_a_call_counts_for_two_blocks(graphs: tuple[Path, Path], frames: list[Inputs], tmp_path: Path) -> None:
     profiled = _Profiled(graphs[0], quantizable_blocks(graphs[0]), tmp_path / "profile")
     for done in range(4):
         profiled.run(frames[done % len(frames)])
