@@ -1,8 +1,10 @@
 """Fixtures of more than one folder."""
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,24 @@ def mounted(folder: Path, options: str) -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the traces that all tests, of all workers, share."""
+    folder = tmp_path_factory.getbasetemp() / "traces"
+    if find_spec("torch") is None:
+        yield folder
+        return
+    from rfedge.export import trace
+    from tests.traces import TraceStore
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parents[1] / folder.name
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "trace_graph", TraceStore(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from rfedge.bundle.artifact import Bundle, load_bundle, write_manifest
 from rfedge.bundle.engines import find_engine
 from rfedge.config import PolicyConfig
-from rfedge.contract import GraphContract, policy_contract
+from rfedge.contract import policy_contract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, ExportError
 from rfedge.export import graphs, stage_graph
@@ -30,9 +30,9 @@ from rfedge.export.proof import open_frames, verify_parity
 from rfedge.export.quantize import quantize_int8
 from rfedge.export.stage_graph import graph_to_prove, share_keep_float
 from rfedge.export.thresholds import THRESHOLDS
-from rfedge.export.trace import trace_backbone, trace_head
+from rfedge.export.trace import trace_backbone
 from rfedge.messages import Observation
-from rfedge.model import RoboFlamingo, build_policy, load_checkpoint
+from rfedge.model import build_policy, load_checkpoint
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.roofline.graph_work import bundle_work
 from tests.errors import raises
@@ -45,39 +45,9 @@ INSTRUCTION = "pull the drawer open"
 MIXED = "vision=fp16,decoder=int8"
 
 
-class Traces:
-    """Traces each policy once: it is the slow part of an export, and not what is tested here."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.known: dict[tuple[str, str], Path] = {}
-
-    def backbone(self, policy: RoboFlamingo, contract: GraphContract, path: Path) -> None:
-        self._trace(trace_backbone, policy, contract, path)
-
-    def head(self, policy: RoboFlamingo, contract: GraphContract, path: Path) -> None:
-        self._trace(trace_head, policy, contract, path)
-
-    def _trace(self, trace: Callable[..., Any], policy: RoboFlamingo, contract: GraphContract, path: Path) -> None:
-        key = (policy.config.model_dump_json(), contract.model_dump_json())
-        if key not in self.known:
-            self.known[key] = self.folder / f"{len(self.known)}.onnx"
-            trace(policy, contract, self.known[key])
-        shutil.copy(self.known[key], path)
-
-
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
-    made = Traces(tmp_path_factory.mktemp("traces"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "trace_backbone", made.backbone)
-        patch.setattr(graphs, "trace_head", made.head)
-        yield made
-
-
 @pytest.fixture(scope="module")
 def bundles(
-    traces: Traces, checkpoints: dict[str, Path], demonstrations: Path, tmp_path_factory: pytest.TempPathFactory
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Bundle]:
     """`tiny` in fp32 in one graph and in two, and in two graphs in int8."""
     folder = tmp_path_factory.mktemp("two-stage")
@@ -128,11 +98,11 @@ def roll(bundle: Bundle, observations: Sequence[Observation], **settings: Any) -
 
 
 @pytest.mark.parametrize("name", ["mlp-with-history", "two-way"])
-def test_two_graphs_return_what_one_returns_to_the_last_bit(name: str, traces: Traces, tmp_path: Path) -> None:
+def test_two_graphs_return_what_one_returns_to_the_last_bit(name: str, tmp_path: Path) -> None:
     config = staged_member(name)
     contract = policy_contract(config, two_stages=True)
     one, vision, decoder = (tmp_path / f"{graph}.onnx" for graph in ("one", "vision", "decoder"))
-    traces.backbone(build_policy(config, seed=0), graphs._to_trace(contract), one)
+    trace_backbone(build_policy(config, seed=0), graphs._to_trace(contract), one)
     apply_passes(one, one)
     split_stages(one, contract.backbone_stages, {"vision": vision, "decoder": decoder})
 
@@ -203,7 +173,7 @@ def test_int8_passes_its_gates_in_two_graphs(bundles: dict[str, Bundle], observa
 
 
 def test_the_decoder_is_calibrated_on_what_the_written_vision_returns(
-    traces: Traces, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a memory, so that older frames are seen through the same eyes; verify then measures both stages again."""
     given: list[list[dict[str, npt.NDArray[Any]]]] = []
@@ -259,7 +229,7 @@ def test_the_decoder_is_calibrated_on_what_the_written_vision_returns(
 
 
 def test_a_precision_for_each_stage(
-    traces: Traces, checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, observations: list[Observation]
+    checkpoints: dict[str, Path], demonstrations: Path, tmp_path: Path, observations: list[Observation]
 ) -> None:
     options = ExportOptions(
         precision=MIXED, stages="two", data=demonstrations, num_calibration_frames=16, num_parity_steps=NUM_STEPS
@@ -364,18 +334,16 @@ def test_two_graphs_cost_what_one_costs(bundles: dict[str, Bundle]) -> None:
 
 
 def test_an_export_killed_between_the_stages_leaves_nothing(
-    traces: Traces, bundles: dict[str, Bundle], checkpoints: dict[str, Path], tmp_path: Path
+    traces: Path, bundles: dict[str, Bundle], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    contract = bundles["fp32-two"].contract
-    config = bundles["fp32-two"].policy.model_dump_json()
-    traced = [traces.known[config, part.model_dump_json()] for part in (graphs._to_trace(contract), contract.head)]
     output = tmp_path / "bundle"
     code = (
-        "import shutil, sys, time\n"
-        "from rfedge.export import graphs\n"
+        "import sys, time\n"
+        "from pathlib import Path\n"
         "from rfedge.cli.app import main\n"
-        f"graphs.trace_backbone = lambda policy, contract, path: shutil.copy({str(traced[0])!r}, path)\n"
-        f"graphs.trace_head = lambda policy, contract, path: shutil.copy({str(traced[1])!r}, path)\n"
+        "from rfedge.export import graphs, trace\n"
+        "from tests.traces import TraceStore\n"
+        f"trace.trace_graph = TraceStore(Path({str(traces)!r}))\n"
         "write = graphs.write_form\n"
         "def slow(name, *arguments, **options):\n"
         "    if name == 'decoder':\n"
