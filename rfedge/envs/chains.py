@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.envs.tasks import COLOURS, TASKS, check_task
+from rfedge.envs.tasks import COLOURS, KINDS, TASKS, check_task
 from rfedge.errors import ConfigError
 from rfedge.jobs.progress import Count
 
@@ -169,14 +169,11 @@ def _rules() -> dict[str, tuple[Rule, ...]]:
     return {task: tuple(rules) for task, rules in table.items()}
 
 
-def _category(task: str) -> int:
-    if task in ("push_into_drawer", "stack_block", "unstack_block"):
-        return ("push_into_drawer", "stack_block", "unstack_block").index(task)
-    verb, _, rest = task.partition("_")
-    if verb == "lift":
-        return 3 + ("table", "slider", "drawer").index(rest.split("_")[-1])
-    groups = (("rotate", "push"), ("move",), ("open", "close"), ("place",), ("turn",))
-    return 6 + next(number for number, verbs in enumerate(groups) if verb in verbs)
+def _category_bits() -> npt.NDArray[np.int16]:
+    """Return a bit for each task, the same for all of its category."""
+    joined = {"push": "rotate", "close_drawer": "open_drawer", "place_in_drawer": "place_in_slider"}
+    names = [joined.get(kind, kind) + words.get("place", "") for kind, words in (KINDS[task] for task in TASKS)]
+    return np.array([1 << sorted(set(names)).index(name) for name in names], dtype=np.int16)
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------
@@ -209,7 +206,7 @@ def _sample_chains(index: int, count: int) -> tuple[Chain, ...]:
     """
     state = initial_states()[index]
     _, transitions = _transitions()
-    category_bits = np.array([1 << _category(task) for task in TASKS], dtype=np.int16)
+    category_bits = _category_bits()
     rng = np.random.RandomState(index)
     bounds = np.tile(np.arange(len(TASKS), 1, -1), (_SAMPLES_AT_ONCE, 1))
     chains: list[Chain] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from rfedge.envs.interface import BLOCKS, ROBOT, TABLE, Float64Array, SceneInfo
 from rfedge.envs.oracle import LIFT_FROM
 from rfedge.envs.playtable.layout import BASE_POSITION_M, DRAWER_MAX_M, TABLE_TOP_M, TableLayout, find_layout
-from rfedge.envs.tasks import COLOURS, TASKS, check_task
+from rfedge.envs.tasks import KINDS, TASKS, check_task
 from rfedge.robot.rotations import matrix_to_euler, quaternion_to_matrix
 
 _PLACES: Final = {link: place for place, (link, _) in LIFT_FROM.items()}
@@ -73,7 +72,7 @@ def feasible_tasks(
     """
     tasks = tuple(check_task(task) for task in tasks)
     view = _look(info, find_layout(scene))
-    possible = tuple(task for task in tasks if _PRECONDITIONS[task](view))
+    possible = tuple(task for task in tasks if _is_feasible(task, view))
     if not with_sequel:
         return possible
     return tuple(task for task in possible if not task.startswith("lift_") or _has_sequel(view, task, tasks))
@@ -87,7 +86,7 @@ def gripped_blocks(info: SceneInfo) -> tuple[str, ...]:
 def _has_sequel(view: _View, lift: str, tasks: tuple[str, ...]) -> bool:
     lifted = f"block_{lift.split('_')[1]}"
     after = replace(view, places={**view.places, lifted: "held"})
-    return any(_PRECONDITIONS[task](after) for task in tasks)
+    return any(_is_feasible(task, after) for task in tasks)
 
 
 def _look(info: SceneInfo, layout: TableLayout) -> _View:
@@ -158,11 +157,12 @@ def _open_cabinet(view: _View) -> tuple[tuple[float, float], tuple[float, float]
     return (low_m, door_low_m), (door_high_m, high_m)
 
 
-def _can_rotate(view: _View, *, block: str) -> bool:
+def _can_rotate(view: _View, *, block: str, side: str) -> bool:  # to either side alike
     return not view.is_holding and _is_graspable_on_table(view, block) and view.turns_rad[block] < ROTATE_YAW_RAD
 
 
-def _can_push(view: _View, *, block: str, sign: float) -> bool:
+def _can_push(view: _View, *, block: str, side: str) -> bool:
+    sign = -1.0 if side == "left" else 1.0
     x_m, y_m = (float(value) for value in view.positions_m[block][:2])
     low_m, high_m = view.layout.table_area_m[0]
     has_room = _is_near(x_m - sign * BEHIND_M, y_m) and low_m <= x_m + sign * PUSH_ROOM_M <= high_m
@@ -198,29 +198,28 @@ def _can_toggle(view: _View, *, light: str, wanted: bool) -> bool:
     return not view.is_holding and view.lights[light] != wanted
 
 
-def _preconditions() -> dict[str, Callable[[_View], bool]]:
-    table: dict[str, Callable[[_View], bool]] = {
-        "move_slider_left": lambda view: not view.is_holding and view.layout.slide_max_m - view.slide_m > _SLIDE_LEFT_M,
-        "move_slider_right": lambda view: not view.is_holding and view.slide_m > _SLIDE_LEFT_M,
-        "open_drawer": lambda view: not view.is_holding and DRAWER_MAX_M - view.drawer_m > _DRAWER_LEFT_M,
-        "close_drawer": lambda view: not view.is_holding and view.drawer_m > _DRAWER_LEFT_M,
-        "place_in_slider": _can_place_in_slider,
-        "place_in_drawer": lambda view: view.is_holding and view.drawer_m > _DRAWER_OPEN_M,
-        "stack_block": _can_stack,
-        "unstack_block": _can_unstack,
-        "push_into_drawer": _can_push_into_drawer,
-    }
-    for light in ("lightbulb", "led"):
-        for wanted, word in ((True, "on"), (False, "off")):
-            table[f"turn_{word}_{light}"] = partial(_can_toggle, light=light, wanted=wanted)
-    for colour in COLOURS:
-        block = f"block_{colour}"
-        for side, sign in (("left", -1.0), ("right", 1.0)):
-            table[f"rotate_{colour}_block_{side}"] = partial(_can_rotate, block=block)
-            table[f"push_{colour}_block_{side}"] = partial(_can_push, block=block, sign=sign)
-        for place in LIFT_FROM:
-            table[f"lift_{colour}_block_{place}"] = partial(_can_lift, block=block, place=place)
-    return {task: table[task] for task in TASKS}
+def _can_move_slider(view: _View, *, side: str) -> bool:
+    to_go_m = view.layout.slide_max_m - view.slide_m if side == "left" else view.slide_m
+    return not view.is_holding and to_go_m > _SLIDE_LEFT_M
 
 
-_PRECONDITIONS: Final = _preconditions()
+# kind of task -> its precondition, called with the words of `rfedge.envs.tasks.KINDS`
+_PRECONDITIONS: Final[dict[str, Callable[..., bool]]] = {
+    "rotate": _can_rotate,
+    "push": _can_push,
+    "lift": _can_lift,
+    "turn": _can_toggle,
+    "move_slider": _can_move_slider,
+    "open_drawer": lambda view: not view.is_holding and DRAWER_MAX_M - view.drawer_m > _DRAWER_LEFT_M,
+    "close_drawer": lambda view: not view.is_holding and view.drawer_m > _DRAWER_LEFT_M,
+    "place_in_slider": _can_place_in_slider,
+    "place_in_drawer": lambda view: view.is_holding and view.drawer_m > _DRAWER_OPEN_M,
+    "stack_block": _can_stack,
+    "unstack_block": _can_unstack,
+    "push_into_drawer": _can_push_into_drawer,
+}
+
+
+def _is_feasible(task: str, view: _View) -> bool:
+    kind, words = KINDS[task]
+    return _PRECONDITIONS[kind](view, **words)

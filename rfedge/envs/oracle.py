@@ -12,10 +12,8 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.interface import BLOCKS, ROBOT, TABLE, BlockState, Contact, SceneInfo
-from rfedge.envs.tasks import COLOURS, TASKS, check_task
+from rfedge.envs.tasks import KINDS, check_task
 from rfedge.robot.rotations import matrix_to_euler, quaternion_to_matrix
-
-Predicate = Callable[[SceneInfo, SceneInfo], bool]
 
 SLIDE_TRAVEL_M: Final = 0.15
 DRAWER_TRAVEL_M: Final = 0.12
@@ -46,7 +44,7 @@ def _is_settled(block: BlockState) -> bool:
     return bool(np.all(np.abs(speeds) < SETTLED_SPEED))
 
 
-def _rotate(start: SceneInfo, end: SceneInfo, *, block: str, to_left: bool) -> bool:
+def _rotate(start: SceneInfo, end: SceneInfo, *, block: str, side: str) -> bool:
     before, after = start.blocks[block], end.blocks[block]
     turn = quaternion_to_matrix(after.orientation_xyzw) @ quaternion_to_matrix(before.orientation_xyzw).T
     x_deg, y_deg, z_deg = np.degrees(matrix_to_euler(turn))
@@ -54,18 +52,18 @@ def _rotate(start: SceneInfo, end: SceneInfo, *, block: str, to_left: bool) -> b
         return False
     if np.linalg.norm(after.position_m - before.position_m) > ROTATION_SHIFT_M:
         return False
-    turned_deg = z_deg if to_left else -z_deg
+    turned_deg = z_deg if side == "left" else -z_deg
     return bool(ROTATION_DEG < turned_deg < 180.0)
 
 
-def _push(start: SceneInfo, end: SceneInfo, *, block: str, to_left: bool) -> bool:
+def _push(start: SceneInfo, end: SceneInfo, *, block: str, side: str) -> bool:
     before, after = start.blocks[block], end.blocks[block]
     ground_before, ground_after = _without_robot(before.contacts), _without_robot(after.contacts)
     # It must stay on the surface it stood on, and not be carried.
     if not ground_before or not ground_before <= ground_after:
         return False
     moved_m = float(after.position_m[0] - before.position_m[0])
-    return (-moved_m if to_left else moved_m) > PUSH_TRAVEL_M
+    return (-moved_m if side == "left" else moved_m) > PUSH_TRAVEL_M
 
 
 def _move_door(start: SceneInfo, end: SceneInfo, *, door: str, travel_m: float) -> bool:
@@ -73,7 +71,8 @@ def _move_door(start: SceneInfo, end: SceneInfo, *, door: str, travel_m: float) 
     return moved_m > travel_m if travel_m > 0 else moved_m < travel_m
 
 
-def _lift(start: SceneInfo, end: SceneInfo, *, block: str, link: str, rise_m: float) -> bool:
+def _lift(start: SceneInfo, end: SceneInfo, *, block: str, place: str) -> bool:
+    link, rise_m = LIFT_FROM[place]
     before, after = start.blocks[block], end.blocks[block]
     rose = after.position_m[2] - before.position_m[2] > rise_m
     return bool(rose and (TABLE, link) in before.contacts and _bodies(after.contacts) == {ROBOT})
@@ -99,8 +98,8 @@ def _stack(start: SceneInfo, end: SceneInfo) -> bool:
     )
 
 
-def _toggle(start: SceneInfo, end: SceneInfo, *, light: str, turned_on: bool) -> bool:
-    return start.lights[light] != turned_on and end.lights[light] == turned_on
+def _toggle(start: SceneInfo, end: SceneInfo, *, light: str, wanted: bool) -> bool:
+    return start.lights[light] != wanted and end.lights[light] == wanted
 
 
 def _push_into_drawer(start: SceneInfo, end: SceneInfo) -> bool:
@@ -112,35 +111,28 @@ def _push_into_drawer(start: SceneInfo, end: SceneInfo) -> bool:
     )
 
 
-def _predicates() -> dict[str, Predicate]:
-    bind = functools.partial
-    table: dict[str, Predicate] = {
-        "move_slider_left": bind(_move_door, door="base__slide", travel_m=SLIDE_TRAVEL_M),
-        "move_slider_right": bind(_move_door, door="base__slide", travel_m=-SLIDE_TRAVEL_M),
-        "open_drawer": bind(_move_door, door="base__drawer", travel_m=DRAWER_TRAVEL_M),
-        "close_drawer": bind(_move_door, door="base__drawer", travel_m=-DRAWER_TRAVEL_M),
-        "place_in_slider": bind(_place, link="plank_link"),
-        "place_in_drawer": bind(_place, link="drawer_link"),
-        "stack_block": _stack,
-        "unstack_block": lambda start, end: _stack(end, start),
-        "push_into_drawer": _push_into_drawer,
-    }
-    for light in ("lightbulb", "led"):
-        table[f"turn_on_{light}"] = bind(_toggle, light=light, turned_on=True)
-        table[f"turn_off_{light}"] = bind(_toggle, light=light, turned_on=False)
-    for colour in COLOURS:
-        block = f"block_{colour}"
-        for side in ("left", "right"):
-            table[f"rotate_{colour}_block_{side}"] = bind(_rotate, block=block, to_left=side == "left")
-            table[f"push_{colour}_block_{side}"] = bind(_push, block=block, to_left=side == "left")
-        for place, (link, rise_m) in LIFT_FROM.items():
-            table[f"lift_{colour}_block_{place}"] = bind(_lift, block=block, link=link, rise_m=rise_m)
-    return {task: table[task] for task in TASKS}
+def _move_slider(start: SceneInfo, end: SceneInfo, *, side: str) -> bool:
+    return _move_door(start, end, door="base__slide", travel_m=SLIDE_TRAVEL_M if side == "left" else -SLIDE_TRAVEL_M)
 
 
-_PREDICATES: Final = _predicates()
+# kind of task -> whether it was done, called with the words of `rfedge.envs.tasks.KINDS`
+_PREDICATES: Final[dict[str, Callable[..., bool]]] = {
+    "rotate": _rotate,
+    "push": _push,
+    "lift": _lift,
+    "turn": _toggle,
+    "move_slider": _move_slider,
+    "open_drawer": functools.partial(_move_door, door="base__drawer", travel_m=DRAWER_TRAVEL_M),
+    "close_drawer": functools.partial(_move_door, door="base__drawer", travel_m=-DRAWER_TRAVEL_M),
+    "place_in_slider": functools.partial(_place, link="plank_link"),
+    "place_in_drawer": functools.partial(_place, link="drawer_link"),
+    "stack_block": _stack,
+    "unstack_block": lambda start, end: _stack(end, start),
+    "push_into_drawer": _push_into_drawer,
+}
 
 
 def task_solved(task: str, start: SceneInfo, end: SceneInfo) -> bool:
     """Return whether `task` was done between `start` and `end`; raises ConfigError for an unknown task."""
-    return _PREDICATES[check_task(task)](start, end)
+    kind, words = KINDS[check_task(task)]
+    return _PREDICATES[kind](start, end, **words)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from rfedge.errors import one_of
 
@@ -23,3 +23,20 @@ TASKS: Final = tuple(INSTRUCTIONS)
 def check_task(task: str) -> str:
     """Return `task` when it is one of the 34; raises ConfigError, which proposes the nearest name."""
     return one_of(TASKS, task, "task", remedy="Choose one of them.")
+
+
+def _kind(task: str) -> tuple[str, dict[str, Any]]:
+    match task.split("_"):
+        case ["rotate" | "push" as kind, colour, "block", side]:
+            return kind, {"block": f"block_{colour}", "side": side}
+        case ["lift", colour, "block", place]:
+            return "lift", {"block": f"block_{colour}", "place": place}
+        case ["move", "slider", side]:
+            return "move_slider", {"side": side}
+        case ["turn", on_or_off, light]:
+            return "turn", {"light": light, "wanted": on_or_off == "on"}
+    return task, {}
+
+
+# task -> its kind, and which of its kind it is: block, side, place it lies in, or light and its wanted state
+KINDS: Final = MappingProxyType({task: _kind(task) for task in TASKS})

@@ -83,9 +83,9 @@ def door_waypoints(layout: TableLayout, *, to_left: bool, travel_m: float = 0.24
     )
 
 
-def move_slider(layout: TableLayout, *, to_left: bool) -> Script:
-    sign = 1.0 if to_left else -1.0
-    waypoints = door_waypoints(layout, to_left=to_left)
+def move_slider(layout: TableLayout, *, side: str) -> Script:
+    sign = 1.0 if side == "left" else -1.0
+    waypoints = door_waypoints(layout, to_left=side == "left")
     return Script(
         plan=lambda _: waypoints,
         goal=lambda start, now: bool(sign * (now[SLIDE] - start[SLIDE]) > 0.155),

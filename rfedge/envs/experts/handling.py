@@ -117,7 +117,7 @@ def _open_before(situation: Situation, name: str) -> tuple[Waypoint, ...]:
     return (*drag, leave)
 
 
-def lift(layout: TableLayout, block: str) -> Script:
+def lift(layout: TableLayout, *, block: str, place: str) -> Script:  # found where it lies, whatever `place` says
     height = block_slice(layout, block).start + 2
     return Script(
         plan=lambda situation: lift_waypoints(situation, block),
@@ -130,9 +130,9 @@ def lift(layout: TableLayout, block: str) -> Script:
 
 
 # --- push and rotate ----------------------------------------------------------------------------------------------------
-def push(layout: TableLayout, block: str, *, to_left: bool) -> Script:
+def push(layout: TableLayout, *, block: str, side: str) -> Script:
     """Grip the block and drag it along the table; failing that, shove it from its far side with closed fingers."""
-    sign = -1.0 if to_left else 1.0
+    sign = -1.0 if side == "left" else 1.0
     beside_m = -sign * (0.5 * layout.block_lengths_m[block] + 0.05)
     place = block_slice(layout, block).start
 
@@ -176,23 +176,23 @@ def _drag(situation: Situation, block: str, by_x_m: float) -> tuple[Waypoint, ..
     )
 
 
-def rotate(layout: TableLayout, name: str, *, to_left: bool) -> Script:
+def rotate(layout: TableLayout, *, block: str, side: str) -> Script:
     """Grip the block where it stands and turn it without lifting it."""
-    turn_rad = _TURN_RAD if to_left else -_TURN_RAD
-    yaw = block_slice(layout, name).start + 5
+    turn_rad = _TURN_RAD if side == "left" else -_TURN_RAD
+    yaw = block_slice(layout, block).start + 5
 
     def plan(situation: Situation) -> tuple[Waypoint, ...]:
-        block, low = choose_grip(situation, name, turn_rad=turn_rad), (0.0, 0.0, 0.004)
-        lean_rad = _lean_on_table(situation, name)
+        grip, low = choose_grip(situation, block, turn_rad=turn_rad), (0.0, 0.0, 0.004)
+        lean_rad = _lean_on_table(situation, block)
         left_rad = turn_rad
-        if is_held(situation, name):
-            done = float(wrap_angle(situation.block_pose(name)[5] - situation.start_scene[yaw])) / turn_rad
+        if is_held(situation, block):
+            done = float(wrap_angle(situation.block_pose(block)[5] - situation.start_scene[yaw])) / turn_rad
             left_rad *= min(max(1.0 - done, 0.2), 1.0)
         return (
-            *grasp(situation, name, block, _approach_on_table(block, lean_rad=lean_rad), lean_rad=lean_rad),
-            Waypoint(block, low, closed=True, tolerance_m=0.03, turn_rad=left_rad),
-            Waypoint(block, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=2, turn_rad=None),
-            Waypoint(block, (0.0, 0.0, 0.06), closed=False, tolerance_m=0.03, turn_rad=None),
+            *grasp(situation, block, grip, _approach_on_table(grip, lean_rad=lean_rad), lean_rad=lean_rad),
+            Waypoint(grip, low, closed=True, tolerance_m=0.03, turn_rad=left_rad),
+            Waypoint(grip, (0.0, 0.0, 0.004), closed=False, tolerance_m=0.03, dwell_steps=2, turn_rad=None),
+            Waypoint(grip, (0.0, 0.0, 0.06), closed=False, tolerance_m=0.03, turn_rad=None),
         )
 
     return Script(
@@ -200,8 +200,8 @@ def rotate(layout: TableLayout, name: str, *, to_left: bool) -> Script:
         goal=lambda start, now: bool(np.sign(turn_rad) * wrap_angle(now[yaw] - start[yaw]) > math.radians(62.0)),
         grasp_jitter_m=(0.003, 0.003, 0.002),
         approach_jitter_m=(0.005, 0.005, 0.02),
-        keeps=lambda situation: is_held(situation, name),
-        goes_on=lambda situation: is_at(situation, name),
+        keeps=lambda situation: is_held(situation, block),
+        goes_on=lambda situation: is_at(situation, block),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs.language.sentences import ENRICHED_INSTRUCTIONS
-from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, TASKS, check_task
+from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, KINDS, TASKS, check_task
 
 _WISH_SHARE: Final = 0.2  # of the grammar's own
 _SAID_SHARE: Final = 0.1
@@ -24,19 +24,6 @@ _CAPITAL_SHARE: Final = 0.2
 _STOP_SHARE: Final = 0.15
 _SYMBOL: Final = re.compile(r"\{(\w+)\}")
 _SIDES: Final = ("left", "right")
-_SINGLE: Final = {
-    "open_drawer": "open",
-    "close_drawer": "close",
-    "place_in_slider": "place_slider",
-    "place_in_drawer": "place_drawer",
-    "stack_block": "stack",
-    "unstack_block": "unstack",
-    "turn_on_lightbulb": "bulb_on",
-    "turn_off_lightbulb": "bulb_off",
-    "turn_on_led": "led_on",
-    "turn_off_led": "led_off",
-    "push_into_drawer": "into_drawer",
-}
 # Words that do not make one sentence another.
 _EMPTY_WORDS: Final = frozenset(
     re.findall(
@@ -103,13 +90,10 @@ def _content_words(sentence: str) -> tuple[str, ...]:
 
 
 def _family(task: str) -> tuple[str, Mapping[str, str]]:
-    if task in _SINGLE:
-        return _SINGLE[task], {}
-    words = task.split("_")
-    bound = {"colour": words[1], "side": words[-1]}
-    if words[0] == "lift":
-        return f"lift_{words[-1]}", bound
-    return {"rotate": "rotate", "push": "push", "move": "slider"}[words[0]], bound
+    """Return the symbols' name of a task, and those that it does not leave to the grammar."""
+    kind, words = KINDS[task]
+    names = {"lift": f"lift_{words.get('place')}", "turn": task}
+    return names.get(kind, kind), {"colour": words.get("block", "").removeprefix("block_"), "side": words.get("side", "")}
 
 
 _FAMILIES: Final = {task: _family(task) for task in TASKS}
