@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.collection.journal import Episode, SegmentRecord
+from rfedge.data.collection.collect import Episode, SegmentRecord
 from rfedge.envs.action_noise import ActionNoise, NoiseBursts
 from rfedge.envs.experts import EXPERT_TASKS, Expert, make_expert, prepare
 from rfedge.envs.feasibility import feasible_tasks, gripped_blocks

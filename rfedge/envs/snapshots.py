@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.collection.journal import Episode, SegmentRecord
+from rfedge.data.collection.collect import Episode, SegmentRecord
 from rfedge.envs.interface import Environment, Float64Array
-from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, inverse, tcp_pose
 from rfedge.envs.playtable.layout import BLOCK_WIDTH_M, DRAWER_MAX_M, SWITCH_MAX_M, TableLayout, find_layout
 from rfedge.envs.playtable.placement import SURFACES, block_slice, sample_scene
+from rfedge.envs.playtable.robot import NEUTRAL_RAD, inverse, tcp_pose
 from rfedge.messages import GRIPPER_CLOSE, GRIPPER_OPEN
 
 SNAPSHOT_TASK: Final = "snapshot"

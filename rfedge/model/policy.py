@@ -27,7 +27,7 @@ _GROUPS: Final = {
     "frame_embedding": "resampler",
     "proprioception": "head",
     "output_projection": "decoder",
-    # Parts of the training alone, `rfedge.train.pretraining.pointing` and `rfedge.train.task_probe`.
+    # Parts of the training alone, `rfedge.train.pretraining.pointing` and `rfedge.train.losses`.
     "pointing": "vision",
     "task_probe": "head",
 }

@@ -225,7 +225,7 @@ class TrainConfig(RunConfig):
         ),
     ] = 0.0
     pointing_batch_size: AtLeastOne = 32  # frames per step that its queries point at
-    # see `rfedge.train.task_probe`
+    # see `rfedge.train.losses`
     task_weight: Annotated[
         NotNegativeFloat,
         Option("Factor of the loss of a probe that reads the task off the feature; default 0.", min=0, optional=True),

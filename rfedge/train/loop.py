@@ -24,7 +24,7 @@ from rfedge.train.batches.wording import Grammar
 from rfedge.train.compute_context import ComputeContext, full_weights, reach_all, shard
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import join
-from rfedge.train.losses import LossParts, policy_loss
+from rfedge.train.losses import TASK_PROBE, LossParts, attach_task_probe, policy_loss
 from rfedge.train.pretraining.pointing import POINTING, Pointing, pointing_loader, pointing_loss
 from rfedge.train.pretraining.scene_batches import SceneLoader
 from rfedge.train.result import VALIDATION_FIELDS, TrainingStep, TrainResult, checkpoint_metadata
@@ -39,7 +39,6 @@ from rfedge.train.sources import (
 )
 from rfedge.train.state import resume_weights
 from rfedge.train.stopping import TrainingStop
-from rfedge.train.task_probe import TASK_PROBE, attach_task_probe
 from rfedge.train.trainable import freeze, make_optimizer, reinit_vl_layers
 
 _WINDOW_METRICS: Final = ("loss", "pose_loss", "gripper_loss", "gripper_accuracy")  # in the order of `LossParts`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -15,13 +16,12 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from rfedge.errors import ArtifactError, GateError
-from rfedge.io.atomic import claimed
+from rfedge.errors import ArtifactError, BackendUnavailableError, GateError
+from rfedge.io.atomic import atomic_file, claimed
 from rfedge.io.disk import check_room
 from rfedge.train.compute_context import ComputeContext, full_tensor
 from rfedge.train.config import RunConfig, ScheduleKind
 from rfedge.train.distributed import Processes
-from rfedge.train.metrics import MetricsWriter, open_metrics
 from rfedge.train.result import TrainingStep
 from rfedge.train.state import CHECKPOINT_FOLDER, STATE_FOLDER, Progress, load_moments, save_state
 from rfedge.train.stopping import TrainingStop
@@ -255,3 +255,50 @@ def learning_rate_factor(kind: ScheduleKind, *, step: int, warmup_steps: int, pr
     # A product, not two phases: when time ends the run, nobody knows where on the cosine the warm-up will stop.
     fall = 1.0 if kind == "constant" else 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
     return warm * fall
+
+
+METRICS_NAME: Final = "metrics.jsonl"
+_TENSORBOARD_FOLDER: Final = "tensorboard"
+
+
+MetricsWriter = Callable[[int, dict[str, float]], None]  # takes one row of numbers at a step
+
+
+@contextmanager
+def open_metrics(output: Path, *, resumed_step: int) -> Iterator[MetricsWriter]:
+    """Yield a writer of rows `{"step": ..., name: value}`; rows after `resumed_step` are dropped first, and 0 drops all."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise BackendUnavailableError(
+            "tensorboard", got="no such package", expected="tensorboard", remedy="Install it: pip install 'rfedge[train]'."
+        ) from None
+    path = output / METRICS_NAME
+    _keep_rows(path, resumed_step)
+    board = SummaryWriter(str(output / _TENSORBOARD_FOLDER), purge_step=resumed_step + 1 if resumed_step else None)
+    with path.open("a") as file:
+
+        def write(step: int, values: dict[str, float]) -> None:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.flush()
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+
+        try:
+            yield write
+        finally:
+            board.close()
+
+
+def _keep_rows(path: Path, last_step: int) -> None:
+    kept = []
+    if last_step and path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the line a kill cut off
+                continue
+            if row["step"] <= last_step:
+                kept.append(line + "\n")
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(kept))

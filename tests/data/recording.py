@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfedge.data.collection.journal import SegmentRecord
+from rfedge.data.collection.collect import SegmentRecord
 from rfedge.data.frames import Array
 
 

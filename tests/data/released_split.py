@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rfedge.data.actions import relative_actions
-from rfedge.data.frames import frame_name
+from rfedge.data.frames import frame_name, relative_actions
 from tests.synthetic_demonstrations import NEUTRAL_STATE
 
 # Frames of the scenes in the training splits, in the order of the files; only the beginning of each is laid out.

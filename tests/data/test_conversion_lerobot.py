@@ -11,7 +11,7 @@ import pytest
 from rfedge.data import CalvinDataset
 from rfedge.data.conversion import ConversionOptions, convert_dataset, parse_fields
 from rfedge.data.conversion.convert import ConversionResult
-from rfedge.data.conversion.video import VideoFrames
+from rfedge.data.conversion.lerobot import VideoFrames
 from rfedge.data.inspection.report import inspect_dataset
 from rfedge.errors import ConfigError, DatasetError
 from tests.data.lerobot_dataset import CAMERAS, SENTENCES, STEP, brightness, picture, write_lerobot, write_video

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from rfedge.envs import TASKS, make_environment, task_solved
-from rfedge.envs.chains import SymbolicState
+from rfedge.envs.chains import SymbolicState, initial_state
 from rfedge.envs.experts import make_expert
-from rfedge.envs.initial_conditions import initial_state
 from rfedge.errors import BackendUnavailableError
 from tests.envs.calvin_install import calvin_python
 from tests.envs.test_environment_contract import NEUTRAL, SCENE, action

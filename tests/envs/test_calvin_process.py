@@ -15,7 +15,7 @@ import pytest
 
 from rfedge.envs import make_environment
 from rfedge.envs.calvin import server
-from rfedge.envs.calvin.connection import SimulatorProcess
+from rfedge.envs.calvin.environment import SimulatorProcess
 from rfedge.envs.calvin.server import ProtocolError, encode, receive
 from rfedge.errors import BackendUnavailableError, ConfigError
 from tests.errors import raises
@@ -255,7 +255,7 @@ def test_a_forgotten_process_ends() -> None:
 def test_the_server_does_not_outlive_its_parent(end: str) -> None:
     code = f"""
 import os, sys
-from rfedge.envs.calvin.connection import SimulatorProcess
+from rfedge.envs.calvin.environment import SimulatorProcess
 process = SimulatorProcess({SERVER!r})
 print(process.pid, flush=True)
 {end}

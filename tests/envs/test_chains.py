@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 
 from rfedge.envs import TASKS, make_environment
-from rfedge.envs.chains import OFFICIAL_SHA256, Chain, SymbolicState, chains_sha256, initial_states, make_chains, state_after
-from rfedge.envs.initial_conditions import condition_seed, initial_state
+from rfedge.envs.chains import (
+    OFFICIAL_SHA256,
+    Chain,
+    SymbolicState,
+    chains_sha256,
+    condition_seed,
+    initial_state,
+    initial_states,
+    make_chains,
+    state_after,
+)
 from rfedge.errors import ConfigError
 from tests.errors import raises
 

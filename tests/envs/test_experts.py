@@ -7,10 +7,10 @@ import pytest
 
 from rfedge.benchmarks.success.expert_success import roll_out_expert
 from rfedge.envs import TASKS, Environment, task_solved
+from rfedge.envs.chains import block_spots
 from rfedge.envs.experts import EXPERT_TASKS, make_expert, prepare
 from rfedge.envs.experts.grip import choose_grip, is_around
-from rfedge.envs.experts.situation import Situation
-from rfedge.envs.initial_conditions import block_spots
+from rfedge.envs.experts.script import Situation
 from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.playtable.placement import block_slice
 from rfedge.errors import ConfigError

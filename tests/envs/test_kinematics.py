@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rfedge.data.robot import LOWER_RAD, UPPER_RAD
-from rfedge.envs.playtable.kinematics import NEUTRAL_RAD, forward, inverse, tcp_pose
+from rfedge.envs.playtable.robot import NEUTRAL_RAD, forward, inverse, tcp_pose
 
 
 def test_neutral_tcp_is_calvins() -> None:

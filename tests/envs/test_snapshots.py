@@ -9,8 +9,8 @@ from rfedge.cli.app import app
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.scene.cameras import project_static
 from rfedge.envs.playtable.environment import PlayTable
-from rfedge.envs.playtable.kinematics import tcp_pose
 from rfedge.envs.playtable.layout import find_layout
+from rfedge.envs.playtable.robot import tcp_pose
 from rfedge.envs.snapshots import record_snapshots, sample_state
 
 

@@ -12,7 +12,7 @@ from rfedge.envs.tasks import INSTRUCTIONS
 from rfedge.errors import ConfigError
 from rfedge.model import build_policy
 from rfedge.train import train_config
-from rfedge.train.batches.augmentation import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, ImageShifts, sample_offsets, shift_images
+from rfedge.train.batches.loader import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, ImageShifts, sample_offsets, shift_images
 from rfedge.train.config import change_policy, recipe_for
 from rfedge.train.losses import policy_loss
 from rfedge.train.run import learning_rate_factor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, runtime_check
 
 from rfedge.benchmarks.success.demonstrations import RecordingOptions, record_episode
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
-from rfedge.data.collection.journal import Episode
+from rfedge.data.collection.collect import Episode
 from rfedge.envs.interface import ENVIRONMENTS, Environment, make_environment
 from rfedge.envs.language import PARAPHRASES
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer

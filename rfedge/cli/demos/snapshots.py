@@ -13,7 +13,7 @@ from rfedge.cli.options import AsJson
 from rfedge.envs.looks import LOOKS_HELP, Looks
 
 if TYPE_CHECKING:
-    from rfedge.data.collection.journal import Episode
+    from rfedge.data.collection.collect import Episode
     from rfedge.envs.playtable.environment import PlayTable
 
 _FRAMES_PER_SLOT = 16

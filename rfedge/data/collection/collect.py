@@ -18,15 +18,64 @@ import numpy as np
 
 from rfedge.data.calvin import CalvinDataset, Segment
 from rfedge.data.collection.dataset_records import COLLECTION_RECORD
-from rfedge.data.collection.journal import JOURNAL, Episode, EpisodeRecord, SegmentRecord, rewrite_journal
 from rfedge.data.collection.writer import write_episode, write_index
-from rfedge.data.frames import frame_name
+from rfedge.data.frames import Array, frame_name
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import check_room, read_json
-from rfedge.io.journal import append_line, compare_arguments, open_lines, refuse_other_content
+from rfedge.io.journal import append_line, compare_arguments, open_lines, refuse_other_content, write_line
 from rfedge.jobs.processes import run_jobs
 from rfedge.records.plan import Option, check_least
+
+JOURNAL: Final = "collection.journal"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """One language segment of a rollout."""
+
+    task: str
+    instruction: str  # a training paraphrase of the task, never the evaluation instruction
+    num_frames: int  # 64 at most
+    solved: bool  # whether the task was done after its last frame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One rollout, stacked over its T frames."""
+
+    task: str
+    instruction: str
+    seed: int  # with task, scene and options, everything that decides the episode
+    success: bool  # whether every task was done that is in `segments`
+    frames: Mapping[str, Array]  # arrays of `rfedge.data.frames`, stacked on axis 0
+    segments: tuple[SegmentRecord, ...]  # the tasks in order; their frames lie end to end and are all frames there are
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """One line of the journal; `num_frames` 0 means that every attempt failed."""
+
+    task: str  # the one that was asked for, which is the first of a chain
+    episode: int
+    first_frame: int
+    num_frames: int
+    seed: int
+    failed_attempts: int
+    instruction: str
+    segments: tuple[SegmentRecord, ...]  # the tasks in order; their frames lie end to end
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> EpisodeRecord:
+        """Read the fields of one line; raises KeyError or TypeError when it is none of this version."""
+        return cls(**{**fields, "segments": tuple(SegmentRecord(**segment) for segment in fields["segments"])})
+
+
+def rewrite_journal(path: Path, entries: Iterable[EpisodeRecord]) -> None:
+    """Replace the journal of a finished collection: in the order of the jobs, which no worker's speed decides."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"".join(write_line(asdict(entry)) for entry in entries))
+
 
 # CALVIN's language segments have at most 64 frames; a longer one would run into its neighbour's numbers.
 FRAMES_PER_SLOT: Final = 64

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from rfedge.data.conversion.lerobot_tables import RowTables, read_episodes, read_info, read_sentences
 from rfedge.data.conversion.options import IMAGE_FIELDS, ConversionOptions, FieldSource
 from rfedge.data.conversion.records import Layout, Source, SourceEpisode, select_elements
-from rfedge.data.conversion.video import VideoFrames, count_frames
 from rfedge.data.frames import Array
 from rfedge.errors import DatasetError, RfedgeError
 
@@ -246,3 +245,75 @@ class LeRobotSource(Source):
 def _is_depth(feature: Mapping[str, Any]) -> bool:
     info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
     return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
+
+
+class VideoFrames:
+    """Frames of one open video file by number, decoded in order: reading one episode after the other never seeks."""
+
+    # Not by time: stamps jitter and a stream may start late, and rows and pictures were written one for one all the same.
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._index = -1
+        self._current: Any = None
+        self._open()
+
+    def at(self, index: int) -> Array:
+        """Return frame `index` as uint8 (height, width, 3) RGB; cheap when indices only grow."""
+        import av
+
+        try:
+            if index < self._index:
+                self.close()
+                self._open()
+            while self._index < index:
+                self._current = next(self._frames, None)
+                if self._current is None:
+                    raise _damaged(self.path, f"it ends after {self._index + 1} frames, before frame {index}")
+                self._index += 1
+            picture: Array = self._current.to_ndarray(format="rgb24")
+        except av.FFmpegError as error:
+            raise _damaged(self.path, str(error)) from None
+        return picture
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _open(self) -> None:
+        self._container, stream = _open_video(self.path)
+        stream.thread_type = "AUTO"
+        self._frames: Iterator[Any] = self._container.decode(stream)
+        self._current, self._index = None, -1
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames a video has, from its header where that tells, and decode its end to see that it is there."""
+    import av
+
+    container, stream = _open_video(path)
+    try:
+        with container:
+            if not stream.frames or not stream.duration:
+                return sum(1 for packet in container.demux(stream) if packet.size)
+            container.seek((stream.start_time or 0) + stream.duration, stream=stream)
+            if next(container.decode(stream), None) is None:
+                raise _damaged(path, "its last frames are not there")
+            return int(stream.frames)
+    except av.FFmpegError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _open_video(path: Path) -> tuple[Any, Any]:
+    import av
+
+    try:
+        container: Any = av.open(str(path))
+        return container, container.streams.video[0]
+    except (av.FFmpegError, IndexError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> DatasetError:
+    got = f"an unreadable file ({' '.join(reason.split())})" if path.exists() else "no file"
+    remedy = "It is missing, truncated or damaged: copy the dataset again."
+    return DatasetError(f"video {path}", got=got, expected="all frames that meta/episodes names", remedy=remedy)

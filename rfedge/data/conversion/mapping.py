@@ -9,10 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.actions import ACTION_SCALE, absolute_actions, pose_differences, relative_actions
 from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATION_FIELDS, ConversionOptions
 from rfedge.data.conversion.records import IMAGE_SHAPES, Layout, SourceEpisode
-from rfedge.data.frames import SCENE_SIZE, Array, Float64Array
+from rfedge.data.frames import (
+    ACTION_SCALE,
+    SCENE_SIZE,
+    Array,
+    Float64Array,
+    absolute_actions,
+    pose_differences,
+    relative_actions,
+)
 from rfedge.data.robot import NUM_JOINTS, refuse_another_robot
 from rfedge.errors import DatasetError
 from rfedge.messages import ACTION_SIZE, GRIPPER_CLOSE, GRIPPER_OPEN, POSE_SIZE, STATE_SIZE

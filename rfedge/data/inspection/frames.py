@@ -11,8 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.actions import relative_actions
-from rfedge.data.frames import FRAME_KEYS, FRAME_SHAPES, Array, array_problem, frame_name, load_arrays
+from rfedge.data.frames import FRAME_KEYS, FRAME_SHAPES, Array, array_problem, frame_name, load_arrays, relative_actions
 from rfedge.data.robot import state_problem
 from rfedge.errors import DatasetError
 

@@ -9,8 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rfedge.data.actions import ACTION_SCALE
-from rfedge.data.frames import Array, frame_name
+from rfedge.data.frames import ACTION_SCALE, Array, frame_name
 from rfedge.data.inspection.frames import PICTURES, CheckedFrames, Finding
 from rfedge.data.inspection.motion import GripSums, MotionSums, Tolerance
 from rfedge.messages import POSE_SIZE

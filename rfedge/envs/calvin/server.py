@@ -1,7 +1,7 @@
 """Runs CALVIN's simulator in a process of its own and answers requests on the connection that is its standard input.
 
 Started by path, under an interpreter that has calvin_env: it needs nothing else but numpy, and Python 3.8 or later.
-The other end is `rfedge.envs.calvin.connection`. A message is a JSON object and then the bytes of each array that its
+The other end is `rfedge.envs.calvin.environment`. A message is a JSON object and then the bytes of each array that its
 "arrays" lists as [name, dtype, shape]. A request names a `method` and its reply has `ok`; with `ok` false it has `error`
 and `kind`. The end of the connection ends the process.
 """

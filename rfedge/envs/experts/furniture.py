@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint
-from rfedge.envs.experts.situation import DRAWER, SLIDE
+from rfedge.envs.experts.script import DRAWER, SLIDE, Anchor, AnchorFinder, Script, Waypoint
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import FACE_TILT_RAD, TableLayout
 

@@ -9,8 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.envs.experts.script import POINTING_YAW_RAD, Anchor, AnchorFinder
-from rfedge.envs.experts.situation import DRAWER, Situation
+from rfedge.envs.experts.script import DRAWER, POINTING_YAW_RAD, Anchor, AnchorFinder, Situation
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import TableLayout

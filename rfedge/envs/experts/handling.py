@@ -10,8 +10,7 @@ import numpy as np
 
 from rfedge.envs.experts.furniture import door_waypoints, drawer_handle, drawer_waypoints
 from rfedge.envs.experts.grip import choose_grip, is_around
-from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
-from rfedge.envs.experts.situation import DRAWER, SLIDE, Situation
+from rfedge.envs.experts.script import DRAWER, SLIDE, Anchor, AnchorFinder, Script, Situation, Waypoint, fixed
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout

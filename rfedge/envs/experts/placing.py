@@ -11,8 +11,7 @@ import numpy as np
 
 from rfedge.envs.experts.grip import choose_grip, face_yaw_rad
 from rfedge.envs.experts.handling import LEAN_RAD, grasp, lift_waypoints
-from rfedge.envs.experts.script import Anchor, AnchorFinder, Script, Waypoint, fixed
-from rfedge.envs.experts.situation import DRAWER, Situation
+from rfedge.envs.experts.script import DRAWER, Anchor, AnchorFinder, Script, Situation, Waypoint, fixed
 from rfedge.envs.interface import BLOCKS, Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout

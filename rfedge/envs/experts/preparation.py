@@ -9,17 +9,16 @@ from typing import Final
 import numpy as np
 
 from rfedge.envs import feasibility
+from rfedge.envs.chains import block_spots
 from rfedge.envs.experts.engine import Expert
 from rfedge.envs.experts.scripts import make_expert
-from rfedge.envs.initial_conditions import block_spots
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
 from rfedge.envs.looks import redress
 from rfedge.envs.oracle import task_solved
 from rfedge.envs.playtable import layout as dimensions
-from rfedge.envs.playtable.kinematics import inverse, tcp_pose
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout, find_layout
 from rfedge.envs.playtable.placement import block_slice, sample_scene
-from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
+from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, inverse, tcp_pose
 from rfedge.envs.tasks import COLOURS, TASKS, check_task
 
 # Half-widths of the random start pose around the neutral one.

@@ -1,4 +1,4 @@
-"""The vocabulary in which experts are written: anchors, waypoints around them, and scripts that plan waypoints."""
+"""The vocabulary in which experts are written: the state as they see it, anchors, waypoints around them, and scripts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,114 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from rfedge.envs.experts.situation import Situation
-from rfedge.envs.interface import Float64Array
+import numpy as np
+
+from rfedge.envs.interface import BLOCKS, Float64Array
+from rfedge.envs.playtable import layout as dimensions
+from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
+from rfedge.envs.playtable.placement import block_slice
+from rfedge.robot.rotations import euler_to_matrix
+
+SLIDE: Final = 0  # places in scene_obs
+DRAWER: Final = 1
+
+# A block is held when the closed fingers are kept apart and its centre lies between them.
+_HELD_DISTANCE_M: Final = 0.04
+_HELD_WIDTH_M: Final = (0.02, 0.065)
+# Heights of a block's centre that tell the surfaces apart: drawer 0.362, table 0.46, cabinet 0.461, on a block 0.50.
+_DRAWER_BELOW_M: Final = 0.41
+_STACKED_ABOVE_M: Final = 0.485
+_CABINET_Y_M: Final = 0.03
+# Spots on the table that hand and arm reach easily, and how far apart two blocks should stand.
+_SPOT_Y_M: Final = (-0.13, -0.09)
+_SPOT_REACH_M: Final = 0.70
+_SPOT_STEP_M: Final = 0.02
+_SPOT_GAP_M: Final = 0.10
+_BUTTON_GAP_M: Final = 0.11
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Situation:
+    """One observed moment."""
+
+    layout: TableLayout
+    robot_obs: Float64Array  # (15,), see `rfedge.envs.interface.Environment`
+    scene_obs: Float64Array  # (24,)
+    start_scene: Float64Array  # scene_obs (24,) when the task began
+    attempt: int = 0  # 0 for the first try, counting up
+
+    @property
+    def tcp_m(self) -> Float64Array:
+        """Position of the tcp (3,)."""
+        return self.robot_obs[:3]
+
+    @property
+    def tcp_rotation(self) -> Float64Array:
+        """Orientation of the tcp as a matrix (3, 3)."""
+        return euler_to_matrix(self.robot_obs[3:6])
+
+    @property
+    def gripper_closed(self) -> bool:
+        return bool(self.robot_obs[14] < 0)
+
+    def block_pose(self, block: str) -> Float64Array:
+        """Return xyz and euler xyz (6,) of a block."""
+        return self.scene_obs[block_slice(self.layout, block)]
+
+    def nearest_block(self) -> str:
+        return min(BLOCKS, key=lambda block: float(np.linalg.norm(self.block_pose(block)[:3] - self.tcp_m)))
+
+    def held_block(self) -> str | None:
+        """Return the block between the closed fingers, if there is one."""
+        block = self.nearest_block()
+        near = float(np.linalg.norm(self.block_pose(block)[:3] - self.tcp_m)) < _HELD_DISTANCE_M
+        low_m, high_m = _HELD_WIDTH_M
+        return block if near and self.gripper_closed and low_m < self.robot_obs[6] < high_m else None
+
+    def place_of(self, block: str) -> str:
+        """Return "drawer", "slider", "table" or, for a block on another one or in the air, "above"."""
+        _, y_m, z_m = self.block_pose(block)[:3]
+        if z_m < _DRAWER_BELOW_M:
+            return "drawer"
+        if z_m > _STACKED_ABOVE_M:
+            return "above"
+        return "slider" if y_m > _CABINET_Y_M else "table"
+
+    def is_covered(self, block: str) -> bool:
+        """Return whether another block lies on top of this one."""
+        pose = self.block_pose(block)
+        others = (self.block_pose(other) for other in BLOCKS if other != block)
+        return any(np.linalg.norm(other[:2] - pose[:2]) < 0.04 and 0.02 < other[2] - pose[2] < 0.06 for other in others)
+
+    def door_x_m(self) -> tuple[float, float]:
+        low_m, high_m = self.layout.door_x_m
+        return low_m - self.scene_obs[SLIDE], high_m - self.scene_obs[SLIDE]
+
+    def open_cabinet_x_m(self) -> tuple[float, float]:
+        """Return the extent of the wider part of the cabinet that the door leaves open."""
+        (low_m, high_m), (door_low_m, door_high_m) = self.layout.opening_x_m, self.door_x_m()
+        left, right = (low_m, min(door_low_m, high_m)), (max(door_high_m, low_m), high_m)
+        return max(left, right, key=lambda part: part[1] - part[0])
+
+    def free_table_spot(self, moved: str) -> Float64Array:
+        """Return a place (3,) on the table for the centre of the block `moved`, away from all others."""
+        others = [self.block_pose(block)[:2] for block in BLOCKS if block != moved]
+        (low_m, high_m), _ = self.layout.table_area_m
+        spots = [
+            np.array([x_m, y_m])
+            for x_m in np.arange(low_m + 0.02, high_m, _SPOT_STEP_M)
+            for y_m in _SPOT_Y_M
+            if math.dist((x_m, y_m), BASE_POSITION_M[:2]) < _SPOT_REACH_M
+            and math.dist((x_m, y_m), self.layout.button_xy_m) > _BUTTON_GAP_M
+        ]
+
+        def cost(spot: Float64Array) -> float:
+            crowding = sum(max(0.0, _SPOT_GAP_M - float(np.linalg.norm(spot - other))) for other in others)
+            return 20.0 * crowding + float(np.linalg.norm(spot - self.tcp_m[:2]))
+
+        best = min(spots, key=cost)
+        return np.array([*best, dimensions.TABLE_TOP_M + 0.5 * dimensions.BLOCK_WIDTH_M])
+
 
 POINTING_YAW_RAD: Final = math.pi / 2  # fingers open along the world x axis, as in the neutral pose
 

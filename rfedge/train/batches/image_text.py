@@ -22,7 +22,7 @@ from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.language.tokenizer import END_OF_CHUNK, IMAGE, InstructionTokenizer, PromptTokens
 from rfedge.model import RoboFlamingo
-from rfedge.train.batches.prefetch import Prefetch
+from rfedge.train.batches.loader import Prefetch
 from rfedge.train.compute_context import ComputeContext
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import Processes

@@ -3,23 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Final, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.windows import SamplerState, WindowIndex, WindowSampler
 from rfedge.language.tokenizer import InstructionTokenizer
+from rfedge.messages import GRIPPER_IMAGE_SHAPE, STATIC_IMAGE_SHAPE
 from rfedge.model import RoboFlamingo, frame_history
-from rfedge.train.batches.augmentation import ImageShifts
-from rfedge.train.batches.prefetch import Prefetch
 from rfedge.train.batches.vision_tokens import observe
 from rfedge.train.batches.wording import Grammar, Wording
 from rfedge.train.config import ShiftKind
 from rfedge.train.distributed import Processes
-from rfedge.train.task_probe import task_loss
+from rfedge.train.losses import task_loss
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="Prefetch[Any]")
+
+
+class Prefetch(Generic[T]):
+    """Makes one item ahead inside its context: `plan` samples, and returns the work that is left to a thread."""
+
+    def __init__(self, plan: Callable[[], Callable[[], T]]) -> None:
+        self._plan = plan
+        self._next: Future[T]
+
+    def next(self) -> T:
+        """Return the next item, or raise what making it raised."""
+        ready = self._next.result()
+        # Sampled here, not in the thread: so it does not depend on how far that has come.
+        self._next = self._executor.submit(self._plan())
+        return ready
+
+    def __enter__(self: Self) -> Self:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="rfedge-batches")
+        self._next = self._executor.submit(self._plan())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+
+_REFERENCE_SIZE_PX: Final = 224
+STATIC_SHIFT_PX: Final = round(10 * STATIC_IMAGE_SHAPE[0] / _REFERENCE_SIZE_PX)
+GRIPPER_SHIFT_PX: Final = round(4 * GRIPPER_IMAGE_SHAPE[0] / _REFERENCE_SIZE_PX)
+
+Images = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageShifts:
+    """Where the images of a batch are cropped: int64 (B, W or 1, 2) rows and columns, 0 to twice the limit, a camera.
+
+    Source: RoboFlamingo's RandomShifts, 10 px (static) and 4 px (gripper) on images of 224 px. One shift a window by
+    default: a new one every frame, as in the released code, buries the motion between frames under noise.
+    """
+
+    static: Offsets
+    gripper: Offsets
+
+    @classmethod
+    def sample(cls, num_windows: int, num_frames: int, rng: np.random.Generator, kind: ShiftKind) -> ImageShifts | None:
+        """Sample the shifts of a whole batch, of which each process then takes its part; None where nothing is shifted."""
+        if kind == "none":
+            return None
+        static, gripper = (
+            sample_offsets(num_windows, num_frames, limit_px, rng, kind) for limit_px in (STATIC_SHIFT_PX, GRIPPER_SHIFT_PX)
+        )
+        return cls(static, gripper)
+
+    def part(self, chosen: slice) -> ImageShifts:
+        return ImageShifts(self.static[chosen], self.gripper[chosen])
+
+    def apply(self, static: Images, gripper: Images) -> tuple[Images, Images]:
+        """Shift the images of both cameras, uint8 (B, W, H, H, 3)."""
+        return shift_images(static, STATIC_SHIFT_PX, self.static), shift_images(gripper, GRIPPER_SHIFT_PX, self.gripper)
+
+
+def sample_offsets(num_windows: int, num_frames: int, limit_px: int, rng: np.random.Generator, kind: ShiftKind) -> Offsets:
+    """Sample up to `limit_px` pixels in both directions of both axes, once per window or per frame."""
+    return rng.integers(0, 2 * limit_px + 1, size=(num_windows, num_frames if kind == "frame" else 1, 2))
+
+
+def shift_images(images: Images, limit_px: int, offsets: Offsets) -> Images:
+    """Crop uint8 (B, W, H, H, 3) where `sample_offsets` says, the border repeated by `limit_px` pixels first."""
+    num_windows, num_frames, size = images.shape[:3]
+    offsets = np.broadcast_to(offsets, (num_windows, num_frames, 2))
+    border = (limit_px, limit_px)
+    padded = np.pad(images, ((0, 0), (0, 0), border, border, (0, 0)), mode="edge")
+    shifted = np.empty_like(images)
+    for window in range(num_windows):
+        for frame in range(num_frames):
+            row, column = offsets[window, frame]
+            shifted[window, frame] = padded[window, frame, row : row + size, column : column + size]
+    return shifted
+
 
 # Separate the streams of shifts and of instructions from the sampler's, which is sampled from the same seed.
 _SHIFT_STREAM: Final = 1

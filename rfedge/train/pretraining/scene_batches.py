@@ -18,7 +18,7 @@ from rfedge.errors import ConfigError
 from rfedge.language.tokenizer import IMAGE, InstructionTokenizer
 from rfedge.model import RoboFlamingo
 from rfedge.train.batches.image_text import NO_LABEL, pad_labelled
-from rfedge.train.batches.prefetch import Prefetch
+from rfedge.train.batches.loader import Prefetch
 from rfedge.train.batches.wording import Wording
 
 # N = frames, Q = texts (two a frame), T = tokens
