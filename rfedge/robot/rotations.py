@@ -38,16 +38,17 @@ def wrap_angle(angle_rad: Float64Array | float) -> Float64Array:
 
 
 def euler_to_matrix(euler_rad: Float64Array) -> Float64Array:
-    """Turn fixed-axis xyz angles (3,) into a rotation matrix (3, 3)."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(euler_rad), np.sin(euler_rad)
-    return np.array(
+    """Turn fixed-axis xyz angles (..., 3) into rotation matrices (..., 3, 3)."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(euler_rad).T, np.sin(euler_rad).T
+    columns = np.array(
         [
-            [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
-            [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
-            [-sy, cy * sx, cy * cx],
+            [cz * cy, sz * cy, -sy],
+            [cz * sy * sx - sz * cx, sz * sy * sx + cz * cx, cy * sx],
+            [cz * sy * cx + sz * sx, sz * sy * cx - cz * sx, cy * cx],
         ],
         dtype=np.float64,
     )
+    return np.ascontiguousarray(columns.T)
 
 
 def matrix_to_euler(matrix: Float64Array) -> Float64Array:

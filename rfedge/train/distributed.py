@@ -80,13 +80,9 @@ class Processes:
         """Return the first process's `text` in every process."""
         if self.world_size == 1:
             return text
-        encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        size = torch.tensor([len(encoded)])
-        dist.broadcast(size, src=0)
-        if not self.is_first:
-            encoded = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(encoded, src=0)
-        return bytes(encoded.tolist()).decode()
+        texts = [text]
+        dist.broadcast_object_list(texts, src=0)
+        return texts[0]
 
     def exchange_rows(self, table: torch.Tensor, shares: list[tuple[int, int]]) -> None:
         """Fill `table` in every process with the rows that each one made, from its share's first to before its last."""

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from rfedge.data.frames import Float64Array
+from rfedge.robot.rotations import euler_to_matrix
 
 STATIC_EYE_M: Final = np.array([2.871459009488717, -2.166602199425597, 2.555159848480571])
 _STATIC_TARGET_M: Final = np.array([-0.026242351159453392, -0.0302329882979393, 0.3920000493526459])
@@ -22,17 +23,6 @@ _TCP_BEYOND_HAND_M: Final = 0.14
 MOUNT_POSITION_M: Final = np.array([-0.1, 0.0, 0.0])  # in the frame of the hand
 MOUNT_EULER_RAD: Final = (1.3, 0.0, -1.57)
 _NEAREST_M: Final = 0.01
-
-
-def _rotations(euler_rad: Float64Array) -> Float64Array:
-    """Fixed-axis xyz angles (..., 3) -> matrices (..., 3, 3)."""
-    (cx, cy, cz), (sx, sy, sz) = (np.moveaxis(function(euler_rad), -1, 0) for function in (np.cos, np.sin))
-    rows = [
-        [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
-        [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
-        [-sy, cy * sx, cy * cx],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def _looking(forward: Float64Array, up: Float64Array) -> Float64Array:
@@ -46,7 +36,7 @@ def _looking(forward: Float64Array, up: Float64Array) -> Float64Array:
 STATIC_AXES: Final = _looking(_STATIC_TARGET_M - STATIC_EYE_M, _STATIC_UP)
 # The mount looks along its own +y and its picture's upper side is -z.
 _MOUNT_FROM_CAMERA: Final = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-_MOUNT_AXES: Final = _MOUNT_FROM_CAMERA @ _rotations(np.array(MOUNT_EULER_RAD)).T
+_MOUNT_AXES: Final = _MOUNT_FROM_CAMERA @ euler_to_matrix(np.array(MOUNT_EULER_RAD)).T
 
 
 def project_static(points_m: Float64Array) -> Float64Array:
@@ -56,7 +46,7 @@ def project_static(points_m: Float64Array) -> Float64Array:
 
 def project_gripper(points_m: Float64Array, tcp_pose: Float64Array) -> Float64Array:
     """World points (N, L, 3) -> (N, L, 2) in the picture of the hand at `tcp_pose` (N, 6), m and rad; NaN behind it."""
-    hand = _rotations(tcp_pose[:, 3:6])
+    hand = euler_to_matrix(tcp_pose[:, 3:6])
     from_tcp = (points_m - tcp_pose[:, None, :3]) @ hand  # into the frame of the hand
     from_tcp[..., 2] += _TCP_BEYOND_HAND_M
     return _pinhole((from_tcp - MOUNT_POSITION_M) @ _MOUNT_AXES.T, GRIPPER_FOV_DEG)

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from rfedge.data.frames import ACTION_SCALE
 from rfedge.envs.experts.script import POINTING_YAW_RAD, Anchor, Script, Situation, Waypoint, fixed
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout
@@ -21,7 +22,6 @@ _RESPONSE: Final = 0.49
 # Share by which the assumed target is moved to the one that the last movement tells: all of it at first, when nothing is
 # known about where an earlier task left the target, little later on. A blocked arm, which does not move, presses on.
 _TRUST: Final = 0.08
-_SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 # The commands never run further ahead of the tcp than this: near full stretch the joints cannot keep up, and a target
 # far ahead would pull the arm off its path.
 _MAX_LEAD_M: Final = 0.045
@@ -107,7 +107,7 @@ class Expert:
 
     def observe_executed(self, action: Float64Array) -> None:
         """Take note that `action` (7,) was sent instead of what `act` returned last."""
-        self._commanded = self._before + _SCALE * action[:6]
+        self._commanded = self._before + ACTION_SCALE * action[:6]
 
     def _begin_attempt(self, situation: Situation) -> None:
         grasp, approach = np.array(self._script.grasp_jitter_m), np.array(self._script.approach_jitter_m)

@@ -35,7 +35,7 @@ MATERIALS: Final[Mapping[str, RGB]] = {
 _SLOT_SHADE: Final = 0.72  # the bottom of a slot is in shadow
 _FLOOR: Final = ((1.0, 1.0, 1.0), (0.87, 0.87, 0.87))
 # CALVIN's picture is PyBullet's: colour x (a + (1 - a) I), I = (0.5 + 0.5 n.L) (1 - s + s visible), L towards the light.
-_SUN: Final = (-0.03, -0.2, 0.98)
+SUN: Final = (-0.03, -0.2, 0.98)
 _AMBIENT: Final = 0.51
 _SHADOW: Final = 0.3
 
@@ -58,7 +58,7 @@ class Look:
     grain_seed: int = 0
     floor: tuple[RGB, RGB] = _FLOOR  # the two colours of its squares
     materials: Mapping[str, RGB] = field(default_factory=lambda: MATERIALS)  # colour of every material of `MATERIALS`
-    sun: RGB = _SUN  # direction towards the light, in world axes
+    sun: RGB = SUN  # direction towards the light, in world axes
     gain: float = 1.0  # brightness of a face that looks straight into the light
     ambient: float = _AMBIENT  # of it, what a face that looks away keeps
     shadow: float = _SHADOW  # of the rest, what a shadow takes
@@ -138,6 +138,11 @@ def dress(model: Any, look: Look) -> None:
     slot = tuple(_SLOT_SHADE * value for value in look.wood.rgb)
     for name, rgb in {**look.materials, "slot": slot}.items():
         model.material(name).rgba[:3] = rgb
+    shine(model, look)
+
+
+def shine(model: Any, look: Look) -> None:
+    """Give a compiled scene its light."""
     # MuJoCo adds up max(0, n.L) of its lights: two opposite ones, the lower of negative strength, are linear in n.L.
     half = 0.5 * (1.0 - look.ambient)
     unlit, lit = look.gain * (1.0 - look.shadow) * half, look.gain * look.shadow * 2.0 * half

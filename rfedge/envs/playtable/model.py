@@ -16,9 +16,10 @@ import numpy as np
 from rfedge.envs.calvin import installation, meshes
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.looks import Looks
+from rfedge.envs.playtable import looks as shading
 from rfedge.envs.playtable import skin
 from rfedge.envs.playtable.layout import FACE_TILT_RAD, TableLayout, face_point
-from rfedge.envs.playtable.looks import dress, plain_look
+from rfedge.envs.playtable.looks import dress, plain_look, shine
 from rfedge.envs.playtable.shapes import add_meshes, numbers
 from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import cache_folder
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 SUBSTEPS: Final = 16  # physics steps per control step, so 480 Hz
 _TERM: Final = re.compile(r"[a-z_]+|[-+]?[0-9.]+")
 _SOURCES: Final = (".mtl", ".obj", ".png", ".stl", ".urdf")
-_CODE: Final = tuple(Path(module.__file__ or "") for module in (installation, meshes, skin))
+_CODE: Final = tuple(Path(module.__file__ or "") for module in (installation, meshes, shading, skin))
 
 
 def build_mjcf(layout: TableLayout) -> str:
@@ -95,6 +96,7 @@ def load_model(mujoco: Any, layout: TableLayout, looks: Looks = "playtable") -> 
         except ValueError as error:
             logger.warning("%s is built again: %s", path, error)
     model = skin.skin_model(mujoco, mjcf, layout.scene, data)
+    shine(model, plain_look(layout))
     try:
         with atomic_file(path) as temporary:
             mujoco.mj_saveModel(model, str(temporary), None)

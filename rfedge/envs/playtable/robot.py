@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from rfedge.data.frames import ACTION_SCALE
 from rfedge.data.robot import LOWER_RAD, UPPER_RAD
 from rfedge.envs.interface import ROBOT_STATE_SIZE, Float64Array, check_step
 from rfedge.envs.playtable.layout import BASE_POSITION_M
-from rfedge.messages import GRIPPER_OPEN, POSE_SIZE, POSITION_SCALE_M, ROTATION_SCALE_RAD
+from rfedge.messages import GRIPPER_OPEN, POSE_SIZE
 from rfedge.robot.rotations import euler_to_matrix, matrix_to_euler, rotation_vector
 
 HAND_OFFSET_M: Final = 0.107  # from the last joint frame to the hand, along z
@@ -97,7 +98,6 @@ _MAX_TORQUE_NM: Final = 200.0  # so hard presses an arm that is blocked
 # Its fingers close by 0.57 of the way within one control step, and grip hard enough for a 1 kg block to follow a full step.
 _FINGER_LAG_S: Final = 0.0395
 _GRIP_FORCE_N: Final = 200.0
-_SCALE: Final = np.array([POSITION_SCALE_M] * 3 + [ROTATION_SCALE_RAD] * 3)
 
 
 class RobotControl:
@@ -142,7 +142,7 @@ class RobotControl:
     def command(self, data: Any, action: Float64Array) -> None:
         """Add one relative action (7,) to the target and set the servos."""
         action = check_step(action)
-        self._target_pose = self._target_pose + _SCALE * action[:POSE_SIZE]
+        self._target_pose = self._target_pose + ACTION_SCALE * action[:POSE_SIZE]
         self._gripper_action = float(action[POSE_SIZE])
         self._joint_target = inverse(self._target_pose, self._joint_target)
 

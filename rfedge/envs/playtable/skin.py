@@ -17,6 +17,7 @@ from rfedge.envs.calvin.installation import Visual, read_visuals
 from rfedge.envs.calvin.meshes import TriangleMesh, read_mesh, simplify
 from rfedge.envs.interface import BLOCKS
 from rfedge.envs.playtable.layout import BASE_POSITION_M
+from rfedge.envs.playtable.looks import SUN
 from rfedge.robot.rotations import matrix_to_quaternion, quaternion_to_matrix
 
 _COLLISION_GROUP: Final = 3  # MuJoCo draws groups 0 to 2
@@ -33,12 +34,7 @@ _SHELL_CELL_M: Final = 0.010  # pinholes appear from 12 mm on
 _ARM_CELL_M: Final = 0.006
 _FINGER_CELL_M: Final = 0.002
 
-# --- light ------------------------------------------------------------------------------------------------------------
-_TO_LIGHT: Final = np.array([-0.03, -0.20, 0.98])
-_AMBIENT: Final = 0.51
-_SHADOW: Final = 0.3  # part of the intensity that a shadow takes
 _SHADOW_MAP_PIXELS: Final = 512  # 3 mm each; PyBullet's are as coarse, and twice as many cost 7 ms more for both cameras
-_SHADOW_MAP_HALF_M: Final = 0.8
 
 
 def skin_model(mujoco: Any, mjcf: str, scene: str, data: Path) -> Any:
@@ -75,29 +71,9 @@ class _Skin:
         mesh = self._add_mesh("pedestal", _rounded_cylinder(), (_PEDESTAL_RADIUS_M, _PEDESTAL_RADIUS_M, 0.5 * height_m))
         place = (x_m - _PEDESTAL_BEHIND_M, y_m, 0.5 * height_m)
         self._add_mesh_geom(self._spec.worldbody, mesh, np.ones(4), pos=place)
-        self._light()
-
-    def _light(self) -> None:
-        spec, to_light = self._spec, _TO_LIGHT / np.linalg.norm(_TO_LIGHT)
-        for light in list(spec.lights):
-            spec.delete(light)
-        head = spec.visual.headlight
-        head.ambient, head.diffuse, head.specular = np.zeros(3), np.zeros(3), np.zeros(3)
-        visible = 0.5 * (1.0 - _AMBIENT)
-        lit, unlit = _SHADOW * visible * 2.0, (1.0 - _SHADOW) * visible
-        head.ambient = np.full(3, _AMBIENT + unlit)
-        for direction, strength, casts in ((-to_light, unlit, False), (to_light, -unlit, False), (-to_light, lit, True)):
-            spec.worldbody.add_light(
-                type=self._mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-                dir=direction,
-                pos=-2.0 * direction,
-                diffuse=np.full(3, strength),
-                specular=np.zeros(3),
-                ambient=np.zeros(3),
-                castshadow=casts,
-            )
-        spec.visual.quality.shadowsize = _SHADOW_MAP_PIXELS
-        spec.visual.map.shadowclip = _SHADOW_MAP_HALF_M
+        self._spec.visual.quality.shadowsize = _SHADOW_MAP_PIXELS
+        sun = self._spec.light("sun")
+        sun.pos = 2.0 * np.array(SUN) / np.linalg.norm(SUN)  # from where its shadow map is drawn
 
     def _add_mesh_geom(self, body: Any, mesh: str, rgba: Any, **other: Any) -> None:
         shape = {"type": self._mujoco.mjtGeom.mjGEOM_MESH, "meshname": mesh, "rgba": rgba}
