@@ -30,6 +30,10 @@ class ChainRecord(Record):
     environment: EnvironmentIdentity  # what it was run in; renderer "none" when the agent did not look
     duration_s: float  # wall-clock time
 
+    @property
+    def key(self) -> int:
+        return self.index
+
 
 class TaskScore(Record):
     """One task over all chains; tasks that no chain reached have none."""

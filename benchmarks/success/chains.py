@@ -40,7 +40,7 @@ from rfedge.envs.language import LANGUAGES, choose_instruction
 from rfedge.envs.looks import redress
 from rfedge.errors import ConfigError, did_you_mean, one_of
 from rfedge.io.atomic import atomic_file
-from rfedge.io.journal import open_journal, read_journal
+from rfedge.io.journal import Journal, open_journal, read_journal
 from rfedge.jobs.processes import JobRunner, run_jobs
 from rfedge.jobs.progress import Count
 from rfedge.records.machine import provenance
@@ -55,7 +55,6 @@ from rfedge.runtimes.rollout.rollout_session import (
     Simulator,
     Subtask,
     close_session,
-    common_environment,
     open_session,
 )
 
@@ -172,23 +171,13 @@ def run_chains(
         journal = stack.enter_context(open_journal(folder / CHAINS_FILE, arguments))
         done = _parse(journal.records, folder / CHAINS_FILE)
         _check_same_chains(done, chains, folder)
-        environment = common_environment(plan.environment, (record.environment for record in done.values()))
         num_resumed = len(done)
-        if on_chain is not None:
-            on_chain(len(done), len(jobs))
+        run_missing(plan, journal, done, dict(enumerate(jobs)), _run_chain, workers, runner, on_chain)
         if num_resumed == len(jobs) and (folder / REPORT_FILE).is_file():
             before = ChainReport.model_validate_json((folder / REPORT_FILE).read_bytes())
             if before.conditions.num_chains == len(jobs):
                 # It says when and on what the chains were run; a new one would claim that it was here and now.
                 return before
-        stack.callback(close_session)  # of a run in this process
-        call = functools.partial(_run_chain, plan.setup(environment))
-        for _, record in runner(call, [job for job in jobs if job.index not in done], workers):
-            environment = record.environment.check_same(environment)  # workers may run on several machines
-            journal.append(record.model_dump(mode="json"))
-            done[record.index] = record
-            if on_chain is not None:
-                on_chain(len(done), len(jobs))
         records = [done[index] for index in range(len(jobs))]
         report = ChainReport(
             **provenance(),
@@ -208,6 +197,33 @@ def run_chains(
             temporary.write_text(json.dumps(calvin_results(records, plan.agent_name), indent=2) + "\n")
         report.write(folder / REPORT_FILE)
         return report
+
+
+def run_missing(
+    plan: ChainPlan,
+    journal: Journal,
+    done: dict[Any, Any],
+    jobs: Mapping[Any, Any],
+    call: Callable[[RolloutSetup, Any], Any],
+    workers: int,
+    runner: JobRunner,
+    on_job: Count | None,
+) -> None:
+    """Run those of `jobs` (key -> job) whose records are not in `done`, and add them there and to the journal."""
+    on_job = on_job or (lambda *_: None)
+    environment = plan.environment
+    for record in done.values():
+        environment = record.environment.check_same(environment)
+    on_job(len(done), len(jobs))
+    missing = [job for key, job in jobs.items() if key not in done]
+    try:
+        for _, record in runner(functools.partial(call, plan.setup(environment)), missing, workers):
+            environment = record.environment.check_same(environment)  # workers may run on several machines
+            journal.append(record.model_dump(mode="json"))
+            done[record.key] = record
+            on_job(len(done), len(jobs))
+    finally:
+        close_session()  # of a run in this process
 
 
 def read_chains(folder: Path) -> tuple[ChainRecord, ...]:
@@ -236,7 +252,7 @@ def _check_same_chains(done: Mapping[int, ChainRecord], chains: Sequence[Chain],
 
 
 def _parse(lines: Iterable[Mapping[str, Any]], path: Path) -> dict[int, ChainRecord]:
-    return {record.index: record for record in parse_lines(ChainRecord, lines, path, what="chain")}
+    return {record.key: record for record in parse_lines(ChainRecord, lines, path, what="chain")}
 
 
 def _run_chain(setup: RolloutSetup, job: _Job) -> ChainRecord:

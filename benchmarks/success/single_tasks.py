@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rfedge.benchmarks.success.chains import ChainPlan
+from rfedge.benchmarks.success.chains import ChainPlan, run_missing
 from rfedge.envs.experts import prepare_start
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS, check_task
@@ -20,7 +20,7 @@ from rfedge.jobs.progress import Count
 from rfedge.records.plan import check_least
 from rfedge.records.record import Record, parse_lines
 from rfedge.runtimes.rollout import RolloutRecord
-from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Subtask, close_session, common_environment, open_session
+from rfedge.runtimes.rollout.rollout_session import RolloutSetup, Subtask, open_session
 
 TRIALS_FILE: Final = "trials.jsonl"
 _TRIALS_SCHEMA_VERSION: Final = 2
@@ -82,19 +82,8 @@ def run_trials(
     with open_journal(path, arguments) as journal:
         done = {record.key: record for record in parse_lines(TrialRecord, journal.records, path, what="start")}
         _check_no_more(done.values(), plan.seed + starts_per_task - 1, output)
-        if on_trial is not None:
-            on_trial(len(done), len(trials))
-        environment = common_environment(plan.environment, (record.environment for record in done.values()))
-        call = functools.partial(_run_trial, plan.setup(environment), workers)
-        try:
-            for _, record in runner(call, [trial for trial in trials if trial.key not in done], workers):
-                environment = record.environment.check_same(environment)  # workers may run on several machines
-                journal.append(record.model_dump(mode="json"))
-                done[record.key] = record
-                if on_trial is not None:
-                    on_trial(len(done), len(trials))
-        finally:
-            close_session()  # of a run in this process
+        call = functools.partial(_run_trial, workers)
+        run_missing(plan, journal, done, {trial.key: trial for trial in trials}, call, workers, runner, on_trial)
     return tuple(done[trial.key] for trial in trials)
 
 
@@ -110,7 +99,7 @@ def _check_no_more(done: Iterable[TrialRecord], last: int, folder: Path) -> None
         )
 
 
-def _run_trial(setup: RolloutSetup, num_workers: int, trial: Trial) -> TrialRecord:
+def _run_trial(num_workers: int, setup: RolloutSetup, trial: Trial) -> TrialRecord:
     session = open_session(setup)
     prepare_start(trial.subtask.task, session.environment, trial.start)
     begun_s = time.perf_counter()

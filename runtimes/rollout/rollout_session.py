@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,15 +102,6 @@ class RolloutSession:
     def close(self) -> None:
         if "environment" in vars(self):
             self.environment.close()
-
-
-def common_environment(
-    before: EnvironmentIdentity | None, found: Iterable[EnvironmentIdentity]
-) -> EnvironmentIdentity | None:
-    """Return the one environment that all are, and `before` with them; None where there is nothing yet."""
-    for environment in found:
-        before = environment.check_same(before)
-    return before
 
 
 # Building a scene and loading a policy cost more than many tasks, so a worker keeps them from job to job; one that goes on

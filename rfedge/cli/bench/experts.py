@@ -19,7 +19,7 @@ def measure_experts(
     from rfedge.benchmarks.success import expert_success
     from rfedge.benchmarks.success.chains import ChainPlan, run_chains
     from rfedge.benchmarks.success.plan import parse_tasks
-    from rfedge.cli.bench.success_options import Worlds, kept_note
+    from rfedge.cli.bench.success import Worlds, kept_note
     from rfedge.cli.options import plan_of
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.reports import show_report, write_report

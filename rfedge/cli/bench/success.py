@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -9,16 +12,34 @@ import typer
 
 from rfedge.benchmarks.success.plan import SuccessPlan
 from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
-from rfedge.cli.bench.success_options import Num, Workers, Worlds
 from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.envs.interface import ENVIRONMENTS
+from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
+from rfedge.records.plan import Option
+from rfedge.runtimes.rollout.rollout_session import Simulator
 
 if TYPE_CHECKING:
     from rfedge.benchmarks.success.sweep import SweepReport
+    from rfedge.jobs.processes import JobRunner
 
 _CHAINS: Final = "Chains and tasks"
 _PRECISIONS: Final = "A checkpoint in several precisions"
 _EXPERTS: Final = "Scripted experts"
 _MACHINE: Final = "Machine"
+
+
+@dataclass(frozen=True)
+class Worlds:
+    env: Annotated[str, Option("Environment: playtable or calvin.", panel="Chains and tasks", choices=ENVIRONMENTS)] = (
+        "playtable"
+    )
+    scenes: Annotated[tuple[str, ...], Option("CALVIN scene, repeatable; the benchmark is scene D.", flag="--scene")] = ()
+    looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None
+    renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
+
+    def simulators(self, *, render: bool = True) -> tuple[Simulator, ...]:
+        scenes = self.scenes or ("D",)
+        return tuple(Simulator(self.env, scene, render, looks=self.looks, renderer=self.renderer) for scene in scenes)
 
 
 @with_options(SuccessPlan, Worlds, SweepPlan)
@@ -49,7 +70,9 @@ def success(
     mixed_budget: Annotated[
         str, typer.Option(help="With --precisions: budget of mixed.", rich_help_panel=_PRECISIONS)
     ] = "action_error=0.05",
-    num: Num = 200,
+    num: Annotated[
+        int, typer.Option(min=0, help="Number of evaluation chains, from the first of CALVIN's 1000; 0 for none.")
+    ] = 200,
     enriched: Annotated[
         bool, typer.Option("--enriched", help="Add rows with held-out instructions.", rich_help_panel=_CHAINS)
     ] = False,
@@ -77,7 +100,7 @@ def success(
             rich_help_panel=_EXPERTS,
         ),
     ] = False,
-    workers: Workers = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +127,6 @@ def success(
     from rfedge.benchmarks.success import report as library
     from rfedge.benchmarks.success.run import run_success
     from rfedge.cli.bench.precision_table import prepare_table
-    from rfedge.cli.bench.success_options import kept_note, open_workers
     from rfedge.cli.show.progress import kept_when_stopped, round_progress, stage_progress
     from rfedge.cli.show.reports import show_report
     from rfedge.envs.chains import make_chains
@@ -160,6 +182,24 @@ def success(
         library.assert_average_length(report, assert_average_length)
     if assert_share is not None:
         library.assert_share(report, assert_share)
+
+
+def kept_note(output: Path | None) -> str:
+    """Return what a measurement that is stopped says of what was finished."""
+    return f"what was finished is in {output}, the same command goes on" if output else "nothing was kept without --output"
+
+
+@contextmanager
+def open_workers(ray: str | None, workers: int) -> Iterator[tuple[JobRunner, str]]:
+    """Yield where jobs run, and what reports call it."""
+    from rfedge.jobs.processes import run_jobs
+    from rfedge.jobs.ray import RayWorkers
+
+    if ray is None:
+        yield run_jobs, "processes"
+        return
+    with RayWorkers(ray, workers) as cluster:
+        yield cluster, "ray"
 
 
 def _plot(report: SweepReport, plot: Path | None, output: Path | None) -> None:
