@@ -21,7 +21,6 @@ from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import Option, check_least
 from rfedge.records.statistics import Summary, summarise
 
-ENVIRONMENT_SPEED_SCHEMA_VERSION: Final = 1
 WARMUP_ROUNDS: Final = 3  # the first pictures of a software renderer compile its shaders
 NUM_RESETS: Final = 10
 # Poses are a random walk of small steps, so that the arm stays near its neutral pose and touches little.
@@ -45,14 +44,10 @@ class EnvironmentSpeedPlan:
 
 
 class EnvironmentSpeedReport(Measurement):
-    """The whole document.
-
-    Attributes:
-        versions: of this process; `simulator_versions` are those of a simulator that runs in a process of its own.
-    """
+    """`versions` are of this process, `simulator_versions` of a simulator that runs in one of its own."""
 
     format: Literal["rfedge-environment-speed"] = "rfedge-environment-speed"
-    schema_version: int = ENVIRONMENT_SPEED_SCHEMA_VERSION
+    schema_version: int = 1
     simulator_versions: dict[str, str]
     environment: str
     scene: str
@@ -69,12 +64,7 @@ class EnvironmentSpeedReport(Measurement):
 
 
 def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None = None) -> EnvironmentSpeedReport:
-    """Build the environment, time it and report; `on_round` counts warm-up and resets too.
-
-    Raises:
-        ConfigError: environment or scene is unknown.
-        BackendUnavailableError: the simulator or its renderer is missing.
-    """
+    """Build the environment, time it and report; `on_round` counts warm-up and resets too."""
     started_s = time.perf_counter()
     with make_environment(
         plan.env, looks=plan.looks, renderer=plan.renderer, scene=plan.scene, seed=plan.seed

@@ -53,13 +53,10 @@ _SETTLE_S: Final = 0.02  # before a call, for the other's threads to sleep
 
 @dataclass(frozen=True)
 class IsolatedPlan:
-    """Plan beside `LatencyPlan`, whose bundles, checkpoint, backend, instruction, threads and seed count.
-
-    Attributes:
-        baselines: the dynamic ones are made of the first fp32 bundle, and kept nowhere.
-    """
+    """Plan beside `LatencyPlan`, whose bundles, checkpoint, backend, instruction, threads and seed count."""
 
     latency: LatencyPlan
+    # the dynamic ones are made of the first fp32 bundle, and kept nowhere
     baselines: Annotated[
         tuple[str, ...],
         Option(
@@ -73,49 +70,33 @@ class IsolatedPlan:
     calls: Annotated[int, Option("With --isolate: timed calls per process, in turn with the first bundle.")] = 5
 
     def __post_init__(self) -> None:
-        """Refuse a plan that measures nothing.
-
-        Raises:
-            ConfigError: no round or call, or a baseline of a checkpoint without one.
-        """
+        """Raise ConfigError without a round or call, or for a baseline of a checkpoint without one."""
         check_least(1, {"rounds": self.rounds, "calls": self.calls, "threads": self.latency.settings.threads})
         if "pytorch-bf16" in self.baselines and self.latency.checkpoint is None:
             raise ConfigError("--baseline pytorch-bf16", got="no checkpoint", expected="--checkpoint DIR", remedy="Pass it.")
 
 
 class IsolatedRow(Record):
-    """One variant.
-
-    Attributes:
-        call_ms: whole policy calls of all rounds.
-        speedup: over the first row, called in turn with it; None where a row could not run.
-        peak_bytes: highest resident memory of its process, the largest of all rounds.
-        failed: why it could not run.
-    """
+    """One variant."""
 
     name: str
-    call_ms: Summary | None = None
+    call_ms: Summary | None = None  # whole policy calls of all rounds
     backbone_ms: Summary | None = None
     head_ms: Summary | None = None
-    speedup: Ratio | None = None
-    peak_bytes: int | None = None
+    speedup: Ratio | None = None  # over the first row, called in turn with it
+    peak_bytes: int | None = None  # highest resident memory of its process, the largest of all rounds
     load_s: float | None = None
-    failed: str | None = None
+    failed: str | None = None  # why it could not run
 
 
 class IsolatedLimit(Record):
-    """The work of the plain policy, all blocks and no merged tokens, at the machine's measured rates.
+    """The work of the plain policy, all blocks and no merged tokens, at the machine's measured rates."""
 
-    Attributes:
-        int8_ops, fp32_flops: per second, measured MatMuls of 128 x 1024 x 1024.
-        bandwidth_bytes: per second, measured copies.
-        int8_ms, fp32_ms: one policy call at these rates.
-        int8_share, fp32_share: of this limit that our bundles reach.
-    """
-
+    # int8_ops, fp32_flops: per second, measured MatMuls of 128 x 1024 x 1024
     int8_ops: float
     fp32_flops: float
-    bandwidth_bytes: float
+    bandwidth_bytes: float  # per second, measured copies
+    # int8_ms, fp32_ms: one policy call at these rates; shares: of this limit that our bundles reach
     int8_ms: float
     fp32_ms: float
     int8_share: float | None
@@ -144,12 +125,7 @@ _Row = ProcessJob | str  # what a row runs, or why it cannot
 
 
 def run_isolated(plan: IsolatedPlan, *, progress: StageProgress = lambda *_: None) -> IsolatedReport:
-    """Time every row.
-
-    Raises:
-        ArtifactError: a bundle is damaged.
-        ConfigError: the reference, or a bundle, cannot run.
-    """
+    """Time every row; raises ConfigError where a bundle cannot run, unlike a baseline."""
     bundles = {name: load_bundle(path, verify=False) for name, path in _named_bundles(plan.latency.bundles).items()}
     with _rows(plan, bundles, progress) as rows:
         return _measure(plan, bundles, rows, progress)

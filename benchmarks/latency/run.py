@@ -123,17 +123,10 @@ def run_latency(
     inputs: str = "seeded noise",
     on_round: Count | None = None,
 ) -> LatencyReport:
-    """Load every variant, time them and report.
+    """Load every variant, time them and report; `on_round` counts warm-up too.
 
-    Args:
-        observations: frames all variants see in the same order; None samples them from `plan.seed`.
-        inputs: what the observations are, for the report.
-        on_round: called with (rounds done, rounds in all), warm-up included.
-
-    Raises:
-        ArtifactError: a bundle or the checkpoint cannot be loaded.
-        ConfigError: `execute_steps` exceeds a policy's chunk size.
-        BackendUnavailableError: a checkpoint was given and torch is missing, or this user may not have the priority.
+    All variants see the `observations` in the same order, sampled from the seed where none are given; `inputs` says in the
+    report what they are.
     """
     with ExitStack() as stack:
         # Around the loading, too: the threads of a session are begun with it.
@@ -236,11 +229,7 @@ def measure_latency(
 
 def assert_faster(report: LatencyReport) -> None:
     """Check int8 < fp32 < torch by median total, each beyond the noise floor: the farthest from 1 that two equal variants
-    reach.
-
-    Raises:
-        ConfigError: the report lacks one of the three.
-        GateError: a step of the order does not hold; the text has the measured ratio and the floor.
+    reach. Raises ConfigError where one of the three is not in the report, GateError where one is not faster.
     """
     by_kind: dict[str, list[str]] = {"int8": [], "fp32": [], "torch": []}
     for variant in report.variants:
@@ -303,10 +292,8 @@ def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Varia
 def _sample(
     variants: list[_Variant], observations: Sequence[Observation], plan: LatencyPlan, execute_steps: int
 ) -> tuple[ResourceRecord | None, dict[str, ResourceRecord]]:
-    """Call every variant but the one that is there twice in a row, each under a sampler of its own.
-
-    Apart from the timings: there the variants take turns, so that nobody can say whose joules they were, and a sampler
-    would take part.
+    """Call each variant in a row under a sampler of its own; in turn, as for the timings, nobody could say whose joules they
+    were.
     """
     if not plan.resource_seconds:
         return None, {}

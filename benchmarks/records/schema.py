@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
@@ -11,8 +11,6 @@ from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
 from rfedge.records.resources import ResourceRecord
 from rfedge.records.statistics import Ratio, Summary
-
-LATENCY_SCHEMA_VERSION: Final = 1
 
 
 class LatencyConditions(Record):
@@ -71,7 +69,7 @@ class Comparison(Record):
 
 class LatencyReport(Measurement):
     format: Literal["rfedge-latency"] = "rfedge-latency"
-    schema_version: int = LATENCY_SCHEMA_VERSION
+    schema_version: int = 1
     conditions: LatencyConditions
     peak_rss_bytes: int | None
     variants: tuple[VariantResult, ...]

@@ -66,12 +66,7 @@ def build_report(
     *,
     progress: StageProgress = lambda *_: None,
 ) -> Report:
-    """Read records in files and folders, join and render them; `pictures` are GIF, PNG or JPEG files, and folders of GIFs.
-
-    Raises:
-        ArtifactError: a file is missing or no record, there is no record, or a picture is none.
-        BackendUnavailableError: matplotlib is not installed.
-    """
+    """Read records in files and folders, join and render them; `pictures` are GIF, PNG or JPEG files, or folders of GIFs."""
     check_matplotlib("a report")
     collection = collect(sources, on_file=lambda done, total: progress("records", done, total))
     shown = [_picture(path) for path in _picture_files(pictures)]

@@ -51,10 +51,8 @@ class Collection:
 
 
 def collect(paths: Sequence[Path], *, on_file: Count = lambda *_: None) -> Collection:
-    """Read every JSON file that is named, and every one at any depth of the folders that are named.
-
-    A file in a folder that is no record is left out with the reason; the same content under two names is taken once. Raises
-    ArtifactError if a path does not exist, a file that was named is no record, or there is no record at all.
+    """Read every JSON file that is named, and every one at any depth of the folders that are named; what is no record is
+    left out with the reason, unless it was named. The same content under two names is taken once.
     """
     collection = Collection([], [])
     files = [(path, name, file) for path in paths for name, file in _files(path)]

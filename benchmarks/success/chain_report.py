@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
 from rfedge.records.statistics import Mean, Proportion, mean_with_interval, proportion
 from rfedge.runtimes.rollout import RolloutRecord
-
-CHAINS_SCHEMA_VERSION: Final = 1
 
 
 class ChainRecord(Record):
@@ -54,14 +52,10 @@ class ChainConditions(Record):
 
 
 class ChainReport(Measurement):
-    """The whole document.
-
-    Attributes:
-        renderer, looks: what drew the images and what they showed; looks None in records that are older than the field.
-    """
+    """The whole document; `renderer` drew the images."""
 
     format: Literal["rfedge-chains"] = "rfedge-chains"
-    schema_version: int = CHAINS_SCHEMA_VERSION
+    schema_version: int = 1
     conditions: ChainConditions
     renderer: str
     average_length: Mean  # mean number of subtasks solved in a row
@@ -72,7 +66,7 @@ class ChainReport(Measurement):
     wall_seconds: float  # of the call that finished the run; it did not run the `num_resumed` chains it found done
     num_workers: int
     num_resumed: int
-    looks: str | None = None
+    looks: str | None = None  # what they showed; None in records that are older than the field
 
 
 def average_length(records: Sequence[ChainRecord], *, seed: int) -> Mean:

@@ -113,22 +113,10 @@ def record_episode(
 ) -> Episode:
     """Record `task`, and whatever follows it, once from a random start.
 
-    A task that the expert failed at is left out with its frames unless it is the first; one that a driver failed at is
-    kept. With `RecordingOptions.takeover_steps` there may be none at all, then without success and without frames.
-
-    Args:
-        task: a task that has an expert, see `rfedge.envs.experts.EXPERT_TASKS`.
-        scene: "A" to "D".
-        seed: with task, scene, options and driver decides everything, images included.
-        environment: one of the same scene to use again; building one costs more than an episode's first frames. In a
-            PlayTable the result does not depend on what was done with it before. None makes a PlayTable.
-        options: None for one task, done by its expert and without noise.
-        driver: a policy in its loop that acts in the expert's place, who then only labels, or takes over; None for the
-            expert.
-
-    Raises:
-        ConfigError: the task has no expert, the environment shows another scene, or an option is out of range.
-        BackendUnavailableError: no simulator or renderer.
+    A task that the expert failed at is left out with its frames unless it is the first; one that a driver failed at is kept.
+    With `RecordingOptions.takeover_steps` there may be none at all, then without success and without frames. Task, scene,
+    seed, options and `driver`, a policy in its loop that acts in the expert's place, decide everything, images included; an
+    `environment` of the same scene is used again, because building one costs more than an episode's first frames.
     """
     check_task(task)
     options = options or RecordingOptions()

@@ -26,7 +26,6 @@ from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
 from rfedge.runtimes.rollout.episode import success_check
 
-EXPERT_SUCCESS_SCHEMA_VERSION: Final = 1
 # What the project asks of its experts: nearly always on most tasks, and on none rarely.
 MOST_TASKS: Final = 30
 MOST_RATE: Final = 0.95
@@ -62,7 +61,7 @@ class ExpertTaskScore(Record):
 
 class ExpertSuccessReport(Measurement):
     format: Literal["rfedge-expert-success"] = "rfedge-expert-success"
-    schema_version: int = EXPERT_SUCCESS_SCHEMA_VERSION
+    schema_version: int = 1
     environment: str
     scene: str
     episodes: int
@@ -79,12 +78,7 @@ class ExpertSuccessReport(Measurement):
 
 
 def run_expert_success(plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Count | None = None) -> ExpertSuccessReport:
-    """Run every task's expert from its starts, without rendering; the number of workers changes no result.
-
-    Raises:
-        ConfigError: environment or scene is unknown.
-        BackendUnavailableError: the simulator is missing.
-    """
+    """Run every task's expert from its starts, without rendering; the number of workers changes no result."""
     started_s = time.perf_counter()
     rollouts: dict[str, tuple[RolloutRecord, ...]] = {}
     for task, found in run_jobs(functools.partial(_roll_out, plan), plan.tasks, workers):
@@ -105,12 +99,8 @@ def run_expert_success(plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Co
 
 
 def assert_success(report: ExpertSuccessReport) -> None:
-    """Check that at least 30 tasks are solved in 95 % of their starts, and every one in 80 %.
-
-    Fewer than 30 measured tasks must all reach 95 %.
-
-    Raises:
-        GateError: one of the two does not hold; the text has the numbers.
+    """Raise GateError unless 30 tasks, or all where fewer were measured, are solved in 95 % of their starts, and every one
+    in 80 %.
     """
     rates = {task: score.success.value for task, score in report.tasks.items()}
     worst = min(rates, key=lambda task: rates[task])

@@ -22,7 +22,6 @@ from rfedge.records.machine import Measurement, provenance
 from rfedge.records.plan import Option, check_least
 from rfedge.records.record import Record
 
-LOOKS_SCHEMA_VERSION: Final = 1
 # A state is a moment of an expert's work: most tasks are done within so many control steps.
 MAX_MOMENT: Final = 50
 SHEET_ROWS: Final = 6
@@ -68,7 +67,7 @@ class PictureDifference(Record):
 
 class LooksReport(Measurement):
     format: Literal["rfedge-looks"] = "rfedge-looks"
-    schema_version: int = LOOKS_SCHEMA_VERSION
+    schema_version: int = 1
     simulator_versions: dict[str, str]
     scene: str
     # real_renderer, renderer: what drew the real pictures, and PlayTable's
@@ -80,12 +79,7 @@ class LooksReport(Measurement):
 
 
 def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[RenderedState]]:
-    """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state in one look as one.
-
-    Raises:
-        ConfigError: the scene is unknown.
-        BackendUnavailableError: calvin_env, MuJoCo or a renderer is missing.
-    """
+    """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state once in each look."""
     done, total = 0, plan.states * (1 + len(plan.looks))
 
     def count() -> None:

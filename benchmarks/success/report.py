@@ -5,7 +5,7 @@ The sweep's document, see `rfedge.benchmarks.success.sweep`, holds the same rows
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -15,7 +15,6 @@ from rfedge.records.machine import Measurement
 from rfedge.records.record import Record
 from rfedge.records.statistics import Mean, Proportion, Ratio, Summary
 
-SUCCESS_SCHEMA_VERSION: Final = 1
 # closed-loop: every frame, as it was trained. jump-step: every k-th frame, as it was trained. open-loop: every k-th frame
 # although it was trained on every one. other: trained on every s-th frame and run on every k-th, k not s.
 Kind = Literal["closed-loop", "open-loop", "jump-step", "other"]
@@ -84,12 +83,7 @@ class Paired(Record):
 
 
 class SuccessRow(Record):
-    """One policy run in one way.
-
-    Attributes:
-        renderer, looks: what drew the images and what they showed; the same in all rows. No looks in records that are older
-            than the field.
-    """
+    """One policy run in one way."""
 
     name: str  # label, steps, ensemble, scene and language; unique in the document
     policy: str
@@ -114,6 +108,7 @@ class SuccessRow(Record):
     num_control_steps: int  # of all chains and starts
     rollout_seconds: float  # wall-clock time of all chains and starts added up, and so over all workers
     num_workers: int  # of the call that finished the row
+    # renderer, looks: what drew the images and what they showed, the same in all rows; no looks in older records
     renderer: str
     # decay of the temporal ensemble that was played, see `rfedge.runtimes.control.ensembling`; None without one
     ensemble: float | None = None
@@ -158,7 +153,7 @@ class SuccessConditions(Record):
 
 class SuccessReport(Measurement):
     format: Literal["rfedge-success"] = "rfedge-success"
-    schema_version: int = SUCCESS_SCHEMA_VERSION
+    schema_version: int = 1
     conditions: SuccessConditions
     policies: tuple[PolicyRecord, ...]
     rows: tuple[SuccessRow, ...]

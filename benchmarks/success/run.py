@@ -58,20 +58,9 @@ def run_success(
 ) -> SuccessReport:
     """Run every row, or what an earlier call left of it, and report.
 
-    Args:
-        chains: the same for every row; empty for single tasks alone.
-        output: folder for one folder a row and `success.json`. None keeps nothing.
-        workers: processes; no result but the times depends on it.
-        runner: where they run, and `executor` what the report calls it.
-        executor: see `runner`.
-        on_progress: called with (chains and starts done, chains and starts in all) over all rows together.
-
-    Raises:
-        ConfigError: the plan has nothing to run or something that is not possible, or `output` holds another run, or one
-            begun in another environment.
-        ArtifactError: a bundle or a journal in `output` is damaged.
-        ContractError: a bundle does not know an instruction.
-        BackendUnavailableError: the simulator, its renderer or the backend is not on this machine.
+    `chains` are the same for every row; empty for single tasks alone. `output` gets one folder a row and `success.json`;
+    None keeps nothing. The jobs run where `runner` runs them, which the report calls `executor`; no result but the times
+    depends on the number of workers. `on_progress` counts chains and starts over all rows together.
     """
     check_least(1, {"chains and single tasks": len(chains) + plan.starts_per_task}, remedy="Raise --num or --single-tasks.")
     begun_s = time.perf_counter()

@@ -70,11 +70,7 @@ def run_trials(
     runner: JobRunner = run_jobs,
     on_trial: Count | None = None,
 ) -> tuple[TrialRecord, ...]:
-    """Run every start of every task, or those that an earlier call did not finish; return them task by task.
-
-    The starts are `plan.seed`, `plan.seed` + 1, ...; `output` gets `trials.jsonl`, one line a start in the order in which
-    they end.
-    """
+    """Run every start of every task, from `plan.seed` on, or what an earlier call left of them; return them task by task."""
     check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")
     trials = make_trials(plan, starts_per_task, tasks)
     arguments = {"schema_version": _TRIALS_SCHEMA_VERSION, **plan.arguments(), "tasks": list(tasks)}

@@ -36,8 +36,6 @@ from rfedge.runtimes.backends.registry import import_backend
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.rollout.policy_source import TorchPolicy
 
-SWEEP_SCHEMA_VERSION: Final = 1
-
 
 class SweepRow(Record):
     """Latency beside one row of the success."""
@@ -55,7 +53,7 @@ class SweepRow(Record):
 
 class SweepReport(Measurement):
     format: Literal["rfedge-sweep"] = "rfedge-sweep"
-    schema_version: int = SWEEP_SCHEMA_VERSION
+    schema_version: int = 1
     success: SuccessReport  # of every combination; those that are not possible are in its `not_possible`
     latency: LatencyReport  # of every bundle, measured after the rollouts and beside none
     rows: tuple[SweepRow, ...]  # one for each of `success.rows`, in their order
@@ -112,12 +110,7 @@ class SweepPlan:
 def finish_sweep(
     plan: SweepPlan, success: SuccessReport, output: Path | None = None, *, on_round: Count | None = None
 ) -> SweepReport:
-    """Time the bundles, unless an earlier call did, and join the times with their success; `output` is the rollouts' folder.
-
-    Raises:
-        ArtifactError: a bundle is damaged.
-        BackendUnavailableError: the backend is not on this machine.
-    """
+    """Time the bundles, unless an earlier call did, and join it with their success; `output` is the rollouts' folder."""
     timing = plan.latency
     latency = None if output is None else _stored_latency(output / LATENCY_FILE, timing)
     if latency is None:

@@ -26,11 +26,7 @@ _CHECKED: Final = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL
 
 
 class Journal:
-    """An open journal; made by `open_journal`.
-
-    Attributes:
-        records: what was in it when it was opened, in the order of writing.
-    """
+    """An open journal; made by `open_journal`."""
 
     def __init__(self, file: FileIO, path: Path, records: tuple[dict[str, Any], ...]) -> None:
         self._file = file
@@ -50,16 +46,8 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
-    """Open or begin the journal of the run that `arguments` decide; a half-written last line is cut off.
-
-    Without a record nothing stays behind.
-
-    Args:
-        path: the file; its folder must be new, empty or that of the same run.
-
-    Raises:
-        ConfigError: the folder holds something else or a run with other arguments, or another process has it open.
-        ArtifactError: a whole line is not as it was written, or the disk is full or cannot be written.
+    """Open or begin the journal of the run that `arguments` decide, in a folder that is new, empty or that of the same run;
+    a half-written last line is cut off, and without a record nothing stays behind.
     """
     refuse_other_content(path, f"something without a {path.name}")
     is_new_folder = not path.parent.exists()

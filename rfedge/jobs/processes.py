@@ -31,13 +31,8 @@ class JobRunner(Protocol):
 
 
 def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Yield every job with its result, each as soon as it is there; with one worker they run here.
-
-    With more, `call` must be a top-level function or a partial of one.
-
-    Raises:
-        BackendUnavailableError: a worker process died.
-        ConfigError: more workers than any machine of this size could hold.
+    """Yield every job with its result, each as soon as it is there; with one worker they run here, with more `call` must be
+    a top-level function or a partial of one.
     """
     most = max(_MOST_WORKERS, _MOST_PER_CORE * (os.cpu_count() or 1))
     if workers > most:

@@ -19,14 +19,10 @@ _CONNECT_S: Final = 10.0
 
 
 class RayWorkers:
-    """A connection to Ray; use it as a context manager.
+    """A connection to Ray; use it as a context manager. Each job is a task of one CPU, at most `workers` of them at once.
 
-    Each job is a task of one CPU. The same rfedge must be installed on every node, and files that jobs name (bundles) must
-    lie at the same path there. Results come back here, so the journal of a run stays on this machine.
-
-    Args:
-        address: "local" starts a Ray of `workers` CPUs on this machine; "auto", "HOST:PORT" and "ray://HOST:PORT" join one.
-        workers: most tasks at once.
+    The same rfedge must be installed on every node, and files that jobs name (bundles) must lie at the same path there. The
+    address "local" starts a Ray on this machine; "auto", "HOST:PORT" and "ray://HOST:PORT" join one.
     """
 
     def __init__(self, address: str, workers: int) -> None:

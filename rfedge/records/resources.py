@@ -21,10 +21,8 @@ class TemperatureRecord(Record):
 
 
 class ResourceRecord(Record):
-    """Resources of one stretch of time.
-
-    Attributes:
-        power_reason, temperatures_reason: why there is nothing, or nothing more; "" when nothing is missing.
+    """Resources of one stretch of time; the reasons say why there is nothing, or nothing more, and are "" when nothing is
+    missing.
     """
 
     duration_s: float

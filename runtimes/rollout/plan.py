@@ -49,11 +49,7 @@ class ServerAddress:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Policy, task and loop of a run.
-
-    Attributes:
-        bundle, server: where the policy is, one of the two; a run with a server always holds the rate.
-    """
+    """Policy, task and loop of a run: a bundle or a server, which always holds the rate."""
 
     bundle: Annotated[
         Path | None,

@@ -66,12 +66,7 @@ class RecordedEpisodeRobot:
 
     @classmethod
     def open(cls, path: Path, segment: int = 0, *, split: str | None = None) -> RecordedEpisodeRobot:
-        """Show language segment number `segment` of a dataset in CALVIN's format.
-
-        Raises:
-            DatasetError: the dataset is missing or damaged.
-            ConfigError: it has no such segment.
-        """
+        """Show language segment number `segment` of a dataset in CALVIN's format."""
         dataset = CalvinDataset.open(path, split=split)
         if not 0 <= segment < len(dataset.segments):
             remedy = "`rfedge demos inspect` lists the segments."

@@ -90,17 +90,9 @@ def replay_run(
 ) -> ReplayReport:
     """Run the record at `path` again, up to the first action that differs.
 
-    Args:
-        path: a file of `rfedge run --record`.
-        bundle: where the bundle is now; None is where it was.
-        from_frames: show the frames of `--record-frames` instead of running the simulator.
-        tolerance: how far an action's number may be off, in the action's own units (-1 to 1); a gripper that opens where it
-            closed is off by 2.
-
-    Raises:
-        ArtifactError: the record is damaged, or the bundle is missing or another one.
-        ConfigError: a tolerance without frames: a simulator would go its own way after the first difference.
-        ContractError: the policy refuses what it took when the run was recorded.
+    `bundle` is where the bundle is now, None where it was. `from_frames` shows the frames of `--record-frames` instead of
+    running the simulator. `tolerance` is how far a number of an action may be off, in the action's own units (-1 to 1); a
+    gripper that opens where it closed is off by 2.
     """
     if tolerance and not from_frames:
         raise ConfigError(

@@ -15,12 +15,7 @@ _TIMELINE: Final = "control_step"
 
 
 class RerunLog:
-    """Writes one run to a file that `rerun FILE.rrd` shows, up to its last whole part if it is killed.
-
-    Raises:
-        ConfigError: the name does not end in .rrd.
-        BackendUnavailableError: rerun-sdk is not installed.
-    """
+    """Writes one run to a file that `rerun FILE.rrd` shows, up to its last whole part if it is killed."""
 
     def __init__(self, path: Path) -> None:
         if path.suffix != RERUN_SUFFIX:

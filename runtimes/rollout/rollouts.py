@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -34,12 +34,10 @@ from rfedge.runtimes.rollout.run_files import RunFiles
 if TYPE_CHECKING:
     from rfedge.machine.power.sampler import Sampler
 
-ROLLOUT_SCHEMA_VERSION: Final = 3
-
 
 class RolloutReport(Record):
     format: Literal["rfedge-rollouts"] = "rfedge-rollouts"
-    schema_version: int = ROLLOUT_SCHEMA_VERSION
+    schema_version: int = 3
     bundle: str  # its folder, or the address of the server
     policy: str
     precision: str
@@ -87,17 +85,8 @@ def run_rollouts(
 ) -> RolloutReport:
     """Load the bundle, open the environment, run every episode and write film and record if they are wanted.
 
-    Args:
-        on_load: called with the loaded bundle, before the simulator is opened.
-        on_step: called with (episode from 0, step) after each control step.
-        stop: ends the run between two steps.
-
-    Raises:
-        ArtifactError: the bundle cannot be loaded.
-        PolicyUnavailableError: the server cannot be reached at the start.
-        ContractError: the bundle does not know the instruction, or its action is not finite.
-        ConfigError: mode, execute_steps, task, environment, scene or a file's name is not possible.
-        BackendUnavailableError: the simulator or the film writer is not installed.
+    `on_load` is called with the loaded bundle before the simulator is opened, `on_step` with (episode from 0, step) after
+    each control step; `stop` ends the run between two steps.
     """
     goal, stop = choose_goal(plan.task, plan.instruction), stop or StopRequest()
     with ExitStack() as stack:

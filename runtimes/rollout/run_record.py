@@ -41,14 +41,13 @@ FRAMES_SUFFIX: Final = ".frames"
 _HASH_BYTES: Final = 8
 _TEMPORARY: Final = ".partial.npz"
 _MAX_RECORD_BYTES: Final = 1 << 30  # a million steps and more
-RUN_SCHEMA_VERSION: Final = 2  # 1 prepared other starts from the same seeds
 Seven = Annotated[tuple[float | None, ...], Field(min_length=7, max_length=7)]
 
 
 class RunHeader(Record):
     kind: Literal["header"] = "header"
     format: Literal["rfedge-run"] = "rfedge-run"
-    schema_version: Literal[2] = RUN_SCHEMA_VERSION
+    schema_version: Literal[2] = 2  # 1 prepared other starts from the same seeds
     recorded_at: str
     bundle: str
     manifest_sha256: str  # of its manifest, which holds the hash of every other file
@@ -68,11 +67,7 @@ class EpisodeLine(Record):
 
 
 class StepLine(Record):
-    """One control step.
-
-    Attributes:
-        lag_ms, overdue_ms, elapsed_ms, age_steps, age_ms: see `rfedge.runtimes.control.modes.ControlStep`.
-    """
+    """One control step; times and ages are those of `rfedge.runtimes.control.modes.ControlStep`."""
 
     kind: Literal["step"]
     episode: int
@@ -312,12 +307,7 @@ def _frame_name(episode: int, step: int) -> str:
 
 
 def read_frame(folder: Path, episode: int, step: int) -> Observation:
-    """Return the frame that a record with frames kept for a control step.
-
-    Raises:
-        ArtifactError: there is none, or it is damaged.
-        ContractError: its arrays are of another shape.
-    """
+    """Return the frame that a record with frames kept for a control step; raises ArtifactError or ContractError."""
     path = folder / f"{_frame_name(episode, step)}.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:

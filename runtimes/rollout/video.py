@@ -19,12 +19,7 @@ _GRIPPER_ZOOM: Final = 2  # 84 -> 168 pixels, so that the small camera fills the
 
 
 class VideoRecorder:
-    """Gathers frames and writes them in one go, so that a killed run leaves no half film.
-
-    Raises:
-        ConfigError: the name does not end in .gif or .mp4.
-        BackendUnavailableError: pillow (for .gif) or imageio-ffmpeg (for .mp4) is not installed.
-    """
+    """Gathers frames and writes them in one go, so that a killed run leaves no half film."""
 
     def __init__(self, path: Path, rate_hz: float) -> None:
         suffix = path.suffix.lower()

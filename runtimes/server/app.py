@@ -49,12 +49,8 @@ class _RequestFailed(Exception):  # noqa: N818 - an answer, not a fault of ours
 
 
 class PolicyServer:
-    """Serves one policy until `stop`.
-
-    Args:
-        policy: the server's thread uses it alone from now on, the caller closes it.
-        token: what clients must carry in their Authorization header, or None.
-        tls: from `security.tls_context`, or None.
+    """Serves one policy until `stop`; its thread uses the policy alone from now on, the caller closes it. Clients must carry
+    the `token` in their Authorization header where there is one.
     """
 
     def __init__(

@@ -66,11 +66,7 @@ class Request:
 
 
 def parse_request(message: Mapping[str, Any], rules: RequestRules) -> Request:
-    """Check a decoded message; the images are neither copied nor scaled here.
-
-    Raises:
-        ContractError: a field is unknown, missing, or has another type, shape or dtype; the text names it.
-    """
+    """Check a decoded message, whose images are neither copied nor scaled here; ContractError names the field."""
     resets = message.get("reset", False)
     if not isinstance(resets, bool):
         raise _refused("reset", f"a {type(resets).__name__}", "true or false", "Send reset: true, or leave it out.")

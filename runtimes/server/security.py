@@ -18,12 +18,8 @@ MAX_TOKEN_CHARACTERS: Final = 512
 
 
 def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the token of `file`, else of the environment variable `TOKEN_VARIABLE`, else None.
-
-    Never a flag: every user of a machine can read the command lines of its processes.
-
-    Raises:
-        ConfigError: the file cannot be read, or the token, which the text does not hold, is unfit.
+    """Return the token of `file`, else of the environment variable `TOKEN_VARIABLE`, else None; never of a flag: every user
+    of a machine can read the command lines of its processes.
     """
     if file is None:
         source, text = f"${TOKEN_VARIABLE}", environment.get(TOKEN_VARIABLE)
@@ -89,11 +85,7 @@ def check_exposure(host: str, token: str | None, *, insecure: bool) -> None:
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """Return the server's side of TLS 1.2 or newer, or None without files.
-
-    Raises:
-        ConfigError: only one of the two is given, a file cannot be read, or they do not belong together.
-    """
+    """Return the server's side of TLS 1.2 or newer, or None without files."""
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:

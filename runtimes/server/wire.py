@@ -56,23 +56,15 @@ class MalformedError(ContractError):
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Pack one message: names to None, bool, int, float, str, lists or maps of these, and arrays of `ALLOWED_DTYPES`.
-
-    Raises:
-        ContractError: an array has another dtype.
-        TypeError: another type of value.
-    """
+    """Pack one message: names to None, bool, int, float, str, lists or maps of these, and arrays of `ALLOWED_DTYPES`."""
     packed = msgpack.packb(message, default=_pack_array)
     assert isinstance(packed, bytes)
     return packed
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """Unpack one message; its arrays are read-only views of `data`'s parts.
-
-    Raises:
-        MalformedError: it is not one msgpack map, lies about a size or exceeds a limit of this module; the text says which.
-        ContractError: a value has a type, dtype or dialect that is not read; the text names it.
+    """Unpack one message; its arrays are read-only views of `data`'s parts. Raises MalformedError where it is not one
+    msgpack map, lies about a size or exceeds a limit, and ContractError for a value that is not read; the text says which.
     """
     try:
         message = msgpack.unpackb(
