@@ -79,12 +79,8 @@ class TensorSpec(_Spec):
                 remedy="Give it the shape named in the bundle's manifest.",
             )
         if array.dtype != np.dtype(self.dtype):
-            raise ContractError(
-                f"tensor {self.name!r}",
-                got=f"dtype {array.dtype}",
-                expected=f"dtype {self.dtype}",
-                remedy="Cast it before the call.",
-            )
+            expected, remedy = f"dtype {self.dtype}", "Cast it before the call."
+            raise ContractError(f"tensor {self.name!r}", got=f"dtype {array.dtype}", expected=expected, remedy=remedy)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ContractError(
                 f"tensor {self.name!r}", got="NaN or Inf", expected="finite values", remedy="Drop this step's input."

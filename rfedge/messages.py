@@ -103,12 +103,8 @@ class Observation:
                 remedy="Rename the camera keys to one of these conventions.",
             )
         if gripper_key not in fields:
-            raise ContractError(
-                "observation",
-                got=f"keys {sorted(fields)}",
-                expected=f"{gripper_key!r} beside {static_key!r}",
-                remedy="Send both cameras.",
-            )
+            expected = f"{gripper_key!r} beside {static_key!r}"
+            raise ContractError("observation", got=f"keys {sorted(fields)}", expected=expected, remedy="Send both cameras.")
         observation = cls(
             static=np.asarray(fields[static_key]),
             gripper=np.asarray(fields[gripper_key]),
@@ -188,12 +184,8 @@ def check_state(state: object) -> None:
         raise ContractError(name, got=f"a {type(state).__name__}", expected="a float array", remedy="Make it a NumPy array.")
     _check_float(name, state, (STATE_SIZE,))
     if np.abs(state).max() > STATE_LIMIT:
-        raise ContractError(
-            name,
-            got=f"{float(np.abs(state).max()):.3g}",
-            expected=f"metres and radians up to {STATE_LIMIT:g}",
-            remedy="Check the sensor that fills it, and its units.",
-        )
+        expected, remedy = f"metres and radians up to {STATE_LIMIT:g}", "Check the sensor that fills it, and its units."
+        raise ContractError(name, got=f"{float(np.abs(state).max()):.3g}", expected=expected, remedy=remedy)
 
 
 def check_action(action: FloatArray) -> None:
@@ -204,12 +196,8 @@ def check_action(action: FloatArray) -> None:
         )
     _check_float("action", action, action.shape)
     if np.abs(action[:, :POSE_SIZE]).max(initial=0.0) > 1.0:
-        raise ContractError(
-            "action",
-            got=f"pose up to {np.abs(action[:, :POSE_SIZE]).max():.3f}",
-            expected="[-1, 1]",
-            remedy="Clip the pose.",
-        )
+        got, remedy = f"pose up to {np.abs(action[:, :POSE_SIZE]).max():.3f}", "Clip the pose."
+        raise ContractError("action", got=got, expected="[-1, 1]", remedy=remedy)
     gripper = action[:, POSE_SIZE]
     if not np.isin(gripper, (GRIPPER_CLOSE, GRIPPER_OPEN)).all():
         raise ContractError(

@@ -76,12 +76,8 @@ def _write_graphs(bundle: Bundle, folder: Path) -> dict[Stage, Path]:
     try:
         from rfedge.export.tensorrt.emulation import write_emulation
     except ModuleNotFoundError as error:
-        raise BackendUnavailableError(
-            "--emulate-engines",
-            got=f"no module {error.name!r}",
-            expected="an installed library",
-            remedy="Install the extra that exports: pip install 'rfedge[export]'.",
-        ) from None
+        got, remedy = f"no module {error.name!r}", "Install the extra that exports: pip install 'rfedge[export]'."
+        raise BackendUnavailableError("--emulate-engines", got=got, expected="an installed library", remedy=remedy) from None
     found: dict[Stage, Path] = {}
     for name, form in _record(bundle).graphs.items():
         found[name] = bundle.graph(name, for_cpu=True)

@@ -79,7 +79,7 @@ class LooksReport(Measurement):
 
 
 def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[RenderedState]]:
-    """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state once in each look."""
+    """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state once per look."""
     done, total = 0, plan.states * (1 + len(plan.looks))
 
     def count() -> None:

@@ -138,12 +138,8 @@ class SuccessPlan:
         num_policies = len(self.bundles) * (1 + self.emulate_engines) + len(self.torch)
         for name, values in (("label", self.labels), ("trained-on", self.trained_on)):
             if values and len(values) != num_policies:
-                raise ConfigError(
-                    f"--{name}",
-                    got=f"{len(values)} for {num_policies} bundles",
-                    expected="one for each bundle or none",
-                    remedy=f"Repeat --{name} in the order of the bundles.",
-                )
+                got, remedy = f"{len(values)} for {num_policies} bundles", f"Repeat --{name} in the order of the bundles."
+                raise ConfigError(f"--{name}", got=got, expected="one for each bundle or none", remedy=remedy)
         for kind in self.kinds:
             one_of(get_args(Kind), kind, "--kinds", remedy="Name some of these.")
         scenes = [world.scene for world in self.worlds]

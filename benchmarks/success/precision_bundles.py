@@ -84,12 +84,8 @@ def _named(precision: str, progress: StageProgress) -> StageProgress:
 def _check_source(bundle: Bundle, sha256: str) -> None:
     made_from = bundle.manifest.source.get("checkpoint_sha256", "nothing known")
     if made_from != sha256:
-        raise ArtifactError(
-            f"bundle {bundle.root}",
-            got=f"one of checkpoint {made_from[:12]}",
-            expected=sha256[:12],
-            remedy="Choose another --output, or remove it.",
-        )
+        got, remedy = f"one of checkpoint {made_from[:12]}", "Choose another --output, or remove it."
+        raise ArtifactError(f"bundle {bundle.root}", got=got, expected=sha256[:12], remedy=remedy)
 
 
 def rows_of(found: Mapping[str, Mapping[str, Path | TorchPolicy]]) -> dict[str, Any]:

@@ -232,12 +232,8 @@ def _summarise(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan)
 def _refuse_other_content(folder: Path) -> None:
     known = {_CHAINS_FOLDER, _TRIALS_FOLDER, SUCCESS_FILE, *SWEEP_FILES}
     if folder.exists() and (not folder.is_dir() or any(path.name not in known for path in folder.iterdir())):
-        raise ConfigError(
-            f"output {folder}",
-            got="something that is no measurement of success",
-            expected="an empty or new folder",
-            remedy="Choose another --output.",
-        )
+        got, remedy = "something that is no measurement of success", "Choose another --output."
+        raise ConfigError(f"output {folder}", got=got, expected="an empty or new folder", remedy=remedy)
 
 
 def _remove_empty(folder: Path) -> None:

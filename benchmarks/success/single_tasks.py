@@ -87,12 +87,8 @@ def _check_no_more(done: Iterable[TrialRecord], last: int, folder: Path) -> None
     """Refuse a folder that holds starts beyond the last one asked for."""
     num_more = max((record.rollout.seed or 0 for record in done), default=last) - last
     if num_more > 0:
-        raise ConfigError(
-            f"starts per task of the run in {folder}",
-            got=f"{num_more} fewer than are there",
-            expected="as many or more",
-            remedy="Ask for more to go on, or choose another --output.",
-        )
+        got, remedy = f"{num_more} fewer than are there", "Ask for more to go on, or choose another --output."
+        raise ConfigError(f"starts per task of the run in {folder}", got=got, expected="as many or more", remedy=remedy)
 
 
 def _run_trial(num_workers: int, setup: RolloutSetup, trial: Trial) -> TrialRecord:

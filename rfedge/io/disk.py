@@ -117,23 +117,15 @@ def _named(error: OSError, path: Path | None) -> str:
 
 
 def _full(subject: str) -> ArtifactError:
-    return ArtifactError(
-        subject,
-        got="a full disk",
-        expected="room for what is written",
-        remedy="Free some room or choose another place; what was there before is unchanged.",
-    )
+    remedy = "Free some room or choose another place; what was there before is unchanged."
+    return ArtifactError(subject, got="a full disk", expected="room for what is written", remedy=remedy)
 
 
 def _refused(subject: str, got: str) -> ArtifactError:
     if len(subject) > 200:
         subject = f"{subject[:80]}... ({len(subject)} characters)"
-    return ArtifactError(
-        subject,
-        got=got[:1].lower() + got[1:],
-        expected="a path that this user may use",
-        remedy="Check the path, its permissions and the disk.",
-    )
+    remedy = "Check the path, its permissions and the disk."
+    return ArtifactError(subject, got=got[:1].lower() + got[1:], expected="a path that this user may use", remedy=remedy)
 
 
 def _existing(path: Path) -> Path:

@@ -21,12 +21,8 @@ def fit_camera(name: str, image: Array, shape: tuple[int, int, int], resize: str
         ConfigError: no geometry is called `resize`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ContractError(
-            f"camera {name!r}",
-            got=f"{image.dtype} {image.shape}",
-            expected="uint8 (height, width, 3) RGB",
-            remedy="Convert the picture to RGB bytes.",
-        )
+        expected, remedy = "uint8 (height, width, 3) RGB", "Convert the picture to RGB bytes."
+        raise ContractError(f"camera {name!r}", got=f"{image.dtype} {image.shape}", expected=expected, remedy=remedy)
     # Copied first: a camera's driver may write into its buffer while an overlapped inference reads the picture.
     return fit_image(image.copy(), shape, check_resize(resize))
 

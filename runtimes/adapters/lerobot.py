@@ -109,12 +109,8 @@ def observation_from_lerobot(fields: Mapping[str, Any], keys: LeRobotKeys) -> Ob
     """
     missing = [key for key in (keys.static, keys.gripper, *keys.state, *keys.rotation) if key not in fields]
     if missing:
-        raise ContractError(
-            "LeRobot observation",
-            got=f"keys {sorted(fields)}",
-            expected=f"also {missing}",
-            remedy="Name this robot's cameras and sensors in LeRobotKeys.",
-        )
+        remedy = "Name this robot's cameras and sensors in LeRobotKeys."
+        raise ContractError("LeRobot observation", got=f"keys {sorted(fields)}", expected=f"also {missing}", remedy=remedy)
     return Observation(
         static=fit_camera(keys.static, np.asarray(fields[keys.static]), STATIC_IMAGE_SHAPE, keys.resize),
         gripper=fit_camera(keys.gripper, np.asarray(fields[keys.gripper]), GRIPPER_IMAGE_SHAPE, keys.resize),

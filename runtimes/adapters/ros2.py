@@ -99,22 +99,14 @@ def image_from_message(message: Any) -> UInt8Array:
         ContractError: the encoding is another, or there are fewer bytes than height and width say.
     """
     if message.encoding not in _ENCODINGS:
-        raise ContractError(
-            "image message",
-            got=f"encoding {message.encoding!r}",
-            expected=f"one of {', '.join(_ENCODINGS)}",
-            remedy="Republish it, for instance with image_proc.",
-        )
+        expected, remedy = f"one of {', '.join(_ENCODINGS)}", "Republish it, for instance with image_proc."
+        raise ContractError("image message", got=f"encoding {message.encoding!r}", expected=expected, remedy=remedy)
     channels, order = _ENCODINGS[message.encoding]
     pixels = np.frombuffer(message.data, dtype=np.uint8)
     row_bytes = message.width * channels
     if message.step < row_bytes or pixels.size < message.step * message.height:
-        raise ContractError(
-            "image message",
-            got=f"{pixels.size} bytes in rows of {message.step}",
-            expected=f"{message.height} rows of {row_bytes} or more",
-            remedy="Check the camera driver.",
-        )
+        got, expected = f"{pixels.size} bytes in rows of {message.step}", f"{message.height} rows of {row_bytes} or more"
+        raise ContractError("image message", got=got, expected=expected, remedy="Check the camera driver.")
     rows = pixels[: message.step * message.height].reshape(message.height, message.step)[:, :row_bytes]
     return np.ascontiguousarray(rows.reshape(message.height, message.width, channels)[:, :, order])
 

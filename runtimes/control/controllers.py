@@ -85,10 +85,6 @@ def choose_loop(
         check_jumps(stride)
     default = {"closed-loop": 1, "open-loop": policy.chunk_size}.get(mode, stride)
     if mode in ("closed-loop", "jump-step") and execute_steps not in (None, default):
-        raise ConfigError(
-            "execute_steps",
-            got=execute_steps,
-            expected=f"{default} in {mode} mode",
-            remedy="Leave out --mode, or pass --mode open-loop.",
-        )
+        remedy = "Leave out --mode, or pass --mode open-loop."
+        raise ConfigError("execute_steps", got=execute_steps, expected=f"{default} in {mode} mode", remedy=remedy)
     return mode, default if execute_steps is None else execute_steps

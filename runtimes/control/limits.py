@@ -42,12 +42,8 @@ class LatePolicy:
     def __post_init__(self) -> None:
         one_of(LATE_ACTIONS, self.action, "late")
         if self.stop_after_misses is not None and self.stop_after_misses < 1:
-            raise ConfigError(
-                "stop_after_misses",
-                got=self.stop_after_misses,
-                expected="1 or more",
-                remedy="Leave --stop-after-misses out to go on for ever.",
-            )
+            remedy = "Leave --stop-after-misses out to go on for ever."
+            raise ConfigError("stop_after_misses", got=self.stop_after_misses, expected="1 or more", remedy=remedy)
         if self.max_repeats < 1:
             raise ConfigError(
                 "max_repeats", got=self.max_repeats, expected="1 or more", remedy="Choose --late hold for none."

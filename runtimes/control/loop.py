@@ -96,12 +96,8 @@ class ControlLoop:
 
     def __post_init__(self) -> None:
         if self.stop_after_frozen is not None and self.stop_after_frozen < 1:
-            raise ConfigError(
-                "stop_after_frozen",
-                got=self.stop_after_frozen,
-                expected="1 or more",
-                remedy="Leave --stop-after-frozen out to go on for ever.",
-            )
+            remedy = "Leave --stop-after-frozen out to go on for ever."
+            raise ConfigError("stop_after_frozen", got=self.stop_after_frozen, expected="1 or more", remedy=remedy)
 
     def run(
         self,

@@ -143,23 +143,15 @@ class ClosedLoop(OpenLoop):
 def check_execute_steps(execute_steps: int, chunk_size: int) -> None:
     """Raise ConfigError unless `1 <= execute_steps <= chunk_size`."""
     if not 1 <= execute_steps <= chunk_size:
-        raise ConfigError(
-            "execute_steps",
-            got=execute_steps,
-            expected=f"1 to {chunk_size} (chunk_size)",
-            remedy="Choose --execute-steps in that range, or a policy trained with a longer chunk.",
-        )
+        remedy = "Choose --execute-steps in that range, or a policy trained with a longer chunk."
+        raise ConfigError("execute_steps", got=execute_steps, expected=f"1 to {chunk_size} (chunk_size)", remedy=remedy)
 
 
 def check_jumps(frame_stride: int) -> None:
     """Raise ConfigError where jump-step is no mode of the policy."""
     if frame_stride == 1:
-        raise ConfigError(
-            "mode jump-step",
-            got="a policy with frame_stride 1",
-            expected="one that was trained on every k-th frame",
-            remedy="Train with a frame stride, or pass --mode open-loop.",
-        )
+        expected, remedy = "one that was trained on every k-th frame", "Train with a frame stride, or pass --mode open-loop."
+        raise ConfigError("mode jump-step", got="a policy with frame_stride 1", expected=expected, remedy=remedy)
 
 
 def warn_of_time_base(execute_steps: int, frame_stride: int) -> None:

@@ -64,12 +64,8 @@ class Workspace:
         try:
             x_min, y_min, z_min, x_max, y_max, z_max = (float(part) for part in text.split(","))
         except ValueError:
-            raise ConfigError(
-                "workspace",
-                got=repr(text),
-                expected="six numbers in metres",
-                remedy="Give it as XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX.",
-            ) from None
+            remedy = "Give it as XMIN,YMIN,ZMIN,XMAX,YMAX,ZMAX."
+            raise ConfigError("workspace", got=repr(text), expected="six numbers in metres", remedy=remedy) from None
         return cls((x_min, y_min, z_min), (x_max, y_max, z_max))
 
     def __post_init__(self) -> None:
@@ -165,12 +161,8 @@ class SafetyGuard:
         if state is None:
             for name, limit in (("workspace", self.limits.workspace), ("max-pose-jump-m", self.limits.max_pose_jump_m)):
                 if limit is not None:
-                    raise ContractError(
-                        name,
-                        got="an observation without state",
-                        expected="the tool centre point in observation.state",
-                        remedy=f"Run without --{name}, or let the robot report its state.",
-                    )
+                    got, remedy = "an observation without state", f"Run without --{name}, or let the robot report its state."
+                    raise ContractError(name, got=got, expected="the tool centre point in observation.state", remedy=remedy)
             return
         check_state(state)
         assert isinstance(state, np.ndarray)

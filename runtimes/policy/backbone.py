@@ -42,12 +42,8 @@ def open_backbone(bundle: Bundle, settings: RuntimeSettings, make_runner: MakeRu
 
 
 def refuse_one_stage_at_a_time(subject: str) -> ConfigError:
-    return ConfigError(
-        f"one stage at a time of {subject}",
-        got="a backbone in one graph",
-        expected="vision and decoder",
-        remedy="Export it with --stages two, or leave --one-stage-at-a-time out.",
-    )
+    expected, remedy = "vision and decoder", "Export it with --stages two, or leave --one-stage-at-a-time out."
+    return ConfigError(f"one stage at a time of {subject}", got="a backbone in one graph", expected=expected, remedy=remedy)
 
 
 class StagedRunner(GraphRunner):

@@ -188,12 +188,8 @@ def _parse(path: Path, number: int, text: bytes) -> RunHeader | EpisodeLine | St
 
 
 def _damaged(path: Path, number: int, got: str) -> ArtifactError:
-    return ArtifactError(
-        f"line {number} of {path}",
-        got=got,
-        expected="a line of `rfedge run --record` of this version",
-        remedy="The file is damaged or no record.",
-    )
+    expected = "a line of `rfedge run --record` of this version"
+    return ArtifactError(f"line {number} of {path}", got=got, expected=expected, remedy="The file is damaged or no record.")
 
 
 class RunRecorder:

@@ -169,12 +169,8 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             raise self._unavailable(got) from None
 
     def _unavailable(self, got: str) -> PolicyUnavailableError:
-        return PolicyUnavailableError(
-            f"server {self.url}",
-            got=got,
-            expected="an answer in time",
-            remedy="Start it with `rfedge serve`, or raise the deadline.",
-        )
+        remedy = "Start it with `rfedge serve`, or raise the deadline."
+        return PolicyUnavailableError(f"server {self.url}", got=got, expected="an answer in time", remedy=remedy)
 
     # From here on everything runs in the thread.
 
@@ -258,12 +254,8 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
 
     def _refused(self, got: str, body: bytes | bytearray | None = None) -> ConfigError:
         words = " ".join((body or b"").decode(errors="replace").split())[:200]
-        return ConfigError(
-            f"server {self.url}",
-            got=f"{got}: {words}" if words else got,
-            expected="to be let in",
-            remedy="Check address, token and certificate.",
-        )
+        expected, remedy = "to be let in", "Check address, token and certificate."
+        return ConfigError(f"server {self.url}", got=f"{got}: {words}" if words else got, expected=expected, remedy=remedy)
 
     def _check_metadata(self, message: str | bytes) -> None:
         metadata = unpack(message) if isinstance(message, bytes) else {}

@@ -36,19 +36,11 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
             ) from None
     token = text.strip()
     if not MIN_TOKEN_CHARACTERS <= len(token) <= MAX_TOKEN_CHARACTERS:
-        raise ConfigError(
-            source,
-            got=f"a token of {len(token)} characters",
-            expected=f"{MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS}",
-            remedy="Make one: openssl rand -hex 32.",
-        )
+        expected, remedy = f"{MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS}", "Make one: openssl rand -hex 32."
+        raise ConfigError(source, got=f"a token of {len(token)} characters", expected=expected, remedy=remedy)
     if not all("!" <= character <= "~" for character in token):
-        raise ConfigError(
-            source,
-            got="spaces, control or non-ASCII characters",
-            expected="printable ASCII",
-            remedy="Make one: openssl rand -hex 32.",
-        )
+        remedy = "Make one: openssl rand -hex 32."
+        raise ConfigError(source, got="spaces, control or non-ASCII characters", expected="printable ASCII", remedy=remedy)
     return token
 
 
@@ -76,12 +68,8 @@ def is_loopback(host: str) -> bool:
 def check_exposure(host: str, token: str | None, *, insecure: bool) -> None:
     """Refuse to listen beyond this machine without a token, unless `insecure` says that it is meant."""
     if not is_loopback(host) and token is None and not insecure:
-        raise ConfigError(
-            "host",
-            got=f"{host} without a token",
-            expected="a loopback address, or a token",
-            remedy=f"Pass --token-file or set {TOKEN_VARIABLE}; or --insecure, and anyone in reach can use the policy.",
-        )
+        remedy = f"Pass --token-file or set {TOKEN_VARIABLE}; or --insecure, and anyone in reach can use the policy."
+        raise ConfigError("host", got=f"{host} without a token", expected="a loopback address, or a token", remedy=remedy)
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -97,10 +85,6 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
         # A key with a passphrase would ask on the terminal; a server has none.
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"TLS files {certificate} and {key}",
-            got=str(error),
-            expected="a PEM certificate and its key without a passphrase",
-            remedy="Check the paths.",
-        ) from None
+        expected, remedy = "a PEM certificate and its key without a passphrase", "Check the paths."
+        raise ConfigError(f"TLS files {certificate} and {key}", got=str(error), expected=expected, remedy=remedy) from None
     return context
