@@ -178,9 +178,11 @@ class LlamaConfig(_RotaryConfig):
         return self
 
 
-def _decoder_kind(value: Any) -> str | None:
-    # A configuration may leave the kind out; MosaicGPT was the only one at first.
-    return value.get("kind", "mosaic_gpt") if isinstance(value, dict) else getattr(value, "kind", None)
+def _kind_or(default: str) -> Discriminator:
+    # A configuration may leave the kind out: MosaicGPT and the LSTM were the only ones at first.
+    return Discriminator(
+        lambda value: value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", None)
+    )
 
 
 DecoderConfig = Annotated[
@@ -188,7 +190,7 @@ DecoderConfig = Annotated[
     | Annotated[MPTConfig, Tag("mpt")]
     | Annotated[GPTNeoXConfig, Tag("gpt_neox")]
     | Annotated[LlamaConfig, Tag("llama")],
-    Discriminator(_decoder_kind),
+    _kind_or("mosaic_gpt"),
 ]
 
 
@@ -228,14 +230,9 @@ class MLPHeadConfig(_HeadConfig):
     hidden_size: int = 1024
 
 
-def _head_kind(value: Any) -> str | None:
-    # A configuration may leave the kind out; the LSTM was the only one at first.
-    return value.get("kind", "lstm") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
 HeadConfig = Annotated[
     Annotated[LSTMHeadConfig, Tag("lstm")] | Annotated[GPTHeadConfig, Tag("gpt")] | Annotated[MLPHeadConfig, Tag("mlp")],
-    Discriminator(_head_kind),
+    _kind_or("lstm"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -71,7 +72,7 @@ def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) ->
     if not shown:
         return train_policy(run, grammar=grammar, stop=stop)
     with stage_progress() as progress:  # one bar at a time: the cache is built here, the training then finds it
-        FrameCache.open(dataset, folder=run.cache, on_frame=lambda done, total: progress("frame cache", done, total))
+        FrameCache.open(dataset, folder=run.cache, on_frame=partial(progress, "frame cache"))
     with training_progress() as (on_stage, on_step):
         return train_policy(run, grammar=grammar, progress=on_stage, on_step=on_step, stop=stop)
 
@@ -110,7 +111,7 @@ def _check_pairs(run: TrainConfig) -> str:
             run.image_text,
             validation_fraction=run.validation_fraction,
             seed=run.seed,
-            on_byte=lambda done, total: progress("image-text files", done, total),
+            on_byte=partial(progress, "image-text files"),
         )
         parts = [*data.training.values(), *data.held_out.values()]
         examples = [example for part in parts for example in part.examples(evenly_spaced(len(part), _NUM_CHECKED_IMAGES))]

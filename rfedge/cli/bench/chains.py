@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ def chains(
     from rfedge.envs.chains import NUM_OFFICIAL, OFFICIAL_SHA256, chains_sha256, make_chains
 
     with stage_progress() as progress:
-        sampled = make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total))
+        sampled = make_chains(num, on_progress=partial(progress, "sampling chains"))
     counts = Counter(task for chain in sampled for task in chain.tasks)
     sha256 = chains_sha256(sampled)
     is_official = sha256 == OFFICIAL_SHA256 if len(sampled) == NUM_OFFICIAL else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,7 @@ def measure_experts(
             anywhere=anywhere,
         )
         with stage_progress() as progress:
-            tasks = expert_success.run_expert_success(
-                plan, workers=workers, on_task=lambda done, total: progress("tasks", done, total)
-            )
+            tasks = expert_success.run_expert_success(plan, workers=workers, on_task=partial(progress, "tasks"))
         _print_tasks(tasks)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
@@ -56,10 +55,8 @@ def measure_experts(
         make_agent=expert_agent, agent_name="expert", world=world, max_steps=given["max_steps"], seed=given["seed"]
     )
     with kept_when_stopped(kept_note(output)), stage_progress() as progress:
-        sampled = make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total))
-        chains = run_chains(
-            chain_plan, sampled, output, workers=workers, on_chain=lambda done, total: progress("chains", done, total)
-        )
+        sampled = make_chains(num, on_progress=partial(progress, "sampling chains"))
+        chains = run_chains(chain_plan, sampled, output, workers=workers, on_chain=partial(progress, "chains"))
     show_report(chains)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ def looks(
 
     plan = plan_of(library.LooksPlan, given)
     with stage_progress() as progress:
-        report, states = library.run_looks(plan, on_state=lambda done, total: progress("pictures", done, total))
+        report, states = library.run_looks(plan, on_state=partial(progress, "pictures"))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         library.save_sheet(states, output / "looks.png")

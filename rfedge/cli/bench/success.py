@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -162,12 +163,12 @@ def success(
     ):
         report = run_success(
             plan if sweep is None else sweep.success,
-            make_chains(num, on_progress=lambda done, total: progress("sampling chains", done, total)) if num else (),
+            make_chains(num, on_progress=partial(progress, "sampling chains")) if num else (),
             output,
             workers=workers,
             runner=runner,
             executor=executor,
-            on_progress=lambda done, total: progress("rollouts", done, total),
+            on_progress=partial(progress, "rollouts"),
         )
     if sweep is None:
         show_report(report)

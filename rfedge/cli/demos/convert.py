@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +57,7 @@ def convert(
             trial=dry_run,
             overwrite=overwrite,
             versions={"python": platform.python_version(), **_versions()},
-            on_progress=lambda done, total: progress("episodes", done, total),
+            on_progress=partial(progress, "episodes"),
         )
     _print(result)
     print_json(result)

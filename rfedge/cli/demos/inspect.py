@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def inspect(
             seed=seed,
             workers=workers,
             task_names=TASKS,
-            on_progress=lambda done, total: progress("frames", done, total),
+            on_progress=partial(progress, "frames"),
         )
     print_json(report)
     if not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def merge(
     from rfedge.data.merging import merge_datasets
 
     with kept_when_stopped(f"nothing was written to {output}"), stage_progress() as progress:
-        result = merge_datasets(datasets, output, on_progress=lambda done, total: progress("frames", done, total))
+        result = merge_datasets(datasets, output, on_progress=partial(progress, "frames"))
     rows: list[tuple[object, ...]] = [
         (row.folder, row.scene or "", row.num_segments, row.num_frames, row.shift) for row in result.sources
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -29,12 +30,18 @@ if TYPE_CHECKING:
 _STATUSES: Final = (129, 143)  # of SIGHUP and SIGTERM, see `rfedge.cli.app.main`
 
 
+def _bars(*columns: ProgressColumn, **settings: Any) -> Progress:
+    """Return bars with what `columns` show of how far they are, and elapsed and remaining time."""
+    ends = (TimeElapsedColumn(), TimeRemainingColumn())
+    # Some stages go on once a minute, so that what is left follows from the last ten.
+    shown = (TextColumn("{task.description:<18}"), BarColumn(), *columns, *ends)
+    return Progress(*shown, console=Console(stderr=True), speed_estimate_period=600.0, **settings)
+
+
 @contextmanager
 def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Callable[[EdgePolicy], None]]]:
     """Yield a callback for the control steps done (None: one more) and one that warns of a bundle forced past its proof."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _bars(MofNCompleteColumn(), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("steps", total=total)
 
         def advance(done: int | None) -> None:
@@ -44,7 +51,7 @@ def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Ca
             if missed := policy.parts.forced_past:
                 source = policy.parts.source
                 text = f"warning: {source} was exported with --force; its proof missed {'; '.join(missed)}"
-                console.print(text, highlight=False, soft_wrap=True, markup=False)
+                progress.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
         yield advance, warn
 
@@ -52,15 +59,7 @@ def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Ca
 @contextmanager
 def stage_progress() -> Iterator[StageProgress]:
     """Yield a callback (stage, done, total) that draws one bar per stage with elapsed and remaining time."""
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Some stages go on once a minute, so that what is left follows from the last ten.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600.0) as progress:
+    with _bars(MofNCompleteColumn()) as progress:
         tasks = {}
 
         def update(stage: str, done: int, total: int) -> None:
@@ -74,8 +73,7 @@ def stage_progress() -> Iterator[StageProgress]:
 @contextmanager
 def round_progress() -> Iterator[Count]:
     """Yield a callback (done, total) for timed rounds, whose bar is drawn between two rounds and never beside one."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal, auto_refresh=False) as progress:
+    with _bars(TaskProgressColumn(), transient=True, disable=not sys.stderr.isatty(), auto_refresh=False) as progress:
         bar = progress.add_task("rounds", total=None)
 
         def update(done: int, total: int) -> None:
@@ -88,29 +86,22 @@ def round_progress() -> Iterator[Count]:
 @contextmanager
 def training_progress(stage_of_steps: str = "training") -> Iterator[tuple[StageProgress, Callable[[TrainingStep], None]]]:
     """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with _bars(TaskProgressColumn(), TextColumn("{task.fields[status]}")) as bars:
         tasks: dict[str, TaskID] = {}
-        smooth = 0.0
+        smooth: float | None = None
+
+        def show(stage: str, done: float, total: float, status: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, status="")
+            bars.update(tasks[stage], completed=done, status=status)
 
         def on_stage(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, status="")
-            bar.update(tasks[stage], completed=done, status=f"{done} of {total}")
+            show(stage, done, total, f"{done} of {total}")
 
         def on_step(report: TrainingStep) -> None:
             nonlocal smooth
-            if stage_of_steps not in tasks:  # only now is the loss known
-                tasks[stage_of_steps], smooth = bar.add_task(stage_of_steps, total=1.0, status=""), report.loss
-            smooth += 0.05 * (report.loss - smooth)
-            bar.update(tasks[stage_of_steps], completed=report.share, status=f"step {report.step}  loss {smooth:.4f}")
+            smooth = report.loss if smooth is None else smooth + 0.05 * (report.loss - smooth)
+            show(stage_of_steps, report.share, 1.0, f"step {report.step}  loss {smooth:.4f}")
 
         yield on_stage, on_step
 

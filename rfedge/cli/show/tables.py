@@ -27,7 +27,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < text_columns else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # text, in which [brackets] are no markup
+        # Text, in which [brackets] are no markup.
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     console = Console(stderr=wants_json())
     if not console.is_terminal:  # a file or a pipe has no width, and a number cut short is no number
         console.width = max(console.width, _WIDTH_OF_A_PIPE)
