@@ -17,18 +17,11 @@ def doctor(as_json: AsJson = False) -> int:
     colours = {"ok": "green", "note": "yellow", "absent": "dim", "problem": "red"}
     found = [(line.subject, Text(line.verdict, colours[line.verdict]), line.text) for line in examination.lines]
     print_table("this machine", ("subject", "", "found"), found, text_columns=3)
-    precisions = [
-        (
-            one.name,
-            Text("yes", "green") if one.possible else Text("no", "dim"),
-            one.backend or "-",
-            one.speed or "-",
-            one.reason,
-        )
+    possible = {True: Text("yes", "green"), False: Text("no", "dim")}
+    rows = [
+        (one.name, possible[one.possible], one.backend or "-", one.speed or "-", one.reason)
         for one in examination.precisions
     ]
-    print_table(
-        "precisions", ("precision", "possible here", "runs on", "against fp32", "why not"), precisions, text_columns=5
-    )
+    print_table("precisions", ("precision", "possible here", "runs on", "against fp32", "why not"), rows, text_columns=5)
     print_json(examination.document())
     return 0 if examination.healthy else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -73,10 +74,10 @@ def describe_machine() -> Machine:
     )
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed libraries that matter here."""
-    installed = {name for distribution in metadata.distributions() if (name := distribution.metadata["Name"]) in LIBRARIES}
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES if name in installed}
+def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Return the versions of Python and of those libraries that are installed."""
+    installed = {str(found.metadata["Name"]).lower() for found in metadata.distributions()}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names if name in installed}
 
 
 def git_commit() -> str | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +38,7 @@ def convert(
     from rfedge.data.conversion import convert_dataset, parse_fields, read_field_file
     from rfedge.envs.language import PARAPHRASES
     from rfedge.envs.tasks import INSTRUCTIONS
+    from rfedge.records.machine import library_versions
 
     tasks = {sentence: task for task, sentences in PARAPHRASES.items() for sentence in sentences}
     options = plan_of(
@@ -56,17 +55,11 @@ def convert(
             options,
             trial=dry_run,
             overwrite=overwrite,
-            versions={"python": platform.python_version(), **_versions()},
+            versions=library_versions(_LIBRARIES),
             on_progress=partial(progress, "episodes"),
         )
     _print(result)
     print_json(result)
-
-
-def _versions() -> dict[str, str]:
-    # Only the libraries of one source format need to be there.
-    installed = {name.lower() for found in metadata.distributions() if (name := found.metadata["Name"])}
-    return {name: metadata.version(name) for name in _LIBRARIES if name in installed}
 
 
 def _print(result: ConversionResult) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from rfedge.benchmarks.success.demonstrations import RecordingOptions, record_episode
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _LIBRARIES: Final = {"playtable": ("mujoco",)}  # other environments report their versions themselves
-
-
-@runtime_checkable
-class _Versioned(Protocol):
-    @property
-    def versions(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +88,9 @@ class Recorder:
             if not keep_open:
                 policy.close()
                 _open_driver.cache_clear()
-        versions = {"python": platform.python_version(), **_installed(libraries)}
-        if isinstance(environment, _Versioned):
-            versions.update(environment.versions)
+        # Asked of the modules: a distribution may have another name, as onnxruntime-gpu has.
+        versions = {name: str(importlib.import_module(name).__version__) for name in libraries}
+        versions = {"python": platform.python_version(), **versions, **getattr(environment, "versions", {})}
         if not keep_open:
             environment.close()
             _open_environment.cache_clear()
@@ -118,11 +111,6 @@ def _check_instructions(driver: Controller, tasks: Iterable[str]) -> None:
             expected="one that takes every instruction of its tasks",
             remedy=f"Leave {task} out of --tasks, or train with a longer text.",
         ) from None
-
-
-def _installed(libraries: Iterable[str]) -> dict[str, str]:
-    # Asked of the modules: a distribution may have another name, as onnxruntime-gpu has.
-    return {name: str(importlib.import_module(name).__version__) for name in libraries}
 
 
 @functools.cache  # one per process; a rollout does not depend on those before it
