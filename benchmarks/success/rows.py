@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +17,16 @@ from rfedge.benchmarks.success.chain_report import (
     success_rates,
     task_scores,
 )
-from rfedge.benchmarks.success.report import ChainResult, Kind, Paired, SingleTaskResult
+from rfedge.benchmarks.success.report import ChainResult, Kind, Paired, SingleTaskResult, SuccessRow
 from rfedge.benchmarks.success.single_tasks import TrialRecord
 from rfedge.envs.chains import CHAIN_LENGTH
 from rfedge.envs.interface import EnvironmentIdentity, Float64Array
 from rfedge.messages import POSE_SIZE
-from rfedge.records.statistics import Mean, Ratio, Summary, mean_with_interval, proportion, ratio_of_sums, summarise
+from rfedge.records.statistics import Mean, Ratio, mean_with_interval, proportion, ratio_of_sums, summarise
 from rfedge.runtimes.rollout import RolloutRecord
+
+if TYPE_CHECKING:
+    from rfedge.benchmarks.success.plan import RowPlan, SuccessPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +42,8 @@ class RowRecords:
         return (*attempted_subtasks(self.chains), *(trial.rollout for trial in self.trials))
 
     @property
-    def num_control_steps(self) -> int:
-        return sum(subtask.num_steps for subtask in self.subtasks)
-
-    @property
-    def duration_s(self) -> float:
-        """Wall-clock time of all chains and starts added up."""
-        return sum(chain.duration_s for chain in self.chains) + sum(trial.duration_s for trial in self.trials)
-
-    @property
     def environment(self) -> EnvironmentIdentity:
         return self.chains[0].environment if self.chains else self.trials[0].environment
-
-    @property
-    def interventions(self) -> dict[str, int]:
-        """How often the guard changed an action, by the kinds of `rfedge.runtimes.control.safety.INTERVENTIONS`."""
-        total: Counter[str] = Counter()
-        for subtask in self.subtasks:
-            total.update(subtask.interventions)
-        return dict(total)
 
 
 def kind_of(execute_steps: int, frame_stride: int) -> Kind:
@@ -66,7 +53,41 @@ def kind_of(execute_steps: int, frame_stride: int) -> Kind:
     return "open-loop" if frame_stride == 1 else "other"
 
 
-def chain_result(records: RowRecords, *, seed: int) -> ChainResult | None:
+def summarise_row(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan) -> SuccessRow:
+    """Add up what was run of a row; `found` holds its records and those of its reference, by name."""
+    records, subtasks = found[row.name], found[row.name].subtasks
+    call_ms = [duration_ms for subtask in subtasks for duration_ms in subtask.call_ms or ()]
+    num_differences = sum(POSE_SIZE * max(0, subtask.num_steps - 2) for subtask in subtasks)
+    jerk_square_sum, interventions = 0.0, Counter[str]()
+    for subtask in subtasks:
+        jerk_square_sum += subtask.jerk_square_sum
+        interventions.update(subtask.interventions)
+    return SuccessRow(
+        name=row.name,
+        policy=row.policy.label,
+        precision=row.policy.precision,
+        mode=row.mode,
+        kind=kind_of(row.execute_steps, row.policy.frame_stride),
+        execute_steps=row.execute_steps,
+        ensemble=row.ensemble,
+        scene=row.world.scene,
+        language=row.language,
+        chains=_chain_result(records, seed=plan.seed),
+        single_tasks=_single_task_result(records, plan.starts_per_task),
+        paired=row.reference and _pair(row.reference.name, found[row.reference.name], records, seed=plan.seed),
+        jerk=float(np.sqrt(jerk_square_sum / num_differences)) if num_differences else None,
+        call_ms=summarise(np.array(call_ms)) if call_ms else None,
+        num_inferences=len(call_ms),
+        num_control_steps=sum(subtask.num_steps for subtask in subtasks),
+        rollout_seconds=sum(one.duration_s for one in records.chains) + sum(one.duration_s for one in records.trials),
+        num_workers=records.num_workers,
+        renderer=records.environment.renderer,
+        looks=records.environment.looks,
+        interventions=dict(interventions),
+    )
+
+
+def _chain_result(records: RowRecords, *, seed: int) -> ChainResult | None:
     """Add the chains up; None without any."""
     chains = records.chains
     if not chains:
@@ -89,7 +110,7 @@ def chain_result(records: RowRecords, *, seed: int) -> ChainResult | None:
     )
 
 
-def single_task_result(records: RowRecords, starts_per_task: int) -> SingleTaskResult | None:
+def _single_task_result(records: RowRecords, starts_per_task: int) -> SingleTaskResult | None:
     """Add the starts up; None without any."""
     trials = records.trials
     if not trials:
@@ -108,7 +129,7 @@ def single_task_result(records: RowRecords, starts_per_task: int) -> SingleTaskR
     )
 
 
-def pair(name: str, reference: RowRecords, records: RowRecords, *, seed: int) -> Paired:
+def _pair(name: str, reference: RowRecords, records: RowRecords, *, seed: int) -> Paired:
     """Compare a row with its reference `name`, chain by chain and start by start."""
     length = _compare(_solved(reference.chains), _solved(records.chains), seed, CHAIN_LENGTH)
     single = _compare(_successes(reference.trials), _successes(records.trials), seed, 1)
@@ -119,21 +140,6 @@ def pair(name: str, reference: RowRecords, records: RowRecords, *, seed: int) ->
         single_task_difference=single[0],
         single_task_share=single[1],
     )
-
-
-def jerk(subtasks: Iterable[RolloutRecord]) -> float | None:
-    """Return the root mean square second difference of the actions, see `SuccessRow.jerk`; None without one."""
-    square_sum, count = 0.0, 0
-    for subtask in subtasks:
-        square_sum += subtask.jerk_square_sum
-        count += POSE_SIZE * max(0, subtask.num_steps - 2)
-    return float(np.sqrt(square_sum / count)) if count else None
-
-
-def timings(subtasks: Iterable[RolloutRecord]) -> Summary | None:
-    """Summarise the policy calls; None when no agent timed itself."""
-    call_ms = [duration_ms for subtask in subtasks for duration_ms in subtask.call_ms or ()]
-    return summarise(np.array(call_ms)) if call_ms else None
 
 
 def _compare(reference: Float64Array, values: Float64Array, seed: int, most: int) -> tuple[Mean | None, Ratio | None]:

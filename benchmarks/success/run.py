@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from rfedge.benchmarks.success.chain_report import ChainRecord
 from rfedge.benchmarks.success.chains import read_chains, run_chains
 from rfedge.benchmarks.success.plan import ENRICHED, RowPlan, SuccessPlan, describe_policies, lay_out
-from rfedge.benchmarks.success.report import PolicyRecord, SuccessConditions, SuccessReport, SuccessRow
-from rfedge.benchmarks.success.rows import RowRecords, chain_result, jerk, kind_of, pair, single_task_result, timings
+from rfedge.benchmarks.success.report import PolicyRecord, SuccessConditions, SuccessReport
+from rfedge.benchmarks.success.rows import RowRecords, summarise_row
 from rfedge.benchmarks.success.single_tasks import TrialRecord, make_trials, run_trials
 from rfedge.bundle.artifact import load_bundle
 from rfedge.envs.chains import Chain, chains_sha256
@@ -95,7 +95,7 @@ def run_success(
             **provenance(),
             conditions=conditions,
             policies=tuple(_as_named(policy) for policy in policies),
-            rows=tuple(_summarise(row, found, plan) for row in rows),
+            rows=tuple(summarise_row(row, found, plan) for row in rows),
             not_possible=not_possible,
             wall_seconds=time.perf_counter() - begun_s,
         )
@@ -200,33 +200,6 @@ def _check_words(plan: SuccessPlan, rows: Sequence[RowPlan], chains: Sequence[Ch
     for path, instructions in asked.items():
         for instruction in instructions:
             encoders[path](instruction)
-
-
-def _summarise(row: RowPlan, found: Mapping[str, RowRecords], plan: SuccessPlan) -> SuccessRow:
-    records, call_ms = found[row.name], timings(found[row.name].subtasks)
-    return SuccessRow(
-        name=row.name,
-        policy=row.policy.label,
-        precision=row.policy.precision,
-        mode=row.mode,
-        kind=kind_of(row.execute_steps, row.policy.frame_stride),
-        execute_steps=row.execute_steps,
-        ensemble=row.ensemble,
-        scene=row.world.scene,
-        language=row.language,
-        chains=chain_result(records, seed=plan.seed),
-        single_tasks=single_task_result(records, plan.starts_per_task),
-        paired=row.reference and pair(row.reference.name, found[row.reference.name], records, seed=plan.seed),
-        jerk=jerk(records.subtasks),
-        call_ms=call_ms,
-        num_inferences=0 if call_ms is None else call_ms.n,
-        num_control_steps=records.num_control_steps,
-        rollout_seconds=records.duration_s,
-        num_workers=records.num_workers,
-        renderer=records.environment.renderer,
-        looks=records.environment.looks,
-        interventions=records.interventions,
-    )
 
 
 def _refuse_other_content(folder: Path) -> None:

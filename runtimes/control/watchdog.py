@@ -21,7 +21,7 @@ class Watchdog:
     """Calls `on_expired` once, in another thread, when a watched part is not over in time.
 
     After that `expired` names the part, or the reason of `expire`, and whoever watched must send the robot nothing more.
-    What `on_expired` raises is raised again from `watching`. Use it as a context manager, or call `start` and `close`.
+    What `on_expired` raises is raised again from `watching`. Use it as a context manager; without one only `check` looks.
 
     Raises:
         ConfigError: a deadline is not a positive number.
@@ -50,24 +50,15 @@ class Watchdog:
         self.expired: str | None = None
 
     def __enter__(self) -> Watchdog:
-        self.start()
+        if self._deadlines_s:  # with nothing to watch there is no thread
+            self._thread = threading.Thread(target=self._run, name="rfedge-watchdog", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start the thread that looks; without it only `check` does. With nothing to watch there is none."""
-        if self._deadlines_s:
-            self._thread = threading.Thread(target=self._run, name="rfedge-watchdog", daemon=True)
-            self._thread.start()
-
-    def close(self) -> None:
-        """End the thread; a second call does nothing."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
 
     @contextmanager
     def watching(self, part: str, *, at_least_s: float = 0.0) -> Iterator[None]:

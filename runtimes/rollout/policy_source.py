@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -109,8 +109,12 @@ class PolicyLoop:
 
     def __call__(self) -> Agent:
         """Open it as what acts in tasks; it sees frames and the instruction, and neither states nor the task's name."""
-        with _without_warnings("rfedge.runtimes.control.modes"):  # of the time base: `run_success` gives one for all workers
+        source = logging.getLogger("rfedge.runtimes.control.modes")
+        source.disabled = True  # warnings of the time base: `run_success` gives one for all workers
+        try:
             _, controller = self.open()
+        finally:
+            source.disabled = False
         return lambda subtask, environment: controller
 
 
@@ -165,14 +169,3 @@ def _client_tls(server: ServerAddress) -> ssl.SSLContext | None:
             expected="a PEM file",
             remedy="Check --server-certificate.",
         ) from None
-
-
-@contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    source = logging.getLogger(name)
-    level = source.level
-    source.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        source.setLevel(level)
