@@ -17,7 +17,7 @@ import numpy as np
 from rfedge.contract import policy_contract
 from rfedge.messages import Observation, PolicyState
 from rfedge.recurrence import initial_state
-from rfedge.runtimes.backends.base import PolicyParts, RuntimeSettings
+from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import open_parts
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 
@@ -53,7 +53,10 @@ def _variant(job: ProcessJob) -> tuple[int, Callable[[], Mapping[str, float]]]:
     settings = RuntimeSettings(threads=job.threads, verify=False, torch_dtype=job.torch_dtype)
     parts = open_parts(job.backend, job.path, settings)
     if job.graph is not None:
-        parts = _with_graph(parts, job.graph, settings)
+        from rfedge.runtimes.backends.ort import OrtRunner
+
+        backbone = OrtRunner("backbone", job.graph, policy_contract(parts.config).backbone, settings)
+        parts = dataclasses.replace(parts, backbone=backbone)
     rng = np.random.default_rng(job.seed)
     observation = Observation(
         rng.integers(0, 256, (200, 200, 3), np.uint8), rng.integers(0, 256, (84, 84, 3), np.uint8), np.zeros(15, np.float32)
@@ -76,10 +79,3 @@ def _steady_state(policy: EdgePolicy) -> PolicyState:
         media=np.zeros(past, np.float32),
         num_steps=config.window,
     )
-
-
-def _with_graph(parts: PolicyParts, graph: Path, settings: RuntimeSettings) -> PolicyParts:
-    from rfedge.runtimes.backends.ort import OrtRunner
-
-    contract = policy_contract(parts.config).backbone
-    return dataclasses.replace(parts, backbone=OrtRunner("backbone", graph, contract, settings))

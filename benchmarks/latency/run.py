@@ -42,7 +42,7 @@ from rfedge.policies import bundle_name, find_bundle, find_checkpoint
 from rfedge.records.machine import peak_rss_bytes, provenance
 from rfedge.records.plan import Option, Uses, check_least
 from rfedge.records.resources import ResourceRecord
-from rfedge.records.statistics import Ratio, ratio_of_medians, summarise
+from rfedge.records.statistics import ratio_of_medians, summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import AUTO, BACKENDS
 from rfedge.runtimes.control.modes import check_execute_steps
@@ -148,6 +148,7 @@ def run_latency(
             settle_ms=plan.settle_ms,
             on_round=on_round,
         )
+        first, again = (samples[variants[0].name + end]["total"] for end in ("", NOISE_FLOOR_SUFFIX))
         idle, resources = _sample(variants, observations, plan, execute_steps)
         return LatencyReport(
             **provenance(),
@@ -169,7 +170,7 @@ def run_latency(
                 _describe(variant, samples[variant.name], execute_steps, resources.get(variant.name)) for variant in variants
             ),
             comparisons=_compare(variants, samples, plan.seed),
-            noise_floor=_noise_floor(variants, samples, plan.seed),
+            noise_floor=ratio_of_medians(first, again, seed=plan.seed),
             idle=idle,
             profiles=_profile(variants, plan) if plan.profile else None,
         )
@@ -361,8 +362,3 @@ def _compare(variants: list[_Variant], samples: dict[str, Samples], seed: int) -
         if name != baseline
         for stage in ("total", "backbone", "head")
     )
-
-
-def _noise_floor(variants: list[_Variant], samples: dict[str, Samples], seed: int) -> Ratio:
-    again = variants[0].name + NOISE_FLOOR_SUFFIX
-    return ratio_of_medians(samples[variants[0].name]["total"], samples[again]["total"], seed=seed)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.bundle.artifact import Bundle, load_bundle
+from rfedge.bundle.artifact import load_bundle
 from rfedge.errors import ArtifactError, ConfigError, one_of
 from rfedge.export.mixed.plan import Budget
 from rfedge.export.options import ExportOptions
@@ -63,7 +63,10 @@ def prepare_policies(
         elif precision not in found:
             found[precision] = target
             if target.exists():
-                _check_source(load_bundle(target), sha256)
+                made_from = load_bundle(target).manifest.source.get("checkpoint_sha256", "nothing known")
+                if made_from != sha256:
+                    got, remedy = f"one of checkpoint {made_from[:12]}", "Choose another --output, or remove it."
+                    raise ArtifactError(f"bundle {target}", got=got, expected=sha256[:12], remedy=remedy)
                 continue
             demonstrations, description = data()
             options = ExportOptions(
@@ -79,13 +82,6 @@ def prepare_policies(
 
 def _named(precision: str, progress: StageProgress) -> StageProgress:
     return lambda stage, done, total: progress(f"{precision}: {stage}", done, total)
-
-
-def _check_source(bundle: Bundle, sha256: str) -> None:
-    made_from = bundle.manifest.source.get("checkpoint_sha256", "nothing known")
-    if made_from != sha256:
-        got, remedy = f"one of checkpoint {made_from[:12]}", "Choose another --output, or remove it."
-        raise ArtifactError(f"bundle {bundle.root}", got=got, expected=sha256[:12], remedy=remedy)
 
 
 def rows_of(found: Mapping[str, Mapping[str, Path | TorchPolicy]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from rfedge.benchmarks.success.chain_report import ChainRecord
 from rfedge.benchmarks.success.chains import read_chains, run_chains
 from rfedge.benchmarks.success.plan import ENRICHED, RowPlan, SuccessPlan, describe_policies, lay_out
-from rfedge.benchmarks.success.report import PolicyRecord, SuccessConditions, SuccessReport
+from rfedge.benchmarks.success.report import SuccessConditions, SuccessReport
 from rfedge.benchmarks.success.rows import RowRecords, summarise_row
 from rfedge.benchmarks.success.single_tasks import TrialRecord, make_trials, run_trials
 from rfedge.bundle.artifact import load_bundle
@@ -94,7 +94,8 @@ def run_success(
         report = SuccessReport(
             **provenance(),
             conditions=conditions,
-            policies=tuple(_as_named(policy) for policy in policies),
+            # without the place where a shipped policy is installed
+            policies=tuple(policy.model_copy(update={"path": bundle_name(Path(policy.path))}) for policy in policies),
             rows=tuple(summarise_row(row, found, plan) for row in rows),
             not_possible=not_possible,
             wall_seconds=time.perf_counter() - begun_s,
@@ -214,11 +215,6 @@ def _remove_empty(folder: Path) -> None:
     for path in (folder / _CHAINS_FOLDER, folder / _TRIALS_FOLDER, folder):
         with contextlib.suppress(OSError):  # it has content, or never was
             path.rmdir()
-
-
-def _as_named(policy: PolicyRecord) -> PolicyRecord:
-    """Return the record without the place where a shipped policy is installed."""
-    return policy.model_copy(update={"path": bundle_name(Path(policy.path))})
 
 
 def _stored(folder: Path, report: SuccessReport) -> SuccessReport:

@@ -163,12 +163,8 @@ def _share(root: Path, mode: int) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-
-
-def _prefix(path: Path) -> str:
     # The process id tells a leftover of a killed process from the work of a running one.
-    return f".{path.name}-{os.getpid()}-"
+    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -144,7 +144,9 @@ class ControlLoop:
             stack.enter_context(self.stop.heard_by(watchdog.expire))
             stack.callback(rest)  # whatever happens from here on
             if self.pace is not None:
-                stack.enter_context(_collector_frozen())
+                # Kept out of the collector's sight: to scan all that exists now takes longer than some steps have.
+                gc.freeze()
+                stack.callback(gc.unfreeze)
             # Before the loop, or on one core it would wait for what it watches.
             with realtime_priority(None if self.priority is None else self.priority + 1, inherited=True):
                 stack.enter_context(watchdog)
@@ -191,16 +193,6 @@ class ControlLoop:
         if isinstance(self.robot, SimulatedRobot):  # its time passes with actions, whatever the pace on the wall clock
             owner, expected = "the policy", own
         refuse_disagreement("the robot", robot, owner, expected)
-
-
-@contextlib.contextmanager
-def _collector_frozen() -> Iterator[None]:
-    """Keep what exists now out of the garbage collector's sight: to scan all of it takes longer than some steps have."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class _Run:

@@ -124,7 +124,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
     def close(self) -> None:
         """Leave the server; a second call does nothing."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._leave)
+            self._loop.call_soon_threadsafe(lambda: self._keeper.cancel())
             self._thread.join()
 
     def reset(self, instruction: str) -> None:
@@ -185,9 +185,6 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
         finally:
             self._loop.close()
-
-    def _leave(self) -> None:
-        self._keeper.cancel()
 
     async def _keep_connected(self) -> None:
         delay_s = _FIRST_DELAY_S
