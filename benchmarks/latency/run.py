@@ -3,16 +3,6 @@
 All variants are loaded first and then called in turn, in a new random order each round, in one process: when the
 machine slows down, it slows down for all of them. The first bundle is loaded twice; the ratio of these two equal
 things is the noise floor below which a difference means nothing.
-
-On spinning: each onnxruntime session has its own worker threads, and with onnxruntime's default (`always`) they
-busy-wait for a while after a call has ended, on the cores the next variant is being timed on. Median total in ms of
-playtable-small fp32, two onnxruntime sessions and PyTorch, 2 threads on 2 cores, one run each on a machine that was not
-quite idle: `always` 40 and 98 (PyTorch), `within-call` 14 and 24, `never` 21 and 29. So `within-call` is the default
-here and in the runtimes.
-
-On settling: PyTorch's OpenMP workers also busy-wait after a call, and no setting stops them. In the `within-call` run
-above onnxruntime's calls fell into two groups, near 14 and near 20 ms, and the noise floor was 0.77; most likely the
-slow group followed a PyTorch call. So each call first waits `settle_ms`, outside the timing, until every pool sleeps.
 """
 
 from __future__ import annotations
@@ -217,7 +207,7 @@ def measure_latency(
             observation = observations[index % len(observations)]
             rng.shuffle(order)
             for name in order:
-                if settle_ms:
+                if settle_ms:  # PyTorch's threads busy-wait after a call, see docs/how-to/choose_a_backend.md
                     time.sleep(settle_ms / 1000)
                 timings_ms = policies[name].act(observation).timings_ms
                 if index >= 0:

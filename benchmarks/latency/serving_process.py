@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from rfedge.runtimes.server.security import TOKEN_VARIABLE
 _COMMAND: Final = "import sys; from rfedge.cli.app import main; main(sys.argv[1:])"
 
 
-class ServingProcess:
+class ServingProcess(AbstractContextManager["ServingProcess"]):
     """Use it as a context manager: it has started when clients can connect, and is killed at the end if it still runs.
 
     Raises BackendUnavailableError if the server did not start; the text holds its last words.
@@ -75,9 +76,6 @@ class ServingProcess:
         if self.process.stdout is not None:
             self.process.stdout.close()
         self._errors.close()
-
-    def __enter__(self) -> ServingProcess:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

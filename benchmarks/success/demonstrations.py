@@ -29,7 +29,7 @@ from rfedge.envs.oracle import task_solved
 from rfedge.envs.tasks import TASKS, check_task
 from rfedge.errors import ConfigError
 from rfedge.messages import POSE_SIZE, Observation
-from rfedge.records.plan import Option
+from rfedge.records.plan import Option, check_least
 from rfedge.robot.conventions import Conventions, conventions_of
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import Controller, ControlStep
@@ -86,18 +86,14 @@ class RecordingOptions:
         """Raise ConfigError when a number is out of range or a task that may follow is unknown."""
         if self.noise is not None:
             self.noise.check()
-        if self.chain_length < 1:
-            remedy = "Give a positive whole number."
-            raise ConfigError("chain length", got=self.chain_length, expected="at least 1", remedy=remedy)
-        if self.max_steps < MIN_FRAMES:
-            remedy = "Shorter windows are not in CALVIN's format."
-            raise ConfigError("max steps", got=self.max_steps, expected=f"at least {MIN_FRAMES}", remedy=remedy)
+        check_least(1, {"chain length": self.chain_length}, remedy="Give a positive whole number.")
+        check_least(MIN_FRAMES, {"max steps": self.max_steps}, remedy="Shorter windows are not in CALVIN's format.")
         if not 0.0 <= self.expert_share <= 1.0:
             remedy = "Give the part of the tasks that the expert drives."
             raise ConfigError("expert share", got=self.expert_share, expected="0 to 1", remedy=remedy)
-        if self.takeover_steps is not None and self.takeover_steps < 1:
+        if self.takeover_steps is not None:
             remedy = "Give the most control steps that the policy drives a task."
-            raise ConfigError("takeover steps", got=self.takeover_steps, expected="at least 1", remedy=remedy)
+            check_least(1, {"takeover steps": self.takeover_steps}, remedy)
         for task in self.chain_tasks:
             check_task(task)
 

@@ -55,10 +55,19 @@ def ratio_of_medians(
 
     The bootstrap samples whole rounds: both samples of a round saw the same machine, so its drift cancels in the ratio.
     """
-    rounds = np.random.default_rng(seed).integers(0, len(numerator_ms), size=(NUM_RESAMPLES, len(numerator_ms)))
-    ratios = np.median(numerator_ms[rounds], axis=1) / np.median(denominator_ms[rounds], axis=1)
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(value=float(np.median(numerator_ms) / np.median(denominator_ms)), low=float(low), high=float(high))
+    rounds = _resamples(len(numerator_ms), seed)
+    ends = _interval(np.median(numerator_ms[rounds], axis=1) / np.median(denominator_ms[rounds], axis=1))
+    return Ratio(value=float(np.median(numerator_ms) / np.median(denominator_ms)), **ends)
+
+
+def _resamples(size: int, seed: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, size, size=(NUM_RESAMPLES, size))
+
+
+def _interval(statistics: npt.NDArray[np.floating[Any]]) -> dict[str, float]:
+    """Return `low` and `high` of a statistic of all resamples."""
+    low, high = np.quantile(statistics, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return {"low": float(low), "high": float(high)}
 
 
 class Proportion(Record):
@@ -103,9 +112,8 @@ def mean_with_interval(
         value = float(values[0])
         low, high = (value + unseen * (end - value) for end in between)
         return Mean(n=len(values), value=value, low=low, high=high)
-    picks = np.random.default_rng(seed).integers(0, len(values), size=(NUM_RESAMPLES, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Mean(n=len(values), value=float(values.mean()), low=float(low), high=float(high))
+    ends = _interval(values[_resamples(len(values), seed)].mean(axis=1))
+    return Mean(n=len(values), value=float(values.mean()), **ends)
 
 
 def ratio_of_sums(
@@ -118,8 +126,7 @@ def ratio_of_sums(
     """
     if not denominator.sum():
         return None
-    picks = np.random.default_rng(seed).integers(0, len(numerator), size=(NUM_RESAMPLES, len(numerator)))
+    picks = _resamples(len(numerator), seed)
     over, under = numerator[picks].sum(axis=1), denominator[picks].sum(axis=1)
-    ratios = over[under != 0] / under[under != 0]
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Ratio(value=float(numerator.sum() / denominator.sum()), low=float(low), high=float(high))
+    ends = _interval(over[under != 0] / under[under != 0])
+    return Ratio(value=float(numerator.sum() / denominator.sum()), **ends)

@@ -14,8 +14,10 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -144,27 +146,24 @@ class Ros2Robot(AbstractContextManager["Ros2Robot"]):
 
     def __init__(self, settings: Ros2Settings | None = None) -> None:
         self._settings = settings or Ros2Settings()
-        self._rclpy: Any = import_optional("rclpy", needed_for="ROS 2 robot", remedy=_REMEDY)
-        messages = {
-            package: import_optional(f"{package}.msg", needed_for="ROS 2 robot", remedy=_REMEDY)
-            for package in ("sensor_msgs", "geometry_msgs", "std_msgs")
-        }
-        executors: Any = import_optional("rclpy.executors", needed_for="ROS 2 robot", remedy=_REMEDY)
+        load: Callable[[str], Any] = partial(import_optional, needed_for="ROS 2 robot", remedy=_REMEDY)
+        self._rclpy: Any = load("rclpy")
+        messages = {package: load(f"{package}.msg") for package in ("sensor_msgs", "geometry_msgs", "std_msgs")}
+        executors = load("rclpy.executors")
         self._twist_type: Any = messages["geometry_msgs"].TwistStamped
         self._gripper_type: Any = messages["std_msgs"].Float64MultiArray
         self._lock = threading.Lock()
         self._latest: dict[str, tuple[float, Any]] = {}
         self._gripper = GRIPPER_KEEP  # unknown until it was commanded: it may hold something
         self._has_moved = False
-        contexts: Any = import_optional("rclpy.context", needed_for="ROS 2 robot", remedy=_REMEDY)
-        self._context: Any = contexts.Context()  # its own: the default one would take over the signals
+        self._context: Any = load("rclpy.context").Context()  # its own: the default one would take over the signals
         self._rclpy.init(context=self._context)
         self._node: Any = self._rclpy.create_node("rfedge", context=self._context)
         topics = {self._settings.static_topic: messages["sensor_msgs"].Image}
         topics[self._settings.gripper_topic] = messages["sensor_msgs"].Image
         if self._settings.pose_topic is not None:
             topics[self._settings.pose_topic] = messages["geometry_msgs"].PoseStamped
-        qos: Any = import_optional("rclpy.qos", needed_for="ROS 2 robot", remedy=_REMEDY)
+        qos = load("rclpy.qos")
         for topic, kind in topics.items():
             # Best effort hears both kinds of publisher.
             self._node.create_subscription(kind, topic, self._receiver(topic), qos.qos_profile_sensor_data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ from rfedge.robot.conventions import Conventions
 _KEYS = ("rgb_static", "rgb_gripper", "robot_obs")
 
 
+@dataclass(frozen=True, eq=False)
 class RecordedFrames(Sequence[Observation]):
     """Frames that are read from disk one by one, `read` with an index from 0."""
 
-    def __init__(self, read: Callable[[int], Observation], num_frames: int) -> None:
-        self._read = read
-        self._num_frames = num_frames
+    read: Callable[[int], Observation]
+    num_frames: int
 
     @classmethod
     def of(cls, dataset: CalvinDataset, segment: Segment) -> RecordedFrames:
@@ -33,14 +34,14 @@ class RecordedFrames(Sequence[Observation]):
         return cls(read, segment.num_frames)
 
     def __len__(self) -> int:
-        return self._num_frames
+        return self.num_frames
 
     def __getitem__(self, index: object) -> Observation:  # type: ignore[override]
         if not isinstance(index, int):
             raise TypeError(f"one frame at a time: got index {index!r}")
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._read(index)
+        return self.read(index)
 
 
 def recorded_actions(dataset: CalvinDataset, segment: Segment) -> npt.NDArray[np.float64]:

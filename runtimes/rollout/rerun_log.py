@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ RERUN_SUFFIX: Final = ".rrd"
 _TIMELINE: Final = "control_step"
 
 
-class RerunLog:
+class RerunLog(AbstractContextManager["RerunLog"]):
     """Writes one run to a file that `rerun FILE.rrd` shows, up to its last whole part if it is killed."""
 
     def __init__(self, path: Path) -> None:
@@ -29,9 +30,6 @@ class RerunLog:
         self._stream: Any = self._rerun.RecordingStream("rfedge")
         self._stream.save(str(path))
         self._num_steps = 0
-
-    def __enter__(self) -> RerunLog:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -192,7 +192,7 @@ def _damaged(path: Path, number: int, got: str) -> ArtifactError:
     return ArtifactError(f"line {number} of {path}", got=got, expected=expected, remedy="The file is damaged or no record.")
 
 
-class RunRecorder:
+class RunRecorder(contextlib.AbstractContextManager["RunRecorder"]):
     """Writes one run to a new file, and on demand every frame that the loop took into the folder `path` + ".frames".
 
     A robot under control is not left to itself for the sake of a record: `error` says why the rest of the run is not in the
@@ -221,9 +221,6 @@ class RunRecorder:
             raise ConfigError(
                 f"--record {path}", got=self.error, expected="room for the record", remedy="Choose another disk."
             )
-
-    def __enter__(self) -> RunRecorder:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
