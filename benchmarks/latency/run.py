@@ -113,11 +113,7 @@ def run_latency(
     inputs: str = "seeded noise",
     on_round: Count | None = None,
 ) -> LatencyReport:
-    """Load every variant, time them and report; `on_round` counts warm-up too.
-
-    All variants see the `observations` in the same order, sampled from the seed where none are given; `inputs` says in the
-    report what they are.
-    """
+    """Load every variant, time them on the same observations, by default sampled from the seed, and report."""
     with ExitStack() as stack:
         # Around the loading, too: the threads of a session are begun with it.
         stack.enter_context(realtime_priority(plan.realtime_priority, inherited=True))
@@ -219,9 +215,7 @@ def measure_latency(
 
 
 def assert_faster(report: LatencyReport) -> None:
-    """Check int8 < fp32 < torch by median total, each beyond the noise floor: the farthest from 1 that two equal variants
-    reach. Raises ConfigError where one of the three is not in the report, GateError where one is not faster.
-    """
+    """Raise GateError unless int8 < fp32 < torch by median total, each beyond what two equal variants differ by."""
     by_kind: dict[str, list[str]] = {"int8": [], "fp32": [], "torch": []}
     for variant in report.variants:
         kind = "torch" if variant.role == "torch" else variant.precision
@@ -283,9 +277,7 @@ def _name(role: Role, policy: EdgePolicy, taken: set[str], variants: list[_Varia
 def _sample(
     variants: list[_Variant], observations: Sequence[Observation], plan: LatencyPlan, execute_steps: int
 ) -> tuple[ResourceRecord | None, dict[str, ResourceRecord]]:
-    """Call each variant in a row under a sampler of its own; in turn, as for the timings, nobody could say whose joules they
-    were.
-    """
+    """Call each variant in a row under its own sampler: called in turn, nobody could say whose joules they were."""
     if not plan.resource_seconds:
         return None, {}
     with Sampler() as sampler:

@@ -18,10 +18,7 @@ _COMMAND: Final = "import sys; from rfedge.cli.app import main; main(sys.argv[1:
 
 
 class ServingProcess(AbstractContextManager["ServingProcess"]):
-    """Use it as a context manager: it has started when clients can connect, and is killed at the end if it still runs.
-
-    Raises BackendUnavailableError if the server did not start; the text holds its last words.
-    """
+    """A context manager: it has started when clients can connect, and is killed at the end if it still runs."""
 
     def __init__(self, bundle: Path, *flags: str, token: str | None = None, port: int = 0) -> None:
         environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}

@@ -14,21 +14,17 @@ from rfedge.records.statistics import Ratio, Summary
 
 
 class LatencyConditions(Record):
-    """Everything that was chosen.
-
-    `warmup` counts the untimed rounds, at least one window, so that the head is timed at its steady cost;
-    `realtime_priority` is that of all threads, None for ordinary scheduling.
-    """
+    """Everything that was chosen."""
 
     instruction: str
     inputs: str
     execute_steps: int
-    warmup: int
+    warmup: int  # untimed rounds, at least one window, so that the head is timed at its steady cost
     iterations: int
     settle_ms: float
     threads: int
     spinning: str
-    realtime_priority: int | None = None
+    realtime_priority: int | None = None  # of all threads; None for ordinary scheduling
     seed: int
     order: Literal["interleaved, shuffled per round"] = "interleaved, shuffled per round"
     environment: dict[str, str]

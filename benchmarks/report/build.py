@@ -85,9 +85,7 @@ def build_report(
 
 
 def plot_record(form: str, document: dict[str, Any], path: Path) -> None:
-    """Plot one record's success over time and steps per call, as the report does, to a picture file. Raises
-    BackendUnavailableError if matplotlib is not installed.
-    """
+    """Plot one record's success over time and steps per call, as the report does, to a picture file."""
     save_plots(plots(bundle_rows(Collection([Found(path.stem, form, document)], []), Names())), path)
 
 

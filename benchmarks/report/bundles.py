@@ -266,10 +266,7 @@ def _kept(row: Row) -> Document | None:
 
 
 def bundle_tables(rows: Sequence[Row], names: Names) -> list[Table]:
-    """Return success beside speed, power and size, then the speeds of bundles whose success nobody measured.
-
-    A column that is empty in all rows is left out.
-    """
+    """Return success beside speed, power and size, then speeds without success; columns that are empty are left out."""
     captions = {
         True: "Success with its 95 % interval and number of samples, beside speed and size of the same bundle.",
         False: "Timed without a record of success, so nothing is known of its worth.",

@@ -51,9 +51,7 @@ class Collection:
 
 
 def collect(paths: Sequence[Path], *, on_file: Count = lambda *_: None) -> Collection:
-    """Read every JSON file that is named, and every one at any depth of the folders that are named; what is no record is
-    left out with the reason, unless it was named. The same content under two names is taken once.
-    """
+    """Read every JSON file that is named or lies in a folder that is; what is no record is left out, unless it was named."""
     collection = Collection([], [])
     files = [(path, name, file) for path in paths for name, file in _files(path)]
     for number, (path, name, file) in enumerate(files, start=1):

@@ -99,9 +99,7 @@ def run_expert_success(plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Co
 
 
 def assert_success(report: ExpertSuccessReport) -> None:
-    """Raise GateError unless 30 tasks, or all where fewer were measured, are solved in 95 % of their starts, and every one
-    in 80 %.
-    """
+    """Raise GateError unless 30 tasks, or all of fewer, are solved in 95 % of their starts, and every one in 80 %."""
     rates = {task: score.success.value for task, score in report.tasks.items()}
     worst = min(rates, key=lambda task: rates[task])
     if report.num_nearly_always < min(MOST_TASKS, len(rates)) or rates[worst] < LEAST_RATE:

@@ -148,9 +148,7 @@ def assert_levels(report: LooksReport, limit: float) -> None:
 
 
 def save_sheet(states: Sequence[RenderedState], path: Path) -> None:
-    """Write a PNG with a row for each of some states: for either camera the real picture, and beside it each of PlayTable's.
-    Raises BackendUnavailableError if Pillow is not installed.
-    """
+    """Write a PNG with a row for each of some states: per camera the real picture, and beside it each of PlayTable's."""
     try:
         from PIL import Image
     except ModuleNotFoundError as error:

@@ -175,9 +175,7 @@ def assert_average_length(report: SuccessReport, least: float) -> None:
 
 
 def assert_share(report: SuccessReport, least: float) -> None:
-    """Check the share of the reference's success that remains in every other row: of chains, or without them of starts.
-    Raises GateError if one is below, or unknown because the reference solved nothing; the text has the row and both numbers.
-    """
+    """Raise GateError unless every other row keeps this share of its reference's success, of chains or else of starts."""
     for row in report.rows:
         if row.paired is None:
             continue

@@ -46,8 +46,8 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
-    """Open or begin the journal of the run that `arguments` decide, in a folder that is new, empty or that of the same run;
-    a half-written last line is cut off, and without a record nothing stays behind.
+    """Open or begin the journal of the run that `arguments` decide; a last line that was cut off and a journal without a
+    record go.
     """
     refuse_other_content(path, f"something without a {path.name}")
     is_new_folder = not path.parent.exists()

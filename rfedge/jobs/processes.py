@@ -31,9 +31,7 @@ class JobRunner(Protocol):
 
 
 def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Yield every job with its result, each as soon as it is there; with one worker they run here, with more `call` must be
-    a top-level function or a partial of one.
-    """
+    """Yield every job with its result as soon as it is there; for more than one worker `call` is a top-level function."""
     most = max(_MOST_WORKERS, _MOST_PER_CORE * (os.cpu_count() or 1))
     if workers > most:
         raise ConfigError("workers", got=workers, expected=f"1 to {most}", remedy="Lower --workers.")

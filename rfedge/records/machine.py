@@ -91,10 +91,8 @@ def git_commit() -> str | None:
 
 
 def peak_rss_bytes() -> int | None:
-    """Return the most memory this process ever held; None where the system does not tell.
-
-    Read from VmHWM: `ru_maxrss` starts a child process at its parent's peak.
-    """
+    """Return the most memory this process ever held; None where the system does not tell."""
+    # Not `ru_maxrss`, which starts a child process at its parent's peak.
     return parse_meminfo(read_text(Path("/proc/self/status"))).get("VmHWM")
 
 

@@ -21,9 +21,7 @@ class TemperatureRecord(Record):
 
 
 class ResourceRecord(Record):
-    """Resources of one stretch of time; the reasons say why there is nothing, or nothing more, and are "" when nothing is
-    missing.
-    """
+    """Resources of one stretch of time; the reasons say why there is nothing, or nothing more, and are "" otherwise."""
 
     duration_s: float
     num_actions: int  # control steps that were played meanwhile

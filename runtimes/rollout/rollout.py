@@ -32,41 +32,27 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRecord(LoopSummary):
-    """One rollout; its size does not depend on its length, but for the times of the calls.
-
-    Attributes:
-        task, instruction: see `Goal`.
-        seed: of the start; None for one that goes on where another ended.
-        num_late, num_skipped: steps that began late and deadlines left out, where a rate was held.
-        jerk_square_sum: squares of a[t+1] - 2 a[t] + a[t-1] added up over the steps and the six pose components of the
-            actions sent.
-        call_ms: total of every policy call, in milliseconds; None where nobody timed one.
-    """
+    """One rollout; its size does not depend on its length, but for the times of the calls."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    task: str | None
+    task: str | None  # see `Goal`
     instruction: str
-    seed: int | None = None
-    num_late: int = 0
-    num_skipped: int = 0
+    seed: int | None = None  # of the start; None for one that goes on where another ended
+    num_late: int = 0  # steps that began late, where a rate was held
+    num_skipped: int = 0  # deadlines left out
+    # squares of a[t+1] - 2 a[t] + a[t-1] over the steps and the six pose components of the actions sent
     jerk_square_sum: float = 0.0
-    call_ms: tuple[float, ...] | None = None
+    call_ms: tuple[float, ...] | None = None  # total of every policy call; None where nobody timed one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One rollout with everything it did.
+    """One rollout with everything it did."""
 
-    Attributes:
-        record: what reports keep of it.
-        actions: float (step, 7), as the robot got them.
-        timings_ms: per stage of `rfedge.runtimes.policy.step.STAGES`, one value per policy call.
-    """
-
-    record: RolloutRecord
-    actions: FloatArray
-    timings_ms: dict[str, list[float]]
+    record: RolloutRecord  # what reports keep of it
+    actions: FloatArray  # (step, 7), as the robot got them
+    timings_ms: dict[str, list[float]]  # by `rfedge.runtimes.policy.step.STAGES`, one value per policy call
 
 
 def jerk_square_sum(actions: npt.ArrayLike) -> float:
@@ -123,10 +109,7 @@ def roll_out(
 
 
 class StandingSimulator(SimulatedRobot):
-    """A simulated robot that rests by itself: its time passes with actions alone.
-
-    So `stop` runs no step, and a rollout can go on exactly where the last one ended, as the tasks of a chain do.
-    """
+    """A simulated robot whose time passes with actions alone, so that a rollout goes on exactly where the last one ended."""
 
     def stop(self) -> None:
         """Do nothing: nothing moves until the next action."""

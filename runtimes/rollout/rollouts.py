@@ -83,10 +83,10 @@ def run_rollouts(
     on_step: Callable[[int, ControlStep], None] | None = None,
     stop: StopRequest | None = None,
 ) -> RolloutReport:
-    """Load the bundle, open the environment, run every episode and write film and record if they are wanted.
+    """Run every episode and write film and record if they are wanted.
 
     `on_load` is called with the loaded bundle before the simulator is opened, `on_step` with (episode from 0, step) after
-    each control step; `stop` ends the run between two steps.
+    each control step.
     """
     goal, stop = choose_goal(plan.task, plan.instruction), stop or StopRequest()
     with ExitStack() as stack:

@@ -132,9 +132,7 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a record; a last line that was cut off is left out. Raises ArtifactError if the file is missing, no record, of
-    another version or damaged; the text names the line.
-    """
+    """Read a record; a last line that was cut off is left out. ArtifactError names the line that is damaged."""
     try:
         content = read_file(path, _MAX_RECORD_BYTES)
     except OSError as error:

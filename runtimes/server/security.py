@@ -18,8 +18,8 @@ MAX_TOKEN_CHARACTERS: Final = 512
 
 
 def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the token of `file`, else of the environment variable `TOKEN_VARIABLE`, else None; never of a flag: every user
-    of a machine can read the command lines of its processes.
+    """Return the token of `file`, else of the environment, else None; never of a flag, which every user of a machine can
+    read.
     """
     if file is None:
         source, text = f"${TOKEN_VARIABLE}", environment.get(TOKEN_VARIABLE)

@@ -119,10 +119,7 @@ def parse_tegrastats(line: str) -> TegrastatsLine:
 
 
 class TegrastatsSource:
-    """A `tegrastats` process of our own, asked every `period_s` and not below 0.1 s, and the last line that it printed.
-
-    Raises Absent if it is not on this machine, or prints no rail that is the board's in time.
-    """
+    """A `tegrastats` process of our own, asked every `period_s`, not below 0.1 s; Absent where it prints no rail in time."""
 
     def __init__(self, period_s: float, command: Sequence[str] = ("tegrastats",)) -> None:
         interval_ms = max(_LEAST_INTERVAL_MS, round(1000 * period_s))
