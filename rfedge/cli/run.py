@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rfedge.cli.options import AsJson, plan_of, with_options
+from rfedge.runtimes.control.modes import ControlStep
 from rfedge.runtimes.rollout.plan import RolloutPlan
-
-if TYPE_CHECKING:
-    from rfedge.runtimes.control.modes import ControlStep
 
 
 @with_options(RolloutPlan)

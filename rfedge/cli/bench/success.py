@@ -7,21 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from rfedge.benchmarks.success.plan import SuccessPlan
-from rfedge.benchmarks.success.sweep import SweepPlan, finish_sweep
+from rfedge.benchmarks.success.sweep import SweepPlan, SweepReport, finish_sweep
 from rfedge.cli.options import AsJson, plan_of, with_options
 from rfedge.envs.interface import ENVIRONMENTS
 from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
+from rfedge.jobs.processes import JobRunner, run_jobs
 from rfedge.records.plan import Option
 from rfedge.runtimes.rollout.rollout_session import Simulator
-
-if TYPE_CHECKING:
-    from rfedge.benchmarks.success.sweep import SweepReport
-    from rfedge.jobs.processes import JobRunner
 
 _CHAINS: Final = "Chains and tasks"
 _PRECISIONS: Final = "A checkpoint in several precisions"
@@ -193,7 +190,6 @@ def kept_note(output: Path | None) -> str:
 @contextmanager
 def open_workers(ray: str | None, workers: int) -> Iterator[tuple[JobRunner, str]]:
     """Yield where jobs run, and what reports call it."""
-    from rfedge.jobs.processes import run_jobs
     from rfedge.jobs.ray import RayWorkers
 
     if ray is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +12,7 @@ from rfedge.benchmarks.success.demonstrations import RecordingOptions
 from rfedge.cli.demos.recording import Recorder
 from rfedge.cli.groups import lazy_group
 from rfedge.cli.options import AsJson, plan_of, with_options
-from rfedge.data.collection.collect import CollectionRequest
-
-if TYPE_CHECKING:
-    from rfedge.data.collection.collect import CollectionResult
+from rfedge.data.collection.collect import CollectionRequest, CollectionResult, collect
 
 demos_app = typer.Typer(
     name="demos",
@@ -54,7 +51,6 @@ def demos(
     from rfedge.benchmarks.success.plan import parse_tasks
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.tables import print_json
-    from rfedge.data.collection.collect import collect
     from rfedge.envs.action_noise import ActionNoise
     from rfedge.envs.experts import EXPERT_TASKS
     from rfedge.errors import ConfigError

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rfedge.cli.options import AsJson, plan_of, with_options
-from rfedge.data.conversion import ConversionOptions
-
-if TYPE_CHECKING:
-    from rfedge.data.conversion import ConversionResult
+from rfedge.data.conversion import ConversionOptions, ConversionResult, convert_dataset, parse_fields, read_field_file
 
 _LIBRARIES = ("rfedge", "numpy", "h5py", "pyarrow", "av", "pillow")
 
@@ -35,7 +32,6 @@ def convert(
 ) -> None:
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
     from rfedge.cli.show.tables import print_json
-    from rfedge.data.conversion import convert_dataset, parse_fields, read_field_file
     from rfedge.envs.language import PARAPHRASES
     from rfedge.envs.tasks import INSTRUCTIONS
     from rfedge.records.machine import library_versions

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 from rfedge.benchmarks.success.demonstrations import RecordingOptions, record_episode
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file
@@ -21,9 +22,6 @@ from rfedge.runtimes.control.controllers import choose_loop
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.rollout.policy_source import PolicyLoop
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _LIBRARIES: Final = {"playtable": ("mujoco",)}  # other environments report their versions themselves
 
