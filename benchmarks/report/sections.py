@@ -19,7 +19,6 @@ from rfedge.benchmarks.report.markdown import (
     missing,
     percent,
     percentiles,
-    plain,
     share,
     times_faster,
 )
@@ -264,10 +263,10 @@ def _tune(name: str, document: Document, names: Names) -> Iterator[Part]:
         f"{name}: ways to run {document['bundle']} on {names.mark(document['machine'])}, checked on "
         f"{document['checked_on']}; each is timed in turn with the best before it."
     )
+    if document["not_tried"]:
+        caption += f" No time left for {'; '.join(document['not_tried'])} (raise --budget-s)."
     columns = ["candidate", "over", "call p50 ms", "over, call p50 ms", "speed-up", "action error", "verdict"]
     yield Table(caption, columns, cells, 2)
-    if document["not_tried"]:
-        yield plain(f"{name}: no time left for {'; '.join(document['not_tried'])} (raise --budget-s).")
 
 
 def _episodes(name: str, document: Document, _: Names) -> Iterator[Part]:
@@ -296,17 +295,59 @@ def _chains(name: str, document: Document, _: Names) -> Iterator[Part]:
     yield Table(caption, ["average length", "1", "2", "3", "4", "5"], [_rates(document)], 0)
 
 
+_OUTCOMES: Final = {True: "success", False: "failure", None: "not checked"}
+_STOPS: Final = {
+    "misses": "stopped after too many misses",
+    "frozen": "stopped: a camera repeats its picture",
+    "backbone": "stopped: backbone beyond its deadline",
+    "step": "stopped: control step beyond its deadline",
+}
+
+
 def _rollouts(name: str, document: Document, _: Names) -> Iterator[Part]:
-    known = [episode["success"] for episode in document["episodes"] if episode["success"] is not None]
-    how = f"{document['policy']} in {document['precision']}, {document['mode']}, execute_steps {document['execute_steps']}"
-    cells: list[Cell] = [
-        document["instruction"],
-        f"{sum(known)}/{len(known)}",
-        *percentiles(document["per_call_ms"].get("total"), "no call"),
+    episodes, task = document["episodes"], document["task"]
+    place = f"{document['environment']} scene {document['scene']}, renderer {document['renderer']}"
+    place += f", looks {document['looks']}" if document.get("looks") else ""
+    how = f"{document['policy']} {document['precision']}, {document['mode']}, {document['execute_steps']} of each chunk"
+    cells: list[list[Cell]] = [
+        [
+            str(one["seed"]),
+            _OUTCOMES[one["success"]],
+            str(one["num_steps"]),
+            str(one["num_inferences"]),
+            ", ".join(_events(one, holds_rate=document["rate_hz"] is not None)),
+        ]
+        for one in episodes
     ]
-    yield Table(f"{name}: {how}.", ["instruction", "solved", "p50 ms", "p90 ms", "p99 ms"], [cells])
+    result = f"{sum(one['success'] is True for one in episodes)} of {len(episodes)} succeeded at {task}"
+    if task is None:
+        result = "none of the simulator's tasks: success is not checked"
+    if document["stopped_by"] is not None:
+        result += f"; stopped by {document['stopped_by']}: zero motion, gripper held"
+    columns = ["seed", "result", "steps", "inferences", "events"]
+    yield Table(f"{name}: {how}; {place}; {document['instruction']!r}: {result}.", columns, cells, 2)
+    per_step = document["mean_per_control_step_ms"]
+    cells = [
+        [stage, *(f"{summary[level]:.3f}" for level in ("p50", "p90", "p99", "max")), f"{per_step[stage]:.3f}"]
+        for stage, summary in document["per_call_ms"].items()
+    ]
+    columns = ["stage", "p50", "p90", "p99", "max", "mean per control step"]
+    yield Table(f"{name}: milliseconds per policy call.", columns, cells)
     if document.get("resources"):
         yield from resource_tables(f"{name}: beside the run, simulator included", {"run": document["resources"]})
+
+
+def _events(episode: Document, *, holds_rate: bool) -> Iterator[str]:
+    if holds_rate:
+        lag_ms = 1000 * episode["max_lag_s"] if "max_lag_s" in episode else episode["max_lag_ms"]  # of older records
+        yield f"{episode['num_late']} late (up to {lag_ms:.1f} ms), {episode['num_missed']} missed"
+        yield f"frames up to {episode['max_age_ms']:.0f} ms old"
+    counts = {"starved": episode["num_starved"], "without an answer": episode["num_unavailable"]}
+    counts |= episode["interventions"]
+    counts |= {f"equal frames of {camera}": count for camera, count in episode.get("frozen", {}).items()}
+    yield from (f"{count} {what}" for what, count in counts.items() if count)
+    if episode["ended"] in _STOPS:
+        yield _STOPS[episode["ended"]]
 
 
 def _facts(name: str, document: Document, names: Names) -> Iterator[Part]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rfedge.cli.options import AsJson, bundle_folder
+
+if TYPE_CHECKING:
+    from rfedge.runtimes.rollout.replay import ReplayReport
 
 
 def replay(
@@ -24,7 +27,6 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     from rfedge.cli.show.progress import step_progress
-    from rfedge.cli.show.run_output import print_replay
     from rfedge.cli.show.tables import print_json
     from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
     from rfedge.runtimes.rollout.replay import replay_run
@@ -42,9 +44,33 @@ def replay(
             on_step=lambda *_: advance(None),
             stop=stop,
         )
-    print_replay(report)
+    _print(report)
     print_json(report)
     if report.difference is not None:
         raise typer.Exit(1)
     if stop.reason is not None:
         raise typer.Exit(SIGNAL_STATUS.get(stop.reason, 1))
+
+
+def _print(report: ReplayReport) -> None:
+    """Print whether every action came out as recorded, or the first one that did not."""
+    from rfedge.cli.show.tables import say
+
+    lines = []
+    if report.is_cut:
+        lines.append(f"note: the last line of {report.record} is not finished; it was left out")
+    if report.difference is not None:
+        lines += [
+            f"episode {difference.episode}, step {difference.step}: {difference.what} differs\n"
+            f"  recorded {difference.recorded}\n  replayed {difference.replayed}"
+            for difference in (report.cause, report.difference)
+            if difference is not None
+        ]
+        lines += [f"{name}: {versions}" for name, versions in report.changed_versions.items()]
+    elif not report.num_steps:
+        lines.append(f"{report.record} holds no step: nothing to compare")
+    else:
+        within = f"within {report.tolerance:g}, at most {report.largest_difference:.2g} off"
+        alike = within if report.tolerance else "bit for bit"
+        lines.append(f"{report.num_steps} steps of {report.num_episodes} episodes: every action as recorded, {alike}")
+    say(*lines)

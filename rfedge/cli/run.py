@@ -22,8 +22,8 @@ def run(
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import step_progress
-    from rfedge.cli.show.run_output import print_run
-    from rfedge.cli.show.tables import print_json
+    from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.tables import say
     from rfedge.policies import default_bundle
     from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
     from rfedge.runtimes.rollout.rollouts import run_rollouts
@@ -44,8 +44,13 @@ def run(
             advance(episode * plan.max_steps + step.index + 1)
 
         report = run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
-    print_run(report, files={"video": plan.video, "record": plan.record, "rerun": plan.rerun})
-    print_json(report)
+    show_report(report)
+    if "tuned" in report.settings:
+        say(f"tuned: {report.settings['tuned']}")
+    for name, path in {"video": plan.video, "record": plan.record, "rerun": plan.rerun}.items():
+        if path is not None:
+            cut = f", cut: {report.record_error}" if name == "record" and report.record_error is not None else ""
+            say(f"{name}: {path}{cut}")
     if report.stopped_by is not None:
         raise typer.Exit(SIGNAL_STATUS.get(report.stopped_by, 1))
     if report.was_stopped or report.record_error is not None:

@@ -86,5 +86,6 @@ def test_run_prints_episodes_stages_and_one_document(bundle: Path, capsys: pytes
     assert document["format"] == "rfedge-rollouts"
     assert document["task"] is None
     assert "success is not checked" in err
-    assert "seed 0: not checked, 3 steps, 3 inferences" in err
+    cells = next([cell.strip() for cell in line.split("│")] for line in err.splitlines() if "not checked " in line)
+    assert cells[1:5] == ["0", "not checked", "3", "3"]
     assert "postprocess" in err
