@@ -33,8 +33,7 @@ from rfedge.benchmarks.success.chain_report import (
     success_rates,
     task_scores,
 )
-from rfedge.envs.chains import Chain, chains_sha256
-from rfedge.envs.chains import initial_state
+from rfedge.envs.chains import Chain, chains_sha256, initial_state
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import LANGUAGES, choose_instruction
 from rfedge.envs.looks import redress
