@@ -322,8 +322,6 @@ def _rollouts(name: str, document: Document, _: Names) -> Iterator[Part]:
     result = f"{sum(one['success'] is True for one in episodes)} of {len(episodes)} succeeded at {task}"
     if task is None:
         result = "none of the simulator's tasks: success is not checked"
-    if document["stopped_by"] is not None:
-        result += f"; stopped by {document['stopped_by']}: zero motion, gripper held"
     columns = ["seed", "result", "steps", "inferences", "events"]
     yield Table(f"{name}: {how}; {place}; {document['instruction']!r}: {result}.", columns, cells, 2)
     per_step = document["mean_per_control_step_ms"]

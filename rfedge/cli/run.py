@@ -45,6 +45,8 @@ def run(
 
         report = run_rollouts(plan, on_load=warn, on_step=on_step, stop=stop)
     show_report(report)
+    if report.stopped_by is not None:
+        say(f"stopped by {report.stopped_by}: zero motion, gripper held")
     if "tuned" in report.settings:
         say(f"tuned: {report.settings['tuned']}")
     for name, path in {"video": plan.video, "record": plan.record, "rerun": plan.rerun}.items():

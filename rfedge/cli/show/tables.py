@@ -23,7 +23,7 @@ _WIDTH_OF_A_PIPE: Final = 125
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> None:
     """Print one table; numbers, behind `text_columns`, stand to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < text_columns else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
@@ -32,6 +32,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console = Console(stderr=wants_json())
     if not console.is_terminal:  # a file or a pipe has no width, and a number cut short is no number
         console.width = max(console.width, _WIDTH_OF_A_PIPE)
+    console.print(Text(title, "italic"), soft_wrap=True)  # not the table's own title, which is as narrow as the table
     console.print(table)
 
 
