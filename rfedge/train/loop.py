@@ -21,7 +21,15 @@ from rfedge.train.batches.features import FeatureTable
 from rfedge.train.batches.image_text import CoTraining, PairPass
 from rfedge.train.batches.loader import BatchLoader, LabelledWindows, SplitBatch, batch_tensors, window_forward
 from rfedge.train.batches.wording import Grammar
-from rfedge.train.compute_context import ComputeContext, full_weights, reach_all, shard
+from rfedge.train.compute_context import (
+    ComputeContext,
+    check_batches,
+    full_weights,
+    open_device,
+    reach_all,
+    shard,
+    torch_settings,
+)
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import join
 from rfedge.train.losses import TASK_PROBE, LossParts, attach_task_probe, policy_loss
@@ -29,7 +37,6 @@ from rfedge.train.pretraining.pointing import POINTING, Pointing, pointing_loade
 from rfedge.train.pretraining.scene_batches import SceneLoader
 from rfedge.train.result import VALIDATION_FIELDS, TrainingStep, TrainResult, checkpoint_metadata
 from rfedge.train.run import Pass, TrainingRun, claimed_by_first
-from rfedge.train.settings import check_batches, open_device, torch_settings
 from rfedge.train.sources import (
     TrainingData,
     open_training_data,

@@ -10,10 +10,9 @@ from rfedge.envs import make_environment
 from rfedge.envs.experts import prepare_start
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.playtable.environment import PlayTable
-from rfedge.envs.playtable.layout import find_layout
-from rfedge.envs.playtable.looks import MATERIALS, plain_look, random_look
+from rfedge.envs.playtable.layout import Wood, find_layout
+from rfedge.envs.playtable.looks import MATERIALS, paint_wood, plain_look, random_look
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
-from rfedge.envs.playtable.wood import Wood, paint_wood
 from rfedge.errors import ConfigError
 from rfedge.runtimes.rollout.rollout_session import Simulator
 from tests.errors import raises

@@ -13,10 +13,10 @@ from rfedge.errors import ConfigError
 from rfedge.model import build_policy
 from rfedge.train import train_config
 from rfedge.train.batches.loader import GRIPPER_SHIFT_PX, STATIC_SHIFT_PX, ImageShifts, sample_offsets, shift_images
+from rfedge.train.compute_context import plain_attention
 from rfedge.train.config import change_policy, recipe_for
 from rfedge.train.losses import policy_loss
 from rfedge.train.run import learning_rate_factor
-from rfedge.train.settings import plain_attention
 from rfedge.train.sources import open_training_data
 from rfedge.train.trainable import freeze, optimizer_groups
 from tests.errors import raises

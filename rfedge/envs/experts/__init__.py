@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rfedge.envs.experts.engine import Expert
-from rfedge.envs.experts.preparation import prepare, prepare_start
-from rfedge.envs.experts.scripts import EXPERT_TASKS, make_expert
+from rfedge.envs.experts.preparation import EXPERT_TASKS, make_expert, prepare, prepare_start
 
 __all__ = ["EXPERT_TASKS", "Expert", "make_expert", "prepare", "prepare_start"]

@@ -1,16 +1,28 @@
-"""Scripts for what is fixed to the table: drawer, sliding door, switch and button."""
+"""Scripts for what is fixed to the table: drawer, sliding door, switch and button.
+
+furniture.json has their waypoints, from where a handle, the tip of the switch or the top of the button is. The drawer opens
+by dropping into the gap between the bar of its handle and its front; open fingers stand on both sides of the door's handle;
+the gripper is tilted at the switch, because straight down the arm does not reach that far.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
 from rfedge.envs.experts.script import DRAWER, SLIDE, Anchor, AnchorFinder, Script, Waypoint
+from rfedge.envs.interface import Float64Array
 from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import FACE_TILT_RAD, TableLayout
 
 _SWITCH, _BULB, _LED = 3, 4, 5  # places in scene_obs
+_SCRIPTS: Final[dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_suffix(".json").read_text())
 
 
 def drawer_handle(layout: TableLayout) -> AnchorFinder:
@@ -36,107 +48,43 @@ def button_top(layout: TableLayout) -> AnchorFinder:
     return lambda scene: Anchor(np.array([*layout.button_xy_m, dimensions.BUTTON_TOP_M]))
 
 
-def drawer_waypoints(layout: TableLayout, *, travel_m: float = 0.19) -> tuple[Waypoint, ...]:
-    """Return the way that opens the drawer: drop into the gap between the handle's bar and the drawer's front, and pull."""
-    handle = drawer_handle(layout)
-    return (
-        Waypoint(handle, (0.0, 0.04, 0.13), closed=True, tolerance_m=0.035, jitter=1.0),
-        Waypoint(handle, (0.0, 0.04, 0.10), closed=True, tolerance_m=0.018),
-        Waypoint(handle, (0.0, 0.04, 0.015), closed=True, tolerance_m=0.012),
-        Waypoint(handle, (0.0, 0.04 - travel_m, 0.015), closed=True, tolerance_m=0.012),
+_ANCHORS: Final = {"drawer": drawer_handle, "slide": slide_handle, "switch": switch_tip, "button": button_top}
+
+
+def waypoints(layout: TableLayout, task: str) -> tuple[Waypoint, ...]:
+    anchor = _ANCHORS[_SCRIPTS[task]["at"]](layout)
+    return tuple(
+        Waypoint(anchor, **{**fields, "offset_m": tuple(fields["offset_m"])}) for fields in _SCRIPTS[task]["waypoints"]
     )
 
 
-def open_drawer(layout: TableLayout) -> Script:
-    waypoints = drawer_waypoints(layout)
-    return Script(
-        plan=lambda _: waypoints,
-        goal=lambda start, now: bool(now[DRAWER] - start[DRAWER] > 0.125),
-        grasp_jitter_m=(0.06, 0.002, 0.004),
-        approach_jitter_m=(0.02, 0.0, 0.03),
-    )
+def drawer_waypoints(layout: TableLayout, *, travel_m: float) -> tuple[Waypoint, ...]:
+    """Return the way that opens the drawer by `travel_m`."""
+    *before, pull = waypoints(layout, "open_drawer")
+    return (*before, replace(pull, offset_m=(0.0, 0.04 - travel_m, 0.015)))
 
 
-def close_drawer(layout: TableLayout) -> Script:
-    handle = drawer_handle(layout)
-    waypoints = (
-        Waypoint(handle, (0.0, -0.07, 0.11), closed=True, tolerance_m=0.035, jitter=1.0),
-        Waypoint(handle, (0.0, -0.06, 0.005), closed=True, tolerance_m=0.025),
-        Waypoint(handle, (0.0, 0.17, 0.005), closed=True, tolerance_m=0.012),
-    )
-    return Script(
-        plan=lambda _: waypoints,
-        goal=lambda start, now: bool(start[DRAWER] - now[DRAWER] > 0.125),
-        grasp_jitter_m=(0.06, 0.0, 0.006),
-        approach_jitter_m=(0.02, 0.02, 0.02),
-    )
+def door_waypoints(layout: TableLayout, *, to_left: bool, travel_m: float) -> tuple[Waypoint, ...]:
+    """Return the way that drags the sliding door by `travel_m`."""
+    *before, drag = waypoints(layout, "move_slider_left" if to_left else "move_slider_right")
+    return (*before, replace(drag, offset_m=(-travel_m if to_left else travel_m, -0.012, 0.01)))
 
 
-def door_waypoints(layout: TableLayout, *, to_left: bool, travel_m: float = 0.24) -> tuple[Waypoint, ...]:
-    """Return the way that drags the sliding door: open fingers on both sides of its handle, whichever the direction."""
-    handle, sign = slide_handle(layout), 1.0 if to_left else -1.0
-    return (
-        Waypoint(handle, (0.0, -0.05, 0.10), closed=False, tolerance_m=0.03, jitter=1.0),
-        Waypoint(handle, (0.0, -0.012, 0.01), closed=False, tolerance_m=0.012),
-        Waypoint(handle, (-travel_m * sign, -0.012, 0.01), closed=False, tolerance_m=0.012),
-    )
+# task -> whether it is done, from scene_obs when it began and now
+_GOALS: Final[dict[str, Callable[[Float64Array, Float64Array], bool]]] = {
+    "open_drawer": lambda start, now: now[DRAWER] - start[DRAWER] > 0.125,
+    "close_drawer": lambda start, now: start[DRAWER] - now[DRAWER] > 0.125,
+    "move_slider_left": lambda start, now: now[SLIDE] - start[SLIDE] > 0.155,
+    "move_slider_right": lambda start, now: start[SLIDE] - now[SLIDE] > 0.155,
+    "turn_on_lightbulb": lambda _, now: now[_BULB] > 0.5,
+    "turn_off_lightbulb": lambda _, now: now[_BULB] < 0.5,
+    "turn_on_led": lambda start, now: now[_LED] != start[_LED],
+    "turn_off_led": lambda start, now: now[_LED] != start[_LED],
+}
+FURNITURE_TASKS: Final = tuple(_GOALS)
 
 
-def move_slider(layout: TableLayout, *, side: str) -> Script:
-    sign = 1.0 if side == "left" else -1.0
-    waypoints = door_waypoints(layout, to_left=side == "left")
-    return Script(
-        plan=lambda _: waypoints,
-        goal=lambda start, now: bool(sign * (now[SLIDE] - start[SLIDE]) > 0.155),
-        grasp_jitter_m=(0.01, 0.006, 0.006),
-        approach_jitter_m=(0.01, 0.02, 0.02),
-    )
-
-
-def turn_on_lightbulb(layout: TableLayout) -> Script:
-    """Push the lever from below and in front, so that it climbs its tilted slot.
-
-    The gripper is tilted: straight down the arm does not reach that far.
-    """
-    tip = switch_tip(layout)
-    waypoints = (
-        Waypoint(tip, (0.0, -0.06, -0.01), closed=True, tolerance_m=0.025, jitter=1.0, tilt_rad=0.5),
-        Waypoint(tip, (0.0, -0.012, -0.02), closed=True, tolerance_m=0.012, tilt_rad=0.5),
-        Waypoint(tip, (0.0, 0.05, 0.088), closed=True, tolerance_m=0.015, tilt_rad=0.5),
-    )
-    return Script(
-        plan=lambda _: waypoints,
-        goal=lambda start, now: bool(now[_BULB] > 0.5),
-        grasp_jitter_m=(0.03, 0.0, 0.006),
-        approach_jitter_m=(0.01, 0.02, 0.01),
-    )
-
-
-def turn_off_lightbulb(layout: TableLayout) -> Script:
-    """Come down on top of the lever with tilted fingers and press it back along its slot."""
-    tip = switch_tip(layout)
-    waypoints = (
-        Waypoint(tip, (0.0, -0.05, 0.10), closed=True, tolerance_m=0.03, jitter=1.0, tilt_rad=0.5),
-        Waypoint(tip, (0.0, 0.02, 0.05), closed=True, tolerance_m=0.02, tilt_rad=0.5),
-        Waypoint(tip, (0.0, -0.03, -0.055), closed=True, tolerance_m=0.015, tilt_rad=0.5),
-    )
-    return Script(
-        plan=lambda _: waypoints,
-        goal=lambda start, now: bool(now[_BULB] < 0.5),
-        grasp_jitter_m=(0.03, 0.0, 0.0),
-        approach_jitter_m=(0.01, 0.01, 0.01),
-    )
-
-
-def press_button(layout: TableLayout) -> Script:
-    button = button_top(layout)
-    waypoints = (
-        Waypoint(button, (0.0, 0.0, 0.07), closed=True, tolerance_m=0.025, jitter=1.0),
-        Waypoint(button, (0.0, 0.0, -0.002), closed=True, tolerance_m=0.008),
-        Waypoint(button, (0.0, 0.0, 0.07), closed=True, tolerance_m=0.03),
-    )
-    return Script(
-        plan=lambda _: waypoints,
-        goal=lambda start, now: bool(now[_LED] != start[_LED]),
-        grasp_jitter_m=(0.015, 0.015, 0.0),
-    )
+def furniture_script(layout: TableLayout, task: str) -> Script:
+    way = waypoints(layout, task)
+    jitter: dict[str, Any] = {name: tuple(_SCRIPTS[task][name]) for name in ("grasp_jitter_m", "approach_jitter_m")}
+    return Script(plan=lambda _: way, goal=lambda start, now: bool(_GOALS[task](start, now)), **jitter)

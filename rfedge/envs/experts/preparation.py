@@ -1,8 +1,9 @@
-"""Puts an environment into a random state in which a task can be done."""
+"""Which expert does which task, and random states in which it can."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from rfedge.envs import feasibility
 from rfedge.envs.chains import block_spots
+from rfedge.envs.experts import handling, placing
 from rfedge.envs.experts.engine import Expert
-from rfedge.envs.experts.scripts import make_expert
+from rfedge.envs.experts.furniture import FURNITURE_TASKS, furniture_script
+from rfedge.envs.experts.script import Script
 from rfedge.envs.interface import BLOCKS, Environment, Float64Array
 from rfedge.envs.looks import redress
 from rfedge.envs.oracle import task_solved
@@ -19,7 +22,7 @@ from rfedge.envs.playtable import layout as dimensions
 from rfedge.envs.playtable.layout import BASE_POSITION_M, TableLayout, find_layout
 from rfedge.envs.playtable.placement import block_slice, sample_scene
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS, inverse, tcp_pose
-from rfedge.envs.tasks import COLOURS, TASKS, check_task
+from rfedge.envs.tasks import COLOURS, KINDS, TASKS, check_task
 
 # Half-widths of the random start pose around the neutral one.
 _START_JITTER_M: Final = np.array([0.04, 0.03, 0.03])
@@ -52,6 +55,27 @@ _LIFT_STEPS: Final = 120
 _STACK_SHIFT_M: Final = 0.005  # by which the upper block may stand off the centre of the lower one
 _STACK_TURN_RAD: Final = 0.1
 _DRAWER_HALF_X_M: Final = 0.15  # how far from the drawer's centre a block can be pushed into it
+
+
+# kind of task -> its script, called with the words of `rfedge.envs.tasks.KINDS`
+_SCRIPTS: Final[dict[str, Callable[..., Script]]] = {
+    "rotate": handling.rotate,
+    "push": handling.push,
+    "lift": handling.lift,
+    "place_in_slider": placing.place_in_slider,
+    "place_in_drawer": placing.place_in_drawer,
+    "stack_block": placing.stack,
+    "unstack_block": placing.unstack,
+    "push_into_drawer": handling.push_into_drawer,
+}
+EXPERT_TASKS: Final = tuple(task for task, (kind, _) in KINDS.items() if kind in _SCRIPTS or task in FURNITURE_TASKS)
+
+
+def make_expert(task: str, scene: str, rng: np.random.Generator) -> Expert:
+    """Make the expert of `task` in `scene`, with speed and offsets from `rng`; raises ConfigError for unknown names."""
+    layout, (kind, words) = find_layout(scene), KINDS[check_task(task)]
+    script = furniture_script(layout, task) if task in FURNITURE_TASKS else _SCRIPTS[kind](layout, **words)
+    return Expert(script, layout, rng)
 
 
 def prepare_start(task: str, environment: Environment, seed: int, *, anywhere: bool = False) -> Expert:

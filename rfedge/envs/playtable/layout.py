@@ -15,7 +15,6 @@ from pydantic import TypeAdapter
 
 from rfedge.data.robot import BASE_M
 from rfedge.envs.interface import BLOCKS
-from rfedge.envs.playtable.wood import Wood
 from rfedge.errors import one_of
 
 Range = tuple[float, float]
@@ -59,6 +58,12 @@ def face_point(along_m: float, out_m: float) -> tuple[float, float]:
     """Return (y, z) of the point `along_m` up the cabinet's face and `out_m` in front of it."""
     cos, sin = math.cos(FACE_TILT_RAD), math.sin(FACE_TILT_RAD)
     return FACE_FOOT_YZ_M[0] + along_m * cos - out_m * sin, FACE_FOOT_YZ_M[1] + along_m * sin + out_m * cos
+
+
+@dataclass(frozen=True, slots=True)
+class Wood:
+    rgb: tuple[float, float, float]  # mean colour, 0 to 1
+    spread: float  # standard deviation of its brightness, on the same scale
 
 
 @dataclass(frozen=True, slots=True)

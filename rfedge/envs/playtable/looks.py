@@ -13,8 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from rfedge.envs.interface import Float64Array
-from rfedge.envs.playtable.layout import TableLayout
-from rfedge.envs.playtable.wood import Wood, paint_wood
+from rfedge.envs.playtable.layout import TableLayout, Wood
 from rfedge.messages import UInt8Array
 from rfedge.robot.rotations import euler_to_quaternion
 
@@ -46,6 +45,12 @@ _STATIC_SHIFT_M: Final = 0.003
 _STATIC_TURN_RAD: Final = 0.0006  # a pixel of the static camera is 0.0009 rad, or 4 mm on the table
 _GRIPPER_SHIFT_M: Final = 0.002
 _GRIPPER_TURN_RAD: Final = 0.01
+
+# Wood is a seeded texture of wavy streaks along the grain.
+TEXTURE_SIZE: Final = 256  # pixels a side
+# (cycles along the grain, cycles across it, share of the spread): broad bands, growth rings, fibres
+_OCTAVES: Final = ((1.5, 3.0, 0.7), (3.0, 12.0, 0.6), (12.0, 60.0, 0.4))
+_WARP_PIXELS: Final = 5.0  # by which broad waves bend the grain
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +190,22 @@ def _checker(colours: tuple[RGB, RGB], size: int) -> UInt8Array:
 def _fill_texture(model: Any, name: str, pixels: UInt8Array) -> None:
     start = int(model.tex_adr[model.texture(name).id])
     model.tex_data[start : start + pixels.size] = pixels.ravel()
+
+
+def _waves(rng: np.random.Generator, along: float, across: float) -> Float64Array:
+    """Return periodic noise (size, size) of unit variance: rows across the grain, columns along it."""
+    frequency = np.fft.fftfreq(TEXTURE_SIZE, 1.0 / TEXTURE_SIZE)
+    slow = np.exp(-((frequency / along) ** 2))
+    fast = np.exp(-(((np.abs(frequency) - across) / (0.6 * across)) ** 2))
+    noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((TEXTURE_SIZE, TEXTURE_SIZE))) * np.outer(fast, slow)).real
+    return np.asarray(noise / noise.std(), dtype=np.float64)
+
+
+def paint_wood(wood: Wood, rng: np.random.Generator) -> UInt8Array:
+    """Return RGB (TEXTURE_SIZE, TEXTURE_SIZE, 3); the grain runs along its rows, and it repeats without a seam."""
+    waves = np.array([share * _waves(rng, along, across) for along, across, share in _OCTAVES]).sum(axis=0)
+    rows, columns = np.indices(waves.shape)
+    bent = (rows + _WARP_PIXELS * _waves(rng, 3.0, 2.0)).round().astype(np.int64) % TEXTURE_SIZE
+    waves = waves[bent, columns]
+    pixels = np.array(wood.rgb) + wood.spread / waves.std() * waves[..., np.newaxis]
+    return np.asarray(np.clip(255.0 * pixels, 0.0, 255.0).round(), dtype=np.uint8)

@@ -22,14 +22,13 @@ from rfedge.jobs.progress import StageProgress
 from rfedge.model import RoboFlamingo, save_checkpoint
 from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.train.batches.wording import Grammar, Wording
-from rfedge.train.compute_context import ComputeContext
+from rfedge.train.compute_context import ComputeContext, torch_settings
 from rfedge.train.distributed import Processes
 from rfedge.train.pretraining import scene_batches
 from rfedge.train.pretraining.config import PretrainConfig
 from rfedge.train.pretraining.pointing import Pointing, PointingScore
 from rfedge.train.result import RunResult, TrainingStep
 from rfedge.train.run import TrainingRun, claimed_by_first
-from rfedge.train.settings import torch_settings
 from rfedge.train.sources import open_training_data, start_policy
 from rfedge.train.state import resume_weights
 from rfedge.train.stopping import TrainingStop
