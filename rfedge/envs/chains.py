@@ -22,6 +22,7 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -138,41 +139,22 @@ def chains_sha256(chains: Iterable[Chain]) -> str:
 # --- what tasks need and change -------------------------------------------------------------------------------------
 @functools.cache
 def _rules() -> dict[str, tuple[Rule, ...]]:
-    table: dict[str, list[Rule]] = {task: [] for task in TASKS}
-
-    def add(
-        task: str, condition: dict[str, Value | tuple[Value, ...]], effect: dict[str, Value], *, grasped: int = 0
-    ) -> None:
-        allowed = {field: value if isinstance(value, tuple) else (value,) for field, value in condition.items()}
-        table[task].append(Rule({**allowed, "grasped": (grasped,)}, effect))
-
-    for light in ("lightbulb", "led"):
-        add(f"turn_on_{light}", {light: 0}, {light: 1})
-        add(f"turn_off_{light}", {light: 1}, {light: 0})
-    add("open_drawer", {"drawer": "closed"}, {"drawer": "open"})
-    add("close_drawer", {"drawer": "open"}, {"drawer": "closed"})
-    for side, other_side in (("left", "right"), ("right", "left")):
-        add(f"move_slider_{side}", {"slider": other_side}, {"slider": side})
-    for colour in COLOURS:
-        block = f"{colour}_block"
-        held: dict[str, Value] = {block: "grasped", "grasped": 1}
-        for side, other_side in (("left", "right"), ("right", "left")):
-            add(f"rotate_{block}_{side}", {block: "table"}, {})
-            add(f"push_{block}_{side}", {block: "table"}, {})
-            add(f"lift_{block}_slider", {block: f"slider_{side}", "slider": other_side}, held)
-            placed: dict[str, Value] = {block: f"slider_{side}", "grasped": 0}
-            add("place_in_slider", {block: "grasped", "slider": side}, placed, grasped=1)
-        add(f"lift_{block}_table", {block: "table"}, held)
-        add(f"lift_{block}_drawer", {block: "drawer", "drawer": "open"}, held)
-        add("place_in_drawer", {block: "grasped", "drawer": "open"}, {block: "drawer", "grasped": 0}, grasped=1)
-        others = [f"{other}_block" for other in COLOURS if other != colour]
-        for other in others:
-            stacked: dict[str, Value] = {block: "stacked_top", other: "stacked_bottom"}
-            add("stack_block", {block: "grasped", other: "table"}, {**stacked, "grasped": 0}, grasped=1)
-            add("unstack_block", {**stacked}, {block: "table", other: "table"})
-        away: tuple[Value, ...] = ("slider_left", "slider_right")
-        add("push_into_drawer", {block: "table", **dict.fromkeys(others, away), "drawer": "open"}, {block: "drawer"})
-    return {task: tuple(rules) for task, rules in table.items()}
+    """Return task -> its rules, of chains.json with every block, side and order of the other two blocks in it."""
+    table: dict[str, dict[str, Rule]] = {task: {} for task in TASKS}
+    names = ("block", "other", "third", "side", "far_side")
+    templates = json.loads(Path(__file__).with_suffix(".json").read_text())
+    for blocks, sides in itertools.product(
+        itertools.permutations(f"{colour}_block" for colour in COLOURS), (("left", "right"), ("right", "left"))
+    ):
+        for template in templates:
+            text = json.dumps(template)
+            for name, word in zip(names, (*blocks, *sides), strict=True):
+                text = text.replace(f"{{{name}}}", word)
+            task, condition, effect = json.loads(text)
+            allowed = {field: tuple(value) if isinstance(value, list) else (value,) for field, value in condition.items()}
+            # One that names fewer words, or two blocks alike, comes up again.
+            table[task][json.dumps([condition, effect], sort_keys=True)] = Rule({"grasped": (0,), **allowed}, effect)
+    return {task: tuple(rules.values()) for task, rules in table.items()}
 
 
 def _category_bits() -> npt.NDArray[np.int16]:

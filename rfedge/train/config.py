@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rfedge.config import MPTConfig, PolicyConfig, head_of_kind, preset, preset_names
 from rfedge.data.collection.dataset_records import recorded_conventions
@@ -30,8 +30,6 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-
-_PAPER_BATCH_SIZE: Final = 6
 
 
 class _Config(BaseModel):
@@ -52,59 +50,27 @@ class Recipe(_Config):
     augmentation: ShiftKind  # random shifts of the images
 
 
-_PAPER: Final = Recipe(
-    learning_rate=1e-4,
-    reference_batch_size=_PAPER_BATCH_SIZE,
-    head_rate=1.0,
-    warmup_steps=5000,
-    schedule="constant",
-    gripper_weight=0.01,
-    trainable="paper",
-    head_first_steps=0,
-    augmentation="window",
-)
-# From nothing, measured on PlayTable with playtable-small (docs/log.md). The head learns alone first: on the features of
+# from-nothing, measured on PlayTable with playtable-small (docs/log.md): the head learns alone first: on the features of
 # random weights it reaches a seventh of the loss in 600 steps and under two minutes, where training all of it together
 # found nothing in a hundred slow steps. Then everything learns, the backbone at a hundredth of the head's rate: at a
 # tenth it breaks, within five steps, the features that the head has learned to read. Images are not shifted, for the
 # same reason. The gripper weighs 0.05, the released script's value for a real robot: at the start 0.05 * ln 2 = 0.035,
 # about the size of the Huber loss of the pose, so neither drowns the other.
-_FROM_NOTHING: Final = Recipe(
-    learning_rate=1e-5,
-    reference_batch_size=8,
-    head_rate=100.0,
-    warmup_steps=50,
-    schedule="cosine",
-    gripper_weight=0.05,
-    trainable="full",
-    head_first_steps=600,
-    augmentation="none",
-)
-# The same presets once `rfedge pretrain` has taught them to see: everything but the eyes learns at once, and the head, which
-# starts from nothing, three times as fast.
-_PRETRAINED: Final = Recipe(
-    learning_rate=3e-4,
-    reference_batch_size=16,
-    head_rate=3.0,
-    warmup_steps=200,
-    schedule="cosine",
-    gripper_weight=0.05,
-    trainable="freeze-vision",
-    head_first_steps=0,
-    augmentation="none",
-)
+# pretrained: the same presets once `rfedge pretrain` has taught them to see: everything but the eyes learns at once, and
+# the head, which starts from nothing, three times as fast.
+_RECIPES: Final = TypeAdapter(dict[str, Recipe]).validate_json(Path(__file__).with_name("recipes.json").read_bytes())
 _TRAINED_FROM_NOTHING: Final = ("tiny", "playtable-small")
 
 
 def recipe_for(name: str, history: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe of a preset, by what its initial checkpoint says of its training and of its own initial one."""
     if name not in _TRAINED_FROM_NOTHING:
-        return _PAPER
+        return _RECIPES["paper"]
     while history is not None:
         if "pretraining" in history:
-            return _PRETRAINED
+            return _RECIPES["pretrained"]
         history = history.get("initial")
-    return _FROM_NOTHING
+    return _RECIPES["from-nothing"]
 
 
 @dataclass(frozen=True)

@@ -140,23 +140,12 @@ class CalvinEnvironment(Environment):
 
 def parse_info(fields: Mapping[str, Any]) -> SceneInfo:
     blocks = {
-        str(name): BlockState(
-            position_m=np.array(block["position_m"]),
-            orientation_xyzw=np.array(block["orientation_xyzw"]),
-            linear_velocity_m_s=np.array(block["linear_velocity_m_s"]),
-            angular_velocity_rad_s=np.array(block["angular_velocity_rad_s"]),
-            contacts=_contacts(block["contacts"]),
+        name: BlockState(
+            **{part: _contacts(value) if part == "contacts" else np.array(value) for part, value in block.items()}
         )
         for name, block in fields["blocks"].items()
     }
-    return SceneInfo(
-        doors=dict(fields["doors"]),
-        buttons=dict(fields["buttons"]),
-        switches=dict(fields["switches"]),
-        lights=dict(fields["lights"]),
-        blocks=blocks,
-        robot_contacts=_contacts(fields["robot_contacts"]),
-    )
+    return SceneInfo(**{**fields, "blocks": blocks, "robot_contacts": _contacts(fields["robot_contacts"])})
 
 
 def _contacts(pairs: list[list[str]]) -> frozenset[Contact]:
