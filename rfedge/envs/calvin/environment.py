@@ -139,12 +139,10 @@ class CalvinEnvironment(Environment):
 
 
 def parse_info(fields: Mapping[str, Any]) -> SceneInfo:
-    blocks = {
-        name: BlockState(
-            **{part: _contacts(value) if part == "contacts" else np.array(value) for part, value in block.items()}
-        )
-        for name, block in fields["blocks"].items()
-    }
+    blocks = {}
+    for name, block in fields["blocks"].items():
+        arrays: dict[str, Any] = {part: np.array(value) for part, value in block.items() if part != "contacts"}
+        blocks[name] = BlockState(**arrays, contacts=_contacts(block["contacts"]))
     return SceneInfo(**{**fields, "blocks": blocks, "robot_contacts": _contacts(fields["robot_contacts"])})
 
 
