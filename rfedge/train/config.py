@@ -127,7 +127,7 @@ class RunConfig(_Config):
             "texts nobody trained (pretrain --language-weight 0), or whose tokenizer spells the grammar's words in pieces."
         ),
     ] = Field(None, ge=512)
-    light: NotNegativeFloat = 0.0  # see `rfedge.train.pretraining.scene_batches`
+    light: NotNegativeFloat = 0.0  # see `rfedge.train.pretraining.pointing`
     validation_fraction: float
     validate_every: NotNegative = 500  # steps between two measurements; 0 for the end only
     cache: Annotated[Path | None, Option("Folder of the frame cache; default beside the data.")] = None

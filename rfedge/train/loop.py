@@ -19,7 +19,7 @@ from rfedge.model import RoboFlamingo
 from rfedge.model.checkpoint import TensorSpec, write_checkpoint
 from rfedge.train.batches.features import FeatureTable
 from rfedge.train.batches.image_text import CoTraining, PairPass
-from rfedge.train.batches.loader import BatchLoader, LabelledWindows, SplitBatch, batch_tensors, window_forward
+from rfedge.train.batches.loader import LabelledWindows, Prefetch, SplitBatch, batch_loader, batch_tensors, window_forward
 from rfedge.train.batches.wording import Grammar
 from rfedge.train.compute_context import (
     ComputeContext,
@@ -33,8 +33,7 @@ from rfedge.train.compute_context import (
 from rfedge.train.config import TrainConfig
 from rfedge.train.distributed import join
 from rfedge.train.losses import TASK_PROBE, LossParts, attach_task_probe, policy_loss
-from rfedge.train.pretraining.pointing import POINTING, Pointing, pointing_loader, pointing_loss
-from rfedge.train.pretraining.scene_batches import SceneLoader
+from rfedge.train.pretraining.pointing import POINTING, Pointing, SceneBatch, pointing_loader, pointing_loss
 from rfedge.train.result import VALIDATION_FIELDS, TrainingStep, TrainResult, checkpoint_metadata
 from rfedge.train.run import Pass, TrainingRun, claimed_by_first
 from rfedge.train.sources import (
@@ -226,7 +225,7 @@ class _Run(TrainingRun):
         sampler = WindowSampler(len(sources.training), config.batch_size, config.seed, state.sampler)
         scope = self._shared(policy)
         with (
-            BatchLoader(
+            batch_loader(
                 sources.training,
                 sources.cache,
                 sources.table,
@@ -286,7 +285,7 @@ class _Run(TrainingRun):
         self.keep(pairs.name, loss)
         return pairs.weight * loss
 
-    def _of_scene(self, scene: SceneLoader) -> torch.Tensor:
+    def _of_scene(self, scene: Prefetch[tuple[SceneBatch, SamplerState]]) -> torch.Tensor:
         batch, self.state.scene = scene.next()
         loss = self.config.pointing_weight * pointing_loss(self.learner, batch.to(self.scope.device), self.config.light)
         self.keep("pointing_loss", loss)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rfedge.data.scene.cameras import project_gripper, project_static
+from rfedge.data.scene.scenes import project_gripper, project_static
 from rfedge.envs import make_environment
 
 

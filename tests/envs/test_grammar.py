@@ -11,7 +11,7 @@ from rfedge.envs.language import ENRICHED_INSTRUCTIONS, GRAMMAR_WORDS, sample_gr
 from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, TASKS
 from rfedge.errors import ConfigError
 from rfedge.train.batches.wording import Grammar, learn_tokenizer
-from rfedge.train.pretraining.scene_batches import number_ids
+from rfedge.train.pretraining.pointing import number_ids
 from tests.errors import raises
 
 NUM_SENTENCES = 400

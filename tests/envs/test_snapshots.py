@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from rfedge.cli.app import app
 from rfedge.data.calvin import CalvinDataset
-from rfedge.data.scene.cameras import project_static
+from rfedge.data.scene.scenes import project_static
 from rfedge.envs.playtable.environment import PlayTable
 from rfedge.envs.playtable.layout import find_layout
 from rfedge.envs.playtable.robot import tcp_pose

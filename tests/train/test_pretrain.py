@@ -23,16 +23,17 @@ from rfedge.train import TrainingStep, train_config, train_policy
 from rfedge.train.batches.image_text import NO_LABEL
 from rfedge.train.batches.vision_tokens import TOKENS_FOLDER, with_vision_tokens
 from rfedge.train.pretraining.config import PretrainConfig
-from rfedge.train.pretraining.pointing import Pointing, patch_shares
-from rfedge.train.pretraining.pretrain import pretrain_policy
-from rfedge.train.pretraining.scene_batches import (
+from rfedge.train.pretraining.pointing import (
+    Pointing,
     SceneBatch,
     SceneQuestions,
     VisionFeatures,
     encode_images,
     number_ids,
+    patch_shares,
     scene_score,
 )
+from rfedge.train.pretraining.pretrain import pretrain_policy
 from rfedge.train.sources import start_policy
 from tests.errors import raises
 from tests.synthetic_demonstrations import write_demonstrations

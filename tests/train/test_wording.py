@@ -16,7 +16,7 @@ from rfedge.errors import ConfigError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import load_checkpoint
 from rfedge.train import TrainConfig, TrainingStep, train_config, train_policy
-from rfedge.train.batches.loader import BatchLoader, InstructionTable
+from rfedge.train.batches.loader import InstructionTable, batch_loader
 from rfedge.train.batches.wording import Grammar, Wording
 from rfedge.train.config import with_vocabulary
 from rfedge.train.distributed import Processes
@@ -50,7 +50,7 @@ def texts(demonstrations: Path, step: int, grammar: Grammar | None) -> tuple[lis
     dataset = CalvinDataset.open(demonstrations)
     index = WindowIndex(dataset.segments, window=4)
     tokenizer = InstructionTokenizer.from_corpus((*dataset.instructions, *GRAMMAR_WORDS), vocab_size=2048, text_length=24)
-    loader = BatchLoader(
+    loader = batch_loader(
         index,
         FrameCache.open(dataset),
         InstructionTable(tokenizer, index, grammar),

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from rfedge.data.calvin import CalvinDataset
 from rfedge.data.frame_cache import FrameCache
 from rfedge.data.frames import Float64Array
-from rfedge.data.scene.cameras import project_gripper, project_static
-from rfedge.data.scene.scenes import BLOCK_ORDER, FURNITURE, furniture_m
+from rfedge.data.scene.scenes import BLOCK_ORDER, FURNITURE, furniture_m, project_gripper, project_static
 from rfedge.data.windows import WindowIndex
 from rfedge.errors import DatasetError
 
@@ -97,7 +96,7 @@ class SceneFacts:
         Returns:
             places (n, 8, 3) in m of these and the tool; turns (n, 3, 2) in rad of the blocks in the world and relative to
             the tool; (u, v) of the places in the static picture (n, 8, 2) and, without the tool, in the gripper's
-            (n, 7, 2), see `rfedge.data.scene.cameras`.
+            (n, 7, 2), see `rfedge.data.scene.scenes`.
         """
         tool_m, tool_rad = self.tool_m[frames], self.tool_euler_rad[frames]
         things_m = np.concatenate([self.blocks_m[frames], self.furniture_m[frames]], axis=1)

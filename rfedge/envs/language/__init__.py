@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from rfedge.envs.language.grammar import GRAMMAR_WORDS, sample_grammar
-from rfedge.envs.language.sentences import ENRICHED_INSTRUCTIONS, PARAPHRASES
+from rfedge.envs.language.grammar import ENRICHED_INSTRUCTIONS, GRAMMAR_WORDS, PARAPHRASES, sample_grammar
 from rfedge.envs.tasks import INSTRUCTIONS, check_task
 from rfedge.errors import ConfigError, one_of
 

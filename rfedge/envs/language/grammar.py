@@ -1,22 +1,43 @@
-"""A grammar of training instructions: thousands of ways to say each task, sampled where twelve paraphrases are not enough.
+"""Sentences of each task, and a grammar of training instructions: thousands of ways to say each task.
 
-A policy that reads a handful of sentences per task knows these sentences and no language. The rules (`grammar.txt`) combine
-verbs, names of things, directions, order of words and politeness. No sentence that a policy is evaluated with is
-ever returned, nor one that has the same content words as a held-out one.
+`PARAPHRASES` are ours to train with; `ENRICHED_INSTRUCTIONS` were kept out of training: the same tasks in the words of
+somebody who never saw it. Each keeps what makes the task the one it is: colour, side, and where the block lies. In
+sentences.json block tasks are written once for all colours and sides.
+
+A policy that reads a handful of sentences per task knows these sentences and no language. The rules (grammar.txt) combine
+verbs, names of things, directions, order of words and politeness. No sentence that a policy is evaluated with is ever
+returned, nor one that has the same content words as a held-out one.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from rfedge.envs.language.sentences import ENRICHED_INSTRUCTIONS
 from rfedge.envs.tasks import COLOURS, INSTRUCTIONS, KINDS, TASKS, check_task
+
+
+def _fill(families: Mapping[str, list[str]]) -> Mapping[str, tuple[str, ...]]:
+    """Return task -> sentences, in the order of the task ids; `families` have {colour} and {side} in both."""
+    table: dict[str, tuple[str, ...]] = {}
+    for (name, sentences), colour, side in itertools.product(families.items(), COLOURS, ("left", "right")):
+        words = {"colour": colour, "side": side}
+        table[name.format(**words)] = tuple(sentence.format(**words) for sentence in sentences)
+    return MappingProxyType({task: table[task] for task in TASKS})
+
+
+_SENTENCES: Final = json.loads(Path(__file__).with_name("sentences.json").read_text())
+PARAPHRASES: Final = _fill(_SENTENCES["paraphrases"])  # at least ten for each task
+ENRICHED_INSTRUCTIONS: Final = _fill(_SENTENCES["enriched"])
+
 
 _WISH_SHARE: Final = 0.2  # of the grammar's own
 _SAID_SHARE: Final = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -234,52 +235,36 @@ def window_features(policy: RoboFlamingo, batch: TensorBatch) -> tuple[torch.Ten
     return features, real
 
 
-class BatchLoader(Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]):
-    """Makes batches one ahead, from (seed, step) and the sampler's state alone; `next` also returns the state after it."""
+def batch_loader(
+    index: WindowIndex,
+    cache: FrameCache,
+    table: InstructionTable,
+    sampler: WindowSampler,
+    *,
+    shift: ShiftKind,
+    step: int,
+    processes: Processes,
+    accumulate: int,
+) -> Prefetch[tuple[SplitBatch[TensorBatch], SamplerState]]:
+    """Make batches one ahead, each of (seed, step) and the sampler's state alone, and the sampler's state after it."""
+    steps = itertools.count(step)
+    own_parts = processes.parts(sampler.batch_size, accumulate)
 
-    def __init__(
-        self,
-        index: WindowIndex,
-        cache: FrameCache,
-        table: InstructionTable,
-        sampler: WindowSampler,
-        *,
-        shift: ShiftKind,
-        step: int,
-        processes: Processes,
-        accumulate: int,
-    ) -> None:
-        self._sources = (index, cache, table)
-        self._sampler = sampler
-        self._shift: ShiftKind = shift
-        self._step = step
-        self._parts = processes.parts(sampler.batch_size, accumulate)
-        super().__init__(self._plan_batch)
+    def plan() -> Callable[[], tuple[SplitBatch[TensorBatch], SamplerState]]:
+        at = next(steps)
+        rngs = [np.random.default_rng([sampler.seed, at, stream]) for stream in (_SHIFT_STREAM, _WORDING_STREAM)]
+        chosen, state = sampler.next_batch(), sampler.state
+        return lambda: (load(chosen, *rngs), state)
 
-    def _plan_batch(self) -> Callable[[], tuple[SplitBatch[TensorBatch], SamplerState]]:
-        index, cache, table = self._sources
-        rng, wording_rng = (
-            np.random.default_rng([self._sampler.seed, self._step, stream]) for stream in (_SHIFT_STREAM, _WORDING_STREAM)
-        )
-        chosen = self._sampler.next_batch()
-        state = self._sampler.state
-        self._step += 1
+    def load(chosen: list[int], rng: np.random.Generator, wording_rng: np.random.Generator) -> SplitBatch[TensorBatch]:
+        shifts = ImageShifts.sample(len(chosen), index.window, rng, shift)
+        segments = [index.segments[index.windows[number].segment] for number in chosen]
+        text = None if table.wording is None else table.wording.encode(segments, wording_rng)
+        parts = []
+        for part in own_parts:
+            own_shifts = None if shifts is None else shifts.part(part)
+            own_text = None if text is None else (text[0][part], text[1][part])
+            parts.append(batch_tensors(index, cache, table, chosen[part], own_shifts, own_text))
+        return SplitBatch(parts, int(index.cut(cache, chosen).action_mask.sum()))
 
-        def load() -> tuple[SplitBatch[TensorBatch], SamplerState]:
-            shifts = ImageShifts.sample(len(chosen), index.window, rng, self._shift)
-            segments = [index.segments[index.windows[number].segment] for number in chosen]
-            text = None if table.wording is None else table.wording.encode(segments, wording_rng)
-            parts = [
-                batch_tensors(
-                    index,
-                    cache,
-                    table,
-                    chosen[part],
-                    None if shifts is None else shifts.part(part),
-                    None if text is None else (text[0][part], text[1][part]),
-                )
-                for part in self._parts
-            ]
-            return SplitBatch(parts, int(index.cut(cache, chosen).action_mask.sum())), state
-
-        return load
+    return Prefetch(plan)

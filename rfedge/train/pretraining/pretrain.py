@@ -24,9 +24,18 @@ from rfedge.model.checkpoint import HEAD_IS_UNTRAINED
 from rfedge.train.batches.wording import Grammar, Wording
 from rfedge.train.compute_context import ComputeContext, torch_settings
 from rfedge.train.distributed import Processes
-from rfedge.train.pretraining import scene_batches
 from rfedge.train.pretraining.config import PretrainConfig
-from rfedge.train.pretraining.pointing import Pointing, PointingScore
+from rfedge.train.pretraining.pointing import (
+    Pointing,
+    PointingScore,
+    SceneBatch,
+    SceneQuestions,
+    SceneScore,
+    encode_images,
+    number_ids,
+    scene_loader,
+    scene_score,
+)
 from rfedge.train.result import RunResult, TrainingStep
 from rfedge.train.run import TrainingRun, claimed_by_first
 from rfedge.train.sources import open_training_data, start_policy
@@ -71,9 +80,9 @@ def pretrain_policy(
         )
         policy, tokenizer, cache = start.policy, sources.tokenizer, sources.cache
 
-        def questions(index: WindowIndex, wording: Wording | None = None) -> scene_batches.SceneQuestions:
+        def questions(index: WindowIndex, wording: Wording | None = None) -> SceneQuestions:
             facts, has_texts = SceneFacts.of(sources.dataset, cache, index), config.language_weight > 0
-            return scene_batches.SceneQuestions(index, cache, facts, tokenizer, wording=wording, has_texts=has_texts)
+            return SceneQuestions(index, cache, facts, tokenizer, wording=wording, has_texts=has_texts)
 
         pointing = Pointing.of(policy, config.seed)
         learner = nn.ModuleDict({"policy": policy, "pointing": pointing})
@@ -106,7 +115,7 @@ def pretrain_policy(
             pointing=pointing,
             training=questions(sources.training, None if sources.grammar is None else Wording(sources.grammar, tokenizer)),
             held_out=questions(sources.held_out) if len(sources.held_out) else None,
-            numbers=scene_batches.number_ids(tokenizer) if config.language_weight else torch.empty(0, dtype=torch.int64),
+            numbers=number_ids(tokenizer) if config.language_weight else torch.empty(0, dtype=torch.int64),
         )
         validation = run.train()
         result = PretrainResult(
@@ -133,18 +142,18 @@ class _Run(TrainingRun):
     config: PretrainConfig
     policy: RoboFlamingo
     pointing: Pointing
-    training: scene_batches.SceneQuestions
-    held_out: scene_batches.SceneQuestions | None
+    training: SceneQuestions
+    held_out: SceneQuestions | None
     numbers: torch.Tensor
 
     def train_steps(self) -> None:
         sampler = WindowSampler(len(self.training), self.config.batch_size, self.config.seed, self.state.sampler)
-        with scene_batches.SceneLoader(self.training, sampler, step=self.state.step) as loader:
+        with scene_loader(self.training, sampler, step=self.state.step) as loader:
             while not self.is_over():
                 batch, self.state.sampler = loader.next()
                 self.step(self.scope, [partial(self.loss, batch)], len(batch.places_m))
 
-    def loss(self, batch: scene_batches.SceneBatch) -> torch.Tensor:
+    def loss(self, batch: SceneBatch) -> torch.Tensor:
         score, pointed = self.score(batch)
         loss = self.config.pointing_weight * pointed.loss
         if score is not None:
@@ -157,10 +166,10 @@ class _Run(TrainingRun):
         self.keep("pointing_loss", pointed.loss)
         return loss
 
-    def score(self, batch: scene_batches.SceneBatch) -> tuple[scene_batches.SceneScore | None, PointingScore]:
+    def score(self, batch: SceneBatch) -> tuple[SceneScore | None, PointingScore]:
         """Say the texts of a batch, where they count, and point at what its frames show."""
-        features = scene_batches.encode_images(self.policy, batch, self.config.light if self.policy.training else 0.0)
-        said = scene_batches.scene_score(self.policy, batch, features, self.numbers) if self.config.language_weight else None
+        features = encode_images(self.policy, batch, self.config.light if self.policy.training else 0.0)
+        said = scene_score(self.policy, batch, features, self.numbers) if self.config.language_weight else None
         return said, self.pointing(features, batch)
 
     @torch.no_grad()
