@@ -142,12 +142,9 @@ def _refuse_synthetic(dataset: CalvinDataset, chosen: Sequence[EpisodeFrame]) ->
         got = "frames of random bytes"
     else:
         return
-    raise DatasetError(
-        f"calibration on {dataset.folder}",
-        got=got,
-        expected="pictures of a camera (synthetic calibration is refused)",
-        remedy="Collect demonstrations with `rfedge demos`, or give others with --data.",
-    )
+    expected = "pictures of a camera (synthetic calibration is refused)"
+    remedy = "Collect demonstrations with `rfedge demos`, or give others with --data."
+    raise DatasetError(f"calibration on {dataset.folder}", got=got, expected=expected, remedy=remedy)
 
 
 def choose_proof_episodes(

@@ -60,12 +60,7 @@ def write_language(
     writer: BundleWriter,
     words: Words | None = None,
 ) -> None:
-    """Write the files that turn an instruction into what the decoder reads: for `sentences` alone, or for any words.
-
-    Args:
-        stored: how rows are stored.
-        words: blocks to run on the sentences; None stores their embedded tokens.
-    """
+    """Write what turns an instruction, of `sentences` or any, into what the decoder reads: embedded, or through `words`."""
     table: Float32 = checkpoint.policy.embedding.weight.detach().numpy()
     if sentences is None:
         stored.save(table, writer.add("embedding.safetensors", "embedding"))

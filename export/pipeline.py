@@ -88,12 +88,8 @@ def check_export(
     checkpoint = load_checkpoint(checkpoint_dir)
     half = checkpoint.config.vision.num_patches // 2
     if options.merge_tokens > half:
-        raise ConfigError(
-            "--merge-tokens",
-            got=options.merge_tokens,
-            expected=f"at most {half}, half of the patches of an image",
-            remedy="Merge fewer.",
-        )
+        expected, remedy = f"at most {half}, half of the patches of an image", "Merge fewer."
+        raise ConfigError("--merge-tokens", got=options.merge_tokens, expected=expected, remedy=remedy)
     num_weights = sum(parameter.numel() for parameter in checkpoint.policy.parameters())
     check_room(output, _FLOAT_BYTES * num_weights, what="the float graphs and the bundle")
     frames = open_frames(checkpoint, options.data)
@@ -270,9 +266,6 @@ def _judge(parity: ParityRecord, precision: str, num_actions: int, *, force: boo
         return parity
     if force:
         return parity.model_copy(update={"forced": True})
-    raise GateError(
-        f"parity of the {precision} export",
-        got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_actions)),
-        expected="every threshold met",
-        remedy="Train longer, calibrate on more frames, or export fp32; nothing was written. --force writes it anyway.",
-    )
+    got = "; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_actions))
+    remedy = "Train longer, calibrate on more frames, or export fp32; nothing was written. --force writes it anyway."
+    raise GateError(f"parity of the {precision} export", got=got, expected="every threshold met", remedy=remedy)

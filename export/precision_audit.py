@@ -104,10 +104,6 @@ def require_integer_kernels(path: Path, *, num_expected: int) -> Counter[str]:
     kernels = Counter(node.op_type for node in optimised.graph.node)
     found = sum(kernels[name] for name in INTEGER_KERNELS)
     if found < num_expected:
-        raise ExportError(
-            f"graph {path.name}",
-            got=f"{found} MatMuls on integer kernels",
-            expected=f"{num_expected}",
-            remedy="ONNX Runtime would run the rest in fp32; use the pinned onnxruntime version.",
-        )
+        expected, remedy = f"{num_expected}", "ONNX Runtime would run the rest in fp32; use the pinned onnxruntime version."
+        raise ExportError(f"graph {path.name}", got=f"{found} MatMuls on integer kernels", expected=expected, remedy=remedy)
     return kernels

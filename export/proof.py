@@ -104,11 +104,7 @@ def count_steps(progress: StageProgress, num_steps: int) -> Callable[[], None]:
 
 
 def as_stored(episodes: Episodes, config: PolicyConfig, precisions: StagePrecisions, words: Words | None) -> Episodes:
-    """Return the episodes as a robot sees them: of its instructions, embedded tokens, what the bundle stores.
-
-    Args:
-        words: blocks that were run on the bundle's sentences; None where it stores tokens.
-    """
+    """Return the episodes as a robot sees them: of its instructions, through `words`, what the bundle stores."""
     table = stored_words(config.decoder, precisions.text, are_states=words is not None)
 
     def stored(embedding: Array) -> Float32:
@@ -126,12 +122,7 @@ def verify_parity(
     seed: int,
     progress: StageProgress = lambda *_: None,
 ) -> Bundle:
-    """Measure a finished bundle against its checkpoint again; the bundle returned carries the new record.
-
-    Raises:
-        ArtifactError: the checkpoint is not the one that the bundle was made from.
-        GateError: a threshold is missed.
-    """
+    """Measure a finished bundle against its checkpoint again; the bundle returned carries the new record."""
     expected = bundle.manifest.source["checkpoint_sha256"]
     actual = checkpoint_sha256(checkpoint_dir)
     if actual != expected:
@@ -179,12 +170,9 @@ def verify_parity(
             on_step=count,
         )
     if not parity.passed:
-        raise GateError(
-            f"parity of {bundle.root}",
-            got="; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_steps * bundle.policy.chunk_size)),
-            expected="every threshold met",
-            remedy="Do not deploy it; export it again.",
-        )
+        got = "; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_steps * bundle.policy.chunk_size))
+        remedy = "Do not deploy it; export it again."
+        raise GateError(f"parity of {bundle.root}", got=got, expected="every threshold met", remedy=remedy)
     return Bundle(bundle.root, bundle.manifest.model_copy(update={"parity": parity}))
 
 

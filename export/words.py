@@ -47,12 +47,7 @@ class Words:
         return states
 
     def states(self, token_ids: Sequence[Ids], table: Float32) -> tuple[list[Ids], Float32]:
-        """Return each sentence as rows of states (row, D), and these; sentences that begin alike share rows.
-
-        Args:
-            token_ids: of each sentence, without padding.
-            table: float32 (vocab, D).
-        """
+        """Return the rows of each sentence, without padding, and the states (row, D); like beginnings share rows."""
         rows: dict[tuple[int, ...], int] = {}
         states: list[Float32] = []
         places = []

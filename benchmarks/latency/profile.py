@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rfedge.bundle.artifact import Bundle
-from rfedge.bundle.block_names import UNNAMED, block_of_scopes
+from rfedge.bundle.block_names import UNNAMED
 from rfedge.records.record import Record
 from rfedge.runtimes.backends.base import NodeTime
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.roofline.devices import Device
-from rfedge.runtimes.roofline.graph_file import read_graph
-from rfedge.runtimes.roofline.graph_work import bundle_work
+from rfedge.runtimes.roofline.graph_work import bundle_work, read_graph, traced_block
 from rfedge.runtimes.roofline.roofline import limit_ms
 from rfedge.runtimes.roofline.work import STAGES, Stage, stage_of_block
 
@@ -107,10 +106,10 @@ def _blocks_of(graphs: Iterable[Path]) -> dict[str, str]:
     """Return node, or tensor that a node writes -> block, of the graphs of one backbone in all their forms."""
     found: dict[str, str] = {}
     for path in dict.fromkeys(graphs):
-        for node in read_graph(path).nodes:
-            block = block_of_scopes(node.scopes)
+        for node in read_graph(path).node:
+            block = traced_block(node)
             if block != UNNAMED:
-                for key in (node.name, *node.outputs):
+                for key in (node.name, *node.output):
                     found.setdefault(key, block)
     return found
 

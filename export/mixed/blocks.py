@@ -11,11 +11,9 @@ from rfedge.export.passes.graph_queries import block_of
 
 
 def quantizable_blocks(graph: Path, keep_float: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Return block -> names of its MatMuls, in the order of the graph.
+    """Return block -> names of its MatMuls, in the order of the graph; a block is the module that holds a MatMul.
 
-    A block is the module that holds a MatMul, such as "vision.blocks.0" (its four projections) or
-    "decoder.layers.0.cross_attention.attention": attention over the cameras and the feed-forward after it are two,
-    because they differ most in what int8 costs them.
+    Attention over the cameras and the feed-forward after it are two: they differ most in what int8 costs them.
     """
     blocks: dict[str, list[str]] = {}
     for matmul in quantizable_matmuls(read_graph(graph).graph, keep_float):
@@ -33,8 +31,7 @@ def kept_float(blocks: Iterable[str], int8: Iterable[str]) -> tuple[str, ...]:
 def block_of_values(graph: Path, blocks: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return tensor -> block for everything that `graph`, in float or int8, computes inside one of `blocks`.
 
-    A node of no MatMul belongs to the block whose MatMuls read what it computes, else to the block whose MatMuls
-    computed what it reads; what lies between two modules of one PyTorch block goes with the one before it.
+    A node of no MatMul belongs to the block whose MatMuls read it, else to that whose MatMuls it reads.
     """
     of_matmul = {name: block for block, names in blocks.items() for name in names}
     model = read_graph(graph).graph

@@ -31,11 +31,9 @@ def choose_plan(
     most_measurements: int = MOST_MEASUREMENTS,
     on_measurement: Count = lambda *_: None,
 ) -> frozenset[str]:
-    """Return the blocks to compute in int8.
+    """Return the blocks to compute in int8: blocks leave in `order_of_removal` until the whole is within the budget.
 
-    Blocks leave the plan in the order of `order_of_removal` until the whole is within the budget; how many must leave is
-    found by halving. Then each that left is tried again, what saves most first, as long as measurements are left: errors
-    also cancel, which no measurement of single blocks foretells.
+    How many must leave is found by halving; then each that left is tried again, for errors also cancel.
     """
     order = order_of_removal(saved_ms, error)
     num_done = 0

@@ -26,11 +26,7 @@ _ALIGNMENT: Final = 4096  # so that a runtime can map each weight
 
 
 def read_graph(path: Path) -> ir.Model:
-    """Open a graph; weights in a file beside it are mapped, not read.
-
-    Raises:
-        ArtifactError: there is no such file, or it is no ONNX graph.
-    """
+    """Open a graph; weights in a file beside it are mapped, not read. ArtifactError where it is no ONNX graph."""
     try:
         return ir.load(path)
     except (OSError, ValueError, onnx.checker.ValidationError, ir.serde.SerdeError) as error:

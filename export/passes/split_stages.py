@@ -27,11 +27,7 @@ def split_stages(
     *,
     on_weight: Count = lambda *_: None,
 ) -> None:
-    """Write each stage of the fp32 backbone at `source` to its target.
-
-    Raises:
-        ExportError: `media` is no output of it, or a stage reads what its contract does not name.
-    """
+    """Write each stage of the fp32 backbone at `source` to its target."""
     for stage, contract in stages.items():
         model = read_graph(source)
         _cut(model, stage, contract)
@@ -67,9 +63,5 @@ def _read_from_caller(media: ir.Value) -> ir.Value:
 
 
 def _not_here(stage: BackboneStage, got: str, expected: str) -> ExportError:
-    return ExportError(
-        f"{stage} stage",
-        got=got,
-        expected=expected,
-        remedy="Export it in one graph (--stages one) and report it with the policy's config.json.",
-    )
+    remedy = "Export it in one graph (--stages one) and report it with the policy's config.json."
+    return ExportError(f"{stage} stage", got=got, expected=expected, remedy=remedy)

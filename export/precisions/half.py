@@ -51,15 +51,7 @@ def make_half(
     keep_float: Sequence[str] | None = None,
     on_weight: Count = lambda *_: None,
 ) -> list[Path]:
-    """Write the fp16 or bf16 form of the fp32 graph at `source` to `target`, which may be `source`; return the files.
-
-    bf16 has the range of fp32 with 8 bits of precision, so nothing overflows. ONNX Runtime has no bf16 kernels for the CPU;
-    TensorRT takes the graph from compute capability 8.0 on.
-
-    Raises:
-        ConfigError: no block begins with one of `keep_float`.
-        ExportError: a weight is NaN, infinite or beyond the format (fp16: 65504), or the graph is not in fp32.
-    """
+    """Write the fp16 or bf16 form of the fp32 graph at `source` to `target`, which may be `source`; return the files."""
     model = read_graph(source)
     infer_shapes(model)
     set_types(model, half_nodes(model.graph, choose_matmuls(model.graph, keep_float or ())), HALF_TYPES[form])

@@ -44,10 +44,6 @@ def make_weight_only(
 
     `keep_float` None keeps none, and with 4 bits rounds what is most sensitive, `QUERY_ATTENTION`, to 8. Without `frames`
     weights are rounded to the nearest.
-
-    Raises:
-        ConfigError: no block begins with one of `keep_float`.
-        ExportError: a weight holds NaN or Inf, or the graph is not in fp32.
     """
     eight_bits = QUERY_ATTENTION if keep_float is None else ()
 

@@ -53,10 +53,6 @@ def build_engine(
     """Build one engine of a prepared graph, whose inline weights are cleared once the parser has them, to halve the memory.
 
     Without `profiles` dynamic axes have their longest size alone. `progress` is called with (done, 1000).
-
-    Raises:
-        ExportError: parser or builder refuse; the text names the ONNX node and the PyTorch module.
-        ConfigError: a limit the module does not take.
     """
     trt = module.trt
     started = time.perf_counter()
@@ -81,12 +77,8 @@ def build_engine(
     if log.interrupt is not None:
         raise log.interrupt
     if plan is None:
-        raise ExportError(
-            f"engine of {path.name} for SM{target.sm}",
-            got=name_failure(log.errors, names),
-            expected=f"an engine from {module.name} {module.version}",
-            remedy=_remedy(log.errors),
-        )
+        got, expected = name_failure(log.errors, names), f"an engine from {module.name} {module.version}"
+        raise ExportError(f"engine of {path.name} for SM{target.sm}", got=got, expected=expected, remedy=_remedy(log.errors))
     progress(PERMILLE, PERMILLE)
     cache = bytes(config.get_timing_cache().serialize()) if module.keeps_timing_cache else None
     seconds = time.perf_counter() - started

@@ -31,9 +31,8 @@ LARGEST_NAME: Final = "largest_in_fp16"
 def write_emulation(source: Path, islands: Iterable[str], target: Path, *, observed: bool = False) -> tuple[str, ...]:
     """Write to `target` what an engine of the graph at `source` computes, in fp32 with roundings to fp16 but for `islands`.
 
-    An observed graph does not round: an infinity would hide by how much fp16 is exceeded, and everything after it. It has
-    an output `LARGEST_NAME`, float32 (nodes,): the largest magnitude among the results of each node, whose names are
-    returned; of int8 MatMuls before the scales of the columns, and after them under another name.
+    An observed graph does not round, for an infinity would hide by how much fp16 is exceeded; its output `LARGEST_NAME`,
+    float32 (nodes,), is the largest magnitude of each node's results. Their names are returned, of int8 MatMuls two.
     """
     model = read_graph(source)
     to_engine_form(model, frozenset(islands))

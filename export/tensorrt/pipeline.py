@@ -67,23 +67,14 @@ class StageResult:
 def open_target(options: BuildOptions) -> TensorRt:
     """Load the TensorRT that was asked for; ConfigError for one that never builds ahead of time."""
     if options.ahead_of_time and options.target == "tensorrt":
-        raise ConfigError(
-            "--aot",
-            got="--target tensorrt",
-            expected="--target tensorrt-rtx, which can build without the device",
-            remedy="Leave --target out, or build on the device itself without --aot.",
-        )
+        expected = "--target tensorrt-rtx, which can build without the device"
+        remedy = "Leave --target out, or build on the device itself without --aot."
+        raise ConfigError("--aot", got="--target tensorrt", expected=expected, remedy=remedy)
     return load_tensorrt(options.target)
 
 
 def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[PlannedEngine]:
-    """Decide which engines must be built, and check everything that can be checked without building.
-
-    Raises:
-        ConfigError: an unknown stage, a length of the text that the policy does not take, or no ahead-of-time target.
-        BackendUnavailableError: this machine has no GPU and `ahead_of_time` is empty.
-        ExportError: the graph holds a precision or operator that the target lacks.
-    """
+    """Decide which engines must be built, and check everything that can be checked without building."""
     stages = list(bundle.contract.graphs)
     one_of((*stages, _ALL), options.stage, "--stage", remedy="Choose one of what this bundle has.")
     text_lengths = check_text_lengths(options.text_lengths, bundle)
@@ -128,14 +119,7 @@ def _reason_to_build(folder: Path, stage: EngineStage, key: EngineKey) -> str | 
 
 
 def build_bundle(path: Path, options: BuildOptions, *, progress: StageProgress = lambda *_: None) -> list[StageResult]:
-    """Make every engine that is asked for and not there yet, one at a time; return all of them.
-
-    Raises:
-        ArtifactError: the bundle is damaged, another build is running, or its folder cannot be written.
-        BackendUnavailableError: no TensorRT, or no GPU to build for.
-        ConfigError: an option is unknown.
-        ExportError: parser or builder refuse; the text names the ONNX node and the PyTorch module.
-    """
+    """Make every engine that is asked for and not there yet, one at a time; return all of them."""
     bundle = load_bundle(path)
     module = open_target(options)
     planned = plan_build(bundle, module, options)
@@ -260,12 +244,8 @@ def _only_build(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ArtifactError(
-                f"engines of {root.parent}",
-                got="another build that is running",
-                expected="one at a time",
-                remedy="Wait for it; builds share the device's memory.",
-            ) from None
+            got, remedy = "another build that is running", "Wait for it; builds share the device's memory."
+            raise ArtifactError(f"engines of {root.parent}", got=got, expected="one at a time", remedy=remedy) from None
         yield
 
 

@@ -71,12 +71,9 @@ def _check_domains(nodes: Iterable[onnx.NodeProto], where: str) -> None:
     for node in nodes:
         if node.domain not in ("", "ai.onnx"):
             reason = "int4 weights in ONNX Runtime's own form" if "NBits" in node.op_type else "an operator of ONNX Runtime"
-            raise ExportError(
-                f"graph for {where}",
-                got=f"{node.domain}.{node.op_type} at node {node.name} ({block_of_node(node)}), {reason}",
-                expected="standard ONNX operators",
-                remedy="Run this bundle with onnxruntime, or export int8 for TensorRT.",
-            )
+            got = f"{node.domain}.{node.op_type} at node {node.name} ({block_of_node(node)}), {reason}"
+            remedy = "Run this bundle with onnxruntime, or export int8 for TensorRT."
+            raise ExportError(f"graph for {where}", got=got, expected="standard ONNX operators", remedy=remedy)
 
 
 def _check_symmetric(model: onnx.ModelProto, where: str, folder: Path | None) -> None:
@@ -88,9 +85,6 @@ def _check_symmetric(model: onnx.ModelProto, where: str, folder: Path | None) ->
             continue
         unsigned = zero_point.data_type == TensorProto.UINT8
         if unsigned or np.any(numpy_helper.to_array(zero_point, base_dir=str(folder or "")).astype(np.float32)):
-            raise ExportError(
-                f"graph for {where}",
-                got=f"{'uint8' if unsigned else 'a zero-point'} at node {node.name} ({block_of_node(node)})",
-                expected="symmetric int8 with zero-point 0",
-                remedy="Export the bundle with `rfedge export --precision int8`.",
-            )
+            got = f"{'uint8' if unsigned else 'a zero-point'} at node {node.name} ({block_of_node(node)})"
+            remedy = "Export the bundle with `rfedge export --precision int8`."
+            raise ExportError(f"graph for {where}", got=got, expected="symmetric int8 with zero-point 0", remedy=remedy)

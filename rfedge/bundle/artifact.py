@@ -301,12 +301,9 @@ def load_bundle(path: Path, *, verify: bool = True) -> Bundle:
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_NAME
     if not file.is_file():
-        raise ArtifactError(
-            f"bundle {path}",
-            got="no folder" if not path.is_dir() else f"no {MANIFEST_NAME}",
-            expected="a folder written by `rfedge export`",
-            remedy="Check the path or export the policy again.",
-        )
+        got = "no folder" if not path.is_dir() else f"no {MANIFEST_NAME}"
+        remedy = "Check the path or export the policy again."
+        raise ArtifactError(f"bundle {path}", got=got, expected="a folder written by `rfedge export`", remedy=remedy)
     try:
         with file.open("rb") as opened:
             text = opened.read(_LONGEST_MANIFEST_BYTES)
@@ -327,12 +324,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _unreadable(path: Path, got: str, expected: str) -> ArtifactError:
-    return ArtifactError(
-        f"bundle {path}",
-        got=f"{MANIFEST_NAME} with {got}",
-        expected=expected,
-        remedy="Copy the bundle again, or export the policy again with this version of rfedge.",
-    )
+    remedy = "Copy the bundle again, or export the policy again with this version of rfedge."
+    return ArtifactError(f"bundle {path}", got=f"{MANIFEST_NAME} with {got}", expected=expected, remedy=remedy)
 
 
 def _refuse_others(root: Path, listed: set[str]) -> None:

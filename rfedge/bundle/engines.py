@@ -118,12 +118,9 @@ class EngineRecord(Record):
         for index, length in enumerate(self.text_lengths):
             if num_tokens <= length:
                 return TextProfile(index, length)
-        raise ContractError(
-            "instruction",
-            got=f"{num_tokens} tokens",
-            expected=f"at most {max(self.text_lengths, default=0)}, the longest text of this engine",
-            remedy="Say it in fewer words, or run `rfedge build` with a longer one in --text-lengths.",
-        )
+        expected = f"at most {max(self.text_lengths, default=0)}, the longest text of this engine"
+        remedy = "Say it in fewer words, or run `rfedge build` with a longer one in --text-lengths."
+        raise ContractError("instruction", got=f"{num_tokens} tokens", expected=expected, remedy=remedy)
 
 
 class EngineFolder(Record):

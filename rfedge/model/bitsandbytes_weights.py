@@ -27,10 +27,6 @@ def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype)
     """Replace the linear layers below `module` by ones with quantized weights; return how many.
 
     For nf4 layers whose inputs are no multiple of 64 stay. `compute_dtype` is what nf4 weights become for a MatMul.
-
-    Raises:
-        ConfigError: an unknown format.
-        BackendUnavailableError: bitsandbytes is not installed, or has no kernels for this machine.
     """
     one_of(WEIGHT_FORMATS, weights, "weights")
     library = import_bitsandbytes()
@@ -78,9 +74,5 @@ def import_bitsandbytes() -> Any:
     try:
         return importlib.import_module("bitsandbytes")
     except Exception as error:  # a missing module, or a native library of it that does not load
-        raise BackendUnavailableError(
-            "bitsandbytes",
-            got=first_line(error),
-            expected="an installed library",
-            remedy="Install it: pip install 'rfedge[bnb]'.",
-        ) from None
+        expected, remedy = "an installed library", "Install it: pip install 'rfedge[bnb]'."
+        raise BackendUnavailableError("bitsandbytes", got=first_line(error), expected=expected, remedy=remedy) from None

@@ -191,8 +191,7 @@ def write_weights(
 ) -> None:
     """Write every tensor, in this order, into `folder`: model.safetensors, or its shards and the index.
 
-    `read` is called once for each name and its result is not kept. A file grows no further than `max_shard_bytes`; a single
-    larger tensor gets a file of its own.
+    `read` is called once for each name and its result is not kept; a tensor above `max_shard_bytes` has its own file.
     """
     shards = _plan_shards(specs, max_shard_bytes)
     if len(shards) == 1:
@@ -243,11 +242,7 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def read_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Return every tensor as a view of the mapped files, or converted to `dtype` in memory.
-
-    Raises:
-        ArtifactError: a file is missing or damaged, or the shards do not hold what the index says.
-    """
+    """Return every tensor as a view of the mapped files, or converted to `dtype` in memory."""
     tensors: dict[str, torch.Tensor] = {}
     for file_name, expected in _names_by_file(folder).items():
         try:

@@ -190,18 +190,14 @@ class RoboFlamingo(nn.Module):
     def logits(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """Output of the final norm (N, T, D) -> scores of the next token (N, T, vocabulary).
 
-        Raises:
-            ConfigError: the policy was imported without its language model's output projection.
+        Raises ConfigError if the policy was imported without its language model's output projection.
         """
         if isinstance(self.config.decoder, MPTConfig):
             return F.linear(hidden_NTD, self.embedding.weight)
         if self.output_projection is None:
-            raise ConfigError(
-                "decoder.output_projection",
-                got="a policy without it",
-                expected=f"the output projection of {self.config.decoder.kind}",
-                remedy="Import the original weights again with --keep-output-projection.",
-            )
+            expected = f"the output projection of {self.config.decoder.kind}"
+            remedy = "Import the original weights again with --keep-output-projection."
+            raise ConfigError("decoder.output_projection", got="a policy without it", expected=expected, remedy=remedy)
         return self.output_projection(hidden_NTD)  # type: ignore[no-any-return]
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -31,34 +31,42 @@ class CudaDevice:
     memory_bytes: int  # on Jetson of the whole board
 
 
-def read_cuda_device(ordinal: int = 0, *, library: Any = None) -> CudaDevice:
-    """Return GPU number `ordinal` of the driver library `library`, `libcuda.so.1` without.
+class CudaLibrary:
+    """The driver library with its first GPU; every failed call raises BackendUnavailableError with CUDA's name for it."""
 
-    Raises:
-        BackendUnavailableError: no driver library, no such GPU, or the driver answers with an error.
-    """
-    if library is None:
+    def __init__(self, library: Any = None, *, remedy: str) -> None:
+        self._remedy = remedy
         try:
-            library = ctypes.CDLL(_LIBRARY)
+            self._library = library or ctypes.CDLL(_LIBRARY)
         except OSError:
-            raise BackendUnavailableError(
-                "CUDA device",
-                got=f"no {_LIBRARY}",
-                expected="an NVIDIA driver",
-                remedy="Build on the device, or ahead of time with --target tensorrt-rtx --aot sm86.",
-            ) from None
-    _call(library, "cuInit", ctypes.c_uint(0))
-    version, device, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
-    _call(library, "cuDriverGetVersion", ctypes.byref(version))
-    _call(library, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(ordinal))
+            raise BackendUnavailableError("CUDA", got=f"no {_LIBRARY}", expected="an NVIDIA driver", remedy=remedy) from None
+        self.call("cuInit", ctypes.c_uint(0))
+        self.device = ctypes.c_int()
+        self.call("cuDeviceGet", ctypes.byref(self.device), ctypes.c_int(0))
+
+    def call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status == 0:
+            return
+        name = ctypes.c_char_p()
+        self._library.cuGetErrorName(ctypes.c_int(status), ctypes.byref(name))
+        got = f"{function} with {name.value.decode() if name.value else f'status {status}'}"
+        raise BackendUnavailableError("CUDA", got=got, expected="success", remedy=self._remedy)
+
+
+def read_cuda_device(*, library: Any = None) -> CudaDevice:
+    """Return the first GPU of the driver library `library`, `libcuda.so.1` without."""
+    cuda = CudaLibrary(library, remedy="Build on the device, or ahead of time with --target tensorrt-rtx --aot sm86.")
+    version, memory = ctypes.c_int(), ctypes.c_size_t()
+    cuda.call("cuDriverGetVersion", ctypes.byref(version))
     attributes = []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
-        _call(library, "cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
+        cuda.call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), cuda.device)
         attributes.append(value.value)
-    _call(library, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+    cuda.call("cuDeviceTotalMem_v2", ctypes.byref(memory), cuda.device)
     name = ctypes.create_string_buffer(256)
-    _call(library, "cuDeviceGetName", name, ctypes.c_int(len(name)), device)
+    cuda.call("cuDeviceGetName", name, ctypes.c_int(len(name)), cuda.device)
     return CudaDevice(
         name=name.value.decode(errors="replace"),
         sm=10 * attributes[0] + attributes[1],
@@ -66,17 +74,6 @@ def read_cuda_device(ordinal: int = 0, *, library: Any = None) -> CudaDevice:
         driver=_driver_version(),
         memory_bytes=memory.value,
     )
-
-
-def _call(library: Any, function: str, *arguments: Any) -> None:
-    status = getattr(library, function)(*arguments)
-    if status != 0:
-        raise BackendUnavailableError(
-            "CUDA device",
-            got=f"{function} with status {status}",
-            expected="a GPU the driver can open",
-            remedy="See whether nvidia-smi (tegrastats on Jetson) lists it.",
-        )
 
 
 def _driver_version() -> str:

@@ -80,11 +80,7 @@ def parse_compute_capabilities(text: str) -> tuple[int, ...]:
 
 
 def load_tensorrt(name: str) -> TensorRt:
-    """Import the TensorRT called `name`, one of `TARGETS`.
-
-    Raises:
-        BackendUnavailableError: the module or its libraries are not on this machine, or are too old.
-    """
+    """Import the TensorRT called `name`, one of `TARGETS`; BackendUnavailableError where it is not here or too old."""
     one_of(TARGETS, name, "--target")
     try:
         module = importlib.import_module("tensorrt") if name == "tensorrt" else import_rtx()

@@ -74,12 +74,8 @@ class RuntimeSettings:
         ):
             one_of(choices, value, name)
         if not 0 <= self.threads <= _MOST_THREADS:
-            raise ConfigError(
-                "threads",
-                got=self.threads,
-                expected=f"0 (backend's choice) to {_MOST_THREADS}",
-                remedy="Choose --threads in that range.",
-            )
+            expected, remedy = f"0 (backend's choice) to {_MOST_THREADS}", "Choose --threads in that range."
+            raise ConfigError("threads", got=self.threads, expected=expected, remedy=remedy)
         if not self.providers:
             raise ConfigError(
                 "providers", got="none", expected="at least one", remedy="Name CPUExecutionProvider for the CPU."
@@ -142,12 +138,8 @@ class GraphRunner(ABC):
         # later action.
         for name, array in outputs.items():
             if not np.isfinite(array).all():
-                raise ContractError(
-                    f"{self.stage} output {name!r}",
-                    got="NaN or Inf",
-                    expected="finite values",
-                    remedy="Run `rfedge verify` on the bundle and export it again at a higher precision.",
-                )
+                got, remedy = "NaN or Inf", "Run `rfedge verify` on the bundle and export it again at a higher precision."
+                raise ContractError(f"{self.stage} output {name!r}", got=got, expected="finite values", remedy=remedy)
         return outputs
 
     def cancel(self) -> None:

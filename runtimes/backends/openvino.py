@@ -26,11 +26,7 @@ _DEVICE: Final = "CPU"
 
 
 class OpenVinoRunner(GraphRunner):
-    """One ONNX file compiled for the CPU; what is not quantized is computed in fp32 or in what the hint says.
-
-    Raises:
-        ArtifactError: on activation, OpenVINO cannot compile the graph.
-    """
+    """One ONNX file compiled for the CPU; what is not quantized is computed in fp32 or in what the hint says."""
 
     def __init__(
         self, stage: Stage, model_path: Path, contract: GraphContract, settings: RuntimeSettings | None = None

@@ -41,12 +41,7 @@ _ERRORS_ONLY: Final = 3  # onnxruntime's log level; its warnings on graph rewrit
 
 
 class OrtRunner(GraphRunner):
-    """One ONNX file in one onnxruntime session.
-
-    Raises:
-        BackendUnavailableError: on activation, a provider is not in this build of onnxruntime or fell back.
-        ArtifactError: on activation, the file cannot be loaded or its tensors are not those of the contract.
-    """
+    """One ONNX file in one onnxruntime session."""
 
     def __init__(
         self,
@@ -103,12 +98,9 @@ class OrtRunner(GraphRunner):
     def _activate(self) -> None:
         missing = [name for name in self._settings.providers if name not in ort.get_available_providers()]
         if missing:
-            raise BackendUnavailableError(
-                "execution provider",
-                got=missing[0],
-                expected=f"one of {', '.join(ort.get_available_providers())}",
-                remedy="Install the onnxruntime build that has it.",
-            )
+            expected = f"one of {', '.join(ort.get_available_providers())}"
+            remedy = "Install the onnxruntime build that has it."
+            raise BackendUnavailableError("execution provider", got=missing[0], expected=expected, remedy=remedy)
         options = [provider_options(name, self._engine_cache) for name in self._settings.providers]
         if self._engine_cache is not None and any(str(self._engine_cache) in given.values() for given in options):
             self._engine_cache.mkdir(parents=True, exist_ok=True)
@@ -122,12 +114,9 @@ class OrtRunner(GraphRunner):
                 remedy="Update onnxruntime or export the bundle again.",
             ) from error
         if session.get_providers()[0] != self._settings.providers[0]:
-            raise BackendUnavailableError(
-                "execution provider",
-                got=session.get_providers()[0],
-                expected=self._settings.providers[0],
-                remedy="Its libraries did not load; see onnxruntime's requirements for that provider.",
-            )
+            got = session.get_providers()[0]
+            remedy = "Its libraries did not load; see onnxruntime's requirements for that provider."
+            raise BackendUnavailableError("execution provider", got=got, expected=self._settings.providers[0], remedy=remedy)
         self._check_names(session)
         self._bind(session)
 

@@ -15,7 +15,7 @@ import torch
 from rfedge.arrays import Array, Float32
 from rfedge.contract import GraphContract, policy_contract
 from rfedge.model import load_checkpoint
-from rfedge.model.bitsandbytes_weights import keep_weights_in, stored_bytes
+from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in, stored_bytes
 from rfedge.runtimes.backends.base import GraphRunner, PolicyParts, RuntimeSettings, Stage
 from rfedge.runtimes.policy.backbone import refuse_one_stage_at_a_time
 from rfedge.runtimes.policy.text import InstructionEncoder
@@ -72,11 +72,6 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
     """Open a checkpoint for PyTorch on the CPU.
 
     `settings.threads` is set for the whole process, because PyTorch has one pool; 0 leaves it as it is.
-
-    Raises:
-        ArtifactError: the checkpoint is missing, incomplete or altered.
-        ConfigError: one stage at a time, which a checkpoint has not.
-        BackendUnavailableError: `settings.torch_weights` needs bitsandbytes, which is not here.
     """
     if settings.one_stage_at_a_time:
         raise refuse_one_stage_at_a_time(f"checkpoint {path}")
@@ -116,3 +111,12 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
         else sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         block_precisions=blocks,
     )
+
+
+def try_bitsandbytes() -> None:
+    """Run a small MatMul in every weight format of bitsandbytes; whatever goes wrong is raised."""
+    for weights in WEIGHT_FORMATS:
+        layers = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        keep_weights_in(layers, weights, torch.float32)
+        with torch.inference_mode():
+            layers(torch.ones(1, 64))

@@ -34,12 +34,7 @@ BACKENDS: Final = (AUTO, *_BACKENDS)
 
 
 def import_backend(backend: str) -> ModuleType:
-    """Import what runs a backend, and its library; for "auto" the one that runs without a choice.
-
-    Raises:
-        ConfigError: no backend has this name.
-        BackendUnavailableError: the backend's library is not on this machine.
-    """
+    """Import what runs a backend, and its library; for "auto" the one that runs without a choice."""
     backend = DEFAULT_BACKEND if backend == AUTO else backend
     one_of(BACKENDS, backend, "backend")
     module_name, _, remedy = _BACKENDS[backend]

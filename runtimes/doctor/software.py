@@ -98,12 +98,12 @@ def try_provider(name: str) -> None:
         raise Absent("its libraries do not load")
 
 
-def _apart(call: str) -> str:
-    """Evaluate an expression of this module in a process of its own, which a broken library may end; return its text."""
+def _apart(call: str, module: str = __name__) -> str:
+    """Evaluate a call of `module` in a process of its own, which a broken library may end; return the text of its result."""
     code = (
-        "from rfedge.runtimes.doctor import software\n"
+        "import importlib\n"
         "try:\n"
-        f"    print('found', software.{call})\n"
+        f"    print('found', importlib.import_module({module!r}).{call})\n"
         "except Exception as error:\n"
         "    print(error)\n"
     )
@@ -175,18 +175,5 @@ def probe_bitsandbytes() -> str:
     missing = [name for name in ("torch", "bitsandbytes") if importlib.util.find_spec(name) is None]
     if missing:
         raise Absent(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed")
-    _apart("try_bitsandbytes()")
+    _apart("try_bitsandbytes()", "rfedge.runtimes.backends.reference")
     return metadata.version("bitsandbytes")
-
-
-def try_bitsandbytes() -> None:
-    """Run a small MatMul in every weight format of bitsandbytes; whatever goes wrong is raised."""
-    import torch
-
-    from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in
-
-    for weights in WEIGHT_FORMATS:
-        layers = torch.nn.Sequential(torch.nn.Linear(64, 64))
-        keep_weights_in(layers, weights, torch.float32)
-        with torch.inference_mode():
-            layers(torch.ones(1, 64))

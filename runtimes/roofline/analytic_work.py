@@ -49,8 +49,7 @@ _FORMS: Final = {
 def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens: int | None = None) -> PolicyWork:
     """Count one policy call of `config`, its head in the steady state, over `text_tokens` or else the padded length.
 
-    `precision` is fp32, fp16, bf16, int8, int8-weight or int4-weight; camera resize, patch convolution (int8), attention
-    scores (fp16) and the head stay in fp32, as the exporter leaves them. Raises ConfigError for any other.
+    Camera resize, patch convolution (int8), attention scores (fp16) and the head stay in fp32, as the exporter leaves them.
     """
     remedy = "Choose one of these names; `mixed` is known only from a bundle."
     tally = _Tally(_FORMS[one_of(_FORMS, precision, "precision", remedy=remedy)])

@@ -51,8 +51,6 @@ _ATTENTION = ("num_attention", "num_fused")
 def engine_work(work: PolicyWork, bundle: Bundle) -> PolicyWork:
     """Return `work` with the floats of the engines and, where audits tell, their launches.
 
-    It is `work` itself where no engines are named and they compute in the graphs' own types.
-
     Attention counts as fused in fp16 unless an audit found one that is not. Results of int8 MatMuls count as the graph has
     them, in fp32: up to 2 bytes a number too much.
     """

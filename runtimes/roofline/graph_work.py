@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rfedge.bundle.artifact import Bundle
-from rfedge.bundle.block_names import UNNAMED, block_of_scopes
+from rfedge.bundle.block_names import SCOPES_KEY, UNNAMED, block_of_scopes
 from rfedge.config import PolicyConfig
-from rfedge.runtimes.roofline.graph_file import Graph, Node, Tensor, element_bits, read_graph
+from rfedge.errors import ArtifactError
 from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, Stage, stage_of_block
+
+if TYPE_CHECKING:  # imported where it is needed: commands that run a policy do without it
+    from onnx import GraphProto, NodeProto, ValueInfoProto
 
 # Operators that hand on a weight without computing with it.
 _HANDS_ON: Final = frozenset(
     {"Cast", "Concat", "DequantizeLinear", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
     | {"Unsqueeze"}
 )
-_MATMULS: Final = frozenset({"Conv", "Gemm", "LSTM", "MatMul", "MatMulInteger", "MatMulNBits"})
+_MATMULS: Final = frozenset({"Conv", "Gemm", "LSTM", "MatMul", "MatMulInteger"})
 # Costly operators that our exporter does not write: named in the report, so that a wrong sum does not pass for a right one.
 _UNCOUNTABLE: Final = frozenset(
-    {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GRU", "GroupQueryAttention", "MultiHeadAttention", "QGemm"}
-    | {"QLinearConv", "QLinearMatMul", "RNN"}
+    {"Attention", "ConvInteger", "ConvTranspose", "Einsum", "GRU", "GroupQueryAttention", "MatMulNBits"}
+    | {"MultiHeadAttention", "QGemm", "QLinearConv", "QLinearMatMul", "RNN"}
 )
 # Operators that a runtime launches nothing for: views, and Q and DQ, which kernels swallow.
 _LAUNCHES_NOTHING: Final = frozenset(
@@ -39,10 +44,7 @@ def head_steps(config: PolicyConfig) -> int:
 
 
 def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork:
-    """Count one policy call of a bundle, its head in the steady state, over `text_tokens` or else the longest instruction.
-
-    Raises ArtifactError if a graph cannot be read.
-    """
+    """Count a policy call of a bundle, its head in the steady state, over `text_tokens` or else the longest instruction."""
     steps = head_steps(bundle.policy)
     matmuls: list[MatMul] = []
     vectors: dict[str, tuple[int, int]] = {}
@@ -71,6 +73,33 @@ def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork
     )
 
 
+class Tensor(NamedTuple):
+    """Known facts of a tensor; an axis is its size, the name of a dynamic one, or None where the file does not say."""
+
+    dtype: str  # "float32", ...; "" when unknown
+    shape: tuple[int | str | None, ...] | None
+
+
+def read_graph(path: Path) -> GraphProto:
+    """Return the graph in an ONNX file, without the weights beside it; ArtifactError where it is no ONNX model."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    got, graph = "no graph", onnx.GraphProto()
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except (OSError, DecodeError) as error:
+        got = str(error)
+    if not graph.node:
+        raise ArtifactError(f"graph {path.name}", got=got, expected="an ONNX file", remedy="Export the bundle again.")
+    return graph
+
+
+def traced_block(node: NodeProto) -> str:
+    """Return the PyTorch block that a node was traced from, or `UNNAMED`."""
+    return block_of_scopes(next((one.value for one in node.metadata_props if one.key == SCOPES_KEY), None))
+
+
 class GraphCount:
     """Work of one graph: its MatMuls, operators, norms and biases, and operators whose cost could not be counted.
 
@@ -78,46 +107,43 @@ class GraphCount:
     exporter's names.
     """
 
-    def __init__(self, graph: Graph, *, dynamic_size: int = 1, block: str | None = None) -> None:
-        self.graph = graph
+    def __init__(self, graph: GraphProto, *, dynamic_size: int = 1, block: str | None = None) -> None:
         self.matmuls: list[MatMul] = []
         self.operators: Counter[Stage] = Counter()
         self.uncounted: list[str] = []
         self._dynamic_size = dynamic_size
         self._block = block
         self._vectors: dict[str, list[Tensor]] = defaultdict(list)
-        self._producers = {name: node for node in graph.nodes for name in node.outputs}
-        self._readers: dict[str, list[Node]] = defaultdict(list)
-        for node in graph.nodes:
-            for name in node.inputs:
+        self._weights = {one.name: Tensor(_dtype(one.data_type), tuple(one.dims)) for one in graph.initializer}
+        values = (*graph.input, *graph.output, *graph.value_info)
+        self._tensors = {value.name: _tensor(value) for value in values} | self._weights
+        self._producers = {name: node for node in graph.node for name in node.output}
+        self._readers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
                 self._readers[name].append(node)
-        self._varying = set(graph.inputs)
+        self._varying = {value.name for value in graph.input} - self._weights.keys()
         self._blocks: dict[str, str] = {}
-        self._count()
+        for node in graph.node:  # in topological order, as ONNX demands
+            # MatMuls of constants alone are folded when the graph is loaded and cost nothing.
+            if not self._varying.isdisjoint(node.input):
+                self._varying.update(node.output)
+                self._count(node, self._block or self._block_of(node))
 
-    def _count(self) -> None:
-        """Walk the nodes once; MatMuls of constants alone are folded when the graph is loaded and cost nothing."""
-        for node in self.graph.nodes:
-            if self._varying.isdisjoint(node.inputs):
-                continue
-            self._varying.update(node.outputs)
-            block = self._block or self._block_of(node)
-            self._blocks.update(dict.fromkeys(node.outputs, block))
-            self.operators[stage_of_block(block)] += node.op not in _LAUNCHES_NOTHING
-            if node.op in _MATMULS:
-                found = self._matmuls_of(node, block)
-                if not found:
-                    self.uncounted.append(f"{node.op} {node.name or node.outputs[0]}")
-                self.matmuls += found
-            elif node.op in _UNCOUNTABLE:
-                self.uncounted.append(f"{node.op} {node.name or node.outputs[0]}")
-            self._collect_vectors(node, block)
+    def _count(self, node: NodeProto, block: str) -> None:
+        self._blocks.update(dict.fromkeys(node.output, block))
+        self.operators[stage_of_block(block)] += node.op_type not in _LAUNCHES_NOTHING
+        found = self._matmuls_of(node, block)
+        if not found and node.op_type in _MATMULS | _UNCOUNTABLE:
+            self.uncounted.append(f"{node.op_type} {node.name or node.output[0]}")
+        self.matmuls += found
+        self._collect_vectors(node, block)
 
-    def _block_of(self, node: Node) -> str:
+    def _block_of(self, node: NodeProto) -> str:
         """Return the block a node came from; one that a graph pass added belongs to the block whose result it reads."""
-        block = block_of_scopes(node.scopes)
+        block = traced_block(node)
         if block == UNNAMED:
-            read = [self._blocks[name] for name in node.inputs if name in self._blocks]
+            read = [self._blocks[name] for name in node.input if name in self._blocks]
             return read[0] if read else UNNAMED
         return block
 
@@ -128,17 +154,17 @@ class GraphCount:
         }
 
     def stored_bytes(self) -> int:
-        return sum(_bytes(tensor) for tensor in self.graph.weights.values())
+        return sum(_bytes(tensor) for tensor in self._weights.values())
 
-    def _collect_vectors(self, node: Node, block: str) -> None:
+    def _collect_vectors(self, node: NodeProto, block: str) -> None:
         """Note norms and biases: one-dimensional float constants, counted at every reader."""
         if block == UNNAMED or block.startswith("preprocess"):
             return
-        if node.op == "LSTM":
-            candidates = node.inputs[3:4]
-        elif node.op in ("Conv", "Gemm", "LayerNormalization", "Add", "Mul"):
-            first = {"Conv": 2, "Gemm": 2, "LayerNormalization": 1}.get(node.op, 0)
-            candidates = node.inputs[first:]
+        if node.op_type == "LSTM":
+            candidates = node.input[3:4]
+        elif node.op_type in ("Conv", "Gemm", "LayerNormalization", "Add", "Mul"):
+            first = {"Conv": 2, "Gemm": 2, "LayerNormalization": 1}.get(node.op_type, 0)
+            candidates = node.input[first:]
         else:
             return
         for name in candidates:
@@ -146,22 +172,22 @@ class GraphCount:
                 continue
             tensor = self._tensor(name)
             axes = tensor.shape or ()
-            is_vector = sum(size != 1 for size in axes) == 1 and (len(axes) == 1 or node.op == "LSTM")
-            is_one_bias = node.op == "Add" and axes == (1,)
+            is_vector = sum(size != 1 for size in axes) == 1 and (len(axes) == 1 or node.op_type == "LSTM")
+            is_one_bias = node.op_type == "Add" and axes == (1,)
             if (is_vector or is_one_bias) and tensor.dtype in _FLOATS:
                 self._vectors[block].append(tensor)
 
     def _tensor(self, name: str) -> Tensor:
         """Return a tensor with its dynamic axes filled in; Q and DQ, which quantizers add without shapes, as their input."""
-        tensor = self.graph.tensors.get(name)
+        tensor = self._tensors.get(name)
         if tensor is None or tensor.shape is None:
             node = self._producers.get(name)
-            if node is None or node.op not in ("QuantizeLinear", "DequantizeLinear"):
+            if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 return tensor or Tensor("", None)
-            source = self._tensor(node.inputs[0])
-            if node.op == "DequantizeLinear":
-                return Tensor(self._tensor(node.inputs[1]).dtype, source.shape)
-            zero_point = self._tensor(node.inputs[2]).dtype if len(node.inputs) > 2 else "uint8"
+            source = self._tensor(node.input[0])
+            if node.op_type == "DequantizeLinear":
+                return Tensor(self._tensor(node.input[1]).dtype, source.shape)
+            zero_point = self._tensor(node.input[2]).dtype if len(node.input) > 2 else "uint8"
             return Tensor(zero_point, source.shape)
         filled = tuple(self._dynamic_size if isinstance(size, str) else size for size in tensor.shape)
         return Tensor(tensor.dtype, filled)
@@ -169,39 +195,41 @@ class GraphCount:
     def _read(self, name: str) -> Tensor:
         """Return an activation as it is read: before its DequantizeLinear, which an integer kernel swallows."""
         node = self._producers.get(name)
-        return self._tensor(node.inputs[0] if node is not None and node.op == "DequantizeLinear" else name)
+        return self._tensor(node.input[0] if node is not None and node.op_type == "DequantizeLinear" else name)
 
     def _stored_weight(self, name: str) -> tuple[str, int] | None:
         """Return (stored element type, bytes of scales) of a constant, or None when the constant was computed."""
         scale_bytes = 0
-        while name not in self.graph.weights:
+        while name not in self._weights:
             node = self._producers.get(name)
-            if node is None or node.op not in _HANDS_ON:
+            if node is None or node.op_type not in _HANDS_ON:
                 return None
-            if node.op == "DequantizeLinear":
-                scale_bytes += _bytes(self._tensor(node.inputs[1]))
-            name = node.inputs[0]
-        return self.graph.weights[name].dtype, scale_bytes
+            if node.op_type == "DequantizeLinear":
+                scale_bytes += _bytes(self._tensor(node.input[1]))
+            name = node.input[0]
+        return self._weights[name].dtype, scale_bytes
 
-    def _matmuls_of(self, node: Node, block: str) -> list[MatMul]:
-        """Return what a node computes, or nothing when the file does not tell its shapes."""
-        if node.op == "LSTM":
+    def _matmuls_of(self, node: NodeProto, block: str) -> list[MatMul]:
+        """Return what a node multiplies; nothing when the file does not tell its shapes."""
+        if node.op_type not in _MATMULS:
+            return []
+        if node.op_type == "LSTM":
             return self._lstm(node, block)
-        matmul = self._packed_matmul(node, block) if node.op == "MatMulNBits" else self._plain_matmul(node, block)
+        matmul = self._plain_matmul(node, block)
         return [] if matmul is None else [matmul]
 
-    def _plain_matmul(self, node: Node, block: str) -> MatMul | None:
-        left, right = (self._tensor(name) for name in node.inputs[:2])
-        output = self._tensor(node.outputs[0])
-        macs = _conv_macs(right, output) if node.op == "Conv" else _matmul_macs(node, left, right)
+    def _plain_matmul(self, node: NodeProto, block: str) -> MatMul | None:
+        left, right = (self._tensor(name) for name in node.input[:2])
+        output = self._tensor(node.output[0])
+        macs = _conv_macs(right, output) if node.op_type == "Conv" else _matmul_macs(node, left, right)
         if macs is None:
             return None
         parameters = weight_bytes = activation_bytes = 0
         stored_types: list[str] = []
-        for name in node.inputs[:2]:
+        for name in node.input[:2]:
             tensor = self._tensor(name)
             # A stack of matrices is no weight but a result that was computed beforehand, such as the latents' queries.
-            is_stack = node.op != "Conv" and sum(size != 1 for size in tensor.shape or ()) > 2
+            is_stack = node.op_type != "Conv" and sum(size != 1 for size in tensor.shape or ()) > 2
             stored = None if name in self._varying or is_stack else self._stored_weight(name)
             if stored is None:
                 read = self._read(name)
@@ -224,50 +252,32 @@ class GraphCount:
             logit_bytes=0 if stored_types else self._logit_bytes(node, left, output),
         )
 
-    def _logit_bytes(self, node: Node, left: Tensor, output: Tensor) -> int:
+    def _logit_bytes(self, node: NodeProto, left: Tensor, output: Tensor) -> int:
         """Return the size of what lies between attention's two MatMuls and is read or written by this one."""
-        before = self._producers.get(node.inputs[0])
-        if before is not None and before.op == "Softmax":
+        before = self._producers.get(node.input[0])
+        if before is not None and before.op_type == "Softmax":
             return _bytes(left)
-        readers = self._readers[node.outputs[0]]
-        while len(readers) == 1 and readers[0].op in _BEFORE_SOFTMAX:
-            readers = self._readers[readers[0].outputs[0]]
-        return _bytes(output) if len(readers) == 1 and readers[0].op == "Softmax" else 0
+        readers = self._readers[node.output[0]]
+        while len(readers) == 1 and readers[0].op_type in _BEFORE_SOFTMAX:
+            readers = self._readers[readers[0].output[0]]
+        return _bytes(output) if len(readers) == 1 and readers[0].op_type == "Softmax" else 0
 
-    def _arithmetic(self, node: Node, output: Tensor) -> Arithmetic:
-        if node.op == "MatMulInteger":
+    def _arithmetic(self, node: NodeProto, output: Tensor) -> Arithmetic:
+        if node.op_type == "MatMulInteger":
             return "int8"
-        factors = [self._read(name).dtype for name in node.inputs[:2]]
+        factors = [self._read(name).dtype for name in node.input[:2]]
         if all(dtype in ("int8", "uint8") for dtype in factors):
             return "int8"
         return _FLOATS.get(output.dtype, "fp32")
 
-    def _packed_matmul(self, node: Node, block: str) -> MatMul | None:
-        """com.microsoft.MatMulNBits: weights packed in blocks of a row, each with a scale."""
-        inner, columns, bits = (node.integers.get(key, 0) for key in ("K", "N", "bits"))
-        left, output = self._tensor(node.inputs[0]), self._tensor(node.outputs[0])
-        if left.shape is None or not inner or not columns:
-            return None
-        rows = _elements(left) // inner
-        arithmetic = _FLOATS.get(left.dtype, "fp32")
-        return MatMul(
-            block=block,
-            macs=rows * inner * columns,
-            arithmetic=arithmetic,
-            label=f"int{bits or 4}-weight",
-            parameters=inner * columns,
-            weight_bytes=sum(_bytes(self._tensor(name)) for name in node.inputs[1:] if name),
-            activation_bytes=_bytes(left) + rows * columns * element_bits(output.dtype or left.dtype) // 8,
-        )
-
-    def _lstm(self, node: Node, block: str) -> list[MatMul]:
+    def _lstm(self, node: NodeProto, block: str) -> list[MatMul]:
         """One MatMul with the input and one with the state."""
-        x, w, r = (self._tensor(name) for name in node.inputs[:3])
+        x, w, r = (self._tensor(name) for name in node.input[:3])
         steps = x.shape[0] if x.shape and isinstance(x.shape[0], int) and x.shape[0] > 0 else self._dynamic_size
-        state = self._tensor(node.inputs[5]).shape
+        state = self._tensor(node.input[5]).shape
         batch = state[1] if state is not None and isinstance(state[1], int) else 1
         matmuls = []
-        for name, weight in ((node.inputs[1], w), (node.inputs[2], r)):
+        for name, weight in ((node.input[1], w), (node.input[2], r)):
             stored = self._stored_weight(name)
             if stored is None or weight.shape is None or not all(isinstance(size, int) for size in weight.shape):
                 return []
@@ -287,6 +297,28 @@ class GraphCount:
         return matmuls
 
 
+def _integer(node: NodeProto, name: str) -> int:
+    return next((one.i for one in node.attribute if one.name == name), 0)
+
+
+def _tensor(value: ValueInfoProto) -> Tensor:
+    tensor = value.type.tensor_type  # sequences and maps have no one shape
+    axes = [getattr(axis, axis.WhichOneof("value") or "", None) for axis in tensor.shape.dim]
+    return Tensor(_dtype(tensor.elem_type), tuple(axes) if tensor.HasField("shape") else None)
+
+
+def _dtype(element_type: int) -> str:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return str(tensor_dtype_to_np_dtype(element_type)) if element_type else ""
+
+
+def element_bits(dtype: str) -> int:
+    """Return the bits of an element; of an unknown type, 32."""
+    found = re.search(r"\d+", dtype)
+    return int(found[0]) if found else 8 if dtype == "bool" else 32
+
+
 def _elements(tensor: Tensor) -> int:
     return math.prod(size if isinstance(size, int) else 1 for size in tensor.shape or (0,))
 
@@ -295,22 +327,22 @@ def _bytes(tensor: Tensor) -> int:
     return _elements(tensor) * element_bits(tensor.dtype) // 8
 
 
-def _inner_size(node: Node, left: Tensor, right: Tensor) -> int:
+def _inner_size(node: NodeProto, left: Tensor, right: Tensor) -> int:
     assert left.shape is not None
-    axis = -2 if node.op == "Gemm" and node.integers.get("transA") else -1
+    axis = -2 if node.op_type == "Gemm" and _integer(node, "transA") else -1
     size = left.shape[axis]
     return size if isinstance(size, int) else 1
 
 
-def _matmul_macs(node: Node, left: Tensor, right: Tensor) -> int | None:
+def _matmul_macs(node: NodeProto, left: Tensor, right: Tensor) -> int | None:
     shapes = left.shape, right.shape
     if any(shape is None or len(shape) < 2 or not all(isinstance(size, int) for size in shape) for shape in shapes):
         return None
     assert left.shape is not None
     assert right.shape is not None
     inner = _inner_size(node, left, right)
-    rows = left.shape[-1] if node.op == "Gemm" and node.integers.get("transA") else left.shape[-2]
-    columns = right.shape[-2] if node.op == "Gemm" and node.integers.get("transB") else right.shape[-1]
+    rows = left.shape[-1] if node.op_type == "Gemm" and _integer(node, "transA") else left.shape[-2]
+    columns = right.shape[-2] if node.op_type == "Gemm" and _integer(node, "transB") else right.shape[-1]
     length = max(len(left.shape), len(right.shape))
     padded = [(1,) * (length - len(shape)) + tuple(shape) for shape in (left.shape, right.shape)]
     batch = math.prod(max(int(a or 1), int(b or 1)) for a, b in zip(padded[0][:-2], padded[1][:-2], strict=True))

@@ -24,9 +24,6 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
 
     Each device has a roof (bandwidth, then its peak in the policy's commonest arithmetic). A stage stands at its arithmetic
     intensity and, under each roof, at the best rate of its prediction, with a line down to the worst.
-
-    Raises:
-        BackendUnavailableError: matplotlib is not installed.
     """
     check_matplotlib("--plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -85,13 +85,7 @@ class Inspection:
 def inspect_bundle(
     bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: StageProgress = lambda *_: None
 ) -> Inspection:
-    """Count a bundle's graphs, predict, and run it on this CPU where that is among the devices; without any, all known ones.
-
-    Raises:
-        ArtifactError: a graph cannot be read.
-        ConfigError: a device is unknown.
-        BackendUnavailableError: "this-gpu" was asked for and there is none.
-    """
+    """Count the graphs, predict, and run the bundle where this CPU is among the devices; without any, all known ones."""
     progress("count", 0, 1)
     work = bundle_work(bundle)
     progress("count", 1, 1)

@@ -184,12 +184,9 @@ def this_gpu() -> Device:
         )
     device = device_of_gpu(found.value)
     if device is None:
-        raise BackendUnavailableError(
-            f"this-gpu ({found.value.name})",
-            got=f"no clocks or units from {found.value.asked}",
-            expected="both",
-            remedy="Install nvidia-ml-py; on a Jetson name the board, such as --device agx-orin-64gb.",
-        )
+        got = f"no clocks or units from {found.value.asked}"
+        remedy = "Install nvidia-ml-py; on a Jetson name the board, such as --device agx-orin-64gb."
+        raise BackendUnavailableError(f"this-gpu ({found.value.name})", got=got, expected="both", remedy=remedy)
     return device
 
 

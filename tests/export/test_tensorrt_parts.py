@@ -253,7 +253,7 @@ class Driver:
         return 0
 
     def cuDeviceGet(self, device: Any, ordinal: Any) -> int:  # noqa: N802
-        return 0 if ordinal.value == 0 else 101
+        return 0
 
     def cuDeviceGetAttribute(self, value: Any, attribute: Any, device: Any) -> int:  # noqa: N802
         value._obj.value = {75: 8, 76: 7}[attribute.value]
@@ -267,14 +267,18 @@ class Driver:
         name.value = b"Orin"
         return 0
 
+    def cuGetErrorName(self, status: Any, name: Any) -> int:  # noqa: N802
+        name._obj.value = {100: b"CUDA_ERROR_NO_DEVICE"}.get(status.value)
+        return 0
+
 
 def test_the_driver_tells_which_gpu_this_is() -> None:
     device = read_cuda_device(library=Driver())
     assert (device.name, device.sm, device.cuda, device.memory_bytes) == ("Orin", 87, "12.6", 8 << 30)
-    with raises(BackendUnavailableError, got="cuInit with status 100", expected="a GPU the driver can open"):
+    with raises(BackendUnavailableError, got="cuInit with CUDA_ERROR_NO_DEVICE"):
         read_cuda_device(library=Driver(status=100))
-    with raises(BackendUnavailableError, got="cuDeviceGet with status 101"):
-        read_cuda_device(1, library=Driver())
+    with raises(BackendUnavailableError, got="cuInit with status 101"):
+        read_cuda_device(library=Driver(status=101))
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -17,7 +17,7 @@ from rfedge.model import build_policy, save_checkpoint
 from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, keep_weights_in, stored_bytes
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.backends.base import TORCH_WEIGHTS
-from rfedge.runtimes.doctor.software import try_bitsandbytes
+from rfedge.runtimes.backends.reference import try_bitsandbytes
 from tests.errors import raises
 
 

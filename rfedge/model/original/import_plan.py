@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -21,7 +21,7 @@ from rfedge.model.original.import_sizes import find_sizes, policy_config
 from rfedge.model.original.language_models import TOKENIZER_FILES, UPSTREAM, decoder_config, flamingo_tokenizer, weight_files
 from rfedge.model.original.plan import PlannedFile, Role, WeightPlan, plan_weights
 from rfedge.model.original.seeded_init import SeededInit, part_of
-from rfedge.model.original.sources import Source, open_source
+from rfedge.model.original.sources import Source, open_source, some_of
 from rfedge.model.original.tensor_files import open_tensor_file
 from rfedge.model.policy import RoboFlamingo
 from rfedge.records.import_options import ImportOptions
@@ -44,7 +44,6 @@ _PATTERNS: Final[dict[str, tuple[str, ...]]] = {
 _ROLES: Final[tuple[Role, ...]] = ("roboflamingo", "openflamingo", "clip")
 _TITLES: Final = {"roboflamingo": "RoboFlamingo", "openflamingo": "OpenFlamingo", "clip": "CLIP"}
 _FINAL_NORM: Final = "backbone.decoder.ln_f."
-_LISTED: Final = 10
 
 
 class SourceFile(NamedTuple):
@@ -87,20 +86,12 @@ class ImportPlan:
 
     def check(self) -> None:
         """Raise ArtifactError unless every tensor has its place; the text names the first ten that have not."""
-        if self.weights.mismatched:
-            listed = [f"{name} {got} not {expected}" for _, name, got, expected in self.weights.mismatched]
-            files = sorted({mismatch.file for mismatch in self.weights.mismatched})
-            raise ArtifactError(
-                f"weights {', '.join(files)}",
-                got=f"{len(listed)} tensors of another shape: {_first(listed)}",
-                expected=f"those of {self.config.name}",
-                remedy="The file is of another model.",
-            )
+        self.weights.check(self.config.name)
         if self.missing:
             remedies = dict.fromkeys(_remedy(name, self.config, self.options) for name in self.missing)
             raise ArtifactError(
                 "import",
-                got=f"{len(self.missing)} tensors in no file: {_first(self.missing)}",
+                got=f"{len(self.missing)} tensors in no file: {some_of(self.missing)}",
                 expected=f"all {len(self.weights.shapes)} of {self.config.name}",
                 remedy=" ".join(remedies),
             )
@@ -119,12 +110,9 @@ class ImportPlan:
             tensor = self.weights.read(name, lambda rows: init.rows(rows, width)).to(dtype)
             if not math.isfinite(float(tensor.sum(dtype=torch.float32))):  # one that is not makes the sum so
                 files = sorted({piece.file.path.name for piece in self.weights.pieces[name]})
-                raise ArtifactError(
-                    f"weights {', '.join(files)}: {name}",
-                    got=f"a value that is no number in {self.options.dtype}",
-                    expected="numbers",
-                    remedy="Copy the file again; if it is whole, use --dtype bf16 or fp32.",
-                )
+                got = f"a value that is no number in {self.options.dtype}"
+                remedy = "Copy the file again; if it is whole, use --dtype bf16 or fp32."
+                raise ArtifactError(f"weights {', '.join(files)}: {name}", got=got, expected="numbers", remedy=remedy)
             return tensor
 
         return read
@@ -134,11 +122,6 @@ def plan_import(options: ImportOptions) -> ImportPlan:
     """Find the files, the sizes and every tensor's place; nothing is written, and of large files little is read.
 
     Tensors that are missing or of another shape do not raise here: `ImportPlan.check` does.
-
-    Raises:
-        ArtifactError: a file is missing, damaged, or of another model.
-        BackendUnavailableError: a Hugging Face repository cannot be reached.
-        ConfigError: options contradict each other or the files.
     """
     base = preset(options.config) if options.config is not None else None
     files: dict[str, PlannedFile] = {}
@@ -216,23 +199,17 @@ def _source_file(role: Role | Literal["tokenizer"], path: Path, source: Source) 
 def _decoder(source: Source | None, base: PolicyConfig | None, read: list[SourceFile]) -> DecoderConfig:
     if source is None or (base is not None and not source.has("config.json")):
         if base is None:
-            raise ConfigError(
-                "import",
-                got="neither --lm nor --config",
-                expected="one of them: no tensor tells the kind and the heads of a language model",
-                remedy="Pass --lm FOLDER, or --config with the name of a preset such as M-3B.",
-            )
+            expected = "one of them: no tensor tells the kind and the heads of a language model"
+            remedy = "Pass --lm FOLDER, or --config with the name of a preset such as M-3B."
+            raise ConfigError("import", got="neither --lm nor --config", expected=expected, remedy=remedy)
         return base.decoder
     (path,) = source.fetch([source.choose(["config.json"], what="language model")])
     read.append(_source_file("language model", path, source))
     decoder = decoder_config(path.parent, vocab_size=1, text_length=1)
     if base is not None and decoder.kind != base.decoder.kind:
-        raise ConfigError(
-            f"--config {base.name}",
-            got=f"a language model of kind {decoder.kind}",
-            expected=base.decoder.kind,
-            remedy="Give the language model of this preset, or leave --config out.",
-        )
+        got = f"a language model of kind {decoder.kind}"
+        remedy = "Give the language model of this preset, or leave --config out."
+        raise ConfigError(f"--config {base.name}", got=got, expected=base.decoder.kind, remedy=remedy)
     return decoder
 
 
@@ -241,12 +218,8 @@ def _tokenizer(
 ) -> InstructionTokenizer:
     source = language_model if options.tokenizer is None else open_source(options.tokenizer, what="tokenizer")
     if source is None:
-        raise ConfigError(
-            "import",
-            got="no tokenizer",
-            expected="--tokenizer, or --lm whose folder has one",
-            remedy="Pass --tokenizer FOLDER; EleutherAI/gpt-neox-20b is that of MPT and RedPajama.",
-        )
+        remedy = "Pass --tokenizer FOLDER; EleutherAI/gpt-neox-20b is that of MPT and RedPajama."
+        raise ConfigError("import", got="no tokenizer", expected="--tokenizer, or --lm whose folder has one", remedy=remedy)
     names = [name for name in TOKENIZER_FILES if source.has(name)]
     paths = source.fetch(names or [source.choose(["tokenizer.json"], what="tokenizer")])
     read += [_source_file("tokenizer", path, source) for path in paths]
@@ -292,11 +265,6 @@ def _describe(plan: ImportPlan) -> None:
         f"fusion {config.fusion}, pooling {config.pooling}, window {config.window}, feature {config.decoder.feature}: "
         "no tensor shows them"
     )
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _remedy(name: str, config: PolicyConfig, options: ImportOptions) -> str:

@@ -25,9 +25,6 @@ _PATHS: Final[dict[str, tuple[str, ...]]] = {
 }
 # The released model of a kind says what a language model alone does not.
 _RELEASED: Final = {"mosaic_gpt": "M-3B", "gpt_neox": "G-4B", "llama": "L-9B", "mpt": "M-9B"}
-_WINDOW: Final = 12
-_TEXT_LENGTH: Final = 32
-_HIDDEN_SIZE: Final = 1024  # of the released heads
 
 
 class FoundSizes(NamedTuple):
@@ -44,50 +41,40 @@ def find_sizes(files: Mapping[str, PlannedFile], decoder: DecoderConfig, vision_
     """Look at CLIP, OpenFlamingo and RoboFlamingo; ArtifactError where a file has another role or language model."""
     shapes = {role: shapes_of(planned, decoder.kind) for role, planned in files.items()}
     names = {role: planned.file.path.name for role, planned in files.items()}
-    for role in ("openflamingo", "roboflamingo"):
-        if role in files:
-            _check_path(files[role], decoder.kind)
+    order = [role for role in ("roboflamingo", "openflamingo") if role in files]
+    for role in order:
+        _check_path(files[role], decoder.kind)
     visions = [vision_of(shapes[role], vision_heads, file=names[role]) for role in ("clip", "roboflamingo") if role in files]
     if "clip" in files and visions[0] is None:
         raise _wrong_role(names["clip"], "CLIP", "no vision transformer", "visual.conv1.weight and the blocks after it")
-    heads = {role: head_of(shapes[role], file=names[role]) for role in ("openflamingo", "roboflamingo") if role in files}
+    heads = {role: head_of(shapes[role], file=names[role]) for role in order}
     if heads.get("openflamingo") is not None:
         raise _wrong_role(names["openflamingo"], "OpenFlamingo", "a policy head", "none: give it as --roboflamingo")
     if "roboflamingo" in files and heads["roboflamingo"] is None:
         raise _wrong_role(names["roboflamingo"], "RoboFlamingo", "no policy head", "lm_head.rnn.*, the released LSTM head")
-    crosses: dict[str, CrossAttention] = {}
-    for role, what in (("openflamingo", "OpenFlamingo"), ("roboflamingo", "RoboFlamingo")):
-        if role not in files:
-            continue
-        found = cross_attention_of(shapes[role], decoder.layers, file=names[role])
-        if found is None and role == "openflamingo":
-            raise _wrong_role(names[role], what, "no cross-attention", "gated_cross_attn_layer.*")
-        if found is not None:
-            _check_width(names[role], what, found, decoder)
-            crosses[role] = found
-    if len(set(crosses.values())) > 1:
-        raise ArtifactError(
-            f"OpenFlamingo file {names['openflamingo']}",
-            got=describe_family(crosses["openflamingo"].width, crosses["openflamingo"].every),
-            expected=f"{describe_family(crosses['roboflamingo'].width, crosses['roboflamingo'].every)} "
-            f"of {names['roboflamingo']}",
-            remedy="Give files of the same model.",
-        )
-    order = [role for role in ("roboflamingo", "openflamingo") if role in files]
+    crosses = {role: cross_attention_of(shapes[role], decoder.layers, file=names[role]) for role in order}
+    if "openflamingo" in files and crosses["openflamingo"] is None:
+        raise _wrong_role(names["openflamingo"], "OpenFlamingo", "no cross-attention", "gated_cross_attn_layer.*")
+    expected, remedy = f"width {decoder.width}, that of the language model", "Give files of the same model."
+    for role in reversed(order):
+        found = crosses[role]
+        if found is not None and found.width != decoder.width:
+            what = "OpenFlamingo" if role == "openflamingo" else "RoboFlamingo"
+            raise ArtifactError(f"{what} file {names[role]}", got=describe_family(found), expected=expected, remedy=remedy)
+    first, second = crosses.get("openflamingo"), crosses.get("roboflamingo")
+    if first is not None and second is not None and first != second:
+        expected = f"{describe_family(second)} of {names['roboflamingo']}"
+        subject = f"OpenFlamingo file {names['openflamingo']}"
+        raise ArtifactError(subject, got=describe_family(first), expected=expected, remedy=remedy)
     resamplers = [resampler_of(shapes[role]) for role in order]
     rows = [(names[role], shapes[role]["embedding.weight"][0]) for role in order if "embedding.weight" in shapes[role]]
-    return FoundSizes(_first(visions), _first(resamplers), _first(crosses.values()), heads.get("roboflamingo"), _first(rows))
+    return FoundSizes(_first(visions), _first(resamplers), first or second, heads.get("roboflamingo"), _first(rows))
 
 
 def policy_config(
     found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None, options: ImportOptions, vocab_size: int
 ) -> PolicyConfig:
-    """Join what the files show, the preset and the options; the files' sizes must be those of the preset `base`.
-
-    Raises:
-        ArtifactError: tokenizer and embedding have different sizes, or there is no CLIP.
-        ConfigError: the files contradict the preset or a setting.
-    """
+    """Join what the files show, the preset and the options; the files' sizes must be those of the preset `base`."""
     if found.vocabulary is not None and found.vocabulary[1] != vocab_size:
         raise ArtifactError(
             "tokenizer",
@@ -99,11 +86,10 @@ def policy_config(
         raise ArtifactError(
             "CLIP", got="no file", expected="one", remedy="Pass --clip openai/clip-vit-large-patch14 or a file of it."
         )
-    like = base or preset(_RELEASED[decoder.kind])
-    cross = found.cross_attention
+    like, cross = base or preset(_RELEASED[decoder.kind]), found.cross_attention
     updates: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "text_length": options.text_length or (base.decoder.text_length if base else _TEXT_LENGTH),
+        "text_length": options.text_length or like.decoder.text_length,
         "feature": options.feature or like.decoder.feature,
         "cross_attention_every": cross.every if cross else like.decoder.cross_attention_every,
         "gate_init": 0.0,  # also for a new cross-attention: it must not disturb what the language model learnt
@@ -119,18 +105,23 @@ def policy_config(
                 remedy="Leave it out: MPT's logits are MatMuls with its embedding, which is always kept.",
             )
         updates["output_projection"] = True
-    chunk_size = _chunk_size(found, base, options)
-    fusion = _fusion(found, decoder, base, options)
+    chunk_size = options.chunk_size or like.chunk_size
+    fusion: str = options.fusion or like.fusion
+    if found.head is not None:
+        chunk_size, fusion = found.head.chunk_size, _fusion(found.head, decoder, fusion, options)
+        if options.chunk_size not in (None, chunk_size):
+            expected, remedy = f"{chunk_size}, the actions that the file's head returns", "Leave it out."
+            raise ConfigError("--chunk-size", got=options.chunk_size, expected=expected, remedy=remedy)
     try:
         config = PolicyConfig(
             name=base.name if base else "imported",
             vision=found.vision,
             resampler=found.resampler or like.resampler,
             decoder=decoder.model_copy(update=updates),
-            head=found.head.head if found.head else base.head if base else LSTMHeadConfig(hidden_size=_HIDDEN_SIZE),
-            pooling=options.pooling or (base.pooling if base else "max"),
+            head=found.head.head if found.head else like.head,
+            pooling=options.pooling or like.pooling,
             fusion=fusion,
-            window=options.window or (base.window if base else _WINDOW),
+            window=options.window or like.window,
             time_keeping="window",
             chunk_size=chunk_size,
         )
@@ -143,50 +134,25 @@ def policy_config(
         same = [name for name in preset_names() if _difference(config, preset(name)) is None]
         return config.model_copy(update={"name": same[0]}) if same else config
     if (difference := _difference(config, base)) is not None:
-        field, got, expected = difference
-        raise ConfigError(
-            f"--config {base.name}: {field}",
-            got=f"{got} in the files",
-            expected=f"{expected}, as the preset has it",
-            remedy="Give the files of this model, or leave --config out.",
-        )
+        field, in_files, in_preset = difference
+        expected, remedy = f"{in_preset}, as the preset has it", "Give the files of this model, or leave --config out."
+        raise ConfigError(f"--config {base.name}: {field}", got=f"{in_files} in the files", expected=expected, remedy=remedy)
     return config
 
 
-def _chunk_size(found: FoundSizes, base: PolicyConfig | None, options: ImportOptions) -> int:
-    if found.head is None:
-        return options.chunk_size or (base.chunk_size if base else 1)
-    if options.chunk_size not in (None, found.head.chunk_size):
-        raise ConfigError(
-            "--chunk-size",
-            got=options.chunk_size,
-            expected=f"{found.head.chunk_size}, the actions that the file's head returns",
-            remedy="Leave it out.",
-        )
-    return found.head.chunk_size
-
-
-def _fusion(found: FoundSizes, decoder: DecoderConfig, base: PolicyConfig | None, options: ImportOptions) -> str:
-    wanted = options.fusion or (base.fusion if base else None)
-    if found.head is None:
-        return wanted or "post"
-    ratio = found.head.feature_size / decoder.width
+def _fusion(head: HeadSizes, decoder: DecoderConfig, wanted: str, options: ImportOptions) -> str:
+    """Return the fusion whose feature the file's head reads; only two_way's is twice as wide."""
+    ratio = head.feature_size / decoder.width
     if ratio not in (1.0, 2.0):
-        raise ArtifactError(
-            "RoboFlamingo file",
-            got=f"an LSTM over {found.head.feature_size} numbers",
-            expected=f"{decoder.width} or twice as many, the width of the language model",
-            remedy="The file is of another model.",
-        )
-    inferred = "two_way" if ratio == 2.0 else (wanted or "post")
-    if (inferred == "two_way") != (ratio == 2.0) or (options.fusion or inferred) != inferred:
-        raise ConfigError(
-            "--fusion",
-            got=wanted,
-            expected="two_way" if ratio == 2.0 else "post or pre",
-            remedy=f"The file's LSTM reads {found.head.feature_size} numbers.",
-        )
-    return inferred
+        got = f"an LSTM over {head.feature_size} numbers"
+        expected = f"{decoder.width} or twice as many, the width of the language model"
+        raise ArtifactError("RoboFlamingo file", got=got, expected=expected, remedy="The file is of another model.")
+    if ratio == 2.0 and options.fusion in (None, "two_way"):
+        return "two_way"
+    if (wanted == "two_way") == (ratio == 2.0):
+        return wanted
+    remedy = f"The file's LSTM reads {head.feature_size} numbers."
+    raise ConfigError("--fusion", got=wanted, expected="two_way" if ratio == 2.0 else "post or pre", remedy=remedy)
 
 
 def _difference(config: PolicyConfig, base: PolicyConfig) -> tuple[str, object, object] | None:
@@ -212,16 +178,6 @@ def _check_path(planned: PlannedFile, kind: str) -> None:
                 expected=f"{kind}, as the language model",
                 remedy="Give files of the same model.",
             )
-
-
-def _check_width(file: str, what: str, found: CrossAttention, decoder: DecoderConfig) -> None:
-    if found.width != decoder.width:
-        raise ArtifactError(
-            f"{what} file {file}",
-            got=describe_family(found.width, found.every),
-            expected=f"width {decoder.width}, that of the language model",
-            remedy="Give files of the same model.",
-        )
 
 
 def _wrong_role(file: str, what: str, got: str, expected: str) -> ArtifactError:
@@ -330,8 +286,10 @@ def head_of(shapes: Shapes, *, file: str) -> HeadSizes | None:
     layers = _indices(part, r"rnn\.weight_ih_l(\d+)")
     if not layers or "rnn.weight_hh_l0" not in part:
         return None
-    pose = [part[name][0] for name in _ordered(part, r"pose\.(\d+)\.weight")]
-    gripper = [part[name][0] for name in _ordered(part, r"gripper\.(\d+)\.weight")]
+    pose, gripper = (
+        [part[f"{mlp}.{index}.weight"][0] for index in sorted(_indices(part, rf"{mlp}\.(\d+)\.weight"))]
+        for mlp in ("pose", "gripper")
+    )
     if not pose or not gripper or pose[:-1] != gripper[:-1] or pose[-1] != POSE_SIZE * gripper[-1]:
         raise _unfit(
             file, f"outputs {pose} and {gripper}", f"two MLPs of the same sizes, with {POSE_SIZE} and 1 output a step"
@@ -340,9 +298,10 @@ def head_of(shapes: Shapes, *, file: str) -> HeadSizes | None:
     return HeadSizes(head, part["rnn.weight_ih_l0"][1], gripper[-1])
 
 
-def describe_family(width: int, every: int) -> str:
+def describe_family(found: CrossAttention) -> str:
     """Say a language model's width and its cross-attention, with the released models that have both."""
-    return f"width {width}, cross-attention every {_ordinal(every)} block{_released_like(width, every)}"
+    like = _released_like(found.width, found.every)
+    return f"width {found.width}, cross-attention every {_ordinal(found.every)} block{like}"
 
 
 def _released_like(width: int, every: int) -> str:
@@ -360,11 +319,6 @@ def _under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 
 def _indices(names: Mapping[str, Any], pattern: str) -> set[int]:
     return {int(match[1]) for name in names if (match := re.match(pattern, name))}
-
-
-def _ordered(names: Mapping[str, Any], pattern: str) -> list[str]:
-    found = {int(match[1]): name for name in names if (match := re.fullmatch(pattern, name))}
-    return [found[index] for index in sorted(found)]
 
 
 def _ranges(numbers: Sequence[int] | set[int]) -> str:

@@ -25,9 +25,6 @@ def decoder_config(folder: Path, **shared: Any) -> DecoderConfig:
     """Return the decoder that a Hugging Face folder of a MosaicGPT, MPT, GPT-NeoX or LLaMA model describes.
 
     `shared` are the fields that OpenFlamingo decides: vocabulary, text length, cross-attention.
-
-    Raises:
-        ArtifactError: no readable config.json, or a model that no decoder here reproduces; the text names the field.
     """
     path = folder / "config.json"
     try:

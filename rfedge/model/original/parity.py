@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rfedge.arrays import Array
+from rfedge.config import Feature
 from rfedge.jobs.progress import StageProgress
 from rfedge.messages import POSE_SIZE
 from rfedge.model.decoder import GatedCrossAttention, MediaMask, media_mask
@@ -27,8 +28,6 @@ from rfedge.recurrence import Arrays, acting_row, advance, initial_state
 
 # The original weighs the gripper's loss like this against the pose's.
 GRIPPER_LOSS_WEIGHT: Final = 0.01
-
-_Arrays = dict[str, Array]
 
 
 def run_parity(folder: Path, *, progress: StageProgress = lambda *_: None) -> ParityReport:
@@ -45,19 +44,20 @@ def compare(
     fixture: ParityFixture, policy: RoboFlamingo, projection: torch.Tensor, *, progress: StageProgress = lambda *_: None
 ) -> tuple[list[StageDifference], list[str]]:
     """Return the differences by stage, and the names of the arrays that nothing here computes."""
-    differences = Differences(fixture.arrays)
+    comparison = _Comparison(fixture, policy, projection)
     mark = "/in/static_uint8" if fixture.has_head else "/in/lang_x"
     cases = [key.removesuffix(mark) for key in fixture.arrays if key.endswith(mark)]
     for done, case in enumerate(cases, 1):
         if not fixture.has_head:
-            _interleaved(fixture, policy, projection, case, differences)
+            comparison.interleaved(case)
         elif case == "step":
-            _step_by_step(fixture, policy, differences)
+            comparison.step_by_step()
         else:
-            _window(fixture, policy, case, differences)
+            comparison.window(case)
         progress("cases", done, len(cases))
     if "generate/tokens" in fixture.arrays:
-        _generation(fixture, policy, projection, differences)
+        comparison.generation()
+    differences = comparison.differences
     unseen = [name for name in fixture.arrays if "/in/" not in name and name not in differences.compared]
     return list(differences.stages.values()), [name for name in unseen if not name.startswith("negative/")]
 
@@ -93,234 +93,196 @@ def _recording(policy: RoboFlamingo) -> Iterator[dict[str, list[torch.Tensor]]]:
             handle.remove()
 
 
-@contextmanager
-def _feature(policy: RoboFlamingo, feature: str) -> Iterator[None]:
-    """Let the decoder return another of its states."""
-    decoder = policy.backbone.decoder
-    previous, decoder.feature = decoder.feature, feature  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        decoder.feature = previous
+class _Comparison:
+    def __init__(self, fixture: ParityFixture, policy: RoboFlamingo, projection: torch.Tensor) -> None:
+        self.arrays, self.document, self.config = fixture.arrays, fixture.document, policy.config
+        self.policy, self.backbone, self.projection = policy, policy.backbone, projection
+        self.differences = Differences(fixture.arrays)
 
+    def _tensor(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.arrays[key]))
 
-def _tensor(arrays: _Arrays, key: str) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(arrays[key]))
+    def _images_named(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return how many `<image>` tokens stand up to and including each token."""
+        named: torch.Tensor = (ids == self.document["media_token_id"]).cumsum(dim=1)
+        return named
 
+    # ---- OpenFlamingo: interleaved images and text to logits
 
-# ---- OpenFlamingo: interleaved images and text to logits
+    def _latents(self, vision_x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (N, images, frames, 3, size, size) -> patch tokens (all images, P, V), latents (N, images * R, V)."""
+        num_texts, num_images = vision_x.shape[:2]
+        tokens = self.backbone.vision(vision_x.flatten(0, 2))
+        latents = self.backbone.resampler(tokens.reshape(num_texts * num_images, -1, tokens.shape[-1]))
+        return tokens, latents.reshape(num_texts, -1, latents.shape[-1])
 
+    def _language(
+        self, ids: torch.Tensor, mask: torch.Tensor, latents: torch.Tensor, named: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return what the final norm makes of text and images, (N, T, D); `named` replaces the count of `<image>` tokens."""
+        num_latents = self.config.resampler.latents
+        named = self._images_named(ids) if named is None else named
+        read = media_mask(named, latents.shape[1] // num_latents, num_latents)
+        text = self.policy.embed_text(ids)
+        return self.backbone.decoder.tokens(text, latents, key_mask_NT=mask.bool(), mask=read, feature="final_norm")
 
-def _latents(policy: RoboFlamingo, vision_x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, images, frames, 3, size, size) -> patch tokens (all images, P, V), latents (N, images * R, V)."""
-    num_texts, num_images = vision_x.shape[:2]
-    tokens = policy.backbone.vision(vision_x.flatten(0, 2))
-    latents = policy.backbone.resampler(tokens.reshape(num_texts * num_images, -1, tokens.shape[-1]))
-    return tokens, latents.reshape(num_texts, -1, latents.shape[-1])
+    @torch.no_grad()
+    def interleaved(self, case: str) -> None:
+        arrays = self.arrays
+        ids, mask = self._tensor(f"{case}/in/lang_x"), self._tensor(f"{case}/in/attention_mask")
+        named = None
+        if (prompt := arrays.get(f"{case}/in/prompt_lang_x")) is not None:  # media were cached with another text
+            named = self._images_named(torch.from_numpy(prompt))[:, -1:].expand(-1, ids.shape[1])
+        with _recording(self.policy) as record:
+            tokens, latents = self._latents(self._tensor(f"{case}/in/vision_x"))
+            hidden = self._language(ids, mask, latents, named)
+        # What a query of padding on the left sees is up to the implementation: it may read nothing at all.
+        where = mask.bool().numpy() if not mask[:, 0].all() else None
+        computed = {name: values[0] for name, values in record.items()}
+        computed |= {"vit/tokens": tokens, "perceiver/out": latents, "lm/logits": F.linear(hidden, self.projection)}
+        if (states := arrays.get(f"{case}/lm/hidden_states")) is not None:
+            blocks = [computed[f"lm/layer{index}/out"] for index in range(self.config.decoder.layers)]
+            inputs = [self.policy.embed_text(ids), *blocks[:-1]]
+            # MosaicGPT lists the inputs of its blocks; the others also what the final norm returns.
+            computed["lm/hidden_states"] = torch.stack(inputs if len(states) == len(inputs) else [*inputs, hidden])
+        for name, values in computed.items():
+            self.differences.add(case, name, values, where=where if name.startswith("lm/") else None)
+        if f"{case}/in/labels" in arrays:
+            targets = self._tensor(f"{case}/in/labels")[:, 1:]
+            if bool(((mask[:, :-1] == 0) & (targets != -100)).any()):  # predicted from padding, which means nothing
+                self.differences.compared.add(f"{case}/lm/loss")
+            else:
+                loss = F.cross_entropy(computed["lm/logits"][:, :-1].flatten(0, 1), targets.flatten())
+                self.differences.add(case, "lm/loss", loss)
 
+    @torch.no_grad()
+    def generation(self) -> None:
+        """Feed the original's own continuation: then every step has the original's past, and greedy choice must agree."""
+        settings = self.document["generate"]
+        source = settings["input"].removesuffix("/in")
+        ids, prompt_mask = self._tensor("generate/tokens"), self._tensor(f"{source}/in/attention_mask")
+        num_steps = ids.shape[1] - prompt_mask.shape[1]
+        mask = torch.cat([prompt_mask, torch.ones(len(ids), num_steps, dtype=prompt_mask.dtype)], dim=1)
+        _, latents = self._latents(self._tensor(f"{source}/in/vision_x"))
+        logits = F.linear(self._language(ids, mask, latents), self.projection)[:, -num_steps - 1 : -1]
+        self.differences.add("generate", "step_logits", logits)
+        ended = (ids[:, -num_steps:] == settings["eos_token_id"]).cumsum(dim=1) > 0
+        after = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
+        chosen = torch.where(after, settings["pad_token_id"], logits.argmax(dim=-1))
+        self.differences.add("generate", "tokens", torch.cat([ids[:, :-num_steps], chosen], dim=1))
 
-def _language(
-    fixture: ParityFixture,
-    policy: RoboFlamingo,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    latents: torch.Tensor,
-    named: Any = None,
-) -> torch.Tensor:
-    """Return what the final norm makes of interleaved text (N, T, D); `named` overrides the count of `<image>` tokens."""
-    num_latents = policy.config.resampler.latents
-    if named is None:
-        named = (ids == fixture.document["media_token_id"]).cumsum(dim=1)
-    with _feature(policy, "final_norm"):
-        return policy.backbone.decoder.tokens(
-            policy.embed_text(ids),
-            latents,
-            key_mask_NT=mask.bool(),
-            mask=media_mask(named, latents.shape[1] // num_latents, num_latents),
-        )
+    # ---- RoboFlamingo: windows of two cameras to actions
 
+    def _camera_mask(self, ids: torch.Tensor, num_latents: int) -> MediaMask | None:
+        """Return what each token of an instruction may read of the cameras; None where `<image>` is the first token."""
+        named = self._images_named(ids)
+        return None if bool((named == 1).all()) else media_mask(named, 1, num_latents)
 
-@torch.no_grad()
-def _interleaved(
-    fixture: ParityFixture, policy: RoboFlamingo, projection: torch.Tensor, case: str, differences: Differences
-) -> None:
-    arrays = fixture.arrays
-    ids, mask = _tensor(arrays, f"{case}/in/lang_x"), _tensor(arrays, f"{case}/in/attention_mask")
-    named = None
-    if (prompt := arrays.get(f"{case}/in/prompt_lang_x")) is not None:  # media were cached with another text
-        total = (torch.from_numpy(prompt) == fixture.document["media_token_id"]).sum(dim=1, keepdim=True)
-        named = total.expand(-1, ids.shape[1])
-    with _recording(policy) as record:
-        tokens, latents = _latents(policy, _tensor(arrays, f"{case}/in/vision_x"))
-        hidden = _language(fixture, policy, ids, mask, latents, named)
-    # What a query of padding on the left sees is up to the implementation: it may read nothing at all.
-    where = mask.bool().numpy() if not mask[:, 0].all() else None
-    computed = {name: values[0] for name, values in record.items()}
-    computed |= {"vit/tokens": tokens, "perceiver/out": latents, "lm/logits": F.linear(hidden, projection)}
-    inputs = [policy.embed_text(ids), *(computed[f"lm/layer{i}/out"] for i in range(policy.config.decoder.layers))]
-    if (states := arrays.get(f"{case}/lm/hidden_states")) is not None:
-        # MosaicGPT lists the inputs of its blocks; the others also what the final norm returns.
-        listed = inputs[:-1] if len(states) == len(inputs) - 1 else [*inputs[:-1], hidden]
-        computed["lm/hidden_states"] = torch.stack(listed)
-    for name, values in computed.items():
-        differences.add(case, name, values, where=where if name.startswith("lm/") else None)
-    _language_loss(arrays, case, computed["lm/logits"], mask, differences)
+    def _preprocess(self, key: str) -> torch.Tensor:
+        frames = self._tensor(key).flatten(0, -4)
+        return FramePreprocess(frames.shape[1], self.config.vision.image_size)(frames)  # type: ignore[no-any-return]
 
+    def window(self, case: str) -> None:
+        arrays, config, backbone, head = self.arrays, self.config, self.backbone, self.policy.head
+        assert isinstance(head, LSTMHead)  # the only head that fixtures have
+        for camera, name in (("static", "in/vision_x"), ("gripper", "in/vision_gripper")):
+            self.differences.add(case, name, self._preprocess(f"{case}/in/{camera}_uint8"))
+        images = torch.cat([self._tensor(f"{case}/in/{name}").flatten(0, 2) for name in ("vision_x", "vision_gripper")])
+        ids, mask = self._tensor(f"{case}/in/lang_x"), self._tensor(f"{case}/in/attention_mask").bool()
+        fusion = backbone.fusion
+        backbone.fusion = "pre" if case.endswith("fusion_pre") else fusion
+        self.policy.zero_grad()
+        with torch.no_grad():
+            tokens = backbone.vision(images)
+            for call, part in enumerate(tokens.chunk(2)):
+                self.differences.add(case, f"vit_tokens_call{call}", part)
+        media = backbone.media(tokens)
+        self.differences.add(case, "vis_x", media)
+        for call, part in enumerate(media.chunk(1 if backbone.fusion == "pre" else 2, dim=1)):
+            self.differences.add(case, f"perceiver_call{call}", part)
+        read = self._camera_mask(ids, media.shape[1])
 
-def _language_loss(arrays: _Arrays, case: str, logits: torch.Tensor, mask: torch.Tensor, differences: Differences) -> None:
-    if f"{case}/in/labels" not in arrays:
-        return
-    targets = _tensor(arrays, f"{case}/in/labels")[:, 1:]
-    if bool(((mask[:, :-1] == 0) & (targets != -100)).any()):  # predicted from padding, which means nothing
-        differences.compared.add(f"{case}/lm/loss")
-        return
-    differences.add(case, "lm/loss", F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten()))
+        def states_of(feature: Feature) -> torch.Tensor:
+            text = self.policy.embed_text(ids)
+            return backbone.decoder.tokens(text, media, key_mask_NT=mask, mask=read, feature=feature)
 
+        with torch.no_grad(), _recording(self.policy) as record:
+            states_of("final_norm")
+        for name, values in record.items():
+            self.differences.add(case, name, values[0])
 
-@torch.no_grad()
-def _generation(fixture: ParityFixture, policy: RoboFlamingo, projection: torch.Tensor, differences: Differences) -> None:
-    """Feed the original's own continuation: then every step has the original's past, and greedy choice must agree."""
-    arrays, settings = fixture.arrays, fixture.document["generate"]
-    source = settings["input"].removesuffix("/in")
-    ids = _tensor(arrays, "generate/tokens")
-    prompt_mask = _tensor(arrays, f"{source}/in/attention_mask")
-    num_steps = ids.shape[1] - prompt_mask.shape[1]
-    mask = torch.cat([prompt_mask, torch.ones(len(ids), num_steps, dtype=prompt_mask.dtype)], dim=1)
-    _, latents = _latents(policy, _tensor(arrays, f"{source}/in/vision_x"))
-    logits = F.linear(_language(fixture, policy, ids, mask, latents), projection)[:, -num_steps - 1 : -1]
-    differences.add("generate", "step_logits", logits)
-    ended = (ids[:, -num_steps:] == settings["eos_token_id"]).cumsum(dim=1) > 0
-    after = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
-    chosen = torch.where(after, settings["pad_token_id"], logits.argmax(dim=-1))
-    differences.add("generate", "tokens", torch.cat([ids[:, :-num_steps], chosen], dim=1))
+        def act(feature: Feature) -> tuple[torch.Tensor, ...]:
+            states = states_of(feature)
+            # the original pools over padding
+            features = backbone.decoder.pool(states, torch.ones_like(mask))
+            features = features.unflatten(0, arrays[f"{case}/in/static_uint8"].shape[:2])
+            hidden, (h, c) = head.rnn(features)
+            pose, logit = head.unroll(features)
+            return states, features, hidden, h, c, pose, torch.sigmoid(logit)
 
-
-# ---- RoboFlamingo: windows of two cameras to actions
-
-
-def _camera_mask(fixture: ParityFixture, ids: torch.Tensor, num_latents: int) -> MediaMask | None:
-    """Return what each token of an instruction may read of the cameras; None where `<image>` is the first token."""
-    named = (ids == fixture.document["media_token_id"]).cumsum(dim=1)
-    return None if bool((named == 1).all()) else media_mask(named, 1, num_latents)
-
-
-def _window(fixture: ParityFixture, policy: RoboFlamingo, case: str, differences: Differences) -> None:
-    arrays, config = fixture.arrays, policy.config
-    backbone, head = policy.backbone, policy.head
-    assert isinstance(head, LSTMHead)  # the only head that fixtures have
-    num_windows, num_frames = arrays[f"{case}/in/static_uint8"].shape[:2]
-    preprocess = FramePreprocess(arrays[f"{case}/in/static_uint8"].shape[2], config.vision.image_size)
-    for camera, name in (("static", "in/vision_x"), ("gripper", "in/vision_gripper")):
-        bytes_ = _tensor(arrays, f"{case}/in/{camera}_uint8").flatten(0, 1)
-        differences.add(case, name, preprocess(bytes_))
-    images = torch.cat([_tensor(arrays, f"{case}/in/{name}").flatten(0, 2) for name in ("vision_x", "vision_gripper")])
-    ids, mask = _tensor(arrays, f"{case}/in/lang_x"), _tensor(arrays, f"{case}/in/attention_mask").bool()
-    everything = torch.ones_like(mask)  # the original pools over padding
-    fusion = backbone.fusion
-    backbone.fusion = "pre" if case.endswith("fusion_pre") else fusion
-    policy.zero_grad()
-    with torch.no_grad():
-        tokens = backbone.vision(images)
-        for call, part in enumerate(tokens.chunk(2)):
-            differences.add(case, f"vit_tokens_call{call}", part)
-    media = backbone.media(tokens)
-    differences.add(case, "vis_x", media)
-    read = _camera_mask(fixture, ids, media.shape[1])
-    num_calls = 1 if backbone.fusion == "pre" else 2
-    for call, part in enumerate(media.chunk(num_calls, dim=1)):
-        differences.add(case, f"perceiver_call{call}", part)
-    with torch.no_grad(), _feature(policy, "final_norm"), _recording(policy) as record:
-        backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask, mask=read)
-    for name, values in record.items():
-        differences.add(case, name, values[0])
-
-    def act(feature: str) -> tuple[torch.Tensor, ...]:
-        with _feature(policy, feature):
-            states = backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask, mask=read)
-        features = backbone.decoder.pool(states, everything).unflatten(0, (num_windows, num_frames))
-        hidden, (h, c) = head.rnn(features)
-        pose, logit = head.unroll(features)
-        return states, features, hidden, h, c, pose, torch.sigmoid(logit)
-
-    names = ("head_in", "rnn_in", "rnn_out", "h_n", "c_n", "pose", "gripper")
-    results = dict(zip(names, act(config.decoder.feature), strict=True))
-    for name, value in results.items():
-        differences.add(case, name, value)
-    if f"{case}/loss" in arrays:
-        _loss_and_gradients(fixture, policy, case, results["pose"], results["gripper"], differences)
-    if case == "window":
-        for alternative, feature in (("last_block", "last_block"), ("ln_f", "final_norm")):
-            if f"alt_hidden/{alternative}/pose" in arrays:
+        names = ("head_in", "rnn_in", "rnn_out", "h_n", "c_n", "pose", "gripper")
+        results = dict(zip(names, act(config.decoder.feature), strict=True))
+        for name, value in results.items():
+            self.differences.add(case, name, value)
+        if f"{case}/loss" in arrays:
+            self._loss_and_gradients(case, results["pose"], results["gripper"])
+        alternatives: dict[str, Feature] = {"last_block": "last_block", "ln_f": "final_norm"}
+        for alternative, feature in alternatives.items():
+            if case == "window" and f"alt_hidden/{alternative}/pose" in arrays:
                 with torch.no_grad():
                     *_, pose, gripper = act(feature)
-                differences.add(f"alt_hidden/{alternative}", "pose", pose)
-                differences.add(f"alt_hidden/{alternative}", "gripper", gripper)
-    backbone.fusion = fusion
+                self.differences.add(f"alt_hidden/{alternative}", "pose", pose)
+                self.differences.add(f"alt_hidden/{alternative}", "gripper", gripper)
+        backbone.fusion = fusion
 
+    def _loss_and_gradients(self, case: str, pose: torch.Tensor, gripper: torch.Tensor) -> None:
+        labels = self._tensor(f"{case}/in/labels").reshape(*pose.shape[:3], POSE_SIZE + 1)
+        huber = F.huber_loss(pose, labels[..., :POSE_SIZE])
+        crossed = F.binary_cross_entropy(gripper, torch.div(labels[..., POSE_SIZE] + 1.0, 2.0, rounding_mode="floor"))
+        loss = huber + GRIPPER_LOSS_WEIGHT * crossed
+        self.differences.add(case, "loss", torch.stack([loss, huber, crossed]))
+        norms = self.document.get("grad_norms")
+        if norms is None:
+            return
+        loss.backward()
+        parameters = dict(self.policy.named_parameters())
+        for original, name in model_names(norms, self.config.decoder.kind).items():
+            gradient = parameters[name].grad if name in parameters else None
+            self.differences.add_gradient(original, None if gradient is None else float(gradient.norm()), norms[original])
+        self.policy.zero_grad()
 
-def _loss_and_gradients(
-    fixture: ParityFixture,
-    policy: RoboFlamingo,
-    case: str,
-    pose: torch.Tensor,
-    gripper: torch.Tensor,
-    differences: Differences,
-) -> None:
-    labels = _tensor(fixture.arrays, f"{case}/in/labels").reshape(*pose.shape[:3], POSE_SIZE + 1)
-    huber = F.huber_loss(pose, labels[..., :POSE_SIZE])
-    crossed = F.binary_cross_entropy(gripper, torch.div(labels[..., POSE_SIZE] + 1.0, 2.0, rounding_mode="floor"))
-    loss = huber + GRIPPER_LOSS_WEIGHT * crossed
-    differences.add(case, "loss", torch.stack([loss, huber, crossed]))
-    norms = fixture.document.get("grad_norms")
-    if norms is None:
-        return
-    loss.backward()
-    parameters = dict(policy.named_parameters())
-    for original, name in model_names(norms, policy.config.decoder.kind).items():
-        gradient = parameters[name].grad if name in parameters else None
-        differences.add_gradient(original, None if gradient is None else float(gradient.norm()), norms[original])
-    policy.zero_grad()
+    @torch.no_grad()
+    def step_by_step(self) -> None:
+        """Replay the evaluation, one frame a call, with the time-keeping that every backend here uses."""
+        config, backbone = self.config, self.backbone
+        static, gripper = (self._preprocess(f"step/in/{camera}_uint8") for camera in ("static", "gripper"))
+        ids = self._tensor("step/in/lang_x").expand(len(static), -1)
+        mask = self._tensor("step/in/attention_mask").bool().expand(len(static), -1)
+        media = backbone.media(backbone.vision(torch.cat([static, gripper])))
+        read = self._camera_mask(ids, media.shape[1])
+        states = backbone.decoder.tokens(self.policy.embed_text(ids), media, key_mask_NT=mask, mask=read)
+        features = backbone.decoder.pool(states, torch.ones_like(mask)).numpy()
+        record: dict[str, list[Any]] = defaultdict(list)
 
+        def call(inputs: Arrays) -> Arrays:
+            outputs = self.policy.head(**{name: torch.from_numpy(part) for name, part in inputs.items()})
+            return dict(zip(("pose", "gripper", "h_out", "c_out"), [part.numpy() for part in outputs], strict=True))
 
-@torch.no_grad()
-def _step_by_step(fixture: ParityFixture, policy: RoboFlamingo, differences: Differences) -> None:
-    """Replay the evaluation, one frame a call, with the time-keeping that every backend here uses."""
-    arrays, config = fixture.arrays, policy.config
-    preprocess = FramePreprocess(arrays["step/in/static_uint8"].shape[1], config.vision.image_size)
-    static, gripper = (preprocess(_tensor(arrays, f"step/in/{camera}_uint8")) for camera in ("static", "gripper"))
-    num_calls = len(static)
-    ids = _tensor(arrays, "step/in/lang_x").expand(num_calls, -1)
-    mask = _tensor(arrays, "step/in/attention_mask").bool().expand(num_calls, -1)
-    backbone = policy.backbone
-    media = backbone.media(backbone.vision(torch.cat([static, gripper])))
-    read = _camera_mask(fixture, ids, media.shape[1])
-    states = backbone.decoder.tokens(policy.embed_text(ids), media, key_mask_NT=mask, mask=read)
-    features = backbone.decoder.pool(states, torch.ones_like(mask)).numpy()
-    record: dict[str, list[Any]] = {}
-
-    def keep(name: str, value: Any) -> None:
-        record.setdefault(name, []).append(value)
-
-    def call(inputs: Arrays) -> Arrays:
-        outputs = [part.numpy() for part in policy.head(**{name: torch.from_numpy(part) for name, part in inputs.items()})]
-        return dict(zip(("pose", "gripper", "h_out", "c_out"), outputs, strict=True))
-
-    state = initial_state(config)
-    for feature in features:
-        pose, probability, state = advance(config, call, feature[None], state)
-        row = acting_row(state)
-        keep("rnn_last_out", state.h[-1, row])
-        keep("h_n", state.h[:, row])
-        keep("c_n", state.c[:, row])
-        keep("pose", pose)
-        keep("gripper", probability)
-        gripper_sign = np.where(probability > 0.5, 1.0, -1.0)
-        keep("action_float16", np.concatenate([pose, gripper_sign[:, None]], axis=1).astype(np.float16))
-        keep("hidden_state_kept_after", state.num_steps <= config.window)
-    for name, values in record.items():
-        ours = np.stack(values)
-        theirs = arrays.get(f"step/{name}")
-        stacked = name in ("pose", "gripper", "action_float16") and config.chunk_size > 1
-        if stacked and theirs is not None and theirs.size * config.chunk_size == ours.size:
-            ours = ours[:, 0]  # of stacked actions the original plays, and here recorded, the first
-        differences.add("step", name, ours)
+        state = initial_state(config)
+        for feature in features:
+            pose, probability, state = advance(config, call, feature[None], state)
+            row = acting_row(state)
+            gripper_sign = np.where(probability > 0.5, 1.0, -1.0)
+            record["rnn_last_out"].append(state.h[-1, row])
+            record["h_n"].append(state.h[:, row])
+            record["c_n"].append(state.c[:, row])
+            record["pose"].append(pose)
+            record["gripper"].append(probability)
+            record["action_float16"].append(np.concatenate([pose, gripper_sign[:, None]], axis=1).astype(np.float16))
+            record["hidden_state_kept_after"].append(state.num_steps <= config.window)
+        for name, values in record.items():
+            ours, theirs = np.stack(values), self.arrays.get(f"step/{name}")
+            stacked = name in ("pose", "gripper", "action_float16") and config.chunk_size > 1
+            if stacked and theirs is not None and theirs.size * config.chunk_size == ours.size:
+                ours = ours[:, 0]  # of stacked actions the original plays, and here recorded, the first
+            self.differences.add("step", name, ours)

@@ -11,6 +11,7 @@ import torch
 
 from rfedge.errors import ArtifactError
 from rfedge.model.original.names import IGNORED, OUTPUT_PROJECTION, THIRDS, clip_names, model_names, split_third
+from rfedge.model.original.sources import some_of
 from rfedge.model.original.tensor_files import TensorFile, open_tensor_file
 from rfedge.model.policy import RoboFlamingo
 
@@ -99,7 +100,15 @@ class WeightPlan:
             shape = shape[1:]
         return shape
 
-    def check(self, name: str) -> None:
+    def check(self, policy: str) -> None:
+        """Raise ArtifactError where tensors in the files have other shapes than those of `policy`; the text names ten."""
+        if self.mismatched:
+            listed = [f"{name} {got} not {expected}" for _, name, got, expected in self.mismatched]
+            subject = f"weights {', '.join(sorted({mismatch.file for mismatch in self.mismatched}))}"
+            got, remedy = f"{len(listed)} tensors of another shape: {some_of(listed)}", "The file is of another model."
+            raise ArtifactError(subject, got=got, expected=f"those of {policy}", remedy=remedy)
+
+    def note_mismatch(self, name: str) -> None:
         """Note it when the shape of a tensor in the files is not ours."""
         shape, expected = self._shape(name), self.shapes[name]
         piece = self.pieces[name][0]
@@ -137,7 +146,7 @@ def plan_weights(files: Sequence[PlannedFile], shapes: Mapping[str, tuple[int, .
         taken = sum(len(keys) for keys in found.values())
         plan.taken[planned.file.path.name] = plan.taken.get(planned.file.path.name, 0) + taken
     for name in plan.pieces:
-        plan.check(name)
+        plan.note_mismatch(name)
     return plan
 
 
@@ -175,12 +184,8 @@ def load_original(
     """
     parts = sorted(files.language_model.glob("*.safetensors")) or sorted(files.language_model.glob("pytorch_model*.bin"))
     if not parts:
-        raise ArtifactError(
-            f"language model {files.language_model}",
-            got="no weights",
-            expected="*.safetensors or pytorch_model*.bin",
-            remedy="Copy the folder again.",
-        )
+        expected, remedy = "*.safetensors or pytorch_model*.bin", "Copy the folder again."
+        raise ArtifactError(f"language model {files.language_model}", got="no weights", expected=expected, remedy=remedy)
     chain: list[tuple[Role, Path | None]] = [
         *(("language model", part) for part in parts),
         ("clip", files.vision),
@@ -192,13 +197,7 @@ def load_original(
     shapes.setdefault(OUTPUT_PROJECTION, shapes["embedding.weight"])
     planned = [PlannedFile(role, open_tensor_file(path)) for role, path in chain if path is not None]
     plan = plan_weights(planned, shapes, policy.config.decoder.kind)
-    for mismatch in plan.mismatched:
-        raise ArtifactError(
-            f"weights {mismatch.file}: {mismatch.name}",
-            got=mismatch.got,
-            expected=mismatch.expected,
-            remedy="The file is of another model.",
-        )
+    plan.check(policy.config.name)
     assumed = [
         f"{name}: {rows} new rows are zero unless a later file holds them"
         for name in ("embedding.weight", OUTPUT_PROJECTION)

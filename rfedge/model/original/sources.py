@@ -15,7 +15,7 @@ _REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<r
 # A path with one folder looks like an id; these endings tell that a file was meant.
 _FILE_SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors", ".json")
 _DEFAULT_REVISION: Final = "main"
-_LISTED: Final = 8
+_LISTED: Final = 10
 
 
 @dataclass(slots=True)
@@ -40,26 +40,13 @@ class Source:
                 return found[0]
             if found:
                 named = f"{self.given.split('@')[0]}/FILE" if self.repository else "the file itself"
-                raise ArtifactError(
-                    f"{what} {self.given}",
-                    got=f"{len(found)} files ({_some(found)})",
-                    expected="one",
-                    remedy=f"Give {named}.",
-                )
-        raise ArtifactError(
-            f"{what} {self.given}",
-            got=_some(self.names) or "nothing",
-            expected=" or ".join(patterns),
-            remedy="Give the file, its folder or the repository that holds it.",
-        )
+                got = f"{len(found)} files ({some_of(found)})"
+                raise ArtifactError(f"{what} {self.given}", got=got, expected="one", remedy=f"Give {named}.")
+        expected, remedy = " or ".join(patterns), "Give the file, its folder or the repository that holds it."
+        raise ArtifactError(f"{what} {self.given}", got=some_of(self.names) or "nothing", expected=expected, remedy=remedy)
 
     def fetch(self, names: Iterable[str]) -> list[Path]:
-        """Return the paths of these files; of a repository, whatever the cache lacks is downloaded, and nothing else.
-
-        Raises:
-            ArtifactError: the repository lacks a file.
-            BackendUnavailableError: it cannot be reached.
-        """
+        """Return the paths of these files; of a repository, whatever the cache lacks is downloaded, and nothing else."""
         names = list(names)
         if self.repository is not None and not all(self._here(name) for name in names):
             self.folder = _download(self.repository, self.revision, names)
@@ -78,10 +65,6 @@ def open_source(given: str, *, what: str) -> Source:
     """Find out which files are at a path or at `organisation/name`, optionally with `/file` and `@revision` after it.
 
     Of a repository nothing is downloaded yet.
-
-    Raises:
-        ArtifactError: it is neither a path nor a repository that can be found.
-        BackendUnavailableError: the repository cannot be reached and nothing of it is in the cache.
     """
     path = Path(given).expanduser()
     if path.is_file():
@@ -95,24 +78,20 @@ def open_source(given: str, *, what: str) -> Source:
         return Source(given, _file_names(folder), folder)
     match = _REPOSITORY.fullmatch(given)
     if match is None or given.startswith((".", "~")) or (match["file"] is None and match["id"].endswith(_FILE_SUFFIXES)):
-        raise ArtifactError(
-            f"{what} {given}",
-            got="no such file",
-            expected="a file, a folder or a Hugging Face id (organisation/name)",
-            remedy="Check the path.",
-        )
+        expected, remedy = "a file, a folder or a Hugging Face id (organisation/name)", "Check the path."
+        raise ArtifactError(f"{what} {given}", got="no such file", expected=expected, remedy=remedy)
     revision = match["revision"] or _DEFAULT_REVISION
     names, cached = _look_up(match["id"], revision)
     if match["file"] is not None:
         if match["file"] not in names:
             raise ArtifactError(
-                f"{what} {given}", got=_some(names), expected=match["file"], remedy="Choose a file of this repository."
+                f"{what} {given}", got=some_of(names), expected=match["file"], remedy="Choose a file of this repository."
             )
         names = (match["file"],)
     return Source(given, names, cached, match["id"], revision)
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
@@ -139,12 +118,9 @@ def _look_up(repository: str, revision: str) -> tuple[tuple[str, ...], Path | No
         import huggingface_hub
         from huggingface_hub import constants
     except ModuleNotFoundError as error:
-        raise BackendUnavailableError(
-            repository,
-            got=f"no {error.name}",
-            expected="the library that reads Hugging Face ids",
-            remedy="Install it: pip install huggingface_hub; or give a file or folder.",
-        ) from None
+        expected = "the library that reads Hugging Face ids"
+        remedy = "Install it: pip install huggingface_hub; or give a file or folder."
+        raise BackendUnavailableError(repository, got=f"no {error.name}", expected=expected, remedy=remedy) from None
     cache = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repository.replace('/', '--')}"
     cached = _snapshot(cache, revision)
     try:
@@ -184,9 +160,6 @@ def _unreachable(repository: str, revision: str, error: Exception) -> ArtifactEr
     if isinstance(error, errors.HFValidationError):
         return ArtifactError(subject, got=str(error), expected="organisation/name", remedy="Check the name.")
     reason = first_line(error)
-    return BackendUnavailableError(
-        subject,
-        got=f"no connection ({type(error).__name__}: {reason}) and no copy of these files in the cache",
-        expected="one of the two",
-        remedy="Go online, or give a file or folder.",
-    )
+    got = f"no connection ({type(error).__name__}: {reason}) and no copy of these files in the cache"
+    expected = "one of the two"
+    return BackendUnavailableError(subject, got=got, expected=expected, remedy="Go online, or give a file or folder.")

@@ -13,9 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from rfedge.arrays import UInt8
-from rfedge.errors import BackendUnavailableError
+from rfedge.nvidia.device import CudaLibrary
 
-_LIBRARY: Final = "libcuda.so.1"
 _NON_BLOCKING_STREAM: Final = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
 _CAPTURE_RELAXED: Final = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: other threads may allocate meanwhile
 
@@ -24,111 +23,80 @@ _address = ctypes.c_void_p
 _pointer = ctypes.c_uint64  # CUdeviceptr
 
 
-class CudaDriver:
-    """The primary context of one GPU.
+class CudaDriver(CudaLibrary):
+    """The primary context of the first GPU.
 
     Handles and addresses are plain integers, as TensorRT takes them. A context belongs to the thread that made it
     current; `make_current` lets another thread use it.
-
-    Raises:
-        BackendUnavailableError: no driver, or it answers with an error; so does every method.
     """
 
-    def __init__(self, ordinal: int = 0, *, library: Any = None) -> None:
-        if library is None:
-            try:
-                library = ctypes.CDLL(_LIBRARY)
-            except OSError:
-                raise BackendUnavailableError(
-                    "CUDA", got=f"no {_LIBRARY}", expected="an NVIDIA driver", remedy="Run it with onnxruntime."
-                ) from None
-        self._library = library
-        self._call("cuInit", ctypes.c_uint(0))
-        device = ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(ordinal))
-        self._device = device
-        context = _address()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        self._context = context
+    def __init__(self, library: Any = None) -> None:
+        super().__init__(library, remedy="Close other programs on the GPU, or run it with onnxruntime.")
+        self._context = _address()
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self.device)
         self.make_current()
 
     def make_current(self) -> None:
-        self._call("cuCtxSetCurrent", self._context)
+        self.call("cuCtxSetCurrent", self._context)
 
     def close(self) -> None:
         """Let go of the context; everything made in it must have been freed."""
-        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+        self.call("cuDevicePrimaryCtxRelease_v2", self.device)
 
     def allocate_device(self, size_bytes: int) -> int:
         address = _pointer()
-        self._call("cuMemAlloc_v2", ctypes.byref(address), _size(size_bytes))
+        self.call("cuMemAlloc_v2", ctypes.byref(address), _size(size_bytes))
         return address.value
 
     def free_device(self, address: int) -> None:
-        self._call("cuMemFree_v2", _pointer(address))
+        self.call("cuMemFree_v2", _pointer(address))
 
     def allocate_pinned(self, size_bytes: int) -> UInt8:
         """Return page-locked host memory as bytes; it is no longer there after `free_pinned`."""
         address = _address()
-        self._call("cuMemAllocHost_v2", ctypes.byref(address), _size(size_bytes))
+        self.call("cuMemAllocHost_v2", ctypes.byref(address), _size(size_bytes))
         assert address.value is not None
         return np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address.value))
 
     def free_pinned(self, memory: UInt8) -> None:
-        self._call("cuMemFreeHost", _address(memory.ctypes.data))
+        self.call("cuMemFreeHost", _address(memory.ctypes.data))
 
     def create_stream(self) -> int:
         return self._make("cuStreamCreate", ctypes.c_uint(_NON_BLOCKING_STREAM))
 
     def destroy_stream(self, stream: int) -> None:
-        self._call("cuStreamDestroy_v2", _address(stream))
+        self.call("cuStreamDestroy_v2", _address(stream))
 
     def copy_to_device(self, device: int, host: int, size_bytes: int, stream: int) -> None:
-        self._call("cuMemcpyHtoDAsync_v2", _pointer(device), _address(host), _size(size_bytes), _address(stream))
+        self.call("cuMemcpyHtoDAsync_v2", _pointer(device), _address(host), _size(size_bytes), _address(stream))
 
     def copy_to_host(self, host: int, device: int, size_bytes: int, stream: int) -> None:
-        self._call("cuMemcpyDtoHAsync_v2", _address(host), _pointer(device), _size(size_bytes), _address(stream))
+        self.call("cuMemcpyDtoHAsync_v2", _address(host), _pointer(device), _size(size_bytes), _address(stream))
 
     def synchronize(self, stream: int) -> None:
-        self._call("cuStreamSynchronize", _address(stream))
+        self.call("cuStreamSynchronize", _address(stream))
 
     def begin_capture(self, stream: int) -> None:
         """From now on write down what is enqueued instead of doing it."""
-        self._call("cuStreamBeginCapture_v2", _address(stream), ctypes.c_int(_CAPTURE_RELAXED))
+        self.call("cuStreamBeginCapture_v2", _address(stream), ctypes.c_int(_CAPTURE_RELAXED))
 
     def end_capture(self, stream: int) -> int:
         """Return a launchable graph; where something cannot be captured, it raises and the stream is usable again."""
         graph = _address()
-        self._call("cuStreamEndCapture", _address(stream), ctypes.byref(graph))
+        self.call("cuStreamEndCapture", _address(stream), ctypes.byref(graph))
         try:
             return self._make("cuGraphInstantiateWithFlags", graph, ctypes.c_uint64(0))
         finally:
-            self._call("cuGraphDestroy", graph)
+            self.call("cuGraphDestroy", graph)
 
     def launch(self, graph: int, stream: int) -> None:
-        self._call("cuGraphLaunch", _address(graph), _address(stream))
+        self.call("cuGraphLaunch", _address(graph), _address(stream))
 
     def destroy_graph(self, graph: int) -> None:
-        self._call("cuGraphExecDestroy", _address(graph))
+        self.call("cuGraphExecDestroy", _address(graph))
 
     def _make(self, function: str, *arguments: Any) -> int:
         handle = _address()
-        self._call(function, ctypes.byref(handle), *arguments)
+        self.call(function, ctypes.byref(handle), *arguments)
         assert handle.value is not None
         return handle.value
-
-    def _call(self, function: str, *arguments: Any) -> None:
-        status = getattr(self._library, function)(*arguments)
-        if status != 0:
-            raise BackendUnavailableError(
-                "CUDA",
-                got=f"{function} with {self._error_name(status)}",
-                expected="success",
-                remedy="Close other programs on the GPU, or run it with onnxruntime.",
-            )
-
-    def _error_name(self, status: int) -> str:
-        name = ctypes.c_char_p()
-        if self._library.cuGetErrorName(ctypes.c_int(status), ctypes.byref(name)) != 0 or name.value is None:
-            return f"status {status}"
-        return name.value.decode()

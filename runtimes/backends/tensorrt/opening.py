@@ -26,22 +26,13 @@ _Engines = dict[Stage, tuple[Path, EngineRecord]]
 
 
 def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
-    """Open a bundle on this machine's GPU; nothing is loaded until the runners are activated.
-
-    Raises:
-        ArtifactError: the bundle is damaged, or holds no engine for this device; the text says why of each one.
-        BackendUnavailableError: no GPU, or no TensorRT.
-    """
+    """Open a bundle on this machine's GPU; nothing is loaded until the runners are activated."""
     load_bundle(path, verify=False)  # a wrong path is reported before a missing GPU
     try:
         device = read_cuda_device()
     except BackendUnavailableError as error:
-        raise BackendUnavailableError(
-            "backend 'tensorrt'",
-            got=error.got,
-            expected="an NVIDIA GPU",
-            remedy="Run the bundle with onnxruntime, which needs none.",
-        ) from None
+        remedy = "Run the bundle with onnxruntime, which needs none."
+        raise BackendUnavailableError("backend 'tensorrt'", got=error.got, expected="an NVIDIA GPU", remedy=remedy) from None
     return open_engines(path, settings, installed_modules(), device)
 
 

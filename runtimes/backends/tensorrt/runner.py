@@ -28,13 +28,7 @@ _MOST_GRAPHS: Final = 8  # a head is called with one step and with a window of t
 
 
 class TensorRtRunner(GraphRunner):
-    """One plan on one GPU, verified by `rfedge.bundle.engines.find_engine`.
-
-    Raises:
-        BackendUnavailableError: on activation or in a call, the GPU or its driver refuses.
-        ArtifactError: on activation, the plan cannot be opened or its tensors are not those of the contract.
-        ContractError: in a call, the instruction is longer than the engine's longest.
-    """
+    """One plan on one GPU, verified by `rfedge.bundle.engines.find_engine`."""
 
     def __init__(
         self,
@@ -67,7 +61,7 @@ class TensorRtRunner(GraphRunner):
         }
 
     def _activate(self) -> None:
-        driver = CudaDriver(library=self._library)
+        driver = CudaDriver(self._library)
         opened = _OpenEngine(driver, self._module, captures=self._settings.cuda_graph)
         try:
             opened.load(self._plan_path, self.contract)
@@ -223,12 +217,9 @@ class _OpenEngine:
         host, split = self._host.ctypes.data, self._plan.input_bytes
         self._driver.copy_to_device(self._device, host, split, self._stream)
         if not lane.context.execute_async_v3(self._stream):
-            raise BackendUnavailableError(
-                "engine",
-                got=f"TensorRT error {self._last_error()!r}",
-                expected="a step",
-                remedy="Build it again with --overwrite, or run the bundle with onnxruntime.",
-            )
+            got = f"TensorRT error {self._last_error()!r}"
+            remedy = "Build it again with --overwrite, or run the bundle with onnxruntime."
+            raise BackendUnavailableError("engine", got=got, expected="a step", remedy=remedy)
         self._driver.copy_to_host(host + split, self._device + split, self._plan.total_bytes - split, self._stream)
 
     def _capture(self, lane: _Lane, key: tuple[tuple[int, ...], ...]) -> None:
@@ -251,12 +242,9 @@ class _OpenEngine:
             self.capture_state = f"refused: {str(refusal).split(', expected')[0]}"
 
     def _refused(self, path: Path, expected: str) -> ArtifactError:
-        return ArtifactError(
-            f"engine {path.name}",
-            got=f"TensorRT error {self._last_error()!r}",
-            expected=expected,
-            remedy="Close other programs on the GPU, or build it again with `rfedge build --overwrite`.",
-        )
+        got = f"TensorRT error {self._last_error()!r}"
+        remedy = "Close other programs on the GPU, or build it again with `rfedge build --overwrite`."
+        return ArtifactError(f"engine {path.name}", got=got, expected=expected, remedy=remedy)
 
     def _last_error(self) -> str:
         return " ".join(self._errors[-1].split()) if self._errors else "without words"
