@@ -79,29 +79,27 @@ class StratifiedSampler:
             for index in episodes[:_MOST_EPISODES_SEARCHED]:
                 free = [frame for frame in self._frames(index, phase) if (index, frame) not in self._taken]
                 if free:
-                    return self._take(task, index, phase, int(self._rng.choice(free)))
+                    frame = int(self._rng.choice(free))
+                    self._taken.add((index, frame))
+                    self._of_task[task] += 1
+                    self._of_episode[index] += 1
+                    self._of_phase[phase] += 1
+                    self._of_task_phase[task, phase] += 1
+                    return index, frame
         raise AssertionError("an episode with free frames has one in some phase")
 
     def _phases(self, task: str) -> list[Phase]:
         """All phases, the least sampled first."""
         directions = sorted(_CHANGES, key=lambda phase: (self._of_phase[phase], self._of_task_phase[task, phase]))
         kinds: list[tuple[Phase, ...]] = [*((third,) for third in _THIRDS), tuple(directions)]
-        kinds.sort(key=lambda kind: (self._total(kind), sum(self._of_task_phase[task, phase] for phase in kind)))
-        return [phase for kind in kinds for phase in kind]
 
-    def _total(self, kind: tuple[Phase, ...]) -> int:
-        return sum(self._of_phase[phase] for phase in kind)
+        def taken(kind: tuple[Phase, ...]) -> tuple[int, int]:
+            return sum(self._of_phase[phase] for phase in kind), sum(self._of_task_phase[task, phase] for phase in kind)
+
+        return [phase for kind in sorted(kinds, key=taken) for phase in kind]
 
     def _has_frames(self, index: int) -> bool:
         return self._of_episode[index] < self._dataset.segments[index].num_frames
-
-    def _take(self, task: str, index: int, phase: Phase, frame: int) -> EpisodeFrame:
-        self._taken.add((index, frame))
-        self._of_task[task] += 1
-        self._of_episode[index] += 1
-        self._of_phase[phase] += 1
-        self._of_task_phase[task, phase] += 1
-        return index, frame
 
     def _frames(self, index: int, phase: Phase) -> Sequence[int]:
         """Every frame of an episode is in one phase: that of a gripper change, else that of a third."""
@@ -204,8 +202,7 @@ class FrameInputs:
             yield {**self.load((segment_index, frame)), **history_inputs(self.config, state)}
 
     def stream(self, pairs: Sequence[EpisodeFrame]) -> Iterator[Inputs]:
-        for pair in pairs:
-            yield self.load(pair)
+        return map(self.load, pairs)
 
 
 def hash_frames(inputs: FrameInputs, pairs: Sequence[EpisodeFrame]) -> str:

@@ -22,21 +22,19 @@ from rfedge.bundle.artifact import (
     write_bundle,
 )
 from rfedge.bundle.gates import missed
+from rfedge.bundle.precision import BlockPrecision
 from rfedge.bundle.stages import StagePrecisions, parse_precisions
 from rfedge.bundle.traces import save_proof
-from rfedge.config import PolicyConfig
-from rfedge.contract import PolicyContract, policy_contract
+from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ConfigError, GateError, one_of
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_calibration_frames, hash_frames
-from rfedge.export.graphs import WrittenGraphs, write_graphs
+from rfedge.export.graphs import CALIBRATED, GraphSettings, describe_calibration, write_graphs
 from rfedge.export.language import choose_sentences, stored_words, write_language
-from rfedge.export.mixed.plan import Budget
 from rfedge.export.mixed.record import draw_sensitivity
 from rfedge.export.mixed.search import MixedSearch
 from rfedge.export.options import HEAD_PRECISIONS, STAGES, ExportOptions
 from rfedge.export.parity import torch_rollout
-from rfedge.export.proof import as_stored, count_steps, measure_parity, open_frames, proof_inputs, short_name
-from rfedge.export.stage_graph import CALIBRATED, GraphSettings, describe_calibration
+from rfedge.export.proof import Proof, count_steps, open_frames, proof_inputs, short_name
 from rfedge.export.tensorrt.engine_proof import EngineGraphs, choose_forms, prove_engines
 from rfedge.export.thresholds import mixed_thresholds
 from rfedge.export.words import words_before_media
@@ -73,12 +71,9 @@ def check_export(
             remedy="Such as --precision mixed --budget action_error=0.01.",
         )
     if options.data is None and not data_follows and any(kind in _NEEDS_FRAMES for kind in kinds):
-        raise ConfigError(
-            f"precision {precision}",
-            got="no demonstrations",
-            expected="--data with CALVIN-format frames to calibrate on (synthetic calibration is refused)",
-            remedy="Pass --data DIR, or export fp32.",
-        )
+        expected = "--data with CALVIN-format frames to calibrate on (synthetic calibration is refused)"
+        remedy = "Pass --data DIR, or export fp32."
+        raise ConfigError(f"precision {precision}", got="no demonstrations", expected=expected, remedy=remedy)
     if options.chart is not None:
         if precision != "mixed":
             raise ConfigError(
@@ -142,51 +137,43 @@ def export_checkpoint(
         work.mkdir()
         search = None
         if options.budget is not None:
-            search = _mixed_search(config, contract, read_frames, chosen, options, options.budget, output)
-        head_is_int8 = options.head_precision == "int8"
-        settings = GraphSettings(
-            precisions,
-            options.keep_float,
-            options.int8,
-            read_frames,
-            chosen,
-            search,
-            head_is_int8,
-            options.merge_tokens,
-            0 if words is None else words.num_blocks,
-        )
+            # Twice the steps of the proof, sampled for themselves: a plan is not proved on what it was chosen by alone.
+            own_rng, num_steps = np.random.default_rng([options.seed, 1]), 2 * options.num_parity_steps
+            seen, _ = proof_inputs(config, read_frames, chosen, num_steps=num_steps, seed=options.seed, rng=own_rng)
+            folder = output.with_name(output.name + ".search")
+            search = MixedSearch(options.budget, seen, folder, options.keep_float or ())
+        words_blocks = 0 if words is None else words.num_blocks
+        settings = GraphSettings(precisions, options, read_frames, chosen, search, words_blocks)
         graphs = write_graphs(checkpoint_dir, contract, writer.root, settings, work=work, progress=progress)
-        for name, role in graphs.files.items():
-            writer.add(name, role)
+        blocks: dict[str, BlockPrecision] = {}
+        for graph in graphs.values():
+            blocks |= graph.blocks
+            for name, role in graph.files.items():
+                writer.add(name, role)
+        run_here = {name: graph.runs_here for name, graph in graphs.items()}
+        in_rows = [graph.in_rows for graph in graphs.values() if graph.in_rows is not None]
         episodes, described = proof_inputs(
-            config, contract.backbone, frames, chosen, num_steps=options.num_parity_steps, seed=options.seed, rng=rng
+            config, frames, chosen, num_steps=options.num_parity_steps, seed=options.seed, rng=rng
         )
-        if graphs.proved_by:
-            described += f"; {graphs.proved_by}"
-        engines = _engine_graphs(config, writer.root, graphs, precisions)
-        num_steps = sum(map(len, episodes))
-        count = count_steps(progress, (2 if engines is None else 3) * num_steps)
+        described += "".join(f"; {graph.emulated_by}" for graph in graphs.values() if graph.emulated_by)
+        engines = None
+        if set(precisions.graphs.values()) != {"fp32"}:
+            written = {name: writer.root / f"{name}.onnx" for name in graphs}
+            engines = EngineGraphs(config, written, precisions.graphs, {**run_here, "head": written["head"]})
+        thresholds = mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None
+        proof = Proof(
+            config, precisions, episodes, described, words, settings.head_is_int8, options.merge_tokens, thresholds
+        )
+        count = count_steps(progress, (2 if engines is None else 3) * proof.num_steps)
         reference = torch_rollout(load_checkpoint(checkpoint_dir).policy, episodes, on_step=count)
-        prove = functools.partial(
-            measure_parity,
-            reference,
-            config,
-            graphs.backbone,
-            graphs.head,
-            episodes,
-            precisions=precisions,
-            words=words,
-            head_is_int8=head_is_int8,
-            merge_tokens=options.merge_tokens,
-            thresholds=mixed_thresholds(options.budget.metric, options.budget.limit) if options.budget else None,
-        )
-        parity = prove(f"{described}; {IN_ROWS}" if graphs.in_rows else described, on_step=count)
-        blocks = dict(graphs.blocks)
-        if graphs.in_rows and not parity.passed:
-            for graph in graphs.in_rows:
-                blocks |= graph.leave_floats()
-            parity = prove(described)
-        stored = as_stored(episodes, config, precisions, words)
+        *backbone, head = run_here.values()
+        prove = functools.partial(proof.measure, reference, backbone, head)
+        parity = prove(f"; {IN_ROWS}" if in_rows else "", on_step=count)
+        if in_rows and not parity.passed:
+            for rows in in_rows:
+                blocks |= rows.leave_floats()
+            parity = prove(on_step=lambda: None)
+        stored = proof.stored()
         save_proof(writer.add("proof.npz", "proof"), stored, reference)
         tensorrt = None
         if engines is not None:
@@ -207,7 +194,7 @@ def export_checkpoint(
                 contract=contract,
                 precision=PrecisionRecord(requested=precisions.requested, blocks=blocks),
                 merge_tokens=options.merge_tokens,
-                words_blocks=settings.words_blocks,
+                words_blocks=words_blocks,
                 calibration=calibration,
                 parity=parity,
                 tensorrt=tensorrt,
@@ -218,47 +205,10 @@ def export_checkpoint(
             )
         )
         progress("package", 1, 1)
-    if graphs.search is not None and options.chart is not None:
-        draw_sensitivity(graphs.search, options.chart)
+    found = next((graph.search for graph in graphs.values() if graph.search is not None), None)
+    if found is not None and options.chart is not None:
+        draw_sensitivity(found, options.chart)
     return load_bundle(output)
-
-
-def _engine_graphs(
-    config: PolicyConfig, root: Path, graphs: WrittenGraphs, precisions: StagePrecisions
-) -> EngineGraphs | None:
-    """Return what engines are built from; None where all of them compute in fp32."""
-    if set(precisions.graphs.values()) == {"fp32"}:
-        return None
-    names = [*precisions.graphs, "head"]
-    return EngineGraphs(
-        config,
-        {name: root / f"{name}.onnx" for name in names},
-        precisions.graphs,
-        dict(zip(names, (*graphs.backbone, root / "head.onnx"), strict=True)),
-    )
-
-
-def _mixed_search(
-    config: PolicyConfig,
-    contract: PolicyContract,
-    frames: FrameInputs | None,
-    chosen: list[EpisodeFrame],
-    options: ExportOptions,
-    budget: Budget,
-    output: Path,
-) -> MixedSearch:
-    """Twice the steps of the proof, sampled for themselves: a plan is not proved on what it was chosen by alone."""
-    episodes, _ = proof_inputs(
-        config,
-        contract.backbone,
-        frames,
-        chosen,
-        num_steps=2 * options.num_parity_steps,
-        seed=options.seed,
-        rng=np.random.default_rng([options.seed, 1]),
-    )
-    folder = output.with_name(output.name + ".search")
-    return MixedSearch(budget, episodes, folder, options.keep_float or ())
 
 
 def _judge(parity: ParityRecord, precision: str, num_actions: int, *, force: bool) -> ParityRecord:

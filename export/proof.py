@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,13 @@ from rfedge.bundle.gates import missed
 from rfedge.bundle.stages import StagePrecisions, parse_precisions
 from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
 from rfedge.config import PolicyConfig, Precision
-from rfedge.contract import GraphContract
+from rfedge.contract import policy_contract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, GateError
 from rfedge.export.calibrate import EpisodeFrame, FrameInputs, choose_proof_episodes
+from rfedge.export.graphs import graph_to_prove
 from rfedge.export.language import stored_words
 from rfedge.export.parity import onnx_rollout, torch_rollout
-from rfedge.export.stage_graph import graph_to_prove
 from rfedge.export.thresholds import FROM_STRICTEST, THRESHOLDS, loosest_thresholds
 from rfedge.export.words import Words, words_before_media
 from rfedge.jobs.progress import StageProgress
@@ -30,7 +31,6 @@ from rfedge.robot.conventions import refuse_disagreement
 
 def proof_inputs(
     config: PolicyConfig,
-    contract: GraphContract,
     frames: FrameInputs | None,
     avoid: Sequence[EpisodeFrame],
     *,
@@ -40,6 +40,7 @@ def proof_inputs(
 ) -> tuple[Episodes, str]:
     """Return the episodes of a proof and one line that says what they are; without demonstrations, random frames."""
     if frames is None:
+        contract = policy_contract(config).backbone
         inputs: list[dict[str, Array]] = [contract.sample_inputs(rng) for _ in range(num_steps)]
         return [inputs], f"random frames, seed {seed}"
     pairs = choose_proof_episodes(
@@ -52,42 +53,54 @@ def proof_inputs(
     return [list(frames.stream(episode)) for episode in pairs], described
 
 
-def measure_parity(
-    reference: RolloutTrace,
-    config: PolicyConfig,
-    backbone: Sequence[Path],
-    head: Path,
-    episodes: Episodes,
-    described: str,
-    precisions: StagePrecisions,
-    *,
-    words: Words | None = None,
-    head_is_int8: bool = False,
-    merge_tokens: int = 0,
-    thresholds: dict[str, float] | None = None,
-    on_step: Callable[[], None] = lambda: None,
-) -> ParityRecord:
-    """Roll the graphs through the episodes of `reference` and check the differences.
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What PyTorch and the graphs of a bundle are compared on, and where the bundle is another policy than PyTorch's."""
 
-    By `thresholds`, or without any by the loosest of the precisions (`loosest_thresholds`), the head's included. PyTorch
-    merges no tokens, so a graph that does is checked against the loosest gates of all.
-    """
-    num_steps = sum(len(episode) for episode in episodes)
-    stored = as_stored(episodes, config, precisions, words)
-    candidate = onnx_rollout(config, backbone, head, stored, on_step=on_step)
-    metrics = compare_traces(reference, candidate)
-    if thresholds is None:
-        used: set[Precision] = {*precisions.graphs.values(), *(("int8",) if head_is_int8 else ())}
-        if merge_tokens:
-            used.add(FROM_STRICTEST[-1])
-            described += f"; {merge_tokens} tokens merged in each layer, none in PyTorch"
-        lowest = loosest_thresholds(used)
-        thresholds = THRESHOLDS[lowest]
-        if len(used) > 1:
-            described += f"; checked against the gates of {lowest}"
-    return ParityRecord(
-        num_steps=num_steps, inputs=described, metrics=metrics, thresholds=thresholds, passed=not missed(metrics, thresholds)
-    )
+    config: PolicyConfig
+    precisions: StagePrecisions
+    episodes: Episodes  # as PyTorch sees them
+    described: str  # one line on them
+    words: Words | None  # blocks that were run on the bundle's sentences; None where it stores tokens
+    head_is_int8: bool
+    merge_tokens: int
+    thresholds: dict[str, float] | None  # without any the loosest of the precisions, the head's included
+
+    @property
+    def num_steps(self) -> int:
+        return sum(map(len, self.episodes))
+
+    def stored(self) -> Episodes:
+        """Return the episodes as a robot sees them: of its instructions what the bundle stores."""
+        table = stored_words(self.config.decoder, self.precisions.text, are_states=self.words is not None)
+
+        def stored(embedding: Array) -> Float32:
+            return table.as_stored(embedding if self.words is None else self.words(embedding))
+
+        return [
+            [{**inputs, "text_embedding": stored(inputs["text_embedding"])} for inputs in episode]
+            for episode in self.episodes
+        ]
+
+    def measure(
+        self, reference: RolloutTrace, backbone: Sequence[Path], head: Path, note: str = "", *, on_step: Callable[[], None]
+    ) -> ParityRecord:
+        """Roll the graphs through the episodes and check their differences from PyTorch's `reference`."""
+        described, thresholds = self.described + note, self.thresholds
+        metrics = compare_traces(reference, onnx_rollout(self.config, backbone, head, self.stored(), on_step=on_step))
+        if thresholds is None:
+            used: set[Precision] = {*self.precisions.graphs.values(), *(("int8",) if self.head_is_int8 else ())}
+            if self.merge_tokens:  # PyTorch merges none, so such a graph is checked against the loosest gates of all
+                used.add(FROM_STRICTEST[-1])
+                described += f"; {self.merge_tokens} tokens merged in each layer, none in PyTorch"
+            lowest = loosest_thresholds(used)
+            thresholds = THRESHOLDS[lowest]
+            if len(used) > 1:
+                described += f"; checked against the gates of {lowest}"
+        passed = not missed(metrics, thresholds)
+        return ParityRecord(
+            num_steps=self.num_steps, inputs=described, metrics=metrics, thresholds=thresholds, passed=passed
+        )
 
 
 def count_steps(progress: StageProgress, num_steps: int) -> Callable[[], None]:
@@ -101,16 +114,6 @@ def count_steps(progress: StageProgress, num_steps: int) -> Callable[[], None]:
 
     progress("prove", 0, num_steps)
     return count
-
-
-def as_stored(episodes: Episodes, config: PolicyConfig, precisions: StagePrecisions, words: Words | None) -> Episodes:
-    """Return the episodes as a robot sees them: of its instructions, through `words`, what the bundle stores."""
-    table = stored_words(config.decoder, precisions.text, are_states=words is not None)
-
-    def stored(embedding: Array) -> Float32:
-        return table.as_stored(embedding if words is None else words(embedding))
-
-    return [[{**inputs, "text_embedding": stored(inputs["text_embedding"])} for inputs in episode] for episode in episodes]
 
 
 def verify_parity(
@@ -133,20 +136,12 @@ def verify_parity(
             remedy="Give the checkpoint of this bundle.",
         )
     precisions = parse_precisions(bundle.manifest.precision.requested, two_stages=bool(bundle.contract.backbone_stages))
-    checkpoint = load_checkpoint(checkpoint_dir)
+    checkpoint, manifest = load_checkpoint(checkpoint_dir), bundle.manifest
     frames = open_frames(checkpoint, data)
-    calibration = bundle.manifest.calibration
-    avoid = [] if calibration is None else list(calibration.frames)
-    episodes, described = proof_inputs(
-        checkpoint.config,
-        bundle.contract.backbone,
-        frames,
-        avoid,
-        num_steps=num_steps,
-        seed=seed,
-        rng=np.random.default_rng(seed),
-    )
-    words = words_before_media(checkpoint.policy) if bundle.manifest.words_blocks else None
+    avoid = [] if manifest.calibration is None else list(manifest.calibration.frames)
+    rng = np.random.default_rng(seed)
+    episodes, described = proof_inputs(checkpoint.config, frames, avoid, num_steps=num_steps, seed=seed, rng=rng)
+    words = words_before_media(checkpoint.policy) if manifest.words_blocks else None
     del checkpoint, frames
     with tempfile.TemporaryDirectory() as folder:
         graphs = []
@@ -155,25 +150,16 @@ def verify_parity(
             graphs.append(to_prove)
             described += f"; {emulated_by}" if emulated_by else ""
         count = count_steps(progress, 2 * num_steps)
-        parity = measure_parity(
-            torch_rollout(load_checkpoint(checkpoint_dir).policy, episodes, on_step=count),
-            bundle.policy,
-            graphs,
-            bundle.graph("head", for_cpu=True),
-            episodes,
-            described,
-            precisions,
-            words=words,
-            head_is_int8=bundle.has("head-cpu"),
-            merge_tokens=bundle.manifest.merge_tokens,
-            thresholds=bundle.manifest.parity.thresholds if precisions.requested == "mixed" else None,
-            on_step=count,
-        )
+        thresholds = manifest.parity.thresholds if precisions.requested == "mixed" else None
+        head_is_int8, merged = bundle.has("head-cpu"), manifest.merge_tokens
+        proof = Proof(bundle.policy, precisions, episodes, described, words, head_is_int8, merged, thresholds)
+        reference = torch_rollout(load_checkpoint(checkpoint_dir).policy, episodes, on_step=count)
+        parity = proof.measure(reference, graphs, bundle.graph("head", for_cpu=True), on_step=count)
     if not parity.passed:
         got = "; ".join(missed(parity.metrics, parity.thresholds, num_actions=num_steps * bundle.policy.chunk_size))
         remedy = "Do not deploy it; export it again."
         raise GateError(f"parity of {bundle.root}", got=got, expected="every threshold met", remedy=remedy)
-    return Bundle(bundle.root, bundle.manifest.model_copy(update={"parity": parity}))
+    return Bundle(bundle.root, manifest.model_copy(update={"parity": parity}))
 
 
 def open_frames(checkpoint: Checkpoint, data: Path | None) -> FrameInputs | None:

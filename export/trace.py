@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -99,14 +98,9 @@ def trace_program(module: nn.Module, contract: GraphContract, *, example_size: i
         ) from error
     if program is None:
         raise ExportError(f"module {type(module).__name__}", got="no program", expected="one", remedy="Report it.")
-    _forget_sources(program.model)
-    return program
-
-
-def _forget_sources(model: ir.Model) -> None:
-    """Keep the path of PyTorch modules alone: the exporter also writes source paths of the machine it ran on."""
-    for node in model.graph.all_nodes():
+    for node in program.model.graph.all_nodes():
         scopes = node.metadata_props.get(SCOPES_KEY)
-        node.metadata_props.clear()
+        node.metadata_props.clear()  # the exporter also writes source paths of the machine it ran on
         if scopes is not None:
             node.metadata_props[SCOPES_KEY] = scopes
+    return program

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from rfedge.benchmarks.studies.random_graphs import GraphPrecision, random_backbone, use_windows
@@ -27,12 +28,11 @@ from rfedge.bundle.engines import EngineTarget
 from rfedge.config import PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.errors import RfedgeError
-from rfedge.export.tensorrt.audit import audit_built
-from rfedge.export.tensorrt.audit_summary import block_rows, fp32_rows
+from rfedge.export.tensorrt.audit import audit_built, block_rows, fp32_rows
 from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
 from rfedge.export.tensorrt.engine_form import default_islands, to_engine_form
 from rfedge.export.tensorrt.options import BuilderSettings
-from rfedge.export.tensorrt.prepare import finish_graph, load_graph
+from rfedge.export.tensorrt.prepare import finish_graph
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt
 from rfedge.records.machine import Measurement, peak_rss_bytes, provenance
 from rfedge.records.record import Record
@@ -120,7 +120,7 @@ def write_full_size_graph(
     if floats == "fp16":
         to_engine_form(model, islands)
     use_windows(model, folder / GRAPH_NAME, np.random.default_rng(0))
-    graph = finish_graph(ir.to_proto(model))
+    graph = finish_graph(model)
     (folder / GRAPH_NAME).write_bytes(graph.SerializeToString())
     facts = GraphFacts(
         preset=name,
@@ -145,7 +145,7 @@ def build_for(module: TensorRt, target: EngineTarget, folder: Path) -> tuple[Ful
     facts = GraphFacts.model_validate_json((folder / FACTS_NAME).read_bytes())
     config = _config(facts.preset, facts.num_decoder_layers)
     path = folder / GRAPH_NAME
-    graph = load_graph(path.read_bytes())
+    graph = onnx.load(path, load_external_data=False)
     before = time.process_time()
     built = build_engine(module, graph, path, policy_contract(config).backbone, target, BuilderSettings())
     cpu_s = time.process_time() - before

@@ -17,8 +17,8 @@ from rfedge.export.passes.graph_queries import tensor_shape
 from rfedge.export.passes.split_weights import SplitWeights
 from rfedge.export.passes.standard import standard_passes
 from rfedge.export.precisions.form_matmuls import choose_matmuls
-from rfedge.export.precisions.rounded_weights import RoundedWeights, WeightRounding
 from rfedge.export.precisions.row_int8 import RowMatMul, store_rows
+from rfedge.export.precisions.weight_only import RoundedWeights, WeightRounding
 from rfedge.export.trace import trace_program
 from rfedge.model.meta import pooled_policy
 

@@ -1,7 +1,7 @@
 """A bundle in its loop, computing on this CPU what its TensorRT engines would: success of an engine without a GPU.
 
 The graphs are those of the exporter's proof of engines, which round to fp16 where an engine does and say what is not
-emulated (`rfedge.export.tensorrt.emulation`).
+emulated (`rfedge.export.tensorrt.engine_proof`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _record(bundle: Bundle) -> TensorRtRecord:
 def _write_graphs(bundle: Bundle, folder: Path) -> dict[Stage, Path]:
     """Return graph -> what to run for it; graphs whose engines keep their types are those of the bundle."""
     try:
-        from rfedge.export.tensorrt.emulation import write_emulation
+        from rfedge.export.tensorrt.engine_proof import write_emulation
     except ModuleNotFoundError as error:
         got, remedy = f"no module {error.name!r}", "Install the extra that exports: pip install 'rfedge[export]'."
         raise BackendUnavailableError("--emulate-engines", got=got, expected="an installed library", remedy=remedy) from None

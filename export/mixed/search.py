@@ -69,10 +69,8 @@ def search_plan(
     cache, store = MeasurementCache(folder / "measurements.jsonl"), RoundedStore(folder / "rounded")
     _remove_leftovers(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_WORK}{os.getpid()}-") as work:
-        meter = ErrorMeter(
-            config, graph, head, tuple(blocks), frames, search.episodes, options, cache, store, folder=Path(work)
-        )
-        saved = _speed(meter, blocks, search.num_rounds, progress)
+        meter = ErrorMeter(config, graph, head, blocks, frames, search.episodes, options, cache, store, folder=Path(work))
+        saved = meter.saved_ms(search.num_rounds, progress)
         alone = {}
         for done, block in enumerate(blocks):
             progress("sensitivity", done, len(blocks))
@@ -86,8 +84,9 @@ def search_plan(
             on_measurement=lambda done, most: progress("plan", done, most),
         )
         progress("plan", 1, 1)
-        ratios, int8_metrics = _compare(meter, plan, search.num_rounds, progress)
+        ratios, int8_metrics = meter.compare(plan, search.num_rounds, progress)
         metrics, uniform_metrics = meter.measure(plan), meter.measure(blocks)
+    reasons = {True: "int8 saves time within the budget", False: "its error is worth more than the time it saves"}
     record = SearchRecord(
         budget_metric=search.budget.metric,
         budget=search.budget.limit,
@@ -95,7 +94,7 @@ def search_plan(
         blocks={
             block: BlockEvidence(
                 precision="int8" if block in plan else "fp32",
-                reason=_reason(saved[block], in_plan=block in plan),
+                reason=reasons[block in plan] if saved[block] > 0 else "int8 is not faster here",
                 saved_ms=saved[block],
                 metrics=alone[block],
             )
@@ -119,64 +118,6 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _reason(saved: float, *, in_plan: bool) -> str:
-    if saved <= 0:
-        return "int8 is not faster here"
-    return "int8 saves time within the budget" if in_plan else "its error is worth more than the time it saves"
-
-
-def _speed(
-    meter: ErrorMeter, blocks: Mapping[str, Sequence[str]], num_rounds: int, progress: StageProgress
-) -> dict[str, float]:
-    """Return block -> milliseconds saved; on the way all MatMuls are rounded, once for the whole search."""
-    found: dict[str, float] | None = meter.cache.get(measure="saved_ms", num_rounds=num_rounds)
-    if found is None:
-        with tempfile.TemporaryDirectory(dir=meter.folder, prefix="all-") as folder:
-            everything = meter.write(blocks, Path(folder), progress=progress)
-            in_float, in_int8 = profile_blocks(
-                [meter.graph, everything],
-                blocks,
-                meter.frames,
-                num_rounds=num_rounds,
-                on_round=lambda done, total: progress("speed", done, total),
-            )
-        found = saved_ms(in_float, in_int8)
-        meter.cache.put(found, measure="saved_ms", num_rounds=num_rounds)
-    return found
-
-
-def _compare(
-    meter: ErrorMeter, plan: frozenset[str], num_rounds: int, progress: StageProgress
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return ratios of whole calls and the metrics of plain int8: what the plan is to be compared with."""
-    ratios_of: dict[str, Any] = {"measure": "time_ratios", "num_rounds": num_rounds, "int8": sorted(plan)}
-    found: dict[str, float] | None = meter.cache.get(**ratios_of)
-    plain: dict[str, float] | None = meter.cache.get(measure="error", form="int8")
-    if found is None or plain is None:
-        with ExitStack() as folders:
-
-            def folder() -> Path:
-                return Path(folders.enter_context(tempfile.TemporaryDirectory(dir=meter.folder)))
-
-            graphs = {
-                "mixed": meter.write(plan, folder()),
-                "int8": write_cpu_form(meter.graph, folder(), meter.frames, None, meter.options, meter.store),
-                "uniform": meter.write(meter.blocks, folder()),
-                "fp32": meter.graph,
-            }
-            if plain is None:
-                reference = onnx_rollout(meter.config, meter.graph, meter.head, meter.episodes)
-                plain = compare_traces(reference, onnx_rollout(meter.config, graphs["int8"], meter.head, meter.episodes))
-                meter.cache.put(plain, measure="error", form="int8")
-            times = call_times_ms(
-                graphs, meter.frames, num_rounds=num_rounds, on_round=lambda done, total: progress("compare", done, total)
-            )
-        medians = {graph: float(np.median(values)) for graph, values in times.items()}
-        found = {f"{one}/{other}": medians[one] / medians[other] for one, other in _RATIOS}
-        meter.cache.put(found, **ratios_of)
-    return found, plain
-
-
 Metrics = dict[str, float]
 
 
@@ -187,7 +128,7 @@ class ErrorMeter:
     config: PolicyConfig
     graph: Path
     head: Path
-    blocks: Sequence[str]
+    blocks: Mapping[str, Sequence[str]]
     frames: Sequence[Arrays]
     episodes: Episodes
     options: Int8Options
@@ -202,42 +143,68 @@ class ErrorMeter:
         chosen = [block for block in self.blocks if block in set(int8)]
         found: Metrics | None = self.cache.get(measure="error", int8=chosen)
         if found is None:
-            found = self._roll(chosen)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix="variant-") as folder:
+                found = self._roll(self.write(chosen, Path(folder)) if chosen else self.graph)
             self.cache.put(found, measure="error", int8=chosen)
             self.num_measured += 1
         return found
 
-    def _roll(self, int8: Sequence[str]) -> Metrics:
+    def _roll(self, graph: Path) -> Metrics:
         if self._reference is None:
             self._reference = onnx_rollout(self.config, self.graph, self.head, self.episodes)
-        if not int8:
-            return compare_traces(self._reference, self._reference)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="variant-") as folder:
-            variant = self.write(int8, Path(folder))
-            return compare_traces(self._reference, onnx_rollout(self.config, variant, self.head, self.episodes))
+        same = graph == self.graph
+        rolled = self._reference if same else onnx_rollout(self.config, graph, self.head, self.episodes)
+        return compare_traces(self._reference, rolled)
 
-    def write(self, int8: Iterable[str], folder: Path, *, progress: StageProgress = lambda *_: None) -> Path:
-        """Write the form for CPUs with these blocks in int8 to `folder` and return it."""
-        return write_cpu_form(
-            self.graph, folder, self.frames, kept_float(self.blocks, int8), self.options, self.store, progress=progress
-        )
+    def write(self, int8: Iterable[str] | None, folder: Path, *, progress: StageProgress = lambda *_: None) -> Path:
+        """Write the form for CPUs with these blocks in int8 to `folder` and return it; None is the precision's choice."""
+        quantized, lowered = folder / "quantized.onnx", folder / "quantized-cpu.onnx"
+        keep = None if int8 is None else kept_float(self.blocks, int8)
+        options, store = self.options, self.store
+        quantize_int8(self.graph, quantized, self.frames, keep_float=keep, options=options, store=store, progress=progress)
+        lower_int8(quantized, lowered)
+        return lowered
 
+    def saved_ms(self, num_rounds: int, progress: StageProgress) -> dict[str, float]:
+        """Return block -> milliseconds saved; on the way all MatMuls are rounded, once for the whole search."""
+        found: dict[str, float] | None = self.cache.get(measure="saved_ms", num_rounds=num_rounds)
+        if found is None:
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix="all-") as folder:
+                everything = self.write(self.blocks, Path(folder), progress=progress)
+                in_float, in_int8 = profile_blocks(
+                    [self.graph, everything],
+                    self.blocks,
+                    self.frames,
+                    num_rounds=num_rounds,
+                    on_round=lambda done, total: progress("speed", done, total),
+                )
+            found = saved_ms(in_float, in_int8)
+            self.cache.put(found, measure="saved_ms", num_rounds=num_rounds)
+        return found
 
-def write_cpu_form(
-    graph: Path,
-    folder: Path,
-    frames: Sequence[Arrays],
-    keep_float: Sequence[str] | None,
-    options: Int8Options,
-    store: RoundedStore,
-    *,
-    progress: StageProgress = lambda *_: None,
-) -> Path:
-    """Quantize `graph`, write its form with integer kernels to `folder` and return that file."""
-    quantized, lowered = folder / "quantized.onnx", folder / "quantized-cpu.onnx"
-    quantize_int8(graph, quantized, frames, keep_float=keep_float, options=options, store=store, progress=progress)
-    lower_int8(quantized, lowered)
-    return lowered
+    def compare(self, plan: frozenset[str], num_rounds: int, progress: StageProgress) -> tuple[dict[str, float], Metrics]:
+        """Return ratios of whole calls and the metrics of plain int8: what the plan is to be compared with."""
+        ratios_of: dict[str, Any] = {"measure": "time_ratios", "num_rounds": num_rounds, "int8": sorted(plan)}
+        found: dict[str, float] | None = self.cache.get(**ratios_of)
+        plain: Metrics | None = self.cache.get(measure="error", form="int8")
+        if found is not None and plain is not None:
+            return found, plain
+        with ExitStack() as folders:
+            chosen = {"mixed": plan, "int8": None, "uniform": self.blocks}
+            graphs = {
+                name: self.write(int8, Path(folders.enter_context(tempfile.TemporaryDirectory(dir=self.folder))))
+                for name, int8 in chosen.items()
+            } | {"fp32": self.graph}
+            if plain is None:
+                plain = self._roll(graphs["int8"])
+                self.cache.put(plain, measure="error", form="int8")
+            times = call_times_ms(
+                graphs, self.frames, num_rounds=num_rounds, on_round=lambda done, total: progress("compare", done, total)
+            )
+        medians = {graph: float(np.median(values)) for graph, values in times.items()}
+        found = {f"{one}/{other}": medians[one] / medians[other] for one, other in _RATIOS}
+        self.cache.put(found, **ratios_of)
+        return found, plain
 
 
 def search_key(

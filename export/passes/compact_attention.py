@@ -65,7 +65,13 @@ class CompactAttention(GraphPass):
         for node in list(graph):
             scales = _two_scales(node)
             if scales is not None:
-                changes.append(f"{node.name}: {_merge_scales(graph, node, *scales)}")
+                left, right = scales
+                number = float(left.number.item()) * float(right.number.item())
+                merged = np.full(left.number.shape, number, left.number.dtype)
+                left.node.replace_input_with(left.place, add_constant(graph, f"{left.node.name}.scale", merged))
+                node.replace_input_with(1, right.node.inputs[1 - right.place])
+                graph.remove(right.node, safe=True)
+                changes.append(f"{node.name}: {right.node.name} into {left.node.name}")
         return changes
 
     def is_left(self, node: ir.Node) -> bool:
@@ -111,11 +117,3 @@ def _two_scales(node: ir.Node) -> tuple[_Scale, _Scale] | None:
         return None
     left, right = _scale_before(node, 0), _scale_before(node, 1)
     return (left, right) if left is not None and right is not None else None
-
-
-def _merge_scales(graph: ir.Graph, matmul: ir.Node, left: _Scale, right: _Scale) -> str:
-    merged = np.full(left.number.shape, float(left.number.item()) * float(right.number.item()), left.number.dtype)
-    left.node.replace_input_with(left.place, add_constant(graph, f"{left.node.name}.scale", merged))
-    matmul.replace_input_with(1, right.node.inputs[1 - right.place])
-    graph.remove(right.node, safe=True)
-    return f"{right.node.name} into {left.node.name}"

@@ -49,7 +49,11 @@ class FoldGates(GraphPass):
         graph = model.graph
         for node in list(graph):
             if _is_constant_tanh(node):
-                _compute_tanh(graph, node)
+                if node.outputs[0].is_graph_output():
+                    raise ir.passes.PreconditionError(f"pass fold-gates: the output of {node.name} is a constant")
+                value = add_constant(graph, f"{node.name}.tanh", np.tanh(array_of(node.inputs[0])))
+                node.outputs[0].replace_all_uses_with(value)
+                graph.remove(node, safe=True)
         changes = []
         for node in list(graph):
             gated = _gated(node)
@@ -72,14 +76,6 @@ class FoldGates(GraphPass):
 
 def _is_constant_tanh(node: ir.Node) -> bool:
     return node.op_type == "Tanh" and constant_array(node.inputs[0]) is not None
-
-
-def _compute_tanh(graph: ir.Graph, node: ir.Node) -> None:
-    value = add_constant(graph, f"{node.name}.tanh", np.tanh(array_of(node.inputs[0])))
-    if node.outputs[0].is_graph_output():
-        raise ir.passes.PreconditionError(f"pass fold-gates: the output of {node.name} is a constant")
-    node.outputs[0].replace_all_uses_with(value)
-    graph.remove(node, safe=True)
 
 
 def _gated(node: ir.Node) -> _Gated | None:

@@ -97,30 +97,23 @@ def _attention(node: ir.Node) -> _Found | None:
     logits, bias = parent(softmax, 0, "MatMul", "Add"), None
     if logits is not None and logits.op_type == "Add":
         place = next((index for index in (0, 1) if parent(logits, index, "MatMul") is not None), None)
-        if place is None:
-            return None
-        bias = logits.inputs[1 - place]
-        logits = parent(logits, place, "MatMul")
-        if bias is None or bias.shape is None:
+        bias = None if place is None else logits.inputs[1 - place]
+        if place is None or bias is None or bias.shape is None:
             return None
         of_keys = _is_of_keys(bias) and static_shape(last.outputs[0]) is not None  # its rows are counted now
         if len(bias.shape) != 3 and not of_keys:
             return None
+        logits = parent(logits, place, "MatMul")
     if logits is None or any(only_reader(step.outputs[0]) is None for step in (softmax, logits)):
         return None
-    q, q_scale = _unscaled(logits.inputs[0])
-    keys, k_scale = _unscaled(logits.inputs[1])
-    k = _keys(keys)
-    values = (_tokens(q), None if k is None else k, _tokens(node.inputs[1]))
-    if any(value is None for value in values):
+    (heads_q, q_scale), (keys, k_scale) = map(_unscaled, logits.inputs)
+    q, k, v = _tokens(heads_q), _keys(keys), _tokens(node.inputs[1])
+    num_heads = _num_heads(heads_q)
+    if q is None or k is None or v is None or num_heads is None or num_heads != _num_heads(node.inputs[1]):
         return None
-    shape = static_shape(last.inputs[1])
-    heads = {_num_heads(value) for value in (q, node.inputs[1])}
-    if shape is None or len(heads) != 1 or None in heads:
+    if static_shape(last.inputs[1]) is None:
         return None
-    found_q, found_k, found_v = (value for value in values if value is not None)
-    (num_heads,) = (count for count in heads if count is not None)
-    return _Found(found_q, found_k, found_v, bias, q_scale * k_scale, num_heads, last)
+    return _Found(q, k, v, bias, q_scale * k_scale, num_heads, last)
 
 
 def _put_back(node: ir.Node) -> ir.Node | None:

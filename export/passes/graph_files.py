@@ -59,7 +59,9 @@ def write_graph(
             data_file = files.enter_context(atomic_file(data))
             _write_weights(model.graph, data_file, data, on_weight)
         else:
-            _hold_weights(model.graph, on_weight)
+            for done, value in enumerate(model.graph.initializers.values(), start=1):
+                value.const_value = _evaluated(value)
+                on_weight(done, len(model.graph.initializers))
         onnx.save(ir.to_proto(model), graph_file)
     if not external:
         data.unlink(missing_ok=True)  # the weights of an older graph of this name
@@ -85,12 +87,6 @@ def weight_file(path: Path) -> Path:
 def file_bytes(path: Path) -> int:
     """Return the size of a graph with the weight file beside it, if it has one."""
     return sum(file.stat().st_size for file in graph_files(path))
-
-
-def _hold_weights(graph: ir.Graph, on_weight: Count) -> None:
-    for done, value in enumerate(graph.initializers.values(), start=1):
-        value.const_value = _evaluated(value)
-        on_weight(done, len(graph.initializers))
 
 
 def _write_weights(graph: ir.Graph, path: Path, final_path: Path, on_weight: Count) -> None:

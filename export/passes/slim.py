@@ -73,7 +73,9 @@ class Slim(GraphPass):
                 graph.remove(first, safe=True)
                 changes.append(f"{nodes[first]} is hidden by {node.name}")
             if (split := _joined_rows(node)) is not None:
-                _join_rows(graph, split, node)
+                shape = add_constant(graph, f"{node.name}/shape", np.array(static_shape(node.outputs[0]), np.int64))
+                replace_node(node, ir.node("Reshape", [split.inputs[0], shape], name=str(node.name)))
+                graph.remove(split, safe=True)
                 changes.append(f"{nodes[node]} and {nodes[split]} become a Reshape")
                 continue
             if _does_nothing(node):
@@ -162,9 +164,3 @@ def _joined_rows(node: ir.Node) -> ir.Node | None:
     rows, shape = static_shape(split.inputs[0]), static_shape(node.outputs[0])
     alone = all(only_reader(output) is node for output in split.outputs)
     return split if alone and rows is not None and shape is not None and rows[0] == len(split.outputs) else None
-
-
-def _join_rows(graph: ir.Graph, split: ir.Node, concat: ir.Node) -> None:
-    target = add_constant(graph, f"{concat.name}/shape", np.array(static_shape(concat.outputs[0]), np.int64))
-    replace_node(concat, ir.node("Reshape", [split.inputs[0], target], name=str(concat.name)))
-    graph.remove(split, safe=True)

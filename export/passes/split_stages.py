@@ -44,7 +44,9 @@ def _cut(model: ir.Model, stage: BackboneStage, contract: GraphContract) -> None
     graph.outputs.clear()
     graph.outputs.extend(outputs[spec.name] for spec in contract.outputs)
     if any(spec.name == MEDIA for spec in contract.inputs):
-        inputs[MEDIA] = _read_from_caller(outputs[MEDIA])
+        media = outputs[MEDIA]  # every reader reads a graph input; what computes it is then read by nobody
+        media.name, inputs[MEDIA] = f"{MEDIA}/computed", ir.Value(name=MEDIA, shape=media.shape, type=media.type)
+        media.replace_all_uses_with(inputs[MEDIA])
     DropDead()(model)
     given = [spec.name for spec in contract.inputs]
     for name, value in inputs.items():
@@ -52,14 +54,6 @@ def _cut(model: ir.Model, stage: BackboneStage, contract: GraphContract) -> None
             raise _not_here(stage, f"a path around {MEDIA} from {name}", f"{MEDIA} as the only one")
     graph.inputs.clear()
     graph.inputs.extend(inputs[name] for name in given)
-
-
-def _read_from_caller(media: ir.Value) -> ir.Value:
-    """Return a graph input that every reader of `media` reads instead; what computes `media` is then read by nobody."""
-    value = ir.Value(name=MEDIA, shape=media.shape, type=media.type)
-    media.name = f"{MEDIA}/computed"
-    media.replace_all_uses_with(value)
-    return value
 
 
 def _not_here(stage: BackboneStage, got: str, expected: str) -> ExportError:

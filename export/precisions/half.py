@@ -84,7 +84,9 @@ def set_types(model: ir.Model, half: Collection[ir.Node], dtype: ir.DataType) ->
                     node.attributes["to"] = ir.AttrInt64("to", int(wanted))
     for place, output in enumerate(graph.outputs):
         if output.dtype == dtype:  # the contract says float32
-            _restore_output(graph, place, output)
+            name, output.name = output.name, f"{output.name}/half"
+            graph.outputs[place] = _cast(graph, output, _FLOAT)
+            graph.outputs[place].name = name
     for value in dict.fromkeys(value for value, _ in constants):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[str(value.name)]
@@ -102,13 +104,6 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         cast.metadata_props.update(producer.metadata_props)
         graph.insert_after(producer, cast)
     return cast.outputs[0]
-
-
-def _restore_output(graph: ir.Graph, place: int, output: ir.Value) -> None:
-    name, output.name = output.name, f"{output.name}/half"
-    cast = _cast(graph, output, _FLOAT)
-    cast.name = name
-    graph.outputs[place] = cast
 
 
 def _converted_constant(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -171,13 +166,10 @@ def _follows(node: ir.Node, half: set[ir.Node]) -> bool:
     if node.op_type == "Add":  # a bias; an Add of two results is the residual stream, one of a matrix the positions
         return len(constants) == 1 and constants[0].shape is not None and len(constants[0].shape) == 1
     if node.op_type == "Mul":  # gated activations; of numbers only QuickGELU's 1.702, any other is a scale or a gate
-        return not constants or (single_number(constants[0]) is not None and _reader_is(node, "Sigmoid"))
+        reader = only_reader(node.outputs[0])
+        before_sigmoid = reader is not None and reader.op_type == "Sigmoid"
+        return not constants or (single_number(constants[0]) is not None and before_sigmoid)
     return False
-
-
-def _reader_is(node: ir.Node, op_type: str) -> bool:
-    reader = only_reader(node.outputs[0])
-    return reader is not None and reader.op_type == op_type
 
 
 def _reads_probabilities(node: ir.Node) -> bool:

@@ -7,6 +7,7 @@ tensor cores do. It is for proofs; it is slower than fp32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,11 @@ def round_to_half(graph: ir.Graph, *, rounds: bool = True) -> None:
     """
     for value in list(graph.initializers.values()):
         if value.dtype in _HALF:
-            _widen_constant(graph, value)
+            tensor = tensor_of(value)
+            read: Callable[[], Array] = lambda tensor=tensor: tensor.numpy().astype(np.float32)  # type: ignore[misc] # noqa: E731
+            wide = add_computed(graph, f"{value.name}/fp32", read, ir.DataType.FLOAT, tensor_shape(tensor))
+            value.replace_all_uses_with(wide, replace_graph_outputs=True)
+            del graph.initializers[str(value.name)]
     for node in list(graph):  # in topological order: what a node reads is in fp32 by now
         for output in node.outputs:
             dtype = output.dtype
@@ -48,17 +53,6 @@ def round_to_half(graph: ir.Graph, *, rounds: bool = True) -> None:
                 node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
             if node.op_type not in MOVES and rounds:
                 _round(graph, node, output, dtype)
-
-
-def _widen_constant(graph: ir.Graph, value: ir.Value) -> None:
-    tensor = tensor_of(value)
-
-    def widened() -> Array:
-        return tensor.numpy().astype(np.float32)
-
-    wide = add_computed(graph, f"{value.name}/fp32", widened, ir.DataType.FLOAT, tensor_shape(tensor))
-    value.replace_all_uses_with(wide, replace_graph_outputs=True)
-    del graph.initializers[str(value.name)]
 
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> None:

@@ -13,9 +13,17 @@ import onnx
 from rfedge.bundle.engines import EngineTarget
 from rfedge.contract import GraphContract
 from rfedge.errors import ConfigError, ExportError
-from rfedge.export.tensorrt.build_log import PERMILLE, BuildLog, attach_log, attach_progress
 from rfedge.export.tensorrt.engine_layers import EngineLayer, layers_from_inspector, layers_from_log
-from rfedge.export.tensorrt.network import ModuleNames, constant_bytes, name_failure, parse_network
+from rfedge.export.tensorrt.network import (
+    PERMILLE,
+    BuildLog,
+    ModuleNames,
+    attach_log,
+    attach_progress,
+    constant_bytes,
+    name_failure,
+    parse_network,
+)
 from rfedge.export.tensorrt.options import BuilderSettings
 from rfedge.export.tensorrt.profiles import Profile
 from rfedge.jobs.progress import Count

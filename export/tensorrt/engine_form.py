@@ -12,7 +12,13 @@ Case 3: a constant below -30000 hides keys from a softmax, or padding from a max
 hides as well and is finite after logits are added.
 
 Case 4: RMSNorm squares and sums in fp32, as LayerNorm does inside its one operator: a square leaves fp16 beyond 256.
-Case 5: LayerNorm of queries and keys moves behind the split into heads (`head_norms`).
+Case 5: LayerNorm of whole queries and keys, as MosaicGPT has it, moves behind the split into heads. TensorRT computes a
+LayerNorm whose result is transposed next in two kernels, and hands the centred numbers from one to the other in fp32 (seen
+with TensorRT for RTX 1.7). Split and transposed first, mean and variance are taken over two axes that are not neighbours,
+and one kernel does it all:
+
+    LayerNormalization -> Reshape (batch, token, head, element) -> Transpose ..
+    becomes Reshape -> Transpose .. -> Cast to fp32 -> mean, variance, division -> Cast to fp16 -> Mul, Add
 
 Requires: standard operators, types on all values after shape inference.
 Ensures: no node reads two float types; inputs and outputs have the types of the contract.
@@ -20,8 +26,8 @@ Ensures: no node reads two float types; inputs and outputs have the types of the
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -35,13 +41,13 @@ from rfedge.export.passes.graph_queries import (
     constant_array,
     input_of,
     is_constant,
+    only_reader,
     parent,
     static_shape,
 )
 from rfedge.export.passes.slim import infer_shapes
 from rfedge.export.precisions.form_matmuls import CAMERA_CHANNELS, CONVOLUTION
 from rfedge.export.precisions.half import set_types
-from rfedge.export.tensorrt.head_norms import normalise_in_heads
 
 _FLOAT: Final = ir.DataType.FLOAT
 _HALF: Final = ir.DataType.FLOAT16
@@ -94,7 +100,11 @@ def to_engine_form(model: ir.Model, islands: Collection[str]) -> None:
     _drop_casts(graph)
     for value in list(graph.initializers.values()):
         if value.dtype == _FLOAT and not value.is_graph_output():
-            _soften_mask(graph, value)
+            array = constant_array(value, largest=_LARGEST_MASK)
+            if array is not None and (array < _HIDES).any():
+                softened = np.where(array < _HIDES, np.float32(HIDDEN), array)
+                value.replace_all_uses_with(add_constant(graph, f"{value.name}/hidden", softened))
+                del graph.initializers[str(value.name)]
     sums = _rms_sums(graph)
     kept = {node for node in graph if node.name in islands}
     for matmul in int8_matmuls(graph):
@@ -144,15 +154,6 @@ def _drop_casts(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
 
 
-def _soften_mask(graph: ir.Graph, value: ir.Value) -> None:
-    array = constant_array(value, largest=_LARGEST_MASK)
-    if array is None or not (array < _HIDES).any():
-        return
-    softened = np.where(array < _HIDES, np.float32(HIDDEN), array)
-    value.replace_all_uses_with(add_constant(graph, f"{value.name}/hidden", softened))
-    del graph.initializers[str(value.name)]
-
-
 def _balance_scales(graph: ir.Graph, matmul: Int8MatMul) -> None:
     """Case 2; scales stay in fp32 here, `set_types` rounds them."""
     scale, columns = (array_of(node.inputs[1]).astype(np.float64) for node in (matmul.dequantize, matmul.weight))
@@ -168,3 +169,82 @@ def _balance_scales(graph: ir.Graph, matmul: Int8MatMul) -> None:
 def _channels(weight: ir.Value) -> int | None:
     shape = static_shape(weight)
     return shape[1] if shape is not None and len(shape) == 4 else None
+
+
+_HEAD, _ELEMENT = 2, 3
+
+
+class _Norm(NamedTuple):
+    """A LayerNorm, the Reshape after it, and the Transposes after that with what they come to."""
+
+    norm: ir.Node
+    reshape: ir.Node
+    transposes: list[ir.Node]
+    order: list[int]
+
+
+def normalise_in_heads(graph: ir.Graph) -> int:
+    """Rewrite the graph in place and return the number of LayerNorms that were moved behind the heads."""
+    found = [norm for node in graph if (norm := _norm_before_heads(node)) is not None]
+    for norm in found:
+        _rewrite(graph, norm)
+    return len(found)
+
+
+def _norm_before_heads(node: ir.Node) -> _Norm | None:
+    if node.op_type != "LayerNormalization" or node.outputs[0].dtype != _HALF:
+        return None
+    if node.attributes.get_int("axis", -1) not in (-1, 2) or len(node.outputs) > 1:
+        return None
+    if any(constant_array(value) is None for value in node.inputs[1:] if value is not None):
+        return None
+    reshape = only_reader(node.outputs[0])
+    if reshape is None or reshape.op_type != "Reshape" or reshape.outputs[0].shape is None:
+        return None
+    if len(reshape.outputs[0].shape) != 4 or not all(isinstance(size, int) for size in reshape.outputs[0].shape[_HEAD:]):
+        return None
+    transposes, order, value = [], [0, 1, 2, 3], reshape.outputs[0]
+    while (reader := only_reader(value)) is not None and reader.op_type == "Transpose":
+        order = [order[axis] for axis in reader.attributes.get_ints("perm", [3, 2, 1, 0])]
+        transposes.append(reader)
+        value = reader.outputs[0]
+    return _Norm(node, reshape, transposes, order) if transposes else None
+
+
+def _rewrite(graph: ir.Graph, found: _Norm) -> None:
+    norm, reshape, transposes, order = found
+    last = transposes[-1].outputs[0]
+    readers, shape = tuple(last.uses()), last.shape
+    reshape.replace_input_with(0, norm.inputs[0])
+    axes = add_constant(graph, f"{norm.name}/axes", np.array([order.index(_HEAD), order.index(_ELEMENT)], np.int64))
+    epsilon = add_constant(graph, f"{norm.name}/epsilon", np.array(norm.attributes.get_float("epsilon", 1e-5), np.float32))
+    made: list[ir.Node] = []
+
+    def add(op_type: str, name: str, inputs: Sequence[ir.Value], dtype: ir.DataType, **attributes: Any) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes=attributes, name=f"{norm.name}/{name}")
+        value = node.outputs[0]
+        value.name, value.type = f"{norm.name}/{name}", ir.TensorType(dtype)
+        value.shape = None if op_type == "ReduceMean" or name in ("variance_epsilon", "deviation") else shape
+        node.metadata_props.update(norm.metadata_props)
+        made.append(node)
+        return value
+
+    wide = add("Cast", "wide", [last], _FLOAT, to=int(_FLOAT))
+    centred = add("Sub", "centred", [wide, add("ReduceMean", "mean", [wide, axes], _FLOAT, keepdims=1)], _FLOAT)
+    square = add("Mul", "square", [centred, centred], _FLOAT)
+    variance = add("ReduceMean", "variance", [square, axes], _FLOAT, keepdims=1)
+    deviation = add("Sqrt", "deviation", [add("Add", "variance_epsilon", [variance, epsilon], _FLOAT)], _FLOAT)
+    value = add("Cast", "narrow", [add("Div", "divided", [centred, deviation], _FLOAT)], _HALF, to=int(_HALF))
+    for op_type, index in (("Mul", 1), ("Add", 2)):
+        constant = norm.inputs[index] if index < len(norm.inputs) else None
+        if constant is not None:
+            assert reshape.outputs[0].shape is not None, f"{reshape.name} has a shape"
+            heads, elements = (int(size) for size in reshape.outputs[0].shape[_HEAD:])  # type: ignore[arg-type]
+            part = np.ascontiguousarray(array_of(constant).reshape(1, 1, heads, elements).transpose(order))
+            value = add(
+                op_type, op_type.lower(), [value, add_constant(graph, f"{norm.name}/{op_type.lower()}/heads", part)], _HALF
+            )
+    graph.insert_after(transposes[-1], made)
+    for reader, index in readers:
+        reader.replace_input_with(index, value)
+    graph.remove(norm, safe=True)

@@ -15,8 +15,8 @@ from typing import Any, Final
 _PROFILE = re.compile(r"\[profile (\d+)\]|_myl(\d+)_\d+$")
 _ONNX_NODES = re.compile(r"\[ONNX Layer: (.*?)\]")
 _LINE = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?(?:Metadata:(?P<metadata>.*))?$"
+    r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>[^,]*), Inputs: \[(?P<Inputs>.*?)\], "
+    r"Constants: \[(?P<Constants>.*?)\], Outputs: \[(?P<Outputs>.*?)\], TacticName: .*?(?:Metadata:(?P<Metadata>.*))?$"
 )
 _OPERAND = re.compile(r"\{ Name: (.*?), Dimensions: \[([\d,-]*)\],.*?Datatype: (\w+)")
 # word in TensorRT's texts -> our name; longer words first, so that "BFloat16" is not taken for "Float"
@@ -55,37 +55,19 @@ class EngineLayer:
         found = _PROFILE.search(self.name)
         return int(found.group(1) or found.group(2)) if found else 0
 
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        """Every precision it touches, in the order first met."""
-        return tuple(dict.fromkeys(operand.precision for operand in (*self.inputs, *self.constants, *self.outputs)))
-
 
 def layers_from_log(text: str) -> list[EngineLayer]:
     """Read the lines that follow "Layers:" in the builder's log."""
-    found = []
-    for line in text.splitlines():
-        match = _LINE.search(line)
-        if match is None:
-            continue
-        found.append(
-            EngineLayer(
-                name=match["name"],
-                kind=match["kind"].strip(),
-                inputs=_operands(match["inputs"]),
-                constants=_operands(match["constants"]),
-                outputs=_operands(match["outputs"]),
-                onnx_nodes=tuple(_ONNX_NODES.findall(match["metadata"] or "")),
-            )
-        )
-    return found
-
-
-def _operands(text: str) -> tuple[Operand, ...]:
-    return tuple(
-        Operand(name, _precision(dtype), tuple(int(size) for size in shape.split(",") if size))
-        for name, shape, dtype in _OPERAND.findall(text)
-    )
+    layers: list[dict[str, Any]] = [
+        match.groupdict("") for line in text.splitlines() if (match := _LINE.search(line)) is not None
+    ]
+    for layer in layers:
+        for kind in ("Inputs", "Constants", "Outputs"):
+            layer[kind] = [
+                {"Name": name, "Dimensions": [size for size in shape.split(",") if size], "Datatype": dtype}
+                for name, shape, dtype in _OPERAND.findall(layer[kind])
+            ]
+    return [_from_json(layer) for layer in layers]
 
 
 def _precision(text: str) -> str:
@@ -107,7 +89,7 @@ def _from_json(layer: dict[str, Any]) -> EngineLayer:
         constants.append(Operand("weights", _precision(str(weights.get("Type", ""))), (int(weights["Count"]),)))
     return EngineLayer(
         name=str(layer.get("Name", "")),
-        kind=str(layer.get("LayerType", "")),
+        kind=str(layer.get("LayerType", "")).strip(),
         inputs=tuple(_operand_from_json(item) for item in layer.get("Inputs", [])),
         constants=tuple(constants),
         outputs=tuple(_operand_from_json(item) for item in layer.get("Outputs", [])),

@@ -2,11 +2,16 @@
 
 In order: measure the largest number of every fp16 result, frame by frame; leave in fp32 what comes near fp16's end, and what
 reads it; roll the emulated graphs through the episodes of the bundle's own proof. What then misses a gate is built in fp32.
+
+The emulation runs in ONNX Runtime on a CPU. Every operator's result is rounded to fp16, also inside what TensorRT fuses and
+keeps in fp32, so it errs on the coarse side. An int8 MatMul runs on integer kernels; its sums are rounded as the engine
+writes them, once before the scales of the columns and once after. Not emulated: in which order and in how many bits a GPU
+adds up, which is unknown here, and the recurrence inside an LSTM, of which only weights and results are rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,19 +19,110 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from rfedge.arrays import Array, Float32
+from rfedge.arrays import Float32
 from rfedge.bundle.artifact import EngineForm, ParityRecord, TensorRtRecord
 from rfedge.bundle.gates import missed
 from rfedge.bundle.traces import Episodes, RolloutTrace, compare_traces
 from rfedge.config import PolicyConfig, Precision
 from rfedge.contract import GraphName
 from rfedge.export.parity import graph_call, onnx_rollout
-from rfedge.export.passes.graph_files import read_graph, remove_graph
-from rfedge.export.passes.graph_queries import block_of
-from rfedge.export.precisions.runs_here import MOVES
-from rfedge.export.tensorrt.emulation import LARGEST_NAME, write_emulation
-from rfedge.export.tensorrt.engine_form import default_islands
+from rfedge.export.passes.drop_dead import DropDead
+from rfedge.export.passes.graph_files import read_graph, remove_graph, write_graph
+from rfedge.export.passes.graph_queries import add_constant, array_of, block_of, constant_array, input_of, is_constant
+from rfedge.export.precisions.cpu_int8 import LowerInt8
+from rfedge.export.precisions.runs_here import MOVES, round_to_half
+from rfedge.export.tensorrt.engine_form import HIDDEN, Int8MatMul, default_islands, int8_matmuls, to_engine_form
 from rfedge.recurrence import Arrays
+
+_FLOAT: Final = ir.DataType.FLOAT
+_HALF: Final = ir.DataType.FLOAT16
+# The output that holds the largest magnitudes.
+LARGEST_NAME: Final = "largest_in_fp16"
+
+
+def write_emulation(source: Path, islands: Iterable[str], target: Path, *, observed: bool = False) -> tuple[str, ...]:
+    """Write to `target` what an engine of the graph at `source` computes, in fp32 with roundings to fp16 but for `islands`.
+
+    An observed graph does not round, for an infinity would hide by how much fp16 is exceeded; its output `LARGEST_NAME`,
+    float32 (nodes,), is the largest magnitude of each node's results. Their names are returned, of int8 MatMuls two.
+    """
+    model = read_graph(source)
+    to_engine_form(model, frozenset(islands))
+    graph = model.graph
+    for matmul in int8_matmuls(graph):
+        if matmul.node.outputs[0].dtype == _HALF:
+            _scale_columns_after(graph, matmul)
+    magnitudes = list(_observe(graph)) if observed else []
+    round_to_half(graph, rounds=not observed)
+    if magnitudes:
+        largest = ir.node("Concat", [value for _, value in magnitudes], attributes={"axis": 0}, name=LARGEST_NAME)
+        _describe(largest, LARGEST_NAME, (len(magnitudes),))
+        graph.append(largest)
+        graph.outputs.append(largest.outputs[0])
+    LowerInt8()(model)
+    DropDead().rewrite(model)
+    write_graph(model, target)
+    return tuple(name for name, _ in magnitudes)
+
+
+def _scale_columns_after(graph: ir.Graph, matmul: Int8MatMul) -> None:
+    """Let the MatMul give its sums times the activation's scale, and a Mul of its own scale the columns."""
+    node, quantize, dequantize, weight = matmul
+    columns, whole = input_of(weight, 1), quantize.inputs[1]
+    power = _number(dequantize) / _number(quantize)  # what was taken from the columns
+    weight.replace_input_with(1, add_constant(graph, f"{weight.name}/power", np.array(power, np.float32)))
+    dequantize.replace_input_with(1, whole)
+    for value in (weight.outputs[0], dequantize.outputs[0]):
+        value.type = ir.TensorType(_FLOAT)  # integers and one scale: exact
+    output = node.outputs[0]
+    readers = tuple(output.uses())
+    scaled = ir.node("Mul", [output, columns], name=f"{node.name}/columns")
+    scaled.metadata_props.update(node.metadata_props)
+    scaled.outputs[0].name, scaled.outputs[0].type, scaled.outputs[0].shape = (
+        f"{output.name}/columns",
+        output.type,
+        output.shape,
+    )
+    graph.insert_after(node, scaled)
+    for reader, index in readers:
+        reader.replace_input_with(index, scaled.outputs[0])
+
+
+def _number(node: ir.Node) -> float:
+    return float(array_of(node.inputs[1], largest=1).reshape(()))
+
+
+def _observe(graph: ir.Graph) -> Iterable[tuple[str, ir.Value]]:
+    """Add ReduceMax(Abs(x)) for every result in fp16 that is computed and not moved; (node, its largest (1,))."""
+    shape = add_constant(graph, "one_element", np.array([1], np.int64))
+    for node in list(graph):
+        if (
+            node.op_type in MOVES
+            or node.op_type in ("DequantizeLinear", "Cast")
+            or all(is_constant(value) for value in node.inputs)
+        ):
+            continue
+        for output in node.outputs:
+            # A constant that hides keys from a softmax: what is added to it says nothing about the logits.
+            constants = [array for value in node.inputs if (array := constant_array(value)) is not None]
+            hides = any(array.dtype.kind == "f" and (array <= HIDDEN).any() for array in constants)
+            if output.dtype != _HALF or hides:
+                continue
+            magnitude = ir.node("Abs", [output], name=f"{output.name}/magnitude")
+            _describe(magnitude, f"{output.name}/magnitude", None)
+            most = ir.node("ReduceMax", [magnitude.outputs[0]], attributes={"keepdims": 0}, name=f"{output.name}/largest")
+            _describe(most, f"{output.name}/largest", ())
+            row = ir.node("Reshape", [most.outputs[0], shape], name=f"{output.name}/largest_row")
+            _describe(row, f"{output.name}/largest_row", (1,))
+            graph.insert_after(node, [magnitude, most, row])
+            yield str(node.name), row.outputs[0]
+
+
+def _describe(node: ir.Node, name: str, shape: tuple[int, ...] | None) -> None:
+    value = node.outputs[0]
+    value.name, value.type = name, ir.TensorType(_FLOAT)
+    value.shape = None if shape is None else ir.Shape(shape)
+
 
 _LARGEST: Final = float(np.finfo(np.float16).max)
 # Frames that nobody has seen may reach further than those of the check.
@@ -80,7 +176,8 @@ def choose_forms(engines: EngineGraphs, episodes: Episodes, work: Path) -> dict[
 
         return run
 
-    few = _first_steps(episodes)
+    each = max(_MOST_FRAMES // max(len(episodes), 1), 1)  # steps of an episode
+    few = [list(episode[:each]) for episode in episodes[:_MOST_FRAMES]]
     *backbone, head = paths.values()
     onnx_rollout(engines.config, backbone, head, few, open_graph=open_graph)
     for path in names:
@@ -151,12 +248,6 @@ def prove_engines(
         },
         parity=parity,
     )
-
-
-def _first_steps(episodes: Episodes) -> list[list[dict[str, Array]]]:
-    """Return about as many steps of each episode, `_MOST_FRAMES` in all."""
-    each = max(_MOST_FRAMES // max(len(episodes), 1), 1)
-    return [list(episode[:each]) for episode in episodes[:_MOST_FRAMES]]
 
 
 def _beyond_fp16(graph: ir.Graph, largest: Mapping[str, float]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -28,10 +29,7 @@ class BuilderSettings:
 
         names = profiles[0] if profiles else ()
         return {
-            "workspace_mib": self.workspace_mib,
-            "builder_memory_mib": self.builder_memory_mib,
-            "optimization_level": self.optimization_level,
-            "tf32": self.tf32,
+            **dataclasses.asdict(self),
             "strongly_typed": True,
             "preparation": PREPARATION,
             **{f"steps_{name}": ",".join("/".join(map(str, profile[name])) for profile in profiles) for name in names},

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import onnx
+
 from rfedge.bundle.artifact import ENGINES_FOLDER, Bundle, hash_file, load_bundle
 from rfedge.bundle.engines import (
     AUDIT_NAME,
@@ -35,8 +37,7 @@ from rfedge.errors import ArtifactError, ConfigError, one_of
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
 from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
 from rfedge.export.tensorrt.options import BuildOptions
-from rfedge.export.tensorrt.precision_support import check_precisions
-from rfedge.export.tensorrt.prepare import choose_islands, float_key, load_graph, prepare_graph
+from rfedge.export.tensorrt.prepare import check_precisions, choose_islands, float_key, prepare_graph
 from rfedge.export.tensorrt.profiles import Profile, check_text_lengths, plan_profiles, text_lengths_of
 from rfedge.io.atomic import atomic_directory
 from rfedge.jobs.progress import StageProgress
@@ -81,7 +82,7 @@ def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[
     targets = [module.ahead_of_time_target(sm) for sm in options.ahead_of_time] or [module.device_target()]
     planned = []
     for stage in stages if options.stage == _ALL else [name for name in stages if name == options.stage]:
-        graph = load_graph(bundle.path(stage).read_bytes())
+        graph = onnx.load(bundle.path(stage), load_external_data=False)
         profiles = plan_profiles(bundle.contract.graphs[stage], text_lengths)
         graph_sha256, weights_sha256 = graph_hashes(bundle, stage)
         islands = choose_islands(bundle, stage, options.floats)

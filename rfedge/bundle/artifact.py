@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
@@ -226,14 +226,10 @@ class Bundle:
 
 
 def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10 has no file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -356,23 +352,15 @@ def _check_artifact(root: Path, artifact: Artifact, *, verify: bool) -> None:
             f"bundle {root}", got=f"no file {artifact.path}", expected=f"its {artifact.role}", remedy="Copy it again."
         )
     if file.stat().st_size != artifact.size_bytes:
-        raise ArtifactError(
-            f"bundle file {artifact.path}",
-            got=f"{file.stat().st_size} bytes",
-            expected=f"{artifact.size_bytes} bytes",
-            remedy="It was truncated or altered; copy or export the bundle again.",
-        )
+        got, remedy = f"{file.stat().st_size} bytes", "It was truncated or altered; copy or export the bundle again."
+        raise ArtifactError(f"bundle file {artifact.path}", got=got, expected=f"{artifact.size_bytes} bytes", remedy=remedy)
     if not verify:
         return
     try:
         actual = hash_file(file)
     except OSError as error:
-        raise ArtifactError(
-            f"bundle file {artifact.path}",
-            got=error.strerror or str(error),
-            expected="a readable file",
-            remedy="Check its permissions, or copy the bundle again.",
-        ) from None
+        got, remedy = error.strerror or str(error), "Check its permissions, or copy the bundle again."
+        raise ArtifactError(f"bundle file {artifact.path}", got=got, expected="a readable file", remedy=remedy) from None
     if actual != artifact.sha256:
         expected, remedy = artifact.sha256[:12], "It was altered after export; copy or export the bundle again."
         raise ArtifactError(f"bundle file {artifact.path}", got=f"sha256 {actual[:12]}", expected=expected, remedy=remedy)

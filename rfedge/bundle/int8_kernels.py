@@ -52,7 +52,9 @@ def open_exact(make_options: Callable[[], Any], open_session: Callable[[Any], Se
     A graph whose kernels share a weight or a zero point has no exact kernels in onnxruntime: it opens with a warning.
     """
     options = make_options()
-    if not int8_saturates() or not _quantizes_activations(graph):
+    # By the names of operators. onnxruntime 1.31's rewrite breaks weights that are dequantized per channel and multiplied
+    # in float, so a graph that only dequantizes is left alone.
+    if not int8_saturates() or not _holds(graph, b"QuantizeLinear", b"MatMulInteger", b"DynamicQuantize"):
         return open_session(options), True
     options.add_session_config_entry(EXACT_INT8, "1")
     try:
@@ -88,12 +90,6 @@ def runs_cpu_form(graph: Path) -> bool:
         ".".join(map(str, _KNOWS_ATTENTION)),
     )
     return False
-
-
-def _quantizes_activations(graph: Path) -> bool:
-    """Whether a graph has integer MatMuls, by the names of its operators; one that only dequantizes weights has none."""
-    # onnxruntime 1.31's rewrite breaks weights that are dequantized per channel and multiplied in float.
-    return _holds(graph, b"QuantizeLinear", b"MatMulInteger", b"DynamicQuantize")
 
 
 def _holds(graph: Path, *texts: bytes) -> bool:

@@ -41,7 +41,7 @@ def build(
         raise BackendUnavailableError(
             "rfedge build", got="no onnx_ir", expected="onnx-ir", remedy="Install it: pip install onnx-ir."
         )
-    from rfedge.export.tensorrt.audit_summary import exceeded, parse_limit
+    from rfedge.export.tensorrt.audit import exceeded, parse_limit
     from rfedge.export.tensorrt.pipeline import build_bundle, open_target, plan_build
 
     limits = [parse_limit(text) for text in fail_on or ()]
@@ -109,7 +109,7 @@ def _label(result: StageResult) -> str:
 def _print_audit(label: str, audit: StageAudit) -> None:
     """Layers per block and precision, and every layer in fp32 with its reason; blocks that are alike are one row."""
     from rfedge.cli.show.tables import print_table
-    from rfedge.export.tensorrt.audit_summary import block_rows, fp32_rows
+    from rfedge.export.tensorrt.audit import block_rows, fp32_rows
 
     if not audit.layers:
         return

@@ -11,7 +11,7 @@ from rfedge.cli.options import AsJson, bundle_folder
 
 if TYPE_CHECKING:
     from rfedge.runtimes.roofline.devices import Device
-    from rfedge.runtimes.roofline.engine_work import EngineShares
+    from rfedge.runtimes.roofline.graph_work import EngineShares
     from rfedge.runtimes.roofline.report import Inspection
 
 

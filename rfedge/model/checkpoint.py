@@ -117,7 +117,7 @@ def checkpoint_sha256(directory: Path) -> str:
 
     Raises ArtifactError where the weights are not there.
     """
-    paths = weight_paths(directory)
+    paths = [directory / name for name in _names_by_file(directory)]
     if len(paths) == 1 and paths[0].name == WEIGHTS_NAME:
         return hash_file(paths[0])
     sums = hashlib.sha256()
@@ -236,11 +236,6 @@ def _write_file(
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def weight_paths(folder: Path) -> list[Path]:
-    """Return the files that hold the weights of `folder`: the one, or the shards of the index in their order."""
-    return [folder / name for name in _names_by_file(folder)]
-
-
 def read_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Return every tensor as a view of the mapped files, or converted to `dtype` in memory."""
     tensors: dict[str, torch.Tensor] = {}
@@ -253,13 +248,10 @@ def read_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, to
         for name in sorted(promised ^ part.keys()):
             got, wanted = ("no tensor", "one") if name in promised else ("a tensor", "none")
             raise _damaged(file_name, f"{got} {name!r}", f"{wanted}, as {INDEX_NAME} says")
-        # File by file, so that the mapping of one is gone before the next is converted.
-        tensors |= {name: _converted(part.pop(name), dtype) for name in list(part)}
+        for name in list(part):  # file by file, so that the mapping of one is gone before the next is converted
+            tensor = part.pop(name)
+            tensors[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     return tensors
-
-
-def _converted(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def _names_by_file(folder: Path) -> dict[str, set[str] | None]:

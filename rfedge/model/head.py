@@ -32,15 +32,10 @@ def _mlp(sizes: tuple[int, ...], output_size: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-1], output_size))
 
 
-@torch.no_grad()
-def _fold_standardisation(weight: torch.Tensor, bias: torch.Tensor, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-    weight.div_(deviation_D)
-    bias.sub_(weight @ mean_D)
-
-
 class PolicyHead(nn.Module, ABC):
     """Interface of every head to training and parity."""
 
+    first_layer: tuple[str, str]  # its weight and bias
     chunk_size: int
     pose: nn.Sequential
     gripper: nn.Sequential
@@ -49,12 +44,16 @@ class PolicyHead(nn.Module, ABC):
         """Remembering nothing before the first step, act after each: pose (B, S, K, 6), gripper logit (B, S, K)."""
         return self._act(self._hidden(features_BSD))
 
-    @abstractmethod
+    @torch.no_grad()
     def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
         """Fold (x - mean) / deviation into the first layer, before training starts.
 
         A maximum over tokens is far from zero on average, and a head sees that offset before it sees a difference.
         """
+        parameters = dict(self.named_parameters())
+        weight, bias = (parameters[name] for name in self.first_layer)
+        weight.div_(deviation_D)
+        bias.sub_(weight @ mean_D)
 
     @abstractmethod
     def _hidden(self, features_BSD: torch.Tensor) -> torch.Tensor:
@@ -85,6 +84,8 @@ class PolicyHead(nn.Module, ABC):
 
 class LSTMHead(PolicyHead):
     """Features -> stacked actions, with the state as argument and result."""
+
+    first_layer = ("rnn.weight_ih_l0", "rnn.bias_ih_l0")
 
     def __init__(self, config: LSTMHeadConfig, feature_size: int, chunk_size: int) -> None:
         super().__init__()
@@ -117,10 +118,6 @@ class LSTMHead(PolicyHead):
                 if name.startswith("bias_ih"):
                     parameter.data[hidden : 2 * hidden] = 1.0  # gate order: input, forget, cell, output
         self._reset_outputs()
-
-    def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-        parameters = dict(self.rnn.named_parameters())
-        _fold_standardisation(parameters["weight_ih_l0"], parameters["bias_ih_l0"], mean_D, deviation_D)
 
     def forward(
         self, features: torch.Tensor, h: torch.Tensor, c: torch.Tensor
@@ -161,6 +158,7 @@ class _GPTBlock(nn.Module):
 class GPTHead(PolicyHead):
     """A causal transformer over the features of at most `window` frames."""
 
+    first_layer = ("input.weight", "input.bias")
     bias: torch.Tensor
 
     def __init__(self, config: GPTHeadConfig, feature_size: int, chunk_size: int, window: int) -> None:
@@ -188,9 +186,6 @@ class GPTHead(PolicyHead):
                 nn.init.zeros_(parameter)
         self._reset_outputs()
 
-    def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-        _fold_standardisation(self.input.weight, self.input.bias, mean_D, deviation_D)
-
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, S, D) of the last S <= window frames, oldest first -> pose (B, K, 6), gripper probability (B, K)."""
         return self._act_last(self._hidden(features))
@@ -205,6 +200,8 @@ class GPTHead(PolicyHead):
 
 class MLPHead(PolicyHead):
     """The present feature alone, through two layers and the output MLPs."""
+
+    first_layer = ("trunk.0.weight", "trunk.0.bias")
 
     def __init__(self, config: MLPHeadConfig, feature_size: int, chunk_size: int) -> None:
         super().__init__()
@@ -221,11 +218,6 @@ class MLPHead(PolicyHead):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         self._reset_outputs()
-
-    def standardise_input(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-        first = self.trunk[0]
-        assert isinstance(first, nn.Linear)
-        _fold_standardisation(first.weight, first.bias, mean_D, deviation_D)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (B, S, D), of which the last counts -> pose (B, K, 6), gripper probability (B, K)."""

@@ -56,48 +56,47 @@ def empty_policy(config: PolicyConfig) -> RoboFlamingo:
         return RoboFlamingo(config)
 
 
-@torch.no_grad()
 def random_policy(config: PolicyConfig, seed: int, dtype: torch.dtype = torch.float32) -> RoboFlamingo:
     """Return a policy in evaluation mode with random weights, for measurements of time and memory at real size.
 
-    Matrices are normal with deviation 1 / sqrt(inputs), so that activations keep their size through any depth; norms are
-    one, biases zero, gates half open. It is sampled tensor by tensor in `dtype`; nothing larger exists beside it.
+    Matrices are normal with deviation 1 / sqrt(inputs), so that activations keep their size through any depth. It is
+    sampled tensor by tensor in `dtype`; nothing larger exists beside it.
     """
-    policy = empty_policy(config).compute_in(dtype)
     generator = torch.Generator().manual_seed(seed)
-    for module in policy.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            values = torch.empty(parameter.shape, dtype=dtype)
-            if isinstance(module, nn.Embedding):
-                values.normal_(0.0, 0.3, generator=generator)
-            elif parameter.ndim >= 2:
-                values.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
-            else:
-                values.fill_(0.5 if name.endswith("gate") else float(name.startswith("weight")))
-            setattr(module, name, nn.Parameter(values, requires_grad=False))
-    return policy.eval()
+
+    def sampled(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor:
+        deviation = 0.3 if isinstance(module, nn.Embedding) else parameter[0].numel() ** -0.5
+        return torch.empty(parameter.shape, dtype=dtype).normal_(0.0, deviation, generator=generator)
+
+    return _filled(empty_policy(config).compute_in(dtype), sampled)
 
 
-@torch.no_grad()
 def pooled_policy(config: PolicyConfig, seed: int) -> RoboFlamingo:
     """Return a policy in evaluation mode whose matrices all look into one pool of random numbers, as large as the largest.
 
     For graphs whose structure and sizes count and whose numbers do not: a policy of 10 GB needs the memory of one weight.
     """
     policy = empty_policy(config).compute_in(torch.float32)
-    parameters = [
-        (module, name, parameter)
-        for module in policy.modules()
-        for name, parameter in list(module.named_parameters(recurse=False))
-    ]
-    largest = max(parameter.numel() for module, _, parameter in parameters if not isinstance(module, nn.Embedding))
+    largest = max(parameter.numel() for name, parameter in policy.named_parameters() if name != "embedding.weight")
     pool = torch.empty(largest).normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
-    for module, name, parameter in parameters:
-        if isinstance(module, nn.Embedding):  # looked up outside the graphs
-            values = pool[:1].expand(parameter.shape)
-        elif parameter.ndim >= 2:
-            values = pool[: parameter.numel()].view(parameter.shape)
-        else:
-            values = torch.full(parameter.shape, 0.5 if name.endswith("gate") else float(name.startswith("weight")))
-        setattr(module, name, nn.Parameter(values, requires_grad=False))
+
+    def looked_up(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor:
+        if isinstance(module, nn.Embedding):  # outside the graphs
+            return pool[:1].expand(parameter.shape)
+        return pool[: parameter.numel()].view(parameter.shape)
+
+    return _filled(policy, looked_up)
+
+
+@torch.no_grad()
+def _filled(policy: RoboFlamingo, matrix: Callable[[nn.Module, nn.Parameter], torch.Tensor]) -> RoboFlamingo:
+    """Give every matrix its values; norms are one, biases zero, gates half open."""
+    for module in policy.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.ndim >= 2:
+                values = matrix(module, parameter)
+            else:
+                number = 0.5 if name.endswith("gate") else float(name.startswith("weight"))
+                values = torch.full(parameter.shape, number, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
     return policy.eval()

@@ -98,10 +98,10 @@ class GraphRunner(ABC):
     thread at a time. With `check_inputs` every input is compared with the contract on each call.
     """
 
-    def __init__(self, stage: Stage, contract: GraphContract, *, check_inputs: bool = True) -> None:
+    def __init__(self, stage: Stage, contract: GraphContract, settings: RuntimeSettings | None = None) -> None:
         self.stage: Final = stage
         self.contract: Final = contract
-        self.check_inputs: Final = check_inputs
+        self.settings: Final = settings or RuntimeSettings()
         self._is_active = False
 
     def activate(self) -> None:
@@ -131,8 +131,13 @@ class GraphRunner(ABC):
         """
         if not self._is_active:
             raise RuntimeError(f"{type(self).__name__} of the {self.stage} is not active; call activate() first")
-        if self.check_inputs:
-            self._check_inputs(inputs)
+        if self.settings.check_inputs:
+            expected = [spec.name for spec in self.contract.inputs]
+            if set(inputs) != set(expected):
+                subject, remedy = f"{self.stage} inputs", "Pass exactly these tensors."
+                raise ContractError(subject, got=sorted(inputs), expected=sorted(expected), remedy=remedy)
+            for spec in self.contract.inputs:
+                spec.check(inputs[spec.name])
         outputs = self._infer(inputs)
         # Never switched off: the outputs are a few kilobytes, and a NaN would travel through the state into every
         # later action.
@@ -165,15 +170,6 @@ class GraphRunner(ABC):
 
     @abstractmethod
     def _infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
-
-    def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
-        expected = [spec.name for spec in self.contract.inputs]
-        if set(inputs) != set(expected):
-            raise ContractError(
-                f"{self.stage} inputs", got=sorted(inputs), expected=sorted(expected), remedy="Pass exactly these tensors."
-            )
-        for spec in self.contract.inputs:
-            spec.check(inputs[spec.name])
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ class OpenVinoRunner(GraphRunner):
     def __init__(
         self, stage: Stage, model_path: Path, contract: GraphContract, settings: RuntimeSettings | None = None
     ) -> None:
-        self._settings = settings or RuntimeSettings()
-        super().__init__(stage, contract, check_inputs=self._settings.check_inputs)
+        super().__init__(stage, contract, settings)
         self._model_path = model_path
         self._request: Any = None
         self._threads = ""
@@ -43,7 +42,7 @@ class OpenVinoRunner(GraphRunner):
         return {
             "providers": f"openvino {_DEVICE}",
             "threads": self._threads,
-            "precision_hint": self._settings.precision_hint,
+            "precision_hint": self.settings.precision_hint,
         }
 
     def profile(self, inputs: Mapping[str, Array], num_calls: int) -> list[NodeTime]:
@@ -66,11 +65,11 @@ class OpenVinoRunner(GraphRunner):
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # Without one OpenVINO computes what the graph calls float32 in bf16 on CPUs with units for it.
-            "INFERENCE_PRECISION_HINT": self._settings.precision_hint,
+            "INFERENCE_PRECISION_HINT": self.settings.precision_hint,
             **further,
         }
-        if self._settings.threads:
-            options["INFERENCE_NUM_THREADS"] = self._settings.threads
+        if self.settings.threads:
+            options["INFERENCE_NUM_THREADS"] = self.settings.threads
         try:
             return core.compile_model(core.read_model(self._model_path), _DEVICE, options)
         except RuntimeError as error:  # the only class that OpenVINO raises

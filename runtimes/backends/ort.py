@@ -53,8 +53,7 @@ class OrtRunner(GraphRunner):
         disabled_optimizers: Sequence[str] = (),
         engine_cache: Path | None = None,
     ) -> None:
-        self._settings = settings or RuntimeSettings()
-        super().__init__(stage, contract, check_inputs=self._settings.check_inputs)
+        super().__init__(stage, contract, settings)
         self._model_path = model_path
         self._disabled_optimizers = tuple(disabled_optimizers)
         self._engine_cache = engine_cache
@@ -78,9 +77,9 @@ class OrtRunner(GraphRunner):
         return {
             "providers": ",".join(self._session.get_providers()),
             "threads": str(options.intra_op_num_threads or "all physical cores"),
-            "optimization": self._settings.optimization,
+            "optimization": self.settings.optimization,
             "disabled_optimizers": ",".join(self._disabled_optimizers),
-            "spinning": self._settings.spinning,
+            "spinning": self.settings.spinning,
             "int8_kernels": self._int8_kernels,
         }
 
@@ -89,19 +88,19 @@ class OrtRunner(GraphRunner):
             options = self._session_options()
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            providers = [provider_options(name, self._engine_cache) for name in self._settings.providers]
+            providers = [provider_options(name, self._engine_cache) for name in self.settings.providers]
             session = self._open(providers, lambda: options)
             for _ in range(num_calls + 1):  # the first is not counted
                 session.run(None, dict(inputs))
             return _node_times(json.loads(Path(session.end_profiling()).read_bytes()), num_calls)
 
     def _activate(self) -> None:
-        missing = [name for name in self._settings.providers if name not in ort.get_available_providers()]
+        missing = [name for name in self.settings.providers if name not in ort.get_available_providers()]
         if missing:
             expected = f"one of {', '.join(ort.get_available_providers())}"
             remedy = "Install the onnxruntime build that has it."
             raise BackendUnavailableError("execution provider", got=missing[0], expected=expected, remedy=remedy)
-        options = [provider_options(name, self._engine_cache) for name in self._settings.providers]
+        options = [provider_options(name, self._engine_cache) for name in self.settings.providers]
         if self._engine_cache is not None and any(str(self._engine_cache) in given.values() for given in options):
             self._engine_cache.mkdir(parents=True, exist_ok=True)
         try:
@@ -113,12 +112,19 @@ class OrtRunner(GraphRunner):
                 expected="a graph this onnxruntime can run",
                 remedy="Update onnxruntime or export the bundle again.",
             ) from error
-        if session.get_providers()[0] != self._settings.providers[0]:
+        if session.get_providers()[0] != self.settings.providers[0]:
             got = session.get_providers()[0]
             remedy = "Its libraries did not load; see onnxruntime's requirements for that provider."
-            raise BackendUnavailableError("execution provider", got=got, expected=self._settings.providers[0], remedy=remedy)
+            raise BackendUnavailableError("execution provider", got=got, expected=self.settings.providers[0], remedy=remedy)
         self._check_names(session)
-        self._bind(session)
+        binding = session.io_binding()
+        self._buffers = {spec.name: np.empty(spec.shape, dtype=spec.dtype) for spec in self.contract.outputs}
+        for name, buffer in self._buffers.items():
+            # On CPU the OrtValue is the numpy memory itself; on another device onnxruntime copies back into it.
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer))
+        self._session, self._binding = session, binding
+        device = device_of(self.settings.providers[0])
+        self._on_device = None if device == "cpu" else DeviceInputs(binding, device)
 
     def _open(
         self, provider_options: list[dict[str, str]], make_options: Callable[[], ort.SessionOptions] | None = None
@@ -128,7 +134,7 @@ class OrtRunner(GraphRunner):
             lambda options: ort.InferenceSession(
                 self._model_path,
                 options,
-                providers=list(self._settings.providers),
+                providers=list(self.settings.providers),
                 provider_options=provider_options,
                 disabled_optimizers=list(self._disabled_optimizers) or None,
                 enable_fallback=0,
@@ -141,10 +147,10 @@ class OrtRunner(GraphRunner):
     def _session_options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        options.intra_op_num_threads = self._settings.threads
+        options.intra_op_num_threads = self.settings.threads
         options.inter_op_num_threads = 1  # one operator at a time: batch 1 has no branches worth a second pool
-        options.graph_optimization_level = _LEVELS[self._settings.optimization]
-        spins = self._settings.spinning
+        options.graph_optimization_level = _LEVELS[self.settings.optimization]
+        spins = self.settings.spinning
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if spins == "never" else "1")
         options.add_session_config_entry("session.force_spinning_stop", "1" if spins == "within-call" else "0")
         return options
@@ -169,16 +175,6 @@ class OrtRunner(GraphRunner):
                         expected=f"{wanted_shape}, as the manifest says",
                         remedy="Export it again.",
                     )
-
-    def _bind(self, session: ort.InferenceSession) -> None:
-        binding = session.io_binding()
-        self._buffers = {spec.name: np.empty(spec.shape, dtype=spec.dtype) for spec in self.contract.outputs}
-        for name, buffer in self._buffers.items():
-            # On CPU the OrtValue is the numpy memory itself; on another device onnxruntime copies back into it.
-            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer))
-        self._session, self._binding = session, binding
-        device = device_of(self._settings.providers[0])
-        self._on_device = None if device == "cpu" else DeviceInputs(binding, device)
 
     def _deactivate(self) -> None:
         self._session, self._binding, self._on_device, self._buffers, self._strided = None, None, None, {}, {}
@@ -239,13 +235,6 @@ def _fits(shape: Sequence[int | str | None], wanted: Sequence[int]) -> bool:
     return all(not isinstance(have, int) or want in (-1, have) for have, want in zip(shape, wanted, strict=True))
 
 
-def head_settings(graph: Path, settings: RuntimeSettings) -> RuntimeSettings:
-    """Return the settings of a head: one thread for a small one, whose call is over before a second thread has woken up."""
-    if graph.stat().st_size > _SMALL_HEAD_BYTES:
-        return settings
-    return dataclasses.replace(settings, threads=1)
-
-
 def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     """Open a bundle for onnxruntime; nothing is loaded until the runners are activated."""
     bundle = load_bundle(path, verify=settings.verify)
@@ -254,6 +243,8 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
     # An older onnxruntime may not know the operators of the forms for CPUs.
     for_cpu = on_cpu and all(map(runs_cpu_form, bundle.backbone_graphs(for_cpu=True).values()))
     head_graph = bundle.graph("head", for_cpu=on_cpu)
+    # Its call is over before a second thread has woken up.
+    is_small = head_graph.stat().st_size <= _SMALL_HEAD_BYTES
 
     def make_runner(stage: Stage, graph: Path, settings: RuntimeSettings) -> GraphRunner:
         # A graph with named kernels leaves the optimizers nothing to spoil.
@@ -275,7 +266,7 @@ def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
         config=config,
         contract=contract,
         backbone=open_backbone(bundle, settings, make_runner, for_cpu=for_cpu),
-        head=make_runner("head", head_graph, head_settings(head_graph, settings)),
+        head=make_runner("head", head_graph, dataclasses.replace(settings, threads=1) if is_small else settings),
         encoder=open_encoder(bundle),
         precision=bundle.manifest.precision.effective,
         size_bytes=bundle.size_bytes,

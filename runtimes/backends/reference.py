@@ -26,21 +26,13 @@ Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 class TorchRunner(GraphRunner):
     """Calls one half of a PyTorch policy, eager, under the same contract as an exported graph.
 
-    Inputs go to `forward` by name; floats are converted to `dtype` on the way in and to float32 on the way out.
+    Inputs go to `forward` by name; floats are converted to `torch_dtype` on the way in and to float32 on the way out.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        contract: GraphContract,
-        forward: Forward,
-        *,
-        check_inputs: bool = True,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(stage, contract, check_inputs=check_inputs)
+    def __init__(self, stage: Stage, contract: GraphContract, forward: Forward, settings: RuntimeSettings) -> None:
+        super().__init__(stage, contract, settings)
         self._forward = forward
-        self._dtype = dtype
+        self._dtype: torch.dtype = getattr(torch, self.settings.torch_dtype)
 
     def effective_settings(self) -> dict[str, str]:
         return {"providers": "torch eager cpu", "threads": str(torch.get_num_threads())}
@@ -89,6 +81,7 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     contract = policy_contract(checkpoint.config)
+    folder_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
     def embed(ids: npt.NDArray[np.int64]) -> Float32:
         with torch.inference_mode():
@@ -99,16 +92,12 @@ def open_checkpoint(path: Path, settings: RuntimeSettings) -> PolicyParts:
         backend="torch",
         config=checkpoint.config,
         contract=contract,
-        backbone=TorchRunner(
-            "backbone", contract.backbone, policy.backbone, check_inputs=settings.check_inputs, dtype=dtype
-        ),
-        head=TorchRunner("head", contract.head, policy.head, check_inputs=settings.check_inputs, dtype=dtype),
+        backbone=TorchRunner("backbone", contract.backbone, policy.backbone, settings),
+        head=TorchRunner("head", contract.head, policy.head, settings),
         encoder=InstructionEncoder(checkpoint.tokenizer, embed),
         precision=precision,
         # A precision that is made while loading is in no file.
-        size_bytes=stored_bytes(policy)
-        if precision != "fp32"
-        else sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        size_bytes=folder_bytes if precision == "fp32" else stored_bytes(policy),
         block_precisions=blocks,
     )
 

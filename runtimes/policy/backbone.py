@@ -33,12 +33,8 @@ def open_backbone(bundle: Bundle, settings: RuntimeSettings, make_runner: MakeRu
         return make_runner("backbone", graphs["backbone"], settings)
     # What the caller gives is checked once, against the contract of the whole.
     unchecked = dataclasses.replace(settings, check_inputs=False)
-    return StagedRunner(
-        bundle.contract.backbone,
-        [make_runner(stage, graph, unchecked) for stage, graph in graphs.items()],
-        check_inputs=settings.check_inputs,
-        one_at_a_time=settings.one_stage_at_a_time,
-    )
+    stages = [make_runner(stage, graph, unchecked) for stage, graph in graphs.items()]
+    return StagedRunner(bundle.contract.backbone, stages, settings)
 
 
 def refuse_one_stage_at_a_time(subject: str) -> ConfigError:
@@ -49,21 +45,14 @@ def refuse_one_stage_at_a_time(subject: str) -> ConfigError:
 class StagedRunner(GraphRunner):
     """Runs the stages of a backbone in order, under the contract of the whole.
 
-    With `one_at_a_time` each is loaded for its call and freed before the next. Activation loads each once, so that a damaged
-    graph is refused before the first call; it raises what the stages' runners raise.
+    With `one_stage_at_a_time` each is loaded for its call and freed before the next. Activation loads each once, so that a
+    damaged graph is refused before the first call; it raises what the stages' runners raise.
     """
 
-    def __init__(
-        self,
-        contract: GraphContract,
-        stages: Sequence[GraphRunner],
-        *,
-        check_inputs: bool = True,
-        one_at_a_time: bool = False,
-    ) -> None:
-        super().__init__("backbone", contract, check_inputs=check_inputs)
+    def __init__(self, contract: GraphContract, stages: Sequence[GraphRunner], settings: RuntimeSettings) -> None:
+        super().__init__("backbone", contract, settings)
         self._stages = tuple(stages)
-        self._one_at_a_time = one_at_a_time
+        self._one_at_a_time = settings.one_stage_at_a_time
         self._settings: dict[str, str] = {}
 
     def effective_settings(self) -> dict[str, str]:

@@ -85,9 +85,19 @@ class _Tally:
     def vector(self, block: str, elements: int) -> None:
         self.vectors[block] = self.vectors.get(block, 0) + elements
 
-    def linear(self, block: str, rows: int, inner: int, columns: int, *, bias: bool = False, in_float: bool = False) -> None:
-        """A MatMul of `rows` activations with an (inner, columns) weight."""
-        form = _FLOAT if in_float else self._form
+    def linear(
+        self,
+        block: str,
+        rows: int,
+        inner: int,
+        columns: int,
+        *,
+        bias: bool = False,
+        fp32: bool = False,
+        writes: bool = True,
+    ) -> None:
+        """A MatMul of `rows` activations with an (inner, columns) weight; LSTM gates, not written, stay in the operator."""
+        form = _FLOAT if fp32 else self._form
         elements = inner * columns
         self._add(
             block,
@@ -95,7 +105,7 @@ class _Tally:
             form=form,
             parameters=elements,
             weight_bytes=int(elements * form.weight_bits / 8) + form.scale_bytes * columns,
-            activation_bytes=rows * (inner * form.input_bytes + columns * form.output_bytes),
+            activation_bytes=rows * (inner * form.input_bytes + columns * form.output_bytes * writes),
         )
         if bias:
             self.vector(block, columns)
@@ -113,12 +123,6 @@ class _Tally:
             activation_bytes=places * (4 * inner * form.input_bytes + columns * form.output_bytes),
         )
         self.vector(block, columns)
-
-    def gates(self, block: str, rows: int, width: int, gates: int) -> None:
-        """One of the two matrices of an LSTM layer; what it writes are gates, which stay inside the operator."""
-        elements = width * gates
-        sizes = {"weight_bytes": elements * FLOAT_BYTES, "activation_bytes": rows * width * FLOAT_BYTES}
-        self._add(block, macs=rows * elements, form=_FLOAT, parameters=elements, **sizes)
 
     def attention(self, block: str, batch_heads: int, queries: int, keys: int, head_size: int) -> None:
         """Scores, which stay in fp32, and the sum of values, which an fp16 graph computes in fp16."""
@@ -166,7 +170,7 @@ def _vision(tally: _Tally, config: PolicyConfig) -> None:
     side = vision.patch_size // 2 ** len(others)
     # Not a MatMul of rows: neighbouring patches do not overlap, so each pixel is read once.
     places = cameras * (vision.image_size // side) ** 2
-    tally.linear("vision", places, 3 * side**2, first, bias=bool(others), in_float=tally.keeps_convolution)
+    tally.linear("vision", places, 3 * side**2, first, bias=bool(others), fp32=tally.keeps_convolution)
     for before, after in itertools.pairwise((first, *others)):
         places //= 4
         tally.convolution("vision", places, before, after)
@@ -270,26 +274,25 @@ def _head(tally: _Tally, config: PolicyConfig, steps: int) -> None:
     if isinstance(head, LSTMHeadConfig):
         hidden = head.hidden_size
         for index in range(head.layers):
-            width = hidden if index else feature
-            tally.gates(block, rows, width, 4 * hidden)
-            tally.gates(block, rows, hidden, 4 * hidden)
+            for width in (hidden if index else feature, hidden):
+                tally.linear(block, rows, width, 4 * hidden, fp32=True, writes=False)
             tally.vector(block, 8 * hidden)
     elif head.kind == "gpt":
         hidden = head.width
-        tally.linear(block, steps, feature, hidden, bias=True, in_float=True)
+        tally.linear(block, steps, feature, hidden, bias=True, fp32=True)
         for _ in range(head.layers):
-            tally.linear(block, steps, hidden, 3 * hidden, bias=True, in_float=True)
+            tally.linear(block, steps, hidden, 3 * hidden, bias=True, fp32=True)
             tally.attention(block, head.heads, steps, steps, hidden // head.heads)
-            tally.linear(block, steps, hidden, hidden, bias=True, in_float=True)
-            tally.linear(block, steps, hidden, 4 * hidden, bias=True, in_float=True)
-            tally.linear(block, steps, 4 * hidden, hidden, bias=True, in_float=True)
+            tally.linear(block, steps, hidden, hidden, bias=True, fp32=True)
+            tally.linear(block, steps, hidden, 4 * hidden, bias=True, fp32=True)
+            tally.linear(block, steps, 4 * hidden, hidden, bias=True, fp32=True)
             tally.vector(block, 4 * hidden)
         tally.vector(block, 2 * hidden)
     else:
         hidden = head.hidden_size
-        tally.linear(block, 1, feature, feature // 2, bias=True, in_float=True)
-        tally.linear(block, 1, feature // 2, hidden, bias=True, in_float=True)
+        tally.linear(block, 1, feature, feature // 2, bias=True, fp32=True)
+        tally.linear(block, 1, feature // 2, hidden, bias=True, fp32=True)
     for outputs in (POSE_SIZE * config.chunk_size, config.chunk_size):
         sizes = (hidden, *head.mlp_sizes, outputs)
         for inner, columns in itertools.pairwise(sizes):
-            tally.linear(block, rows, inner, columns, bias=True, in_float=True)
+            tally.linear(block, rows, inner, columns, bias=True, fp32=True)

@@ -1,15 +1,18 @@
-"""Count the MatMuls of exported graphs from their nodes and shapes."""
+"""Count the MatMuls of exported graphs from their nodes and shapes, and what TensorRT's engines make of them."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rfedge.bundle.artifact import Bundle
 from rfedge.bundle.block_names import SCOPES_KEY, UNNAMED, block_of_scopes
+from rfedge.bundle.engines import engine_folders, read_engine_folder
+from rfedge.bundle.stages import graph_of_block
 from rfedge.config import PolicyConfig
 from rfedge.errors import ArtifactError
 from rfedge.runtimes.roofline.work import Arithmetic, MatMul, PolicyWork, Stage, stage_of_block
@@ -221,7 +224,9 @@ class GraphCount:
     def _plain_matmul(self, node: NodeProto, block: str) -> MatMul | None:
         left, right = (self._tensor(name) for name in node.input[:2])
         output = self._tensor(node.output[0])
-        macs = _conv_macs(right, output) if node.op_type == "Conv" else _matmul_macs(node, left, right)
+        macs = None if node.op_type == "Conv" else _matmul_macs(node, left, right)
+        if node.op_type == "Conv" and right.shape is not None and output.shape is not None:
+            macs = _elements(output) * math.prod(size for size in right.shape[1:] if isinstance(size, int))
         if macs is None:
             return None
         parameters = weight_bytes = activation_bytes = 0
@@ -349,12 +354,6 @@ def _matmul_macs(node: NodeProto, left: Tensor, right: Tensor) -> int | None:
     return batch * int(rows or 0) * inner * int(columns or 0)
 
 
-def _conv_macs(weight: Tensor, output: Tensor) -> int | None:
-    if weight.shape is None or output.shape is None:
-        return None
-    return _elements(output) * math.prod(size for size in weight.shape[1:] if isinstance(size, int))
-
-
 def _label(arithmetic: Arithmetic, stored_types: list[str]) -> str:
     """Name a MatMul by its arithmetic or, where its weight is stored smaller, by that."""
     if arithmetic != "int8":
@@ -364,3 +363,78 @@ def _label(arithmetic: Arithmetic, stored_types: list[str]) -> str:
             if dtype in ("int4", "uint4"):
                 return "int4-weight"
     return arithmetic
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShares:
+    """Findings of the audits of one target's engines, all graphs together."""
+
+    folder: str  # name of the target's folder
+    graphs: tuple[str, ...]  # those that are built
+    layers: dict[str, int]  # precision -> layers; each is a launch
+    # num_attention, num_fused: attentions, and those that are one kernel
+    num_attention: int
+    num_fused: int
+
+    @property
+    def num_launches(self) -> int:
+        return sum(self.layers.values())
+
+
+def engine_shares(bundle: Bundle) -> tuple[EngineShares, ...]:
+    """Return the audits of every target that has engines; those that an older rfedge built hold none."""
+    found = []
+    for folder in engine_folders(bundle):
+        try:
+            stages = read_engine_folder(folder).stages
+        except ArtifactError:
+            continue
+        layers: dict[str, int] = {}
+        for record in stages.values():
+            for name, count in record.layers.items():
+                layers[name] = layers.get(name, 0) + count
+        if layers:
+            attention, fused = (sum(getattr(record, name) for record in stages.values()) for name in _ATTENTION)
+            found.append(EngineShares(folder.name, tuple(stages), layers, attention, fused))
+    return tuple(found)
+
+
+_ATTENTION = ("num_attention", "num_fused")
+
+
+def engine_work(work: PolicyWork, bundle: Bundle) -> PolicyWork:
+    """Return `work` with the floats of the engines and, where audits tell, their launches.
+
+    Attention counts as fused in fp16 unless an audit found one that is not. Results of int8 MatMuls count as the graph has
+    them, in fp32: up to 2 bytes a number too much.
+    """
+    audits = engine_shares(bundle)
+    graph_of = {matmul.stage: graph_of_block(bundle.contract, matmul.block) for matmul in work.matmuls}
+    if audits:  # launches of engines that are built, spread over their stages as the graphs' operators are
+        built = {stage: count for stage, count in work.operators.items() if graph_of.get(stage) in audits[0].graphs}
+        factor = audits[0].num_launches / max(sum(built.values()), 1)
+        launches = {stage: round(count * factor) for stage, count in built.items()}
+        work = replace(work, operators={**work.operators, **launches})
+    record = bundle.manifest.tensorrt
+    if record is None:
+        return work
+    halves = {name for name, form in record.graphs.items() if form.floats == "fp16"}
+    is_fused = all(shares.num_fused == shares.num_attention for shares in audits)
+
+    def in_half(matmul: MatMul) -> MatMul:
+        if matmul.stage == "preprocess" or matmul.arithmetic != "fp32":
+            return matmul
+        if graph_of_block(bundle.contract, matmul.block) not in halves:
+            return matmul
+        kept = matmul.logit_bytes if is_fused else 0
+        is_wide = matmul.parameters > 0 and matmul.weight_bytes == 4 * matmul.parameters
+        return replace(
+            matmul,
+            arithmetic="fp16",
+            label="fp16" if matmul.label == "fp32" else matmul.label,
+            weight_bytes=matmul.weight_bytes // 2 if is_wide else matmul.weight_bytes,
+            activation_bytes=(matmul.activation_bytes - kept) // 2,
+            logit_bytes=(matmul.logit_bytes - kept) // 2,
+        )
+
+    return replace(work, matmuls=tuple(map(in_half, work.matmuls)))

@@ -17,8 +17,7 @@ from rfedge.machine.memory import probe_memory
 from rfedge.machine.probing import probe
 from rfedge.runtimes.roofline.analytic_work import analytic_work
 from rfedge.runtimes.roofline.devices import DEVICES, Device, device, device_of_board
-from rfedge.runtimes.roofline.engine_work import EngineShares, engine_shares, engine_work
-from rfedge.runtimes.roofline.graph_work import bundle_work
+from rfedge.runtimes.roofline.graph_work import EngineShares, bundle_work, engine_shares, engine_work
 from rfedge.runtimes.roofline.roofline import Prediction, predict
 from rfedge.runtimes.roofline.this_machine import MeasuredCalls, device_of_gpu, measure_bundle, measure_cpu, this_gpu
 from rfedge.runtimes.roofline.work import STAGES, PolicyWork, Sums, sum_matmuls

@@ -50,14 +50,26 @@ _MOST_CORES_PER_SM: Final = 128
 def measure_cpu(threads: int | None = None) -> Device:
     """Time MatMuls and small operators on onnxruntime and copies in numpy, about two seconds in all; nothing is stored."""
     processor = probe_processor()
-    threads = threads or processor.usable_cores
+    threads, cores = threads or processor.usable_cores, processor.usable_cores
     memory = probe(probe_memory).value
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    # the figures are too low where others compute here
+    disturbed = f", disturbed by a load of {load:.1f}" if load > 0.5 * cores else ""
+    copies = _copy_rate(threads)
+    x = np.random.default_rng(0).standard_normal((_ROWS, _INNER)).astype(np.float32)
+    kinds: tuple[MatMulKind, ...] = ("fp32", "int8")
+    models = {kind: matmul_model(kind, _ROWS, _INNER, _COLUMNS) for kind in kinds}
+    # operations a second of the best MatMul: a roof is what the machine can do when nobody disturbs it
+    matmuls_s = _best_s(models, x, threads, _SECONDS_OF_MATMULS)
+    rates: dict[Arithmetic, float] = {kind: 2 * _ROWS * _INNER * _COLUMNS / best_s for kind, best_s in matmuls_s.items()}
+    # operators that compute next to nothing
+    chain_s = _best_s({"": chain_model(_OPERATORS)}, np.ones((1, 16), np.float32), threads, _SECONDS_OF_OPERATORS)[""]
     return cpu_device(
-        f"{processor.model}, {threads} threads{_disturbed(processor.usable_cores)}",
+        f"{processor.model}, {threads} threads{disturbed}",
         memory.usable_bytes if memory is not None else 0,
-        _copy_rate(threads),
-        _matmul_rates(("fp32", "int8"), threads),
-        _operator_us(threads),
+        copies,
+        rates,
+        1e6 * chain_s / _OPERATORS,
     )
 
 
@@ -107,28 +119,6 @@ def measure_bundle(bundle: Bundle, threads: int | None = None) -> MeasuredCalls:
     for runner, _ in graphs:
         runner.deactivate()
     return MeasuredCalls(len(calls_ms) - 1, float(np.median(calls_ms[1:])))  # the first call allocates
-
-
-def _disturbed(cores: int) -> str:
-    """Return a warning when others compute here: the figures are then too low."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f", disturbed by a load of {load:.1f}" if load > 0.5 * cores else ""
-
-
-def _matmul_rates(kinds: tuple[MatMulKind, ...], threads: int) -> dict[Arithmetic, float]:
-    """Return operations a second of the best MatMul: a roof is what the machine can do when nobody disturbs it."""
-    x = np.random.default_rng(0).standard_normal((_ROWS, _INNER)).astype(np.float32)
-    models = {kind: matmul_model(kind, _ROWS, _INNER, _COLUMNS) for kind in kinds}
-    best_s = _best_s(models, x, threads, _SECONDS_OF_MATMULS)
-    return {kind: 2 * _ROWS * _INNER * _COLUMNS / seconds for kind, seconds in best_s.items()}
-
-
-def _operator_us(threads: int) -> float:
-    """Return the best time of one operator that computes next to nothing."""
-    (seconds,) = _best_s(
-        {"": chain_model(_OPERATORS)}, np.ones((1, 16), np.float32), threads, _SECONDS_OF_OPERATORS
-    ).values()
-    return 1e6 * seconds / _OPERATORS
 
 
 def _best_s(models: Mapping[T, bytes], x: npt.NDArray[np.float32], threads: int, for_s: float) -> dict[T, float]:

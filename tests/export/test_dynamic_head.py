@@ -18,7 +18,7 @@ from rfedge.export.passes.standard import apply_passes, head_passes
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.precisions.head_int8 import quantize_head, store_head_int8
 from rfedge.export.proof import verify_parity
-from rfedge.export.tensorrt.emulation import write_emulation
+from rfedge.export.tensorrt.engine_proof import write_emulation
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.export.trace import trace_head
 from rfedge.messages import Observation

@@ -29,8 +29,7 @@ FORMS: dict[str, tuple[Callable[..., Any], float]] = {
 def test_an_engine_for_sm89(make: Callable[..., Any], bytes_per_weight: float, tmp_path: Path) -> None:
     from rfedge.export.tensorrt.builder import build_engine
     from rfedge.export.tensorrt.options import BuilderSettings
-    from rfedge.export.tensorrt.precision_support import check_precisions
-    from rfedge.export.tensorrt.prepare import prepare_graph
+    from rfedge.export.tensorrt.prepare import check_precisions, prepare_graph
     from rfedge.nvidia.tensorrt import load_tensorrt
 
     try:

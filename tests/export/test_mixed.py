@@ -234,7 +234,7 @@ def test_no_node_of_a_call_counts_for_two_blocks(graphs: tuple[Path, Path], fram
 
 def make_meter(graphs: tuple[Path, Path], frames: list[Inputs], episodes: list[list[Inputs]], folder: Path) -> ErrorMeter:
     cache, store = MeasurementCache(folder / "measurements.jsonl"), RoundedStore(folder / "rounded")
-    blocks = tuple(quantizable_blocks(graphs[0]))
+    blocks = quantizable_blocks(graphs[0])
     return ErrorMeter(CONFIG, *graphs, blocks, frames, episodes, PLAIN, cache, store, folder)
 
 
@@ -242,7 +242,7 @@ def test_a_block_alone_is_measured_as_a_graph_with_only_that_block_in_int8(
     graphs: tuple[Path, Path], frames: list[Inputs], episodes: list[list[Inputs]], tmp_path: Path
 ) -> None:
     meter = make_meter(graphs, frames, episodes, tmp_path)
-    block = meter.blocks[0]
+    block = next(iter(meter.blocks))
     quantize_int8(graphs[0], tmp_path / "q.onnx", frames, keep_float=kept_float(meter.blocks, [block]), options=PLAIN)
     wanted = compare_traces(
         onnx_rollout(CONFIG, *graphs, episodes), onnx_rollout(CONFIG, tmp_path / "q.onnx", graphs[1], episodes)

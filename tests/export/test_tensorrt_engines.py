@@ -18,8 +18,7 @@ from rfedge.export.quantize import quantize_int8
 from rfedge.export.tensorrt.audit import StageAudit, audit_built
 from rfedge.export.tensorrt.builder import BuiltEngine, build_engine
 from rfedge.export.tensorrt.options import BuilderSettings
-from rfedge.export.tensorrt.precision_support import check_precisions
-from rfedge.export.tensorrt.prepare import cast_bytes_first, load_graph, prepare_graph
+from rfedge.export.tensorrt.prepare import check_precisions, prepare_graph
 from rfedge.model.vision import VisionBlock
 from rfedge.nvidia.tensorrt import TensorRt
 from tests.errors import raises
@@ -97,8 +96,7 @@ def test_no_int8_matmul_of_a_bundle_is_left_to_the_builder_in_float(rtx: TensorR
     """A packed q|k|v with a bias would be, which is why the export gives q, k and v a weight each."""
     opened = load_bundle(bundles["int8"])
     path = opened.path("backbone")
-    graph = load_graph(path.read_bytes())
-    cast_bytes_first(graph)
+    graph = prepare_graph(path)
     built = build_engine(rtx, graph, path, opened.contract.backbone, rtx.ahead_of_time_target(86), BuilderSettings())
     assert audit_built(graph, built).missed == ()
 
@@ -160,7 +158,7 @@ def test_weights_in_a_file_beside_the_graph_reach_the_engine(
     onnx.save(model, tmp_path / "apart.onnx", save_as_external_data=True, location="apart.onnx.data", size_threshold=0)
     contract = load_bundle(bundles["int8"]).contract.backbone
     # wide layers have zero-points that are large enough to lie in that file too
-    check_precisions(load_graph((tmp_path / "apart.onnx").read_bytes()), rtx.ahead_of_time_target(86), tmp_path)
+    check_precisions(onnx.load(tmp_path / "apart.onnx", load_external_data=False), rtx.ahead_of_time_target(86), tmp_path)
     graph = prepare_graph(tmp_path / "apart.onnx")
     built = build_engine(rtx, graph, tmp_path / "apart.onnx", contract, rtx.ahead_of_time_target(86), BuilderSettings())
     inline = json.loads((build_ahead(bundles["int8"], stage="backbone")[0].planned.folder / "engine.json").read_bytes())

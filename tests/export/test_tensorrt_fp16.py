@@ -15,10 +15,9 @@ from rfedge.errors import ConfigError
 from rfedge.export.parity import graph_call
 from rfedge.export.passes.graph_files import read_graph
 from rfedge.export.precisions.cpu_int8 import lower_int8
-from rfedge.export.tensorrt.audit_summary import block_rows, exceeded, fp32_rows, parse_limit
-from rfedge.export.tensorrt.emulation import LARGEST_NAME, write_emulation
+from rfedge.export.tensorrt.audit import block_rows, exceeded, fp32_rows, parse_limit
 from rfedge.export.tensorrt.engine_form import default_islands, int8_matmuls, to_engine_form
-from rfedge.export.tensorrt.engine_proof import _beyond_fp16
+from rfedge.export.tensorrt.engine_proof import LARGEST_NAME, _beyond_fp16, write_emulation
 from rfedge.nvidia.tensorrt import TensorRt
 from tests.errors import raises
 from tests.export.engine_blocks import KINDS, build_in_fp16, write_block, write_form

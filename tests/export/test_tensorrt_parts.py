@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -13,10 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from rfedge.bundle.engines import EngineKey, EngineTarget
 from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.export.tensorrt.audit import audit_built
-from rfedge.export.tensorrt.build_log import BuildLog, PhaseFraction
 from rfedge.export.tensorrt.builder import BuiltEngine
 from rfedge.export.tensorrt.engine_layers import layers_from_inspector, layers_from_log
-from rfedge.export.tensorrt.network import ModuleNames, name_failure
+from rfedge.export.tensorrt.network import BuildLog, ModuleNames, PhaseFraction, name_failure
 from rfedge.export.tensorrt.prepare import cast_bytes_first
 from rfedge.nvidia.device import read_cuda_device
 from rfedge.nvidia.tensorrt import TensorRt, load_tensorrt, parse_compute_capabilities
@@ -75,11 +75,13 @@ def test_bytes_are_cast_before_they_are_transposed() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     image = np.random.default_rng(0).integers(0, 256, (1, 5, 6, 3), np.uint8)
     expected = run(model, {"image": image})
-    assert cast_bytes_first(model) == 1
+    changed = ir.from_proto(model)
+    assert cast_bytes_first(changed.graph) == 1
+    model = ir.to_proto(changed)
     assert [(node.op_type, node.name) for node in model.graph.node] == [("Cast", "cast"), ("Transpose", "permute")]
     onnx.checker.check_model(model, full_check=True)
     np.testing.assert_array_equal(run(model, {"image": image}), expected)
-    assert cast_bytes_first(model) == 0
+    assert cast_bytes_first(changed.graph) == 0
 
 
 # One line of each text about engines, as the modules write them.
@@ -132,7 +134,7 @@ def test_all_three_texts_about_an_engine_are_read() -> None:
         ("int8", (32, 64)),
         ("int8", (64, 192)),
     ]
-    assert logged[0].precisions == ("fp32", "int8")
+    assert [item.precision for item in (*logged[0].inputs, *logged[0].constants, *logged[0].outputs)] == ["fp32", "int8"]
     ten, eleven = (layers_from_inspector(json.dumps(text))[0] for text in (INSPECTOR_10, INSPECTOR_11))
     assert ten.onnx_nodes == ("qkv", "weight_dq")
     assert [item.precision for item in (*ten.inputs, *ten.constants, *ten.outputs)] == ["int8", "int8", "fp32"]

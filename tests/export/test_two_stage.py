@@ -20,7 +20,8 @@ from rfedge.config import PolicyConfig
 from rfedge.contract import policy_contract
 from rfedge.data import CalvinDataset
 from rfedge.errors import ArtifactError, ConfigError, ExportError
-from rfedge.export import graphs, stage_graph
+from rfedge.export import graphs
+from rfedge.export.graphs import graph_to_prove, share_keep_float
 from rfedge.export.options import ExportOptions
 from rfedge.export.parity import backbone_call, graph_call
 from rfedge.export.passes.split_stages import split_stages
@@ -28,7 +29,6 @@ from rfedge.export.passes.standard import apply_passes
 from rfedge.export.pipeline import export_checkpoint
 from rfedge.export.proof import open_frames, verify_parity
 from rfedge.export.quantize import quantize_int8
-from rfedge.export.stage_graph import graph_to_prove, share_keep_float
 from rfedge.export.thresholds import THRESHOLDS
 from rfedge.export.trace import trace_backbone
 from rfedge.messages import Observation
@@ -182,7 +182,7 @@ def test_the_decoder_is_calibrated_on_what_the_written_vision_returns(
         given.append(inputs)
         return quantize_int8(source, target, inputs, **options)
 
-    monkeypatch.setattr(stage_graph, "quantize_int8", remember)
+    monkeypatch.setattr(graphs, "quantize_int8", remember)
     checkpoint = write_checkpoint(tmp_path / "checkpoint", staged_member("mlp-with-history"))
     options = ExportOptions(
         precision="vision=bf16,decoder=int8",

@@ -14,12 +14,11 @@ from rfedge.config import LSTMHeadConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model import RoboFlamingo
-from rfedge.model.original.import_plan import disagreements
+from rfedge.model.original.import_plan import SeededInit, disagreements, part_of
 from rfedge.model.original.import_sizes import find_sizes, policy_config
 from rfedge.model.original.language_models import flamingo_tokenizer
 from rfedge.model.original.names import OUTPUT_PROJECTION
 from rfedge.model.original.plan import PlannedFile, plan_weights
-from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import open_source
 from rfedge.model.original.tensor_files import TensorFile, open_tensor_file
 from rfedge.records.import_options import ImportOptions

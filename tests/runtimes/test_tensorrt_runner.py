@@ -18,9 +18,8 @@ from rfedge.messages import Observation
 from rfedge.nvidia.device import CudaDevice, read_cuda_device
 from rfedge.runtimes import EdgePolicy, RuntimeSettings
 from rfedge.runtimes.backends.registry import open_parts
-from rfedge.runtimes.backends.tensorrt.buffers import plan_buffers, text_inputs
 from rfedge.runtimes.backends.tensorrt.opening import open_bundle, open_engines
-from rfedge.runtimes.backends.tensorrt.runner import TensorRtRunner
+from rfedge.runtimes.backends.tensorrt.runner import TensorRtRunner, plan_buffers, text_inputs
 from tests.errors import raises
 from tests.export.tensorrt_bundles import build_ahead, load_rtx
 from tests.runtimes.handmade_bundle import INSTRUCTIONS, Oracle, _model, tiny_config, write_handmade_bundle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from pydantic import ValidationError
@@ -16,6 +16,11 @@ from rfedge.errors import ArtifactError
 from rfedge.io.disk import read_json
 from rfedge.model.original.language_models import decoder_config
 from rfedge.model.original.plan import OriginalWeights
+
+# open_flamingo's names -> ours
+_RESAMPLER_SIZES: Final = {
+    "depth": "layers", "num_latents": "latents", "heads": "heads", "dim_head": "head_size", "ff_mult": "mlp_ratio"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ def _policy(document: dict[str, Any], weights: OriginalWeights, arrays: dict[str
     base = read_json(base_path) if base_path.is_file() else {}
     merged = {**base, **document}
     vision = merged["clip"]["vision_cfg"]
-    resampler = merged.get("perceiver", {})
+    sizes = {_RESAMPLER_SIZES[name]: size for name, size in merged.get("perceiver", {}).items() if name in _RESAMPLER_SIZES}
+    resampler = {"layers": 6, "latents": 64, **sizes}  # open_flamingo's defaults
     cross_attention = merged.get("cross_attention", {})
     texts = [array.shape[1] for name, array in arrays.items() if name.endswith("lang_x") or name == "generate/tokens"]
     decoder = decoder_config(
@@ -94,21 +100,11 @@ def _policy(document: dict[str, Any], weights: OriginalWeights, arrays: dict[str
     return PolicyConfig(
         name=document.get("name", "original"),
         vision=VisionConfig(
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            width=vision["width"],
-            layers=vision["layers"],
+            **{name: vision[name] for name in ("image_size", "patch_size", "width", "layers")},
             heads=vision["width"] // vision.get("head_width", 64),
             mlp_ratio=int(vision.get("mlp_ratio", 4)),
         ),
-        resampler=ResamplerConfig(
-            layers=resampler.get("depth", 6),
-            latents=resampler.get("num_latents", 64),
-            heads=resampler.get("heads", 8),
-            head_size=resampler.get("dim_head", 64),
-            mlp_ratio=resampler.get("ff_mult", 4),
-            per_camera=document.get("sep_resampler", False),
-        ),
+        resampler=ResamplerConfig(**resampler, per_camera=document.get("sep_resampler", False)),
         decoder=decoder,
         head=LSTMHeadConfig(hidden_size=head["hidden_size"], layers=head["num_layers"]),
         pooling="max" if document.get("pooling", "max") == "max" else "average",

@@ -10,21 +10,91 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
 import torch
+from torch import nn
 
 from rfedge.config import DecoderConfig, PolicyConfig, preset
 from rfedge.errors import ArtifactError, ConfigError
 from rfedge.io.disk import read_json
 from rfedge.language.tokenizer import InstructionTokenizer
 from rfedge.model.checkpoint import TensorSpec
+from rfedge.model.decoder import GatedCrossAttention
+from rfedge.model.head import build_head
 from rfedge.model.original.import_sizes import find_sizes, policy_config
 from rfedge.model.original.language_models import TOKENIZER_FILES, UPSTREAM, decoder_config, flamingo_tokenizer, weight_files
 from rfedge.model.original.plan import PlannedFile, Role, WeightPlan, plan_weights
-from rfedge.model.original.seeded_init import SeededInit, part_of
 from rfedge.model.original.sources import Source, open_source, some_of
 from rfedge.model.original.tensor_files import open_tensor_file
 from rfedge.model.policy import RoboFlamingo
+from rfedge.model.resampler import PerceiverResampler
 from rfedge.records.import_options import ImportOptions
+
+Part = Literal["vision", "resampler", "cross-attention", "decoder", "embedding", "head", "output projection"]
+
+_PARTS: Final[tuple[tuple[str, Part], ...]] = (
+    (r"backbone\.vision\.", "vision"),
+    (r"backbone\.(?:resampler|resampler_gripper)\.", "resampler"),
+    (r"backbone\.decoder\.layers\.\d+\.cross_attention\.", "cross-attention"),
+    (r"backbone\.decoder\.", "decoder"),
+    (r"head\.", "head"),
+    (r"output_projection\.", "output projection"),
+    (r"", "embedding"),
+)
+_MODULE = re.compile(
+    r"(backbone\.resampler|backbone\.resampler_gripper|backbone\.decoder\.layers\.(\d+)\.cross_attention|head)\.(.+)"
+)
+# What transformers initialises rows of new tokens with.
+_NEW_ROW_DEVIATION: Final = 0.02
+
+
+def part_of(name: str) -> Part:
+    """Return the part of the paper that one of our tensors belongs to."""
+    return next(part for pattern, part in _PARTS if re.match(pattern, name))
+
+
+@dataclass(slots=True)
+class SeededInit:
+    """Initialises the parts of one policy; a part has the same values whichever others are initialised."""
+
+    config: PolicyConfig
+    seed: int
+    _module: str = field(default="", repr=False)
+    _values: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor of the resampler, of a cross-attention or of the head, float32."""
+        match = _MODULE.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{name}: not of a part that can be initialised")
+        module, layer, rest = match.groups()
+        if module != self._module:
+            self._values = {}  # before the next one is built, or two are in memory at once
+            self._values = dict(self._draw(module, layer).state_dict())
+            self._module = module
+        return self._values[rest]
+
+    def rows(self, count: int, width: int) -> torch.Tensor:
+        """Return embeddings (count, width) of tokens that the language model did not know."""
+        with torch.random.fork_rng(devices=[]):
+            self._seed(3, 0)
+            return torch.randn(count, width) * _NEW_ROW_DEVIATION
+
+    def _draw(self, module: str, layer: str | None) -> nn.Module:
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            if layer is not None:
+                self._seed(0, int(layer))
+                return GatedCrossAttention(config.decoder, config.vision.width)
+            if module == "head":
+                self._seed(1, 0)
+                return build_head(config.head, config.feature_size, config.chunk_size, config.window)
+            self._seed(2, int(module.endswith("_gripper")))
+            return PerceiverResampler(config.resampler, config.vision.width)
+
+    def _seed(self, part: int, index: int) -> None:
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, part, index]).generate_state(1, np.uint64)[0] >> 1))
+
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PATTERNS: Final[dict[str, tuple[str, ...]]] = {
@@ -89,12 +159,9 @@ class ImportPlan:
         self.weights.check(self.config.name)
         if self.missing:
             remedies = dict.fromkeys(_remedy(name, self.config, self.options) for name in self.missing)
-            raise ArtifactError(
-                "import",
-                got=f"{len(self.missing)} tensors in no file: {some_of(self.missing)}",
-                expected=f"all {len(self.weights.shapes)} of {self.config.name}",
-                remedy=" ".join(remedies),
-            )
+            got = f"{len(self.missing)} tensors in no file: {some_of(self.missing)}"
+            expected = f"all {len(self.weights.shapes)} of {self.config.name}"
+            raise ArtifactError("import", got=got, expected=expected, remedy=" ".join(remedies))
 
     def reader(self) -> Callable[[str], torch.Tensor]:
         """Return the function that makes each tensor, in the dtype in which it is stored; NaN and Inf are refused."""

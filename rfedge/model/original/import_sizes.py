@@ -98,12 +98,9 @@ def policy_config(
         updates |= {"cross_attention_heads": cross.heads, "mlp_ratio": cross.mlp_ratio}
     if options.keep_output_projection:
         if decoder.kind in ("mosaic_gpt", "mpt"):
-            raise ConfigError(
-                "--keep-output-projection",
-                got=f"a language model of kind {decoder.kind}",
-                expected="gpt_neox or llama",
-                remedy="Leave it out: MPT's logits are MatMuls with its embedding, which is always kept.",
-            )
+            got = f"a language model of kind {decoder.kind}"
+            remedy = "Leave it out: MPT's logits are MatMuls with its embedding, which is always kept."
+            raise ConfigError("--keep-output-projection", got=got, expected="gpt_neox or llama", remedy=remedy)
         updates["output_projection"] = True
     chunk_size = options.chunk_size or like.chunk_size
     fusion: str = options.fusion or like.fusion

@@ -12,8 +12,7 @@ from rfedge.errors import ArtifactError
 from rfedge.io.disk import check_room
 from rfedge.jobs.progress import StageProgress
 from rfedge.model.checkpoint import write_checkpoint
-from rfedge.model.original.import_plan import ImportPlan
-from rfedge.model.original.seeded_init import part_of
+from rfedge.model.original.import_plan import ImportPlan, part_of
 
 # Mapped pages count as memory until the mapping goes, so it goes after this much was read.
 _MAPPED_BYTES: Final = 1_000_000_000

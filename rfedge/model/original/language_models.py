@@ -179,7 +179,12 @@ def flamingo_tokenizer(paths: Iterable[Path], text_length: int) -> InstructionTo
     settings: dict[str, Any] = {}
     for name in (MAP_NAME, SETTINGS_NAME):  # transformers reads both, and the second decides
         if name in files:
-            settings |= _read_settings(files[name])
+            try:
+                document = read_json(files[name])
+            except (OSError, ValueError) as error:
+                raise _unfit_tokenizer(files[name], str(error), "JSON") from None
+            if isinstance(document, dict):
+                settings |= {key: value for key, value in document.items() if value is not None}
     end = _token(settings, "eos_token") or next((token for token in _ENDS if backend.token_to_id(token) is not None), "")
     if not end:
         raise _unfit_tokenizer(path, "no token that ends a text", f"eos_token in {SETTINGS_NAME}")
@@ -196,14 +201,6 @@ def flamingo_tokenizer(paths: Iterable[Path], text_length: int) -> InstructionTo
 
 # Where no settings lie beside the tokenizer: GPT-NeoX, LLaMA.
 _ENDS: Final = ("<|endoftext|>", "</s>")
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        document = read_json(path)
-    except (OSError, ValueError) as error:
-        raise _unfit_tokenizer(path, str(error), "JSON") from None
-    return {key: value for key, value in document.items() if value is not None} if isinstance(document, dict) else {}
 
 
 def _token(settings: dict[str, Any], name: str) -> str:

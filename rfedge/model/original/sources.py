@@ -49,7 +49,14 @@ class Source:
         """Return the paths of these files; of a repository, whatever the cache lacks is downloaded, and nothing else."""
         names = list(names)
         if self.repository is not None and not all(self._here(name) for name in names):
-            self.folder = _download(self.repository, self.revision, names)
+            import huggingface_hub
+
+            try:
+                self.folder = Path(
+                    huggingface_hub.snapshot_download(self.repository, revision=self.revision, allow_patterns=names)
+                )
+            except Exception as error:  # of the library or of whichever HTTP library it uses
+                raise _unreachable(self.repository, self.revision, error) from None
         for name in names:
             if not self._here(name):
                 raise ArtifactError(
@@ -130,15 +137,6 @@ def _look_up(repository: str, revision: str) -> tuple[tuple[str, ...], Path | No
             return _file_names(cached), cached
         raise _unreachable(repository, revision, error) from None
     return tuple(sorted(names)), None
-
-
-def _download(repository: str, revision: str, names: list[str]) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=names))
-    except Exception as error:  # of the library or of whichever HTTP library it uses
-        raise _unreachable(repository, revision, error) from None
 
 
 def _unreachable(repository: str, revision: str, error: Exception) -> ArtifactError | BackendUnavailableError:

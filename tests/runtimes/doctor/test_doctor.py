@@ -23,8 +23,7 @@ from rfedge.machine.jetson import (
 from rfedge.machine.memory import Memory, Swap, memory_limit, parse_meminfo, parse_swaps, probe_memory
 from rfedge.machine.probing import Absent, Probed, command_output, probe
 from rfedge.machine.processor import Processor, cpu_quota, int8_support, parse_cpuinfo, probe_processor
-from rfedge.runtimes.doctor.examination import Examination, examine
-from rfedge.runtimes.doctor.precisions import PRECISION_NAMES, PrecisionVerdict, check_precisions
+from rfedge.runtimes.doctor.examination import PRECISION_NAMES, Examination, PrecisionVerdict, check_precisions, examine
 from rfedge.runtimes.doctor.software import (
     OnnxRuntime,
     Python,

@@ -7,8 +7,7 @@ import pytest
 from rfedge.bundle.artifact import Bundle, EngineForm, TensorRtRecord
 from rfedge.bundle.engines import EngineFolder, EngineKey, EngineRecord, EngineTarget
 from rfedge.config import preset
-from rfedge.runtimes.roofline.engine_work import engine_shares, engine_work
-from rfedge.runtimes.roofline.graph_work import bundle_work
+from rfedge.runtimes.roofline.graph_work import bundle_work, engine_shares, engine_work
 from rfedge.runtimes.roofline.report import inspect_bundle
 from tests.runtimes.inspection.traced_policies import traced_bundle
 
