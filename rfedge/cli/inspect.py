@@ -56,7 +56,7 @@ def inspect(
             inspection = inspect_config(chosen, precision, devices=devices, threads=threads or None, progress=progress)
     _print(inspection, with_blocks=blocks)
     if plot is not None:
-        from rfedge.runtimes.roofline.plot import plot_roofline
+        from rfedge.runtimes.roofline.report import plot_roofline
 
         plot_roofline(inspection, plot)
     print_json(inspection.document())

@@ -53,11 +53,6 @@ def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyPar
 
     "auto" follows the choice of `rfedge tune` for this bundle, machine and libraries, in whatever `settings` leave at its
     default, and is onnxruntime where there is none.
-
-    Raises:
-        ConfigError: no backend has this name.
-        BackendUnavailableError: the backend's library is not on this machine.
-        ArtifactError: the bundle or checkpoint is missing, incomplete or altered.
     """
     if backend == AUTO:
         choice = find_choice(path) if settings.providers == RuntimeSettings().providers else None

@@ -147,14 +147,9 @@ def probe_extras() -> tuple[Extra, ...]:
         raise Absent("rfedge is not installed (it runs from its source folder)") from None
     extras = []
     for name, packages in parse_requirements(requirements).items():
-        found = {package: probe(lambda package=package: _version(package)) for package in packages}  # type: ignore[misc]
-        extras.append(
-            Extra(
-                name,
-                {package: version.value for package, version in found.items() if version.value is not None},
-                tuple(package for package, version in found.items() if version.value is None),
-            )
-        )
+        found = {package: probe(partial(_version, package)).value for package in packages}
+        installed = {package: version for package, version in found.items() if version is not None}
+        extras.append(Extra(name, installed, tuple(package for package in found if package not in installed)))
     return tuple(extras)
 
 

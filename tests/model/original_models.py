@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from rfedge.config import GPTNeoXConfig, MPTConfig, VisionConfig
-from rfedge.model.decoder import FusionDecoder, media_mask
-from rfedge.model.decoder_blocks import causal_bias
+from rfedge.model.decoder import FusionDecoder, causal_bias, media_mask
 from rfedge.model.head import LSTMHead
 from rfedge.model.original.names import clip_names, model_names
 from rfedge.model.vision import VisionBlock, VisionTransformer

@@ -6,7 +6,7 @@ from PIL import Image
 from rfedge.config import LSTMHeadConfig, PolicyConfig, preset
 from rfedge.contract import policy_contract
 from rfedge.model import RoboFlamingo, build_policy
-from rfedge.model.decoder_blocks import alibi_bias
+from rfedge.model.decoder import alibi_bias
 from rfedge.model.vision import BicubicResize
 from tests.tolerances import assert_same_in_fp32, backbone_terms, head_terms, policy_terms
 from tests.whole_windows import forward_window

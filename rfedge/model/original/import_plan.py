@@ -371,11 +371,8 @@ def disagreements(name: str, config: PolicyConfig) -> list[str]:
         claims.append((match[1], match[1], config.fusion))
     if match := re.search(r"(?<=_)(\d+)_fur_step", name):
         claims.append((match[0], int(match[1]), config.chunk_size))
-    if re.search(r"_sep_", name):
-        claims.append(
-            ("sep", "a resampler for each camera", "one for each" if config.resampler.per_camera else "one for both")
-        )
-        claims = [claim for claim in claims if claim[0] != "sep" or not config.resampler.per_camera]
+    if "_sep_" in name and not config.resampler.per_camera:
+        claims.append(("sep", "a resampler for each camera", "one for both"))
     if "_tcp_" in name:
         claims.append(("tcp", "actions in the frame of the tool", "actions in the world's frame"))
     for part, preset_name in _LANGUAGE_MODELS:

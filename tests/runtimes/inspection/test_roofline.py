@@ -237,7 +237,7 @@ def test_the_timed_int8_matmul_runs_on_an_integer_kernel(tmp_path: Path) -> None
 
 
 def test_the_roofline_is_drawn_or_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rfedge.runtimes.roofline.plot import plot_roofline
+    from rfedge.runtimes.roofline.report import plot_roofline
 
     inspection: Inspection = inspect_config(preset("M-3B"), "int8", devices=tuple(DEVICES))
     path = tmp_path / "roofline.png"
