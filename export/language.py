@@ -63,7 +63,7 @@ def write_language(
     """Write what turns an instruction, of `sentences` or any, into what the decoder reads: embedded, or through `words`."""
     table: Float32 = checkpoint.policy.embedding.weight.detach().numpy()
     if sentences is None:
-        stored.save(table, writer.add("embedding.safetensors", "embedding"))
+        save_file(stored.tensors(table), writer.add("embedding.safetensors", "embedding"))
         checkpoint.tokenizer.save(writer.add("tokenizer.json", "tokenizer"))
         return
     token_ids = []
@@ -114,9 +114,6 @@ class StoredTable:
     """How a table is stored: "float32", "float16", or "int8" with one scale a row."""
 
     dtype: Literal["float32", "float16", "int8"]
-
-    def save(self, table: Float32, path: Path) -> None:
-        save_file(self.tensors(table), path)
 
     def tensors(self, rows: Float32) -> dict[str, Array]:
         """Return the tensors that store rows (row, width); a row is stored alike whatever stands beside it."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from rfedge.bundle.engines import EngineTarget
 from rfedge.errors import BackendUnavailableError, ConfigError, one_of
-from rfedge.nvidia.device import read_cuda_device
+from rfedge.nvidia.device import CudaDevice, read_cuda_device
 
 TARGETS: Final = ("tensorrt", "tensorrt-rtx")
 _MIN_VERSION: Final = (10, 3)
@@ -47,9 +47,9 @@ class TensorRt:
         found = {re.fullmatch(r"SM(\d+)", name): value for name, value in names.__members__.items()}
         return {int(match.group(1)): value for match, value in found.items() if match is not None}
 
-    def device_target(self) -> EngineTarget:
-        """Return the target that is this machine's GPU; BackendUnavailableError where there is none."""
-        device = read_cuda_device()
+    def device_target(self, device: CudaDevice | None = None) -> EngineTarget:
+        """Return the target that is a GPU, this machine's by default; BackendUnavailableError where there is none."""
+        device = device or read_cuda_device()
         return EngineTarget(module=self.name, version=self.version, sm=device.sm, cuda=device.cuda, driver=device.driver)
 
     def ahead_of_time_target(self, sm: int) -> EngineTarget:

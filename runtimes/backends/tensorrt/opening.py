@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rfedge.bundle.artifact import Bundle, load_bundle
-from rfedge.bundle.engines import EngineRecord, EngineTarget, find_engine
+from rfedge.bundle.engines import EngineRecord, find_engine
 from rfedge.errors import ArtifactError, BackendUnavailableError
 from rfedge.nvidia.device import CudaDevice, read_cuda_device
 from rfedge.nvidia.tensorrt import TARGETS, TensorRt, load_tensorrt
@@ -73,9 +73,7 @@ def _choose(bundle: Bundle, modules: Sequence[TensorRt], device: CudaDevice) -> 
     needed = [name for name in bundle.contract.graphs if name != "head"]
     first_error: ArtifactError | None = None
     for module in modules:
-        target = EngineTarget(
-            module=module.name, version=module.version, sm=device.sm, cuda=device.cuda, driver=device.driver
-        )
+        target = module.device_target(device)
         try:
             engines: _Engines = {stage: find_engine(bundle, stage, target) for stage in needed}
         except ArtifactError as error:
