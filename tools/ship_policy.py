@@ -103,18 +103,12 @@ def render_card(name: str, bundle: Bundle, storage: dict[str, Any] | None = None
         measured = f"{grid(_COLUMNS, [*lines])}\n\n{where} Every figure, and the table of all tasks: {', '.join(links)}."
     return _CARD.format(
         name=name,
-        ensemble=_ensemble(ours),
+        ensemble=next((f" --ensemble {row['ensemble']:g}" for row in ours if row["ensemble"] is not None), ""),
         export=f"\nrfedge export {name} --precision int4-weight --output bundle" if storage else "",
         facts=_facts(bundle, storage),
         stages="\n".join(f"1. {stage}" for stage in _stages(bundle.manifest.training)),
         measured=measured,
     )
-
-
-def _ensemble(rows: list[dict[str, Any]]) -> str:
-    """Return the flag of the first ensemble that was measured, or nothing."""
-    decays = [row["ensemble"] for row in rows if row["ensemble"] is not None]
-    return f" --ensemble {decays[0]:g}" if decays else ""
 
 
 def _facts(bundle: Bundle, storage: dict[str, Any] | None) -> str:

@@ -160,7 +160,8 @@ def find_split(path: Path, split: str | None = None) -> Path:
         raise DatasetError("split", got=repr(split), expected=" or ".join(SPLITS), remedy="Choose one of them.")
     if split is None and not (path / SPLITS[0]).is_dir():
         # A root that was unpacked one level too deep, or only its validation part, is a frequent slip: name the way out.
-        inner = [] if _has_frames(path) else [entry for entry in sorted(path.iterdir()) if _is_root_or_split(entry)]
+        folders = [] if _has_frames(path) else [entry for entry in sorted(path.iterdir()) if entry.is_dir()]
+        inner = [entry for entry in folders if (entry / SPLITS[0]).is_dir() or entry.name in SPLITS]
         if not inner:
             return path
         expected = "a training split"
@@ -174,10 +175,6 @@ def find_split(path: Path, split: str | None = None) -> Path:
     raise DatasetError(
         f"dataset {path}", got=f"no {split}/ folder", expected=f"a root with {split}/", remedy="Give the root."
     )
-
-
-def _is_root_or_split(path: Path) -> bool:
-    return path.is_dir() and ((path / SPLITS[0]).is_dir() or path.name in SPLITS)
 
 
 def find_language_file(folder: Path) -> Path:

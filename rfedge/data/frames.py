@@ -52,6 +52,7 @@ _POSE_LIMIT: Final = 1.0 + 1e-6
 _DEFLATE_LEVEL: Final = 1
 # A picture of 4096 x 4096; CALVIN's largest array has 120 kB.
 _LONGEST_ARRAY_BYTES: Final = 1 << 26
+_DAMAGE: Final = (EOFError, OSError, ValueError, RuntimeError, TypeError, KeyError, SyntaxError, MemoryError)
 
 
 def frame_name(number: int) -> str:
@@ -108,20 +109,7 @@ def load_arrays(path: Path, keys: Iterable[str]) -> dict[str, Array]:
         ) from None
     # A cut file fails in zipfile, zlib or numpy's header parser, depending on where the cut is; a changed one also by its
     # method of compression or its password, or because a name is no text.
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        ValueError,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-        SyntaxError,
-        MemoryError,
-        struct.error,
-    ) as error:
+    except (*_DAMAGE, zipfile.BadZipFile, zlib.error, struct.error) as error:
         expected = "a complete npz file"
         remedy = "It is truncated or damaged: copy or collect it again."
         raise DatasetError(f"frame {path}", got=f"an unreadable file ({error})", expected=expected, remedy=remedy) from None

@@ -174,14 +174,6 @@ def _can_push(view: _View, *, block: str, side: str) -> bool:
     return not view.is_holding and view.places[block] == "table" and has_room and lane_is_free
 
 
-def _can_place_in_slider(view: _View) -> bool:
-    return view.is_holding and any(high_m - low_m > 2.0 * HALF_HAND_M for low_m, high_m in _open_cabinet(view))
-
-
-def _can_stack(view: _View) -> bool:
-    return view.is_holding and any(_is_graspable_on_table(view, block) for block in view.blocks_on("table"))
-
-
 def _can_push_into_drawer(view: _View) -> bool:
     # As in CALVIN's chains: with two blocks on the table it would not be clear which one is meant.
     alone = view.blocks_on("table")
@@ -194,10 +186,6 @@ def _can_unstack(view: _View) -> bool:
     return not view.is_holding and any(_is_near(float(top[0]), float(top[1])) for top in on_top)
 
 
-def _can_toggle(view: _View, *, light: str, wanted: bool) -> bool:
-    return not view.is_holding and view.lights[light] != wanted
-
-
 def _can_move_slider(view: _View, *, side: str) -> bool:
     to_go_m = view.layout.slide_max_m - view.slide_m if side == "left" else view.slide_m
     return not view.is_holding and to_go_m > _SLIDE_LEFT_M
@@ -208,13 +196,17 @@ _PRECONDITIONS: Final[dict[str, Callable[..., bool]]] = {
     "rotate": _can_rotate,
     "push": _can_push,
     "lift": _can_lift,
-    "turn": _can_toggle,
+    "turn": lambda view, light, wanted: not view.is_holding and view.lights[light] != wanted,
     "move_slider": _can_move_slider,
     "open_drawer": lambda view: not view.is_holding and DRAWER_MAX_M - view.drawer_m > _DRAWER_LEFT_M,
     "close_drawer": lambda view: not view.is_holding and view.drawer_m > _DRAWER_LEFT_M,
-    "place_in_slider": _can_place_in_slider,
+    "place_in_slider": lambda view: (
+        view.is_holding and any(high - low > 2.0 * HALF_HAND_M for low, high in _open_cabinet(view))
+    ),
     "place_in_drawer": lambda view: view.is_holding and view.drawer_m > _DRAWER_OPEN_M,
-    "stack_block": _can_stack,
+    "stack_block": lambda view: (
+        view.is_holding and any(_is_graspable_on_table(view, block) for block in view.blocks_on("table"))
+    ),
     "unstack_block": _can_unstack,
     "push_into_drawer": _can_push_into_drawer,
 }

@@ -34,14 +34,9 @@ def _bodies(contacts: Iterable[Contact]) -> frozenset[str]:
     return frozenset(body for body, _ in contacts)
 
 
-def _touches_only_blocks(block: BlockState) -> bool:
-    bodies = _bodies(block.contacts)
-    return bool(bodies) and bodies <= set(BLOCKS)
-
-
-def _is_settled(block: BlockState) -> bool:
-    speeds = np.concatenate([block.linear_velocity_m_s, block.angular_velocity_rad_s])
-    return bool(np.all(np.abs(speeds) < SETTLED_SPEED))
+def _rests_on_blocks(block: BlockState) -> bool:
+    bodies, speeds = _bodies(block.contacts), np.concatenate([block.linear_velocity_m_s, block.angular_velocity_rad_s])
+    return bool(bodies) and bodies <= set(BLOCKS) and bool(np.all(np.abs(speeds) < SETTLED_SPEED))
 
 
 def _rotate(start: SceneInfo, end: SceneInfo, *, block: str, side: str) -> bool:
@@ -91,15 +86,8 @@ def _place(start: SceneInfo, end: SceneInfo, *, link: str) -> bool:
 
 def _stack(start: SceneInfo, end: SceneInfo) -> bool:
     return any(
-        not _bodies(start.blocks[block].contacts) & set(BLOCKS)
-        and _touches_only_blocks(end.blocks[block])
-        and _is_settled(end.blocks[block])
-        for block in BLOCKS
+        not _bodies(start.blocks[block].contacts) & set(BLOCKS) and _rests_on_blocks(end.blocks[block]) for block in BLOCKS
     )
-
-
-def _toggle(start: SceneInfo, end: SceneInfo, *, light: str, wanted: bool) -> bool:
-    return start.lights[light] != wanted and end.lights[light] == wanted
 
 
 def _push_into_drawer(start: SceneInfo, end: SceneInfo) -> bool:
@@ -120,7 +108,7 @@ _PREDICATES: Final[dict[str, Callable[..., bool]]] = {
     "rotate": _rotate,
     "push": _push,
     "lift": _lift,
-    "turn": _toggle,
+    "turn": lambda start, end, light, wanted: start.lights[light] != wanted and end.lights[light] == wanted,
     "move_slider": _move_slider,
     "open_drawer": functools.partial(_move_door, door="base__drawer", travel_m=DRAWER_TRAVEL_M),
     "close_drawer": functools.partial(_move_door, door="base__drawer", travel_m=-DRAWER_TRAVEL_M),

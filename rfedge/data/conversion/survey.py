@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rfedge.data.conversion.mapping import Motion, SourceState, map_episode, source_motion, source_state
+from rfedge.data.conversion.mapping import map_episode, source_motion, source_state
 from rfedge.data.conversion.options import GRIPPER_CONVENTIONS, ROTATIONS, ConversionOptions
 from rfedge.data.conversion.records import Layout, Source, SourceEpisode
 from rfedge.data.frames import Float64Array
@@ -107,17 +107,14 @@ class _Agreement:
             self._raw_values |= {float(value) for value in raw}
         measured = _differences(state.pose)
         for reading, sums in self._motion.items():
-            motion = self._read_as(reading, episode, state, chosen)
+            motion = chosen
+            if reading != self._rotation:
+                motion = source_motion(episode, self._layout, replace(self._options, rotation=reading), state)
             if motion.steps is not None:
                 sums.add(motion.steps[:-1], measured)
             elif motion.targets is not None:
                 sums.add(_differences(motion.targets), measured)
                 self._far[reading].append(_distance(state.pose, motion.targets))
-
-    def _read_as(self, reading: str, episode: SourceEpisode, state: SourceState, chosen: Motion) -> Motion:
-        if reading == self._rotation:
-            return chosen
-        return source_motion(episode, self._layout, replace(self._options, rotation=reading), state)
 
     def faults(self) -> list[RfedgeError]:
         faults: list[RfedgeError] = []

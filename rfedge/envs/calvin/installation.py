@@ -95,7 +95,9 @@ def _visual(
     links: tuple[str, ...] = (link,)
     place = _origin(visual, scale)
     while (joint := joints.get(links[-1])) is not None:
-        links, place = (*links, _child(joint, "parent").attrib["link"]), _compose(_origin(joint, scale), place)
+        position_m, rotation = _origin(joint, scale)
+        links = (*links, _child(joint, "parent").attrib["link"])
+        place = (position_m + rotation @ place[0], rotation @ place[1])
     material = visual.find("material")
     colour = None if material is None else colours.get(material.get("name"))
     rgba = (1.0, 1.0, 1.0, 1.0) if colour is None else tuple(_floats(colour.attrib["rgba"]))
@@ -120,10 +122,6 @@ def _origin(element: ET.Element, scale: float) -> Frame:
     if origin is None:
         return np.zeros(3), np.eye(3)
     return scale * _floats(origin.get("xyz", "0 0 0")), euler_to_matrix(_floats(origin.get("rpy", "0 0 0")))
-
-
-def _compose(outer: Frame, inner: Frame) -> Frame:
-    return outer[0] + outer[1] @ inner[0], outer[1] @ inner[1]
 
 
 def _floats(text: str) -> Float64Array:

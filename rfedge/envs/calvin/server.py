@@ -82,7 +82,10 @@ class Simulator:
                     f"env.use_egl={str(renderer == 'egl').lower()}",
                 ],
             )
-        _draw_without_segmentation()
+        # calvin_env drops PyBullet's segmentation mask, whose pass costs a fifth of a picture, and has no option for it.
+        # Both images stay bit for bit the same.
+        pybullet: Any = importlib.import_module("pybullet")
+        pybullet.getCameraImage = functools.partial(pybullet.getCameraImage, flags=pybullet.ER_NO_SEGMENTATION_MASK)
         self._env = instantiate(config.env, show_gui=False, use_vr=False, use_scene_info=True)
         self._p = self._env.p
         self._cid = self._env.cid
@@ -110,20 +113,17 @@ class Simulator:
 
     def facts(self) -> Header:
         """Return what never changes: order of the blocks, control rate, versions."""
+        git = importlib.import_module("git")  # calvin_env itself has just asked for its commit
         return {
             "block_order": [block.name for block in self._env.scene.movable_objects],
             "control_hz": int(self._env.control_freq),
             "versions": {
-                "calvin_env": self._commit(),
+                "calvin_env": str(git.Repo(self._root).head.object.hexsha),
                 "calvin_env python": platform.python_version(),
                 "calvin_env numpy": np.__version__,
                 "pybullet": self._pybullet_version(),
             },
         }
-
-    def _commit(self) -> str:
-        git = importlib.import_module("git")  # calvin_env itself has just asked for its commit
-        return str(git.Repo(self._root).head.object.hexsha)
 
     def _pybullet_version(self) -> str:
         try:
@@ -196,13 +196,6 @@ def answer(simulator: Any, header: Header, arrays: Arrays) -> tuple[Header, Arra
     if method == "info":
         return {"info": simulator.info()}, {}
     raise ProtocolError(f"an unknown method {method!r}")
-
-
-def _draw_without_segmentation() -> None:
-    """Let PyBullet leave out the segmentation mask, which calvin_env drops: its pass costs a fifth of a picture."""
-    # calvin_env has no option for it, and both images stay bit for bit the same.
-    pybullet: Any = importlib.import_module("pybullet")
-    pybullet.getCameraImage = functools.partial(pybullet.getCameraImage, flags=pybullet.ER_NO_SEGMENTATION_MASK)
 
 
 def main() -> None:

@@ -60,18 +60,11 @@ class Expert:
         self._commanded: Float64Array = np.zeros(6)  # the same with the last one
         self._last_tcp: Float64Array = np.zeros(6)
         self._start_scene: Float64Array | None = None
-        self._anchor_m: Float64Array = np.zeros(3)
-        self._from_m: Float64Array = np.zeros(3)
-        self._target_m: Float64Array = np.zeros(3)
-        self._goal_euler: Float64Array = np.zeros(3)
+        self._anchor_m = self._from_m = self._target_m = self._goal_euler = np.zeros(3)
+        self._grasp_m = self._approach_m = np.zeros(3)
         self._plan: tuple[Waypoint, ...] = ()
         self._index = -1
-        self._steps = 0
-        self._reached_steps = 0
-        self._attempts = 0
-        self._corrections = 0
-        self._grasp_m: Float64Array = np.zeros(3)
-        self._approach_m: Float64Array = np.zeros(3)
+        self._steps = self._reached_steps = self._attempts = self._corrections = 0
 
     def begin(self, scene_obs: Float64Array) -> None:
         """Take note of how the scene (24,) was when the task began, where that was before the first `act`."""

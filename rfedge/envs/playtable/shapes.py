@@ -108,13 +108,6 @@ def add_meshes(asset: ET.Element, layout: TableLayout) -> None:
     _add_arm_meshes(asset)
 
 
-def _slope_surface() -> Surface:
-    """Return a surface in the coordinates (x, along, out) of the cabinet's tilted face."""
-    cos, sin = math.cos(FACE_TILT_RAD), math.sin(FACE_TILT_RAD)
-    frame = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    return Surface(frame=frame, origin_m=(0.0, *dimensions.FACE_FOOT_YZ_M))
-
-
 def _drawn_base(layout: TableLayout) -> Surface:
     wood, grain = Surface(), layout.grain_axis
     half_x, half_y, top = dimensions.TABLE_HALF_X_M, dimensions.TABLE_HALF_Y_M, dimensions.TABLE_TOP_M
@@ -161,7 +154,10 @@ def _drawn_drawer(layout: TableLayout) -> Surface:
 
 
 def _drawn_door(layout: TableLayout) -> Surface:
-    wood = _slope_surface()
+    # In the coordinates (x, along, out) of the cabinet's tilted face.
+    cos, sin = math.cos(FACE_TILT_RAD), math.sin(FACE_TILT_RAD)
+    frame = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    wood = Surface(frame=frame, origin_m=(0.0, *dimensions.FACE_FOOT_YZ_M))
     low, high = layout.door_x_m
     wood.box((low, 0.0, 0.0), (high, 0.22, 0.02), grain=layout.grain_axis)
     return wood

@@ -87,10 +87,6 @@ def _labelled_tokens(example: ImageTextExample, tokenizer: InstructionTokenizer)
     return [(token_id, token_id if end > len(given) else NO_LABEL) for token_id, end in spans]
 
 
-def _num_said(example: ImageTextExample, tokenizer: InstructionTokenizer) -> int:
-    return sum(label != NO_LABEL for _, label in _labelled_tokens(example, tokenizer)[1:])
-
-
 def language_loss(policy: RoboFlamingo, batch: ImageTextBatch, num_tokens: int | None = None) -> tuple[torch.Tensor, int]:
     """Return the cross-entropy of the next token, nats, and how many tokens of the batch are labelled.
 
@@ -159,7 +155,8 @@ class CoTraining(Prefetch[tuple[list[_Planned], dict[str, SamplerState]]]):
 
     def _split(self, kind: ImageTextKind, chosen: list[int]) -> list[_Planned]:
         examples = self._data.training[kind].examples(chosen)
-        num_tokens = sum(_num_said(example, self._tokenizer) for example in examples)
+        rows = [_labelled_tokens(example, self._tokenizer)[1:] for example in examples]
+        num_tokens = sum(label != NO_LABEL for row in rows for _, label in row)
         return [(kind, self._load(examples[part]), num_tokens) for part in self._parts]
 
     def _load(self, examples: Sequence[ImageTextExample]) -> ImageTextBatch:

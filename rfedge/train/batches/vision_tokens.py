@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -124,7 +123,7 @@ def _build(
                         array[row] = seen.arrays[known[0]][key][known[1]]
             for key, array in arrays.items() if new else ():
                 images = torch.from_numpy(np.ascontiguousarray(getattr(cache, key)[new])).to(scope.device)
-                tokens = scope.run(partial(_look, backbone.vision, preprocess[key], images))
+                tokens = scope.run(partial(torch.nn.Sequential(preprocess[key], backbone.vision), images))
                 array[new] = tokens.cpu().to(torch.float16).numpy()
             if on_frame is not None:
                 on_frame(last, count)
@@ -132,14 +131,6 @@ def _build(
         np.save(temporary / _DIGESTS, digests)
         record = {"num_frames": count, "tower": tower, "vision": vision.model_dump()}
         (temporary / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _look(
-    vision: Callable[[torch.Tensor], torch.Tensor],
-    preprocess: Callable[[torch.Tensor], torch.Tensor],
-    images: torch.Tensor,
-) -> torch.Tensor:
-    return vision(preprocess(images))
 
 
 def _frame_digest(cache: FrameCache, row: int) -> bytes:
