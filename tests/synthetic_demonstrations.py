@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rfedge.data.calvin import Segment
-from rfedge.data.collection.writer import write_episode, write_index
+from rfedge.data.calvin import Segment, write_episode, write_index
 from rfedge.data.statistics import DatasetStatistics
 
 # CALVIN's robot_obs at the start of an episode, with the gripper half open.

@@ -1,4 +1,4 @@
-"""Reads a split of a CALVIN dataset: language segments over numbered frames, loaded one by one when asked for.
+"""Reads and writes a split of a CALVIN dataset: language segments over numbered frames, loaded one by one when asked for.
 
 The released splits (debug, D, ABC, ABCD) are read as published; a training split has these files, of which only the
 frames and one language file are needed:
@@ -18,7 +18,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,11 +27,12 @@ from typing import Final
 import numpy as np
 
 from rfedge.data.collection.dataset_records import CALVIN_HZ, COLLECTION_RECORD, read_conventions
-from rfedge.data.frames import FRAME_KEYS, Array, frame_name, frame_number, read_frame
-from rfedge.data.object_file import read_object_file
+from rfedge.data.frames import FRAME_KEYS, Array, check_frame_array, frame_name, frame_number, read_frame, write_frame
+from rfedge.data.object_file import read_object_file, write_object_file
 from rfedge.data.scene.scenes import SceneFrames, contradicted_by, read_scenes
 from rfedge.data.statistics import DatasetStatistics, evenly_spaced
 from rfedge.errors import DatasetError
+from rfedge.io.atomic import atomic_file
 from rfedge.io.disk import read_json
 from rfedge.robot.conventions import Conventions
 
@@ -234,17 +236,8 @@ def _has_frames(folder: Path) -> bool:
         return any(frame_number(entry.name) is not None for entry in entries)
 
 
-@dataclass(frozen=True, slots=True)
-class Annotations:
-    """Content of an annotation file."""
-
-    segments: tuple[Segment, ...]  # those with an instruction, in the order of the file
-    # (place in the file, segment) of those without one, which nothing can be learned from
-    blank: tuple[tuple[int, Segment], ...]
-
-
-def read_annotations(path: Path) -> Annotations:
-    """Return the segments of an annotation file."""
+def read_annotations(path: Path) -> tuple[tuple[Segment, ...], tuple[tuple[int, Segment], ...]]:
+    """Return the segments of an annotation file, and (place in the file, segment) of those without an instruction."""
     content = read_object_file(path)
     try:
         language, bounds = content["language"], content["info"]["indx"]
@@ -264,7 +257,7 @@ def read_annotations(path: Path) -> Annotations:
         remedy = "Collect demonstrations with `rfedge demos`."
         raise DatasetError(f"file {path}", got=got, expected="at least one", remedy=remedy)
     blank = tuple((place, segment) for place, segment in enumerate(listed) if not segment.instruction)
-    return Annotations(segments, blank)
+    return segments, blank
 
 
 def _words(text: object) -> str:
@@ -276,10 +269,73 @@ def _words(text: object) -> str:
 
 def read_segments(path: Path) -> tuple[Segment, ...]:
     """Return the segments of an annotation file that have an instruction; the others are named in a warning."""
-    annotations = read_annotations(path)
-    for place, segment in annotations.blank:
+    segments, blank = read_annotations(path)
+    for place, segment in blank:
         logger.warning(
             "%s: segment %d (%s, frames %d to %d) has no instruction and is left out",
             path, place, segment.task, segment.start, segment.end,
         )  # fmt: skip
-    return annotations.segments
+    return segments
+
+
+# Width of the MiniLM sentence embeddings in CALVIN's own files.
+_EMBEDDING_SIZE: Final = 384
+
+
+def write_episode(folder: Path, first: int, frames: Mapping[str, Array]) -> int:
+    """Check an episode, arrays stacked over T frames, write it as frames `first`, `first + 1`, ..., and return T."""
+    subject = f"episode at frame {first}"
+    missing = [key for key in FRAME_KEYS if key not in frames]
+    if missing:
+        raise DatasetError(subject, got=f"no {missing[0]!r}", expected=", ".join(FRAME_KEYS), remedy="Record all of them.")
+    lengths = {key: len(frames[key]) for key in FRAME_KEYS}
+    num_frames = lengths["rel_actions"]
+    if set(lengths.values()) != {num_frames} or not num_frames:
+        raise DatasetError(
+            subject, got=f"lengths {lengths}", expected="one length of at least 1", remedy="Record all of them each step."
+        )
+    rows = [{key: frames[key][index] for key in FRAME_KEYS} for index in range(num_frames)]
+    for index, row in enumerate(rows):
+        for key, array in row.items():
+            check_frame_array(f"{subject}, step {index}", key, array)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, row in enumerate(rows):
+        write_frame(folder / frame_name(first + index), row)
+    return num_frames
+
+
+def write_index(
+    folder: Path,
+    segments: Sequence[Segment],
+    statistics: DatasetStatistics,
+    *,
+    scene: str | Mapping[str, tuple[int, int]] | None,
+    episodes: Sequence[tuple[int, int]] | None = None,
+) -> None:
+    """Write the index files of a split whose frames are all there; each appears whole or not at all.
+
+    `scene` is one letter, or letter -> first and last frame; without `episodes` every segment is one.
+    """
+    bounds = np.array(episodes or [(segment.start, segment.end) for segment in segments], dtype=np.int64)
+    if isinstance(scene, str):
+        scene = {scene: (int(bounds[:, 0].min()), int(bounds[:, 1].max()))}
+    arrays = {"ep_start_end_ids.npy": bounds, "ep_lens.npy": bounds[:, 1] - bounds[:, 0] + 1}
+    for name, array in arrays.items():
+        with atomic_file(folder / name) as path, path.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    if scene is not None:
+        with atomic_file(folder / "scene_info.npy") as path:
+            write_object_file(path, {f"calvin_scene_{letter}": [first, last] for letter, (first, last) in scene.items()})
+    with atomic_file(folder / "statistics.yaml") as path:
+        path.write_text(statistics.to_yaml())
+    # A pickle spells a text once per object, not once per value: intern them, so that equal datasets are equal bytes.
+    annotations = {
+        "language": {
+            "ann": [sys.intern(segment.instruction) for segment in segments],
+            "task": [sys.intern(segment.task) for segment in segments],
+            "emb": np.zeros((len(segments), 1, _EMBEDDING_SIZE), dtype=np.float32),
+        },
+        "info": {"episodes": [], "indx": [(segment.start, segment.end) for segment in segments]},
+    }
+    with atomic_file(folder / LANGUAGE_FILE) as path:  # last: a split without it is refused by the reader
+        write_object_file(path, annotations)

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from rfedge.bundle.artifact import hash_file
-from rfedge.data.calvin import CalvinDataset, Segment
+from rfedge.data.calvin import CalvinDataset, Segment, write_index
 from rfedge.data.collection.dataset_records import COLLECTION_RECORD, missing_parts
-from rfedge.data.collection.writer import write_index
 from rfedge.data.frames import frame_name
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.io.atomic import atomic_directory

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from rfedge.data import CalvinDataset
-from rfedge.data.calvin import LANGUAGE_FILE
-from rfedge.data.collection.writer import write_episode
+from rfedge.data.calvin import LANGUAGE_FILE, write_episode
 from rfedge.data.frames import FRAME_KEYS, FRAME_SHAPES, frame_name, read_frame, write_frame
 from rfedge.data.object_file import read_object_file, write_object_file
 from rfedge.data.statistics import RunningMoments

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from rfedge.data import CalvinDataset
-from rfedge.data.calvin import Segment
-from rfedge.data.collection.writer import write_episode, write_index
+from rfedge.data.calvin import Segment, write_episode, write_index
 from rfedge.data.frames import absolute_actions
 from rfedge.data.inspection.report import InspectionReport, inspect_dataset
 from rfedge.data.statistics import DatasetStatistics

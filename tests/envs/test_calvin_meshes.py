@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from rfedge.envs import make_environment
-from rfedge.envs.calvin.installation import FOLDER_VARIABLE, PYTHON_VARIABLE, find_data, read_visuals
-from rfedge.envs.calvin.meshes import read_mesh, simplify
+from rfedge.envs.calvin.installation import FOLDER_VARIABLE, PYTHON_VARIABLE, find_data, read_mesh, read_visuals, simplify
 from rfedge.errors import ArtifactError, BackendUnavailableError, ConfigError
 from tests.errors import raises
 

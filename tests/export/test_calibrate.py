@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from rfedge.data import CalvinDataset
-from rfedge.data.calvin import Segment
-from rfedge.data.collection.writer import write_episode, write_index
+from rfedge.data.calvin import Segment, write_episode, write_index
 from rfedge.data.statistics import DatasetStatistics
 from rfedge.errors import DatasetError
 from rfedge.export.calibrate import choose_calibration_frames, gripper_changes

@@ -16,9 +16,8 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 
-from rfedge.data.calvin import CalvinDataset, Segment
+from rfedge.data.calvin import CalvinDataset, Segment, write_episode, write_index
 from rfedge.data.collection.dataset_records import COLLECTION_RECORD
-from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.frames import Array, frame_name
 from rfedge.errors import ConfigError, DatasetError
 from rfedge.io.atomic import atomic_file

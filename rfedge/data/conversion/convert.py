@@ -11,9 +11,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from rfedge.data.calvin import Segment
+from rfedge.data.calvin import Segment, write_episode, write_index
 from rfedge.data.collection.dataset_records import CALVIN_HZ, CONVERSION_RECORD
-from rfedge.data.collection.writer import write_episode, write_index
 from rfedge.data.conversion.hdf5 import Hdf5Source
 from rfedge.data.conversion.lerobot import LeRobotSource
 from rfedge.data.conversion.mapping import MappedEpisode, map_episode

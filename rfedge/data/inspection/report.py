@@ -121,11 +121,10 @@ def inspect_dataset(
     segments: tuple[calvin.Segment, ...] = ()
     if language_file is not None:
         name = f"{language_file.parent.name}/{language_file.name}"
-        annotations = _collected(findings, lambda: calvin.read_annotations(language_file), calvin.Annotations((), ()))
-        segments = annotations.segments
+        segments, blank = _collected(findings, lambda: calvin.read_annotations(language_file), ((), ()))
         findings += [
             Finding(name, f"segment {place} ({part.task}, frames {part.start} to {part.end}): no instruction", "words")
-            for place, part in annotations.blank
+            for place, part in blank
         ]
         findings += index.check_segments(segments, episodes, name)
         others = sorted({segment.task for segment in segments} - {*task_names}) if task_names else []
@@ -135,7 +134,7 @@ def inspect_dataset(
     language_folders = tuple(sorted(path.parent.name for path in folder.glob("lang_*/auto_lang_ann.npy")))
     if segments:  # an unreadable annotation file is already listed
         for other in language_folders:
-            findings += index.check_embeddings(folder / other / "auto_lang_ann.npy", len(segments) + len(annotations.blank))
+            findings += index.check_embeddings(folder / other / "auto_lang_ann.npy", len(segments) + len(blank))
     findings += index.check_episodes(folder, episodes) if not any("ep_start_end" in item.file for item in findings) else []
     findings += index.check_missing_frames(existing, episodes, segments) + index.check_scenes(existing, scenes)
     if (configured := contradicted_by(folder, scenes)) is not None:

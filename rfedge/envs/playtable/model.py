@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rfedge.envs.calvin import installation, meshes
+from rfedge.envs.calvin import installation
 from rfedge.envs.interface import Float64Array
 from rfedge.envs.looks import Looks
 from rfedge.envs.playtable import looks as shading
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 SUBSTEPS: Final = 16  # physics steps per control step, so 480 Hz
 _TERM: Final = re.compile(r"[a-z_]+|[-+]?[0-9.]+")
 _SOURCES: Final = (".mtl", ".obj", ".png", ".stl", ".urdf")
-_CODE: Final = tuple(Path(module.__file__ or "") for module in (installation, meshes, shading, skin))
+_CODE: Final = tuple(Path(module.__file__ or "") for module in (installation, shading, skin))
 
 
 def build_mjcf(layout: TableLayout) -> str:

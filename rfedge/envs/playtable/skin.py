@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rfedge.envs.calvin.installation import Visual, read_visuals
-from rfedge.envs.calvin.meshes import TriangleMesh, read_mesh, simplify
+from rfedge.envs.calvin.installation import TriangleMesh, Visual, read_mesh, read_visuals, simplify
 from rfedge.envs.interface import BLOCKS
 from rfedge.envs.playtable.layout import BASE_POSITION_M
 from rfedge.envs.playtable.looks import SUN
