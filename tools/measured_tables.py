@@ -96,7 +96,7 @@ def success_table(records: dict[Path, dict[str, Any]]) -> str:
         "`rfedge bench success` of the shipped policies, scene D, on the first of CALVIN's chains and prepared starts of "
         "each of 34 tasks; intervals of 95 %. Latency during these rollouts on "
         f"{' and '.join(machines)}, one policy per core, other work beside. "
-        f"Every figure: {', '.join(_link(path) for path in records)}."
+        f"Every figure: {', '.join(f'[{path.name}]({path.relative_to(ROOT).as_posix()})' for path in records)}."
     )
     return f"{grid(_COLUMNS, rows)}\n\n{caption}"
 
@@ -122,7 +122,10 @@ def precisions_table(*records: dict[str, Any]) -> str:
         here = [record["success"]["rows"][number] for record in records]
         assert {one["policy"] for one in here} == {row["policy"]}
         policy, call = policies[row["policy"]], joined["per_call_ms"]
-        cells = [cell for one in here for cell in (bracketed(one["chains"]["average_length"]), _kept(one["paired"]))]
+        cells = []
+        for one in here:
+            kept = "-" if one["paired"] is None else bracketed(one["paired"]["average_length_share"])
+            cells += [bracketed(one["chains"]["average_length"]), kept]
         loaded = variants[joined["variant"]]["load_rss_bytes"]
         sizes = (f"{call['p50']:.1f} / {call['p99']:.1f}", f"{policy['size_bytes'] / 1e6:.1f}", f"{loaded / 1e6:.0f}")
         rows.append((row["precision"], *cells, *sizes, policy.get("backend") or first["success"]["conditions"]["backend"]))
@@ -145,10 +148,6 @@ def precisions_table(*records: dict[str, Any]) -> str:
         f"Every figure: {', '.join(f'[{path.name}](../../{path.relative_to(ROOT).as_posix()})' for path in PRECISIONS)}."
     )
     return f"{grid(columns, rows)}\n\n{caption}"
-
-
-def _kept(paired: dict[str, Any] | None) -> str:
-    return "-" if paired is None else bracketed(paired["average_length_share"])
 
 
 def ablations_table(record: dict[str, Any]) -> str:
@@ -174,10 +173,6 @@ def _policy(policy: dict[str, Any]) -> str:
 
 def share(value: dict[str, float]) -> str:
     return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
-
-
-def _link(path: Path) -> str:
-    return f"[{path.name}]({path.relative_to(ROOT).as_posix()})"
 
 
 def _read(path: Path) -> dict[str, Any]:

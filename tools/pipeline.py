@@ -134,21 +134,8 @@ def summarise(
         )
     medians = {variant["name"]: variant["per_call_ms"]["total"]["p50"] for variant in latency["variants"]}
     print("median ms per policy call: " + ", ".join(f"{name} {value:.2f}" for name, value in medians.items()))
-    results = {
-        "seconds": round(seconds),
-        "demonstrations": demos["tasks"],
-        "training": {key: value for key, value in trained.items() if key != "checkpoint"},
-        "bundles": {
-            precision: {
-                "precision": manifest["precision"],
-                "parity": manifest["parity"],
-                "size_bytes": sum(artifact["size_bytes"] for artifact in manifest["artifacts"]),
-            }
-            for precision, manifest in manifests.items()
-        },
-        "episodes": episodes,
-        "latency": latency,
-    }
+    results = {"seconds": round(seconds), "demonstrations": demos, "training": trained, "bundles": manifests}
+    results |= {"episodes": episodes, "latency": latency}
     (root / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"all in {seconds / 60:.1f} minutes; every figure: {root / 'results.json'}")
     return 0 if halved else 1

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from rfedge.data.image_text import ImageTextData, open_image_text
+from rfedge.data.image_text import open_image_text
 from rfedge.data.statistics import evenly_spaced
 from rfedge.data.windows import SamplerState, WindowSampler
 from rfedge.jobs.progress import StageProgress
@@ -78,7 +78,11 @@ def train_policy(
         torch_settings(config, device := open_device(config.device)),
     ):
         check_batches(config, processes)
-        pairs = _open_pairs(config, progress)  # first, so that a damaged line ends the run before anything is built
+        pairs = None
+        if config.image_text:  # first, so that a damaged line ends the run before anything is built
+            on_byte = None if progress is None else partial(progress, "image-text files")
+            part, seed = config.validation_fraction, config.seed
+            pairs = open_image_text(config.image_text, validation_fraction=part, seed=seed, on_byte=on_byte)
         start = start_policy(config)
         policy = start.policy
         if not config.vl_pretraining:  # in vain where a run goes on: its state holds what became of them
@@ -208,7 +212,7 @@ class _Run(TrainingRun):
             sources.cache,
             sources.table,
             self.scope.device,
-            on_frame=None if report is None else lambda done, total: report("features", done, total),
+            on_frame=None if report is None else partial(report, "features"),
             scope=self.scope,
             processes=self.processes,
         )
@@ -297,12 +301,3 @@ def _last_step(config: TrainConfig, num_windows: int) -> int | None:
     if config.epochs is not None:  # passes of the whole policy
         ends.append(config.head_first_steps + math.ceil(config.epochs * num_windows / config.batch_size))
     return min(ends) if ends else None
-
-
-def _open_pairs(config: TrainConfig, progress: StageProgress | None) -> ImageTextData | None:
-    if not config.image_text:
-        return None
-    on_byte = None if progress is None else lambda done, total: progress("image-text files", done, total)
-    return open_image_text(
-        config.image_text, validation_fraction=config.validation_fraction, seed=config.seed, on_byte=on_byte
-    )

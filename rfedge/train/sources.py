@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import torch
@@ -124,7 +124,7 @@ def open_training_data(
     """Open the dataset and its frame cache, and cut it; without a tokenizer one is learnt."""
     dataset = CalvinDataset.open(config.data)
     grammar = check_grammar(config.instructions, grammar, dataset.segments)
-    on_frame = None if progress is None else lambda done, total: progress("frame cache", done, total)
+    on_frame = None if progress is None else partial(progress, "frame cache")
     with (processes or Processes()).rank0_first():  # the first process builds the cache, the others find it
         cache = FrameCache.open(dataset, folder=config.cache, on_frame=on_frame)
     policy = config.policy
@@ -148,7 +148,7 @@ def precompute_vision_tokens(
 ) -> TrainingData:
     """Return the data with the frozen vision tower's tokens in place of the images."""
     folder = sources.dataset.folder / TOKENS_FOLDER if config.cache is None else config.cache.parent / TOKENS_FOLDER
-    on_frame = None if progress is None else lambda done, total: progress("vision tokens", done, total)
+    on_frame = None if progress is None else partial(progress, "vision tokens")
     with processes.rank0_first():  # the first process computes them, the others find them
         seen = with_vision_tokens(
             sources.cache, policy, folder, device, mixed_precision=config.mixed_precision, on_frame=on_frame

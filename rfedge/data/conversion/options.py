@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_type_hints
 
 from rfedge.errors import ConfigError, one_of
 from rfedge.io.disk import read_file
@@ -111,29 +111,16 @@ class ConversionOptions:
 
     def check(self) -> None:
         """Raise ConfigError when a name is unknown or a number is not positive."""
-        names: tuple[tuple[str, str | None, Collection[str]], ...] = (
-            ("--actions", self.actions, ACTION_KINDS),
-            ("--rotation", self.rotation, ROTATIONS),
-            ("--gripper-convention", self.gripper, GRIPPER_CONVENTIONS),
-            ("--resize", self.resize, RESIZES),
-            ("--flip", self.flip, FLIPS),
-            ("--split", self.split, ("training", "validation")),
-            *(("--allow-missing", name, CAN_BE_MISSING) for name in self.allow_missing),
-            *(("--allow-mismatch", name, CAN_DISAGREE) for name in self.allow_mismatch),
-            *(("--map", name, FIELDS) for name in self.fields),
-        )
-        for option, name, choices in names:
-            if name is not None:
-                one_of(choices, name, option, remedy="Choose one of them.")
-        numbers = (
-            ("--position-scale-m", self.position_scale_m),
-            ("--rotation-scale-rad", self.rotation_scale_rad),
-            ("--source-fps", self.source_fps),
-            ("--fps", self.fps),
-        )
-        for option, value in numbers:
-            if value is not None and not 0.0 < value < float("inf"):
-                raise ConfigError(option, got=value, expected="a positive number", remedy="Correct it.")
+        for name, annotation in get_type_hints(type(self), include_extras=True).items():
+            for option in getattr(annotation, "__metadata__", ()):
+                value, flag = getattr(self, name), option.flag or f"--{name.replace('_', '-')}"
+                if option.choices and value is not None:
+                    for one in (value,) if isinstance(value, str) else value:
+                        one_of(option.choices, one, flag, remedy="Choose one of them.")
+                if isinstance(value, (int, float)) and not 0.0 < value < float("inf"):
+                    raise ConfigError(flag, got=value, expected="a positive number", remedy="Correct it.")
+        for name in self.fields:
+            one_of(FIELDS, name, "--map", remedy="Choose one of them.")
 
 
 def parse_fields(texts: Iterable[str]) -> dict[str, FieldSource]:
