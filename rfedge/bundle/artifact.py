@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -225,11 +225,13 @@ class Bundle:
         raise ArtifactError(f"bundle {self.root}", got=f"no {role} artifact", expected="one", remedy=remedy)
 
 
-def hash_file(path: Path) -> str:
+def hash_file(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """Return the sha256 of a file; `on_bytes` is called with the size of each block that was read."""
     digest = hashlib.sha256()  # Python 3.10 has no file_digest
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            on_bytes(len(block))
     return digest.hexdigest()
 
 

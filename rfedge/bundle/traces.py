@@ -26,18 +26,12 @@ _OUTPUTS: Final = ("features", "pose", "gripper", "h", "c")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RolloutTrace:
-    """Everything one side produced, T steps over all episodes.
+    """Everything one side produced, T steps over all episodes."""
 
-    Attributes:
-        features: (T, width).
-        pose: (T, k, 6).
-        gripper: (T, k) probability.
-        h, c: (T, layers, hidden) after each step, of the LSTM that acted; (T, 0, 0) where the head has no state.
-    """
-
-    features: FloatArray
-    pose: FloatArray
-    gripper: FloatArray
+    features: FloatArray  # (T, width)
+    pose: FloatArray  # (T, k, 6)
+    gripper: FloatArray  # (T, k) probability
+    # h, c: (T, layers, hidden) after each step, of the LSTM that acted; (T, 0, 0) where the head has no state
     h: FloatArray
     c: FloatArray
 

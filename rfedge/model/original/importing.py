@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from rfedge.bundle.artifact import hash_file
 from rfedge.errors import ArtifactError
 from rfedge.io.disk import check_room
 from rfedge.jobs.progress import StageProgress
@@ -16,7 +16,6 @@ from rfedge.model.original.import_plan import ImportPlan, part_of
 
 # Mapped pages count as memory until the mapping goes, so it goes after this much was read.
 _MAPPED_BYTES: Final = 1_000_000_000
-_BLOCK_BYTES: Final = 1 << 22
 _MEGABYTE: Final = 1_000_000
 
 
@@ -95,20 +94,16 @@ def _origin(plan: ImportPlan, progress: StageProgress) -> dict[str, Any]:
     # Both the weights and the settings of a language model may be asked for twice.
     files = list(dict.fromkeys(plan.files))
     total, done = sum(source.path.stat().st_size for source in files), 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        progress("check sums (MB)", done // _MEGABYTE, total // _MEGABYTE)
+
     sources = []
     for source in files:
-        digest = hashlib.sha256()
-        with source.path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-                done += len(block)
-                progress("check sums (MB)", done // _MEGABYTE, total // _MEGABYTE)
-        entry = {
-            "role": source.role,
-            "file": source.path.name,
-            "size_bytes": source.path.stat().st_size,
-            "sha256": digest.hexdigest(),
-        }
+        size_bytes, sha256 = source.path.stat().st_size, hash_file(source.path, count)
+        entry = {"role": source.role, "file": source.path.name, "size_bytes": size_bytes, "sha256": sha256}
         if source.repository is not None:
             entry |= {"repository": source.repository, "revision": source.revision}
         sources.append(entry)
