@@ -39,7 +39,6 @@ class EnvironmentSpeedPlan:
     seed: Annotated[int, Option("Seed of actions and block poses.", min=0)] = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError without a step."""
         check_least(1, {"steps": self.steps})
 
 
@@ -63,7 +62,7 @@ class EnvironmentSpeedReport(Measurement):
     looks: str | None = None  # what the pictures show; None in records that are older than the field
 
 
-def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None = None) -> EnvironmentSpeedReport:
+def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count = lambda *_: None) -> EnvironmentSpeedReport:
     """Build the environment, time it and report; `on_round` counts warm-up and resets too."""
     started_s = time.perf_counter()
     with make_environment(
@@ -82,7 +81,7 @@ def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count | None 
             warmup=WARMUP_ROUNDS,
             seed=plan.seed,
             build_ms=build_ms,
-            per_call_ms=_measure(environment, plan, on_round or (lambda done, total: None)),
+            per_call_ms=_measure(environment, plan, on_round),
         )
 
 

@@ -1,9 +1,8 @@
 """Variants of a policy, each timed in a process of its own: time, memory, and the machine's limit.
 
 Full-size variants do not fit into memory together, so each is loaded beside the first bundle alone, and the two are called
-in turn: a disturbance hits both. A round does so once with every variant, in a new order, and with the first bundle again,
-which is the noise floor. Ratios are of medians, pairs of calls resampled. The limit is what the machine's own int8 and fp32
-MatMuls and copies, measured before, would need for the same work.
+in turn: a disturbance hits both. A round does so once with every variant, and with the first bundle again, which is the
+noise floor. The limit is what the machine's own int8 and fp32 MatMuls and copies would need for the same work.
 """
 
 from __future__ import annotations
@@ -70,7 +69,6 @@ class IsolatedPlan:
     calls: Annotated[int, Option("With --isolate: timed calls per process, in turn with the first bundle.")] = 5
 
     def __post_init__(self) -> None:
-        """Raise ConfigError without a round or call, or for a baseline of a checkpoint without one."""
         check_least(1, {"rounds": self.rounds, "calls": self.calls, "threads": self.latency.settings.threads})
         if "pytorch-bf16" in self.baselines and self.latency.checkpoint is None:
             raise ConfigError("--baseline pytorch-bf16", got="no checkpoint", expected="--checkpoint DIR", remedy="Pass it.")

@@ -1,8 +1,7 @@
 """Where a policy call's time goes: milliseconds per kind of operator and per block, beside what the machine's limit allows.
 
-The limit of a block is its MatMuls at the rates of the machine's own int8 and fp32 MatMuls, or its traffic at the rate of
-its copies, whichever is longer (`rfedge.runtimes.roofline`). An operator belongs to the PyTorch block that its node in the
-graph came from; one that the backend made of several and renamed belongs where the one before it does.
+An operator belongs to the PyTorch block that its node in the graph came from; one that the backend made of several and
+renamed belongs where the one before it does.
 """
 
 from __future__ import annotations

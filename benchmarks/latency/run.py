@@ -1,8 +1,7 @@
 """Times variants of one policy against each other, fairly.
 
-All variants are loaded first and then called in turn, in a new random order each round, in one process: when the
-machine slows down, it slows down for all of them. The first bundle is loaded twice; the ratio of these two equal
-things is the noise floor below which a difference means nothing.
+All are called in turn, in a new random order each round, in one process: when the machine slows down, it slows down for all.
+The first bundle is loaded twice; the ratio of these two is the noise floor below which a difference means nothing.
 """
 
 from __future__ import annotations
@@ -92,7 +91,6 @@ class LatencyPlan:
     ] = False
 
     def __post_init__(self) -> None:
-        """Raise ConfigError without a bundle or an iteration, or with a negative warm-up, pause or time."""
         check_priority(self.realtime_priority)
         check_least(1, {"bundles": len(self.bundles), "iterations": self.iterations})
         check_least(0, {"warmup": self.warmup, "settle_ms": self.settle_ms, "resource_seconds": self.resource_seconds})
@@ -111,7 +109,7 @@ def run_latency(
     *,
     observations: Sequence[Observation] | None = None,
     inputs: str = "seeded noise",
-    on_round: Count | None = None,
+    on_round: Count = lambda *_: None,
 ) -> LatencyReport:
     """Load every variant, time them on the same observations, by default sampled from the seed, and report."""
     with ExitStack() as stack:
@@ -190,7 +188,7 @@ def measure_latency(
     iterations: int,
     seed: int,
     settle_ms: float = 0.0,
-    on_round: Count | None = None,
+    on_round: Count = lambda *_: None,
 ) -> dict[str, Samples]:
     """Call every policy once a round, in shuffled order, on `observations` in a cycle; return ms per policy and stage."""
     order = list(policies)
@@ -209,8 +207,7 @@ def measure_latency(
                 if index >= 0:
                     for stage in STAGES:
                         samples[name][stage][index] = timings_ms[stage]
-            if on_round is not None:
-                on_round(index + warmup + 1, warmup + iterations)
+            on_round(index + warmup + 1, warmup + iterations)
     return samples
 
 

@@ -1,7 +1,7 @@
 """A policy server under load: clients that ask as fast as they are answered, and whether each gets what it would get alone.
 
-The server is `rfedge serve` in a process of its own, with a token. All clients live in one thread and speak bare
-websockets: what is measured is the server, not Python clients that compete for a lock.
+All clients live in one thread and speak bare websockets: what is measured is the server, not clients that compete for a
+lock.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ class ServerPlan:
     ] = ()
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where a number is too small."""
         check_least(1, {"clients": self.clients})
         check_least(0, {"threads": self.threads, "seed": self.seed})
         if not self.seconds > 0:

@@ -1,10 +1,9 @@
 """Asks the machine how a bundle runs fastest: backend, precision hint, threads, spinning.
 
-Duels: the best way so far and a challenger are loaded together and called in turn, in a new order each round, so that two
-full-size forms need fit into memory and no more, and a disturbance hits both. The default against itself comes first: a
-challenger wins when its interval lies above 1 and its ratio beyond that noise floor. Before its duel it is held to the
-bundle's own gates, on the frames that the bundle carries with what PyTorch returned there (`rfedge.bundle.traces`); a
-bundle of an earlier version carries none, and is compared with its default form on frames of noise.
+Duels: the best way so far and a challenger are loaded together and called in turn, so that two full-size forms need fit into
+memory and no more, and a disturbance hits both. A challenger wins when its interval lies above 1 and its ratio beyond that
+of the default against itself. Before its duel it is held to the bundle's own gates, on the proof that the bundle carries
+(`rfedge.bundle.traces`); a bundle of an earlier version is compared with its default form on frames of noise.
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ class TunePlan:
     seed: Annotated[int, Option("Seed of inputs, order and bootstrap.")] = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a budget below a second."""
         check_least(1, {"budget_s": self.budget_s})
 
 

@@ -1,11 +1,9 @@
 """CALVIN's long-horizon protocol: chains of five tasks without a reset between them, 360 control steps for each.
 
-A chain begins in its start state. Its tasks follow each other; the task oracle checks after every step, and the first
-task that is not done in time ends the chain. Source: CALVIN, Mees et al., RA-L 2022, and its evaluation script.
-
-Every chain is a piece of work of its own, with seeds that follow from the run's seed, the chain's index and the subtask's
-position. So in an environment whose restored state forgets the past, as PlayTable's does, neither the number of processes
-nor a restart shows in the result.
+The task oracle checks after every step, and the first task that is not done in time ends the chain. Source: CALVIN, Mees et
+al., RA-L 2022, and its evaluation script. Seeds follow from the run's seed, the chain's index and the subtask's position, so
+in an environment whose restored state forgets the past, as PlayTable's does, neither the number of processes nor a restart
+shows.
 """
 
 from __future__ import annotations
@@ -85,7 +83,6 @@ class ChainPlan:
     environment: EnvironmentIdentity | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where the language is unknown, no step is allowed or the seed is negative."""
         if self.instructions is None:
             one_of(LANGUAGES, self.language, "language")
         check_least(1, {"max_steps": self.max_steps}, remedy="Give a larger number.")
@@ -142,7 +139,7 @@ def run_chains(
     *,
     workers: int = 1,
     runner: JobRunner = run_jobs,
-    on_chain: Count | None = None,
+    on_chain: Count = lambda *_: None,
 ) -> ChainReport:
     """Run every chain, or those that an earlier call did not finish, and report.
 
@@ -197,10 +194,9 @@ def run_missing(
     call: Callable[[RolloutSetup, Any], Any],
     workers: int,
     runner: JobRunner,
-    on_job: Count | None,
+    on_job: Count,
 ) -> None:
     """Run those of `jobs` (key -> job) whose records are not in `done`, and add them there and to the journal."""
-    on_job = on_job or (lambda *_: None)
     environment = plan.environment
     for record in done.values():
         environment = record.environment.check_same(environment)

@@ -1,11 +1,8 @@
 """Records demonstrations: scripted experts at work, or a policy at work while an expert says what it should have done.
 
-Whatever drives, `rel_actions` of a frame is the expert's own answer to the state of that frame: what a policy is to
-learn. It is also the action that was sent, unless noise was added to it (`ActionNoise`, after DART) or a driver acted in
-its place (after DAgger). `actions` tells what happened: the tcp pose of the next frame and the gripper action sent.
-
-A rollout is a chain of one or more tasks that follow each other without a reset, each a segment of at most 64 frames.
-Sources: CALVIN's annotated windows (64 frames) and long-horizon protocol; Ross et al., DAgger, AISTATS 2011.
+Whatever drives, `rel_actions` of a frame is the expert's own answer to its state: what a policy is to learn. It is also the
+action that was sent, unless noise was added (`ActionNoise`, after DART) or a driver acted in its place (after DAgger, Ross
+et al., AISTATS 2011). `actions` tells what happened: the tcp pose of the next frame and the gripper action sent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Open-loop scores on recorded episodes: the score of a policy for which there is no simulator.
 
-The recorded frames are given to the policy at its own stride, whatever it answers, and its actions are compared with the
-recorded ones step by step, so that policies and precisions see the same frames. A low error is necessary for success and
+The recorded frames are given to the policy at its own stride, whatever it answers. A low error is necessary for success and
 not enough: where the policy's own mistakes lead shows in closed loop alone (`rfedge bench success`).
 """
 

@@ -45,7 +45,6 @@ class ExpertSuccessPlan:
     anywhere: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ConfigError without an episode, a step or a task, or for an unknown task."""
         numbers = {"episodes": self.episodes, "limit_steps": self.limit_steps, "tasks": len(self.tasks)}
         check_least(1, numbers, remedy="Ask for more.")
         for task in self.tasks:
@@ -77,14 +76,15 @@ class ExpertSuccessReport(Measurement):
         return sum(score.success.value >= MOST_RATE for score in self.tasks.values())
 
 
-def run_expert_success(plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Count | None = None) -> ExpertSuccessReport:
+def run_expert_success(
+    plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Count = lambda *_: None
+) -> ExpertSuccessReport:
     """Run every task's expert from its starts, without rendering; the number of workers changes no result."""
     started_s = time.perf_counter()
     rollouts: dict[str, tuple[RolloutRecord, ...]] = {}
     for task, found in run_jobs(functools.partial(_roll_out, plan), plan.tasks, workers):
         rollouts[task] = found
-        if on_task is not None:
-            on_task(len(rollouts), len(plan.tasks))
+        on_task(len(rollouts), len(plan.tasks))
     return ExpertSuccessReport(
         **provenance(),
         environment=plan.env,

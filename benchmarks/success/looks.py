@@ -41,7 +41,6 @@ class LooksPlan:
     renderer: Annotated[Renderer, Option(RENDERER_HELP)] = "egl"
 
     def __post_init__(self) -> None:
-        """Raise ConfigError without a state, without looks, or for unknown looks."""
         check_least(1, {"states": self.states, "looks": len(self.looks)})
         for looks in self.looks:
             check_looks(looks)
@@ -78,15 +77,14 @@ class LooksReport(Measurement):
     differences: dict[str, dict[str, PictureDifference]]  # by looks, then by camera
 
 
-def run_looks(plan: LooksPlan, *, on_state: Count | None = None) -> tuple[LooksReport, list[RenderedState]]:
+def run_looks(plan: LooksPlan, *, on_state: Count = lambda *_: None) -> tuple[LooksReport, list[RenderedState]]:
     """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state once per look."""
     done, total = 0, plan.states * (1 + len(plan.looks))
 
     def count() -> None:
         nonlocal done
         done += 1
-        if on_state is not None:
-            on_state(done, total)
+        on_state(done, total)
 
     states: list[RenderedState] = []
     rng = np.random.default_rng(plan.seed)

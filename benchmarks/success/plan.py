@@ -131,7 +131,6 @@ class SuccessPlan:
     skip_impossible: bool = False  # list combinations that cannot be run instead of refusing the plan
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a plan that cannot run: too few of something, something twice, or a label missing."""
         check_least(1, {"bundles": len(self.bundles), "ensembles": len(self.ensembles)}, remedy="Name one.")
         check_least(1, {"execute_steps": min(self.execute_steps, default=1)})
         check_least(0, {"single_tasks": self.starts_per_task, "seed": self.seed})

@@ -1,7 +1,7 @@
 """The policies of a table of precisions: every bundle that a checkpoint has not yet is exported, once.
 
-A precision without kernels in ONNX Runtime on CPUs is run by PyTorch, straight from the checkpoint. Bundles lie in one
-folder for each checkpoint and are kept, so that a killed measurement goes on and another one reuses them.
+A precision without kernels in ONNX Runtime on CPUs is run by PyTorch. Bundles are kept, so that a killed measurement goes
+on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Proves that compiled policies still work: several bundles, each played in several ways, on the same chains and starts.
 
-Every row (bundle, steps per call, scene, language) is a run of its own with its own folder, so a killed measurement goes on
-where it stopped, and rows can be paired chain by chain.
+Every row is a run of its own with its own folder, so a killed measurement goes on, and rows are paired chain by chain.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def run_success(
     workers: int = 1,
     runner: JobRunner = run_jobs,
     executor: str = "processes",
-    on_progress: Count | None = None,
+    on_progress: Count = lambda *_: None,
 ) -> SuccessReport:
     """Run every row, or what an earlier call left of it, and report.
 
@@ -116,7 +115,7 @@ class _Work:
     workers: int
     runner: JobRunner
     num_rows: int
-    on_progress: Count | None
+    on_progress: Count
     num_finished: int = 0  # chains and starts that were not there before
     environment: EnvironmentIdentity | None = None  # of all rows: those of others say nothing about each other
     num_done: int = 0
@@ -155,9 +154,8 @@ class _Work:
         def count(done: int, _total: int) -> None:
             self.num_finished += next(calls) > 0  # the first call counts what an earlier run had finished
             self.num_done = before + done
-            if self.on_progress is not None:
-                num_jobs = self.num_rows * (len(self.chains) + self.plan.starts_per_task * len(self.plan.tasks))
-                self.on_progress(self.num_done, num_jobs)
+            num_jobs = self.num_rows * (len(self.chains) + self.plan.starts_per_task * len(self.plan.tasks))
+            self.on_progress(self.num_done, num_jobs)
 
         return count
 

@@ -68,7 +68,7 @@ def run_trials(
     tasks: Sequence[str] = TASKS,
     workers: int = 1,
     runner: JobRunner = run_jobs,
-    on_trial: Count | None = None,
+    on_trial: Count = lambda *_: None,
 ) -> tuple[TrialRecord, ...]:
     """Run every start of every task, from `plan.seed` on, or what an earlier call left of them; return them task by task."""
     check_least(1, {"starts per task": starts_per_task, "tasks": len(tasks), "workers": workers}, remedy="Ask for more.")

@@ -1,7 +1,6 @@
 """Sweeps the number of steps per policy call over bundles and joins success with latency: the paper's Fig. 3c in numbers.
 
-Success is measured first, in as many processes as there are workers. Latency is measured after it in this process alone, all
-bundles in turn, because a call beside other workers says little about a robot.
+Latency is measured after success, in this process alone, because a call beside other workers says little about a robot.
 """
 
 from __future__ import annotations
@@ -80,7 +79,6 @@ class SweepPlan:
     ] = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a timing that cannot run, before the rollouts."""
         if self.success.emulate_engines:
             raise ConfigError(
                 "--emulate-engines",
@@ -108,7 +106,7 @@ class SweepPlan:
 
 
 def finish_sweep(
-    plan: SweepPlan, success: SuccessReport, output: Path | None = None, *, on_round: Count | None = None
+    plan: SweepPlan, success: SuccessReport, output: Path | None = None, *, on_round: Count = lambda *_: None
 ) -> SweepReport:
     """Time the bundles, unless an earlier call did, and join it with their success; `output` is the rollouts' folder."""
     timing = plan.latency

@@ -1,7 +1,6 @@
 """Errors of a disk as one line: full, read-only, names too long; room that is looked for before the work, and the cache.
 
-A disk that is full is met by whichever library writes, and each says it in its own way: as an OSError, as text, or not at
-all. `disk_error` finds it in all of them.
+A full disk is met by whichever library writes, and each says it in its own way: `disk_error` finds it in all of them.
 """
 
 from __future__ import annotations

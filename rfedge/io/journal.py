@@ -1,8 +1,7 @@
 """A journal of JSON lines: what a long run has finished, so that a killed one goes on where it stopped.
 
-The first line holds the arguments that decide the run; each further line is one finished piece of it, on disk before the
-next one begins. Every line ends with a checksum of itself, so that a changed byte is no other record. A lock on the file
-keeps a second process out and ends with the process that holds it.
+The first line holds the arguments that decide the run. Every line ends with a checksum of itself, so that a changed byte is
+no other record. A lock on the file keeps a second process out and ends with the process that holds it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,6 @@ class ServerAddress:
     ] = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where the deadline is not a positive number."""
         if not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
             raise ConfigError(
                 "deadline", got=self.deadline_ms, expected="a positive number", remedy="Raise --server-deadline-ms."
@@ -139,7 +138,6 @@ class RolloutPlan:
     )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a plan that runs nothing, or whose options exclude each other."""
         if (self.bundle is None) == (self.server is None):
             raise ConfigError(
                 "policy",

@@ -118,14 +118,13 @@ class PolicyLoop:
         return lambda subtask, environment: controller
 
 
-def open_policy(stack: ExitStack, plan: RolloutPlan, on_load: Callable[[EdgePolicy], None] | None) -> OpenedPolicy:
+def open_policy(stack: ExitStack, plan: RolloutPlan, on_load: Callable[[EdgePolicy], None]) -> OpenedPolicy:
     """Load the plan's bundle or connect to its server; `stack` closes it at the end of the run."""
     if plan.server is not None:
         return _connect(stack, plan.server)
     assert plan.bundle is not None
     policy = stack.enter_context(EdgePolicy.load(plan.bundle, backend=plan.backend, settings=plan.settings))
-    if on_load is not None:
-        on_load(policy)
+    on_load(policy)
     return OpenedPolicy(
         policy=policy,
         source=str(plan.bundle),

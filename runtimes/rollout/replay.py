@@ -1,10 +1,7 @@
 """Runs a recorded run again, from its header, and compares every action, bit for bit or within a tolerance.
 
-The simulator of the run is run again too; or the frames that the run recorded are shown in its place, which a robot's own
-computer can do with the core alone: so it is proved that a policy acts there as it did where it was recorded.
-
-What is compared: the frame's checksum, the hash of what the policy remembers, the action it wanted and the action that
-was sent. What is ignored: every time. A step that was late, starved or newly instructed is so again, because the record
+The simulator of the run is run again too; or the recorded frames are shown in its place, which a robot's own computer can do
+with the core alone. Every time is ignored: a step that was late, starved or newly instructed is so again, because the record
 says it was; so an overlapped run can be replayed too.
 """
 
@@ -84,8 +81,8 @@ def replay_run(
     bundle: Path | None = None,
     from_frames: bool = False,
     tolerance: float = 0.0,
-    on_load: Callable[[EdgePolicy], None] | None = None,
-    on_step: Callable[[int, ControlStep], None] | None = None,
+    on_load: Callable[[EdgePolicy], None] = lambda _: None,
+    on_step: Callable[[int, ControlStep], None] = lambda *_: None,
     stop: StopRequest | None = None,
 ) -> ReplayReport:
     """Run the record at `path` again, up to the first action that differs.
@@ -132,7 +129,7 @@ def _run_again(
     plan: RolloutPlan,
     record: RunRecord,
     comparison: _Comparison,
-    on_load: Callable[[EdgePolicy], None] | None,
+    on_load: Callable[[EdgePolicy], None],
     *,
     from_frames: bool,
 ) -> None:
@@ -198,7 +195,7 @@ class _Comparison:
 
     record: RunRecord
     stop: StopRequest
-    on_step: Callable[[int, ControlStep], None] | None
+    on_step: Callable[[int, ControlStep], None]
     tolerance: float
     largest_difference: float = 0.0
     num_alike: int = 0
@@ -229,8 +226,7 @@ class _Comparison:
             self.num_alike += 1
         else:
             self.stop.ask(_DIFFERS)
-        if self.on_step is not None:
-            self.on_step(episode, step)
+        self.on_step(episode, step)
 
     def missing_steps(self) -> Difference | None:
         """Return the difference of a replay that ended early, such as by success in another step."""

@@ -68,7 +68,7 @@ def roll_out(
     max_steps: int = MAX_STEPS,
     success: Callable[[], bool] | None = None,
     instruction: Callable[[], str] | None = None,
-    on_step: Callable[[ControlStep], None] | None = None,
+    on_step: Callable[[ControlStep], None] = lambda _: None,
     observe_every_step: bool = False,
     seed: int | None = None,
 ) -> Rollout:
@@ -84,8 +84,7 @@ def roll_out(
         if step.inference is not None:
             for stage, duration_ms in step.inference.timings_ms.items():
                 timings_ms.setdefault(stage, []).append(duration_ms)
-        if on_step is not None:
-            on_step(step)
+        on_step(step)
 
     summary = loop.run(
         instruction or goal.instruction,

@@ -68,19 +68,12 @@ class RolloutReport(Record):
         """Whether the loop stopped the robot: too many misses in a row, a frozen camera, or a hung step."""
         return any(episode.ended in STOPPED for episode in self.episodes)
 
-    @property
-    def num_successes(self) -> int | None:
-        """Episodes that succeeded; None when nobody could check."""
-        if self.task is None:
-            return None
-        return sum(episode.success is True for episode in self.episodes)
-
 
 def run_rollouts(
     plan: RolloutPlan,
     *,
-    on_load: Callable[[EdgePolicy], None] | None = None,
-    on_step: Callable[[int, ControlStep], None] | None = None,
+    on_load: Callable[[EdgePolicy], None] = lambda _: None,
+    on_step: Callable[[int, ControlStep], None] = lambda *_: None,
     stop: StopRequest | None = None,
 ) -> RolloutReport:
     """Run every episode and write film and record if they are wanted.
@@ -168,12 +161,9 @@ def run_rollouts(
         )
 
 
-def _report_step(
-    files: RunFiles, on_step: Callable[[int, ControlStep], None] | None, episode: int, step: ControlStep
-) -> None:
+def _report_step(files: RunFiles, on_step: Callable[[int, ControlStep], None], episode: int, step: ControlStep) -> None:
     files.add(step)
-    if on_step is not None:
-        on_step(episode, step)
+    on_step(episode, step)
 
 
 def _gather(rollouts: Iterable[Rollout], stage: str) -> list[float]:

@@ -1,7 +1,6 @@
 """Demonstrations for the export of a shipped policy, which comes without the data that it was trained on.
 
-Scripted experts do every task of PlayTable, from seeds that no training set of this project uses; the result is kept in
-the user's cache. Recorded frames in the package would be 3 MB for each policy and ten times fewer.
+Scripted experts do every task of PlayTable, from seeds that no training set of this project uses, into the user's cache.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which power meters this machine has, each under the name of what it measures.
 
-A meter of the whole board (jtop, else tegrastats) stands alone, because all others are parts of it. Without one the
-meters of the parts are all used: the GPU's and the CPU packages' add nothing twice.
+A meter of the whole board stands alone, because all others are parts of it; the GPU's and the CPU packages' add nothing
+twice.
 """
 
 from __future__ import annotations
