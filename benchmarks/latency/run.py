@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import psutil
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from rfedge.benchmarks.latency.garbage import collector_at_rest
 from rfedge.benchmarks.latency.profile import CallProfile, profile_policy
-from rfedge.benchmarks.records.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
 from rfedge.bundle.artifact import load_bundle
 from rfedge.contract import PolicyContract
 from rfedge.errors import ConfigError, GateError
@@ -28,10 +28,11 @@ from rfedge.jobs.progress import Count
 from rfedge.machine.power.sampler import Sampler
 from rfedge.messages import STATE_SIZE, Observation
 from rfedge.policies import bundle_name, find_bundle, find_checkpoint
-from rfedge.records.machine import peak_rss_bytes, provenance
+from rfedge.records.machine import Measurement, peak_rss_bytes, provenance
 from rfedge.records.plan import Option, Uses, check_least
+from rfedge.records.record import Record
 from rfedge.records.resources import ResourceRecord
-from rfedge.records.statistics import ratio_of_medians, summarise
+from rfedge.records.statistics import Ratio, Summary, ratio_of_medians, summarise
 from rfedge.runtimes.backends.base import RuntimeSettings
 from rfedge.runtimes.backends.registry import AUTO, BACKENDS
 from rfedge.runtimes.control.modes import check_execute_steps
@@ -39,6 +40,80 @@ from rfedge.runtimes.control.scheduling import check_priority, realtime_priority
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
 from rfedge.runtimes.rollout.policy_source import TORCH, TorchPolicy
 from rfedge.runtimes.roofline.this_machine import measure_cpu
+
+
+class LatencyConditions(Record):
+    """Everything that was chosen."""
+
+    instruction: str
+    inputs: str
+    execute_steps: int
+    warmup: int  # untimed rounds, at least one window, so that the head is timed at its steady cost
+    iterations: int
+    settle_ms: float
+    threads: int
+    spinning: str
+    realtime_priority: int | None = None  # of all threads; None for ordinary scheduling
+    seed: int
+    order: Literal["interleaved, shuffled per round"] = "interleaved, shuffled per round"
+    environment: dict[str, str]
+
+
+class VariantResult(Record):
+    """One way to run the policy."""
+
+    name: str
+    # a bundle, the PyTorch original, or the first bundle once more (the noise floor)
+    role: Literal["bundle", "torch", "noise-floor"]
+    source: str
+    policy: str
+    precision: str
+    block_precisions: dict[str, str]
+    settings: dict[str, str]  # what the backbone's backend reported about itself
+    size_bytes: int
+    # growth of the process while this variant was loaded; pages shared with an earlier variant are not counted twice
+    load_rss_bytes: int
+    per_call_ms: dict[str, Summary]
+    per_control_step_ms: dict[str, Summary]  # the same divided by execute_steps
+    # while it was called in a row; absent where that was not asked for
+    resources: ResourceRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(write(self), "resources")
+
+
+class Comparison(Record):
+    """`baseline` over `variant` by median of `stage`: above 1, `variant` is faster."""
+
+    variant: str
+    baseline: str
+    stage: str
+    speedup: Ratio
+
+
+class LatencyReport(Measurement):
+    format: Literal["rfedge-latency"] = "rfedge-latency"
+    schema_version: int = 1
+    conditions: LatencyConditions
+    peak_rss_bytes: int | None
+    variants: tuple[VariantResult, ...]
+    comparisons: tuple[Comparison, ...]
+    noise_floor: Ratio
+    # the machine before the variants were called in a row; absent where that was not asked for
+    idle: ResourceRecord | None = None
+    # of the bundles whose backends tell, operator by operator; absent where that was not asked for
+    profiles: tuple[CallProfile, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(_without_none(write(self), "idle"), "profiles")
+
+
+def _without_none(document: dict[str, Any], field: str) -> dict[str, Any]:
+    """Leave out a field that older documents have not, so that they are written as they were."""
+    return {name: value for name, value in document.items() if name != field or value is not None}
+
 
 Samples = dict[str, npt.NDArray[np.float64]]  # stage -> (round,) milliseconds
 Role = Literal["bundle", "torch", "noise-floor"]

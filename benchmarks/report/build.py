@@ -20,7 +20,7 @@ from rfedge.io.disk import read_file
 from rfedge.io.plotting import check_matplotlib
 from rfedge.jobs.progress import StageProgress
 
-_QUOTED: Final = Path(__file__).parents[1] / "records" / "quoted_baselines.json"
+_QUOTED: Final = Path(__file__).with_name("quoted_baselines.json")
 
 # the first bytes of a picture -> its media type
 _SIGNATURES: Final = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rfedge.benchmarks.success.chain_report import TaskScore
+from rfedge.benchmarks.success.chains import TaskScore
 from rfedge.errors import GateError
 from rfedge.records.machine import Measurement
 from rfedge.records.record import Record

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rfedge.benchmarks.success.chain_report import (
+from rfedge.benchmarks.success.chains import (
     ChainRecord,
     attempted_subtasks,
     average_length,

@@ -18,8 +18,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from rfedge.benchmarks.success.chain_report import ChainRecord
-from rfedge.benchmarks.success.chains import read_chains, run_chains
+from rfedge.benchmarks.success.chains import ChainRecord, read_chains, run_chains
 from rfedge.benchmarks.success.plan import ENRICHED, RowPlan, SuccessPlan, describe_policies, lay_out
 from rfedge.benchmarks.success.report import SuccessConditions, SuccessReport
 from rfedge.benchmarks.success.rows import RowRecords, summarise_row

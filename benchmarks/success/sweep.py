@@ -17,8 +17,7 @@ from typing import Annotated, Final, Literal
 import psutil
 from pydantic import ValidationError
 
-from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
-from rfedge.benchmarks.records.schema import LatencyReport, VariantResult
+from rfedge.benchmarks.latency.run import LatencyPlan, LatencyReport, VariantResult, run_latency
 from rfedge.benchmarks.success.plan import SuccessPlan
 from rfedge.benchmarks.success.report import SuccessReport, SuccessRow
 from rfedge.benchmarks.success.run import SWEEP_FILES

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -48,21 +48,19 @@ class RequestRules:
 class Request:
     """One request that fits."""
 
-    fields: Mapping[str, Any]  # under one convention; empty for a reset alone
+    frame: Observation | None  # its images as they came; None for a reset alone
     instruction: str  # "" for the instruction that holds already
     resets: bool  # before the frame, where there is one
     deadline_ms: float | None
     resize: Resize | None = None
 
     def observation(self) -> Observation:
-        """Return the frame, its images brought to size; ContractError where a field is missing or does not fit."""
-        fields = dict(self.fields)
-        if self.resize is not None:
-            for keys in OBSERVATION_KEYS.values():
-                for key, shape in zip(keys, (STATIC_IMAGE_SHAPE, GRIPPER_IMAGE_SHAPE), strict=False):
-                    if key in fields:
-                        fields[key] = fit_image(fields[key], shape, self.resize)
-        return Observation.from_dict(fields)
+        """Return the frame, its images brought to size."""
+        assert self.frame is not None, "a reset alone has none"
+        if self.resize is None:
+            return self.frame
+        static = fit_image(self.frame.static, STATIC_IMAGE_SHAPE, self.resize)
+        return replace(self.frame, static=static, gripper=fit_image(self.frame.gripper, GRIPPER_IMAGE_SHAPE, self.resize))
 
 
 def parse_request(message: Mapping[str, Any], rules: RequestRules) -> Request:
@@ -72,9 +70,8 @@ def parse_request(message: Mapping[str, Any], rules: RequestRules) -> Request:
         raise _refused("reset", f"a {type(resets).__name__}", "true or false", "Send reset: true, or leave it out.")
     fields = {key: value for key, value in message.items() if key not in CONTROL_KEYS}
     instruction = _instruction(fields, rules)
-    fields = {} if resets and not fields.keys() - TASK_KEYS else _check_frame(fields, rules)
     return Request(
-        fields=fields,
+        frame=None if resets and not fields.keys() - TASK_KEYS else _read_frame(fields, rules),
         instruction=instruction,
         resets=resets,
         deadline_ms=_deadline_ms(message.get("deadline_ms")),
@@ -82,7 +79,7 @@ def parse_request(message: Mapping[str, Any], rules: RequestRules) -> Request:
     )
 
 
-def _check_frame(fields: dict[str, Any], rules: RequestRules) -> dict[str, Any]:
+def _read_frame(fields: dict[str, Any], rules: RequestRules) -> Observation:
     for keys in OBSERVATION_KEYS.values():
         if keys[0] in fields:
             break
@@ -100,13 +97,12 @@ def _check_frame(fields: dict[str, Any], rules: RequestRules) -> dict[str, Any]:
     _check_image(static_key, fields[static_key], STATIC_IMAGE_SHAPE, rules)
     _check_image(gripper_key, fields[gripper_key], GRIPPER_IMAGE_SHAPE, rules)
     state = fields.get(state_key)
-    kept = {static_key: fields[static_key], gripper_key: fields[gripper_key]}
-    if state is None:
-        return kept
     if isinstance(state, list) and all(type(number) in (int, float) for number in state):
         state = np.array(state, dtype=np.float64)
-    _check_state(state_key, state, rules)
-    return kept | {state_key: state.astype(np.float64)} if rules.uses_state else kept
+    if state is not None:
+        _check_state(state_key, state, rules)
+    kept = state.astype(np.float64) if state is not None and rules.uses_state else None
+    return Observation(fields[static_key], fields[gripper_key], kept)
 
 
 def _check_known(fields: Mapping[str, Any], known: frozenset[str]) -> None:

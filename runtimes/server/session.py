@@ -47,7 +47,7 @@ class Session:
             raise ContractError(
                 "instruction", got="none", expected="plain words", remedy="Send prompt with the first frame."
             )
-        if request.resets and not request.fields:
+        if request.frame is None:
             self._policy.parts.encoder(instruction)  # embedded here, so that the first frame is no slower than the others
             self._instruction, self._state = instruction, self._policy.initial_state()
             return {"reset": True, "server_timing": {}}

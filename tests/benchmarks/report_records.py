@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rfedge.benchmarks.records.schema import Comparison, LatencyConditions, LatencyReport, VariantResult
-from rfedge.benchmarks.success.chain_report import TaskScore
+from rfedge.benchmarks.latency.run import Comparison, LatencyConditions, LatencyReport, VariantResult
+from rfedge.benchmarks.success.chains import TaskScore
 from rfedge.benchmarks.success.report import (
     ChainResult,
     Kind,

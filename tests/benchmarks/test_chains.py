@@ -14,8 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from rfedge.benchmarks.success.chain_report import ChainRecord, ChainReport
-from rfedge.benchmarks.success.chains import ChainPlan, run_chains
+from rfedge.benchmarks.success.chains import ChainPlan, ChainRecord, ChainReport, run_chains
 from rfedge.envs.chains import Chain, initial_states
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.language import ENRICHED_INSTRUCTIONS

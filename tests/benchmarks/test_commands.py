@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from rfedge.benchmarks.records.schema import LatencyReport
+from rfedge.benchmarks.latency.run import LatencyReport
 from rfedge.cli.bench.app import bench_app
 from rfedge.cli.run import run
 from rfedge.errors import BackendUnavailableError, GateError, RfedgeError

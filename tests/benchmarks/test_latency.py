@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from rfedge.benchmarks.latency.run import (
+    Comparison,
     LatencyPlan,
+    LatencyReport,
+    VariantResult,
     assert_faster,
     dataset_observations,
     measure_latency,
     run_latency,
     sample_observations,
 )
-from rfedge.benchmarks.records.schema import Comparison, LatencyReport, VariantResult
 from rfedge.contract import policy_contract
 from rfedge.errors import ArtifactError, ConfigError, DatasetError, GateError
 from rfedge.messages import Observation

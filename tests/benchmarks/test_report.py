@@ -15,7 +15,7 @@ import typer
 
 from rfedge.benchmarks.report.build import Report, build_report, quoted_baselines
 from rfedge.benchmarks.report.bundles import most_rows
-from rfedge.benchmarks.success.chain_report import ChainConditions, ChainReport
+from rfedge.benchmarks.success.chains import ChainConditions, ChainReport
 from rfedge.benchmarks.success.sweep import SweepReport
 from rfedge.cli.bench.app import bench_app
 from rfedge.errors import ArtifactError, ConfigError

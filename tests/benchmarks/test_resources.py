@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from rfedge.benchmarks.latency import run
-from rfedge.benchmarks.latency.run import LatencyPlan, run_latency
-from rfedge.benchmarks.records.schema import LatencyReport
+from rfedge.benchmarks.latency.run import LatencyPlan, LatencyReport, run_latency
 from rfedge.cli.app import main
 from rfedge.errors import ConfigError
 from rfedge.machine.power.energy import Reading

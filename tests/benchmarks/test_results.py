@@ -8,11 +8,11 @@ from pydantic import BaseModel, ValidationError
 
 from rfedge.benchmarks.latency.environment_speed import EnvironmentSpeedReport
 from rfedge.benchmarks.latency.isolated import IsolatedReport
+from rfedge.benchmarks.latency.run import LatencyReport
 from rfedge.benchmarks.latency.tune import TuneReport
-from rfedge.benchmarks.records.schema import LatencyReport
 from rfedge.benchmarks.studies.ablations import AblationsReport
 from rfedge.benchmarks.studies.full_size_engines import EnginesReport
-from rfedge.benchmarks.success.chain_report import ChainReport
+from rfedge.benchmarks.success.chains import ChainReport
 from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 from rfedge.benchmarks.success.looks import LooksReport
 from rfedge.benchmarks.success.report import SuccessReport

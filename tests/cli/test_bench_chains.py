@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from rfedge.benchmarks.success.chain_report import ChainReport
+from rfedge.benchmarks.success.chains import ChainReport
 from rfedge.cli.bench.app import bench_app
 from rfedge.errors import ConfigError
 from tests.errors import raises

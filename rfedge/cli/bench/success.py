@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -19,6 +19,9 @@ from rfedge.envs.looks import LOOKS_HELP, RENDERER_HELP, Looks, Renderer
 from rfedge.jobs.processes import JobRunner, run_jobs
 from rfedge.records.plan import Option
 from rfedge.runtimes.rollout.rollout_session import Simulator
+
+if TYPE_CHECKING:
+    from rfedge.benchmarks.success.expert_success import ExpertSuccessReport
 
 _CHAINS: Final = "Chains and tasks"
 _PRECISIONS: Final = "A checkpoint in several precisions"
@@ -124,7 +127,6 @@ def success(
 ) -> None:
     from rfedge.benchmarks.success import report as library
     from rfedge.benchmarks.success.run import run_success
-    from rfedge.cli.bench.precision_table import prepare_table
     from rfedge.cli.show.progress import kept_when_stopped, round_progress, stage_progress
     from rfedge.cli.show.reports import show_report
     from rfedge.envs.chains import make_chains
@@ -136,8 +138,6 @@ def success(
         got = "policies and --expert" if expert else "neither policies nor --expert"
         raise ConfigError("what to measure", got=got, expected="one of them", remedy="Name bundles, or pass --expert.")
     if expert:
-        from rfedge.cli.bench.experts import measure_experts
-
         measure_experts(given, num=num, anywhere=anywhere, gated=assert_success, workers=workers, output=output)
         return
     if plot is not None:
@@ -207,3 +207,115 @@ def _plot(report: SweepReport, plot: Path | None, output: Path | None) -> None:
     for picture in (plot, None if output is None or not has_matplotlib() else output / PLOT_FILE):
         if picture is not None:
             plot_record(report.format, report.model_dump(mode="json"), picture)
+
+
+_TASKS_FILE = "experts.json"
+
+
+def measure_experts(
+    given: Mapping[str, Any], *, num: int, anywhere: bool, gated: bool, workers: int, output: Path | None
+) -> None:
+    """Run the experts task by task where `--single-tasks` asks for it, else in chains; they render nothing."""
+    from rfedge.benchmarks.success import expert_success
+    from rfedge.benchmarks.success.chains import ChainPlan, run_chains
+    from rfedge.benchmarks.success.plan import parse_tasks
+    from rfedge.cli.options import plan_of
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
+    from rfedge.cli.show.reports import show_report, write_report
+    from rfedge.envs.chains import make_chains
+    from rfedge.envs.experts import EXPERT_TASKS
+    from rfedge.errors import ConfigError
+    from rfedge.runtimes.rollout.rollout_session import expert_agent
+
+    world, *others = plan_of(Worlds, given).simulators(render=False)
+    if others:
+        raise ConfigError("--scene", got=f"{1 + len(others)} scenes", expected="one with --expert", remedy="Name one.")
+    if given["single_tasks"]:
+        plan = expert_success.ExpertSuccessPlan(
+            env=world.name,
+            scene=world.scene,
+            tasks=parse_tasks(given["tasks"], EXPERT_TASKS),
+            episodes=given["single_tasks"],
+            limit_steps=given["max_steps"],
+            seed=given["seed"],
+            anywhere=anywhere,
+        )
+        with stage_progress() as progress:
+            tasks = expert_success.run_expert_success(plan, workers=workers, on_task=partial(progress, "tasks"))
+        _print_tasks(tasks)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+        write_report(tasks, None if output is None else output / _TASKS_FILE)
+        if gated:
+            expert_success.assert_success(tasks)  # last, so that the numbers behind a failed gate are on the screen
+        return
+    chain_plan = ChainPlan(
+        make_agent=expert_agent, agent_name="expert", world=world, max_steps=given["max_steps"], seed=given["seed"]
+    )
+    with kept_when_stopped(kept_note(output)), stage_progress() as progress:
+        sampled = make_chains(num, on_progress=partial(progress, "sampling chains"))
+        chains = run_chains(chain_plan, sampled, output, workers=workers, on_chain=partial(progress, "chains"))
+    show_report(chains)
+
+
+def _print_tasks(report: ExpertSuccessReport) -> None:
+    from rfedge.cli.show.tables import print_table, say
+
+    rows = []
+    for task, score in report.tasks.items():
+        steps = "" if score.median_steps is None else f"{score.median_steps:.0f}"
+        failed = " ".join(map(str, score.failed_seeds))
+        rows.append((task, f"{score.success.successes}/{score.success.n}", score.within_window, steps, failed))
+    columns = ("task", "solved", "within 64", "median steps", "failed seeds")
+    print_table(f"experts in {report.environment}, scene {report.scene}", columns, rows)
+    worst = min(score.success.value for score in report.tasks.values())
+    say(
+        f"{report.num_nearly_always} of {len(report.tasks)} tasks at 95 % or more, the least at {worst:.0%}; "
+        f"{report.episodes} starts per task, at most {report.limit_steps} steps; {report.wall_seconds:.1f} s"
+    )
+
+
+def prepare_table(
+    checkpoints: Sequence[Path], precisions: str, *, output: Path | None, data: Path | None, mixed_budget: str
+) -> dict[str, Any]:
+    """Export what is missing beside `output`, behind progress bars, and return the rows as fields of a `SuccessPlan`."""
+    from rfedge.benchmarks.success.precision_bundles import parse_table_precisions, prepare_policies, rows_of
+    from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
+    from rfedge.cli.show.progress import kept_when_stopped, stage_progress
+    from rfedge.errors import ConfigError
+    from rfedge.export.mixed.plan import parse_budget
+    from rfedge.model.bitsandbytes_weights import WEIGHT_FORMATS, import_bitsandbytes
+    from rfedge.policies import find_bundle, find_checkpoint, is_shipped
+
+    if output is None:
+        raise ConfigError(
+            "--precisions", got="no --output", expected="a folder", remedy="Pass --output; bundles go beside it."
+        )
+    names, budget = parse_table_precisions(precisions), parse_budget(mixed_budget)
+    if any(name in WEIGHT_FORMATS for name in names):
+        import_bitsandbytes()  # what is missing is said before hours of rollouts
+    for path in checkpoints:
+        if data is None and not is_shipped(path):
+            raise ConfigError(
+                f"checkpoint {path}", got="no --data", expected="demonstrations to export with", remedy="Pass --data DIR."
+            )
+    folder = output.with_name(output.name + ".bundles")
+    found = {}
+    kept = f"finished bundles are in {folder}, the same command goes on"
+    with kept_when_stopped(kept), stage_progress() as progress:
+
+        def demonstrations() -> tuple[Path, str | None]:
+            if data is not None:
+                return data, None
+            collected = expert_demonstrations(progress)
+            return collected.folder, collected.description
+
+        for path in checkpoints:
+            shipped = find_bundle(path) if is_shipped(path) else None
+            # Training runs all call theirs `checkpoint`.
+            name = path.parent.name if path.name == "checkpoint" else path.name
+            place = folder / name if len(checkpoints) > 1 else folder
+            found[name] = prepare_policies(
+                find_checkpoint(path), place, names, budget, demonstrations, shipped=shipped, progress=progress
+            )
+    return rows_of(found)

@@ -1,1 +1,0 @@
-"""Schemas of committed records, and figures quoted from others."""
