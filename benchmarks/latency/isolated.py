@@ -8,6 +8,7 @@ noise floor. The limit is what the machine's own int8 and fp32 MatMuls and copie
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -19,13 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Final, Literal, TypeVar
 
 import numpy as np
+import psutil
 
 from rfedge.arrays import Float64
-from rfedge.benchmarks.latency.baselines import DYNAMIC, OPTIMUM, QUANTIZED, quantize
 from rfedge.benchmarks.latency.isolated_process import ProcessJob, call_variant, load_variant
 from rfedge.benchmarks.latency.run import LatencyPlan
 from rfedge.bundle.artifact import Bundle, load_bundle
 from rfedge.errors import ConfigError, GateError, first_line
+from rfedge.io.atomic import atomic_directory
 from rfedge.jobs.processes import worker_pool
 from rfedge.jobs.progress import StageProgress
 from rfedge.records.machine import Measurement, peak_rss_bytes, provenance
@@ -36,6 +38,66 @@ from rfedge.runtimes.roofline.analytic_work import analytic_work
 from rfedge.runtimes.roofline.roofline import limit_ms
 from rfedge.runtimes.roofline.this_machine import measure_cpu
 from rfedge.runtimes.roofline.work import STAGES
+
+DYNAMIC: Final = "onnxruntime-dynamic"
+OPTIMUM: Final = "optimum-dynamic"
+QUANTIZED: Final = "backbone_quantized.onnx"  # Optimum adds "_quantized" to the source's name
+# Measured by hand, optimum-onnx 0.1.0 with onnxruntime 1.31 on 0.8 GB of weights: 3.6 GB at the peak, 0.6 of them libraries.
+_COPIES: Final = 4
+
+
+def missing_package(name: str) -> str | None:
+    """Return why a tool cannot be imported, or None."""
+    if name == OPTIMUM and (find_spec("optimum") is None or find_spec("optimum.onnxruntime") is None):
+        return "optimum-onnx is not installed (pip install 'rfedge[baselines]')"
+    return None
+
+
+def missing_memory(source: Path) -> str | None:
+    """Return why the graph at `source` is too large for this machine now, or None."""
+    from rfedge.export.passes.graph_files import file_bytes
+
+    size, available = file_bytes(source), psutil.virtual_memory().available + psutil.swap_memory().free
+    if _COPIES * size > available:
+        needed = f"needs {_COPIES * size / 1e9:.1f} GB to quantize {size / 1e9:.1f} GB"
+        return f"{needed}, {available / 1e9:.1f} GB available, swap included"
+    return None
+
+
+def quantize(name: str, source: Path, folder: Path) -> str | None:
+    """Write `folder` with `QUANTIZED`; return why there is none, or None."""
+    reason = missing_package(name) or missing_memory(source)
+    if reason is not None:
+        return reason
+    try:
+        with atomic_directory(folder, overwrite=True) as temporary, worker_pool(1) as process:
+            process.submit(_quantize, name, source, temporary).result()
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return None
+
+
+def _quantize(name: str, source: Path, folder: Path) -> None:
+    logging.disable(logging.WARNING)  # advice to whoever calls them
+    if name == DYNAMIC:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(
+            source,
+            folder / QUANTIZED,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+        )
+        return
+    from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+    settings = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+    quantizer = ORTQuantizer.from_pretrained(source.parent, file_name=source.name)
+    quantizer.quantize(save_dir=folder, quantization_config=settings, use_external_data_format=True)
+
 
 PYTORCH: Final = "PyTorch fp32"
 # what `--baseline` calls a row -> what tables call it

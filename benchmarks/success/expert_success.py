@@ -24,7 +24,7 @@ from rfedge.records.statistics import Proportion, proportion
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
-from rfedge.runtimes.rollout.episode import success_check
+from rfedge.runtimes.rollout.rollout_session import success_check
 
 # What the project asks of its experts: nearly always on most tasks, and on none rarely.
 MOST_TASKS: Final = 30

@@ -12,8 +12,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from rfedge.benchmarks.success.chains import ChainPlan
 from rfedge.benchmarks.success.emulated_engines import EMULATED, EmulatedEngineLoop, engine_precision
-from rfedge.benchmarks.success.report import Kind, NotPossible, PolicyRecord
-from rfedge.benchmarks.success.rows import kind_of
+from rfedge.benchmarks.success.report import Kind, NotPossible, PolicyRecord, kind_of
 from rfedge.bundle.artifact import MANIFEST_NAME, hash_file, load_bundle
 from rfedge.envs.interface import EnvironmentIdentity
 from rfedge.envs.tasks import TASKS, check_task

@@ -20,6 +20,13 @@ from rfedge.records.statistics import Mean, Proportion, Ratio, Summary
 Kind = Literal["closed-loop", "open-loop", "jump-step", "other"]
 
 
+def kind_of(execute_steps: int, frame_stride: int) -> Kind:
+    """Return how the frames of a row compare with those of the training."""
+    if execute_steps == frame_stride:
+        return "closed-loop" if execute_steps == 1 else "jump-step"
+    return "open-loop" if frame_stride == 1 else "other"
+
+
 class PolicyRecord(Record):
     """One bundle of the measurement, or one checkpoint in PyTorch."""
 

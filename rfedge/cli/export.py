@@ -26,8 +26,7 @@ def export(
 
     from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
-    from rfedge.cli.show.reports import show_record
-    from rfedge.cli.show.tables import print_manifest, say, warn
+    from rfedge.cli.show.tables import print_manifest, say, show_record, warn
     from rfedge.export.mixed.record import default_chart
     from rfedge.export.pipeline import check_export, export_checkpoint
     from rfedge.io.plotting import has_matplotlib

@@ -22,8 +22,7 @@ def run(
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import step_progress
-    from rfedge.cli.show.reports import show_report
-    from rfedge.cli.show.tables import say
+    from rfedge.cli.show.tables import say, show_report
     from rfedge.policies import default_bundle
     from rfedge.runtimes.control.stopping import SIGNAL_STATUS, StopRequest, stop_on_signals
     from rfedge.runtimes.rollout.rollouts import run_rollouts

@@ -12,8 +12,7 @@ from rfedge.cli.options import AsJson, Output, plan_of, with_options
 def tune(output: Output = None, as_json: AsJson = False, **given: Any) -> None:
     from rfedge.benchmarks.latency.tune import run_tune
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.reports import show_report
-    from rfedge.cli.show.tables import say
+    from rfedge.cli.show.tables import say, show_report
     from rfedge.runtimes.backends.tuned import choice_file
 
     plan = plan_of(TunePlan, given)

@@ -64,7 +64,7 @@ class RolloutPlan:
     scene: Annotated[str, Option("Table layout, A to D.")] = "D"
     looks: Annotated[Looks | None, Option(LOOKS_HELP)] = None
     renderer: Annotated[Renderer | None, Option(RENDERER_HELP)] = None
-    # task, instruction: at least one of them; see `rfedge.runtimes.rollout.episode.choose_goal`
+    # task, instruction: at least one of them; see `rfedge.runtimes.rollout.rollout_session.choose_goal`
     task: Annotated[str | None, Option("Task to do and to check, for instance open_drawer.")] = None
     instruction: Annotated[
         str | None, Option("Sentence for the policy; success is checked if it describes a known task.")

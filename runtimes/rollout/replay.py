@@ -31,10 +31,10 @@ from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import EdgePolicy
 from rfedge.runtimes.rollout import Goal, roll_out
-from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
 from rfedge.runtimes.rollout.recorded_episode import RecordedEpisodeRobot, RecordedFrames
+from rfedge.runtimes.rollout.rollout_session import begin_episode, choose_goal
 from rfedge.runtimes.rollout.run_record import (
     FRAMES_SUFFIX,
     RecordedPace,

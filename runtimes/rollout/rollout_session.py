@@ -1,4 +1,4 @@
-"""Agents of a task, an expert or a policy, and the environment in which a process lets them act until it is done."""
+"""Tasks in a simulator: their starts and checks, the agents that act, and the environment that a process keeps for them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,51 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rfedge.envs import make_environment
-from rfedge.envs.experts import make_expert
-from rfedge.envs.interface import Environment, EnvironmentIdentity
+from rfedge.envs import INSTRUCTIONS, Environment, make_environment, task_solved
+from rfedge.envs.experts import make_expert, prepare_start
+from rfedge.envs.interface import EnvironmentIdentity
+from rfedge.envs.language import PARAPHRASES
 from rfedge.envs.looks import Looks, Renderer
+from rfedge.envs.tasks import check_task
+from rfedge.errors import ConfigError
 from rfedge.runtimes.control.loop import ControlLoop
 from rfedge.runtimes.control.modes import Controller
 from rfedge.runtimes.control.safety import SafetyGuard, SafetyLimits
 from rfedge.runtimes.rollout import ExpertController, Goal, RolloutRecord, StandingSimulator, roll_out
-from rfedge.runtimes.rollout.episode import success_check
+
+
+def choose_goal(task: str | None, instruction: str | None) -> Goal:
+    """Complete one of the two: a task brings its evaluation instruction, an instruction the task it is known to describe."""
+    if task is not None:
+        return Goal(instruction=instruction or INSTRUCTIONS[check_task(task)], task=task)
+    if instruction is None:
+        raise ConfigError(
+            "goal", got="neither", expected="--task or --instruction", remedy="Pass --task open_drawer, for instance."
+        )
+    return Goal(instruction=instruction, task=_task_of(instruction))
+
+
+def begin_episode(environment: Environment, goal: Goal, seed: int) -> Callable[[], bool] | None:
+    """Prepare the start number `seed` and return its check of success; without a task a random state, and None."""
+    if goal.task is None:
+        environment.restore()
+        return None
+    prepare_start(goal.task, environment, seed)
+    return success_check(environment, goal.task)
+
+
+def success_check(environment: Environment, task: str) -> Callable[[], bool]:
+    """Return what says whether `task` has been done since now."""
+    start = environment.info()
+    return lambda: task_solved(task, start, environment.info())
+
+
+def _task_of(instruction: str) -> str | None:
+    words = instruction.strip().lower()
+    for task, evaluated in INSTRUCTIONS.items():
+        if words in (known.lower() for known in (evaluated, *PARAPHRASES[task])):
+            return task
+    return None
 
 
 @dataclass(frozen=True, slots=True)

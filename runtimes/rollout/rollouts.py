@@ -32,9 +32,9 @@ from rfedge.runtimes.control.safety import SafetyGuard
 from rfedge.runtimes.control.stopping import StopRequest
 from rfedge.runtimes.policy.edge_policy import STAGES, EdgePolicy
 from rfedge.runtimes.rollout import Rollout, RolloutRecord, roll_out
-from rfedge.runtimes.rollout.episode import begin_episode, choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
 from rfedge.runtimes.rollout.policy_source import open_policy
+from rfedge.runtimes.rollout.rollout_session import begin_episode, choose_goal
 from rfedge.runtimes.rollout.run_record import RunHeader, RunRecorder
 
 if TYPE_CHECKING:

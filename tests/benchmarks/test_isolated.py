@@ -8,16 +8,21 @@ import pytest
 import typer
 from onnx import helper
 
-from rfedge.benchmarks.latency.baselines import DYNAMIC, OPTIMUM, QUANTIZED, missing_memory, missing_package, quantize
 from rfedge.benchmarks.latency.isolated import (
     BASELINES,
+    DYNAMIC,
+    OPTIMUM,
     PYTORCH,
+    QUANTIZED,
     IsolatedLimit,
     IsolatedPlan,
     IsolatedReport,
     IsolatedRow,
     assert_isolated,
     check_assertable,
+    missing_memory,
+    missing_package,
+    quantize,
     run_isolated,
 )
 from rfedge.benchmarks.latency.run import LatencyPlan

@@ -11,8 +11,8 @@ from rfedge.errors import BackendUnavailableError, ConfigError
 from rfedge.messages import Observation
 from rfedge.runtimes import RuntimeSettings
 from rfedge.runtimes.rollout import Goal
-from rfedge.runtimes.rollout.episode import choose_goal
 from rfedge.runtimes.rollout.plan import RolloutPlan
+from rfedge.runtimes.rollout.rollout_session import choose_goal
 from rfedge.runtimes.rollout.rollouts import RolloutReport, run_rollouts
 from rfedge.runtimes.rollout.video import VideoRecorder
 from tests.errors import raises

@@ -20,7 +20,7 @@ def env(
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import round_progress
-    from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.tables import show_report
 
     plan = plan_of(library.EnvironmentSpeedPlan, given)
     with round_progress() as on_round:

@@ -19,7 +19,7 @@ def episodes(
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.tables import show_report
     from rfedge.io.plotting import check_matplotlib
 
     if plot is not None:

@@ -43,7 +43,7 @@ def latency(
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import round_progress
-    from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.tables import show_report
 
     plan = plan_of(library.LatencyPlan, given)
     if isolate:

@@ -24,7 +24,7 @@ def looks(
     **given: Any,
 ) -> None:
     from rfedge.cli.show.progress import stage_progress
-    from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.tables import show_report
 
     plan = plan_of(library.LooksPlan, given)
     with stage_progress() as progress:

@@ -20,7 +20,7 @@ def server(
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.tables import show_report
 
     report = library.run_server(plan_of(library.ServerPlan, given))
     show_report(report, output)

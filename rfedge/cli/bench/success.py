@@ -128,7 +128,7 @@ def success(
     from rfedge.benchmarks.success import report as library
     from rfedge.benchmarks.success.run import run_success
     from rfedge.cli.show.progress import kept_when_stopped, round_progress, stage_progress
-    from rfedge.cli.show.reports import show_report
+    from rfedge.cli.show.tables import show_report
     from rfedge.envs.chains import make_chains
     from rfedge.errors import ConfigError
     from rfedge.io.plotting import check_matplotlib
@@ -221,7 +221,7 @@ def measure_experts(
     from rfedge.benchmarks.success.plan import parse_tasks
     from rfedge.cli.options import plan_of
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
-    from rfedge.cli.show.reports import show_report, write_report
+    from rfedge.cli.show.tables import show_report, write_report
     from rfedge.envs.chains import make_chains
     from rfedge.envs.experts import EXPERT_TASKS
     from rfedge.errors import ConfigError
