@@ -20,13 +20,13 @@ _COMMAND: Final = "import sys; from rfedge.cli.app import main; main(sys.argv[1:
 class ServingProcess(AbstractContextManager["ServingProcess"]):
     """A context manager: it has started when clients can connect, and is killed at the end if it still runs."""
 
-    def __init__(self, bundle: Path, *flags: str, token: str | None = None, port: int = 0) -> None:
+    def __init__(self, bundle: Path, *flags: str, token: str | None = None) -> None:
         environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
         if token is not None:
             environment[TOKEN_VARIABLE] = token
         self._errors: Final = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self.process: Final = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, "serve", str(bundle), "--port", str(port), "--json", *flags],
+            [sys.executable, "-c", _COMMAND, "serve", str(bundle), "--port", "0", "--json", *flags],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -46,14 +46,6 @@ class ServingProcess(AbstractContextManager["ServingProcess"]):
     @property
     def url(self) -> str:
         return str(self.greeting["url"])
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rsplit(":", 1)[1])
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
 
     def errors(self) -> str:
         """Return what it has written on stderr so far."""

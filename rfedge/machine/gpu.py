@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rfedge.errors import BackendUnavailableError
-from rfedge.machine.power.nvml import open_gpu, text_of
+from rfedge.machine.power.sources import open_gpu, text_of
 from rfedge.machine.probing import Absent, command_output, probe
 from rfedge.nvidia.device import read_cuda_device
 

@@ -59,7 +59,7 @@ def test_a_served_bundle_over_its_whole_life(bundle: Path) -> None:
         assert get(server.url, "/metrics")[0] == 401
         with client(server.url, additional_headers={"Authorization": f"Api-Key {TOKEN}"}) as connection:
             assert isinstance(ask(connection, request(frame(), INSTRUCTIONS[0])), dict)
-            os.kill(server.pid, signal.SIGTERM)
+            os.kill(server.process.pid, signal.SIGTERM)
             with pytest.raises(ConnectionClosed):
                 connection.recv(timeout=10)
             assert connection.close_code == 1001
@@ -77,16 +77,16 @@ def test_under_nohup_it_outlives_its_terminal(bundle: Path) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     with server:
-        os.kill(server.pid, signal.SIGHUP)
+        os.kill(server.process.pid, signal.SIGHUP)
         with client(server.url) as connection:
             assert isinstance(ask(connection, request(frame(), INSTRUCTIONS[0])), dict)
-        os.kill(server.pid, signal.SIGINT)
+        os.kill(server.process.pid, signal.SIGINT)
         assert server.process.wait(60) == 0
 
 
 def test_an_occupied_port_is_said_by_the_process(bundle: Path) -> None:
     with ServingProcess(bundle) as server, raises(BackendUnavailableError, got="...Address already in use..."):
-        ServingProcess(bundle, port=server.port)
+        ServingProcess(bundle, "--port", server.url.rsplit(":", 1)[1])
 
 
 def test_without_the_serve_extra_the_command_names_it(bundle: Path) -> None:

@@ -14,7 +14,7 @@ from rfedge.config import preset
 from rfedge.errors import BackendUnavailableError
 from rfedge.export.tensorrt.options import BuildOptions
 from rfedge.export.tensorrt.pipeline import build_bundle
-from rfedge.machine.power.nvml import NvmlSource
+from rfedge.machine.power.sources import NvmlSource
 from rfedge.messages import Observation
 from rfedge.nvidia.device import read_cuda_device
 from rfedge.nvidia.tensorrt import TARGETS, TensorRt, load_tensorrt

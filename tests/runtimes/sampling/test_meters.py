@@ -9,10 +9,8 @@ import pytest
 
 from rfedge.machine.power.energy import EnergyMeter, Reading, WrappingCounter
 from rfedge.machine.power.jetson_meters import JtopSource, TegrastatsSource, board_power_w, choose_rails, parse_tegrastats
-from rfedge.machine.power.nvml import NvmlSource
-from rfedge.machine.power.rapl import RaplSource
 from rfedge.machine.power.sampler import KernelThermometers
-from rfedge.machine.power.sources import find_power_sources
+from rfedge.machine.power.sources import NvmlSource, RaplSource, find_power_sources
 from rfedge.machine.probing import Absent
 
 # Lines that boards printed.

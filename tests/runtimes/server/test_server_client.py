@@ -209,14 +209,14 @@ def test_a_server_process_that_is_killed_or_stopped_never_holds_the_caller(bundl
     with ServingProcess(bundle) as server, RemotePolicy(server.url, deadline_ms=500) as remote:
         remote.reset(INSTRUCTIONS[0])
         remote.act(frame())
-        os.kill(server.pid, signal.SIGSTOP)  # alive for the kernel, dead for everyone else
+        os.kill(server.process.pid, signal.SIGSTOP)  # alive for the kernel, dead for everyone else
         try:
             for _ in range(4):
                 _assert_unavailable_within(remote, 1.0)
         finally:
-            os.kill(server.pid, signal.SIGCONT)
+            os.kill(server.process.pid, signal.SIGCONT)
         _until_it_acts(remote)
-        os.kill(server.pid, signal.SIGKILL)
+        os.kill(server.process.pid, signal.SIGKILL)
         for _ in range(4):
             _assert_unavailable_within(remote, 1.0)
 
