@@ -127,43 +127,37 @@ def record_episode(
             environment = stack.enter_context(make_environment("playtable", scene=scene))
         redress(environment, (TASKS.index(task), seed, _LOOKS_STREAM))
         prepare(task, environment, rng, at_spots=options.at_spots)
-        rollout = _Rollout(environment, options, driver, rng, stream=(TASKS.index(task), seed))
+        noise, shares = (
+            np.random.default_rng([TASKS.index(task), seed, stream]) for stream in (_NOISE_STREAM, _DRIVER_STREAM)
+        )
+        bursts = None if options.noise is None else NoiseBursts(options.noise, noise)
+        rollout = _Rollout(environment, StandingSimulator(environment), options, driver, rng, bursts, shares)
         success = rollout.run_chain(task, instruction, expert)
         frames = {name: np.stack(column) for name, column in rollout.columns.items() if column}
         return Episode(task, instruction, seed, success, frames, tuple(rollout.segments))
 
 
+@dataclass(slots=True, eq=False)
 class _Rollout:
     """One rollout under way, from a prepared start on."""
 
-    def __init__(
-        self,
-        environment: Environment,
-        options: RecordingOptions,
-        driver: Controller | None,
-        rng: np.random.Generator,
-        *,
-        stream: tuple[int, int],
-    ) -> None:
-        self.columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}
-        self.segments: list[SegmentRecord] = []
-        self._environment = environment
-        self._robot = StandingSimulator(environment)
-        self._options = options
-        self._driver = driver
-        self._rng = rng
-        self._noise = None
-        if options.noise is not None:
-            self._noise = NoiseBursts(options.noise, np.random.default_rng([*stream, _NOISE_STREAM]))
-        self._shares = np.random.default_rng([*stream, _DRIVER_STREAM])
+    environment: Environment
+    robot: StandingSimulator
+    options: RecordingOptions
+    driver: Controller | None
+    rng: np.random.Generator
+    noise: NoiseBursts | None
+    shares: np.random.Generator  # for the driver's part
+    columns: dict[str, list[npt.NDArray[Any]]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
+    segments: list[SegmentRecord] = field(default_factory=list)
 
     def run_chain(self, task: str, instruction: str, expert: Expert) -> bool:
         """Run up to `chain_length` tasks; return whether all that were recorded were done."""
-        for links_left in reversed(range(self._options.chain_length)):
+        for links_left in reversed(range(self.options.chain_length)):
             first = len(self.columns["actions"])
             solved = self._run_task(task, instruction, expert, must_let_go=links_left > 0 and not task.startswith("lift_"))
-            takes_over = self._options.takeover_steps is not None
-            if not solved and (takes_over or (self._driver is None and self.segments)):
+            takes_over = self.options.takeover_steps is not None
+            if not solved and (takes_over or (self.driver is None and self.segments)):
                 for column in self.columns.values():
                     del column[first:]
                 break
@@ -174,16 +168,16 @@ class _Rollout:
             if not links_left:
                 break
             candidates = feasible_tasks(
-                self._environment.info(),
-                self._environment.scene,
-                (candidate for candidate in self._options.chain_tasks if candidate != task),
+                self.environment.info(),
+                self.environment.scene,
+                (candidate for candidate in self.options.chain_tasks if candidate != task),
                 with_sequel=links_left > 1,
             )
             if not candidates:
                 break
-            task = candidates[int(self._rng.integers(len(candidates)))]
-            expert = make_expert(task, self._environment.scene, self._rng)
-            instruction = sample_instruction(task, self._rng)
+            task = candidates[int(self.rng.integers(len(candidates)))]
+            expert = make_expert(task, self.environment.scene, self.rng)
+            instruction = sample_instruction(task, self.rng)
         return bool(self.segments)
 
     def _add_segments(self, task: str, instruction: str, num_frames: int, *, solved: bool) -> None:
@@ -196,18 +190,18 @@ class _Rollout:
 
     def _run_task(self, task: str, instruction: str, expert: Expert, *, must_let_go: bool) -> bool:
         """Record until `task` has stayed done for some frames, or to the last step; return whether it is done then."""
-        environment, goal = self._environment, Goal(instruction, task)
-        driver = self._driver
-        if driver is not None and self._options.expert_share and self._shares.random() < self._options.expert_share:
+        environment, goal = self.environment, Goal(instruction, task)
+        driver = self.driver
+        if driver is not None and self.options.expert_share and self.shares.random() < self.options.expert_share:
             driver = None
         start = environment.info()
         done = _StaysDone(task, start, must_let_go)
-        if driver is not None and self._options.takeover_steps is not None:
+        if driver is not None and self.options.takeover_steps is not None:
             expert.begin(environment.scene_state())
-            num_driven = int(self._shares.integers(self._options.takeover_steps, endpoint=True))
+            num_driven = int(self.shares.integers(self.options.takeover_steps, endpoint=True))
             # Not recorded, so rendered only where the driver looks: rendering takes most of a step.
             driven = roll_out(
-                ControlLoop(driver, self._robot),
+                ControlLoop(driver, self.robot),
                 goal,
                 max_steps=num_driven,
                 success=lambda: done.is_over(environment.info()),
@@ -216,7 +210,7 @@ class _Rollout:
                 return True
             driver = None
             done = _StaysDone(task, start, must_let_go)
-        labelled = _Labelled(environment, expert, driver, self._noise)
+        labelled = _Labelled(environment, expert, driver, self.noise)
         num_steps = 0
 
         def record(step: ControlStep) -> None:
@@ -230,9 +224,9 @@ class _Rollout:
                 column.append(value)
 
         roll_out(
-            ControlLoop(labelled, self._robot),
+            ControlLoop(labelled, self.robot),
             goal,
-            max_steps=self._options.max_steps,
+            max_steps=self.options.max_steps,
             success=lambda: done.is_over(environment.info()) and num_steps >= MIN_FRAMES,
             on_step=record,
             observe_every_step=True,

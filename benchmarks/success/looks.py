@@ -79,13 +79,7 @@ class LooksReport(Measurement):
 
 def run_looks(plan: LooksPlan, *, on_state: Count = lambda *_: None) -> tuple[LooksReport, list[RenderedState]]:
     """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state once per look."""
-    done, total = 0, plan.states * (1 + len(plan.looks))
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        on_state(done, total)
-
+    total = plan.states * (1 + len(plan.looks))
     states: list[RenderedState] = []
     rng = np.random.default_rng(plan.seed)
     order = [str(task) for task in rng.permutation(EXPERT_TASKS)]
@@ -96,16 +90,16 @@ def run_looks(plan: LooksPlan, *, on_state: Count = lambda *_: None) -> tuple[Lo
             for _ in range(int(rng.integers(MAX_MOMENT))):
                 real.advance(expert.act(real.robot_state(), real.scene_state()))
             states.append(RenderedState(task, real.robot_state(), real.scene_state(), real.observe(), {}))
-            count()
+            on_state(len(states), total)
         real_renderer, simulator_versions = real.renderer, dict(getattr(real, "versions", {}))
     renderer = ""
-    for looks in plan.looks:
+    for place, looks in enumerate(plan.looks, 1):
         with make_environment("playtable", scene=plan.scene, looks=looks, seed=plan.seed) as ours:
             renderer = ours.renderer
             for index, state in enumerate(states):
                 redress(ours, (plan.seed, index))
                 state.playtable[looks] = ours.reset(state.robot_obs, state.scene_obs)
-                count()
+                on_state(place * plan.states + index + 1, total)
     report = LooksReport(
         **provenance(),
         simulator_versions=simulator_versions,

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 from rfedge.errors import ConfigError, one_of
 from rfedge.runtimes.control.ensembling import TemporalEnsemble
 from rfedge.runtimes.control.modes import ClosedLoop, Controller, JumpStep, OpenLoop, check_jumps
 from rfedge.runtimes.control.overlapped import Arrivals, Overlapped
-from rfedge.runtimes.policy.step import Policy
+from rfedge.runtimes.policy.step import Policy, Trained
 
 __all__ = ["MODES", "SYNCHRONOUS_MODES", "Trained", "choose_loop", "make_controller"]
 
 # In these the actions depend on the frames alone; in `overlapped` also on how fast the machine is.
 SYNCHRONOUS_MODES: Final = ("closed-loop", "open-loop", "jump-step")
 MODES: Final = (*SYNCHRONOUS_MODES, "overlapped")
-
-
-class Trained(Protocol):
-    """Loop settings that a policy's training decides; a policy and the record of one both say it."""
-
-    @property
-    def chunk_size(self) -> int:
-        """Actions per call."""
-
-    @property
-    def frame_stride(self) -> int:
-        """Control steps between the frames the policy was trained on."""
 
 
 def make_controller(

@@ -133,9 +133,8 @@ class ControlLoop:
                         self.cancel()
 
         watchdog = Watchdog({"backbone": self.backbone_deadline_s, "step": self._step_deadline_s()}, on_expired, self.clock)
-        run = _Run(
-            self, watchdog, instruction if callable(instruction) else lambda: instruction, on_step, observe_every_step
-        )
+        ask = instruction if callable(instruction) else lambda: instruction
+        run = _Run(self, watchdog, ask, on_step, observe_every_step, dict(self.guard.counts))
         self.guard.reset()
         ended: Ending | None = None
         with contextlib.ExitStack() as stack:
@@ -195,45 +194,41 @@ class ControlLoop:
         refuse_disagreement("the robot", robot, owner, expected)
 
 
+@dataclass(slots=True, eq=False)
 class _Run:
     """The moving parts of one `ControlLoop.run`."""
 
-    def __init__(
-        self,
-        loop: ControlLoop,
-        watchdog: Watchdog,
-        instruction: Callable[[], str],
-        on_step: Callable[[ControlStep], None] | None,
-        observe_every_step: bool,  # noqa: FBT001 - private, passed once
-    ) -> None:
-        self._loop = loop
-        self._watchdog = watchdog
-        self._instruction = instruction
-        self._followed: str | None = None
-        self._on_step = on_step
-        self._observe_every_step = observe_every_step
-        self._frame_times_s: dict[int, float] = {}
-        self._last_sent: Float32 | None = None  # under the present instruction
-        self._num_repeats = 0  # in a row
-        self._counts_before = dict(loop.guard.counts)
-        self._num_steps = self._num_inferences = self._num_missed = 0
-        self._num_missing: dict[Missing, int] = {"starting": 0, "starved": 0, "unavailable": 0}
-        self._misses_in_a_row = 0
-        self._max_lag_s = self._max_age_ms = 0.0
-        self._frozen = FrozenFrames()
+    loop: ControlLoop
+    watchdog: Watchdog
+    instruction: Callable[[], str]
+    on_step: Callable[[ControlStep], None] | None
+    observe_every_step: bool
+    counts_before: dict[str, int]  # of the guard
+    followed: str | None = None
+    frame_times_s: dict[int, float] = field(default_factory=dict)
+    last_sent: Float32 | None = None  # under the present instruction
+    num_repeats: int = 0  # in a row
+    num_steps: int = 0
+    num_inferences: int = 0
+    num_missed: int = 0
+    num_missing: dict[Missing, int] = field(default_factory=lambda: {"starting": 0, "starved": 0, "unavailable": 0})
+    misses_in_a_row: int = 0
+    max_lag_s: float = 0.0
+    max_age_ms: float = 0.0
+    frozen: FrozenFrames = field(default_factory=FrozenFrames)
 
     def step(self, index: int, lag_s: float) -> Ending | None:
         """Run one control step, which began `lag_s` late; return why the run ends with it."""
-        loop = self._loop
+        loop = self.loop
         started_s = loop.clock.now_s()
         instruction: str | None = None
         observation: Observation | None = None
         try:
             instruction = self._follow()
             observation = self._observe(index, started_s)
-            if loop.stop_after_frozen is not None and self._frozen.longest >= loop.stop_after_frozen:
+            if loop.stop_after_frozen is not None and self.frozen.longest >= loop.stop_after_frozen:
                 return "frozen"
-            with self._watchdog.watching("backbone"):
+            with self.watchdog.watching("backbone"):
                 control = loop.controller.control(observation)
             if loop.backbone_deadline_s is not None and control.pending_s > loop.backbone_deadline_s:
                 return "backbone"
@@ -242,13 +237,13 @@ class _Run:
         overdue_s = 0.0 if loop.pace is None else loop.pace.overdue_s()
         is_missed = overdue_s > 0.0 or control.missing not in (None, "starting")
         action, interventions = self._choose(control, is_missed=is_missed)
-        if self._watchdog.expired is not None:
-            return self._watchdog.expired  # the robot was stopped: it gets nothing more
+        if self.watchdog.expired is not None:
+            return self.watchdog.expired  # the robot was stopped: it gets nothing more
         loop.robot.apply(action)
         sent_s = loop.clock.now_s()
         loop.guard.sent(action)
-        self._last_sent = action
-        taken_s = self._frame_times_s.get(index - control.age_steps, started_s)
+        self.last_sent = action
+        taken_s = self.frame_times_s.get(index - control.age_steps, started_s)
         age_ms = 0.0 if control.missing else _MS_PER_S * (sent_s - taken_s)
         step = replace(
             control,
@@ -264,81 +259,81 @@ class _Run:
             instruction=instruction,
         )
         self._count(step)
-        if self._on_step is not None:
-            self._on_step(step)
+        if self.on_step is not None:
+            self.on_step(step)
         if "not-finite" in interventions:
             raise not_finite()
         limit = loop.late.stop_after_misses
-        return "misses" if limit is not None and self._misses_in_a_row >= limit else None
+        return "misses" if limit is not None and self.misses_in_a_row >= limit else None
 
     def _follow(self) -> str | None:
         """Reset the controller if the instruction changed; return the new one."""
-        instruction = self._instruction()
-        if instruction == self._followed:
+        instruction = self.instruction()
+        if instruction == self.followed:
             return None
-        self._last_sent = None  # also if the reset fails: it was an action of another instruction
-        self._loop.controller.reset(instruction)
-        self._followed = instruction
+        self.last_sent = None  # also if the reset fails: it was an action of another instruction
+        self.loop.controller.reset(instruction)
+        self.followed = instruction
         return instruction
 
     def _observe(self, index: int, started_s: float) -> Observation | None:
-        needs = self._loop.controller.needs_observation
-        if not needs and not self._observe_every_step:
+        needs = self.loop.controller.needs_observation
+        if not needs and not self.observe_every_step:
             return None
-        observation = self._loop.robot.observe()
-        self._loop.guard.see(observation)
-        self._frozen.see(observation)
+        observation = self.loop.robot.observe()
+        self.loop.guard.see(observation)
+        self.frozen.see(observation)
         if needs:
-            self._frame_times_s[index] = started_s
+            self.frame_times_s[index] = started_s
         return observation
 
     def _choose(self, control: ControlStep, *, is_missed: bool) -> tuple[Float32, tuple[str, ...]]:
         """Return what is sent and what the guard did to it."""
-        loop = self._loop
+        loop = self.loop
         wanted: Float32 | None = control.action if control.missing is None else None
         repeats = False
         if is_missed and loop.late.action != "send":
             repeats = (
                 loop.late.action == "repeat"
                 and control.missing != "unavailable"
-                and self._num_repeats < loop.late.max_repeats
+                and self.num_repeats < loop.late.max_repeats
             )
-            wanted = self._last_sent if repeats else None
-        self._num_repeats = self._num_repeats + 1 if is_missed else 0
+            wanted = self.last_sent if repeats else None
+        self.num_repeats = self.num_repeats + 1 if is_missed else 0
         if wanted is None:
             return loop.guard.hold(), ()
         checked = loop.guard.check(wanted)
         return checked.action, checked.interventions
 
     def _count(self, step: ControlStep) -> None:
-        self._num_steps += 1
-        self._num_inferences += step.inference is not None
-        self._num_missed += step.is_missed
+        self.num_steps += 1
+        self.num_inferences += step.inference is not None
+        self.num_missed += step.is_missed
         if step.missing is not None:
-            self._num_missing[step.missing] += 1
-        self._misses_in_a_row = self._misses_in_a_row + 1 if step.is_missed else 0
-        self._max_lag_s = max(self._max_lag_s, step.lag_s)
-        self._max_age_ms = max(self._max_age_ms, step.age_ms)
+            self.num_missing[step.missing] += 1
+        self.misses_in_a_row = self.misses_in_a_row + 1 if step.is_missed else 0
+        self.max_lag_s = max(self.max_lag_s, step.lag_s)
+        self.max_age_ms = max(self.max_age_ms, step.age_ms)
         # Older frames than the one behind this action are behind no later one.
         oldest = step.index - step.age_steps
-        if len(self._frame_times_s) > 1 and not step.missing:
-            for index in [index for index in self._frame_times_s if index < oldest]:
-                del self._frame_times_s[index]
+        if len(self.frame_times_s) > 1 and not step.missing:
+            for index in [index for index in self.frame_times_s if index < oldest]:
+                del self.frame_times_s[index]
 
     def summary(self, ended: Ending, success: bool | None) -> LoopSummary:  # noqa: FBT001 - private, passed once
-        counts = self._loop.guard.counts
-        happened = {name: counts[name] - self._counts_before[name] for name in INTERVENTIONS}
+        counts = self.loop.guard.counts
+        happened = {name: counts[name] - self.counts_before[name] for name in INTERVENTIONS}
         return LoopSummary(
             ended=ended,
             success=success,
-            num_steps=self._num_steps,
-            num_inferences=self._num_inferences,
-            num_missed=self._num_missed,
-            num_starved=self._num_missing["starved"],
-            num_unavailable=self._num_missing["unavailable"],
-            num_starting=self._num_missing["starting"],
+            num_steps=self.num_steps,
+            num_inferences=self.num_inferences,
+            num_missed=self.num_missed,
+            num_starved=self.num_missing["starved"],
+            num_unavailable=self.num_missing["unavailable"],
+            num_starting=self.num_missing["starting"],
             interventions={name: count for name, count in happened.items() if count},
-            max_lag_s=self._max_lag_s,
-            max_age_ms=self._max_age_ms,
-            frozen=self._frozen.counts,
+            max_lag_s=self.max_lag_s,
+            max_age_ms=self.max_age_ms,
+            frozen=self.frozen.counts,
         )

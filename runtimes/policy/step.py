@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from rfedge.arrays import Float32
 from rfedge.messages import Observation, PolicyState
 
-__all__ = ["STAGES", "Policy", "PolicyStep"]
+__all__ = ["STAGES", "Policy", "PolicyStep", "Trained"]
 
 # The order of a call; `total` is measured on its own and includes what lies between the stages.
 STAGES: Final = ("preprocess", "backbone", "head", "postprocess", "total")
@@ -24,8 +24,8 @@ class PolicyStep:
     state: PolicyState | None = None  # after the call; None for a policy that does not tell
 
 
-class Policy(Protocol):
-    """Policy as a controller sees it; anything with these four members can take the place of `EdgePolicy`."""
+class Trained(Protocol):
+    """Loop settings that a policy's training decides; a policy and the record of one both say it."""
 
     @property
     def chunk_size(self) -> int:
@@ -34,6 +34,10 @@ class Policy(Protocol):
     @property
     def frame_stride(self) -> int:
         """Control steps between the frames the policy was trained on."""
+
+
+class Policy(Trained, Protocol):
+    """Policy as a controller sees it; anything with these four members can take the place of `EdgePolicy`."""
 
     def reset(self, instruction: str) -> None:
         """Forget everything and follow `instruction` from now on."""
