@@ -82,9 +82,8 @@ class TensorSpec(_Spec):
             expected, remedy = f"dtype {self.dtype}", "Cast it before the call."
             raise ContractError(f"tensor {self.name!r}", got=f"dtype {array.dtype}", expected=expected, remedy=remedy)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ContractError(
-                f"tensor {self.name!r}", got="NaN or Inf", expected="finite values", remedy="Drop this step's input."
-            )
+            remedy = "Drop this step's input."
+            raise ContractError(f"tensor {self.name!r}", got="NaN or Inf", expected="finite values", remedy=remedy)
 
     def sample(self, rng: np.random.Generator, *, dynamic_size: int | None = None) -> Array:
         """Sample an array that satisfies `check`: bytes 0 to 255, standard normal floats, all-true masks.

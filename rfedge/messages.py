@@ -153,24 +153,20 @@ class PolicyState:
 def _check_image(name: str, image: Array, shape: tuple[int, ...]) -> None:
     # Float images are checked for NaN first: that is the message which helps most.
     if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
-        raise ContractError(
-            name, got="NaN or Inf pixels", expected="uint8 pixels 0 to 255", remedy="Drop this frame; check the camera."
-        )
+        remedy = "Drop this frame; check the camera."
+        raise ContractError(name, got="NaN or Inf pixels", expected="uint8 pixels 0 to 255", remedy=remedy)
     if image.shape != shape:
-        raise ContractError(
-            name, got=f"shape {image.shape}", expected=f"shape {shape}", remedy="Resize or crop the camera image."
-        )
+        remedy = "Resize or crop the camera image."
+        raise ContractError(name, got=f"shape {image.shape}", expected=f"shape {shape}", remedy=remedy)
     if image.dtype != np.uint8:
-        raise ContractError(
-            name, got=f"dtype {image.dtype}", expected="dtype uint8", remedy="Send raw RGB bytes, not normalised ones."
-        )
+        remedy = "Send raw RGB bytes, not normalised ones."
+        raise ContractError(name, got=f"dtype {image.dtype}", expected="dtype uint8", remedy=remedy)
 
 
 def _check_float(name: str, array: Array, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
-        raise ContractError(
-            name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy="See rfedge.messages for the axes."
-        )
+        remedy = "See rfedge.messages for the axes."
+        raise ContractError(name, got=f"shape {array.shape}", expected=f"shape {shape}", remedy=remedy)
     if not np.issubdtype(array.dtype, np.floating):
         raise ContractError(name, got=f"dtype {array.dtype}", expected="a float dtype", remedy="Cast it to float32.")
     if not np.isfinite(array).all():
@@ -191,15 +187,13 @@ def check_state(state: object) -> None:
 def check_action(action: FloatArray) -> None:
     """Raise ContractError unless `action` is finite float (k, 7), pose in [-1, 1] and gripper exactly -1 or 1."""
     if action.ndim != 2 or action.shape[1] != ACTION_SIZE:
-        raise ContractError(
-            "action", got=f"shape {action.shape}", expected=f"(k, {ACTION_SIZE})", remedy="Stack k control steps."
-        )
+        remedy = "Stack k control steps."
+        raise ContractError("action", got=f"shape {action.shape}", expected=f"(k, {ACTION_SIZE})", remedy=remedy)
     _check_float("action", action, action.shape)
     if np.abs(action[:, :POSE_SIZE]).max(initial=0.0) > 1.0:
         got, remedy = f"pose up to {np.abs(action[:, :POSE_SIZE]).max():.3f}", "Clip the pose."
         raise ContractError("action", got=got, expected="[-1, 1]", remedy=remedy)
     gripper = action[:, POSE_SIZE]
     if not np.isin(gripper, (GRIPPER_CLOSE, GRIPPER_OPEN)).all():
-        raise ContractError(
-            "action", got=f"gripper {gripper.tolist()}", expected="-1 (close) or 1 (open)", remedy="Threshold it at 0."
-        )
+        remedy = "Threshold it at 0."
+        raise ContractError("action", got=f"gripper {gripper.tolist()}", expected="-1 (close) or 1 (open)", remedy=remedy)

@@ -261,9 +261,8 @@ def _measure(
                 pairs[name].append(_run_pair(alone, job, plan.calls, rng))
             except _EndedError as error:
                 if error.job is alone:
-                    raise ConfigError(
-                        first, got=str(error), expected="a process that ends well", remedy="Run it alone to see why."
-                    ) from error
+                    remedy = "Run it alone to see why."
+                    raise ConfigError(first, got=str(error), expected="a process that ends well", remedy=remedy) from error
                 failed[name] = str(error)
     progress("pairs of processes", total, total)
     pairs[first] = [(one, one) for name in rows for one, _ in pairs[name]]

@@ -38,9 +38,8 @@ class ServingProcess(AbstractContextManager["ServingProcess"]):
             self.process.wait()
             words = self.errors().strip()
             self.close()
-            raise BackendUnavailableError(
-                "rfedge serve", got=words, expected="a server", remedy="Run it by hand with the same flags."
-            )
+            remedy = "Run it by hand with the same flags."
+            raise BackendUnavailableError("rfedge serve", got=words, expected="a server", remedy=remedy)
         self.greeting: Final[dict[str, Any]] = json.loads(line)
 
     @property

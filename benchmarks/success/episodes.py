@@ -176,9 +176,8 @@ def _held_out(plan: EpisodesPlan) -> tuple[CalvinDataset, list[Segment]]:
     folder = find_split(plan.data, split)
     dataset = CalvinDataset.open(folder)
     if not dataset.segments:
-        raise DatasetError(
-            f"dataset {folder}", got="no labelled episode", expected="at least one", remedy="Give another split."
-        )
+        remedy = "Give another split."
+        raise DatasetError(f"dataset {folder}", got="no labelled episode", expected="at least one", remedy=remedy)
     chosen = list(range(len(dataset.segments)))
     if folder.name != "validation" and plan.validation_fraction > 0:
         chosen = split_segments(dataset, plan.validation_fraction, plan.seed)[1] or chosen

@@ -40,9 +40,8 @@ def _parse_decay(text: str) -> float | None:
     with suppress(ValueError):
         decay = math.inf if text == "none" else float(text)
     if math.isnan(decay) or (math.isinf(decay) and text != "none"):
-        raise ConfigError(
-            "--ensemble", got=repr(text), expected="finite numbers or none", remedy="Put commas between: none,0."
-        )
+        remedy = "Put commas between: none,0."
+        raise ConfigError("--ensemble", got=repr(text), expected="finite numbers or none", remedy=remedy)
     return None if text == "none" else decay
 
 
@@ -220,9 +219,8 @@ def describe_policies(plan: SuccessPlan) -> tuple[PolicyRecord, ...]:
     folders = [_as_folder_name(label) for label in labels]
     for label, folder in zip(labels, folders, strict=True):
         if folders.count(folder) > 1:
-            raise ConfigError(
-                "label", got=f"{label!r} twice", expected="one for each bundle", remedy="Tell them apart by --label."
-            )
+            remedy = "Tell them apart by --label."
+            raise ConfigError("label", got=f"{label!r} twice", expected="one for each bundle", remedy=remedy)
     return tuple(
         policy.model_copy(
             update={"label": label, "trained_on": plan.trained_on[index] if plan.trained_on else policy.trained_on}
@@ -299,9 +297,8 @@ def lay_out(plan: SuccessPlan, policies: Sequence[PolicyRecord]) -> tuple[list[R
         raise ConfigError(f"{label} with {steps} steps per call: {reason}")
     if not possible:
         kinds = dict.fromkeys(kind_of(steps, policy.frame_stride) for policy, steps in asked)
-        raise ConfigError(
-            "--kinds", got=", ".join(plan.kinds), expected=f"some of {', '.join(kinds)}", remedy="Leave it out."
-        )
+        remedy = "Leave it out."
+        raise ConfigError("--kinds", got=", ".join(plan.kinds), expected=f"some of {', '.join(kinds)}", remedy=remedy)
     torch = dict(zip([policy.label for policy in policies][len(plan.bundles) :], plan.torch, strict=False))
     rows = []
     for world in plan.worlds:

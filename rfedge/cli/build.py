@@ -38,9 +38,8 @@ def build(
     from rfedge.errors import BackendUnavailableError
 
     if find_spec("onnx_ir") is None:  # not by the export extra, which would bring PyTorch to a robot
-        raise BackendUnavailableError(
-            "rfedge build", got="no onnx_ir", expected="onnx-ir", remedy="Install it: pip install onnx-ir."
-        )
+        remedy = "Install it: pip install onnx-ir."
+        raise BackendUnavailableError("rfedge build", got="no onnx_ir", expected="onnx-ir", remedy=remedy)
     from rfedge.export.tensorrt.audit import exceeded, parse_limit
     from rfedge.export.tensorrt.pipeline import build_bundle, open_target, plan_build
 

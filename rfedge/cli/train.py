@@ -131,6 +131,5 @@ def _require_torch() -> None:
     from rfedge.errors import BackendUnavailableError
 
     if importlib.util.find_spec("torch") is None:
-        raise BackendUnavailableError(
-            "training", got="no PyTorch", expected="torch", remedy="Install it: pip install 'rfedge[train]'."
-        )
+        remedy = "Install it: pip install 'rfedge[train]'."
+        raise BackendUnavailableError("training", got="no PyTorch", expected="torch", remedy=remedy)

@@ -149,9 +149,8 @@ def _rename(source: Path, target: Path, flags: int) -> bool:
 
 
 def _exists(path: Path) -> ArtifactError:
-    return ArtifactError(
-        str(path), got="an existing path", expected="a free name", remedy="Pass --overwrite or another --output."
-    )
+    remedy = "Pass --overwrite or another --output."
+    return ArtifactError(str(path), got="an existing path", expected="a free name", remedy=remedy)
 
 
 def _share(root: Path, mode: int) -> None:

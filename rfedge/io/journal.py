@@ -81,9 +81,8 @@ def read_journal(path: Path) -> tuple[dict[str, Any], ...]:
     try:
         content = read_file(path)
     except OSError as error:
-        raise ArtifactError(
-            str(path), got=error.strerror or str(error), expected="a journal", remedy="Repeat the run."
-        ) from None
+        remedy = "Repeat the run."
+        raise ArtifactError(str(path), got=error.strerror or str(error), expected="a journal", remedy=remedy) from None
     return tuple(_parse_whole_lines(content, path)[0][1:])
 
 

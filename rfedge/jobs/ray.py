@@ -35,9 +35,8 @@ class RayWorkers:
         try:
             import ray
         except ImportError:
-            raise BackendUnavailableError(
-                "--ray", got="no ray", expected="the 'scale' extra", remedy="pip install 'rfedge[scale]'."
-            ) from None
+            remedy = "pip install 'rfedge[scale]'."
+            raise BackendUnavailableError("--ray", got="no ray", expected="the 'scale' extra", remedy=remedy) from None
         options: dict[str, Any] = {"address": self._address}
         if self._address == "local":
             options |= {"num_cpus": self._workers, "include_dashboard": False}
@@ -61,9 +60,8 @@ class RayWorkers:
             raise self._unreachable(getattr(error, "strerror", None) or str(error)) from None
 
     def _unreachable(self, reason: str) -> BackendUnavailableError:
-        return BackendUnavailableError(
-            f"--ray {self._address}", got=reason, expected="a Ray that answers", remedy="Check the address."
-        )
+        remedy = "Check the address."
+        return BackendUnavailableError(f"--ray {self._address}", got=reason, expected="a Ray that answers", remedy=remedy)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ray.shutdown()

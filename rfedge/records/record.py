@@ -41,6 +41,5 @@ def parse_lines(kind: type[R], lines: Iterable[Mapping[str, Any]], path: Path, *
         return [kind.model_validate(line) for line in lines]
     except ValidationError:
         expected = "what `rfedge bench` writes"
-        raise ArtifactError(
-            str(path), got=f"a record that is no {what}", expected=expected, remedy="Choose another --output."
-        ) from None
+        remedy = "Choose another --output."
+        raise ArtifactError(str(path), got=f"a record that is no {what}", expected=expected, remedy=remedy) from None

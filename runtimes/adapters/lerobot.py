@@ -81,9 +81,8 @@ class LeRobotKeys:
         for name, keys, sizes in lists:
             if len(keys) not in sizes:
                 expected = " or ".join(str(size) for size in sizes)
-                raise ConfigError(
-                    f"LeRobotKeys.{name}", got=f"{len(keys)} names", expected=expected, remedy="See rfedge.messages."
-                )
+                remedy = "See rfedge.messages."
+                raise ConfigError(f"LeRobotKeys.{name}", got=f"{len(keys)} names", expected=expected, remedy=remedy)
         one_of(ROTATION_FORMS, self.rotation_form, "LeRobotKeys.rotation_form")
 
 

@@ -92,9 +92,8 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
             self._process.wait()
 
     def _gone(self, got: str) -> BackendUnavailableError:
-        return BackendUnavailableError(
-            "heartbeat process", got=got, expected="one that can stop the robot", remedy="See its error above."
-        )
+        remedy = "See its error above."
+        return BackendUnavailableError("heartbeat process", got=got, expected="one that can stop the robot", remedy=remedy)
 
 
 def watch(stop: Callable[[], None], within_s: float, *, pipe: int) -> None:

@@ -45,6 +45,5 @@ class LatePolicy:
             remedy = "Leave --stop-after-misses out to go on for ever."
             raise ConfigError("stop_after_misses", got=self.stop_after_misses, expected="1 or more", remedy=remedy)
         if self.max_repeats < 1:
-            raise ConfigError(
-                "max_repeats", got=self.max_repeats, expected="1 or more", remedy="Choose --late hold for none."
-            )
+            remedy = "Choose --late hold for none."
+            raise ConfigError("max_repeats", got=self.max_repeats, expected="1 or more", remedy=remedy)

@@ -91,9 +91,8 @@ def claim_robot(name: str) -> Iterator[None]:
         except FileNotFoundError:
             descriptor = os.open(path, _LOCK_FLAGS | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(
-            f"lock {path}", got=error.strerror, expected="a file of ours", remedy="Remove it, or set TMPDIR."
-        ) from None
+        remedy = "Remove it, or set TMPDIR."
+        raise ConfigError(f"lock {path}", got=error.strerror, expected="a file of ours", remedy=remedy) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,6 +104,5 @@ def claim_robot(name: str) -> Iterator[None]:
 
 
 def _driven_already(subject: str) -> ConfigError:
-    return ConfigError(
-        subject, got="a second control loop", expected="one at a time", remedy="Wait until the first has ended."
-    )
+    remedy = "Wait until the first has ended."
+    return ConfigError(subject, got="a second control loop", expected="one at a time", remedy=remedy)

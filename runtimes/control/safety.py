@@ -290,9 +290,8 @@ def not_finite() -> ContractError:
 
 def _check_shape(action: FloatArray) -> None:
     if action.shape != (ACTION_SIZE,):
-        raise ContractError(
-            "action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy="Return one control step."
-        )
+        remedy = "Return one control step."
+        raise ContractError("action", got=f"shape {action.shape}", expected=f"({ACTION_SIZE},)", remedy=remedy)
 
 
 def _clamped(action: FloatArray) -> Float32:

@@ -32,9 +32,8 @@ class Watchdog:
     ) -> None:
         for part, deadline_s in deadlines_s.items():
             if deadline_s is not None and not deadline_s > 0:
-                raise ConfigError(
-                    f"{part} deadline", got=deadline_s, expected="a positive number of seconds", remedy="Raise it."
-                )
+                remedy = "Raise it."
+                raise ConfigError(f"{part} deadline", got=deadline_s, expected="a positive number of seconds", remedy=remedy)
         self._deadlines_s = {
             part: deadline_s
             for part, deadline_s in deadlines_s.items()

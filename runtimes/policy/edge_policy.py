@@ -164,9 +164,8 @@ class EdgePolicy(AbstractContextManager["EdgePolicy"]):
             ContractError: as `infer`, or `reset` was never called; the state stays as it was.
         """
         if self._instruction is None:
-            raise ContractError(
-                "policy", got="act() without an instruction", expected="reset(instruction) first", remedy="Call it once."
-            )
+            expected = "reset(instruction) first"
+            raise ContractError("policy", got="act() without an instruction", expected=expected, remedy="Call it once.")
         inference = self.infer(observation, self._instruction, self._state)
         self._state = inference.state
         return inference

@@ -47,9 +47,8 @@ def pad_instruction(text: EmbeddedInstruction, length: int) -> EmbeddedInstructi
     """
     num_tokens = text.mask.shape[1]
     if num_tokens > length:
-        raise ContractError(
-            "instruction", got=f"{num_tokens} tokens", expected=f"at most {length}", remedy="Choose a longer profile."
-        )
+        remedy = "Choose a longer profile."
+        raise ContractError("instruction", got=f"{num_tokens} tokens", expected=f"at most {length}", remedy=remedy)
     added = ((0, 0), (0, length - num_tokens))
     embedding, mask = np.pad(text.embedding, (*added, (0, 0))), np.pad(text.mask, added)
     embedding.flags.writeable = False
@@ -77,21 +76,18 @@ class EmbeddingTable:
             scaled = EMBEDDING_SCALE in self._file.keys()  # noqa: SIM118 - safe_open is no mapping
             self._scale: Any = self._file.get_tensor(EMBEDDING_SCALE) if scaled else None
         except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"embedding {path.name}", got=str(error), expected=f"tensor {EMBEDDING_TENSOR!r}", remedy="Export it again."
-            ) from None
+            expected, remedy = f"tensor {EMBEDDING_TENSOR!r}", "Export it again."
+            raise ArtifactError(f"embedding {path.name}", got=str(error), expected=expected, remedy=remedy) from None
         if len(shape) != 2 or shape[1] != width:
-            raise ArtifactError(
-                f"embedding {path.name}", got=f"shape {shape}", expected=f"(vocabulary, {width})", remedy="Export it again."
-            )
+            expected = f"(vocabulary, {width})"
+            raise ArtifactError(f"embedding {path.name}", got=f"shape {shape}", expected=expected, remedy="Export it again.")
         self.num_rows: Final = int(shape[0])
 
     def __call__(self, ids: npt.NDArray[np.int64]) -> Float32:
         """Return float32 (token, width) for ids (token,); ArtifactError where an id lies outside the table."""
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.num_rows:
-            raise ArtifactError(
-                "embedding", got=f"token id {int(ids.max())}", expected=f"below {self.num_rows}", remedy="Export it again."
-            )
+            expected = f"below {self.num_rows}"
+            raise ArtifactError("embedding", got=f"token id {int(ids.max())}", expected=expected, remedy="Export it again.")
         rows: Float32 = np.concatenate([self._rows[int(row) : int(row) + 1] for row in ids]).astype(np.float32)
         return rows if self._scale is None else rows * self._scale[ids][:, None]
 

@@ -41,9 +41,8 @@ class ServerAddress:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.deadline_ms) and self.deadline_ms > 0):
-            raise ConfigError(
-                "deadline", got=self.deadline_ms, expected="a positive number", remedy="Raise --server-deadline-ms."
-            )
+            remedy = "Raise --server-deadline-ms."
+            raise ConfigError("deadline", got=self.deadline_ms, expected="a positive number", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -150,17 +149,15 @@ class RolloutPlan:
             raise ConfigError("--record", got="a policy on a server", expected=expected, remedy=remedy)
         check_least(1, {"episodes": self.episodes, "max_steps": self.max_steps})
         if not self.holds_rate and self.late != LatePolicy():
-            raise ConfigError(
-                "late", got="no control rate", expected="deadlines to miss", remedy="Pass --realtime or --rate-hz."
-            )
+            remedy = "Pass --realtime or --rate-hz."
+            raise ConfigError("late", got="no control rate", expected="deadlines to miss", remedy=remedy)
         check_priority(self.realtime_priority)
         if not self.holds_rate and self.realtime_priority is not None:
             remedy = "Pass --realtime or --rate-hz."
             raise ConfigError("realtime_priority", got="no control rate", expected="deadlines to keep", remedy=remedy)
         if self.record_frames and self.record is None:
-            raise ConfigError(
-                "--record-frames", got="no record", expected="--record FILE", remedy="Pass it, or leave this out."
-            )
+            remedy = "Pass it, or leave this out."
+            raise ConfigError("--record-frames", got="no record", expected="--record FILE", remedy=remedy)
 
     def open_environment(self) -> Environment:
         """Make the simulator; errors as those of `make_environment`."""

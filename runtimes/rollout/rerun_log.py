@@ -20,9 +20,8 @@ class RerunLog(AbstractContextManager["RerunLog"]):
 
     def __init__(self, path: Path) -> None:
         if path.suffix != RERUN_SUFFIX:
-            raise ConfigError(
-                "--rerun", got=repr(path.name), expected=f"a name ending in {RERUN_SUFFIX}", remedy="Change it."
-            )
+            remedy = "Change it."
+            raise ConfigError("--rerun", got=repr(path.name), expected=f"a name ending in {RERUN_SUFFIX}", remedy=remedy)
         self._rerun: Any = import_optional(
             "rerun", needed_for=f"--rerun {path.name}", remedy="pip install 'rfedge[viewer]', or use --record FILE."
         )

@@ -26,9 +26,8 @@ def choose_goal(task: str | None, instruction: str | None) -> Goal:
     if task is not None:
         return Goal(instruction=instruction or INSTRUCTIONS[check_task(task)], task=task)
     if instruction is None:
-        raise ConfigError(
-            "goal", got="neither", expected="--task or --instruction", remedy="Pass --task open_drawer, for instance."
-        )
+        remedy = "Pass --task open_drawer, for instance."
+        raise ConfigError("goal", got="neither", expected="--task or --instruction", remedy=remedy)
     return Goal(instruction=instruction, task=_task_of(instruction))
 
 

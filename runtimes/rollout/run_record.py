@@ -136,9 +136,8 @@ def read_run(path: Path) -> RunRecord:
     try:
         content = read_file(path, _MAX_RECORD_BYTES)
     except OSError as error:
-        raise ArtifactError(
-            f"record {path}", got=error.strerror, expected="a file", remedy="Write one with `rfedge run --record`."
-        ) from None
+        remedy = "Write one with `rfedge run --record`."
+        raise ArtifactError(f"record {path}", got=error.strerror, expected="a file", remedy=remedy) from None
     *texts, rest = content.split(b"\n")
     lines = [_parse(path, number, text) for number, text in enumerate(texts, start=1)]
     if not lines or not isinstance(lines[0], RunHeader):
@@ -205,9 +204,8 @@ class RunRecorder(contextlib.AbstractContextManager["RunRecorder"]):
                 self._frames.mkdir()
             self._file = path.open("xb", buffering=0)
         except OSError as error:
-            raise ConfigError(
-                f"--record {path}", got=error.strerror, expected="a free name", remedy="Choose another one."
-            ) from None
+            remedy = "Choose another one."
+            raise ConfigError(f"--record {path}", got=error.strerror, expected="a free name", remedy=remedy) from None
         self._path = path
         self._started_s = time.monotonic()
         self._episode = 0
@@ -216,9 +214,8 @@ class RunRecorder(contextlib.AbstractContextManager["RunRecorder"]):
         if self.error is not None:
             self.close()
             path.unlink()
-            raise ConfigError(
-                f"--record {path}", got=self.error, expected="room for the record", remedy="Choose another disk."
-            )
+            remedy = "Choose another disk."
+            raise ConfigError(f"--record {path}", got=self.error, expected="room for the record", remedy=remedy)
 
     def __exit__(self, *_: object) -> None:
         self.close()

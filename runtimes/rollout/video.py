@@ -24,9 +24,8 @@ class VideoRecorder:
     def __init__(self, path: Path, rate_hz: float) -> None:
         suffix = path.suffix.lower()
         if suffix not in SUFFIXES:
-            raise ConfigError(
-                "--video", got=repr(path.name), expected=did_you_mean(suffix, SUFFIXES), remedy="Change the file's ending."
-            )
+            remedy = "Change the file's ending."
+            raise ConfigError("--video", got=repr(path.name), expected=did_you_mean(suffix, SUFFIXES), remedy=remedy)
         # Looked up before the first step: nobody wants to learn this after the rollout.
         module, package = ("PIL", "pillow") if suffix == ".gif" else ("imageio_ffmpeg", "imageio-ffmpeg")
         if importlib.util.find_spec(module) is None:

@@ -145,9 +145,8 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             PolicyUnavailableError: there is no connection (raised at once) or no answer within the deadline.
         """
         if self._instruction is None:
-            raise ContractError(
-                "policy", got="act() without an instruction", expected="reset(instruction) first", remedy="Call it once."
-            )
+            expected = "reset(instruction) first"
+            raise ContractError("policy", got="act() without an instruction", expected=expected, remedy="Call it once.")
         started_s = time.perf_counter()
         observation.check()
         fields = observation.to_dict() | {"task": self._instruction, "deadline_ms": self._deadline_s * _MS_PER_S}
@@ -308,9 +307,8 @@ def _check_url(url: str, token: str | None) -> None:
     try:
         parsed = parse_uri(url)
     except (InvalidURI, ValueError):
-        raise ConfigError(
-            "server", got=repr(url), expected="ws://HOST:PORT or wss://HOST:PORT", remedy="Check --server."
-        ) from None
+        remedy = "Check --server."
+        raise ConfigError("server", got=repr(url), expected="ws://HOST:PORT or wss://HOST:PORT", remedy=remedy) from None
     if token is not None and not parsed.secure and not is_loopback(parsed.host):
         logger.warning("the token goes to %s in the clear: use wss", parsed.host)
 

@@ -31,9 +31,8 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
             with file.open("rb") as opened:
                 text = opened.read(MAX_TOKEN_CHARACTERS + 2).decode("ascii", errors="replace")
         except OSError as error:
-            raise ConfigError(
-                source, got=error.strerror or str(error), expected="a readable file", remedy="Check the path."
-            ) from None
+            remedy = "Check the path."
+            raise ConfigError(source, got=error.strerror or str(error), expected="a readable file", remedy=remedy) from None
     token = text.strip()
     if not MIN_TOKEN_CHARACTERS <= len(token) <= MAX_TOKEN_CHARACTERS:
         expected, remedy = f"{MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS}", "Make one: openssl rand -hex 32."

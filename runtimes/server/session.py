@@ -44,9 +44,8 @@ class Session:
         """
         instruction = request.instruction or self._instruction
         if not instruction.strip():
-            raise ContractError(
-                "instruction", got="none", expected="plain words", remedy="Send prompt with the first frame."
-            )
+            remedy = "Send prompt with the first frame."
+            raise ContractError("instruction", got="none", expected="plain words", remedy=remedy)
         if request.frame is None:
             self._policy.parts.encoder(instruction)  # embedded here, so that the first frame is no slower than the others
             self._instruction, self._state = instruction, self._policy.initial_state()

@@ -49,9 +49,8 @@ class ServerSettings:
             raise ConfigError("port", got=self.port, expected="0 to 65535", remedy="Choose --port in that range.")
         for name in ("max_connections", "max_message_bytes", "max_instruction_characters"):
             if getattr(self, name) < 1:
-                raise ConfigError(
-                    name, got=getattr(self, name), expected="1 or more", remedy=f"Raise --{name.replace('_', '-')}."
-                )
+                remedy = f"Raise --{name.replace('_', '-')}."
+                raise ConfigError(name, got=getattr(self, name), expected="1 or more", remedy=remedy)
         for name in ("deadline_ms", "idle_timeout_s", "handshake_timeout_s", "send_timeout_s", "hung_after_s"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):

@@ -288,17 +288,15 @@ def prepare_table(
     from rfedge.policies import find_bundle, find_checkpoint, is_shipped
 
     if output is None:
-        raise ConfigError(
-            "--precisions", got="no --output", expected="a folder", remedy="Pass --output; bundles go beside it."
-        )
+        remedy = "Pass --output; bundles go beside it."
+        raise ConfigError("--precisions", got="no --output", expected="a folder", remedy=remedy)
     names, budget = parse_table_precisions(precisions), parse_budget(mixed_budget)
     if any(name in WEIGHT_FORMATS for name in names):
         import_bitsandbytes()  # what is missing is said before hours of rollouts
     for path in checkpoints:
         if data is None and not is_shipped(path):
-            raise ConfigError(
-                f"checkpoint {path}", got="no --data", expected="demonstrations to export with", remedy="Pass --data DIR."
-            )
+            remedy = "Pass --data DIR."
+            raise ConfigError(f"checkpoint {path}", got="no --data", expected="demonstrations to export with", remedy=remedy)
     folder = output.with_name(output.name + ".bundles")
     found = {}
     kept = f"finished bundles are in {folder}, the same command goes on"

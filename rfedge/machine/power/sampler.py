@@ -41,9 +41,8 @@ class Sampler:
         self, period_s: float = DEFAULT_PERIOD_S, *, sources: list[PowerSource] | None = None, root: Path = Path("/")
     ) -> None:
         if not period_s >= _MIN_PERIOD_S:
-            raise ConfigError(
-                "sampling period", got=f"{period_s} s", expected=f"{_MIN_PERIOD_S} s or more", remedy="Raise it."
-            )
+            remedy = "Raise it."
+            raise ConfigError("sampling period", got=f"{period_s} s", expected=f"{_MIN_PERIOD_S} s or more", remedy=remedy)
         self._period_s = period_s
         self._given = sources
         self._root = root
