@@ -13,6 +13,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
@@ -24,23 +25,19 @@ _ARGUMENTS: Final = "arguments"
 _CHECKED: Final = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
+@dataclass(slots=True, eq=False)
 class Journal:
     """An open journal; made by `open_journal`."""
 
-    def __init__(self, file: FileIO, path: Path, records: tuple[dict[str, Any], ...]) -> None:
-        self._file = file
-        self._path = path
-        self.records = records
-        self._has_grown = False
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.records and not self._has_grown
+    file: FileIO
+    path: Path
+    records: tuple[dict[str, Any], ...]  # what was in it when it was opened, in the order of writing
+    has_grown: bool = False
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is on disk."""
-        self._has_grown = True
-        append_line(self._file, self._path, record)
+        self.has_grown = True
+        append_line(self.file, self.path, record)
 
 
 @contextlib.contextmanager
@@ -69,7 +66,7 @@ def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
         try:
             yield journal
         finally:
-            if journal.is_empty:
+            if not (journal.records or journal.has_grown):
                 path.unlink()
                 if is_new_folder:
                     with contextlib.suppress(OSError):  # somebody put something else there

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from rfedge.errors import BackendUnavailableError, RfedgeError
@@ -63,7 +62,7 @@ class RayWorkers:
         remedy = "Check the address."
         return BackendUnavailableError(f"--ray {self._address}", got=reason, expected="a Ray that answers", remedy=remedy)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ray.shutdown()
 
     def __call__(self, call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:

@@ -8,18 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from rfedge.jobs.progress import Count, StageProgress
 
@@ -30,18 +20,18 @@ if TYPE_CHECKING:
 _STATUSES: Final = (129, 143)  # of SIGHUP and SIGTERM, see `rfedge.cli.app.main`
 
 
-def _bars(*columns: ProgressColumn, **settings: Any) -> Progress:
+def _bars(*columns: bars.ProgressColumn, **settings: Any) -> bars.Progress:
     """Return bars with what `columns` show of how far they are, and elapsed and remaining time."""
-    ends = (TimeElapsedColumn(), TimeRemainingColumn())
+    ends = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
     # Some stages go on once a minute, so that what is left follows from the last ten.
-    shown = (TextColumn("{task.description:<18}"), BarColumn(), *columns, *ends)
-    return Progress(*shown, console=Console(stderr=True), speed_estimate_period=600.0, **settings)
+    shown = (bars.TextColumn("{task.description:<18}"), bars.BarColumn(), *columns, *ends)
+    return bars.Progress(*shown, console=Console(stderr=True), speed_estimate_period=600.0, **settings)
 
 
 @contextmanager
 def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Callable[[EdgePolicy], None]]]:
     """Yield a callback for the control steps done (None: one more) and one that warns of a bundle forced past its proof."""
-    with _bars(MofNCompleteColumn(), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with _bars(bars.MofNCompleteColumn(), transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("steps", total=total)
 
         def advance(done: int | None) -> None:
@@ -59,7 +49,7 @@ def step_progress(total: int) -> Iterator[tuple[Callable[[int | None], None], Ca
 @contextmanager
 def stage_progress() -> Iterator[StageProgress]:
     """Yield a callback (stage, done, total) that draws one bar per stage with elapsed and remaining time."""
-    with _bars(MofNCompleteColumn()) as progress:
+    with _bars(bars.MofNCompleteColumn()) as progress:
         tasks = {}
 
         def update(stage: str, done: int, total: int) -> None:
@@ -73,7 +63,7 @@ def stage_progress() -> Iterator[StageProgress]:
 @contextmanager
 def round_progress() -> Iterator[Count]:
     """Yield a callback (done, total) for timed rounds, whose bar is drawn between two rounds and never beside one."""
-    with _bars(TaskProgressColumn(), transient=True, disable=not sys.stderr.isatty(), auto_refresh=False) as progress:
+    with _bars(bars.TaskProgressColumn(), transient=True, disable=not sys.stderr.isatty(), auto_refresh=False) as progress:
         bar = progress.add_task("rounds", total=None)
 
         def update(done: int, total: int) -> None:
@@ -86,14 +76,14 @@ def round_progress() -> Iterator[Count]:
 @contextmanager
 def training_progress(stage_of_steps: str = "training") -> Iterator[tuple[StageProgress, Callable[[TrainingStep], None]]]:
     """Yield two callbacks that draw on stderr: one bar a preparing stage, and the run's with step, loss and time left."""
-    with _bars(TaskProgressColumn(), TextColumn("{task.fields[status]}")) as bars:
-        tasks: dict[str, TaskID] = {}
+    with _bars(bars.TaskProgressColumn(), bars.TextColumn("{task.fields[status]}")) as progress:
+        tasks: dict[str, bars.TaskID] = {}
         smooth: float | None = None
 
         def show(stage: str, done: float, total: float, status: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, status="")
-            bars.update(tasks[stage], completed=done, status=status)
+                tasks[stage] = progress.add_task(stage, total=total, status="")
+            progress.update(tasks[stage], completed=done, status=status)
 
         def on_stage(stage: str, done: int, total: int) -> None:
             show(stage, done, total, f"{done} of {total}")
