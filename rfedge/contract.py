@@ -18,6 +18,7 @@ them. Nothing else repeats a tensor's name or shape.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -142,7 +143,7 @@ class PolicyContract(_Spec):
         return {**dict(backbone), "head": self.head}
 
 
-FLOAT: Final = "float32"
+_float = partial(TensorSpec, dtype="float32")
 
 
 def policy_contract(config: PolicyConfig, *, two_stages: bool = False) -> PolicyContract:
@@ -161,26 +162,15 @@ def _backbone_contract(config: PolicyConfig) -> GraphContract:
     inputs = [
         TensorSpec(name="image_static", dtype="uint8", shape=(1, *STATIC_IMAGE_SHAPE), axes=image_axes),
         TensorSpec(name="image_gripper", dtype="uint8", shape=(1, *GRIPPER_IMAGE_SHAPE), axes=image_axes),
-        TensorSpec(
-            name="text_embedding",
-            dtype=FLOAT,
-            shape=(1, -1, config.decoder.width),
-            axes=("batch", "token", "width"),
-            longest=text,
-        ),
+        _float(name="text_embedding", shape=(1, -1, config.decoder.width), axes=("batch", "token", "width"), longest=text),
         TensorSpec(name="text_mask", dtype="bool", shape=(1, -1), axes=("batch", "token"), longest=text),
     ]
-    outputs = [TensorSpec(name="feature", dtype=FLOAT, shape=(1, config.feature_size), axes=("batch", "width"))]
+    outputs = [_float(name="feature", shape=(1, config.feature_size), axes=("batch", "width"))]
     if config.proprioception:
-        inputs.append(TensorSpec(name="robot_state", dtype=FLOAT, shape=(1, STATE_SIZE), axes=("batch", "state")))
+        inputs.append(_float(name="robot_state", shape=(1, STATE_SIZE), axes=("batch", "state")))
     if past:
         inputs += [
-            TensorSpec(
-                name="media_history",
-                dtype=FLOAT,
-                shape=(1, past, *media.shape[1:]),
-                axes=("batch", "frame", *media.axes[1:]),
-            ),
+            _float(name="media_history", shape=(1, past, *media.shape[1:]), axes=("batch", "frame", *media.axes[1:])),
             TensorSpec(name="media_mask", dtype="bool", shape=(1, past), axes=("batch", "frame")),
         ]
         outputs.append(media)
@@ -189,7 +179,7 @@ def _backbone_contract(config: PolicyConfig) -> GraphContract:
 
 def _media(config: PolicyConfig) -> TensorSpec:
     shape = (1, config.latents_per_frame, config.vision.width)
-    return TensorSpec(name=MEDIA, dtype=FLOAT, shape=shape, axes=("batch", "latent", "vision_width"))
+    return _float(name=MEDIA, shape=shape, axes=("batch", "latent", "vision_width"))
 
 
 def _stage_contracts(config: PolicyConfig) -> dict[BackboneStage, GraphContract]:
@@ -205,21 +195,15 @@ def _stage_contracts(config: PolicyConfig) -> dict[BackboneStage, GraphContract]
 
 def _head_contract(config: PolicyConfig) -> GraphContract:
     chunk, is_gpt, head = config.chunk_size, config.head.kind == "gpt", config.head
-    inputs = [
-        TensorSpec(
-            name="features",
-            dtype=FLOAT,
-            shape=(1, -1 if is_gpt else 1, config.feature_size),
-            axes=("batch", "step", "width"),
-            longest=config.window if is_gpt else None,  # it has no position for one frame more
-        )
-    ]
+    shape = (1, -1 if is_gpt else 1, config.feature_size)
+    longest = config.window if is_gpt else None  # it has no position for one frame more
+    inputs = [_float(name="features", shape=shape, axes=("batch", "step", "width"), longest=longest)]
     outputs = [
-        TensorSpec(name="pose", dtype=FLOAT, shape=(config.lstm_rows, chunk, POSE_SIZE), axes=("row", "chunk", "pose")),
-        TensorSpec(name="gripper", dtype=FLOAT, shape=(config.lstm_rows, chunk), axes=("row", "chunk")),
+        _float(name="pose", shape=(config.lstm_rows, chunk, POSE_SIZE), axes=("row", "chunk", "pose")),
+        _float(name="gripper", shape=(config.lstm_rows, chunk), axes=("row", "chunk")),
     ]
     if isinstance(head, LSTMHeadConfig):
         shape, axes = (head.layers, config.lstm_rows, head.hidden_size), ("layer", "row", "hidden")
-        inputs += [TensorSpec(name=name, dtype=FLOAT, shape=shape, axes=axes) for name in ("h", "c")]
-        outputs += [TensorSpec(name=name, dtype=FLOAT, shape=shape, axes=axes) for name in ("h_out", "c_out")]
+        inputs += [_float(name=name, shape=shape, axes=axes) for name in ("h", "c")]
+        outputs += [_float(name=name, shape=shape, axes=axes) for name in ("h_out", "c_out")]
     return GraphContract(inputs=tuple(inputs), outputs=tuple(outputs))
