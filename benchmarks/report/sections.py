@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from rfedge.benchmarks.report.bundles import Names, successes, world
+from rfedge.benchmarks.report.bundles import Document, Names, successes, world
 from rfedge.benchmarks.report.collect import MIXED_FORMAT, Collection, Found
 from rfedge.benchmarks.report.markdown import (
     Cell,
@@ -25,7 +25,6 @@ from rfedge.benchmarks.report.markdown import (
 from rfedge.benchmarks.report.plots import Bar, plot_bars
 from rfedge.benchmarks.report.speed import isolated, latency, resource_tables
 
-Document = dict[str, Any]
 _MAX_FACTS: Final = 40
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
-from rfedge.benchmarks.report.bundles import Names
+from rfedge.benchmarks.report.bundles import Document, Names
 from rfedge.benchmarks.report.markdown import Cell, Part, Table, megabytes, milliseconds, missing, percentiles, times_faster
 from rfedge.benchmarks.report.plots import Bar, plot_bars
 from rfedge.runtimes.control.scheduling import describe_priority
-
-Document = dict[str, Any]
 
 
 def latency(name: str, document: Document, names: Names) -> Iterator[Part]:

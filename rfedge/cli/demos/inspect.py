@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 
 _SHOWN_FINDINGS = 20
 _POSE = ("x", "y", "z", "euler x", "euler y", "euler z")
-_ROBOT_OBS = (
-    *(f"tcp {part}" for part in _POSE),
-    "gripper width",
-    *(f"joint {number}" for number in range(1, 8)),
-    "gripper action",
-)
-_REL_ACTIONS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 _FURNITURE = ("slider", "drawer", "button", "switch", "lightbulb", "led")
 
 
@@ -108,11 +101,13 @@ def _print_tables(report: InspectionReport) -> None:
 
 def _elements(name: str, report: InspectionReport) -> tuple[str, ...]:
     """Names of the elements of one spread; blocks have colours where it is over one scene, else only numbers."""
+    from rfedge.contract import ActionSemantics
     from rfedge.data.scene.scenes import BLOCK_ORDER
+    from rfedge.messages import STATE_NAMES
 
     key, _, scene = name.partition(" of ")
     if key != "scene_obs":
-        return _ROBOT_OBS if key == "robot_obs" else _REL_ACTIONS
+        return STATE_NAMES if key == "robot_obs" else ActionSemantics().order
     if not scene and len(report.scenes) == 1:
         scene = report.scenes[0].scene
     blocks = BLOCK_ORDER.get(scene, ("block 1", "block 2", "block 3"))
