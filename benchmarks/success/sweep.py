@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +113,9 @@ def finish_sweep(
         latency = _loaded_alone(run_latency(timing, on_round=on_round), timing)
         if output is not None:
             latency.write(output / LATENCY_FILE)
-    report = SweepReport(**provenance(), success=success, latency=latency, rows=join(success, latency))
+    variants = {policy.label: variant for policy, variant in zip(success.policies, _timed(latency), strict=True)}
+    rows = tuple(_join(row, variants[row.policy], success.conditions.control_hz) for row in success.rows)
+    report = SweepReport(**provenance(), success=success, latency=latency, rows=rows)
     if output is not None:
         report.write(output / SWEEP_FILE)
     return report
@@ -133,18 +134,11 @@ def _loaded_alone(latency: LatencyReport, plan: LatencyPlan) -> LatencyReport:
     )
 
 
-def join(success: SuccessReport, latency: LatencyReport) -> tuple[SweepRow, ...]:
-    """Return what the latency adds to every row; both reports are of the same bundles in the same order."""
-    variants = {policy.label: variant for policy, variant in zip(success.policies, _timed(latency), strict=True)}
-    return tuple(_join(row, variants, success.conditions.control_hz) for row in success.rows)
-
-
 def _timed(latency: LatencyReport) -> list[VariantResult]:
     return [variant for variant in latency.variants if variant.role != "noise-floor"]
 
 
-def _join(row: SuccessRow, variants: Mapping[str, VariantResult], control_hz: float) -> SweepRow:
-    variant = variants[row.policy]
+def _join(row: SuccessRow, variant: VariantResult, control_hz: float) -> SweepRow:
     per_call_ms, steps = variant.per_call_ms["total"], row.mean_solved_steps
     # Of every `execute_steps` control steps one waits for a call.
     step_s = 1 / control_hz

@@ -55,12 +55,6 @@ class Rollout:
     timings_ms: dict[str, list[float]]  # by `rfedge.runtimes.policy.step.STAGES`, one value per policy call
 
 
-def jerk_square_sum(actions: npt.ArrayLike) -> float:
-    """Return what `RolloutRecord` keeps of actions (step, 7)."""
-    jerks = np.diff(np.asarray(actions, dtype=np.float64)[:, :POSE_SIZE], n=2, axis=0)
-    return float(np.square(jerks).sum())
-
-
 def roll_out(
     loop: ControlLoop,
     goal: Goal,
@@ -94,6 +88,7 @@ def roll_out(
         observe_every_step=observe_every_step,
     )
     sent = np.array(actions).reshape(-1, ACTION_SIZE)
+    jerks = np.diff(np.asarray(sent, dtype=np.float64)[:, :POSE_SIZE], n=2, axis=0)
     record = RolloutRecord(
         **{field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)},
         task=goal.task,
@@ -101,7 +96,7 @@ def roll_out(
         seed=seed,
         num_late=0 if loop.pace is None else loop.pace.num_late,
         num_skipped=0 if loop.pace is None else loop.pace.num_skipped,
-        jerk_square_sum=jerk_square_sum(sent),
+        jerk_square_sum=float(np.square(jerks).sum()),
         call_ms=tuple(round(duration_ms, 3) for duration_ms in timings_ms["total"]) if "total" in timings_ms else None,
     )
     return Rollout(record, sent, timings_ms)

@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -55,7 +54,22 @@ class RunFiles:
 
             self._film = VideoRecorder(plan.video, rate_hz or environment.control_hz)
         if plan.record is not None and plan.bundle is not None:
-            header = _header(plan.bundle, plan, environment, rate_hz)
+            header = RunHeader(
+                recorded_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                bundle=str(plan.bundle.resolve()),
+                manifest_sha256=hash_file(plan.bundle / MANIFEST_NAME),
+                mode=str(plan.mode),
+                plan=TypeAdapter(RolloutPlan).dump_python(plan, mode="json"),
+                environment={
+                    "name": plan.env,
+                    "scene": environment.scene,
+                    "renderer": environment.renderer,
+                    "looks": environment.looks,
+                    "control_hz": environment.control_hz,
+                    "rate_hz": rate_hz,
+                },
+                versions=library_versions(),
+            )
             self.recorder = stack.enter_context(RunRecorder(plan.record, header, with_frames=plan.record_frames))
         if plan.rerun is not None:
             from rfedge.runtimes.rollout.rerun_log import RerunLog
@@ -88,25 +102,6 @@ class RunFiles:
     def write_film(self) -> None:
         if self._film is not None:
             self._film.write()
-
-
-def _header(bundle: Path, plan: RolloutPlan, environment: Environment, rate_hz: float | None) -> RunHeader:
-    return RunHeader(
-        recorded_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        bundle=str(bundle.resolve()),
-        manifest_sha256=hash_file(bundle / MANIFEST_NAME),
-        mode=str(plan.mode),
-        plan=TypeAdapter(RolloutPlan).dump_python(plan, mode="json"),
-        environment={
-            "name": plan.env,
-            "scene": environment.scene,
-            "renderer": environment.renderer,
-            "looks": environment.looks,
-            "control_hz": environment.control_hz,
-            "rate_hz": rate_hz,
-        },
-        versions=library_versions(),
-    )
 
 
 class RolloutReport(Record):
