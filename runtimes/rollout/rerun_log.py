@@ -31,9 +31,6 @@ class RerunLog(AbstractContextManager["RerunLog"]):
         self._num_steps = 0
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._stream.flush()
         self._stream.disconnect()
 
