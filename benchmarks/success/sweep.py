@@ -113,9 +113,7 @@ def finish_sweep(
         latency = _loaded_alone(run_latency(timing, on_round=on_round), timing)
         if output is not None:
             latency.write(output / LATENCY_FILE)
-    variants = {policy.label: variant for policy, variant in zip(success.policies, _timed(latency), strict=True)}
-    rows = tuple(_join(row, variants[row.policy], success.conditions.control_hz) for row in success.rows)
-    report = SweepReport(**provenance(), success=success, latency=latency, rows=rows)
+    report = SweepReport(**provenance(), success=success, latency=latency, rows=join(success, latency))
     if output is not None:
         report.write(output / SWEEP_FILE)
     return report
@@ -132,6 +130,12 @@ def _loaded_alone(latency: LatencyReport, plan: LatencyPlan) -> LatencyReport:
             )
         }
     )
+
+
+def join(success: SuccessReport, latency: LatencyReport) -> tuple[SweepRow, ...]:
+    """Return what the latency adds to every row; both reports are of the same bundles in the same order."""
+    variants = {policy.label: variant for policy, variant in zip(success.policies, _timed(latency), strict=True)}
+    return tuple(_join(row, variants[row.policy], success.conditions.control_hz) for row in success.rows)
 
 
 def _timed(latency: LatencyReport) -> list[VariantResult]:
