@@ -46,31 +46,24 @@ class VideoRecorder:
         """Write the film; without a frame nothing is written."""
         if not self._frames:
             return
+        height, width, _ = self._frames[0].shape
         with atomic_file(self._path) as temporary:
             if self._path.suffix.lower() == ".gif":
-                self._write_gif(temporary)
-            else:
-                self._write_mp4(temporary)
+                from PIL import Image
 
-    def _write_gif(self, path: Path) -> None:
-        from PIL import Image
-
-        first, *rest = (Image.fromarray(frame) for frame in self._frames)
-        # The format counts in hundredths of a second: 30 Hz plays at 33 Hz.
-        duration_ms = max(10, round(100 / self._rate_hz) * 10)
-        first.save(path, format="GIF", save_all=True, append_images=rest, duration=duration_ms, loop=0)
-
-    def _write_mp4(self, path: Path) -> None:
-        writers = importlib.import_module("imageio_ffmpeg")  # no import statement: it has no types
-        height, width, _ = self._frames[0].shape
-        # The temporary name has no .mp4, so the container is named; yuv420p is what browsers play.
-        writer = writers.write_frames(
-            str(path), (width, height), fps=self._rate_hz, macro_block_size=2, output_params=["-f", "mp4"]
-        )
-        writer.send(None)
-        for frame in self._frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
+                first, *rest = (Image.fromarray(frame) for frame in self._frames)
+                # The format counts in hundredths of a second: 30 Hz plays at 33 Hz.
+                duration_ms = max(10, round(100 / self._rate_hz) * 10)
+                first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=duration_ms, loop=0)
+                return
+            writers = importlib.import_module("imageio_ffmpeg")  # no import statement: it has no types
+            # The temporary name has no .mp4, so the container is named; yuv420p is what browsers play.
+            settings = {"fps": self._rate_hz, "macro_block_size": 2, "output_params": ["-f", "mp4"]}
+            writer = writers.write_frames(str(temporary), (width, height), **settings)
+            writer.send(None)
+            for frame in self._frames:
+                writer.send(np.ascontiguousarray(frame))
+            writer.close()
 
 
 def _side_by_side(observation: Observation) -> npt.NDArray[np.uint8]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rfedge.benchmarks.report.bundles import loop_name
-from rfedge.benchmarks.success.emulated_engines import EmulatedEngineLoop
+from rfedge.benchmarks.success.plan import EmulatedEngineLoop
 from rfedge.benchmarks.success.run import run_success
 from rfedge.benchmarks.success.sweep import SweepPlan
 from rfedge.bundle.artifact import EngineForm, TensorRtRecord, load_bundle, write_manifest
