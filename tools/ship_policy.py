@@ -123,10 +123,12 @@ def _facts(bundle: Bundle, storage: dict[str, Any] | None) -> str:
         "size": f"{bundle.size_bytes / 1e6:.1f} MB, {manifest.precision.requested}",
         "against PyTorch": f"feature cosine {parity.metrics['min_feature_cosine']:.5f}, action error "
         f"{parity.metrics['action_max_error']:.2g} at worst in {parity.num_steps} steps",
-        **({} if storage is None else {"checkpoint": _storage_fact(storage)}),
+        "checkpoint": storage
+        and f"{storage['size_bytes'] / 1e6:.1f} MB in {storage['dtype']}, action error {storage['action_max_error']:.2g} at "
+        f"worst in {storage['num_steps']} steps",
         "made with": f"rfedge {manifest.versions.get('rfedge', '')}, PyTorch {manifest.versions.get('torch', '')}",
     }
-    return grid(("", ""), [*facts.items()])
+    return grid(("", ""), [(name, fact) for name, fact in facts.items() if fact is not None])
 
 
 def _stages(training: dict[str, Any] | None) -> Iterator[str]:
@@ -166,13 +168,6 @@ def _cells(environment: str, row: dict[str, Any], call_ms: dict[str, Any] | None
         f"{bracketed(chains['average_length'])} over {chains['num_chains']} chains" if chains else "-",
         f"{bracketed(tasks['success'])} of {tasks['success']['n']}" if tasks else "-",
         "-" if call_ms is None else f"{call_ms['p50']:.1f} / {call_ms['p99']:.1f}",
-    )
-
-
-def _storage_fact(storage: dict[str, Any]) -> str:
-    return (
-        f"{storage['size_bytes'] / 1e6:.1f} MB in {storage['dtype']}, action error {storage['action_max_error']:.2g} "
-        f"at worst in {storage['num_steps']} steps"
     )
 
 

@@ -41,7 +41,7 @@ LANGUAGE_FILE: Final = "lang_annotations/auto_lang_ann.npy"
 EPISODES_FILE: Final = "ep_start_end_ids.npy"
 SPLITS: Final = ("training", "validation")
 _CALVINS_OWN: Final = Conventions(control_hz=CALVIN_HZ)
-# Frames that opening looks for: all of a small dataset, the ends of segments spread over a large one.
+# Frames that opening looks for.
 _NUM_PROBED: Final = 4096
 
 
@@ -99,18 +99,17 @@ class CalvinDataset:
         return dataset
 
     def _probe(self) -> None:
-        for segment, number in self._probed_frames():
-            if not self.frame_path(number).is_file():
-                got = f"no {frame_name(number)}"
-                expected = f"frames {segment.start} to {segment.end} of {segment.task!r}"
-                remedy = "Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing."
-                raise DatasetError(f"dataset {self.folder}", got=got, expected=expected, remedy=remedy)
-
-    def _probed_frames(self) -> Iterable[tuple[Segment, int]]:
-        if sum(segment.num_frames for segment in self.segments) <= _NUM_PROBED:
-            return ((segment, number) for segment in self.segments for number in range(segment.start, segment.end + 1))
-        spread = [self.segments[index] for index in evenly_spaced(len(self.segments), _NUM_PROBED // 2)]
-        return ((segment, number) for segment in spread for number in (segment.start, segment.end))
+        """Look for all frames of a small dataset, or for the ends of segments spread over a large one."""
+        probed, is_small = self.segments, sum(segment.num_frames for segment in self.segments) <= _NUM_PROBED
+        if not is_small:
+            probed = tuple(self.segments[index] for index in evenly_spaced(len(self.segments), _NUM_PROBED // 2))
+        for segment in probed:
+            for number in range(segment.start, segment.end + 1) if is_small else (segment.start, segment.end):
+                if not self.frame_path(number).is_file():
+                    got = f"no {frame_name(number)}"
+                    expected = f"frames {segment.start} to {segment.end} of {segment.task!r}"
+                    remedy = "Copy the dataset again, all of it; `rfedge demos inspect` lists what is missing."
+                    raise DatasetError(f"dataset {self.folder}", got=got, expected=expected, remedy=remedy)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -121,7 +121,9 @@ def open_image_text(
                 remedy = "Paths are relative to the folder of the JSONL file."
                 raise _bad_line(path, offset, f"no image {str(example.image)!r}", "an image file", remedy)
             places[example.kind].extend((file_number, offset))
-            images[example.kind].append(_image_hash(example.name, seed))
+            # Of the name in the line, not of the whole path: data that moved is split as before.
+            name = f"{seed}:{os.path.normpath(example.name)}".encode()
+            images[example.kind].append(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little"))
     return _split(paths, places, images, validation_fraction, digest.hexdigest())
 
 
@@ -212,12 +214,6 @@ def _is_plain(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in text and not any(token in text for token in (IMAGE, END_OF_CHUNK, END_OF_TEXT, PAD))
-
-
-def _image_hash(name: str, seed: int) -> int:
-    # Of the name in the line, not of the whole path: data that moved is split as before.
-    digest = hashlib.blake2b(f"{seed}:{os.path.normpath(name)}".encode(), digest_size=8)
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _split(

@@ -268,7 +268,10 @@ def initial_state(state: SymbolicState, scene: str = "D") -> tuple[Float64Array,
     spot_of = {"red": 0, "blue": 1 if state.red_block == "table" else 0, "pink": 1}
     for colour in COLOURS:
         place = str(getattr(state, f"{colour}_block"))
-        position_m = np.array(spots[spot_of[colour]] if place == "table" else _shelf_spot(place))
+        if place not in ("table", *_SHELF_SPOTS_M):
+            expected = f"one of {', '.join(('table', *_SHELF_SPOTS_M))}"
+            raise ConfigError("place of a block", got=repr(place), expected=expected, remedy="Start from an initial state.")
+        position_m = np.array(spots[spot_of[colour]] if place == "table" else _SHELF_SPOTS_M[place])
         position_m[0] += _shift_m(place, layout)
         first = 6 + 6 * layout.block_order.index(f"block_{colour}")
         scene_obs[first : first + 3] = position_m
@@ -283,15 +286,6 @@ def block_spots(layout: TableLayout) -> dict[str, tuple[tuple[float, float], ...
         surface: tuple((x_m + _shift_m(surface, layout), y_m) for x_m, y_m, _ in places_m)
         for surface, places_m in spots_m.items()
     }
-
-
-def _shelf_spot(place: str) -> tuple[float, float, float]:
-    if place not in _SHELF_SPOTS_M:
-        expected = ", ".join(("table", *_SHELF_SPOTS_M))
-        raise ConfigError(
-            "place of a block", got=repr(place), expected=f"one of {expected}", remedy="Start from an initial state."
-        )
-    return _SHELF_SPOTS_M[place]
 
 
 def _shift_m(place: str, layout: TableLayout) -> float:

@@ -49,7 +49,9 @@ class Hdf5Source(Source):
             known = next((layout for key, layout in _LAYOUTS.items() if key in demo), Layout("unknown keys"))
             # Not every robomimic file has every camera: a field of the layout that is not there is simply not mapped.
             present = {name: source for name, source in known.fields.items() if source.key in demo}
-            arrays = _array_names(demo)
+            arrays: list[str] = []
+            demo.visititems(lambda name, item: arrays.append(name) if hasattr(item, "shape") else None)
+            arrays.sort()
             frequency = _control_frequency(file)
         super().__init__(options, present)
         name, frequency_hz = f"HDF5, {known.name}", frequency or known.frequency_hz
@@ -151,12 +153,6 @@ def _demo_names(path: Path) -> list[str]:
         root = file["data"] if prefix else file
         found = [(int(match[1]), name) for name in root if (match := re.fullmatch(r"(?:demo|episode)_(\d+)", name))]
     return [prefix + name for _, name in sorted(found)]
-
-
-def _array_names(demo: Any) -> list[str]:
-    names: list[str] = []
-    demo.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
-    return sorted(names)
 
 
 def _json_attribute(group: Any, name: str) -> dict[str, Any]:

@@ -114,7 +114,10 @@ class _Agreement:
                 sums.add(motion.steps[:-1], measured)
             elif motion.targets is not None:
                 sums.add(_differences(motion.targets), measured)
-                self._far[reading].append(_distance(state.pose, motion.targets))
+                # In the middle of all frames, metres and rad of the targets from the poses measured then.
+                off_m = np.linalg.norm(motion.targets[:, :3] - state.pose[:, :3], axis=1)
+                turn = rotation_vectors(state.pose[:, 3:], motion.targets[:, 3:] - state.pose[:, 3:])
+                self._far[reading].append((float(np.median(off_m)), float(np.median(np.linalg.norm(turn, axis=1)))))
 
     def faults(self) -> list[RfedgeError]:
         faults: list[RfedgeError] = []
@@ -250,10 +253,3 @@ def _differences(poses: Float64Array) -> Float64Array:
     steps = np.diff(poses, axis=0)
     steps[:, 3:] = wrap_angle(steps[:, 3:])
     return np.asarray(steps)
-
-
-def _distance(poses: Float64Array, targets: Float64Array) -> tuple[float, float]:
-    """Return the median distance in metres, and the median angle in rad, of targets from the poses measured then."""
-    off_m = np.linalg.norm(targets[:, :3] - poses[:, :3], axis=1)
-    turn = rotation_vectors(poses[:, 3:], targets[:, 3:] - poses[:, 3:])
-    return float(np.median(off_m)), float(np.median(np.linalg.norm(turn, axis=1)))

@@ -80,7 +80,8 @@ class PlayTable(Environment):
         self._joint_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in _JOINTS}
         self._block_qpos = {name: int(self._model.joint(name).qposadr[0]) for name in BLOCKS}
         self._block_dofs = {name: int(self._model.joint(name).dofadr[0]) for name in BLOCKS}
-        self._owners = [self._owner(geom) for geom in range(self._model.ngeom)]
+        names = [self._model.body(int(body)).name.partition("/") for body in self._model.geom_bodyid]
+        self._owners: list[Contact] = [(body, link) for body, _, link in names]
         self._light_geoms = {
             light: [geom for geom, owner in enumerate(self._owners) if owner == (TABLE, link)]
             for light, link in (("lightbulb", "light_link"), ("led", "led_link"))
@@ -90,10 +91,6 @@ class PlayTable(Environment):
         self._button_pressed = False
         self._switch_up = False
         self.restore()
-
-    def _owner(self, geom: int) -> Contact:
-        body, _, link = self._model.body(int(self._model.geom_bodyid[geom])).name.partition("/")
-        return body, link
 
     def redress(self, seed: Sequence[int]) -> None:
         """Sample other random looks, which `seed` decides; any other looks stay as they are. States do not change."""

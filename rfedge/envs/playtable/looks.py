@@ -139,7 +139,10 @@ def dress(model: Any, look: Look) -> None:
     rng = np.random.default_rng(look.grain_seed)
     for name, wood in (("wood", look.wood), ("panel", look.panel)):
         _fill_texture(model, name, paint_wood(wood, rng))
-    _fill_texture(model, "floor", _checker(look.floor, int(model.texture("floor").width[0])))
+    size = int(model.texture("floor").width[0])
+    rows, columns = np.indices((size, size)) // (size // 2)  # two by two squares
+    squares = np.array(look.floor)[(rows + columns) % 2]
+    _fill_texture(model, "floor", np.asarray((255.0 * squares).round(), dtype=np.uint8))
     slot = tuple(_SLOT_SHADE * value for value in look.wood.rgb)
     for name, rgb in {**look.materials, "slot": slot}.items():
         model.material(name).rgba[:3] = rgb
@@ -178,13 +181,6 @@ class Wardrobe:
             self._mujoco.mju_mulQuat(turned, quaternion, np.roll(euler_to_quaternion(np.array(shift[3:])), 1))
             camera = self._model.camera(name)
             camera.pos[:], camera.quat[:] = position + offset, turned
-
-
-def _checker(colours: tuple[RGB, RGB], size: int) -> UInt8Array:
-    """Return RGB (size, size, 3) of two by two squares, the first colour in the corner."""
-    rows, columns = np.indices((size, size)) // (size // 2)
-    pixels = np.array(colours)[(rows + columns) % 2]
-    return np.asarray((255.0 * pixels).round(), dtype=np.uint8)
 
 
 def _fill_texture(model: Any, name: str, pixels: UInt8Array) -> None:
