@@ -63,7 +63,12 @@ class EnvironmentSpeedReport(Measurement):
 
 
 def run_environment_speed(plan: EnvironmentSpeedPlan, *, on_round: Count = lambda *_: None) -> EnvironmentSpeedReport:
-    """Build the environment, time it and report; `on_round` counts warm-up and resets too."""
+    """Build the environment, time it and report; `on_round` counts warm-up and resets too.
+
+    Raises:
+        ConfigError: environment or scene is unknown.
+        BackendUnavailableError: the simulator or its renderer is missing.
+    """
     started_s = time.perf_counter()
     with make_environment(
         plan.env, looks=plan.looks, renderer=plan.renderer, scene=plan.scene, seed=plan.seed

@@ -185,7 +185,12 @@ _Row = ProcessJob | str  # what a row runs, or why it cannot
 
 
 def run_isolated(plan: IsolatedPlan, *, progress: StageProgress = lambda *_: None) -> IsolatedReport:
-    """Time every row; raises ConfigError where a bundle cannot run, unlike a baseline."""
+    """Time every row; a baseline that cannot run is a row with the reason.
+
+    Raises:
+        ArtifactError: a bundle is damaged.
+        ConfigError: the reference, or a bundle, cannot run.
+    """
     bundles = {name: load_bundle(path, verify=False) for name, path in _named_bundles(plan.latency.bundles).items()}
     with _rows(plan, bundles, progress) as rows:
         return _measure(plan, bundles, rows, progress)

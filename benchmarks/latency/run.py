@@ -186,7 +186,13 @@ def run_latency(
     inputs: str = "seeded noise",
     on_round: Count = lambda *_: None,
 ) -> LatencyReport:
-    """Load every variant, time them on the same observations, by default sampled from the seed, and report."""
+    """Load every variant, time them on the same observations, by default sampled from the seed, and report.
+
+    Raises:
+        ArtifactError: a bundle or the checkpoint cannot be loaded.
+        ConfigError: `execute_steps` exceeds a policy's chunk size.
+        BackendUnavailableError: a checkpoint was given and torch is missing, or this user may not have the priority.
+    """
     with ExitStack() as stack:
         # Around the loading, too: the threads of a session are begun with it.
         stack.enter_context(realtime_priority(plan.realtime_priority, inherited=True))
@@ -287,7 +293,12 @@ def measure_latency(
 
 
 def assert_faster(report: LatencyReport) -> None:
-    """Raise GateError unless int8 < fp32 < torch by median total, each beyond what two equal variants differ by."""
+    """Check int8 < fp32 < torch by median total, each beyond what two equal variants differ by.
+
+    Raises:
+        ConfigError: the report lacks one of the three.
+        GateError: a step of the order does not hold; the text has the measured ratio and the floor.
+    """
     by_kind: dict[str, list[str]] = {"int8": [], "fp32": [], "torch": []}
     for variant in report.variants:
         kind = "torch" if variant.role == "torch" else variant.precision

@@ -129,7 +129,13 @@ class _Client:
 
 
 def run_server(plan: ServerPlan) -> ServerReport:
-    """Serve, stream, and repeat every client's frames alone; raises ContractError where the server refuses a frame."""
+    """Serve, stream, and repeat every client's frames alone.
+
+    Raises:
+        BackendUnavailableError: the server did not start.
+        ArtifactError: the bundle cannot be loaded.
+        ContractError: the bundle does not know an instruction, or the server refuses a frame.
+    """
     token = secrets.token_hex(16)
     flags = ("--threads", str(plan.threads), "--max-connections", str(plan.clients + 8))
     asked = plan.instructions or INSTRUCTIONS

@@ -95,7 +95,10 @@ class TuneReport(Measurement):
 
 
 def run_tune(plan: TunePlan, *, progress: StageProgress = lambda *_: None) -> TuneReport:
-    """Find the fastest way to run the bundle here, and write it down for `rfedge.runtimes.backends.tuned.find_choice`."""
+    """Find the fastest way to run the bundle here, and write it down for `rfedge.runtimes.backends.tuned.find_choice`.
+
+    Raises ArtifactError if the bundle cannot be loaded.
+    """
     bundle = load_bundle(plan.bundle)
     tuning = _Tuning(plan, bundle.manifest.parity.thresholds, time.monotonic(), progress)
     tuning.read_proof(bundle.path("proof") if bundle.has("proof") else None)

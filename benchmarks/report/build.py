@@ -66,7 +66,12 @@ def build_report(
     *,
     progress: StageProgress = lambda *_: None,
 ) -> Report:
-    """Read records in files and folders, join and render them; `pictures` are GIF, PNG or JPEG files, or folders of GIFs."""
+    """Read records in files and folders, join and render them; `pictures` are GIF, PNG or JPEG files, or folders of GIFs.
+
+    Raises:
+        ArtifactError: a file is missing or no record, there is no record, or a picture is none.
+        BackendUnavailableError: matplotlib is not installed.
+    """
     check_matplotlib("a report")
     collection = collect(sources, on_file=lambda done, total: progress("records", done, total))
     shown = [_picture(path) for path in _picture_files(pictures)]
@@ -85,7 +90,10 @@ def build_report(
 
 
 def plot_record(form: str, document: dict[str, Any], path: Path) -> None:
-    """Plot one record's success over time and steps per call, as the report does, to a picture file."""
+    """Plot one record's success over time and steps per call, as the report does, to a picture file.
+
+    Raises BackendUnavailableError if matplotlib is not installed.
+    """
     save_plots(plots(bundle_rows(Collection([Found(path.stem, form, document)], []), Names())), path)
 
 

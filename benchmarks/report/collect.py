@@ -51,7 +51,10 @@ class Collection:
 
 
 def collect(paths: Sequence[Path], *, on_file: Count = lambda *_: None) -> Collection:
-    """Read every JSON file that is named or lies in a folder that is; what is no record is left out, unless it was named."""
+    """Read every JSON file that is named or lies in a folder that is; what is no record is left out, unless it was named.
+
+    Raises ArtifactError if a path does not exist, a file that was named is no record, or there is no record at all.
+    """
     collection = Collection([], [])
     files = [(path, name, file) for path in paths for name, file in _files(path)]
     for number, (path, name, file) in enumerate(files, start=1):

@@ -247,6 +247,12 @@ def run_chains(
     `output` gets `chains.jsonl`, one line a chain in the order in which they end, `results.json` in CALVIN's form and
     `report.json`; a run of the first chains of the set goes on there. None keeps nothing. The result does not depend on the
     number of workers.
+
+    Raises:
+        ConfigError: there is nothing to run, an environment, task or agent is not possible, `output` holds another run, one
+            begun in another environment or something else, or another process runs there.
+        BackendUnavailableError: the simulator or its renderer is not on this machine.
+        ArtifactError: `chains.jsonl` is damaged.
     """
     check_least(1, {"number of chains": len(chains), "workers": workers}, remedy="Give a positive whole number.")
     jobs = [_Job(index, chain, plan.subtasks(index, chain)) for index, chain in enumerate(chains)]

@@ -110,6 +110,10 @@ def record_episode(
     With `RecordingOptions.takeover_steps` there may be none at all, then without success and without frames. Task, scene,
     seed, options and `driver`, a policy in its loop that acts in the expert's place, decide everything, images included; an
     `environment` of the same scene is used again, because building one costs more than an episode's first frames.
+
+    Raises:
+        ConfigError: the task has no expert, the environment shows another scene, or an option is out of range.
+        BackendUnavailableError: no simulator or renderer.
     """
     check_task(task)
     options = options or RecordingOptions()

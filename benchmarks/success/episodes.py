@@ -126,7 +126,13 @@ class Traces:
 
 
 def run_episodes(plan: EpisodesPlan, *, on_step: StageProgress = lambda *_: None) -> tuple[EpisodesReport, Traces]:
-    """Step every bundle through the same held-out episodes."""
+    """Step every bundle through the same held-out episodes.
+
+    Raises:
+        ArtifactError: a bundle cannot be loaded.
+        ConfigError: rate or camera geometry of data and policy differ, or mode or steps do not fit a policy.
+        DatasetError: the data cannot be read or hold no episode.
+    """
     dataset, segments = _held_out(plan)
     recorded = [recorded_actions(dataset, segment) for segment in segments]
     num_steps = sum(map(len, recorded))

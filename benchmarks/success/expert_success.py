@@ -79,7 +79,12 @@ class ExpertSuccessReport(Measurement):
 def run_expert_success(
     plan: ExpertSuccessPlan, *, workers: int = 1, on_task: Count = lambda *_: None
 ) -> ExpertSuccessReport:
-    """Run every task's expert from its starts, without rendering; the number of workers changes no result."""
+    """Run every task's expert from its starts, without rendering; the number of workers changes no result.
+
+    Raises:
+        ConfigError: environment or scene is unknown.
+        BackendUnavailableError: the simulator is missing.
+    """
     started_s = time.perf_counter()
     rollouts: dict[str, tuple[RolloutRecord, ...]] = {}
     for task, found in run_jobs(functools.partial(_roll_out, plan), plan.tasks, workers):

@@ -78,7 +78,12 @@ class LooksReport(Measurement):
 
 
 def run_looks(plan: LooksPlan, *, on_state: Count = lambda *_: None) -> tuple[LooksReport, list[RenderedState]]:
-    """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state once per look."""
+    """Render every state in the real simulator and in PlayTable, and compare; `on_state` counts a state once per look.
+
+    Raises:
+        ConfigError: the scene is unknown.
+        BackendUnavailableError: calvin_env, MuJoCo or a renderer is missing.
+    """
     total = plan.states * (1 + len(plan.looks))
     states: list[RenderedState] = []
     rng = np.random.default_rng(plan.seed)
@@ -140,7 +145,10 @@ def assert_levels(report: LooksReport, limit: float) -> None:
 
 
 def save_sheet(states: Sequence[RenderedState], path: Path) -> None:
-    """Write a PNG with a row for each of some states: per camera the real picture, and beside it each of PlayTable's."""
+    """Write a PNG with a row for each of some states: per camera the real picture, and beside it each of PlayTable's.
+
+    Raises BackendUnavailableError if Pillow is not installed.
+    """
     try:
         from PIL import Image
     except ModuleNotFoundError as error:

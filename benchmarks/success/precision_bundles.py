@@ -51,6 +51,10 @@ def prepare_policies(
 
     `data` returns demonstrations and what they are; it is called when a bundle is missing. The `shipped` bundle stands for
     its precision if it was made of this checkpoint. Returns precision -> bundle, or the checkpoint in PyTorch.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged, or `folder` holds bundles of another one.
+        DatasetError: the demonstrations are damaged or empty.
     """
     sha256 = checkpoint_sha256(checkpoint)
     found: dict[str, Path | TorchPolicy] = {}

@@ -201,6 +201,13 @@ def run_success(
     `chains` are the same for every row; empty for single tasks alone. `output` gets one folder a row and `success.json`;
     None keeps nothing. The jobs run where `runner` runs them, which the report calls `executor`; no result but the times
     depends on the number of workers. `on_progress` counts chains and starts over all rows together.
+
+    Raises:
+        ConfigError: the plan has nothing to run or something that is not possible, or `output` holds another run, or one
+            begun in another environment.
+        ArtifactError: a bundle or a journal in `output` is damaged.
+        ContractError: a bundle does not know an instruction.
+        BackendUnavailableError: the simulator, its renderer or the backend is not on this machine.
     """
     check_least(1, {"chains and single tasks": len(chains) + plan.starts_per_task}, remedy="Raise --num or --single-tasks.")
     begun_s = time.perf_counter()

@@ -106,7 +106,12 @@ class SweepPlan:
 def finish_sweep(
     plan: SweepPlan, success: SuccessReport, output: Path | None = None, *, on_round: Count = lambda *_: None
 ) -> SweepReport:
-    """Time the bundles, unless an earlier call did, and join it with their success; `output` is the rollouts' folder."""
+    """Time the bundles, unless an earlier call did, and join it with their success; `output` is the rollouts' folder.
+
+    Raises:
+        ArtifactError: a bundle is damaged.
+        BackendUnavailableError: the backend is not on this machine.
+    """
     timing = plan.latency
     latency = None if output is None else _stored_latency(output / LATENCY_FILE, timing)
     if latency is None:

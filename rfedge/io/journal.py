@@ -44,6 +44,10 @@ class Journal:
 def open_journal(path: Path, arguments: Mapping[str, Any]) -> Iterator[Journal]:
     """Open or begin the journal of the run that `arguments` decide; a last line that was cut off and a journal without a
     record go.
+
+    Raises:
+        ConfigError: the folder holds something else or a run with other arguments, or another process has it open.
+        ArtifactError: a whole line is not as it was written, or the disk is full or cannot be written.
     """
     refuse_other_content(path, f"something without a {path.name}")
     is_new_folder = not path.parent.exists()

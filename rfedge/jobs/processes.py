@@ -31,7 +31,12 @@ class JobRunner(Protocol):
 
 
 def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Yield every job with its result as soon as it is there; for more than one worker `call` is a top-level function."""
+    """Yield every job with its result as soon as it is there; for more than one worker `call` is a top-level function.
+
+    Raises:
+        BackendUnavailableError: a worker process died.
+        ConfigError: more workers than any machine of this size could hold.
+    """
     most = max(_MOST_WORKERS, _MOST_PER_CORE * (os.cpu_count() or 1))
     if workers > most:
         raise ConfigError("workers", got=workers, expected=f"1 to {most}", remedy="Lower --workers.")

@@ -97,7 +97,10 @@ class PolicyLoop:
         return EdgePolicy.load(self.bundle, backend=self.backend, settings=self.settings)
 
     def open(self) -> tuple[EdgePolicy, Controller]:
-        """Load the bundle and put it into its loop; closing the policy frees both."""
+        """Load the bundle and put it into its loop; closing the policy frees both.
+
+        Raises ConfigError if mode, steps or ensemble do not fit the policy, else what `load` raises.
+        """
         policy = self.load()
         try:
             return policy, make_controller(

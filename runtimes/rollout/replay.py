@@ -90,6 +90,11 @@ def replay_run(
     `bundle` is where the bundle is now, None where it was. `from_frames` shows the frames of `--record-frames` instead of
     running the simulator. `tolerance` is how far a number of an action may be off, in the action's own units (-1 to 1); a
     gripper that opens where it closed is off by 2.
+
+    Raises:
+        ArtifactError: the record is damaged, or the bundle is missing or another one.
+        ConfigError: a tolerance without frames: a simulator would go its own way after the first difference.
+        ContractError: the policy refuses what it took when the run was recorded.
     """
     if tolerance and not from_frames:
         raise ConfigError(

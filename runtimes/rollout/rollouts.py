@@ -149,6 +149,13 @@ def run_rollouts(
 
     `on_load` is called with the loaded bundle before the simulator is opened, `on_step` with (episode from 0, step) after
     each control step.
+
+    Raises:
+        ArtifactError: the bundle cannot be loaded.
+        PolicyUnavailableError: the server cannot be reached at the start.
+        ContractError: the bundle does not know the instruction, or its action is not finite.
+        ConfigError: mode, execute_steps, task, environment, scene or a file's name is not possible.
+        BackendUnavailableError: the simulator or the film writer is not installed.
     """
     goal, stop = choose_goal(plan.task, plan.instruction), stop or StopRequest()
     with ExitStack() as stack:

@@ -20,6 +20,9 @@ MAX_TOKEN_CHARACTERS: Final = 512
 def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the token of `file`, else of the environment, else None; never of a flag, which every user of a machine can
     read.
+
+    Raises:
+        ConfigError: the file cannot be read, or the token, which the text does not hold, is unfit.
     """
     if file is None:
         source, text = f"${TOKEN_VARIABLE}", environment.get(TOKEN_VARIABLE)
@@ -72,7 +75,11 @@ def check_exposure(host: str, token: str | None, *, insecure: bool) -> None:
 
 
 def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """Return the server's side of TLS 1.2 or newer, or None without files."""
+    """Return the server's side of TLS 1.2 or newer, or None without files.
+
+    Raises:
+        ConfigError: only one of the two is given, a file cannot be read, or they do not belong together.
+    """
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:

@@ -56,7 +56,12 @@ class MalformedError(ContractError):
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Pack one message: names to None, bool, int, float, str, lists or maps of these, and arrays of `ALLOWED_DTYPES`."""
+    """Pack one message: names to None, bool, int, float, str, lists or maps of these, and arrays of `ALLOWED_DTYPES`.
+
+    Raises:
+        ContractError: an array has another dtype.
+        TypeError: another type of value.
+    """
     packed = msgpack.packb(message, default=_pack_array)
     assert isinstance(packed, bytes)
     return packed

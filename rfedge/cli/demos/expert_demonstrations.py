@@ -30,7 +30,12 @@ class Demonstrations(NamedTuple):
 def expert_demonstrations(
     progress: StageProgress, *, episodes_per_task: int = _EPISODES_PER_TASK, tasks: tuple[str, ...] | None = None
 ) -> Demonstrations:
-    """Collect them, or find those of an earlier call of the same simulator; `tasks` None is all of them."""
+    """Collect them, or find those of an earlier call of the same simulator; `tasks` None is all of them.
+
+    Raises:
+        BackendUnavailableError: the simulator or its renderer is not on this machine.
+        ConfigError: another process collects them.
+    """
     from rfedge import envs
     from rfedge.benchmarks.success.demonstrations import RecordingOptions
     from rfedge.cli.demos.recording import Recorder
