@@ -172,23 +172,18 @@ def join(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(local_rank)
     # Numbers and texts go through gloo either way: they are on the CPU, and need no GPU to wait for.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    from torch._C._distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
-    dist.init_process_group(backend, store=_of_this_start(store), rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    # torchrun keeps its store over a restart: a process that was started again would look for the others where they were.
+    start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{os.environ['WORLD_SIZE']}"
+    store = PrefixStore(f"rfedge/start-{start}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     try:
         yield _joined()
     finally:
         dist.destroy_process_group()
-
-
-def _of_this_start(store: Store) -> Store:
-    """Keep apart what processes write before and after a restart, over which torchrun keeps its store."""
-    from torch._C._distributed_c10d import PrefixStore
-
-    # Or a process that was started again would look for the others where they were before.
-    start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{os.environ['WORLD_SIZE']}"
-    return PrefixStore(f"rfedge/start-{start}", store)
 
 
 def _joined() -> Processes:

@@ -280,24 +280,20 @@ def _check_lengths(task: str, num_frames: int, segments: tuple[SegmentRecord, ..
         raise DatasetError(f"segments of {task!r}", got=f"{covered} frames", expected=expected, remedy=remedy)
 
 
-def _segments(entry: EpisodeRecord) -> list[Segment]:
-    """Return the language segments of one rollout with their frame numbers."""
-    segments, start = [], entry.first_frame
-    for part in entry.segments:
-        segments.append(Segment(start, start + part.num_frames - 1, part.task, part.instruction))
-        start += part.num_frames
-    return segments
-
-
 def _finish(
     output: Path, folder: Path, request: CollectionRequest, document: dict[str, Any], entries: list[EpisodeRecord]
 ) -> None:
-    segments = tuple(segment for entry in entries for segment in _segments(entry))
+    segments = []
+    for entry in entries:
+        start = entry.first_frame
+        for part in entry.segments:
+            segments.append(Segment(start, start + part.num_frames - 1, part.task, part.instruction))
+            start += part.num_frames
     if not segments:
         remedy = "Look at the scripted experts of these tasks, or raise the attempts."
         raise DatasetError(f"collection in {output}", got="no successful episode", expected="at least one", remedy=remedy)
     # From disk and in order, so that a resumed or parallel collection has the same last digits.
-    statistics = CalvinDataset(folder, segments).statistics()
+    statistics = CalvinDataset(folder, tuple(segments)).statistics()
     bounds = [(entry.first_frame, entry.first_frame + entry.num_frames - 1) for entry in entries if entry.num_frames]
     write_index(folder, segments, statistics, scene=request.scene, episodes=bounds)
     document = {

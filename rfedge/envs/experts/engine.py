@@ -147,17 +147,14 @@ class Expert:
             done = self._script.goal(situation.start_scene, situation.scene_obs)
             if not done or self._steps > _PATIENCE_STEPS:
                 self._begin_attempt(situation)
-        elif self._is_missed(situation):
-            self._begin_attempt(situation)
-        else:
-            self._go_to(self._index + 1, situation)
-
-    def _is_missed(self, situation: Situation) -> bool:
-        """Return whether the waypoint's time ran out far away from it."""
+            return
         waypoint = self._plan[self._index]
         allowed_m = max(_MISSED_GRIP_M if waypoint.watched else _MISSED_M, waypoint.tolerance_m)
         away_m = float(np.linalg.norm(self._target_m - situation.tcp_m))
-        return self._steps > _PATIENCE_STEPS and away_m > allowed_m
+        if self._steps > _PATIENCE_STEPS and away_m > allowed_m:  # its time ran out far away from it
+            self._begin_attempt(situation)
+        else:
+            self._go_to(self._index + 1, situation)
 
     def _correct(self, tcp: Float64Array) -> None:
         """Move the assumed target pose towards what the arm's last movement says about it."""
