@@ -100,7 +100,14 @@ def _sentences(checkpoint: Checkpoint, frames: FrameInputs | None, options: Expo
 def export_checkpoint(
     checkpoint_dir: Path, output: Path, options: ExportOptions, *, progress: StageProgress = lambda *_: None
 ) -> Bundle:
-    """Write the bundle at `output` and return it, opened and verified; GateError where the policy misses a threshold."""
+    """Write the bundle at `output` and return it, opened and verified.
+
+    Raises:
+        ConfigError: unknown precision, or int8 without demonstrations.
+        ArtifactError: the checkpoint is damaged, or `output` exists.
+        DatasetError: the demonstrations are damaged or empty.
+        GateError: the exported policy misses a threshold; nothing is written, the text holds the numbers.
+    """
     progress("load checkpoint", 0, 1)
     precisions, checkpoint, frames = check_export(checkpoint_dir, output, options)
     config = checkpoint.config

@@ -125,7 +125,12 @@ def verify_parity(
     seed: int,
     progress: StageProgress = lambda *_: None,
 ) -> Bundle:
-    """Measure a finished bundle against its checkpoint again; the bundle returned carries the new record."""
+    """Measure a finished bundle against its checkpoint again; the bundle returned carries the new record.
+
+    Raises:
+        ArtifactError: the checkpoint is not the one that the bundle was made from.
+        GateError: a threshold is missed.
+    """
     expected = bundle.manifest.source["checkpoint_sha256"]
     actual = checkpoint_sha256(checkpoint_dir)
     if actual != expected:

@@ -26,7 +26,12 @@ class FormMatMuls(NamedTuple):
 
 
 def choose_matmuls(graph: ir.Graph, keep_float: Sequence[str]) -> FormMatMuls:
-    """Find every MatMul and convolution with a weight; ConfigError where no block begins with one of `keep_float`."""
+    """Find every MatMul and convolution with a weight.
+
+    Raises:
+        ConfigError: no block begins with one of `keep_float`.
+        ExportError: the graph is already in another form.
+    """
     _require_fp32(graph)
     nodes = [node for node in graph if is_weight_matmul(node) or _is_convolution(node)]
     blocks = {node: block_of(node) for node in nodes}

@@ -61,6 +61,10 @@ def build_engine(
     """Build one engine of a prepared graph, whose inline weights are cleared once the parser has them, to halve the memory.
 
     Without `profiles` dynamic axes have their longest size alone. `progress` is called with (done, 1000).
+
+    Raises:
+        ExportError: parser or builder refuse; the text names the ONNX node and the PyTorch module.
+        ConfigError: a limit the module does not take.
     """
     trt = module.trt
     started = time.perf_counter()

@@ -94,7 +94,11 @@ def int8_matmuls(graph: ir.Graph) -> list[Int8MatMul]:
 
 
 def to_engine_form(model: ir.Model, islands: Collection[str]) -> None:
-    """Change `model` in place: all floats become fp16 but those of the nodes named in `islands`."""
+    """Change `model` in place: all floats become fp16 but those of the nodes named in `islands`.
+
+    Raises:
+        ExportError: a weight is NaN or beyond fp16, or a value has no type; the text names it.
+    """
     graph = model.graph
     infer_shapes(model)
     _drop_casts(graph)

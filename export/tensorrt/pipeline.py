@@ -75,7 +75,13 @@ def open_target(options: BuildOptions) -> TensorRt:
 
 
 def plan_build(bundle: Bundle, module: TensorRt, options: BuildOptions) -> list[PlannedEngine]:
-    """Decide which engines must be built, and check everything that can be checked without building."""
+    """Decide which engines must be built, and check everything that can be checked without building.
+
+    Raises:
+        ConfigError: an unknown stage, a length of the text that the policy does not take, or no ahead-of-time target.
+        BackendUnavailableError: this machine has no GPU and `ahead_of_time` is empty.
+        ExportError: the graph holds a precision or operator that the target lacks.
+    """
     stages = list(bundle.contract.graphs)
     one_of((*stages, _ALL), options.stage, "--stage", remedy="Choose one of what this bundle has.")
     text_lengths = check_text_lengths(options.text_lengths, bundle)
@@ -120,7 +126,14 @@ def _reason_to_build(folder: Path, stage: EngineStage, key: EngineKey) -> str | 
 
 
 def build_bundle(path: Path, options: BuildOptions, *, progress: StageProgress = lambda *_: None) -> list[StageResult]:
-    """Make every engine that is asked for and not there yet, one at a time; return all of them."""
+    """Make every engine that is asked for and not there yet, one at a time; return all of them.
+
+    Raises:
+        ArtifactError: the bundle is damaged, another build is running, or its folder cannot be written.
+        BackendUnavailableError: no TensorRT, or no GPU to build for.
+        ConfigError: an option is unknown.
+        ExportError: parser or builder refuse; the text names the ONNX node and the PyTorch module.
+    """
     bundle = load_bundle(path)
     module = open_target(options)
     planned = plan_build(bundle, module, options)

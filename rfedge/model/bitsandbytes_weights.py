@@ -27,6 +27,10 @@ def keep_weights_in(module: nn.Module, weights: str, compute_dtype: torch.dtype)
     """Replace the linear layers below `module` by ones with quantized weights; return how many.
 
     For nf4 layers whose inputs are no multiple of 64 stay. `compute_dtype` is what nf4 weights become for a MatMul.
+
+    Raises:
+        ConfigError: an unknown format.
+        BackendUnavailableError: bitsandbytes is not installed, or has no kernels for this machine.
     """
     one_of(WEIGHT_FORMATS, weights, "weights")
     library = import_bitsandbytes()

@@ -55,7 +55,11 @@ class CudaLibrary:
 
 
 def read_cuda_device(*, library: Any = None) -> CudaDevice:
-    """Return the first GPU of the driver library `library`, `libcuda.so.1` without."""
+    """Return the first GPU of the driver library `library`, `libcuda.so.1` without.
+
+    Raises:
+        BackendUnavailableError: no driver library, no such GPU, or the driver answers with an error.
+    """
     cuda = CudaLibrary(library, remedy="Build on the device, or ahead of time with --target tensorrt-rtx --aot sm86.")
     version, memory = ctypes.c_int(), ctypes.c_size_t()
     cuda.call("cuDriverGetVersion", ctypes.byref(version))

@@ -41,7 +41,12 @@ _ERRORS_ONLY: Final = 3  # onnxruntime's log level; its warnings on graph rewrit
 
 
 class OrtRunner(GraphRunner):
-    """One ONNX file in one onnxruntime session."""
+    """One ONNX file in one onnxruntime session.
+
+    Raises:
+        BackendUnavailableError: on activation, a provider is not in this build of onnxruntime or fell back.
+        ArtifactError: on activation, the file cannot be loaded or its tensors are not those of the contract.
+    """
 
     def __init__(
         self,

@@ -34,7 +34,12 @@ BACKENDS: Final = (AUTO, *_BACKENDS)
 
 
 def import_backend(backend: str) -> ModuleType:
-    """Import what runs a backend, and its library; for "auto" the one that runs without a choice."""
+    """Import what runs a backend, and its library; for "auto" the one that runs without a choice.
+
+    Raises:
+        ConfigError: no backend has this name.
+        BackendUnavailableError: the backend's library is not on this machine.
+    """
     backend = DEFAULT_BACKEND if backend == AUTO else backend
     one_of(BACKENDS, backend, "backend")
     module_name, _, remedy = _BACKENDS[backend]
@@ -53,6 +58,11 @@ def open_parts(backend: str, path: Path, settings: RuntimeSettings) -> PolicyPar
 
     "auto" follows the choice of `rfedge tune` for this bundle, machine and libraries, in whatever `settings` leave at its
     default, and is onnxruntime where there is none.
+
+    Raises:
+        ConfigError: no backend has this name.
+        BackendUnavailableError: the backend's library is not on this machine.
+        ArtifactError: the bundle or checkpoint is missing, incomplete or altered.
     """
     if backend == AUTO:
         choice = find_choice(path) if settings.providers == RuntimeSettings().providers else None

@@ -50,6 +50,8 @@ def analytic_work(config: PolicyConfig, precision: str = "fp32", *, text_tokens:
     """Count one policy call of `config`, its head in the steady state, over `text_tokens` or else the padded length.
 
     Camera resize, patch convolution (int8), attention scores (fp16) and the head stay in fp32, as the exporter leaves them.
+
+    Raises ConfigError for a precision that has no form of its own here.
     """
     remedy = "Choose one of these names; `mixed` is known only from a bundle."
     tally = _Tally(_FORMS[one_of(_FORMS, precision, "precision", remedy=remedy)])

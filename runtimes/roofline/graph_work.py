@@ -47,7 +47,10 @@ def head_steps(config: PolicyConfig) -> int:
 
 
 def bundle_work(bundle: Bundle, *, text_tokens: int | None = None) -> PolicyWork:
-    """Count a policy call of a bundle, its head in the steady state, over `text_tokens` or else the longest instruction."""
+    """Count a policy call of a bundle, its head in the steady state, over `text_tokens` or else the longest instruction.
+
+    Raises ArtifactError if a graph cannot be read.
+    """
     steps = head_steps(bundle.policy)
     matmuls: list[MatMul] = []
     vectors: dict[str, tuple[int, int]] = {}

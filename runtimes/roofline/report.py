@@ -89,7 +89,13 @@ class Inspection:
 def inspect_bundle(
     bundle: Bundle, *, devices: Sequence[str] = (), threads: int | None = None, progress: StageProgress = lambda *_: None
 ) -> Inspection:
-    """Count the graphs, predict, and run the bundle where this CPU is among the devices; without any, all known ones."""
+    """Count the graphs, predict, and run the bundle where this CPU is among the devices; without any, all known ones.
+
+    Raises:
+        ArtifactError: a graph cannot be read.
+        ConfigError: a device is unknown.
+        BackendUnavailableError: "this-gpu" was asked for and there is none.
+    """
     progress("count", 0, 1)
     work = bundle_work(bundle)
     progress("count", 1, 1)
@@ -219,6 +225,9 @@ def plot_roofline(inspection: Inspection, path: Path) -> None:
 
     Each device has a roof (bandwidth, then its peak in the policy's commonest arithmetic). A stage stands at its arithmetic
     intensity and, under each roof, at the best rate of its prediction, with a line down to the worst.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
     """
     check_matplotlib("--plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

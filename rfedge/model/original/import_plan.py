@@ -189,6 +189,11 @@ def plan_import(options: ImportOptions) -> ImportPlan:
     """Find the files, the sizes and every tensor's place; nothing is written, and of large files little is read.
 
     Tensors that are missing or of another shape do not raise here: `ImportPlan.check` does.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or of another model.
+        BackendUnavailableError: a Hugging Face repository cannot be reached.
+        ConfigError: options contradict each other or the files.
     """
     base = preset(options.config) if options.config is not None else None
     files: dict[str, PlannedFile] = {}

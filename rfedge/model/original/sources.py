@@ -46,7 +46,12 @@ class Source:
         raise ArtifactError(f"{what} {self.given}", got=some_of(self.names) or "nothing", expected=expected, remedy=remedy)
 
     def fetch(self, names: Iterable[str]) -> list[Path]:
-        """Return the paths of these files; of a repository, whatever the cache lacks is downloaded, and nothing else."""
+        """Return the paths of these files; of a repository, whatever the cache lacks is downloaded, and nothing else.
+
+        Raises:
+            ArtifactError: the repository lacks a file.
+            BackendUnavailableError: it cannot be reached.
+        """
         names = list(names)
         if self.repository is not None and not all(self._here(name) for name in names):
             import huggingface_hub
@@ -72,6 +77,10 @@ def open_source(given: str, *, what: str) -> Source:
     """Find out which files are at a path or at `organisation/name`, optionally with `/file` and `@revision` after it.
 
     Of a repository nothing is downloaded yet.
+
+    Raises:
+        ArtifactError: it is neither a path nor a repository that can be found.
+        BackendUnavailableError: the repository cannot be reached and nothing of it is in the cache.
     """
     path = Path(given).expanduser()
     if path.is_file():

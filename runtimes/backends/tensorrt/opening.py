@@ -26,7 +26,12 @@ _Engines = dict[Stage, tuple[Path, EngineRecord]]
 
 
 def open_bundle(path: Path, settings: RuntimeSettings) -> PolicyParts:
-    """Open a bundle on this machine's GPU; nothing is loaded until the runners are activated."""
+    """Open a bundle on this machine's GPU; nothing is loaded until the runners are activated.
+
+    Raises:
+        ArtifactError: the bundle is damaged, or holds no engine for this device; the text says why of each one.
+        BackendUnavailableError: no GPU, or no TensorRT.
+    """
     load_bundle(path, verify=False)  # a wrong path is reported before a missing GPU
     try:
         device = read_cuda_device()

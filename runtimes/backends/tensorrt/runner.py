@@ -94,7 +94,13 @@ _MOST_GRAPHS: Final = 8  # a head is called with one step and with a window of t
 
 
 class TensorRtRunner(GraphRunner):
-    """One plan on one GPU, verified by `rfedge.bundle.engines.find_engine`."""
+    """One plan on one GPU, verified by `rfedge.bundle.engines.find_engine`.
+
+    Raises:
+        BackendUnavailableError: on activation or in a call, the GPU or its driver refuses.
+        ArtifactError: on activation, the plan cannot be opened or its tensors are not those of the contract.
+        ContractError: in a call, the instruction is longer than the engine's longest.
+    """
 
     def __init__(
         self,
