@@ -60,10 +60,10 @@ def test_energy_and_joules_per_action() -> None:
 
 
 def test_memory_that_comes_and_goes_is_seen() -> None:
-    with Sampler(0.01, sources=[]) as sampler:
-        with mmap.mmap(-1, 64_000_000) as block:  # from the kernel: an allocator could give what this process holds already
-            block.write(bytes(64_000_000))
-            time.sleep(0.5)
+    # From the kernel: an allocator could give what this process holds already.
+    with Sampler(0.01, sources=[]) as sampler, mmap.mmap(-1, 64_000_000) as block:
+        block.write(bytes(64_000_000))
+        time.sleep(0.5)
     use = sampler.summary()
     assert use.rss_peak_bytes - use.rss_start_bytes > 55_000_000
     assert use.available_start_bytes is not None
