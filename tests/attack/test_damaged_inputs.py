@@ -41,9 +41,9 @@ def _write_npz(path: Path, key: str, parts: list[bytes]) -> None:
 
 BOMBS = {
     "3 TB by its header": [_header((10**6, 10**6, 3), "|u1"), bytes(100)],
-    "2 GB in earnest": [_header((2**31,), "|u1"), *[bytes(1 << 24)] * 128],
-    "more than its header says": [_header((200, 200, 3), "|u1"), *[bytes(1 << 24)] * 128],
-    "2 GB of header": [b"\x93NUMPY\x02\x00" + (2**31 - 1).to_bytes(4, "little"), *[b" " * (1 << 24)] * 64],
+    "half a GB in earnest": [_header((2**29,), "|u1"), *[bytes(1 << 24)] * 32],
+    "more than its header says": [_header((200, 200, 3), "|u1"), *[bytes(1 << 24)] * 32],
+    "2 GB of header, by its length": [b"\x93NUMPY\x02\x00" + (2**31 - 1).to_bytes(4, "little"), *[b" " * (1 << 24)] * 32],
     "an object": [_header((1,), "|O"), b"cos\nsystem\n"],
     "less than nothing": [_header((-1,), "|u1"), bytes(10)],
 }
