@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -73,8 +74,14 @@ def quantize(name: str, source: Path, folder: Path) -> str | None:
         with atomic_directory(folder, overwrite=True) as temporary, worker_pool(1) as process:
             process.submit(_quantize, name, source, temporary).result()
     except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
+        return _reason(error)
     return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its process was killed, as the system does where memory runs out"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _quantize(name: str, source: Path, folder: Path) -> None:
@@ -362,7 +369,7 @@ def _ask(process: ProcessPoolExecutor, what: Callable[[ProcessJob], T], job: Pro
     try:
         return process.submit(what, job).result()
     except Exception as error:
-        raise _EndedError(job, f"{type(error).__name__}: {first_line(error)}") from error
+        raise _EndedError(job, _reason(error)) from error
 
 
 def _row(name: str, pairs: list[tuple[_Result, _Result]], seed: int) -> IsolatedRow:

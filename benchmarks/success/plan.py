@@ -54,9 +54,7 @@ EMULATED: Final = "tensorrt, emulated"
 
 @dataclass(frozen=True, slots=True)
 class EmulatedEngineLoop(PolicyLoop):
-    """A bundle that computes on this CPU what its TensorRT engines would, on the graphs of
-    `rfedge.export.tensorrt.emulation`.
-    """
+    """A bundle that computes on this CPU what its TensorRT engines would (`rfedge.export.tensorrt.engine_proof`)."""
 
     def load(self) -> EdgePolicy:
         """Write the emulated graphs to a folder that is gone once they are loaded, and load them."""

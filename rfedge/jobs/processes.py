@@ -31,7 +31,8 @@ class JobRunner(Protocol):
 
 
 def run_jobs(call: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Yield every job with its result as soon as it is there; for more than one worker `call` is a top-level function.
+    """Yield every job with its result as soon as it is there. One worker is this process; for more, `call` is a top-level
+    function or a partial of one.
 
     Raises:
         BackendUnavailableError: a worker process died.

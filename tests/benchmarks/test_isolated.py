@@ -1,6 +1,8 @@
 """Every variant in a process of its own, on `tiny`: rows, baselines of other tools, and the gates on the figures."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from rfedge.benchmarks.latency.isolated import (
     IsolatedPlan,
     IsolatedReport,
     IsolatedRow,
+    _ask,
+    _EndedError,
     assert_isolated,
     check_assertable,
     missing_memory,
@@ -25,6 +29,7 @@ from rfedge.benchmarks.latency.isolated import (
     quantize,
     run_isolated,
 )
+from rfedge.benchmarks.latency.isolated_process import ProcessJob
 from rfedge.benchmarks.latency.run import LatencyPlan
 from rfedge.cli.bench.app import bench_app
 from rfedge.config import preset
@@ -32,6 +37,7 @@ from rfedge.errors import ConfigError, GateError
 from rfedge.export.options import ExportOptions
 from rfedge.export.passes.graph_files import write_graph
 from rfedge.export.pipeline import export_checkpoint
+from rfedge.jobs.processes import worker_pool
 from rfedge.records.machine import provenance
 from rfedge.records.statistics import Ratio
 from rfedge.runtimes import RuntimeSettings
@@ -110,7 +116,7 @@ def test_a_tool_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [DYNAMIC, OPTIMUM])
-def test_a_tool_quantizes_and_a_failure_leaves_its_last_line(tmp_path: Path, name: str) -> None:
+def test_a_tool_quantizes_and_a_failure_is_a_reason(tmp_path: Path, name: str) -> None:
     if (reason := missing_package(name)) is not None:
         pytest.skip(reason)
     weight, x = draw(np.random.default_rng(0), 64, 8), draw(np.random.default_rng(1), 2, 64)
@@ -120,8 +126,19 @@ def test_a_tool_quantizes_and_a_failure_leaves_its_last_line(tmp_path: Path, nam
     result = run(tmp_path / "out" / QUANTIZED, {"x": x})[0]
     assert 0 < relative_rms(result, x @ weight) < 0.03
     (tmp_path / "backbone.onnx").write_text("no protobuf")
-    assert quantize(name, tmp_path / "backbone.onnx", tmp_path / "other")
+    assert "backbone.onnx" in str(quantize(name, tmp_path / "backbone.onnx", tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_process_that_is_killed_is_a_reason() -> None:
+    job = ProcessJob(Path("bundle"), "onnxruntime", "open", threads=1, seed=0)
+    with pytest.raises(_EndedError, match="its process was killed") as ended, worker_pool(1) as process:
+        _ask(process, _die, job)
+    assert ended.value.job is job
+
+
+def _die(_: ProcessJob) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow

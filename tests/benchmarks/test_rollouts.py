@@ -80,7 +80,6 @@ def test_report_without_a_judge(world: BlankWorld, bundle: Path, tmp_path: Path)
     )
     report = run_rollouts(plan, on_step=lambda episode, step: steps.append((episode, step.index)))
     assert report.task is None
-    assert report.task is None
     assert [(e.seed, e.success, e.num_steps, e.num_inferences) for e in report.episodes] == [
         (5, None, 7, 3),
         (6, None, 7, 3),
@@ -145,7 +144,7 @@ def test_real_simulator_judges_a_task(bundle: Path, tmp_path: Path) -> None:
         report = run_rollouts(plan)
     except BackendUnavailableError as error:
         pytest.skip(str(error))
-    assert not any(episode.success for episode in report.episodes)
+    assert [episode.success for episode in report.episodes] == [False]
     assert report.episodes[0].num_steps == 4
     assert report.renderer
 
