@@ -6,11 +6,11 @@ import contextlib
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
@@ -165,7 +165,7 @@ _LOG_BYTES: Final = 4096  # of the log's end that are searched for a reason
 
 
 class SimulatorProcess:
-    """One child process that answers one request at a time over pipes; any failure ends it, because its state is unknown."""
+    """One child process, asked one thing at a time over a socket; any failure ends it, because its state is unknown."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -195,26 +195,23 @@ class SimulatorProcess:
         method = header.get("method")
         if not self._finalizer.alive:
             raise self._failure("a closed one", "an open environment", "Make a new one.")
-        deadline_s = time.monotonic() + timeout_s
-        alarm = threading.Timer(timeout_s, self._process.kill)  # what waits for the reply has no deadline
-        alarm.start()
         try:
+            _limit_waiting(self._connection, timeout_s)
             for part in encode(header, arrays or {}):
                 self._connection.send_bytes(part)
             reply, reply_arrays = receive(self._connection)
+        except BlockingIOError as error:  # nothing came for so long
+            self._process.kill()  # it would not see the end of its input
+            self.close()
+            raise self._failure(f"no answer to {method!r}", f"one within {timeout_s:g} s") from error
         except (EOFError, OSError) as error:
-            how = self._end(error)
-            if time.monotonic() >= deadline_s:
-                raise self._failure(f"no answer to {method!r}", f"one within {timeout_s:g} s") from error
-            raise self._failure(f"{how} during {method!r}", "a reply") from error
+            raise self._failure(f"{self._end(error)} during {method!r}", "a reply") from error
         except ProtocolError as error:
             self.close()
             raise self._failure(str(error), f"a reply to {method!r}") from error
         except BaseException:
             self.close()  # Ctrl-C leaves a reply on its way, which the next request would take for its own
             raise
-        finally:
-            alarm.cancel()
         if not reply.get("ok"):
             self.close()
             raise self._failure(str(reply.get("error")), *_advice(str(reply.get("kind")), str(method)))
@@ -243,6 +240,13 @@ class SimulatorProcess:
 
     def close(self) -> None:
         self._finalizer()
+
+
+def _limit_waiting(connection: Connection, timeout_s: float) -> None:
+    """Let a read that waits longer raise BlockingIOError, whoever else holds the other end; a stopped process waits anew."""
+    timeval = struct.pack("ll", *divmod(max(1, round(1e6 * timeout_s)), 1_000_000))
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
 def _advice(kind: str, method: str) -> tuple[str, str]:
