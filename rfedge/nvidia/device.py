@@ -34,12 +34,14 @@ class CudaDevice:
 class CudaLibrary:
     """The driver library with its first GPU; every failed call raises BackendUnavailableError with CUDA's name for it."""
 
-    def __init__(self, library: Any = None, *, remedy: str) -> None:
+    def __init__(self, library: Any = None, *, without_driver: str, remedy: str) -> None:
+        """Open `library`, `libcuda.so.1` without; `without_driver` is the remedy where there is none."""
         self._remedy = remedy
         try:
             self._library = library or ctypes.CDLL(_LIBRARY)
         except OSError:
-            raise BackendUnavailableError("CUDA", got=f"no {_LIBRARY}", expected="an NVIDIA driver", remedy=remedy) from None
+            got, expected = f"no {_LIBRARY}", "an NVIDIA driver"
+            raise BackendUnavailableError("CUDA", got=got, expected=expected, remedy=without_driver) from None
         self.call("cuInit", ctypes.c_uint(0))
         self.device = ctypes.c_int()
         self.call("cuDeviceGet", ctypes.byref(self.device), ctypes.c_int(0))
@@ -60,7 +62,9 @@ def read_cuda_device(*, library: Any = None) -> CudaDevice:
     Raises:
         BackendUnavailableError: no driver library, no such GPU, or the driver answers with an error.
     """
-    cuda = CudaLibrary(library, remedy="Build on the device, or ahead of time with --target tensorrt-rtx --aot sm86.")
+    without_driver = "Build on the device, or ahead of time with --target tensorrt-rtx --aot sm86."
+    remedy = "See whether nvidia-smi (tegrastats on Jetson) lists the GPU."
+    cuda = CudaLibrary(library, without_driver=without_driver, remedy=remedy)
     version, memory = ctypes.c_int(), ctypes.c_size_t()
     cuda.call("cuDriverGetVersion", ctypes.byref(version))
     attributes = []

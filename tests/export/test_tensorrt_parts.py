@@ -277,7 +277,7 @@ class Driver:
 def test_the_driver_tells_which_gpu_this_is() -> None:
     device = read_cuda_device(library=Driver())
     assert (device.name, device.sm, device.cuda, device.memory_bytes) == ("Orin", 87, "12.6", 8 << 30)
-    with raises(BackendUnavailableError, got="cuInit with CUDA_ERROR_NO_DEVICE"):
+    with raises(BackendUnavailableError, got="cuInit with CUDA_ERROR_NO_DEVICE", remedy="...nvidia-smi..."):
         read_cuda_device(library=Driver(status=100))
     with raises(BackendUnavailableError, got="cuInit with status 101"):
         read_cuda_device(library=Driver(status=101))

@@ -31,7 +31,8 @@ class CudaDriver(CudaLibrary):
     """
 
     def __init__(self, library: Any = None) -> None:
-        super().__init__(library, remedy="Close other programs on the GPU, or run it with onnxruntime.")
+        remedy = "Close other programs on the GPU, or run it with onnxruntime."
+        super().__init__(library, without_driver="Run it with onnxruntime.", remedy=remedy)
         self._context = _address()
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self.device)
         self.make_current()
