@@ -80,9 +80,14 @@ class Processes:
         """Return the first process's `text` in every process."""
         if self.world_size == 1:
             return text
-        texts = [text]
-        dist.broadcast_object_list(texts, src=0)
-        return texts[0]
+        # As bytes: PyTorch sends other objects as pickles, and what is unpickled may be code.
+        size = torch.tensor([len(text.encode())])
+        dist.broadcast(size, src=0)
+        encoded = torch.empty(int(size), dtype=torch.uint8)
+        if self.is_first:
+            encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        dist.broadcast(encoded, src=0)
+        return bytes(encoded.tolist()).decode()
 
     def exchange_rows(self, table: torch.Tensor, shares: list[tuple[int, int]]) -> None:
         """Fill `table` in every process with the rows that each one made, from its share's first to before its last."""
