@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -155,6 +156,15 @@ def test_a_start_that_hangs_ends_at_its_limit(tmp_path: Path, monkeypatch: pytes
     assert time.monotonic() - started_s < 20.0
 
 
+def test_a_script_around_the_interpreter_does_not_outlast_the_limit(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nsleep 20\ntrue\n")  # `sleep` holds the connection too, and is not what is killed
+    program.chmod(0o755)
+    started_s = time.monotonic()
+    assert "no answer to 'open', expected one within 0.5 s" in refusal(python=program, start_timeout_s=0.5)
+    assert time.monotonic() - started_s < 15.0
+
+
 @pytest.mark.parametrize("program", ["cat", "true", "echo"])
 def test_a_program_that_is_no_interpreter_is_refused(program: str) -> None:
     refusal(python=f"/bin/{program}", start_timeout_s=10.0)
@@ -234,6 +244,27 @@ def test_a_failed_request_is_one_error_and_ends_the_process(method: str, got: st
     assert not is_running(process.pid)
     with raises(BackendUnavailableError, got="a closed one"):
         process.request({"method": "echo"}, timeout_s=1.0)
+
+
+def test_a_pause_of_the_asking_process_does_not_count() -> None:
+    slow = ECHO.replace("time.sleep(600)", "time.sleep(1.5)")
+    code = f"""
+import sys
+from rfedge.envs.calvin.environment import SimulatorProcess
+process = SimulatorProcess([sys.executable, "-c", {slow!r}])
+process.request({{"method": "echo"}}, timeout_s=20.0)
+print("asks", flush=True)
+print(process.request({{"method": "hang"}}, timeout_s=1.0)[0]["method"])
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == "asks\n"
+        time.sleep(0.3)
+        asking.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        asking.send_signal(signal.SIGCONT)
+        assert asking.communicate(timeout=60)[0] == "hang\n"
 
 
 def test_an_unknown_request_is_refused_by_the_real_server() -> None:
