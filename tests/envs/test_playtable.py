@@ -6,7 +6,12 @@ import sys
 import numpy as np
 import pytest
 
+from rfedge.data.robot import LOWER_RAD, UPPER_RAD
+from rfedge.data.scene import scenes
 from rfedge.envs import Environment, make_environment
+from rfedge.envs.interface import CONTROL_HZ
+from rfedge.envs.playtable.layout import BASE_POSITION_M, DRAWER_MAX_M, LAYOUTS, SWITCH_MAX_M
+from rfedge.envs.playtable.model import SUBSTEPS, build_mjcf
 from rfedge.envs.playtable.robot import NEUTRAL_ROBOT_OBS
 
 SCENE = np.array(
@@ -193,6 +198,26 @@ def test_the_same_seed_is_bit_identical_in_another_process_and_after_other_work(
         again = run(environment)  # type: ignore[operator]
         environment.restore(*start)
         assert run(environment) == again, "a restored state forgets its past"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("scene", LAYOUTS)
+def test_scene_xml_has_the_numbers_that_python_computes_with(scene: str) -> None:
+    import mujoco
+
+    layout = LAYOUTS[scene]
+    model = mujoco.MjModel.from_xml_string(build_mjcf(layout))
+    assert model.opt.timestep * SUBSTEPS * CONTROL_HZ == 1.0
+    for link, most in (("drawer", DRAWER_MAX_M), ("slide", layout.slide_max_m), ("switch", SWITCH_MAX_M)):
+        assert model.joint(f"base__{link}").range.tolist() == [0.0, most]
+    ranges = np.array([model.joint(f"panda_joint{index}").range for index in range(1, 8)])
+    np.testing.assert_array_equal(ranges, np.column_stack([LOWER_RAD, UPPER_RAD]))
+    assert model.body("robot/panda_link0").pos.tolist() == list(BASE_POSITION_M)
+    static, gripper, mount = model.camera("static"), model.camera("gripper"), model.body("robot/gripper_cam")
+    np.testing.assert_array_equal(static.pos, scenes.STATIC_EYE_M)
+    right, up, back = static.mat0.reshape(3, 3).T
+    np.testing.assert_allclose([right, -up, -back], scenes.STATIC_AXES, atol=1e-15)
+    assert (static.fovy, gripper.fovy) == (scenes.STATIC_FOV_DEG, scenes.GRIPPER_FOV_DEG)
+    np.testing.assert_array_equal(mount.pos, scenes.MOUNT_POSITION_M)
 
 
 def test_a_renderer_that_was_chosen_too_late_is_explained() -> None:
