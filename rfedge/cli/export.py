@@ -26,7 +26,7 @@ def export(
 
     from rfedge.cli.demos.expert_demonstrations import expert_demonstrations
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
-    from rfedge.cli.show.tables import print_manifest, say, show_record, warn
+    from rfedge.cli.show.tables import print_manifest, say, say_ready, show_record, warn
     from rfedge.export.mixed.record import default_chart
     from rfedge.export.pipeline import check_export, export_checkpoint
     from rfedge.io.plotting import has_matplotlib
@@ -44,7 +44,7 @@ def export(
     if dry_run or collects:  # what is wrong is said before demonstrations are collected
         check_export(folder, output, options, data_follows=collects)
     if dry_run:
-        print(f"ready: {checkpoint} -> {output} in {options.precision}; nothing was written")
+        say_ready(f"{checkpoint} in {options.precision}", output)
         return
     kept = f"nothing was written to {output}"
     kept += f"; what was measured is in {output}.search, the same command goes on" if is_mixed else ""

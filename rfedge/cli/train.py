@@ -56,6 +56,7 @@ def end_stopped(stop: TrainingStop, steps: int, output: Path, *, shown: bool) ->
 def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) -> TrainResult | None:
     """Train, with progress bars if `shown`; return nothing after a dry run."""
     from rfedge.cli.show.progress import stage_progress, training_progress
+    from rfedge.cli.show.tables import say_ready
     from rfedge.data import CalvinDataset, FrameCache
     from rfedge.envs.language import GRAMMAR_WORDS, sample_grammar
     from rfedge.train import train_policy
@@ -66,7 +67,7 @@ def _run(run: TrainConfig, stop: TrainingStop, *, dry_run: bool, shown: bool) ->
         if shown:
             what = f"{len(dataset.segments)} segments of {', '.join(dataset.tasks)}"
             what += f" and {_check_pairs(run)}" if run.image_text else ""
-            print(f"ready: {run.policy.name} on {what} -> {run.output}; nothing was written")
+            say_ready(f"{run.policy.name} on {what}", run.output)
         return None
     grammar = Grammar(sample_grammar, GRAMMAR_WORDS)
     if not shown:

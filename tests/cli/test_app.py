@@ -83,6 +83,8 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     result = rfedge("export", checkpoint, "--output", tmp_path / "bundle", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "nothing was written" in result.stdout
+    result = rfedge("export", checkpoint, "--output", tmp_path / "bundle", "--dry-run", "--json")
+    assert json.loads(result.stdout)["written"] is False
     assert list(tmp_path.iterdir()) == []
 
 

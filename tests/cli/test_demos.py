@@ -146,6 +146,8 @@ def test_all_tasks_have_an_expert(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "nothing was written" in out
     assert [task for task in TASKS if task not in out] == []
+    _call("--output", tmp_path / "d", "--dry-run", "--json")
+    assert json.loads(capsys.readouterr().out)["written"] is False
     assert list(tmp_path.iterdir()) == []
 
 

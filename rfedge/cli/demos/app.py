@@ -50,7 +50,7 @@ def demos(
         return 0
     from rfedge.benchmarks.success.plan import parse_tasks
     from rfedge.cli.show.progress import kept_when_stopped, stage_progress
-    from rfedge.cli.show.tables import print_json
+    from rfedge.cli.show.tables import print_json, say_ready
     from rfedge.envs.action_noise import ActionNoise
     from rfedge.envs.experts import EXPERT_TASKS
     from rfedge.errors import ConfigError
@@ -90,7 +90,7 @@ def demos(
     settings, versions = recorder.describe(chosen, keep_open=workers == 1 and not dry_run)
     request = dataclasses.replace(request, recording=settings)
     if dry_run:
-        print(f"ready: {request.episodes_per_task} episodes each of {', '.join(chosen)} -> {output}; nothing was written")
+        say_ready(f"{request.episodes_per_task} episodes each of {', '.join(chosen)}", output)
         return 0
     kept = f"the episodes that were recorded are in {output}, the same command goes on"
     with kept_when_stopped(kept), stage_progress() as progress:

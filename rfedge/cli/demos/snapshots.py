@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +28,7 @@ def snapshots(
     as_json: AsJson = False,
 ) -> None:
     from rfedge.cli.show.progress import stage_progress
+    from rfedge.cli.show.tables import print_json, say
     from rfedge.data.collection.collect import CollectionRequest, collect
     from rfedge.envs.snapshots import SNAPSHOT_TASK
 
@@ -45,7 +45,8 @@ def snapshots(
             on_progress=lambda done, total, _: progress("snapshots", _FRAMES_PER_SLOT * done, _FRAMES_PER_SLOT * total),
         )
     frames = sum(row.frames for row in result.tasks)
-    print(json.dumps({"folder": str(result.folder), "frames": frames}) if as_json else f"{result.folder}: {frames} frames")
+    say(f"{result.folder}: {frames} frames")
+    print_json({"folder": result.folder, "frames": frames})
 
 
 def _record(task: str, seed: int, *, scene: str, looks: Looks) -> Episode:

@@ -48,6 +48,12 @@ def warn(*lines: str) -> None:
         print(line, file=sys.stderr)
 
 
+def say_ready(what: str, output: Path) -> None:
+    """Say what a dry run found ready."""
+    say(f"ready: {what} -> {output}; nothing was written")
+    print_json({"ready": what, "output": output, "written": False})
+
+
 def print_json(document: Any) -> None:
     """Print a record, a dataclass or plain values as one line on stdout, where `--json` asks for it."""
     if not wants_json():
