@@ -1,5 +1,7 @@
 """Where a policy is computed: alone, with its gradients shared (DDP), or with its weights spread over processes (FSDP2).
 
+Device, random state, threads and attention of PyTorch are set for the run alone.
+
 DDP and FSDP2 see only what goes through a module's `forward`, while training asks a policy for its parts: features, the
 head, logits. So one module around the policy takes any computation as its argument.
 """

@@ -1,4 +1,4 @@
-"""Common record of every source format, before it is mapped to CALVIN's arrays."""
+"""Common record of every source format, before it is mapped to CALVIN's arrays, and what their readers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of CALVIN's four scenes a frame shows, and where the things are that are fixed to its table.
+"""Which of CALVIN's four scenes a frame shows, where its table's parts are, and where a point appears in the pictures.
 
 `scene_info.npy` names the first and last frame of each scene of a training split; ABC and ABCD hold several. Validation
 splits have no such file: they show the scene that their recorded configuration names.

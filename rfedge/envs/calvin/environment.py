@@ -1,4 +1,4 @@
-"""CALVIN's own simulator as an `Environment`: what its published results were measured in."""
+"""CALVIN's own simulator as an `Environment`, what its published results were measured in, and the process it runs in."""
 
 from __future__ import annotations
 
@@ -176,6 +176,7 @@ class SimulatorProcess:
                 command, stdin=theirs.fileno(), stdout=self._log, stderr=self._log, start_new_session=True
             )
         except OSError as error:
+            self._connection.close()
             self._log.close()
             expected = "an interpreter that has calvin_env"
             remedy = f"Pass python= or set RFEDGE_CALVIN_PYTHON. {_REMEDY}"
