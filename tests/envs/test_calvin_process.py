@@ -1,5 +1,6 @@
 """The simulator's process without a simulator: framing, and that nothing hangs or stays behind. Every process is real."""
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rfedge.envs import make_environment
 from rfedge.envs.calvin import server
@@ -69,6 +72,7 @@ def test_only_plain_numbers_travel() -> None:
         (b'{"arrays": [["a", "float64", [1]]]}', b"\0" * 16),
         (b'{"arrays": [["a", "float64", [1.0]]]}', b"\0" * 8),
         (b'{"arrays": [["a", "object", [1]]]}', b"\0" * 8),
+        (b'{"arrays": [["a", "float64", [1000000000000000000000]]]}', b"\0" * 8),
         (b'{"arrays": [["a"]]}',),
         (b'{"arrays": 3}',),
         (b"{}",),
@@ -81,6 +85,13 @@ def test_only_plain_numbers_travel() -> None:
 def test_a_damaged_message_is_a_protocol_error(parts: tuple[bytes, ...]) -> None:
     with pytest.raises(ProtocolError):
         sent(*parts)
+
+
+@given(parts=st.lists(st.binary(max_size=60), min_size=1, max_size=3))
+def test_no_bytes_do_anything_else(parts: list[bytes]) -> None:
+    with contextlib.suppress(ProtocolError, EOFError):
+        header, _ = sent(*parts)
+        assert isinstance(header, dict)
 
 
 def test_messages_are_bounded_and_whole() -> None:
