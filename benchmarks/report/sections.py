@@ -257,15 +257,15 @@ def _tune(name: str, document: Document, names: Names) -> Iterator[Part]:
         own, other = (f"{ms:.2f}" for ms in duel["call_ms"]) if duel["call_ms"] else ("-", "-")
         error = f"{duel['metrics']['action_max_error']:.2g}" if duel["metrics"] else "-"
         ratio = times_faster(duel["speedup"], "not timed")
-        cells.append([duel["name"], duel["over"], own, other, ratio, error, duel["verdict"]])
+        cells.append([duel["name"], own, other, ratio, error, duel["verdict"]])
     caption = (
         f"{name}: ways to run {document['bundle']} on {names.mark(document['machine'])}, checked on "
         f"{document['checked_on']}; each is timed in turn with the best before it."
     )
     if document["not_tried"]:
         caption += f" No time left for {'; '.join(document['not_tried'])} (raise --budget-s)."
-    columns = ["candidate", "over", "call p50 ms", "over, call p50 ms", "speed-up", "action error", "verdict"]
-    yield Table(caption, columns, cells, 2)
+    columns = ["candidate", "call p50 ms", "the best before", "speed-up", "action error", "verdict"]
+    yield Table(caption, columns, cells)
 
 
 def _episodes(name: str, document: Document, _: Names) -> Iterator[Part]:
