@@ -1,14 +1,16 @@
-"""The command line as a user meets it: real processes, exit statuses, one line for a mistake."""
+"""The command line as a user meets it: exit statuses, one line for a mistake, and real processes for what writes."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from rfedge.cli.app import app
+from rfedge.cli.app import app, main
 from rfedge.config import preset
 from tests.export.conftest import write_checkpoint
 from tests.synthetic_demonstrations import write_demonstrations
@@ -17,6 +19,14 @@ from tests.synthetic_demonstrations import write_demonstrations
 def rfedge(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rfedge.cli.app", *(str(argument) for argument in arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, where what it imports is loaded already; its own stdout and stderr are taken."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as raised:
+        main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, int(raised.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -80,10 +90,10 @@ def test_export_writes_a_bundle_that_verify_accepts(bundle: Path, checkpoint: Pa
 
 
 def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    result = rfedge("export", checkpoint, "--output", tmp_path / "bundle", "--dry-run")
+    result = here("export", checkpoint, "--output", tmp_path / "bundle", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "nothing was written" in result.stdout
-    result = rfedge("export", checkpoint, "--output", tmp_path / "bundle", "--dry-run", "--json")
+    result = here("export", checkpoint, "--output", tmp_path / "bundle", "--dry-run", "--json")
     assert json.loads(result.stdout)["written"] is False
     assert list(tmp_path.iterdir()) == []
 
@@ -91,33 +101,31 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_missing_or_altered_bundle_is_one_line(bundle: Path, tmp_path: Path) -> None:
     import shutil
 
-    assert_one_line(rfedge("verify", tmp_path / "nowhere"), "got no folder", "`rfedge export`")
-    assert_one_line(rfedge("run", tmp_path / "nowhere", "--task", "open_drawer"), "got no folder")
+    assert_one_line(here("verify", tmp_path / "nowhere"), "got no folder", "`rfedge export`")
+    assert_one_line(here("run", tmp_path / "nowhere", "--task", "open_drawer"), "got no folder")
     altered = tmp_path / "altered"
     shutil.copytree(bundle, altered)
     data = bytearray((altered / "head.onnx").read_bytes())
     data[len(data) // 2] ^= 1
     (altered / "head.onnx").write_bytes(data)
-    assert_one_line(rfedge("verify", altered), "bundle file head.onnx", "It was altered after export")
-    assert_one_line(rfedge("run", altered, "--task", "open_drawer"), "bundle file head.onnx")
-    assert_one_line(rfedge("bench", "latency", altered), "bundle file head.onnx")
+    assert_one_line(here("verify", altered), "bundle file head.onnx", "It was altered after export")
+    assert_one_line(here("run", altered, "--task", "open_drawer"), "bundle file head.onnx")
+    assert_one_line(here("bench", "latency", altered), "bundle file head.onnx")
 
 
 def test_unknown_names_are_answered_with_the_nearest_one(checkpoint: Path, tmp_path: Path) -> None:
     assert_one_line(
-        rfedge("export", checkpoint, "--output", tmp_path / "b", "--precision", "int9"), "did you mean 'int8'?", "'int9'"
+        here("export", checkpoint, "--output", tmp_path / "b", "--precision", "int9"), "did you mean 'int8'?", "'int9'"
     )
-    assert_one_line(rfedge("demos", "--output", tmp_path / "d", "--tasks", "lift_red"), "lift_red")
+    assert_one_line(here("demos", "--output", tmp_path / "d", "--tasks", "lift_red"), "lift_red")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_dataset_folder_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    assert_one_line(rfedge("train", "--config", "tiny", "--data", data, "--output", tmp_path / "t"), str(data))
-    assert_one_line(
-        rfedge("export", checkpoint, "--precision", "int8", "--data", data, "--output", tmp_path / "b"), str(data)
-    )
+    assert_one_line(here("train", "--config", "tiny", "--data", data, "--output", tmp_path / "t"), str(data))
+    assert_one_line(here("export", checkpoint, "--precision", "int8", "--data", data, "--output", tmp_path / "b"), str(data))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
