@@ -18,7 +18,7 @@ from tests.export.tensorrt_bundles import load_rtx
 RECORDS = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("engine_*_aot_*.json"))
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4-weight"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("int4-weight", marks=pytest.mark.slow)])
 def test_a_graph_on_random_bytes_is_built_as_its_precision_says(precision: GraphPrecision, tmp_path: Path) -> None:
     load_rtx()
     write_full_size_graph("tiny", precision, tmp_path)

@@ -20,7 +20,7 @@ NUM_STEPS = 12  # more than twice the window of 5
 
 
 # each of these is also a part of a member with more changes, and the suite has ten minutes
-ALONE = ("gpt", "mlp-with-history", "proprioception", "two-way", "pre")
+ALONE = ("gpt", "mlp", "mlp-with-history", "proprioception", "two-way", "pre")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in ALONE else ()) for name in CHANGES])

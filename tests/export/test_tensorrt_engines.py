@@ -74,7 +74,7 @@ def test_tiny_is_built_ahead_of_time_in_the_precision_of_its_graph(
     assert record.sha256 == hash_file(plan)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
 def test_two_lengths_of_the_text_are_two_profiles_over_the_same_weights(
     bundles: dict[str, Path], rtx: TensorRt, precision: str
 ) -> None:
