@@ -49,7 +49,7 @@ _HINTS: Final = {"f32": (), "bf16": ("AVX512-BF16", "AMX-BF16"), "f16": ("FP16",
 @dataclass(frozen=True)
 class TunePlan:
     bundle: Annotated[Path, Option("Bundle folder or shipped policy.", argument=True, parse=find_bundle)]
-    budget_s: Annotated[float, Option("No duel begins after this many seconds.")] = 60.0
+    budget_s: Annotated[float, Option("No comparison begins after this many seconds.")] = 60.0
     instruction: Annotated[str, Option("Instruction of every call.")] = _INSTRUCTION
     seed: Annotated[int, Option("Seed of inputs, order and bootstrap.")] = 0
 

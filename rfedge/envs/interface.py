@@ -169,7 +169,7 @@ class EnvironmentIdentity:
 
     Attributes:
         name: of `make_environment`, or what a world of one's own is called.
-        renderer: what draws the images, or "none".
+        renderer: what renders the images, or "none".
     """
 
     name: str

@@ -105,7 +105,7 @@ class JointSimulator:
         return JointWorld()
 
 
-class DrawnElsewhere(JointSimulator):
+class RenderedElsewhere(JointSimulator):
     """Opens the same world on a machine that renders otherwise."""
 
     def open(self) -> JointWorld:

@@ -25,7 +25,7 @@ from rfedge.records.statistics import mean_with_interval, proportion
 from rfedge.runtimes.control.limits import MAX_STEPS
 from rfedge.runtimes.rollout.policy_source import PolicyLoop
 from rfedge.runtimes.rollout.rollout_session import RolloutSession, RolloutSetup, Simulator, Subtask, expert_agent
-from tests.benchmarks.joint_world import DrawnElsewhere, JointSimulator, JointWorld, LuckyAgent, joint_chains, lucky_plan
+from tests.benchmarks.joint_world import JointSimulator, JointWorld, LuckyAgent, RenderedElsewhere, joint_chains, lucky_plan
 from tests.errors import raises
 from tests.runtimes.handmade_bundle import tiny_config, write_handmade_bundle
 
@@ -208,7 +208,7 @@ def test_a_run_goes_on_in_its_own_environment_alone(tmp_path: Path) -> None:
     there = "name joints, renderer none, looks joints, in which this run was begun"
     for workers in (1, 2):
         with raises(ConfigError, "environment", got="name joints, renderer osmesa, looks joints", expected=there):
-            run_chains(lucky_plan(world=DrawnElsewhere()), joint_chains(5), folder, workers=workers)
+            run_chains(lucky_plan(world=RenderedElsewhere()), joint_chains(5), folder, workers=workers)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     compared = lucky_plan(environment=EnvironmentIdentity("joints", "none", "calvin"))
     with raises(ConfigError, "environment", expected="name joints, renderer none, looks calvin..."):

@@ -1,4 +1,4 @@
-"""Finds an installed calvin_env, reads which meshes it draws where, and the meshes: OBJ with its library, and binary STL."""
+"""Finds an installed calvin_env, reads which meshes it renders where, and the meshes: OBJ with library, and binary STL."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Surface:
     def add_to(self, asset: ET.Element, name: str) -> None:
         texcoords = numbers(self._texcoords)
         faces = " ".join(str(index) for face in self._faces for index in face)
-        # An open surface has no volume: MuJoCo then takes its frame from its area. Drawn parts have no mass either way.
+        # An open surface has no volume: MuJoCo then takes its frame from its area. Visual parts have no mass either way.
         mesh = {"name": name, "vertex": numbers(self._vertices), "texcoord": texcoords, "face": faces, "inertia": "shell"}
         ET.SubElement(asset, "mesh", mesh)
 

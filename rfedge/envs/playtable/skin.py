@@ -19,7 +19,7 @@ from rfedge.envs.playtable.layout import BASE_POSITION_M
 from rfedge.envs.playtable.looks import SUN
 from rfedge.robot.rotations import matrix_to_quaternion, quaternion_to_matrix
 
-_COLLISION_GROUP: Final = 3  # MuJoCo draws groups 0 to 2
+_COLLISION_GROUP: Final = 3  # MuJoCo renders groups 0 to 2
 _TABLE_SCALE: Final = 0.8  # CALVIN's global_scaling of the table
 _BLOCK_RGBA: Final = {"block_red": (1, 0, 0, 1), "block_blue": (0, 0, 1, 1), "block_pink": (1, 0, 1, 1)}
 _BOX_SEGMENTS: Final = 6  # along an edge: MuJoCo lights vertices, PyBullet pixels
@@ -72,7 +72,7 @@ class _Skin:
         self._add_mesh_geom(self._spec.worldbody, mesh, np.ones(4), pos=place)
         self._spec.visual.quality.shadowsize = _SHADOW_MAP_PIXELS
         sun = self._spec.light("sun")
-        sun.pos = 2.0 * np.array(SUN) / np.linalg.norm(SUN)  # from where its shadow map is drawn
+        sun.pos = 2.0 * np.array(SUN) / np.linalg.norm(SUN)  # from where its shadow map is rendered
 
     def _add_mesh_geom(self, body: Any, mesh: str, rgba: Any, **other: Any) -> None:
         shape = {"type": self._mujoco.mjtGeom.mjGEOM_MESH, "meshname": mesh, "rgba": rgba}
