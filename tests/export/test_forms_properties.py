@@ -30,7 +30,7 @@ WIDTHS = st.integers(1, 48) | st.sampled_from([32, 64])  # blocks of 32 that are
 LAYERS = ("linear", "biased", "gemm", "transposed gemm", "gelu", "erf", "norm", "softmax", "mix")
 
 
-class Sampled(NamedTuple):
+class Drawn(NamedTuple):
     """A float graph with the inputs that it is run on."""
 
     model: ir.Model
@@ -82,7 +82,7 @@ class _Builder:
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> Sampled:
+def graphs(draw: st.DrawFn) -> Drawn:
     """1 to 5 layers, some inside a residual path, then a MatMul; one or two inputs, one or two outputs."""
     builder = _Builder(np.random.default_rng(draw(st.integers(0, 9999))), draw(st.integers(1, 5)))
     width = draw(st.sampled_from([3, 16, 32, 64]))
@@ -103,7 +103,7 @@ def graphs(draw: st.DrawFn) -> Sampled:
     value, _ = builder.layer(draw(st.sampled_from(LAYERS[:4])), value, width, draw(WIDTHS))
     model = graph_of(builder.nodes, builder.constants, shapes, [*outputs, value])
     inputs = {name: builder.rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    return Sampled(model, inputs)
+    return Drawn(model, inputs)
 
 
 def _int8(source: Path, target: Path, inputs: Arrays, options: Int8Options) -> None:
@@ -141,14 +141,14 @@ FORMS: dict[str, tuple[Make, Format]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(sampled=graphs())
-def test_a_form_keeps_its_promises(form: str, sampled: Sampled) -> None:
+@given(drawn=graphs())
+def test_a_form_keeps_its_promises(form: str, drawn: Drawn) -> None:
     make, rounding = FORMS[form]
     with tempfile.TemporaryDirectory() as name:
         source, target, emulation = (Path(name) / f"{file}.onnx" for file in ("source", "target", "emulation"))
-        write_graph(sampled.model, source)
+        write_graph(drawn.model, source)
         before = hash_file(source)
-        make(source, target, sampled.inputs)
+        make(source, target, drawn.inputs)
         assert hash_file(source) == before, "the source is left as it was"
         assert {path.name for path in Path(name).iterdir()} == {"source.onnx", "target.onnx"}, "and nothing else is written"
 
@@ -159,15 +159,15 @@ def test_a_form_keeps_its_promises(form: str, sampled: Sampled) -> None:
             assert _contract(written, kind) == _contract(graph, kind)
 
         try:
-            results = run(target, sampled.inputs)
+            results = run(target, drawn.inputs)
         except NoKernel:  # bf16 on most CPUs
             write_emulation(target, emulation)
-            results = run(emulation, sampled.inputs)
-        expected = bound_errors(graph, sampled.inputs, rounding)
-        exact = run(source, sampled.inputs)
+            results = run(emulation, drawn.inputs)
+        expected = bound_errors(graph, drawn.inputs, rounding)
+        exact = run(source, drawn.inputs)
         for output, result, reference in zip(graph.graph.output, results, exact, strict=True):
             value, bound = expected[output.name]
-            assert np.abs(reference - value).max() <= bound_errors(graph, sampled.inputs, Format())[output.name][1].max()
+            assert np.abs(reference - value).max() <= bound_errors(graph, drawn.inputs, Format())[output.name][1].max()
             assert result.dtype == np.float32
             assert np.isfinite(result).all()
             assert (np.abs(result - value) <= bound).all(), (np.abs(result - value) / bound).max()
